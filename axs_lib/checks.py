@@ -1,0 +1,179 @@
+"""The one validator at the door: shapes, types, units and nodata of what a user hands in.
+
+Wrong shapes, band counts, batch sizes and infinities always raise. Implausible *ranges* (linear-power SAR,
+reflectance in 0-1, random numbers) raise where data comes from files, because a wrong unit there silently spoils a
+product, and warn in the tensor API, where experiments are legitimate. NaN means nodata.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from axs_lib.bands import OPTICAL_BANDS, SAR_BANDS
+from axs_lib.errors import InputError
+
+MIN_SIDE = 8
+
+
+class RangeWarning(UserWarning):
+    """Values have the right shape but do not look like dB or DN."""
+
+
+@dataclass(frozen=True)
+class CheckedPair:
+    """A valid batch.
+
+    Attributes:
+        s1: (B, 2, H, W) float32, NaN = nodata.
+        opt_v2: (B, 4, H, W) float32 or float64, NaN = nodata.
+        trust: (B, 1, H, W) float32 in [0, 1].
+        unbatched: whether the caller passed single tiles.
+    """
+
+    s1: Tensor
+    opt_v2: Tensor
+    trust: Tensor
+    unbatched: bool
+
+
+def check_pair(
+    s1: Tensor,
+    opt_v2: Tensor,
+    *,
+    trust: Tensor | None = None,
+    source: str = "tensor",
+    standardize: bool = True,
+    force: bool = False,
+) -> CheckedPair:
+    """Validate SAR and optical inputs and bring them to one batched floating-point form.
+
+    Args:
+        s1: (B, 2, H, W) or (2, H, W), VV and VH in dB.
+        opt_v2: (B, 4, H, W) or (4, H, W), B02 B03 B04 B08 in DN.
+        trust: (B, 1, H, W), (1, H, W) or (H, W), 1 = observed, 0 = unknown; ``None`` is all ones.
+        source: ``"file"`` raises on implausible ranges, ``"tensor"`` warns.
+        standardize: False means z-units, whose range is not checked.
+        force: do not check ranges.
+
+    Raises:
+        InputError: anything that cannot be right.
+    """
+    s1, opt_v2 = _as_image("s1", s1, len(SAR_BANDS), SAR_BANDS), _as_image(
+        "opt_v2", opt_v2, len(OPTICAL_BANDS), OPTICAL_BANDS
+    )
+    if s1.ndim != opt_v2.ndim:
+        raise InputError(
+            f"s1 has shape {tuple(s1.shape)} and opt_v2 {tuple(opt_v2.shape)}; pass both batched (B, C, H, W) or both"
+            " as one tile (C, H, W), e.g. with .unsqueeze(0)"
+        )
+    if s1.device != opt_v2.device:
+        raise InputError(f"s1 is on {s1.device} and opt_v2 on {opt_v2.device}; move both to one device with .to()")
+    unbatched = s1.ndim == 3
+    if unbatched:
+        s1, opt_v2 = s1[None], opt_v2[None]
+    if s1.shape[0] != opt_v2.shape[0]:
+        raise InputError(
+            f"s1 holds {s1.shape[0]} tiles and opt_v2 {opt_v2.shape[0]}; pass one SAR tile for every optical tile"
+        )
+    if s1.shape[-2:] != opt_v2.shape[-2:]:
+        raise InputError(
+            f"s1 is {s1.shape[-2]}x{s1.shape[-1]} pixels and opt_v2 {opt_v2.shape[-2]}x{opt_v2.shape[-1]}; both must lie"
+            " on one grid: warp the SAR to the optical grid first"
+        )
+    if s1.numel() == 0:
+        raise InputError(f"s1 has shape {tuple(s1.shape)}: it is empty; pass at least one tile")
+    if min(s1.shape[-2:]) < MIN_SIDE:
+        raise InputError(
+            f"tiles are {s1.shape[-2]}x{s1.shape[-1]} pixels; expected at least {MIN_SIDE}x{MIN_SIDE}: cut larger tiles"
+        )
+    for name, image, unit in (("s1", s1, "dB"), ("opt_v2", opt_v2, "DN")):
+        if torch.isinf(image).any():
+            raise InputError(
+                f"{name} contains infinite values; expected {unit} with NaN for nodata (10*log10 of zero power gives"
+                " -inf: set such pixels to NaN)"
+            )
+    if standardize and not force:
+        for message in (_sar_range(s1), _optical_range(opt_v2)):
+            if message and source == "file":
+                raise InputError(f"{message}; pass --force (force=True) if the values are right as they are")
+            if message:
+                warnings.warn(message.partition(" [")[0], RangeWarning, stacklevel=4)
+    return CheckedPair(s1.float(), opt_v2, _as_trust(trust, s1), unbatched)
+
+
+def _as_image(name: str, image: Tensor, channels: int, bands: tuple[str, ...]) -> Tensor:
+    if not isinstance(image, Tensor):
+        raise InputError(
+            f"{name} is a {type(image).__name__}; expected a torch.Tensor, e.g. torch.from_numpy(array) for NumPy data"
+        )
+    if image.is_complex() or image.dtype == torch.bool:
+        raise InputError(f"{name} has dtype {image.dtype}; expected real numbers (for complex SAR: 20*log10(abs(x)))")
+    if image.ndim not in (3, 4) or image.shape[-3] != channels:
+        raise InputError(
+            f"{name} has shape {tuple(image.shape)}; expected (B, {channels}, H, W) or ({channels}, H, W) with bands"
+            f" {', '.join(bands)} in this order"
+        )
+    return image if image.dtype in (torch.float32, torch.float64) else image.float()
+
+
+def _as_trust(trust: Tensor | None, s1: Tensor) -> Tensor:
+    batch, _, height, width = s1.shape
+    if trust is None:
+        return torch.ones(batch, 1, height, width, device=s1.device)
+    if not isinstance(trust, Tensor):
+        raise InputError(f"trust is a {type(trust).__name__}; expected a torch.Tensor, e.g. torch.from_numpy(mask)")
+    value = trust.to(device=s1.device, dtype=torch.float32)
+    if value.ndim == 2:
+        value = value[None]
+    if value.ndim == 3:
+        value = value[:, None] if value.shape[0] == batch and batch > 1 else value[None]
+    try:
+        value = value.expand(batch, 1, height, width)
+    except RuntimeError:
+        raise InputError(
+            f"trust has shape {tuple(trust.shape)}; expected (B, 1, H, W) = ({batch}, 1, {height}, {width}) or"
+            f" ({height}, {width})"
+        ) from None
+    if not bool(((value >= 0) & (value <= 1)).all()):
+        raise InputError("trust holds values outside 0..1 (or NaN); expected 1 = observed, 0 = unknown, between = partly")
+    return value
+
+
+def _sar_range(s1: Tensor) -> str | None:
+    values = s1[torch.isfinite(s1)]
+    if values.numel() == 0:
+        return None
+    low, high, mean = float(values.min()), float(values.max()), float(values.mean())
+    if low >= 0 and high > 0:
+        return (
+            "s1 has no negative value, so it looks like linear power (or DN), not dB; convert with"
+            f" s1_db = 10 * torch.log10(s1.clamp_min(1e-6)) [seen {low:.4g} to {high:.4g}]"
+        )
+    if not -45.0 <= mean <= -2.0:
+        return (
+            "s1 does not look like backscatter in dB (expected a mean between -45 and -2 dB); for z-scored input build"
+            f" the model with standardize=False [seen mean {mean:.4g}, range {low:.4g} to {high:.4g}]"
+        )
+    return None
+
+
+def _optical_range(opt: Tensor) -> str | None:
+    values = opt[torch.isfinite(opt)]
+    if values.numel() == 0:
+        return None
+    low, high = float(values.min()), float(values.max())
+    seen = f" [seen {low:.4g} to {high:.4g}]"
+    if low >= 0 and high <= 2.0:
+        return "opt_v2 looks like reflectance in 0-1, not DN; multiply by 10000" + seen
+    if high <= 20.0:
+        return (
+            "opt_v2 does not look like DN (reflectance x 10000): no value is above 20; for z-scored input build the"
+            " model with standardize=False" + seen
+        )
+    if high > 65_535.0 or float((values < 0).float().mean()) > 0.01:
+        return "opt_v2 does not look like DN (reflectance x 10000, 1 to 65535)" + seen
+    return None

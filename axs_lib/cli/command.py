@@ -1,0 +1,73 @@
+"""How every ``axs`` command behaves: errors in one line, quiet libraries, options that take several values.
+
+In: a command line. Out: exit code 0, 2 for anything the user can fix, 130 for an interruption.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from typing import Any, TextIO
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+USER_ERROR = 2
+INTERRUPTED = 130
+
+
+class AxsGroup(TyperGroup):
+    """The top command: deliberate errors become one line on stderr; only the library's own warnings are shown."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command; deliberate errors end with exit code 2, without a traceback."""
+        from axs_lib.errors import AxionError
+
+        with warnings.catch_warnings():
+            if not sys.warnoptions:
+                warnings.showwarning = _show_warning
+            try:
+                return super().invoke(ctx)
+            except AxionError as error:
+                typer.echo(f"error: {error}", err=True)
+                raise typer.Exit(USER_ERROR) from None
+            except KeyboardInterrupt:
+                raise typer.Exit(INTERRUPTED) from None
+
+
+class MultiValueCommand(TyperCommand):
+    """A command whose repeatable options also take several values at once: ``--s1 VV.tif VH.tif``."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse after writing ``--option A B`` as ``--option A --option B``."""
+        repeatable = {o for p in self.params if getattr(p, "multiple", False) for o in p.opts}
+        rest: list[str] = super().parse_args(ctx, spread_values(args, repeatable))
+        return rest
+
+
+def spread_values(args: list[str], repeatable: set[str]) -> list[str]:
+    """Repeat a repeatable option's name before each of its values, up to the next option."""
+    spread: list[str] = []
+    option, filled = None, False
+    for argument in args:
+        if argument.startswith("-") and len(argument) > 1:
+            name, equals, _ = argument.partition("=")
+            option, filled = (name if name in repeatable else None), bool(equals)
+        elif option is not None:
+            if filled:
+                spread.append(option)
+            filled = True
+        spread.append(argument)
+    return spread
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    if category.__module__.startswith("axs_lib"):
+        typer.echo(f"warning: {message}", err=True)

@@ -1,0 +1,64 @@
+"""``axs weights``: fetch published TerraMind weights and list what there is.
+
+In goes the name of a variant; out come the paths and SHA-256 of its files and the setting that makes them found.
+"""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(help="Fetch TerraMind weights and list the variants.", no_args_is_help=True)
+
+
+@app.command()
+def download(
+    variant: Annotated[str, typer.Argument(help="terramind_v1_tiny, _small, _base or _large.")],
+    revision: Annotated[
+        str | None,
+        typer.Option(
+            help="Branch, tag or commit of the generator's repository; GENERATOR:TOKENIZER pins both."
+        ),
+    ] = None,
+    to: Annotated[
+        Path | None, typer.Option(help="Folder for the files; the Hub's cache when left out.")
+    ] = None,
+) -> None:
+    """Fetch the generator and the S2L2A tokenizer of a variant from the Hugging Face Hub."""
+    from rich.console import Console
+
+    from axs_lib.terramind.weights import WEIGHTS_VARIABLE, download, find_variant
+
+    console = Console(soft_wrap=True, highlight=False)
+    if find_variant(variant).packaged:
+        console.print(f"{variant} ships with this package: nothing to download.")
+        return
+    files = download(variant, revision, to, refresh=True)
+    for path in filter(None, (files.generator, files.tokenizer)):
+        console.print(f"{path}", markup=False)
+        console.print(f"  sha256 {files.info.sha256[path.name]}")
+        if path.name in files.info.commit:
+            console.print(f"  commit {files.info.commit[path.name]}")
+    if to is None:
+        console.print("They are in the Hub's cache and found from now on.")
+    else:
+        console.print("To use them:")
+        console.print(f"  export {WEIGHTS_VARIABLE}={shlex.quote(str(to.resolve()))}", markup=False)
+
+
+@app.command("list")
+def list_variants() -> None:
+    """List the variants and where their weights come from."""
+    from rich.console import Console
+
+    from axs_lib.terramind.weights import VARIANTS
+
+    console = Console(soft_wrap=True, highlight=False)
+    for spec in VARIANTS.values():
+        files = [f"{file.repo}/{file.name}" for file in (spec.generator, spec.tokenizer) if file is not None]
+        console.print(spec.name, style="bold")
+        for source in files or ["in this package"]:
+            console.print(f"  {source}", markup=False)

@@ -1,0 +1,1 @@
+"""Tiles and pairs on disk: reading, writing, simulating and the packaged samples. Knows no model and no network."""

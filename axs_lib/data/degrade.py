@@ -1,0 +1,308 @@
+"""Simulate a Stage 2 estimate from a clean truth tile, for training and testing where no Stage 2 output exists.
+
+In goes a truth tile in DN (surface reflectance x 10000), out comes the same tile with the errors a SAR-to-optical
+refiner typically makes. Everything is drawn per sample from one of two presets, so that a model trained on ``train`` is
+tested on errors it has not been fitted to. Components, in the order they are applied (uniform draws unless stated;
+10 m pixels; NIR = B08, visible = B02 B03 B04):
+
+==================== ============================================= ====================== ======================
+component            parameter                                     ``train``              ``test``
+==================== ============================================= ====================== ======================
+displaced patches    number per tile                               0 to 3                 1 to 4
+                     radius (each axis of an ellipse)              60 to 200 m            80 to 240 m
+                     displacement (length, any direction)          20 to 60 m             30 to 80 m
+                     chance that it is a copy from elsewhere       0.30 (120 to 480 m)    0.20 (160 to 400 m)
+                     width of the soft edge                        10 to 20 m             15 to 30 m
+blur                 ground resolution (FWHM of a Gaussian PSF,    30 to 50 m             40 to 60 m
+                     each axis on its own)
+gain                 common to the bands                           +-6 %                  +-8 %
+                     each band on its own                          +-4 %                  +-5 %
+bias                 common to the bands                           +-40 DN                +-50 DN
+                     each band: visible, NIR                       +-30, +-60 DN          +-40, +-80 DN
+hallucinated texture scale (std of the Gaussian that smooths it)   20 to 80 m             30 to 120 m
+                     common brightness: visible, NIR (1 std)       10 to 60, 20 to 100 DN 20 to 60, 30 to 100 DN
+                     greenness (NIR up, red down): red, NIR        10 to 30, 40 to 130 DN 12 to 35, 50 to 150 DN
+                     each band on its own: visible, NIR            5 to 20, 10 to 40 DN   5 to 25, 15 to 50 DN
+==================== ============================================= ====================== ======================
+
+A Gaussian of 30 to 60 m FWHM has a standard deviation of 1.3 to 2.5 px. The texture is white noise between two
+Gaussians (a factor of 3 apart), so it has no grid, no fine grain and no mean. A patch further from the tile's border
+than the tile is large is read from the mirrored tile.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from axs_lib.bands import VALID_DN
+from axs_lib.errors import InputError
+
+Preset = Literal["train", "test"]
+Range = tuple[float, float]
+
+DN_MIN, DN_MAX = VALID_DN
+METRES_PER_PIXEL = 10.0
+FWHM_PER_SIGMA = 2.0 * math.sqrt(2.0 * math.log(2.0))
+BANDPASS_RATIO = 3  # outer over inner Gaussian of the band-limited texture
+NOISE_STEP = 2  # px between the white-noise samples the texture is smoothed from
+
+
+@dataclass(frozen=True)
+class Degradation:
+    """Ranges of one preset: lengths in metres, radiometry in DN, gains as fractions (see the module's table)."""
+
+    patches: tuple[int, int]
+    patch_radius: Range
+    patch_shift: Range
+    copy_chance: float
+    copy_shift: Range
+    patch_edge: Range
+    resolution: Range
+    gain_common: float
+    gain_band: float
+    bias_common: float
+    bias_band: tuple[float, float]  # visible, NIR
+    texture_scale: Range
+    brightness: tuple[Range, Range]  # visible, NIR
+    greenness: tuple[Range, Range]  # red, NIR
+    independent: tuple[Range, Range]  # visible, NIR
+
+
+PRESETS: dict[str, Degradation] = {
+    "train": Degradation(
+        patches=(0, 3),
+        patch_radius=(60, 200),
+        patch_shift=(20, 60),
+        copy_chance=0.30,
+        copy_shift=(120, 480),
+        patch_edge=(10, 20),
+        resolution=(30, 50),
+        gain_common=0.06,
+        gain_band=0.04,
+        bias_common=40,
+        bias_band=(30, 60),
+        texture_scale=(20, 80),
+        brightness=((10, 60), (20, 100)),
+        greenness=((10, 30), (40, 130)),
+        independent=((5, 20), (10, 40)),
+    ),
+    "test": Degradation(
+        patches=(1, 4),
+        patch_radius=(80, 240),
+        patch_shift=(30, 80),
+        copy_chance=0.20,
+        copy_shift=(160, 400),
+        patch_edge=(15, 30),
+        resolution=(40, 60),
+        gain_common=0.08,
+        gain_band=0.05,
+        bias_common=50,
+        bias_band=(40, 80),
+        texture_scale=(30, 120),
+        brightness=((20, 60), (30, 100)),
+        greenness=((12, 35), (50, 150)),
+        independent=((5, 25), (15, 50)),
+    ),
+}
+
+
+def degrade(
+    truth: Tensor,
+    *,
+    generator: torch.Generator | None = None,
+    seed: int | None = None,
+    preset: Preset = "train",
+) -> Tensor:
+    """Return a simulated Stage 2 estimate of a clean optical tile.
+
+    Args:
+        truth: (B,4,H,W) or (4,H,W) DN in the order B02, B03, B04, B08; NaN marks nodata.
+        generator: source of every draw; its state advances. Not together with ``seed``.
+        seed: makes the result a function of (truth's shape and values, seed). With neither, a fresh seed from the
+            operating system is used; the global RNG is never touched.
+        preset: ``"train"`` or ``"test"``, see the module's table.
+
+    Returns:
+        float32 DN of truth's shape and device, clipped to 1..65535, NaN exactly where truth is NaN.
+
+    Raises:
+        InputError: wrong shape, unknown preset, or both a generator and a seed.
+    """
+    if truth.ndim not in (3, 4) or truth.shape[-3] != 4 or truth.numel() == 0:
+        raise InputError(
+            f"degrade got a tensor of shape {tuple(truth.shape)}; expected (B,4,H,W) or (4,H,W), not empty, "
+            "with bands B02, B03, B04, B08. Stack or unsqueeze the tile first."
+        )
+    if preset not in PRESETS:
+        raise InputError(
+            f"unknown degradation preset {preset!r}; choose one of {', '.join(map(repr, PRESETS))}."
+        )
+    if generator is not None and seed is not None:
+        raise InputError("degrade got both a generator and a seed; give one of them.")
+    ranges = PRESETS[preset]
+    if generator is None:
+        generator = torch.Generator()
+        if seed is None:
+            generator.seed()
+        else:
+            generator.manual_seed(seed)
+
+    tile = truth.detach().to(torch.float32)
+    batch = tile if tile.ndim == 4 else tile.unsqueeze(0)
+    draw = _Draw(generator, batch.shape[0], batch.device)
+
+    nodata = torch.isnan(batch)
+    image = _fill(batch, nodata)
+    image = _displace_patches(image, ranges, draw)
+    image = _blur(image, ranges, draw)
+    image = _gain_and_bias(image, ranges, draw)
+    image = image + _texture(image.shape[-2], image.shape[-1], ranges, draw)
+    image = image.clamp(DN_MIN, DN_MAX).masked_fill(nodata, math.nan)
+    return image.view(tile.shape)
+
+
+class _Draw:
+    """Draws per-sample parameters from one generator and puts them on the tile's device."""
+
+    def __init__(self, generator: torch.Generator, batch: int, device: torch.device) -> None:
+        self.generator = generator
+        self.batch = batch
+        self.device = device
+
+    def uniform(self, low: float, high: float, *shape: int) -> Tensor:
+        unit = torch.rand((self.batch, *shape), generator=self.generator, device=self.generator.device)
+        return (low + (high - low) * unit).to(self.device)
+
+    def normal(self, *shape: int) -> Tensor:
+        noise = torch.randn((self.batch, *shape), generator=self.generator, device=self.generator.device)
+        return noise.to(self.device)
+
+
+def _fill(batch: Tensor, nodata: Tensor) -> Tensor:
+    """Put each band's valid mean in place of nodata, so that NaN spreads nowhere."""
+    if not bool(nodata.any()):
+        return batch
+    mean = batch.nanmean(dim=(-2, -1), keepdim=True).nan_to_num(DN_MIN)
+    return torch.where(nodata, mean, batch)
+
+
+def _displace_patches(image: Tensor, ranges: Degradation, draw: _Draw) -> Tensor:
+    """Blend in elliptic patches of the tile that lie a few pixels off, or come from elsewhere in it."""
+    batch, bands, height, width = image.shape
+    device = image.device
+    rows = torch.arange(height, device=device, dtype=torch.float32)
+    cols = torch.arange(width, device=device, dtype=torch.float32)
+    fewest, most = ranges.patches
+    count = draw.uniform(fewest, most + 1).floor()
+    source = image
+    for index in range(most):
+        centre = draw.uniform(0, 1, 2) * torch.tensor([height, width], device=device)
+        radius = draw.uniform(*ranges.patch_radius, 2) / METRES_PER_PIXEL
+        edge = draw.uniform(*ranges.patch_edge) / METRES_PER_PIXEL
+        copied = draw.uniform(0, 1) < ranges.copy_chance
+        near, far = draw.uniform(*ranges.patch_shift), draw.uniform(*ranges.copy_shift)
+        length = torch.where(copied, far, near) / METRES_PER_PIXEL
+        angle = draw.uniform(0, 2 * math.pi)
+
+        take_rows = _mirror(rows + (length * torch.sin(angle)).round()[:, None], height)
+        take_cols = _mirror(cols + (length * torch.cos(angle)).round()[:, None], width)
+        flat = (take_rows[:, :, None] * width + take_cols[:, None, :]).view(batch, 1, -1)
+        moved = source.reshape(batch, bands, -1).gather(2, flat.expand(-1, bands, -1)).view_as(image)
+
+        along = ((rows - centre[:, :1]) / radius[:, :1]).square()[:, :, None]
+        across = ((cols - centre[:, 1:]) / radius[:, 1:]).square()[:, None, :]
+        inside = (1.0 - (along + across).sqrt()) * radius.mean(1)[:, None, None]  # px inside the rim
+        soft = torch.sigmoid(4.0 * inside / edge[:, None, None])
+        soft = soft * (count > index)[:, None, None]
+        image = torch.lerp(image, moved, soft[:, None])
+    return image
+
+
+def _mirror(index: Tensor, size: int) -> Tensor:
+    """Fold indices of any value into 0..size-1 by reflection at both borders."""
+    index = index.remainder(2 * size)
+    return torch.minimum(index, 2 * size - 1 - index).long()
+
+
+def _gaussian(outputs: int, inputs: Tensor, sigma: Tensor) -> Tensor:
+    """(B, outputs, inputs) matrices that smooth along one axis; rows sum to 1, so borders keep their level."""
+    centre = torch.arange(outputs, device=sigma.device, dtype=torch.float32)
+    distance = (centre[:, None] - inputs[None, :]) / sigma[:, None, None]
+    weight = torch.exp(
+        -0.5 * distance.square().clamp_max(40.0)
+    )  # the tail is flat: denormal numbers are slow
+    return weight / weight.sum(-1, keepdim=True)
+
+
+def _smooth(image: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
+    """Apply per-sample row and column matrices to (B,C,h,w), each as one matrix product a sample."""
+    batch, channels, height, width = image.shape
+    image = torch.bmm(image.reshape(batch, channels * height, width), cols.transpose(1, 2))
+    image = image.view(batch, channels, height, -1).transpose(1, 2).reshape(batch, height, -1)
+    return torch.bmm(rows, image).view(batch, rows.shape[1], channels, -1).transpose(1, 2)
+
+
+def _blur(image: Tensor, ranges: Degradation, draw: _Draw) -> Tensor:
+    """Lower the ground resolution with a Gaussian PSF, each axis on its own."""
+    height, width = image.shape[-2:]
+    sigma = draw.uniform(*ranges.resolution, 2) / (FWHM_PER_SIGMA * METRES_PER_PIXEL)
+    rows = _gaussian(height, torch.arange(height, device=image.device, dtype=torch.float32), sigma[:, 0])
+    cols = _gaussian(width, torch.arange(width, device=image.device, dtype=torch.float32), sigma[:, 1])
+    return _smooth(image, rows, cols)
+
+
+def _gain_and_bias(image: Tensor, ranges: Degradation, draw: _Draw) -> Tensor:
+    """Scale and shift the bands: a part they share and a part of their own."""
+    visible, nir = ranges.bias_band
+    reach = torch.tensor([visible, visible, visible, nir], device=image.device)
+    gain = 1 + draw.uniform(-ranges.gain_common, ranges.gain_common, 1)
+    gain = gain + draw.uniform(-ranges.gain_band, ranges.gain_band, 4)
+    bias = draw.uniform(-ranges.bias_common, ranges.bias_common, 1) + draw.uniform(-1, 1, 4) * reach
+    return image * gain[:, :, None, None] + bias[:, :, None, None]
+
+
+def _texture(height: int, width: int, ranges: Degradation, draw: _Draw) -> Tensor:
+    """Smooth invented structure (B,4,H,W) in DN: brightness, greenness and one field for each band."""
+    fields = _band_limited(height, width, 6, ranges.texture_scale, draw)
+
+    def amplitude(visible: Range, nir: Range) -> tuple[Tensor, Tensor]:
+        level = draw.uniform(0, 1)[:, None]
+        return visible[0] + (visible[1] - visible[0]) * level, nir[0] + (nir[1] - nir[0]) * level
+
+    visible, nir = amplitude(*ranges.brightness)
+    bright = torch.cat([visible, visible, visible, nir], 1)
+    red, nir = amplitude(*ranges.greenness)
+    green = torch.cat([-0.3 * red, torch.zeros_like(red), -red, nir], 1)
+    visible, nir = amplitude(*ranges.independent)
+    own = torch.cat([visible, visible, visible, nir], 1)
+
+    shape = (slice(None), slice(None), None, None)
+    return bright[shape] * fields[:, 0:1] + green[shape] * fields[:, 1:2] + own[shape] * fields[:, 2:6]
+
+
+def _band_limited(height: int, width: int, channels: int, scale: Range, draw: _Draw) -> Tensor:
+    """Band-limited Gaussian noise (B,channels,H,W), zero mean and unit standard deviation in each field."""
+    sigma = draw.uniform(*scale) / METRES_PER_PIXEL
+    margin = math.ceil(2 * scale[1] / METRES_PER_PIXEL)
+    at_rows = torch.arange(-margin, height + margin, NOISE_STEP, device=sigma.device, dtype=torch.float32)
+    at_cols = torch.arange(-margin, width + margin, NOISE_STEP, device=sigma.device, dtype=torch.float32)
+    white = draw.normal(channels, at_rows.numel(), at_cols.numel())
+    fine = _smooth(white, _gaussian(height, at_rows, sigma), _gaussian(width, at_cols, sigma))
+    pooled = functional.avg_pool2d(white, BANDPASS_RATIO)  # the outer Gaussian needs no finer grid than this
+    at_rows, at_cols = (_block_centres(at, BANDPASS_RATIO) for at in (at_rows, at_cols))
+    wide = sigma * BANDPASS_RATIO
+    coarse = _smooth(pooled, _gaussian(height, at_rows, wide), _gaussian(width, at_cols, wide))
+    field = fine - coarse
+    field = field - field.mean((-2, -1), keepdim=True)
+    return field / field.std((-2, -1), correction=0, keepdim=True).clamp_min(1e-6)
+
+
+def _block_centres(positions: Tensor, size: int) -> Tensor:
+    """Mean position of each whole block of ``size`` neighbours, the grid that average pooling leaves."""
+    return positions[: positions.numel() // size * size].view(-1, size).mean(1)

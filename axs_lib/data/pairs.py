@@ -1,0 +1,298 @@
+"""Read a folder of co-registered Sentinel-1 / Sentinel-2 pairs for training and evaluation.
+
+In: a folder of NPZ files, each with ``s1`` (2,H,W) backscatter in dB and ``s2`` (4,H,W) DN (reflectance x 10000), and
+optionally ``opt_v2`` and ``s2_cloudy`` (4,H,W) DN; with an ``index.csv`` (columns source, id and optionally group,
+quality, level, h, w, note) the files lie at ``pairs/<source>/<id>.npz``, without one every ``*.npz`` below the folder
+is a pair. Out: ``PairRecord`` (what the index says) and ``Pair`` (float32 arrays, NaN where there is no data).
+"""
+
+from __future__ import annotations
+
+import csv
+import zipfile
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from axs_lib.bands import VALID_DN
+from axs_lib.errors import InputError
+
+Array = NDArray[np.float32]
+Quality = Literal["ok", "all"]
+
+ARRAY_KEYS = ("s1", "s1_vv", "s1_vh", "s2", "s2_real", "opt_v2", "s2_cloudy")
+QUALITY_OK = "ok"
+QUALITY_BAD = "bad"
+
+
+@dataclass(frozen=True)
+class PairRecord:
+    """One pair of a folder, not yet read.
+
+    Attributes:
+        path: the NPZ file.
+        id: name of the tile within its source.
+        group: place or date that tiles share; tiles of a group never lie on both sides of a split.
+        quality: ``ok``, or why not (``cloud``, ``snow_or_haze``, ...); ``ok`` where nobody judged it.
+        source: data set it comes from (without an index, the folders the file lies in).
+        level: processing level, ``L2A`` or ``L1C``; empty when unknown.
+        height: rows, and ``width`` columns, in pixels.
+        note: free text.
+    """
+
+    path: Path
+    id: str
+    group: str
+    quality: str
+    source: str
+    level: str
+    height: int
+    width: int
+    note: str = ""
+
+    @property
+    def name(self) -> str:
+        """``source/id``, unique in a folder."""
+        return f"{self.source}/{self.id}"
+
+    @property
+    def pixels(self) -> int:
+        """Size in pixels, nodata included."""
+        return self.height * self.width
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One pair in memory: float32, NaN is nodata, valid DN in 1..65535.
+
+    Attributes:
+        record: where it came from.
+        s1: (2,H,W) VV, VH in dB.
+        s2: (4,H,W) B02, B03, B04, B08 in DN, the truth.
+        opt_v2: (4,H,W) DN, the Stage 2 estimate, if the file carries one.
+        s2_cloudy: (4,H,W) DN, a cloudy image of the same place, if the file carries one.
+    """
+
+    record: PairRecord
+    s1: Array
+    s2: Array
+    opt_v2: Array | None = None
+    s2_cloudy: Array | None = None
+
+
+def list_pairs(folder: str | Path, quality: Quality = "ok") -> list[PairRecord]:
+    """List the pairs of a folder, sorted by source and id.
+
+    Args:
+        folder: holds ``index.csv`` and ``pairs/``, or NPZ files at any depth.
+        quality: ``"ok"`` keeps pairs marked ok (or not judged), ``"all"`` also clouds, snow, haze and open water. Pairs
+            marked ``bad`` hold no image worth the name and are never listed.
+
+    Raises:
+        InputError: no such folder, no pairs in it, a broken index, a file that is missing or is no NPZ pair.
+    """
+    folder = Path(folder)
+    if quality not in ("ok", "all"):
+        raise InputError(f"quality is {quality!r}; expected 'ok' or 'all'.")
+    if not folder.is_dir():
+        raise InputError(f"{folder} is no folder; expected a folder of NPZ pairs with s1 and s2.")
+    index = folder / "index.csv"
+    records = _from_index(folder, index) if index.is_file() else _from_files(folder)
+    kept = [r for r in records if r.quality != QUALITY_BAD and (quality == "all" or r.quality == QUALITY_OK)]
+    if not kept:
+        found = f"{len(records)} pairs, none of quality {quality!r}" if records else "no *.npz file"
+        raise InputError(f"{folder} has {found}; expected NPZ pairs with s1 (2,H,W) dB and s2 (4,H,W) DN.")
+    return sorted(kept, key=lambda record: (record.source, record.id))
+
+
+def load_pair(record: PairRecord | str | Path) -> Pair:
+    """Read one pair.
+
+    NaN is nodata, as is DN 0 in all four bands; 0 in some bands only is a dark pixel and becomes 1. 0 dB is a
+    valid backscatter. The document's keys ``s1_vv`` and ``s1_vh`` (H,W) and ``s2_real`` are read too.
+
+    Raises:
+        InputError: the file is missing, truncated, pickled, without the keys, or its arrays have the wrong number of
+            bands, different sizes, infinite values, or DN outside 0..65535; the message names the file.
+    """
+    if not isinstance(record, PairRecord):
+        record = _record_of(Path(record), Path(record).parent)
+    path = record.path
+    arrays = _read(path)
+    sar = _sar(path, arrays)
+    truth_key = "s2" if "s2" in arrays else "s2_real"
+    if truth_key not in arrays:
+        raise InputError(
+            f"{path} has the keys {_keys(path)}; expected s2, the clear optical truth (4,H,W) in DN."
+        )
+    truth = _optical(path, truth_key, arrays[truth_key], sar.shape[1:])
+    extra = {
+        key: _optical(path, key, arrays[key], sar.shape[1:])
+        for key in ("opt_v2", "s2_cloudy")
+        if key in arrays
+    }
+    return Pair(record, sar, truth, **extra)
+
+
+def split_groups(records: Sequence[PairRecord], folds: int, seed: int = 0) -> list[list[PairRecord]]:
+    """Split pairs into folds by group, balanced by pixels: the same folds for the same records and seed.
+
+    Groups are shuffled, then handed out largest first to the fold with the fewest pixels so far.
+
+    Raises:
+        InputError: fewer groups than folds, or fewer than two folds.
+    """
+    groups: dict[str, list[PairRecord]] = {}
+    for record in sorted(records, key=lambda record: (record.group, record.source, record.id)):
+        groups.setdefault(record.group, []).append(record)
+    if not 2 <= folds <= len(groups):
+        raise InputError(
+            f"cannot split {len(groups)} groups into {folds} folds; expected 2 to {len(groups)} folds."
+        )
+    names = list(groups)
+    shuffled = [names[i] for i in np.random.default_rng(seed).permutation(len(names))]
+    sizes = {name: sum(record.pixels for record in groups[name]) for name in names}
+    result: list[list[PairRecord]] = [[] for _ in range(folds)]
+    filled = [0] * folds
+    for name in sorted(shuffled, key=lambda name: -sizes[name]):
+        fold = filled.index(min(filled))
+        result[fold].extend(groups[name])
+        filled[fold] += sizes[name]
+    return result
+
+
+def _from_index(folder: Path, index: Path) -> list[PairRecord]:
+    """Records of ``index.csv``; every file it lists must exist."""
+    try:
+        with index.open(newline="", encoding="utf-8") as stream:
+            reader = csv.DictReader(stream)
+            columns = list(reader.fieldnames or [])
+            rows = list(reader)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(
+            f"{index} cannot be read as CSV ({error}); expected UTF-8 with a header line."
+        ) from error
+    missing = [column for column in ("source", "id") if column not in columns]
+    if missing:
+        raise InputError(f"{index} has the columns {', '.join(columns)}; {' and '.join(missing)} missing.")
+
+    def record(row: dict[str, str]) -> PairRecord:
+        source, tile = row["source"], row["id"]
+        path = folder / "pairs" / source / f"{tile}.npz"
+        if not path.is_file():
+            raise InputError(
+                f"{index} lists {source}/{tile}, but {path} does not exist; complete the folder or the index."
+            )
+        height, width = row.get("h") or "", row.get("w") or ""
+        size = (int(height), int(width)) if height.isdigit() and width.isdigit() else _size(path)
+        return PairRecord(
+            path=path,
+            id=tile,
+            group=row.get("group") or f"{source}/{tile}",
+            quality=row.get("quality") or QUALITY_OK,
+            source=source,
+            level=row.get("level") or "",
+            height=size[0],
+            width=size[1],
+            note=row.get("note") or "",
+        )
+
+    return [record(row) for row in rows]
+
+
+def _from_files(folder: Path) -> list[PairRecord]:
+    """Records of every NPZ below a folder without an index: nothing judged, each tile a group of its own."""
+    return [_record_of(path, folder) for path in sorted(folder.rglob("*.npz"))]
+
+
+def _record_of(path: Path, folder: Path) -> PairRecord:
+    """The record of a file without an index: the folders it lies in are its source."""
+    height, width = _size(path)
+    parent = path.parent.relative_to(folder)
+    source = parent.as_posix() if parent.parts else folder.resolve().name
+    return PairRecord(path, path.stem, f"{source}/{path.stem}", QUALITY_OK, source, "", height, width)
+
+
+def _size(path: Path) -> tuple[int, int]:
+    """Rows and columns of a pair, from its SAR."""
+    height, width = _sar(path, _read(path, ("s1", "s1_vv", "s1_vh"))).shape[1:]
+    return height, width
+
+
+def _read(path: Path, keys: Iterable[str] | None = None) -> dict[str, NDArray[np.generic]]:
+    """Arrays of an NPZ without ever unpickling; ``keys`` limits what is read."""
+    if not path.is_file():
+        raise InputError(f"{path} does not exist; expected an NPZ pair.")
+    try:
+        stored = np.load(path, allow_pickle=False)
+        if not isinstance(stored, np.lib.npyio.NpzFile):
+            raise InputError(f"{path} holds a single array; expected an NPZ with s1 and s2 (numpy.savez).")
+        with stored:
+            wanted = ARRAY_KEYS if keys is None else keys
+            return {key: stored[key] for key in wanted if key in stored.files}
+    except InputError:
+        raise
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        why = (
+            "it holds pickled objects"
+            if "pickle" in str(error).lower()
+            else str(error) or type(error).__name__
+        )
+        raise InputError(
+            f"{path} is no readable NPZ ({why}); write it again with numpy.savez and plain arrays."
+        ) from error
+
+
+def _keys(path: Path) -> str:
+    """Names of all arrays in a readable NPZ, for an error."""
+    with np.load(path, allow_pickle=False) as stored:
+        return ", ".join(stored.files) or "(none)"
+
+
+def _sar(path: Path, arrays: dict[str, NDArray[np.generic]]) -> Array:
+    """(2,H,W) VV, VH in dB from ``s1``, or from ``s1_vv`` and ``s1_vh``."""
+    if "s1" in arrays:
+        sar = arrays["s1"]
+    elif "s1_vv" in arrays and "s1_vh" in arrays:
+        vv, vh = arrays["s1_vv"], arrays["s1_vh"]
+        if vv.shape != vh.shape:
+            raise InputError(f"{path}: s1_vv is {vv.shape} and s1_vh {vh.shape}; expected one size (H,W).")
+        sar = np.stack([vv, vh])
+    else:
+        raise InputError(
+            f"{path} has the keys {_keys(path)}; expected s1 (2,H,W), or s1_vv and s1_vh (H,W), in dB."
+        )
+    _expect(path, "s1", sar, 2)
+    return np.array(sar, dtype=np.float32)
+
+
+def _optical(path: Path, key: str, image: NDArray[np.generic], size: tuple[int, ...]) -> Array:
+    """(4,H,W) DN with nodata as NaN and valid values from 1 up."""
+    _expect(path, key, image, 4)
+    if image.shape[1:] != size:
+        raise InputError(f"{path}: {key} is {image.shape[1:]} px and s1 {size}; expected one grid for both.")
+    values = np.array(image, dtype=np.float32)
+    low, high = VALID_DN
+    if values.size and (np.nanmax(values, initial=low) > high or np.nanmin(values, initial=low) < 0):
+        raise InputError(
+            f"{path}: {key} runs from {np.nanmin(values):g} to {np.nanmax(values):g};"
+            f" expected DN (reflectance x 10000) in 0..{high:g}."
+        )
+    empty = np.broadcast_to((values == 0).all(axis=0), values.shape)
+    return np.where(empty, np.nan, np.maximum(values, low)).astype(np.float32)
+
+
+def _expect(path: Path, key: str, image: NDArray[np.generic], bands: int) -> None:
+    if image.ndim != 3 or image.shape[0] != bands or image.size == 0:
+        raise InputError(f"{path}: {key} has shape {image.shape}; expected ({bands},H,W), not empty.")
+    if image.dtype.kind not in "iuf":
+        raise InputError(f"{path}: {key} has dtype {image.dtype}; expected integers or floats.")
+    if image.dtype.kind == "f" and np.isinf(image).any():
+        raise InputError(
+            f"{path}: {key} holds {int(np.isinf(image).sum())} infinite values; mark nodata as NaN."
+        )

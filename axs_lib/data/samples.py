@@ -1,0 +1,42 @@
+"""The real tiles that ship with the package: Sentinel-1 and Sentinel-2 pairs of BigEarthNet, for demo and tests.
+
+In: a name. Out: a SAR raster (VV, VH in dB) and the clear optical image (B02, B03, B04, B08 in DN) on one UTM grid.
+Source, licence and patch names are in ``samples/README.md``; no model of this project is trained on these tiles.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from axs_lib.bands import OPTICAL_BANDS, SAR_BANDS
+from axs_lib.data.raster import Raster
+from axs_lib.data.tiles import read_raster
+from axs_lib.errors import InputError
+
+FOLDER = Path(__file__).parent / "samples"
+
+
+def sample_names() -> tuple[str, ...]:
+    """Names of the packaged tiles, in alphabetical order."""
+    return tuple(sorted(path.stem.removesuffix("_s1") for path in FOLDER.glob("*_s1.tif")))
+
+
+def sample_paths(name: str) -> tuple[Path, Path]:
+    """Paths of a packaged tile's SAR file and optical file.
+
+    Raises:
+        InputError: there is no tile of that name.
+    """
+    if name not in sample_names():
+        raise InputError(f"there is no sample tile {name!r}; expected one of {', '.join(sample_names())}")
+    return FOLDER / f"{name}_s1.tif", FOLDER / f"{name}_s2.tif"
+
+
+def load_sample(name: str) -> tuple[Raster, Raster]:
+    """One packaged tile: Sentinel-1 (2,120,120) in dB and Sentinel-2 (4,120,120) in DN, both float32.
+
+    Raises:
+        InputError: there is no tile of that name.
+    """
+    s1, s2 = sample_paths(name)
+    return read_raster(s1, SAR_BANDS), read_raster(s2, OPTICAL_BANDS)

@@ -1,0 +1,23 @@
+"""The errors Axion-Sat raises on purpose: each says what was seen, what was expected and how to fix it.
+
+Everything the command line should report in one line, without a traceback and with exit code 2, derives from
+``AxionError``; anything else that escapes is a bug.
+"""
+
+from __future__ import annotations
+
+
+class AxionError(Exception):
+    """Base of every deliberate error of the library."""
+
+
+class InputError(AxionError, ValueError):
+    """An input has the wrong shape, bands, units, range or file layout."""
+
+
+class WeightsError(AxionError, RuntimeError):
+    """Model weights cannot be found, read, verified or matched to the model."""
+
+
+class OutputError(AxionError, OSError):
+    """An output cannot be written: it exists already, or the disk refuses."""

@@ -1,0 +1,271 @@
+"""Draw what Stage 3 did to one tile: SAR, opt_v2, opt_v3, truth, change and uncertainty, in true and false colour.
+
+In: the arrays or tensors of one tile (SAR in dB, optical images in DN); out: a PNG written atomically. All optical
+views of one kind share one stretch, taken from the truth where there is one and from opt_v2 otherwise, so that colours
+may be compared; nodata is light grey.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from axs_lib.bands import DN_PER_REFLECTANCE, OPTICAL_BANDS
+from axs_lib.errors import InputError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Array = NDArray[np.float64]
+
+TRUE_COLOUR = ("B04", "B03", "B02")
+FALSE_COLOUR = ("B08", "B04", "B03")
+NODATA_GREY = 0.85
+STRETCH_PERCENTILES = (1.0, 99.0)
+SMALLEST_RANGE = 0.02  # reflectance: a tile of open water is not stretched into noise
+DOTS_PER_INCH = 100
+CELL_INCHES = 2.75
+HEADING_INCHES = 0.46
+TITLE_INCHES = 0.34
+BAR_INCHES = 0.55
+MOST_BYTES = 600_000
+MOST_PIXELS = 480  # a view is thinned to this, so that the file stays small
+
+
+def save_panel(
+    path: str | Path,
+    *,
+    s1: ArrayLike,
+    opt_v2: ArrayLike,
+    opt_v3: ArrayLike,
+    truth: ArrayLike | None = None,
+    uncertainty: ArrayLike | None = None,
+    title: str = "",
+    metrics: Mapping[str, float] | None = None,
+    overwrite: bool = True,
+) -> Path:
+    """Draw one tile and write it as PNG, at most 1600 px wide; busy ones get fewer shades.
+
+    Args:
+        path: the file.
+        s1: (2,H,W) VV, VH in dB.
+        opt_v2: (4,H,W) DN in the order B02, B03, B04, B08.
+        opt_v3: (4,H,W) DN.
+        truth: (4,H,W) DN, the clear image, if known.
+        uncertainty: (4,H,W) or (H,W) DN, the ensemble's spread, if there is one.
+        title: first line of the panel.
+        metrics: of ``axs_lib.metrics.stage3_metrics``; adds MSE and SSIM to the titles.
+        overwrite: whether an existing file may be replaced.
+
+    Returns:
+        The path.
+
+    Raises:
+        InputError: shapes that do not belong to one tile.
+        OutputError: the file exists and ``overwrite`` is false, or it cannot be written.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from PIL import Image
+
+    from axs_lib.data.atomic import atomic_write
+
+    figure = draw_panel(
+        s1=s1,
+        opt_v2=opt_v2,
+        opt_v3=opt_v3,
+        truth=truth,
+        uncertainty=uncertainty,
+        title=title,
+        metrics=metrics,
+    )
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    picture = np.asarray(canvas.buffer_rgba())[..., :3]
+    with atomic_write(path, overwrite) as temporary:
+        for bits in (8, 6, 5, 4):  # busy pictures give up shades nobody sees, until the file is small
+            shades = 2**bits - 1
+            rounded = np.round(np.round(picture / 255 * shades) / shades * 255).astype(np.uint8)
+            Image.fromarray(rounded).save(temporary, format="PNG", optimize=True)
+            if temporary.stat().st_size <= MOST_BYTES:
+                break
+    return Path(path)
+
+
+def draw_panel(
+    *,
+    s1: ArrayLike,
+    opt_v2: ArrayLike,
+    opt_v3: ArrayLike,
+    truth: ArrayLike | None = None,
+    uncertainty: ArrayLike | None = None,
+    title: str = "",
+    metrics: Mapping[str, float] | None = None,
+) -> Figure:
+    """The panel as a matplotlib figure; arguments as of ``save_panel``."""
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    sar = _image("s1", s1, 2)
+    size = sar.shape[1:]
+    before, after = _image("opt_v2", opt_v2, 4, size), _image("opt_v3", opt_v3, 4, size)
+    real = None if truth is None else _image("truth", truth, 4, size)
+    change = np.abs(after - before).mean(0) / DN_PER_REFLECTANCE
+    spread = None if uncertainty is None else _spread(uncertainty, size) / DN_PER_REFLECTANCE
+
+    optical = [("opt_v2 · estimate", before, "v2"), ("opt_v3 · grounded", after, "v3")]
+    if real is not None:
+        optical.append(("truth · Sentinel-2", real, ""))
+    columns = 2 + len(optical)
+    aspect = min(max(size[0] / size[1], 0.4), 2.5)
+    header = TITLE_INCHES if title else 0.0
+    height = 2 * (CELL_INCHES * aspect + HEADING_INCHES) + header
+    figure = Figure(
+        dpi=DOTS_PER_INCH,
+        figsize=(columns * CELL_INCHES + BAR_INCHES, height),
+        layout=ConstrainedLayoutEngine(
+            w_pad=0.05, h_pad=0.03, wspace=0.01, hspace=0.0, rect=(0, 0, 1, 1 - header / height)
+        ),
+    )
+    if title:
+        figure.text(0.5, 1 - 0.17 / height, title, fontsize=13, fontweight="bold", ha="center", va="center")
+    axes = figure.subplots(2, columns)
+
+    _show(axes[0, 0], _sar_colour(sar), "SAR", "red VV, green VH, blue VV − VH")
+    _show(axes[1, 0], _grey(sar[0]), "SAR", "VV (dB)")
+    for row, bands, kind in (
+        (0, TRUE_COLOUR, "true colour"),
+        (1, FALSE_COLOUR, "false colour: NIR, red, green"),
+    ):
+        stretch = _stretch(before if real is None else real, bands)
+        for column, (name, image, suffix) in enumerate(optical, start=1):
+            subtitle = (_figures(metrics, suffix) or kind) if row == 0 else kind
+            _show(axes[row, column], _colour(image, bands, stretch), name, subtitle)
+    _map(figure, axes[0, -1], change, "magma", "change |v3 − v2|")
+    if spread is not None:
+        _map(figure, axes[1, -1], spread, "viridis", "uncertainty (1 std)")
+    elif real is not None:
+        removed = (np.abs(before - real) - np.abs(after - real)).mean(0) / DN_PER_REFLECTANCE
+        _map(figure, axes[1, -1], removed, "RdBu", "error removed (red: added)", centred=True)
+    else:
+        axes[1, -1].set_axis_off()
+    return figure
+
+
+def _image(name: str, image: ArrayLike, bands: int, size: tuple[int, ...] | None = None) -> Array:
+    """One tile as (bands,H,W) float64, from an array or a tensor on any device, also a batch of one."""
+    detach = getattr(image, "detach", None)
+    values = np.asarray(detach().cpu() if detach is not None else image, dtype=np.float64)
+    if values.ndim == 4 and values.shape[0] == 1:
+        values = values[0]
+    if values.ndim != 3 or values.shape[0] != bands or values.size == 0:
+        raise InputError(f"{name} has shape {values.shape}; a panel needs one tile ({bands},H,W).")
+    if size is not None and values.shape[1:] != size:
+        raise InputError(f"{name} is {values.shape[1:]} px and s1 {size}; a panel needs one grid.")
+    return values
+
+
+def _spread(uncertainty: ArrayLike, size: tuple[int, ...]) -> Array:
+    detach = getattr(uncertainty, "detach", None)
+    values = np.asarray(detach().cpu() if detach is not None else uncertainty, dtype=np.float64)
+    while values.ndim > 2:
+        values = values.mean(0)
+    if values.shape != size:
+        raise InputError(f"uncertainty is {values.shape} px and s1 {size}; a panel needs one grid.")
+    return values
+
+
+def _stretch(image: Array, bands: tuple[str, ...]) -> list[tuple[float, float]]:
+    """Low and high DN of each band, from percentiles of the valid pixels."""
+    limits = []
+    for band in bands:
+        values = image[OPTICAL_BANDS.index(band)]
+        values = values[np.isfinite(values)]
+        low, high = np.percentile(values, STRETCH_PERCENTILES) if values.size else (0.0, DN_PER_REFLECTANCE)
+        missing = SMALLEST_RANGE * DN_PER_REFLECTANCE - (high - low)
+        limits.append((float(low), float(high)) if missing <= 0 else (low - missing / 2, high + missing / 2))
+    return limits
+
+
+def _colour(image: Array, bands: tuple[str, ...], stretch: list[tuple[float, float]]) -> Array:
+    """(H,W,3) in 0..1, slightly brightened; nodata grey."""
+    layers = [
+        (image[OPTICAL_BANDS.index(band)] - low) / (high - low)
+        for band, (low, high) in zip(bands, stretch, strict=True)
+    ]
+    return _fill(np.clip(np.stack(layers, -1), 0, 1) ** 0.85)
+
+
+def _sar_colour(sar: Array) -> Array:
+    """(H,W,3): red VV, green VH, blue the ratio VV/VH, each stretched to its own percentiles."""
+    return _fill(np.stack([_unit(sar[0]), _unit(sar[1]), _unit(sar[0] - sar[1])], -1))
+
+
+def _grey(layer: Array) -> Array:
+    return _fill(np.repeat(_unit(layer)[..., None], 3, -1))
+
+
+def _unit(layer: Array) -> Array:
+    valid = layer[np.isfinite(layer)]
+    low, high = np.percentile(valid, (2, 98)) if valid.size else (0.0, 1.0)
+    return np.clip((layer - low) / max(high - low, 1e-6), 0, 1)
+
+
+def _fill(colour: Array) -> Array:
+    return np.where(np.isfinite(colour).all(-1, keepdims=True), colour, NODATA_GREY)
+
+
+def _figures(metrics: Mapping[str, float] | None, suffix: str) -> str:
+    """Second line of a title: the image's own figures, and for opt_v3 what it gained."""
+    if not metrics or f"mse_{suffix}" not in metrics:
+        return ""
+    text = f"MSE {metrics[f'mse_{suffix}'] * 1e4:.2f}·10⁻⁴"
+    if suffix == "v3" and np.isfinite(metrics.get("mse_improvement_%", np.nan)):
+        change = f"{-metrics['mse_improvement_%']:+.1f}".replace("-", "−")
+        text += f" ({change} %)"
+    if np.isfinite(metrics.get(f"ssim_{suffix}", np.nan)):
+        text += f" · SSIM {metrics[f'ssim_{suffix}']:.3f}"
+    return text
+
+
+def _show(axes: Axes, image: Array, title: str, subtitle: str) -> None:
+    step = -(-max(image.shape[:2]) // MOST_PIXELS)
+    axes.imshow(image[::step, ::step], interpolation="nearest")
+    _dress(axes, title, subtitle)
+
+
+def _map(
+    figure: Figure, axes: Axes, layer: Array, palette: str, title: str, *, centred: bool = False
+) -> None:
+    """A scalar map in reflectance with its colour bar."""
+    from matplotlib import colormaps
+
+    valid = layer[np.isfinite(layer)]
+    top = float(np.percentile(np.abs(valid), 99)) if valid.size else 0.0
+    top = max(top, 1e-4)
+    colours = colormaps[palette].with_extremes(bad=(NODATA_GREY,) * 3)
+    step = -(-max(layer.shape) // MOST_PIXELS)
+    drawn = axes.imshow(
+        np.ma.masked_invalid(layer[::step, ::step]),
+        cmap=colours,
+        vmin=-top if centred else 0.0,
+        vmax=top,
+        interpolation="nearest",
+    )
+    bar = figure.colorbar(drawn, ax=axes, fraction=0.046, pad=0.03)
+    bar.ax.tick_params(labelsize=8)
+    bar.outline.set_linewidth(0.5)
+    _dress(axes, title, "mean over the bands, reflectance")
+
+
+def _dress(axes: Axes, title: str, subtitle: str) -> None:
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set_linewidth(0.5)
+    axes.set_title(title, fontsize=10.5, fontweight="bold", loc="left", pad=17)
+    axes.text(0, 1.02, subtitle, transform=axes.transAxes, fontsize=8.5, color="0.25", ha="left", va="bottom")

@@ -1,0 +1,55 @@
+"""Where the SAR contradicts the optical estimate: a map in [0, 1] from broad backscatter against what colour predicts.
+
+Broad (about 100 m) VV and VH are regressed on the estimate's broad colour; the standardised surprise is the distance
+between the two. Open water is the clearest case: a field that suddenly returns -25 dB is no longer a field. The
+regression is linear in log-reflectance and two indices, fitted by ``tools/fit_contradiction.py`` on clear pairs; it
+needs no network and serves both ways to correct.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from axs_lib.grounding.hold import gaussian_blur
+
+SIGMA_PX = 5.0
+# Rows: 1, ln B02, ln B03, ln B04, ln B08 (reflectance), NDVI, NDWI -> VV, VH in dB; then the residual's inverse
+# covariance. Printed by tools/fit_contradiction.py.
+COEFFICIENTS: tuple[tuple[float, float], ...] = (
+    (-15.8808, -22.8447),
+    (0.9458, 1.1389),
+    (10.4969, 7.3734),
+    (-3.8311, -2.0945),
+    (-7.5291, -6.2235),
+    (-13.367, -3.9368),
+    (-41.019, -30.4862),
+)
+INVERSE_COVARIANCE: tuple[tuple[float, float], ...] = ((0.6566, -0.47126), (-0.47126, 0.52403))
+ONSET, FULL = 2.5, 4.5  # surprise where release begins and is complete; 90 % of clear ground lies below 2.2
+
+
+def optical_features(dn: Tensor) -> Tensor:
+    """(B, 7, H, W) regressors of a (B, 4, H, W) DN image: 1, log-reflectances, NDVI, NDWI."""
+    reflectance = (dn / 10_000.0).clamp(1e-3, 2.0)
+    blue, green, red, nir = reflectance.unbind(1)
+    ndvi = (nir - red) / (nir + red)
+    ndwi = (green - nir) / (green + nir)
+    ones = torch.ones_like(blue)
+    return torch.stack([ones, blue.log(), green.log(), red.log(), nir.log(), ndvi, ndwi], dim=1)
+
+
+def surprise(s1_db: Tensor, opt_dn: Tensor) -> Tensor:
+    """Mahalanobis distance (B, 1, H, W) between broad backscatter and what the estimate's colour predicts."""
+    features = optical_features(gaussian_blur(opt_dn, SIGMA_PX))
+    coefficients = torch.tensor(COEFFICIENTS, dtype=features.dtype, device=features.device)
+    inverse = torch.tensor(INVERSE_COVARIANCE, dtype=features.dtype, device=features.device)
+    expected = torch.einsum("bfhw,fs->bshw", features, coefficients)
+    residual = gaussian_blur(s1_db, SIGMA_PX) - expected
+    return torch.einsum("bshw,st,bthw->bhw", residual, inverse, residual).clamp_min(0.0).sqrt()[:, None]
+
+
+def contradiction(s1_db: Tensor, opt_dn: Tensor) -> Tensor:
+    """Contradiction map (B, 1, H, W) in [0, 1] of backscatter in dB (B, 2, H, W) and DN (B, 4, H, W)."""
+    ramp = ((surprise(s1_db, opt_dn) - ONSET) / (FULL - ONSET)).clamp(0.0, 1.0)
+    return ramp * ramp * (3.0 - 2.0 * ramp)

@@ -1,0 +1,618 @@
+"""Stage 3: ground an optical estimate in the SAR with TerraMind's conditional generator.
+
+In go Sentinel-1 backscatter (VV, VH in dB) and the Stage 2 estimate opt_v2 (B02, B03, B04, B08 in DN); out comes
+opt_v3, the estimate corrected where the SAR gives reason to, with a proposal, a gate and an uncertainty map. Read
+``Stage3GroundingModel.ground`` from top to bottom: its numbered steps are the method.
+
+    s1 (dB) --+                                +- codes -- denoiser, `timesteps` evaluations -- proposal --+
+              +- check, fill, pad, z-score --- TerraMind encoder-decoder                                    |
+    opt_v2 ---+                                                                                             v
+      +----------------------------------------------> correction: learned head or difference -> residual, gate
+                                                       opt_v3 = opt_v2 + gate * hold(residual)
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from axs_lib.bands import VALID_DN
+from axs_lib.checks import CheckedPair, check_pair
+from axs_lib.errors import InputError
+from axs_lib.grounding.contradiction import contradiction
+from axs_lib.grounding.difference import difference_correction
+from axs_lib.grounding.head import Correction, GroundingHead
+from axs_lib.grounding.hold import LowFrequencyHold
+from axs_lib.metrics import stage3_metrics
+from axs_lib.nodata import fill_nodata, pad_square, valid_pixels
+from axs_lib.terramind.noise import gaussian_field, member_seeds, sample_seeds
+from axs_lib.terramind.sampler import (
+    TRAIN_TIMESTEPS,
+    Schedule,
+    add_noise,
+    build_schedule,
+    check_strength,
+    check_timesteps,
+)
+from axs_lib.tilegrid import Blender, TileGrid
+
+if TYPE_CHECKING:
+    from axs_lib.terramind.generator import TerraMindGenerator
+
+GROUNDINGS = ("learned", "difference")
+DEFAULT_VARIANT = "terramind_v1_base"
+
+
+class UntrainedHeadWarning(UserWarning):
+    """The learned head was never trained: its output is opt_v2 unchanged."""
+
+
+@dataclass(frozen=True)
+class Stage3Output:
+    """What Stage 3 says about a batch.
+
+    Attributes:
+        image: opt_v3, (B, 4, H, W), B02 B03 B04 B08 in DN (z-units with ``standardize=False``), NaN = nodata.
+        proposal: TerraMind's own image, (B, 4, H, W), same unit; the mean over the ensemble.
+        gate: how much of the correction was let through, (B, 1, H, W) in [0, 1].
+        uncertainty: spread (standard deviation) over the ensemble, (B, 4, H, W), same unit as the image; ``None``
+            for an ensemble of one.
+        nfe: network evaluations of each denoising run; exactly ``timesteps`` (0 where ``strength`` is 0).
+    """
+
+    image: Tensor
+    proposal: Tensor
+    gate: Tensor
+    uncertainty: Tensor | None
+    nfe: int
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """How one call of ``ground`` runs."""
+
+    schedule: Schedule
+    grounding: str
+    tokens: str
+    temperature: float
+    ensemble_size: int
+
+
+class Stage3GroundingModel(nn.Module):
+    """TerraMind's generator with a grounding head: (s1, opt_v2) -> opt_v3.
+
+    Args:
+        terramind_generator: the conditional generator.
+        head: the grounding head; a fresh one changes nothing.
+        timesteps: default number of network evaluations.
+        standardize: inputs are dB and DN; False means z-units in and out.
+        grounding: default way to correct, ``"learned"`` or ``"difference"`` (experimental, needs no training).
+        scheduler: default scheduler, ``"ddim"`` or ``"dpmsolver++"``.
+    """
+
+    def __init__(
+        self,
+        terramind_generator: TerraMindGenerator,
+        head: GroundingHead,
+        *,
+        timesteps: int = 10,
+        standardize: bool = True,
+        grounding: str = "learned",
+        scheduler: str = "ddim",
+    ) -> None:
+        super().__init__()
+        self.terramind_generator = terramind_generator
+        self.head = head
+        self.hold = LowFrequencyHold()
+        self.timesteps = check_timesteps(timesteps)
+        self.standardize = standardize
+        self.grounding = _check_grounding(grounding)
+        self.scheduler = scheduler
+        build_schedule(scheduler, 1)  # an unknown name fails here, not at the first tile
+
+    @property
+    def variant(self) -> str:
+        """Name of the generator's architecture."""
+        return self.terramind_generator.layout.variant
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model's parameters are."""
+        return next(self.parameters()).device
+
+    @property
+    def provenance(self) -> dict[str, str]:
+        """What made an output, for file tags: version, variant, weights and their hash, defaults."""
+        from axs_lib import __version__
+
+        tags = {
+            "AXS_VERSION": __version__,
+            "AXS_VARIANT": self.variant,
+            "AXS_GROUNDING": self.grounding,
+            "AXS_SCHEDULER": self.scheduler,
+        }
+        weights = self.terramind_generator.weights
+        return tags | (weights.tags() if weights else {"AXS_WEIGHTS": "random"})
+
+    # -- the method -----------------------------------------------------------------------------------------------
+
+    def ground(
+        self,
+        s1: Tensor,
+        opt_v2: Tensor,
+        timesteps: int | None = None,
+        *,
+        strength: float = 1.0,
+        seed: int | Sequence[int] | Tensor = 0,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        tokens: str = "soft",
+        temperature: float = 1.0,
+        ensemble_size: int = 1,
+        trust: Tensor | None = None,
+        grounding: str | None = None,
+        scheduler: str | None = None,
+        origin: tuple[int, int] = (0, 0),
+        batch_size: int = 8,
+    ) -> Stage3Output:
+        """Ground a batch of estimates in their SAR images.
+
+        A tile's result depends on its own pixels, its seed and its origin, not on its batch mates (within 1 DN).
+        Images larger than the network's tile are cut on a grid anchored to their upper left pixel and blended.
+
+        Args:
+            s1: (B, 2, H, W) or (2, H, W), VV and VH in dB, NaN = nodata; H, W from 8 px.
+            opt_v2: (B, 4, H, W) or (4, H, W), B02 B03 B04 B08 in DN, NaN = nodata.
+            timesteps: network evaluations, 1 to 1000; default the model's.
+            strength: 1 starts from pure noise; less starts from the partly noised estimate; 0 returns it unchanged.
+            seed: of the noise field, one for all samples or one a sample.
+            generator: draw the seeds from a ``torch.Generator`` (or one a sample) instead.
+            tokens: ``"soft"`` (deterministic), ``"argmax"`` or ``"sample"``.
+            temperature: of soft and sampled tokens.
+            ensemble_size: members averaged; from 2 on their spread is the uncertainty map.
+            trust: (B, 1, H, W), 1 where opt_v2 was observed, 0 where unknown; default all ones.
+            grounding: way to correct; default the model's.
+            scheduler: default the model's.
+            origin: scene (row, column) of the image's upper left pixel, which fixes the noise.
+            batch_size: tiles the network sees at once.
+
+        Raises:
+            InputError: anything that cannot be right, saying how to fix it.
+        """
+        # 1. Check what came in.
+        pair = check_pair(s1, opt_v2, trust=trust, standardize=self.standardize)
+        self._check_device(pair)
+        batch, _, height, width = pair.opt_v2.shape
+        timesteps = check_timesteps(self.timesteps if timesteps is None else timesteps)
+        if ensemble_size < 1 or batch_size < 1:
+            raise InputError(f"ensemble_size is {ensemble_size} and batch_size {batch_size}; expected at least 1")
+        if not temperature > 0:
+            raise InputError(f"temperature is {temperature}; expected a number above 0 (tokens='argmax' for the limit)")
+        way = _check_grounding(self.grounding if grounding is None else grounding)
+        if way == "learned" and self.head.untrained:
+            warnings.warn(
+                "the grounding head is untrained, so opt_v3 equals opt_v2: load trained weights (variant='nano'), train"
+                " with `axs train stage3`, or use grounding='difference'",
+                UntrainedHeadWarning,
+                stacklevel=2,
+            )
+        if check_strength(strength) == 0.0:
+            return self._unchanged(pair, ensemble_size)
+        schedule = build_schedule(scheduler or self.scheduler, timesteps, strength)
+        settings = _Settings(schedule, way, tokens, temperature, ensemble_size)
+        seeds = sample_seeds(seed, batch, generator=generator, device=pair.s1.device)
+
+        # 2. Cut every image into tiles of the grid; most are a single one.
+        grid = TileGrid(side=self.terramind_generator.layout.max_side)
+        jobs = [(index, tile) for index in range(batch) for tile in grid.tiles(height, width)]
+        jobs.sort(key=lambda job: job[1].shape)
+        blenders = [Blender(grid, height, width) for _ in range(batch)]
+
+        # 3. Correct the tiles, a batch of equal shape at a time, and blend the corrections.
+        for group in _groups(jobs, batch_size):
+            corrected = self._ground_tiles(
+                torch.stack([tile.of(pair.s1[index]) for index, tile in group]),
+                torch.stack([tile.of(pair.opt_v2[index]).float() for index, tile in group]),
+                torch.stack([tile.of(pair.trust[index]) for index, tile in group]),
+                seeds[[index for index, _ in group]],
+                torch.tensor([[origin[0] + t.top, origin[1] + t.left] for _, t in group], device=seeds.device),
+                settings,
+            )
+            for (index, tile), values in zip(group, corrected, strict=True):
+                blenders[index].add(tile, values)
+        layers = torch.stack([blender.result() for blender in blenders])
+        change, proposal, gate, spread = layers.split([4, 4, 1, 4], dim=1)
+
+        # 4. Apply the corrections to the caller's own pixels, which stay bit for bit where nothing changes.
+        image = pair.opt_v2 + change.to(pair.opt_v2.dtype)
+        if self.standardize:
+            image = torch.where(change == 0, pair.opt_v2, image.clamp(*VALID_DN))
+        valid = valid_pixels(pair.s1, pair.opt_v2)
+        output = Stage3Output(
+            image=image.masked_fill(~valid, torch.nan),
+            proposal=proposal.masked_fill(~valid, torch.nan),
+            gate=gate,
+            uncertainty=spread.masked_fill(~valid, torch.nan) if ensemble_size > 1 else None,
+            nfe=schedule.nfe,
+        )
+        return _unbatch(output) if pair.unbatched else output
+
+    def _ground_tiles(
+        self, s1: Tensor, opt_v2: Tensor, trust: Tensor, seeds: Tensor, origins: Tensor, settings: _Settings
+    ) -> Tensor:
+        """Steps 3a to 3f for tiles of one shape: (n, 13, h, w) of change, proposal, gate and spread."""
+        generator = self.terramind_generator
+        height, width = opt_v2.shape[-2:]
+
+        # 3a. Fill nodata from neighbours, pad to the network's size, z-score.
+        z = self._prepare(s1, opt_v2, trust)
+        side = z.estimate.shape[-2:]
+
+        # 3b. TerraMind reads SAR and estimate once; "difference" reads the estimate alone beside it.
+        logits = [generator.logits({"s1": z.s1, "optical": z.estimate})]
+        if settings.grounding == "difference":
+            logits.append(generator.logits({"optical": z.estimate}))
+        start = None if settings.schedule.starts_from_noise else generator.optical.lift(z.estimate)
+
+        changes, proposals, gates = [], [], []
+        for member in range(settings.ensemble_size):
+            # 3c. Tokens become codes; noise is a function of seed and scene coordinate.
+            member_seed = member_seeds(seeds, member)
+            codes = [
+                generator.codes(
+                    each, side, tokens=settings.tokens, temperature=settings.temperature, seeds=member_seed, origins=origins
+                )
+                for each in logits
+            ]
+            noise = gaussian_field(member_seed, (generator.image_channels, *side), origins=origins)
+
+            # 3d. The denoiser draws the proposal in exactly `timesteps` evaluations (both passes in one batch).
+            passes = len(codes)
+            images = generator.decode(
+                torch.cat(codes),
+                noise.repeat(passes, 1, 1, 1),
+                settings.schedule.fresh(),
+                start=None if start is None else start.repeat(passes, 1, 1, 1),
+            )
+            decoded = [generator.optical.select(image) for image in images.chunk(passes)]
+
+            # 3e. The correction: a residual, how much of it to use, and where broad colour may change.
+            correction = self._correct(z, decoded, logits[0], settings.grounding)
+            changes.append(self._change(correction))
+            proposals.append(decoded[0])
+            gates.append(correction.gate)
+
+        # 3f. Mean and spread over the ensemble, cropped to the tile, in the caller's unit.
+        change = torch.stack(changes)
+        spread = change.std(dim=0) if settings.ensemble_size > 1 else torch.zeros_like(change[0])
+        proposal = torch.stack(proposals).mean(0)
+        if self.standardize:
+            proposal = generator.optical.from_z(proposal)
+        layers = torch.cat([change.mean(0), proposal, torch.stack(gates).mean(0), spread], dim=1)
+        return layers[..., :height, :width]
+
+    def _correct(self, z: _Prepared, decoded: list[Tensor], logits: Tensor, grounding: str) -> Correction:
+        if grounding == "learned":
+            return self.head(z.s1, z.estimate, decoded[0], z.trust, z.contradiction)
+        confidence = self.terramind_generator.confidence(logits, tuple(z.estimate.shape[-2:]))
+        return difference_correction(decoded[0], decoded[1], confidence, z.contradiction)
+
+    def _change(self, correction: Correction) -> Tensor:
+        """The held and gated correction in the caller's unit; exactly 0 where residual or gate is 0."""
+        change = correction.gate * self.hold(correction.residual, correction.release)
+        return change * self.terramind_generator.optical.std if self.standardize else change
+
+    def _prepare(self, s1: Tensor, opt_v2: Tensor, trust: Tensor) -> _Prepared:
+        generator = self.terramind_generator
+        layout = generator.layout
+        valid = valid_pixels(s1, opt_v2)
+        sar_mean, optical_mean = (0.0, 0.0)
+        if self.standardize:
+            sar_mean, optical_mean = generator.sar.mean, generator.optical.mean - generator.optical.boa_offset
+        longest = max(*opt_v2.shape[-2:], layout.min_side)
+        side = -(-longest // layout.multiple) * layout.multiple
+        s1 = pad_square(fill_nodata(s1, valid, fallback=sar_mean), side)
+        opt_v2 = pad_square(fill_nodata(opt_v2, valid, fallback=optical_mean), side)
+        trust = pad_square(trust * valid, side)
+        if self.standardize:
+            decibel, dn = s1, opt_v2
+            s1, opt_v2 = generator.sar.to_z(s1), generator.optical.to_z(opt_v2)
+        else:
+            decibel, dn = generator.sar.from_z(s1), generator.optical.from_z(opt_v2)
+        return _Prepared(s1, opt_v2, trust, contradiction(decibel, dn))
+
+    # -- training -------------------------------------------------------------------------------------------------
+
+    def forward(self, s1: Tensor, opt_v2: Tensor, trust: Tensor | None = None) -> Tensor:
+        """opt_v3 (B, 4, H, W): differentiable in training, ``ground(...).image`` in inference.
+
+        With gradients on and something trainable, the denoiser is evaluated once per call: in ``train()`` mode at a
+        random time step of the noised estimate (drawn from torch's global generator, as dropout is), in ``eval()``
+        mode at the pure-noise end. Otherwise this is inference with the model's default timesteps.
+
+        Args:
+            s1: (B, 2, H, W) in dB.
+            opt_v2: (B, 4, H, W) in DN; at most 256 px a side in training.
+            trust: (B, 1, H, W) in [0, 1].
+        """
+        if not (torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())):
+            return self.ground(s1, opt_v2, trust=trust).image
+        return self.training_pass(s1, opt_v2, trust)[0]
+
+    def training_pass(
+        self, s1: Tensor, opt_v2: Tensor, trust: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Correction]:
+        """Differentiable pass with one evaluation: opt_v3 in the caller's unit, token logits, the correction.
+
+        Raises:
+            InputError: tiles larger than the network's tile.
+        """
+        generator = self.terramind_generator
+        pair = check_pair(s1, opt_v2, trust=trust, standardize=self.standardize)
+        self._check_device(pair)
+        height, width = pair.opt_v2.shape[-2:]
+        if max(height, width) > generator.layout.max_side:
+            raise InputError(
+                f"training tiles are {height}x{width} px; expected at most {generator.layout.max_side} px a side: train"
+                " on crops"
+            )
+        z = self._prepare(pair.s1, pair.opt_v2.float(), pair.trust)
+        size = (z.estimate.shape[-2], z.estimate.shape[-1])
+        batch, device = len(z.estimate), z.estimate.device
+        clean = generator.optical.lift(z.estimate)
+        if self.training:
+            t = torch.randint(TRAIN_TIMESTEPS, (batch,), device=device)
+            t[torch.rand(batch, device=device) < 0.5] = TRAIN_TIMESTEPS - 1  # where every inference starts
+            noise = torch.randn(clean.shape, device=device)
+        else:
+            t = torch.full((batch,), TRAIN_TIMESTEPS - 1, device=device)
+            noise = gaussian_field(sample_seeds(0, batch, device=device), (generator.image_channels, *size))
+        x_t = add_noise(clean, noise, t)
+        logits = [generator.logits({"s1": z.s1, "optical": z.estimate})]
+        if self.grounding == "difference":
+            logits.append(generator.logits({"optical": z.estimate}))
+        decoded = [
+            generator.optical.select(generator.denoise_once(x_t, t, generator.codes(each, size)).float())
+            for each in logits
+        ]
+        correction = self._correct(z, decoded, logits[0], self.grounding)
+        change = self._change(correction)[..., :height, :width]
+        filled = fill_nodata(pair.opt_v2, valid_pixels(pair.s1, pair.opt_v2))
+        image = filled + change.to(filled.dtype)
+        return (image[0] if pair.unbatched else image), logits[0], correction
+
+    # -- helpers --------------------------------------------------------------------------------------------------
+
+    def _check_device(self, pair: CheckedPair) -> None:
+        if pair.s1.device != self.device:
+            raise InputError(
+                f"the model is on {self.device} and the inputs on {pair.s1.device}; move them with"
+                f" s1.to({str(self.device)!r}), or the model with model.to({str(pair.s1.device)!r})"
+            )
+
+    def _unchanged(self, pair: CheckedPair, ensemble_size: int) -> Stage3Output:
+        valid = valid_pixels(pair.s1, pair.opt_v2)
+        image = pair.opt_v2.masked_fill(~valid, torch.nan)
+        output = Stage3Output(
+            image=image,
+            proposal=image.clone(),
+            gate=torch.zeros_like(image[:, :1]),
+            uncertainty=torch.zeros_like(image).masked_fill(~valid, torch.nan) if ensemble_size > 1 else None,
+            nfe=0,
+        )
+        return _unbatch(output) if pair.unbatched else output
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """Filled, padded tiles in z-units, with trust and contradiction maps."""
+
+    s1: Tensor
+    estimate: Tensor
+    trust: Tensor
+    contradiction: Tensor
+
+
+def build_stage3_model(
+    timesteps: int = 10,
+    standardize: bool = True,
+    pretrained: bool = True,
+    *,
+    variant: str = DEFAULT_VARIANT,
+    checkpoint: str | None = None,
+    device: torch.device | str | None = None,
+    s1_product: str = "S1GRD",
+    revision: str | None = None,
+    grounding: str | None = None,
+    scheduler: str = "ddim",
+) -> Stage3GroundingModel:
+    """Build Stage 3.
+
+    Args:
+        timesteps: default number of network evaluations, 1 to 1000.
+        standardize: inputs are dB and DN (recommended); False means z-units in and out.
+        pretrained: load weights, frozen; False gives a random, trainable model.
+        variant: ``"nano"`` (packaged, runs on a laptop) or ``"terramind_v1_tiny|small|base|large"`` (IBM/ESA weights
+            from the Hugging Face Hub, ``AXS_WEIGHTS`` or ``checkpoint``).
+        checkpoint: local weights file or folder.
+        device: where to put the model; default CPU.
+        s1_product: ``"S1GRD"`` or ``"S1RTC"``; its statistics follow.
+        revision: Hub revision (commit, tag or branch) of the weights.
+        grounding: ``"learned"`` or ``"difference"``; default learned where a trained head was loaded, else difference.
+        scheduler: ``"ddim"`` or ``"dpmsolver++"``.
+
+    Returns:
+        The model in ``eval()`` mode.
+
+    Raises:
+        InputError: unknown variant, product, scheduler, or timesteps out of range.
+        WeightsError: weights that cannot be had, read or matched.
+    """
+    from axs_lib.terramind.load import load_grounding
+
+    check_timesteps(timesteps)
+    if grounding is not None:
+        _check_grounding(grounding)
+    build_schedule(scheduler, 1)
+    generator, head = load_grounding(
+        variant, pretrained=pretrained, checkpoint=checkpoint, revision=revision, s1_product=s1_product
+    )
+    default = "difference" if head.untrained else "learned"
+    model = Stage3GroundingModel(
+        generator,
+        head,
+        timesteps=timesteps,
+        standardize=standardize,
+        grounding=grounding or default,
+        scheduler=scheduler,
+    )
+    model.requires_grad_(not pretrained)
+    model.eval()
+    return model.to(device) if device is not None else model
+
+
+@torch.no_grad()
+def stage3_inference(
+    model: Stage3GroundingModel, s1: Tensor, opt_v2: Tensor, timesteps: int | None = None, **options: Any
+) -> Tensor:
+    """Ground opt_v2 in s1.
+
+    Args:
+        model: from ``build_stage3_model``.
+        s1: (B, 2, H, W) or (2, H, W), VV and VH in dB.
+        opt_v2: (B, 4, H, W) or (4, H, W), B02 B03 B04 B08 in DN.
+        timesteps: network evaluations; default the model's.
+        **options: any keyword of ``Stage3GroundingModel.ground``.
+
+    Returns:
+        opt_v3 of opt_v2's shape: float64 for float64 input, float32 otherwise.
+    """
+    return model.ground(s1, opt_v2, timesteps, **options).image
+
+
+@torch.no_grad()
+def stage3_batch_inference(
+    model: Stage3GroundingModel,
+    dataloader: Iterable[Any],
+    timesteps: int | None = None,
+    verbose: bool = True,
+    **options: Any,
+) -> dict[str, Any]:
+    """Ground every batch of a loader.
+
+    Args:
+        model: from ``build_stage3_model``.
+        dataloader: yields mappings with ``s1`` and ``opt_v2`` (and optionally ``trust``), or (s1, opt_v2) pairs.
+            Batches are moved to the model's device.
+        timesteps: network evaluations; default the model's.
+        verbose: show a progress bar.
+        **options: any keyword of ``Stage3GroundingModel.ground``.
+
+    Returns:
+        ``opt_v3`` (N, 4, H, W) on the CPU, ``nfe``, and ``uncertainty`` where ``ensemble_size`` > 1.
+    """
+    from axs_lib.progress import track
+
+    images: list[Tensor] = []
+    spreads: list[Tensor] = []
+    nfe = 0
+    for batch in track(dataloader, "Stage 3", enabled=verbose):
+        s1, opt_v2, trust = _batch_parts(batch)
+        output = model.ground(
+            s1.to(model.device),
+            opt_v2.to(model.device),
+            timesteps,
+            trust=None if trust is None else trust.to(model.device),
+            **options,
+        )
+        if images and output.image.shape[1:] != images[0].shape[1:]:
+            raise InputError(
+                f"a batch holds tiles of {tuple(output.image.shape[1:])} after tiles of {tuple(images[0].shape[1:])};"
+                " expected one size: group the tiles by size or call stage3_inference"
+            )
+        images.append(output.image.cpu())
+        nfe = output.nfe
+        if output.uncertainty is not None:
+            spreads.append(output.uncertainty.cpu())
+    if not images:
+        raise InputError("the loader yielded no batch; expected at least one with 's1' and 'opt_v2'")
+    results: dict[str, Any] = {"opt_v3": torch.cat(images), "nfe": nfe}
+    return results | ({"uncertainty": torch.cat(spreads)} if spreads else {})
+
+
+def compute_stage3_metrics(
+    opt_v3: Tensor,
+    opt_v2: Tensor,
+    s2_truth: Tensor,
+    mask: Tensor | None = None,
+    s1: Tensor | None = None,
+) -> dict[str, float]:
+    """Compare opt_v3 and opt_v2 with the truth.
+
+    Args:
+        opt_v3: (B, 4, H, W) or (4, H, W) in DN.
+        opt_v2: same shape.
+        s2_truth: same shape.
+        mask: (B, 1, H, W), True where a pixel counts; NaN never counts.
+        s1: (B, 2, H, W) in dB, for edge agreement with the SAR.
+
+    Returns:
+        ``mse_v3``, ``mse_v2``, ``mse_improvement_%``, ``mae_*`` in reflectance units, and PSNR, SSIM, SAM, index errors
+        and edge agreement of both; see ``axs_lib.metrics.stage3_metrics``.
+    """
+    return stage3_metrics(opt_v3=opt_v3, opt_v2=opt_v2, s2_truth=s2_truth, mask=mask, s1=s1)
+
+
+def _check_grounding(grounding: str) -> str:
+    if grounding not in GROUNDINGS:
+        raise InputError(f"grounding is {grounding!r}; expected one of {', '.join(GROUNDINGS)}")
+    return grounding
+
+
+def _groups(jobs: list[Any], size: int) -> Iterable[list[Any]]:
+    """Runs of at most ``size`` neighbouring jobs whose tiles have one shape."""
+    group: list[Any] = []
+    for job in jobs:
+        if group and (len(group) == size or job[1].shape != group[0][1].shape):
+            yield group
+            group = []
+        group.append(job)
+    if group:
+        yield group
+
+
+def _batch_parts(batch: Any) -> tuple[Tensor, Tensor, Tensor | None]:
+    if isinstance(batch, Mapping):
+        missing = {"s1", "opt_v2"} - set(batch)
+        if missing:
+            raise InputError(
+                f"a batch has the keys {sorted(batch)}; expected 's1' and 'opt_v2' (missing {sorted(missing)})"
+            )
+        return batch["s1"], batch["opt_v2"], batch.get("trust")
+    if isinstance(batch, Sequence) and len(batch) == 2:
+        return batch[0], batch[1], None
+    raise InputError(
+        f"a batch is a {type(batch).__name__}; expected a mapping with 's1' and 'opt_v2', or a pair (s1, opt_v2)"
+    )
+
+
+def _unbatch(output: Stage3Output) -> Stage3Output:
+    return replace(
+        output,
+        image=output.image[0],
+        proposal=output.proposal[0],
+        gate=output.gate[0],
+        uncertainty=None if output.uncertainty is None else output.uncertainty[0],
+    )
+
+
+if __name__ == "__main__":
+    import sys
+
+    from axs_lib.cli.stage3_script import main
+
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""What Axion-Sat adds around terratorch's TerraMind modules: adapters, exact sampling, noise field, weights."""

@@ -1,0 +1,159 @@
+"""Builders of TerraMind generators: the published v1 variants and the small packaged ``nano``.
+
+The modules are terratorch's; only what generation needs is built, so the S2L2A tokenizer's 92 M parameter encoder is
+left out. Weights are loaded elsewhere (``weights.py``); a fresh model is random.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from axs_lib.bands import (
+    OPTICAL_BANDS,
+    TERRAMIND_BOA_OFFSET,
+    TERRAMIND_S2_BANDS,
+    TERRAMIND_S2_MEAN,
+    TERRAMIND_S2_STD,
+    sar_stats,
+)
+from axs_lib.terramind.adapters import OpticalAdapter, SarAdapter, terramind_spectral_lift
+from axs_lib.terramind.generator import GeneratorLayout, TerraMindGenerator
+
+TARGET_KEY = "tok_sen2l2a@224"
+OPTICAL_KEY = "untok_sen2l2a@224"
+SAR_KEYS = {"S1GRD": "untok_sen1grd@224", "S1RTC": "untok_sen1rtc@224"}
+FSQ_LEVELS = "8-8-8-6-5"
+
+
+@dataclass(frozen=True)
+class CoreConfig:
+    """Size of a TerraMind encoder-decoder; ``swiglu`` marks the bias-free gated blocks of base and large."""
+
+    dim: int
+    heads: int
+    encoder_depth: int
+    decoder_depth: int
+    swiglu: bool
+
+
+V1_CORES: dict[str, CoreConfig] = {
+    "terramind_v1_tiny": CoreConfig(192, 3, 12, 4, swiglu=False),
+    "terramind_v1_small": CoreConfig(384, 6, 12, 6, swiglu=False),
+    "terramind_v1_base": CoreConfig(768, 12, 12, 12, swiglu=True),
+    "terramind_v1_large": CoreConfig(1024, 16, 24, 24, swiglu=True),
+}
+
+NANO_CORE = CoreConfig(192, 3, 4, 2, swiglu=True)
+NANO_FSQ_LEVELS = "8-8-8"
+NANO_IMAGE_SIZE = 128
+# Mean and standard deviation of nano's training tiles (docs/nano.md), DN without offset.
+NANO_OPTICAL_MEAN = (470.0, 585.0, 555.0, 2135.0)
+NANO_OPTICAL_STD = (380.0, 370.0, 475.0, 1125.0)
+
+
+def _core(config: CoreConfig, encoder_embeddings: dict[str, nn.Module], decoder_embeddings: dict[str, nn.Module]) -> Any:
+    from terratorch.models.backbones.terramind.model.terramind import TerraMind
+    from terratorch.models.backbones.terramind.model.tm_utils import LayerNorm
+
+    return TerraMind(
+        encoder_embeddings=encoder_embeddings,
+        decoder_embeddings=decoder_embeddings,
+        modality_info={},
+        dim=config.dim,
+        encoder_depth=config.encoder_depth,
+        decoder_depth=config.decoder_depth,
+        num_heads=config.heads,
+        mlp_ratio=4.0,
+        qkv_bias=not config.swiglu,
+        proj_bias=not config.swiglu,
+        mlp_bias=not config.swiglu,
+        norm_layer=partial(LayerNorm, eps=1e-6, bias=False),
+        act_layer=nn.SiLU if config.swiglu else nn.GELU,
+        gated_mlp=config.swiglu,
+    )
+
+
+def _embeddings(
+    config: CoreConfig, sar_key: str, optical_channels: int, vocabulary: int, image_size: int
+) -> tuple[dict[str, nn.Module], dict[str, nn.Module]]:
+    from terratorch.models.backbones.terramind.model.decoder_embeddings import ImageTokenDecoderEmbedding
+    from terratorch.models.backbones.terramind.model.encoder_embeddings import ImageEncoderEmbedding
+
+    common = {"patch_size": 16, "dim_tokens": config.dim, "image_size": image_size}
+    encoders = {
+        sar_key: ImageEncoderEmbedding(num_channels=2, **common),
+        OPTICAL_KEY: ImageEncoderEmbedding(num_channels=optical_channels, **common),
+    }
+    decoders = {TARGET_KEY: ImageTokenDecoderEmbedding(vocab_size=vocabulary, **common)}
+    return encoders, decoders
+
+
+def build_v1(variant: str, *, s1_product: str = "S1GRD") -> TerraMindGenerator:
+    """A TerraMind v1 generator with random weights: 2-band SAR, 12-band optical, FSQ codebook of 15360."""
+    from terratorch.models.backbones.terramind.tokenizer.models.unet.unet import unet_patched
+    from terratorch.models.backbones.terramind.tokenizer.quantizers import FiniteScalarQuantizer
+
+    sar_mean, sar_std = sar_stats(s1_product)
+    config = V1_CORES[variant]
+    quantizer = FiniteScalarQuantizer(codebook_size=FSQ_LEVELS)
+    bands = len(TERRAMIND_S2_BANDS)
+    encoders, decoders = _embeddings(config, SAR_KEYS[s1_product], bands, quantizer.codebook_size, image_size=224)
+    index = [TERRAMIND_S2_BANDS.index(band) for band in OPTICAL_BANDS]
+    return TerraMindGenerator(
+        _core(config, encoders, decoders),
+        unet_patched(in_channels=bands, out_channels=bands, cond_channels=5, image_size=256),
+        quantizer,
+        sar=SarAdapter(sar_mean, sar_std),
+        optical=OpticalAdapter(
+            [TERRAMIND_S2_MEAN[i] for i in index],
+            [TERRAMIND_S2_STD[i] for i in index],
+            boa_offset=TERRAMIND_BOA_OFFSET,
+            lift=terramind_spectral_lift(),
+        ),
+        layout=GeneratorLayout(variant, SAR_KEYS[s1_product], OPTICAL_KEY, TARGET_KEY),
+    )
+
+
+def build_nano(*, s1_product: str = "S1GRD") -> TerraMindGenerator:
+    """The small four-band generator with random weights: dim 192, 4 + 2 blocks, codebook of 512, 32-channel U-Net."""
+    from terratorch.models.backbones.terramind.tokenizer.models.unet.unet import PatchedUNetCondCat
+    from terratorch.models.backbones.terramind.tokenizer.quantizers import FiniteScalarQuantizer
+
+    sar_mean, sar_std = sar_stats(s1_product)
+    quantizer = FiniteScalarQuantizer(codebook_size=NANO_FSQ_LEVELS)
+    bands = len(OPTICAL_BANDS)
+    sar_key = SAR_KEYS["S1GRD"]  # one SAR embedding; the product only chooses the statistics
+    encoders, decoders = _embeddings(NANO_CORE, sar_key, bands, quantizer.codebook_size, NANO_IMAGE_SIZE)
+    return TerraMindGenerator(
+        _core(NANO_CORE, encoders, decoders),
+        PatchedUNetCondCat(
+            in_channels=bands,
+            out_channels=bands,
+            cond_channels=quantizer.codebook.shape[1],
+            patch_size=4,
+            image_size=NANO_IMAGE_SIZE,
+            model_channels=32,
+            num_res_blocks=2,
+            attention_resolutions=[4, 8],
+            channel_mult=(1, 2, 2, 2),
+        ),
+        quantizer,
+        sar=SarAdapter(sar_mean, sar_std),
+        optical=OpticalAdapter(NANO_OPTICAL_MEAN, NANO_OPTICAL_STD),
+        layout=GeneratorLayout("nano", sar_key, OPTICAL_KEY, TARGET_KEY, min_side=64),
+    )
+
+
+def build_nano_tokenizer() -> nn.Module:
+    """nano's tokenizer encoder, needed for training only: image (B, 4, H, W) in z-units -> FSQ latent (B, 3, h, w)."""
+    from terratorch.models.backbones.terramind.tokenizer.models.vit_models import ViTEncoder
+
+    latent = len(NANO_FSQ_LEVELS.split("-"))
+    encoder = ViTEncoder(
+        in_channels=len(OPTICAL_BANDS), patch_size=16, resolution=NANO_IMAGE_SIZE, dim_tokens=128, depth=3, num_heads=4
+    )
+    return nn.Sequential(encoder, nn.Conv2d(128, latent, kernel_size=1))

@@ -1,0 +1,189 @@
+"""TerraMind as a conditional generator: SAR and optical pixels in, codes and a decoded image out.
+
+``TerraMindGenerator`` holds terratorch's own modules (the dual encoder with its decoder, the FSQ codebook and the
+diffusion detokenizer) and runs them without the traps of ``TerraMindGeneration``: no global random state, no
+modified inputs, no clamped output, no tokenizer encoder, exact step counts. One class serves Stage 1 (SAR alone) and
+Stage 3 (SAR and optical). It works in z-units; its adapters translate to dB and DN.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from axs_lib.errors import InputError
+from axs_lib.terramind.adapters import OpticalAdapter, SarAdapter
+from axs_lib.terramind.noise import gumbel_field
+from axs_lib.terramind.sampler import Schedule, denoise
+
+if TYPE_CHECKING:
+    from axs_lib.terramind.weights import WeightsInfo
+
+TOKEN_MODES = ("soft", "argmax", "sample")
+
+
+@dataclass(frozen=True)
+class GeneratorLayout:
+    """Fixed facts of one architecture.
+
+    Attributes:
+        variant: name users know, e.g. ``terramind_v1_base`` or ``nano``.
+        sar_key: the SAR modality's key in the encoder embeddings.
+        optical_key: the optical pixel modality's key in the encoder embeddings.
+        target_key: the optical token modality's key in the decoder embeddings.
+        patch: pixels a token covers.
+        multiple: image sides must be a multiple of this many pixels.
+        min_side: smallest image side the network is run at.
+        max_side: largest; bigger images are tiled.
+    """
+
+    variant: str
+    sar_key: str
+    optical_key: str
+    target_key: str
+    patch: int = 16
+    multiple: int = 32
+    min_side: int = 96
+    max_side: int = 256
+
+
+class TerraMindGenerator(nn.Module):
+    """TerraMind's encoder-decoder, codebook and detokenizer, run exactly.
+
+    Args:
+        core: terratorch's ``TerraMind`` module (encoder and decoder with their embeddings).
+        detokenizer: terratorch's ``PatchedUNetCondCat``, ``(x_t, t, codes) -> x0``.
+        quantizer: terratorch's ``FiniteScalarQuantizer``; only its codebook is used.
+        sar: adapter of the SAR modality.
+        optical: adapter of the optical modality.
+        layout: fixed facts of the architecture.
+    """
+
+    def __init__(
+        self,
+        core: nn.Module,
+        detokenizer: nn.Module,
+        quantizer: nn.Module,
+        *,
+        sar: SarAdapter,
+        optical: OpticalAdapter,
+        layout: GeneratorLayout,
+    ) -> None:
+        super().__init__()
+        self.core = core
+        self.detokenizer = detokenizer
+        self.quantizer = quantizer
+        self.sar = sar
+        self.optical = optical
+        self.layout = layout
+        self.weights: WeightsInfo | None = None
+
+    @property
+    def codebook(self) -> Tensor:
+        """(V, D) code of each vocabulary entry, on an ordered grid in [0, 1]^D."""
+        return self.quantizer.codebook
+
+    @property
+    def image_channels(self) -> int:
+        """Channels of the detokenizer's image."""
+        return self.optical.channels
+
+    # -- tokens ---------------------------------------------------------------------------------------------------
+
+    def logits(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Token logits of the optical image given the modalities present.
+
+        Args:
+            inputs: any of ``"s1"`` (B, 2, H, W) and ``"optical"`` (B, 4, H, W) in z-units; H = W, a multiple of 32.
+
+        Returns:
+            (B, h*w, V) float logits, tokens in row-major order.
+        """
+        core, layout = self.core, self.layout
+        tokens, positions = [], []
+        for name, image in inputs.items():
+            key = layout.sar_key if name == "s1" else layout.optical_key
+            pixels = image if name == "s1" else self.optical.lift(image)
+            embedded = core.encoder_embeddings[key]({"tensor": pixels})
+            tokens.append(embedded["x"] + embedded["emb"])
+            positions.append(embedded["emb"])
+            height, width = image.shape[-2:]
+        if not tokens:
+            raise InputError("no input modality was given; pass s1, optical or both")
+        encoded = core.forward_encoder(torch.cat(tokens, dim=1), None)
+        context = core.decoder_proj_context(encoded) + torch.cat(positions, dim=1)
+        queries = core.mask_token + self._target_positions(height, width)
+        decoded = core.forward_decoder(queries.expand(encoded.shape[0], -1, -1), context, None, None)
+        return core.decoder_embeddings[layout.target_key].forward_logits(decoded)
+
+    def _target_positions(self, height: int, width: int) -> Tensor:
+        """(1, h*w, dim) positional and modality embedding of the tokens to predict."""
+        from terratorch.models.backbones.terramind.model.tm_utils import interpolate_pos_encoding
+
+        embedding = self.core.decoder_embeddings[self.layout.target_key]
+        positions = embedding.pos_emb
+        if (height, width) != tuple(embedding.image_size):
+            positions = interpolate_pos_encoding(
+                positions, height, width, embedding.patch_size, embedding.dim_tokens
+            )
+        return positions + embedding.mod_emb
+
+    def codes(
+        self,
+        logits: Tensor,
+        size: tuple[int, int],
+        *,
+        tokens: str = "soft",
+        temperature: float = 1.0,
+        seeds: Tensor | None = None,
+        origins: Tensor | None = None,
+    ) -> Tensor:
+        """Codes (B, D, h, w) for the detokenizer.
+
+        Args:
+            logits: (B, h*w, V).
+            size: image height and width in pixels.
+            tokens: ``"soft"`` is the expected code under the predicted distribution (deterministic, differentiable),
+                ``"argmax"`` the most likely token's code, ``"sample"`` a random token's.
+            temperature: divides the logits of soft and sampled tokens; > 0.
+            seeds: (B,) int64, needed for ``"sample"``.
+            origins: (B, 2) scene coordinate of each sample, so that overlapping tiles draw alike.
+        """
+        height, width = size[0] // self.layout.patch, size[1] // self.layout.patch
+        codebook = self.codebook
+        logits = logits.float()
+        if tokens == "soft":
+            codes = (logits / temperature).softmax(-1) @ codebook.float()
+        elif tokens == "argmax":
+            codes = codebook[logits.argmax(-1)]
+        elif tokens == "sample":
+            if seeds is None:
+                raise InputError("sampled tokens need seeds")
+            token_origins = None if origins is None else origins // self.layout.patch
+            gumbel = gumbel_field(seeds, (logits.shape[-1], height, width), origins=token_origins)
+            codes = codebook[(logits / temperature + gumbel.flatten(2).transpose(1, 2)).argmax(-1)]
+        else:
+            raise InputError(f"tokens is {tokens!r}; expected one of {', '.join(TOKEN_MODES)}")
+        return codes.transpose(1, 2).reshape(len(codes), -1, height, width).float()
+
+    def confidence(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
+        """How sure the token distribution is, (B, 1, h, w) in [0, 1]: one minus its normalised entropy."""
+        log_p = logits.float().log_softmax(-1)
+        entropy = -(log_p.exp() * log_p).sum(-1)
+        height, width = size[0] // self.layout.patch, size[1] // self.layout.patch
+        return (1.0 - entropy / math.log(logits.shape[-1])).clamp(0.0, 1.0).reshape(-1, 1, height, width)
+
+    # -- images ---------------------------------------------------------------------------------------------------
+
+    def denoise_once(self, x_t: Tensor, t: Tensor, codes: Tensor) -> Tensor:
+        """One evaluation of the detokenizer: x0 (B, C, H, W) in z-units from x_t, t (B,) int64 and codes."""
+        return self.detokenizer(x_t, t, codes)
+
+    def decode(self, codes: Tensor, noise: Tensor, schedule: Schedule, *, start: Tensor | None = None) -> Tensor:
+        """Image channels (B, C, H, W) in z-units, after exactly ``schedule.nfe`` evaluations."""
+        return denoise(self.denoise_once, codes, noise, schedule, start=start)

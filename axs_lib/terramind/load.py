@@ -1,0 +1,102 @@
+"""From a variant's name to a generator and a grounding head with weights in them.
+
+Published TerraMind checkpoints are loaded strictly through their own layout; nano's packaged file holds generator,
+tokenizer encoder and head in one. Loading either succeeds completely or raises.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+from axs_lib.grounding.head import GroundingHead
+from axs_lib.terramind.build import build_nano, build_nano_tokenizer, build_v1
+from axs_lib.terramind.generator import TerraMindGenerator
+from axs_lib.terramind.weights import (
+    WeightFiles,
+    find_variant,
+    load_strict,
+    other_modalities,
+    read_state,
+    resolve,
+    substate,
+)
+
+
+def load_generator(
+    variant: str,
+    *,
+    pretrained: bool = True,
+    checkpoint: str | None = None,
+    revision: str | None = None,
+    s1_product: str = "S1GRD",
+) -> TerraMindGenerator:
+    """A generator, with weights where ``pretrained``.
+
+    Raises:
+        InputError: unknown variant or product.
+        WeightsError: weights that cannot be had, read or matched.
+    """
+    find_variant(variant)
+    if not pretrained:
+        return _build(variant, s1_product)
+    files = resolve(variant, checkpoint=checkpoint, revision=revision)
+    generator = _build(variant, s1_product)
+    if variant == "nano":
+        _load_nano(files, {"core": generator.core, "detokenizer": generator.detokenizer})
+    else:
+        _load_published(generator, files)
+    generator.weights = files.info
+    return generator
+
+
+def load_grounding(
+    variant: str,
+    *,
+    pretrained: bool = True,
+    checkpoint: str | None = None,
+    revision: str | None = None,
+    s1_product: str = "S1GRD",
+) -> tuple[TerraMindGenerator, GroundingHead]:
+    """A generator and its grounding head; the head is trained for nano and fresh for the published variants."""
+    generator = load_generator(
+        variant, pretrained=pretrained, checkpoint=checkpoint, revision=revision, s1_product=s1_product
+    )
+    head = GroundingHead()
+    if pretrained and variant == "nano":
+        _load_nano(resolve(variant, checkpoint=checkpoint, revision=revision), {"head": head})
+    return generator, head
+
+
+def load_nano_tokenizer(checkpoint: str | None = None) -> nn.Module:
+    """nano's trained tokenizer encoder, for training."""
+    tokenizer = build_nano_tokenizer()
+    _load_nano(resolve("nano", checkpoint=checkpoint), {"tokenizer": tokenizer})
+    return tokenizer
+
+
+def _build(variant: str, s1_product: str) -> TerraMindGenerator:
+    return build_nano(s1_product=s1_product) if variant == "nano" else build_v1(variant, s1_product=s1_product)
+
+
+def _load_nano(files: WeightFiles, modules: dict[str, nn.Module]) -> None:
+    state = read_state(files.generator)
+    for name, module in modules.items():
+        load_strict(module, substate(state, f"{name}."), what=f"nano {name} ({files.generator})")
+
+
+def _load_published(generator: TerraMindGenerator, files: WeightFiles) -> None:
+    core, state = generator.core, read_state(files.generator)
+    # Sine-cosine positions and zero norm biases are buffers whose value is fixed; a file may leave them out.
+    fixed = dict(core.named_buffers())
+    load_strict(
+        core,
+        fixed | state,
+        ignore_prefixes=other_modalities(core, state),
+        what=f"{generator.layout.variant} ({files.generator})",
+    )
+    assert files.tokenizer is not None  # resolve() raises where a published variant lacks it
+    load_strict(
+        generator.detokenizer,
+        substate(read_state(files.tokenizer), "decoder."),
+        what=f"S2L2A tokenizer ({files.tokenizer})",
+    )

@@ -1,0 +1,141 @@
+"""The noise field: Gaussian and uniform noise as a fixed function of (seed, stream, channel, row, column).
+
+Diffusion needs starting noise, and a scene is processed in overlapping tiles, in any batch, on any device. If noise
+came from a random number generator, a pixel's result would depend on the order of the calls. Here every value is a
+hash of its scene coordinate, so overlapping tiles start from the same noise, a tile's result does not depend on its
+batch mates, and nobody's global random state is read or written.
+
+The hash is the 64-bit finaliser of SplitMix64 (Steele, Lea & Flood 2014), applied once per coordinate; normal
+deviates come from it by Box-Muller.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+PIXEL_STREAM = 1  # the denoiser's starting noise
+TOKEN_STREAM = 2  # Gumbel noise of sampled tokens
+
+
+def _signed(value: int) -> int:
+    """A Python integer wrapped to the signed 64-bit range that torch.int64 holds."""
+    value &= (1 << 64) - 1
+    return value - (1 << 64) if value >= 1 << 63 else value
+
+
+_GOLDEN = _signed(0x9E3779B97F4A7C15)
+_MIX_1 = _signed(0xBF58476D1CE4E5B9)
+_MIX_2 = _signed(0x94D049BB133111EB)
+
+
+def _shift_right(x: Tensor, bits: int) -> Tensor:
+    """Logical (zero-filling) right shift of int64, which torch only offers as arithmetic."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _mix(x: Tensor) -> Tensor:
+    x = (x ^ _shift_right(x, 30)) * _MIX_1
+    x = (x ^ _shift_right(x, 27)) * _MIX_2
+    return x ^ _shift_right(x, 31)
+
+
+def _hash_field(
+    seeds: Tensor, stream: int, channels: int, height: int, width: int, origins: Tensor
+) -> Tensor:
+    """int64 hashes of shape (B, channels, height, width)."""
+    device = seeds.device
+    key = _mix(_mix(seeds + _GOLDEN) + _signed(stream * _GOLDEN))  # (B,)
+    steps = torch.arange(1, max(channels, height, width) + 1, device=device, dtype=torch.int64)
+    rows = origins[:, :1] + steps[None, :height]  # (B, H)
+    cols = origins[:, 1:] + steps[None, :width]  # (B, W)
+    by_channel = _mix(key[:, None] + steps[None, :channels] * _GOLDEN)  # (B, C)
+    by_row = _mix(by_channel[:, :, None] + rows[:, None, :] * _GOLDEN)  # (B, C, H)
+    return _mix(by_row[..., None] + cols[:, None, None, :] * _GOLDEN)
+
+
+def _as_origins(origins: Tensor | Sequence[int] | None, batch: int, device: torch.device) -> Tensor:
+    if origins is None:
+        return torch.zeros(batch, 2, dtype=torch.int64, device=device)
+    tensor = torch.as_tensor(origins, dtype=torch.int64, device=device)
+    return tensor.expand(batch, 2) if tensor.ndim == 1 else tensor
+
+
+def gaussian_field(
+    seeds: Tensor,
+    shape: tuple[int, int, int],
+    *,
+    origins: Tensor | Sequence[int] | None = None,
+    stream: int = PIXEL_STREAM,
+) -> Tensor:
+    """Standard normal noise of shape (B, C, H, W), float32, one seed a sample.
+
+    Args:
+        seeds: (B,) int64, on the device where the noise is wanted.
+        shape: (C, H, W).
+        origins: scene (row, column) of each sample's upper left pixel, (B, 2) or one pair for all; default (0, 0).
+        stream: separates uses of one seed.
+    """
+    h = _hash_field(seeds, stream, *shape, _as_origins(origins, len(seeds), seeds.device))
+    radius = ((_shift_right(h, 41) + 0.5) * 2.0**-23).log_().mul_(-2.0).sqrt_()
+    angle = (h & 0xFFFFFF).to(torch.float32).mul_(2.0 * math.pi * 2.0**-24)
+    return radius.mul_(angle.cos_())
+
+
+def gumbel_field(
+    seeds: Tensor,
+    shape: tuple[int, int, int],
+    *,
+    origins: Tensor | Sequence[int] | None = None,
+    stream: int = TOKEN_STREAM,
+) -> Tensor:
+    """Standard Gumbel noise of shape (B, C, H, W): adding it to logits and taking the argmax samples a category."""
+    h = _hash_field(seeds, stream, *shape, _as_origins(origins, len(seeds), seeds.device))
+    uniform = (_shift_right(h, 41) + 0.5) * 2.0**-23
+    return uniform.log_().neg_().log_().neg_()
+
+
+def sample_seeds(
+    seed: int | Sequence[int] | Tensor,
+    batch: int,
+    *,
+    generator: torch.Generator | Sequence[torch.Generator] | None = None,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """One int64 seed a sample, shape (B,).
+
+    One integer serves every sample alike, which keeps a tile's result independent of its place in the batch. A
+    ``torch.Generator`` (or one a sample) is drawn from instead where given, and only it advances.
+
+    Raises:
+        InputError: the number of seeds or generators is not the batch size.
+    """
+    from axs_lib.errors import InputError
+
+    def draw(g: torch.Generator, n: int) -> Tensor:
+        return torch.randint(2**62, (n,), generator=g, device=g.device, dtype=torch.int64).cpu()
+
+    if generator is not None:
+        if isinstance(generator, torch.Generator):
+            seeds = draw(generator, batch)
+        else:
+            seeds = torch.cat([draw(g, 1) for g in generator])
+    elif isinstance(seed, int):
+        seeds = torch.tensor([_signed(seed)], dtype=torch.int64).expand(batch)
+    else:
+        values = seed.tolist() if isinstance(seed, Tensor) else list(seed)
+        seeds = torch.tensor([_signed(int(s)) for s in values], dtype=torch.int64)
+    if len(seeds) != batch:
+        raise InputError(
+            f"got {len(seeds)} seeds (or generators) for a batch of {batch}; pass one seed for all samples or exactly"
+            " one a sample"
+        )
+    return seeds.to(device)
+
+
+def member_seeds(seeds: Tensor, member: int) -> Tensor:
+    """Seeds of ensemble member ``member`` (0 keeps the seeds, so one member equals no ensemble)."""
+    return seeds if member == 0 else _mix(seeds ^ _mix(torch.full_like(seeds, _signed(member * _GOLDEN))))

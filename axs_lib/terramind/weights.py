@@ -1,0 +1,541 @@
+"""Where TerraMind weights come from, verified and recorded: package, local file, ``AXS_WEIGHTS`` or Hugging Face Hub.
+
+In goes the name of a variant; out come the paths of its files and a record of what they are (source, commit, SHA-256)
+that travels into every output. Files are read without executing anything (``weights_only`` torch loading or
+safetensors) and loaded strictly: a missing or misshapen tensor is an error, never a random initialisation.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import hashlib
+import os
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from axs_lib.errors import InputError, WeightsError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+WEIGHTS_VARIABLE = "AXS_WEIGHTS"
+HUB_TIMEOUT = 5.0  # seconds until an unreachable Hub is reported
+_PACKAGED = Path(__file__).resolve().parents[1] / "weights"
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_EXAMPLES = 5
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """One published file.
+
+    Attributes:
+        repo: repository on the Hub.
+        name: file name in the repository.
+        commit: the commit that is asked for by default, where its content is known.
+        sha256: SHA-256 of the file at that commit.
+    """
+
+    repo: str
+    name: str
+    commit: str | None = None
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One size of TerraMind: its token dimension and its published files (none for a packaged variant)."""
+
+    name: str
+    dim: int
+    generator: HubFile | None = None
+    tokenizer: HubFile | None = None
+
+    @property
+    def packaged(self) -> bool:
+        """Whether the weights ship with this package."""
+        return self.generator is None
+
+
+_TOKENIZER = HubFile("ibm-esa-geospatial/TerraMind-1.0-Tokenizer-S2L2A", "TerraMind_Tokenizer_S2L2A.pt")
+
+
+def _published(size: str, dim: int, commit: str | None = None, sha256: str | None = None) -> Variant:
+    generator = HubFile(f"ibm-esa-geospatial/TerraMind-1.0-{size}", f"TerraMind_v1_{size}.pt", commit, sha256)
+    return Variant(f"terramind_v1_{size}", dim, generator, _TOKENIZER)
+
+
+VARIANTS: dict[str, Variant] = {
+    v.name: v
+    for v in (
+        Variant("nano", 192),
+        _published(
+            "tiny",
+            192,
+            commit="3e763e7a7daa25e73bbe01616bc1ba91ed02a217",
+            sha256="e56ea9ebcd4451078b9ca4893d5cd8a89bbee376ae16829c3e7fbbbc76de0eba",
+        ),
+        _published("small", 384),
+        _published("base", 768),
+        _published("large", 1024),
+    )
+}
+
+
+@dataclass(frozen=True)
+class WeightsInfo:
+    """What exactly was loaded.
+
+    Attributes:
+        variant: name of the variant.
+        source: ``packaged``, ``checkpoint``, ``AXS_WEIGHTS`` or ``hub``.
+        revision: what was asked for, ``None`` for the default.
+        commit: Hub commit of each file by its name; empty where a file did not come from the Hub.
+        sha256: SHA-256 of each file by its name.
+        verified: whether every file whose hash is known to this package has it; false where none is known.
+    """
+
+    variant: str
+    source: str
+    revision: str | None = None
+    commit: Mapping[str, str] = field(default_factory=dict)
+    sha256: Mapping[str, str] = field(default_factory=dict)
+    verified: bool = False
+
+    def tags(self) -> dict[str, str]:
+        """The record as flat text, for file tags; several files are ``name=value`` joined by spaces."""
+        tags = {"AXS_WEIGHTS": self.source}
+        if self.revision is not None:
+            tags["AXS_WEIGHTS_REVISION"] = self.revision
+        for name, values in (("COMMIT", self.commit), ("SHA256", self.sha256)):
+            if values:
+                tags[f"AXS_WEIGHTS_{name}"] = " ".join(f"{file}={value}" for file, value in values.items())
+        return tags
+
+
+@dataclass(frozen=True)
+class WeightFiles:
+    """Files of one variant; ``tokenizer`` is ``None`` where ``generator`` holds everything (packaged variants)."""
+
+    generator: Path
+    tokenizer: Path | None
+    info: WeightsInfo
+
+
+# -- finding ------------------------------------------------------------------------------------------------------
+
+
+def find_variant(name: str) -> Variant:
+    """The variant of this name.
+
+    Raises:
+        InputError: there is none; the message lists those there are.
+    """
+    if name in VARIANTS:
+        return VARIANTS[name]
+    close = difflib.get_close_matches(str(name), VARIANTS, n=1, cutoff=0.5)
+    guess = f" Did you mean {close[0]!r}?" if close else ""
+    raise InputError(f"unknown variant {name!r}; the variants are {', '.join(VARIANTS)}.{guess}")
+
+
+def resolve(
+    variant: str, checkpoint: str | os.PathLike[str] | None = None, revision: str | None = None
+) -> WeightFiles:
+    """Find the weight files of a variant: ``checkpoint``, then ``AXS_WEIGHTS``, then the Hub's cache, then the Hub.
+
+    Args:
+        variant: a name in ``VARIANTS``. A packaged variant is read from this package and ignores ``AXS_WEIGHTS``.
+        checkpoint: the generator's file (``.pt`` or ``.safetensors``) with the tokenizer's file beside it, or a
+            folder that holds both under their published names.
+        revision: branch, tag or commit of the generator's Hub repository; ``"GENERATOR:TOKENIZER"`` also pins the
+            tokenizer's, which has commits of its own.
+
+    Returns:
+        Paths of the files and the record of what they are.
+
+    Raises:
+        InputError: unknown variant.
+        WeightsError: the files are not there, cannot be had, or differ from their known SHA-256.
+    """
+    spec = find_variant(variant)
+    if checkpoint is not None:
+        return _local(spec, Path(checkpoint), "checkpoint", revision)
+    if spec.packaged:
+        path = packaged(spec.name)
+        return WeightFiles(path, None, _record(spec, "packaged", revision, {path: None}))
+    if os.environ.get(WEIGHTS_VARIABLE):
+        return _local(spec, Path(os.environ[WEIGHTS_VARIABLE]), WEIGHTS_VARIABLE, revision)
+    return download(variant, revision)
+
+
+def packaged(name: str) -> Path:
+    """Path of a weights file shipped with this package, by its name without suffix.
+
+    Raises:
+        WeightsError: the installation lacks it.
+    """
+    path = _PACKAGED / f"{name}.safetensors"
+    if not path.is_file():
+        raise WeightsError(
+            f"{path.name} should be in {path.parent} and is not: the installation is incomplete; reinstall axion-sat"
+        )
+    return path
+
+
+def download(
+    variant: str,
+    revision: str | None = None,
+    folder: str | os.PathLike[str] | None = None,
+    *,
+    refresh: bool = False,
+) -> WeightFiles:
+    """Fetch a published variant from the Hub unless its cache already has it.
+
+    Args:
+        variant: a published name in ``VARIANTS``.
+        revision: as in ``resolve``.
+        folder: put the files here instead of the Hub's cache.
+        refresh: ask the Hub even when the cache has the files, in case a branch has moved.
+
+    Raises:
+        InputError: unknown or packaged variant.
+        WeightsError: the Hub cannot be reached or refuses, or a file differs from its known SHA-256.
+    """
+    spec = find_variant(variant)
+    if spec.generator is None or spec.tokenizer is None:
+        raise InputError(f"{variant} ships with this package: there is nothing to download")
+    pins = (revision or "").split(":")
+    if len(pins) > 2:
+        raise InputError(f"revision is {revision!r}; expected one revision, or GENERATOR:TOKENIZER")
+    generator_pin, tokenizer_pin = [*pins, ""][:2]
+    target = None if folder is None else Path(folder)
+    generator = _hub(spec, spec.generator, generator_pin or spec.generator.commit, target, refresh)
+    tokenizer = _hub(spec, spec.tokenizer, tokenizer_pin or spec.tokenizer.commit, target, refresh)
+    info = _record(spec, "hub", revision, {generator: spec.generator, tokenizer: spec.tokenizer})
+    return WeightFiles(generator, tokenizer, info)
+
+
+def _hub(spec: Variant, file: HubFile, revision: str | None, folder: Path | None, refresh: bool) -> Path:
+    """One file from the Hub's cache or, failing that, from the Hub."""
+    import huggingface_hub as hub
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    fetch = functools.partial(hub.hf_hub_download, file.repo, file.name, revision=revision)
+    if folder is None and not refresh:
+        try:
+            return Path(fetch(local_files_only=True))
+        except LocalEntryNotFoundError:
+            pass
+    reason: str
+    try:
+        # One cheap question first: the download itself retries an unreachable Hub for about half a minute.
+        hub.get_hf_file_metadata(hub.hf_hub_url(file.repo, file.name, revision=revision), timeout=HUB_TIMEOUT)
+        return Path(fetch(local_dir=folder))
+    except hub.errors.RevisionNotFoundError:
+        raise WeightsError(
+            f"{file.repo} has no revision {revision!r} on the Hub; leave revision out, or name a commit"
+        ) from None
+    except hub.errors.HfHubHTTPError as error:
+        status = getattr(error.response, "status_code", None)
+        reason = f"the Hub answered {status}" if status else "the Hub refused"
+    except OSError as error:
+        reason = error.strerror or "the Hub cannot be reached"
+    except Exception as error:  # the HTTP client's own errors, whichever client the hub library uses
+        reason = f"the Hub cannot be reached ({type(error).__name__})"
+    raise _no_weights(spec, file, reason) from None
+
+
+def _no_weights(spec: Variant, file: HubFile, reason: str) -> WeightsError:
+    return WeightsError(
+        f"the weights of {spec.name} are not here and cannot be fetched ({file.repo}/{file.name}: {reason})."
+        " Three ways out:\n"
+        f"  1. on a machine with network: axs weights download {spec.name} --to DIR, and bring DIR here;\n"
+        f"  2. point to local files: checkpoint=DIR, or {WEIGHTS_VARIABLE}=DIR;\n"
+        '  3. use the small weights that ship with this package: variant="nano" (--variant nano).'
+    )
+
+
+def _local(spec: Variant, path: Path, source: str, revision: str | None) -> WeightFiles:
+    """Files at a path that the user named: a generator file, or a folder under the published names."""
+    if not path.exists():
+        raise WeightsError(f"{source} names {path}, which does not exist")
+    if spec.generator is None or spec.tokenizer is None:
+        file = _named(path, f"{spec.name}.safetensors") if path.is_dir() else path
+        if file is None:
+            raise WeightsError(f"{source} names the folder {path}, which has no {spec.name}.safetensors")
+        return WeightFiles(file, None, _record(spec, source, revision, {file: None}))
+
+    folder = path if path.is_dir() else path.parent
+    generator = _named(path, spec.generator.name) if path.is_dir() else path
+    tokenizer = _named(folder, spec.tokenizer.name)
+    for file, wanted in ((generator, spec.generator), (tokenizer, spec.tokenizer)):
+        if file is None:
+            raise WeightsError(
+                f"{source} names {path}, and {folder} has no {wanted.name} (nor the same as .safetensors); {spec.name}"
+                f" needs {spec.generator.name} and {spec.tokenizer.name} in one folder:"
+                f" axs weights download {spec.name} --to DIR puts them there"
+            )
+    assert generator is not None and tokenizer is not None
+    # A file of one's own may differ from the published one, so its hash is recorded, not enforced.
+    return WeightFiles(
+        generator, tokenizer, _record(spec, source, revision, {generator: None, tokenizer: None})
+    )
+
+
+def _named(folder: Path, name: str) -> Path | None:
+    """A file of this name, or of this name as safetensors, in a folder."""
+    candidates = (folder / name, (folder / name).with_suffix(".safetensors"))
+    return next((c for c in candidates if c.is_file()), None)
+
+
+def _record(
+    spec: Variant, source: str, revision: str | None, files: Mapping[Path, HubFile | None]
+) -> WeightsInfo:
+    """Hash the files and compare them with what is known of them.
+
+    A file fetched from the Hub at a known commit must have the known content; ``files`` maps it to its ``HubFile``.
+    """
+    hashes = {path.name: sha256_file(path) for path in files}
+    commits = {path.name: commit for path in files if (commit := _commit(path)) is not None}
+    for path, published in files.items():
+        if published is None or published.sha256 is None or commits.get(path.name) != published.commit:
+            continue
+        if hashes[path.name] != published.sha256:
+            raise WeightsError(
+                f"{path} is not what was published: its SHA-256 is {hashes[path.name]}, expected {published.sha256};"
+                " delete it and download it again"
+            )
+    known = {
+        f.name: f.sha256 for f in (spec.generator, spec.tokenizer) if f is not None and f.sha256 is not None
+    }
+    verified = source == "packaged" or (
+        bool(known) and all(hashes.get(n) == value for n, value in known.items())
+    )
+    return WeightsInfo(spec.name, source, revision, commits, hashes, verified)
+
+
+def _commit(path: Path) -> str | None:
+    """Hub commit of a file, from its place in the Hub's cache or from the note a download leaves beside it."""
+    if path.parent.parent.name == "snapshots" and _COMMIT.fullmatch(path.parent.name):
+        return path.parent.name
+    note = path.parent / ".cache" / "huggingface" / "download" / f"{path.name}.metadata"
+    try:
+        first = note.read_text(encoding="utf-8").split("\n", 1)[0].strip()
+    except (OSError, UnicodeDecodeError):
+        return None
+    return first if _COMMIT.fullmatch(first) else None
+
+
+def sha256_file(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file's content in hexadecimal; asked twice, an unchanged file is read once.
+
+    Raises:
+        WeightsError: the file cannot be read.
+    """
+    try:
+        file = Path(path).resolve()
+        status = file.stat()
+        return _sha256(file, status.st_size, status.st_mtime_ns)
+    except OSError as error:
+        raise WeightsError(f"cannot read {path}: {error.strerror or error}") from None
+
+
+@functools.lru_cache(maxsize=64)
+def _sha256(path: Path, size: int, modified: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# -- reading ------------------------------------------------------------------------------------------------------
+
+
+def read_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Read a state dict from ``.safetensors`` or a torch file, without executing what is in it.
+
+    Args:
+        path: the file. A torch file holds a flat state dict, or one under ``model`` or ``state_dict``.
+
+    Returns:
+        Tensors on the CPU by name, mapped from the file where its format allows.
+
+    Raises:
+        WeightsError: missing, empty, truncated or not a weights file, or it holds anything but tensors.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise WeightsError(f"{file} is not a file; expected a .pt or .safetensors file of weights")
+    if file.stat().st_size == 0:
+        raise WeightsError(f"{file} is empty: the download or copy was cut off; fetch it again")
+    content = _read_safetensors(file) if file.suffix == ".safetensors" else _read_torch(file)
+    return _flat_tensors(content, file)
+
+
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
+    """The text metadata in a ``.safetensors`` file's header; empty where there is none.
+
+    Raises:
+        WeightsError: not a readable safetensors file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(os.fspath(path), framework="pt") as file:
+            return dict(file.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{path} is not a readable safetensors file: {_short(error)}") from None
+
+
+def _read_safetensors(file: Path) -> object:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(file)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise WeightsError(
+            f"{file} is not a readable safetensors file ({_short(error)}): it may be truncated; fetch it again"
+        ) from None
+
+
+def _read_torch(file: Path) -> object:
+    import pickle
+    import zipfile
+
+    import torch
+
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+    except pickle.UnpicklingError:
+        raise WeightsError(
+            f"{file} is not a file of plain tensors: it is damaged, or its pickle asks to run code, which is refused."
+            " Expected a state dict saved by torch.save, or .safetensors"
+        ) from None
+    except Exception as error:  # torch raises half a dozen kinds for a damaged archive
+        raise WeightsError(
+            f"{file} is not a readable torch file ({_short(error)}): it may be truncated or of another kind; fetch it"
+            " again, or give a .pt or .safetensors file of weights"
+        ) from None
+
+
+def _flat_tensors(content: object, file: Path) -> dict[str, Tensor]:
+    import torch
+
+    if isinstance(content, Mapping):
+        content = next(
+            (content[k] for k in ("state_dict", "model") if isinstance(content.get(k), Mapping)), content
+        )
+    if not isinstance(content, Mapping):
+        raise WeightsError(
+            f"{file} holds a {type(content).__name__}; expected a state dict (names to tensors)"
+        )
+    if not content:
+        raise WeightsError(f"{file} holds an empty state dict; expected the weights of a model")
+    for name, value in content.items():
+        if not isinstance(name, str) or not isinstance(value, torch.Tensor):
+            raise WeightsError(
+                f"{file} holds {name!r}, a {type(value).__name__}, where only tensors are expected; save the model's"
+                " state_dict() alone"
+            )
+    return dict(content)
+
+
+def _short(error: BaseException) -> str:
+    """First line of an error, cut to a readable length."""
+    line = (str(error) or type(error).__name__).splitlines()[0]
+    return line if len(line) <= 120 else line[:117] + "..."
+
+
+# -- loading ------------------------------------------------------------------------------------------------------
+
+
+def substate(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The entries under a prefix, with the prefix taken off."""
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
+def other_modalities(module: nn.Module, state: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """Prefixes of the modality embeddings that a published file has and a module was built without.
+
+    The published files carry the embeddings of every modality, a generator only those that it uses. A modality that
+    the module has is never among them, so its weights stay required.
+    """
+    groups = {_modality(name) for name in state} - {_modality(name) for name in module.state_dict()}
+    return tuple(sorted(group for group in groups if group))
+
+
+def _modality(name: str) -> str:
+    match = re.match(r"(?:en|de)coder_embeddings\.[^.]+\.", name)
+    return match[0] if match else ""
+
+
+def load_strict(
+    module: nn.Module,
+    state: Mapping[str, Tensor],
+    *,
+    ignore_prefixes: Iterable[str] = (),
+    what: str = "the checkpoint",
+) -> None:
+    """Load a state dict into a module so that every parameter and buffer comes from it.
+
+    Values are copied in place and converted to the module's dtype and device; the state dict is left as it is.
+
+    Args:
+        module: to load into; unchanged when an error is raised.
+        state: tensors by name.
+        ignore_prefixes: extra entries under these prefixes are allowed; all others are errors.
+        what: how to call the state in an error, such as its file.
+
+    Raises:
+        WeightsError: entries are missing, unexpected or of another shape or kind; up to five of each are named.
+    """
+    wanted = module.state_dict()
+    prefixes = tuple(ignore_prefixes)
+    missing = [name for name in wanted if name not in state]
+    unexpected = [name for name in state if name not in wanted and not name.startswith(prefixes)]
+    misfits = [
+        f"{name} {_describe(state[name])}, expected {_describe(value)}"
+        for name, value in wanted.items()
+        if name in state
+        and (state[name].shape != value.shape or state[name].is_floating_point() != value.is_floating_point())
+    ]
+    if missing or unexpected or misfits:
+        problems = [
+            f"{len(names)} {problem} ({', '.join(names[:_EXAMPLES])}{', ...' if len(names) > _EXAMPLES else ''})"
+            for problem, names in (
+                ("missing", missing),
+                ("unexpected", unexpected),
+                ("of another shape", misfits),
+            )
+            if names
+        ]
+        raise WeightsError(f"{what} does not fit the model: {'; '.join(problems)}.{_hint(state, wanted)}")
+    module.load_state_dict({name: state[name] for name in wanted}, strict=True)
+
+
+def _describe(tensor: Tensor) -> str:
+    return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
+
+
+def _hint(state: Mapping[str, Tensor], wanted: Collection[str]) -> str:
+    """What the state seems to be instead, where that can be told."""
+    prefixes = Counter(
+        name.removesuffix(known)
+        for known in list(wanted)[:20]
+        for name in state
+        if name != known and name.endswith(f".{known}")
+    )
+    if prefixes and not any(name in wanted for name in state):
+        return f" Its names start with {prefixes.most_common(1)[0][0]!r}: save the inner module's state dict instead."
+    if any(name.startswith(("quant_proj.", "quantize.")) for name in state):
+        return " This looks like a tokenizer's file."
+    norm = state.get("encoder.0.norm1.weight")
+    if norm is not None and norm.ndim == 1:
+        dim = norm.shape[0]
+        names = [v.name for v in VARIANTS.values() if v.dim == dim and not v.packaged]
+        return f" This looks like {names[0]}: dim {dim}." if names else f" Its token dimension is {dim}."
+    return ""

@@ -1,0 +1,105 @@
+"""The tile grid: where the network looks, anchored to the image's own pixel grid, and how tiles blend.
+
+Tiles of ``side`` pixels start at multiples of ``stride`` from the image's origin, never from its end, so the same
+pixel lies in the same tiles whether a scene is read whole, in windows or cut out along the grid. Neighbours overlap
+by ``side - stride`` and are blended with a separable ramp whose weights sum to one after normalisation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A rectangle of the image: rows ``top:bottom``, columns ``left:right``."""
+
+    top: int
+    left: int
+    bottom: int
+    right: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        return self.bottom - self.top, self.right - self.left
+
+    def of(self, image: Tensor) -> Tensor:
+        """The tile's view of (..., H, W)."""
+        return image[..., self.top : self.bottom, self.left : self.right]
+
+
+@dataclass(frozen=True)
+class TileGrid:
+    """Tiles over an image.
+
+    Args:
+        side: tile side in pixels.
+        overlap: pixels shared by neighbours, less than ``side``.
+    """
+
+    side: int = 256
+    overlap: int = 64
+
+    @property
+    def stride(self) -> int:
+        """Distance between tile origins."""
+        return self.side - self.overlap
+
+    def starts(self, length: int) -> list[int]:
+        """Tile origins along an axis of ``length`` pixels; a last tile adds at least one new pixel."""
+        return [0, *range(self.stride, max(self.stride, length - self.overlap), self.stride)]
+
+    def tiles(self, height: int, width: int) -> Iterator[Tile]:
+        """Tiles in row-major order, cropped to the image."""
+        for top in self.starts(height):
+            for left in self.starts(width):
+                yield Tile(top, left, min(top + self.side, height), min(left + self.side, width))
+
+    def weights(self, tile: Tile, height: int, width: int, device: torch.device | str = "cpu") -> Tensor:
+        """Blending weights (h, w) of a tile: ramps over overlaps with a neighbour, one elsewhere, never zero."""
+        rows = self._ramp(tile.top, tile.bottom, height, device)
+        columns = self._ramp(tile.left, tile.right, width, device)
+        return rows[:, None] * columns[None, :]
+
+    def _ramp(self, start: int, stop: int, length: int, device: torch.device | str) -> Tensor:
+        position = torch.arange(stop - start, dtype=torch.float32, device=device) + 0.5
+        weight = torch.ones_like(position)
+        if start > 0:
+            weight = torch.minimum(weight, position / self.overlap)
+        if start + self.stride < length - self.overlap:  # a neighbour follows
+            weight = torch.minimum(weight, (self.side - position) / self.overlap)
+        return weight.clamp_min(1e-6)
+
+
+class Blender:
+    """Accumulates weighted tiles into whole images.
+
+    Args:
+        grid: the tile grid.
+        height: image height.
+        width: image width.
+    """
+
+    def __init__(self, grid: TileGrid, height: int, width: int) -> None:
+        self.grid, self.height, self.width = grid, height, width
+        self._sum: Tensor | None = None
+        self._weight: Tensor | None = None
+
+    def add(self, tile: Tile, values: Tensor) -> None:
+        """Add one tile's values (C, h, w)."""
+        if self._sum is None or self._weight is None:
+            self._sum = values.new_zeros(values.shape[0], self.height, self.width)
+            self._weight = values.new_zeros(self.height, self.width)
+        weights = self.grid.weights(tile, self.height, self.width, values.device)
+        tile.of(self._sum).add_(values * weights)
+        tile.of(self._weight).add_(weights)
+
+    def result(self) -> Tensor:
+        """The blended image (C, H, W)."""
+        assert self._sum is not None and self._weight is not None, "no tile was added"
+        return self._sum / self._weight

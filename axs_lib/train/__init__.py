@@ -1,0 +1,1 @@
+"""Training on Lightning: data, tasks and the commands that run them."""

@@ -1,0 +1,66 @@
+"""What the tests of the command line share: a runner, and a model that answers at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from typer.testing import CliRunner
+
+from axs_lib import stage3_tm_ground
+from axs_lib.cli.app import app
+from axs_lib.stage3_tm_ground import Stage3Output
+
+Run = Callable[..., Any]
+
+
+@pytest.fixture
+def axs() -> Run:
+    """``axs("ground", "--s1", path)`` runs the command line and returns its result."""
+
+    def run(*arguments: object) -> Any:
+        return CliRunner().invoke(app, [str(a) for a in arguments])
+
+    return run
+
+
+@dataclass
+class FakeModel:
+    """Stands in for Stage 3: adds 100 DN to opt_v2 and remembers how it was built and called."""
+
+    built: dict[str, Any] = field(default_factory=dict)
+    called: dict[str, Any] = field(default_factory=dict)
+    s1: Tensor | None = None
+    autocast: bool = False
+    variant: str = "fake"
+    provenance: dict[str, str] = field(default_factory=lambda: {"AXS_VARIANT": "fake"})
+
+    def ground(self, s1: Tensor, opt_v2: Tensor, **settings: Any) -> Stage3Output:
+        self.called, self.s1 = settings, s1
+        self.autocast = torch.is_autocast_enabled("cpu")
+        image = opt_v2 + 100
+        many = settings.get("ensemble_size", 1) > 1
+        return Stage3Output(
+            image=image,
+            proposal=image,
+            gate=torch.ones_like(image[:, :1]),
+            uncertainty=torch.full_like(image, 7.0) if many else None,
+            nfe=settings["timesteps"],
+        )
+
+
+@pytest.fixture
+def fake_model(monkeypatch: pytest.MonkeyPatch) -> FakeModel:
+    """A model that ``build_stage3_model`` hands out in place of TerraMind."""
+    model = FakeModel()
+
+    def build(timesteps: int, **options: Any) -> FakeModel:
+        model.built = {"timesteps": timesteps} | options
+        return model
+
+    monkeypatch.setattr(stage3_tm_ground, "build_stage3_model", build)
+    return model

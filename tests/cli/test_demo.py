@@ -1,0 +1,111 @@
+"""``axs demo`` writes everything it promises for every packaged tile, and only into a folder of its own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+
+from axs_lib.bands import OPTICAL_BANDS
+from axs_lib.data.samples import load_sample, sample_names
+
+from .conftest import FakeModel
+
+Run = Callable[..., Any]
+FILES = {"s1.tif", "truth.tif", "opt_v2.tif", "opt_v3.tif", "uncertainty.tif", "tile.npz", "panel.png"}
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One tile and no picture: drawing takes seconds."""
+    monkeypatch.setattr("axs_lib.data.samples.sample_names", lambda: ("finland_lake",))
+    monkeypatch.setattr("axs_lib.evaluate.panel.save_panel", lambda path, **_: path)
+
+
+def test_everything_is_written_and_the_figures_are_true(
+    axs: Run, fake_model: FakeModel, tmp_path: Path
+) -> None:
+    folder = tmp_path / "demo"
+    result = axs("demo", "--out", folder, "--seed", 3)
+    assert result.exit_code == 0, result.output
+    assert fake_model.built["variant"] == "nano"
+    assert fake_model.called == {"timesteps": 10, "seed": 3, "ensemble_size": 4}
+    check_files(folder)
+    check_figures(folder, result.output)
+
+
+def check_files(folder: Path) -> None:
+    assert {p.name for p in folder.iterdir()} == {*sample_names(), "demo.json"}
+    for name in sample_names():
+        assert {p.name for p in (folder / name).iterdir()} == FILES
+        assert (folder / name / "panel.png").read_bytes().startswith(b"\x89PNG")
+        truth = load_sample(name)[1]
+        with (
+            rasterio.open(folder / name / "opt_v3.tif") as after,
+            rasterio.open(folder / name / "opt_v2.tif") as before,
+        ):
+            assert after.descriptions == before.descriptions == OPTICAL_BANDS
+            assert tuple(after.transform)[:6] == truth.transform and after.crs == before.crs
+            assert after.tags()["AXS_SAMPLE"] == name and "degraded" in after.tags()["AXS_OPT_V2_SOURCE"]
+            estimate = before.read().astype(float)
+            np.testing.assert_allclose(after.read(), estimate + 100, atol=1)
+            assert not np.array_equal(estimate, truth.data)
+        with np.load(folder / name / "tile.npz", allow_pickle=False) as data:
+            assert {"opt_v3", "opt_v2", "s1_vv", "s1_vh", "s2_real"} <= set(data.files)
+            np.testing.assert_array_equal(data["s2_real"], truth.data)
+
+
+def check_figures(folder: Path, printed: str) -> None:
+    for word in (*sample_names(), "mean", "opt_v2", "opt_v3", "MSE", "PSNR", "SSIM", "SAM", "simulated"):
+        assert word in printed
+    record = json.loads((folder / "demo.json").read_text())
+    assert record["opt_v2_source"] == "degraded (test)" and record["settings"]["seed"] == 3
+    assert set(record["tiles"]) == set(sample_names())
+    with np.load(folder / "ireland_fields" / "tile.npz", allow_pickle=False) as data:
+        mse = np.mean(((data["opt_v3"] - data["s2_real"]) / 10_000) ** 2)
+    assert record["tiles"]["ireland_fields"]["mse_v3"] == pytest.approx(mse, rel=1e-3)
+
+
+@pytest.mark.usefixtures("quick", "fake_model")
+def test_it_runs_again_over_its_own_folder_and_the_seed_decides(axs: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "demo"
+
+    def estimate() -> bytes:
+        return (folder / "finland_lake" / "opt_v2.tif").read_bytes()
+
+    assert axs("demo", "--out", folder, "--seed", 3).exit_code == 0
+    first = estimate()
+    assert axs("demo", "--out", folder, "--seed", 3).exit_code == 0
+    assert estimate() == first
+    assert axs("demo", "--out", folder, "--seed", 4).exit_code == 0
+    assert estimate() != first
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_folder_with_other_files_is_refused(axs: Run, fake_model: FakeModel, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("precious")
+    result = axs("demo", "--out", tmp_path)
+    assert result.exit_code == 2 and "--overwrite" in result.stderr
+    assert fake_model.built == {} and [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
+    result = axs("demo", "--out", tmp_path / "thesis.txt")
+    assert result.exit_code == 2 and "is a file" in result.stderr
+    assert axs("demo", "--out", tmp_path, "--overwrite").exit_code == 0
+    assert (tmp_path / "thesis.txt").read_text() == "precious"
+
+
+@pytest.mark.usefixtures("quick")
+def test_an_interrupted_demo_may_be_run_again(
+    axs: Run, fake_model: FakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fake_model, "ground", interrupted)
+        assert axs("demo", "--out", tmp_path / "demo").exit_code == 130
+    assert axs("demo", "--out", tmp_path / "demo").exit_code == 0

@@ -1,0 +1,75 @@
+"""``axs weights`` prints what a user needs to find, check and use the files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from axs_lib.cli.weights import app
+from axs_lib.errors import InputError, WeightsError
+from axs_lib.terramind.weights import resolve, sha256_file
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A stand-in for the Hub with files whose content is their name; gives the folder of its cache."""
+    cache = tmp_path / "cache"
+
+    def fetch(
+        repo: str, name: str, revision: str | None = None, local_dir: Path | None = None, **_: object
+    ) -> str:
+        place = local_dir or cache / f"models--{repo.replace('/', '--')}" / "snapshots" / COMMIT
+        place.mkdir(parents=True, exist_ok=True)
+        (place / name).write_text(name)
+        return str(place / name)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", fetch)
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", lambda *_, **__: None)
+    return cache
+
+
+def test_download_to_a_folder_prints_what_makes_it_found(
+    hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "my weights"
+    result = CliRunner().invoke(
+        app, ["download", "terramind_v1_base", "--to", str(target)], catch_exceptions=False
+    )
+    assert result.exit_code == 0
+    for name in ("TerraMind_v1_base.pt", "TerraMind_Tokenizer_S2L2A.pt"):
+        assert str(target / name) in result.output
+        assert sha256_file(target / name) in result.output
+    assert f"export AXS_WEIGHTS='{target}'" in result.output
+
+    monkeypatch.setenv("AXS_WEIGHTS", str(target))
+    assert resolve("terramind_v1_base").generator == target / "TerraMind_v1_base.pt"
+
+
+def test_download_to_the_cache_prints_the_commit(hub: Path) -> None:
+    result = CliRunner().invoke(app, ["download", "terramind_v1_large"], catch_exceptions=False)
+    assert f"commit {COMMIT}" in result.output
+    assert "AXS_WEIGHTS" not in result.output
+    assert list(hub.rglob("TerraMind_v1_large.pt"))
+
+
+def test_nano_needs_no_download(hub: Path) -> None:
+    result = CliRunner().invoke(app, ["download", "nano"], catch_exceptions=False)
+    assert "nothing to download" in result.output
+    assert not hub.exists()
+
+
+def test_unknown_variant_and_offline_are_deliberate_errors() -> None:
+    assert isinstance(CliRunner().invoke(app, ["download", "terramind"]).exception, InputError)
+    offline = CliRunner().invoke(app, ["download", "terramind_v1_tiny"]).exception
+    assert isinstance(offline, WeightsError)
+    assert "AXS_WEIGHTS" in str(offline)
+
+
+def test_list_names_every_variant_and_its_repository() -> None:
+    output = CliRunner().invoke(app, ["list"], catch_exceptions=False).output
+    for expected in ("nano", "in this package", "ibm-esa-geospatial/TerraMind-1.0-tiny/TerraMind_v1_tiny.pt"):
+        assert expected in output

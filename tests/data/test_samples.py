@@ -1,0 +1,46 @@
+"""The packaged tiles are real pairs on one grid, small, and documented."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from rasterio.crs import CRS
+
+from axs_lib.bands import OPTICAL_BANDS, SAR_BANDS
+from axs_lib.data.samples import FOLDER, load_sample, sample_names, sample_paths
+from axs_lib.errors import InputError
+
+
+def test_there_are_three_small_documented_tiles() -> None:
+    assert sample_names() == ("finland_lake", "ireland_fields", "portugal_hills")
+    readme = (FOLDER / "README.md").read_text(encoding="utf-8")
+    for name in sample_names():
+        assert f"`{name}`" in readme
+        assert all(path.stat().st_size < 150_000 for path in sample_paths(name))
+    assert "CDLA-Permissive-1.0" in readme and "Copernicus Sentinel data" in readme
+
+
+@pytest.mark.parametrize("name", sample_names())
+def test_a_tile_is_a_clear_georeferenced_pair(name: str) -> None:
+    s1, s2 = load_sample(name)
+    assert s1.data.shape == (2, 120, 120) and s1.bands == SAR_BANDS
+    assert s2.data.shape == (4, 120, 120) and s2.bands == OPTICAL_BANDS
+    assert s1.transform == s2.transform and s1.crs == s2.crs and s2.crs is not None
+    assert CRS.from_wkt(s2.crs).is_projected and s2.transform is not None and s2.transform[0] == 10
+    assert np.isfinite(s1.data).all() and np.isfinite(s2.data).all()
+    assert -25 < s1.data.mean() < -5 and (s1.data[0].mean() > s1.data[1].mean())  # VV above VH
+    assert s2.data.min() >= 1 and np.median(s2.data[0]) < 1000  # no cloud: the blue band is dark
+    np.testing.assert_array_equal(s2.data, np.rint(s2.data))
+
+
+def test_sar_and_optical_show_the_same_lake() -> None:
+    s1, s2 = load_sample("finland_lake")
+    water = s2.data[OPTICAL_BANDS.index("B08")] < 400
+    assert 0.05 < water.mean() < 0.5
+    vv = s1.data[0]
+    assert vv[water].mean() < vv[~water].mean() - 5
+
+
+def test_an_unknown_tile_lists_those_there_are() -> None:
+    with pytest.raises(InputError, match="expected one of finland_lake, ireland_fields"):
+        load_sample("atlantis")

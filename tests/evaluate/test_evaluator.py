@@ -1,0 +1,272 @@
+"""The evaluation with models whose figures are known: a perfect one, a copy, one that only follows the SAR."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from axs_lib.data.pairs import list_pairs, load_pair
+from axs_lib.errors import InputError
+from axs_lib.evaluate.evaluator import Report, evaluate_folder, simulated_estimate
+from axs_lib.metrics import METRIC_KEYS, compute_metrics, stage3_metrics
+
+
+@dataclass
+class Output:
+    image: Tensor
+    nfe: int
+
+
+@dataclass
+class FakeModel:
+    """Grounds with a function of (s1, opt_v2) and records how it was called."""
+
+    correct: Callable[[Tensor, Tensor], Tensor] = lambda s1, opt_v2: opt_v2
+    calls: list[tuple[tuple[int, ...], int | None, int]] = field(default_factory=list)
+    timesteps: int = 10
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @property
+    def provenance(self) -> dict[str, str]:
+        return {"AXS_VARIANT": "fake"}
+
+    def ground(self, s1: Tensor, opt_v2: Tensor, timesteps: int | None = None, *, seed: int = 0) -> Output:
+        assert not torch.is_grad_enabled()
+        self.calls.append((tuple(opt_v2.shape), timesteps, seed))
+        return Output(self.correct(s1, opt_v2), timesteps or self.timesteps)
+
+
+def tile(rng: np.random.Generator, side: int) -> dict[str, np.ndarray]:
+    """A tile whose SAR says what its NIR is: VV = 10 log10(B08 / 10000) - 5."""
+    coarse = rng.integers(800, 4000, (4, side // 8, side // 8))
+    s2 = coarse.repeat(8, 1).repeat(8, 2).astype(np.uint16)
+    vv = 10 * np.log10(s2[3] / 10_000) - 5
+    return {"s1": np.stack([vv, vv - 6]).astype(np.float32), "s2": s2}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    rows = ["source,id,group,quality"]
+    tiles = (("a", "g1", "ok", 32), ("b", "g1", "ok", 32), ("c", "g2", "ok", 32), ("d", "g2", "cloud", 40))
+    for name, group, quality, side in tiles:
+        content = tile(rng, side)
+        if name == "a":
+            content["opt_v2"] = content["s2"].astype(np.float32) + 300
+        (tmp_path / "pairs" / "src").mkdir(parents=True, exist_ok=True)
+        np.savez(tmp_path / "pairs" / "src" / f"{name}.npz", **content)
+        rows.append(f"src,{name},{group},{quality}")
+    (tmp_path / "index.csv").write_text("\n".join(rows))
+    return tmp_path
+
+
+def follow_sar(s1: Tensor, opt_v2: Tensor) -> Tensor:
+    """NIR as the SAR of ``tile`` has it."""
+    image = opt_v2.clone()
+    image[:, 3] = 10 ** ((s1[:, 0] + 5) / 10) * 10_000
+    return image
+
+
+def test_a_copy_changes_nothing_and_wins_nothing(folder: Path) -> None:
+    report = evaluate_folder(FakeModel(), folder)
+    summary = report.summary()
+    assert list(summary) == ["ok"]
+    figures = summary["ok"]
+    assert (figures["tiles"], figures["wins"]) == (3, 0)
+    assert figures["mean"]["copy_ratio"] == 0
+    assert figures["improvement_of_mean_%"] == {"mse": 0, "mae": 0}
+    for key in METRIC_KEYS:
+        assert figures["mean"][f"{key}_v2"] == figures["mean"][f"{key}_v3"]
+
+
+def test_figures_are_those_of_the_metrics(folder: Path) -> None:
+    report = evaluate_folder(FakeModel(follow_sar), folder, quality="all")
+    for result in report.tiles:
+        pair = load_pair(result.record)
+        s1, truth = torch.from_numpy(pair.s1), torch.from_numpy(pair.s2)
+        opt_v2 = (
+            simulated_estimate(truth, result.record.name)
+            if pair.opt_v2 is None
+            else torch.from_numpy(pair.opt_v2)
+        )
+        opt_v3 = follow_sar(s1[None], opt_v2[None])[0]
+        assert result.metrics == pytest.approx(stage3_metrics(opt_v3, opt_v2, truth, s1=s1))
+        assert result.win
+    mean = report.summary()["all"]["mean"]
+    assert mean["mse_v3"] == pytest.approx(np.mean([t.metrics["mse_v3"] for t in report.tiles]))
+    median = report.summary()["ok"]["median"]
+    clear = [t.metrics["sam_v2"] for t in report.tiles if t.record.quality == "ok"]
+    assert median["sam_v2"] == pytest.approx(np.median(clear))
+    gain = report.summary()["all"]["improvement_of_mean_%"]["mse"]
+    assert gain == pytest.approx(100 * (1 - mean["mse_v3"] / mean["mse_v2"]))
+
+
+def test_sources_of_the_estimate_are_named(folder: Path) -> None:
+    report = evaluate_folder(FakeModel(), folder, quality="all")
+    assert {t.record.id: t.opt_v2_source for t in report.tiles} == {
+        "a": "file",
+        "b": "degraded",
+        "c": "degraded",
+        "d": "degraded",
+    }
+    assert report.opt_v2_sources() == {"file": 1, "degraded": 3}
+    assert report.tiles[0].metrics["mae_v2"] == pytest.approx(0.03, rel=1e-4)
+
+
+def test_qualities_are_reported_apart(folder: Path) -> None:
+    summary = evaluate_folder(FakeModel(), folder, quality="all").summary()
+    assert {name: figures["tiles"] for name, figures in summary.items()} == {"ok": 3, "all": 4}
+
+
+def test_the_same_estimates_for_every_model_and_seed(folder: Path) -> None:
+    first = evaluate_folder(FakeModel(), folder, seed=1)
+    second = evaluate_folder(FakeModel(follow_sar), folder, seed=2, groups=["g2"])
+    assert first.tiles[2].metrics["mse_v2"] == second.tiles[0].metrics["mse_v2"]
+    truth = torch.full((4, 16, 16), 1000.0)
+    assert not torch.equal(simulated_estimate(truth, "one"), simulated_estimate(truth, "two"))
+
+
+def test_tiles_are_batched_by_size_and_arguments_passed_on(folder: Path) -> None:
+    model = FakeModel()
+    report = evaluate_folder(model, folder, quality="all", timesteps=3, seed=5, batch_size=2)
+    assert model.calls == [((2, 4, 32, 32), 3, 5), ((1, 4, 32, 32), 3, 5), ((1, 4, 40, 40), 3, 5)]
+    assert (report.timesteps, report.nfe, report.seed) == (3, 3, 5)
+    assert evaluate_folder(FakeModel(), folder).timesteps == 10
+
+
+def test_swapped_sar_shows_what_the_sar_is_worth(folder: Path) -> None:
+    report = evaluate_folder(FakeModel(follow_sar), folder, quality="all", controls=True)
+    for result in report.tiles:
+        assert result.sar_swapped is not None
+        assert result.sar_swapped["donor"] != result.record.name
+        assert float(result.sar_swapped["mse"]) > result.metrics["mse_v3"]
+    donors = {t.record.id: t.sar_swapped["donor"] for t in report.tiles if t.sar_swapped}
+    assert donors == {"a": "src/c", "b": "src/c", "c": "src/a", "d": "src/a"}, (
+        "another group, of one size if it can be"
+    )
+    control = report.summary()["all"]["sar_swapped"]
+    assert control["wins_over"] == 1
+    assert control["improvement_of_mean_%"]["mse"] < report.summary()["all"]["improvement_of_mean_%"]["mse"]
+    pair = load_pair(report.tiles[0].record)
+    donor = load_pair(next(r for r in list_pairs(folder) if r.id == "c"))
+    swapped = follow_sar(torch.from_numpy(donor.s1)[None], torch.from_numpy(pair.opt_v2)[None])[0]
+    expected = compute_metrics(swapped, torch.from_numpy(pair.s2), s1=torch.from_numpy(pair.s1))
+    assert report.tiles[0].sar_swapped == pytest.approx({**expected, "donor": "src/c"})
+    assert evaluate_folder(FakeModel(), folder).tiles[0].sar_swapped is None
+
+
+def test_one_tile_has_no_control(folder: Path) -> None:
+    for name in "abd":
+        (folder / "pairs" / "src" / f"{name}.npz").unlink()
+    (folder / "index.csv").unlink()
+    report = evaluate_folder(FakeModel(), folder, controls=True)
+    assert len(report.tiles) == 1
+    assert "sar_swapped" not in report.summary()["ok"]
+
+
+def test_groups_select_and_unknown_ones_are_named(folder: Path) -> None:
+    assert [t.record.id for t in evaluate_folder(FakeModel(), folder, groups=["g1"]).tiles] == ["a", "b"]
+    with pytest.raises(InputError, match=r"g9; there are g1, g2"):
+        evaluate_folder(FakeModel(), folder, groups=["g1", "g9"])
+    with pytest.raises(InputError, match="none given"):
+        evaluate_folder(FakeModel(), folder, groups=[])
+
+
+def test_nodata_is_left_out(folder: Path) -> None:
+    path = folder / "pairs" / "src" / "b.npz"
+    content = dict(np.load(path))
+    content["s1"][:, :4] = np.nan
+    content["s2"][:, :, :4] = 0
+    np.savez(path, **content)
+    report = evaluate_folder(FakeModel(follow_sar), folder, controls=True)
+    assert all(np.isfinite(value) for value in report.tiles[1].metrics.values())
+
+
+def test_other_units_are_refused_with_the_file_named(folder: Path) -> None:
+    path = folder / "pairs" / "src" / "b.npz"
+    content = dict(np.load(path))
+    linear = content | {"s1": 10 ** (content["s1"] / 10)}
+    np.savez(path, **linear)
+    with pytest.raises(InputError, match=r"b\.npz: s1 .*linear power"):
+        evaluate_folder(FakeModel(), folder)
+    assert len(evaluate_folder(FakeModel(), folder, force=True).tiles) == 3
+    np.savez(path, **(content | {"opt_v2": content["s2"] / 10_000}))
+    with pytest.raises(InputError, match=r"b\.npz: .*reflectance in 0-1"):
+        evaluate_folder(FakeModel(), folder)
+
+
+def test_json_is_complete_and_strict(folder: Path) -> None:
+    perfect: dict[tuple[float, ...], Tensor] = {}
+    for record in list_pairs(folder, "all"):
+        pair = load_pair(record)
+        perfect[tuple(pair.s1[:, 0, :3].ravel().tolist())] = torch.from_numpy(pair.s2)
+
+    def oracle(s1: Tensor, opt_v2: Tensor) -> Tensor:
+        return torch.stack([perfect[tuple(sar[:, 0, :3].flatten().tolist())] for sar in s1])
+
+    report = evaluate_folder(FakeModel(oracle), folder, quality="all")
+    written = json.loads(json.dumps(report.to_json(), allow_nan=False))
+    assert set(written) == {
+        "data", "quality", "opt_v2_source", "opt_v2_preset", "model", "timesteps", "nfe", "seed", "device", "seconds",
+        "seconds_per_tile", "units", "summary", "tiles",
+    }  # fmt: skip
+    assert written["model"] == {"AXS_VARIANT": "fake"}
+    assert written["opt_v2_source"] == {"file": 1, "degraded": 3}
+    assert written["opt_v2_preset"] == "test"
+    assert written["summary"]["all"]["wins"] == 1
+    assert written["summary"]["all"]["improvement_of_mean_%"]["mse"] == 100
+    assert written["tiles"][0]["metrics"]["psnr_v3"] is None
+    assert written["tiles"][0]["metrics"]["mse_v3"] == 0
+    assert [entry["id"] for entry in written["tiles"]] == ["a", "b", "c", "d"]
+    assert {"group", "quality", "opt_v2_source", "seconds", "win", "height", "width"} <= set(
+        written["tiles"][0]
+    )
+
+
+def rendered(report: Report) -> str:
+    console = Console(file=io.StringIO(), width=160)
+    for table in (*report.tables(), report.tile_table()):
+        console.print(table)
+    return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
+
+
+def test_tables_say_what_was_measured(folder: Path) -> None:
+    report = evaluate_folder(FakeModel(follow_sar), folder, quality="all", controls=True)
+    text = rendered(report)
+    for word in (
+        *(
+            "3 tiles, quality ok",
+            "4 tiles, quality all",
+            "degraded (3)",
+            "file (1)",
+            "10 timesteps",
+            "MSE",
+            "SSIM",
+        ),
+        *("edges, with SAR", "smaller MSE on 100 %", "another tile's SAR", "src/d", "cloud"),
+    ):
+        assert word in text, word
+    assert report.table().title == "4 tiles, quality all"
+
+
+def test_progress_goes_to_the_error_stream(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    evaluate_folder(FakeModel(), folder, progress=True)
+    assert capsys.readouterr().out == ""
+
+
+def test_real_pairs(shared_pairs: Path) -> None:
+    """A copy of the simulated estimates: its figures are those of the simulation."""
+    report = evaluate_folder(FakeModel(), shared_pairs, groups=["ben_20170906", "wct_b"])
+    figures = report.summary()["ok"]["mean"]
+    assert 1e-4 < figures["mse_v2"] < 3e-3
+    assert 0.5 < figures["ssim_v2"] < 0.98
+    assert report.opt_v2_sources() == {"degraded": len(report.tiles)}

@@ -1,0 +1,64 @@
+"""Checkpoints in the published TerraMind layout, with random weights: what stands in for IBM's files in the tests.
+
+A fresh TerraMind decodes to exactly zero, because its last layer is zero-initialised; every all-zero parameter is
+therefore redrawn, and the output layer is scaled so that images have a spread of order one. Values are rounded to
+float16 so that a file takes half the space and still loads to the very same weights.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from axs_lib.terramind.weights import VARIANTS
+
+TARGET = "tok_sen2l2a@224"
+
+
+def redraw_zero_parameters(module: nn.Module, seed: int = 0) -> None:
+    """Give every all-zero parameter random values."""
+    random = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if not parameter.any():
+                fan_in = parameter[0].numel() if parameter.ndim > 1 else parameter.numel()
+                parameter.copy_(torch.randn(parameter.shape, generator=random) / fan_in**0.5)
+
+
+def reference_generation(variant: str, modalities: list[str]) -> Any:
+    """terratorch's own generation with random, redrawn weights and argmax tokens."""
+    import terratorch.models.backbones.terramind  # noqa: F401  (registers the models)
+    from terratorch.registry import FULL_MODEL_REGISTRY
+
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = FULL_MODEL_REGISTRY.build(
+            f"{variant}_generate", modalities=modalities, output_modalities=["S2L2A"], pretrained=False
+        )
+    model.temps = 0.0
+    redraw_zero_parameters(model)
+    with torch.no_grad():
+        model.tokenizer[TARGET].decoder.out[-1].weight.mul_(2.0)
+        for parameter in model.parameters():
+            parameter.copy_(parameter.half().float())
+    return model.eval()
+
+
+def save_published(model: Any, folder: Path, variant: str) -> Path:
+    """Write a terratorch generation model as the two published files; returns the generator's."""
+    folder.mkdir(parents=True, exist_ok=True)
+    spec = VARIANTS[variant]
+    assert spec.generator is not None and spec.tokenizer is not None
+    prefix = "sampler.model."
+    core = {k.removeprefix(prefix): v for k, v in model.state_dict().items() if k.startswith(prefix)}
+    # The published file also carries modalities that this model was built without.
+    core["encoder_embeddings.untok_dem@224.proj.weight"] = torch.zeros(8, 256)
+    core["decoder_embeddings.tok_lulc@224.token_emb.weight"] = torch.zeros(8, 8)
+    tokenizer = model.tokenizer[TARGET].state_dict()
+    for state, file in ((core, spec.generator), (tokenizer, spec.tokenizer)):
+        halved = {k: v.half() if v.is_floating_point() and "pos_emb" not in k else v for k, v in state.items()}
+        torch.save({k: v.clone() for k, v in halved.items()}, folder / file.name)
+    return folder / spec.generator.name

@@ -1,0 +1,77 @@
+"""The noise field is a function of seed and scene coordinate, Gaussian, and nobody else's random state."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from axs_lib.errors import InputError
+from axs_lib.terramind.noise import gaussian_field, gumbel_field, member_seeds, sample_seeds
+
+
+def seeds(*values: int) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.int64)
+
+
+@given(row=st.integers(-500, 500), col=st.integers(-500, 500), seed=st.integers(-(2**63), 2**63 - 1))
+def test_overlapping_tiles_hold_the_same_noise(row: int, col: int, seed: int) -> None:
+    whole = gaussian_field(seeds(seed), (2, 24, 24), origins=(row, col))
+    part = gaussian_field(seeds(seed), (2, 8, 10), origins=(row + 5, col + 3))
+    assert torch.equal(whole[..., 5:13, 3:13], part)
+
+
+def test_is_standard_normal_and_uncorrelated() -> None:
+    field = gaussian_field(seeds(3), (4, 256, 256))[0]
+    assert abs(float(field.mean())) < 0.01
+    assert abs(float(field.std()) - 1.0) < 0.01
+    kurtosis = float((field**4).mean() / (field**2).mean() ** 2)
+    assert abs(kurtosis - 3.0) < 0.1
+    for shift in ((0, 1), (1, 0), (1, 1)):
+        assert abs(float((field * field.roll(shift, (-2, -1))).mean())) < 0.01
+    assert abs(float((field[0] * field[1]).mean())) < 0.02
+    assert torch.isfinite(field).all()
+
+
+def test_gumbel_sampling_follows_the_probabilities() -> None:
+    p = torch.tensor([0.1, 0.2, 0.7])
+    noise = gumbel_field(seeds(0), (3, 200, 200))
+    drawn = (p.log()[None, :, None, None] + noise).argmax(1)
+    assert torch.isfinite(noise).all()
+    for index, expected in enumerate(p.tolist()):
+        assert abs(float((drawn == index).float().mean()) - expected) < 0.01
+
+
+def test_seeds_streams_and_members_differ() -> None:
+    a = gaussian_field(seeds(1, 2), (1, 16, 16))
+    assert not torch.equal(a[0], a[1])
+    assert not torch.equal(a, gaussian_field(seeds(1, 2), (1, 16, 16), stream=9))
+    base = seeds(5)
+    assert torch.equal(member_seeds(base, 0), base)
+    assert len({int(member_seeds(base, m)) for m in range(8)}) == 8
+
+
+def test_one_seed_serves_all_samples_and_generators_are_drawn_from() -> None:
+    assert sample_seeds(7, 3).tolist() == [7, 7, 7]
+    assert sample_seeds([1, 2], 2).tolist() == [1, 2]
+    first = sample_seeds(0, 2, generator=torch.Generator().manual_seed(4))
+    again = sample_seeds(0, 2, generator=torch.Generator().manual_seed(4))
+    assert torch.equal(first, again)
+    assert first[0] != first[1]
+    each = [torch.Generator().manual_seed(1), torch.Generator().manual_seed(1)]
+    assert len(set(sample_seeds(0, 2, generator=each).tolist())) == 1
+    with pytest.raises(InputError, match="2 seeds .* batch of 3"):
+        sample_seeds([1, 2], 3)
+
+
+def test_global_random_states_are_untouched() -> None:
+    torch_state, python_state, numpy_state = torch.get_rng_state(), random.getstate(), np.random.get_state()
+    gaussian_field(sample_seeds(0, 2), (4, 32, 32))
+    gumbel_field(sample_seeds(0, 2, generator=torch.Generator()), (4, 8, 8))
+    assert torch.equal(torch.get_rng_state(), torch_state)
+    assert random.getstate() == python_state
+    assert np.array_equal(np.random.get_state()[1], numpy_state[1])

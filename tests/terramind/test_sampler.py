@@ -1,0 +1,147 @@
+"""Exactly n evaluations, DDIM and the multistep solver on an analytic network, and no clamping."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from axs_lib.errors import InputError
+from axs_lib.terramind.sampler import (
+    SCHEDULERS,
+    TRAIN_TIMESTEPS,
+    add_noise,
+    alphas_cumprod,
+    build_schedule,
+    denoise,
+    spaced_timesteps,
+)
+
+CODES = torch.zeros(1, 1, 1, 1)
+
+
+class GaussianNetwork:
+    """Exact posterior mean of x0 for data ~ N(mean, std^2): the ideal denoiser, which counts its evaluations."""
+
+    def __init__(self, mean: float = 2.0, std: float = 0.5) -> None:
+        self.mean, self.std, self.calls = mean, std, []
+
+    def __call__(self, x: Tensor, t: Tensor, codes: Tensor) -> Tensor:
+        self.calls.append(int(t[0]))
+        a = alphas_cumprod()[t].reshape(-1, 1, 1, 1)
+        gain = a.sqrt() * self.std**2 / (a * self.std**2 + 1 - a)
+        return (self.mean + gain * (x - a.sqrt() * self.mean)).float()
+
+
+def test_betas_are_terratorchs_and_the_last_step_carries_no_signal() -> None:
+    from terratorch.models.backbones.terramind.tokenizer.scheduling import DDIMScheduler
+
+    reference = DDIMScheduler(beta_schedule="linear", prediction_type="sample", zero_terminal_snr=True)
+    assert alphas_cumprod()[-1] == 0
+    assert (alphas_cumprod() - reference.alphas_cumprod.double()).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.parametrize("n", [1, 2, 3, 6, 7, 8, 10, 15, 30, 49, 999, 1000])
+def test_every_count_is_exact(name: str, n: int) -> None:
+    """terratorch makes 4, 7, 8, 9, 16 and 31 evaluations for 3, 6, 7, 8, 15 and 30."""
+    network = GaussianNetwork()
+    schedule = build_schedule(name, n)
+    out = denoise(network, CODES, torch.randn(1, 1, 4, 4, generator=torch.Generator().manual_seed(0)), schedule)
+    assert len(network.calls) == n == schedule.nfe
+    assert network.calls[0] == TRAIN_TIMESTEPS - 1
+    assert network.calls == sorted(network.calls, reverse=True)
+    assert torch.isfinite(out).all()
+
+
+@pytest.mark.parametrize("n", [1, 2, 4, 5, 8, 10, 20, 25, 40, 50, 100, 125, 200, 250, 500, 1000])
+def test_dividing_counts_use_terratorchs_steps(n: int) -> None:
+    from terratorch.models.backbones.terramind.tokenizer.scheduling import DDIMScheduler
+
+    reference = DDIMScheduler(beta_schedule="linear", prediction_type="sample", zero_terminal_snr=True)
+    reference.set_timesteps(n, mode="trailing")
+    assert spaced_timesteps(n) == reference.timesteps.tolist()
+
+
+def test_ddim_step_equals_terratorchs_without_clamping() -> None:
+    from terratorch.models.backbones.terramind.tokenizer.scheduling import DDIMScheduler
+
+    noise = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    reference = DDIMScheduler(
+        beta_schedule="linear", prediction_type="sample", zero_terminal_snr=True, clip_sample=False
+    )
+    reference.set_timesteps(10, mode="trailing")
+    x, network = noise, GaussianNetwork()
+    for t in reference.timesteps:
+        x = reference.step(network(x, t[None], CODES), t, x).prev_sample
+    assert (denoise(network, CODES, noise, build_schedule("ddim", 10)) - x).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_many_steps_sample_the_data_distribution(name: str) -> None:
+    network = GaussianNetwork(mean=2.0, std=0.5)
+    noise = torch.randn(1, 1, 128, 128, generator=torch.Generator().manual_seed(1))
+    out = denoise(network, CODES, noise, build_schedule(name, 100))
+    assert abs(float(out.mean()) - 2.0) < 0.02
+    assert abs(float(out.std()) - 0.5) < 0.03
+
+
+def test_one_step_is_the_posterior_mean() -> None:
+    noise = torch.randn(1, 1, 32, 32, generator=torch.Generator().manual_seed(1))
+    out = denoise(GaussianNetwork(mean=2.0), CODES, noise, build_schedule("ddim", 1))
+    assert (out - 2.0).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_values_beyond_one_standard_deviation_survive(name: str) -> None:
+    """terratorch's scheduler clamps to +-1: snow, cloud and dark water could not be expressed."""
+    noise = torch.randn(1, 1, 16, 16, generator=torch.Generator().manual_seed(1))
+    out = denoise(GaussianNetwork(mean=6.0, std=0.1), CODES, noise, build_schedule(name, 5))
+    assert abs(float(out.mean()) - 6.0) < 0.1
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_strength_shortens_the_range_and_keeps_the_count(name: str) -> None:
+    start = torch.full((1, 1, 16, 16), 3.0)
+    noise = torch.randn(1, 1, 16, 16, generator=torch.Generator().manual_seed(1))
+    network = GaussianNetwork(mean=2.0, std=0.5)
+    schedule = build_schedule(name, 10, strength=0.3)
+    out = denoise(network, CODES, noise, schedule, start=start)
+    assert len(network.calls) == 10
+    assert network.calls[0] == 299
+    assert not schedule.starts_from_noise
+    assert 2.1 < float(out.mean()) < 3.1  # between the start and the prior: the start was noised, not dropped
+    with pytest.raises(InputError, match="start"):
+        denoise(network, CODES, noise, schedule)
+
+
+def test_a_schedule_can_run_again_only_fresh() -> None:
+    noise = torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    schedule = build_schedule("dpmsolver++", 6)
+    first = denoise(GaussianNetwork(), CODES, noise, schedule.fresh())
+    again = denoise(GaussianNetwork(), CODES, noise, schedule.fresh())
+    assert torch.equal(first, again)
+
+
+def test_noise_is_added_per_sample() -> None:
+    clean, noise = torch.ones(3, 1, 2, 2), torch.full((3, 1, 2, 2), 5.0)
+    x = add_noise(clean, noise, torch.tensor([0, 500, 999]))
+    assert torch.allclose(x[2], noise[2])
+    assert float((x[0] - clean[0]).abs().max()) < 0.06
+    assert float(x[0].mean()) < float(x[1].mean()) < 5.2
+
+
+@pytest.mark.parametrize("bad", [0, 1001, -1, 2.5, True, "10", None])
+def test_impossible_timesteps(bad: object) -> None:
+    with pytest.raises(InputError, match="1 to 1000"):
+        build_schedule("ddim", bad)  # type: ignore[arg-type]
+
+
+def test_impossible_strength_and_scheduler() -> None:
+    with pytest.raises(InputError, match="strength"):
+        build_schedule("ddim", 5, strength=1.5)
+    with pytest.raises(InputError, match="ddim, dpmsolver"):
+        build_schedule("euler", 5)
+    with pytest.raises(InputError, match="distinct steps"):
+        build_schedule("dpmsolver++", 10, strength=0.001)
+    assert build_schedule("ddim", 10, strength=0.001).nfe == 10

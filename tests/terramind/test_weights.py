@@ -1,0 +1,463 @@
+"""Weights are found in a stated order, read without running code, and loaded completely or not at all."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from axs_lib.errors import InputError, WeightsError
+from axs_lib.terramind import weights
+from axs_lib.terramind.weights import (
+    VARIANTS,
+    load_strict,
+    other_modalities,
+    read_metadata,
+    read_state,
+    resolve,
+    sha256_file,
+    substate,
+)
+
+GENERATOR, TOKENIZER = "TerraMind_v1_small.pt", "TerraMind_Tokenizer_S2L2A.pt"
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+class Small(nn.Module):
+    """The published generator's names at a toy size, with the modalities asked for."""
+
+    def __init__(
+        self, dim: int = 8, modalities: tuple[str, ...] = ("untok_sen1grd@224", "untok_sen2l2a@224")
+    ) -> None:
+        super().__init__()
+        self.encoder = nn.ModuleList([nn.ModuleDict({"norm1": nn.LayerNorm(dim, bias=False)})])
+        self.encoder_embeddings = nn.ModuleDict(
+            {m: nn.ModuleDict({"proj": nn.Linear(4, dim)}) for m in modalities}
+        )
+        self.decoder_embeddings = nn.ModuleDict(
+            {"tok_sen2l2a@224": nn.ModuleDict({"token_emb": nn.Embedding(5, dim)})}
+        )
+        self.register_buffer("levels", torch.tensor([8, 6]))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with a generator and a tokenizer file under their published names."""
+    torch.save({"encoder.0.norm1.weight": torch.ones(384)}, tmp_path / GENERATOR)
+    torch.save({"decoder.conv.weight": torch.ones(3)}, tmp_path / TOKENIZER)
+    return tmp_path
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[dict[str, object]]]:
+    """A stand-in for the Hub: serves given files in the cache's layout and notes what was asked for."""
+
+    def install(
+        files: dict[str, bytes], commit: str = COMMIT, cached: bool = False
+    ) -> list[dict[str, object]]:
+        from huggingface_hub.errors import LocalEntryNotFoundError
+
+        asked: list[dict[str, object]] = []
+        served = cached
+
+        def fetch(
+            repo: str,
+            name: str,
+            revision: str | None = None,
+            local_dir: Path | None = None,
+            local_files_only: bool = False,
+        ) -> str:
+            asked.append({"repo": repo, "name": name, "revision": revision, "local": local_files_only})
+            if local_files_only and not served:
+                raise LocalEntryNotFoundError("not in the cache")
+            place = tmp_path / f"models--{repo.replace('/', '--')}" / "snapshots" / commit
+            if local_dir is not None:
+                place = local_dir
+                note = local_dir / ".cache" / "huggingface" / "download" / f"{name}.metadata"
+                note.parent.mkdir(parents=True, exist_ok=True)
+                note.write_text(f"{commit}\netag\n0.0\n")
+            place.mkdir(parents=True, exist_ok=True)
+            (place / name).write_bytes(files[name])
+            return str(place / name)
+
+        monkeypatch.setattr("huggingface_hub.hf_hub_download", fetch)
+        monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", lambda *_, **__: None)
+        return asked
+
+    return install
+
+
+# -- finding ----------------------------------------------------------------------------------------------------
+
+
+def test_unknown_variant_lists_the_known_ones_and_guesses() -> None:
+    with pytest.raises(InputError, match=r"nano, terramind_v1_tiny.*Did you mean 'terramind_v1_base'"):
+        resolve("terramind_v1_bas")
+
+
+def test_checkpoint_folder_and_file_find_both_files(folder: Path) -> None:
+    for checkpoint in (folder, folder / GENERATOR, str(folder)):
+        files = resolve("terramind_v1_small", checkpoint=checkpoint)
+        assert (files.generator, files.tokenizer) == (folder / GENERATOR, folder / TOKENIZER)
+        assert files.info.source == "checkpoint"
+        assert files.info.sha256 == {name: sha256_file(folder / name) for name in (GENERATOR, TOKENIZER)}
+        assert not files.info.verified
+
+
+def test_safetensors_of_the_published_names_are_found(folder: Path) -> None:
+    for name in (GENERATOR, TOKENIZER):
+        save_file(read_state(folder / name), (folder / name).with_suffix(".safetensors"))
+        (folder / name).unlink()
+    files = resolve("terramind_v1_small", checkpoint=folder)
+    assert files.tokenizer is not None
+    assert {files.generator.suffix, files.tokenizer.suffix} == {".safetensors"}
+
+
+def test_missing_tokenizer_is_named(folder: Path) -> None:
+    (folder / TOKENIZER).unlink()
+    with pytest.raises(WeightsError, match=TOKENIZER):
+        resolve("terramind_v1_small", checkpoint=folder / GENERATOR)
+
+
+def test_missing_checkpoint_is_named(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match="does not exist"):
+        resolve("terramind_v1_small", checkpoint=tmp_path / "nowhere")
+
+
+def test_environment_comes_before_the_hub_and_after_checkpoint(
+    folder: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    hub: Callable[..., object],
+) -> None:
+    asked = hub({})
+    monkeypatch.setenv("AXS_WEIGHTS", str(folder))
+    files = resolve("terramind_v1_small")
+    assert files.info.source == "AXS_WEIGHTS"
+    assert files.generator == folder / GENERATOR
+    assert asked == []
+    other = tmp_path_factory.mktemp("other")
+    for name in (GENERATOR, TOKENIZER):
+        shutil.copy(folder / name, other)
+    assert resolve("terramind_v1_small", checkpoint=other).generator == other / GENERATOR
+
+
+def test_environment_without_the_variant_is_an_error_not_a_download(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, hub: Callable[..., object]
+) -> None:
+    asked = hub({})
+    monkeypatch.setenv("AXS_WEIGHTS", str(folder))
+    with pytest.raises(WeightsError, match=r"AXS_WEIGHTS.*TerraMind_v1_base\.pt"):
+        resolve("terramind_v1_base")
+    assert asked == []
+
+
+def test_packaged_variant_ignores_the_environment(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AXS_WEIGHTS", str(folder))
+    monkeypatch.setattr(weights, "_PACKAGED", folder)
+    save_file({"w": torch.ones(2)}, folder / "nano.safetensors", metadata={"config": "{}"})
+    files = resolve("nano")
+    assert files.generator == folder / "nano.safetensors"
+    assert files.tokenizer is None
+    assert files.info.source == "packaged"
+    assert files.info.verified
+    assert read_metadata(files.generator) == {"config": "{}"}
+
+
+def test_incomplete_installation_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weights, "_PACKAGED", tmp_path)
+    with pytest.raises(WeightsError, match=r"nano\.safetensors.*reinstall"):
+        resolve("nano")
+
+
+def test_offline_without_weights_is_one_error_with_three_ways_out() -> None:
+    """The suite runs with the Hub offline and its cache empty."""
+    with pytest.raises(WeightsError) as caught:
+        resolve("terramind_v1_base")
+    message = str(caught.value)
+    for way in ("axs weights download terramind_v1_base", "checkpoint=", "AXS_WEIGHTS", 'variant="nano"'):
+        assert way in message
+    assert caught.value.__cause__ is None
+    assert caught.value.__suppress_context__
+
+
+def test_unreachable_hub_is_reported_without_retries(
+    monkeypatch: pytest.MonkeyPatch, hub: Callable[..., object]
+) -> None:
+    asked = hub({})
+
+    def unreachable(*_: object, **__: object) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", unreachable)
+    with pytest.raises(WeightsError, match="Three ways out"):
+        resolve("terramind_v1_base")
+    assert [a["local"] for a in asked] == [True]
+
+
+def test_hub_download_records_commit_and_hash(hub: Callable[..., list[dict[str, object]]]) -> None:
+    asked = hub({GENERATOR: b"generator", TOKENIZER: b"tokenizer"})
+    files = resolve("terramind_v1_small", revision="main:v2")
+    assert files.generator.read_bytes() == b"generator"
+    assert [(a["name"], a["revision"]) for a in asked if not a["local"]] == [
+        (GENERATOR, "main"),
+        (TOKENIZER, "v2"),
+    ]
+    assert files.info.commit == {GENERATOR: COMMIT, TOKENIZER: COMMIT}
+    tags = files.info.tags()
+    assert tags["AXS_WEIGHTS"] == "hub"
+    assert tags["AXS_WEIGHTS_REVISION"] == "main:v2"
+    assert f"{GENERATOR}={sha256_file(files.generator)}" in tags["AXS_WEIGHTS_SHA256"]
+
+
+def test_cached_files_need_no_network(hub: Callable[..., list[dict[str, object]]]) -> None:
+    asked = hub({GENERATOR: b"generator", TOKENIZER: b"tokenizer"}, cached=True)
+    resolve("terramind_v1_small")
+    assert all(a["local"] for a in asked)
+
+
+def test_revision_of_one_part_leaves_the_tokenizer_alone(hub: Callable[..., list[dict[str, object]]]) -> None:
+    asked = hub({GENERATOR: b"generator", TOKENIZER: b"tokenizer"}, cached=True)
+    resolve("terramind_v1_small", revision=COMMIT)
+    assert [a["revision"] for a in asked] == [COMMIT, None]
+    with pytest.raises(InputError, match="GENERATOR:TOKENIZER"):
+        resolve("terramind_v1_small", revision="a:b:c")
+
+
+def test_known_hash_is_pinned_and_enforced(
+    hub: Callable[..., list[dict[str, object]]], tmp_path: Path
+) -> None:
+    published = VARIANTS["terramind_v1_tiny"].generator
+    assert published is not None and published.commit is not None
+    files = {published.name: b"something else", TOKENIZER: b"tokenizer"}
+    asked = hub(files, commit=published.commit)
+    with pytest.raises(WeightsError, match=f"not what was published.*{published.sha256}"):
+        resolve("terramind_v1_tiny")
+    assert asked[0]["revision"] == published.commit
+    with pytest.raises(WeightsError, match="not what was published"):
+        weights.download("terramind_v1_tiny", folder=tmp_path / "here")
+
+
+def test_another_commit_is_taken_but_not_called_verified(hub: Callable[..., object]) -> None:
+    hub({"TerraMind_v1_tiny.pt": b"newer", TOKENIZER: b"tokenizer"})
+    assert not resolve("terramind_v1_tiny", revision="main").info.verified
+
+
+def test_hash_is_of_the_content_now(tmp_path: Path) -> None:
+    file = tmp_path / "w"
+    file.write_bytes(b"abc")
+    assert sha256_file(file) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    file.write_bytes(b"abcd")
+    assert sha256_file(file).startswith("88d4266fd4e6338d")
+    with pytest.raises(WeightsError, match="cannot read"):
+        sha256_file(tmp_path / "missing")
+
+
+# -- reading ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wrap", [None, "model", "state_dict"])
+@pytest.mark.parametrize("legacy", [False, True])
+def test_torch_files_flat_or_wrapped(tmp_path: Path, wrap: str | None, legacy: bool) -> None:
+    state = {"a": torch.arange(3.0), "b": torch.tensor([1, 2])}
+    content = state if wrap is None else {wrap: state, "epoch": 3}
+    torch.save(content, tmp_path / "w.pt", _use_new_zipfile_serialization=not legacy)
+    read = read_state(tmp_path / "w.pt")
+    assert read.keys() == state.keys()
+    assert all(torch.equal(read[name], value) for name, value in state.items())
+
+
+def test_safetensors_file(tmp_path: Path) -> None:
+    save_file({"a": torch.arange(3.0)}, tmp_path / "w.safetensors")
+    assert torch.equal(read_state(tmp_path / "w.safetensors")["a"], torch.arange(3.0))
+
+
+class Hostile:
+    """Pickles to a call that leaves a mark on disk."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+        return Path.touch, (self.mark,)
+
+
+@pytest.mark.parametrize("writer", [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value))])
+def test_pickled_code_is_refused_and_not_run(
+    tmp_path: Path, writer: Callable[[object, Path], object]
+) -> None:
+    mark = tmp_path / "ran"
+    writer({"a": Hostile(mark)}, tmp_path / "w.pt")
+    with pytest.raises(WeightsError) as caught:
+        read_state(tmp_path / "w.pt")
+    assert not mark.exists()
+    assert "weights_only=False" not in str(caught.value)
+
+
+def _saved(value: object) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "empty"),
+        (b"not weights", "not a "),
+        (_saved({"a": torch.ones(1000)})[:-600], "not a "),
+        (_saved({"a": torch.ones(1000)})[:300], "not a "),
+        (_saved({}), "empty state dict"),
+        (_saved({"a": torch.ones(2), "epoch": 3}), "'epoch', a int"),
+        (_saved([torch.ones(2)]), "holds a list"),
+        (_saved({"model": {"a": 1}}), "only tensors"),
+    ],
+)
+def test_what_is_not_a_state_dict_is_refused(tmp_path: Path, content: bytes, said: str) -> None:
+    (tmp_path / "w.pt").write_bytes(content)
+    with pytest.raises(WeightsError, match=said):
+        read_state(tmp_path / "w.pt")
+
+
+@pytest.mark.parametrize("content", [b"", b"x", b"\xff" * 64])
+def test_broken_safetensors_are_refused(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "w.safetensors"
+    file.write_bytes(content)
+    with pytest.raises(WeightsError):
+        read_state(file)
+    with pytest.raises(WeightsError):
+        read_metadata(file)
+
+
+def test_truncated_safetensors_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "w.safetensors"
+    save_file({"a": torch.ones(1000)}, file)
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(WeightsError, match="truncated"):
+        read_state(file)
+
+
+def test_folder_or_nothing_is_refused(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "missing.pt"):
+        with pytest.raises(WeightsError, match="not a file"):
+            read_state(path)
+
+
+# -- loading ----------------------------------------------------------------------------------------------------
+
+
+def test_strict_loading_takes_every_value_and_the_modules_dtype() -> None:
+    source, target = Small(), Small().to(torch.bfloat16)
+    state = source.state_dict()
+    before = {name: value.clone() for name, value in state.items()}
+    load_strict(target, state)
+    for name, value in target.state_dict().items():
+        assert value.dtype == (torch.bfloat16 if value.is_floating_point() else state[name].dtype)
+        assert torch.equal(value, before[name].to(value.dtype))
+        assert torch.equal(state[name], before[name])
+
+
+def test_published_modalities_that_the_module_lacks_are_allowed_and_no_others() -> None:
+    published = Small(modalities=("untok_sen1grd@224", "untok_sen2l2a@224", "untok_dem@224")).state_dict()
+    module = Small()
+    with pytest.raises(WeightsError, match="unexpected"):
+        load_strict(module, published)
+    extra = other_modalities(module, published)
+    assert extra == ("encoder_embeddings.untok_dem@224.",)
+    load_strict(module, published, ignore_prefixes=extra)
+
+    del published["encoder_embeddings.untok_sen1grd@224.proj.weight"]
+    with pytest.raises(
+        WeightsError, match=r"1 missing \(encoder_embeddings\.untok_sen1grd@224\.proj\.weight\)"
+    ):
+        load_strict(module, published, ignore_prefixes=other_modalities(module, published))
+
+
+def test_a_deeper_model_is_not_silently_cut() -> None:
+    state = {**Small().state_dict(), "encoder.1.norm1.weight": torch.ones(8)}
+    module = Small()
+    with pytest.raises(WeightsError, match=r"1 unexpected \(encoder\.1\.norm1\.weight\)"):
+        load_strict(module, state, ignore_prefixes=other_modalities(module, state))
+
+
+def test_wrong_shape_names_the_variant_it_looks_like_and_changes_nothing() -> None:
+    module = Small(dim=8)
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    with pytest.raises(WeightsError) as caught:
+        load_strict(module, Small(dim=192).state_dict(), what="tiny.pt")
+    assert "tiny.pt does not fit the model" in str(caught.value)
+    assert "(192,) float32, expected (8,) float32" in str(caught.value)
+    assert "looks like terramind_v1_tiny: dim 192" in str(caught.value)
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+
+
+def test_float_for_an_integer_buffer_is_refused() -> None:
+    state = {**Small().state_dict(), "levels": torch.tensor([8.5, 6.5])}
+    with pytest.raises(WeightsError, match=r"levels \(2,\) float32, expected \(2,\) int64"):
+        load_strict(Small(), state)
+
+
+def test_prefixed_names_and_tokenizers_are_recognised() -> None:
+    prefixed = {f"sampler.model.{name}": value for name, value in Small().state_dict().items()}
+    with pytest.raises(WeightsError, match=r"Its names start with 'sampler\.model\.'"):
+        load_strict(Small(), prefixed)
+    tokenizer = {"quant_proj.weight": torch.ones(2), "encoder.x": torch.ones(2)}
+    with pytest.raises(WeightsError, match="looks like a tokenizer"):
+        load_strict(Small(), tokenizer)
+
+
+def test_at_most_five_examples_of_each_problem() -> None:
+    state = {f"extra.{i}": torch.ones(1) for i in range(9)}
+    with pytest.raises(WeightsError, match=r"9 unexpected \(extra\.0, .*extra\.4, \.\.\.\)"):
+        load_strict(nn.Module(), state)
+
+
+def test_substate_takes_the_prefix_off() -> None:
+    state = {"decoder.a": torch.ones(1), "encoder.a": torch.zeros(1)}
+    assert list(substate(state, "decoder.")) == ["a"]
+
+
+# -- the published layout ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_assumed_layout_has_the_published_size(tmp_path: Path) -> None:
+    """Bare names and thirteen modalities make a file of ``TerraMind_v1_tiny.pt``'s size to within 1 KB.
+
+    The published file has 211,873,402 bytes; a name prefix, another modality or any further tensor would show.
+    """
+    from functools import partial
+
+    from terratorch.models.backbones.terramind.model.modality_info import MODALITY_INFO
+    from terratorch.models.backbones.terramind.model.terramind import TerraMind
+    from terratorch.models.backbones.terramind.model.tm_utils import LayerNorm
+
+    def embedding(modality: str, kind: str) -> nn.Module:
+        info = MODALITY_INFO[modality]
+        if info["type"] != "img":
+            return info[kind]()
+        channels = {"num_channels": 3} if "rgb" in modality else {}
+        return info[kind](patch_size=info["patch_size"], image_size=info["input_size"], **channels)
+
+    pixels = [f"untok_{m}@224" for m in ("sen2l2a", "sen2l1c", "sen2rgb", "sen1grd", "sen1rtc", "dem")]
+    tokens = [f"tok_{m}@224" for m in ("sen1grd", "sen1rtc", "sen2l2a", "lulc", "dem", "ndvi")] + ["coords"]
+    model = TerraMind(
+        {m: embedding(m, "encoder_embedding") for m in pixels + tokens},
+        {m: embedding(m, "decoder_embedding") for m in tokens},
+        MODALITY_INFO,
+        dim=192,
+        encoder_depth=12,
+        decoder_depth=4,
+        num_heads=3,
+        norm_layer=partial(LayerNorm, eps=1e-6, bias=False),
+    )
+    file = tmp_path / "TerraMind_v1_tiny.pt"
+    torch.save(model.state_dict(), file)
+    assert abs(file.stat().st_size - 211_873_402) < 1024

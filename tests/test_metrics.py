@@ -1,0 +1,219 @@
+"""Metrics against values worked out by hand, and masks that mask."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from skimage.metrics import structural_similarity
+
+from axs_lib.errors import InputError
+from axs_lib.metrics import METRIC_KEYS, compute_metrics, stage3_metrics
+
+
+def scene(batch: int = 1, side: int = 40, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(batch, 4, side // 8, side // 8, generator=generator)
+    fields = coarse.repeat_interleave(8, -1).repeat_interleave(8, -2)
+    return 400 + 2500 * fields
+
+
+def noise(like: torch.Tensor, size: float, seed: int = 1) -> torch.Tensor:
+    return size * torch.randn(like.shape, generator=torch.Generator().manual_seed(seed), dtype=like.dtype)
+
+
+def test_perfect_estimate() -> None:
+    truth = scene()
+    figures = compute_metrics(truth, truth)
+    assert set(figures) == set(METRIC_KEYS)
+    assert figures["mse"] == figures["mae"] == figures["ergas"] == figures["ndvi"] == figures["ndwi"] == 0
+    assert figures["psnr"] == math.inf
+    assert figures["sam"] == pytest.approx(0, abs=1e-5)
+    for key in ("ssim", "edge_truth", "sharpness"):
+        assert figures[key] == pytest.approx(1), key
+
+
+def test_known_values() -> None:
+    """A flat tile, 200 DN too bright in every band."""
+    truth = torch.tensor([500.0, 800.0, 600.0, 3000.0])[:, None, None].expand(4, 16, 16)
+    figures = compute_metrics(truth + 200, truth)
+    assert figures["mse"] == pytest.approx(4e-4)
+    assert figures["mae"] == pytest.approx(0.02)
+    assert figures["psnr"] == pytest.approx(-10 * math.log10(4e-4))
+    assert figures["ndvi"] == pytest.approx(abs(2400 / 4000 - 2400 / 3600))
+    assert figures["ndwi"] == pytest.approx(abs(-2200 / 4200 + 2200 / 3800))
+    one, two = np.array([700, 1000, 800, 3200.0]), np.array([500, 800, 600, 3000.0])
+    angle = math.degrees(math.acos(one @ two / np.linalg.norm(one) / np.linalg.norm(two)))
+    assert figures["sam"] == pytest.approx(angle)
+    assert figures["ergas"] == pytest.approx(100 * np.sqrt(np.mean((200 / two) ** 2)))
+
+
+def test_ssim_agrees_with_scikit_image() -> None:
+    truth = scene(seed=3)[0]
+    estimate = truth + noise(truth, 150)
+    _, full = structural_similarity(
+        (estimate / 1e4).double().numpy(),
+        (truth / 1e4).double().numpy(),
+        channel_axis=0,
+        data_range=1.0,
+        gaussian_weights=True,
+        sigma=1.5,
+        use_sample_covariance=False,
+        full=True,
+    )
+    mine = compute_metrics(estimate, truth)["ssim"]
+    assert mine == pytest.approx(full.mean(), abs=3e-3)  # borders are reflected in two ways
+    assert 0.3 < mine < 0.99
+
+
+def test_pixels_that_do_not_count_change_nothing() -> None:
+    truth, sar = scene(2), noise(scene(2)[:, :2], 3.0) - 12
+    estimate = truth + noise(truth, 100)
+    mask = torch.ones(2, 1, 40, 40, dtype=torch.bool)
+    mask[:, :, 5:20, 8:30] = False
+    reference = compute_metrics(estimate, truth, s1=sar, mask=mask)
+    spoilt = torch.where(mask, estimate, torch.tensor(60_000.0))
+    assert compute_metrics(spoilt, truth, s1=sar, mask=mask) == reference
+    nodata = torch.where(mask, estimate, torch.nan)
+    assert compute_metrics(nodata, truth, s1=sar) == reference
+    one_band = truth.clone()
+    one_band[:, 2:3] = torch.where(mask, truth[:, 2:3], torch.nan)
+    assert compute_metrics(estimate, one_band, s1=sar) == reference
+    assert compute_metrics(estimate, truth, s1=torch.where(mask, sar, torch.nan)) == reference
+    assert compute_metrics(estimate, truth, s1=sar) != reference
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 40, 40), (1, 40, 40), (40, 40), (2, 40, 40)])
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.float32])
+def test_mask_shapes_and_types(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    truth = scene(2)
+    estimate = truth + noise(truth, 100)
+    mask = torch.ones(shape)
+    mask[..., :20, :] = 0
+    half = compute_metrics(estimate[..., 20:, :], truth[..., 20:, :])
+    figures = compute_metrics(estimate, truth, mask=mask.to(dtype))
+    assert figures["mse"] == pytest.approx(half["mse"])
+    assert figures["sam"] == pytest.approx(half["sam"])
+
+
+@given(
+    dtype=st.sampled_from(
+        [torch.float32, torch.float64, torch.float16, torch.int16, torch.int32, torch.uint16]
+    ),
+    batched=st.booleans(),
+)
+def test_any_type_batched_or_not(dtype: torch.dtype, batched: bool) -> None:
+    truth = scene().round()
+    estimate = (truth + noise(truth, 100)).round()
+    expected = compute_metrics(estimate, truth)
+    if not batched:
+        truth, estimate = truth[0], estimate[0]
+    figures = compute_metrics(estimate.to(dtype), truth.to(dtype))
+    assert figures["mse"] == pytest.approx(expected["mse"], rel=1e-2)
+    assert figures["edge_truth"] == pytest.approx(expected["edge_truth"], abs=1e-2)
+
+
+def test_edges_follow_blur_noise_and_sar() -> None:
+    truth = scene(side=64, seed=5)
+    sar = truth.mean(1, keepdim=True).repeat(1, 2, 1, 1) / 400 - 15
+    blurred = torch.nn.functional.avg_pool2d(truth, 5, stride=1, padding=2, count_include_pad=False)
+    sharp, soft = compute_metrics(truth, truth, s1=sar), compute_metrics(blurred, truth, s1=sar)
+    other = compute_metrics(scene(side=64, seed=6).flip(-1).roll(4, -2), truth, s1=sar)
+    assert soft["edge_truth"] < 0.9
+    assert soft["sharpness"] < 0.7
+    assert other["edge_truth"] < soft["edge_truth"]
+    assert sharp["edge_sar"] > 0.6
+    assert other["edge_sar"] < 0.3
+    noisy_sar = sar + noise(sar, 2.0)
+    sharp, soft = compute_metrics(truth, truth, s1=noisy_sar), compute_metrics(blurred, truth, s1=noisy_sar)
+    assert soft["edge_sar"] <= sharp["edge_sar"] + 0.02, "blur does not buy agreement with the SAR"
+    flat = compute_metrics(torch.full_like(truth, 1000), truth, s1=sar)
+    assert flat["edge_truth"] == flat["edge_sar"] == 0
+    assert flat["sharpness"] == pytest.approx(0, abs=1e-9)
+
+
+def test_stage3_keys_and_improvement() -> None:
+    truth = scene()
+    wrong = noise(truth, 200)
+    figures = stage3_metrics(truth + 0.5 * wrong, truth + wrong, truth)
+    named = {"mse_improvement_%", "mae_improvement_%", "copy_ratio"}
+    assert set(figures) == named | {f"{key}_{suffix}" for key in METRIC_KEYS for suffix in ("v2", "v3")}
+    assert figures["mse_improvement_%"] == pytest.approx(75, rel=1e-4)
+    assert figures["mae_improvement_%"] == pytest.approx(50, rel=1e-4)
+    assert figures["copy_ratio"] == pytest.approx(1, rel=1e-4)
+    assert figures["mse_v2"] == pytest.approx(compute_metrics(truth + wrong, truth)["mse"])
+    worse = stage3_metrics(truth + wrong, truth + 0.5 * wrong, truth)
+    assert worse["mse_improvement_%"] == pytest.approx(-300, rel=1e-4)
+    sar = noise(truth[:, :2], 3.0)
+    assert {"edge_sar_v2", "edge_sar_v3"} <= set(stage3_metrics(truth, truth + wrong, truth, s1=sar))
+
+
+def test_stage3_extremes_are_defined() -> None:
+    truth = scene()
+    other = truth + 100
+    copied = stage3_metrics(other, other, truth)
+    assert (copied["mse_improvement_%"], copied["copy_ratio"]) == (0, 0)
+    perfect = stage3_metrics(truth, other, truth)
+    assert (perfect["mse_improvement_%"], perfect["copy_ratio"]) == (100, math.inf)
+    nothing = stage3_metrics(truth, truth, truth)
+    assert (nothing["mse_improvement_%"], nothing["copy_ratio"]) == (0, 0)
+    spoilt = stage3_metrics(other, truth, truth)
+    assert (spoilt["mse_improvement_%"], spoilt["mae_improvement_%"]) == (-math.inf, -math.inf)
+
+
+def test_both_images_are_measured_on_the_same_pixels() -> None:
+    truth = scene()
+    opt_v2, opt_v3 = truth + 100, truth + 50
+    opt_v2[..., :10, :] = truth[..., :10, :] + 5000
+    opt_v3[..., :10, :] = torch.nan
+    assert stage3_metrics(opt_v3, opt_v2, truth)["mse_v2"] == pytest.approx(1e-4, rel=1e-4)
+
+
+def test_inputs_and_gradients_are_left_alone() -> None:
+    truth = scene()
+    estimate = (truth + noise(truth, 50)).requires_grad_()
+    copy = estimate.detach().clone()
+    compute_metrics(estimate, truth)
+    assert torch.equal(estimate.detach(), copy)
+    assert estimate.grad is None
+
+
+def test_small_images() -> None:
+    truth = scene(side=16)[..., :5, :7]
+    figures = compute_metrics(truth + 100, truth)
+    assert math.isnan(figures["ssim"])
+    assert figures["mse"] == pytest.approx(1e-4, rel=1e-4)
+    assert 0 < compute_metrics(scene(side=8) + 100, scene(side=8))["ssim"] < 1
+
+
+@pytest.mark.parametrize(
+    ("opt_v3", "opt_v2", "truth", "message"),
+    [
+        ((1, 4, 8, 8), (1, 4, 8, 9), (1, 4, 8, 8), r"opt_v2 has shape \(1, 4, 8, 9\)"),
+        ((1, 4, 8, 8), (2, 4, 8, 8), (1, 4, 8, 8), "one shape"),
+        ((1, 4, 8, 8), (1, 4, 8, 8), (1, 3, 8, 8), r"s2_truth has shape \(1, 3, 8, 8\)"),
+        ((8, 8), (8, 8), (8, 8), r"\(B,4,H,W\)"),
+        ((1, 4, 0, 8), (1, 4, 0, 8), (1, 4, 0, 8), "not empty"),
+    ],
+)
+def test_wrong_shapes_are_named(
+    opt_v3: tuple[int, ...], opt_v2: tuple[int, ...], truth: tuple[int, ...], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        stage3_metrics(torch.ones(opt_v3), torch.ones(opt_v2), torch.ones(truth))
+
+
+def test_wrong_masks_and_sar_are_named() -> None:
+    truth = scene()
+    with pytest.raises(InputError, match=r"mask has shape \(3, 40, 40\)"):
+        compute_metrics(truth, truth, mask=torch.ones(3, 40, 40))
+    with pytest.raises(InputError, match="no pixel counts"):
+        compute_metrics(truth, truth, mask=torch.zeros(40, 40))
+    with pytest.raises(InputError, match="s1 has shape"):
+        compute_metrics(truth, truth, s1=torch.ones(1, 2, 20, 20))
+    with pytest.raises(InputError, match="s1 has shape"):
+        compute_metrics(truth, truth, s1=truth)

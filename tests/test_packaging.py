@@ -1,0 +1,162 @@
+"""The package installs as promised: one version, typed, light to import, quiet on the network, documented commands."""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import axs_lib
+
+IMPORT_NAMES = {"pillow": "PIL"}
+HEAVY = ("torch", "terratorch", "diffusers", "rasterio", "matplotlib", "lightning", "transformers")
+
+
+def _python(code: str, repository: Path) -> str:
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=repository, check=True, capture_output=True, text=True, timeout=300
+    ).stdout
+
+
+def test_one_version() -> None:
+    assert importlib.metadata.version("axion-sat") == axs_lib.__version__
+
+
+def test_changelog_has_the_version(repository: Path) -> None:
+    assert f"## {axs_lib.__version__}" in (repository / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_installed_command_is_the_declared_one() -> None:
+    scripts = importlib.metadata.entry_points(group="console_scripts", name="axs")
+    assert [script.value for script in scripts] == ["axs_lib.cli.app:main"]
+    assert callable(next(iter(scripts)).load())
+
+
+@pytest.mark.parametrize("module", ["axs_lib", "axs_lib.cli.app", "axs_lib.bands", "axs_lib.errors"])
+def test_import_is_light(repository: Path, module: str) -> None:
+    loaded = _python(f"import sys, {module}; print(*sys.modules)", repository).split()
+    assert module in loaded
+    assert not set(HEAVY) & set(loaded)
+
+
+def test_help_is_light(repository: Path) -> None:
+    code = """
+import sys
+from axs_lib.cli.app import main
+sys.argv = ["axs", "--help"]
+try:
+    main()
+except SystemExit as end:
+    assert not end.code
+print("MODULES", *sys.modules)
+"""
+    shown, _, loaded = _python(code, repository).partition("MODULES")
+    assert "ground" in shown
+    assert "demo" in shown
+    assert not set(HEAVY) & set(loaded.split())
+
+
+@pytest.mark.slow
+def test_importing_terratorch_through_us_asks_the_network_nothing(repository: Path) -> None:
+    code = """
+import socket
+asked = []
+def refuse(*arguments, **_):
+    asked.append(arguments[0])
+    raise OSError("no network")
+socket.getaddrinfo = refuse
+import axs_lib
+import terratorch.models.backbones.terramind.model.terramind
+print("ASKED", *asked)
+"""
+    assert _python(code, repository).split("ASKED")[1].split() == []
+
+
+def test_every_module_of_ours_that_is_imported_is_declared(repository: Path) -> None:
+    """A package that is here only because another one brought it may be gone tomorrow."""
+    project = tomllib.loads((repository / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    declared = {
+        IMPORT_NAMES.get(name, name) for d in project["dependencies"] if (name := re.split(r"[<>=\[ ]", d)[0])
+    }
+    imported: set[str] = set()
+    for file in (repository / "axs_lib").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                imported.add(node.module.split(".")[0])
+    foreign = imported - set(sys.stdlib_module_names) - {"axs_lib"}
+    assert foreign <= declared
+    assert declared - foreign <= {"torchvision"}  # named only so that it is resolved together with torch
+
+
+def test_package_data_is_not_ignored(repository: Path) -> None:
+    """What git ignores, the wheel leaves out: weights and samples must not be among it."""
+    inside = [str(f.relative_to(repository)) for f in (repository / "axs_lib").rglob("*") if f.is_file()]
+    wanted = [name for name in inside if "__pycache__" not in name]
+    assert "axs_lib/py.typed" in wanted
+    if not (repository / ".git").exists():
+        return
+    ignored = subprocess.run(
+        ["git", "check-ignore", "--stdin"],
+        cwd=repository,
+        input="\n".join(wanted),
+        capture_output=True,
+        text=True,
+    )
+    assert ignored.stdout == ""
+
+
+def test_make_has_the_two_commands_of_the_readme(repository: Path) -> None:
+    targets = re.findall(r"^([a-z-]+):", (repository / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert {"demo", "test", "lint", "types"} <= set(targets)
+    readme = (repository / "README.md").read_text(encoding="utf-8")
+    assert "make demo" in readme
+    assert "make test" in readme
+
+
+def test_tests_and_files_named_in_the_documentation_exist(repository: Path) -> None:
+    tests = {
+        node.name
+        for file in (repository / "tests").rglob("test_*.py")
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef)
+    }
+    for page in (repository / "docs").glob("*.md"):
+        text = page.read_text(encoding="utf-8")
+        assert set(re.findall(r"`(test_\w+)`", text)) <= tests, page.name
+        for name in re.findall(r"`((?:axs_lib|benchmarks|tests|tools)/[\w/.]+\.\w+)`", text):
+            assert (repository / name).exists(), f"{page.name} names {name}"
+        for target in re.findall(r"\]\((\w[\w/.-]*\.md)\)", text):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+# What each part may import of ours, beside itself. ``axs_lib`` alone is its version.
+BASE = {"errors", "bands", "checks", "nodata", "progress", "metrics", "tilegrid"}
+ARROWS = {
+    "data": BASE,
+    "grounding": BASE,
+    "terramind": BASE | {"grounding"},
+    "stage3_tm_ground": BASE | {"grounding", "terramind"},
+    "evaluate": BASE | {"data", "stage3_tm_ground"},
+    "train": BASE | {"data", "grounding", "terramind", "evaluate", "stage3_tm_ground"},
+}
+# The user's own `python axs_lib/stage3_tm_ground.py --infer` ends in the command line.
+DOORS = {("stage3_tm_ground", "cli")}
+
+
+@pytest.mark.parametrize("part", [*ARROWS, *sorted(BASE)])
+def test_arrows_go_one_way(repository: Path, part: str) -> None:
+    root = repository / "axs_lib"
+    allowed = ARROWS.get(part, BASE) | {part}
+    for file in (root / part).rglob("*.py") if (root / part).is_dir() else [root / f"{part}.py"]:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("axs_lib."):
+                target = (node.module or "").split(".")[1]
+                assert target in allowed or (part, target) in DOORS, f"{file.name} imports {node.module}"
