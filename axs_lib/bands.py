@@ -72,8 +72,18 @@ SPECTRAL_LIFT_MATRIX: tuple[tuple[float, float, float, float], ...] = (
     (-1.82819, -0.46045, 2.42221, 0.17313),  # B12
 )
 SPECTRAL_LIFT_BIAS: tuple[float, ...] = (
-    -33.64, 0.0, 0.0, 0.0, 3.17, -31.26,
-    -18.26, 0.0, 35.93, 60.35, 316.11, 216.98,
+    -33.64,
+    0.0,
+    0.0,
+    0.0,
+    3.17,
+    -31.26,
+    -18.26,
+    0.0,
+    35.93,
+    60.35,
+    316.11,
+    216.98,
 )
 
 _SAR_STATS: dict[str, tuple[tuple[float, float], tuple[float, float]]] = {

@@ -62,8 +62,9 @@ def check_pair(
     Raises:
         InputError: anything that cannot be right.
     """
-    s1, opt_v2 = _as_image("s1", s1, len(SAR_BANDS), SAR_BANDS), _as_image(
-        "opt_v2", opt_v2, len(OPTICAL_BANDS), OPTICAL_BANDS
+    s1, opt_v2 = (
+        _as_image("s1", s1, len(SAR_BANDS), SAR_BANDS),
+        _as_image("opt_v2", opt_v2, len(OPTICAL_BANDS), OPTICAL_BANDS),
     )
     if s1.ndim != opt_v2.ndim:
         raise InputError(
@@ -71,7 +72,9 @@ def check_pair(
             " as one tile (C, H, W), e.g. with .unsqueeze(0)"
         )
     if s1.device != opt_v2.device:
-        raise InputError(f"s1 is on {s1.device} and opt_v2 on {opt_v2.device}; move both to one device with .to()")
+        raise InputError(
+            f"s1 is on {s1.device} and opt_v2 on {opt_v2.device}; move both to one device with .to()"
+        )
     unbatched = s1.ndim == 3
     if unbatched:
         s1, opt_v2 = s1[None], opt_v2[None]
@@ -81,8 +84,8 @@ def check_pair(
         )
     if s1.shape[-2:] != opt_v2.shape[-2:]:
         raise InputError(
-            f"s1 is {s1.shape[-2]}x{s1.shape[-1]} pixels and opt_v2 {opt_v2.shape[-2]}x{opt_v2.shape[-1]}; both must lie"
-            " on one grid: warp the SAR to the optical grid first"
+            f"s1 is {s1.shape[-2]}x{s1.shape[-1]} pixels and opt_v2 {opt_v2.shape[-2]}x{opt_v2.shape[-1]}; both must"
+            " lie on one grid: warp the SAR to the optical grid first"
         )
     if s1.numel() == 0:
         raise InputError(f"s1 has shape {tuple(s1.shape)}: it is empty; pass at least one tile")
@@ -111,7 +114,9 @@ def _as_image(name: str, image: Tensor, channels: int, bands: tuple[str, ...]) -
             f"{name} is a {type(image).__name__}; expected a torch.Tensor, e.g. torch.from_numpy(array) for NumPy data"
         )
     if image.is_complex() or image.dtype == torch.bool:
-        raise InputError(f"{name} has dtype {image.dtype}; expected real numbers (for complex SAR: 20*log10(abs(x)))")
+        raise InputError(
+            f"{name} has dtype {image.dtype}; expected real numbers (for complex SAR: 20*log10(abs(x)))"
+        )
     if image.ndim not in (3, 4) or image.shape[-3] != channels:
         raise InputError(
             f"{name} has shape {tuple(image.shape)}; expected (B, {channels}, H, W) or ({channels}, H, W) with bands"
@@ -125,7 +130,9 @@ def _as_trust(trust: Tensor | None, s1: Tensor) -> Tensor:
     if trust is None:
         return torch.ones(batch, 1, height, width, device=s1.device)
     if not isinstance(trust, Tensor):
-        raise InputError(f"trust is a {type(trust).__name__}; expected a torch.Tensor, e.g. torch.from_numpy(mask)")
+        raise InputError(
+            f"trust is a {type(trust).__name__}; expected a torch.Tensor, e.g. torch.from_numpy(mask)"
+        )
     value = trust.to(device=s1.device, dtype=torch.float32)
     if value.ndim == 2:
         value = value[None]
@@ -139,7 +146,9 @@ def _as_trust(trust: Tensor | None, s1: Tensor) -> Tensor:
             f" ({height}, {width})"
         ) from None
     if not bool(((value >= 0) & (value <= 1)).all()):
-        raise InputError("trust holds values outside 0..1 (or NaN); expected 1 = observed, 0 = unknown, between = partly")
+        raise InputError(
+            "trust holds values outside 0..1 (or NaN); expected 1 = observed, 0 = unknown, between = partly"
+        )
     return value
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from typing import TypeVar
 
 T = TypeVar("T")
 
 
-def track(items: Iterable[T], description: str, *, enabled: bool = True, total: int | None = None) -> Iterator[T]:
+def track(
+    items: Iterable[T], description: str, *, enabled: bool = True, total: int | None = None
+) -> Iterator[T]:
     """Iterate with a bar on stderr showing count, speed and time left; silent where not ``enabled``."""
     if not enabled:
         yield from items
@@ -22,7 +24,7 @@ def track(items: Iterable[T], description: str, *, enabled: bool = True, total: 
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
-    if total is None and hasattr(items, "__len__"):
+    if total is None and isinstance(items, Sized):
         total = len(items)
     with Progress(*columns, console=Console(stderr=True)) as progress:
         yield from progress.track(items, description=description, total=total)

@@ -189,9 +189,13 @@ class Stage3GroundingModel(nn.Module):
         batch, _, height, width = pair.opt_v2.shape
         timesteps = check_timesteps(self.timesteps if timesteps is None else timesteps)
         if ensemble_size < 1 or batch_size < 1:
-            raise InputError(f"ensemble_size is {ensemble_size} and batch_size {batch_size}; expected at least 1")
+            raise InputError(
+                f"ensemble_size is {ensemble_size} and batch_size {batch_size}; expected at least 1"
+            )
         if not temperature > 0:
-            raise InputError(f"temperature is {temperature}; expected a number above 0 (tokens='argmax' for the limit)")
+            raise InputError(
+                f"temperature is {temperature}; expected a number above 0 (tokens='argmax' for the limit)"
+            )
         way = _check_grounding(self.grounding if grounding is None else grounding)
         if way == "learned" and self.head.untrained:
             warnings.warn(
@@ -219,7 +223,9 @@ class Stage3GroundingModel(nn.Module):
                 torch.stack([tile.of(pair.opt_v2[index]).float() for index, tile in group]),
                 torch.stack([tile.of(pair.trust[index]) for index, tile in group]),
                 seeds[[index for index, _ in group]],
-                torch.tensor([[origin[0] + t.top, origin[1] + t.left] for _, t in group], device=seeds.device),
+                torch.tensor(
+                    [[origin[0] + t.top, origin[1] + t.left] for _, t in group], device=seeds.device
+                ),
                 settings,
             )
             for (index, tile), values in zip(group, corrected, strict=True):
@@ -250,7 +256,6 @@ class Stage3GroundingModel(nn.Module):
 
         # 3a. Fill nodata from neighbours, pad to the network's size, z-score.
         z = self._prepare(s1, opt_v2, trust)
-        side = z.estimate.shape[-2:]
 
         # 3b. TerraMind reads SAR and estimate once; "difference" reads the estimate alone beside it.
         logits = [generator.logits({"s1": z.s1, "optical": z.estimate})]
@@ -264,11 +269,16 @@ class Stage3GroundingModel(nn.Module):
             member_seed = member_seeds(seeds, member)
             codes = [
                 generator.codes(
-                    each, side, tokens=settings.tokens, temperature=settings.temperature, seeds=member_seed, origins=origins
+                    each,
+                    z.size,
+                    tokens=settings.tokens,
+                    temperature=settings.temperature,
+                    seeds=member_seed,
+                    origins=origins,
                 )
                 for each in logits
             ]
-            noise = gaussian_field(member_seed, (generator.image_channels, *side), origins=origins)
+            noise = gaussian_field(member_seed, (generator.image_channels, *z.size), origins=origins)
 
             # 3d. The denoiser draws the proposal in exactly `timesteps` evaluations (both passes in one batch).
             passes = len(codes)
@@ -298,7 +308,7 @@ class Stage3GroundingModel(nn.Module):
     def _correct(self, z: _Prepared, decoded: list[Tensor], logits: Tensor, grounding: str) -> Correction:
         if grounding == "learned":
             return self.head(z.s1, z.estimate, decoded[0], z.trust, z.contradiction)
-        confidence = self.terramind_generator.confidence(logits, tuple(z.estimate.shape[-2:]))
+        confidence = self.terramind_generator.confidence(logits, z.size)
         return difference_correction(decoded[0], decoded[1], confidence, z.contradiction)
 
     def _change(self, correction: Correction) -> Tensor:
@@ -310,7 +320,8 @@ class Stage3GroundingModel(nn.Module):
         generator = self.terramind_generator
         layout = generator.layout
         valid = valid_pixels(s1, opt_v2)
-        sar_mean, optical_mean = (0.0, 0.0)
+        sar_mean: Tensor | float = 0.0
+        optical_mean: Tensor | float = 0.0
         if self.standardize:
             sar_mean, optical_mean = generator.sar.mean, generator.optical.mean - generator.optical.boa_offset
         longest = max(*opt_v2.shape[-2:], layout.min_side)
@@ -361,7 +372,6 @@ class Stage3GroundingModel(nn.Module):
                 " on crops"
             )
         z = self._prepare(pair.s1, pair.opt_v2.float(), pair.trust)
-        size = (z.estimate.shape[-2], z.estimate.shape[-1])
         batch, device = len(z.estimate), z.estimate.device
         clean = generator.optical.lift(z.estimate)
         if self.training:
@@ -370,13 +380,13 @@ class Stage3GroundingModel(nn.Module):
             noise = torch.randn(clean.shape, device=device)
         else:
             t = torch.full((batch,), TRAIN_TIMESTEPS - 1, device=device)
-            noise = gaussian_field(sample_seeds(0, batch, device=device), (generator.image_channels, *size))
+            noise = gaussian_field(sample_seeds(0, batch, device=device), (generator.image_channels, *z.size))
         x_t = add_noise(clean, noise, t)
         logits = [generator.logits({"s1": z.s1, "optical": z.estimate})]
         if self.grounding == "difference":
             logits.append(generator.logits({"optical": z.estimate}))
         decoded = [
-            generator.optical.select(generator.denoise_once(x_t, t, generator.codes(each, size)).float())
+            generator.optical.select(generator.denoise_once(x_t, t, generator.codes(each, z.size)).float())
             for each in logits
         ]
         correction = self._correct(z, decoded, logits[0], self.grounding)
@@ -415,6 +425,11 @@ class _Prepared:
     estimate: Tensor
     trust: Tensor
     contradiction: Tensor
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width the network sees."""
+        return self.estimate.shape[-2], self.estimate.shape[-1]
 
 
 def build_stage3_model(

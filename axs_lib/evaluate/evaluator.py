@@ -33,7 +33,7 @@ from axs_lib.progress import track
 if TYPE_CHECKING:
     from rich.table import Table
 
-NAME_WIDTH = 28
+NAME_WIDTH = 22
 METRIC_LABELS = {
     "mse": "MSE (reflectance²)",
     "mae": "MAE (reflectance)",
@@ -131,10 +131,11 @@ class Report:
     def summary(self) -> dict[str, dict[str, Any]]:
         """Figures over the tiles of quality ``ok`` and, where others were evaluated too, over ``all``.
 
-        Each holds ``tiles``, ``opt_v2_source`` (tiles by source), ``wins`` (share of tiles where opt_v3 has the smaller MSE), ``mean`` and ``median`` of
-        every metric over the tiles (tiles where it is undefined left out), and ``improvement_of_mean_%``,
-        100 (v2 - v3) / v2 of the mean MSE and MAE; with controls also ``sar_swapped``: ``mean``,
-        ``improvement_of_mean_%`` and ``wins_over``, the share of tiles where the tile's own SAR gave the smaller MSE.
+        Each holds ``tiles``, ``opt_v2_source`` (tiles by source), ``wins`` (share of tiles where opt_v3 has the smaller
+        MSE), ``mean`` and ``median`` of every metric over the tiles (tiles where it is undefined left out), and
+        ``improvement_of_mean_%``, 100 (v2 - v3) / v2 of the mean MSE and MAE; with controls also ``sar_swapped``:
+        ``tiles``, ``mean``, ``improvement_of_mean_%`` and ``wins_over``, the share of tiles where the tile's own SAR
+        gave the smaller MSE.
         """
         parts = {"ok": [tile for tile in self.tiles if tile.record.quality == QUALITY_OK]}
         if self.quality == "all":
@@ -199,11 +200,10 @@ class Report:
 
     def tile_table(self) -> Table:
         """One line a tile."""
-        from rich.box import SIMPLE_HEAD
         from rich.table import Table
 
         table = Table(
-            title="Per tile (MSE in 10⁻⁴ reflectance²)", header_style="bold", box=SIMPLE_HEAD, pad_edge=False
+            title="Per tile (MSE in 10⁻⁴ reflectance²)", header_style="bold", box=None, pad_edge=False
         )
         mixed = len(self.opt_v2_sources()) > 1
         for heading in (

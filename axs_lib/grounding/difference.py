@@ -13,7 +13,9 @@ from torch.nn import functional as F
 from axs_lib.grounding.head import Correction
 
 
-def difference_correction(with_sar: Tensor, without_sar: Tensor, confidence: Tensor, contradiction: Tensor) -> Correction:
+def difference_correction(
+    with_sar: Tensor, without_sar: Tensor, confidence: Tensor, contradiction: Tensor
+) -> Correction:
     """Correction from the two decoded images.
 
     Args:

@@ -9,6 +9,7 @@ head changes nothing.
 
 from __future__ import annotations
 
+import itertools
 from typing import NamedTuple
 
 import torch
@@ -66,22 +67,26 @@ class GroundingHead(nn.Module):
         self.stem = nn.Conv2d(INPUT_CHANNELS * 4, widths[0], 3, padding=1)
         self.encoders = nn.ModuleList(nn.Sequential(*[SeparableBlock(w) for _ in range(2)]) for w in widths)
         self.downs = nn.ModuleList(
-            nn.Conv2d(a, b, 2, stride=2) for a, b in zip(widths[:-1], widths[1:], strict=True)
+            nn.Conv2d(a, b, 2, stride=2) for a, b in itertools.pairwise(widths)
         )
-        self.ups = nn.ModuleList(nn.Conv2d(b, a, 1) for a, b in zip(widths[:-1], widths[1:], strict=True))
-        self.decoders = nn.ModuleList(nn.Sequential(*[SeparableBlock(w) for _ in range(2)]) for w in widths[:-1])
+        self.ups = nn.ModuleList(nn.Conv2d(b, a, 1) for a, b in itertools.pairwise(widths))
+        self.decoders = nn.ModuleList(
+            nn.Sequential(*[SeparableBlock(w) for _ in range(2)]) for w in widths[:-1]
+        )
         self.expand = nn.Conv2d(widths[0], 16 * 4, 1)
         self.tail = nn.Sequential(nn.Conv2d(16 + INPUT_CHANNELS, 16, 3, padding=1), nn.GELU())
         self.out = nn.Conv2d(16, 4 + 1 + 1, 3, padding=1)
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
+        for parameter in self.out.parameters():
+            nn.init.zeros_(parameter)
 
     @property
     def untrained(self) -> bool:
         """Whether the last layer is still at its zero initialisation."""
         return not bool(self.out.weight.any())
 
-    def forward(self, s1: Tensor, estimate: Tensor, proposal: Tensor, trust: Tensor, contradiction: Tensor) -> Correction:
+    def forward(
+        self, s1: Tensor, estimate: Tensor, proposal: Tensor, trust: Tensor, contradiction: Tensor
+    ) -> Correction:
         """The correction.
 
         Args:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -63,6 +63,11 @@ class TerraMindGenerator(nn.Module):
         optical: adapter of the optical modality.
         layout: fixed facts of the architecture.
     """
+
+    # terratorch's modules are untyped; their attributes are used as its source defines them.
+    core: Any
+    detokenizer: Any
+    quantizer: Any
 
     def __init__(
         self,
@@ -184,6 +189,8 @@ class TerraMindGenerator(nn.Module):
         """One evaluation of the detokenizer: x0 (B, C, H, W) in z-units from x_t, t (B,) int64 and codes."""
         return self.detokenizer(x_t, t, codes)
 
-    def decode(self, codes: Tensor, noise: Tensor, schedule: Schedule, *, start: Tensor | None = None) -> Tensor:
+    def decode(
+        self, codes: Tensor, noise: Tensor, schedule: Schedule, *, start: Tensor | None = None
+    ) -> Tensor:
         """Image channels (B, C, H, W) in z-units, after exactly ``schedule.nfe`` evaluations."""
         return denoise(self.denoise_once, codes, noise, schedule, start=start)

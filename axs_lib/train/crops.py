@@ -42,8 +42,15 @@ class CropBatches(IterableDataset[dict[str, Tensor]]):
         seed: int = 0,
     ) -> None:
         if not records:
-            raise InputError("no training pair is left after the selection by quality and group; check the data folder")
-        self.start, self.crop_sizes, self.batch_pixels, self.seed = start, list(crop_sizes), batch_pixels, seed
+            raise InputError(
+                "no training pair is left after the selection by quality and group; check the data folder"
+            )
+        self.start, self.crop_sizes, self.batch_pixels, self.seed = (
+            start,
+            list(crop_sizes),
+            batch_pixels,
+            seed,
+        )
         self.tiles: list[tuple[Tensor, Tensor]] = []
         for record in records:
             pair = load_pair(record)
@@ -79,7 +86,9 @@ class CropBatches(IterableDataset[dict[str, Tensor]]):
             s1, s2 = self.tiles[index]
             top, left = draw(s1.shape[-2] - size + 1), draw(s1.shape[-1] - size + 1)
             turns, mirror = draw(4), draw(2)
-            crops = [image[:, top : top + size, left : left + size].rot90(turns, (1, 2)) for image in (s1, s2)]
+            crops = [
+                image[:, top : top + size, left : left + size].rot90(turns, (1, 2)) for image in (s1, s2)
+            ]
             crops = [crop.flip(2) if mirror else crop for crop in crops]
             sar.append(crops[0])
             optical.append(crops[1])

@@ -78,8 +78,8 @@ class NanoTask(lightning.LightningModule):
         super().__init__()
         self.config = config
         self.model = Stage3GroundingModel(build_nano(), GroundingHead(), grounding="learned")
-        self.tokenizer = build_nano_tokenizer()
-        self.average = torch.optim.swa_utils.AveragedModel(
+        self.tokenizer: nn.Module = build_nano_tokenizer()
+        self.average: Any = torch.optim.swa_utils.AveragedModel(
             nn.ModuleDict({"model": self.model, "tokenizer": self.tokenizer}),
             multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(config.ema),
         )
@@ -99,7 +99,9 @@ class NanoTask(lightning.LightningModule):
         clean = z.estimate[:half]
         t = torch.randint(TRAIN_TIMESTEPS, (half,), generator=random)
         noise = torch.randn(clean.shape, generator=random)
-        reconstruction = F.mse_loss(generator.denoise_once(add_noise(clean, noise, t), t, codes[:half]), clean)
+        reconstruction = F.mse_loss(
+            generator.denoise_once(add_noise(clean, noise, t), t, codes[:half]), clean
+        )
 
         # Grounding: one evaluation from the noised estimate, through soft tokens.
         opt_v3, logits, _ = self.model.training_pass(s1, opt_v2)
@@ -158,7 +160,9 @@ class NanoTask(lightning.LightningModule):
             betas=(0.9, 0.98),
         )
         warmup = torch.optim.lr_scheduler.LinearLR(optimizer, 0.01, total_iters=self.config.warmup)
-        cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, self.config.steps - self.config.warmup))
+        cosine = torch.optim.lr_scheduler.CosineAnnealingLR(
+            optimizer, max(1, self.config.steps - self.config.warmup)
+        )
         schedule = torch.optim.lr_scheduler.SequentialLR(optimizer, [warmup, cosine], [self.config.warmup])
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -175,7 +179,9 @@ class NanoTask(lightning.LightningModule):
         state: dict[str, Tensor] = {}
         for name, module in parts.items():
             for key, value in module.state_dict().items():
-                state[f"{name}.{key}"] = value.detach().half() if value.is_floating_point() else value.detach()
+                state[f"{name}.{key}"] = (
+                    value.detach().half() if value.is_floating_point() else value.detach()
+                )
         return _without_shared(state)
 
 
@@ -270,7 +276,11 @@ def save_packaged(task: NanoTask, out: Path, config: NanoConfig) -> Path:
 
     target = out / "nano.safetensors"
     settings = {key: value for key, value in asdict(config).items() if key not in ("data", "out")}
-    metadata = {"variant": "nano", "steps": str(task.global_step), "config": json.dumps(settings, default=str)}
+    metadata = {
+        "variant": "nano",
+        "steps": str(task.global_step),
+        "config": json.dumps(settings, default=str),
+    }
     with atomic_write(target, overwrite=True) as temporary:
         save_file(task.packaged_state(), str(temporary), metadata=metadata)
     return target

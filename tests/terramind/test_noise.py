@@ -64,7 +64,7 @@ def test_one_seed_serves_all_samples_and_generators_are_drawn_from() -> None:
     assert first[0] != first[1]
     each = [torch.Generator().manual_seed(1), torch.Generator().manual_seed(1)]
     assert len(set(sample_seeds(0, 2, generator=each).tolist())) == 1
-    with pytest.raises(InputError, match="2 seeds .* batch of 3"):
+    with pytest.raises(InputError, match=r"2 seeds .* batch of 3"):
         sample_seeds([1, 2], 3)
 
 

@@ -1,0 +1,32 @@
+"""Models for tests: nano with random weights in which nothing is zero, so that every part has an effect."""
+
+from __future__ import annotations
+
+import torch
+
+from axs_lib.stage3_tm_ground import Stage3GroundingModel, build_stage3_model
+from tests.published import redraw_zero_parameters
+
+
+def random_nano(seed: int = 0, **options: object) -> Stage3GroundingModel:
+    """nano with redrawn zero parameters and a learned head that does something; frozen, in eval mode."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = build_stage3_model(
+            pretrained=False, variant="nano", **({"grounding": "learned"} | options)  # type: ignore[arg-type]
+        )
+    redraw_zero_parameters(model, seed)
+    with torch.no_grad():
+        model.head.out.weight.mul_(0.3)
+    return model.requires_grad_(False)
+
+
+def plausible_pair(batch: int = 2, height: int = 64, width: int = 64, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Smooth random (s1 in dB, opt_v2 in DN) of the given size."""
+    random = torch.Generator().manual_seed(seed)
+    coarse = torch.randn(batch, 6, max(2, height // 8), max(2, width // 8), generator=random)
+    smooth = torch.nn.functional.interpolate(coarse, size=(height, width), mode="bicubic")
+    level = torch.tensor([-11.0, -18.0, 500.0, 700.0, 800.0, 2400.0])[:, None, None]
+    spread = torch.tensor([3.0, 3.0, 120.0, 150.0, 200.0, 500.0])[:, None, None]
+    image = level + spread * smooth
+    return image[:, :2].contiguous(), image[:, 2:].clamp_min(1.0).contiguous()

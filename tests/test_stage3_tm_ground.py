@@ -1,0 +1,460 @@
+"""Stage 3: identity where it must be, independence of batch and place, any size, nodata, seeds, gradients, traps."""
+
+from __future__ import annotations
+
+import copy
+import random
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from axs_lib.errors import InputError
+from axs_lib.grounding.head import GroundingHead
+from axs_lib.stage3_tm_ground import (
+    Stage3GroundingModel,
+    Stage3Output,
+    UntrainedHeadWarning,
+    build_stage3_model,
+    stage3_batch_inference,
+    stage3_inference,
+)
+from axs_lib.terramind.sampler import SCHEDULERS
+from tests.models import plausible_pair, random_nano
+
+WAYS = ("learned", "difference")
+
+
+@pytest.fixture(scope="module")
+def nano() -> Stage3GroundingModel:
+    return random_nano()
+
+
+@torch.no_grad()
+def ground(model: Stage3GroundingModel, *pair: torch.Tensor, **options: object) -> Stage3Output:
+    return model.ground(*pair, **({"timesteps": 2} | options))  # type: ignore[arg-type]
+
+
+# -- identity -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_it_does_something(nano: Stage3GroundingModel, way: str) -> None:
+    """Guards every identity test below: with random weights the correction is not zero."""
+    s1, opt_v2 = plausible_pair()
+    out = ground(nano, s1, opt_v2, grounding=way)
+    assert (out.image - opt_v2).abs().max() > (1.0 if way == "learned" else 1e-3)
+    assert out.proposal.std() > 10.0
+    other = ground(nano, -s1 - 30.0, opt_v2, grounding=way)
+    assert (out.image - other.image).abs().max() > 1e-3
+
+
+def test_a_fresh_head_returns_opt_v2_bit_for_bit_and_says_so() -> None:
+    s1, opt_v2 = plausible_pair()
+    model = random_nano()
+    model.head = GroundingHead()
+    with pytest.warns(UntrainedHeadWarning, match="nano|difference"):
+        assert torch.equal(ground(model, s1, opt_v2).image, opt_v2)
+
+
+def test_a_fresh_build_defaults_to_the_way_that_needs_no_training() -> None:
+    assert build_stage3_model(pretrained=False, variant="nano").grounding == "difference"
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_strength_zero_returns_opt_v2_bit_for_bit(nano: Stage3GroundingModel, way: str) -> None:
+    s1, opt_v2 = plausible_pair(height=40, width=72)
+    out = ground(nano, s1, opt_v2, strength=0.0, grounding=way, ensemble_size=2)
+    assert torch.equal(out.image, opt_v2)
+    assert out.nfe == 0
+    assert out.uncertainty is not None and not out.uncertainty.any()
+
+
+def test_gate_zero_returns_opt_v2_bit_for_bit(nano: Stage3GroundingModel) -> None:
+    model = copy.deepcopy(nano)
+    with torch.no_grad():
+        model.head.out.weight[4].zero_()
+        model.head.out.bias[4] = -1e4
+    for height, width in ((64, 64), (260, 64)):
+        s1, opt_v2 = plausible_pair(1, height, width)
+        out = ground(model, s1, opt_v2)
+        assert torch.equal(out.image, opt_v2)
+        assert not out.gate.any()
+
+
+def test_identity_keeps_float64_and_values_outside_the_valid_range(nano: Stage3GroundingModel) -> None:
+    s1, opt_v2 = plausible_pair()
+    opt_v2 = opt_v2.double() + 1e-9
+    opt_v2[0, 0, 0, 0] = 0.25
+    assert torch.equal(ground(nano, s1, opt_v2, strength=0.0).image, opt_v2)
+
+
+# -- independence ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("tokens", ["soft", "argmax", "sample"])
+def test_a_tile_does_not_depend_on_its_batch(nano: Stage3GroundingModel, way: str, tokens: str) -> None:
+    """Within 1 DN, whatever the mates, the place and the batch size; terratorch's result depends on all three."""
+    s1, opt_v2 = plausible_pair(3)
+    options = {"grounding": way, "tokens": tokens, "ensemble_size": 2}
+    whole = ground(nano, s1, opt_v2, **options)
+    for place in range(3):
+        alone = ground(nano, s1[place : place + 1], opt_v2[place : place + 1], **options)
+        assert (alone.image - whole.image[place]).abs().max() < 1.0
+    turned = ground(nano, s1.flip(0), opt_v2.flip(0), batch_size=2, **options)
+    assert (turned.image.flip(0) - whole.image).abs().max() < 1.0
+
+
+def test_running_again_is_identical(nano: Stage3GroundingModel) -> None:
+    s1, opt_v2 = plausible_pair()
+    first = ground(nano, s1, opt_v2, tokens="sample", ensemble_size=2)
+    torch.randn(5)
+    again = ground(nano, s1, opt_v2, tokens="sample", ensemble_size=2)
+    assert torch.equal(first.image, again.image)
+    assert first.uncertainty is not None and again.uncertainty is not None
+    assert torch.equal(first.uncertainty, again.uncertainty)
+
+
+def test_seeds_are_per_sample(nano: Stage3GroundingModel) -> None:
+    s1, opt_v2 = plausible_pair(1)
+    s1, opt_v2 = s1.repeat(2, 1, 1, 1), opt_v2.repeat(2, 1, 1, 1)
+    same = ground(nano, s1, opt_v2, seed=5).proposal
+    assert (same[0] - same[1]).abs().max() < 1.0
+    apart = ground(nano, s1, opt_v2, seed=[5, 6]).proposal
+    assert (apart[0] - same[0]).abs().max() < 1.0
+    assert (apart[0] - apart[1]).abs().max() > 1.0
+    drawn = ground(nano, s1, opt_v2, generator=torch.Generator().manual_seed(0)).proposal
+    again = ground(nano, s1, opt_v2, generator=torch.Generator().manual_seed(0)).proposal
+    assert torch.equal(drawn, again)
+    assert (drawn[0] - drawn[1]).abs().max() > 1.0
+
+
+def test_callers_tensors_and_global_random_states_are_untouched(nano: Stage3GroundingModel) -> None:
+    """terratorch overwrites its input dict, reseeds torch and consumes Python's random."""
+    s1, opt_v2 = plausible_pair()
+    s1[0, 0, 3, 3] = torch.nan
+    trust = torch.ones(2, 1, 64, 64)
+    before = [x.clone() for x in (s1, opt_v2, trust)]
+    torch_state, python_state, numpy_state = torch.get_rng_state(), random.getstate(), np.random.get_state()[1]
+    for way in WAYS:
+        ground(nano, s1, opt_v2, trust=trust, tokens="sample", ensemble_size=2, grounding=way)
+    stage3_batch_inference(nano, [{"s1": s1, "opt_v2": opt_v2}], 1, verbose=False)
+    for tensor, copied in zip((s1, opt_v2, trust), before, strict=True):
+        assert torch.equal(tensor.nan_to_num(), copied.nan_to_num())
+    assert torch.equal(torch.get_rng_state(), torch_state)
+    assert random.getstate() == python_state
+    assert np.array_equal(np.random.get_state()[1], numpy_state)
+
+
+# -- the denoiser ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("timesteps", [1, 3, 7, 10])
+def test_exactly_timesteps_network_evaluations(
+    nano: Stage3GroundingModel, scheduler: str, way: str, timesteps: int
+) -> None:
+    s1, opt_v2 = plausible_pair(1)
+    calls: list[int] = []
+    hook = nano.terramind_generator.detokenizer.register_forward_hook(lambda *_: calls.append(1))
+    try:
+        out = ground(nano, s1, opt_v2, timesteps=timesteps, scheduler=scheduler, grounding=way)
+    finally:
+        hook.remove()
+    assert len(calls) == timesteps == out.nfe
+
+
+def test_every_knob_of_the_denoiser_changes_the_proposal(nano: Stage3GroundingModel) -> None:
+    s1, opt_v2 = plausible_pair(1)
+    base = ground(nano, s1, opt_v2, timesteps=4)
+    for changed in (
+        {"timesteps": 5},
+        {"seed": 1},
+        {"strength": 0.5},
+        {"scheduler": "dpmsolver++"},
+        {"tokens": "argmax"},
+        {"tokens": "sample"},
+        {"temperature": 3.0},
+        {"origin": (16, 0)},
+    ):
+        other = ground(nano, s1, opt_v2, **({"timesteps": 4} | changed))
+        assert (other.proposal - base.proposal).abs().max() > 0.5, changed
+
+
+def test_the_proposal_is_not_clamped(nano: Stage3GroundingModel) -> None:
+    """terratorch's scheduler keeps every band within one standard deviation."""
+    model = copy.deepcopy(nano)
+    with torch.no_grad():
+        model.terramind_generator.detokenizer.out[-1].bias.fill_(5.0)
+    s1, opt_v2 = plausible_pair(1)
+    proposal = ground(model, s1, opt_v2, timesteps=5).proposal
+    z = model.terramind_generator.optical.to_z(proposal)
+    assert z.max() > 3.0
+
+
+def test_ensemble_mean_and_spread(nano: Stage3GroundingModel) -> None:
+    s1, opt_v2 = plausible_pair(1)
+    options = {"tokens": "sample", "timesteps": 3}
+    one = ground(nano, s1, opt_v2, ensemble_size=1, **options)
+    three = ground(nano, s1, opt_v2, ensemble_size=3, **options)
+    assert one.uncertainty is None
+    assert three.uncertainty is not None
+    assert three.uncertainty.shape == opt_v2.shape
+    assert three.uncertainty.mean() > 0.1
+    assert not torch.equal(one.image, three.image)
+
+
+# -- sizes ----------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=12)
+@given(height=st.integers(8, 140), width=st.integers(8, 140))
+def test_any_size_from_8_px(nano: Stage3GroundingModel, height: int, width: int) -> None:
+    s1, opt_v2 = plausible_pair(1, height, width, seed=height)
+    out = ground(nano, s1, opt_v2, timesteps=1)
+    assert out.image.shape == opt_v2.shape
+    assert torch.isfinite(out.image).all()
+    assert out.image.min() >= 1.0
+
+
+@pytest.mark.parametrize("size", [(8, 8), (9, 200), (257, 64), (300, 500)])
+def test_odd_and_large_sizes(nano: Stage3GroundingModel, size: tuple[int, int]) -> None:
+    s1, opt_v2 = plausible_pair(1, *size)
+    out = ground(nano, s1, opt_v2, timesteps=1, ensemble_size=2)
+    assert out.image.shape == out.proposal.shape == opt_v2.shape
+    assert out.gate.shape == (1, 1, *size)
+    assert torch.isfinite(out.image).all()
+
+
+def test_large_images_are_anchored_and_seamless(nano: Stage3GroundingModel) -> None:
+    """Away from a new edge a cut along the grid gives the same pixels, and tile borders do not show."""
+    s1, opt_v2 = plausible_pair(1, 600, 256)
+    whole = ground(nano, s1, opt_v2, timesteps=1)
+    cut = ground(nano, s1[..., 192:, :], opt_v2[..., 192:, :], timesteps=1, origin=(192, 0))
+    assert (whole.image[..., 256 : 256 + 128, :] - cut.image[..., 64 : 64 + 128, :]).abs().max() < 1.0
+    change = whole.image - opt_v2
+    steps = (change[..., 1:, :] - change[..., :-1, :]).abs().mean(dim=(0, 1, 3))
+    borders = steps[[191, 255, 383, 447]]  # rows where a tile begins or ends
+    assert borders.max() < 2.0 * steps.median()
+
+
+# -- nodata ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("which", ["s1", "opt_v2"])
+def test_nodata_in_is_nodata_out_and_does_not_spread(nano: Stage3GroundingModel, which: str) -> None:
+    s1, opt_v2 = plausible_pair(1, 96, 96)
+    clean = (ground(nano, s1, opt_v2).image - opt_v2).abs().mean()
+    holed = s1 if which == "s1" else opt_v2
+    holed[0, 1, 20:40, 30:50] = torch.nan
+    out = ground(nano, s1, opt_v2, ensemble_size=2)
+    expected = torch.zeros(96, 96, dtype=torch.bool)
+    expected[20:40, 30:50] = True
+    for layer in (out.image, out.proposal, out.uncertainty):
+        assert layer is not None
+        assert torch.equal(torch.isnan(layer[0]).all(0), expected)
+        assert torch.isfinite(layer[0][:, ~expected]).all()
+    around = torch.ones(96, 96, dtype=torch.bool)
+    around[10:50, 20:60] = False
+    change = (out.image - opt_v2).abs()[0][:, around].mean()
+    assert change < 3.0 * clean + 1.0
+
+
+def test_a_tile_of_nothing_but_nodata(nano: Stage3GroundingModel) -> None:
+    s1, opt_v2 = plausible_pair(2)
+    clean = ground(nano, s1, opt_v2).image[1]
+    opt_v2[0] = torch.nan
+    out = ground(nano, s1, opt_v2)
+    assert torch.isnan(out.image[0]).all()
+    assert (out.image[1] - clean).abs().max() < 1.0
+
+
+def test_valid_pixels_never_become_nodata_zero(nano: Stage3GroundingModel) -> None:
+    model = copy.deepcopy(nano)
+    with torch.no_grad():
+        model.head.out.bias[:4] = -50.0
+        model.head.out.bias[4:] = 20.0
+    s1, opt_v2 = plausible_pair(1)
+    image = ground(model, s1, opt_v2).image
+    assert image.min() == 1.0
+
+
+# -- types and devices ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("dtype", "expected"),
+    [(torch.float64, torch.float64), (torch.int16, torch.float32), (torch.uint16, torch.float32)],
+)
+def test_number_types(nano: Stage3GroundingModel, dtype: torch.dtype, expected: torch.dtype) -> None:
+    s1, opt_v2 = plausible_pair(1)
+    opt_v2 = opt_v2.round()
+    reference = stage3_inference(nano, s1, opt_v2, timesteps=1)
+    out = stage3_inference(nano, s1.double(), opt_v2.to(dtype), timesteps=1)
+    assert out.dtype == expected
+    assert (out.float() - reference).abs().max() < 0.1
+
+
+def test_one_unbatched_tile(nano: Stage3GroundingModel) -> None:
+    s1, opt_v2 = plausible_pair(1)
+    out = ground(nano, s1[0], opt_v2[0], ensemble_size=2)
+    batched = ground(nano, s1, opt_v2, ensemble_size=2)
+    assert out.image.shape == (4, 64, 64)
+    assert out.gate.shape == (1, 64, 64)
+    assert torch.equal(out.image, batched.image[0])
+
+
+def test_everything_follows_to(nano: Stage3GroundingModel) -> None:
+    """terratorch keeps its statistics as plain attributes, and ``.to(device, dtype)`` raises."""
+    model = copy.deepcopy(nano).to("meta", torch.float32)
+    tensors = [*model.parameters(), *model.buffers()]
+    assert all(tensor.device.type == "meta" for tensor in tensors)
+    assert model.terramind_generator.optical.mean.device.type == "meta"
+    with pytest.raises(InputError, match=r"model is on meta.*inputs on cpu"):
+        model.ground(*plausible_pair(1))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_autocast_stays_close_and_returns_float32(nano: Stage3GroundingModel, way: str) -> None:
+    s1, opt_v2 = plausible_pair(1)
+    exact = stage3_inference(nano, s1, opt_v2, grounding=way, timesteps=2)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        fast = stage3_inference(nano, s1, opt_v2, grounding=way, timesteps=2)
+    assert fast.dtype == torch.float32
+    assert (fast - exact).abs().mean() < 0.05 * (exact - opt_v2).abs().mean() + 1.0
+
+
+def test_standardize_false_is_z_in_and_z_out(nano: Stage3GroundingModel) -> None:
+    model = copy.deepcopy(nano)
+    model.standardize = False
+    s1, opt_v2 = plausible_pair(1)
+    generator = model.terramind_generator
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        z = ground(model, generator.sar.to_z(s1), generator.optical.to_z(opt_v2)).image
+    expected = ground(nano, s1, opt_v2).image
+    assert (generator.optical.from_z(z) - expected).abs().max() < 1.0
+
+
+def test_trust_reaches_the_head(nano: Stage3GroundingModel) -> None:
+    s1, opt_v2 = plausible_pair(1)
+    full = ground(nano, s1, opt_v2, trust=torch.ones(1, 1, 64, 64)).image
+    assert torch.equal(full, ground(nano, s1, opt_v2).image)
+    half = torch.ones(64, 64)
+    half[:, 32:] = 0.0
+    assert (ground(nano, s1, opt_v2, trust=half).image - full).abs().max() > 0.1
+
+
+# -- training -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("training", [True, False])
+def test_gradients_reach_the_generators_attention(way: str, training: bool) -> None:
+    model = random_nano(grounding=way).requires_grad_(True).train(training)
+    s1, opt_v2 = plausible_pair(2)
+    out = model(s1, opt_v2)
+    assert out.shape == opt_v2.shape
+    out.square().mean().backward()
+    core = model.terramind_generator.core
+    for parameter in (
+        core.encoder[0].attn.qkv.weight,
+        core.decoder[-1].cross_attn.kv.weight,
+        core.encoder_embeddings["untok_sen1grd@224"].proj.weight,
+    ):
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0
+
+
+def test_training_evaluates_the_denoiser_once_at_random_steps() -> None:
+    model = random_nano().requires_grad_(True).train()
+    seen: list[torch.Tensor] = []
+    model.terramind_generator.detokenizer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[1]))
+    for _ in range(4):
+        model(*plausible_pair(4))
+    assert len(seen) == 4
+    assert torch.cat(seen).unique().numel() > 2
+
+
+def test_forward_without_gradients_is_inference(nano: Stage3GroundingModel) -> None:
+    s1, opt_v2 = plausible_pair(1)
+    with torch.no_grad():
+        assert torch.equal(nano(s1, opt_v2), nano.ground(s1, opt_v2).image)
+
+
+def test_training_tiles_may_not_exceed_the_networks() -> None:
+    model = random_nano().requires_grad_(True)
+    with pytest.raises(InputError, match="train on crops"):
+        model(*plausible_pair(1, 300, 64))
+
+
+# -- batches and errors ---------------------------------------------------------------------------------------------
+
+
+def test_batch_inference_equals_single(nano: Stage3GroundingModel) -> None:
+    s1, opt_v2 = plausible_pair(3)
+    loader = [{"s1": s1[:2], "opt_v2": opt_v2[:2]}, (s1[2:], opt_v2[2:])]
+    results = stage3_batch_inference(nano, loader, 1, verbose=False, ensemble_size=2)
+    assert results["opt_v3"].shape == (3, 4, 64, 64)
+    assert results["uncertainty"].shape == (3, 4, 64, 64)
+    assert results["nfe"] == 1
+    single = stage3_inference(nano, s1[2:], opt_v2[2:], 1, ensemble_size=2)
+    assert (results["opt_v3"][2:] - single).abs().max() < 1.0
+
+
+@pytest.mark.parametrize(
+    ("loader", "message"),
+    [
+        ([], "no batch"),
+        ([{"s1": torch.zeros(1, 2, 64, 64)}], "opt_v2"),
+        ([torch.zeros(1, 2, 64, 64)], "mapping"),
+    ],
+)
+def test_bad_loaders(nano: Stage3GroundingModel, loader: list[object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        stage3_batch_inference(nano, loader, 1, verbose=False)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"timesteps": 0}, "1 to 1000"),
+        ({"timesteps": 1001}, "1 to 1000"),
+        ({"strength": -0.1}, "strength"),
+        ({"tokens": "hard"}, "soft, argmax, sample"),
+        ({"grounding": "magic"}, "learned, difference"),
+        ({"scheduler": "euler"}, "ddim"),
+        ({"ensemble_size": 0}, "at least 1"),
+        ({"temperature": 0.0}, "above 0"),
+        ({"seed": [1, 2, 3]}, "3 seeds"),
+    ],
+)
+def test_impossible_options(nano: Stage3GroundingModel, options: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        ground(nano, *plausible_pair(2), **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"variant": "terramind_v1_huge"}, "terramind_v1_base"),
+        ({"timesteps": 0}, "1 to 1000"),
+        ({"s1_product": "SLC"}, "S1GRD"),
+        ({"grounding": "x"}, "learned"),
+        ({"scheduler": "x"}, "ddim"),
+    ],
+)
+def test_impossible_builds(options: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        build_stage3_model(**({"variant": "nano", "pretrained": False} | options))  # type: ignore[arg-type]
+
+
+def test_pretrained_false_is_trainable_and_random() -> None:
+    model = build_stage3_model(variant="nano", pretrained=False)
+    assert all(p.requires_grad for p in model.parameters())
+    assert not model.training
+    assert model.provenance["AXS_WEIGHTS"] == "random"
