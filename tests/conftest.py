@@ -6,8 +6,13 @@ import os
 import tempfile
 from pathlib import Path
 
+from typing import TYPE_CHECKING
+
 import pytest
 from hypothesis import HealthCheck, settings
+
+if TYPE_CHECKING:
+    from tests.published import Published
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -46,6 +51,14 @@ def _no_user_settings(monkeypatch: pytest.MonkeyPatch) -> None:
 def repository() -> Path:
     """The root of the checkout."""
     return ROOT
+
+
+@pytest.fixture(scope="session")
+def published_tiny(tmp_path_factory: pytest.TempPathFactory) -> Published:
+    """The smallest published variant with random weights; costly, so its tests share one worker ("published")."""
+    from tests.published import publish
+
+    return publish("terramind_v1_tiny", tmp_path_factory.mktemp("published"))
 
 
 @pytest.fixture(scope="session")

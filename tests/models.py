@@ -13,7 +13,9 @@ def random_nano(seed: int = 0, **options: object) -> Stage3GroundingModel:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = build_stage3_model(
-            pretrained=False, variant="nano", **({"grounding": "learned"} | options)  # type: ignore[arg-type]
+            pretrained=False,
+            variant="nano",
+            **({"grounding": "learned"} | options),  # type: ignore[arg-type]
         )
     redraw_zero_parameters(model, seed)
     with torch.no_grad():
@@ -21,7 +23,9 @@ def random_nano(seed: int = 0, **options: object) -> Stage3GroundingModel:
     return model.requires_grad_(False)
 
 
-def plausible_pair(batch: int = 2, height: int = 64, width: int = 64, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+def plausible_pair(
+    batch: int = 2, height: int = 64, width: int = 64, seed: int = 0
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Smooth random (s1 in dB, opt_v2 in DN) of the given size."""
     random = torch.Generator().manual_seed(seed)
     coarse = torch.randn(batch, 6, max(2, height // 8), max(2, width // 8), generator=random)

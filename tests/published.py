@@ -7,6 +7,7 @@ float16 so that a file takes half the space and still loads to the very same wei
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -64,3 +65,18 @@ def save_published(model: Any, folder: Path, variant: str) -> Path:
         }
         torch.save({k: v.clone() for k, v in halved.items()}, folder / file.name)
     return folder / spec.generator.name
+
+
+@dataclass
+class Published:
+    """A reference model and its files in the published layout, with both SAR products."""
+
+    variant: str
+    reference: Any
+    checkpoint: Path
+
+
+def publish(variant: str, folder: Path) -> Published:
+    """Build terratorch's own generation and write its two files into ``folder``."""
+    reference = reference_generation(variant, ["S1GRD", "S1RTC", "S2L2A"])
+    return Published(variant, reference, save_published(reference, folder, variant))

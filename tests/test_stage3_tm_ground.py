@@ -139,7 +139,11 @@ def test_callers_tensors_and_global_random_states_are_untouched(nano: Stage3Grou
     s1[0, 0, 3, 3] = torch.nan
     trust = torch.ones(2, 1, 64, 64)
     before = [x.clone() for x in (s1, opt_v2, trust)]
-    torch_state, python_state, numpy_state = torch.get_rng_state(), random.getstate(), np.random.get_state()[1]
+    torch_state, python_state, numpy_state = (
+        torch.get_rng_state(),
+        random.getstate(),
+        np.random.get_state()[1],
+    )
     for way in WAYS:
         ground(nano, s1, opt_v2, trust=trust, tokens="sample", ensemble_size=2, grounding=way)
     stage3_batch_inference(nano, [{"s1": s1, "opt_v2": opt_v2}], 1, verbose=False)

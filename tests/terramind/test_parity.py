@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,7 +14,7 @@ from torch import Tensor
 from axs_lib.terramind.generator import TerraMindGenerator
 from axs_lib.terramind.load import load_generator
 from axs_lib.terramind.sampler import Schedule
-from tests.published import TARGET, reference_generation, save_published
+from tests.published import TARGET, Published, publish
 
 TOLERANCE = 1e-4  # z-units
 SIDE = 96
@@ -72,11 +71,9 @@ def original_schedule(timesteps: int) -> Schedule:
     return Schedule(tuple(scheduler.timesteps.tolist()), scheduler, starts_from_noise=True)
 
 
-def make_twins(variant: str, product: str, folder: Path) -> Twins:
-    reference = reference_generation(variant, [product, "S2L2A"])
-    checkpoint = save_published(reference, folder, variant)
-    ours = load_generator(variant, checkpoint=str(checkpoint), s1_product=product).eval()
-    return Twins(reference, ours, product)
+def twins_of(published: Published, product: str) -> Twins:
+    ours = load_generator(published.variant, checkpoint=str(published.checkpoint), s1_product=product).eval()
+    return Twins(published.reference, ours, product)
 
 
 def assert_parity(twins: Twins, step_counts: tuple[int, ...]) -> None:
@@ -100,8 +97,8 @@ def assert_parity(twins: Twins, step_counts: tuple[int, ...]) -> None:
 
 
 @pytest.fixture(scope="module", params=["S1GRD", "S1RTC"])
-def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Twins]:
-    yield make_twins("terramind_v1_tiny", request.param, tmp_path_factory.mktemp("published"))
+def tiny(request: pytest.FixtureRequest, published_tiny: Published) -> Twins:
+    return twins_of(published_tiny, request.param)
 
 
 @pytest.mark.xdist_group("published")
@@ -128,6 +125,7 @@ def test_argmax_tokens_equal_terratorchs(tiny: Twins) -> None:
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("published")
-@pytest.mark.parametrize("product", ["S1GRD", "S1RTC"])
-def test_base_equals_terratorch(product: str, tmp_path: Path) -> None:
-    assert_parity(make_twins("terramind_v1_base", product, tmp_path), (1, 2, 5, 10, 50))
+def test_base_equals_terratorch(tmp_path: Path) -> None:
+    published = publish("terramind_v1_base", tmp_path)
+    for product in ("S1GRD", "S1RTC"):
+        assert_parity(twins_of(published, product), (1, 2, 5, 10, 50))

@@ -1,0 +1,47 @@
+"""Contradiction: low where radar and colour agree, high where a field suddenly returns like water."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from axs_lib.data.pairs import list_pairs, load_pair
+from axs_lib.data.samples import load_sample, sample_names
+from axs_lib.grounding.contradiction import contradiction
+
+
+def real_sample(name: str) -> tuple[torch.Tensor, torch.Tensor]:
+    s1, s2 = load_sample(name)
+    return torch.from_numpy(s1.data)[None].float(), torch.from_numpy(s2.data)[None].float()
+
+
+def test_real_pairs_rarely_contradict() -> None:
+    """The packaged tiles were never part of the fit."""
+    for name in sample_names():
+        assert contradiction(*real_sample(name)).mean() < 0.35, name
+
+
+def test_a_flood_that_only_the_sar_shows_contradicts_and_only_there() -> None:
+    s1, optical = real_sample("ireland_fields")
+    before = contradiction(s1, optical)
+    flooded = s1.clone()
+    flooded[..., 40:90, 30:80] = torch.tensor([-23.0, -30.0])[:, None, None]
+    after = contradiction(flooded, optical)
+    assert after[..., 50:80, 40:70].min() > 0.9
+    assert (after - before)[..., :20, :].abs().max() < 1e-4
+
+
+def test_clear_ground_stays_quiet(shared_pairs: Path) -> None:
+    records = list_pairs(shared_pairs, quality="ok")[::8]
+    means = []
+    for record in records:
+        pair = load_pair(record)
+        means.append(
+            float(
+                contradiction(
+                    torch.as_tensor(pair.s1)[None].float(), torch.as_tensor(pair.s2)[None].float()
+                ).mean()
+            )
+        )
+    assert sorted(means)[len(means) // 2] < 0.1

@@ -1,0 +1,64 @@
+"""The head: identity at birth, local, within its budget."""
+
+from __future__ import annotations
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from axs_lib.grounding.difference import difference_correction
+from axs_lib.grounding.head import GroundingHead
+from tests.models import random_nano
+
+
+def inputs(side: int = 128, seed: int = 0) -> list[torch.Tensor]:
+    random = torch.Generator().manual_seed(seed)
+    return [torch.randn(1, channels, side, side, generator=random) for channels in (2, 4, 4, 1, 1)]
+
+
+def test_a_fresh_head_answers_zero() -> None:
+    head = GroundingHead()
+    assert head.untrained
+    assert not head(*inputs()).residual.any()
+    torch.nn.init.normal_(head.out.weight)
+    assert not head.untrained
+    assert head(*inputs()).residual.any()
+
+
+def test_every_input_matters() -> None:
+    head = GroundingHead()
+    torch.nn.init.normal_(head.out.weight)
+    base = head(*inputs(64)).residual
+    for index in range(5):
+        changed = inputs(64)
+        changed[index] = changed[index] + 1.0
+        assert (head(*changed).residual - base).abs().max() > 1e-3, index
+
+
+def test_gate_and_release_are_bounded() -> None:
+    head = GroundingHead()
+    torch.nn.init.normal_(head.out.weight, std=50.0)
+    out = head(*inputs(64))
+    for layer in (out.gate, out.release):
+        assert layer.min() >= 0 and layer.max() <= 1
+
+
+@torch.no_grad()
+def test_nano_head_and_one_step_stay_within_two_gflop() -> None:
+    """The budget of a 128 px tile, counting a multiply-add as two operations."""
+    model = random_nano()
+    z = torch.zeros(1, 4, 128, 128)
+    with FlopCounterMode(display=False) as counter:
+        model.head(*inputs())
+        model.terramind_generator.denoise_once(z, torch.tensor([999]), torch.zeros(1, 3, 8, 8))
+    assert 0.5e9 < counter.get_total_flops() < 2.0e9
+    assert model.terramind_generator.codebook.shape[0] <= 512
+
+
+def test_difference_is_zero_where_the_sar_changes_nothing_and_weighted_by_confidence() -> None:
+    image = torch.randn(1, 4, 32, 32)
+    confidence, contradiction = torch.tensor([[[[0.0, 1.0], [0.0, 1.0]]]]), torch.rand(1, 1, 32, 32)
+    assert not difference_correction(image, image, confidence, contradiction).residual.any()
+    out = difference_correction(image + 1, image, confidence, contradiction)
+    assert torch.allclose(out.residual, torch.ones_like(image))
+    assert out.gate[..., 0].max() == 0 and out.gate[..., -1].min() == 1
+    assert torch.equal(out.release, contradiction)

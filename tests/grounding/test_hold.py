@@ -1,0 +1,48 @@
+"""The hold keeps broad colour where nothing releases it, and detail everywhere."""
+
+from __future__ import annotations
+
+import torch
+
+from axs_lib.grounding.hold import LowFrequencyHold, gaussian_blur
+
+
+def correction(seed: int = 0) -> torch.Tensor:
+    return torch.randn(1, 4, 128, 128, generator=torch.Generator().manual_seed(seed))
+
+
+def test_no_release_keeps_the_broad_colour() -> None:
+    """A uniform shift is removed to 1e-6 of its size; the mean of any correction nearly so."""
+    hold = LowFrequencyHold()
+    shift = torch.full((1, 4, 128, 128), 1.0)
+    assert hold(shift, torch.zeros(1, 1, 128, 128)).abs().max() < 1e-6
+    held = hold(correction() + 1.0, torch.zeros(1, 1, 128, 128))
+    assert held.mean().abs() < 1e-2
+
+
+def test_full_release_is_the_correction_itself() -> None:
+    hold, x = LowFrequencyHold(), correction()
+    assert torch.equal(hold(x, torch.ones(1, 1, 128, 128)), x)
+
+
+def test_detail_passes_without_release() -> None:
+    stripes = torch.zeros(1, 1, 128, 128)
+    stripes[..., ::2] = 1.0
+    held = LowFrequencyHold()(stripes - 0.5, torch.zeros(1, 1, 128, 128))
+    assert (held - (stripes - 0.5)).abs()[..., 16:-16].max() < 0.05
+
+
+def test_release_is_local() -> None:
+    release = torch.zeros(1, 1, 128, 128)
+    release[..., :64] = 1.0
+    held = LowFrequencyHold()(torch.ones(1, 4, 128, 128), release)
+    assert (held[..., :64] - 1.0).abs().max() < 1e-6 and held[..., 64:].abs().max() < 1e-6
+
+
+def test_zero_stays_exactly_zero() -> None:
+    assert not LowFrequencyHold()(torch.zeros(1, 4, 32, 32), torch.rand(1, 1, 32, 32)).any()
+
+
+def test_blur_keeps_constants_and_works_on_images_smaller_than_its_kernel() -> None:
+    for size in ((8, 8), (8, 64), (40, 9)):
+        assert (gaussian_blur(torch.full((1, 2, *size), 5.0), sigma=5.0) - 5.0).abs().max() < 1e-5

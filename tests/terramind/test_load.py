@@ -1,0 +1,96 @@
+"""Published checkpoints load strictly through our own path, come frozen, and wrong ones fail loudly."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from axs_lib.errors import WeightsError
+from axs_lib.stage3_tm_ground import build_stage3_model
+from axs_lib.terramind.load import load_generator
+from axs_lib.terramind.weights import sha256_file
+from tests.models import plausible_pair
+from tests.published import TARGET, Published
+
+pytestmark = pytest.mark.xdist_group("published")
+TINY = "terramind_v1_tiny"
+
+
+def test_a_published_checkpoint_grounds_out_of_the_box(
+    published_tiny: Published, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By ``AXS_WEIGHTS``: frozen, recorded with its hash, and the training-free way does something."""
+    monkeypatch.setenv("AXS_WEIGHTS", str(published_tiny.checkpoint.parent))
+    model = build_stage3_model(variant=TINY)
+    assert not any(p.requires_grad for p in model.parameters())
+    assert model.grounding == "difference"
+    tags = model.provenance
+    assert tags["AXS_VARIANT"] == TINY
+    assert sha256_file(published_tiny.checkpoint) in " ".join(tags.values())
+    s1, opt_v2 = plausible_pair(1, 40, 100)
+    with torch.no_grad():
+        out = model.ground(s1, opt_v2, 2)
+    assert out.image.shape == opt_v2.shape and out.nfe == 2
+    assert torch.isfinite(out.image).all()
+    assert out.proposal.std() > 10.0
+
+
+def test_the_tokenizers_encoder_is_left_out(published_tiny: Published) -> None:
+    generator = load_generator(TINY, checkpoint=str(published_tiny.checkpoint))
+    ours = sum(p.numel() for p in generator.parameters())
+    tokenizer = published_tiny.reference.tokenizer[TARGET]
+    left_out = sum(p.numel() for p in tokenizer.encoder.parameters())
+    assert left_out > 80e6
+    assert ours < sum(p.numel() for p in published_tiny.reference.parameters()) - left_out
+
+
+@pytest.fixture
+def spoiled(published_tiny: Published, tmp_path: Path) -> Path:
+    """A folder with the generator's file to be changed and the tokenizer's as it is."""
+    for file in published_tiny.checkpoint.parent.iterdir():
+        target = tmp_path / file.name
+        if file == published_tiny.checkpoint:
+            shutil.copy(file, target)
+        else:
+            target.symlink_to(file)
+    return tmp_path / published_tiny.checkpoint.name
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: {k: v for k, v in s.items() if k != "decoder.0.cross_attn.kv.weight"}, "cross_attn"),
+        (lambda s: s | {"encoder.99.attn.qkv.weight": torch.zeros(2)}, "unexpected"),
+        (lambda s: s | {"mask_token": torch.zeros(1, 1, 7)}, "shape"),
+        (lambda s: {f"sampler.model.{k}": v for k, v in s.items()}, "sampler.model."),
+        (lambda s: {}, "empty|no tensor"),
+    ],
+    ids=["missing", "unexpected", "shape", "prefixed", "empty"],
+)
+def test_a_wrong_checkpoint_fails_loudly(spoiled: Path, change: object, message: str) -> None:
+    """terratorch loads such a file with ``strict=False`` and leaves what it misses random."""
+    state = torch.load(spoiled, weights_only=True)
+    torch.save(change(state), spoiled)  # type: ignore[operator]
+    with pytest.raises(WeightsError, match=message):
+        load_generator(TINY, checkpoint=str(spoiled))
+
+
+def test_fixed_buffers_may_be_left_out_and_parameters_may_not(spoiled: Path) -> None:
+    state = torch.load(spoiled, weights_only=True)
+    kept = {k: v for k, v in state.items() if not k.endswith(("pos_emb", "norm1.bias", "norm2.bias"))}
+    assert len(kept) < len(state)
+    torch.save(kept, spoiled)
+    generator = load_generator(TINY, checkpoint=str(spoiled))
+    key = "encoder_embeddings.untok_sen2l2a@224.pos_emb"
+    assert torch.equal(generator.core.state_dict()[key], state[key])
+
+
+def test_another_variants_file_is_recognised(published_tiny: Published, tmp_path: Path) -> None:
+    folder = published_tiny.checkpoint.parent
+    (tmp_path / "TerraMind_v1_small.pt").symlink_to(published_tiny.checkpoint)
+    (tmp_path / "TerraMind_Tokenizer_S2L2A.pt").symlink_to(folder / "TerraMind_Tokenizer_S2L2A.pt")
+    with pytest.raises(WeightsError, match=TINY):
+        load_generator("terramind_v1_small", checkpoint=str(tmp_path))

@@ -1,0 +1,127 @@
+"""The door: what cannot be right is refused with what was seen, what is expected and how to fix it."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from axs_lib.checks import RangeWarning, check_pair
+from axs_lib.errors import InputError
+from tests.models import plausible_pair
+
+
+@pytest.mark.parametrize(
+    ("s1", "opt_v2", "seen", "fix"),
+    [
+        (torch.zeros(1, 3, 64, 64), None, r"\(1, 3, 64, 64\)", "VV, VH"),
+        (None, torch.zeros(1, 12, 64, 64), r"\(1, 12, 64, 64\)", "B02, B03, B04, B08"),
+        (torch.zeros(64, 64), None, r"\(64, 64\)", r"\(2, H, W\)"),
+        (None, torch.full((1, 4, 64, 32), 900.0), "64x32", "one grid"),
+        (None, torch.full((2, 4, 64, 64), 900.0), "2", "one SAR tile"),
+        (None, torch.full((4, 64, 64), 900.0), r"\(4, 64, 64\)", "unsqueeze"),
+        (torch.zeros(0, 2, 64, 64), torch.zeros(0, 4, 64, 64), r"\(0, 2, 64, 64\)", "at least one"),
+        (torch.zeros(1, 2, 7, 64), torch.zeros(1, 4, 7, 64), "7x64", "8x8"),
+        (torch.zeros(1, 2, 64, 64, dtype=torch.complex64), None, "complex64", "log10"),
+        (torch.full((1, 2, 64, 64), -torch.inf), None, "infinite", "NaN"),
+        (None, torch.full((1, 4, 64, 64), torch.inf), "infinite", "NaN"),
+    ],
+)
+@pytest.mark.parametrize("force", [False, True])
+def test_wrong_structure_always_raises(
+    s1: torch.Tensor | None, opt_v2: torch.Tensor | None, seen: str, fix: str, force: bool
+) -> None:
+    good = plausible_pair(1)
+    with pytest.raises(InputError, match=seen) as caught:
+        check_pair(good[0] if s1 is None else s1, good[1] if opt_v2 is None else opt_v2, force=force)
+    assert caught.match(fix)
+
+
+def test_arrays_are_told_how_to_become_tensors() -> None:
+    s1, opt_v2 = plausible_pair(1)
+    with pytest.raises(InputError, match=r"ndarray.*torch\.from_numpy"):
+        check_pair(s1.numpy(), opt_v2)  # type: ignore[arg-type]
+
+
+RANGES = [
+    ("linear power", lambda s1, opt: (10 ** (s1 / 10), opt), r"log10"),
+    ("z-scored SAR", lambda s1, opt: ((s1 + 12) / 5, opt), "standardize=False"),
+    ("reflectance", lambda s1, opt: (s1, opt / 10_000), "multiply by 10000"),
+    ("z-scored optical", lambda s1, opt: (s1, (opt - 1000) / 2000), "standardize=False"),
+    ("beyond 16 bit", lambda s1, opt: (s1, opt * 100), "65535"),
+    ("negative", lambda s1, opt: (s1, opt - 1500), "DN"),
+]
+
+
+@pytest.mark.parametrize(("case", "change", "fix"), RANGES, ids=[r[0] for r in RANGES])
+def test_implausible_ranges_raise_from_files_and_warn_from_tensors(
+    case: str, change: object, fix: str
+) -> None:
+    s1, opt_v2 = change(*plausible_pair(1))  # type: ignore[operator]
+    with pytest.raises(InputError, match=fix) as caught:
+        check_pair(s1, opt_v2, source="file")
+    assert caught.match("seen") and caught.match("--force")
+    with pytest.warns(RangeWarning, match=fix):
+        check_pair(s1, opt_v2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_pair(s1, opt_v2, source="file", force=True)
+        check_pair(s1, opt_v2, standardize=False)
+
+
+def test_a_warning_is_shown_once_a_place() -> None:
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("default")
+        for seed in range(3):
+            s1, opt_v2 = plausible_pair(1, seed=seed)
+            check_pair(s1, opt_v2 / 10_000)
+    assert len(shown) == 1
+
+
+@given(
+    height=st.integers(8, 40),
+    width=st.integers(8, 40),
+    batch=st.integers(1, 3),
+    level=st.floats(-25, -5),
+    dn=st.floats(50, 9000),
+    holes=st.floats(0, 1),
+)
+def test_plausible_input_passes_silently(
+    height: int, width: int, batch: int, level: float, dn: float, holes: float
+) -> None:
+    random = torch.Generator().manual_seed(height * width)
+    s1 = level + torch.randn(batch, 2, height, width, generator=random)
+    opt_v2 = (dn + 20 * torch.randn(batch, 4, height, width, generator=random)).clamp(21, 65535)
+    opt_v2[torch.rand(opt_v2.shape, generator=random) < holes] = torch.nan
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pair = check_pair(s1, opt_v2, source="file")
+    assert pair.s1.shape == s1.shape and pair.opt_v2.shape == opt_v2.shape
+    assert pair.trust.shape == (batch, 1, height, width)
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 16, 16), (1, 1, 16, 16), (2, 16, 16), (16, 16), (1, 16, 16)])
+def test_trust_shapes(shape: tuple[int, ...]) -> None:
+    s1, opt_v2 = plausible_pair(2, 16, 16)
+    trust = torch.zeros(shape)
+    trust[..., :8] = 1.0
+    pair = check_pair(s1, opt_v2, trust=trust)
+    assert pair.trust.shape == (2, 1, 16, 16)
+    assert pair.trust[..., :8].min() == 1.0 and pair.trust[..., 8:].max() == 0.0
+
+
+@pytest.mark.parametrize(
+    ("trust", "message"),
+    [
+        (torch.ones(3, 1, 16, 16), "trust has shape"),
+        (torch.ones(2, 1, 16, 8), "trust has shape"),
+        (torch.full((16, 16), 2.0), r"0\.\.1"),
+        (torch.full((16, 16), torch.nan), r"0\.\.1"),
+    ],
+)
+def test_bad_trust(trust: torch.Tensor, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        check_pair(*plausible_pair(2, 16, 16), trust=trust)
