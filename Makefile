@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint types slow bench clean
+.PHONY: help demo test test-slow lint types clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -33,17 +33,12 @@ test: $(STAMP) ## the fast tests, offline
 test-slow: $(STAMP) ## the slow tests: full-size parity, training, end to end
 	@$(BIN)/python -m pytest -m slow $(ARGS)
 
-slow: test-slow
-
 lint: $(STAMP) ## ruff
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 
 types: $(STAMP) ## mypy
 	@$(BIN)/mypy
-
-bench: $(STAMP) ## the measurements that the documentation quotes
-	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 clean: ## remove what make and the tools wrote, the environment included
 	rm -rf $(VENV) $(OUT) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -40,6 +40,32 @@ class CheckedPair:
     unbatched: bool
 
 
+@dataclass(frozen=True)
+class CheckedSar:
+    """A valid batch of SAR images.
+
+    Attributes:
+        s1: (B, 2, H, W) float32, NaN = nodata.
+        unbatched: whether the caller passed a single tile.
+    """
+
+    s1: Tensor
+    unbatched: bool
+
+
+@dataclass(frozen=True)
+class CheckedOptical:
+    """A valid batch of optical images.
+
+    Attributes:
+        image: (B, 4, H, W) float32 or float64, NaN = nodata.
+        unbatched: whether the caller passed a single tile.
+    """
+
+    image: Tensor
+    unbatched: bool
+
+
 def check_pair(
     s1: Tensor,
     opt_v2: Tensor,
@@ -87,25 +113,103 @@ def check_pair(
             f"s1 is {s1.shape[-2]}x{s1.shape[-1]} pixels and opt_v2 {opt_v2.shape[-2]}x{opt_v2.shape[-1]}; both must"
             " lie on one grid: warp the SAR to the optical grid first"
         )
-    if s1.numel() == 0:
-        raise InputError(f"s1 has shape {tuple(s1.shape)}: it is empty; pass at least one tile")
-    if min(s1.shape[-2:]) < MIN_SIDE:
-        raise InputError(
-            f"tiles are {s1.shape[-2]}x{s1.shape[-1]} pixels; expected at least {MIN_SIDE}x{MIN_SIDE}: cut larger tiles"
-        )
-    for name, image, unit in (("s1", s1, "dB"), ("opt_v2", opt_v2, "DN")):
-        if torch.isinf(image).any():
-            raise InputError(
-                f"{name} contains infinite values; expected {unit} with NaN for nodata (10*log10 of zero power gives"
-                " -inf: set such pixels to NaN)"
-            )
+    _check_pixels(s1)
+    _check_finite("s1", s1, "dB")
+    _check_finite("opt_v2", opt_v2, "DN")
     if standardize and not force:
-        for message in (_sar_range(s1), _optical_range(opt_v2)):
-            if message and source == "file":
-                raise InputError(f"{message}; pass --force (force=True) if the values are right as they are")
-            if message:
-                warnings.warn(message.partition(" [")[0], RangeWarning, stacklevel=4)
+        _report([_sar_range(s1), _optical_range(opt_v2)], source)
     return CheckedPair(s1.float(), opt_v2, _as_trust(trust, s1), unbatched)
+
+
+def check_sar(
+    s1: Tensor, *, source: str = "tensor", standardize: bool = True, force: bool = False
+) -> CheckedSar:
+    """Validate SAR alone, as ``check_pair`` does for SAR and optical together.
+
+    Args:
+        s1: (B, 2, H, W) or (2, H, W), VV and VH in dB.
+        source: ``"file"`` raises on implausible ranges, ``"tensor"`` warns.
+        standardize: False means z-units, whose range is not checked.
+        force: do not check ranges.
+
+    Raises:
+        InputError: anything that cannot be right.
+    """
+    s1 = _as_image("s1", s1, len(SAR_BANDS), SAR_BANDS)
+    unbatched = s1.ndim == 3
+    if unbatched:
+        s1 = s1[None]
+    _check_pixels(s1)
+    _check_finite("s1", s1, "dB")
+    if standardize and not force:
+        _report([_sar_range(s1)], source)
+    return CheckedSar(s1.float(), unbatched)
+
+
+def check_optical(
+    image: Tensor, name: str, *, source: str = "tensor", standardize: bool = True, force: bool = False
+) -> CheckedOptical:
+    """Validate an optical image alone, as ``check_pair`` does for SAR and optical together.
+
+    Args:
+        image: (B, 4, H, W) or (4, H, W), B02 B03 B04 B08 in DN.
+        name: how to call it in an error.
+        source: ``"file"`` raises on implausible ranges, ``"tensor"`` warns.
+        standardize: False means z-units, whose range is not checked.
+        force: do not check ranges.
+
+    Raises:
+        InputError: anything that cannot be right.
+    """
+    image = _as_image(name, image, len(OPTICAL_BANDS), OPTICAL_BANDS)
+    unbatched = image.ndim == 3
+    if unbatched:
+        image = image[None]
+    _check_pixels(image, name)
+    _check_finite(name, image, "DN")
+    if standardize and not force:
+        _report([_optical_range(image, name)], source)
+    return CheckedOptical(image, unbatched)
+
+
+def check_device(image: Tensor, device: torch.device) -> None:
+    """Check that an input is where the model is.
+
+    Raises:
+        InputError: it is not.
+    """
+    if image.device != device:
+        raise InputError(
+            f"the model is on {device} and the inputs on {image.device}; move them with s1.to({str(device)!r}), or the"
+            f" model with model.to({str(image.device)!r})"
+        )
+
+
+def _check_pixels(image: Tensor, name: str = "s1") -> None:
+    if image.numel() == 0:
+        raise InputError(f"{name} has shape {tuple(image.shape)}: it is empty; pass at least one tile")
+    if min(image.shape[-2:]) < MIN_SIDE:
+        raise InputError(
+            f"tiles are {image.shape[-2]}x{image.shape[-1]} pixels; expected at least {MIN_SIDE}x{MIN_SIDE}: cut larger"
+            " tiles"
+        )
+
+
+def _check_finite(name: str, image: Tensor, unit: str) -> None:
+    if torch.isinf(image).any():
+        raise InputError(
+            f"{name} contains infinite values; expected {unit} with NaN for nodata (10*log10 of zero power gives"
+            " -inf: set such pixels to NaN)"
+        )
+
+
+def _report(messages: list[str | None], source: str) -> None:
+    """Raise (files) or warn (tensors) about implausible ranges; a message ends in what was seen, in brackets."""
+    for message in messages:
+        if message and source == "file":
+            raise InputError(f"{message}; pass --force (force=True) if the values are right as they are")
+        if message:
+            warnings.warn(message.partition(" [")[0], RangeWarning, stacklevel=5)
 
 
 def _as_image(name: str, image: Tensor, channels: int, bands: tuple[str, ...]) -> Tensor:
@@ -170,19 +274,19 @@ def _sar_range(s1: Tensor) -> str | None:
     return None
 
 
-def _optical_range(opt: Tensor) -> str | None:
+def _optical_range(opt: Tensor, name: str = "opt_v2") -> str | None:
     values = opt[torch.isfinite(opt)]
     if values.numel() == 0:
         return None
     low, high = float(values.min()), float(values.max())
     seen = f" [seen {low:.4g} to {high:.4g}]"
     if low >= 0 and high <= 2.0:
-        return "opt_v2 looks like reflectance in 0-1, not DN; multiply by 10000" + seen
+        return f"{name} looks like reflectance in 0-1, not DN; multiply by 10000" + seen
     if high <= 20.0:
         return (
-            "opt_v2 does not look like DN (reflectance x 10000): no value is above 20; for z-scored input build the"
+            f"{name} does not look like DN (reflectance x 10000): no value is above 20; for z-scored input build the"
             " model with standardize=False" + seen
         )
     if high > 65_535.0 or float((values < 0).float().mean()) > 0.01:
-        return "opt_v2 does not look like DN (reflectance x 10000, 1 to 65535)" + seen
+        return f"{name} does not look like DN (reflectance x 10000, 1 to 65535)" + seen
     return None

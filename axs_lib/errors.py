@@ -21,3 +21,7 @@ class WeightsError(AxionError, RuntimeError):
 
 class OutputError(AxionError, OSError):
     """An output cannot be written: it exists already, or the disk refuses."""
+
+
+class UntrainedHeadWarning(UserWarning):
+    """A correcting head was never trained: its output is its input unchanged."""

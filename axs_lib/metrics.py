@@ -135,7 +135,7 @@ def _prepare(
             )
         valid &= ~torch.isnan(sar).any(1, keepdim=True)
     if mask is not None:
-        valid &= _mask(mask, shape, first.device)
+        valid &= pixel_mask(mask, shape, first.device)
     if not bool(valid.any()):
         raise InputError(
             "no pixel counts: every pixel is NaN in an input or false in the mask; check the nodata, and that the"
@@ -154,7 +154,12 @@ def _batch(name: str, image: Tensor, bands: int, device: torch.device) -> Tensor
     return image if image.ndim == 4 else image.unsqueeze(0)
 
 
-def _mask(mask: Tensor, shape: torch.Size, device: torch.device) -> Tensor:
+def pixel_mask(mask: Tensor, shape: torch.Size, device: torch.device) -> Tensor:
+    """(B or 1,1,H,W) bool of a mask of any accepted shape, for images of ``shape`` (B,C,H,W).
+
+    Raises:
+        InputError: the shape does not fit.
+    """
     batch, _, height, width = shape
     seen = tuple(mask.shape)
     if mask.ndim == 2:

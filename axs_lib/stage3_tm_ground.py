@@ -22,34 +22,32 @@ import torch
 from torch import Tensor, nn
 
 from axs_lib.bands import VALID_DN
-from axs_lib.checks import CheckedPair, check_pair
-from axs_lib.errors import InputError
+from axs_lib.checks import CheckedPair, check_device, check_pair
+from axs_lib.errors import InputError, UntrainedHeadWarning
 from axs_lib.grounding.contradiction import contradiction
 from axs_lib.grounding.difference import difference_correction
 from axs_lib.grounding.head import Correction, GroundingHead
 from axs_lib.grounding.hold import LowFrequencyHold
 from axs_lib.metrics import stage3_metrics
 from axs_lib.nodata import fill_nodata, pad_square, valid_pixels
-from axs_lib.terramind.noise import gaussian_field, member_seeds, sample_seeds
-from axs_lib.terramind.sampler import (
-    TRAIN_TIMESTEPS,
-    Schedule,
-    add_noise,
-    build_schedule,
-    check_strength,
-    check_timesteps,
+from axs_lib.terramind.noise import sample_seeds
+from axs_lib.terramind.sampler import Schedule, build_schedule, check_strength, check_timesteps
+from axs_lib.terramind.tiles import (
+    Sampling,
+    check_training_size,
+    draw_proposals,
+    mean_and_spread,
+    network_side,
+    run_tiled,
+    to_network,
+    training_start,
 )
-from axs_lib.tilegrid import Blender, TileGrid
 
 if TYPE_CHECKING:
     from axs_lib.terramind.generator import TerraMindGenerator
 
 GROUNDINGS = ("learned", "difference")
 DEFAULT_VARIANT = "terramind_v1_base"
-
-
-class UntrainedHeadWarning(UserWarning):
-    """The learned head was never trained: its output is opt_v2 unchanged."""
 
 
 @dataclass(frozen=True)
@@ -70,17 +68,6 @@ class Stage3Output:
     gate: Tensor
     uncertainty: Tensor | None
     nfe: int
-
-
-@dataclass(frozen=True)
-class _Settings:
-    """How one call of ``ground`` runs."""
-
-    schedule: Schedule
-    grounding: str
-    tokens: str
-    temperature: float
-    ensemble_size: int
 
 
 class Stage3GroundingModel(nn.Module):
@@ -128,16 +115,10 @@ class Stage3GroundingModel(nn.Module):
     @property
     def provenance(self) -> dict[str, str]:
         """What made an output, for file tags: version, variant, weights and their hash, defaults."""
-        from axs_lib import __version__
-
-        tags = {
-            "AXS_VERSION": __version__,
-            "AXS_VARIANT": self.variant,
+        return self.terramind_generator.provenance | {
             "AXS_GROUNDING": self.grounding,
             "AXS_SCHEDULER": self.scheduler,
         }
-        weights = self.terramind_generator.weights
-        return tags | (weights.tags() if weights else {"AXS_WEIGHTS": "random"})
 
     # -- the method -----------------------------------------------------------------------------------------------
 
@@ -185,17 +166,9 @@ class Stage3GroundingModel(nn.Module):
         """
         # 1. Check what came in.
         pair = check_pair(s1, opt_v2, trust=trust, standardize=self.standardize)
-        self._check_device(pair)
-        batch, _, height, width = pair.opt_v2.shape
+        check_device(pair.s1, self.device)
         timesteps = check_timesteps(self.timesteps if timesteps is None else timesteps)
-        if ensemble_size < 1 or batch_size < 1:
-            raise InputError(
-                f"ensemble_size is {ensemble_size} and batch_size {batch_size}; expected at least 1"
-            )
-        if not temperature > 0:
-            raise InputError(
-                f"temperature is {temperature}; expected a number above 0 (tokens='argmax' for the limit)"
-            )
+        sampling = Sampling(tokens, temperature, ensemble_size, batch_size)
         way = _check_grounding(self.grounding if grounding is None else grounding)
         if way == "learned" and self.head.untrained:
             warnings.warn(
@@ -207,33 +180,24 @@ class Stage3GroundingModel(nn.Module):
         if check_strength(strength) == 0.0:
             return self._unchanged(pair, ensemble_size)
         schedule = build_schedule(scheduler or self.scheduler, timesteps, strength)
-        settings = _Settings(schedule, way, tokens, temperature, ensemble_size)
-        seeds = sample_seeds(seed, batch, generator=generator, device=pair.s1.device)
+        seeds = sample_seeds(seed, len(pair.s1), generator=generator, device=pair.s1.device)
 
-        # 2. Cut every image into tiles of the grid; most are a single one.
-        grid = TileGrid(side=self.terramind_generator.layout.max_side)
-        jobs = [(index, tile) for index in range(batch) for tile in grid.tiles(height, width)]
-        jobs.sort(key=lambda job: job[1].shape)
-        blenders = [Blender(grid, height, width) for _ in range(batch)]
+        # 2. Cut every image into tiles of the grid (most are a single one), correct them, blend the corrections.
+        def correct(images: list[Tensor], tile_seeds: Tensor, origins: Tensor) -> Tensor:
+            sar, estimate, tile_trust = images
+            return self._ground_tiles(sar, estimate, tile_trust, tile_seeds, origins, schedule, sampling, way)
 
-        # 3. Correct the tiles, a batch of equal shape at a time, and blend the corrections.
-        for group in _groups(jobs, batch_size):
-            corrected = self._ground_tiles(
-                torch.stack([tile.of(pair.s1[index]) for index, tile in group]),
-                torch.stack([tile.of(pair.opt_v2[index]).float() for index, tile in group]),
-                torch.stack([tile.of(pair.trust[index]) for index, tile in group]),
-                seeds[[index for index, _ in group]],
-                torch.tensor(
-                    [[origin[0] + t.top, origin[1] + t.left] for _, t in group], device=seeds.device
-                ),
-                settings,
-            )
-            for (index, tile), values in zip(group, corrected, strict=True):
-                blenders[index].add(tile, values)
-        layers = torch.stack([blender.result() for blender in blenders])
+        layers = run_tiled(
+            correct,
+            [pair.s1, pair.opt_v2.float(), pair.trust],
+            seeds,
+            side=self.terramind_generator.layout.max_side,
+            origin=origin,
+            batch_size=batch_size,
+        )
         change, proposal, gate, spread = layers.split([4, 4, 1, 4], dim=1)
 
-        # 4. Apply the corrections to the caller's own pixels, which stay bit for bit where nothing changes.
+        # 3. Apply the corrections to the caller's own pixels, which stay bit for bit where nothing changes.
         image = pair.opt_v2 + change.to(pair.opt_v2.dtype)
         if self.standardize:
             image = torch.where(change == 0, pair.opt_v2, image.clamp(*VALID_DN))
@@ -248,62 +212,47 @@ class Stage3GroundingModel(nn.Module):
         return _unbatch(output) if pair.unbatched else output
 
     def _ground_tiles(
-        self, s1: Tensor, opt_v2: Tensor, trust: Tensor, seeds: Tensor, origins: Tensor, settings: _Settings
+        self,
+        s1: Tensor,
+        opt_v2: Tensor,
+        trust: Tensor,
+        seeds: Tensor,
+        origins: Tensor,
+        schedule: Schedule,
+        sampling: Sampling,
+        grounding: str,
     ) -> Tensor:
-        """Steps 3a to 3f for tiles of one shape: (n, 13, h, w) of change, proposal, gate and spread."""
+        """Steps 2a to 2e for tiles of one shape: (n, 13, h, w) of change, proposal, gate and spread."""
         generator = self.terramind_generator
         height, width = opt_v2.shape[-2:]
 
-        # 3a. Fill nodata from neighbours, pad to the network's size, z-score.
+        # 2a. Fill nodata from neighbours, pad to the network's size, z-score.
         z = self._prepare(s1, opt_v2, trust)
 
-        # 3b. TerraMind reads SAR and estimate once; "difference" reads the estimate alone beside it.
+        # 2b. TerraMind reads SAR and estimate once; "difference" reads the estimate alone beside it.
         logits = [generator.logits({"s1": z.s1, "optical": z.estimate})]
-        if settings.grounding == "difference":
+        if grounding == "difference":
             logits.append(generator.logits({"optical": z.estimate}))
-        start = None if settings.schedule.starts_from_noise else generator.optical.lift(z.estimate)
+        start = None if schedule.starts_from_noise else generator.optical.lift(z.estimate)
 
+        # 2c. Tokens become codes, and the denoiser draws the proposals in exactly `timesteps` evaluations.
         changes, proposals, gates = [], [], []
-        for member in range(settings.ensemble_size):
-            # 3c. Tokens become codes; noise is a function of seed and scene coordinate.
-            member_seed = member_seeds(seeds, member)
-            codes = [
-                generator.codes(
-                    each,
-                    z.size,
-                    tokens=settings.tokens,
-                    temperature=settings.temperature,
-                    seeds=member_seed,
-                    origins=origins,
-                )
-                for each in logits
-            ]
-            noise = gaussian_field(member_seed, (generator.image_channels, *z.size), origins=origins)
-
-            # 3d. The denoiser draws the proposal in exactly `timesteps` evaluations (both passes in one batch).
-            passes = len(codes)
-            images = generator.decode(
-                torch.cat(codes),
-                noise.repeat(passes, 1, 1, 1),
-                settings.schedule.fresh(),
-                start=None if start is None else start.repeat(passes, 1, 1, 1),
-            )
-            decoded = [generator.optical.select(image) for image in images.chunk(passes)]
-
-            # 3e. The correction: a residual, how much of it to use, and where broad colour may change.
-            correction = self._correct(z, decoded, logits[0], settings.grounding)
+        for decoded in draw_proposals(
+            generator, logits, z.size, schedule, sampling, seeds, origins, start=start
+        ):
+            # 2d. The correction: a residual, how much of it to use, and where broad colour may change.
+            correction = self._correct(z, decoded, logits[0], grounding)
             changes.append(self._change(correction))
             proposals.append(decoded[0])
             gates.append(correction.gate)
 
-        # 3f. Mean and spread over the ensemble, cropped to the tile, in the caller's unit.
-        change = torch.stack(changes)
-        spread = change.std(dim=0) if settings.ensemble_size > 1 else torch.zeros_like(change[0])
-        proposal = torch.stack(proposals).mean(0)
+        # 2e. Mean and spread over the ensemble, cropped to the tile, in the caller's unit.
+        change, spread = mean_and_spread(changes)
+        proposal, _ = mean_and_spread(proposals)
+        gate, _ = mean_and_spread(gates)
         if self.standardize:
             proposal = generator.optical.from_z(proposal)
-        layers = torch.cat([change.mean(0), proposal, torch.stack(gates).mean(0), spread], dim=1)
-        return layers[..., :height, :width]
+        return torch.cat([change, proposal, gate, spread], dim=1)[..., :height, :width]
 
     def _correct(self, z: _Prepared, decoded: list[Tensor], logits: Tensor, grounding: str) -> Correction:
         if grounding == "learned":
@@ -318,23 +267,16 @@ class Stage3GroundingModel(nn.Module):
 
     def _prepare(self, s1: Tensor, opt_v2: Tensor, trust: Tensor) -> _Prepared:
         generator = self.terramind_generator
-        layout = generator.layout
         valid = valid_pixels(s1, opt_v2)
-        sar_mean: Tensor | float = 0.0
-        optical_mean: Tensor | float = 0.0
-        if self.standardize:
-            sar_mean, optical_mean = generator.sar.mean, generator.optical.mean - generator.optical.boa_offset
-        longest = max(*opt_v2.shape[-2:], layout.min_side)
-        side = -(-longest // layout.multiple) * layout.multiple
-        s1 = pad_square(fill_nodata(s1, valid, fallback=sar_mean), side)
-        opt_v2 = pad_square(fill_nodata(opt_v2, valid, fallback=optical_mean), side)
-        trust = pad_square(trust * valid, side)
-        if self.standardize:
-            decibel, dn = s1, opt_v2
-            s1, opt_v2 = generator.sar.to_z(s1), generator.optical.to_z(opt_v2)
-        else:
-            decibel, dn = generator.sar.from_z(s1), generator.optical.from_z(opt_v2)
-        return _Prepared(s1, opt_v2, trust, contradiction(decibel, dn))
+        side = network_side(generator.layout, *opt_v2.shape[-2:])
+        sar = to_network(s1, valid, side, generator.sar, standardize=self.standardize)
+        estimate = to_network(opt_v2, valid, side, generator.optical, standardize=self.standardize)
+        return _Prepared(
+            sar,
+            estimate,
+            trust=pad_square(trust * valid, side),
+            contradiction=contradiction(generator.sar.from_z(sar), generator.optical.from_z(estimate)),
+        )
 
     # -- training -------------------------------------------------------------------------------------------------
 
@@ -364,24 +306,10 @@ class Stage3GroundingModel(nn.Module):
         """
         generator = self.terramind_generator
         pair = check_pair(s1, opt_v2, trust=trust, standardize=self.standardize)
-        self._check_device(pair)
-        height, width = pair.opt_v2.shape[-2:]
-        if max(height, width) > generator.layout.max_side:
-            raise InputError(
-                f"training tiles are {height}x{width} px; expected at most {generator.layout.max_side} px a side: train"
-                " on crops"
-            )
+        check_device(pair.s1, self.device)
+        height, width = check_training_size(generator.layout, pair.opt_v2)
         z = self._prepare(pair.s1, pair.opt_v2.float(), pair.trust)
-        batch, device = len(z.estimate), z.estimate.device
-        clean = generator.optical.lift(z.estimate)
-        if self.training:
-            t = torch.randint(TRAIN_TIMESTEPS, (batch,), device=device)
-            t[torch.rand(batch, device=device) < 0.5] = TRAIN_TIMESTEPS - 1  # where every inference starts
-            noise = torch.randn(clean.shape, device=device)
-        else:
-            t = torch.full((batch,), TRAIN_TIMESTEPS - 1, device=device)
-            noise = gaussian_field(sample_seeds(0, batch, device=device), (generator.image_channels, *z.size))
-        x_t = add_noise(clean, noise, t)
+        x_t, t = training_start(generator.optical.lift(z.estimate), training=self.training)
         logits = [generator.logits({"s1": z.s1, "optical": z.estimate})]
         if self.grounding == "difference":
             logits.append(generator.logits({"optical": z.estimate}))
@@ -396,13 +324,6 @@ class Stage3GroundingModel(nn.Module):
         return (image[0] if pair.unbatched else image), logits[0], correction
 
     # -- helpers --------------------------------------------------------------------------------------------------
-
-    def _check_device(self, pair: CheckedPair) -> None:
-        if pair.s1.device != self.device:
-            raise InputError(
-                f"the model is on {self.device} and the inputs on {pair.s1.device}; move them with"
-                f" s1.to({str(self.device)!r}), or the model with model.to({str(pair.s1.device)!r})"
-            )
 
     def _unchanged(self, pair: CheckedPair, ensemble_size: int) -> Stage3Output:
         valid = valid_pixels(pair.s1, pair.opt_v2)
@@ -497,16 +418,19 @@ def stage3_inference(
     """Ground opt_v2 in s1.
 
     Args:
-        model: from ``build_stage3_model``.
+        model: from ``build_stage3_model``; the inputs are moved to its device.
         s1: (B, 2, H, W) or (2, H, W), VV and VH in dB.
         opt_v2: (B, 4, H, W) or (4, H, W), B02 B03 B04 B08 in DN.
         timesteps: network evaluations; default the model's.
         **options: any keyword of ``Stage3GroundingModel.ground``.
 
     Returns:
-        opt_v3 of opt_v2's shape: float64 for float64 input, float32 otherwise.
+        opt_v3 of opt_v2's shape, on its device: float64 for float64 input, float32 otherwise.
     """
-    return model.ground(s1, opt_v2, timesteps, **options).image
+    if options.get("trust") is not None:
+        options["trust"] = _move(options["trust"], model.device)
+    output = model.ground(_move(s1, model.device), _move(opt_v2, model.device), timesteps, **options)
+    return output.image.to(opt_v2.device)
 
 
 @torch.no_grad()
@@ -537,12 +461,9 @@ def stage3_batch_inference(
     nfe = 0
     for batch in track(dataloader, "Stage 3", enabled=verbose):
         s1, opt_v2, trust = _batch_parts(batch)
+        batch_options = options if trust is None else options | {"trust": _move(trust, model.device)}
         output = model.ground(
-            s1.to(model.device),
-            opt_v2.to(model.device),
-            timesteps,
-            trust=None if trust is None else trust.to(model.device),
-            **options,
+            _move(s1, model.device), _move(opt_v2, model.device), timesteps, **batch_options
         )
         if images and output.image.shape[1:] != images[0].shape[1:]:
             raise InputError(
@@ -588,16 +509,9 @@ def _check_grounding(grounding: str) -> str:
     return grounding
 
 
-def _groups(jobs: list[Any], size: int) -> Iterable[list[Any]]:
-    """Runs of at most ``size`` neighbouring jobs whose tiles have one shape."""
-    group: list[Any] = []
-    for job in jobs:
-        if group and (len(group) == size or job[1].shape != group[0][1].shape):
-            yield group
-            group = []
-        group.append(job)
-    if group:
-        yield group
+def _move(image: Tensor, device: torch.device) -> Tensor:
+    """The image on a device; what is no tensor is left for the validator to name."""
+    return image.to(device) if isinstance(image, Tensor) else image
 
 
 def _batch_parts(batch: Any) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -627,7 +541,10 @@ def _unbatch(output: Stage3Output) -> Stage3Output:
 
 if __name__ == "__main__":
     import sys
+    from pathlib import Path
 
+    # Run as a file, this folder comes first on the path, where our data or metrics would pass for a top-level module.
+    sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != Path(__file__).resolve().parent]
     from axs_lib.cli.stage3_script import main
 
     sys.exit(main())

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from axs_lib.checks import RangeWarning, check_pair
+from axs_lib.checks import RangeWarning, check_device, check_pair, check_sar
 from axs_lib.errors import InputError
 from tests.models import plausible_pair
 
@@ -125,3 +125,44 @@ def test_trust_shapes(shape: tuple[int, ...]) -> None:
 def test_bad_trust(trust: torch.Tensor, message: str) -> None:
     with pytest.raises(InputError, match=message):
         check_pair(*plausible_pair(2, 16, 16), trust=trust)
+
+
+# -- SAR alone ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_sar_alone_is_checked_as_in_a_pair(force: bool) -> None:
+    s1, _ = plausible_pair(1)
+    s1[0, 0, 0, 0] = torch.nan
+    checked = check_sar(s1[0].double(), source="file", force=force)
+    assert checked.unbatched
+    assert checked.s1.shape == (1, 2, 64, 64) and checked.s1.dtype == torch.float32
+    assert torch.equal(checked.s1.nan_to_num(), s1.nan_to_num())
+    power = 10 ** (s1 / 10)
+    with pytest.warns(RangeWarning, match="linear power"):
+        check_sar(power)
+    if force:
+        check_sar(power, source="file", force=True)
+    else:
+        with pytest.raises(InputError, match=r"linear power.*--force"):
+            check_sar(power, source="file")
+    check_sar(power, source="file", standardize=False)
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"), [((1, 4, 64, 64), "VV, VH"), ((0, 2, 64, 64), "empty"), ((2, 9, 7), "9x7")]
+)
+def test_sar_of_another_shape(shape: tuple[int, ...], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        check_sar(torch.full(shape, -10.0))
+
+
+def test_infinite_sar() -> None:
+    with pytest.raises(InputError, match="infinite"):
+        check_sar(torch.full((2, 8, 8), -torch.inf))
+
+
+def test_the_device_is_named() -> None:
+    check_device(torch.zeros(1), torch.device("cpu"))
+    with pytest.raises(InputError, match=r"model is on meta.*s1.to\('meta'\)"):
+        check_device(torch.zeros(1), torch.device("meta"))

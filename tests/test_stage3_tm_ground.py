@@ -462,3 +462,20 @@ def test_pretrained_false_is_trainable_and_random() -> None:
     assert all(p.requires_grad for p in model.parameters())
     assert not model.training
     assert model.provenance["AXS_WEIGHTS"] == "random"
+
+
+def test_inference_moves_its_inputs_to_the_model_and_the_result_back(nano: Stage3GroundingModel) -> None:
+    """The document builds a model without ``.cuda()`` and passes CUDA tensors; a stand-in model records the move."""
+
+    class Recorder:
+        device = torch.device("meta")
+
+        def ground(
+            self, s1: torch.Tensor, opt_v2: torch.Tensor, _: object, **options: object
+        ) -> Stage3Output:
+            assert s1.device == opt_v2.device == options["trust"].device == self.device  # type: ignore[attr-defined]
+            return Stage3Output(torch.zeros(opt_v2.shape), opt_v2, opt_v2, None, 1)
+
+    s1, opt_v2 = plausible_pair(1)
+    out = stage3_inference(Recorder(), s1, opt_v2, trust=torch.ones(64, 64))  # type: ignore[arg-type]
+    assert out.device == opt_v2.device

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -27,7 +29,7 @@ def test_starts_are_multiples_of_the_stride_and_each_tile_adds_pixels(length: in
     starts = GRID.starts(length)
     assert starts == [i * GRID.stride for i in range(len(starts))]
     assert starts[-1] + GRID.side >= length
-    for earlier, later in zip(starts, starts[1:], strict=False):
+    for earlier, later in itertools.pairwise(starts):
         assert min(later + GRID.side, length) > earlier + GRID.side
 
 

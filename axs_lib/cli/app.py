@@ -15,6 +15,8 @@ from axs_lib.cli.demo import demo
 from axs_lib.cli.evaluate import evaluate
 from axs_lib.cli.ground import ground
 from axs_lib.cli.info import info
+from axs_lib.cli.precompute import precompute
+from axs_lib.cli.run import run
 from axs_lib.cli.weights import app as weights
 
 app = typer.Typer(
@@ -48,20 +50,36 @@ app.command("demo")(demo)
 app.command("evaluate")(evaluate)
 app.command("ground", cls=MultiValueCommand)(ground)
 app.command("info")(info)
+app.command("precompute", cls=MultiValueCommand)(precompute)
+app.command("run", cls=MultiValueCommand)(run)
 app.add_typer(weights, name="weights")
 
-train = typer.Typer(help="Train models.", no_args_is_help=True)
+train = typer.Typer(help="Train models; a stopped run goes on where it was.", no_args_is_help=True)
 app.add_typer(train, name="train")
 
+TRAINABLE = {
+    "nano": "Train the packaged nano model from nothing on a folder of pairs.",
+    "stage1": "Train Stage 1, SAR to optical.",
+    "stage2": "Train Stage 2, the Prithvi refiner.",
+    "stage3": "Train Stage 3, grounding in the SAR.",
+}
 
-@train.command(
-    "nano", add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
-)
-def train_nano(context: typer.Context) -> None:
-    """Train the packaged nano model on a folder of pairs; a stopped run resumes."""
+
+def _train(context: typer.Context) -> None:
     from axs_lib.cli.train import main as train_main
 
-    train_main(context.args)
+    name = str(context.info_name)
+    train_main(context.args if name == "nano" else [name, *context.args])
+
+
+for _name, _help in TRAINABLE.items():
+    # The options are those of the stage's configuration, which only loads when it is asked for.
+    train.command(
+        _name,
+        help=_help,
+        add_help_option=False,
+        context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    )(_train)
 
 
 def main() -> None:

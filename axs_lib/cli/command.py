@@ -25,7 +25,7 @@ class AxsGroup(TyperGroup):
 
         with warnings.catch_warnings():
             if not sys.warnoptions:
-                warnings.showwarning = _show_warning
+                warnings.showwarning = show_warning
             try:
                 return super().invoke(ctx)
             except AxionError as error:
@@ -61,7 +61,7 @@ def spread_values(args: list[str], repeatable: set[str]) -> list[str]:
     return spread
 
 
-def _show_warning(
+def show_warning(
     message: Warning | str,
     category: type[Warning],
     filename: str,
@@ -69,5 +69,6 @@ def _show_warning(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
+    """One line on stderr for a warning of ours, nothing for those of libraries."""
     if category.__module__.startswith("axs_lib"):
         typer.echo(f"warning: {message}", err=True)

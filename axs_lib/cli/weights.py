@@ -1,4 +1,4 @@
-"""``axs weights``: fetch published TerraMind weights and list what there is.
+"""``axs weights``: fetch published weights (TerraMind, Prithvi) and list what there is.
 
 In goes the name of a variant; out come the paths and SHA-256 of its files and the setting that makes them found.
 """
@@ -11,12 +11,12 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(help="Fetch TerraMind weights and list the variants.", no_args_is_help=True)
+app = typer.Typer(help="Fetch published weights and list the variants.", no_args_is_help=True)
 
 
 @app.command()
 def download(
-    variant: Annotated[str, typer.Argument(help="terramind_v1_tiny, _small, _base or _large.")],
+    variant: Annotated[str, typer.Argument(help="A name that `axs weights list` shows.")],
     revision: Annotated[
         str | None,
         typer.Option(
@@ -27,16 +27,18 @@ def download(
         Path | None, typer.Option(help="Folder for the files; the Hub's cache when left out.")
     ] = None,
 ) -> None:
-    """Fetch the generator and the S2L2A tokenizer of a variant from the Hugging Face Hub."""
+    """Fetch the files of a variant from the Hugging Face Hub."""
     from rich.console import Console
 
-    from axs_lib.terramind.weights import WEIGHTS_VARIABLE, download, find_variant
+    from axs_lib.prithvi.variants import PRITHVI_VARIANTS
+    from axs_lib.terramind.weights import VARIANTS, WEIGHTS_VARIABLE, download, find_variant
 
     console = Console(soft_wrap=True, highlight=False)
-    if find_variant(variant).packaged:
+    spec = find_variant(variant, VARIANTS | PRITHVI_VARIANTS)
+    if spec.packaged:
         console.print(f"{variant} ships with this package: nothing to download.")
         return
-    files = download(variant, revision, to, refresh=True)
+    files = download(spec, revision, to, refresh=True)
     for path in filter(None, (files.generator, files.tokenizer)):
         console.print(f"{path}", markup=False)
         console.print(f"  sha256 {files.info.sha256[path.name]}")
@@ -54,11 +56,12 @@ def list_variants() -> None:
     """List the variants and where their weights come from."""
     from rich.console import Console
 
+    from axs_lib.prithvi.variants import PRITHVI_VARIANTS
     from axs_lib.terramind.weights import VARIANTS
 
     console = Console(soft_wrap=True, highlight=False)
-    for spec in VARIANTS.values():
-        files = [f"{file.repo}/{file.name}" for file in (spec.generator, spec.tokenizer) if file is not None]
+    for spec in (VARIANTS | PRITHVI_VARIANTS).values():
+        files = [f"{file.repo}/{file.name}" for file in spec.published]
         console.print(spec.name, style="bold")
         for source in files or ["in this package"]:
             console.print(f"  {source}", markup=False)

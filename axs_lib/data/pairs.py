@@ -1,20 +1,22 @@
 """Read a folder of co-registered Sentinel-1 / Sentinel-2 pairs for training and evaluation.
 
 In: a folder of NPZ files, each with ``s1`` (2,H,W) backscatter in dB and ``s2`` (4,H,W) DN (reflectance x 10000), and
-optionally ``opt_v2`` and ``s2_cloudy`` (4,H,W) DN; with an ``index.csv`` (columns source, id and optionally group,
-quality, level, h, w, note) the files lie at ``pairs/<source>/<id>.npz``, without one every ``*.npz`` below the folder
-is a pair. Out: ``PairRecord`` (what the index says) and ``Pair`` (float32 arrays, NaN where there is no data).
+optionally ``opt_v1``, ``opt_v2`` and ``s2_cloudy`` (4,H,W) DN; with an ``index.csv`` (columns source, id and
+optionally group, quality, level, h, w, split, date, lat, lon, note) the files lie at ``pairs/<source>/<id>.npz``,
+without one every ``*.npz`` below the folder is a pair. Out: ``PairRecord`` (what the index says) and ``Pair`` (float32
+arrays, NaN where there is no data).
 """
 
 from __future__ import annotations
 
 import csv
+import re
 import zipfile
 import zlib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +27,7 @@ from axs_lib.errors import InputError
 Array = NDArray[np.float32]
 Quality = Literal["ok", "all"]
 
-ARRAY_KEYS = ("s1", "s1_vv", "s1_vh", "s2", "s2_real", "opt_v2", "s2_cloudy")
+ARRAY_KEYS = ("s1", "s1_vv", "s1_vh", "s2", "s2_real", "opt_v1", "opt_v2", "s2_cloudy")
 QUALITY_OK = "ok"
 QUALITY_BAD = "bad"
 
@@ -43,6 +45,8 @@ class PairRecord:
         level: processing level, ``L2A`` or ``L1C``; empty when unknown.
         height: rows, and ``width`` columns, in pixels.
         note: free text.
+        split: ``train``, ``validation`` or ``test`` where the index says so.
+        metadata: date (ISO), lat and lon, as far as the index knows them.
     """
 
     path: Path
@@ -54,6 +58,8 @@ class PairRecord:
     height: int
     width: int
     note: str = ""
+    split: str = ""
+    metadata: Mapping[str, str | float] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -74,6 +80,7 @@ class Pair:
         record: where it came from.
         s1: (2,H,W) VV, VH in dB.
         s2: (4,H,W) B02, B03, B04, B08 in DN, the truth.
+        opt_v1: (4,H,W) DN, the Stage 1 estimate, if the file carries one.
         opt_v2: (4,H,W) DN, the Stage 2 estimate, if the file carries one.
         s2_cloudy: (4,H,W) DN, a cloudy image of the same place, if the file carries one.
     """
@@ -81,17 +88,37 @@ class Pair:
     record: PairRecord
     s1: Array
     s2: Array
+    opt_v1: Array | None = None
     opt_v2: Array | None = None
     s2_cloudy: Array | None = None
 
 
-def list_pairs(folder: str | Path, quality: Quality = "ok") -> list[PairRecord]:
+class Grouped(Protocol):
+    """What a split by group needs to know of a tile; ``PairRecord`` has it."""
+
+    @property
+    def source(self) -> str: ...
+    @property
+    def id(self) -> str: ...
+    @property
+    def group(self) -> str: ...
+    @property
+    def pixels(self) -> int: ...
+
+
+G = TypeVar("G", bound=Grouped)
+
+
+def list_pairs(
+    folder: str | Path, quality: Quality = "ok", *, bad: list[str] | None = None
+) -> list[PairRecord]:
     """List the pairs of a folder, sorted by source and id.
 
     Args:
         folder: holds ``index.csv`` and ``pairs/``, or NPZ files at any depth.
         quality: ``"ok"`` keeps pairs marked ok (or not judged), ``"all"`` also clouds, snow, haze and open water. Pairs
             marked ``bad`` hold no image worth the name and are never listed.
+        bad: where given, what is wrong with a missing or unreadable file is appended here and the file left out.
 
     Raises:
         InputError: no such folder, no pairs in it, a broken index, a file that is missing or is no NPZ pair.
@@ -102,7 +129,7 @@ def list_pairs(folder: str | Path, quality: Quality = "ok") -> list[PairRecord]:
     if not folder.is_dir():
         raise InputError(f"{folder} is no folder; expected a folder of NPZ pairs with s1 and s2.")
     index = folder / "index.csv"
-    records = _from_index(folder, index) if index.is_file() else _from_files(folder)
+    records = _from_index(folder, index, bad) if index.is_file() else _from_files(folder, bad)
     kept = [r for r in records if r.quality != QUALITY_BAD and (quality == "all" or r.quality == QUALITY_OK)]
     if not kept:
         found = f"{len(records)} pairs, none of quality {quality!r}" if records else "no *.npz file"
@@ -133,13 +160,13 @@ def load_pair(record: PairRecord | str | Path) -> Pair:
     truth = _optical(path, truth_key, arrays[truth_key], sar.shape[1:])
     extra = {
         key: _optical(path, key, arrays[key], sar.shape[1:])
-        for key in ("opt_v2", "s2_cloudy")
+        for key in ("opt_v1", "opt_v2", "s2_cloudy")
         if key in arrays
     }
     return Pair(record, sar, truth, **extra)
 
 
-def split_groups(records: Sequence[PairRecord], folds: int, seed: int = 0) -> list[list[PairRecord]]:
+def split_groups(records: Sequence[G], folds: int, seed: int = 0) -> list[list[G]]:
     """Split pairs into folds by group, balanced by pixels: the same folds for the same records and seed.
 
     Groups are shuffled, then handed out largest first to the fold with the fewest pixels so far.
@@ -147,7 +174,7 @@ def split_groups(records: Sequence[PairRecord], folds: int, seed: int = 0) -> li
     Raises:
         InputError: fewer groups than folds, or fewer than two folds.
     """
-    groups: dict[str, list[PairRecord]] = {}
+    groups: dict[str, list[G]] = {}
     for record in sorted(records, key=lambda record: (record.group, record.source, record.id)):
         groups.setdefault(record.group, []).append(record)
     if not 2 <= folds <= len(groups):
@@ -157,7 +184,7 @@ def split_groups(records: Sequence[PairRecord], folds: int, seed: int = 0) -> li
     names = list(groups)
     shuffled = [names[i] for i in np.random.default_rng(seed).permutation(len(names))]
     sizes = {name: sum(record.pixels for record in groups[name]) for name in names}
-    result: list[list[PairRecord]] = [[] for _ in range(folds)]
+    result: list[list[G]] = [[] for _ in range(folds)]
     filled = [0] * folds
     for name in sorted(shuffled, key=lambda name: -sizes[name]):
         fold = filled.index(min(filled))
@@ -166,8 +193,8 @@ def split_groups(records: Sequence[PairRecord], folds: int, seed: int = 0) -> li
     return result
 
 
-def _from_index(folder: Path, index: Path) -> list[PairRecord]:
-    """Records of ``index.csv``; every file it lists must exist."""
+def _from_index(folder: Path, index: Path, bad: list[str] | None) -> list[PairRecord]:
+    """Records of ``index.csv``; every file it lists must exist, unless ``bad`` takes note of those that do not."""
     try:
         with index.open(newline="", encoding="utf-8") as stream:
             reader = csv.DictReader(stream)
@@ -200,14 +227,49 @@ def _from_index(folder: Path, index: Path) -> list[PairRecord]:
             height=size[0],
             width=size[1],
             note=row.get("note") or "",
+            split=row.get("split") or "",
+            metadata=_metadata(row),
         )
 
-    return [record(row) for row in rows]
+    return _collect(rows, record, bad)
 
 
-def _from_files(folder: Path) -> list[PairRecord]:
+def _from_files(folder: Path, bad: list[str] | None) -> list[PairRecord]:
     """Records of every NPZ below a folder without an index: nothing judged, each tile a group of its own."""
-    return [_record_of(path, folder) for path in sorted(folder.rglob("*.npz"))]
+    paths = [path for path in sorted(folder.rglob("*.npz")) if not path.name.startswith(".")]
+    return _collect(paths, lambda path: _record_of(path, folder), bad)
+
+
+T = TypeVar("T")
+
+
+def _collect(items: Iterable[T], make: Callable[[T], PairRecord], bad: list[str] | None) -> list[PairRecord]:
+    """Records of the items that have one; what is wrong with the others goes to ``bad``, or is raised without it."""
+    records = []
+    for item in items:
+        try:
+            records.append(make(item))
+        except InputError as error:
+            if bad is None:
+                raise
+            bad.append(str(error))
+    return records
+
+
+def _metadata(row: Mapping[str, str]) -> dict[str, str | float]:
+    """Date and place of a row: columns date, lat, lon, or else ``S2 yyyymmdd`` in dates, ``(lat,lon)`` in place."""
+    metadata: dict[str, str | float] = {}
+    date = re.search(
+        r"(\d{4})-?(\d\d)-?(\d\d)", row.get("date") or (row.get("dates") or "").partition("S2 ")[2]
+    )
+    if date:
+        metadata["date"] = "-".join(date.groups())
+    degrees = r"(-?\d+(?:\.\d+)?)"
+    place = re.search(rf"\({degrees},\s*{degrees}\)", row.get("place") or "")
+    for key, value in zip(("lat", "lon"), place.groups() if place else ("", ""), strict=True):
+        if row.get(key) or value:
+            metadata[key] = float(row.get(key) or value)
+    return metadata
 
 
 def _record_of(path: Path, folder: Path) -> PairRecord:

@@ -180,6 +180,22 @@ def _grid_difference(a: Raster, b: Raster) -> str | None:
     return None
 
 
+def centre_lat_lon(raster: Raster) -> tuple[float, float] | None:
+    """Latitude and longitude (degrees, EPSG:4326) of a raster's centre, or None where it has no georeference."""
+    if raster.crs is None or raster.transform is None:
+        return None
+    from rasterio.transform import Affine
+    from rasterio.warp import transform
+
+    height, width = raster.size
+    x, y = Affine(*raster.transform) * (width / 2, height / 2)
+    try:
+        (lon, *_), (lat, *_) = transform(raster.crs, "EPSG:4326", [x], [y])[:2]
+    except Exception:  # a local system, or a point outside the projection: GDAL's errors have no public class
+        return None
+    return (lat, lon) if -90 <= lat <= 90 and -180 <= lon <= 180 else None
+
+
 def _transform_label(transform: Sequence[float]) -> str:
     a, b, c, d, e, f = transform
     turned = f", turned by ({b:g}, {d:g})" if b or d else ""

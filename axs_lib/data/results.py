@@ -82,6 +82,22 @@ def write_tiff(path: PathLike, data: NDArray[Any], like: Raster, *, overwrite: b
     _write_bytes(path, payload, overwrite)
 
 
+def write_arrays(
+    path: PathLike,
+    arrays: Mapping[str, NDArray[Any]],
+    like: Raster,
+    *,
+    tags: Tags | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write named arrays as one .npz with the georeference of ``like`` and tags (``provenance``, JSON).
+
+    Raises:
+        OutputError: the file exists, or the disk refuses.
+    """
+    _write_bytes(path, _npz_bytes(arrays, like, tags or {}), overwrite)
+
+
 def to_uint16(data: NDArray[Any]) -> NDArray[np.uint16]:
     """DN as stored: rounded, clipped to 1..65535 so that dark water never becomes nodata, 0 where NaN."""
     nodata = np.isnan(data)
@@ -188,14 +204,19 @@ def _npz(key: str, values: FloatArray, tile: Tile, tags: Tags) -> bytes:
         arrays["s2_real"] = tile.truth.data
     if tile.trust is not None:
         arrays["trust"] = tile.trust
-    if tile.opt_v2.crs is not None:
-        arrays["crs"] = np.array(tile.opt_v2.crs)
-    if tile.opt_v2.transform is not None:
-        arrays["transform"] = np.array(tile.opt_v2.transform, dtype=np.float64)
+    return _npz_bytes(arrays, tile.opt_v2, tags)
+
+
+def _npz_bytes(arrays: Mapping[str, NDArray[Any]], like: Raster, tags: Tags) -> bytes:
+    located: dict[str, Any] = dict(arrays)
+    if like.crs is not None:
+        located["crs"] = np.array(like.crs)
+    if like.transform is not None:
+        located["transform"] = np.array(like.transform, dtype=np.float64)
     if tags:
-        arrays["provenance"] = np.array(json.dumps(dict(tags), sort_keys=True))
+        located["provenance"] = np.array(json.dumps(dict(tags), sort_keys=True))
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)
+    np.savez_compressed(buffer, **located)
     return buffer.getvalue()
 
 

@@ -87,6 +87,7 @@ class TerraMindGenerator(nn.Module):
         self.optical = optical
         self.layout = layout
         self.weights: WeightsInfo | None = None
+        self.adapter: str | None = None  # the LoRA adapter in the weights, in words
 
     @property
     def codebook(self) -> Tensor:
@@ -97,6 +98,15 @@ class TerraMindGenerator(nn.Module):
     def image_channels(self) -> int:
         """Channels of the detokenizer's image."""
         return self.optical.channels
+
+    @property
+    def provenance(self) -> dict[str, str]:
+        """What an output was made with, for file tags: version, variant, weights and their hash, adapter."""
+        from axs_lib import __version__
+
+        tags = {"AXS_VERSION": __version__, "AXS_VARIANT": self.layout.variant}
+        tags |= self.weights.tags() if self.weights else {"AXS_WEIGHTS": "random"}
+        return tags | ({"AXS_ADAPTER": self.adapter} if self.adapter else {})
 
     # -- tokens ---------------------------------------------------------------------------------------------------
 

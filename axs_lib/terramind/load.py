@@ -21,6 +21,10 @@ from axs_lib.terramind.weights import (
     substate,
 )
 
+HEAD_FILE = (
+    "grounding_head.safetensors"  # what `axs train stage3` writes beside a published variant's weights
+)
+
 
 def load_generator(
     variant: str,
@@ -57,13 +61,18 @@ def load_grounding(
     revision: str | None = None,
     s1_product: str = "S1GRD",
 ) -> tuple[TerraMindGenerator, GroundingHead]:
-    """A generator and its grounding head; the head is trained for nano and fresh for the published variants."""
+    """A generator and its grounding head: nano's, the one beside a checkpoint of one's own, or else a fresh one."""
     generator = load_generator(
         variant, pretrained=pretrained, checkpoint=checkpoint, revision=revision, s1_product=s1_product
     )
     head = GroundingHead()
-    if pretrained and variant == "nano":
-        _load_nano(resolve(variant, checkpoint=checkpoint, revision=revision), {"head": head})
+    if pretrained:
+        files = resolve(variant, checkpoint=checkpoint, revision=revision)
+        trained = files.generator.with_name(HEAD_FILE)
+        if variant == "nano":
+            _load_nano(files, {"head": head})
+        elif files.info.source != "hub" and trained.is_file():
+            load_strict(head, read_state(trained), what=f"the grounding head ({trained})")
     return generator, head
 
 

@@ -139,3 +139,8 @@ def sample_seeds(
 def member_seeds(seeds: Tensor, member: int) -> Tensor:
     """Seeds of ensemble member ``member`` (0 keeps the seeds, so one member equals no ensemble)."""
     return seeds if member == 0 else _mix(seeds ^ _mix(torch.full_like(seeds, _signed(member * _GOLDEN))))
+
+
+def stage_seeds(seeds: Tensor, stage: int) -> Tensor:
+    """Seeds of a stage's own noise, so that no stage starts from the noise that drew its input."""
+    return _mix(_mix(seeds + _signed(stage * _MIX_1)))

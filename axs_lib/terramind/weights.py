@@ -1,8 +1,9 @@
-"""Where TerraMind weights come from, verified and recorded: package, local file, ``AXS_WEIGHTS`` or Hugging Face Hub.
+"""Where weights come from, verified and recorded: package, local file, ``AXS_WEIGHTS`` or Hugging Face Hub.
 
-In goes the name of a variant; out come the paths of its files and a record of what they are (source, commit, SHA-256)
-that travels into every output. Files are read without executing anything (``weights_only`` torch loading or
-safetensors) and loaded strictly: a missing or misshapen tensor is an error, never a random initialisation.
+In goes a variant of TerraMind, or of Stage 2's Prithvi; out come the paths of its files and a record of what they are
+(source, commit, SHA-256) that travels into every output. Files are read without executing anything (``weights_only``
+torch loading or safetensors) and loaded strictly: a missing or misshapen tensor is an error, never a random
+initialisation.
 """
 
 from __future__ import annotations
@@ -49,17 +50,31 @@ class HubFile:
 
 @dataclass(frozen=True)
 class Variant:
-    """One size of TerraMind: its token dimension and its published files (none for a packaged variant)."""
+    """One size of a model.
+
+    Attributes:
+        name: what users call it.
+        dim: token dimension.
+        generator: published file of the network itself; ``None`` for a packaged variant.
+        tokenizer: published file of TerraMind's tokenizer; ``None`` where the first file holds everything.
+        packaged_name: the packaged file without suffix, where it is not the variant's name.
+    """
 
     name: str
     dim: int
     generator: HubFile | None = None
     tokenizer: HubFile | None = None
+    packaged_name: str | None = None
 
     @property
     def packaged(self) -> bool:
         """Whether the weights ship with this package."""
         return self.generator is None
+
+    @property
+    def published(self) -> tuple[HubFile, ...]:
+        """The published files."""
+        return tuple(file for file in (self.generator, self.tokenizer) if file is not None)
 
 
 _TOKENIZER = HubFile("ibm-esa-geospatial/TerraMind-1.0-Tokenizer-S2L2A", "TerraMind_Tokenizer_S2L2A.pt")
@@ -120,7 +135,7 @@ class WeightsInfo:
 
 @dataclass(frozen=True)
 class WeightFiles:
-    """Files of one variant; ``tokenizer`` is ``None`` where ``generator`` holds everything (packaged variants)."""
+    """Files of one variant; ``tokenizer`` is ``None`` where ``generator`` holds everything."""
 
     generator: Path
     tokenizer: Path | None
@@ -130,26 +145,29 @@ class WeightFiles:
 # -- finding ------------------------------------------------------------------------------------------------------
 
 
-def find_variant(name: str) -> Variant:
+def find_variant(name: str, variants: Mapping[str, Variant] = VARIANTS) -> Variant:
     """The variant of this name.
 
     Raises:
         InputError: there is none; the message lists those there are.
     """
-    if name in VARIANTS:
-        return VARIANTS[name]
-    close = difflib.get_close_matches(str(name), VARIANTS, n=1, cutoff=0.5)
+    if name in variants:
+        return variants[name]
+    close = difflib.get_close_matches(str(name), variants, n=1, cutoff=0.5)
     guess = f" Did you mean {close[0]!r}?" if close else ""
-    raise InputError(f"unknown variant {name!r}; the variants are {', '.join(VARIANTS)}.{guess}")
+    raise InputError(f"unknown variant {name!r}; the variants are {', '.join(variants)}.{guess}")
 
 
 def resolve(
-    variant: str, checkpoint: str | os.PathLike[str] | None = None, revision: str | None = None
+    variant: str | Variant,
+    checkpoint: str | os.PathLike[str] | None = None,
+    revision: str | None = None,
 ) -> WeightFiles:
     """Find the weight files of a variant: ``checkpoint``, then ``AXS_WEIGHTS``, then the Hub's cache, then the Hub.
 
     Args:
-        variant: a name in ``VARIANTS``. A packaged variant is read from this package and ignores ``AXS_WEIGHTS``.
+        variant: a variant, or a name in ``VARIANTS``. A packaged variant is read from this package and ignores
+            ``AXS_WEIGHTS``.
         checkpoint: the generator's file (``.pt`` or ``.safetensors``) with the tokenizer's file beside it, or a
             folder that holds both under their published names.
         revision: branch, tag or commit of the generator's Hub repository; ``"GENERATOR:TOKENIZER"`` also pins the
@@ -162,15 +180,15 @@ def resolve(
         InputError: unknown variant.
         WeightsError: the files are not there, cannot be had, or differ from their known SHA-256.
     """
-    spec = find_variant(variant)
+    spec = variant if isinstance(variant, Variant) else find_variant(variant)
     if checkpoint is not None:
         return _local(spec, Path(checkpoint), "checkpoint", revision)
     if spec.packaged:
-        path = packaged(spec.name)
+        path = packaged(spec.packaged_name or spec.name)
         return WeightFiles(path, None, _record(spec, "packaged", revision, {path: None}))
     if os.environ.get(WEIGHTS_VARIABLE):
         return _local(spec, Path(os.environ[WEIGHTS_VARIABLE]), WEIGHTS_VARIABLE, revision)
-    return download(variant, revision)
+    return download(spec, revision)
 
 
 def packaged(name: str) -> Path:
@@ -188,7 +206,7 @@ def packaged(name: str) -> Path:
 
 
 def download(
-    variant: str,
+    variant: str | Variant,
     revision: str | None = None,
     folder: str | os.PathLike[str] | None = None,
     *,
@@ -197,7 +215,7 @@ def download(
     """Fetch a published variant from the Hub unless its cache already has it.
 
     Args:
-        variant: a published name in ``VARIANTS``.
+        variant: a published variant, or its name in ``VARIANTS``.
         revision: as in ``resolve``.
         folder: put the files here instead of the Hub's cache.
         refresh: ask the Hub even when the cache has the files, in case a branch has moved.
@@ -206,18 +224,21 @@ def download(
         InputError: unknown or packaged variant.
         WeightsError: the Hub cannot be reached or refuses, or a file differs from its known SHA-256.
     """
-    spec = find_variant(variant)
-    if spec.generator is None or spec.tokenizer is None:
-        raise InputError(f"{variant} ships with this package: there is nothing to download")
+    spec = variant if isinstance(variant, Variant) else find_variant(variant)
+    if spec.generator is None:
+        raise InputError(f"{spec.name} ships with this package: there is nothing to download")
     pins = (revision or "").split(":")
-    if len(pins) > 2:
-        raise InputError(f"revision is {revision!r}; expected one revision, or GENERATOR:TOKENIZER")
-    generator_pin, tokenizer_pin = [*pins, ""][:2]
+    if len(pins) > len(spec.published):
+        expected = "one revision, or GENERATOR:TOKENIZER" if spec.tokenizer else "one revision"
+        raise InputError(f"revision is {revision!r}; expected {expected}")
     target = None if folder is None else Path(folder)
-    generator = _hub(spec, spec.generator, generator_pin or spec.generator.commit, target, refresh)
-    tokenizer = _hub(spec, spec.tokenizer, tokenizer_pin or spec.tokenizer.commit, target, refresh)
-    info = _record(spec, "hub", revision, {generator: spec.generator, tokenizer: spec.tokenizer})
-    return WeightFiles(generator, tokenizer, info)
+    files = {
+        _hub(spec, file, pin or file.commit, target, refresh): file
+        for file, pin in zip(spec.published, [*pins, ""], strict=False)
+    }
+    generator, tokenizer = [*files, None][:2]
+    assert generator is not None
+    return WeightFiles(generator, tokenizer, _record(spec, "hub", revision, files))
 
 
 def _hub(spec: Variant, file: HubFile, revision: str | None, folder: Path | None, refresh: bool) -> Path:
@@ -264,27 +285,29 @@ def _local(spec: Variant, path: Path, source: str, revision: str | None) -> Weig
     """Files at a path that the user named: a generator file, or a folder under the published names."""
     if not path.exists():
         raise WeightsError(f"{source} names {path}, which does not exist")
-    if spec.generator is None or spec.tokenizer is None:
-        file = _named(path, f"{spec.name}.safetensors") if path.is_dir() else path
+    if spec.generator is None:
+        name = f"{spec.packaged_name or spec.name}.safetensors"
+        file = _named(path, name) if path.is_dir() else path
         if file is None:
-            raise WeightsError(f"{source} names the folder {path}, which has no {spec.name}.safetensors")
+            raise WeightsError(f"{source} names the folder {path}, which has no {name}")
         return WeightFiles(file, None, _record(spec, source, revision, {file: None}))
 
     folder = path if path.is_dir() else path.parent
     generator = _named(path, spec.generator.name) if path.is_dir() else path
-    tokenizer = _named(folder, spec.tokenizer.name)
-    for file, wanted in ((generator, spec.generator), (tokenizer, spec.tokenizer)):
+    tokenizer = None if spec.tokenizer is None else _named(folder, spec.tokenizer.name)
+    found = (generator, tokenizer)[: len(spec.published)]
+    for file, wanted in zip(found, spec.published, strict=True):
         if file is None:
+            needed = " and ".join(each.name for each in spec.published)
             raise WeightsError(
                 f"{source} names {path}, and {folder} has no {wanted.name} (nor the same as .safetensors); {spec.name}"
-                f" needs {spec.generator.name} and {spec.tokenizer.name} in one folder:"
-                f" axs weights download {spec.name} --to DIR puts them there"
+                f" needs {needed}{' in one folder' if spec.tokenizer else ''}:"
+                f" axs weights download {spec.name} --to DIR puts {'them' if spec.tokenizer else 'it'} there"
             )
-    assert generator is not None and tokenizer is not None
+    assert generator is not None
     # A file of one's own may differ from the published one, so its hash is recorded, not enforced.
-    return WeightFiles(
-        generator, tokenizer, _record(spec, source, revision, {generator: None, tokenizer: None})
-    )
+    files = {file: None for file in found if file is not None}
+    return WeightFiles(generator, tokenizer, _record(spec, source, revision, files))
 
 
 def _named(folder: Path, name: str) -> Path | None:
@@ -310,9 +333,7 @@ def _record(
                 f"{path} is not what was published: its SHA-256 is {hashes[path.name]}, expected {published.sha256};"
                 " delete it and download it again"
             )
-    known = {
-        f.name: f.sha256 for f in (spec.generator, spec.tokenizer) if f is not None and f.sha256 is not None
-    }
+    known = {file.name: file.sha256 for file in spec.published if file.sha256 is not None}
     verified = source == "packaged" or (
         bool(known) and all(hashes.get(n) == value for n, value in known.items())
     )

@@ -9,6 +9,7 @@ generator through soft tokens. opt_v2 is simulated by ``axs_lib.data.degrade``.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,7 +21,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from axs_lib.data.atomic import atomic_write
 from axs_lib.data.degrade import degrade
 from axs_lib.data.pairs import PairRecord, list_pairs, load_pair
 from axs_lib.grounding.head import GroundingHead
@@ -28,6 +28,8 @@ from axs_lib.stage3_tm_ground import Stage3GroundingModel
 from axs_lib.terramind.build import build_nano, build_nano_tokenizer
 from axs_lib.terramind.sampler import TRAIN_TIMESTEPS, add_noise
 from axs_lib.train.crops import CropBatches
+from axs_lib.train.export import save_state
+from axs_lib.train.fit import CHECKPOINT, AtomicCheckpoints
 
 DN_SCALE = 1000.0  # grounding error is measured in tenths of reflectance, which keeps the losses of one order
 
@@ -139,7 +141,8 @@ class NanoTask(lightning.LightningModule):
         code, index = self.model.terramind_generator.quantizer.latent_to_code_and_indice(latent)
         return code.permute(0, 3, 1, 2), index
 
-    def on_train_batch_end(self, *_: Any) -> None:
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
         self.average.update_parameters(nn.ModuleDict({"model": self.model, "tokenizer": self.tokenizer}))
 
     @torch.no_grad()
@@ -159,15 +162,18 @@ class NanoTask(lightning.LightningModule):
             weight_decay=self.config.weight_decay,
             betas=(0.9, 0.98),
         )
-        warmup = torch.optim.lr_scheduler.LinearLR(optimizer, 0.01, total_iters=self.config.warmup)
-        cosine = torch.optim.lr_scheduler.CosineAnnealingLR(
-            optimizer, max(1, self.config.steps - self.config.warmup)
-        )
-        schedule = torch.optim.lr_scheduler.SequentialLR(optimizer, [warmup, cosine], [self.config.warmup])
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._learning_rate)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def _learning_rate(self, step: int) -> float:
+        """Share of the peak: linear warm-up, then a cosine to zero at the last step of the run as configured now."""
+        warmup, steps = self.config.warmup, self.config.steps
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        return 0.5 * (1.0 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, steps - warmup))))
+
     def packaged_state(self) -> dict[str, Tensor]:
-        """Averaged weights in the packaged layout, float16."""
+        """Averaged weights in the packaged layout."""
         model, tokenizer = self.average.module["model"], self.average.module["tokenizer"]
         generator = model.terramind_generator
         parts = {
@@ -176,24 +182,17 @@ class NanoTask(lightning.LightningModule):
             "head": model.head,
             "tokenizer": tokenizer,
         }
-        state: dict[str, Tensor] = {}
-        for name, module in parts.items():
-            for key, value in module.state_dict().items():
-                state[f"{name}.{key}"] = (
-                    value.detach().half() if value.is_floating_point() else value.detach()
-                )
-        return _without_shared(state)
+        return {
+            f"{name}.{key}": value
+            for name, module in parts.items()
+            for key, value in module.state_dict().items()
+        }
 
 
 def _like(estimate: Tensor, padded: Tensor) -> Tensor:
     from axs_lib.nodata import pad_square
 
     return pad_square(estimate, padded.shape[-1])
-
-
-def _without_shared(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Own copies: safetensors refuses tensors that share memory (token embedding and logit weights do)."""
-    return {key: value.clone().contiguous() for key, value in state.items()}
 
 
 def _validation_tiles(records: Sequence[PairRecord]) -> list[dict[str, Tensor]]:
@@ -216,14 +215,12 @@ def train_nano(config: NanoConfig, *, resume: bool = True, progress: bool = True
     Returns:
         Path of the weights.
     """
-    from lightning.pytorch.callbacks import ModelCheckpoint
-
     out = Path(config.out)
     records = [r for r in list_pairs(config.data, quality="all") if r.quality in config.qualities]
     held_out = {*config.test_groups, *config.validation_groups}
     train = [r for r in records if r.group not in held_out]
     validation = [r for r in records if r.group in config.validation_groups and r.quality == "ok"]
-    last = out / "last.ckpt"
+    last = out / CHECKPOINT
     task = NanoTask(config)
     trainer = lightning.Trainer(
         max_steps=config.steps,
@@ -232,10 +229,9 @@ def train_nano(config: NanoConfig, *, resume: bool = True, progress: bool = True
         gradient_clip_val=1.0,
         default_root_dir=out,
         logger=lightning.pytorch.loggers.CSVLogger(str(out), name="log"),
-        callbacks=[
-            ModelCheckpoint(out, save_last=True, save_top_k=0, every_n_train_steps=config.checkpoint_every),
-            PackageWeights(out, config),
-        ],
+        callbacks=[KeepProgress(out, config)],
+        plugins=[AtomicCheckpoints()],
+        enable_checkpointing=False,
         val_check_interval=config.checkpoint_every * 2 if validation else None,
         check_val_every_n_epoch=None,
         limit_val_batches=1.0 if validation else 0,
@@ -259,11 +255,15 @@ def train_nano(config: NanoConfig, *, resume: bool = True, progress: bool = True
     return save_packaged(task, out, config)
 
 
-class PackageWeights(lightning.Callback):
-    """Write the averaged weights after every validation, so that a run is useful before it ends."""
+class KeepProgress(lightning.Callback):
+    """Write a checkpoint every so often, and the averaged weights after every validation."""
 
     def __init__(self, out: Path, config: NanoConfig) -> None:
         self.out, self.config = out, config
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
+        if trainer.global_step % self.config.checkpoint_every == 0:
+            trainer.save_checkpoint(self.out / CHECKPOINT, weights_only=False)
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         assert isinstance(pl_module, NanoTask)
@@ -272,15 +272,8 @@ class PackageWeights(lightning.Callback):
 
 def save_packaged(task: NanoTask, out: Path, config: NanoConfig) -> Path:
     """Write ``nano.safetensors`` with the run's configuration in its header."""
-    from safetensors.torch import save_file
-
     target = out / "nano.safetensors"
     settings = {key: value for key, value in asdict(config).items() if key not in ("data", "out")}
-    metadata = {
-        "variant": "nano",
-        "steps": str(task.global_step),
-        "config": json.dumps(settings, default=str),
-    }
-    with atomic_write(target, overwrite=True) as temporary:
-        save_file(task.packaged_state(), str(temporary), metadata=metadata)
+    header = {"variant": "nano", "steps": str(task.global_step), "config": json.dumps(settings, default=str)}
+    save_state(target, task.packaged_state(), header)
     return target

@@ -73,3 +73,11 @@ def test_list_names_every_variant_and_its_repository() -> None:
     output = CliRunner().invoke(app, ["list"], catch_exceptions=False).output
     for expected in ("nano", "in this package", "ibm-esa-geospatial/TerraMind-1.0-tiny/TerraMind_v1_tiny.pt"):
         assert expected in output
+    assert "ibm-nasa-geospatial/Prithvi-EO-2.0-300M-TL/Prithvi_EO_V2_300M_TL.pt" in output
+
+
+def test_prithvi_is_one_file(hub: Path, tmp_path: Path) -> None:
+    arguments = ["download", "prithvi_eo_v2_300_tl", "--to", str(tmp_path)]
+    output = CliRunner().invoke(app, arguments, catch_exceptions=False).output
+    assert str(tmp_path / "Prithvi_EO_V2_300M_TL.pt") in output
+    assert output.count("sha256") == 1

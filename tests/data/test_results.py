@@ -13,7 +13,14 @@ import torch
 
 from axs_lib.bands import OPTICAL_BANDS, SAR_BANDS
 from axs_lib.data.raster import Raster, Tile
-from axs_lib.data.results import check_suffix, to_uint16, write_image, write_tiff, write_uncertainty
+from axs_lib.data.results import (
+    check_suffix,
+    to_uint16,
+    write_arrays,
+    write_image,
+    write_tiff,
+    write_uncertainty,
+)
 from axs_lib.data.tiles import read_raster, read_tile
 from axs_lib.errors import InputError, OutputError
 
@@ -148,3 +155,17 @@ def test_a_full_disk_is_reported_and_leaves_nothing(
         with pytest.raises(OutputError, match="disk is full"):
             write_image(tmp_path / name, image, make_tile())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_named_arrays_with_a_georeference(tmp_path: Path) -> None:
+    tile = make_tile()
+    arrays = {"opt_v1": tile.opt_v2.data, "s1_vv": tile.s1.data[0], "s1_vh": tile.s1.data[1]}
+    write_arrays(tmp_path / "run.npz", arrays, tile.s1, tags={"AXS_SEED": "3"})
+    with np.load(tmp_path / "run.npz") as written:
+        assert set(written.files) == {*arrays, "crs", "transform", "provenance"}
+        np.testing.assert_array_equal(written["opt_v1"], tile.opt_v2.data)
+        assert json.loads(str(written["provenance"])) == {"AXS_SEED": "3"}
+    sar = read_raster(tmp_path / "run.npz", SAR_BANDS)
+    assert (sar.crs, sar.transform) == (CRS, TRANSFORM)
+    with pytest.raises(OutputError, match="exists already"):
+        write_arrays(tmp_path / "run.npz", arrays, tile.s1)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from axs_lib.errors import InputError
-from axs_lib.terramind.noise import gaussian_field, gumbel_field, member_seeds, sample_seeds
+from axs_lib.terramind.noise import gaussian_field, gumbel_field, member_seeds, sample_seeds, stage_seeds
 
 
 def seeds(*values: int) -> torch.Tensor:
@@ -75,3 +75,12 @@ def test_global_random_states_are_untouched() -> None:
     assert torch.equal(torch.get_rng_state(), torch_state)
     assert random.getstate() == python_state
     assert np.array_equal(np.random.get_state()[1], numpy_state[1])
+
+
+def test_stages_draw_other_noise_from_the_same_seeds() -> None:
+    given = seeds(0, 1, 2, -5)
+    derived = [given, stage_seeds(given, 1), stage_seeds(given, 2), member_seeds(given, 1)]
+    assert torch.cat(derived).unique().numel() == 16
+    assert torch.equal(stage_seeds(given, 1), derived[1])
+    fields = torch.stack([gaussian_field(each[:1], (1, 64, 64)).flatten() for each in derived])
+    assert (torch.corrcoef(fields) - torch.eye(4)).abs().max() < 0.06

@@ -1,0 +1,96 @@
+"""TerraMind generators by modality: the builder of Stage 1.
+
+In go the names of TerraMind's modalities; out comes the Stage 1 model around the same generator class that Stage 3
+uses (``axs_lib.stage3_tm_ground.build_stage3_model`` builds that one).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from axs_lib.bands import S1_PRODUCTS
+from axs_lib.errors import InputError
+from axs_lib.stage1_tm_s2o import Stage1Model
+
+if TYPE_CHECKING:
+    from os import PathLike
+
+OUTPUT_MODALITY = "S2L2A"
+
+
+def build_terramind_generator(
+    input_modalities: Sequence[str] = ("S1GRD",),
+    output_modalities: Sequence[str] = ("S2L2A",),
+    timesteps: int = 12,
+    standardize: bool = True,
+    pretrained: bool = True,
+    *,
+    variant: str = "terramind_v1_base",
+    checkpoint: str | PathLike[str] | None = None,
+    revision: str | None = None,
+    device: torch.device | str | None = None,
+    scheduler: str = "ddim",
+) -> Stage1Model:
+    """Build Stage 1, TerraMind from SAR to optical.
+
+    Args:
+        input_modalities: ``("S1GRD",)`` or ``("S1RTC",)``; the SAR statistics follow.
+        output_modalities: ``("S2L2A",)``.
+        timesteps: default number of network evaluations, 1 to 1000.
+        standardize: input is dB and output DN (recommended); False means z-units in and out.
+        pretrained: load weights, frozen; False gives a random, trainable model.
+        variant: ``"nano"`` (packaged) or ``"terramind_v1_tiny|small|base|large"``.
+        checkpoint: local weights file or folder.
+        revision: Hub revision (commit, tag or branch) of the weights.
+        device: where to put the model; default CPU.
+        scheduler: ``"ddim"`` or ``"dpmsolver++"``.
+
+    Returns:
+        The model in ``eval()`` mode; its ``terramind_generator`` is the network.
+
+    Raises:
+        InputError: modalities, variant, scheduler or timesteps that there are not.
+        WeightsError: weights that cannot be had, read or matched.
+    """
+    from axs_lib.terramind.load import load_generator
+    from axs_lib.terramind.sampler import build_schedule
+
+    product = _s1_product(_names("input_modalities", input_modalities))
+    outputs = _names("output_modalities", output_modalities)
+    if outputs != (OUTPUT_MODALITY,):
+        raise InputError(f"output_modalities is {outputs}; expected ('{OUTPUT_MODALITY}',)")
+    build_schedule(scheduler, timesteps)
+    generator = load_generator(
+        variant,
+        pretrained=pretrained,
+        checkpoint=None if checkpoint is None else str(checkpoint),
+        revision=revision,
+        s1_product=product,
+    )
+    model = Stage1Model(generator, timesteps=timesteps, standardize=standardize, scheduler=scheduler)
+    model.requires_grad_(not pretrained)
+    model.eval()
+    return model.to(device) if device is not None else model
+
+
+def _names(argument: str, value: Sequence[str]) -> tuple[str, ...]:
+    names = (value,) if isinstance(value, str) else tuple(value)
+    if not names or not all(isinstance(name, str) for name in names):
+        raise InputError(f"{argument} is {value!r}; expected names of modalities, such as ('S1GRD',)")
+    return names
+
+
+def _s1_product(names: tuple[str, ...]) -> str:
+    if len(names) == 1 and names[0] in S1_PRODUCTS:
+        return names[0]
+    fix = (
+        ": SAR and optical together are Stage 3, axs_lib.stage3_tm_ground.build_stage3_model"
+        if OUTPUT_MODALITY in names
+        else ""
+    )
+    raise InputError(
+        f"input_modalities is {names}; expected one of {', '.join(str((p,)) for p in S1_PRODUCTS)}{fix}"
+    )

@@ -1,0 +1,300 @@
+"""The whole pipeline: SAR and what is known of time and place in, opt_v1, opt_v2, opt_v3 and uncertainty out.
+
+    s1 -- Stage 1 (TerraMind) -- opt_v1 -- Stage 2 (Prithvi, metadata) -- opt_v2 -- Stage 3 (TerraMind, s1) -- opt_v3
+
+``Pipeline`` holds the three stages; ``build_pipeline`` builds it from the name of a variant; ``full_pipeline`` is one
+call for everything.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from axs_lib.checks import check_device, check_sar
+from axs_lib.errors import InputError
+from axs_lib.stage1_tm_s2o import Stage1Model
+from axs_lib.stage2_prithvi_refine import PrithviRefiner
+from axs_lib.stage3_tm_ground import DEFAULT_VARIANT, Stage3GroundingModel
+from axs_lib.terramind.noise import member_seeds, sample_seeds
+from axs_lib.terramind.tiles import mean_and_spread
+
+if TYPE_CHECKING:
+    from axs_lib.prithvi.metadata import MetadataLike
+    from axs_lib.terramind.generator import TerraMindGenerator
+
+PathLike = str | os.PathLike[str]
+NANO = "nano"
+
+
+@dataclass(frozen=True)
+class PipelineOutput:
+    """What the pipeline says about a batch; bands B02 B03 B04 B08 in DN, NaN = nodata.
+
+    Attributes:
+        opt_v1: (B, 4, H, W), Stage 1: drawn from the SAR alone.
+        opt_v2: (B, 4, H, W), Stage 2: refined with time and place.
+        opt_v3: (B, 4, H, W), Stage 3: grounded in the SAR.
+        uncertainty: (B, 4, H, W), standard deviation of opt_v3 in DN over an ensemble of runs of the whole pipeline;
+            ``None`` for an ensemble of one. With an ensemble the images are means over it.
+        nfe: network evaluations of the denoisers of Stage 1 and Stage 3, for each member.
+    """
+
+    opt_v1: Tensor
+    opt_v2: Tensor
+    opt_v3: Tensor
+    uncertainty: Tensor | None
+    nfe: tuple[int, int]
+
+
+class Pipeline(nn.Module):
+    """The three stages, for inference.
+
+    Where Stage 1 and Stage 3 have the same generator weights they share one generator, which is then in memory once;
+    the Stage 1 model that was passed is left as it is.
+
+    Args:
+        stage1: from ``build_terramind_generator``.
+        stage2: from ``build_prithvi_refiner``.
+        stage3: from ``build_stage3_model``.
+
+    Raises:
+        InputError: a stage works in z-units, which differ from stage to stage.
+    """
+
+    def __init__(self, stage1: Stage1Model, stage2: PrithviRefiner, stage3: Stage3GroundingModel) -> None:
+        super().__init__()
+        for name, stage in (("stage1", stage1), ("stage2", stage2), ("stage3", stage3)):
+            if not stage.standardize:
+                raise InputError(
+                    f"{name} was built with standardize=False; expected stages that exchange dB and DN: build them with"
+                    " standardize=True"
+                )
+        self.stage1 = _with_shared_generator(stage1, stage3.terramind_generator)
+        self.stage2 = stage2
+        self.stage3 = stage3
+
+    @property
+    def shares_generator(self) -> bool:
+        """Whether Stage 1 and Stage 3 hold one generator."""
+        return self.stage1.terramind_generator is self.stage3.terramind_generator
+
+    @property
+    def variant(self) -> str:
+        """Name of Stage 3's architecture."""
+        return self.stage3.variant
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model's parameters are."""
+        return self.stage3.device
+
+    @property
+    def provenance(self) -> dict[str, str]:
+        """What made an output, for file tags; Stage 1's own where its generator is not Stage 3's."""
+        tags = self.stage3.provenance | self.stage2.provenance
+        if not self.shares_generator:
+            own = self.stage1.provenance
+            tags |= {f"AXS_STAGE1_{key.removeprefix('AXS_')}": value for key, value in own.items()}
+        return tags
+
+    @torch.no_grad()
+    def forward(
+        self,
+        s1: Tensor,
+        metadata: MetadataLike = None,
+        timesteps: int | None = None,
+        *,
+        seed: int | Sequence[int] | Tensor = 0,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        tokens: str = "soft",
+        temperature: float = 1.0,
+        ensemble_size: int = 1,
+        origin: tuple[int, int] = (0, 0),
+        batch_size: int = 8,
+    ) -> PipelineOutput:
+        """Run the three stages.
+
+        Args:
+            s1: (B, 2, H, W) or (2, H, W), VV and VH in dB, NaN = nodata; H, W from 8 px.
+            metadata: ``None``, one mapping for all samples or one a sample, with any of ``date``, ``year``, ``month``,
+                ``day_of_year``, ``lat``, ``lon``, ``biome``.
+            timesteps: network evaluations of Stage 1 and of Stage 3, 1 to 1000; default each model's own.
+            seed: one for all samples or one a sample; each stage draws other noise from it.
+            generator: draw the seeds from a ``torch.Generator`` (or one a sample) instead.
+            tokens: ``"soft"`` (deterministic), ``"argmax"`` or ``"sample"``.
+            temperature: of soft and sampled tokens.
+            ensemble_size: runs of the whole pipeline with noise of their own, so that the uncertainty of an early stage
+                reaches the last; images are their mean.
+            origin: scene (row, column) of the image's upper left pixel, which fixes the noise.
+            batch_size: tiles a network sees at once.
+
+        Raises:
+            InputError: anything that cannot be right, saying how to fix it.
+        """
+        # 1. Check what came in; one seed a sample, from which every member and stage derives its own.
+        sar = check_sar(s1)
+        check_device(sar.s1, self.device)
+        if ensemble_size < 1:
+            raise InputError(f"ensemble_size is {ensemble_size}; expected at least 1")
+        seeds = sample_seeds(seed, len(sar.s1), generator=generator, device=sar.s1.device)
+        options: dict[str, Any] = {
+            "tokens": tokens,
+            "temperature": temperature,
+            "origin": origin,
+            "batch_size": batch_size,
+        }
+
+        # 2. The stages in their order, as often as the ensemble has members.
+        runs: list[tuple[Tensor, Tensor, Tensor]] = []
+        for member in range(ensemble_size):
+            options["seed"] = member_seeds(seeds, member)
+            first = self.stage1.generate(sar.s1, timesteps, **options)
+            refined = self.stage2(first.image, metadata, batch_size=batch_size)
+            last = self.stage3.ground(sar.s1, refined, timesteps, **options)
+            runs.append((first.image, refined, last.image))
+
+        # 3. Mean of each stage's image, and the spread of the last.
+        (opt_v1, _), (opt_v2, _), (opt_v3, spread) = (
+            mean_and_spread(images) for images in zip(*runs, strict=True)
+        )
+        uncertainty = spread if ensemble_size > 1 else None
+        if sar.unbatched:
+            opt_v1, opt_v2, opt_v3 = opt_v1[0], opt_v2[0], opt_v3[0]
+            uncertainty = None if uncertainty is None else uncertainty[0]
+        return PipelineOutput(opt_v1, opt_v2, opt_v3, uncertainty, (first.nfe, last.nfe))
+
+
+def build_pipeline(
+    variant: str = DEFAULT_VARIANT,
+    *,
+    pretrained: bool = True,
+    stage1_timesteps: int = 12,
+    stage3_timesteps: int = 10,
+    checkpoint: PathLike | None = None,
+    stage1_checkpoint: PathLike | None = None,
+    stage2_variant: str | None = None,
+    stage2_checkpoint: PathLike | None = None,
+    revision: str | None = None,
+    s1_product: str = "S1GRD",
+    scheduler: str = "ddim",
+    device: torch.device | str | None = None,
+) -> Pipeline:
+    """Build the three stages.
+
+    Args:
+        variant: of TerraMind: ``"nano"`` or ``"terramind_v1_tiny|small|base|large"``.
+        pretrained: load weights; False gives random stages.
+        stage1_timesteps: default number of network evaluations of Stage 1.
+        stage3_timesteps: default number of network evaluations of Stage 3.
+        checkpoint: weights of TerraMind from this file or folder.
+        stage1_checkpoint: weights of Stage 1, where they are not those of Stage 3.
+        stage2_variant: of Prithvi; default ``"nano"`` beside nano and ``"prithvi_eo_v2_300_tl"`` beside the others.
+        stage2_checkpoint: weights of Stage 2 from this file or folder.
+        revision: Hub revision (commit, tag or branch) of TerraMind's weights.
+        s1_product: ``"S1GRD"`` or ``"S1RTC"``.
+        scheduler: ``"ddim"`` or ``"dpmsolver++"``.
+        device: where to put the models; default CPU.
+
+    Returns:
+        The pipeline in ``eval()`` mode.
+
+    Raises:
+        InputError: anything that there is not.
+        WeightsError: weights that cannot be had, read or matched.
+    """
+    from axs_lib.models import build_terramind_generator
+    from axs_lib.prithvi.variants import DEFAULT_VARIANT as DEFAULT_PRITHVI
+    from axs_lib.stage2_prithvi_refine import build_prithvi_refiner
+    from axs_lib.stage3_tm_ground import build_stage3_model
+
+    stage3 = build_stage3_model(
+        stage3_timesteps,
+        pretrained=pretrained,
+        variant=variant,
+        checkpoint=None if checkpoint is None else str(checkpoint),
+        revision=revision,
+        s1_product=s1_product,
+        scheduler=scheduler,
+        device=device,
+    )
+    if stage1_checkpoint is None:
+        stage1 = Stage1Model(
+            stage3.terramind_generator, timesteps=stage1_timesteps, scheduler=scheduler
+        ).eval()
+    else:
+        stage1 = build_terramind_generator(
+            (s1_product,),
+            timesteps=stage1_timesteps,
+            pretrained=pretrained,
+            variant=variant,
+            checkpoint=stage1_checkpoint,
+            scheduler=scheduler,
+            device=device,
+        )
+    stage2 = build_prithvi_refiner(
+        variant=stage2_variant or (NANO if variant == NANO else DEFAULT_PRITHVI),
+        pretrained=pretrained,
+        checkpoint=stage2_checkpoint,
+        device=device,
+    )
+    return Pipeline(stage1, stage2, stage3)
+
+
+def full_pipeline(
+    s1: Tensor,
+    metadata: MetadataLike = None,
+    timesteps: int | None = None,
+    *,
+    pipeline: Pipeline | None = None,
+    variant: str = DEFAULT_VARIANT,
+    **options: Any,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """SAR in, the images of the three stages out.
+
+    Args:
+        s1: (B, 2, H, W) or (2, H, W), VV and VH in dB.
+        metadata: see ``Pipeline.forward``.
+        timesteps: network evaluations of Stage 1 and of Stage 3; default each model's own.
+        pipeline: the stages; default ``build_pipeline(variant)`` on the device of ``s1``, built at the first call and
+            kept for the next.
+        variant: of the default pipeline.
+        **options: any keyword of ``Pipeline.forward``.
+
+    Returns:
+        opt_v1, opt_v2, opt_v3, each (B, 4, H, W) or (4, H, W) in DN.
+    """
+    if pipeline is None:
+        pipeline = _default_pipeline(variant, str(check_sar(s1).s1.device))
+    output = pipeline(s1, metadata, timesteps, **options)
+    return output.opt_v1, output.opt_v2, output.opt_v3
+
+
+@functools.lru_cache(maxsize=1)
+def _default_pipeline(variant: str, device: str) -> Pipeline:
+    return build_pipeline(variant, device=device)
+
+
+def _with_shared_generator(stage1: Stage1Model, generator: TerraMindGenerator) -> Stage1Model:
+    """Stage 1 around this generator where its own is the same."""
+    if stage1.terramind_generator is generator or not _same(stage1.terramind_generator, generator):
+        return stage1
+    shared = Stage1Model(generator, timesteps=stage1.timesteps, scheduler=stage1.scheduler)
+    return shared.train(stage1.training)
+
+
+def _same(a: TerraMindGenerator, b: TerraMindGenerator) -> bool:
+    """Whether two generators have the same architecture, statistics and weights, on the same device."""
+    if a.layout != b.layout:
+        return False
+    tensors = [dict([*each.named_parameters(), *each.named_buffers()]) for each in (a, b)]
+    if tensors[0].keys() != tensors[1].keys():
+        return False
+    pairs = [(tensors[0][name], tensors[1][name]) for name in tensors[0]]
+    return all(x.device == y.device and x.dtype == y.dtype and torch.equal(x, y) for x, y in pairs)

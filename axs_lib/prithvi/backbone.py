@@ -1,0 +1,209 @@
+"""Prithvi-EO-2.0 as Stage 2 uses it: four bands and metadata in, token features from several depths out.
+
+The network is terratorch's ``PrithviViT`` and its weights are the published ones; what is added is a vector for
+"unknown" in place of each coordinate that nobody gave and an embedding of the biome, all starting at zero, which is
+what Prithvi's own pretraining put where it dropped the metadata. What terratorch does that one has to know, and why
+the ViT is built directly rather than through its registry, is listed in ``docs/stage2.md``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from axs_lib.bands import BANDS, OPTICAL_BANDS
+from axs_lib.errors import WeightsError
+from axs_lib.prithvi.metadata import BIOMES, EncodedMetadata
+from axs_lib.prithvi.variants import NANO, PRITHVI_VARIANTS
+from axs_lib.terramind.adapters import OpticalAdapter
+from axs_lib.terramind.build import NANO_OPTICAL_MEAN, NANO_OPTICAL_STD
+from axs_lib.terramind.weights import load_strict, substate
+
+MAX_SIDE = 256  # larger images are tiled
+TAPS = 4  # depths from which features are taken
+
+# The size of nano: 8 px patches, so that a 128 px tile has 16 x 16 tokens as Prithvi has of its 224 px.
+_NANO_VIT: dict[str, Any] = {
+    "img_size": 128,
+    "patch_size": (1, 8, 8),
+    "embed_dim": 144,
+    "depth": 4,
+    "num_heads": 3,
+    "mlp_ratio": 4.0,
+}
+
+# HLS, on which Prithvi was trained, has the narrow near infrared (B8A); B08 is the wide one around the same wavelength
+# and takes over its kernel and statistics.
+PRITHVI_STAND_IN = {"NIR_BROAD": "NIR_NARROW"}
+
+
+@dataclass(frozen=True)
+class BackboneLayout:
+    """What a backbone takes and gives.
+
+    Attributes:
+        variant: name of the architecture.
+        dim: channels of a token.
+        patch: side of a token in pixels.
+        depths: blocks whose output is used, counted from 0.
+        min_side: smallest side of a tile in pixels.
+    """
+
+    variant: str
+    dim: int
+    patch: int
+    depths: tuple[int, ...]
+    min_side: int
+
+    def side(self, height: int, width: int) -> int:
+        """Side in pixels of the square the network sees: whole patches, and whole quarters for the head."""
+        multiple = math.lcm(self.patch, 4)
+        return -(-max(height, width, self.min_side) // multiple) * multiple
+
+
+class CoordinateEncoder(nn.Module):
+    """Prithvi's encoding of two coordinates, with a learned vector where one is unknown (NaN).
+
+    The first half of the embedding belongs to the first coordinate, the second half to the second.
+
+    Args:
+        encoder: terratorch's ``TemporalEncoder`` or ``LocationEncoder``.
+        dim: channels of a token.
+    """
+
+    def __init__(self, encoder: nn.Module, dim: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.halves = (dim // 2, dim - dim // 2)
+        self.unknown = nn.Parameter(torch.zeros(1, 1, dim))
+
+    def forward(self, coordinates: Tensor, tokens_per_frame: int | None = None) -> Tensor:
+        """(B, 1, D) for coordinates (B, 1, 2) or (B, 2); the same for every token of the one frame."""
+        with torch.autocast(coordinates.device.type, enabled=False):
+            known = coordinates.float().isfinite().reshape(len(coordinates), 1, 2)
+            embedding = self.encoder(coordinates.float().nan_to_num())
+        first, second = (known[..., i : i + 1].expand(-1, -1, n) for i, n in enumerate(self.halves))
+        return torch.where(torch.cat([first, second], dim=-1), embedding, self.unknown)
+
+
+class PlaceEncoder(CoordinateEncoder):
+    """Latitude, longitude and biome: (B, 3) with NaN for an unknown coordinate and 0 for an unknown biome."""
+
+    def __init__(self, encoder: nn.Module, dim: int) -> None:
+        super().__init__(encoder, dim)
+        self.biome = nn.Embedding(1 + len(BIOMES), dim)
+        nn.init.zeros_(self.biome.weight)
+
+    def forward(self, coordinates: Tensor, tokens_per_frame: int | None = None) -> Tensor:
+        return super().forward(coordinates[:, :2]) + self.biome(coordinates[:, 2].long())[:, None]
+
+
+class PrithviBackbone(nn.Module):
+    """Token features of an image.
+
+    Args:
+        vit: terratorch's ``PrithviViT`` for one frame of four bands, with time and location encoding.
+        layout: its sizes.
+        optical: adapter from DN to the z-units it was trained on.
+    """
+
+    def __init__(self, vit: nn.Module, layout: BackboneLayout, optical: OpticalAdapter) -> None:
+        super().__init__()
+        self.vit: Any = vit
+        self.layout = layout
+        self.optical = optical
+        self.adapter: str | None = None  # the LoRA adapter in the weights, in words
+
+    def forward(self, image: Tensor, metadata: EncodedMetadata) -> list[Tensor]:
+        """Features (B, D, h, w), one for each depth of the layout.
+
+        Args:
+            image: (B, 4, H, W) in z-units; H and W multiples of the patch.
+            metadata: of the B samples.
+        """
+        height, width = (size // self.layout.patch for size in image.shape[-2:])
+        place = torch.cat([metadata.location, metadata.biome[:, None].float()], dim=1)
+        # The encoder's own forward() is that of the masked autoencoder: it would drop three quarters of the tokens.
+        tokens = self.vit.forward_features(image, metadata.temporal[:, None], place)
+        # The class token comes first. terratorch's own folding assumes a square grid and garbles any other.
+        return [tokens[depth][:, 1:].mT.unflatten(-1, (height, width)) for depth in self.layout.depths]
+
+
+def build_backbone(
+    variant: str, state: Mapping[str, Tensor] | None = None, *, what: str = "the checkpoint"
+) -> PrithviBackbone:
+    """A backbone, with published weights where given.
+
+    Args:
+        variant: a name in ``PRITHVI_VARIANTS``.
+        state: the published file's state dict (masked autoencoder, six bands); ``None`` leaves random weights.
+        what: how to call the state in an error.
+
+    Raises:
+        WeightsError: the state does not fit.
+    """
+    from terratorch.models.backbones.prithvi_mae import PrithviViT
+    from terratorch.models.backbones.prithvi_vit import PRITHVI_V2_MEAN, PRITHVI_V2_STD, prithvi_cfgs
+
+    sizes = _NANO_VIT if variant == NANO else prithvi_cfgs[variant]
+    chosen = ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio")
+    vit = PrithviViT(
+        **{key: sizes[key] for key in chosen},
+        num_frames=1,
+        in_chans=len(OPTICAL_BANDS),
+        coords_encoding=["time", "location"],
+        coords_scale_learn=True,
+    )
+    if state is not None:
+        _load_published(vit, state, what)
+    dim, depth, patch = int(sizes["embed_dim"]), int(sizes["depth"]), int(sizes["patch_size"][1])
+    vit.temporal_embed_enc = CoordinateEncoder(vit.temporal_embed_enc, dim)
+    vit.location_embed_enc = PlaceEncoder(vit.location_embed_enc, dim)
+
+    depths = tuple(depth * (tap + 1) // TAPS - 1 for tap in range(TAPS))
+    layout = BackboneLayout(variant, dim, patch, depths, min_side=8 * patch)
+    if variant == NANO:
+        return PrithviBackbone(vit, layout, OpticalAdapter(NANO_OPTICAL_MEAN, NANO_OPTICAL_STD))
+    index = prithvi_band_index()
+    optical = OpticalAdapter([PRITHVI_V2_MEAN[i] for i in index], [PRITHVI_V2_STD[i] for i in index])
+    return PrithviBackbone(vit, layout, optical)
+
+
+def prithvi_band_index() -> list[int]:
+    """Position of B02, B03, B04 and B08 among the six bands Prithvi was trained on, found by name."""
+    from terratorch.models.backbones.prithvi_vit import PRETRAINED_BANDS
+
+    pretrained = [band.value for band in PRETRAINED_BANDS]
+    names = [str(BANDS[band].prithvi_name) for band in OPTICAL_BANDS]
+    return [pretrained.index(PRITHVI_STAND_IN.get(name, name)) for name in names]
+
+
+def _load_published(vit: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
+    """Load the encoder of a published masked autoencoder, strictly, with our four of its six bands."""
+    kernel, token = "encoder.patch_embed.proj.weight", "encoder.cls_token"
+    if kernel not in state or token not in state:
+        raise WeightsError(
+            f"{what} has no {kernel} or no {token}; expected a published Prithvi-EO-2.0 file (masked autoencoder), or a"
+            " refiner saved by this package"
+        )
+    dim, wanted = state[token].shape[-1], int(vit.get_parameter("cls_token").shape[-1])
+    if dim != wanted:
+        known = [v.name for v in PRITHVI_VARIANTS.values() if v.dim == dim and not v.packaged]
+        raise WeightsError(
+            f"{what} has tokens of {dim} channels, expected {wanted}: it looks like"
+            f" {known[0] if known else 'another variant'}; pass the variant that the file belongs to"
+        )
+    index = prithvi_band_index()
+    if state[kernel].ndim != 5 or state[kernel].shape[1] <= max(index):
+        raise WeightsError(f"{what}: {kernel} is {tuple(state[kernel].shape)}; expected kernels of six bands")
+    encoder = substate(state, "encoder.")
+    encoder["patch_embed.proj.weight"] = state[kernel][:, index]
+    # Positions are sines and cosines, fixed by the grid; the file's are for its own number of frames.
+    encoder["pos_embed"] = vit.get_buffer("pos_embed")
+    foreign = {name: value for name, value in state.items() if not name.startswith(("encoder.", "decoder."))}
+    load_strict(vit, encoder | foreign, what=what)

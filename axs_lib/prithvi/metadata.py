@@ -1,0 +1,278 @@
+"""When and where an image was taken, checked and brought to the numbers Prithvi was trained on.
+
+In goes what the caller knows of each sample (any of ``date``, ``year``, ``month``, ``day_of_year``, ``lat``, ``lon``,
+``biome``, or nothing); out come a year and day of year, a latitude and longitude and a biome number per sample, NaN
+or 0 where unknown. Day of year counts from 1 (1 January), as the model card of Prithvi-EO-2.0 states; latitude comes
+before longitude, both in degrees (EPSG:4326), as its location encoder expects.
+"""
+
+from __future__ import annotations
+
+import calendar
+import datetime
+import difflib
+import math
+import numbers
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from axs_lib.errors import InputError
+
+METADATA_KEYS = ("date", "year", "month", "day_of_year", "lat", "lon", "biome")
+YEARS = (1970, 2100)
+MID_MONTH = 15  # day of the month that stands for a month alone
+
+# The terrestrial biomes of WWF (Olson et al. 2001) by their number.
+BIOMES: tuple[str, ...] = (
+    "Tropical and Subtropical Moist Broadleaf Forests",
+    "Tropical and Subtropical Dry Broadleaf Forests",
+    "Tropical and Subtropical Coniferous Forests",
+    "Temperate Broadleaf and Mixed Forests",
+    "Temperate Conifer Forests",
+    "Boreal Forests or Taiga",
+    "Tropical and Subtropical Grasslands, Savannas and Shrublands",
+    "Temperate Grasslands, Savannas and Shrublands",
+    "Flooded Grasslands and Savannas",
+    "Montane Grasslands and Shrublands",
+    "Tundra",
+    "Mediterranean Forests, Woodlands and Scrub",
+    "Deserts and Xeric Shrublands",
+    "Mangroves",
+)
+UNKNOWN_BIOME = 0
+
+MetadataLike = Mapping[str, object] | Sequence[Mapping[str, object] | None] | None
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What is known of one image.
+
+    Attributes:
+        year: calendar year.
+        day_of_year: 1 to 366.
+        lat: degrees north, -90 to 90.
+        lon: degrees east, -180 to 180.
+        biome: 1 to 14 as in ``BIOMES``, or ``UNKNOWN_BIOME``.
+    """
+
+    year: int | None = None
+    day_of_year: int | None = None
+    lat: float | None = None
+    lon: float | None = None
+    biome: int = UNKNOWN_BIOME
+
+
+@dataclass(frozen=True)
+class EncodedMetadata:
+    """Metadata of a batch as tensors.
+
+    Attributes:
+        temporal: (B, 2) float32, year and day of year, NaN = unknown. Never a shorter float: bfloat16 rounds 2021
+            to 2024.
+        location: (B, 2) float32, latitude and longitude in degrees, NaN = unknown.
+        biome: (B,) int64, ``UNKNOWN_BIOME`` = unknown.
+    """
+
+    temporal: Tensor
+    location: Tensor
+    biome: Tensor
+
+    def __getitem__(self, index: Tensor) -> EncodedMetadata:
+        """The samples of these numbers."""
+        return EncodedMetadata(self.temporal[index], self.location[index], self.biome[index])
+
+    def drop(self, probability: float) -> EncodedMetadata:
+        """Forget date, place and biome, each by itself, with a probability, so that "unknown" is learned.
+
+        Drawn from torch's global generator, as dropout is; for training only.
+        """
+        gone = torch.rand(3, len(self.biome), device=self.biome.device) < probability
+        return EncodedMetadata(
+            self.temporal.masked_fill(gone[0, :, None], torch.nan),
+            self.location.masked_fill(gone[1, :, None], torch.nan),
+            self.biome.masked_fill(gone[2], UNKNOWN_BIOME),
+        )
+
+
+def encode_metadata(
+    metadata: MetadataLike, batch: int, device: torch.device | str = "cpu"
+) -> EncodedMetadata:
+    """Metadata of a batch.
+
+    Args:
+        metadata: ``None`` (nothing known), one mapping for all samples, or a sequence with a mapping or ``None`` for
+            each. A value of ``None`` in a mapping is unknown.
+        batch: number of samples.
+        device: where the tensors go.
+
+    Raises:
+        InputError: another count than the batch, or what ``parse_metadata`` refuses.
+    """
+    if metadata is None or isinstance(metadata, Mapping):
+        known = [parse_metadata(metadata)] * batch
+    elif isinstance(metadata, Sequence):
+        if len(metadata) != batch:
+            raise InputError(
+                f"metadata holds {len(metadata)} entries and the batch {batch} images; expected one mapping a sample,"
+                " or a single mapping for all"
+            )
+        known = [parse_metadata(each, f"metadata[{index}]") for index, each in enumerate(metadata)]
+    else:
+        raise InputError(
+            f"metadata is a {type(metadata).__name__}; expected a mapping such as {{'date': '2021-07-14', 'lat': 48.2,"
+            " 'lon': 16.4}, a list of one mapping a sample, or None"
+        )
+
+    def column(name: str) -> list[float]:
+        values = [getattr(each, name) for each in known]
+        return [math.nan if value is None else float(value) for value in values]
+
+    def pair(first: str, second: str) -> Tensor:
+        return torch.tensor([column(first), column(second)], dtype=torch.float32, device=device).T
+
+    biome = torch.tensor([each.biome for each in known], dtype=torch.int64, device=device)
+    return EncodedMetadata(pair("year", "day_of_year"), pair("lat", "lon"), biome)
+
+
+def parse_metadata(metadata: Mapping[str, object] | None, name: str = "metadata") -> Metadata:
+    """Check what is known of one sample.
+
+    Args:
+        metadata: any of ``date`` (ISO text, ``datetime.date`` or ``datetime``), ``year``, ``month`` (1 to 12; alone it
+            stands for its 15th), ``day_of_year`` (1 to 366), ``lat``, ``lon`` (degrees), ``biome`` (a number 1 to 14 or
+            a name in ``BIOMES``).
+        name: how to call the mapping in an error.
+
+    Raises:
+        InputError: unknown keys, wrong types, values out of range, or values that contradict each other.
+    """
+    if metadata is None:
+        return Metadata()
+    if not isinstance(metadata, Mapping):
+        raise InputError(
+            f"{name} is a {type(metadata).__name__}; expected a mapping with any of {', '.join(METADATA_KEYS)}"
+        )
+    for key in metadata:
+        if key not in METADATA_KEYS:
+            close = difflib.get_close_matches(str(key), METADATA_KEYS, n=1)
+            guess = f" Did you mean {close[0]!r}?" if close else ""
+            raise InputError(
+                f"{name} has the unknown key {key!r}; the keys are {', '.join(METADATA_KEYS)}.{guess}"
+            )
+    given = {key: value for key, value in metadata.items() if value is not None}
+    year, day_of_year = _when(given, name)
+    biome = _biome(given["biome"], name) if "biome" in given else UNKNOWN_BIOME
+    return Metadata(
+        year,
+        day_of_year,
+        _number(given, "lat", -90.0, 90.0, name),
+        _number(given, "lon", -180.0, 180.0, name, " (for 0 to 360 subtract 360 above 180)"),
+        biome,
+    )
+
+
+def _when(given: Mapping[str, object], name: str) -> tuple[int | None, int | None]:
+    """Year and day of year from whatever tells them, refusing contradictions."""
+    year = _whole(given, "year", *YEARS, name)
+    month = _whole(given, "month", 1, 12, name)
+    day_of_year = _whole(given, "day_of_year", 1, 366, name, " (1 is 1 January)")
+    if "date" in given:
+        date = _date(given["date"], name)
+        said = {"year": date.year, "month": date.month, "day_of_year": date.timetuple().tm_yday}
+        for key, value in (("year", year), ("month", month), ("day_of_year", day_of_year)):
+            if value is not None and value != said[key]:
+                raise InputError(
+                    f"{name} contradicts itself: date {date.isoformat()} has {key} {said[key]}, and {key} is {value};"
+                    f" leave {key} out or correct it"
+                )
+        return said["year"], said["day_of_year"]
+    if day_of_year == 366 and year is not None and not calendar.isleap(year):
+        raise InputError(f"{name}: day_of_year is 366, and {year} has 365 days; expected 1 to 365")
+    if day_of_year is None:
+        return year, None if month is None else _day_number(year, month)
+    if month is not None:
+        years = (2020, 2021) if year is None else (year,)  # a leap year and another
+        months = {(datetime.date(y, 1, 1) + datetime.timedelta(day_of_year - 1)).month for y in years}
+        if month not in months:
+            raise InputError(
+                f"{name} contradicts itself: day_of_year {day_of_year} lies in month {min(months)}, and month is"
+                f" {month}; leave one of them out"
+            )
+    return year, day_of_year
+
+
+def _day_number(year: int | None, month: int) -> int:
+    return datetime.date(2021 if year is None else year, month, MID_MONTH).timetuple().tm_yday
+
+
+def _date(value: object, name: str) -> datetime.date:
+    if isinstance(value, datetime.datetime):
+        date = value.date()
+    elif isinstance(value, datetime.date):
+        date = value
+    elif isinstance(value, str):
+        try:
+            date = datetime.datetime.fromisoformat(value.strip()).date()
+        except ValueError:
+            raise InputError(
+                f"{name}: date is {value!r}; expected a day that exists, as YYYY-MM-DD such as '2021-07-14'"
+            ) from None
+    else:
+        raise InputError(
+            f"{name}: date is a {type(value).__name__}; expected text as YYYY-MM-DD or a datetime.date"
+        )
+    if not YEARS[0] <= date.year <= YEARS[1]:
+        raise InputError(f"{name}: date is {date.isoformat()}; expected a year from {YEARS[0]} to {YEARS[1]}")
+    return date
+
+
+def _number(
+    given: Mapping[str, object], key: str, low: float, high: float, name: str, note: str = ""
+) -> float | None:
+    if key not in given:
+        return None
+    value = given[key]
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise InputError(f"{name}: {key} is a {type(value).__name__} ({value!r}); expected one number{note}")
+    number = float(value)
+    if not low <= number <= high:
+        raise InputError(f"{name}: {key} is {value}; expected {low:g} to {high:g}{note}")
+    return number
+
+
+def _whole(
+    given: Mapping[str, object], key: str, low: int, high: int, name: str, note: str = ""
+) -> int | None:
+    number = _number(given, key, low, high, name, note)
+    if number is None:
+        return None
+    if number != int(number):
+        raise InputError(f"{name}: {key} is {given[key]}; expected a whole number from {low} to {high}{note}")
+    return int(number)
+
+
+def _biome(value: object, name: str) -> int:
+    if isinstance(value, str):
+        names = {_plain(biome): number for number, biome in enumerate(BIOMES, start=1)}
+        if _plain(value) in names:
+            return names[_plain(value)]
+        close = difflib.get_close_matches(_plain(value), names, n=1)
+        guess = f" Did you mean {BIOMES[names[close[0]] - 1]!r}?" if close else ""
+        raise InputError(
+            f"{name}: biome is {value!r}; expected a number from 1 to {len(BIOMES)} or one of"
+            f" {'; '.join(BIOMES)}.{guess}"
+        )
+    number = _whole({"biome": value}, "biome", 1, len(BIOMES), name, " (the WWF biomes)")
+    assert number is not None
+    return number
+
+
+def _plain(text: str) -> str:
+    """Lower-case words of a biome's name, whichever way it joins them."""
+    words = re.findall(r"[a-z]+", text.lower())
+    return " ".join(word for word in words if word not in ("and", "or"))

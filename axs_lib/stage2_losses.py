@@ -1,0 +1,275 @@
+"""What an optical estimate should be like: estimate and truth in, one number to minimise out.
+
+Images are DN (reflectance x 10000), B02 B03 B04 B08, and are brought to reflectance inside, so every term and weight
+is in these units. A pixel counts where truth and estimate are not NaN in any band and the mask is true. Whatever lies
+in other pixels changes neither loss nor gradient: windows and pyramids average over the pixels that count alone.
+
+============ =========== ============================================================================================
+term         unit        meaning
+============ =========== ============================================================================================
+charbonnier  reflectance mean of sqrt(d^2 + eps^2) - eps over bands and pixels: L1 with a smooth tip
+l1           reflectance mean of |d|
+ms_ssim      1           1 - MS-SSIM (Wang et al. 2003; 11 px Gaussian window of 1.5 px), with as many of its five
+                         scales as the window fits into, their exponents brought to a sum of one
+sam          radian      mean angle between the two spectra of a pixel, as 2 atan(|u - v| / |u + v|) of unit vectors:
+                         the arc cosine has no finite gradient where the spectra agree
+gradient     reflectance mean absolute difference of the two Sobel gradients, where their 3 x 3 window counts wholly
+             per px
+============ =========== ============================================================================================
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from axs_lib.bands import DN_PER_REFLECTANCE, OPTICAL_BANDS
+from axs_lib.errors import InputError
+from axs_lib.metrics import pixel_mask
+
+SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
+MS_SSIM_EXPONENTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+_DARK = 1e-8  # squared reflectance; a spectrum shorter than its root, 1 DN, has no direction to speak of
+_TINY = 1e-12  # under a square root, so that its gradient is finite at zero
+
+
+class Stage2Loss(nn.Module):
+    """Weighted sum of the terms in the module's table; a term of weight 0 is not computed.
+
+    With the defaults the pixel error leads and the others add about as much again on typical estimates.
+
+    Args:
+        charbonnier: weight of the Charbonnier term.
+        ms_ssim: weight of the structure term.
+        sam: weight of the spectral angle.
+        gradient: weight of the gradient term.
+        l1: weight of plain L1, to use in place of Charbonnier.
+        epsilon: where Charbonnier turns from square to absolute, in reflectance.
+        data_range: range of reflectance that MS-SSIM's constants assume.
+
+    Raises:
+        InputError: a weight that is negative or not finite, or none above 0.
+    """
+
+    def __init__(
+        self,
+        charbonnier: float = 1.0,
+        ms_ssim: float = 0.1,
+        sam: float = 0.1,
+        gradient: float = 0.5,
+        *,
+        l1: float = 0.0,
+        epsilon: float = 1e-3,
+        data_range: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.weights = {
+            "charbonnier": charbonnier,
+            "l1": l1,
+            "ms_ssim": ms_ssim,
+            "sam": sam,
+            "gradient": gradient,
+        }
+        self.epsilon = epsilon
+        self.data_range = data_range
+        self._check_weights()
+        if not (epsilon > 0 and data_range > 0):
+            raise InputError(
+                f"epsilon is {epsilon} and data_range {data_range}; expected numbers above 0, in reflectance"
+            )
+
+    def _check_weights(self) -> None:
+        for name, weight in self.weights.items():
+            if not (math.isfinite(weight) and weight >= 0):
+                raise InputError(f"the weight of {name} is {weight}; expected a finite number from 0 up")
+        if not any(self.weights.values()):
+            raise InputError(f"all weights are 0 ({', '.join(self.weights)}); expected at least one above 0")
+
+    def forward(self, pred: Tensor, truth: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The loss, a scalar.
+
+        Args:
+            pred: (B, 4, H, W) or (4, H, W), the estimate in DN.
+            truth: DN of the same shape, NaN = nodata.
+            mask: (B, 1, H, W), (B, H, W) or (H, W), true where pixels count.
+
+        Returns:
+            float32, differentiable with respect to ``pred``. Where no pixel counts it is 0, but NaN if ``pred`` is
+            NaN on all that truth and mask leave: a model that has diverged must not look perfect.
+
+        Raises:
+            InputError: shapes that do not match.
+        """
+        return self._sum(self._measures(_Prepared(pred, truth, mask)))
+
+    @torch.no_grad()
+    def terms(self, pred: Tensor, truth: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
+        """Every term before weighting, also those of weight 0, as detached scalars; for logging."""
+        return _evaluate(self._measures(_Prepared(pred, truth, mask)))
+
+    def _sum(self, measures: dict[str, Callable[[], Tensor]]) -> Tensor:
+        weighted = {name: measure for name, measure in measures.items() if self.weights[name]}
+        return torch.stack([self.weights[name] * value for name, value in _evaluate(weighted).items()]).sum()
+
+    def _measures(self, images: _Prepared) -> dict[str, Callable[[], Tensor]]:
+        """How to compute each term."""
+        epsilon = self.epsilon
+        return {
+            "charbonnier": lambda: images.mean((images.error.square() + epsilon**2).sqrt() - epsilon),
+            "l1": lambda: images.mean(images.error.abs()),
+            "ms_ssim": lambda: images.per_image(
+                1 - ms_ssim(images.pred, images.truth, images.valid, data_range=self.data_range)
+            ),
+            "sam": lambda: images.mean(spectral_angle(images.pred, images.truth)),
+            "gradient": lambda: _gradient_error(images),
+        }
+
+
+def _evaluate(measures: dict[str, Callable[[], Tensor]]) -> dict[str, Tensor]:
+    """The terms in float32: under autocast the windows' convolutions would lose the small variances."""
+    with torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
+        return {name: measure() for name, measure in measures.items()}
+
+
+class _Prepared:
+    """Estimate and truth in reflectance, 0 where they do not count, and where they do."""
+
+    def __init__(self, pred: Tensor, truth: Tensor, mask: Tensor | None) -> None:
+        bands = len(OPTICAL_BANDS)
+        if (
+            pred.shape != truth.shape
+            or pred.ndim not in (3, 4)
+            or pred.shape[-3] != bands
+            or not pred.numel()
+        ):
+            raise InputError(
+                f"the estimate has shape {tuple(pred.shape)} and the truth {tuple(truth.shape)}; expected two of"
+                f" (B, {bands}, H, W) or ({bands}, H, W), not empty"
+            )
+        truth = truth.to(pred.device)
+        if pred.ndim == 3:
+            pred, truth = pred[None], truth[None]
+        wanted = ~truth.isnan().any(1, keepdim=True)
+        if mask is not None:
+            wanted = wanted & pixel_mask(mask, pred.shape, pred.device)
+        self.valid = wanted & ~pred.isnan().any(1, keepdim=True)
+        self.diverged = bool(wanted.any()) and not bool(self.valid.any())
+        self.pred, self.truth = (
+            image.float().masked_fill(~self.valid, 0.0) / DN_PER_REFLECTANCE for image in (pred, truth)
+        )
+        self.error = self.pred - self.truth
+
+    def mean(self, image: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Mean of (B, C, H, W) over bands and the pixels that count."""
+        valid = self.valid if valid is None else valid
+        total = image.masked_fill(~valid, 0.0).sum() / (valid.sum() * image.shape[1]).clamp_min(1)
+        return total + torch.nan if self.diverged else total
+
+    def per_image(self, values: Tensor) -> Tensor:
+        """Mean of (B,) over the images that have a pixel that counts."""
+        some = self.valid.flatten(1).any(1)
+        total = values.masked_fill(~some, 0.0).sum() / some.sum().clamp_min(1)
+        return total + torch.nan if self.diverged else total
+
+
+def spectral_angle(first: Tensor, second: Tensor) -> Tensor:
+    """Angle in radians between the spectra of each pixel: (B, 1, H, W) of two (B, C, H, W); 0 where either is 0."""
+
+    def length(image: Tensor, floor: float = _TINY) -> Tensor:
+        return (image.square().sum(1, keepdim=True) + floor).sqrt()
+
+    u, v = first / length(first, _DARK), second / length(second, _DARK)
+    angle = 2 * torch.atan2(length(u - v), length(u + v))
+    dark = ~(first.any(1, keepdim=True) & second.any(1, keepdim=True))
+    return angle.masked_fill(dark, 0.0)
+
+
+def ms_ssim(first: Tensor, second: Tensor, valid: Tensor, *, data_range: float = 1.0) -> Tensor:
+    """MS-SSIM of each image over the pixels that count.
+
+    Window and pyramid are averages normalised by the pixels that count in them, also at the border.
+
+    Args:
+        first: (B, C, H, W).
+        second: same shape.
+        valid: (B, 1, H, W) bool.
+        data_range: range of the values.
+
+    Returns:
+        (B,) at most 1; 1 where nothing counts.
+    """
+    side = min(first.shape[-2:])
+    scales = 1 + sum(side >> scale >= SSIM_WINDOW for scale in range(1, len(MS_SSIM_EXPONENTS)))
+    exponents = torch.tensor(MS_SSIM_EXPONENTS[:scales], device=first.device)
+    exponents = exponents / exponents.sum()
+    weight = valid.to(first.dtype)
+    result = first.new_ones(len(first))
+    for scale, exponent in enumerate(exponents):
+        luminance, contrast = _ssim_parts(first, second, weight, data_range)
+        similarity = luminance * contrast if scale == scales - 1 else contrast
+        counted = weight.expand_as(similarity)
+        total = counted.flatten(1).sum(1)
+        mean = (similarity * counted).flatten(1).sum(1) / total.clamp_min(_TINY)
+        # A similarity may be negative, and a fraction of a power has no gradient at 0.
+        result = result * torch.where(total > 0, mean, 1.0).clamp_min(1e-4) ** exponent
+        first, second = _halve(first, weight), _halve(second, weight)
+        weight = F.avg_pool2d(weight, 2, ceil_mode=True)
+    return result
+
+
+def _ssim_parts(first: Tensor, second: Tensor, weight: Tensor, data_range: float) -> tuple[Tensor, Tensor]:
+    """Luminance and contrast-structure maps (B, C, H, W) from windowed moments over the pixels that count."""
+    share = _window(weight).clamp_min(_TINY)
+
+    def mean(image: Tensor) -> Tensor:
+        return _window(image * weight) / share
+
+    mean_1, mean_2 = mean(first), mean(second)
+    # Moments about the image's own mean: those about 0 lose small variances in float32.
+    middle = (second * weight).flatten(2).sum(2)[..., None, None] / weight.sum(
+        (2, 3), keepdim=True
+    ).clamp_min(_TINY)
+    one, two = first - middle, second - middle
+    low_1, low_2 = mean_1 - middle, mean_2 - middle
+    variance_1 = (mean(one.square()) - low_1.square()).clamp_min(0)
+    variance_2 = (mean(two.square()) - low_2.square()).clamp_min(0)
+    covariance = mean(one * two) - low_1 * low_2
+    c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
+    luminance = (2 * mean_1 * mean_2 + c1) / (mean_1.square() + mean_2.square() + c1)
+    contrast = (2 * covariance + c2) / (variance_1 + variance_2 + c2)
+    return luminance, contrast
+
+
+def _window(image: Tensor) -> Tensor:
+    """Sum over SSIM's Gaussian window, zero outside the image."""
+    from kornia.filters import gaussian_blur2d
+
+    size, sigma = (SSIM_WINDOW, SSIM_WINDOW), (SSIM_SIGMA, SSIM_SIGMA)
+    return gaussian_blur2d(image, size, sigma, border_type="constant")
+
+
+def _halve(image: Tensor, weight: Tensor) -> Tensor:
+    """Half the resolution, averaging over the pixels that count."""
+    total = F.avg_pool2d(image * weight, 2, ceil_mode=True)
+    return total / F.avg_pool2d(weight, 2, ceil_mode=True).clamp_min(_TINY)
+
+
+def sobel(image: Tensor) -> Tensor:
+    """Sobel gradient (B, C, 2, H, W) of (B, C, H, W), per pixel; the border repeats its outermost row and column."""
+    from kornia.filters import spatial_gradient
+
+    return spatial_gradient(image)
+
+
+def whole_windows(valid: Tensor) -> Tensor:
+    """Pixels whose 3 x 3 neighbourhood counts wholly, what lies outside the image aside: (B, 1, H, W) bool."""
+    return F.max_pool2d((~valid).float(), 3, stride=1, padding=1) == 0
+
+
+def _gradient_error(images: _Prepared) -> Tensor:
+    difference = sobel(images.error).abs().mean(2)
+    return images.mean(difference, whole_windows(images.valid))

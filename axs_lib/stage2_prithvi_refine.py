@@ -1,0 +1,318 @@
+"""Stage 2: refine the first optical estimate with Prithvi-EO-2.0, knowing when and where it is.
+
+In go opt_v1 (B02, B03, B04, B08 in DN, from Stage 1) and metadata (date, place, biome, as far as known); out comes
+opt_v2, opt_v1 plus a correction of every pixel. Read ``PrithviRefiner.forward`` from top to bottom: its numbered steps
+are the method.
+
+    opt_v1 --+- check, fill, pad, z-score --+- Prithvi: features from four depths --+
+             |               metadata ------+                                       +- ConvNeXt head -- correction
+             |                              +- the image at full resolution --------+                       |
+             +------------------------------------------------------------------------------------ + -------+-- opt_v2
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from axs_lib.bands import VALID_DN
+from axs_lib.checks import check_device, check_optical
+from axs_lib.errors import InputError, UntrainedHeadWarning, WeightsError
+from axs_lib.nodata import valid_pixels
+from axs_lib.prithvi.backbone import MAX_SIDE, TAPS, PrithviBackbone, build_backbone
+from axs_lib.prithvi.head import RefinementHead
+from axs_lib.prithvi.metadata import EncodedMetadata, MetadataLike, encode_metadata
+from axs_lib.prithvi.variants import DEFAULT_VARIANT, NANO, PRITHVI_VARIANTS
+from axs_lib.terramind.tiles import run_tiled, to_network
+from axs_lib.terramind.weights import find_variant, load_strict, read_metadata, read_state, resolve
+
+if TYPE_CHECKING:
+    from axs_lib.terramind.weights import WeightsInfo
+
+
+@dataclass(frozen=True)
+class RefinerConfig:
+    """How to build Stage 2.
+
+    Attributes:
+        variant: ``"prithvi_eo_v2_300_tl"``, ``"prithvi_eo_v2_600_tl"``, ``"prithvi_eo_v2_tiny_tl"`` (NASA/IBM weights
+            from the Hugging Face Hub, ``AXS_WEIGHTS`` or ``checkpoint``) or ``"nano"`` (packaged).
+        pretrained: load weights, frozen; False gives a random, trainable model.
+        checkpoint: local weights: a published Prithvi file, a folder with it, or a refiner saved by ``save_refiner``.
+        revision: Hub revision (commit, tag or branch) of the weights.
+        device: where to put the model; default CPU.
+        standardize: input is DN; False means z-units in and out.
+        head_widths: channels of the head at full, half and quarter resolution.
+        metadata_dropout: how often ``train()`` mode forgets date, place and biome (each by itself), so that
+            "unknown" is learned.
+    """
+
+    variant: str = DEFAULT_VARIANT
+    pretrained: bool = True
+    checkpoint: str | os.PathLike[str] | None = None
+    revision: str | None = None
+    device: torch.device | str | None = None
+    standardize: bool = True
+    head_widths: tuple[int, int, int] = (16, 48, 96)
+    metadata_dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        find_variant(self.variant, PRITHVI_VARIANTS)
+        widths = tuple(self.head_widths)
+        if len(widths) != 3 or not all(isinstance(width, int) and width > 0 for width in widths):
+            raise InputError(
+                f"head_widths is {self.head_widths}; expected three channel counts, for full, half and quarter"
+                " resolution, such as (16, 48, 96)"
+            )
+        object.__setattr__(self, "head_widths", widths)
+        if not 0.0 <= self.metadata_dropout < 1.0:
+            raise InputError(
+                f"metadata_dropout is {self.metadata_dropout}; expected 0 up to, not including, 1"
+            )
+
+    @classmethod
+    def read(
+        cls, config: RefinerConfig | Mapping[str, Any] | None, fields: Mapping[str, Any]
+    ) -> RefinerConfig:
+        """A configuration from a mapping or another configuration, with some fields replaced.
+
+        Raises:
+            InputError: an unknown field, or a value that cannot be.
+        """
+        if config is not None and not isinstance(config, cls | Mapping):
+            raise InputError(
+                f"config is a {type(config).__name__}; expected a RefinerConfig, a mapping of its fields, or None"
+            )
+        start = {} if config is None else dict(config) if isinstance(config, Mapping) else _fields(config)
+        known = [field.name for field in dataclasses.fields(cls)]
+        for name in [*start, *fields]:
+            if name not in known:
+                close = difflib.get_close_matches(str(name), known, n=1)
+                guess = f" Did you mean {close[0]!r}?" if close else ""
+                raise InputError(
+                    f"unknown field {name!r} of Stage 2; the fields are {', '.join(known)}.{guess}"
+                )
+        return cls(**(start | dict(fields)))
+
+
+class PrithviRefiner(nn.Module):
+    """Prithvi with a ConvNeXt head: (opt_v1, metadata) -> opt_v2.
+
+    Args:
+        backbone: the features.
+        head: the correction; a fresh one changes nothing.
+        standardize: input is DN; False means z-units in and out.
+        metadata_dropout: how often ``train()`` mode forgets date, place and biome.
+    """
+
+    def __init__(
+        self,
+        backbone: PrithviBackbone,
+        head: RefinementHead,
+        *,
+        standardize: bool = True,
+        metadata_dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+        self.standardize = standardize
+        self.metadata_dropout = metadata_dropout
+        self.weights: WeightsInfo | None = None
+
+    @property
+    def variant(self) -> str:
+        """Name of the backbone's architecture."""
+        return self.backbone.layout.variant
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model's parameters are."""
+        return next(self.parameters()).device
+
+    @property
+    def provenance(self) -> dict[str, str]:
+        """What made an output, for file tags: variant, weights and their hash, adapter."""
+        tags = self.weights.tags() if self.weights else {"AXS_WEIGHTS": "random"}
+        if self.backbone.adapter:
+            tags["AXS_ADAPTER"] = self.backbone.adapter
+        named = {name.replace("AXS_", "AXS_STAGE2_", 1): value for name, value in tags.items()}
+        return {"AXS_STAGE2_VARIANT": self.variant} | named
+
+    def forward(self, opt_v1: Tensor, metadata: MetadataLike = None, *, batch_size: int = 8) -> Tensor:
+        """opt_v2 of opt_v1.
+
+        An image's result depends on its own pixels and metadata, not on its batch mates (within 1 DN). Images over
+        256 px are cut on a grid anchored to their upper left pixel and blended. Differentiable where gradients are on
+        and something is trainable; only then are the DN not clipped, since a clipped pixel has no gradient.
+
+        Args:
+            opt_v1: (B, 4, H, W) or (4, H, W), B02 B03 B04 B08 in DN, NaN = nodata; H, W from 8 px.
+            metadata: ``None``, one mapping for all samples, or one mapping (or ``None``) a sample, with any of
+                ``date``, ``year``, ``month``, ``day_of_year``, ``lat``, ``lon``, ``biome``; see
+                ``axs_lib.prithvi.metadata.parse_metadata``.
+            batch_size: tiles the network sees at once.
+
+        Returns:
+            opt_v2 of opt_v1's shape: float64 for float64 input, float32 otherwise; NaN where opt_v1 is; changed DN
+            are clipped to 1..65535, unchanged ones stay bit for bit.
+
+        Raises:
+            InputError: anything that cannot be right, saying how to fix it.
+        """
+        # 1. Check what came in.
+        checked = check_optical(opt_v1, "opt_v1", standardize=self.standardize)
+        image = checked.image
+        check_device(image, self.device)
+        if batch_size < 1:
+            raise InputError(f"batch_size is {batch_size}; expected at least 1")
+        known = encode_metadata(metadata, len(image), image.device)
+        learning = torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
+        if self.training and self.metadata_dropout > 0:
+            known = known.drop(self.metadata_dropout)
+        if not learning and self.head.untrained:
+            warnings.warn(
+                "the head of Stage 2 is untrained, so opt_v2 equals opt_v1: load trained weights (variant='nano', or"
+                " checkpoint= of a trained refiner), or train with `axs train stage2`",
+                UntrainedHeadWarning,
+                stacklevel=4,  # past nn.Module's own calls
+            )
+
+        # 2. Correct the tiles of a grid, most of them a whole image; with each travels its number in the batch.
+        def correct(tiles: list[Tensor], numbers: Tensor, _: Tensor) -> Tensor:
+            return self._correct(tiles[0], known[numbers])
+
+        numbers = torch.arange(len(image), device=image.device)
+        change = run_tiled(correct, [image.float()], numbers, side=MAX_SIDE, batch_size=batch_size)
+
+        # 3. Apply the correction to the caller's own pixels, which stay bit for bit where nothing changes.
+        refined = image + change.to(image.dtype)
+        if self.standardize and not learning:
+            refined = torch.where(change == 0, image, refined.clamp(*VALID_DN))
+        refined = refined.masked_fill(~valid_pixels(image), torch.nan)
+        return refined[0] if checked.unbatched else refined
+
+    def _correct(self, opt_v1: Tensor, metadata: EncodedMetadata) -> Tensor:
+        """The correction (n, 4, h, w) of tiles, in the caller's unit."""
+        height, width = opt_v1.shape[-2:]
+
+        # 2a. Fill nodata from neighbours, pad to a square of whole patches, z-score.
+        optical, side = self.backbone.optical, self.backbone.layout.side(height, width)
+        z = to_network(opt_v1, valid_pixels(opt_v1), side, optical, standardize=self.standardize)
+
+        # 2b. Prithvi reads image and metadata; the head turns its features and the image into a correction.
+        change = self.head(z, self.backbone(z, metadata))[..., :height, :width]
+        return change * optical.std if self.standardize else change
+
+
+def build_prithvi_refiner(
+    config: RefinerConfig | Mapping[str, Any] | None = None, **kwargs: Any
+) -> PrithviRefiner:
+    """Build Stage 2.
+
+    Loaded weights come frozen. The published files hold Prithvi without a head: the head (and the vectors for unknown
+    metadata and biomes) are then fresh and trainable, and until they are trained opt_v2 equals opt_v1.
+
+    Args:
+        config: a ``RefinerConfig`` or a mapping of its fields.
+        **kwargs: fields of ``RefinerConfig``, over those in ``config``.
+
+    Returns:
+        The model in ``eval()`` mode.
+
+    Raises:
+        InputError: unknown variant or field.
+        WeightsError: weights that cannot be had, read or matched.
+    """
+    settings = RefinerConfig.read(config, kwargs)
+    state: dict[str, Tensor] | None = None
+    info: WeightsInfo | None = None
+    what = settings.variant
+    if settings.pretrained:
+        spec = PRITHVI_VARIANTS[settings.variant]
+        files = resolve(spec, checkpoint=settings.checkpoint, revision=settings.revision)
+        _check_header(files.generator, settings.variant)
+        state, info = read_state(files.generator), files.info
+        what = f"{settings.variant} ({files.generator})"
+    whole = state is not None and (
+        settings.variant == NANO or any(name.startswith("head.") for name in state)
+    )
+
+    backbone = build_backbone(settings.variant, None if whole else state, what=what)
+    head = RefinementHead(backbone.layout.dim, TAPS, settings.head_widths)
+    refiner = PrithviRefiner(
+        backbone, head, standardize=settings.standardize, metadata_dropout=settings.metadata_dropout
+    )
+    if whole and state is not None:
+        load_strict(refiner, state, what=what)
+        refiner.requires_grad_(False)
+    elif state is not None:
+        for name, parameter in backbone.named_parameters():
+            parameter.requires_grad_(name.endswith(("_enc.unknown", "_enc.biome.weight")))
+    refiner.weights = info
+    refiner.eval()
+    return refiner.to(settings.device) if settings.device is not None else refiner
+
+
+def save_refiner(
+    refiner: PrithviRefiner,
+    path: str | os.PathLike[str],
+    *,
+    half: bool = False,
+    notes: Mapping[str, str] | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write a refiner as safetensors, for ``checkpoint=``; atomically.
+
+    Args:
+        refiner: the model.
+        path: the ``.safetensors`` file.
+        half: store float16, which is half the size and read back as float32.
+        notes: further text for the file's header.
+        overwrite: whether an existing file may be replaced.
+
+    Raises:
+        OutputError: the file exists, or the disk refuses.
+    """
+    from safetensors.torch import save_file
+
+    from axs_lib.data.atomic import atomic_write
+
+    def stored(value: Tensor) -> Tensor:
+        value = value.detach().to("cpu", copy=True).contiguous()
+        return value.half() if half and value.is_floating_point() else value
+
+    target = Path(path)
+    header = {"stage": "2", "variant": refiner.variant} | dict(notes or {})
+    with atomic_write(target, overwrite=overwrite) as temporary:
+        save_file(
+            {name: stored(value) for name, value in refiner.state_dict().items()},
+            str(temporary),
+            metadata=header,
+        )
+    return target
+
+
+def _fields(config: RefinerConfig) -> dict[str, Any]:
+    return {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+
+
+def _check_header(path: Path, variant: str) -> None:
+    """Refuse a file that says it holds another variant."""
+    if path.suffix != ".safetensors":
+        return
+    said = read_metadata(path)
+    if said.get("stage", "2") != "2" or said.get("variant", variant) != variant:
+        raise WeightsError(
+            f"{path} holds the variant {said.get('variant')!r} of stage {said.get('stage', '2')}; expected"
+            f" {variant!r} of stage 2: pass variant= of the file, or another file"
+        )

@@ -1,0 +1,202 @@
+"""What a grounded image should be like: Stage 2's terms, and what the SAR and TerraMind's tokens say.
+
+Two terms join those of ``axs_lib.stage2_losses``, each only where its inputs are given:
+
+============ ====== =================================================================================================
+term         unit   meaning
+============ ====== =================================================================================================
+sar          1      1 - Pearson correlation of the edge strength of the image (mean of its bands) and of the SAR (mean
+                    of VV and VH in dB), both first smoothed with a Gaussian of 2 px, since speckle has edges everywhere
+                    and smoothing the SAR alone would favour a blurred image; image by image, then averaged. The SAR's
+                    edges are not all the truth's, so its weight is small
+tokens       nat    cross-entropy of TerraMind's token logits and the truth's tokens
+============ ====== =================================================================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from axs_lib.bands import SAR_BANDS
+from axs_lib.errors import InputError
+from axs_lib.stage2_losses import Stage2Loss, _evaluate, _Prepared, sobel, whole_windows
+
+SAR_SMOOTHING = 2.0  # px, as in axs_lib.metrics
+IGNORED_TOKEN = -100
+_FLAT = 1e-6  # variance of the edge strength, in units of its mean square, under which there is no structure
+_TINY = 1e-12
+
+
+class Stage3Loss(Stage2Loss):
+    """Stage 2's loss with SAR structure and token cross-entropy.
+
+    Args:
+        sar: weight of the SAR's edges.
+        tokens: weight of the token cross-entropy.
+        **weights: those of ``Stage2Loss`` and its settings.
+
+    Raises:
+        InputError: a weight that is negative or not finite, or none above 0.
+    """
+
+    def __init__(self, sar: float = 0.01, tokens: float = 0.01, **weights: float) -> None:
+        super().__init__(**weights)
+        self.weights |= {"sar": sar, "tokens": tokens}
+        self._check_weights()
+
+    def forward(
+        self,
+        pred: Tensor,
+        truth: Tensor,
+        mask: Tensor | None = None,
+        *,
+        s1: Tensor | None = None,
+        logits: Tensor | None = None,
+        targets: Tensor | None = None,
+    ) -> Tensor:
+        """The loss, a scalar.
+
+        Args:
+            pred: (B, 4, H, W) or (4, H, W), the image in DN.
+            truth: DN of the same shape, NaN = nodata.
+            mask: (B, 1, H, W), (B, H, W) or (H, W), true where pixels count.
+            s1: (B, 2, H, W) or (2, H, W), VV and VH in dB, NaN = nodata; without it the SAR term is left out.
+            logits: (B, N, V) of the tokens; with ``targets``, or without both the token term is left out.
+            targets: (B, N) int64, the truth's tokens, ``IGNORED_TOKEN`` where a token does not count.
+
+        Raises:
+            InputError: shapes that do not match.
+        """
+        return self._sum(self._all(pred, truth, mask, s1, logits, targets))
+
+    @torch.no_grad()
+    def terms(
+        self,
+        pred: Tensor,
+        truth: Tensor,
+        mask: Tensor | None = None,
+        *,
+        s1: Tensor | None = None,
+        logits: Tensor | None = None,
+        targets: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """Every term that has its inputs, before weighting, as detached scalars; for logging."""
+        return _evaluate(self._all(pred, truth, mask, s1, logits, targets))
+
+    def _all(
+        self,
+        pred: Tensor,
+        truth: Tensor,
+        mask: Tensor | None,
+        s1: Tensor | None,
+        logits: Tensor | None,
+        targets: Tensor | None,
+    ) -> dict[str, Callable[[], Tensor]]:
+        images = _Prepared(pred, truth, mask)
+        measures = self._measures(images)
+        if s1 is not None:
+            sar = _check_sar(s1, images.pred)
+            measures["sar"] = lambda: _sar_structure(images, sar)
+        if logits is not None and targets is not None:
+            measures["tokens"] = lambda: token_cross_entropy(logits, targets)
+        elif logits is not None or targets is not None:
+            raise InputError(
+                "the token term needs logits and targets together; pass both, or neither to leave it out"
+            )
+        return measures
+
+
+def token_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross-entropy in nats over the tokens that count; 0 where none does.
+
+    Args:
+        logits: (B, N, V).
+        targets: (B, N) int64, or ``IGNORED_TOKEN``.
+
+    Raises:
+        InputError: shapes or tokens that do not fit the logits.
+    """
+    if logits.ndim != 3 or logits.shape[:2] != targets.shape or targets.is_floating_point():
+        raise InputError(
+            f"logits have shape {tuple(logits.shape)} and targets {tuple(targets.shape)} ({targets.dtype}); expected"
+            " (B, N, V) and integers (B, N)"
+        )
+    counted = targets != IGNORED_TOKEN
+    if bool((counted & ((targets < 0) | (targets >= logits.shape[2]))).any()):
+        raise InputError(
+            f"targets hold {int(targets.min())} to {int(targets.max())}; expected tokens from 0 to"
+            f" {logits.shape[2] - 1}, or {IGNORED_TOKEN} where a token does not count"
+        )
+    total = F.cross_entropy(logits.float().mT, targets.long(), ignore_index=IGNORED_TOKEN, reduction="sum")
+    return total / counted.sum().clamp_min(1)
+
+
+def sar_structure_error(image: Tensor, s1: Tensor, valid: Tensor) -> Tensor:
+    """1 - correlation of edge strengths of each image, 0 to 2; 1 where either has no structure.
+
+    Args:
+        image: (B, C, H, W), 0 where it does not count.
+        s1: (B, 2, H, W) in dB, 0 where it does not count.
+        valid: (B, 1, H, W) bool.
+
+    Returns:
+        (B,).
+    """
+    inner = whole_windows(valid)
+    one, other = (_edges(_smooth(x.mean(1, keepdim=True), valid)) for x in (image, s1))
+    count = inner.sum((1, 2, 3)).clamp_min(1)
+
+    def mean(x: Tensor) -> Tensor:
+        return (x * inner).sum((1, 2, 3)) / count
+
+    # Scaled first, since the edges of reflectance are far smaller than those of dB.
+    one, other = (x / (mean(x.square()) + _TINY).sqrt()[:, None, None, None] for x in (one, other))
+    one, other = one - mean(one)[:, None, None, None], other - mean(other)[:, None, None, None]
+    spread = (mean(one.square()) + _FLAT) * (mean(other.square()) + _FLAT)
+    return 1 - mean(one * other) / spread.sqrt()
+
+
+def _sar_structure(images: _Prepared, s1: Tensor) -> Tensor:
+    valid = images.valid & ~s1.isnan().any(1, keepdim=True)
+    error = sar_structure_error(images.pred, s1.masked_fill(~valid, 0.0), valid)
+    return images.per_image(error)
+
+
+def _smooth(image: Tensor, valid: Tensor) -> Tensor:
+    """Gaussian smoothing of (B, 1, H, W) over the pixels that count."""
+    from kornia.filters import gaussian_blur2d
+
+    reach = 2 * int(3 * SAR_SMOOTHING) + 1
+
+    def spread(values: Tensor) -> Tensor:
+        size, sigma = (reach, reach), (SAR_SMOOTHING, SAR_SMOOTHING)
+        return gaussian_blur2d(values, size, sigma, border_type="constant")
+
+    weight = valid.to(image.dtype)
+    return spread(image * weight) / spread(weight).clamp_min(_TINY)
+
+
+def _edges(image: Tensor) -> Tensor:
+    """Magnitude of the Sobel gradient."""
+    return (sobel(image).square().sum(2) + _TINY).sqrt()
+
+
+def _check_sar(s1: Tensor, image: Tensor) -> Tensor:
+    bands = len(SAR_BANDS)
+    sar = s1[None] if s1.ndim == 3 else s1
+    if (
+        sar.ndim != 4
+        or sar.shape[1] != bands
+        or sar.shape[0] != len(image)
+        or sar.shape[2:] != image.shape[2:]
+    ):
+        batch, _, height, width = image.shape
+        raise InputError(
+            f"s1 has shape {tuple(s1.shape)}; expected VV and VH on the image's grid, ({batch}, {bands}, {height},"
+            f" {width})"
+        )
+    return sar.to(device=image.device, dtype=image.dtype)

@@ -1,0 +1,370 @@
+"""Outputs of a stage for the next one's training, out of fold by group.
+
+A stage is better on what it was trained on than on anything new, so the next stage must not learn from that. Groups
+are dealt to folds, and each fold's tiles are computed by a model that has never seen its groups. Out comes a folder of
+NPZ pairs with ``opt_v1`` or ``opt_v2`` beside ``s1`` and ``s2``, an ``index.csv`` that keeps groups, split, date and
+place, and ``manifest.json``, which says what weights made which file. What is done is not done again.
+"""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from axs_lib.bands import VALID_DN
+from axs_lib.data.atomic import atomic_write
+from axs_lib.data.pairs import split_groups
+from axs_lib.errors import InputError
+from axs_lib.progress import track
+from axs_lib.terramind.weights import read_metadata
+from axs_lib.train.config import RunConfig
+from axs_lib.train.readers import BadDataWarning, DataConfig, list_samples, split_samples, without_groups
+from axs_lib.train.readers.sample import Crop, Sample, Window
+
+ESTIMATE = {"stage1": "opt_v1", "stage2": "opt_v2"}
+INDEX_COLUMNS = ("source", "id", "group", "quality", "h", "w", "split", "date", "lat", "lon")
+Predict = Callable[[list[Crop]], Tensor]
+
+
+@dataclass(frozen=True)
+class PrecomputeConfig:
+    """What is computed.
+
+    Attributes:
+        stage: ``stage1`` or ``stage2``.
+        data: the data folder; for stage 2 one with opt_v1, which ``stage1`` wrote.
+        out: folder of the pairs.
+        folds: number of folds, at most the number of groups.
+        checkpoints: weights of each fold's model, in the order of the folds; none where ``train`` is given.
+        train: how to train a fold's model.
+        flags: arguments of Lightning's ``Trainer``.
+        variant: of the checkpoints, where their files do not say it.
+        s1_product: of Stage 1.
+        timesteps: network evaluations of Stage 1; 1 is the most accurate.
+        tile: longest side of a written tile; larger images are cut.
+        batch_size: tiles the network sees at once.
+        seed: deals groups to folds; the same for both stages, so that they are the same folds.
+        device: where to compute.
+    """
+
+    stage: str
+    data: DataConfig
+    out: str
+    folds: int = 5
+    checkpoints: tuple[str, ...] = ()
+    train: RunConfig | None = None
+    flags: Mapping[str, Any] | None = None
+    variant: str | None = None
+    s1_product: str = "S1GRD"
+    timesteps: int = 1
+    tile: int = 256
+    batch_size: int = 8
+    seed: int = 0
+    device: str | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """One file to write: a window of a sample."""
+
+    sample: Sample
+    window: Window | None
+    id: str
+    path: Path
+
+
+def precompute(config: PrecomputeConfig, *, progress: bool = True) -> Path:
+    """Compute, or finish computing, a stage's out-of-fold outputs.
+
+    Returns:
+        The folder of pairs.
+
+    Raises:
+        InputError: data that cannot be used, folds and checkpoints that do not match, or a checkpoint that has seen
+            the groups it is to be used on.
+        WeightsError: weights that cannot be read.
+        OutputError: the disk refuses; finished files stay.
+    """
+    out = Path(config.out)
+    _check(config, out)
+    samples = list_samples(config.data)
+    if config.stage == "stage2":
+        lacking = [s.name for s in samples if "opt_v1" not in s.estimates]
+        if lacking:
+            raise InputError(
+                f"{len(lacking)} of {len(samples)} pairs in {config.data.folder} have no opt_v1 ({lacking[0]}, ...);"
+                " make them with `axs precompute --stage stage1` and pass its output folder as --data"
+            )
+    folds = _folds(samples, config)
+    done: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
+    for number, fold in enumerate(folds):
+        groups = sorted({sample.group for sample in fold})
+        weights = _weights(config, number, groups, out, progress)
+        predict, provenance = _load(config, weights)
+        note = json.dumps({"fold": number, "timesteps": config.timesteps} | provenance, sort_keys=True)
+        jobs = [job for sample in fold for job in _jobs(sample, config, out)]
+        todo = [job for job in jobs if not _is_done(job.path, ESTIMATE[config.stage], note)]
+        text = f"{config.stage}, fold {number + 1} of {len(folds)}"
+        skipped: set[str] = set()
+        for batch in track(list(_batches(todo, config.batch_size)), text, enabled=progress):
+            skipped |= _compute(batch, predict, config, note)
+        written = [job for job in jobs if job.id not in skipped]
+        rows += [_row(job) for job in written]
+        done.append({"groups": groups, "weights": provenance, "files": [job.id for job in written]})
+        _write_index(out, rows)
+        _write_json(out / "manifest.json", {"stage": config.stage, "seed": config.seed, "folds": done})
+    return out
+
+
+# -- folds and models ---------------------------------------------------------------------------------------------
+
+
+def _check(config: PrecomputeConfig, out: Path) -> None:
+    if config.stage not in ESTIMATE:
+        raise InputError(
+            f"stage is {config.stage!r}; expected stage1 (makes opt_v1) or stage2 (makes opt_v2)"
+        )
+    if out.resolve() == Path(config.data.folder).resolve():
+        raise InputError(
+            f"{out} is the data folder itself; choose another --out, so that no input is overwritten"
+        )
+    if config.train is None and len(config.checkpoints) != config.folds:
+        raise InputError(
+            f"{len(config.checkpoints)} checkpoints are given for {config.folds} folds; pass --checkpoint once for each"
+            " fold, or -c CONFIG to train a model for each"
+        )
+    if config.train is not None and config.checkpoints:
+        raise InputError("both checkpoints and a training configuration are given; pass one of them")
+
+
+def _folds(samples: Sequence[Sample], config: PrecomputeConfig) -> list[list[Sample]]:
+    """Samples by fold; test samples, which no model sees, go with the first."""
+    test = split_samples(samples, config.data, config.seed).test
+    names = {sample.name for sample in test}
+    folds = split_groups([s for s in samples if s.name not in names], config.folds, config.seed)
+    folds[0] += test
+    return folds
+
+
+def _weights(config: PrecomputeConfig, number: int, groups: list[str], out: Path, progress: bool) -> Path:
+    """The weights of a fold's model: given, trained before, or trained now."""
+    if config.train is None:
+        path = Path(config.checkpoints[number])
+        _check_unseen(path, groups, number)
+        return path
+    run = out / "models" / f"fold{number}"
+    training = replace(
+        config.train, data=without_groups(config.data, groups), out=str(run), seed=config.train.seed + number
+    )
+    header = _header(run / "weights")
+    if header is None:
+        from axs_lib.train.fit import fit
+
+        # One device: the processes of several would all go on to compute and write the same files.
+        return fit(training, {**(config.flags or {}), "devices": 1, "strategy": "auto"}, progress=progress)
+    settings = {key: value for key, value in asdict(training).items() if key not in ("data", "out")}
+    if json.loads(header["config"]) != json.loads(json.dumps(settings)):
+        raise InputError(
+            f"{run} holds a model trained with other settings; delete it to train anew, or choose another --out"
+        )
+    _check_unseen(run / "weights", groups, number)
+    return run / "weights"
+
+
+def _header(path: Path) -> dict[str, str] | None:
+    """The header that `axs train` wrote, of a file or of the files in a folder."""
+    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+    headers = [read_metadata(file) for file in files if file.suffix == ".safetensors" and file.is_file()]
+    return next((header for header in headers if "train_groups" in header), None)
+
+
+def _check_unseen(path: Path, groups: list[str], number: int) -> None:
+    header = _header(path)
+    if header is None:
+        warnings.warn(
+            f"{path} does not say what it was trained on, so whether it has seen fold {number} is not checked",
+            BadDataWarning,
+            stacklevel=4,
+        )
+        return
+    seen = {*json.loads(header["train_groups"]), *json.loads(header.get("validation_groups", "[]"))}
+    both = sorted(seen & set(groups))
+    if both:
+        raise InputError(
+            f"{path} was trained on {len(both)} of the {len(groups)} groups of fold {number} ({', '.join(both[:5])});"
+            f" expected a model trained without them: data.test_groups: [{', '.join(groups[:20])}]"
+        )
+
+
+def _load(config: PrecomputeConfig, weights: Path) -> tuple[Predict, dict[str, Any]]:
+    """How to predict a batch of crops with these weights, and what they are."""
+    header = _header(weights)
+    said = config.train.variant if config.train else config.variant or (header or {}).get("variant")
+    if said is None:
+        raise InputError(f"{weights} does not say its variant; pass --variant")
+    variant: str = said
+    device = torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+    def stack(crops: list[Crop], key: str) -> Tensor:
+        images = [crop.s1 if key == "s1" else crop.estimates[key] for crop in crops]
+        return torch.from_numpy(np.stack(images)).to(device)
+
+    if config.stage == "stage1":
+        from axs_lib.models import build_terramind_generator
+        from axs_lib.stage1_tm_s2o import tm_sar2opt
+
+        generator = build_terramind_generator(
+            (config.s1_product,),
+            timesteps=config.timesteps,
+            variant=variant,
+            checkpoint=weights,
+            device=device,
+        )
+        info = generator.terramind_generator.weights
+
+        def predict(crops: list[Crop]) -> Tensor:
+            return tm_sar2opt(generator, stack(crops, "s1"))
+    else:
+        from axs_lib.stage2_prithvi_refine import build_prithvi_refiner
+
+        refiner = build_prithvi_refiner(variant=variant, checkpoint=weights, device=device)
+        info = refiner.weights
+
+        @torch.no_grad()
+        def predict(crops: list[Crop]) -> Tensor:
+            image: Tensor = refiner(stack(crops, "opt_v1"), [dict(crop.metadata) for crop in crops])
+            return image
+
+    return predict, {"variant": variant, "sha256": dict(info.sha256) if info else {}}
+
+
+# -- files --------------------------------------------------------------------------------------------------------
+
+
+def _jobs(sample: Sample, config: PrecomputeConfig, out: Path) -> Iterator[Job]:
+    """The files of a sample: itself, or the tiles of an image that is larger than a tile."""
+    folder = out / "pairs" / sample.source
+    if max(sample.height, sample.width) <= config.tile:
+        yield Job(sample, None, sample.id, folder / f"{sample.id}.npz")
+        return
+    rows, columns = (_edges(length, config.tile) for length in (sample.height, sample.width))
+    for top, bottom in rows:
+        for left, right in columns:
+            name = f"{sample.id}_{top}_{left}"
+            window = Window(top, left, bottom - top, right - left)
+            yield Job(sample, window, name, folder / f"{name}.npz")
+
+
+def _edges(length: int, tile: int) -> list[tuple[int, int]]:
+    """Even parts of a length, none longer than a tile."""
+    count = -(-length // tile)
+    cuts = [round(part * length / count) for part in range(count + 1)]
+    return list(itertools.pairwise(cuts))
+
+
+def _batches(jobs: Sequence[Job], size: int) -> Iterator[list[Job]]:
+    """Runs of neighbouring jobs of one shape."""
+    batch: list[Job] = []
+    for job in jobs:
+        if batch and (len(batch) == size or _shape(job) != _shape(batch[0])):
+            yield batch
+            batch = []
+        batch.append(job)
+    if batch:
+        yield batch
+
+
+def _shape(job: Job) -> tuple[int, int]:
+    return (job.window.height, job.window.width) if job.window else (job.sample.height, job.sample.width)
+
+
+def _compute(batch: list[Job], predict: Predict, config: PrecomputeConfig, note: str) -> set[str]:
+    """Write a batch's files; returns the ids left out because they cannot be read (or hold no data)."""
+    read: list[tuple[Job, Crop]] = []
+    skipped: set[str] = set()
+    for job in batch:
+        try:
+            crop = job.sample.read(job.window)
+        except InputError as error:
+            if config.data.on_bad == "refuse":
+                raise
+            warnings.warn(f"left out: {error}", BadDataWarning, stacklevel=2)
+            skipped.add(job.id)
+            continue
+        if np.isfinite(crop.s1).all(0).any() and np.isfinite(crop.s2).all(0).any():
+            read.append((job, crop))
+        else:
+            skipped.add(job.id)
+    if read:
+        images = predict([crop for _, crop in read]).float().cpu().numpy()
+        for (job, crop), image in zip(read, images, strict=True):
+            _write_pair(job, crop, ESTIMATE[config.stage], image, note)
+    return skipped
+
+
+def _write_pair(job: Job, crop: Crop, key: str, image: np.ndarray[Any, Any], note: str) -> None:
+    arrays: dict[str, Any] = {"s1": crop.s1, "s2": _stored(crop.s2)}
+    arrays |= {name: _stored(estimate) for name, estimate in crop.estimates.items()}
+    arrays |= {key: _stored(image), f"{key}_provenance": np.array(note)}
+    arrays["metadata"] = np.array(json.dumps(dict(crop.metadata)))
+    with atomic_write(job.path, overwrite=True) as temporary:
+        np.savez(temporary, **arrays)
+
+
+def _stored(image: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """DN as uint16, 0 in all bands where any has no data."""
+    valid = np.isfinite(image).all(0)
+    return np.where(valid, np.clip(np.nan_to_num(image).round(), *VALID_DN), 0).astype(np.uint16)
+
+
+def _is_done(path: Path, key: str, note: str) -> bool:
+    if not path.is_file():
+        return False
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            return f"{key}_provenance" in stored.files and str(stored[f"{key}_provenance"]) == note
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile):  # cut off in copying, or not ours: made anew
+        return False
+
+
+def _row(job: Job) -> dict[str, Any]:
+    with np.load(job.path, allow_pickle=False) as stored:
+        metadata = json.loads(str(stored["metadata"]))
+    height, width = _shape(job)
+    sample = job.sample
+    return {
+        "source": sample.source,
+        "id": job.id,
+        "group": sample.group,
+        "quality": sample.quality,
+        "h": height,
+        "w": width,
+        "split": sample.split,
+    } | {key: metadata.get(key, "") for key in ("date", "lat", "lon")}
+
+
+def _write_index(out: Path, rows: list[dict[str, Any]]) -> None:
+    with (
+        atomic_write(out / "index.csv", overwrite=True) as temporary,
+        temporary.open("w", newline="", encoding="utf-8") as stream,
+    ):
+        writer = csv.DictWriter(stream, INDEX_COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    with atomic_write(path, overwrite=True) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

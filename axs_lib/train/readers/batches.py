@@ -1,0 +1,195 @@
+"""Batches of random crops for training and whole tiles for validation, from any reader's samples.
+
+A training batch is a function of (seed, index) and of nothing else: not of the number of workers, of what was read
+before, or of anyone's random state. So a resumed run sees what an uninterrupted one would have seen, and several
+devices share the work by taking every n-th index.
+"""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from axs_lib.bands import sar_stats
+from axs_lib.errors import InputError
+from axs_lib.nodata import fill_nodata, valid_pixels
+from axs_lib.train.readers import BadDataWarning
+from axs_lib.train.readers.sample import Crop, Sample, Window
+
+Batch = dict[str, Any]
+MIN_VALID = 0.5  # share of a training crop's pixels that must hold data
+TRIES = 100
+
+
+class Indices(Sampler[int]):
+    """Endless batch indices of one device: rank, rank + world, ... from the ``start``-th on."""
+
+    def __init__(self, start: int = 0, rank: int = 0, world: int = 1) -> None:
+        self.start, self.rank, self.world = start, rank, world
+
+    def __iter__(self) -> Iterator[int]:
+        return itertools.count(self.start * self.world + self.rank, self.world)
+
+
+class CropDataset(Dataset[Batch]):
+    """Item ``index`` is one batch of random crops.
+
+    A batch holds ``s1`` (B, 2, c, c) dB and ``truth`` (B, 4, c, c) DN, nodata filled; ``mask`` (B, 1, c, c), True where
+    a pixel is real; ``opt_v1`` and ``opt_v2`` where ``estimates`` asks for them; ``metadata``, one mapping a crop; and
+    its ``index``. Larger samples are drawn more often, by the square root of their area.
+
+    Args:
+        samples: the training pairs.
+        crop_sizes: crop sides, one drawn for each batch.
+        batch_size: crops in a batch.
+        estimates: which of ``opt_v1`` and ``opt_v2`` to read.
+        seed: of all draws.
+        skip_bad: draw another sample where one cannot be read, with a warning that names it, instead of an error.
+
+    Raises:
+        InputError: no sample is large enough.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        *,
+        crop_sizes: Sequence[int] = (64, 96, 128),
+        batch_size: int = 8,
+        estimates: Sequence[str] = (),
+        seed: int = 0,
+        skip_bad: bool = False,
+    ) -> None:
+        self.samples, self.batch_size, self.estimates = list(samples), batch_size, tuple(estimates)
+        self.seed, self.skip_bad = seed, skip_bad
+        sides = torch.tensor([min(sample.height, sample.width) for sample in self.samples])
+        self.crop_sizes = [size for size in crop_sizes if size <= int(sides.max())]
+        if not self.crop_sizes:
+            raise InputError(
+                f"the largest pair is {int(sides.max())} px; expected at least {min(crop_sizes)} px: give smaller"
+                " data.crop_sizes"
+            )
+        self._chances = {
+            size: torch.where(sides >= size, sides.double(), 0.0).cumsum(0) for size in self.crop_sizes
+        }
+        self._reported: set[str] = set()
+
+    def __getitem__(self, index: int) -> Batch:
+        random = torch.Generator().manual_seed((self.seed * 1_000_003 + index) % 2**63)
+        size = self.crop_sizes[_draw(random, len(self.crop_sizes))]
+        return _stack([self._crop(size, random) for _ in range(self.batch_size)], self.estimates) | {
+            "index": index
+        }
+
+    def _crop(self, size: int, random: torch.Generator) -> Crop:
+        error: InputError | None = None
+        for _ in range(TRIES):
+            chance = self._chances[size]
+            point = torch.rand((), generator=random, dtype=torch.float64) * chance[-1]
+            sample = self.samples[min(int(torch.searchsorted(chance, point, right=True)), len(chance) - 1)]
+            top, left = _draw(random, sample.height - size + 1), _draw(random, sample.width - size + 1)
+            turns, mirror = _draw(random, 4), _draw(random, 2)
+            try:
+                crop = sample.read(Window(top, left, size, size))
+            except InputError as problem:
+                if not self.skip_bad:
+                    raise InputError(
+                        f"{problem}\nTo train without such files: data.on_bad: skip"
+                    ) from problem
+                error = problem
+                if sample.name not in self._reported:
+                    self._reported.add(sample.name)
+                    warnings.warn(f"left out: {problem}", BadDataWarning, stacklevel=2)
+                continue
+            if valid_share(crop) >= MIN_VALID:
+                return _turned(crop, turns, bool(mirror))
+        raise InputError(
+            f"{TRIES} draws gave no {size} px crop with data in half of its pixels"
+            + (f"; the last problem: {error}" if error else "; look for nodata in the pairs")
+        )
+
+
+class TileDataset(Dataset[Batch]):
+    """Validation tiles, one a batch: the middle of each sample, at most ``side`` pixels a side.
+
+    Args:
+        samples: the held-out pairs.
+        count: how many of them, evenly spread.
+        estimates: which of ``opt_v1`` and ``opt_v2`` to read.
+        side: longest side.
+        skip_bad: leave out samples that cannot be read.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        count: int,
+        *,
+        estimates: Sequence[str] = (),
+        side: int = 256,
+        skip_bad: bool = False,
+    ) -> None:
+        chosen = list(samples)
+        if len(chosen) > count:
+            chosen = [chosen[i * len(chosen) // count] for i in range(count)]
+        self.estimates = tuple(estimates)
+        self.crops = []
+        for sample in chosen:
+            try:
+                crop = sample.read(sample.centre(side))
+            except InputError as error:
+                if not skip_bad:
+                    raise
+                warnings.warn(f"left out: {error}", BadDataWarning, stacklevel=2)
+                continue
+            if valid_share(crop) > 0:
+                self.crops.append(crop)
+
+    def __len__(self) -> int:
+        return len(self.crops)
+
+    def __getitem__(self, index: int) -> Batch:
+        return _stack([self.crops[index]], self.estimates) | {"index": index}
+
+
+def valid_share(crop: Crop) -> float:
+    """Share of the pixels in which both SAR and truth hold data."""
+    return float((np.isfinite(crop.s1).all(0) & np.isfinite(crop.s2).all(0)).mean())
+
+
+def _draw(random: torch.Generator, high: int) -> int:
+    return int(torch.randint(high, (), generator=random))
+
+
+def _turned(crop: Crop, turns: int, mirror: bool) -> Crop:
+    def turn(image: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        image = np.rot90(image, turns, (1, 2))
+        return image[..., ::-1] if mirror else image
+
+    estimates = {key: turn(image) for key, image in crop.estimates.items()}
+    return Crop(turn(crop.s1), turn(crop.s2), estimates, crop.metadata)
+
+
+def _stack(crops: Sequence[Crop], estimates: Sequence[str]) -> Batch:
+    s1, truth = _tensor([c.s1 for c in crops]), _tensor([c.s2 for c in crops])
+    images = {"s1": s1, "truth": truth} | {
+        key: _tensor([c.estimates[key] for c in crops]) for key in estimates
+    }
+    mask = valid_pixels(*images.values())
+    dark = torch.tensor(sar_stats("S1GRD")[0])[None, :, None, None]
+    batch: Batch = {
+        key: fill_nodata(image, valid_pixels(image), fallback=dark if key == "s1" else 1.0)
+        for key, image in images.items()
+    }
+    return batch | {"mask": mask, "metadata": [dict(c.metadata) for c in crops]}
+
+
+def _tensor(images: Sequence[np.ndarray[Any, Any]]) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(np.stack(images), dtype=np.float32))

@@ -1,0 +1,191 @@
+"""BigEarthNet v1 and v2 (reBEN) in the layouts in which they are distributed: one GeoTIFF a band, 120 x 120 px.
+
+v1 is ``BigEarthNet-S1-v1.0/<s1 patch>/<s1 patch>_VV.tif`` beside ``BigEarthNet-v1.0/<s2 patch>/<s2 patch>_B02.tif``;
+the JSON of an S1 patch names its S2 patch, and ``bigearthnet-train.csv``, ``-val.csv`` and ``-test.csv`` (lines of
+S2 patch, S1 patch), where they are there, say the pairs and the split. v2 is
+``BigEarthNet-S1/<scene>/<s1 patch>/...`` beside ``BigEarthNet-S2/<scene>/<s2 patch>/...``, and ``metadata.parquet``
+holds pairs and split. Both store backscatter in dB and reflectance x 10000 without BOA offset.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from axs_lib.bands import OPTICAL_BANDS, SAR_BANDS, VALID_DN
+from axs_lib.data.raster import Raster, check_same_grid
+from axs_lib.data.tiles import read_raster
+from axs_lib.errors import InputError
+from axs_lib.train.readers.sample import Crop, Listing, Sample, Window
+
+SIDE = 120  # pixels of a patch
+SPLITS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
+METADATA = "metadata.parquet"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchSample(Sample):
+    """One BigEarthNet pair: two folders with one file a band."""
+
+    s1: Path
+    s2: Path
+
+    def read(self, window: Window | None = None) -> Crop:
+        sar = read_raster(band_files(self.s1, SAR_BANDS), SAR_BANDS, order=SAR_BANDS)
+        optical = read_raster(band_files(self.s2, OPTICAL_BANDS), OPTICAL_BANDS, order=OPTICAL_BANDS)
+        check_same_grid(sar, optical)
+        truth = np.maximum(optical.data, VALID_DN[0])  # NaN stays NaN
+        crop = Crop(sar.data, truth, metadata=_date(self.s2.name) | place(optical))
+        return crop.window(window)
+
+
+def list_bigearthnet_v1(folder: Path) -> Listing:
+    """Pairs of BigEarthNet v1; a group is a Sentinel-2 tile, i.e. a place.
+
+    Raises:
+        InputError: the two archives are not in the folder, or a split file is broken.
+    """
+    s1_root = _root(folder, ("BigEarthNet-S1-v1.0", "BigEarthNet-S1"))
+    s2_root = _root(folder, ("BigEarthNet-v1.0", "BigEarthNet-S2-v1.0", "BigEarthNet-S2"))
+    listing = Listing()
+    seen = set()
+    split_files = {
+        f: SPLITS[split] for split in ("train", "val", "test") for f in _split_files(folder, split)
+    }
+    pairs = _pairs_of_splits(split_files) if split_files else _pairs_of_json(s1_root, listing.problems)
+    for s2_name, s1_name, split in pairs:
+        seen.add(s2_name)
+        _add(listing, "bigearthnet_v1", s1_root / s1_name, s2_root / s2_name, split)
+    if not split_files:
+        unpaired = (p for p in sorted(s2_root.iterdir()) if p.is_dir() and p.name not in seen)
+        listing.problems += [f"{patch}: no Sentinel-1 patch names it as its pair" for patch in unpaired]
+    return listing
+
+
+def list_bigearthnet_v2(folder: Path) -> Listing:
+    """Pairs of BigEarthNet v2 with the split of its metadata; a group is a Sentinel-2 tile.
+
+    Raises:
+        InputError: the two archives or the metadata are not in the folder, or the metadata lack a column.
+    """
+    from pyarrow import ArrowException, parquet  # type: ignore[import-untyped]
+
+    s1_root, s2_root = _root(folder, ("BigEarthNet-S1",)), _root(folder, ("BigEarthNet-S2",))
+    table_file = folder / METADATA
+    if not table_file.is_file():
+        raise InputError(
+            f"{folder} has no {METADATA}; it comes with BigEarthNet v2 and holds pairs and split: put it beside"
+            " BigEarthNet-S1 and BigEarthNet-S2"
+        )
+    wanted = ["patch_id", "s1_name", "split"]
+    try:
+        columns = parquet.read_schema(table_file).names
+        missing = [column for column in wanted if column not in columns]
+        if missing:
+            raise InputError(
+                f"{table_file} has the columns {', '.join(columns)}; {', '.join(missing)} missing"
+            )
+        rows = zip(*parquet.read_table(table_file, columns=wanted).to_pydict().values(), strict=True)
+    except (OSError, ArrowException) as error:
+        raise InputError(
+            f"{table_file} is no readable parquet file ({str(error)[:100]}); fetch it again"
+        ) from error
+    listing = Listing()
+    for s2_name, s1_name, split in rows:
+        if split not in SPLITS:
+            raise InputError(
+                f"{table_file} says split {split!r} of {s2_name}; expected train, validation or test"
+            )
+        s1 = s1_root / "_".join(s1_name.split("_")[:-3]) / s1_name
+        s2 = s2_root / "_".join(s2_name.split("_")[:-2]) / s2_name
+        _add(listing, "bigearthnet_v2", s1, s2, SPLITS[split])
+    return listing
+
+
+def band_files(patch: Path, bands: tuple[str, ...]) -> list[Path]:
+    """The files of a patch folder, one a band."""
+    return [patch / f"{patch.name}_{band}.tif" for band in bands]
+
+
+def place(raster: Raster) -> dict[str, str | float]:
+    """Latitude and longitude of an image's middle; empty without georeference."""
+    if raster.crs is None or raster.transform is None:
+        return {}
+    from rasterio.warp import transform
+
+    a, b, c, d, e, f = raster.transform
+    row, column = raster.size[0] / 2, raster.size[1] / 2
+    (lon,), (lat,) = transform(
+        raster.crs, "EPSG:4326", [a * column + b * row + c], [d * column + e * row + f]
+    )
+    return {"lat": round(lat, 4), "lon": round(lon, 4)}
+
+
+def _add(listing: Listing, source: str, s1: Path, s2: Path, split: str) -> None:
+    """A pair whose files are all there and not empty, or what is wrong with it."""
+    problem = _problem(band_files(s1, SAR_BANDS) + band_files(s2, OPTICAL_BANDS))
+    if problem:
+        listing.problems.append(problem)
+        return
+    tile = s1.name.split("_")[-3].removeprefix("T")
+    sample = PatchSample(
+        source=source, id=s2.name, group=tile, height=SIDE, width=SIDE, split=split, s1=s1, s2=s2
+    )
+    listing.samples.append(sample)
+
+
+def _problem(files: list[Path]) -> str | None:
+    for file in files:
+        try:
+            if file.stat().st_size == 0:
+                return f"{file} is empty"
+        except OSError:
+            there = file.parent.is_dir()
+            return f"{file} is missing" if there else f"{file.parent} is missing, the pair of which is listed"
+    return None
+
+
+def _pairs_of_json(root: Path, problems: list[str]) -> Iterator[tuple[str, str, str]]:
+    """S2 patch, S1 patch and no split, from the JSON of every S1 patch."""
+    for patch in sorted(p for p in root.iterdir() if p.is_dir()):
+        file = patch / f"{patch.name}_labels_metadata.json"
+        try:
+            yield str(json.loads(file.read_text(encoding="utf-8"))["corresponding_s2_patch"]), patch.name, ""
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            problems.append(f"{file} does not say the patch's Sentinel-2 pair ({type(error).__name__})")
+
+
+def _pairs_of_splits(files: dict[Path, str]) -> Iterator[tuple[str, str, str]]:
+    for file, split in files.items():
+        with file.open(newline="", encoding="utf-8") as stream:
+            for number, row in enumerate(csv.reader(stream), 1):
+                if len(row) != 2:
+                    raise InputError(
+                        f"{file}, line {number} has {len(row)} columns; expected S2 patch, S1 patch"
+                    )
+                yield row[0].strip(), row[1].strip(), split
+
+
+def _split_files(folder: Path, split: str) -> list[Path]:
+    return [f for f in (folder / f"bigearthnet-{split}.csv", folder / f"{split}.csv") if f.is_file()][:1]
+
+
+def _root(folder: Path, names: tuple[str, ...]) -> Path:
+    found = next((folder / name for name in names if (folder / name).is_dir()), None)
+    if found is None:
+        there = sorted(p.name for p in folder.iterdir())[:5] if folder.is_dir() else []
+        raise InputError(
+            f"{folder} holds {', '.join(there) or 'nothing'}; expected the unpacked archive {' or '.join(names)} in it"
+        )
+    return found
+
+
+def _date(name: str) -> dict[str, str | float]:
+    found = re.search(r"_(\d{4})(\d\d)(\d\d)T", name)
+    return {"date": "-".join(found.groups())} if found else {}

@@ -1,0 +1,57 @@
+"""Folders of NPZ pairs, with or without an ``index.csv``: see ``axs_lib.data.pairs`` for the layout.
+
+The output of ``axs precompute`` is such a folder; its ``opt_v1`` and ``opt_v2`` are picked up.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from axs_lib.data.pairs import PairRecord, list_pairs, load_pair
+from axs_lib.train.readers.sample import ESTIMATES, Crop, Listing, Sample, Window
+
+
+@dataclass(frozen=True, kw_only=True)
+class NpzSample(Sample):
+    """One NPZ pair."""
+
+    record: PairRecord
+
+    def read(self, window: Window | None = None) -> Crop:
+        pair = load_pair(self.record)
+        estimates = {key: getattr(pair, key) for key in ESTIMATES if getattr(pair, key) is not None}
+        return Crop(pair.s1, pair.s2, estimates, self.record.metadata).window(window)
+
+
+def list_npz(folder: Path) -> Listing:
+    """Pairs of a folder of NPZ files.
+
+    Raises:
+        InputError: no such folder, no pair in it, or a broken index.
+    """
+    problems: list[str] = []
+    listing = Listing(problems=problems)
+    for record in list_pairs(folder, "all", bad=problems):
+        try:
+            listing.samples.append(_sample(record))
+        except (OSError, zipfile.BadZipFile) as error:
+            problems.append(f"{record.path} is no readable NPZ ({error})")
+    return listing
+
+
+def _sample(record: PairRecord) -> NpzSample:
+    with zipfile.ZipFile(record.path) as archive:
+        names = {name.removesuffix(".npy") for name in archive.namelist()}
+    return NpzSample(
+        source=record.source,
+        id=record.id,
+        group=record.group,
+        height=record.height,
+        width=record.width,
+        split=record.split,
+        quality=record.quality,
+        estimates=tuple(key for key in ESTIMATES if key in names),
+        record=record,
+    )

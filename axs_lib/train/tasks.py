@@ -1,0 +1,303 @@
+"""The three stages as Lightning modules: what a batch costs, what is trained, how good it is on held-out tiles.
+
+In: batches of ``axs_lib.train.readers.batches``. Out: the loss of a step, and ``val_mse``, the mean squared error of
+the held-out tiles in (reflectance x 10)^2, by which training stops and weights are chosen. Every random draw of a step
+is a function of (seed, batch index); the caller's random states are left as they were.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any
+
+import lightning
+import torch
+from torch import Tensor, nn
+
+from axs_lib.data.degrade import degrade
+from axs_lib.errors import UntrainedHeadWarning
+from axs_lib.train.config import RunConfig, Stage1Config, Stage2Config, Stage3Config
+from axs_lib.train.readers.batches import Batch
+
+DN_SCALE = 1000.0  # held-out errors are in tenths of reflectance
+SEED_STRIDE = 7_368_787
+
+
+@contextlib.contextmanager
+def own_random(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
+    """Seed torch's global generators for a block and put them back as they were."""
+    device = torch.device(device)
+    index = device.index or 0
+    with torch.random.fork_rng(devices=[index] if device.type == "cuda" else []):
+        torch.default_generator.manual_seed(seed % 2**63)
+        if device.type == "cuda":
+            torch.cuda.default_generators[index].manual_seed(seed % 2**63)
+        yield
+
+
+class StageTask(lightning.LightningModule, ABC):
+    """What the stages share: optimiser, schedule, seeded steps, held-out error, small checkpoints.
+
+    Subclasses build ``model``, set ``requires_grad`` of what is trained, and say what a batch costs.
+    """
+
+    stage: str
+    model: Any
+    estimate_key: str | None = None
+
+    def __init__(self, config: RunConfig, *, estimate_source: str = "degraded") -> None:
+        super().__init__()
+        self.config = config
+        self.estimate_source = estimate_source
+        self.strict_loading = False  # frozen weights are not in the checkpoint; they come with the model
+        self._held_out: list[tuple[float, float]] = []
+
+    # -- for the stages to say ------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def loss(self, batch: Batch) -> Tensor:
+        """What is minimised, for a batch with SAR, truth, mask and the stage's estimate."""
+
+    @abstractmethod
+    def predict(self, batch: Batch) -> Tensor:
+        """The stage's image (B, 4, H, W) in DN for a validation batch, with one time step."""
+
+    # -- Lightning ------------------------------------------------------------------------------------------------
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        with own_random(self.config.seed * SEED_STRIDE + batch["index"], self.device):
+            size = (len(batch["s1"]), 2, 1, 1)
+            jitter = torch.randn(size, generator=self._random(batch, 1)) * self.config.sar_jitter
+            batch = batch | {"s1": batch["s1"] + jitter.to(batch["s1"].device)}
+            loss = self.loss(self._with_estimate(batch, "train"))
+        self.log("loss", loss.detach(), prog_bar=True, batch_size=1)
+        return loss
+
+    @torch.no_grad()
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        batch = self._with_estimate(batch, "test")
+        mask = batch["mask"].expand_as(batch["truth"])
+
+        def mse(image: Tensor) -> float:
+            return float((((image - batch["truth"]) / DN_SCALE)[mask]).square().mean())
+
+        before = mse(batch[self.estimate_key]) if self.estimate_key else math.nan
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UntrainedHeadWarning)  # being trained is what it is here for
+            self._held_out.append((mse(self.predict(batch)), before))
+
+    def on_validation_epoch_end(self) -> None:
+        errors = torch.tensor(self._held_out or [(math.inf, math.nan)], device=self.device)
+        self._held_out.clear()
+        mse, before = errors.mean(0)
+        self.log("val_mse", mse, prog_bar=True, sync_dist=True)
+        if self.estimate_key:
+            self.log("val_mse_before", before, sync_dist=True)
+            self.log("val_ratio", mse / before, prog_bar=True, sync_dist=True)
+
+    def configure_optimizers(self) -> Any:
+        config = self.config
+        optimizer = torch.optim.AdamW(
+            [p for p in self.parameters() if p.requires_grad],
+            lr=config.learning_rate,
+            weight_decay=config.weight_decay,
+            betas=(0.9, 0.98),
+        )
+
+        def factor(step: int) -> float:
+            if step < config.warmup:
+                return (step + 1) / (config.warmup + 1)
+            done = (step - config.warmup) / max(1, config.steps - config.warmup)
+            return 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what is trained, and buffers; frozen weights are rebuilt from where they came from."""
+        frozen = {name for name, p in self.named_parameters() if not p.requires_grad}
+        state = checkpoint["state_dict"]
+        checkpoint["state_dict"] = {name: value for name, value in state.items() if name not in frozen}
+
+    # -- helpers --------------------------------------------------------------------------------------------------
+
+    def _random(self, batch: Batch, stream: int) -> torch.Generator:
+        return torch.Generator().manual_seed(
+            (self.config.seed * SEED_STRIDE + batch["index"]) * 16 % 2**62 + stream
+        )
+
+    def _with_estimate(self, batch: Batch, preset: Any) -> Batch:
+        """The batch with the estimate that the stage starts from, simulated where the files do not carry it."""
+        if self.estimate_key is None or self.estimate_source == "file":
+            return batch
+        simulated = degrade(batch["truth"], generator=self._random(batch, 2), preset=preset)
+        return batch | {self.estimate_key: simulated}
+
+
+class Stage1Task(StageTask):
+    """SAR to optical: error of the one-step image, and token cross-entropy where the truth's tokens can be had."""
+
+    stage = "stage1"
+
+    def __init__(self, config: Stage1Config, **options: Any) -> None:
+        from axs_lib.models import build_terramind_generator
+        from axs_lib.stage3_losses import Stage3Loss
+
+        super().__init__(config, **options)
+        self.model = build_terramind_generator(
+            (config.s1_product,),
+            timesteps=1,
+            pretrained=config.pretrained,
+            variant=config.variant,
+            checkpoint=config.checkpoint,
+            revision=config.revision,
+        )
+        self.criterion = Stage3Loss(**config.loss)
+        self.tokenizer = nano_tokenizer(config)
+        choose_trained(self.model, config)
+
+    def loss(self, batch: Batch) -> Tensor:
+        image, logits = self.model.training_pass(batch["s1"], batch["truth"])
+        targets = truth_tokens(self.tokenizer, self.model.terramind_generator, batch)
+        loss: Tensor = self.criterion(
+            image, batch["truth"], batch["mask"], logits=None if targets is None else logits, targets=targets
+        )
+        return loss
+
+    def predict(self, batch: Batch) -> Tensor:
+        image: Tensor = self.model.generate(batch["s1"], 1).image
+        return image
+
+
+class Stage2Task(StageTask):
+    """Refine opt_v1 with Prithvi and what is known of date and place."""
+
+    stage = "stage2"
+    estimate_key = "opt_v1"
+
+    def __init__(self, config: Stage2Config, **options: Any) -> None:
+        from axs_lib.stage2_losses import Stage2Loss
+        from axs_lib.stage2_prithvi_refine import build_prithvi_refiner
+
+        super().__init__(config, **options)
+        self.model = build_prithvi_refiner(
+            variant=config.variant,
+            pretrained=config.pretrained,
+            checkpoint=config.checkpoint,
+            revision=config.revision,
+            metadata_dropout=config.metadata_dropout,
+        )
+        self.criterion = Stage2Loss(**config.loss)
+        choose_trained(self.model, config)
+
+    def loss(self, batch: Batch) -> Tensor:
+        image = self.model(batch["opt_v1"], batch["metadata"])
+        loss: Tensor = self.criterion(image, batch["truth"], batch["mask"])
+        return loss
+
+    def predict(self, batch: Batch) -> Tensor:
+        image: Tensor = self.model(batch["opt_v1"], batch["metadata"])
+        return image
+
+
+class Stage3Task(StageTask):
+    """Ground opt_v2 in the SAR: one evaluation from the noised estimate, through soft tokens and the head."""
+
+    stage = "stage3"
+    estimate_key = "opt_v2"
+
+    def __init__(self, config: Stage3Config, **options: Any) -> None:
+        from axs_lib.stage3_losses import Stage3Loss
+        from axs_lib.stage3_tm_ground import build_stage3_model
+
+        super().__init__(config, **options)
+        self.model = build_stage3_model(
+            timesteps=1,
+            pretrained=config.pretrained,
+            variant=config.variant,
+            checkpoint=config.checkpoint,
+            revision=config.revision,
+            s1_product=config.s1_product,
+            grounding="learned",
+        )
+        self.criterion = Stage3Loss(**config.loss)
+        self.tokenizer = nano_tokenizer(config)
+        choose_trained(self.model, config)
+
+    def loss(self, batch: Batch) -> Tensor:
+        image, logits, _ = self.model.training_pass(batch["s1"], batch["opt_v2"])
+        targets = truth_tokens(self.tokenizer, self.model.terramind_generator, batch)
+        loss: Tensor = self.criterion(
+            image,
+            batch["truth"],
+            batch["mask"],
+            s1=batch["s1"],
+            logits=None if targets is None else logits,
+            targets=targets,
+        )
+        return loss
+
+    def predict(self, batch: Batch) -> Tensor:
+        image: Tensor = self.model.ground(batch["s1"], batch["opt_v2"], 1).image
+        return image
+
+
+def build_task(config: RunConfig, **options: Any) -> StageTask:
+    """The task of a configuration, in training mode; its random weights are a function of the seed."""
+    kinds: dict[type[RunConfig], Any] = {
+        Stage1Config: Stage1Task,
+        Stage2Config: Stage2Task,
+        Stage3Config: Stage3Task,
+    }
+    with own_random(config.seed):
+        task: StageTask = kinds[type(config)](config, **options)
+    task.model.train()  # builders return models in eval() mode
+    return task
+
+
+def choose_trained(model: Any, config: RunConfig) -> None:
+    """Make all weights trainable; with LoRA the adapters, the head, and the vectors for unknown metadata."""
+    if config.lora is None:
+        model.requires_grad_(True)
+        return
+    from axs_lib.train.lora import apply_lora_to_linear
+
+    apply_lora_to_linear(
+        model,
+        rank=config.lora.rank,
+        alpha=config.lora.alpha,
+        target_modules=config.lora.target_modules,
+    )
+    for name, parameter in model.named_parameters():
+        if name.startswith("head.") or name.endswith(("_enc.unknown", "_enc.biome.weight")):
+            parameter.requires_grad_(True)
+
+
+def nano_tokenizer(config: RunConfig) -> nn.Module | None:
+    """nano's trained tokenizer encoder, frozen: it makes token targets, and is passed on with the weights."""
+    if config.variant != "nano" or not config.pretrained:
+        return None
+    from axs_lib.terramind.load import load_nano_tokenizer
+
+    return load_nano_tokenizer(config.checkpoint).requires_grad_(False).eval()
+
+
+@torch.no_grad()
+def truth_tokens(tokenizer: nn.Module | None, generator: Any, batch: Batch) -> Tensor | None:
+    """(B, h*w) tokens of the truth, ``IGNORED_TOKEN`` where it is mostly nodata; ``None`` without a tokenizer."""
+    from axs_lib.nodata import pad_square
+    from axs_lib.stage3_losses import IGNORED_TOKEN
+    from axs_lib.terramind.tiles import network_side, to_network
+
+    if tokenizer is None:
+        return None
+    truth, mask = batch["truth"], batch["mask"]
+    side = network_side(generator.layout, *truth.shape[-2:])
+    z = to_network(truth, torch.ones_like(mask), side, generator.optical, standardize=True)
+    _, index = generator.quantizer.latent_to_code_and_indice(tokenizer(z).permute(0, 2, 3, 1).float())
+    valid = nn.functional.avg_pool2d(pad_square(mask.float(), side), generator.layout.patch) > 0.5
+    return index.flatten(1).long().masked_fill(~valid.flatten(1), IGNORED_TOKEN)

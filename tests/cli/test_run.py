@@ -1,0 +1,192 @@
+"""``axs run``: what it reads, what it writes, where it takes the place from, what it refuses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+import torch
+
+from axs_lib import pipeline as pipeline_module
+from axs_lib.bands import OPTICAL_BANDS
+from axs_lib.data.samples import load_sample, sample_paths
+from axs_lib.pipeline import PipelineOutput, build_pipeline
+
+Run = Callable[..., Any]
+S1, _ = sample_paths("ireland_fields")
+IMAGES = ("opt_v1.tif", "opt_v2.tif", "opt_v3.tif")
+
+
+class FakePipeline:
+    """Answers at once with constant images and remembers how it was built and called."""
+
+    variant = "fake"
+    provenance = {"AXS_VARIANT": "fake"}  # noqa: RUF012
+
+    def __init__(self) -> None:
+        self.built: dict[str, Any] = {}
+        self.metadata: dict[str, Any] = {}
+        self.settings: dict[str, Any] = {}
+        self.s1 = torch.empty(0)
+
+    def __call__(self, s1: torch.Tensor, metadata: Any, **settings: Any) -> PipelineOutput:
+        self.s1, self.metadata, self.settings = s1, metadata, settings
+        images = [
+            torch.full((len(s1), 4, *s1.shape[-2:]), value).masked_fill(s1[:, :1].isnan(), torch.nan)
+            for value in (100.0, 200.0, 300.0, 7.0)
+        ]
+        many = settings["ensemble_size"] > 1
+        return PipelineOutput(images[0], images[1], images[2], images[3] if many else None, (12, 10))
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> FakePipeline:
+    pipeline = FakePipeline()
+
+    def build(**options: Any) -> FakePipeline:
+        pipeline.built = options
+        return pipeline
+
+    monkeypatch.setattr(pipeline_module, "build_pipeline", build)
+    return pipeline
+
+
+def test_georeferenced_files_and_an_npz(axs: Run, fake: FakePipeline, tmp_path: Path) -> None:
+    out = tmp_path / "new" / "run"
+    result = axs("run", "--s1", S1, "--out", out, "--date", "2017-06-17", "--seed", 5, "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    assert sorted(path.name for path in out.iterdir()) == [*IMAGES, "result.npz", "uncertainty.tif"]
+    with rasterio.open(S1) as given:
+        for name, value in zip(IMAGES, (100, 200, 300), strict=True):
+            with rasterio.open(out / name) as written:
+                assert (written.crs, written.transform) == (given.crs, given.transform)
+                assert written.descriptions == OPTICAL_BANDS
+                assert written.dtypes[0] == "uint16" and written.nodata == 0
+                assert (written.read() == value).all()
+                tags = written.tags()
+        with rasterio.open(out / "uncertainty.tif") as written:
+            assert (written.read() == 7.0).all() and written.crs == given.crs
+        sar = given.read()
+    assert tags["AXS_VARIANT"] == "fake" and tags["AXS_SEED"] == "5" and tags["AXS_NFE"] == "12 10"
+    assert tags["AXS_METADATA_DATE"] == "2017-06-17"
+    with np.load(out / "result.npz") as arrays:
+        assert arrays["opt_v3"].shape == (4, 120, 120) and (arrays["opt_v1"] == 100).all()
+        assert (arrays["uncertainty"] == 7.0).all()
+        np.testing.assert_array_equal(np.stack([arrays["s1_vv"], arrays["s1_vh"]]), sar)
+        assert json.loads(str(arrays["provenance"]))["AXS_ENSEMBLE_SIZE"] == "4"
+        assert arrays["transform"].shape == (6,)
+    assert fake.settings == {"timesteps": None, "seed": 5, "ensemble_size": 4}
+    assert fake.built == {"device": "cpu", "s1_product": "S1GRD"}
+    assert "opt_v3.tif: Stage 3" in result.output.replace("\n", "")
+
+
+def test_the_place_comes_from_the_file(axs: Run, fake: FakePipeline, tmp_path: Path) -> None:
+    """The Irish tile lies in Ireland, to a hundredth of a degree where a second tool says so."""
+    assert axs("run", "--s1", S1, "--out", tmp_path / "a").exit_code == 0
+    with rasterio.open(S1) as dataset:
+        west, south, east, north = rasterio.warp.transform_bounds(dataset.crs, "EPSG:4326", *dataset.bounds)
+    assert set(fake.metadata) == {"lat", "lon"}
+    assert fake.metadata["lat"] == pytest.approx((south + north) / 2, abs=0.01)
+    assert fake.metadata["lon"] == pytest.approx((west + east) / 2, abs=0.01)
+    assert 51 < fake.metadata["lat"] < 56 and -11 < fake.metadata["lon"] < -5
+
+
+def test_what_the_user_says_outranks_the_file(axs: Run, fake: FakePipeline, tmp_path: Path) -> None:
+    options = ("--lat", -33.5, "--biome", "12", "--timesteps", 3, "--ensemble-size", 1, "--variant", "nano")
+    result = axs("run", "--s1", S1, "--out", tmp_path, *options, "--s1-product", "S1RTC", "--quiet")
+    assert result.exit_code == 0, result.output
+    assert result.output == ""
+    assert fake.metadata["lat"] == -33.5 and fake.metadata["lon"] < 0 and fake.metadata["biome"] == 12
+    assert fake.settings == {"timesteps": 3, "seed": 0, "ensemble_size": 1}
+    assert fake.built["variant"] == "nano" and fake.built["s1_product"] == "S1RTC"
+    assert not (tmp_path / "uncertainty.tif").exists()
+
+
+def test_a_batch_without_georeference(axs: Run, fake: FakePipeline, tmp_path: Path) -> None:
+    s1 = np.stack([load_sample("ireland_fields")[0].data] * 2)
+    s1[1, :, :4] = np.nan
+    np.savez(tmp_path / "batch.npz", s1=s1)
+    result = axs("run", "--s1", tmp_path / "batch.npz", "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["result.npz"]
+    assert fake.metadata == {}
+    assert "no date and place" in result.output
+    with np.load(tmp_path / "out" / "result.npz") as arrays:
+        assert arrays["opt_v2"].shape == (2, 4, 120, 120) and arrays["s1"].shape == s1.shape
+        assert np.isnan(arrays["opt_v2"][1, :, :4]).all() and np.isfinite(arrays["opt_v2"][0]).all()
+
+
+def test_bands_in_another_order(axs: Run, fake: FakePipeline, tmp_path: Path) -> None:
+    s1 = load_sample("ireland_fields")[0].data
+    np.savez(tmp_path / "s1.npz", s1=s1[::-1])
+    assert axs("run", "--s1", tmp_path / "s1.npz", "--bands", "VH,VV", "--out", tmp_path / "o").exit_code == 0
+    np.testing.assert_array_equal(fake.s1[0].numpy(), s1)
+
+
+def test_existing_results_are_kept(axs: Run, fake: FakePipeline, tmp_path: Path) -> None:
+    (tmp_path / "opt_v2.tif").write_bytes(b"mine")
+    result = axs("run", "--s1", S1, "--out", tmp_path)
+    assert result.exit_code == 2
+    assert "opt_v2.tif exists already" in result.output
+    assert (tmp_path / "opt_v2.tif").read_bytes() == b"mine" and not fake.settings
+    assert axs("run", "--s1", S1, "--out", tmp_path, "--overwrite").exit_code == 0
+    assert (tmp_path / "opt_v2.tif").read_bytes() != b"mine"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--date", "2021-13-01"), "date is '2021-13-01'"),
+        (("--lat", "91"), "lat is 91"),
+        (("--lon", "200"), "lon is 200"),
+        (("--biome", "15"), "biome is 15"),
+        (("--biome", "jungle"), "biome is 'jungle'"),
+        (("--timesteps", "0"), "1 to 1000"),
+        (("--variant", "nanno"), "Did you mean 'nano'"),
+        (("--device", "cuda:99"), "--device cuda:99"),
+        (("--bands", "VV,XX"), "XX"),
+    ],
+)
+def test_refused_in_one_line(
+    axs: Run, fake: FakePipeline, tmp_path: Path, options: tuple[str, ...], message: str
+) -> None:
+    result = axs("run", "--s1", S1, "--out", tmp_path / "out", *options)
+    assert result.exit_code == 2
+    assert message in result.output
+    assert "Traceback" not in result.output
+    assert not (tmp_path / "out").exists() and not fake.settings
+
+
+def test_linear_power_is_refused_unless_forced(axs: Run, fake: FakePipeline, tmp_path: Path) -> None:
+    np.savez(tmp_path / "s1.npz", s1=10 ** (load_sample("ireland_fields")[0].data / 10))
+    refused = axs("run", "--s1", tmp_path / "s1.npz", "--out", tmp_path / "out")
+    assert refused.exit_code == 2
+    assert "10 * torch.log10" in refused.output and "--force" in refused.output
+    assert axs("run", "--s1", tmp_path / "s1.npz", "--out", tmp_path / "out", "--force").exit_code == 0
+
+
+def test_a_file_in_the_place_of_the_folder(axs: Run, fake: FakePipeline, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    result = axs("run", "--s1", S1, "--out", tmp_path / "file")
+    assert result.exit_code == 2 and "is a file" in result.output
+
+
+@pytest.mark.filterwarnings("ignore::axs_lib.errors.UntrainedHeadWarning")
+def test_the_real_stages(axs: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """nano's architecture with random weights, end to end."""
+    monkeypatch.setattr(
+        pipeline_module, "build_pipeline", lambda **options: build_pipeline(pretrained=False, **options)
+    )
+    options = ("--variant", "nano", "--timesteps", 1, "--ensemble-size", 2, "--device", "cpu")
+    result = axs("run", "--s1", S1, "--out", tmp_path, "--date", "2017-06-17", *options)
+    assert result.exit_code == 0, result.output
+    for name in IMAGES:
+        with rasterio.open(tmp_path / name) as written:
+            image = written.read()
+            assert image.shape == (4, 120, 120) and image.min() >= 1
+            assert written.tags()["AXS_STAGE2_VARIANT"] == "nano"

@@ -1,0 +1,333 @@
+"""``python axs_lib/stage3_tm_ground.py`` grounds files safely, describes the model fast, and its test can fail."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from axs_lib import stage3_tm_ground
+from axs_lib.cli import info, stage3_script
+from axs_lib.cli.stage3_script import main
+from axs_lib.stage3_tm_ground import Stage3Output
+from axs_lib.terramind.weights import VARIANTS
+from tests.models import plausible_pair
+
+from .conftest import FakeModel
+
+
+@dataclasses.dataclass
+class Files:
+    s1: Path
+    opt_v2: Path
+    output: Path
+
+    def arguments(self, *more: object) -> list[str]:
+        paths = ("--s1", self.s1, "--opt_v2", self.opt_v2, "--output", self.output)
+        return ["--infer", *map(str, (*paths, *more))]
+
+    def save(self, s1: object, opt_v2: object) -> None:
+        torch.save(s1, self.s1)
+        torch.save(opt_v2, self.opt_v2)
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Files:
+    made = Files(tmp_path / "s1.pt", tmp_path / "opt_v2.pt", tmp_path / "outputs" / "opt_v3.pt")
+    made.save(*plausible_pair(2))
+    return made
+
+
+# -- arguments ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "one of the arguments --test --info --infer is required"),
+        (["--test", "--info"], "not allowed with argument"),
+        (["--infer"], "--infer needs --s1, --opt_v2, --output"),
+        (["--infer", "--s1", "a.pt", "--output", "b.pt"], "--infer needs --opt_v2"),
+        (["--test", "--timesteps", "many"], "invalid int value"),
+        (["--info", "--s1-product", "SLC"], "S1RTC"),
+    ],
+)
+def test_wrong_arguments(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    assert end.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_our_folder_leaves_the_path_when_run_as_a_file(repository: Path) -> None:
+    """There ``data`` or ``metrics`` of ours would be imported where a package means its own."""
+    code = """
+import runpy, sys
+sys.path.insert(0, "axs_lib")  # as Python does for `python axs_lib/stage3_tm_ground.py`
+sys.path.insert(1, ".")
+sys.argv = ["stage3_tm_ground.py", "--help"]
+try:
+    runpy.run_path("axs_lib/stage3_tm_ground.py", run_name="__main__")
+except SystemExit as end:
+    assert not end.code
+print("PATH", sys.path)
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=repository, capture_output=True, text=True, check=True, timeout=300
+    )
+    shown, _, path = result.stdout.partition("PATH ")
+    assert "--opt_v2" in shown
+    assert "'axs_lib'" not in path and "'.'" in path
+
+
+# -- --infer --------------------------------------------------------------------------------------------------------
+
+
+def test_infer_writes_what_the_model_says(
+    fake_model: FakeModel, files: Files, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(files.arguments()) == 0
+    written = torch.load(files.output, weights_only=True)
+    assert torch.equal(written, torch.load(files.opt_v2, weights_only=True) + 100)
+    assert str(files.output) in capsys.readouterr().out
+
+
+def test_infer_keeps_a_single_tile_single(fake_model: FakeModel, files: Files) -> None:
+    s1, opt_v2 = plausible_pair(1)
+    files.save(s1[0], opt_v2[0])
+    assert main(files.arguments()) == 0
+    assert torch.load(files.output, weights_only=True).shape == (4, 64, 64)
+
+
+def test_infer_defaults_are_the_librarys(fake_model: FakeModel, files: Files) -> None:
+    main(files.arguments())
+    assert fake_model.built["timesteps"] == 10 and "variant" not in fake_model.built
+    assert fake_model.called["strength"] == 1.0 and fake_model.called["seed"] == 0
+
+
+def test_every_option_reaches_the_model(fake_model: FakeModel, files: Files) -> None:
+    code = main(
+        files.arguments(
+            "--timesteps", 20, "--variant", "nano", "--checkpoint", "w.safetensors", "--s1-product", "S1RTC",
+            "--seed", 7, "--strength", 0.5, "--grounding", "difference", "--device", "cpu",
+        )
+    )  # fmt: skip
+    assert code == 0
+    assert fake_model.built == {
+        "timesteps": 20, "variant": "nano", "checkpoint": "w.safetensors", "s1_product": "S1RTC",
+        "grounding": "difference", "device": "cpu",
+    }  # fmt: skip
+    assert fake_model.called["seed"] == 7 and fake_model.called["strength"] == 0.5
+
+
+def test_bands_in_another_order(fake_model: FakeModel, files: Files) -> None:
+    opt_v2 = torch.load(files.opt_v2, weights_only=True)
+    torch.save(opt_v2[:, [3, 2, 1, 0]], files.opt_v2)
+    assert main(files.arguments("--bands", "B08,B04,B03,B02")) == 0
+    assert torch.equal(torch.load(files.output, weights_only=True), opt_v2 + 100)
+
+
+def test_an_existing_output_is_refused_before_the_model_is_built(
+    fake_model: FakeModel, files: Files, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files.output.parent.mkdir()
+    files.output.write_bytes(b"precious")
+    assert main(files.arguments()) == 2
+    assert files.output.read_bytes() == b"precious"
+    assert "--overwrite" in capsys.readouterr().err
+    assert not fake_model.built
+    assert main(files.arguments("--overwrite")) == 0
+    assert files.output.stat().st_size > 1000
+
+
+def test_a_failure_leaves_no_output(
+    fake_model: FakeModel, files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fake_model, "ground", interrupted, raising=False)
+    assert main(files.arguments()) == 130
+    assert not files.output.exists()
+
+
+S1, OPT_V2 = plausible_pair(1)
+
+
+@pytest.mark.parametrize(
+    ("s1", "opt_v2", "message"),
+    [
+        (S1[:, :1], OPT_V2, "VV, VH"),
+        (S1, OPT_V2[:, :3], "B02, B03, B04, B08"),
+        (S1[..., :60], OPT_V2, "64x60"),
+        (S1.repeat(2, 1, 1, 1), OPT_V2, "2 tile"),
+        (10 ** (S1 / 10), OPT_V2, "linear power"),
+        (S1, OPT_V2 / 10_000, "multiply by 10000"),
+        (S1, OPT_V2 * torch.inf, "infinite"),
+        (S1, {"opt_v2": OPT_V2}, "dict"),
+        (S1, OPT_V2[:, :, :0], "empty"),
+    ],
+)
+def test_bad_tensors_are_one_line_and_no_model(
+    fake_model: FakeModel,
+    files: Files,
+    capsys: pytest.CaptureFixture[str],
+    s1: object,
+    opt_v2: object,
+    message: str,
+) -> None:
+    files.save(s1, opt_v2)
+    assert main(files.arguments()) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and message in error and "Traceback" not in error
+    assert not fake_model.built and not files.output.exists()
+
+
+def test_force_accepts_an_implausible_range(fake_model: FakeModel, files: Files) -> None:
+    files.save(S1, OPT_V2 / 10_000)
+    assert main(files.arguments("--force")) == 0
+
+
+def test_bad_files(fake_model: FakeModel, files: Files, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save(FakeModel, files.s1)  # a pickled class
+    assert main(files.arguments()) == 2
+    assert "can run code" in capsys.readouterr().err
+    files.s1.unlink()
+    assert main(files.arguments()) == 2
+    assert "does not exist" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--timesteps", "0"], "1 to 1000"),
+        (["--timesteps", "1001"], "1 to 1000"),
+        (["--strength", "2"], "strength"),
+        (["--variant", "giant"], "unknown variant 'giant'"),
+        (["--device", "abacus"], "cpu"),
+    ],
+)
+def test_impossible_options(
+    fake_model: FakeModel,
+    files: Files,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    assert main(files.arguments(*arguments)) == 2
+    assert message in capsys.readouterr().err
+
+
+# -- --test ---------------------------------------------------------------------------------------------------------
+
+
+class Honest(nn.Module):
+    """Does what Stage 3 promises; ``flaw`` breaks one promise."""
+
+    variant = "fake"
+
+    def __init__(self, flaw: str = "") -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(3))
+        self.provenance = {"AXS_WEIGHTS": "none"}
+        self.flaw = flaw
+        self.calls: list[int] = []
+
+    def ground(
+        self, s1: Tensor, opt_v2: Tensor, timesteps: int, *, seed: int = 0, strength: float = 1.0
+    ) -> Stage3Output:
+        self.calls.append(timesteps)
+        image = opt_v2 + 10.0 if strength or self.flaw == "strength=0 returns opt_v2" else opt_v2.clone()
+        if self.flaw.endswith("shape"):
+            image = image[..., :-1]
+        elif self.flaw.endswith("finite, valid DN"):
+            image[0, 0, 0, 0] = torch.nan
+        elif self.flaw == "the same again":
+            image = image + len(self.calls)
+        nfe = timesteps + (1 if self.flaw.endswith("evaluations") else 0)
+        return Stage3Output(image, image, torch.ones_like(image[:, :1]), None, nfe)
+
+
+@pytest.mark.parametrize(
+    "flaw",
+    [
+        "",
+        "timesteps=1: shape",
+        "timesteps=4: finite, valid DN",
+        "timesteps=4: evaluations",
+        "the same again",
+        "strength=0 returns opt_v2",
+    ],
+)
+def test_the_test_fails_where_a_promise_is_broken(
+    flaw: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, built = Honest(flaw), {}
+
+    def build(timesteps: int, **options: Any) -> Honest:
+        built.update(options)
+        return model
+
+    monkeypatch.setattr(stage3_tm_ground, "build_stage3_model", build)
+    assert main(["--test", "--timesteps", "4", "--device", "cpu"]) == (1 if flaw else 0)
+    lines = capsys.readouterr().out.splitlines()
+    failed = [line for line in lines if line.startswith("FAILED")]
+    assert built["variant"] == "nano"
+    assert set(model.calls) == {1, 4}
+    assert bool(failed) == bool(flaw)
+    assert all(any(flaw in line for line in failed) for _ in failed)
+    assert sum(line.startswith("OK") for line in lines) >= 3
+
+
+def test_its_input_looks_like_data() -> None:
+    """No range warning, no nodata, the same for one seed."""
+    from axs_lib.checks import check_pair
+
+    pair = stage3_script._synthetic_pair(120, 3)
+    check_pair(*pair, source="file")
+    assert all(torch.isfinite(image).all() for image in pair)
+    assert torch.equal(pair[0], stage3_script._synthetic_pair(120, 3)[0])
+
+
+# -- --info ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_info_counts_every_variants_parameters_without_its_memory(
+    variant: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--info", "--variant", variant]) == 0
+    shown = capsys.readouterr().out
+    core, detokenizer = info.PARAMETERS[variant]
+    for part, millions in (("generator core", core), ("detokenizer", detokenizer)):
+        line = next(line for line in shown.splitlines() if line.strip().startswith(part))
+        assert float(line.split(" M")[0].split()[-1]) == pytest.approx(millions, abs=0.011)
+    assert ("15360 entries of 5" in shown) == (variant != "nano")
+
+
+def test_info_describes_the_default_variant(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--info"]) == 0
+    shown = capsys.readouterr().out
+    for word in (
+        "terramind_v1_base",
+        "VV, VH in dB",
+        "B02, B03, B04, B08 in DN",
+        "timesteps=10",
+        "not cached",
+    ):
+        assert word in shown
+    assert main(["--info", "--variant", "giant"]) == 2
+
+
+def test_modules_built_for_info_hold_no_memory() -> None:
+    with stage3_script._WithoutMemory():
+        layer, constant = nn.Linear(3, 4), torch.linspace(0, 1, 3)
+    assert layer.weight.is_meta and layer.weight.shape == (4, 3)
+    assert constant[1].item() == 0.5
+    assert not torch.empty(1).is_meta

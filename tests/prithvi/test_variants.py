@@ -1,0 +1,79 @@
+"""Prithvi's files are found, pinned and recorded by the same rules as TerraMind's, one file a variant."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from axs_lib.errors import InputError, WeightsError
+from axs_lib.prithvi.variants import DEFAULT_VARIANT, PRITHVI_VARIANTS
+from axs_lib.terramind.weights import VARIANTS, download, find_variant, resolve, sha256_file
+
+LARGE = PRITHVI_VARIANTS[DEFAULT_VARIANT]
+FILE = "Prithvi_EO_V2_300M_TL.pt"
+
+
+def test_the_published_files_are_terratorchs() -> None:
+    from terratorch.models.backbones.prithvi_vit import pretrained_weights, prithvi_cfgs
+
+    for name, spec in PRITHVI_VARIANTS.items():
+        if spec.generator is None:
+            assert name == "nano"
+            continue
+        theirs = pretrained_weights[name]
+        assert (spec.generator.repo, spec.generator.name) == (
+            theirs["hf_hub_id"],
+            theirs["hf_hub_filename"],
+        )
+        assert spec.dim == prithvi_cfgs[name]["embed_dim"]
+    assert set(VARIANTS) & set(PRITHVI_VARIANTS) == {"nano"}
+
+
+def test_one_file_is_all_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.save({"encoder.cls_token": torch.ones(1)}, tmp_path / FILE)
+    for checkpoint in (tmp_path, tmp_path / FILE):
+        files = resolve(LARGE, checkpoint=checkpoint)
+        assert (files.generator, files.tokenizer) == (tmp_path / FILE, None)
+        assert files.info.variant == DEFAULT_VARIANT
+        assert files.info.sha256 == {FILE: sha256_file(tmp_path / FILE)}
+        assert not files.info.verified
+    monkeypatch.setenv("AXS_WEIGHTS", str(tmp_path))
+    assert resolve(LARGE).info.source == "AXS_WEIGHTS"
+    (tmp_path / FILE).unlink()
+    save_file({"encoder.cls_token": torch.ones(1)}, (tmp_path / FILE).with_suffix(".safetensors"))
+    assert resolve(LARGE).generator.suffix == ".safetensors"
+
+
+def test_what_is_missing_is_named(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=f"has no {FILE}") as failure:
+        resolve(LARGE, checkpoint=tmp_path)
+    assert "Tokenizer" not in str(failure.value)
+    with pytest.raises(InputError, match="expected one revision"):
+        download(LARGE, revision="a:b")
+    with pytest.raises(InputError, match="ships with this package"):
+        download(PRITHVI_VARIANTS["nano"])
+    with pytest.raises(InputError, match="Did you mean 'prithvi_eo_v2_600_tl'"):
+        find_variant("prithvi_eo_v2_600", PRITHVI_VARIANTS)
+
+
+def test_a_download_asks_for_the_revision_and_records_the_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    asked = []
+
+    def fetch(repo: str, name: str, revision: str | None = None, **_: object) -> str:
+        asked.append((repo, name, revision))
+        place = tmp_path / "snapshots" / commit
+        place.mkdir(parents=True, exist_ok=True)
+        (place / name).write_bytes(b"weights")
+        return str(place / name)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", fetch)
+    files = resolve(LARGE, revision="v1")
+    assert asked == [("ibm-nasa-geospatial/Prithvi-EO-2.0-300M-TL", FILE, "v1")]
+    assert files.info.commit == {FILE: commit}
+    assert files.info.tags()["AXS_WEIGHTS_REVISION"] == "v1"

@@ -1,0 +1,263 @@
+"""Training: what is trained, exact resume after a real kill, checkpoints that survive, weights that load."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from axs_lib.data import atomic
+from axs_lib.errors import InputError, OutputError, WeightsError
+from axs_lib.train.config import CONFIGS, LoraConfig, RunConfig
+from axs_lib.train.readers import DataConfig
+from tests.models import plausible_pair
+
+
+def config(stage: str, data: Path, out: Path, **options: Any) -> Any:
+    reading = DataConfig(
+        str(data), crop_sizes=(64,), batch_size=1, validation_groups=("g0",), test_groups=("g3",)
+    )
+    settings = {"pretrained": False, "warmup": 1, "check_every": 2, "steps": 2} | options
+    return CONFIGS[stage](data=reading, out=str(out), **settings)
+
+
+def fit(run: RunConfig, flags: dict[str, Any] | None = None, **options: Any) -> Path:
+    from axs_lib.train.fit import fit as train
+
+    return train(run, {"accelerator": "cpu"} | (flags or {}), progress=False, **options)
+
+
+def checkpoint(out: Path) -> dict[str, Any]:
+    content: dict[str, Any] = torch.load(out / "last.ckpt", weights_only=True)
+    return content
+
+
+def test_a_killed_run_goes_on_as_if_it_had_not_been(pairs: Path, tmp_path: Path, repository: Path) -> None:
+    """SIGKILL in mid-training; the resumed run ends with the weights of an uninterrupted one."""
+    run = config("stage3", pairs, tmp_path / "whole", steps=4)
+    fit(run, {"accumulate_grad_batches": 2})
+
+    file = tmp_path / "run.yaml"
+    file.write_text(
+        "pretrained: false\nwarmup: 1\ncheck_every: 2\nsteps: 4\n"
+        "data: {crop_sizes: [64], batch_size: 1, validation_groups: [g0], test_groups: [g3]}\n"
+        "trainer: {accelerator: cpu, accumulate_grad_batches: 2}\n"
+    )
+    out = tmp_path / "killed"
+    command = [
+        sys.executable,
+        "train_stage3.py",
+        "-c",
+        str(file),
+        "--data",
+        str(pairs),
+        "--out",
+        str(out),
+        "--quiet",
+    ]
+    process = subprocess.Popen(command, cwd=repository, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    deadline = time.monotonic() + 240
+    while not (out / "last.ckpt").exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (out / "weights").exists() and checkpoint(out)["global_step"] == 2
+    (out / ".last.00.tmp.ckpt").write_bytes(b"what a kill while writing leaves behind")
+
+    fit(replace(run, out=str(out)), {"accumulate_grad_batches": 2})
+    assert not list(out.glob(".*.tmp.*"))
+    whole, killed = checkpoint(tmp_path / "whole"), checkpoint(out)
+    assert whole["global_step"] == killed["global_step"] == 4
+    averages = [c["callbacks"]["AverageWeights"]["average"] for c in (whole, killed)]
+    for one, other in ((whole["state_dict"], killed["state_dict"]), averages):
+        assert max(float((one[name] - other[name]).abs().max()) for name in one) <= 1e-6
+    from axs_lib.train.tasks import build_task
+
+    fresh = build_task(run).state_dict()
+    assert any(not torch.equal(fresh[name], value) for name, value in whole["state_dict"].items())
+
+
+def test_the_loss_falls_and_tensorboard_shows_it(pairs: Path, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = config("stage2", pairs, tmp_path / "run", steps=30, check_every=30, learning_rate=3e-3)
+    before = torch.get_rng_state()
+    fit(run, {"log_every_n_steps": 1})
+    assert torch.equal(before, torch.get_rng_state())
+    events = EventAccumulator(str(tmp_path / "run" / "log")).Reload()
+    losses = [event.value for event in events.Scalars("loss")]
+    assert len(losses) == 30 and sum(losses[-10:]) < 0.9 * sum(losses[:10])
+    rates = [event.value for event in events.Scalars("lr-AdamW")]
+    assert rates[1] == max(rates) and rates[-1] < 0.01 * rates[1]  # warm-up of one step, then the cosine
+    assert events.Scalars("val_ratio")
+
+
+def test_training_stops_where_held_out_groups_get_no_better(pairs: Path, tmp_path: Path) -> None:
+    run = config("stage2", pairs, tmp_path, steps=50, check_every=1, patience=2, learning_rate=0.0)
+    fit(run)
+    assert checkpoint(tmp_path)["global_step"] == 3
+
+
+def test_stage3_weights_load_as_nano_and_say_where_they_come_from(
+    pairs: Path, tmp_path: Path, nano_weights: Path
+) -> None:
+    from axs_lib.stage3_tm_ground import build_stage3_model, stage3_inference
+    from axs_lib.terramind.weights import read_metadata
+
+    run = config(
+        "stage3", pairs, tmp_path / "run", pretrained=True, checkpoint=str(nano_weights), learning_rate=1e-3
+    )
+    weights = fit(run, {"precision": "bf16-mixed"})
+    header = read_metadata(weights / "nano.safetensors")
+    assert json.loads(header["train_groups"]) == ["g1", "g2"] and json.loads(header["validation_groups"]) == [
+        "g0"
+    ]
+    assert (header["variant"], header["stage"], header["estimate_source"]) == ("nano", "3", "degraded")
+    assert str(tmp_path) not in header.get("data", "") + header["config"].replace(str(nano_weights), "")
+    s1, opt_v2 = plausible_pair(1)
+    before, after = (
+        stage3_inference(
+            build_stage3_model(variant="nano", checkpoint=str(file), grounding="learned"), s1, opt_v2, 1
+        )
+        for file in (nano_weights, weights)
+    )
+    assert torch.isfinite(after).all() and 0 < float((after - before).abs().max()) < 2000
+
+
+def test_stage1_with_tokens_trains_and_its_weights_load(
+    pairs: Path, tmp_path: Path, nano_weights: Path
+) -> None:
+    from axs_lib.models import build_terramind_generator
+    from axs_lib.stage1_tm_s2o import tm_sar2opt
+    from axs_lib.train.tasks import build_task
+
+    run = config("stage1", pairs, tmp_path / "run", pretrained=True, checkpoint=str(nano_weights))
+    task = build_task(run)
+    assert task.model.training and not any(p.requires_grad for p in task.tokenizer.parameters())  # type: ignore[union-attr]
+    weights = fit(run)
+    s1, _ = plausible_pair(1)
+    image = tm_sar2opt(build_terramind_generator(variant="nano", checkpoint=weights), s1, 1)
+    assert image.shape == (1, 4, 64, 64) and float(image.std()) > 1
+
+
+def test_lora_trains_adapters_and_head_and_writes_merged_weights(
+    pairs: Path, tmp_path: Path, nano_weights: Path
+) -> None:
+    from axs_lib.terramind.weights import read_state
+    from axs_lib.train.tasks import build_task
+
+    run = config(
+        "stage3",
+        pairs,
+        tmp_path / "run",
+        pretrained=True,
+        checkpoint=str(nano_weights),
+        lora=LoraConfig(rank=2),
+    )
+    trained = {name for name, p in build_task(run).named_parameters() if p.requires_grad}
+    assert trained and all(".lora_" in name or name.startswith("model.head.") for name in trained)
+    weights = fit(replace(run, learning_rate=1e-2))
+    assert not [
+        name for name in checkpoint(tmp_path / "run")["state_dict"] if name.endswith("base_layer.weight")
+    ]
+    assert {path.name for path in (weights / "adapter").iterdir()} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
+    before, after = read_state(nano_weights), read_state(weights / "nano.safetensors")
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert before.keys() == after.keys()
+    assert "core.encoder.0.attn.qkv.weight" in changed
+    assert not {
+        name for name in changed if name.startswith(("detokenizer.", "tokenizer.")) or ".mlp." in name
+    }
+
+
+def test_a_checkpoint_of_another_run_or_a_damaged_one_is_refused(pairs: Path, tmp_path: Path) -> None:
+    run = config("stage2", pairs, tmp_path)
+    fit(run)
+    with pytest.raises(WeightsError, match="checkpoint with stage stage2, and this run has stage stage3"):
+        fit(config("stage3", pairs, tmp_path))
+    with pytest.raises(WeightsError, match="variant nano, and this run has variant prithvi_eo_v2_300_tl"):
+        fit(replace(run, variant="prithvi_eo_v2_300_tl"))
+    with pytest.raises(WeightsError, match="lora None, and this run has lora"):
+        fit(replace(run, lora=LoraConfig()))
+    with pytest.warns(UserWarning, match=r"weight_decay 0\.02 -> 0\.5"):
+        fit(replace(run, weight_decay=0.5))
+    (tmp_path / "last.ckpt").write_bytes((tmp_path / "last.ckpt").read_bytes()[:1000])
+    with pytest.raises(WeightsError, match="damaged or of another kind"):
+        fit(run)
+    fit(run, resume=False)
+    assert checkpoint(tmp_path)["global_step"] == 2
+
+
+def test_a_full_disk_leaves_the_previous_checkpoint(
+    pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = config("stage2", pairs, tmp_path, steps=4, learning_rate=0.0)
+    flush, written = atomic._flush, []
+
+    def full_at_last(path: Path) -> None:
+        written.append(path.suffix)
+        if written.count(".ckpt") == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        flush(path)
+
+    monkeypatch.setattr(atomic, "_flush", full_at_last)
+    with pytest.raises(OutputError, match=r"disk is full(.|\n)*previous checkpoint is intact"):
+        fit(run)
+    monkeypatch.undo()
+    assert checkpoint(tmp_path)["global_step"] == 2 and not list(tmp_path.glob(".*.tmp.*"))
+    fit(run)
+    assert checkpoint(tmp_path)["global_step"] == 4
+
+
+def test_estimates_come_from_the_files_or_are_simulated_but_never_both(pairs: Path, tmp_path: Path) -> None:
+    import numpy as np
+
+    from axs_lib.train.fit import _estimate_source
+    from axs_lib.train.readers import list_samples, split_samples
+
+    def source(estimate: str) -> str:
+        run = config("stage3", pairs, tmp_path, estimate=estimate)
+        return _estimate_source(run, split_samples(list_samples(run.data), run.data))
+
+    assert source("auto") == "degraded"
+    with pytest.raises(InputError, match=r"0 of 3 pairs(.|\n)*axs precompute --stage stage2"):
+        source("file")
+    for number in range(4):
+        file = pairs / "pairs" / "src" / f"t{number}.npz"
+        stored = dict(np.load(file))
+        np.savez(file, **stored, opt_v2=stored["s2"])
+        if number == 1:
+            with pytest.raises(InputError, match="2 of 3 pairs"):
+                source("auto")
+    assert source("auto") == source("file") == "file" and source("degraded") == "degraded"
+
+
+@pytest.mark.slow
+def test_a_published_variant_is_tuned_and_loads_with_its_head(pairs: Path, tmp_path: Path) -> None:
+    from axs_lib.stage3_tm_ground import build_stage3_model
+
+    run = config(
+        "stage3",
+        pairs,
+        tmp_path,
+        variant="terramind_v1_tiny",
+        lora=LoraConfig(rank=2),
+        steps=1,
+        check_every=1,
+    )
+    weights = fit(replace(run, warmup=0), {"precision": "bf16-mixed"})
+    model = build_stage3_model(variant="terramind_v1_tiny", checkpoint=str(weights))
+    assert model.grounding == "learned" and not model.head.untrained
