@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from axs_lib.bands import VALID_DN
 from axs_lib.checks import check_device, check_optical, check_sar
@@ -21,6 +21,7 @@ from axs_lib.errors import InputError
 from axs_lib.nodata import valid_pixels
 from axs_lib.terramind.noise import sample_seeds, stage_seeds
 from axs_lib.terramind.sampler import Schedule, build_schedule, check_timesteps
+from axs_lib.terramind.stage import GeneratorStage
 from axs_lib.terramind.tiles import (
     Sampling,
     check_training_size,
@@ -54,7 +55,7 @@ class Stage1Output:
     nfe: int
 
 
-class Stage1Model(nn.Module):
+class Stage1Model(GeneratorStage):
     """TerraMind's generator as SAR-to-optical translator: s1 -> opt_v1.
 
     Args:
@@ -72,27 +73,9 @@ class Stage1Model(nn.Module):
         standardize: bool = True,
         scheduler: str = "ddim",
     ) -> None:
-        super().__init__()
-        self.terramind_generator = terramind_generator
-        self.timesteps = check_timesteps(timesteps)
-        self.standardize = standardize
-        self.scheduler = scheduler
-        build_schedule(scheduler, 1)  # an unknown name fails here, not at the first tile
-
-    @property
-    def variant(self) -> str:
-        """Name of the generator's architecture."""
-        return self.terramind_generator.layout.variant
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model's parameters are."""
-        return next(self.parameters()).device
-
-    @property
-    def provenance(self) -> dict[str, str]:
-        """What made an output, for file tags."""
-        return self.terramind_generator.provenance | {"AXS_SCHEDULER": self.scheduler}
+        super().__init__(
+            terramind_generator, timesteps=timesteps, standardize=standardize, scheduler=scheduler
+        )
 
     # -- the method -----------------------------------------------------------------------------------------------
 

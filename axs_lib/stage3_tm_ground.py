@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from axs_lib.bands import VALID_DN
 from axs_lib.checks import CheckedPair, check_device, check_pair
@@ -32,6 +32,7 @@ from axs_lib.metrics import stage3_metrics
 from axs_lib.nodata import fill_nodata, pad_square, valid_pixels
 from axs_lib.terramind.noise import sample_seeds
 from axs_lib.terramind.sampler import Schedule, build_schedule, check_strength, check_timesteps
+from axs_lib.terramind.stage import GeneratorStage
 from axs_lib.terramind.tiles import (
     Sampling,
     check_training_size,
@@ -70,7 +71,7 @@ class Stage3Output:
     nfe: int
 
 
-class Stage3GroundingModel(nn.Module):
+class Stage3GroundingModel(GeneratorStage):
     """TerraMind's generator with a grounding head: (s1, opt_v2) -> opt_v3.
 
     Args:
@@ -92,33 +93,17 @@ class Stage3GroundingModel(nn.Module):
         grounding: str = "learned",
         scheduler: str = "ddim",
     ) -> None:
-        super().__init__()
-        self.terramind_generator = terramind_generator
+        super().__init__(
+            terramind_generator, timesteps=timesteps, standardize=standardize, scheduler=scheduler
+        )
         self.head = head
         self.hold = LowFrequencyHold()
-        self.timesteps = check_timesteps(timesteps)
-        self.standardize = standardize
         self.grounding = _check_grounding(grounding)
-        self.scheduler = scheduler
-        build_schedule(scheduler, 1)  # an unknown name fails here, not at the first tile
-
-    @property
-    def variant(self) -> str:
-        """Name of the generator's architecture."""
-        return self.terramind_generator.layout.variant
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model's parameters are."""
-        return next(self.parameters()).device
 
     @property
     def provenance(self) -> dict[str, str]:
         """What made an output, for file tags: version, variant, weights and their hash, defaults."""
-        return self.terramind_generator.provenance | {
-            "AXS_GROUNDING": self.grounding,
-            "AXS_SCHEDULER": self.scheduler,
-        }
+        return super().provenance | {"AXS_GROUNDING": self.grounding}
 
     # -- the method -----------------------------------------------------------------------------------------------
 

@@ -40,12 +40,13 @@ def main() -> None:
     parser.add_argument("weights", type=Path)
     parser.add_argument("reports", type=Path, nargs="+")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--note", default="", help="what the header cannot say about this run")
     arguments = parser.parse_args()
     header = read_metadata(arguments.weights)
     config = json.loads(header["config"])
     reports = [json.loads(path.read_text()) for path in arguments.reports]
     reports.sort(key=lambda report: report["timesteps"])
-    steps = [f"opt_v3, {report['timesteps']} steps" for report in reports]
+    steps = [f"opt_v3, {report['timesteps']} step{'s' * (report['timesteps'] > 1)}" for report in reports]
     lines = [
         TEXT.format(
             sha=sha256_file(arguments.weights),
@@ -55,6 +56,7 @@ def main() -> None:
             test=", ".join(config["test_groups"]),
             validation=", ".join(config["validation_groups"]),
             tiles=len(reports[0]["tiles"]),
+            note=f" {arguments.note}" if arguments.note else "",
         ),
         "| mean over tiles | opt_v2 | " + " | ".join(steps) + " |",
         "|---|" + "---|" * (1 + len(reports)),
@@ -91,8 +93,10 @@ with it. For that, use IBM's TerraMind weights and fine-tune on your own area.
 **Training data**: co-registered Sentinel-1/Sentinel-2 pairs of quality {qualities} from BigEarthNet v1 and v2
 (CDLA-Permissive-1.0), SEN12MS-CR, BioMassters and SSL4EO-S12 (CC BY 4.0) and WorldCereal extracts (MIT); contains
 modified Copernicus Sentinel data. opt_v2 is simulated (`axs_lib.data.degrade`, preset `train`). Command:
-`axs train nano --config configs/nano_stage3.yaml --data DIR`. Kept out of training: the test groups {test} and the
-validation groups {validation}.
+`axs train nano --config configs/nano_stage3.yaml --data DIR`.{note} Kept out of training: the test groups
+{test}
+and the validation groups
+{validation}.
 
 **Figures**: `axs evaluate --data DIR --variant nano --groups ... --controls` on the {tiles} tiles of quality ok of the
 test groups; opt_v2 simulated with preset `test`, whose errors are larger than those trained on (`opt_v2_source:

@@ -287,7 +287,7 @@ class Keeper(lightning.Callback):
 
     def _save(self, trainer: lightning.Trainer) -> None:
         self._saved = trainer.global_step
-        trainer.save_checkpoint(self.out / CHECKPOINT, weights_only=False)
+        trainer.save_checkpoint(self.out / CHECKPOINT)
 
     def on_save_checkpoint(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]

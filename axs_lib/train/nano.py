@@ -263,7 +263,7 @@ class KeepProgress(lightning.Callback):
 
     def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
         if trainer.global_step % self.config.checkpoint_every == 0:
-            trainer.save_checkpoint(self.out / CHECKPOINT, weights_only=False)
+            trainer.save_checkpoint(self.out / CHECKPOINT)
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         assert isinstance(pl_module, NanoTask)

@@ -1,0 +1,52 @@
+"""What the stages that hold a TerraMind generator have in common: defaults, where they are, what made an output."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from axs_lib.terramind.sampler import build_schedule, check_timesteps
+
+if TYPE_CHECKING:
+    from axs_lib.terramind.generator import TerraMindGenerator
+
+
+class GeneratorStage(nn.Module):
+    """A stage around a conditional generator.
+
+    Args:
+        terramind_generator: the generator; two stages may hold the same one.
+        timesteps: default number of network evaluations, 1 to 1000.
+        standardize: dB and DN in and out; False means z-units.
+        scheduler: default scheduler, ``"ddim"`` or ``"dpmsolver++"``.
+
+    Raises:
+        InputError: timesteps or scheduler that cannot be.
+    """
+
+    def __init__(
+        self, terramind_generator: TerraMindGenerator, *, timesteps: int, standardize: bool, scheduler: str
+    ) -> None:
+        super().__init__()
+        self.terramind_generator = terramind_generator
+        self.timesteps = check_timesteps(timesteps)
+        self.standardize = standardize
+        self.scheduler = scheduler
+        build_schedule(scheduler, 1)  # an unknown name fails here, not at the first tile
+
+    @property
+    def variant(self) -> str:
+        """Name of the generator's architecture."""
+        return self.terramind_generator.layout.variant
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model's parameters are."""
+        return next(self.parameters()).device
+
+    @property
+    def provenance(self) -> dict[str, str]:
+        """What made an output, for file tags: version, variant, weights and their hash, defaults."""
+        return self.terramind_generator.provenance | {"AXS_SCHEDULER": self.scheduler}
