@@ -66,9 +66,7 @@ class GroundingHead(nn.Module):
         widths = [width, width * 3 // 2, width * 2, width * 2]
         self.stem = nn.Conv2d(INPUT_CHANNELS * 4, widths[0], 3, padding=1)
         self.encoders = nn.ModuleList(nn.Sequential(*[SeparableBlock(w) for _ in range(2)]) for w in widths)
-        self.downs = nn.ModuleList(
-            nn.Conv2d(a, b, 2, stride=2) for a, b in itertools.pairwise(widths)
-        )
+        self.downs = nn.ModuleList(nn.Conv2d(a, b, 2, stride=2) for a, b in itertools.pairwise(widths))
         self.ups = nn.ModuleList(nn.Conv2d(b, a, 1) for a, b in itertools.pairwise(widths))
         self.decoders = nn.ModuleList(
             nn.Sequential(*[SeparableBlock(w) for _ in range(2)]) for w in widths[:-1]
