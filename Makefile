@@ -22,7 +22,7 @@ $(STAMP): pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@
 
-demo: $(STAMP) ## ground real tiles and write the pictures to demo_output
+demo: $(STAMP) ## run the three stages on real tiles, pictures to demo_output
 	@$(BIN)/axs demo --out $(OUT) --overwrite
 	@echo "The results are in $(OUT)/"
 

@@ -5,6 +5,7 @@ In: ``sys.argv``. Out: what the commands print and write. Importing this loads n
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import typer
@@ -18,6 +19,10 @@ from axs_lib.cli.info import info
 from axs_lib.cli.precompute import precompute
 from axs_lib.cli.run import run
 from axs_lib.cli.weights import app as weights
+
+# PyTorch's threads otherwise spin while they wait for each other, and on a machine that does other work, too, that
+# made two threads 20 times slower than one. It must be said before torch is imported; the user's own setting wins.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 app = typer.Typer(
     name="axs",

@@ -1,15 +1,20 @@
-"""``axs evaluate``: measure a Stage 3 model on a folder of real pairs.
+"""``axs evaluate``: measure a Stage 3 model, or the whole pipeline, on a folder of real pairs.
 
-In goes a folder of NPZ pairs; out come a table of opt_v2 beside opt_v3 and, with ``--json``, the whole report.
+In goes a folder of NPZ pairs; out come a table of opt_v2 beside opt_v3 (and opt_v1, of the pipeline) and, with
+``--json``, the whole report.
 """
 
 from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from axs_lib.pipeline import Pipeline
+    from axs_lib.stage3_tm_ground import Stage3GroundingModel
 
 
 class Quality(StrEnum):
@@ -17,6 +22,13 @@ class Quality(StrEnum):
 
     ok = "ok"
     all = "all"
+
+
+class Stage(StrEnum):
+    """What to evaluate."""
+
+    ground = "ground"
+    pipeline = "pipeline"
 
 
 def evaluate(
@@ -27,7 +39,12 @@ def evaluate(
     checkpoint: Annotated[
         Path | None, typer.Option(help="Local weights in place of the variant's own.")
     ] = None,
-    timesteps: Annotated[int, typer.Option(help="Network evaluations, 1 to 1000.")] = 10,
+    stage: Annotated[
+        Stage, typer.Option(help="ground: Stage 3 by itself; pipeline: all three stages, from SAR alone.")
+    ] = Stage.ground,
+    timesteps: Annotated[
+        int, typer.Option(help="Network evaluations, 1 to 1000; of the pipeline, for Stages 1 and 3 each.")
+    ] = 10,
     quality: Annotated[
         Quality, typer.Option(help="ok: clear tiles; all: clouds, snow and water too.")
     ] = Quality.ok,
@@ -53,7 +70,8 @@ def evaluate(
 ) -> None:
     """Measure opt_v3 beside opt_v2 on real pairs: per tile, in the mean and in the median.
 
-    Where a pair carries no opt_v2 of its own, Stage 2 is simulated from the truth and the report says so.
+    Where a pair carries no opt_v2 of its own, Stage 2 is simulated from the truth and the report says so. The pipeline
+    makes its own opt_v1 and opt_v2, from the SAR and what the folder's index knows of day and place.
     """
     import json
 
@@ -62,14 +80,14 @@ def evaluate(
     from axs_lib.data.atomic import atomic_write, check_output
     from axs_lib.data.pairs import list_pairs
     from axs_lib.evaluate.evaluator import evaluate_folder
-    from axs_lib.stage3_tm_ground import build_stage3_model
 
     # What can be refused is refused before the model is loaded.
     if json_file is not None:
         check_output(json_file, overwrite)
     list_pairs(data, quality.value)
 
-    model = build_stage3_model(
+    model = _build(
+        stage,
         timesteps,
         variant=variant,
         checkpoint=None if checkpoint is None else str(checkpoint),
@@ -98,3 +116,11 @@ def evaluate(
         console.print(table)
     if json_file is not None:
         console.print(f"report: {json_file}", soft_wrap=True, markup=False, highlight=False)
+
+
+def _build(stage: Stage, timesteps: int, **options: Any) -> Stage3GroundingModel | Pipeline:
+    from axs_lib import pipeline, stage3_tm_ground
+
+    if stage is Stage.ground:
+        return stage3_tm_ground.build_stage3_model(timesteps, **options)
+    return pipeline.build_pipeline(stage1_timesteps=timesteps, stage3_timesteps=timesteps, **options)

@@ -106,14 +106,12 @@ def run(
     )
 
     # 4. Write.
-    tags = pipeline.provenance | {f"AXS_{k.upper()}": str(v) for k, v in settings.items() if v is not None}
-    tags |= {f"AXS_METADATA_{key.upper()}": str(value) for key, value in metadata.items()}
-    tags |= {"AXS_S1_PRODUCT": s1_product.value, "AXS_NFE": " ".join(map(str, output.nfe))}
-    written = _write(out, raster, output, tags, overwrite)
+    tags = result_tags(pipeline, output, metadata, settings) | {"AXS_S1_PRODUCT": s1_product.value}
+    written = write_results(out, raster, output, tags, overwrite)
     if not quiet:
         count, _, height, width = output.opt_v3.shape
         tiles = f"{count} tiles of " if raster.batched else ""
-        known = ", ".join(f"{key} {_shown(value)}" for key, value in metadata.items()) or "no date and place"
+        known = ", ".join(f"{key} {shown(value)}" for key, value in metadata.items()) or "no date and place"
         typer.echo(f"{tiles}{height}x{width} px, {pipeline.variant}, {known}")
         for path, what in written.items():
             typer.echo(f"{path}: {what}")
@@ -168,10 +166,33 @@ def _run(
         ) from error
 
 
-def _write(
+def result_tags(
+    pipeline: Pipeline, output: PipelineOutput, metadata: Mapping[str, Any], settings: Mapping[str, Any]
+) -> dict[str, str]:
+    """What made an output of the pipeline, for file tags."""
+    tags = pipeline.provenance | {f"AXS_{k.upper()}": str(v) for k, v in settings.items() if v is not None}
+    tags |= {f"AXS_METADATA_{key.upper()}": str(value) for key, value in metadata.items()}
+    return tags | {"AXS_NFE": " ".join(map(str, output.nfe))}
+
+
+def write_results(
     out: Path, s1: Raster, output: PipelineOutput, tags: Mapping[str, str], overwrite: bool
 ) -> dict[Path, str]:
-    """Write the files; their paths and what they hold."""
+    """Write a folder of results.
+
+    Args:
+        out: the folder.
+        s1: the SAR, whose georeference the files get.
+        output: of the pipeline for ``s1.batch``; without its uncertainty there is no file of it.
+        tags: provenance for every file.
+        overwrite: whether existing files may be replaced.
+
+    Returns:
+        The paths of the files and what they hold.
+
+    Raises:
+        OutputError: a file exists and ``overwrite`` is false, or the disk refuses.
+    """
     from axs_lib.bands import OPTICAL_BANDS
     from axs_lib.data.raster import Tile
     from axs_lib.data.results import write_arrays, write_tiff, write_uncertainty
@@ -198,5 +219,6 @@ def _write(
     return written
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
+    """A value of the metadata, for people."""
     return f"{value:.2f}" if isinstance(value, float) else str(value)

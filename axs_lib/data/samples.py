@@ -9,11 +9,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from axs_lib.bands import OPTICAL_BANDS, SAR_BANDS
-from axs_lib.data.raster import Raster
+from axs_lib.data.raster import Raster, centre_lat_lon
 from axs_lib.data.tiles import read_raster
 from axs_lib.errors import InputError
 
 FOLDER = Path(__file__).parent / "samples"
+
+# Day of the Sentinel-2 image, from the patch names in samples/README.md; the SAR is of that day or the next.
+DATES = {"finland_lake": "2017-09-24", "ireland_fields": "2017-06-17", "portugal_hills": "2017-12-21"}
 
 
 def sample_names() -> tuple[str, ...]:
@@ -40,3 +43,14 @@ def load_sample(name: str) -> tuple[Raster, Raster]:
     """
     s1, s2 = sample_paths(name)
     return read_raster(s1, SAR_BANDS), read_raster(s2, OPTICAL_BANDS)
+
+
+def sample_metadata(name: str) -> dict[str, str | float]:
+    """What Stage 2 may know of a packaged tile: ``date`` (of the optical image), and ``lat`` and ``lon`` of its centre.
+
+    Raises:
+        InputError: there is no tile of that name.
+    """
+    place = centre_lat_lon(load_sample(name)[1])
+    known: dict[str, str | float] = {"date": DATES[name]} if name in DATES else {}
+    return known if place is None else known | {"lat": round(place[0], 5), "lon": round(place[1], 5)}

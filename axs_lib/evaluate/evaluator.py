@@ -3,8 +3,9 @@
 In: a model with ``ground`` and ``provenance``, and a folder of NPZ pairs (see ``axs_lib.data.pairs``). Where a pair
 carries its own ``opt_v2`` that is grounded (``opt_v2_source`` is ``file``); elsewhere Stage 2 is simulated from the
 truth with ``degrade(..., preset="test")`` and a seed that depends on nothing but the tile's name (``degraded``), so all
-models meet the same estimates. Out: a ``Report``. A pair that cannot be read stops the evaluation: a figure over the
-tiles that happened to load would be another figure.
+models meet the same estimates. The whole pipeline may stand in the place of the model: it gets the SAR and the pair's
+metadata, and its own opt_v1 and opt_v2 are measured beside opt_v3 (``stage2``). Out: a ``Report``. A pair that cannot
+be read stops the evaluation: a figure over the tiles that happened to load would be another figure.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 NAME_WIDTH = 22
+STAGE2 = "stage2"  # source of an opt_v2 that the pipeline made
 METRIC_LABELS = {
     "mse": "MSE (reflectance²)",
     "mae": "MAE (reflectance)",
@@ -49,6 +51,7 @@ METRIC_LABELS = {
 }
 
 
+@runtime_checkable
 class Grounder(Protocol):
     """What the evaluation needs of a model; ``Stage3GroundingModel`` has it."""
 
@@ -68,16 +71,38 @@ class Grounder(Protocol):
         """Return an object with ``image`` (B,4,H,W) and ``nfe``."""
 
 
+class WholePipeline(Protocol):
+    """What the evaluation needs of a pipeline; ``Pipeline`` has it."""
+
+    @property
+    def provenance(self) -> Mapping[str, str]:
+        """Version, variants, weights and their hashes."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs must be."""
+
+    @property
+    def stage3(self) -> Grounder:
+        """The last stage, whose number of network evaluations is the default."""
+
+    def __call__(
+        self, s1: Tensor, metadata: Any = None, timesteps: int | None = None, *, seed: int = 0
+    ) -> Any:
+        """Return an object with ``opt_v1``, ``opt_v2``, ``opt_v3`` (B,4,H,W) and ``nfe`` of Stages 1 and 3."""
+
+
 @dataclass(frozen=True)
 class TileResult:
     """Figures of one tile.
 
     Attributes:
         record: the tile.
-        opt_v2_source: ``file`` or ``degraded``.
+        opt_v2_source: ``file``, ``degraded`` or ``stage2``.
         seconds: time in the model (its share of the batch it ran in).
-        nfe: network evaluations of its denoising run.
-        metrics: as of ``axs_lib.metrics.stage3_metrics`` with SAR.
+        nfe: network evaluations of its denoising run; of the pipeline, of both runs together.
+        metrics: as of ``axs_lib.metrics.stage3_metrics`` with SAR; of the pipeline, with the figures of opt_v1 too
+            (suffix ``_v1``).
         sar_swapped: with controls, the metrics of opt_v3 made with another tile's SAR (no suffix), and ``donor``, that
             tile's name; ``None`` without controls.
     """
@@ -119,6 +144,11 @@ class Report:
     seed: int
     device: str
     seconds: float
+
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        """Of the images that were measured: ``v2`` and ``v3``, and of the pipeline ``v1``."""
+        return tuple(suffix for suffix in ("v1", "v2", "v3") if f"mse_{suffix}" in self.tiles[0].metrics)
 
     def opt_v2_sources(self) -> dict[str, int]:
         """How many tiles had their estimate from where."""
@@ -191,7 +221,7 @@ class Report:
         return finite
 
     def tables(self) -> list[Table]:
-        """One rich table for each quality: mean and median of opt_v2 and opt_v3."""
+        """One rich table for each quality: mean and median of opt_v2 and opt_v3 (of the pipeline's opt_v1 the mean)."""
         return [self._table(name, figures) for name, figures in self.summary().items()]
 
     def table(self) -> Table:
@@ -212,7 +242,8 @@ class Report:
             *(["opt_v2"] if mixed else []),
         ):
             table.add_column(heading, no_wrap=True)
-        for heading in ("MSE v2", "MSE v3", "better", "SSIM v2", "SSIM v3"):
+        names = self.suffixes
+        for heading in (*(f"MSE {name}" for name in names), "better", *(f"SSIM {name}" for name in names)):
             table.add_column(heading, justify="right", no_wrap=True)
         for tile in self.tiles:
             m = tile.metrics
@@ -220,9 +251,9 @@ class Report:
                 _shorten(tile.record.name),
                 *([tile.record.quality] if self.quality == "all" else []),
                 *([tile.opt_v2_source] if mixed else []),
-                *(f"{m[f'mse_{suffix}'] * 1e4:.2f}" for suffix in ("v2", "v3")),
+                *(f"{m[f'mse_{suffix}'] * 1e4:.2f}" for suffix in names),
                 _percent(m["mse_improvement_%"]),
-                *(_figure("ssim", m[f"ssim_{suffix}"]) for suffix in ("v2", "v3")),
+                *(_figure("ssim", m[f"ssim_{suffix}"]) for suffix in names),
             )
         return table
 
@@ -246,23 +277,30 @@ class Report:
         table = Table(
             title=f"{figures['tiles']} {tiles}, quality {name}", caption=caption, header_style="bold"
         )
+        names, last_two = self.suffixes, self.suffixes[-2:]
+        between = " "
+        if len(names) > 2:  # to fit 80 columns; without the median of opt_v1
+            table.box, table.pad_edge, between = None, False, "\n"
         table.add_column("metric", no_wrap=True)
-        for heading in ("opt_v2 mean", "opt_v3 mean", "better", "opt_v2 median", "opt_v3 median"):
-            table.add_column(heading, justify="right")
+        for suffix in names:
+            table.add_column(f"opt_{suffix}{between}mean", justify="right")
+        table.add_column("better", justify="right", no_wrap=True)
+        for suffix in last_two:
+            table.add_column(f"opt_{suffix}{between}median", justify="right")
         for key in (*METRIC_KEYS, SAR_KEY):
             mean, median = figures["mean"], figures["median"]
             better = figures["improvement_of_mean_%"].get(key)
             table.add_row(
                 METRIC_LABELS[key],
-                *(_figure(key, mean[f"{key}_{suffix}"]) for suffix in ("v2", "v3")),
+                *(_figure(key, mean[f"{key}_{suffix}"]) for suffix in names),
                 "" if better is None else _percent(better),
-                *(_figure(key, median[f"{key}_{suffix}"]) for suffix in ("v2", "v3")),
+                *(_figure(key, median[f"{key}_{suffix}"]) for suffix in last_two),
             )
         return table
 
 
 def evaluate_folder(
-    model: Grounder,
+    model: Grounder | WholePipeline,
     folder: str | Path,
     *,
     timesteps: int | None = None,
@@ -277,9 +315,11 @@ def evaluate_folder(
     """Ground every pair of a folder and compare opt_v2 and opt_v3 with the truth.
 
     Args:
-        model: the Stage 3 model.
+        model: the Stage 3 model, or the pipeline: then every image is made from the SAR and the pair's metadata, also
+            where the pair carries an opt_v2.
         folder: NPZ pairs, see ``axs_lib.data.pairs``.
-        timesteps: network evaluations; default the model's.
+        timesteps: network evaluations, of the pipeline those of Stage 1 and of Stage 3; default those of the Stage 3
+            model.
         quality: ``"ok"`` or ``"all"``.
         groups: only these groups, e.g. those the model was not trained on.
         seed: of the model's noise.
@@ -294,10 +334,11 @@ def evaluate_folder(
     """
     started = time.perf_counter()
     records = _select(list_pairs(folder, quality), groups)
-    steps = model.timesteps if timesteps is None else timesteps
+    if timesteps is None:
+        timesteps = (model if isinstance(model, Grounder) else model.stage3).timesteps
     results: dict[str, TileResult] = {}
     with torch.no_grad():
-        work = _evaluate(model, records, steps, seed, controls, batch_size, force)
+        work = _evaluate(model, records, timesteps, seed, controls, batch_size, force)
         for result in track(work, "evaluate", enabled=progress, total=len(records)):
             results[result.record.name] = result
     tiles = [results[record.name] for record in records]
@@ -306,7 +347,7 @@ def evaluate_folder(
         quality=quality,
         tiles=tiles,
         provenance=dict(model.provenance),
-        timesteps=steps,
+        timesteps=timesteps,
         nfe=max(tile.nfe for tile in tiles),
         seed=seed,
         device=_device_name(model.device),
@@ -320,16 +361,18 @@ def simulated_estimate(truth: Tensor, name: str) -> Tensor:
 
 
 class _Tile:
-    """A pair as tensors, with the estimate that will be grounded."""
+    """A pair as tensors, with the estimate that will be grounded unless the pipeline makes its own."""
 
-    def __init__(self, pair: Pair, force: bool) -> None:
+    def __init__(self, pair: Pair, force: bool, *, estimate: bool) -> None:
         self.record = pair.record
         self.s1 = torch.from_numpy(pair.s1)
         self.truth = torch.from_numpy(pair.s2)
-        self.opt_v2_source = "degraded" if pair.opt_v2 is None else "file"
+        self.opt_v2_source = STAGE2 if not estimate else "degraded" if pair.opt_v2 is None else "file"
         try:
             check_pair(self.s1, self.truth, source="file", force=force)
-            if pair.opt_v2 is None:
+            if not estimate:
+                self.opt_v2 = torch.full_like(self.truth, torch.nan)
+            elif pair.opt_v2 is None:
                 self.opt_v2 = simulated_estimate(self.truth, pair.record.name)
             else:
                 self.opt_v2 = torch.from_numpy(pair.opt_v2)
@@ -338,8 +381,17 @@ class _Tile:
             raise InputError(f"{pair.record.path}: {error}") from error
 
 
+class _Images(NamedTuple):
+    """What a model made of a batch, (B,4,H,W) each on the CPU, and the network evaluations it took."""
+
+    opt_v1: Tensor | None
+    opt_v2: Tensor
+    opt_v3: Tensor
+    nfe: int
+
+
 def _evaluate(
-    model: Grounder,
+    model: Grounder | WholePipeline,
     records: list[PairRecord],
     timesteps: int,
     seed: int,
@@ -349,17 +401,18 @@ def _evaluate(
 ) -> Iterator[TileResult]:
     """Ground the tiles batch by batch and measure each."""
     for chunk in _chunks(records, batch_size):
-        tiles = [_Tile(load_pair(record), force) for record in chunk]
-        s1, opt_v2 = (torch.stack([getattr(tile, name) for tile in tiles]) for name in ("s1", "opt_v2"))
+        tiles = [_Tile(load_pair(record), force, estimate=isinstance(model, Grounder)) for record in chunk]
+        s1 = torch.stack([tile.s1 for tile in tiles])
         clock = time.perf_counter()
-        opt_v3, nfe = _run(model, s1, opt_v2, timesteps, seed)
+        images = _run(model, s1, tiles, timesteps, seed)
         seconds = (time.perf_counter() - clock) / len(tiles)
         donors = [_donor(records, tile.record) for tile in tiles if controls]
         swapped = None
         if controls and len(records) > 1:
             size = (s1.shape[-2], s1.shape[-1])
             others = torch.stack([_sar_of(donor, size) for donor in donors])
-            swapped, _ = _run(model, others.masked_fill(torch.isnan(s1), torch.nan), opt_v2, timesteps, seed)
+            others = others.masked_fill(torch.isnan(s1), torch.nan)
+            swapped = _run(model, others, tiles, timesteps, seed).opt_v3
         for index, tile in enumerate(tiles):
             control: dict[str, float | str] | None = None
             if swapped is not None:
@@ -367,14 +420,24 @@ def _evaluate(
                     **compute_metrics(swapped[index], tile.truth, s1=tile.s1),
                     "donor": donors[index].name,
                 }
-            metrics = stage3_metrics(opt_v3[index], tile.opt_v2, tile.truth, s1=tile.s1)
-            yield TileResult(tile.record, tile.opt_v2_source, seconds, nfe, metrics, control)
+            metrics = stage3_metrics(images.opt_v3[index], images.opt_v2[index], tile.truth, s1=tile.s1)
+            if images.opt_v1 is not None:
+                first = compute_metrics(images.opt_v1[index], tile.truth, s1=tile.s1)
+                metrics |= {f"{key}_v1": value for key, value in first.items()}
+            yield TileResult(tile.record, tile.opt_v2_source, seconds, images.nfe, metrics, control)
 
 
-def _run(model: Grounder, s1: Tensor, opt_v2: Tensor, timesteps: int, seed: int) -> tuple[Tensor, int]:
-    """opt_v3 (B,4,H,W) on the CPU and the network evaluations it took."""
-    output = model.ground(s1.to(model.device), opt_v2.to(model.device), timesteps, seed=seed)
-    return output.image.cpu(), int(output.nfe)
+def _run(
+    model: Grounder | WholePipeline, s1: Tensor, tiles: Sequence[_Tile], timesteps: int, seed: int
+) -> _Images:
+    """Run a model on SAR (B,2,H,W) with the tiles' estimates, or the pipeline with their metadata."""
+    if isinstance(model, Grounder):
+        opt_v2 = torch.stack([tile.opt_v2 for tile in tiles])
+        output = model.ground(s1.to(model.device), opt_v2.to(model.device), timesteps, seed=seed)
+        return _Images(None, opt_v2, output.image.cpu(), int(output.nfe))
+    metadata = [tile.record.metadata for tile in tiles]
+    output = model(s1.to(model.device), metadata, timesteps, seed=seed)
+    return _Images(output.opt_v1.cpu(), output.opt_v2.cpu(), output.opt_v3.cpu(), sum(output.nfe))
 
 
 def _select(records: list[PairRecord], groups: Sequence[str] | None) -> list[PairRecord]:

@@ -1,4 +1,4 @@
-"""Draw what Stage 3 did to one tile: SAR, opt_v2, opt_v3, truth, change and uncertainty, in true and false colour.
+"""Draw one tile in true and false colour: what Stage 3 did to it, or what each stage of the pipeline made of its SAR.
 
 In: the arrays or tensors of one tile (SAR in dB, optical images in DN); out: a PNG written atomically. All optical
 views of one kind share one stretch, taken from the truth where there is one and from opt_v2 otherwise, so that colours
@@ -7,7 +7,7 @@ may be compared; nodata is light grey.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,6 +35,7 @@ TITLE_INCHES = 0.34
 BAR_INCHES = 0.55
 MOST_BYTES = 600_000
 MOST_PIXELS = 480  # a view is thinned to this, so that the file stays small
+TRUTH = "truth · Sentinel-2"
 
 
 def save_panel(
@@ -69,11 +70,6 @@ def save_panel(
         InputError: shapes that do not belong to one tile.
         OutputError: the file exists and ``overwrite`` is false, or it cannot be written.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from PIL import Image
-
-    from axs_lib.data.atomic import atomic_write
-
     figure = draw_panel(
         s1=s1,
         opt_v2=opt_v2,
@@ -83,6 +79,54 @@ def save_panel(
         title=title,
         metrics=metrics,
     )
+    return _save(figure, path, overwrite)
+
+
+def save_pipeline_panel(
+    path: str | Path,
+    *,
+    s1: ArrayLike,
+    opt_v1: ArrayLike,
+    opt_v2: ArrayLike,
+    opt_v3: ArrayLike,
+    truth: ArrayLike | None = None,
+    title: str = "",
+    metrics: Mapping[str, float] | None = None,
+    overwrite: bool = True,
+) -> Path:
+    """Draw what the stages of the pipeline made of one SAR tile and write it as PNG; as ``save_panel``.
+
+    Args:
+        path: the file.
+        s1: (2,H,W) VV, VH in dB.
+        opt_v1: (4,H,W) DN of Stage 1, in the order B02, B03, B04, B08.
+        opt_v2: (4,H,W) DN of Stage 2.
+        opt_v3: (4,H,W) DN of Stage 3.
+        truth: (4,H,W) DN, the clear image, if known.
+        title: first line of the panel.
+        metrics: of ``axs_lib.metrics.compute_metrics`` with the suffixes ``_v1``, ``_v2`` and ``_v3``; adds MSE and
+            SSIM to the titles.
+        overwrite: whether an existing file may be replaced.
+
+    Returns:
+        The path.
+
+    Raises:
+        InputError: shapes that do not belong to one tile.
+        OutputError: the file exists and ``overwrite`` is false, or it cannot be written.
+    """
+    figure = draw_pipeline_panel(
+        s1=s1, opt_v1=opt_v1, opt_v2=opt_v2, opt_v3=opt_v3, truth=truth, title=title, metrics=metrics
+    )
+    return _save(figure, path, overwrite)
+
+
+def _save(figure: Figure, path: str | Path, overwrite: bool) -> Path:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from PIL import Image
+
+    from axs_lib.data.atomic import atomic_write
+
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     picture = np.asarray(canvas.buffer_rgba())[..., :3]
@@ -107,9 +151,6 @@ def draw_panel(
     metrics: Mapping[str, float] | None = None,
 ) -> Figure:
     """The panel as a matplotlib figure; arguments as of ``save_panel``."""
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
     sar = _image("s1", s1, 2)
     size = sar.shape[1:]
     before, after = _image("opt_v2", opt_v2, 4, size), _image("opt_v3", opt_v3, 4, size)
@@ -119,8 +160,52 @@ def draw_panel(
 
     optical = [("opt_v2 · estimate", before, "v2"), ("opt_v3 · grounded", after, "v3")]
     if real is not None:
-        optical.append(("truth · Sentinel-2", real, ""))
-    columns = 2 + len(optical)
+        optical.append((TRUTH, real, ""))
+    figure, axes = _canvas(size, 2 + len(optical), title)
+    _show_views(axes, sar, optical, before if real is None else real, metrics)
+    _map(figure, axes[0, -1], change, "magma", "change |v3 − v2|")
+    if spread is not None:
+        _map(figure, axes[1, -1], spread, "viridis", "uncertainty (1 std)")
+    elif real is not None:
+        removed = (np.abs(before - real) - np.abs(after - real)).mean(0) / DN_PER_REFLECTANCE
+        _map(figure, axes[1, -1], removed, "RdBu", "error removed (red: added)", centred=True)
+    else:
+        axes[1, -1].set_axis_off()
+    return figure
+
+
+def draw_pipeline_panel(
+    *,
+    s1: ArrayLike,
+    opt_v1: ArrayLike,
+    opt_v2: ArrayLike,
+    opt_v3: ArrayLike,
+    truth: ArrayLike | None = None,
+    title: str = "",
+    metrics: Mapping[str, float] | None = None,
+) -> Figure:
+    """The panel as a matplotlib figure; arguments as of ``save_pipeline_panel``."""
+    sar = _image("s1", s1, 2)
+    size = sar.shape[1:]
+    drawn, refined = _image("opt_v1", opt_v1, 4, size), _image("opt_v2", opt_v2, 4, size)
+    grounded = _image("opt_v3", opt_v3, 4, size)
+    optical = [
+        ("opt_v1 · drawn", drawn, "v1"),
+        ("opt_v2 · refined", refined, "v2"),
+        ("opt_v3 · grounded", grounded, "v3"),
+    ]
+    if truth is not None:
+        optical.append((TRUTH, _image("truth", truth, 4, size), ""))
+    figure, axes = _canvas(size, 1 + len(optical), title)
+    _show_views(axes, sar, optical, refined if truth is None else optical[-1][1], metrics)
+    return figure
+
+
+def _canvas(size: tuple[int, ...], columns: int, title: str) -> tuple[Figure, NDArray[np.object_]]:
+    """A figure of two rows of views of this size, and its axes (2,columns)."""
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
     aspect = min(max(size[0] / size[1], 0.4), 2.5)
     header = TITLE_INCHES if title else 0.0
     height = 2 * (CELL_INCHES * aspect + HEADING_INCHES) + header
@@ -133,27 +218,30 @@ def draw_panel(
     )
     if title:
         figure.text(0.5, 1 - 0.17 / height, title, fontsize=13, fontweight="bold", ha="center", va="center")
-    axes = figure.subplots(2, columns)
+    return figure, figure.subplots(2, columns)
 
+
+def _show_views(
+    axes: NDArray[np.object_],
+    sar: Array,
+    optical: Sequence[tuple[str, Array, str]],
+    reference: Array,
+    metrics: Mapping[str, float] | None,
+) -> None:
+    """SAR, then the optical images (name, DN, suffix of its figures) in true colour, and below in false colour.
+
+    All share the stretch of ``reference``.
+    """
     _show(axes[0, 0], _sar_colour(sar), "SAR", "red VV, green VH, blue VV − VH")
     _show(axes[1, 0], _grey(sar[0]), "SAR", "VV (dB)")
     for row, bands, kind in (
         (0, TRUE_COLOUR, "true colour"),
         (1, FALSE_COLOUR, "false colour: NIR, red, green"),
     ):
-        stretch = _stretch(before if real is None else real, bands)
+        stretch = _stretch(reference, bands)
         for column, (name, image, suffix) in enumerate(optical, start=1):
             subtitle = (_figures(metrics, suffix) or kind) if row == 0 else kind
             _show(axes[row, column], _colour(image, bands, stretch), name, subtitle)
-    _map(figure, axes[0, -1], change, "magma", "change |v3 − v2|")
-    if spread is not None:
-        _map(figure, axes[1, -1], spread, "viridis", "uncertainty (1 std)")
-    elif real is not None:
-        removed = (np.abs(before - real) - np.abs(after - real)).mean(0) / DN_PER_REFLECTANCE
-        _map(figure, axes[1, -1], removed, "RdBu", "error removed (red: added)", centred=True)
-    else:
-        axes[1, -1].set_axis_off()
-    return figure
 
 
 def _image(name: str, image: ArrayLike, bands: int, size: tuple[int, ...] | None = None) -> Array:

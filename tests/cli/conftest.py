@@ -1,4 +1,4 @@
-"""What the tests of the command line share: a runner, and a model that answers at once."""
+"""What the tests of the command line share: a runner, and models that answer at once."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 from typer.testing import CliRunner
 
+from axs_lib import pipeline as pipeline_module
 from axs_lib import stage3_tm_ground
 from axs_lib.cli.app import app
+from axs_lib.pipeline import PipelineOutput
 from axs_lib.stage3_tm_ground import Stage3Output
 
 Run = Callable[..., Any]
@@ -64,3 +66,38 @@ def fake_model(monkeypatch: pytest.MonkeyPatch) -> FakeModel:
 
     monkeypatch.setattr(stage3_tm_ground, "build_stage3_model", build)
     return model
+
+
+@dataclass
+class FakePipeline:
+    """Stands in for the three stages: constant images; remembers how it was built and called."""
+
+    built: dict[str, Any] = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    s1: Tensor = field(default_factory=lambda: torch.empty(0))
+    stage3: FakeModel = field(default_factory=FakeModel)
+    variant: str = "fake"
+    provenance: dict[str, str] = field(default_factory=lambda: {"AXS_VARIANT": "fake"})
+
+    def __call__(self, s1: Tensor, metadata: Any, **settings: Any) -> PipelineOutput:
+        self.s1, self.metadata, self.settings = s1, metadata, settings
+        images = [
+            torch.full((len(s1), 4, *s1.shape[-2:]), value).masked_fill(s1[:, :1].isnan(), torch.nan)
+            for value in (100.0, 200.0, 300.0, 7.0)
+        ]
+        many = settings["ensemble_size"] > 1
+        return PipelineOutput(images[0], images[1], images[2], images[3] if many else None, (12, 10))
+
+
+@pytest.fixture
+def fake_pipeline(monkeypatch: pytest.MonkeyPatch) -> FakePipeline:
+    """Stages that ``build_pipeline`` hands out in place of TerraMind and Prithvi."""
+    pipeline = FakePipeline()
+
+    def build(**options: Any) -> FakePipeline:
+        pipeline.built = options
+        return pipeline
+
+    monkeypatch.setattr(pipeline_module, "build_pipeline", build)
+    return pipeline

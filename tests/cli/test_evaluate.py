@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 from typer.testing import CliRunner, Result
 
+from axs_lib import pipeline as pipeline_module
 from axs_lib import stage3_tm_ground
 from axs_lib.cli.app import app
+from axs_lib.pipeline import PipelineOutput
 
 
 @dataclass
@@ -88,6 +90,42 @@ def test_options_reach_the_model(folder: Path, tmp_path: Path, built: list[dict[
     assert "2 tiles, quality all" in result.stdout
 
 
+def test_the_whole_pipeline(
+    folder: Path, tmp_path: Path, built: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class FromSar:
+        """All three images follow VV."""
+
+        device = torch.device("cpu")
+        provenance = {"AXS_VARIANT": "stand-in"}  # noqa: RUF012
+        stage3 = HalfWay(4)
+
+        def __call__(self, s1: Tensor, metadata: Any, timesteps: int, *, seed: int = 0) -> PipelineOutput:
+            image = (s1[:, :1] * 100 + 4000).expand(-1, 4, -1, -1)
+            return PipelineOutput(image, image + 10, image + 20, None, (timesteps, timesteps))
+
+    asked: list[dict[str, Any]] = []
+
+    def build(**options: Any) -> FromSar:
+        asked.append(options)
+        return FromSar()
+
+    monkeypatch.setattr(pipeline_module, "build_pipeline", build)
+    target = tmp_path / "report.json"
+    result = run("--data", folder, "--stage", "pipeline", "--timesteps", 4, "--json", target)
+    assert result.exit_code == 0, result.output
+    assert not built, "Stage 3 comes with the pipeline"
+    assert asked == [
+        {"stage1_timesteps": 4, "stage3_timesteps": 4, "variant": "nano", "checkpoint": None, "device": None,
+         "s1_product": "S1GRD"}
+    ]  # fmt: skip
+    report = json.loads(target.read_text())
+    assert report["opt_v2_source"] == {"stage2": 3} and (report["timesteps"], report["nfe"]) == (4, 8)
+    assert all(tile["opt_v2_source"] == "stage2" for tile in report["tiles"])
+    assert report["summary"]["ok"]["mean"]["mse_v1"] > 0
+    assert "MSE v1" in result.stdout and "opt_v1" in result.stdout
+
+
 def test_quiet_leaves_the_summary(folder: Path, built: list[dict[str, Any]]) -> None:
     result = run("--data", folder, "--quiet")
     assert result.exit_code == 0
@@ -114,6 +152,7 @@ def test_reports_are_not_overwritten_unasked(
     [
         (["--data", "/no/such/folder"], "no folder"),
         (["--quality", "fine"], "fine"),
+        (["--stage", "second"], "second"),
         (["--groups", "nowhere"], "nowhere"),
         ([], "--data"),
     ],

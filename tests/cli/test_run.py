@@ -10,50 +10,22 @@ from typing import Any
 import numpy as np
 import pytest
 import rasterio
-import torch
 
 from axs_lib import pipeline as pipeline_module
 from axs_lib.bands import OPTICAL_BANDS
 from axs_lib.data.samples import load_sample, sample_paths
-from axs_lib.pipeline import PipelineOutput, build_pipeline
+from axs_lib.pipeline import build_pipeline
+
+from .conftest import FakePipeline
 
 Run = Callable[..., Any]
 S1, _ = sample_paths("ireland_fields")
 IMAGES = ("opt_v1.tif", "opt_v2.tif", "opt_v3.tif")
 
 
-class FakePipeline:
-    """Answers at once with constant images and remembers how it was built and called."""
-
-    variant = "fake"
-    provenance = {"AXS_VARIANT": "fake"}  # noqa: RUF012
-
-    def __init__(self) -> None:
-        self.built: dict[str, Any] = {}
-        self.metadata: dict[str, Any] = {}
-        self.settings: dict[str, Any] = {}
-        self.s1 = torch.empty(0)
-
-    def __call__(self, s1: torch.Tensor, metadata: Any, **settings: Any) -> PipelineOutput:
-        self.s1, self.metadata, self.settings = s1, metadata, settings
-        images = [
-            torch.full((len(s1), 4, *s1.shape[-2:]), value).masked_fill(s1[:, :1].isnan(), torch.nan)
-            for value in (100.0, 200.0, 300.0, 7.0)
-        ]
-        many = settings["ensemble_size"] > 1
-        return PipelineOutput(images[0], images[1], images[2], images[3] if many else None, (12, 10))
-
-
 @pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch) -> FakePipeline:
-    pipeline = FakePipeline()
-
-    def build(**options: Any) -> FakePipeline:
-        pipeline.built = options
-        return pipeline
-
-    monkeypatch.setattr(pipeline_module, "build_pipeline", build)
-    return pipeline
+def fake(fake_pipeline: FakePipeline) -> FakePipeline:
+    return fake_pipeline
 
 
 def test_georeferenced_files_and_an_npz(axs: Run, fake: FakePipeline, tmp_path: Path) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 from rasterio.crs import CRS
 
 from axs_lib.bands import OPTICAL_BANDS, SAR_BANDS
-from axs_lib.data.samples import FOLDER, load_sample, sample_names, sample_paths
+from axs_lib.data.samples import FOLDER, load_sample, sample_metadata, sample_names, sample_paths
 from axs_lib.errors import InputError
 
 
@@ -44,3 +46,23 @@ def test_sar_and_optical_show_the_same_lake() -> None:
 def test_an_unknown_tile_lists_those_there_are() -> None:
     with pytest.raises(InputError, match="expected one of finland_lake, ireland_fields"):
         load_sample("atlantis")
+
+
+@pytest.mark.parametrize(
+    ("name", "lat", "lon"),
+    [
+        ("finland_lake", (60, 70), (19, 31)),
+        ("ireland_fields", (51, 56), (-11, -5)),
+        ("portugal_hills", (36, 43), (-10, -6)),
+    ],
+)
+def test_day_and_place_are_those_of_the_patch(
+    name: str, lat: tuple[float, float], lon: tuple[float, float]
+) -> None:
+    known = sample_metadata(name)
+    assert set(known) == {"date", "lat", "lon"}
+    readme = (FOLDER / "README.md").read_text(encoding="utf-8")
+    row = next(line for line in readme.splitlines() if line.startswith(f"| `{name}`"))
+    day = re.search(r"_MSIL2A_(\d{8})T", row)
+    assert day is not None and day[1] == str(known["date"]).replace("-", "")
+    assert lat[0] < float(known["lat"]) < lat[1] and lon[0] < float(known["lon"]) < lon[1]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -43,6 +44,34 @@ class FakeModel:
         assert not torch.is_grad_enabled()
         self.calls.append((tuple(opt_v2.shape), timesteps, seed))
         return Output(self.correct(s1, opt_v2), timesteps or self.timesteps)
+
+
+@dataclass
+class PipelineOutput:
+    opt_v1: Tensor
+    opt_v2: Tensor
+    opt_v3: Tensor
+    nfe: tuple[int, int]
+
+
+@dataclass
+class FakePipeline:
+    """Draws 1000 DN, refines to 2000 DN, and grounds with ``follow_sar``."""
+
+    stage3: FakeModel = field(default_factory=FakeModel)
+    metadata: list[Mapping[str, object]] = field(default_factory=list)
+    asked: list[tuple[int | None, int]] = field(default_factory=list)
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    provenance: dict[str, str] = field(default_factory=lambda: {"AXS_STAGE2_VARIANT": "fake"})
+
+    def __call__(
+        self, s1: Tensor, metadata: Any = None, timesteps: int | None = None, *, seed: int = 0
+    ) -> PipelineOutput:
+        assert not torch.is_grad_enabled()
+        self.metadata += metadata
+        self.asked.append((timesteps, seed))
+        drawn = torch.full((len(s1), 4, *s1.shape[-2:]), 1000.0)
+        return PipelineOutput(drawn, drawn * 2, follow_sar(s1, drawn * 2), (12, 10))
 
 
 def tile(rng: np.random.Generator, side: int) -> dict[str, np.ndarray]:
@@ -261,6 +290,46 @@ def test_tables_say_what_was_measured(folder: Path) -> None:
 def test_progress_goes_to_the_error_stream(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     evaluate_folder(FakeModel(), folder, progress=True)
     assert capsys.readouterr().out == ""
+
+
+def test_the_whole_pipeline_from_sar_alone(folder: Path) -> None:
+    """Its own opt_v1 and opt_v2 are measured, also where a pair carries an opt_v2."""
+    index = (folder / "index.csv").read_text().splitlines()
+    dated = [f"{index[0]},date,lat", f"{index[1]},2021-07-14,48.2", *(f"{row},," for row in index[2:])]
+    (folder / "index.csv").write_text("\n".join(dated))
+    pipeline = FakePipeline()
+    report = evaluate_folder(pipeline, folder, timesteps=3, seed=5)
+    assert pipeline.metadata == [{"date": "2021-07-14", "lat": 48.2}, {}, {}]
+    assert pipeline.asked == [(3, 5)] and (report.timesteps, report.nfe) == (3, 22)
+    assert report.opt_v2_sources() == {"stage2": 3}
+    for result in report.tiles:
+        pair = load_pair(result.record)
+        s1, truth = torch.from_numpy(pair.s1), torch.from_numpy(pair.s2)
+        opt_v2 = torch.full_like(truth, 2000.0)
+        expected = stage3_metrics(follow_sar(s1[None], opt_v2[None])[0], opt_v2, truth, s1=s1)
+        first = compute_metrics(torch.full_like(truth, 1000.0), truth, s1=s1)
+        assert result.metrics == pytest.approx(expected | {f"{key}_v1": v for key, v in first.items()})
+    written = json.loads(json.dumps(report.to_json(), allow_nan=False))
+    assert written["opt_v2_source"] == {"stage2": 3} and written["opt_v2_preset"] is None
+    assert written["model"] == {"AXS_STAGE2_VARIANT": "fake"}
+    summary = written["summary"]["ok"]
+    assert summary["mean"]["mse_v1"] == pytest.approx(np.mean([t.metrics["mse_v1"] for t in report.tiles]))
+    assert set(written) == set(evaluate_folder(FakeModel(), folder).to_json())
+    for word in ("opt_v1", "mean", "median", "MSE v1", "SSIM v1", "stage2 (3)"):
+        assert word in rendered(report), word
+    narrow = Console(file=io.StringIO(), width=80)
+    narrow.print(report.table())
+    assert "…" not in narrow.file.getvalue()  # type: ignore[attr-defined]
+    assert "v1" not in rendered(evaluate_folder(FakeModel(), folder))
+
+
+def test_the_pipeline_with_another_tiles_sar(folder: Path) -> None:
+    pipeline = FakePipeline()
+    report = evaluate_folder(pipeline, folder, controls=True)
+    assert pipeline.asked == [(10, 0), (10, 0)]
+    for result in report.tiles:
+        assert result.sar_swapped is not None
+        assert float(result.sar_swapped["mse"]) > result.metrics["mse_v3"]
 
 
 def test_real_pairs(shared_pairs: Path) -> None:

@@ -11,8 +11,14 @@ import torch
 from PIL import Image
 
 from axs_lib.errors import InputError, OutputError
-from axs_lib.evaluate.panel import MOST_BYTES, draw_panel, save_panel
-from axs_lib.metrics import stage3_metrics
+from axs_lib.evaluate.panel import (
+    MOST_BYTES,
+    draw_panel,
+    draw_pipeline_panel,
+    save_panel,
+    save_pipeline_panel,
+)
+from axs_lib.metrics import compute_metrics, stage3_metrics
 
 
 def images(side: tuple[int, int] = (120, 120)) -> dict[str, np.ndarray]:
@@ -114,3 +120,38 @@ def test_wrong_shapes_are_named(tmp_path: Path) -> None:
     path = save_panel(tmp_path / "p.png", **content)
     with pytest.raises(OutputError, match="exists"):
         save_panel(path, **content, overwrite=False)
+
+
+def stages() -> dict[str, np.ndarray]:
+    content = images()
+    return content | {"opt_v1": np.full_like(content["truth"], 1000)}
+
+
+def test_the_pipelines_panel_has_a_view_of_every_stage(tmp_path: Path) -> None:
+    content = stages()
+    truth = torch.from_numpy(content["truth"])
+    metrics = {
+        f"{key}_{suffix}": value
+        for suffix in ("v1", "v2", "v3")
+        for key, value in compute_metrics(torch.from_numpy(content[f"opt_{suffix}"]), truth).items()
+    }
+    figure = draw_pipeline_panel(**content, title="tile", metrics=metrics)
+    names = [axes.get_title(loc="left").split()[0] for axes in figure.axes]
+    assert names == ["SAR", "opt_v1", "opt_v2", "opt_v3", "truth"] * 2
+    words = " | ".join(text.get_text() for axes in figure.axes for text in axes.texts)
+    assert words.count("true colour") == 1 and words.count("false colour") == 4
+    for suffix in ("v1", "v2", "v3"):
+        assert f"{metrics[f'mse_{suffix}'] * 1e4:.2f}·10⁻⁴" in words
+    with Image.open(save_pipeline_panel(tmp_path / "p.png", **content, title="tile")) as picture:
+        assert picture.format == "PNG" and 1200 < picture.width <= 1600
+
+
+def test_the_pipelines_panel_without_truth_and_with_wrong_shapes(tmp_path: Path) -> None:
+    content = stages()
+    del content["truth"]
+    assert len(draw_pipeline_panel(**content).axes) == 8
+    with pytest.raises(InputError, match=r"opt_v1 is \(8, 8\)"):
+        draw_pipeline_panel(**(content | {"opt_v1": np.ones((4, 8, 8))}))
+    path = save_pipeline_panel(tmp_path / "p.png", **content)
+    with pytest.raises(OutputError, match="exists"):
+        save_pipeline_panel(path, **content, overwrite=False)
