@@ -16,21 +16,20 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Band:
-    """One band: its Sentinel name, its name in Prithvi, its unit and what it measures."""
+    """One band: its Sentinel name, its unit and its name in Prithvi."""
 
     name: str
-    common_name: str
     unit: str
     prithvi_name: str | None = None
 
 
 BANDS: dict[str, Band] = {
-    "VV": Band("VV", "vv", "dB"),
-    "VH": Band("VH", "vh", "dB"),
-    "B02": Band("B02", "blue", "DN (reflectance x 10000)", "BLUE"),
-    "B03": Band("B03", "green", "DN (reflectance x 10000)", "GREEN"),
-    "B04": Band("B04", "red", "DN (reflectance x 10000)", "RED"),
-    "B08": Band("B08", "nir", "DN (reflectance x 10000)", "NIR_BROAD"),
+    "VV": Band("VV", "dB"),
+    "VH": Band("VH", "dB"),
+    "B02": Band("B02", "DN (reflectance x 10000)", "BLUE"),
+    "B03": Band("B03", "DN (reflectance x 10000)", "GREEN"),
+    "B04": Band("B04", "DN (reflectance x 10000)", "RED"),
+    "B08": Band("B08", "DN (reflectance x 10000)", "NIR_BROAD"),
 }
 
 SAR_BANDS: tuple[str, ...] = ("VV", "VH")
