@@ -19,6 +19,9 @@ from axs_lib.errors import InputError
 MIN_SIDE = 8
 
 
+ESTIMATE_TRUST = 0.5  # of an estimate: neither observed (1) nor unknown (0)
+
+
 class RangeWarning(UserWarning):
     """Values have the right shape but do not look like dB or DN."""
 
@@ -30,7 +33,7 @@ class CheckedPair:
     Attributes:
         s1: (B, 2, H, W) float32, NaN = nodata.
         opt_v2: (B, 4, H, W) float32 or float64, NaN = nodata.
-        trust: (B, 1, H, W) float32 in [0, 1].
+        trust: (B, 1, H, W) float32 in [0, 1]; ``ESTIMATE_TRUST`` everywhere where none was given.
         unbatched: whether the caller passed single tiles.
     """
 
@@ -80,7 +83,8 @@ def check_pair(
     Args:
         s1: (B, 2, H, W) or (2, H, W), VV and VH in dB.
         opt_v2: (B, 4, H, W) or (4, H, W), B02 B03 B04 B08 in DN.
-        trust: (B, 1, H, W), (1, H, W) or (H, W), 1 = observed, 0 = unknown; ``None`` is all ones.
+        trust: (B, 1, H, W), (1, H, W) or (H, W), 1 = observed, 0 = unknown (what opt_v2
+            holds there is not looked at and becomes NaN); ``None`` is an estimate everywhere.
         source: ``"file"`` raises on implausible ranges, ``"tensor"`` warns.
         standardize: False means z-units, whose range is not checked.
         force: do not check ranges.
@@ -114,11 +118,14 @@ def check_pair(
             " lie on one grid: warp the SAR to the optical grid first"
         )
     _check_pixels(s1)
+    certainty = _as_trust(trust, s1)
+    if trust is not None:
+        opt_v2 = opt_v2.masked_fill(certainty == 0, torch.nan)
     _check_finite("s1", s1, "dB")
     _check_finite("opt_v2", opt_v2, "DN")
     if standardize and not force:
         _report([_sar_range(s1), _optical_range(opt_v2)], source)
-    return CheckedPair(s1.float(), opt_v2, _as_trust(trust, s1), unbatched)
+    return CheckedPair(s1.float(), opt_v2, certainty, unbatched)
 
 
 def check_sar(
@@ -232,7 +239,7 @@ def _as_image(name: str, image: Tensor, channels: int, bands: tuple[str, ...]) -
 def _as_trust(trust: Tensor | None, s1: Tensor) -> Tensor:
     batch, _, height, width = s1.shape
     if trust is None:
-        return torch.ones(batch, 1, height, width, device=s1.device)
+        return torch.full((batch, 1, height, width), ESTIMATE_TRUST, device=s1.device)
     if not isinstance(trust, Tensor):
         raise InputError(
             f"trust is a {type(trust).__name__}; expected a torch.Tensor, e.g. torch.from_numpy(mask)"

@@ -26,6 +26,7 @@ from axs_lib.checks import CheckedPair, check_device, check_pair
 from axs_lib.errors import InputError, UntrainedHeadWarning
 from axs_lib.grounding.contradiction import contradiction
 from axs_lib.grounding.difference import difference_correction
+from axs_lib.grounding.gap import fit_to_observed, unknown_share
 from axs_lib.grounding.head import Correction, GroundingHead
 from axs_lib.grounding.hold import LowFrequencyHold
 from axs_lib.metrics import stage3_metrics
@@ -120,9 +121,11 @@ class Stage3GroundingModel(GeneratorStage):
         temperature: float = 1.0,
         ensemble_size: int = 1,
         trust: Tensor | None = None,
+        proposal: Tensor | None = None,
+        use_sar: bool = True,
         grounding: str | None = None,
         scheduler: str | None = None,
-        origin: tuple[int, int] = (0, 0),
+        origin: tuple[int, int] | Tensor = (0, 0),
         batch_size: int = 8,
     ) -> Stage3Output:
         """Ground a batch of estimates in their SAR images.
@@ -140,10 +143,14 @@ class Stage3GroundingModel(GeneratorStage):
             tokens: ``"soft"`` (deterministic), ``"argmax"`` or ``"sample"``.
             temperature: of soft and sampled tokens.
             ensemble_size: members averaged; from 2 on their spread is the uncertainty map.
-            trust: (B, 1, H, W), 1 where opt_v2 was observed, 0 where unknown; default all ones.
+            trust: (B, 1, H, W). Where it is 1 opt_v2 was observed and comes back bit for bit; where it is 0 it is
+                unknown, its value is not looked at, and the result comes from SAR and context. Default: opt_v2 is an
+                estimate everywhere.
+            proposal: (B, 4, H, W) in opt_v2's unit, in place of TerraMind's own; nothing is then drawn (``nfe`` 0).
+            use_sar: False leaves the SAR's content out: what then still changes was not asked for by the SAR.
             grounding: way to correct; default the model's.
             scheduler: default the model's.
-            origin: scene (row, column) of the image's upper left pixel, which fixes the noise.
+            origin: scene (row, column) of the image's upper left pixel, one for all or (B, 2), which fixes the noise.
             batch_size: tiles the network sees at once.
 
         Raises:
@@ -164,35 +171,50 @@ class Stage3GroundingModel(GeneratorStage):
             )
         if check_strength(strength) == 0.0:
             return self._unchanged(pair, ensemble_size)
+        if proposal is not None:
+            proposal = _check_proposal(proposal, pair, way)
         schedule = build_schedule(scheduler or self.scheduler, timesteps, strength)
         seeds = sample_seeds(seed, len(pair.s1), generator=generator, device=pair.s1.device)
 
         # 2. Cut every image into tiles of the grid (most are a single one), correct them, blend the corrections.
         def correct(images: list[Tensor], tile_seeds: Tensor, origins: Tensor) -> Tensor:
-            sar, estimate, tile_trust = images
-            return self._ground_tiles(sar, estimate, tile_trust, tile_seeds, origins, schedule, sampling, way)
+            sar, estimate, tile_trust, *given = images
+            return self._ground_tiles(
+                sar,
+                estimate,
+                tile_trust,
+                tile_seeds,
+                origins,
+                schedule,
+                sampling,
+                way,
+                proposal=given[0] if given else None,
+                use_sar=use_sar,
+            )
 
         layers = run_tiled(
             correct,
-            [pair.s1, pair.opt_v2.float(), pair.trust],
+            [pair.s1, pair.opt_v2.float(), pair.trust, *([] if proposal is None else [proposal])],
             seeds,
             side=self.terramind_generator.layout.max_side,
             origin=origin,
             batch_size=batch_size,
         )
-        change, proposal, gate, spread = layers.split([4, 4, 1, 4], dim=1)
+        change, drawn, gate, spread, filled = layers.split([4, 4, 1, 4, 4], dim=1)
 
         # 3. Apply the corrections to the caller's own pixels, which stay bit for bit where nothing changes.
-        image = pair.opt_v2 + change.to(pair.opt_v2.dtype)
+        unknown = pair.trust == 0
+        start = torch.where(unknown, filled.to(pair.opt_v2.dtype), pair.opt_v2)
+        image = start + change.to(start.dtype)
         if self.standardize:
-            image = torch.where(change == 0, pair.opt_v2, image.clamp(*VALID_DN))
-        valid = valid_pixels(pair.s1, pair.opt_v2)
+            image = torch.where(change == 0, start, image.clamp(*VALID_DN))
+        valid = valid_pixels(pair.s1) & (valid_pixels(pair.opt_v2) | unknown)
         output = Stage3Output(
             image=image.masked_fill(~valid, torch.nan),
-            proposal=proposal.masked_fill(~valid, torch.nan),
+            proposal=drawn.masked_fill(~valid, torch.nan),
             gate=gate,
             uncertainty=spread.masked_fill(~valid, torch.nan) if ensemble_size > 1 else None,
-            nfe=schedule.nfe,
+            nfe=schedule.nfe if proposal is None else 0,
         )
         return _unbatch(output) if pair.unbatched else output
 
@@ -206,28 +228,38 @@ class Stage3GroundingModel(GeneratorStage):
         schedule: Schedule,
         sampling: Sampling,
         grounding: str,
+        *,
+        proposal: Tensor | None,
+        use_sar: bool,
     ) -> Tensor:
-        """Steps 2a to 2e for tiles of one shape: (n, 13, h, w) of change, proposal, gate and spread."""
+        """Steps 2a to 2e for tiles of one shape: (n, 17, h, w) of change, proposal, gate, spread and filled opt_v2."""
         generator = self.terramind_generator
         height, width = opt_v2.shape[-2:]
 
-        # 2a. Fill nodata from neighbours, pad to the network's size, z-score.
-        z = self._prepare(s1, opt_v2, trust)
+        # 2a. Fill nodata and gaps from neighbours, pad to the network's size, z-score.
+        z = self._prepare(s1, opt_v2, trust, use_sar=use_sar)
 
         # 2b. TerraMind reads SAR and estimate once; "difference" reads the estimate alone beside it.
-        logits = [generator.logits({"s1": z.s1, "optical": z.estimate})]
-        if grounding == "difference":
-            logits.append(generator.logits({"optical": z.estimate}))
-        start = None if schedule.starts_from_noise else generator.optical.lift(z.estimate)
+        drawn: Iterable[list[Tensor]]
+        logits = []
+        if proposal is not None:
+            valid = torch.ones_like(trust, dtype=torch.bool)
+            drawn = [
+                [to_network(proposal, valid, z.size[0], generator.optical, standardize=self.standardize)]
+            ]
+        else:
+            logits = [generator.logits(z.conditions if use_sar else {"optical": z.estimate})]
+            if grounding == "difference":
+                logits.append(generator.logits({"optical": z.estimate}))
+            start = None if schedule.starts_from_noise else generator.optical.lift(z.estimate)
+            drawn = draw_proposals(generator, logits, z.size, schedule, sampling, seeds, origins, start=start)
 
         # 2c. Tokens become codes, and the denoiser draws the proposals in exactly `timesteps` evaluations.
         changes, proposals, gates = [], [], []
-        for decoded in draw_proposals(
-            generator, logits, z.size, schedule, sampling, seeds, origins, start=start
-        ):
+        for decoded in drawn:
             # 2d. The correction: a residual, how much of it to use, and where broad colour may change.
-            correction = self._correct(z, decoded, logits[0], grounding)
-            changes.append(self._change(correction))
+            correction = self._correct(z, decoded, logits, grounding)
+            changes.append(self._change(correction, z.trust))
             proposals.append(decoded[0])
             gates.append(correction.gate)
 
@@ -237,31 +269,35 @@ class Stage3GroundingModel(GeneratorStage):
         gate, _ = mean_and_spread(gates)
         if self.standardize:
             proposal = generator.optical.from_z(proposal)
-        return torch.cat([change, proposal, gate, spread], dim=1)[..., :height, :width]
+        filled = generator.optical.from_z(z.estimate) if self.standardize else z.estimate
+        return torch.cat([change, proposal, gate, spread, filled], dim=1)[..., :height, :width]
 
-    def _correct(self, z: _Prepared, decoded: list[Tensor], logits: Tensor, grounding: str) -> Correction:
+    def _correct(
+        self, z: _Prepared, decoded: list[Tensor], logits: list[Tensor], grounding: str
+    ) -> Correction:
         if grounding == "learned":
             return self.head(z.s1, z.estimate, decoded[0], z.trust, z.contradiction)
-        confidence = self.terramind_generator.confidence(logits, z.size)
+        confidence = self.terramind_generator.confidence(logits[0], z.size)
         return difference_correction(decoded[0], decoded[1], confidence, z.contradiction)
 
-    def _change(self, correction: Correction) -> Tensor:
-        """The held and gated correction in the caller's unit; exactly 0 where residual or gate is 0."""
-        change = correction.gate * self.hold(correction.residual, correction.release)
+    def _change(self, correction: Correction, trust: Tensor) -> Tensor:
+        """The held and gated correction in the caller's unit; 0 where residual or gate is 0, or opt_v2 observed."""
+        release = torch.maximum(correction.release, unknown_share(trust))
+        change = fit_to_observed(correction.gate * self.hold(correction.residual, release), trust)
         return change * self.terramind_generator.optical.std if self.standardize else change
 
-    def _prepare(self, s1: Tensor, opt_v2: Tensor, trust: Tensor) -> _Prepared:
+    def _prepare(self, s1: Tensor, opt_v2: Tensor, trust: Tensor, *, use_sar: bool = True) -> _Prepared:
         generator = self.terramind_generator
-        valid = valid_pixels(s1, opt_v2)
+        seen, known = valid_pixels(s1), valid_pixels(opt_v2) & (trust > 0)
+        nodata = ~(seen & (known | (trust == 0)))  # of either image: unknown to the network in both
         side = network_side(generator.layout, *opt_v2.shape[-2:])
-        sar = to_network(s1, valid, side, generator.sar, standardize=self.standardize)
-        estimate = to_network(opt_v2, valid, side, generator.optical, standardize=self.standardize)
-        return _Prepared(
-            sar,
-            estimate,
-            trust=pad_square(trust * valid, side),
-            contradiction=contradiction(generator.sar.from_z(sar), generator.optical.from_z(estimate)),
-        )
+        sar = to_network(s1, seen & ~nodata, side, generator.sar, standardize=self.standardize)
+        estimate = to_network(opt_v2, known & ~nodata, side, generator.optical, standardize=self.standardize)
+        surprise = contradiction(generator.sar.from_z(sar), generator.optical.from_z(estimate))
+        padded = pad_square(trust * ~nodata, side)
+        if not use_sar:
+            sar, surprise = torch.zeros_like(sar), torch.zeros_like(surprise)
+        return _Prepared(sar, estimate, trust=padded, contradiction=surprise)
 
     # -- training -------------------------------------------------------------------------------------------------
 
@@ -295,15 +331,15 @@ class Stage3GroundingModel(GeneratorStage):
         height, width = check_training_size(generator.layout, pair.opt_v2)
         z = self._prepare(pair.s1, pair.opt_v2.float(), pair.trust)
         x_t, t = training_start(generator.optical.lift(z.estimate), training=self.training)
-        logits = [generator.logits({"s1": z.s1, "optical": z.estimate})]
+        logits = [generator.logits(z.conditions)]
         if self.grounding == "difference":
             logits.append(generator.logits({"optical": z.estimate}))
         decoded = [
             generator.optical.select(generator.denoise_once(x_t, t, generator.codes(each, z.size)).float())
             for each in logits
         ]
-        correction = self._correct(z, decoded, logits[0], self.grounding)
-        change = self._change(correction)[..., :height, :width]
+        correction = self._correct(z, decoded, logits, self.grounding)
+        change = self._change(correction, z.trust)[..., :height, :width]
         filled = fill_nodata(pair.opt_v2, valid_pixels(pair.s1, pair.opt_v2))
         image = filled + change.to(filled.dtype)
         return (image[0] if pair.unbatched else image), logits[0], correction
@@ -331,6 +367,11 @@ class _Prepared:
     estimate: Tensor
     trust: Tensor
     contradiction: Tensor
+
+    @property
+    def conditions(self) -> dict[str, Tensor]:
+        """What TerraMind reads."""
+        return {"s1": self.s1, "optical": self.estimate}
 
     @property
     def size(self) -> tuple[int, int]:
@@ -486,6 +527,20 @@ def compute_stage3_metrics(
         and edge agreement of both; see ``axs_lib.metrics.stage3_metrics``.
     """
     return stage3_metrics(opt_v3=opt_v3, opt_v2=opt_v2, s2_truth=s2_truth, mask=mask, s1=s1)
+
+
+def _check_proposal(proposal: Tensor, pair: CheckedPair, grounding: str) -> Tensor:
+    """The given proposal, batched, float32."""
+    batched = proposal[None] if pair.unbatched and proposal.ndim == 3 else proposal
+    if batched.shape != pair.opt_v2.shape:
+        raise InputError(
+            f"proposal has shape {tuple(proposal.shape)}; expected that of opt_v2, {tuple(pair.opt_v2.shape)}"
+        )
+    if grounding == "difference":
+        raise InputError(
+            "a proposal was given, and grounding='difference' draws two of its own; use 'learned'"
+        )
+    return fill_nodata(batched.float(), valid_pixels(batched)).to(pair.s1.device)
 
 
 def _check_grounding(grounding: str) -> str:

@@ -76,8 +76,8 @@ def test_strength_zero_returns_opt_v2_bit_for_bit(nano: Stage3GroundingModel, wa
 def test_gate_zero_returns_opt_v2_bit_for_bit(nano: Stage3GroundingModel) -> None:
     model = copy.deepcopy(nano)
     with torch.no_grad():
-        model.head.out.weight[4].zero_()
-        model.head.out.bias[4] = -1e4
+        model.head.out.weight[16:20].zero_()
+        model.head.out.bias[16:20] = -1e4
     for height, width in ((64, 64), (260, 64)):
         s1, opt_v2 = plausible_pair(1, height, width)
         out = ground(model, s1, opt_v2)
@@ -281,8 +281,8 @@ def test_a_tile_of_nothing_but_nodata(nano: Stage3GroundingModel) -> None:
 def test_valid_pixels_never_become_nodata_zero(nano: Stage3GroundingModel) -> None:
     model = copy.deepcopy(nano)
     with torch.no_grad():
-        model.head.out.bias[:4] = -50.0
-        model.head.out.bias[4:] = 20.0
+        model.head.out.bias[:16] = -50.0
+        model.head.out.bias[16:] = 20.0
     s1, opt_v2 = plausible_pair(1)
     image = ground(model, s1, opt_v2).image
     assert image.min() == 1.0
@@ -347,10 +347,10 @@ def test_standardize_false_is_z_in_and_z_out(nano: Stage3GroundingModel) -> None
 
 def test_trust_reaches_the_head(nano: Stage3GroundingModel) -> None:
     s1, opt_v2 = plausible_pair(1)
-    full = ground(nano, s1, opt_v2, trust=torch.ones(1, 1, 64, 64)).image
-    assert torch.equal(full, ground(nano, s1, opt_v2).image)
-    half = torch.ones(64, 64)
-    half[:, 32:] = 0.0
+    full = ground(nano, s1, opt_v2).image
+    assert torch.equal(full, ground(nano, s1, opt_v2, trust=torch.full((64, 64), 0.5)).image)
+    half = torch.full((64, 64), 0.5)
+    half[:, 32:] = 0.4
     assert (ground(nano, s1, opt_v2, trust=half).image - full).abs().max() > 0.1
 
 
@@ -479,3 +479,50 @@ def test_inference_moves_its_inputs_to_the_model_and_the_result_back(nano: Stage
     s1, opt_v2 = plausible_pair(1)
     out = stage3_inference(Recorder(), s1, opt_v2, trust=torch.ones(64, 64))  # type: ignore[arg-type]
     assert out.device == opt_v2.device
+
+
+def test_observed_pixels_come_back_bit_for_bit_and_what_lies_in_a_gap_is_never_looked_at() -> None:
+    model = random_nano()
+    s1, opt_v2 = plausible_pair(2, 72, 72)
+    trust = torch.ones(2, 1, 72, 72)
+    trust[..., 20:50, 24:60] = 0.0
+    clouded = opt_v2.clone()
+    clouded[..., 20:50, 24:60] = 20_000.0
+    hidden = opt_v2.masked_fill(trust == 0, torch.nan)
+    first, second = (model.ground(s1, image, 1, trust=trust).image for image in (clouded, hidden))
+    assert torch.equal(first, second)
+    clear = trust.expand_as(first) == 1
+    assert torch.equal(first[clear], opt_v2[clear])
+    assert torch.isfinite(first).all()
+    inside = (slice(None), slice(None), slice(26, 44), slice(30, 54))
+    moved = model.ground(s1 + 4.0, hidden, 1, trust=trust).image
+    assert (moved[inside] - first[inside]).abs().max() > 1.0  # the gap's content comes from the SAR too
+
+
+def test_a_wholly_unknown_estimate_is_drawn_from_the_sar() -> None:
+    model = random_nano()
+    s1, opt_v2 = plausible_pair(1, 64, 64)
+    s1[..., :4, :4] = torch.nan
+    image = model.ground(s1, torch.full_like(opt_v2, torch.nan), 1, trust=torch.zeros(1, 1, 64, 64)).image
+    assert torch.isnan(image[..., :4, :4]).all()
+    assert torch.isfinite(image[..., 4:, :]).all()
+
+
+def test_a_given_proposal_takes_the_place_of_the_drawn_one() -> None:
+    model = random_nano()
+    s1, opt_v2 = plausible_pair(1, 64, 64)
+    drawn = model.ground(s1, opt_v2, 1)
+    again = model.ground(s1, opt_v2, 1, proposal=drawn.proposal)
+    assert again.nfe == 0 and torch.allclose(again.image, drawn.image, atol=1.0)
+    other = model.ground(s1, opt_v2, 1, proposal=drawn.proposal.flip(2))
+    assert (other.image - drawn.image).abs().max() > 1.0
+    with pytest.raises(InputError, match="proposal has shape"):
+        model.ground(s1, opt_v2, 1, proposal=drawn.proposal[..., :32])
+
+
+def test_without_sar_nothing_depends_on_its_content() -> None:
+    model = random_nano()
+    s1, opt_v2 = plausible_pair(1, 64, 64)
+    first, second = (model.ground(image, opt_v2, 1, use_sar=False).image for image in (s1, s1 + 3.0))
+    assert torch.equal(first, second)
+    assert not torch.equal(first, model.ground(s1, opt_v2, 1).image)

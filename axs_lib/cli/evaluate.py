@@ -1,7 +1,7 @@
 """``axs evaluate``: measure a Stage 3 model, or the whole pipeline, on a folder of real pairs.
 
-In goes a folder of NPZ pairs; out come a table of opt_v2 beside opt_v3 (and opt_v1, of the pipeline) and, with
-``--json``, the whole report.
+In goes a folder of NPZ pairs; out come a table of opt_v2 beside opt_v3 (and opt_v1, of the pipeline), the controls, the
+flood and the gap test that were asked for and, with ``--json``, everything for a script (``docs/evaluate.md``).
 """
 
 from __future__ import annotations
@@ -12,7 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from axs_lib.cli.ground import Grounding
+
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from axs_lib.pipeline import Pipeline
     from axs_lib.stage3_tm_ground import Stage3GroundingModel
 
@@ -31,6 +35,15 @@ class Stage(StrEnum):
     pipeline = "pipeline"
 
 
+class Source(StrEnum):
+    """Where opt_v2 comes from."""
+
+    file = "file"
+    stage2 = "stage2"
+    degraded = "degraded"
+    cloudy = "cloudy"
+
+
 def evaluate(
     data: Annotated[
         Path, typer.Option(help="Folder of NPZ pairs with s1 (2,H,W) dB, s2 (4,H,W) DN, optionally opt_v2.")
@@ -42,9 +55,31 @@ def evaluate(
     stage: Annotated[
         Stage, typer.Option(help="ground: Stage 3 by itself; pipeline: all three stages, from SAR alone.")
     ] = Stage.ground,
+    opt_v2_source: Annotated[
+        Source | None,
+        typer.Option(
+            help="What Stage 3 grounds. file: the pair's own opt_v2, simulated from the truth where it has none;"
+            " degraded: simulated; cloudy: the pair's cloudy image; stage2: made by Stages 1 and 2. By default"
+            " file, and stage2 of the pipeline."
+        ),
+    ] = None,
+    stage1_checkpoint: Annotated[
+        Path | None, typer.Option(help="Stage 1 weights, where they are not those of Stage 3.")
+    ] = None,
+    stage2_checkpoint: Annotated[
+        Path | None, typer.Option(help="Stage 2 weights from this file or folder.")
+    ] = None,
     timesteps: Annotated[
-        int, typer.Option(help="Network evaluations, 1 to 1000; of the pipeline, for Stages 1 and 3 each.")
-    ] = 10,
+        str,
+        typer.Option(
+            metavar="N[,N ...]",
+            help="Network evaluations, 1 to 1000; of the pipeline, for Stages 1 and 3 each. Several, as 1,5,10,"
+            " are compared.",
+        ),
+    ] = "10",
+    grounding: Annotated[
+        Grounding | None, typer.Option(help="Way to correct; by default what the weights were trained for.")
+    ] = None,
     quality: Annotated[
         Quality, typer.Option(help="ok: clear tiles; all: clouds, snow and water too.")
     ] = Quality.ok,
@@ -53,8 +88,22 @@ def evaluate(
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the model's noise.")] = 0,
     controls: Annotated[
-        bool, typer.Option("--controls", help="Also ground every tile with another tile's SAR.")
+        bool,
+        typer.Option(
+            "--controls",
+            help="Also with another tile's SAR, with another tile's proposal, and constant colours.",
+        ),
     ] = False,
+    no_sar_checkpoint: Annotated[
+        Path | None, typer.Option(help="Also measure these Stage 3 weights, retrained without SAR.")
+    ] = None,
+    plain_checkpoint: Annotated[
+        Path | None, typer.Option(help="Also measure this plain U-Net; with --gaps, trained to fill gaps.")
+    ] = None,
+    flood: Annotated[
+        bool, typer.Option("--flood", help="Also simulate a flood that only the SAR shows.")
+    ] = False,
+    gaps: Annotated[bool, typer.Option("--gaps", help="Also fill simulated and real cloud gaps.")] = False,
     s1_product: Annotated[str, typer.Option(help="S1GRD or S1RTC.")] = "S1GRD",
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; the CPU when left out.")] = None,
     json_file: Annotated[
@@ -78,49 +127,142 @@ def evaluate(
     from rich.console import Console
 
     from axs_lib.data.atomic import atomic_write, check_output
-    from axs_lib.data.pairs import list_pairs
+    from axs_lib.evaluate.controls import ControlModels
     from axs_lib.evaluate.evaluator import evaluate_folder
+    from axs_lib.evaluate.flood import evaluate_flood
+    from axs_lib.evaluate.models import stage3_of
+    from axs_lib.evaluate.plain import load_plain
+    from axs_lib.evaluate.report import timesteps_rows, timesteps_table
+    from axs_lib.evaluate.sources import select_pairs
 
-    # What can be refused is refused before the model is loaded.
+    # 1. What can be refused is refused before the model is loaded.
+    steps = _steps(timesteps)
+    whole = _is_whole(stage, opt_v2_source, stage1_checkpoint, stage2_checkpoint)
+    source: Any = (opt_v2_source or (Source.stage2 if whole else Source.file)).value
     if json_file is not None:
         check_output(json_file, overwrite)
-    list_pairs(data, quality.value)
+    chosen = None if groups is None else [group.strip() for group in groups.split(",") if group.strip()]
+    select_pairs(data, quality.value, chosen, source)
 
+    # 2. The model, and those it is measured against.
+    options: dict[str, Any] = {"variant": variant, "device": device, "s1_product": s1_product}
+    weights = {"stage1_checkpoint": stage1_checkpoint, "stage2_checkpoint": stage2_checkpoint}
     model = _build(
-        stage,
-        timesteps,
-        variant=variant,
+        whole,
+        steps[0],
+        grounding,
         checkpoint=None if checkpoint is None else str(checkpoint),
-        device=device,
-        s1_product=s1_product,
+        **options,
+        **{name: path for name, path in weights.items() if path is not None},
     )
-    report = evaluate_folder(
-        model,
-        data,
-        quality=quality.value,
-        groups=None if groups is None else [group.strip() for group in groups.split(",") if group.strip()],
-        seed=seed,
-        controls=controls,
-        force=force,
-        progress=not quiet,
-    )
-    if json_file is not None:
-        with atomic_write(json_file, overwrite) as temporary:
-            temporary.write_text(
-                json.dumps(report.to_json(), indent=2, allow_nan=False) + "\n", encoding="utf-8"
-            )
+    no_sar = plain = None
+    if no_sar_checkpoint is not None:
+        no_sar = _stage3(steps[0], grounding, checkpoint=str(no_sar_checkpoint), **options)
+    if plain_checkpoint is not None:
+        plain = load_plain(plain_checkpoint).to(model.device)
+
+    # 3. One report for each number of timesteps, with the further tests.
+    common: dict[str, Any] = {"quality": quality.value, "groups": chosen, "seed": seed, "progress": not quiet}
+    reports, written = [], []
     console = Console()
-    if not quiet:
-        console.print(report.tile_table())
-    for table in report.tables():
-        console.print(table)
+    for count in steps:
+        report = evaluate_folder(
+            model,
+            data,
+            timesteps=count,
+            opt_v2_source=source,
+            controls=controls,
+            control_models=ControlModels(no_sar, plain),
+            force=force,
+            **common,
+        )
+        reports.append(report)
+        content = report.to_json()
+        tables: list[Table] = [] if quiet else [report.tile_table()]
+        tables += [*report.tables(), *report.control_tables()]
+        if flood:
+            flooded = evaluate_flood(model, data, timesteps=count, force=force, **common)
+            content["flood"] = flooded.to_json()
+            tables += flooded.tables()
+        if gaps:
+            from axs_lib.evaluate.gaps import evaluate_gaps
+
+            inpainter = plain if plain is not None and "sar" not in plain.inputs else None
+            filled = evaluate_gaps(
+                stage3_of(model),
+                data,
+                timesteps=count,
+                no_sar=inpainter or no_sar,
+                plain=None if inpainter else plain,
+                force=force,
+                **common,
+            )
+            content["gaps"] = filled.to_json()
+            tables += filled.tables()
+        written.append(content)
+        for table in tables:
+            console.print(table)
+
+    # 4. Compare the numbers of timesteps, and write.
+    rows = timesteps_rows(reports)
+    if len(steps) > 1:
+        console.print(timesteps_table(rows))
     if json_file is not None:
+        result = written[0] if len(steps) == 1 else {"timesteps_table": rows, "reports": written}
+        with atomic_write(json_file, overwrite) as temporary:
+            temporary.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         console.print(f"report: {json_file}", soft_wrap=True, markup=False, highlight=False)
 
 
-def _build(stage: Stage, timesteps: int, **options: Any) -> Stage3GroundingModel | Pipeline:
-    from axs_lib import pipeline, stage3_tm_ground
+def _steps(timesteps: str) -> list[int]:
+    """The numbers of network evaluations, each once, in the order given."""
+    from axs_lib.errors import InputError
+    from axs_lib.terramind.sampler import check_timesteps
 
-    if stage is Stage.ground:
-        return stage3_tm_ground.build_stage3_model(timesteps, **options)
-    return pipeline.build_pipeline(stage1_timesteps=timesteps, stage3_timesteps=timesteps, **options)
+    try:
+        steps = [int(part) for part in timesteps.split(",")]
+    except ValueError:
+        raise InputError(
+            f"--timesteps is {timesteps!r}; expected a whole number, or several with commas between, as 1,5,10"
+        ) from None
+    return [check_timesteps(count) for count in dict.fromkeys(steps)]
+
+
+def _is_whole(
+    stage: Stage, source: Source | None, stage1_checkpoint: Path | None, stage2_checkpoint: Path | None
+) -> bool:
+    """Whether Stages 1 and 2 make the estimate."""
+    from axs_lib.errors import InputError
+
+    whole = stage is Stage.pipeline or source is Source.stage2
+    if whole and source not in (None, Source.stage2):
+        raise InputError(
+            f"--opt-v2-source is {source} with --stage pipeline, which makes its own opt_v2; leave --stage out"
+        )
+    if not whole and (stage1_checkpoint or stage2_checkpoint):
+        raise InputError(
+            "--stage1-checkpoint and --stage2-checkpoint are for opt_v2 made by Stages 1 and 2; add --stage"
+            " pipeline or --opt-v2-source stage2"
+        )
+    return whole
+
+
+def _build(
+    whole: bool, timesteps: int, grounding: Grounding | None, **options: Any
+) -> Stage3GroundingModel | Pipeline:
+    from axs_lib import pipeline
+
+    if not whole:
+        return _stage3(timesteps, grounding, **options)
+    stages = pipeline.build_pipeline(stage1_timesteps=timesteps, stage3_timesteps=timesteps, **options)
+    if grounding is not None:
+        stages.stage3.grounding = grounding.value
+    return stages
+
+
+def _stage3(timesteps: int, grounding: Grounding | None, **options: Any) -> Stage3GroundingModel:
+    from axs_lib import stage3_tm_ground
+
+    if grounding is not None:
+        options["grounding"] = grounding.value
+    return stage3_tm_ground.build_stage3_model(timesteps, **options)

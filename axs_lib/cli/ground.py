@@ -1,19 +1,33 @@
-"""``axs ground``: ground one optical tile, or one batch of tiles, in its SAR image.
+"""``axs ground``: ground one optical tile, one batch of tiles, or a scene of any size in its SAR image.
 
-In: .npz, .pt or .tif files. Out: the grounded image (and its uncertainty) in the format that its name asks for,
-with the georeference, band names and nodata of the input and the provenance of the model.
+In: .npz, .pt or .tif files, and for scenes anything that GDAL opens. Out: the grounded image (and its uncertainty) in
+the format that its name asks for, with the georeference, band names and nodata of the input and the provenance of the
+model. With a mask, only what it calls unknown is drawn and the rest comes back as it was.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from axs_lib.cli.scene import (
+    DateOption,
+    DeterministicOption,
+    GateOption,
+    StacOption,
+    ground_files,
+    is_scene,
+    refuse_for_tiles,
+)
+
 if TYPE_CHECKING:
-    from axs_lib.data.raster import Tile
+    from axs_lib.data.masks import Mask
+    from axs_lib.data.raster import Raster, Tile
+    from axs_lib.scenes.masks import MaskFile
     from axs_lib.stage3_tm_ground import Stage3GroundingModel, Stage3Output
 
 DEFAULT_ENSEMBLE = 4  # members, where an uncertainty map is asked for and no size
@@ -33,6 +47,15 @@ class Product(StrEnum):
     S1RTC = "S1RTC"
 
 
+class MaskKind(StrEnum):
+    """What the values of a mask mean."""
+
+    auto = "auto"
+    boolean = "boolean"
+    trust = "trust"
+    scl = "scl"
+
+
 class Grounding(StrEnum):
     """Way to correct the estimate."""
 
@@ -42,18 +65,44 @@ class Grounding(StrEnum):
 
 def ground(
     s1: Annotated[
-        list[Path],
-        typer.Option(metavar="FILE [FILE]", help="VV and VH in dB: one stack, or one file a band."),
+        list[str],
+        typer.Option(
+            metavar="FILE [FILE]",
+            help="VV and VH in dB: one stack, or one file a band; on another grid it is warped to that of --opt-v2.",
+        ),
     ],
     out: Annotated[Path, typer.Option(metavar="FILE", help="Grounded image: .tif, .npz or .pt.")],
     opt_v2: Annotated[
-        list[Path] | None,
+        list[str] | None,
         typer.Option(
             metavar="FILE [FILE ...]",
             help="B02, B03, B04, B08 in DN (reflectance x 10000): one stack, or one file a band. Left out where the"
             " .npz given as --s1 holds opt_v2 too.",
         ),
     ] = None,
+    mask: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Where --opt-v2 was observed: 1 is clear and kept as it is, 0 is unknown and drawn from SAR and"
+            " context. A boolean mask, a trust map in 0..1, or a Sentinel-2 scene classification (SCL).",
+        ),
+    ] = None,
+    mask_kind: Annotated[MaskKind, typer.Option(help="What the values of --mask mean.")] = MaskKind.auto,
+    mask_invert: Annotated[
+        bool, typer.Option("--mask-invert", help="1 is unknown in --mask, as in a cloud mask.")
+    ] = False,
+    drop: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CLASSES",
+            help="SCL classes that count as unknown, by name or number; by default no_data,saturated_or_defective,"
+            "cloud_shadow,cloud_medium,cloud_high,thin_cirrus.",
+        ),
+    ] = None,
+    mask_buffer: Annotated[
+        int, typer.Option(metavar="PX", min=0, help="Pixels by which what is unknown grows.")
+    ] = 0,
     timesteps: Annotated[
         int,
         typer.Option(help="Network evaluations, 1 to 1000: 1 is the most accurate, more are sharper."),
@@ -89,13 +138,17 @@ def ground(
     uncertainty: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also write the spread of the ensemble, in DN.")
     ] = None,
+    gate: GateOption = None,
+    stac: StacOption = None,
+    date: DateOption = None,
+    deterministic: DeterministicOption = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing outputs.")] = False,
     force: Annotated[
         bool, typer.Option("--force", help="Accept values that do not look like dB and DN.")
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
 ) -> None:
-    """Ground an optical estimate in its SAR image."""
+    """Ground an optical estimate in its SAR image, or fill the gaps of an optical image from SAR and context."""
     from axs_lib.data.raster import parse_bands
     from axs_lib.data.tiles import read_tile
     from axs_lib.terramind.sampler import check_strength, check_timesteps
@@ -108,21 +161,52 @@ def ground(
     _check_outputs(out, uncertainty, members, overwrite)
     check_timesteps(timesteps)
     check_strength(strength)
+    mask_settings = _mask_settings(mask, mask_kind, mask_invert, drop, mask_buffer)
 
-    # 2. Read the tile.
+    settings = {"timesteps": timesteps, "strength": strength, "seed": seed, "ensemble_size": members}
+    build = {
+        "variant": variant,
+        "checkpoint": checkpoint and str(checkpoint),
+        "grounding": grounding and grounding.value,
+    }
+
+    # Larger than a tile, or on two grids: the scene way streams it.
+    if is_scene(s1, opt_v2 or (), out):
+        ground_files(
+            s1,
+            opt_v2 or (),
+            out,
+            mask=_scene_mask(mask, mask_settings),
+            settings=settings,
+            build=build,
+            s1_product=s1_product.value,
+            device=device,
+            dtype=dtype.value,
+            bands=parse_bands(bands),
+            uncertainty=uncertainty,
+            gate=gate,
+            stac=stac,
+            date=date,
+            deterministic=deterministic,
+            overwrite=overwrite,
+            force=force,
+            quiet=quiet,
+        )
+        return
+    refuse_for_tiles({"--gate": gate, "--stac": stac, "--date": date, "--deterministic": deterministic})
+
+    # 2. Read the tile and its mask.
     tile = read_tile(s1, opt_v2 or (), parse_bands(bands))
     _check_batch(tile, out, uncertainty)
+    gaps = None if mask is None else _read_mask(mask, tile.opt_v2, mask_settings)
+    if gaps is not None:
+        tile = replace(tile, trust=gaps.trust)
 
     # 3. Run the model.
-    settings = {"timesteps": timesteps, "strength": strength, "seed": seed, "ensemble_size": members}
     model, output = _run(
         tile,
         settings,
-        build={
-            "variant": variant,
-            "checkpoint": checkpoint and str(checkpoint),
-            "grounding": grounding and grounding.value,
-        },
+        build=build,
         s1_product=s1_product.value,
         device=device,
         dtype=dtype.value,
@@ -134,6 +218,8 @@ def ground(
 
     tags = model.provenance | {f"AXS_{key.upper()}": str(value) for key, value in settings.items()}
     tags |= {"AXS_S1_PRODUCT": s1_product.value, "AXS_DTYPE": dtype.value, "AXS_NFE": str(output.nfe)}
+    if mask is not None and gaps is not None:
+        tags |= _mask_tags(mask, gaps, mask_settings)
     image = output.image.float().cpu().numpy()
     write_image(out, image, tile, tags=tags, overwrite=overwrite)
     if uncertainty is not None and output.uncertainty is not None:
@@ -144,6 +230,10 @@ def ground(
         count, _, height, width = image.shape
         tiles = f"{count} tiles of " if tile.opt_v2.batched else ""
         typer.echo(f"{out}: {tiles}{height}x{width} px, {model.variant}, {output.nfe} network evaluations")
+        if gaps is not None:
+            typer.echo(
+                f"{100 * gaps.unknown:.1f} % of the pixels were unknown ({mask}, {gaps.kind}) and are drawn"
+            )
         if uncertainty is not None:
             typer.echo(f"{uncertainty}: standard deviation over {members} members, in DN")
 
@@ -176,6 +266,55 @@ def _check_batch(tile: Tile, out: Path, uncertainty: Path | None) -> None:
             check_suffix(path, len(tile.opt_v2.batch))
 
 
+def _mask_settings(
+    mask: Path | None, kind: MaskKind, invert: bool, drop: str | None, buffer: int
+) -> dict[str, Any]:
+    """The options of ``read_mask``; options without a mask, and classes that there are not, are refused."""
+    from axs_lib.data.masks import scl_numbers
+    from axs_lib.errors import InputError
+
+    settings = {
+        "kind": kind.value,
+        "invert": invert,
+        "drop": None if drop is None else scl_numbers(word for word in drop.split(",") if word.strip()),
+        "buffer": buffer,
+    }
+    if mask is None and (kind != MaskKind.auto or invert or drop is not None or buffer):
+        raise InputError(
+            "--mask-kind, --mask-invert, --drop and --mask-buffer say how to read a mask and none is given; add"
+            " --mask FILE"
+        )
+    return settings
+
+
+def _scene_mask(path: Path | None, settings: dict[str, Any]) -> MaskFile | None:
+    from axs_lib.scenes.masks import MaskFile
+
+    return None if path is None else MaskFile(path, **settings)
+
+
+def _read_mask(path: Path, opt_v2: Raster, settings: dict[str, Any]) -> Mask:
+    from axs_lib.data.masks import read_mask
+
+    return read_mask(path, opt_v2, **settings)
+
+
+def _mask_tags(path: Path, mask: Mask, settings: dict[str, Any]) -> dict[str, str]:
+    """How the mask was read, for the file."""
+    from axs_lib.data.masks import SCL_CLASSES, SCL_DROPPED, scl_numbers
+
+    tags = {
+        "AXS_MASK": path.name,
+        "AXS_MASK_KIND": mask.kind,
+        "AXS_MASK_BUFFER": str(settings["buffer"]),
+        "AXS_UNKNOWN_PERCENT": f"{100 * mask.unknown:.2f}",
+    }
+    if mask.kind == "scl":
+        numbers = scl_numbers(SCL_DROPPED if settings["drop"] is None else settings["drop"])
+        return tags | {"AXS_MASK_DROP": ",".join(SCL_CLASSES[number] for number in numbers)}
+    return tags | {"AXS_MASK_INVERT": str(settings["invert"])}
+
+
 def _run(
     tile: Tile,
     settings: dict[str, Any],
@@ -195,6 +334,8 @@ def _run(
     target = torch_device(device)
     s1, opt_v2 = torch.from_numpy(tile.s1.batch).to(target), torch.from_numpy(tile.opt_v2.batch).to(target)
     trust = None if tile.trust is None else torch.from_numpy(tile.trust).to(target)
+    if trust is not None:  # what lies under a cloud is no optical image: neither checked nor used
+        opt_v2 = opt_v2.masked_fill(trust == 0, torch.nan)
     check_pair(s1, opt_v2, trust=trust, source="file", force=force)
     given = {key: value for key, value in build.items() if value is not None}
     model = stage3_tm_ground.build_stage3_model(

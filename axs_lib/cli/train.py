@@ -1,4 +1,4 @@
-"""``axs train nano|stage1|stage2|stage3``: train from a YAML file and options; a stopped run goes on.
+"""``axs train nano|head|stage1|stage2|stage3``: train from a YAML file and options; a stopped run goes on.
 
 In: ``-c FILE`` with any of the options, and options over it. Out: the run folder, and where its weights are.
 """
@@ -28,8 +28,12 @@ def main(arguments: Sequence[str], program: str = "axs train") -> None:
     kind, options = (
         (arguments[0], arguments[1:]) if arguments and arguments[0] in CONFIGS else ("nano", arguments)
     )
-    if kind == "nano":
-        _train_nano(options[1:] if options and options[0] == "nano" else options, f"{program} nano")
+    if kind == "nano" and options and options[0] == "head":
+        _train_packaged("head", options[1:], f"{program} head")
+    elif kind == "nano":
+        _train_packaged(
+            "nano", options[1:] if options and options[0] == "nano" else options, f"{program} nano"
+        )
     elif program.endswith(".py"):
         _as_script(kind, options, program)
     else:
@@ -113,20 +117,27 @@ def _readable(error: Exception, known: Iterable[str], program: str) -> str:
     return f"{text}; {f'did you mean {close[0]}?' if close else f'{program} --help lists the options'}"
 
 
-def _train_nano(arguments: Sequence[str], program: str) -> None:
+def _train_packaged(kind: str, arguments: Sequence[str], program: str) -> None:
+    """nano's generator and head together, or its head alone on a frozen generator."""
     from jsonargparse import ArgumentParser
     from rich.console import Console
 
+    from axs_lib.train.head import HeadConfig, train_head
     from axs_lib.train.nano import NanoConfig, train_nano
 
-    description = "Train the packaged nano model on a folder of pairs; resumes where it was stopped."
+    configuration: Any = HeadConfig if kind == "head" else NanoConfig
+    train: Any = train_head if kind == "head" else train_nano
+    what = (
+        "the grounding head of nano on its frozen generator" if kind == "head" else "the packaged nano model"
+    )
+    description = f"Train {what} on a folder of pairs; resumes where it was stopped."
     parser = ArgumentParser(prog=program, description=description, exit_on_error=True)
     parser.add_argument("--config", action="config", help="YAML file with any of the options below")
     parser.add_argument("--restart", action="store_true", help="start anew instead of resuming --out")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
-    parser.add_class_arguments(NanoConfig)
+    parser.add_class_arguments(configuration)
     parsed = parser.parse_args(list(arguments))
     config = parser.instantiate_classes(parsed)
     options = {key: value for key, value in vars(config).items() if key not in ("config", "restart", "quiet")}
-    weights = train_nano(NanoConfig(**options), resume=not parsed.restart, progress=not parsed.quiet)
+    weights = train(configuration(**options), resume=not parsed.restart, progress=not parsed.quiet)
     Console().print(f"weights: {weights}")

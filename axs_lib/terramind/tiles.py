@@ -91,7 +91,7 @@ def run_tiled(
     seeds: Tensor,
     *,
     side: int,
-    origin: tuple[int, int] = (0, 0),
+    origin: tuple[int, int] | Tensor = (0, 0),
     batch_size: int = 8,
 ) -> Tensor:
     """Run a network over the tiles of a batch of images and blend what it returns.
@@ -102,13 +102,14 @@ def run_tiled(
         images: tensors (B, C, H, W) on one grid.
         seeds: (B,) int64.
         side: largest tile.
-        origin: scene (row, column) of the images' upper left pixel.
+        origin: scene (row, column) of the images' upper left pixel, one for all or (B, 2) int64.
         batch_size: tiles the network sees at once.
 
     Returns:
         (B, K, H, W).
     """
     batch, _, height, width = images[0].shape
+    corners = torch.as_tensor(origin, dtype=torch.int64, device=seeds.device).expand(batch, 2)
     grid = TileGrid(side=side)
     jobs = [(index, tile) for index in range(batch) for tile in grid.tiles(height, width)]
     jobs.sort(key=lambda job: job[1].shape)
@@ -117,7 +118,7 @@ def run_tiled(
         layers = network(
             [torch.stack([tile.of(image[index]) for index, tile in group]) for image in images],
             seeds[[index for index, _ in group]],
-            torch.tensor([[origin[0] + t.top, origin[1] + t.left] for _, t in group], device=seeds.device),
+            torch.stack([corners[index] + corners.new_tensor([t.top, t.left]) for index, t in group]),
         )
         for (index, tile), values in zip(group, layers, strict=True):
             blenders[index].add(tile, values)

@@ -5,23 +5,28 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from rich.table import Table
 from torch import Tensor
 from typer.testing import CliRunner, Result
 
 from axs_lib import pipeline as pipeline_module
 from axs_lib import stage3_tm_ground
 from axs_lib.cli.app import app
+from axs_lib.evaluate import gaps as gaps_module
+from axs_lib.evaluate import plain as plain_module
 from axs_lib.pipeline import PipelineOutput
 
 
 @dataclass
 class Output:
     image: Tensor
+    proposal: Tensor
     nfe: int
 
 
@@ -30,12 +35,37 @@ class HalfWay:
 
     device = torch.device("cpu")
     provenance = {"AXS_VARIANT": "stand-in"}  # noqa: RUF012
+    terramind_generator = SimpleNamespace(sar=SimpleNamespace(mean=torch.full((1, 2, 1, 1), -12.0)))
 
     def __init__(self, timesteps: int) -> None:
         self.timesteps = timesteps
+        self.grounding = "learned"
 
-    def ground(self, s1: Tensor, opt_v2: Tensor, timesteps: int | None = None, *, seed: int = 0) -> Output:
-        return Output((opt_v2 + opt_v2.mean((2, 3), keepdim=True)) / 2, timesteps or self.timesteps)
+    def ground(
+        self,
+        s1: Tensor,
+        opt_v2: Tensor,
+        timesteps: int | None = None,
+        *,
+        seed: int = 0,
+        proposal: Tensor | None = None,
+    ) -> Output:
+        image = (opt_v2 + opt_v2.mean((2, 3), keepdim=True)) / 2
+        return Output(image, image if proposal is None else proposal, timesteps or self.timesteps)
+
+
+class FromSar:
+    """A stand-in for the pipeline: all three images follow VV."""
+
+    device = torch.device("cpu")
+    provenance = {"AXS_VARIANT": "stand-in"}  # noqa: RUF012
+
+    def __init__(self) -> None:
+        self.stage3 = HalfWay(4)
+
+    def __call__(self, s1: Tensor, metadata: Any, timesteps: int, *, seed: int = 0) -> PipelineOutput:
+        image = (s1[:, :1] * 100 + 4000).expand(-1, 4, -1, -1)
+        return PipelineOutput(image, image + 10, image + 20, None, (timesteps, timesteps))
 
 
 @pytest.fixture
@@ -57,6 +87,7 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "pairs").mkdir()
     for name in ("a", "b", "c"):
         truth = rng.integers(500, 3000, (4, 24, 24)).astype(np.uint16)
+        truth[3] += 3000  # dry land
         sar = rng.normal(-14, 3, (2, 24, 24)).astype(np.float32)
         np.savez(tmp_path / "pairs" / f"{name}.npz", s1=sar, s2=truth)
     return tmp_path / "pairs"
@@ -90,32 +121,32 @@ def test_options_reach_the_model(folder: Path, tmp_path: Path, built: list[dict[
     assert "2 tiles, quality all" in result.stdout
 
 
-def test_the_whole_pipeline(
-    folder: Path, tmp_path: Path, built: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class FromSar:
-        """All three images follow VV."""
-
-        device = torch.device("cpu")
-        provenance = {"AXS_VARIANT": "stand-in"}  # noqa: RUF012
-        stage3 = HalfWay(4)
-
-        def __call__(self, s1: Tensor, metadata: Any, timesteps: int, *, seed: int = 0) -> PipelineOutput:
-            image = (s1[:, :1] * 100 + 4000).expand(-1, 4, -1, -1)
-            return PipelineOutput(image, image + 10, image + 20, None, (timesteps, timesteps))
-
-    asked: list[dict[str, Any]] = []
+@pytest.fixture
+def built_pipelines(monkeypatch: pytest.MonkeyPatch) -> list[tuple[dict[str, Any], FromSar]]:
+    """Replace the pipeline; the list holds how each was asked for, and what was given."""
+    asked: list[tuple[dict[str, Any], FromSar]] = []
 
     def build(**options: Any) -> FromSar:
-        asked.append(options)
-        return FromSar()
+        asked.append((options, FromSar()))
+        return asked[-1][1]
 
     monkeypatch.setattr(pipeline_module, "build_pipeline", build)
+    return asked
+
+
+@pytest.mark.parametrize("way", [("--stage", "pipeline"), ("--opt-v2-source", "stage2")])
+def test_the_whole_pipeline(
+    folder: Path,
+    tmp_path: Path,
+    built: list[dict[str, Any]],
+    built_pipelines: list[tuple[dict[str, Any], FromSar]],
+    way: tuple[str, str],
+) -> None:
     target = tmp_path / "report.json"
-    result = run("--data", folder, "--stage", "pipeline", "--timesteps", 4, "--json", target)
+    result = run("--data", folder, *way, "--timesteps", 4, "--controls", "--json", target)
     assert result.exit_code == 0, result.output
     assert not built, "Stage 3 comes with the pipeline"
-    assert asked == [
+    assert [options for options, _ in built_pipelines] == [
         {"stage1_timesteps": 4, "stage3_timesteps": 4, "variant": "nano", "checkpoint": None, "device": None,
          "s1_product": "S1GRD"}
     ]  # fmt: skip
@@ -123,7 +154,112 @@ def test_the_whole_pipeline(
     assert report["opt_v2_source"] == {"stage2": 3} and (report["timesteps"], report["nfe"]) == (4, 8)
     assert all(tile["opt_v2_source"] == "stage2" for tile in report["tiles"])
     assert report["summary"]["ok"]["mean"]["mse_v1"] > 0
+    assert {"sar_swapped", "proposal_swapped", "tile_mean"} <= set(report["summary"]["ok"])
     assert "MSE v1" in result.stdout and "opt_v1" in result.stdout
+
+
+def test_weights_and_way_reach_the_pipeline(
+    folder: Path, tmp_path: Path, built_pipelines: list[tuple[dict[str, Any], FromSar]]
+) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    result = run("--data", folder, "--stage", "pipeline", "--opt-v2-source", "stage2", "--grounding", "difference",
+                 "--stage1-checkpoint", one, "--stage2-checkpoint", two)  # fmt: skip
+    assert result.exit_code == 0, result.output
+    options, pipeline = built_pipelines[0]
+    assert (options["stage1_checkpoint"], options["stage2_checkpoint"]) == (one, two)
+    assert pipeline.stage3.grounding == "difference"
+
+
+def test_several_timesteps_are_compared(folder: Path, tmp_path: Path, built: list[dict[str, Any]]) -> None:
+    target = tmp_path / "report.json"
+    result = run("--data", folder, "--timesteps", "1,5, 10,5", "--quality", "all", "--json", target)
+    assert result.exit_code == 0, result.output
+    assert len(built) == 1, "one model"
+    written = json.loads(target.read_text())
+    assert set(written) == {"timesteps_table", "reports"}
+    assert [report["timesteps"] for report in written["reports"]] == [1, 5, 10]
+    rows = written["timesteps_table"]
+    assert [(row["quality"], row["timesteps"], row["nfe"]) for row in rows] == [
+        *(("ok", 1, 1), ("ok", 5, 5), ("ok", 10, 10)),
+        *(("all", 1, 1), ("all", 5, 5), ("all", 10, 10)),
+    ]
+    mean = written["reports"][1]["summary"]["ok"]["mean"]
+    for key in ("mse_v3", "ssim_v3", "sharpness_v3", "edge_truth_v3", "edge_sar_v2"):
+        assert rows[1][key] == mean[key]
+    assert rows[1]["seconds_per_tile"] == written["reports"][1]["seconds_per_tile"]
+    assert "Timesteps" in result.stdout and "sharpness" in result.stdout
+
+
+class GapsFilled:
+    """A stand-in for the report of the gaps."""
+
+    def to_json(self) -> dict[str, Any]:
+        return {"gap": 1}
+
+    def tables(self) -> list[Table]:
+        return [Table("gaps filled")]
+
+
+def test_models_to_compare_with(
+    folder: Path, tmp_path: Path, built: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Copy:
+        inputs = "optical"
+
+        def predict(self, s1: Tensor, opt_v2: Tensor) -> Tensor:
+            return opt_v2
+
+        def to(self, device: torch.device) -> Copy:
+            assert device == torch.device("cpu")
+            return self
+
+    loaded: list[Path] = []
+    monkeypatch.setattr(plain_module, "load_plain", lambda path: (loaded.append(path), Copy())[1])
+    target = tmp_path / "report.json"
+    gaps: list[dict[str, Any]] = []
+    monkeypatch.setattr(
+        gaps_module, "evaluate_gaps", lambda *_, **options: (gaps.append(options), GapsFilled())[1]
+    )
+    result = run("--data", folder, "--grounding", "learned", "--no-sar-checkpoint", tmp_path / "blind", "--gaps",
+                 "--plain-checkpoint", tmp_path / "plain", "--json", target)  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert loaded == [tmp_path / "plain"]
+    assert [options["checkpoint"] for options in built] == [None, str(tmp_path / "blind")]
+    assert [options["grounding"] for options in built] == ["learned", "learned"]
+    summary = json.loads(target.read_text())["summary"]["ok"]
+    assert summary["no_sar"]["sar_worth_%"] == pytest.approx(0)
+    assert summary["plain"]["improvement_of_mean_%"]["mse"] == pytest.approx(0)
+    assert isinstance(gaps[0]["no_sar"], Copy), (
+        "a net without SAR is what the gaps are filled with for comparison"
+    )
+    assert gaps[0]["plain"] is None
+    assert "SAR is worth" in result.stdout and "plain U-Net" in result.stdout
+
+
+def test_the_flood_and_the_gaps(
+    folder: Path, tmp_path: Path, built: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def evaluate_gaps(model: Any, data: Path, **options: Any) -> GapsFilled:
+        asked.append({"model": model, "data": data, **options})
+        return GapsFilled()
+
+    monkeypatch.setattr(gaps_module, "evaluate_gaps", evaluate_gaps)
+    target = tmp_path / "report.json"
+    result = run("--data", folder, "--flood", "--gaps", "--timesteps", "2", "--seed", 3, "--groups", "pairs/a,pairs/b",
+                 "--no-sar-checkpoint", tmp_path / "blind", "--quiet", "--json", target)  # fmt: skip
+    assert result.exit_code == 0, result.output
+    report = json.loads(target.read_text())
+    assert report["gaps"] == {"gap": 1} and "gaps filled" in result.stdout
+    assert (report["flood"]["tiles"], report["flood"]["timesteps"]) == (2, 2)
+    assert "Flood in the SAR alone: 2 dry tiles" in result.stdout
+    model, blind = asked[0].pop("model"), asked[0].pop("no_sar")
+    assert isinstance(model, HalfWay) and isinstance(blind, HalfWay) and model is not blind
+    assert asked == [
+        {"data": folder, "timesteps": 2, "seed": 3, "groups": ["pairs/a", "pairs/b"], "quality": "ok",
+         "progress": False, "force": False, "plain": None}
+    ]  # fmt: skip
 
 
 def test_quiet_leaves_the_summary(folder: Path, built: list[dict[str, Any]]) -> None:
@@ -154,6 +290,12 @@ def test_reports_are_not_overwritten_unasked(
         (["--quality", "fine"], "fine"),
         (["--stage", "second"], "second"),
         (["--groups", "nowhere"], "nowhere"),
+        (["--timesteps", "5,many"], "5,many"),
+        (["--timesteps", "0"], "1 to 1000"),
+        (["--opt-v2-source", "cloudy"], "s2_cloudy"),
+        (["--opt-v2-source", "cloudy", "--stage", "pipeline"], "leave --stage out"),
+        (["--stage2-checkpoint", "x"], "--stage pipeline"),
+        (["--grounding", "guess"], "guess"),
         ([], "--data"),
     ],
 )

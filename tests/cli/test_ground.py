@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,9 @@ import pytest
 import rasterio
 import torch
 
+from axs_lib import stage3_tm_ground
 from axs_lib.bands import OPTICAL_BANDS, SAR_BANDS
+from axs_lib.data.masks import SCL_CLASSES, SCL_DROPPED
 from axs_lib.data.samples import load_sample, sample_paths
 
 from .conftest import FakeModel
@@ -242,3 +246,160 @@ def test_the_trust_map_of_an_npz_is_used(axs: Run, fake_model: FakeModel, tmp_pa
     np.savez(tmp_path / "t.npz", s1=s1.data, opt_v2=s2.data, trust=trust)
     assert axs("ground", "--s1", tmp_path / "t.npz", "--out", tmp_path / "o.npz").exit_code == 0
     np.testing.assert_array_equal(fake_model.called["trust"].numpy()[0, 0], trust)
+
+
+class FillingModel(FakeModel):
+    """Keeps what is trusted and draws 1234 DN elsewhere; NaN in the SAR stays NaN."""
+
+    def ground(self, s1: torch.Tensor, opt_v2: torch.Tensor, **settings: Any) -> Any:
+        output = super().ground(s1, opt_v2, **{"timesteps": 1} | settings)
+        self.opt_v2 = opt_v2
+        trust = settings["trust"]
+        drawn = torch.full_like(opt_v2, 1234.0).masked_fill(s1.isnan().any(1, keepdim=True), torch.nan)
+        return replace(output, image=torch.where(trust == 1, opt_v2, drawn))
+
+
+@pytest.fixture
+def filling_model(monkeypatch: pytest.MonkeyPatch) -> FillingModel:
+    model = FillingModel()
+    monkeypatch.setattr(stage3_tm_ground, "build_stage3_model", lambda timesteps, **options: model)
+    return model
+
+
+@pytest.fixture
+def mask_file(tmp_path: Path) -> Path:
+    """A mask on the sample's grid: rows 30 to 59 are unknown."""
+    with rasterio.open(S2) as dataset:
+        profile = {**dataset.profile, "count": 1, "dtype": "uint8", "nodata": None}
+    values = np.ones((120, 120), "uint8")
+    values[30:60] = 0
+    with rasterio.open(tmp_path / "clear.tif", "w", **profile) as dataset:
+        dataset.write(values, 1)
+    return tmp_path / "clear.tif"
+
+
+def test_a_mask_fills_the_gap_and_keeps_the_rest(
+    axs: Run, filling_model: FillingModel, mask_file: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "o.tif"
+    result = axs("ground", "--s1", S1, "--opt-v2", S2, "--mask", mask_file, "--out", out)
+    assert result.exit_code == 0, result.output
+    assert "25.0 % of the pixels were unknown" in result.output
+    with rasterio.open(out) as written, rasterio.open(S2) as given:
+        assert (written.crs, written.transform) == (given.crs, given.transform)
+        image, before, tags = written.read(), given.read(), written.tags()
+    np.testing.assert_array_equal(np.delete(image, np.s_[30:60], 1), np.delete(before, np.s_[30:60], 1))
+    assert (image[:, 30:60] == 1234).all()
+    assert tags["AXS_MASK"] == "clear.tif" and tags["AXS_MASK_KIND"] == "boolean"
+    assert tags["AXS_MASK_BUFFER"] == "0" and tags["AXS_UNKNOWN_PERCENT"] == "25.00"
+
+
+@pytest.mark.filterwarnings("ignore:Dataset has no geotransform")
+def test_what_lies_in_the_gap_is_neither_checked_nor_seen(
+    axs: Run, filling_model: FillingModel, mask_file: Path, tmp_path: Path
+) -> None:
+    """Nodata in the gap is drawn, rubbish is no reason to refuse, and nodata elsewhere stays nodata."""
+    s2 = truth()
+    s2[:, 30:45], s2[:, 45:60], s2[:, 100:] = np.nan, -9999, np.nan
+    s1 = load_sample(NAME)[0].data
+    np.savez(tmp_path / "t.npz", s1=s1, opt_v2=s2)
+    np.savez(tmp_path / "m.npz", mask=np.r_[np.ones((30, 120)), np.zeros((30, 120)), np.ones((60, 120))])
+    result = axs(
+        "ground", "--s1", tmp_path / "t.npz", "--mask", tmp_path / "m.npz", "--out", tmp_path / "o.tif"
+    )
+    assert result.exit_code == 0, result.output
+    assert filling_model.opt_v2[:, :, 30:60].isnan().all()
+    with rasterio.open(tmp_path / "o.tif") as written:
+        image = written.read()
+    assert (image[:, 30:60] == 1234).all() and (image[:, 100:] == 0).all()
+    np.testing.assert_array_equal(image[:, 60:100], s2[:, 60:100])
+
+
+def test_a_mask_goes_before_the_trust_map_of_the_npz_and_is_written(
+    axs: Run, filling_model: FillingModel, mask_file: Path, tmp_path: Path
+) -> None:
+    s1, s2 = load_sample(NAME)
+    np.savez(tmp_path / "t.npz", s1=s1.data, opt_v2=s2.data, trust=np.full((120, 120), 0.5, "float32"))
+    arguments = ("ground", "--s1", tmp_path / "t.npz", "--mask", mask_file, "--out", tmp_path / "o.npz")
+    assert axs(*arguments).exit_code == 0
+    with np.load(tmp_path / "o.npz", allow_pickle=False) as data:
+        assert (data["trust"][..., 30:60, :] == 0).all() and (data["trust"][..., 60:, :] == 1).all()
+        np.testing.assert_array_equal(data["opt_v2"], s2.data)
+
+
+def test_an_scl_mask_with_classes_and_buffer(
+    axs: Run, filling_model: FillingModel, mask_file: Path, tmp_path: Path
+) -> None:
+    with rasterio.open(mask_file) as dataset:
+        profile = dataset.profile
+        profile |= {"height": 60, "width": 60, "transform": dataset.transform * dataset.transform.scale(2)}
+    classes = np.full((60, 60), 4, "uint8")
+    classes[10:20], classes[40:] = 11, 9
+    with rasterio.open(tmp_path / "tile_SCL.tif", "w", **profile) as dataset:
+        dataset.write(classes, 1)
+    result = axs(
+        "ground", "--s1", S1, "--opt-v2", S2, "--mask", tmp_path / "tile_SCL.tif", "--drop", "snow,3",
+        "--mask-buffer", 2, "--out", tmp_path / "o.tif",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    expected = np.ones((120, 120))
+    expected[18:42] = 0
+    np.testing.assert_array_equal(filling_model.called["trust"][0, 0].numpy(), expected)
+    with rasterio.open(tmp_path / "o.tif") as written:
+        tags = written.tags()
+    assert tags["AXS_MASK_KIND"] == "scl" and tags["AXS_MASK_DROP"] == "cloud_shadow,snow"
+    assert tags["AXS_MASK_BUFFER"] == "2"
+
+
+def test_an_inverted_mask(axs: Run, filling_model: FillingModel, mask_file: Path, tmp_path: Path) -> None:
+    arguments = ("ground", "--s1", S1, "--opt-v2", S2, "--mask", mask_file, "--out", tmp_path / "o.tif")
+    assert axs(*arguments, "--mask-invert").exit_code == 0
+    assert (filling_model.called["trust"][0, 0, 30:60] == 1).all()
+    assert filling_model.called["trust"].mean() == 0.25
+    with rasterio.open(tmp_path / "o.tif") as written:
+        assert written.tags()["AXS_MASK_INVERT"] == "True"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--mask-invert",), "none is given; add --mask FILE"),
+        (("--drop", "snow"), "none is given; add --mask FILE"),
+        (("--mask-buffer", "3"), "none is given; add --mask FILE"),
+        (("--mask-kind", "scl"), "none is given; add --mask FILE"),
+        (("--mask", "missing.tif"), "missing.tif does not exist"),
+        (("--mask", S2), "has 4 bands; expected one"),
+        (("--mask", S2, "--drop", "fog"), "--drop names fog"),
+        (("--mask", S2, "--mask-kind", "cloud"), "cloud"),
+    ],
+)
+def test_a_mask_that_cannot_be_is_refused_before_anything_runs(
+    axs: Run, fake_model: FakeModel, tmp_path: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    result = axs("ground", "--s1", S1, "--opt-v2", S2, "--out", tmp_path / "o.tif", *arguments)
+    assert result.exit_code == 2 and "Traceback" not in result.output
+    assert message in " ".join(result.stderr.split()), result.stderr
+    assert fake_model.built == {} and not (tmp_path / "o.tif").exists()
+
+
+@pytest.fixture
+def guide(repository: Path) -> str:
+    return (repository / "docs" / "gaps.md").read_text(encoding="utf-8")
+
+
+def test_the_example_of_the_guide_runs(filling_model: FillingModel, guide: str) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", guide, re.S)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    unknown = names["trust"][0, 0] == 0
+    assert unknown.any() and (names["filled"][0][:, unknown] == 1234).all()
+
+
+def test_the_guide_names_options_and_classes_that_there_are(axs: Run, guide: str) -> None:
+    text = axs("ground", "--help").output
+    options = set(re.findall(r"--[a-z0-9][a-z0-9-]*", guide)) - {"--gaps", "--json"}
+    assert {"--mask", "--mask-kind", "--mask-invert", "--mask-buffer", "--drop"} <= options
+    assert all(option in text for option in options)
+    rows = re.findall(r"^\| (\d+) \| `(\w+)` \| (yes|no)", guide, re.M)
+    assert [name for _, name, _ in rows] == list(SCL_CLASSES)
+    assert tuple(name for _, name, dropped in rows if dropped == "yes") == SCL_DROPPED

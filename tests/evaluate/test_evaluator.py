@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,21 +18,34 @@ from torch import Tensor
 
 from axs_lib.data.pairs import list_pairs, load_pair
 from axs_lib.errors import InputError
-from axs_lib.evaluate.evaluator import Report, evaluate_folder, simulated_estimate
+from axs_lib.evaluate.controls import ControlModels
+from axs_lib.evaluate.evaluator import evaluate_folder
+from axs_lib.evaluate.report import Report
+from axs_lib.evaluate.sources import simulated_estimate
 from axs_lib.metrics import METRIC_KEYS, compute_metrics, stage3_metrics
+from axs_lib.terramind.build import NANO_OPTICAL_MEAN
 
 
 @dataclass
 class Output:
     image: Tensor
+    proposal: Tensor
     nfe: int
+
+
+def copy(s1: Tensor, opt_v2: Tensor) -> Tensor:
+    return opt_v2
 
 
 @dataclass
 class FakeModel:
-    """Grounds with a function of (s1, opt_v2) and records how it was called."""
+    """Grounds with a function of (s1, opt_v2) and records how it was called.
 
-    correct: Callable[[Tensor, Tensor], Tensor] = lambda s1, opt_v2: opt_v2
+    Its proposal is ``propose(s1)``; a proposal that it is given is added to what it returns.
+    """
+
+    correct: Callable[[Tensor, Tensor], Tensor] = copy
+    propose: Callable[[Tensor], Tensor] = lambda s1: torch.zeros(len(s1), 4, *s1.shape[-2:])
     calls: list[tuple[tuple[int, ...], int | None, int]] = field(default_factory=list)
     timesteps: int = 10
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
@@ -40,10 +54,33 @@ class FakeModel:
     def provenance(self) -> dict[str, str]:
         return {"AXS_VARIANT": "fake"}
 
-    def ground(self, s1: Tensor, opt_v2: Tensor, timesteps: int | None = None, *, seed: int = 0) -> Output:
+    def ground(
+        self,
+        s1: Tensor,
+        opt_v2: Tensor,
+        timesteps: int | None = None,
+        *,
+        seed: int = 0,
+        proposal: Tensor | None = None,
+    ) -> Output:
         assert not torch.is_grad_enabled()
         self.calls.append((tuple(opt_v2.shape), timesteps, seed))
-        return Output(self.correct(s1, opt_v2), timesteps or self.timesteps)
+        image = self.correct(s1, opt_v2)
+        if proposal is not None:
+            assert bool(proposal.isfinite().all())
+            return Output(image + proposal, proposal, 0)
+        return Output(image, self.propose(s1), timesteps or self.timesteps)
+
+
+@dataclass
+class FakePlain:
+    """Gives opt_v2 back, or 1000 DN where it is given none."""
+
+    inputs: str
+
+    def predict(self, s1: Tensor, opt_v2: Tensor | None = None) -> Tensor:
+        assert (opt_v2 is not None) == ("optical" in self.inputs)
+        return torch.full((len(s1), 4, *s1.shape[-2:]), 1000.0) if opt_v2 is None else opt_v2
 
 
 @dataclass
@@ -58,7 +95,7 @@ class PipelineOutput:
 class FakePipeline:
     """Draws 1000 DN, refines to 2000 DN, and grounds with ``follow_sar``."""
 
-    stage3: FakeModel = field(default_factory=FakeModel)
+    stage3: FakeModel = field(default_factory=lambda: FakeModel(follow_sar))
     metadata: list[Mapping[str, object]] = field(default_factory=list)
     asked: list[tuple[int | None, int]] = field(default_factory=list)
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
@@ -175,10 +212,9 @@ def test_tiles_are_batched_by_size_and_arguments_passed_on(folder: Path) -> None
 def test_swapped_sar_shows_what_the_sar_is_worth(folder: Path) -> None:
     report = evaluate_folder(FakeModel(follow_sar), folder, quality="all", controls=True)
     for result in report.tiles:
-        assert result.sar_swapped is not None
-        assert result.sar_swapped["donor"] != result.record.name
-        assert float(result.sar_swapped["mse"]) > result.metrics["mse_v3"]
-    donors = {t.record.id: t.sar_swapped["donor"] for t in report.tiles if t.sar_swapped}
+        assert result.controls["sar_swapped"]["donor"] != result.record.name
+        assert float(result.controls["sar_swapped"]["mse"]) > result.metrics["mse_v3"]
+    donors = {t.record.id: t.controls["sar_swapped"]["donor"] for t in report.tiles}
     assert donors == {"a": "src/c", "b": "src/c", "c": "src/a", "d": "src/a"}, (
         "another group, of one size if it can be"
     )
@@ -189,8 +225,8 @@ def test_swapped_sar_shows_what_the_sar_is_worth(folder: Path) -> None:
     donor = load_pair(next(r for r in list_pairs(folder) if r.id == "c"))
     swapped = follow_sar(torch.from_numpy(donor.s1)[None], torch.from_numpy(pair.opt_v2)[None])[0]
     expected = compute_metrics(swapped, torch.from_numpy(pair.s2), s1=torch.from_numpy(pair.s1))
-    assert report.tiles[0].sar_swapped == pytest.approx({**expected, "donor": "src/c"})
-    assert evaluate_folder(FakeModel(), folder).tiles[0].sar_swapped is None
+    assert report.tiles[0].controls["sar_swapped"] == pytest.approx({**expected, "donor": "src/c"})
+    assert evaluate_folder(FakeModel(), folder).tiles[0].controls == {}
 
 
 def test_one_tile_has_no_control(folder: Path) -> None:
@@ -200,6 +236,49 @@ def test_one_tile_has_no_control(folder: Path) -> None:
     report = evaluate_folder(FakeModel(), folder, controls=True)
     assert len(report.tiles) == 1
     assert "sar_swapped" not in report.summary()["ok"]
+    assert "proposal_swapped" not in report.summary()["ok"]
+    assert "mean_colour" in report.summary()["ok"], "a floor needs no other tile"
+
+
+def test_another_tiles_proposal(folder: Path) -> None:
+    """A model that adds the proposal it is given is worse by just that."""
+    report = evaluate_folder(
+        FakeModel(propose=lambda s1: s1[:, :1].expand(-1, 4, -1, -1)), folder, controls=True
+    )
+    for result in report.tiles:
+        pair = load_pair(result.record)
+        donor = str(result.controls["proposal_swapped"]["donor"])
+        other = next(load_pair(record) for record in list_pairs(folder) if record.name == donor)
+        s1, truth = torch.from_numpy(pair.s1), torch.from_numpy(pair.s2)
+        opt_v2 = (
+            simulated_estimate(truth, result.record.name)
+            if pair.opt_v2 is None
+            else torch.from_numpy(pair.opt_v2)
+        )
+        expected = compute_metrics(opt_v2 + torch.from_numpy(other.s1[:1]), truth, s1=s1)
+        assert result.controls["proposal_swapped"] == pytest.approx({**expected, "donor": donor})
+    assert report.summary()["ok"]["proposal_swapped"]["tiles"] == 3
+
+
+def test_a_plain_network_that_needs_no_estimate_is_given_none(folder: Path) -> None:
+    report = evaluate_folder(FakeModel(), folder, control_models=ControlModels(plain=FakePlain("sar")))
+    pair = load_pair(report.tiles[0].record)
+    truth = torch.from_numpy(pair.s2)
+    constant = compute_metrics(torch.full_like(truth, 1000.0), truth, s1=torch.from_numpy(pair.s1))
+    assert report.tiles[0].controls["plain"] == pytest.approx(constant)
+
+
+def test_the_floors_are_constant_colours(folder: Path) -> None:
+    report = evaluate_folder(FakeModel(), folder, controls=True)
+    for result in report.tiles:
+        truth = torch.from_numpy(load_pair(result.record).s2) / 10_000
+        variance = truth.var((1, 2), correction=0).mean()
+        assert result.controls["tile_mean"]["mse"] == pytest.approx(float(variance), rel=1e-4)
+        nano = torch.tensor(NANO_OPTICAL_MEAN)[:, None, None] / 10_000
+        assert result.controls["mean_colour"]["mse"] == pytest.approx(
+            float((truth - nano).square().mean()), rel=1e-4
+        )
+        assert result.controls["tile_mean"]["mse"] < result.controls["mean_colour"]["mse"]
 
 
 def test_groups_select_and_unknown_ones_are_named(folder: Path) -> None:
@@ -245,8 +324,8 @@ def test_json_is_complete_and_strict(folder: Path) -> None:
     report = evaluate_folder(FakeModel(oracle), folder, quality="all")
     written = json.loads(json.dumps(report.to_json(), allow_nan=False))
     assert set(written) == {
-        "data", "quality", "opt_v2_source", "opt_v2_preset", "model", "timesteps", "nfe", "seed", "device", "seconds",
-        "seconds_per_tile", "units", "summary", "tiles",
+        "data", "quality", "opt_v2_source", "opt_v2_preset", "model", "control_models", "timesteps", "nfe", "seed",
+        "device", "seconds", "seconds_per_tile", "units", "summary", "tiles",
     }  # fmt: skip
     assert written["model"] == {"AXS_VARIANT": "fake"}
     assert written["opt_v2_source"] == {"file": 1, "degraded": 3}
@@ -263,7 +342,7 @@ def test_json_is_complete_and_strict(folder: Path) -> None:
 
 def rendered(report: Report) -> str:
     console = Console(file=io.StringIO(), width=160)
-    for table in (*report.tables(), report.tile_table()):
+    for table in (*report.tables(), *report.control_tables(), report.tile_table()):
         console.print(table)
     return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
 
@@ -281,10 +360,13 @@ def test_tables_say_what_was_measured(folder: Path) -> None:
             "MSE",
             "SSIM",
         ),
-        *("edges, with SAR", "smaller MSE on 100 %", "another tile's SAR", "src/d", "cloud"),
+        *("edges, with SAR", "smaller MSE on 100 %", "quartiles", "worst tile", "src/d", "cloud"),
+        *("Controls: 3 tiles", "another tile's SAR", "another tile's proposal", "mean colour"),
     ):
         assert word in text, word
-    assert report.table().title == "4 tiles, quality all"
+    assert [table.title for table in report.tables()] == ["3 tiles, quality ok", "4 tiles, quality all"]
+    plain = rendered(evaluate_folder(FakeModel(), folder))
+    assert "Controls" not in plain
 
 
 def test_progress_goes_to_the_error_stream(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -318,18 +400,81 @@ def test_the_whole_pipeline_from_sar_alone(folder: Path) -> None:
     for word in ("opt_v1", "mean", "median", "MSE v1", "SSIM v1", "stage2 (3)"):
         assert word in rendered(report), word
     narrow = Console(file=io.StringIO(), width=80)
-    narrow.print(report.table())
+    narrow.print(report.tables()[0])
     assert "…" not in narrow.file.getvalue()  # type: ignore[attr-defined]
     assert "v1" not in rendered(evaluate_folder(FakeModel(), folder))
 
 
-def test_the_pipeline_with_another_tiles_sar(folder: Path) -> None:
+def test_the_pipelines_controls_keep_its_opt_v2(folder: Path) -> None:
+    """Stages 1 and 2 run once; only Stage 3 sees another tile's SAR or proposal."""
     pipeline = FakePipeline()
+    pipeline.stage3.propose = lambda s1: s1[:, :1].expand(-1, 4, -1, -1)
     report = evaluate_folder(pipeline, folder, controls=True)
-    assert pipeline.asked == [(10, 0), (10, 0)]
-    for result in report.tiles:
-        assert result.sar_swapped is not None
-        assert float(result.sar_swapped["mse"]) > result.metrics["mse_v3"]
+    assert pipeline.asked == [(10, 0)]
+    assert [call[1:] for call in pipeline.stage3.calls] == [(10, 0)] * 3
+    records = list_pairs(folder)
+    for result, donor in zip(report.tiles, (records[2], records[2], records[0]), strict=True):
+        pair, other = load_pair(result.record), torch.from_numpy(load_pair(donor).s1)
+        s1, truth = torch.from_numpy(pair.s1), torch.from_numpy(pair.s2)
+        opt_v2 = torch.full_like(truth, 2000.0)
+        swapped = follow_sar(other[None], opt_v2[None])[0]
+        assert result.controls["sar_swapped"] == pytest.approx(
+            {**compute_metrics(swapped, truth, s1=s1), "donor": donor.name}
+        )
+        proposed = follow_sar(s1[None], opt_v2[None])[0] + other[:1]
+        assert result.controls["proposal_swapped"] == pytest.approx(
+            {**compute_metrics(proposed, truth, s1=s1), "donor": donor.name}
+        )
+
+
+@pytest.mark.parametrize(
+    ("model", "source"), [(FakePipeline(), "degraded"), (FakeModel(), "stage2"), (FakePipeline(), "file")]
+)
+def test_a_source_that_the_model_cannot_have_is_refused(folder: Path, model: Any, source: Any) -> None:
+    with pytest.raises(InputError, match=f"opt_v2_source is '{source}'"):
+        evaluate_folder(model, folder, opt_v2_source=source)
+
+
+def test_degraded_estimates_take_the_place_of_files(folder: Path) -> None:
+    report = evaluate_folder(FakeModel(), folder, opt_v2_source="degraded")
+    assert report.opt_v2_sources() == {"degraded": 3}
+    truth = torch.from_numpy(load_pair(report.tiles[0].record).s2)
+    expected = compute_metrics(simulated_estimate(truth, "src/a"), truth)["mse"]
+    assert report.tiles[0].metrics["mse_v2"] == pytest.approx(expected)
+
+
+def test_models_beside_the_model_are_measured_as_it_is(folder: Path) -> None:
+    """Without the SAR nothing is gained here, so the SAR is worth the whole gain."""
+    seen: list[Tensor] = []
+
+    def note(s1: Tensor, opt_v2: Tensor) -> Tensor:
+        seen.append(s1)
+        return opt_v2
+
+    blind = FakeModel(note)
+    mean = torch.tensor([-12.0, -20.0]).view(1, 2, 1, 1)
+    blind.terramind_generator = SimpleNamespace(sar=SimpleNamespace(mean=mean))  # type: ignore[attr-defined]
+    plain = FakePlain("sar+optical")
+    report = evaluate_folder(
+        FakeModel(follow_sar),
+        folder,
+        control_models=ControlModels(blind, plain),  # type: ignore[arg-type]
+    )
+    assert len(seen) == 1 and torch.equal(seen[0], mean.expand_as(seen[0]))
+    figures = report.summary()["ok"]
+    assert set(figures) & {"sar_swapped", "mean_colour", "proposal_swapped"} == set()
+    without, own = figures["no_sar"], figures["mean"]
+    assert without["mean"]["mse"] == pytest.approx(own["mse_v2"])
+    assert without["improvement_of_mean_%"]["mse"] == pytest.approx(0)
+    gain = 100 * (own["mse_v2"] - own["mse_v3"]) / own["mse_v2"]
+    assert without["sar_worth_%"] == pytest.approx(gain) == without["sar_worth_of_no_sar_%"]
+    assert without["wins_over"] == 1
+    assert figures["plain"]["mean"]["mse"] == pytest.approx(own["mse_v2"])
+    assert report.to_json()["control_models"] == {
+        "no_sar": {"AXS_VARIANT": "fake"},
+        "plain": {"inputs": "sar+optical"},
+    }
+    assert {"no_sar", "plain"} <= set(report.to_json()["tiles"][0])
 
 
 def test_real_pairs(shared_pairs: Path) -> None:

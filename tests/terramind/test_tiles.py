@@ -52,6 +52,18 @@ def test_tiles_come_back_in_place(size: tuple[int, int]) -> None:
     torch.testing.assert_close(layers, torch.cat([image, image * 2], dim=1), atol=1e-3, rtol=1e-6)
 
 
+def test_every_image_may_have_an_origin_of_its_own() -> None:
+    image = coordinates(2, 300, 40)
+    corners = torch.tensor([[0, 0], [2**40, -5]])
+
+    def network(tiles: list[Tensor], seeds: Tensor, origins: Tensor) -> Tensor:
+        sample = tiles[0][:, 2, 0, 0].long()
+        assert torch.equal(origins, corners[sample] + tiles[0][:, :2, 0, 0].long())
+        return tiles[0]
+
+    run_tiled(network, [image], torch.zeros(2, dtype=torch.int64), side=256, origin=corners, batch_size=3)
+
+
 def test_tiles_of_one_shape_go_together() -> None:
     counts: list[int] = []
 

@@ -1,0 +1,129 @@
+"""What the evaluation needs of the models it measures, and the one way it runs them.
+
+In: SAR, estimates and metadata of a batch of tiles. Out: ``Images``. Stage 3 is anything with ``ground``; the pipeline
+is anything that makes all three images from SAR; a plain network is anything with ``inputs`` and ``predict``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+
+@runtime_checkable
+class Grounder(Protocol):
+    """What the evaluation needs of a Stage 3 model; ``Stage3GroundingModel`` has it."""
+
+    @property
+    def provenance(self) -> Mapping[str, str]:
+        """Version, variant, weights and their hash."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs must be."""
+
+    @property
+    def timesteps(self) -> int:
+        """Default number of network evaluations."""
+
+    def ground(
+        self,
+        s1: Tensor,
+        opt_v2: Tensor,
+        timesteps: int | None = None,
+        *,
+        seed: int = 0,
+        trust: Tensor | None = None,
+        proposal: Tensor | None = None,
+    ) -> Any:
+        """Return an object with ``image`` and ``proposal`` (B,4,H,W) and ``nfe``."""
+
+
+class WholePipeline(Protocol):
+    """What the evaluation needs of a pipeline; ``Pipeline`` has it."""
+
+    @property
+    def provenance(self) -> Mapping[str, str]:
+        """Version, variants, weights and their hashes."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs must be."""
+
+    @property
+    def stage3(self) -> Grounder:
+        """The last stage, whose number of network evaluations is the default."""
+
+    def __call__(
+        self, s1: Tensor, metadata: Any = None, timesteps: int | None = None, *, seed: int = 0
+    ) -> Any:
+        """Return an object with ``opt_v1``, ``opt_v2``, ``opt_v3`` (B,4,H,W) and ``nfe`` of Stages 1 and 3."""
+
+
+class Plain(Protocol):
+    """What the evaluation needs of a plain network; ``axs_lib.evaluate.plain.PlainModel`` has it."""
+
+    @property
+    def inputs(self) -> str:
+        """``"sar+optical"``, ``"optical"`` or ``"sar"``."""
+
+    def predict(self, s1: Tensor, opt_v2: Tensor | None = None, trust: Tensor | None = None) -> Tensor:
+        """Return the image (B,4,H,W) in DN."""
+
+
+class Images(NamedTuple):
+    """What a model made of a batch, (B,4,H,W) each on the CPU, and the network evaluations it took."""
+
+    opt_v1: Tensor | None
+    opt_v2: Tensor
+    opt_v3: Tensor
+    proposal: Tensor | None
+    nfe: int
+
+
+def stage3_of(model: Grounder | WholePipeline) -> Grounder:
+    """The model itself, or the last stage of the pipeline."""
+    return model if isinstance(model, Grounder) else model.stage3
+
+
+def run(
+    model: Grounder | WholePipeline,
+    s1: Tensor,
+    opt_v2: Tensor,
+    metadata: Sequence[Mapping[str, Any]],
+    timesteps: int,
+    seed: int,
+) -> Images:
+    """Run a model on a batch.
+
+    Args:
+        model: Stage 3, or the pipeline.
+        s1: (B,2,H,W) dB.
+        opt_v2: (B,4,H,W) DN, what Stage 3 grounds; the pipeline makes its own.
+        metadata: of each tile, for the pipeline.
+        timesteps: network evaluations of each denoiser.
+        seed: of the noise.
+    """
+    if isinstance(model, Grounder):
+        output = model.ground(s1.to(model.device), opt_v2.to(model.device), timesteps, seed=seed)
+        return Images(None, opt_v2, output.image.cpu(), output.proposal.cpu(), int(output.nfe))
+    output = model(s1.to(model.device), list(metadata), timesteps, seed=seed)
+    return Images(output.opt_v1.cpu(), output.opt_v2.cpu(), output.opt_v3.cpu(), None, sum(output.nfe))
+
+
+def ground(
+    stage3: Grounder,
+    s1: Tensor,
+    opt_v2: Tensor,
+    timesteps: int,
+    seed: int,
+    *,
+    proposal: Tensor | None = None,
+) -> Any:
+    """Run Stage 3 on a batch on the CPU; with ``proposal`` (B,4,H,W) DN in place of its own drawing."""
+    device = stage3.device
+    given = {} if proposal is None else {"proposal": proposal.to(device)}
+    return stage3.ground(s1.to(device), opt_v2.to(device), timesteps, seed=seed, **given)

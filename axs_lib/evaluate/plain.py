@@ -1,0 +1,123 @@
+"""The plain U-Net that Stage 3 is measured against: no TerraMind, no gate, no hold.
+
+The same body as the grounding head's, given what is known (SAR, the estimate and where it was observed, or SAR alone)
+and asked for the image directly. What Stage 3 gains over it is what its architecture is worth; what the same plain net
+loses without SAR is what the SAR is worth. ``axs_lib.train.plain`` trains one, ``save_plain`` keeps it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from axs_lib.bands import VALID_DN, sar_stats
+from axs_lib.checks import ESTIMATE_TRUST
+from axs_lib.errors import InputError, WeightsError
+from axs_lib.grounding.head import fine_detail
+from axs_lib.grounding.unet import UNet
+from axs_lib.nodata import fill_nodata, pad_square, valid_pixels
+from axs_lib.terramind.build import NANO_OPTICAL_MEAN, NANO_OPTICAL_STD
+
+Inputs = Literal["sar", "optical", "sar+optical"]
+INPUTS: tuple[Inputs, ...] = ("sar", "optical", "sar+optical")
+MULTIPLE = 16
+
+
+class PlainModel(nn.Module):
+    """A U-Net from SAR, estimate or both to the image.
+
+    Args:
+        inputs: what it is given.
+        widths: channels of the U-Net's levels.
+    """
+
+    mean: Tensor
+    std: Tensor
+    sar_mean: Tensor
+    sar_std: Tensor
+
+    def __init__(self, inputs: Inputs = "sar+optical", widths: tuple[int, ...] = (40, 64, 112, 128)) -> None:
+        super().__init__()
+        if inputs not in INPUTS:
+            raise InputError(f"inputs is {inputs!r}; expected one of {', '.join(INPUTS)}")
+        self.inputs, self.widths = inputs, tuple(widths)
+        channels = 2 * ("sar" in inputs) + (4 + 1 + 8) * ("optical" in inputs)
+        self.body = UNet(channels, 4, self.widths)
+        for name, values in (("", (NANO_OPTICAL_MEAN, NANO_OPTICAL_STD)), ("sar_", sar_stats("S1GRD"))):
+            for key, value in zip(("mean", "std"), values, strict=True):
+                self.register_buffer(name + key, torch.tensor(value)[:, None, None], persistent=False)
+
+    def forward(self, s1: Tensor, opt_v2: Tensor | None = None, trust: Tensor | None = None) -> Tensor:
+        """The image (B, 4, H, W) in DN, differentiable and not clipped.
+
+        Args:
+            s1: (B, 2, H, W) in dB without nodata; H and W multiples of 16.
+            opt_v2: (B, 4, H, W) in DN without nodata; needed where ``inputs`` names optical.
+            trust: (B, 1, H, W), 1 observed, 0 unknown; default an estimate everywhere.
+        """
+        parts, base = [], torch.zeros_like(s1[:, :1])
+        if "sar" in self.inputs:
+            parts.append((s1 - self.sar_mean) / self.sar_std)
+        if "optical" in self.inputs:
+            if opt_v2 is None:
+                raise InputError(f"this plain model needs opt_v2 (its inputs are {self.inputs})")
+            base = (opt_v2 - self.mean) / self.std
+            known = torch.full_like(base[:, :1], ESTIMATE_TRUST) if trust is None else trust
+            parts += [base, known, *fine_detail(base)]
+        return (base + self.body(torch.cat(parts, dim=1))) * self.std + self.mean
+
+    @torch.no_grad()
+    def predict(self, s1: Tensor, opt_v2: Tensor | None = None, trust: Tensor | None = None) -> Tensor:
+        """The image of tiles of any size, nodata filled on entry and nodata again on exit.
+
+        Args:
+            s1: (B, 2, H, W) in dB, NaN = nodata.
+            opt_v2: (B, 4, H, W) in DN, NaN = nodata, or None where the model needs none.
+            trust: (B, 1, H, W); where it is 0 ``opt_v2`` is filled from observed neighbours.
+
+        Returns:
+            (B, 4, H, W) DN in 1..65535; where ``trust`` is 1, ``opt_v2`` itself.
+        """
+        height, width = s1.shape[-2:]
+        side = -(-max(height, width) // MULTIPLE) * MULTIPLE
+        sar_valid = valid_pixels(s1)
+        filled = pad_square(fill_nodata(s1.float(), sar_valid, fallback=self.sar_mean), side)
+        optical = padded_trust = None
+        if opt_v2 is not None and "optical" in self.inputs:
+            known = valid_pixels(opt_v2)
+            if trust is not None:
+                known = known & (trust > 0)
+                padded_trust = pad_square(trust * known, side)
+            optical = pad_square(fill_nodata(opt_v2.float(), known, fallback=self.mean), side)
+        image = self(filled, optical, padded_trust)[..., :height, :width].clamp(*VALID_DN)
+        if trust is not None and opt_v2 is not None:
+            image = torch.where(trust == 1, opt_v2.float(), image)
+        return image.masked_fill(~sar_valid, torch.nan)
+
+
+def save_plain(model: PlainModel, path: Path, notes: dict[str, str] | None = None) -> None:
+    """Write a plain model as float16 safetensors."""
+    from axs_lib.train.export import save_state
+
+    header = {"kind": "plain", "inputs": model.inputs, "widths": ",".join(map(str, model.widths))}
+    save_state(path, dict(model.state_dict()), header | (notes or {}))
+
+
+def load_plain(path: str | Path) -> PlainModel:
+    """Read a plain model.
+
+    Raises:
+        WeightsError: the file is of another kind, or does not fit.
+    """
+    from axs_lib.terramind.weights import load_strict, read_metadata, read_state
+
+    header = read_metadata(Path(path))
+    if header.get("kind") != "plain" or header.get("inputs") not in INPUTS:
+        raise WeightsError(f"{path} is no plain U-Net; expected a file that save_plain wrote")
+    inputs: Inputs = next(known for known in INPUTS if known == header["inputs"])
+    model = PlainModel(inputs, tuple(int(width) for width in header["widths"].split(",")))
+    load_strict(model, read_state(Path(path)), what=f"the plain U-Net ({path})")
+    return model.eval()

@@ -1,0 +1,75 @@
+"""A small U-Net that is fast on a CPU as well as on a GPU: the body of the grounding head and of the plain baselines.
+
+In go channels at full resolution, out come channels at full resolution. All convolutions work from half resolution down
+(pixels are folded into channels on entry and unfolded on exit), are dense and lie in memory channels last, which is
+what keeps a processor's matrix units busy. There is no normalisation: no pixel depends on a far one's statistics. The
+last layer starts at zero, so a fresh network answers 0.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+BRANCH_SCALE = (
+    0.2  # of a block's second convolution at birth: depth starts as a small perturbation of identity
+)
+
+
+class ConvBlock(nn.Module):
+    """Residual block of two 3 x 3 convolutions."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(channels, channels, 3, padding=1)
+        self.second = nn.Conv2d(channels, channels, 3, padding=1)
+        with torch.no_grad():
+            self.second.weight.mul_(BRANCH_SCALE)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.second(F.silu(self.first(F.silu(x))))
+
+
+class UNet(nn.Module):
+    """U-Net over half, quarter, eighth and sixteenth resolution.
+
+    Args:
+        in_channels: of the input (B, in_channels, H, W); H and W multiples of 16.
+        out_channels: of the output (B, out_channels, H, W).
+        widths: channels of the levels.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, widths: tuple[int, ...] = (40, 64, 112, 128)
+    ) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(in_channels * 4, widths[0], 3, padding=1)
+        self.encoders = nn.ModuleList(ConvBlock(width) for width in widths)
+        self.downs = nn.ModuleList(nn.Conv2d(a, b, 2, stride=2) for a, b in itertools.pairwise(widths))
+        self.ups = nn.ModuleList(nn.Conv2d(b, a * 4, 1) for a, b in itertools.pairwise(widths))
+        self.decoders = nn.ModuleList(ConvBlock(width) for width in widths[:-1])
+        self.out = nn.Conv2d(widths[0], out_channels * 4, 3, padding=1)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+        self.to(memory_format=torch.channels_last)
+
+    @property
+    def untrained(self) -> bool:
+        """Whether the last layer is still at its zero initialisation."""
+        return not bool(self.out.weight.any())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, out_channels, H, W) of (B, in_channels, H, W)."""
+        x = self.stem(F.pixel_unshuffle(x, 2).contiguous(memory_format=torch.channels_last))
+        skips = []
+        for level, encoder in enumerate(self.encoders):
+            if level:
+                x = self.downs[level - 1](x)
+            x = encoder(x)
+            skips.append(x)
+        for level in reversed(range(len(self.decoders))):
+            x = self.decoders[level](skips[level] + F.pixel_shuffle(self.ups[level](x), 2))
+        return F.pixel_shuffle(self.out(F.silu(x)), 2)

@@ -1,0 +1,95 @@
+"""Training examples of Stage 3 from clear pairs: what opt_v2 may look like, and what the answer is.
+
+In goes a batch of crops, SAR and the clear truth; out come the estimate to be grounded, the trust map, and the truth
+after whatever happened to the place. There are three kinds: a degraded estimate (``axs_lib.data.degrade``), one that
+also misses a flood that the SAR shows (``axs_lib.data.flood``; the truth is then water), and clear pixels around clouds
+(``axs_lib.data.clouds``). Every draw comes from the given generator.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from axs_lib.bands import VALID_DN
+from axs_lib.checks import ESTIMATE_TRUST
+from axs_lib.data.clouds import cloud_trust
+from axs_lib.data.degrade import Preset, degrade
+from axs_lib.data.flood import simulate_flood
+from axs_lib.nodata import fill_nodata
+
+Kind = Literal["degraded", "flood", "gaps"]
+SAR_JITTER_DB = 0.5  # standard deviation of a calibration error, each band and crop
+GAIN_COMMON, GAIN_BAND = 0.10, 0.04  # standard deviations of the brightness augmentation, as fractions
+# Reflectance of open water from clear to laden with sediment, B02 B03 B04 B08, as ranges in DN; drawn together.
+WATER_LOW, WATER_HIGH = (200.0, 250.0, 150.0, 80.0), (900.0, 1200.0, 1200.0, 600.0)
+
+
+@dataclass(frozen=True)
+class Examples:
+    """One kind of examples.
+
+    Attributes:
+        s1: (B, 2, H, W) in dB.
+        estimate: opt_v2 (B, 4, H, W) in DN, smooth where unknown, no NaN.
+        trust: (B, 1, H, W): 1 observed, 0 unknown, ``ESTIMATE_TRUST`` where it is an estimate.
+        truth: (B, 4, H, W) in DN.
+    """
+
+    s1: Tensor
+    estimate: Tensor
+    trust: Tensor
+    truth: Tensor
+
+
+def augment(s1: Tensor, truth: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor]:
+    """SAR calibration error and illumination, drawn for each crop."""
+    count = len(s1)
+    s1 = s1 + torch.randn(count, 2, 1, 1, generator=random) * SAR_JITTER_DB
+    gain = torch.exp(
+        torch.randn(count, 1, 1, 1, generator=random) * GAIN_COMMON
+        + torch.randn(count, 4, 1, 1, generator=random) * GAIN_BAND
+    )
+    return s1, (truth * gain).clamp(*VALID_DN)
+
+
+def make_examples(
+    kind: Kind,
+    s1: Tensor,
+    truth: Tensor,
+    random: torch.Generator,
+    *,
+    preset: Preset = "train",
+) -> Examples:
+    """Examples of one kind.
+
+    Args:
+        kind: ``degraded``, ``flood`` or ``gaps``.
+        s1: (B, 2, H, W) in dB.
+        truth: (B, 4, H, W) in DN.
+        random: of every draw.
+        preset: of the degradation.
+    """
+    everywhere = torch.full_like(truth[:, :1], ESTIMATE_TRUST)
+    if kind == "gaps":
+        trust = cloud_trust(len(truth), *truth.shape[-2:], generator=random)
+        trust = (trust == 1).to(truth.dtype)
+        filled = fill_nodata(truth, trust > 0, fallback=truth.mean((0, 2, 3))[:, None, None])
+        return Examples(s1, filled, trust, truth)
+    degraded = degrade(truth, generator=random, preset=preset)
+    if kind == "flood":
+        s1, water = simulate_flood(s1, generator=random)
+        truth = torch.where(water, water_colour(truth, random), truth)
+    return Examples(s1, degraded, everywhere, truth)
+
+
+def water_colour(like: Tensor, random: torch.Generator) -> Tensor:
+    """One colour of open water for each crop, with faint noise: (B, 4, H, W) in DN."""
+    low, high = (torch.tensor(v)[:, None, None] for v in (WATER_LOW, WATER_HIGH))
+    share = torch.rand(len(like), 1, 1, 1, generator=random)
+    own = torch.rand(len(like), 4, 1, 1, generator=random)
+    level = low + (high - low) * (0.7 * share + 0.3 * own)
+    return (level * (1 + 0.04 * torch.randn(like.shape, generator=random))).clamp(*VALID_DN)

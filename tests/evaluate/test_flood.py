@@ -1,0 +1,159 @@
+"""The flood test with models whose answer is known: one that sees the flood, one that copies, one that drowns all."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from axs_lib.errors import InputError
+from axs_lib.evaluate.flood import (
+    MARGIN,
+    evaluate_flood,
+    is_dry,
+    measure_flood,
+    ndwi,
+    outside_of,
+    simulate_flood,
+)
+
+WATER = torch.tensor([300.0, 400.0, 250.0, 100.0]).view(1, 4, 1, 1)
+LAND = torch.tensor([400.0, 600.0, 500.0, 3000.0]).view(4, 1, 1)
+
+
+@dataclass
+class Output:
+    image: Tensor
+    proposal: Tensor
+    nfe: int
+
+
+@dataclass
+class FakeModel:
+    """Grounds with a function of (s1, opt_v2)."""
+
+    correct: Callable[[Tensor, Tensor], Tensor]
+    timesteps: int = 10
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    provenance: dict[str, str] = field(default_factory=dict)
+    asked: list[tuple[int | None, int]] = field(default_factory=list)
+
+    def ground(self, s1: Tensor, opt_v2: Tensor, timesteps: int | None = None, *, seed: int = 0) -> Output:
+        self.asked.append((timesteps, seed))
+        image = self.correct(s1, opt_v2)
+        return Output(image, image, timesteps or 0)
+
+
+def see_water(s1: Tensor, opt_v2: Tensor) -> Tensor:
+    return torch.where(s1[:, :1] < -14.5, WATER, opt_v2)
+
+
+def evaluate(model: FakeModel, folder: Path, **options: object) -> dict[str, object]:
+    report = evaluate_flood(model, folder, **options)  # type: ignore[arg-type]
+    written: dict[str, object] = json.loads(json.dumps(report.to_json(), allow_nan=False))
+    return written
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two dry tiles, one of them larger and with nodata, and one with a lake."""
+    for name, side in (("a", 64), ("b", 80), ("lake", 64)):
+        truth = LAND.expand(4, side, side).clone()
+        if name == "lake":
+            truth[:, :20] = WATER[0]
+        sar = np.full((2, side, side), -10, np.float32)
+        if name == "b":
+            sar[:, :10] = np.nan
+        np.savez(tmp_path / f"{name}.npz", s1=sar, s2=truth.numpy().astype(np.uint16))
+    return tmp_path
+
+
+def test_a_flood_that_comes_through(folder: Path) -> None:
+    model = FakeModel(see_water)
+    report = evaluate(model, folder, timesteps=3, seed=5)
+    assert set(model.asked) == {(3, 5)}
+    assert (report["tiles"], report["left_out"], report["timesteps"], report["seed"]) == (2, 1, 3, 5)
+    assert report["came_through"] == 1
+    inside, outside = report["inside"], report["outside"]
+    assert isinstance(inside, dict) and isinstance(outside, dict)
+    assert inside["water_v2"] == 0 and inside["turned_to_water"] > 0.8 < inside["nir_fell"]
+    assert inside["ndwi_change"] > 0.8 and inside["nir_change"] < -0.2
+    assert outside == {
+        "water_v2": 0, "water_v3": 0, "turned_to_water": 0, "nir_fell": 0, "ndwi_change": 0, "nir_change": 0,
+    }  # fmt: skip
+    assert report["inside_without"] == outside == report["outside_without"]
+    tiles = report["per_tile"]
+    assert isinstance(tiles, list) and [tile["id"] for tile in tiles] == ["a", "b"]
+    assert all(0.05 < tile["flooded_share"] < 0.3 for tile in tiles)
+
+
+def test_a_copy_lets_no_flood_through(folder: Path) -> None:
+    report = evaluate(FakeModel(lambda s1, opt_v2: opt_v2), folder)
+    assert report["came_through"] == 0
+    assert report["inside"] == report["outside"]
+
+
+def test_water_where_the_sar_is_unchanged_is_seen(folder: Path) -> None:
+    report = evaluate(FakeModel(lambda s1, opt_v2: WATER.expand_as(opt_v2)), folder)
+    for part in ("outside", "inside_without", "outside_without"):
+        figures = report[part]
+        assert isinstance(figures, dict) and figures["turned_to_water"] == 1 == figures["nir_fell"]
+
+
+def test_the_table_says_what_was_measured(folder: Path) -> None:
+    console = Console(file=io.StringIO(), width=80)
+    for table in evaluate_flood(FakeModel(see_water), folder).tables():
+        console.print(table)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    for word in ("2 dry tiles (1 with water left out)", "in the flood", "real SAR", "on 100 % of the tiles"):
+        assert word in text, word
+
+
+def test_without_dry_land_there_is_no_flood(folder: Path) -> None:
+    for name in "ab":
+        (folder / f"{name}.npz").unlink()
+    with pytest.raises(InputError, match="none of the 1 tiles is dry land"):
+        evaluate_flood(FakeModel(see_water), folder)
+
+
+def test_the_flood_depends_on_the_name_alone() -> None:
+    s1 = torch.full((2, 64, 64), -10.0)
+    first, again, other = (simulate_flood(s1, name) for name in ("one", "one", "two"))
+    assert torch.equal(first[0], again[0]) and torch.equal(first[1], again[1])
+    assert not torch.equal(first[1], other[1])
+
+
+def test_measures() -> None:
+    opt_v2 = LAND.expand(4, 4, 4).clone()
+    opt_v3 = opt_v2.clone()
+    opt_v3[:, 0] = WATER[0, :, 0]
+    opt_v3[3, 1] = 1600.0  # NIR fell, but to no water
+    opt_v3[:, 2] = torch.nan
+    figures = measure_flood(opt_v2, opt_v3, torch.ones(1, 4, 4, dtype=torch.bool))
+    assert figures["turned_to_water"] == pytest.approx(1 / 3)
+    assert figures["nir_fell"] == pytest.approx(2 / 3)
+    assert figures["nir_change"] == pytest.approx((-2900 - 1400) / 3 / 10_000)
+    nothing = measure_flood(opt_v2, opt_v3, torch.zeros(1, 4, 4, dtype=torch.bool))
+    assert all(np.isnan(value) for value in nothing.values())
+    assert ndwi(opt_v3)[0, 0, 0] == pytest.approx((400 - 100) / 500)
+
+
+def test_dry_land_and_the_margin() -> None:
+    truth = LAND.expand(4, 10, 10).clone()
+    truth[:, 0, :2] = WATER[0, :, :, 0]
+    assert is_dry(truth)
+    truth[:, 0, :3] = WATER[0, :, :, 0]
+    assert not is_dry(truth)
+    assert not is_dry(torch.full((4, 8, 8), torch.nan))
+    flood = torch.zeros(1, 1, 32, 32, dtype=torch.bool)
+    flood[..., 16, 16] = True
+    outside = outside_of(flood)[0, 0, 16]
+    assert outside.nonzero().flatten().tolist() == [*range(16 - MARGIN), *range(17 + MARGIN, 32)]
