@@ -115,8 +115,9 @@ degraded`).
 """
 
 LIMITS = """
-**Limits**: opt_v2 is a simulation, not the output of a real Stage 2; the tiles are few and from few places; snow and haze
-were not trained on, clouds and floods only as simulations. The release map and the gate are learned and not calibrated.
+**Limits**: opt_v2 is a simulation, not the output of a real Stage 2; the tiles are few and from few places; snow and
+haze were not trained on, clouds and floods only as simulations. The release map and the gate are learned and not
+calibrated.
 
 **Licence**: Apache-2.0 for the weights; the data's licences are named above.
 """

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from axs_lib import __version__
+from axs_lib.cli.batch import batch
 from axs_lib.cli.command import AxsGroup, MultiValueCommand
 from axs_lib.cli.demo import demo
 from axs_lib.cli.evaluate import evaluate
@@ -51,6 +52,7 @@ def axs(
     """Ground an optical satellite estimate in real Sentinel-1 radar with TerraMind."""
 
 
+app.command("batch")(batch)
 app.command("demo")(demo)
 app.command("evaluate")(evaluate)
 app.command("ground", cls=MultiValueCommand)(ground)

@@ -1,7 +1,8 @@
-"""``axs run``: the whole pipeline on one SAR tile, or one batch of tiles.
+"""``axs run``: the whole pipeline on one SAR tile, one batch of tiles, or a scene of any size.
 
-In: .npz, .pt or .tif files with VV and VH. Out: a folder with the images of the three stages and the uncertainty as
-GeoTIFFs with the georeference of the SAR, and one .npz with everything (a batch gives the .npz alone).
+In: .npz, .pt or .tif files with VV and VH, and for scenes anything that GDAL opens. Out: a folder with the images of
+the three stages and the uncertainty as GeoTIFFs with the georeference of the SAR, and one .npz with everything (a
+batch gives the .npz alone, a scene the GeoTIFFs).
 """
 
 from __future__ import annotations
@@ -14,6 +15,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from axs_lib.cli.ground import DEFAULT_ENSEMBLE, Product, torch_device
+from axs_lib.cli.scene import (
+    BoundsOption,
+    CrsOption,
+    DeterministicOption,
+    LikeOption,
+    ResOption,
+    StacOption,
+    grid_from,
+    is_scene,
+    refuse_for_tiles,
+    run_files,
+)
 
 if TYPE_CHECKING:
     from axs_lib.data.raster import Raster
@@ -26,7 +39,7 @@ UNCERTAINTY = "uncertainty"
 
 def run(
     s1: Annotated[
-        list[Path],
+        list[str],
         typer.Option(metavar="FILE [FILE]", help="VV and VH in dB: one stack, or one file a band."),
     ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the results.")],
@@ -68,6 +81,12 @@ def run(
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda, cuda:1 ...; the GPU where there is one.")
     ] = None,
+    like: LikeOption = None,
+    crs: CrsOption = None,
+    res: ResOption = None,
+    bounds: BoundsOption = None,
+    stac: StacOption = None,
+    deterministic: DeterministicOption = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing outputs.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Accept values that do not look like dB.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
@@ -89,21 +108,42 @@ def run(
         check_timesteps(timesteps)
     _check_outputs(out, ensemble_size, overwrite)
 
-    # 2. Read the SAR; where it is tells the place.
-    raster = read_raster(s1, SAR_BANDS, order=parse_bands(bands))
-    metadata = _place(raster) | {key: value for key, value in metadata.items() if value is not None}
-
-    # 3. Run the pipeline.
     settings = {"timesteps": timesteps, "seed": seed, "ensemble_size": ensemble_size}
     given = {
         "checkpoint": checkpoint,
         "stage1_checkpoint": stage1_checkpoint,
         "stage2_checkpoint": stage2_checkpoint,
     }
-    build = {"s1_product": s1_product.value} | ({"variant": variant} if variant else {})
-    pipeline, output = _run(
-        raster, metadata, settings, build | {k: v for k, v in given.items() if v is not None}, device, force
-    )
+    build: dict[str, Any] = {"s1_product": s1_product.value} | ({"variant": variant} if variant else {})
+    build |= {k: v for k, v in given.items() if v is not None}
+
+    # Larger than a tile, or on a grid of its own: the scene way streams it.
+    grid = grid_from(like, crs, res, bounds)
+    if grid is not None or is_scene(s1):
+        run_files(
+            s1,
+            out,
+            grid,
+            metadata,
+            settings=settings,
+            build=build,
+            device=device,
+            bands=parse_bands(bands),
+            stac=stac,
+            deterministic=deterministic,
+            overwrite=overwrite,
+            force=force,
+            quiet=quiet,
+        )
+        return
+    refuse_for_tiles({"--stac": stac, "--deterministic": deterministic})
+
+    # 2. Read the SAR; where it is tells the place.
+    raster = read_raster(s1, SAR_BANDS, order=parse_bands(bands))
+    metadata = _place(raster) | {key: value for key, value in metadata.items() if value is not None}
+
+    # 3. Run the pipeline.
+    pipeline, output = _run(raster, metadata, settings, build, device, force)
 
     # 4. Write.
     tags = result_tags(pipeline, output, metadata, settings) | {"AXS_S1_PRODUCT": s1_product.value}

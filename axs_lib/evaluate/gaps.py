@@ -29,7 +29,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -389,9 +389,8 @@ def _without_sar(
 ) -> Fill:
     """A plain network that takes no SAR, or Stage 3 with mean backscatter everywhere."""
     if not isinstance(model, Grounder):
-        return _plain(cast("Plain", model), device)
-    stage3 = cast("Stage3GroundingModel", model)
-    fill, mean = _stage3(stage3, timesteps, seed), stage3.terramind_generator.sar.mean.cpu()
+        return _plain(model, device)
+    fill, mean = _stage3(model, timesteps, seed), model.terramind_generator.sar.mean.cpu()
     return lambda s1, image, trust: fill(without_sar(s1, mean), image, trust)
 
 
@@ -427,7 +426,9 @@ def _summarise(tiles: list[GapTile]) -> dict[str, Any]:
         "unknown": statistics.fmean(tile.unknown for tile in tiles),
         "changed_where_clear": max(tile.methods[STAGE3]["changed"] for tile in tiles),
         "mean": mean,
-        "median": {name: over_tiles([tile.methods[name] for tile in tiles], statistics.median) for name in names},
+        "median": {
+            name: over_tiles([tile.methods[name] for tile in tiles], statistics.median) for name in names
+        },
         "improvement_of_mean_%": {
             name: {key: improvement(mean[name][key], own[key]) for key in ERRORS} for name in rivals
         },

@@ -377,7 +377,10 @@ def _summarise(tiles: list[TileResult]) -> dict[str, Any]:
 def _summarise_control(key: str, tiles: list[TileResult]) -> dict[str, Any]:
     """Means of a control's metrics, its improvement over opt_v2, and how opt_v3 stands to it."""
     rows = [{k: v for k, v in tile.controls[key].items() if not isinstance(v, str)} for tile in tiles]
-    mean, own = over_tiles(rows, statistics.fmean), over_tiles([tile.metrics for tile in tiles], statistics.fmean)
+    mean, own = (
+        over_tiles(rows, statistics.fmean),
+        over_tiles([tile.metrics for tile in tiles], statistics.fmean),
+    )
     wins = sum(tile.metrics["mse_v3"] < row["mse"] for tile, row in zip(tiles, rows, strict=True))
     entry: dict[str, Any] = {
         "tiles": len(tiles),

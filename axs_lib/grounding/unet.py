@@ -52,8 +52,8 @@ class UNet(nn.Module):
         self.ups = nn.ModuleList(nn.Conv2d(b, a * 4, 1) for a, b in itertools.pairwise(widths))
         self.decoders = nn.ModuleList(ConvBlock(width) for width in widths[:-1])
         self.out = nn.Conv2d(widths[0], out_channels * 4, 3, padding=1)
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
+        for parameter in self.out.parameters():
+            nn.init.zeros_(parameter)
         self.to(memory_format=torch.channels_last)
 
     @property

@@ -89,8 +89,9 @@ def train_plain(config: PlainConfig, records: Sequence[PairRecord], *, progress:
         optimizer.step()
         schedule.step()
         average.update_parameters(model)
-    trained: PlainModel = average.module if config.regularised else model
-    return trained.eval()
+    if config.regularised:
+        model.load_state_dict(average.module.state_dict())
+    return model.eval()
 
 
 def balanced_loss(image: Tensor, before: Tensor, truth: Tensor) -> Tensor:

@@ -1,0 +1,113 @@
+"""Workers of a Ray cluster, or of a Ray started for this job alone: one actor each.
+
+In: a job, the cluster's address, the number of workers. Out: outcomes, and the news that an actor has died. Ray only
+places the workers and carries tasks (paths) and outcomes; retries, manifest and resuming are the same as on one
+machine. All machines must see the same files under the same paths.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import os
+from collections.abc import Collection
+from typing import Any
+
+from axs_lib.batch.supervise import Death
+from axs_lib.batch.work import Job, Outcome, Task, Worker
+from axs_lib.errors import AxionError
+
+
+class RayCrew:
+    """Workers as Ray actors.
+
+    Args:
+        job: what they do.
+        workers: their number; by default as many as the cluster's cores or GPUs have room for.
+        gpus_per_worker: share of a GPU that a worker takes; 0 is CPU workers.
+        address: of a running cluster, such as ``auto`` or ``ray://host:10001``; by default Ray is started on this
+            machine for this job.
+
+    Raises:
+        AxionError: Ray is not installed.
+    """
+
+    def __init__(
+        self, job: Job, workers: int | None = None, gpus_per_worker: float = 0.0, address: str | None = None
+    ) -> None:
+        self._ray = _load_ray()
+        self._job = job
+        self._workers = workers
+        self._address = address
+        self._resources = {"num_cpus": job.threads, "num_gpus": gpus_per_worker}
+        self._actors: dict[int, Any] = {}
+        self._pending: dict[int, Any] = {}
+
+    def start(self) -> int:
+        """Connect to the cluster, or start one; the number of seats.
+
+        Raises:
+            AxionError: the cluster cannot be reached, or has no room for a single worker.
+        """
+        if self._address is None:
+            room = {} if self._workers is None else {"num_cpus": self._workers * self._job.threads}
+            options: dict[str, Any] = {"address": "local", "include_dashboard": False, **room}
+        else:
+            options = {"address": self._address}
+        try:
+            self._ray.init(**options, log_to_driver=False, logging_level="ERROR")
+        except (ConnectionError, OSError, RuntimeError, ValueError) as error:
+            where = f"at {self._address}" if self._address else "on this machine"
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise AxionError(
+                f"Ray cannot be used {where}: {reason}; check --address, or use --engine local"
+            ) from error
+        total = self._ray.cluster_resources()
+        limits = {"CPU": self._resources["num_cpus"], "GPU": self._resources["num_gpus"]}
+        room_for = min(math.floor(total.get(name, 0) / need) for name, need in limits.items() if need)
+        if room_for < 1:
+            raise AxionError(
+                f"the Ray cluster has {total.get('CPU', 0):g} CPUs and {total.get('GPU', 0):g} GPUs, and a worker needs"
+                f" {limits['CPU']:g} and {limits['GPU']:g}; lower --threads or --gpus-per-worker"
+            )
+        return min(self._workers or room_for, room_for)
+
+    def hire(self, seat: int) -> None:
+        """Start an actor; Ray does not restart it by itself."""
+        actor = self._ray.remote(Worker).options(**self._resources, max_restarts=0, max_task_retries=0)
+        self._actors[seat] = actor.remote(self._job)
+
+    def give(self, seat: int, task: Task) -> None:
+        """Send a task."""
+        self._pending[seat] = self._actors[seat].run.remote(task)
+
+    def wait(self, seats: Collection[int]) -> list[tuple[int, Outcome | Death]]:
+        """Outcomes and deaths, at least one."""
+        ready, _ = self._ray.wait([self._pending[seat] for seat in seats], num_returns=1)
+        done = set(ready)
+        return [(seat, self._outcome(seat)) for seat in list(seats) if self._pending[seat] in done]
+
+    def _outcome(self, seat: int) -> Outcome | Death:
+        try:
+            outcome: Outcome = self._ray.get(self._pending.pop(seat))
+            return outcome
+        except self._ray.exceptions.RayActorError as error:
+            return Death(" ".join(str(error).split())[:300])
+
+    def dismiss(self) -> None:
+        """End all actors and leave the cluster; one that was started for this job ends, too."""
+        for actor in self._actors.values():
+            self._ray.kill(actor)
+        self._actors.clear()
+        self._pending.clear()
+        self._ray.shutdown()
+
+
+def _load_ray() -> Any:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing here phones home
+    try:
+        return importlib.import_module("ray")
+    except ImportError as error:
+        raise AxionError(
+            "--engine ray needs Ray, which is not installed: pip install 'axion-sat[ray]', or use --engine local"
+        ) from error

@@ -1,0 +1,150 @@
+"""What is run on each item: Stage 3 on a pair, or the pipeline on a SAR image, and with which weights.
+
+In: a ``Job``. Out: a function from an item to its output file, holding the model; one function an item kind. Imports
+the models only where they are built, so that the process that hands out the work stays small.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from axs_lib.batch.items import Item
+from axs_lib.batch.work import Job, Runner
+from axs_lib.errors import WeightsError
+
+if TYPE_CHECKING:
+    from axs_lib.pipeline import Pipeline
+    from axs_lib.stage3_tm_ground import Stage3GroundingModel
+
+GROUND_TIMESTEPS = 10
+
+
+def find_weights(settings: Mapping[str, Any], checkpoints: Mapping[str, str]) -> dict[str, str]:
+    """SHA-256 of every weights file that a job loads, by stage and file name; fetched from the Hub where need be.
+
+    Args:
+        settings: of the job: its stage and variant.
+        checkpoints: of the job.
+
+    Raises:
+        InputError: unknown variant.
+        WeightsError: weights that cannot be had.
+    """
+    from axs_lib.prithvi.variants import DEFAULT_VARIANT as DEFAULT_PRITHVI
+    from axs_lib.prithvi.variants import NANO, PRITHVI_VARIANTS
+    from axs_lib.terramind.weights import find_variant, resolve, sha256_file
+
+    variant = find_variant(settings["variant"])
+    files = resolve(variant, checkpoints.get("checkpoint"))
+    found = {"stage3": dict(files.info.sha256)}
+    if files.info.source != "hub" and not variant.packaged:
+        from axs_lib.terramind.load import HEAD_FILE
+
+        head = files.generator.with_name(HEAD_FILE)
+        if head.is_file():
+            found["stage3"][head.name] = sha256_file(head)
+    if settings["stage"] == "pipeline":
+        if "stage1_checkpoint" in checkpoints:
+            found["stage1"] = dict(resolve(variant, checkpoints["stage1_checkpoint"]).info.sha256)
+        prithvi = PRITHVI_VARIANTS[NANO if variant.packaged else DEFAULT_PRITHVI]
+        found["stage2"] = dict(resolve(prithvi, checkpoints.get("stage2_checkpoint")).info.sha256)
+    return {f"{stage}/{name}": value for stage, names in found.items() for name, value in names.items()}
+
+
+def build_runner(job: Job) -> Runner:
+    """Build the model of a job in this process.
+
+    Raises:
+        WeightsError: weights that cannot be had, or other weights than the job was started with.
+        InputError: settings that there are not.
+    """
+    import torch
+
+    torch.set_num_threads(job.threads)
+    settings = job.settings
+    if find_weights(settings, job.checkpoints) != job.weights:
+        raise WeightsError(
+            "the weights here are not those that the job was started with; put the same files on every machine, leave"
+            " them alone while a job runs, and start it again"
+        )
+    common: dict[str, Any] = {"variant": settings["variant"], "s1_product": settings["s1_product"]}
+    common |= {"device": job.device, **job.checkpoints}
+    if settings["stage"] == "ground":
+        from axs_lib import stage3_tm_ground
+
+        model = stage3_tm_ground.build_stage3_model(**common)
+        return functools.partial(ground_item, model, job)
+    from axs_lib import pipeline
+
+    return functools.partial(run_item, pipeline.build_pipeline(**common), job)
+
+
+def ground_item(model: Stage3GroundingModel, job: Job, item: Item, output: Path) -> None:
+    """Ground the estimate of an item in its SAR image; ``.npz`` holds the inputs too.
+
+    Raises:
+        InputError: the inputs cannot be read or are not what they should be.
+        OutputError: the disk refuses.
+    """
+    import torch
+
+    from axs_lib.checks import check_pair
+    from axs_lib.data.results import check_suffix, write_image
+    from axs_lib.data.tiles import read_tile
+
+    tile = read_tile([item.s1], [item.opt_v2] if item.opt_v2 else ())
+    check_suffix(output, len(tile.opt_v2.batch))
+    s1, opt_v2 = (torch.from_numpy(raster.batch).to(job.device) for raster in (tile.s1, tile.opt_v2))
+    trust = None if tile.trust is None else torch.from_numpy(tile.trust).to(job.device)
+    check_pair(s1, opt_v2, trust=trust, source="file", force=job.force)
+    timesteps = job.settings["timesteps"] or GROUND_TIMESTEPS
+    with torch.no_grad():
+        result = model.ground(s1, opt_v2, timesteps, seed=job.settings["seed"], trust=trust)
+    tags = model.provenance | _tags(job) | {"AXS_TIMESTEPS": str(timesteps), "AXS_NFE": str(result.nfe)}
+    write_image(output, result.image.float().cpu().numpy(), tile, tags=tags, overwrite=True)
+
+
+def run_item(pipeline: Pipeline, job: Job, item: Item, output: Path) -> None:
+    """Run the three stages on the SAR image of an item: ``.npz`` with all images, or ``.tif`` with the last.
+
+    Raises:
+        InputError: the input cannot be read or is not what it should be.
+        OutputError: the disk refuses.
+    """
+    from dataclasses import replace
+
+    import torch
+
+    from axs_lib.bands import OPTICAL_BANDS, SAR_BANDS
+    from axs_lib.checks import check_sar
+    from axs_lib.data.raster import centre_lat_lon
+    from axs_lib.data.results import check_suffix, write_arrays, write_tiff
+    from axs_lib.data.tiles import read_raster
+
+    raster = read_raster(item.s1, SAR_BANDS)
+    check_suffix(output, len(raster.batch))
+    s1 = torch.from_numpy(raster.batch).to(job.device)
+    check_sar(s1, source="file", force=job.force)
+    place = centre_lat_lon(raster)
+    located = {} if place is None else {"lat": round(place[0], 5), "lon": round(place[1], 5)}
+    metadata = located | dict(item.metadata)
+    result = pipeline(s1, metadata, job.settings["timesteps"], seed=job.settings["seed"])
+    tags = pipeline.provenance | _tags(job) | {"AXS_NFE": " ".join(map(str, result.nfe))}
+    tags |= {f"AXS_METADATA_{key.upper()}": str(value) for key, value in metadata.items()}
+    if job.format == "tif":
+        image = result.opt_v3[0].float().cpu().numpy()
+        like = replace(raster, data=image, bands=OPTICAL_BANDS, nodata=None, tags={**raster.tags, **tags})
+        write_tiff(output, image, like, overwrite=True)
+        return
+    names = ("opt_v1", "opt_v2", "opt_v3")
+    batches = {name: getattr(result, name).float().cpu().numpy() for name in names}
+    arrays = batches if raster.batched else {name: batch[0] for name, batch in batches.items()}
+    sar = {"s1": raster.data} if raster.batched else dict(zip(("s1_vv", "s1_vh"), raster.data, strict=True))
+    write_arrays(output, arrays | sar, raster, tags=tags, overwrite=True)
+
+
+def _tags(job: Job) -> dict[str, str]:
+    return {"AXS_SEED": str(job.settings["seed"]), "AXS_S1_PRODUCT": str(job.settings["s1_product"])}

@@ -1,0 +1,1 @@
+"""Scenes of any size: read and warp by rows, ground in blended tiles, write Cloud Optimized GeoTIFFs."""

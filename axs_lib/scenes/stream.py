@@ -1,0 +1,176 @@
+"""Run a network over the tiles of a scene by rows, in memory that depends on the scene's width and not its height.
+
+In: sources on one grid and a function from tiles to layers. Out: finished rows of blended layers, from top to bottom.
+Tiles lie on the ``TileGrid`` of the whole scene and are added up in row-major order, exactly as ``Blender`` does with
+the whole scene in memory. Windows are for reading only: one thread reads ahead while the network computes.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from axs_lib.data.raster import FloatArray
+from axs_lib.scenes.source import Source
+from axs_lib.tilegrid import Tile, TileGrid
+
+WINDOW_ROWS = 256
+AHEAD = 1  # windows read, or rows to be written, that may wait
+
+# Tiles of one shape [(n, C, h, w) a source] and where they lie -> layers (n, K, h, w), NaN = nodata.
+TileFunction = Callable[[list[Tensor], list[Tile]], Tensor]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Finished rows of a scene.
+
+    Attributes:
+        top: index of the first.
+        layers: (K, n, W), NaN where no tile has data.
+        inputs: the same rows of each source, (C, n, W).
+    """
+
+    top: int
+    layers: FloatArray
+    inputs: list[FloatArray]
+
+
+def tile_count(grid: TileGrid, height: int, width: int) -> int:
+    """Tiles of a scene."""
+    return len(grid.starts(height)) * len(grid.starts(width))
+
+
+def stream_tiles(
+    sources: Sequence[Source],
+    network: TileFunction,
+    layers: int,
+    grid: TileGrid,
+    *,
+    batch_size: int,
+    window_rows: int = WINDOW_ROWS,
+    wanted: Callable[[list[FloatArray]], bool] = lambda tiles: True,
+    advance: Callable[[int], None] = lambda tiles: None,
+) -> Generator[Rows, None, None]:
+    """Blend what a network makes of the tiles of a scene.
+
+    Args:
+        sources: on one grid.
+        network: see ``TileFunction``; called with tiles of one shape and one row of tiles.
+        layers: channels K that the network returns.
+        grid: the tile grid.
+        batch_size: tiles the network sees at once.
+        window_rows: rows read at once; the result does not depend on it.
+        wanted: whether a tile [(C, h, w) a source] has anything to compute; where not, its pixels are nodata.
+        advance: told how many tiles are done.
+
+    Yields:
+        All rows, from top to bottom.
+    """
+    height, width = sources[0].grid.size
+    starts = grid.starts(height)
+    with _windows(sources, window_rows) as windows:
+        first, band = next(windows)  # rows in memory: of each source, from row `first` on
+        total = torch.zeros(layers, min(grid.side, height), width)
+        weight = torch.zeros(total.shape[1:])
+        for top, following in itertools.zip_longest(starts, starts[1:], fillvalue=height):
+            bottom = min(top + grid.side, height)
+            while first + band[0].shape[1] < bottom:
+                _, more = next(windows)
+                band = [np.concatenate(pair, axis=1) for pair in zip(band, more, strict=True)]
+            band = [rows[:, top - first :] for rows in band]
+            first = top
+
+            # 1. The tiles of this row, in batches of one shape; those without data are left out.
+            tiles = [Tile(top, left, bottom, min(left + grid.side, width)) for left in grid.starts(width)]
+            views = {
+                tile: [rows[:, : bottom - top, tile.left : tile.right] for rows in band] for tile in tiles
+            }
+            needed = [tile for tile in tiles if wanted(views[tile])]
+            advance(len(tiles) - len(needed))
+            for batch in _batches(needed, batch_size):
+                images = [
+                    torch.from_numpy(np.stack(each)) for each in zip(*(views[t] for t in batch), strict=True)
+                ]
+                values = network(images, batch).float().cpu()
+
+                # 2. Blended into the band, whose first row is the scene's row `top`.
+                for tile, value in zip(batch, values, strict=True):
+                    ramp = grid.weights(tile, height, width)
+                    total[:, : bottom - top, tile.left : tile.right] += value * ramp
+                    weight[: bottom - top, tile.left : tile.right] += ramp
+                advance(len(batch))
+
+            # 3. Rows that no later tile reaches are finished; the others move up.
+            done = following - top
+            yield Rows(top, (total[:, :done] / weight[:done]).numpy(), [rows[:, :done] for rows in band])
+            total = torch.cat([total[:, done:], torch.zeros_like(total[:, :done])], dim=1)
+            weight = torch.cat([weight[done:], torch.zeros_like(weight[:done])])
+
+
+def _batches(tiles: Sequence[Tile], size: int) -> Iterator[list[Tile]]:
+    for _, group in itertools.groupby(tiles, key=lambda tile: tile.shape):
+        run = list(group)
+        for start in range(0, len(run), size):
+            yield run[start : start + size]
+
+
+@contextmanager
+def _windows(sources: Sequence[Source], window_rows: int) -> Iterator[Iterator[tuple[int, list[FloatArray]]]]:
+    """First row and pixels of each window of whole rows, read ahead by a thread of their own."""
+    height, width = sources[0].grid.size
+
+    def read(top: int) -> tuple[int, list[FloatArray]]:
+        window = Tile(top, 0, min(top + window_rows, height), width)
+        return top, [source.read(window) for source in sources]
+
+    def results(reader: OneThread) -> Iterator[tuple[int, list[FloatArray]]]:
+        for top in range(0, height, window_rows):
+            reader.hand(read, top)
+            if reader.waiting > AHEAD:
+                yield reader.oldest()
+        while reader.waiting:
+            yield reader.oldest()
+
+    with OneThread("axs-read") as reader:
+        yield results(reader)
+
+
+class OneThread:
+    """A thread that does jobs in their order; leaving the block waits for the present job and drops the others.
+
+    Args:
+        name: of the thread.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
+        self._jobs: deque[Future[Any]] = deque()
+
+    def __enter__(self) -> OneThread:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._executor.shutdown(wait=True, cancel_futures=True)
+
+    @property
+    def waiting(self) -> int:
+        """Jobs handed over whose result was not asked for."""
+        return len(self._jobs)
+
+    def hand(self, job: Callable[..., Any], *arguments: Any) -> None:
+        """Hand over a job."""
+        self._jobs.append(self._executor.submit(job, *arguments))
+
+    def oldest(self) -> Any:
+        """The result of the oldest job, or the error that it ended in."""
+        return self._jobs.popleft().result()

@@ -1,0 +1,247 @@
+"""What goes wrong in long jobs, done for real: nothing lost, nothing done twice, nothing partial under a final name."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from axs_lib.batch.manifest import JOURNAL, MANIFEST
+from tests.batch.conftest import Batch, until
+from tests.batch.fakes import FILE_LIMIT
+
+
+def alive(process: int) -> bool:
+    """Whether a process still runs; one that has ended and that nobody has waited for does not."""
+    try:
+        os.kill(process, 0)
+        status = Path(f"/proc/{process}/stat")
+        return not status.exists() or status.read_text().rpartition(") ")[2][0] != "Z"
+    except (ProcessLookupError, FileNotFoundError):
+        return False
+
+
+def test_a_worker_killed_in_mid_tile_costs_nothing(batch: Batch) -> None:
+    batch.write(a="wait a", b="ok b", c="ok c")
+    job = batch.start("--workers", 2)
+    os.kill(batch.begun("a"), signal.SIGKILL)
+    batch.allow("a")
+    output, errors = job.communicate(timeout=60)
+    assert job.returncode == 0, errors
+    assert output.startswith("3 items: 3 done;")
+    assert batch.runs("a") == 2 and batch.runs("b") == batch.runs("c") == 1
+    batch.check_outputs()
+
+
+def test_an_item_that_kills_its_workers_is_recorded_and_the_rest_is_done(batch: Batch) -> None:
+    batch.write(a="crash", b="ok b", c="ok c", d="crash d")
+    result = batch.run("--workers", 2)
+    assert result.returncode == 1
+    assert "crashed: a: its worker died 2 times: killed by SIGKILL" in result.stderr
+    assert batch.statuses() == {"a": "crashed", "b": "done", "c": "done", "d": "crashed"}
+    assert batch.runs("a") == 2 and batch.runs("b") == 1
+    batch.check_outputs()
+
+
+def test_a_killed_driver_takes_its_workers_along_and_the_next_job_goes_on(batch: Batch) -> None:
+    batch.write(a="ok a", b="ok b", c="wait c", d="ok d")
+    job = batch.start("--workers", 1)
+    worker = batch.begun("c")
+    job.kill()
+    job.wait()
+    until(lambda: "" if alive(worker) else "gone")
+    assert (batch.out / JOURNAL).exists() and not (batch.out / MANIFEST).exists()
+    assert batch.statuses() == {"a": "done", "b": "done"}
+    assert {p.name for p in batch.out.glob("[!.]*.npz")} == {"a.npz", "b.npz"}
+    batch.allow("c")
+    result = batch.run("--workers", 2)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("4 items: 2 done, 2 done before;")
+    assert [batch.runs(name) for name in "abcd"] == [1, 1, 2, 1]
+    batch.check_outputs()
+
+
+def test_ctrl_c_stops_cleanly(batch: Batch) -> None:
+    batch.write(a="ok a", b="wait b", c="wait c", d="ok d")
+    job = batch.start("--workers", 2)
+    workers = [batch.begun("b"), batch.begun("c")]
+    os.killpg(job.pid, signal.SIGINT)  # as a terminal does: everyone hears it
+    output, errors = job.communicate(timeout=60)
+    assert job.returncode == 130
+    assert output == errors == ""
+    assert not any(alive(worker) for worker in workers)
+    assert batch.statuses() == {"a": "done"}
+    batch.check_outputs()
+    batch.allow("b", "c")
+    assert batch.run().returncode == 0
+    assert batch.runs("a") == 1 and batch.runs("d") == 1
+    batch.check_outputs()
+
+
+def test_two_jobs_on_one_folder(batch: Batch) -> None:
+    batch.write(a="wait a")
+    first = batch.start("--workers", 1)
+    batch.begun("a")
+    second = batch.run("--workers", 1)
+    assert second.returncode == 2
+    assert f"is in use by another axs batch (process {first.pid} on " in second.stderr
+    assert "Traceback" not in second.stderr
+    batch.allow("a")
+    first.communicate(timeout=60)
+    assert first.returncode == 0 and batch.runs("a") == 1
+    batch.check_outputs()
+
+
+def test_garbage_among_good_ones_fails_alone(batch: Batch) -> None:
+    batch.write(a="ok a", b="bad", c="bug", d="ok d")
+    (batch.inputs / "e.npz").mkdir()
+    (batch.inputs / "f.npz").symlink_to(batch.inputs / "missing")
+    result = batch.run("--workers", 2)
+    assert result.returncode == 1
+    assert result.stdout.startswith("5 items: 2 done, 3 failed;")
+    assert "failed: b: " in result.stderr and "b.npz is bad" in result.stderr
+    assert "failed: c: ZeroDivisionError: division by zero" in result.stderr
+    assert "f.npz cannot be read: No such file" in result.stderr
+    assert batch.statuses() == {"a": "done", "b": "failed", "c": "failed", "d": "done", "f": "failed"}
+    assert "b.npz is bad" in batch.records()["b"].error
+    batch.check_outputs()
+    batch.write(b="ok at last", c="ok at last")
+    (batch.inputs / "f.npz").unlink()
+    assert batch.run().stdout.startswith("4 items: 2 done, 2 done before;")
+    assert batch.records()["b"].error == ""
+
+
+def test_fail_fast_stops_at_the_first_failure(batch: Batch) -> None:
+    batch.write(a="bad", b="wait b", c="ok c")
+    result = batch.run("--workers", 1, "--fail-fast")
+    assert result.returncode == 1
+    assert result.stdout.startswith("3 items: 0 done, 1 failed, 2 left;")
+    assert batch.statuses() == {"a": "failed"}
+    batch.check_outputs()
+
+
+def test_an_input_replaced_between_runs_is_computed_again(batch: Batch) -> None:
+    batch.write(a="ok a", b="ok b")
+    batch.run()
+    before = (batch.inputs / "a.npz").stat()
+    batch.write(a="ok z")  # of the same size, and of the same age
+    os.utime(batch.inputs / "a.npz", ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert batch.run().stdout.startswith("2 items: 1 done, 1 done before;")
+    assert batch.runs("a") == 2 and batch.runs("b") == 1
+    batch.check_outputs()
+
+
+def test_an_input_replaced_while_it_is_read_is_no_result(batch: Batch) -> None:
+    batch.write(a="wait a")
+    job = batch.start("--workers", 1)
+    batch.begun("a")
+    batch.write(a="wait another")
+    batch.allow("a")
+    job.communicate(timeout=60)
+    assert job.returncode == 1
+    assert "changed while it was read" in batch.records()["a"].error
+    batch.check_outputs()
+    assert batch.run().returncode == 0
+    batch.check_outputs()
+
+
+def test_a_full_quota_fails_the_file_that_does_not_fit(batch: Batch) -> None:
+    batch.write(a="ok a", b="big 100000", c="ok c")
+    result = batch.run("--workers", 1, **{FILE_LIMIT: "50000"})
+    assert result.returncode == 1
+    assert "b.npz: the file is too large" in result.stderr
+    assert batch.statuses() == {"a": "done", "b": "failed", "c": "done"}
+    batch.check_outputs()
+    assert batch.run("--workers", 1).stdout.startswith("3 items: 1 done, 2 done before;")
+    batch.check_outputs()
+
+
+SMALL_DISK = "mount -t tmpfs -o size=256k tmpfs $0 && $@; code=$?; cp -a $0/. $0.copy; exit $code"
+
+
+def may_mount() -> list[str] | None:
+    """How to run a shell that may mount a small disk of its own, where this system allows it."""
+    ways = (["unshare", "--mount"], ["unshare", "--map-root-user", "--mount"])
+    test = ["sh", "-c", "mount -t tmpfs -o size=64k tmpfs /tmp"]
+    for way in ways if shutil.which("unshare") else ():
+        if subprocess.run([*way, *test], capture_output=True, check=False).returncode == 0:
+            return way
+    return None
+
+
+def test_a_full_disk_stops_the_job_and_keeps_the_manifest(batch: Batch) -> None:
+    """On a real file system of 256 KB where one may be mounted; else the quota of a file stands in for it."""
+    batch.write(a="ok a", b="big 150000", c="big 150000", d="ok d")
+    way = may_mount()
+    if way is None:
+        assert batch.run("--workers", 1, **{FILE_LIMIT: "100000"}).returncode == 1
+    else:
+        batch.out.mkdir()
+        command = [sys.executable, "-m", "tests.batch.fakes", "batch", batch.inputs, "--out", batch.out, "-q"]
+        shell = [*way, "sh", "-c", SMALL_DISK, str(batch.out), *map(str, command), "--workers", "1"]
+        result = subprocess.run(
+            shell, cwd=batch.repository, capture_output=True, text=True, timeout=60, check=False
+        )
+        assert result.returncode == 2, result.stderr
+        assert "c.npz: the disk is full" in result.stderr and "2 of 4 items are done" in result.stderr
+        assert "Traceback" not in result.stderr
+        batch.out.rmdir()
+        batch.out.with_name("out.copy").rename(batch.out)
+        assert batch.statuses() == {"a": "done", "b": "done", "c": "failed"}
+    batch.check_outputs()
+    assert batch.run().returncode == 0
+    assert batch.runs("a") == 1
+    batch.check_outputs()
+
+
+def test_a_job_without_a_model_stops_at_once(batch: Batch) -> None:
+    batch.write(a="ok a", b="ok b")
+    result = batch.run("--variant", "unbuildable")
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: the model cannot be built: these weights cannot be had")
+    assert not (batch.out / "a.npz").exists() and batch.runs("a") == 0
+
+
+def test_the_same_outputs_whatever_happened(batch: Batch) -> None:
+    """Two workers with a kill and a stop in between give the bytes of one worker that was left alone."""
+    batch.write(**{f"t{number}": f"wait {number}" for number in range(4)})
+    job = batch.start("--workers", 2)
+    first, second = batch.begun("t0"), batch.begun("t1")
+    os.kill(first, signal.SIGKILL)
+    batch.allow("t1")
+    batch.begun("t2")
+    assert alive(second)
+    job.kill()
+    job.wait()
+    batch.allow("t0", "t2", "t3")
+    assert batch.run("--workers", 2).returncode == 0
+    batch.check_outputs()
+    disturbed = {name: (r.key, r.output_sha256) for name, r in batch.records().items()}
+    shutil.rmtree(batch.out)
+    assert batch.run("--workers", 1).returncode == 0
+    assert {name: (r.key, r.output_sha256) for name, r in batch.records().items()} == disturbed
+
+
+@pytest.mark.parametrize("change", [("--seed", "7"), ("--timesteps", "3")])
+def test_other_settings_are_other_results(batch: Batch, change: tuple[str, str]) -> None:
+    batch.write(a="ok a")
+    batch.run()
+    assert batch.run(*change).stdout.startswith("1 items: 1 done;")
+    assert batch.run(*change).stdout.startswith("1 items: 0 done, 1 done before;")
+    assert batch.runs("a") == 2
+    batch.check_outputs(seed=7 if "--seed" in change else 0)
+
+
+@pytest.mark.parametrize("damage", ["gone", "cut"])
+def test_an_output_that_is_lost_or_cut_is_made_again(batch: Batch, damage: str) -> None:
+    batch.write(a="ok a", b="ok b")
+    batch.run()
+    output = batch.out / "a.npz"
+    output.unlink() if damage == "gone" else output.write_bytes(output.read_bytes()[:5])
+    assert batch.run().stdout.startswith("2 items: 1 done, 1 done before;")
+    batch.check_outputs()

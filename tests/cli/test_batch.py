@@ -1,0 +1,105 @@
+"""``axs batch`` says what became of the items, by words and by exit code (whole jobs: tests/batch/test_faults.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from axs_lib.batch import ray_engine, runners, supervise
+from axs_lib.batch.items import Item
+from axs_lib.batch.supervise import Crew, Summary
+from axs_lib.batch.work import Job, make_record
+
+Run = Callable[..., Any]
+
+
+class Called:
+    """What ``run_batch`` was given, and what it shall answer."""
+
+    def __init__(self) -> None:
+        self.job: Job | None = None
+        self.items: list[Item] = []
+        self.crew: Any = None
+        self.options: dict[str, Any] = {}
+        self.summary = Summary(1, done=1)
+
+    def run_batch(self, job: Job, items: list[Item], crew: Crew, **options: Any) -> Summary:
+        self.job, self.items, self.crew, self.options = job, items, crew, options
+        return self.summary
+
+
+@pytest.fixture
+def called(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Called:
+    made = Called()
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.npz").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(supervise, "run_batch", made.run_batch)
+    monkeypatch.setattr(runners, "find_weights", lambda settings, checkpoints: {"w": "0"})
+    return made
+
+
+def test_the_options_reach_the_job(axs: Run, called: Called, tmp_path: Path) -> None:
+    result = axs(
+        "batch", "in", "--out", "out", "--stage", "pipeline", "--variant", "nano", "--timesteps", 3, "--seed", 5,
+        "--s1-product", "S1RTC", "--format", "tif", "--stage2-checkpoint", "w.safetensors", "--threads", 2,
+        "--workers", 3, "--force", "--fail-fast", "-q",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert result.output == "1 items: 1 done; out/manifest.parquet\n"
+    job = called.job
+    assert job is not None and called.items == [Item("a", str(tmp_path / "in" / "a.npz"))]
+    assert job.settings == {
+        "stage": "pipeline", "variant": "nano", "timesteps": 3, "seed": 5, "s1_product": "S1RTC",
+    }  # fmt: skip
+    assert job.checkpoints == {"stage2_checkpoint": str(tmp_path / "w.safetensors")}
+    assert (job.out, job.format, job.force, job.threads) == (str(tmp_path / "out"), "tif", True, 2)
+    assert (job.device, job.weights) == ("cpu", {"w": "0"})
+    assert called.options == {"fail_fast": True, "progress": False} and called.crew.start() == 3
+
+
+def test_failures_are_named_and_counted(axs: Run, called: Called) -> None:
+    job = Job(runners.build_runner, {}, {}, "/out")
+    failed = [make_record(job, Item(f"t{n}", f"/in/{n}.npz"), "failed", "it is bad") for n in range(12)]
+    called.summary = Summary(20, done=3, kept=4, failed=failed)
+    result = axs("batch", "in", "--out", "out")
+    assert result.exit_code == 1
+    assert result.stdout == "20 items: 3 done, 4 done before, 12 failed, 1 left; out/manifest.parquet\n"
+    lines = result.stderr.splitlines()
+    assert lines[0] == "failed: t0: it is bad" and len(lines) == 11
+    assert lines[-1] == "... and 2 more in the manifest"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("in", "--timesteps", "0"), "timesteps is 0"),
+        (("in", "--address", "auto"), "add --engine ray"),
+        (("in", "--stage2-checkpoint", "w"), "--stage ground runs Stage 3 alone"),
+        (("nowhere",), "holds no tile; expected tiles as NAME.npz"),
+        (("in", "--workers", "0"), "--workers"),
+        (("in", "--stage", "stage9"), "stage9"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_words(
+    axs: Run, called: Called, tmp_path: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    result = axs("batch", *arguments, "--out", "out")
+    assert result.exit_code == 2 and message in result.stderr and "Traceback" not in result.output
+    assert called.job is None and not (tmp_path / "out").exists()
+
+
+def test_without_ray_the_way_out_is_named(
+    axs: Run, called: Called, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def missing(name: str) -> None:
+        raise ModuleNotFoundError(f"No module named {name!r}")
+
+    monkeypatch.setattr(ray_engine.importlib, "import_module", missing)
+    result = axs("batch", "in", "--out", "out", "--engine", "ray")
+    assert result.exit_code == 2
+    assert "pip install 'axion-sat[ray]', or use --engine local" in result.stderr
+    assert called.job is None and not (tmp_path / "out").exists()

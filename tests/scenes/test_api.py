@@ -1,0 +1,415 @@
+"""A grounded scene is what blending in memory gives, wherever it is cut and however it is run, and is a whole file."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pystac
+import pytest
+import rasterio
+import torch
+from rasterio.transform import Affine
+from rio_cogeo import cog_validate
+
+from axs_lib.bands import OPTICAL_BANDS
+from axs_lib.data.results import to_uint16
+from axs_lib.errors import InputError, OutputError
+from axs_lib.scenes.api import ground_scene, run_scene
+from axs_lib.scenes.grid import SceneGrid
+from axs_lib.tilegrid import Blender, Tile
+
+from .conftest import CORNER, CRS, GRID, BoxGrounder, SceneFiles, scene_arrays, write_scene
+
+ORIGIN = (-600_000, 50_000)  # of CORNER, in pixels of 10 m
+
+
+def read(path: Path) -> np.ndarray:
+    with rasterio.open(path) as file:
+        return file.read()
+
+
+def ground(
+    grounder: BoxGrounder, scene: SceneFiles, out: Path, name: str = "out.tif", **settings: Any
+) -> np.ndarray:
+    options = {"seed": 5, "grid": GRID, "batch_size": 4, "window_rows": 64} | settings
+    ground_scene(grounder, scene.s1, scene.opt_v2, out / name, **options)
+    return read(out / name)
+
+
+def in_memory(scene: SceneFiles, origin: tuple[int, int] = ORIGIN) -> np.ndarray:
+    """The scene's changes, blended with everything in memory, as stored."""
+    height, width = scene.sar.shape[-2:]
+    s1, optical = torch.from_numpy(scene.sar)[None], torch.from_numpy(scene.optical)[None]
+    blender = Blender(GRID, height, width)
+    for tile in GRID.tiles(height, width):
+        place = torch.tensor([[origin[0] + tile.top, origin[1] + tile.left]])
+        parts = tile.of(s1).contiguous(), tile.of(optical).contiguous()
+        image = BoxGrounder().ground(*parts, seed=5, trust=None, origin=place).image
+        blender.add(tile, (image - parts[1].nan_to_num())[0])
+    return to_uint16((blender.result() + optical[0].nan_to_num()).numpy())
+
+
+def test_the_same_pixels_as_in_memory(grounder: BoxGrounder, scene: SceneFiles, tmp_path: Path) -> None:
+    result = ground(grounder, scene, tmp_path)
+    np.testing.assert_array_equal(result, in_memory(scene))
+    assert (result != scene.optical).mean() > 0.9  # something was done
+
+
+@pytest.mark.parametrize("window_rows", [13, 1000])
+@pytest.mark.parametrize("batch_size", [1, 7])
+def test_windows_and_batches_change_nothing(
+    grounder: BoxGrounder, scene: SceneFiles, tmp_path: Path, window_rows: int, batch_size: int
+) -> None:
+    result = ground(grounder, scene, tmp_path, window_rows=window_rows, batch_size=batch_size)
+    np.testing.assert_array_equal(result, in_memory(scene))
+
+
+def test_deterministic_shows_the_network_one_tile_at_a_time(
+    grounder: BoxGrounder, scene: SceneFiles, tmp_path: Path
+) -> None:
+    ground(grounder, scene, tmp_path, "a.tif", batch_size=4)
+    assert max(grounder.calls) > 1
+    grounder.calls.clear()
+    ground(grounder, scene, tmp_path, "b.tif", batch_size=4, deterministic=True)
+    assert set(grounder.calls) == {1}
+
+
+def test_a_cut_along_the_grid_has_the_same_pixels(
+    grounder: BoxGrounder, scene: SceneFiles, tmp_path: Path
+) -> None:
+    whole = ground(grounder, scene, tmp_path)
+    top, left = 2 * GRID.stride, GRID.stride
+    part = SceneFiles(
+        scene.s1,  # the SAR stays whole: it lies on the same lattice
+        write_scene(
+            tmp_path / "cut.tif",
+            scene.optical[:, top:, left:],
+            transform=Affine(10, 0, CORNER[0] + 10 * left, 0, -10, CORNER[1] - 10 * top),
+        ),
+        scene.sar,
+        scene.optical,
+    )
+    cut = ground(grounder, part, tmp_path, "cut_out.tif")
+    edge = GRID.overlap  # where the whole scene blends in tiles that the cut does not have
+    np.testing.assert_array_equal(cut[:, edge:, edge:], whole[:, top + edge :, left + edge :])
+    assert (cut[:, :edge] != whole[:, top : top + edge, left:]).any()
+
+
+def test_nodata_of_either_input_is_nodata_and_does_not_bleed(
+    grounder: BoxGrounder, scene: SceneFiles, tmp_path: Path
+) -> None:
+    result = ground(grounder, scene, tmp_path)
+    missing = np.isnan(scene.sar).any(axis=0) | np.isnan(scene.optical).any(axis=0)
+    assert missing.any()
+    np.testing.assert_array_equal(result == 0, np.broadcast_to(missing, result.shape))
+
+    with rasterio.open(scene.opt_v2, "r+") as file:  # another nodata value must not matter
+        values = file.read()
+        file.nodata = 65_000
+        file.write(np.where(np.isnan(scene.optical), 65_000, values).astype("uint16"))
+    np.testing.assert_array_equal(ground(grounder, scene, tmp_path, "other.tif"), result)
+
+
+def test_dark_pixels_do_not_become_nodata(grounder: BoxGrounder, tmp_path: Path) -> None:
+    sar, optical = scene_arrays(80, 80)
+    optical[:, :40] = 1.0
+    files = SceneFiles(
+        write_scene(tmp_path / "s1.tif", sar), write_scene(tmp_path / "o.tif", optical), sar, optical
+    )
+    result = ground(grounder, files, tmp_path)
+    assert result.min() == 1
+
+
+def test_what_is_trusted_stays_bit_for_bit(grounder: BoxGrounder, scene: SceneFiles, tmp_path: Path) -> None:
+    trust = np.ones((1, 200, 150), dtype="float32")
+    trust[:, 60:90, 20:100] = 0
+    garbage = np.where(trust == 0, 60_000, scene.optical)
+    write_scene(scene.opt_v2, garbage)
+    mask = write_scene(tmp_path / "trust.tif", trust, ("trust",), dtype="uint8", nodata=255)
+    result = ground(grounder, scene, tmp_path, trust=mask)
+    kept = (trust == 1) & ~np.isnan(scene.sar).any(axis=0) & ~np.isnan(scene.optical)
+    np.testing.assert_array_equal(result[kept], scene.optical[kept])
+    drawn = result[np.broadcast_to((trust == 0) & ~np.isnan(scene.sar).any(axis=0), result.shape)]
+    assert drawn.max() < 20_000 and drawn.min() > 0
+
+    write_scene(tmp_path / "percent.tif", 100 * trust, ("trust",), dtype="uint8", nodata=255)
+    with pytest.raises(InputError, match="holds 0 to 100; expected 1 where opt_v2 was observed"):
+        ground(grounder, scene, tmp_path, "x.tif", trust=tmp_path / "percent.tif")
+
+
+def test_a_file_says_everything_about_itself(
+    grounder: BoxGrounder, scene: SceneFiles, tmp_path: Path
+) -> None:
+    with rasterio.open(scene.opt_v2, "r+") as file:
+        file.update_tags(SCENE="T33UUP")
+    ground(
+        grounder,
+        scene,
+        tmp_path,
+        ensemble_size=2,
+        timesteps=3,
+        uncertainty=tmp_path / "spread.tif",
+        gate=tmp_path / "gate.tif",
+    )
+    with rasterio.open(tmp_path / "out.tif") as file:
+        assert file.dtypes == ("uint16",) * 4 and file.nodata == 0
+        assert file.descriptions == OPTICAL_BANDS and file.units == ("DN",) * 4
+        assert [c.name for c in file.colorinterp][:3] == ["blue", "green", "red"]
+        assert file.scales == (1e-4,) * 4 and file.offsets == (0.0,) * 4
+        assert file.crs == rasterio.crs.CRS.from_string(CRS)
+        assert file.transform == Affine(10, 0, CORNER[0], 0, -10, CORNER[1])
+        tags = file.tags()
+    assert tags["SCENE"] == "T33UUP" and tags["AXS_WEIGHTS_SHA256"] == "abc"
+    assert (tags["AXS_TIMESTEPS"], tags["AXS_SEED"], tags["AXS_NFE"]) == ("3", "5", "3")
+    assert (tags["AXS_TILE_SIDE"], tags["AXS_TILE_OVERLAP"]) == ("64", "16")
+    assert tags["AXS_NOISE_ORIGIN"] == "-600000 50000"
+    missing = read(tmp_path / "out.tif") == 0
+    for name, count in (("spread", 4), ("gate", 1)):
+        with rasterio.open(tmp_path / f"{name}.tif") as file:
+            assert file.dtypes == ("float32",) * count and np.isnan(file.nodata)
+            assert file.tags()["AXS_SEED"] == "5"
+            np.testing.assert_array_equal(np.isnan(file.read()), missing[:count])
+
+
+def test_it_is_a_valid_cog(grounder: BoxGrounder, tmp_path: Path) -> None:
+    sar, optical = scene_arrays(600, 700)
+    files = SceneFiles(
+        write_scene(tmp_path / "s1.tif", sar), write_scene(tmp_path / "o.tif", optical), sar, optical
+    )
+    ground(grounder, files, tmp_path, gate=tmp_path / "gate.tif", deterministic=True)
+    for name in ("out.tif", "gate.tif"):
+        assert cog_validate(tmp_path / name, strict=True) == (True, [], [])
+    with rasterio.open(tmp_path / "out.tif") as file:
+        assert file.overviews(1) == [2] and file.compression.name == "deflate"
+
+
+def test_one_file_a_band_and_named_bands(grounder: BoxGrounder, scene: SceneFiles, tmp_path: Path) -> None:
+    expected = ground(grounder, scene, tmp_path)
+    files = [
+        write_scene(tmp_path / f"T33_{name}_10m.tif", scene.optical[i : i + 1], (None,), dtype="uint16")  # type: ignore[arg-type]
+        for i, name in enumerate(OPTICAL_BANDS)
+    ]
+    ground_scene(grounder, scene.s1, files[::-1], tmp_path / "a.tif", seed=5, grid=GRID)
+    np.testing.assert_array_equal(read(tmp_path / "a.tif"), expected)
+
+    order = ("B08", "B04", "B03", "B02")
+    write_scene(tmp_path / "b.tif", scene.optical[::-1], ("1", "2", "3", "4"))
+    ground_scene(grounder, scene.s1, tmp_path / "b.tif", tmp_path / "c.tif", seed=5, grid=GRID, bands=order)
+    np.testing.assert_array_equal(read(tmp_path / "c.tif"), expected)
+    with pytest.raises(InputError, match=r"lack B02"):
+        ground_scene(grounder, scene.s1, files[1:], tmp_path / "d.tif")
+
+
+def test_wrong_units_are_refused_before_any_tile(
+    grounder: BoxGrounder, scene: SceneFiles, tmp_path: Path
+) -> None:
+    write_scene(scene.s1, 10 ** (scene.sar / 10))
+    with pytest.raises(InputError, match="looks like linear power"):
+        ground(grounder, scene, tmp_path)
+    assert not grounder.calls and not (tmp_path / "out.tif").exists()
+    ground(grounder, scene, tmp_path, force=True)
+
+
+def test_what_cannot_be_is_refused(grounder: BoxGrounder, scene: SceneFiles, tmp_path: Path) -> None:
+    def refused(match: str, **settings: Any) -> None:
+        with pytest.raises((InputError, OutputError), match=match):
+            ground(grounder, scene, tmp_path, **settings)
+
+    refused("expected 2 or more", uncertainty=tmp_path / "u.tif")
+    refused("name one file twice", gate=tmp_path / "out.tif")
+    refused("named .tif", name="out.npz")
+    refused("expected at least 1", window_rows=0)
+    refused("needs the day", stac=tmp_path / "i.json")
+    refused("expected a file for both", gate=True)
+    with pytest.raises(TypeError, match="unknown option"):
+        ground(grounder, scene, tmp_path, generator=torch.Generator())
+    with pytest.raises(InputError, match="cannot be read"):
+        ground_scene(grounder, scene.s1, tmp_path / "none.tif", tmp_path / "o.tif")
+    with pytest.raises(InputError, match="opt_v2 as a DataArray"):
+        ground_scene(grounder, scene.s1, scene.opt_v2)
+    (tmp_path / "out.tif").write_bytes(b"mine")
+    refused("exists already")
+    assert (tmp_path / "out.tif").read_bytes() == b"mine" and not grounder.calls
+    ground(grounder, scene, tmp_path, overwrite=True)
+
+
+class Stop(Exception):
+    """Raised in the middle of a scene."""
+
+
+@pytest.mark.parametrize("kind", [Stop, KeyboardInterrupt])
+def test_a_stop_in_the_middle_leaves_nothing(
+    grounder: BoxGrounder, scene: SceneFiles, tmp_path: Path, kind: type[BaseException]
+) -> None:
+    def stop() -> None:
+        if len(grounder.calls) == 5:
+            raise kind
+
+    grounder.before = stop
+    out = tmp_path / "out"
+    with pytest.raises(kind):
+        ground(grounder, scene, out, gate=out / "gate.tif", batch_size=1)
+    assert list(out.iterdir()) == []
+    assert not [t for t in threading.enumerate() if t.name.startswith("axs-")]
+
+    grounder.before = lambda: None
+    np.testing.assert_array_equal(ground(grounder, scene, out), in_memory(scene))
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from axs_lib.scenes.api import ground_scene
+from tests.scenes.conftest import GRID, BoxGrounder
+s1, opt, out, action, value = sys.argv[1:]
+if action == "limit":
+    import resource, signal
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(value), int(value)))
+grounder = BoxGrounder()
+if action == "wait":
+    import time
+    def wait():
+        Path(value).touch()
+        time.sleep(0.2)
+    grounder.before = wait
+ground_scene(grounder, s1, opt, out, grid=GRID, batch_size=1)
+"""
+
+
+def child(repository: Path, *arguments: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, *map(str, arguments)],
+        cwd=repository,
+        env={**os.environ, "PYTHONPATH": str(repository), "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_ctrl_c_leaves_nothing(repository: Path, scene: SceneFiles, tmp_path: Path) -> None:
+    out, started = tmp_path / "out", tmp_path / "started"
+    process = child(repository, scene.s1, scene.opt_v2, out / "o.tif", "wait", started)
+    while not started.exists() and process.poll() is None:
+        threading.Event().wait(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode != 0 and "KeyboardInterrupt" in errors
+    assert list(out.iterdir()) == []
+
+
+@pytest.mark.parametrize("limit", [50_000, 150_000])
+def test_a_full_disk_is_an_error_and_leaves_nothing(
+    repository: Path, scene: SceneFiles, tmp_path: Path, limit: int
+) -> None:
+    out = tmp_path / "out"
+    process = child(repository, scene.s1, scene.opt_v2, out / "o.tif", "limit", limit)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode != 0 and "the disk is full or refuses" in errors
+    assert list(out.iterdir()) == []
+
+
+def test_a_stac_item_beside_it(grounder: BoxGrounder, scene: SceneFiles, tmp_path: Path) -> None:
+    ground(
+        grounder,
+        scene,
+        tmp_path / "data",
+        gate=tmp_path / "data" / "gate.tif",
+        stac=tmp_path / "item.json",
+        date="2021-07-14",
+    )
+    item = json.loads((tmp_path / "item.json").read_text())
+    assert item["properties"]["datetime"] == "2021-07-14T00:00:00Z"
+    assert item["properties"]["proj:code"] == "EPSG:32633" and item["properties"]["proj:shape"] == [200, 150]
+    assert item["properties"]["axs:weights_sha256"] == "abc"
+    west, south, east, north = item["bbox"]
+    assert 14.9 < west < east < 15.1 and 54 < south < north < 55
+    assert {name: asset["href"] for name, asset in item["assets"].items()} == {
+        "opt_v3": "data/out.tif",
+        "gate": "data/gate.tif",
+    }
+    assert [band["name"] for band in item["assets"]["opt_v3"]["bands"]] == list(OPTICAL_BANDS)
+    assert item["assets"]["opt_v3"]["raster:scale"] == 1e-4
+    assert pystac.Item.from_file(str(tmp_path / "item.json")).id == "item"
+
+
+def test_the_bar_counts_tiles(
+    grounder: BoxGrounder, scene: SceneFiles, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ground(grounder, scene, tmp_path, progress=True)
+    assert "12/12" in capsys.readouterr().err
+    ground(grounder, scene, tmp_path, "quiet.tif")
+    assert capsys.readouterr().err == ""
+
+
+# The whole pipeline
+
+
+class BoxPipeline:
+    """Stands in for the three stages; remembers the metadata of its tiles."""
+
+    def __init__(self) -> None:
+        self.metadata: list[dict[str, Any]] = []
+        self.device = torch.device("cpu")
+        self.provenance = {"AXS_VARIANT": "box"}
+
+    def __call__(self, s1: torch.Tensor, metadata: Any, **settings: Any) -> Any:
+        from axs_lib.pipeline import PipelineOutput
+
+        self.metadata.extend(metadata)
+        flat = torch.full_like(s1[:, :1], 1500.0).repeat(1, 4, 1, 1)
+        image = BoxGrounder().ground(s1, flat, trust=None, **settings).image
+        many = settings["ensemble_size"] > 1
+        return PipelineOutput(image, image + 1, image + 2, image * 0 + 3 if many else None, (12, 10))
+
+
+def test_the_pipeline_on_a_scene(scene: SceneFiles, tmp_path: Path) -> None:
+    pipeline, out = BoxPipeline(), tmp_path / "out"
+    result = run_scene(
+        pipeline,
+        scene.s1,
+        out,
+        metadata={"date": "2021-07-14"},
+        ensemble_size=2,
+        stac=out / "item.json",
+        grid=GRID,
+    )
+    assert {path.name: what for path, what in result.files.items()} == {
+        "opt_v1.tif": "opt_v1",
+        "opt_v2.tif": "opt_v2",
+        "opt_v3.tif": "opt_v3",
+        "uncertainty.tif": "uncertainty",
+    }
+    first, second, third = (read(out / f"opt_v{stage}.tif").astype(int) for stage in (1, 2, 3))
+    missing = np.isnan(scene.sar).any(axis=0)
+    np.testing.assert_array_equal(first == 0, np.broadcast_to(missing, first.shape))
+    assert (np.abs(second - first - 1)[:, ~missing] <= 1).all()
+    assert (np.abs(third - first - 2)[:, ~missing] <= 1).all()
+    np.testing.assert_allclose(read(out / "uncertainty.tif")[:, ~missing], 3, rtol=1e-6)
+    with rasterio.open(out / "opt_v3.tif") as file:
+        assert file.tags()["AXS_METADATA_DATE"] == "2021-07-14" and file.tags()["AXS_NFE"] == "12 10"
+    assert all(known["date"] == "2021-07-14" for known in pipeline.metadata)
+    places = {(known["lat"], known["lon"]) for known in pipeline.metadata}
+    assert len(places) == 12  # each tile has its own
+    grid = SceneGrid.like(scene.s1)
+    assert grid.centre_lat_lon(Tile(0, 0, 64, 64)) in places
+
+
+def test_the_pipeline_on_a_grid_of_its_own(scene: SceneFiles, tmp_path: Path) -> None:
+    pipeline = BoxPipeline()
+    place = SceneGrid.of("EPSG:32633", 20, (500_000, 5_998_500, 501_000, 5_999_500))
+    run_scene(pipeline, scene.s1, tmp_path, place, metadata={"lat": 54.0, "lon": 15.0}, grid=GRID)
+    with rasterio.open(tmp_path / "opt_v3.tif") as file:
+        assert (file.height, file.width) == (50, 50) and file.transform.a == 20
+        assert (file.read() > 0).mean() > 0.9
+    assert pipeline.metadata[0] == {"lat": 54.0, "lon": 15.0}
+    with pytest.raises(OutputError, match="exists already"):
+        run_scene(pipeline, scene.s1, tmp_path, place, grid=GRID)

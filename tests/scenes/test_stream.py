@@ -1,0 +1,172 @@
+"""Streaming gives what blending the whole scene in memory gives, however it is read, batched or interrupted."""
+
+from __future__ import annotations
+
+import threading
+import tracemalloc
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from axs_lib.scenes.grid import SceneGrid
+from axs_lib.scenes.stream import OneThread, stream_tiles, tile_count
+from axs_lib.tilegrid import Blender, Tile, TileGrid
+
+from .conftest import GRID
+
+
+@dataclass
+class ArrayRows:
+    """A source in memory that remembers which threads read it."""
+
+    data: np.ndarray
+    bands: tuple[str, ...] = ("VV",)
+    tags: Mapping[str, str] = field(default_factory=dict)
+    label: str = "array"
+    threads: set[str] = field(default_factory=set)
+
+    @property
+    def grid(self) -> SceneGrid:
+        return SceneGrid(*self.data.shape[-2:])
+
+    def read(self, window: Tile) -> np.ndarray:
+        self.threads.add(threading.current_thread().name)
+        return self.data[:, window.top : window.bottom, window.left : window.right]
+
+
+def network(images: list[Tensor], tiles: list[Tile]) -> Tensor:
+    """A pixel and the highest of its tile: blending matters, and no sum depends on the batch."""
+    assert all(image.shape[-2:] == tile.shape for image in images for tile in tiles)
+    image = images[0]
+    return torch.cat([image, image.amax(dim=(1, 2, 3), keepdim=True).expand_as(image)], dim=1)
+
+
+def streamed(data: np.ndarray, grid: TileGrid = GRID, **settings: int) -> np.ndarray:
+    options = {"batch_size": 3, "window_rows": 50} | settings
+    rows = list(stream_tiles([ArrayRows(data)], network, 2, grid, **options))
+    assert [r.top for r in rows] == [0, *np.cumsum([r.layers.shape[1] for r in rows])[:-1]]
+    for r in rows:
+        np.testing.assert_array_equal(r.inputs[0], data[:, r.top : r.top + r.layers.shape[1]])
+    return np.concatenate([r.layers for r in rows], axis=1)
+
+
+def blended(data: np.ndarray, grid: TileGrid = GRID) -> np.ndarray:
+    height, width = data.shape[-2:]
+    blender = Blender(grid, height, width)
+    for tile in grid.tiles(height, width):
+        blender.add(tile, network([tile.of(torch.from_numpy(data))[None]], [tile])[0])
+    return blender.result().numpy()
+
+
+def noise(height: int, width: int) -> np.ndarray:
+    return np.random.default_rng(height + width).normal(size=(1, height, width)).astype("float32")
+
+
+@pytest.mark.parametrize("size", [(8, 9), (64, 64), (65, 200), (150, 64), (200, 150), (113, 112)])
+def test_the_same_bits_as_in_memory(size: tuple[int, int]) -> None:
+    data = noise(*size)
+    np.testing.assert_array_equal(streamed(data), blended(data))
+
+
+def test_tiles_that_overlap_by_more_than_half() -> None:
+    data, grid = noise(120, 100), TileGrid(side=64, overlap=44)
+    np.testing.assert_array_equal(streamed(data, grid), blended(data, grid))
+
+
+@pytest.mark.parametrize("window_rows", [1, 7, 64, 1000])
+@pytest.mark.parametrize("batch_size", [1, 2, 100])
+def test_windows_and_batches_change_nothing(window_rows: int, batch_size: int) -> None:
+    data = noise(200, 150)
+    np.testing.assert_array_equal(
+        streamed(data, window_rows=window_rows, batch_size=batch_size), blended(data)
+    )
+
+
+def test_tiles_without_data_are_left_out_and_are_nodata() -> None:
+    data = noise(200, 150)
+    data[:, :90] = np.nan
+    seen: list[Tile] = []
+    done: list[int] = []
+
+    def remembering(images: list[Tensor], tiles: list[Tile]) -> Tensor:
+        seen.extend(tiles)
+        return images[0].repeat(1, 2, 1, 1)
+
+    rows = stream_tiles(
+        [ArrayRows(data)],
+        remembering,
+        2,
+        GRID,
+        batch_size=2,
+        wanted=lambda images: bool(np.isfinite(images[0]).any()),
+        advance=done.append,
+    )
+    result = np.concatenate([r.layers for r in rows], axis=1)
+    assert {tile.top for tile in seen} == {48, 96, 144}
+    assert sum(done) == tile_count(GRID, 200, 150) == 12 and len(seen) == 9
+    np.testing.assert_array_equal(np.isnan(result[:1]), np.isnan(data))
+
+
+def test_one_thread_reads_ahead() -> None:
+    source = ArrayRows(noise(300, 64))
+    list(stream_tiles([source], network, 2, GRID, batch_size=1, window_rows=10))
+    assert len(source.threads) == 1 and threading.current_thread().name not in source.threads
+
+
+def test_an_error_of_the_reader_arrives_and_its_thread_ends() -> None:
+    class Broken(ArrayRows):
+        def read(self, window: Tile) -> np.ndarray:
+            if window.top >= 100:
+                raise OSError("the disk is gone")
+            return super().read(window)
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        list(stream_tiles([Broken(noise(300, 64))], network, 2, GRID, batch_size=1, window_rows=10))
+    assert not [t for t in threading.enumerate() if t.name.startswith("axs-read")]
+
+
+def test_leaving_the_thread_drops_what_is_not_begun() -> None:
+    begun, go = threading.Event(), threading.Event()
+    done: list[int] = []
+
+    def slow() -> None:
+        begun.set()
+        go.wait(10)
+        done.append(0)
+
+    with pytest.raises(KeyboardInterrupt), OneThread("test") as thread:
+        thread.hand(slow)
+        thread.hand(done.append, 1)
+        begun.wait(10)
+        threading.Timer(0.05, go.set).start()
+        raise KeyboardInterrupt
+    assert done == [0]
+
+
+def test_memory_does_not_depend_on_the_height() -> None:
+    @dataclass
+    class Endless(ArrayRows):
+        height: int = 0
+
+        @property
+        def grid(self) -> SceneGrid:
+            return SceneGrid(self.height, 200)
+
+        def read(self, window: Tile) -> np.ndarray:
+            return np.ones((1, *window.shape), dtype="float32")
+
+    def peak(height: int) -> int:
+        tracemalloc.start()
+        try:
+            source = Endless(np.empty(0), height=height)
+            for _ in stream_tiles([source], network, 2, GRID, batch_size=4, window_rows=64):
+                pass
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    assert peak(4000) < 1.2 * peak(500)
