@@ -276,7 +276,7 @@ class Stage3GroundingModel(GeneratorStage):
         self, z: _Prepared, decoded: list[Tensor], logits: list[Tensor], grounding: str
     ) -> Correction:
         if grounding == "learned":
-            return self.head(z.s1, z.estimate, decoded[0], z.trust, z.contradiction)
+            return self.head(z.s1, z.estimate, decoded[0], 1.0 - unknown_share(z.trust), z.contradiction)
         confidence = self.terramind_generator.confidence(logits[0], z.size)
         return difference_correction(decoded[0], decoded[1], confidence, z.contradiction)
 

@@ -52,8 +52,6 @@ def main() -> None:
             sha=sha256_file(arguments.weights),
             megabytes=arguments.weights.stat().st_size / 1e6,
             steps=header["steps"],
-            head_steps=header["head_steps"],
-            kinds=", ".join(json.loads(header["head_config"])["kinds"]),
             qualities=", ".join(config["qualities"]),
             test=", ".join(config["test_groups"]),
             validation=", ".join(config["validation_groups"]),
@@ -80,11 +78,6 @@ SUMMARY = (
         "MSE improvement with another tile's SAR",
         lambda ok: f"{ok['sar_swapped']['improvement_of_mean_%']['mse']:.1f} %",
     ),
-    (
-        "MSE improvement with another tile's proposal",
-        lambda ok: f"{ok['proposal_swapped']['improvement_of_mean_%']['mse']:.1f} %",
-    ),
-    ("largest worsening of a tile's MSE", lambda ok: f"{ok['worst_tile_%']:.1f} %"),
 )
 
 TEXT = """# nano, Stage 3
@@ -93,18 +86,14 @@ A small TerraMind: terratorch's encoder-decoder (dim 192, 4 + 2 blocks), an FSQ 
 diffusion detokenizer and the grounding head, four bands throughout. {megabytes:.1f} MB in float16,
 SHA-256 `{sha}`.
 
-**What it is for**: trying Axion-Sat on any machine, the tests and the demo. Generator and tokenizer
-were trained for {steps} steps, then the head for {head_steps} steps with them frozen, on a CPU and about a hundred
-small real tiles, mostly European summers. It is a demonstration model: do not map floods or crops
+**What it is for**: trying Axion-Sat on any machine, the tests and the demo. It was trained for {steps} steps on a CPU
+on about a hundred small real tiles, mostly European summers. It is a demonstration model: do not map floods or crops
 with it. For that, use IBM's TerraMind weights and fine-tune on your own area.
 
 **Training data**: co-registered Sentinel-1/Sentinel-2 pairs of quality {qualities} from BigEarthNet v1 and v2
 (CDLA-Permissive-1.0), SEN12MS-CR, BioMassters and SSL4EO-S12 (CC BY 4.0) and WorldCereal extracts (MIT); contains
-modified Copernicus Sentinel data. opt_v2 is simulated (`axs_lib.data.degrade`, preset `train`); the head takes these
-kinds of examples in turn: {kinds} (`axs_lib.train.examples`). Commands:
-`axs train nano --config configs/nano_stage3.yaml --data DIR`, then
-`axs train head --config configs/nano_head.yaml --data DIR`. The proposals that the head learned from are in-sample: the
-generator had seen the same tiles.{note} Kept out of training: the test groups
+modified Copernicus Sentinel data. opt_v2 is simulated (`axs_lib.data.degrade`, preset `train`). Command:
+`axs train nano --config configs/nano_stage3.yaml --data DIR`.{note} Kept out of training: the test groups
 {test}
 and the validation groups
 {validation}.
@@ -115,9 +104,8 @@ degraded`).
 """
 
 LIMITS = """
-**Limits**: opt_v2 is a simulation, not the output of a real Stage 2; the tiles are few and from few places; snow and
-haze were not trained on, clouds and floods only as simulations. The release map and the gate are learned and not
-calibrated.
+**Limits**: opt_v2 is a simulation, not the output of a real Stage 2; the tiles are few and from few places; snow, haze
+and clouds were not trained on. The release map and the gate are learned and not calibrated.
 
 **Licence**: Apache-2.0 for the weights; the data's licences are named above.
 """

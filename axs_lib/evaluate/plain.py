@@ -1,6 +1,6 @@
 """The plain U-Net that Stage 3 is measured against: no TerraMind, no gate, no hold.
 
-The same body as the grounding head's, given what is known (SAR, the estimate and where it was observed, or SAR alone)
+A dense U-Net, given what is known (SAR, the estimate and where it was observed, or SAR alone)
 and asked for the image directly. What Stage 3 gains over it is what its architecture is worth; what the same plain net
 loses without SAR is what the SAR is worth. ``axs_lib.train.plain`` trains one, ``save_plain`` keeps it.
 """
@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from axs_lib.bands import VALID_DN, sar_stats
 from axs_lib.checks import ESTIMATE_TRUST
 from axs_lib.errors import InputError, WeightsError
-from axs_lib.grounding.head import fine_detail
-from axs_lib.grounding.unet import UNet
+from axs_lib.grounding.unet import UNet, fine_detail
 from axs_lib.nodata import fill_nodata, pad_square, valid_pixels
 from axs_lib.terramind.build import NANO_OPTICAL_MEAN, NANO_OPTICAL_STD
 

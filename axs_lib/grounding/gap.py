@@ -24,12 +24,12 @@ def unknown_share(trust: Tensor) -> Tensor:
 
 def fit_to_observed(change: Tensor, trust: Tensor) -> Tensor:
     """A change (B, C, H, W) that is exactly 0 where ``trust`` (B, 1, H, W) is 1 and continuous at the gaps' borders."""
+    fade = ((1.0 - trust) / (1.0 - ESTIMATE_TRUST)).clamp_max(1.0)
     observed = (trust == 1).to(change.dtype)
     if not bool(observed.any()):
-        return change
+        return change * fade
     share = gaussian_blur(observed, FEATHER_PX)
     error = gaussian_blur(change * observed, FEATHER_PX) / share.clamp_min(1e-6)
     near = (2.0 * share).clamp_max(1.0)  # about 1 at a straight border, 0 far inside
     fitted = change - near * error * unknown_share(trust)
-    fade = ((1.0 - trust) / (1.0 - ESTIMATE_TRUST)).clamp_max(1.0)
     return torch.where(trust == 1, torch.zeros_like(change), fitted * fade)

@@ -1,29 +1,22 @@
 """The grounding head: SAR, estimate and proposal at full resolution in, a bounded correction out.
 
-TerraMind's tokens cover 16 x 16 pixels and cannot carry edges. This small U-Net brings the SAR's structure to pixels:
-it sees the backscatter, the estimate and its fine detail, how the proposal differs from it, where the estimate was
-observed and where the SAR contradicts it, and answers with a residual, a gate (how much of it to use) and a release
-map (where its broad colour may pass the low-frequency hold). Its last layer starts at zero, so a fresh head changes
-nothing.
+TerraMind's tokens cover 16 x 16 pixels and cannot carry edges. This small U-Net of depthwise-separable blocks brings
+the SAR's structure to pixels: it sees the backscatter, the estimate, how the proposal differs from it, where the
+estimate is trusted and where the SAR contradicts it, and answers with a residual, a gate (how much of it to use) and
+a release map (where its broad colour may pass the low-frequency hold). Its last layer starts at zero, so a fresh
+head changes nothing.
 """
 
 from __future__ import annotations
 
+import itertools
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from axs_lib.grounding.hold import gaussian_blur
-from axs_lib.grounding.unet import UNet
-
-DETAIL_SIGMAS_PX = (1.0, 2.5)
-DETAIL_GAINS = (
-    20.0,
-    8.0,
-)  # detail is a twentieth as strong as colour; on one scale it is learned many times faster
-INPUT_CHANNELS = 2 + 4 + 4 + 1 + 1 + 4 * len(DETAIL_SIGMAS_PX)
-OUTPUT_CHANNELS = 4 + 1 + 1
+INPUT_CHANNELS = 2 + 4 + 4 + 1 + 1
 
 
 class Correction(NamedTuple):
@@ -40,36 +33,54 @@ class Correction(NamedTuple):
     release: Tensor
 
 
-def fine_detail(estimate: Tensor) -> list[Tensor]:
-    """Two bands of fine detail of an image in z-units, amplified to the strength of its colour."""
-    details, coarser = [], estimate
-    for sigma, gain in zip(DETAIL_SIGMAS_PX, DETAIL_GAINS, strict=True):
-        blurred = gaussian_blur(estimate, sigma)
-        details.append((coarser - blurred) * gain)
-        coarser = blurred
-    return details
+class ChannelNorm(nn.LayerNorm):
+    """LayerNorm over the channels of (B, C, H, W), so that no pixel's result depends on a far one's statistics."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class SeparableBlock(nn.Module):
+    """Residual block: depthwise 5 x 5, channel norm, pointwise expansion, GELU, pointwise projection."""
+
+    def __init__(self, channels: int, expansion: int = 2) -> None:
+        super().__init__()
+        self.spatial = nn.Conv2d(channels, channels, 5, padding=2, groups=channels)
+        self.norm = ChannelNorm(channels)
+        self.expand = nn.Conv2d(channels, channels * expansion, 1)
+        self.project = nn.Conv2d(channels * expansion, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.project(F.gelu(self.expand(self.norm(self.spatial(x)))))
 
 
 class GroundingHead(nn.Module):
-    """The U-Net of the learned correction.
+    """U-Net over half, quarter, eighth and sixteenth resolution with a full-resolution tail.
 
     Args:
-        widths: channels at half, quarter, eighth and sixteenth resolution.
+        width: channels at half resolution; deeper levels are 1.5, 2 and 2 times as wide.
     """
 
-    def __init__(self, widths: tuple[int, ...] = (40, 64, 112, 128)) -> None:
+    def __init__(self, width: int = 48) -> None:
         super().__init__()
-        self.body = UNet(INPUT_CHANNELS, OUTPUT_CHANNELS, widths)
+        widths = [width, width * 3 // 2, width * 2, width * 2]
+        self.stem = nn.Conv2d(INPUT_CHANNELS * 4, widths[0], 3, padding=1)
+        self.encoders = nn.ModuleList(nn.Sequential(*[SeparableBlock(w) for _ in range(2)]) for w in widths)
+        self.downs = nn.ModuleList(nn.Conv2d(a, b, 2, stride=2) for a, b in itertools.pairwise(widths))
+        self.ups = nn.ModuleList(nn.Conv2d(b, a, 1) for a, b in itertools.pairwise(widths))
+        self.decoders = nn.ModuleList(
+            nn.Sequential(*[SeparableBlock(w) for _ in range(2)]) for w in widths[:-1]
+        )
+        self.expand = nn.Conv2d(widths[0], 16 * 4, 1)
+        self.tail = nn.Sequential(nn.Conv2d(16 + INPUT_CHANNELS, 16, 3, padding=1), nn.GELU())
+        self.out = nn.Conv2d(16, 4 + 1 + 1, 3, padding=1)
+        for parameter in self.out.parameters():
+            nn.init.zeros_(parameter)
 
     @property
     def untrained(self) -> bool:
         """Whether the last layer is still at its zero initialisation."""
-        return self.body.untrained
-
-    @property
-    def out(self) -> nn.Conv2d:
-        """The last layer: four sub-pixel channels for each of residual (4), gate and release."""
-        return self.body.out
+        return not bool(self.out.weight.any())
 
     def forward(
         self, s1: Tensor, estimate: Tensor, proposal: Tensor, trust: Tensor, contradiction: Tensor
@@ -80,9 +91,20 @@ class GroundingHead(nn.Module):
             s1: (B, 2, H, W) z-units; H and W multiples of 16.
             estimate: opt_v2 (B, 4, H, W) in z-units.
             proposal: TerraMind's image (B, 4, H, W) in z-units.
-            trust: (B, 1, H, W), 1 where opt_v2 was observed, 0 where unknown, in between where it is an estimate.
+            trust: (B, 1, H, W), 1 where opt_v2 says something, 0 where it is unknown.
             contradiction: (B, 1, H, W) from ``contradiction``.
         """
-        inputs = [s1, estimate, proposal - estimate, trust, contradiction, *fine_detail(estimate)]
-        out = self.body(torch.cat(inputs, dim=1)).float()
+        inputs = torch.cat([s1, estimate, proposal - estimate, trust, contradiction], dim=1)
+        x = self.stem(F.pixel_unshuffle(inputs, 2))
+        skips = []
+        for level, encoder in enumerate(self.encoders):
+            if level:
+                x = self.downs[level - 1](x)
+            x = encoder(x)
+            skips.append(x)
+        for level in reversed(range(len(self.decoders))):
+            x = skips[level] + F.interpolate(self.ups[level](x), scale_factor=2, mode="nearest")
+            x = self.decoders[level](x)
+        full = F.pixel_shuffle(self.expand(x), 2)
+        out = self.out(self.tail(torch.cat([full, inputs], dim=1))).float()
         return Correction(out[:, :4], out[:, 4:5].sigmoid(), out[:, 5:6].sigmoid())

@@ -1,4 +1,4 @@
-"""A small U-Net that is fast on a CPU as well as on a GPU: the body of the grounding head and of the plain baselines.
+"""A small U-Net that is fast on a CPU as well as on a GPU: the body of the plain baselines.
 
 In go channels at full resolution, out come channels at full resolution. All convolutions work from half resolution down
 (pixels are folded into channels on entry and unfolded on exit), are dense and lie in memory channels last, which is
@@ -14,9 +14,26 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from axs_lib.grounding.hold import gaussian_blur
+
+DETAIL_SIGMAS_PX = (1.0, 2.5)
+DETAIL_GAINS = (
+    20.0,
+    8.0,
+)  # detail is a twentieth as strong as colour; on one scale it is learned many times faster
 BRANCH_SCALE = (
     0.2  # of a block's second convolution at birth: depth starts as a small perturbation of identity
 )
+
+
+def fine_detail(estimate: Tensor) -> list[Tensor]:
+    """Two bands of fine detail of an image in z-units, amplified to the strength of its colour."""
+    details, coarser = [], estimate
+    for sigma, gain in zip(DETAIL_SIGMAS_PX, DETAIL_GAINS, strict=True):
+        blurred = gaussian_blur(estimate, sigma)
+        details.append((coarser - blurred) * gain)
+        coarser = blurred
+    return details
 
 
 class ConvBlock(nn.Module):
