@@ -14,7 +14,7 @@ import pytest
 
 import axs_lib
 
-IMPORT_NAMES = {"pillow": "PIL"}
+IMPORT_NAMES = {"pillow": "PIL", "opencv-python-headless": "cv2"}
 HEAVY = ("torch", "terratorch", "diffusers", "rasterio", "matplotlib", "lightning", "transformers")
 
 
@@ -153,7 +153,7 @@ ARROWS = {
     "stage1_tm_s2o": BASE | {"terramind"},
     "models": BASE | {"stage1_tm_s2o", "terramind"},
     "pipeline": BASE | STAGES | {"prithvi", "terramind"},
-    "evaluate": BASE | {"data", "stage3_tm_ground"},
+    "evaluate": BASE | {"data", "grounding", "terramind", "stage3_tm_ground"},
     "train": BASE
     | {"data", "grounding", "terramind", "prithvi", "evaluate", "models", "stage2_losses", "stage3_losses"}
     | {"stage1_tm_s2o", "stage2_prithvi_refine", "stage3_tm_ground"},

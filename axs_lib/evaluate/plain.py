@@ -97,14 +97,6 @@ class PlainModel(nn.Module):
         return image.masked_fill(~sar_valid, torch.nan)
 
 
-def save_plain(model: PlainModel, path: Path, notes: dict[str, str] | None = None) -> None:
-    """Write a plain model as float16 safetensors."""
-    from axs_lib.train.export import save_state
-
-    header = {"kind": "plain", "inputs": model.inputs, "widths": ",".join(map(str, model.widths))}
-    save_state(path, dict(model.state_dict()), header | (notes or {}))
-
-
 def load_plain(path: str | Path) -> PlainModel:
     """Read a plain model.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from axs_lib.evaluate.plain import Inputs, PlainModel
 from axs_lib.progress import track
 from axs_lib.train.crops import CropBatches
 from axs_lib.train.examples import Kind, augment, make_examples
+from axs_lib.train.export import save_state
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,12 @@ def train_plain(config: PlainConfig, records: Sequence[PairRecord], *, progress:
     if config.regularised:
         model.load_state_dict(average.module.state_dict())
     return model.eval()
+
+
+def save_plain(model: PlainModel, path: Path, notes: dict[str, str] | None = None) -> None:
+    """Write a plain model as float16 safetensors."""
+    header = {"kind": "plain", "inputs": model.inputs, "widths": ",".join(map(str, model.widths))}
+    save_state(path, dict(model.state_dict()), header | (notes or {}))
 
 
 def balanced_loss(image: Tensor, before: Tensor, truth: Tensor) -> Tensor:

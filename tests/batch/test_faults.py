@@ -15,6 +15,8 @@ from axs_lib.batch.manifest import JOURNAL, MANIFEST
 from tests.batch.conftest import Batch, until
 from tests.batch.fakes import FILE_LIMIT
 
+pytestmark = pytest.mark.slow  # processes are really killed; minutes
+
 
 def alive(process: int) -> bool:
     """Whether a process still runs; one that has ended and that nobody has waited for does not."""
