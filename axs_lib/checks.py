@@ -17,8 +17,6 @@ from axs_lib.bands import OPTICAL_BANDS, SAR_BANDS
 from axs_lib.errors import InputError
 
 MIN_SIDE = 8
-
-
 ESTIMATE_TRUST = 0.5  # of an estimate: neither observed (1) nor unknown (0)
 
 

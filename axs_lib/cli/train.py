@@ -19,21 +19,17 @@ NOT_OPTIONS = {
     *("limit_train_batches", "limit_val_batches", "limit_test_batches", "limit_predict_batches"),
     *("use_distributed_sampler", "enable_autolog_hparams"),
 }
+PACKAGED = ("nano", "head")  # nano's generator and head together, or its head on a frozen generator
 
 
 def main(arguments: Sequence[str], program: str = "axs train") -> None:
     """Train what the first argument names (nano where it names nothing), with the options that follow."""
     from axs_lib.train.config import CONFIGS
 
-    kind, options = (
-        (arguments[0], arguments[1:]) if arguments and arguments[0] in CONFIGS else ("nano", arguments)
-    )
-    if kind == "nano" and options and options[0] == "head":
-        _train_packaged("head", options[1:], f"{program} head")
-    elif kind == "nano":
-        _train_packaged(
-            "nano", options[1:] if options and options[0] == "nano" else options, f"{program} nano"
-        )
+    named = bool(arguments) and arguments[0] in (*CONFIGS, *PACKAGED)
+    kind, options = (arguments[0], arguments[1:]) if named else ("nano", arguments)
+    if kind in PACKAGED:
+        _train_packaged(kind, options, f"{program} {kind}")
     elif program.endswith(".py"):
         _as_script(kind, options, program)
     else:
@@ -118,7 +114,7 @@ def _readable(error: Exception, known: Iterable[str], program: str) -> str:
 
 
 def _train_packaged(kind: str, arguments: Sequence[str], program: str) -> None:
-    """nano's generator and head together, or its head alone on a frozen generator."""
+    """Train what is packaged, the same way for both kinds."""
     from jsonargparse import ArgumentParser
     from rich.console import Console
 

@@ -1,7 +1,7 @@
 """The plain U-Net that Stage 3 is measured against: no TerraMind, no gate, no hold.
 
-A dense U-Net, given what is known (SAR, the estimate and where it was observed, or SAR alone)
-and asked for the image directly. What Stage 3 gains over it is what its architecture is worth; what the same plain net
+A dense U-Net, given what is known (SAR, the estimate and where it was observed, or SAR alone) and asked for the image
+directly. What Stage 3 gains over it is what its architecture is worth; what the same plain net
 loses without SAR is what the SAR is worth. ``axs_lib.train.plain`` trains one, ``save_plain`` keeps it.
 """
 

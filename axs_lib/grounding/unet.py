@@ -17,13 +17,8 @@ from torch.nn import functional as F
 from axs_lib.grounding.hold import gaussian_blur
 
 DETAIL_SIGMAS_PX = (1.0, 2.5)
-DETAIL_GAINS = (
-    20.0,
-    8.0,
-)  # detail is a twentieth as strong as colour; on one scale it is learned many times faster
-BRANCH_SCALE = (
-    0.2  # of a block's second convolution at birth: depth starts as a small perturbation of identity
-)
+DETAIL_GAINS = (20.0, 8.0)  # bring detail to about the strength of colour, so that it is learned as fast
+BRANCH_SCALE = 0.2  # of a block's second convolution at birth: depth starts near identity
 
 
 def fine_detail(estimate: Tensor) -> list[Tensor]:
@@ -72,11 +67,6 @@ class UNet(nn.Module):
         for parameter in self.out.parameters():
             nn.init.zeros_(parameter)
         self.to(memory_format=torch.channels_last)
-
-    @property
-    def untrained(self) -> bool:
-        """Whether the last layer is still at its zero initialisation."""
-        return not bool(self.out.weight.any())
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, out_channels, H, W) of (B, in_channels, H, W)."""

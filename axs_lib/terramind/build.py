@@ -50,7 +50,7 @@ V1_CORES: dict[str, CoreConfig] = {
 NANO_CORE = CoreConfig(192, 3, 4, 2, swiglu=True)
 NANO_FSQ_LEVELS = "8-8-8"
 NANO_IMAGE_SIZE = 128
-# Mean and standard deviation of nano's training tiles (docs/nano.md), DN without offset.
+# Mean and standard deviation of nano's training tiles, DN without offset.
 NANO_OPTICAL_MEAN = (470.0, 585.0, 555.0, 2135.0)
 NANO_OPTICAL_STD = (380.0, 370.0, 475.0, 1125.0)
 

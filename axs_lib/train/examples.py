@@ -17,7 +17,7 @@ from torch import Tensor
 from axs_lib.bands import VALID_DN
 from axs_lib.checks import ESTIMATE_TRUST
 from axs_lib.data.clouds import cloud_trust
-from axs_lib.data.degrade import Preset, degrade
+from axs_lib.data.degrade import degrade
 from axs_lib.data.flood import simulate_flood
 from axs_lib.nodata import fill_nodata
 
@@ -56,14 +56,7 @@ def augment(s1: Tensor, truth: Tensor, random: torch.Generator) -> tuple[Tensor,
     return s1, (truth * gain).clamp(*VALID_DN)
 
 
-def make_examples(
-    kind: Kind,
-    s1: Tensor,
-    truth: Tensor,
-    random: torch.Generator,
-    *,
-    preset: Preset = "train",
-) -> Examples:
+def make_examples(kind: Kind, s1: Tensor, truth: Tensor, random: torch.Generator) -> Examples:
     """Examples of one kind.
 
     Args:
@@ -71,15 +64,13 @@ def make_examples(
         s1: (B, 2, H, W) in dB.
         truth: (B, 4, H, W) in DN.
         random: of every draw.
-        preset: of the degradation.
     """
-    everywhere = torch.full_like(truth[:, :1], ESTIMATE_TRUST)
     if kind == "gaps":
         trust = cloud_trust(len(truth), *truth.shape[-2:], generator=random)
-        trust = (trust == 1).to(truth.dtype)
         filled = fill_nodata(truth, trust > 0, fallback=truth.mean((0, 2, 3))[:, None, None])
         return Examples(s1, filled, trust, truth)
-    degraded = degrade(truth, generator=random, preset=preset)
+    everywhere = torch.full_like(truth[:, :1], ESTIMATE_TRUST)
+    degraded = degrade(truth, generator=random, preset="train")
     if kind == "flood":
         s1, water = simulate_flood(s1, generator=random)
         truth = torch.where(water, water_colour(truth, random), truth)

@@ -28,6 +28,7 @@ from axs_lib.train.crops import CropBatches
 from axs_lib.train.examples import Examples, Kind, augment, make_examples
 from axs_lib.train.export import save_state
 from axs_lib.train.plain import balanced_loss, warmup_cosine
+from axs_lib.train.tasks import own_random
 
 CHECKPOINT = "head.ckpt"
 
@@ -44,7 +45,7 @@ class HeadConfig:
         validation_groups: groups kept out for choices.
         qualities: tiles that are trained on.
         kinds: kinds of examples, taken in turn.
-        use_sar: False trains the control that never sees the SAR.
+        use_sar: False trains the control that meets mean backscatter everywhere, as ``axs evaluate`` runs it.
         steps: optimiser steps.
         learning_rate: peak, after warm-up, before the cosine to zero.
         ema: decay of the averaged weights that are written.
@@ -87,8 +88,7 @@ def train_head(config: HeadConfig, *, resume: bool = True, progress: bool = True
         for record in list_pairs(config.data, quality="all")
         if record.quality in config.qualities and record.group not in held_out
     ]
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(config.seed)
+    with own_random(config.seed):
         head = GroundingHead()
     generator = load_generator("nano", checkpoint=config.checkpoint).requires_grad_(False)
     model = Stage3GroundingModel(generator, head, grounding="learned").eval()
@@ -134,11 +134,11 @@ def _ground(model: Stage3GroundingModel, examples: Examples, step: int, *, use_s
     """opt_v3, differentiable in the head alone; the generator draws one proposal without gradients."""
     generator = model.terramind_generator
     with torch.no_grad():
-        z = model._prepare(examples.s1, examples.estimate, examples.trust, use_sar=use_sar)
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(step)
+        s1 = examples.s1 if use_sar else generator.sar.mean.expand_as(examples.s1)
+        z = model._prepare(s1, examples.estimate, examples.trust)
+        with own_random(step):
             x_t, t = training_start(z.estimate, training=True)
-        logits = generator.logits(z.conditions if use_sar else {"optical": z.estimate})
+        logits = generator.logits(z.conditions)
         proposal = generator.denoise_once(x_t, t, generator.codes(logits, z.size))
     correction = model._correct(z, [proposal], [logits], "learned")
     height, width = examples.estimate.shape[-2:]

@@ -20,6 +20,7 @@ from axs_lib.progress import track
 from axs_lib.train.crops import CropBatches
 from axs_lib.train.examples import Kind, augment, make_examples
 from axs_lib.train.export import save_state
+from axs_lib.train.tasks import own_random
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,7 @@ class PlainConfig:
 
 def train_plain(config: PlainConfig, records: Sequence[PairRecord], *, progress: bool = False) -> PlainModel:
     """Train on the given pairs and return the model in ``eval()`` mode."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
+    with own_random(config.seed):
         model = PlainModel(config.inputs)
     average = torch.optim.swa_utils.AveragedModel(
         model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(config.ema)
