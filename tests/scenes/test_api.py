@@ -276,7 +276,8 @@ if action == "limit":
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(value), int(value)))
 grounder = BoxGrounder()
 if action == "wait":
-    import time
+    import signal, time
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the tests run in the background
     def wait():
         Path(value).touch()
         time.sleep(0.2)
