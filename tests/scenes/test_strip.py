@@ -1,4 +1,4 @@
-"""A strip as wide as a Sentinel-2 granule goes through nano in bounded memory, with little time beside the model's."""
+"""A strip as wide as a Sentinel-2 granule goes through nano in bounded memory."""
 
 from __future__ import annotations
 
@@ -18,29 +18,13 @@ from .conftest import CORNER, CRS, scene_arrays
 
 HEIGHT, WIDTH = 2048, 10_980
 
-# Baseline and strip in one process, so that both meet the same machine; the baseline is the tiles of one batch.
 SCRIPT = """
-import json, resource, sys, time
-import torch
+import json, resource, sys
 from axs_lib.scenes.api import ground_scene
-from tests.models import plausible_pair, random_nano
-model = random_nano()
-pair = plausible_pair(1, 256, 256)
-settings = {"timesteps": 1, "batch_size": 1}
-with torch.no_grad():
-    model.ground(*pair, **settings)
-    started = time.perf_counter()
-    for _ in range(24):
-        model.ground(*pair, **settings)
-    tile = (time.perf_counter() - started) / 24
+from tests.models import random_nano
 s1, opt_v2, out = sys.argv[1:]
-result = ground_scene(model, s1, opt_v2, out, timesteps=1, deterministic=True)
-print(json.dumps({
-    "tile": tile,
-    "tiles": result.tiles,
-    "seconds": result.seconds,
-    "peak": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
-}))
+result = ground_scene(random_nano(), s1, opt_v2, out, timesteps=1, deterministic=True)
+print(json.dumps({"tiles": result.tiles, "peak": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}))
 """
 
 
@@ -83,7 +67,6 @@ def test_a_strip_of_a_granule(repository: Path, tmp_path: Path) -> None:
     print(measured)
     assert measured["peak"] < 3e9
     assert measured["tiles"] == 57 * 11
-    assert measured["seconds"] < 1.15 * measured["tile"] * measured["tiles"]
     with rasterio.open(files[2]) as file:
         assert (file.height, file.width) == (HEIGHT, WIDTH)
         assert file.read(1, window=((1800, 2048), (0, WIDTH))).min() >= 1
