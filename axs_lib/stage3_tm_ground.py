@@ -60,8 +60,9 @@ class Stage3Output:
         image: opt_v3, (B, 4, H, W), B02 B03 B04 B08 in DN (z-units with ``standardize=False``), NaN = nodata.
         proposal: TerraMind's own image, (B, 4, H, W), same unit; the mean over the ensemble.
         gate: how much of the correction was let through, (B, 1, H, W) in [0, 1].
-        uncertainty: spread (standard deviation) over the ensemble, (B, 4, H, W), same unit as the image; ``None``
-            for an ensemble of one.
+        uncertainty: standard deviation of the error to expect, (B, 4, H, W), same unit as the image: the head's
+            own estimate and the ensemble's spread together, 0 where opt_v2 was observed; ``None`` where there is
+            neither (``grounding="difference"`` without an ensemble).
         nfe: network evaluations of each denoising run; exactly ``timesteps`` (0 where ``strength`` is 0).
     """
 
@@ -142,7 +143,7 @@ class Stage3GroundingModel(GeneratorStage):
             generator: draw the seeds from a ``torch.Generator`` (or one a sample) instead.
             tokens: ``"soft"`` (deterministic), ``"argmax"`` or ``"sample"``.
             temperature: of soft and sampled tokens.
-            ensemble_size: members averaged; from 2 on their spread is the uncertainty map.
+            ensemble_size: members averaged; from 2 on their spread is part of the uncertainty map.
             trust: (B, 1, H, W). Where it is 1 opt_v2 was observed and comes back bit for bit; where it is 0 it is
                 unknown, its value is not looked at, and the result comes from SAR and context. Default: opt_v2 is an
                 estimate everywhere.
@@ -200,7 +201,7 @@ class Stage3GroundingModel(GeneratorStage):
             origin=origin,
             batch_size=batch_size,
         )
-        change, drawn, gate, spread, filled = layers.split([4, 4, 1, 4, 4], dim=1)
+        change, drawn, gate, variance, filled = layers.split([4, 4, 1, 4, 4], dim=1)
 
         # 3. Apply the corrections to the caller's own pixels, which stay bit for bit where nothing changes.
         unknown = pair.trust == 0
@@ -213,7 +214,9 @@ class Stage3GroundingModel(GeneratorStage):
             image=image.masked_fill(~valid, torch.nan),
             proposal=drawn.masked_fill(~valid, torch.nan),
             gate=gate,
-            uncertainty=spread.masked_fill(~valid, torch.nan) if ensemble_size > 1 else None,
+            uncertainty=variance.sqrt().masked_fill(~valid, torch.nan)
+            if way == "learned" or ensemble_size > 1
+            else None,
             nfe=schedule.nfe if proposal is None else 0,
         )
         return _unbatch(output) if pair.unbatched else output
@@ -232,7 +235,7 @@ class Stage3GroundingModel(GeneratorStage):
         proposal: Tensor | None,
         use_sar: bool,
     ) -> Tensor:
-        """Steps 2a to 2e for tiles of one shape: (n, 17, h, w) of change, proposal, gate, spread and filled opt_v2."""
+        """Steps 2a to 2e for tiles of one shape: (n, 17, h, w) of change, proposal, gate, variance, filled opt_v2."""
         generator = self.terramind_generator
         height, width = opt_v2.shape[-2:]
 
@@ -255,28 +258,31 @@ class Stage3GroundingModel(GeneratorStage):
             drawn = draw_proposals(generator, logits, z.size, schedule, sampling, seeds, origins, start=start)
 
         # 2c. Tokens become codes, and the denoiser draws the proposals in exactly `timesteps` evaluations.
-        changes, proposals, gates = [], [], []
+        changes, proposals, gates, errors = [], [], [], []
         for decoded in drawn:
             # 2d. The correction: a residual, how much of it to use, and where broad colour may change.
             correction = self._correct(z, decoded, logits, grounding)
             changes.append(self._change(correction, z.trust))
             proposals.append(decoded[0])
             gates.append(correction.gate)
+            errors.append(self._expected_variance(correction, z.trust))
 
-        # 2e. Mean and spread over the ensemble, cropped to the tile, in the caller's unit.
+        # 2e. Mean over the ensemble and variance of the error, cropped to the tile, in the caller's unit.
         change, spread = mean_and_spread(changes)
+        variance, _ = mean_and_spread(errors)
+        variance = variance + spread.square()
         proposal, _ = mean_and_spread(proposals)
         gate, _ = mean_and_spread(gates)
         if self.standardize:
             proposal = generator.optical.from_z(proposal)
         filled = generator.optical.from_z(z.estimate) if self.standardize else z.estimate
-        return torch.cat([change, proposal, gate, spread, filled], dim=1)[..., :height, :width]
+        return torch.cat([change, proposal, gate, variance, filled], dim=1)[..., :height, :width]
 
     def _correct(
         self, z: _Prepared, decoded: list[Tensor], logits: list[Tensor], grounding: str
     ) -> Correction:
         if grounding == "learned":
-            return self.head(z.s1, z.estimate, decoded[0], 1.0 - unknown_share(z.trust), z.contradiction)
+            return self.head(z.s1, z.estimate, decoded[0], z.trust, z.contradiction)
         confidence = self.terramind_generator.confidence(logits[0], z.size)
         return difference_correction(decoded[0], decoded[1], confidence, z.contradiction)
 
@@ -285,6 +291,13 @@ class Stage3GroundingModel(GeneratorStage):
         release = torch.maximum(correction.release, unknown_share(trust))
         change = fit_to_observed(correction.gate * self.hold(correction.residual, release), trust)
         return change * self.terramind_generator.optical.std if self.standardize else change
+
+    def _expected_variance(self, correction: Correction, trust: Tensor) -> Tensor:
+        """Expected squared error in the caller's unit squared; 0 where opt_v2 was observed."""
+        if correction.error is None:
+            return torch.zeros_like(correction.residual)
+        error = correction.error * (trust < 1)
+        return (error * self.terramind_generator.optical.std if self.standardize else error).square()
 
     def _prepare(self, s1: Tensor, opt_v2: Tensor, trust: Tensor, *, use_sar: bool = True) -> _Prepared:
         generator = self.terramind_generator

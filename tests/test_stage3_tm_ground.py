@@ -76,8 +76,8 @@ def test_strength_zero_returns_opt_v2_bit_for_bit(nano: Stage3GroundingModel, wa
 def test_gate_zero_returns_opt_v2_bit_for_bit(nano: Stage3GroundingModel) -> None:
     model = copy.deepcopy(nano)
     with torch.no_grad():
-        model.head.out.weight[4].zero_()
-        model.head.out.bias[4] = -1e4
+        model.head.body.out.weight[16:20].zero_()
+        model.head.body.out.bias[16:20] = -1e4
     for height, width in ((64, 64), (260, 64)):
         s1, opt_v2 = plausible_pair(1, height, width)
         out = ground(model, s1, opt_v2)
@@ -206,11 +206,26 @@ def test_ensemble_mean_and_spread(nano: Stage3GroundingModel) -> None:
     options = {"tokens": "sample", "timesteps": 3}
     one = ground(nano, s1, opt_v2, ensemble_size=1, **options)
     three = ground(nano, s1, opt_v2, ensemble_size=3, **options)
-    assert one.uncertainty is None
-    assert three.uncertainty is not None
+    assert one.uncertainty is not None and three.uncertainty is not None
     assert three.uncertainty.shape == opt_v2.shape
-    assert three.uncertainty.mean() > 0.1
+    assert one.uncertainty.min() > 0
     assert not torch.equal(one.image, three.image)
+
+    # Without a head's own word the uncertainty is the spread alone.
+    options["grounding"] = "difference"
+    assert ground(nano, s1, opt_v2, ensemble_size=1, **options).uncertainty is None
+    spread = ground(nano, s1, opt_v2, ensemble_size=3, **options).uncertainty
+    assert spread is not None and spread.mean() > 0.1
+
+
+def test_observed_pixels_are_certain(nano: Stage3GroundingModel) -> None:
+    s1, opt_v2 = plausible_pair(1)
+    trust = torch.ones_like(opt_v2[:, :1])
+    trust[..., 20:40, 20:40] = 0.0
+    uncertainty = ground(nano, s1, opt_v2, trust=trust).uncertainty
+    assert uncertainty is not None
+    unknown = (trust == 0).expand_as(uncertainty)
+    assert not uncertainty[~unknown].any() and uncertainty[unknown].min() > 0
 
 
 # -- sizes ----------------------------------------------------------------------------------------------------------
@@ -281,8 +296,8 @@ def test_a_tile_of_nothing_but_nodata(nano: Stage3GroundingModel) -> None:
 def test_valid_pixels_never_become_nodata_zero(nano: Stage3GroundingModel) -> None:
     model = copy.deepcopy(nano)
     with torch.no_grad():
-        model.head.out.bias[:4] = -50.0
-        model.head.out.bias[4:] = 20.0
+        model.head.body.out.bias[:16] = torch.tensor([-50.0, 50.0]).repeat(8)  # detail, which is never held
+        model.head.body.out.bias[16:20] = 20.0
     s1, opt_v2 = plausible_pair(1)
     image = ground(model, s1, opt_v2).image
     assert image.min() == 1.0

@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--note", default="", help="what the header cannot say about this run")
     arguments = parser.parse_args()
     header = read_metadata(arguments.weights)
-    config = json.loads(header["config"])
+    config = json.loads(header["head_config"])
     reports = [json.loads(path.read_text()) for path in arguments.reports]
     reports.sort(key=lambda report: report["timesteps"])
     steps = [f"opt_v3, {report['timesteps']} step{'s' * (report['timesteps'] > 1)}" for report in reports]
@@ -52,6 +52,7 @@ def main() -> None:
             sha=sha256_file(arguments.weights),
             megabytes=arguments.weights.stat().st_size / 1e6,
             steps=header["steps"],
+            head_steps=header["head_steps"],
             qualities=", ".join(config["qualities"]),
             test=", ".join(config["test_groups"]),
             validation=", ".join(config["validation_groups"]),
@@ -67,6 +68,11 @@ def main() -> None:
     ]
     for label, get in SUMMARY:
         lines.append(f"| {label} | " + " | ".join(get(report["summary"]["ok"]) for report in reports) + " |")
+    for control, label in CONTROLS.items():
+        found = [report["summary"]["ok"].get(control) for report in reports]
+        if all(found):
+            cells = [f"{each['improvement_of_mean_%']['mse']:.1f} %" for each in found]
+            lines.append(f"| MSE improvement {label} | " + " | ".join(cells) + " |")
     arguments.out.write_text("\n".join(lines) + "\n" + LIMITS)
 
 
@@ -74,11 +80,15 @@ SUMMARY = (
     ("MSE improvement of the mean", lambda ok: f"{ok['improvement_of_mean_%']['mse']:.1f} %"),
     ("MAE improvement of the mean", lambda ok: f"{ok['improvement_of_mean_%']['mae']:.1f} %"),
     ("tiles better in MSE", lambda ok: f"{100 * ok['wins']:.0f} %"),
-    (
-        "MSE improvement with another tile's SAR",
-        lambda ok: f"{ok['sar_swapped']['improvement_of_mean_%']['mse']:.1f} %",
-    ),
+    ("MSE of the worst tile", lambda ok: f"{ok['worst_tile_%']:+.1f} %"),
+    ("copy ratio", lambda ok: f"{ok['mean']['copy_ratio']:.2f}"),
 )
+CONTROLS = {
+    "sar_swapped": "with another tile's SAR",
+    "proposal_swapped": "with another tile's proposal",
+    "no_sar": "of the same head trained and run without SAR",
+    "plain": "of a plain U-Net",
+}
 
 TEXT = """# nano, Stage 3
 
@@ -86,14 +96,16 @@ A small TerraMind: terratorch's encoder-decoder (dim 192, 4 + 2 blocks), an FSQ 
 diffusion detokenizer and the grounding head, four bands throughout. {megabytes:.1f} MB in float16,
 SHA-256 `{sha}`.
 
-**What it is for**: trying Axion-Sat on any machine, the tests and the demo. It was trained for {steps} steps on a CPU
-on about a hundred small real tiles, mostly European summers. It is a demonstration model: do not map floods or crops
-with it. For that, use IBM's TerraMind weights and fine-tune on your own area.
+**What it is for**: trying Axion-Sat on any machine, the tests and the demo. Generator and tokenizer were trained for
+{steps} steps, the grounding head on top of them for {head_steps}, on a CPU, on about a hundred small real tiles, mostly
+European summers. It is a demonstration model: do not map floods or crops with it. For that, use IBM's TerraMind
+weights and fine-tune on your own area.
 
 **Training data**: co-registered Sentinel-1/Sentinel-2 pairs of quality {qualities} from BigEarthNet v1 and v2
 (CDLA-Permissive-1.0), SEN12MS-CR, BioMassters and SSL4EO-S12 (CC BY 4.0) and WorldCereal extracts (MIT); contains
-modified Copernicus Sentinel data. opt_v2 is simulated (`axs_lib.data.degrade`, preset `train`). Command:
-`axs train nano --config configs/nano_stage3.yaml --data DIR`.{note} Kept out of training: the test groups
+modified Copernicus Sentinel data. opt_v2 is simulated (`axs_lib.data.degrade`, preset `train`). Commands:
+`axs train nano --config configs/nano_stage3.yaml --data DIR` and
+`axs train head --config configs/nano_head.yaml --data DIR`.{note} Kept out of training: the test groups
 {test}
 and the validation groups
 {validation}.

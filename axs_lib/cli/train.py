@@ -19,7 +19,7 @@ NOT_OPTIONS = {
     *("limit_train_batches", "limit_val_batches", "limit_test_batches", "limit_predict_batches"),
     *("use_distributed_sampler", "enable_autolog_hparams"),
 }
-PACKAGED = ("nano", "head")  # nano's generator and head together, or its head on a frozen generator
+PACKAGED = ("nano", "generator", "head")  # all of nano together; then generator and head one after the other
 
 
 def main(arguments: Sequence[str], program: str = "axs train") -> None:
@@ -114,18 +114,20 @@ def _readable(error: Exception, known: Iterable[str], program: str) -> str:
 
 
 def _train_packaged(kind: str, arguments: Sequence[str], program: str) -> None:
-    """Train what is packaged, the same way for both kinds."""
+    """Train what is packaged, the same way for all kinds."""
     from jsonargparse import ArgumentParser
     from rich.console import Console
 
+    from axs_lib.train.generator import GeneratorConfig, train_generator
     from axs_lib.train.head import HeadConfig, train_head
     from axs_lib.train.nano import NanoConfig, train_nano
 
-    configuration: Any = HeadConfig if kind == "head" else NanoConfig
-    train: Any = train_head if kind == "head" else train_nano
-    what = (
-        "the grounding head of nano on its frozen generator" if kind == "head" else "the packaged nano model"
-    )
+    kinds: dict[str, tuple[Any, Any, str]] = {
+        "nano": (NanoConfig, train_nano, "the packaged nano model"),
+        "generator": (GeneratorConfig, train_generator, "nano's generator on the image it makes"),
+        "head": (HeadConfig, train_head, "the grounding head of nano on its frozen generator"),
+    }
+    configuration, train, what = kinds[kind]
     description = f"Train {what} on a folder of pairs; resumes where it was stopped."
     parser = ArgumentParser(prog=program, description=description, exit_on_error=True)
     parser.add_argument("--config", action="config", help="YAML file with any of the options below")

@@ -38,7 +38,7 @@ class PlainModel(nn.Module):
     sar_mean: Tensor
     sar_std: Tensor
 
-    def __init__(self, inputs: Inputs = "sar+optical", widths: tuple[int, ...] = (40, 64, 112, 128)) -> None:
+    def __init__(self, inputs: Inputs = "sar+optical", widths: tuple[int, ...] = (32, 64, 96, 128)) -> None:
         super().__init__()
         if inputs not in INPUTS:
             raise InputError(f"inputs is {inputs!r}; expected one of {', '.join(INPUTS)}")

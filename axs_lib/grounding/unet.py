@@ -55,7 +55,7 @@ class UNet(nn.Module):
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, widths: tuple[int, ...] = (40, 64, 112, 128)
+        self, in_channels: int, out_channels: int, widths: tuple[int, ...] = (32, 64, 96, 128)
     ) -> None:
         super().__init__()
         self.stem = nn.Conv2d(in_channels * 4, widths[0], 3, padding=1)

@@ -90,10 +90,13 @@ class Stage2Config(RunConfig):
         estimate: where opt_v1 comes from: ``file`` (``axs precompute --stage stage1``), ``degraded`` (simulated from
             the truth), or ``auto``: file where all pairs have one, degraded where none has.
         metadata_dropout: how often date, place and biome are withheld, each by itself, so that "unknown" is learned.
+        brightness_jitter: standard deviation of the logarithm of a gain that both images of a crop share, each band its
+            own: with it Stage 2 learns structure, and not the colours of the places it was trained on.
     """
 
     estimate: Literal["auto", "file", "degraded"] = "auto"
     metadata_dropout: float = 0.1
+    brightness_jitter: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,17 @@
 """Train the grounding head of nano on top of a frozen generator, on real pairs.
 
-The generator's weights come from a nano file; the head starts fresh. Every step takes one kind of example
-(``axs_lib.train.examples``): degraded estimates, estimates that miss a flood, and clear pixels around clouds. Out comes
-a nano file with the same generator and the new head. Steps are functions of (seed, step), and a stopped run goes on
-from its last checkpoint. The packaged head was not made by this command: a trial of 620 steps was worse on the mean.
+The generator's weights come from a nano file; the head starts fresh. First a pool is drawn: every training tile in
+several examples (``axs_lib.train.examples``: degraded estimates, estimates that miss a flood, clear pixels around
+clouds), each with the proposal that the generator makes of it as it does in use. Then the head learns on turned and
+mirrored crops of the pool, so that no generator runs in the loop. Out comes a nano file with the same generator and the
+new head. Steps are functions of (seed, step), and a stopped run goes on from its last checkpoint.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +19,31 @@ import torch
 from torch import Tensor
 
 from axs_lib.data.atomic import atomic_write
-from axs_lib.data.pairs import list_pairs
+from axs_lib.data.pairs import PairRecord, list_pairs, load_pair
+from axs_lib.errors import InputError
 from axs_lib.grounding.head import GroundingHead
+from axs_lib.nodata import fill_nodata, valid_pixels
 from axs_lib.progress import track
-from axs_lib.stage3_tm_ground import Stage3GroundingModel
+from axs_lib.stage3_tm_ground import Stage3GroundingModel, _Prepared
 from axs_lib.terramind.load import load_generator
-from axs_lib.terramind.tiles import training_start
+from axs_lib.terramind.noise import sample_seeds
+from axs_lib.terramind.sampler import build_schedule
+from axs_lib.terramind.tiles import Sampling, draw_proposals
 from axs_lib.terramind.weights import read_metadata, read_state, resolve
-from axs_lib.train.crops import CropBatches
-from axs_lib.train.examples import Examples, Kind, augment, make_examples
+from axs_lib.train.examples import Kind, augment, make_examples
 from axs_lib.train.export import save_state
 from axs_lib.train.plain import balanced_loss, warmup_cosine
-from axs_lib.train.tasks import own_random
+from axs_lib.train.tasks import SEED_STRIDE, own_random
 
-CHECKPOINT = "head.ckpt"
+CHECKPOINT, POOL = "head.ckpt", "pool.pt"
+# Layers of a pool entry, in z-units where they are images, and how many channels each has.
+LAYERS = {"s1": 2, "estimate": 4, "proposal": 4, "trust": 1, "contradiction": 1, "truth": 4}
+ERROR_WEIGHT = 0.05  # of the expected error's likelihood beside the image's own loss
+UNLIKELY = 16.0  # squared ratio of error to expected error beyond which a pixel says nothing more
+# Smooth dark fields look like water to the SAR. A flood is rare and each of its examples holds one, so that they count
+# less, and dry tiles that the SAR contradicts are drawn more often.
+FLOOD_WEIGHT = 0.3
+CONTRADICTED_WEIGHT = 8.0  # of a tile's mean contradiction, beside 1
 
 
 @dataclass(frozen=True)
@@ -44,12 +57,13 @@ class HeadConfig:
         test_groups: groups never seen.
         validation_groups: groups kept out for choices.
         qualities: tiles that are trained on.
-        kinds: kinds of examples, taken in turn.
+        draws: examples of each kind that the pool holds of every tile.
+        kinds: kinds of examples, taken in turn, a batch each.
         use_sar: False trains the control that meets mean backscatter everywhere, as ``axs evaluate`` runs it.
         steps: optimiser steps.
         learning_rate: peak, after warm-up, before the cosine to zero.
         ema: decay of the averaged weights that are written.
-        crop_sizes: sides of the crops in pixels.
+        crop_sizes: sides of the crops in pixels, multiples of 16.
         batch_pixels: pixels of a batch.
         checkpoint_every: steps between checkpoints.
         seed: of every draw.
@@ -62,16 +76,26 @@ class HeadConfig:
     test_groups: tuple[str, ...] = ()
     validation_groups: tuple[str, ...] = ()
     qualities: tuple[str, ...] = ("ok", "open_water")
-    kinds: tuple[Kind, ...] = ("degraded", "gaps", "degraded", "flood", "degraded")
+    draws: Mapping[Kind, int] = field(default_factory=lambda: {"degraded": 6, "gaps": 3, "flood": 2})
+    kinds: tuple[Kind, ...] = (
+        "degraded",
+        "gaps",
+        "degraded",
+        "flood",
+        "degraded",
+        "degraded",
+        "gaps",
+        "degraded",
+    )
     use_sar: bool = True
-    steps: int = 800
+    steps: int = 4000
     learning_rate: float = 2e-3
     weight_decay: float = 0.02
-    warmup: int = 40
-    ema: float = 0.99
-    crop_sizes: tuple[int, ...] = (96, 128)
+    warmup: int = 50
+    ema: float = 0.998
+    crop_sizes: tuple[int, ...] = (64, 96, 112)
     batch_pixels: int = 8 * 96 * 96
-    checkpoint_every: int = 50
+    checkpoint_every: int = 100
     seed: int = 0
     threads: int | None = None
 
@@ -82,16 +106,12 @@ def train_head(config: HeadConfig, *, resume: bool = True, progress: bool = True
         torch.set_num_threads(config.threads)
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
-    held_out = {*config.test_groups, *config.validation_groups}
-    records = [
-        record
-        for record in list_pairs(config.data, quality="all")
-        if record.quality in config.qualities and record.group not in held_out
-    ]
     with own_random(config.seed):
         head = GroundingHead()
     generator = load_generator("nano", checkpoint=config.checkpoint).requires_grad_(False)
     model = Stage3GroundingModel(generator, head, grounding="learned").eval()
+    pool = _load_pool(config, model, out / POOL, resume=resume, progress=progress)
+    chances = {kind: torch.tensor([_chance(entry) for entry in entries]) for kind, entries in pool.items()}
     average = torch.optim.swa_utils.AveragedModel(
         head, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(config.ema)
     )
@@ -105,18 +125,13 @@ def train_head(config: HeadConfig, *, resume: bool = True, progress: bool = True
         average.load_state_dict(saved["average"])
         optimizer.load_state_dict(saved["optimizer"])
         first = saved["step"]
-    batches = CropBatches(
-        records, crop_sizes=config.crop_sizes, batch_pixels=config.batch_pixels, seed=config.seed
-    )
     for step in track(range(first, config.steps), "head", enabled=progress, total=config.steps - first):
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * warmup_cosine(step, config.warmup, config.steps)
-        batch = batches.batch(step)
-        random = torch.Generator().manual_seed(config.seed * 7_368_787 + step)
-        s1, truth = augment(batch["s1"], batch["truth"], random)
-        examples = make_examples(config.kinds[step % len(config.kinds)], s1, truth, random)
-        image = _ground(model, examples, step, use_sar=config.use_sar)
-        loss = balanced_loss(image, examples.estimate, examples.truth)
+        kind = config.kinds[step % len(config.kinds)]
+        random = torch.Generator().manual_seed(config.seed * SEED_STRIDE + step)
+        crops = draw_crops(pool[kind], chances[kind], config.crop_sizes, config.batch_pixels, random)
+        loss = _loss(model, crops) * (FLOOD_WEIGHT if kind == "flood" else 1.0)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(head.parameters(), 1.0)
@@ -130,19 +145,125 @@ def train_head(config: HeadConfig, *, resume: bool = True, progress: bool = True
     return _package(config, average.module, out, config.steps)
 
 
-def _ground(model: Stage3GroundingModel, examples: Examples, step: int, *, use_sar: bool) -> Tensor:
-    """opt_v3, differentiable in the head alone; the generator draws one proposal without gradients."""
+def _loss(model: Stage3GroundingModel, crops: Mapping[str, Tensor]) -> Tensor:
+    """Error of opt_v3, and how unlikely that error was by the head's own word."""
+    optical = model.terramind_generator.optical
+    z = _Prepared(crops["s1"], crops["estimate"], crops["trust"], crops["contradiction"])
+    correction = model._correct(z, [crops["proposal"]], [], "learned")
+    change = model._change(correction, z.trust) / optical.std
+    error = z.estimate + change - crops["truth"]
+    assert correction.error is not None
+    ratio = (error.detach() / correction.error).square().clamp_max(UNLIKELY)
+    unlikely = ((0.5 * ratio + correction.error.log()) * (z.trust < 1)).mean()
+    images = (optical.from_z(image) for image in (z.estimate + change, z.estimate, crops["truth"]))
+    return balanced_loss(*images) + ERROR_WEIGHT * unlikely
+
+
+# -- the pool -----------------------------------------------------------------------------------------------------
+
+
+def _load_pool(
+    config: HeadConfig, model: Stage3GroundingModel, path: Path, *, resume: bool, progress: bool
+) -> dict[str, list[Tensor]]:
+    """The pool of an earlier start of this run, or a new one, which is kept for the next."""
+    if resume and path.exists():
+        pool: dict[str, list[Tensor]] = torch.load(path, weights_only=True)
+        return pool
+    held_out = {*config.test_groups, *config.validation_groups}
+    records = [
+        record
+        for record in list_pairs(config.data, quality="all")
+        if record.quality in config.qualities and record.group not in held_out
+    ]
+    pool = {kind: [] for kind in config.draws}
+    for number, record in track(enumerate(records), "pool", enabled=progress, total=len(records)):
+        random = torch.Generator().manual_seed(config.seed * SEED_STRIDE + number)
+        for kind, count in config.draws.items():
+            pool[kind] += draw_examples(model, record, kind, count, random, use_sar=config.use_sar)
+    with atomic_write(path, overwrite=True) as temporary:
+        torch.save(pool, temporary)
+    return pool
+
+
+@torch.no_grad()
+def draw_examples(
+    model: Stage3GroundingModel,
+    record: PairRecord,
+    kind: Kind,
+    count: int,
+    random: torch.Generator,
+    *,
+    use_sar: bool = True,
+) -> list[Tensor]:
+    """``count`` examples of one tile with their one-step proposals, each (16, H, W) as ``LAYERS``."""
     generator = model.terramind_generator
-    with torch.no_grad():
-        s1 = examples.s1 if use_sar else generator.sar.mean.expand_as(examples.s1)
-        z = model._prepare(s1, examples.estimate, examples.trust)
-        with own_random(step):
-            x_t, t = training_start(z.estimate, training=True)
-        logits = generator.logits(z.conditions)
-        proposal = generator.denoise_once(x_t, t, generator.codes(logits, z.size))
-    correction = model._correct(z, [proposal], [logits], "learned")
-    height, width = examples.estimate.shape[-2:]
-    return examples.estimate + model._change(correction, z.trust)[..., :height, :width]
+    pair = load_pair(record)
+    sar, optical = torch.as_tensor(pair.s1)[None].float(), torch.as_tensor(pair.s2)[None].float()
+    valid = valid_pixels(sar, optical)
+    shape = (count, -1, -1, -1)
+    s1, truth = augment(
+        fill_nodata(sar, valid).expand(shape), fill_nodata(optical, valid).expand(shape), random
+    )
+    examples = make_examples(kind, s1, truth, random)
+    s1 = examples.s1 if use_sar else generator.sar.mean.expand_as(examples.s1)
+    z = model._prepare(s1, examples.estimate, examples.trust)
+    seeds = sample_seeds(0, count, generator=random)
+    logits = [generator.logits(z.conditions)]
+    origins = torch.zeros((count, 2), dtype=torch.int64)
+    schedule = build_schedule("ddim", 1, 1.0)
+    proposal = next(draw_proposals(generator, logits, z.size, schedule, Sampling(), seeds, origins))[0]
+    height, width = truth.shape[-2:]
+    layers = [z.s1, z.estimate, proposal, z.trust, z.contradiction]
+    shown = [layer[..., :height, :width] for layer in layers]
+    return list(torch.cat([*shown, generator.optical.to_z(examples.truth)], dim=1))
+
+
+def _chance(entry: Tensor) -> float:
+    """How often an entry of the pool is drawn: with its side, and with how much the SAR contradicts its estimate."""
+    contradiction = entry.split(list(LAYERS.values()))[list(LAYERS).index("contradiction")]
+    return min(entry.shape[-2:]) * (1.0 + CONTRADICTED_WEIGHT * float(contradiction.mean()))
+
+
+def draw_crops(
+    pool: Sequence[Tensor],
+    chance: Tensor,
+    crop_sizes: Sequence[int],
+    batch_pixels: int,
+    random: torch.Generator,
+) -> dict[str, Tensor]:
+    """Turned and mirrored square crops of one size, by layer.
+
+    Args:
+        pool: entries (16, H, W).
+        chance: (N,) how often each is drawn where it is large enough, up to a factor.
+        crop_sizes: one is drawn for the batch.
+        batch_pixels: pixels of the batch.
+        random: of every draw.
+
+    Raises:
+        InputError: no entry of the pool is large enough.
+    """
+    sides = torch.tensor([min(entry.shape[-2:]) for entry in pool] or [0])
+    sizes = [size for size in crop_sizes if size <= int(sides.max())]
+    if not sizes:
+        raise InputError(
+            f"the largest tile of the pool is {int(sides.max())} px; expected at least {min(crop_sizes)} px"
+        )
+
+    def draw(high: int) -> int:
+        return int(torch.randint(high, (), generator=random))
+
+    size = sizes[draw(len(sizes))]
+    large = torch.where(sides >= size, chance, 0.0)
+    chosen = torch.multinomial(large, max(1, batch_pixels // size**2), replacement=True, generator=random)
+    crops = []
+    for index in chosen.tolist():
+        entry = pool[index]
+        top, left = draw(entry.shape[-2] - size + 1), draw(entry.shape[-1] - size + 1)
+        crop = entry[:, top : top + size, left : left + size].rot90(draw(4), (1, 2))
+        crops.append(crop.flip(2) if draw(2) else crop)
+    layers = torch.stack(crops).split(list(LAYERS.values()), dim=1)
+    return dict(zip(LAYERS, layers, strict=True))
 
 
 def _package(config: HeadConfig, head: Any, out: Path, step: int) -> Path:

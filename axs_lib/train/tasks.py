@@ -18,6 +18,7 @@ import lightning
 import torch
 from torch import Tensor, nn
 
+from axs_lib.bands import VALID_DN
 from axs_lib.data.degrade import degrade
 from axs_lib.errors import UntrainedHeadWarning
 from axs_lib.train.config import RunConfig, Stage1Config, Stage2Config, Stage3Config
@@ -178,6 +179,7 @@ class Stage2Task(StageTask):
 
     stage = "stage2"
     estimate_key = "opt_v1"
+    config: Stage2Config
 
     def __init__(self, config: Stage2Config, **options: Any) -> None:
         from axs_lib.stage2_losses import Stage2Loss
@@ -195,6 +197,9 @@ class Stage2Task(StageTask):
         choose_trained(self.model, config)
 
     def loss(self, batch: Batch) -> Tensor:
+        size = (len(batch["truth"]), 4, 1, 1)
+        gain = torch.exp(torch.randn(size, generator=self._random(batch, 3)) * self.config.brightness_jitter)
+        batch = batch | {key: (batch[key] * gain.to(batch[key])).clamp(*VALID_DN) for key in ("opt_v1", "truth")}
         image = self.model(batch["opt_v1"], batch["metadata"])
         loss: Tensor = self.criterion(image, batch["truth"], batch["mask"])
         return loss

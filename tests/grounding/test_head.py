@@ -19,14 +19,14 @@ def test_a_fresh_head_answers_zero() -> None:
     head = GroundingHead()
     assert head.untrained
     assert not head(*inputs()).residual.any()
-    torch.nn.init.normal_(head.out.weight)
+    torch.nn.init.normal_(head.body.out.weight)
     assert not head.untrained
     assert head(*inputs()).residual.any()
 
 
 def test_every_input_matters() -> None:
     head = GroundingHead()
-    torch.nn.init.normal_(head.out.weight)
+    torch.nn.init.normal_(head.body.out.weight)
     base = head(*inputs(64)).residual
     for index in range(5):
         changed = inputs(64)
@@ -34,12 +34,20 @@ def test_every_input_matters() -> None:
         assert (head(*changed).residual - base).abs().max() > 1e-3, index
 
 
-def test_gate_and_release_are_bounded() -> None:
+def test_gate_and_error_are_bounded_and_release_by_what_the_sar_contradicts_or_nobody_saw() -> None:
     head = GroundingHead()
-    torch.nn.init.normal_(head.out.weight, std=50.0)
-    out = head(*inputs(64))
-    for layer in (out.gate, out.release):
-        assert layer.min() >= 0 and layer.max() <= 1
+    torch.nn.init.normal_(head.body.out.weight, std=50.0)
+    s1, estimate, proposal, _, _ = inputs(64)
+    trust = torch.full((1, 1, 64, 64), 0.5)
+    trust[..., :16], trust[..., 48:] = 0.0, 1.0
+    contradiction = torch.zeros_like(trust)
+    contradiction[..., 40:] = 0.25
+    out = head(s1, estimate, proposal, trust, contradiction)
+    assert out.gate.min() >= 0 and out.gate.max() <= 1
+    assert out.release[..., :16].max() > 0.5
+    assert not out.release[..., 16:40].any()
+    assert 0.1 < out.release[..., 40:].max() <= 0.25
+    assert out.error is not None and out.error.min() > 0 and torch.isfinite(out.error).all()
 
 
 @torch.no_grad()

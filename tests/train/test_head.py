@@ -28,6 +28,8 @@ def test_only_the_head_is_trained_and_a_stopped_run_goes_on(nano_weights: Path, 
         out=str(tmp_path / "a"),
         checkpoint=str(nano_weights),
         qualities=("ok", ""),
+        draws={"degraded": 1, "gaps": 1},
+        kinds=("degraded", "gaps"),
         steps=4,
         warmup=0,
         crop_sizes=(64,),
@@ -39,7 +41,7 @@ def test_only_the_head_is_trained_and_a_stopped_run_goes_on(nano_weights: Path, 
     for name, value in straight.items():
         if not name.startswith("head."):
             assert torch.equal(value, before[name]), name
-    assert straight["head.out.weight"].any()
+    assert straight["head.body.out.weight"].any()
 
     # The same run, cut off after two of its four steps: its checkpoint at step 2 goes on to the same weights.
     other = dataclasses.replace(config, out=str(tmp_path / "b"))

@@ -45,9 +45,9 @@ def test_a_run_resumes_where_it_stopped_and_its_weights_load(pairs: Path, tmp_pa
     )  # a second file would leave the next resume with the older one
     model = build_stage3_model(variant="nano", checkpoint=str(weights))
     assert model.grounding == "learned" and not model.head.untrained
-    key = "model.head.out.weight"
+    key = "model.head.body.out.weight"
     averaged = second["state_dict"][key.replace("model.", "average.module.model.", 1)]
-    assert torch.allclose(model.head.out.weight, averaged.half().float())
+    assert torch.allclose(model.head.body.out.weight, averaged.half().float())
     assert not torch.equal(second["state_dict"][key], first["state_dict"][key])
 
 
