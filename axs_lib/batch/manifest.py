@@ -13,6 +13,7 @@ import io
 import json
 import os
 import re
+import shutil
 import socket
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
@@ -27,6 +28,7 @@ COMPACT_FROM = (
     1000  # lines of the journal; more where the manifest is large, so that the cost stays in proportion
 )
 _TEMPORARY = re.compile(r"\..*\.[0-9a-f]{12}\.tmp(\.\w+)?")  # as axs_lib.data.atomic names them
+_SCENE_FOLDER = re.compile(r"\.axs-(scene|cog)\.\w{8}")  # as axs_lib.scenes names them
 
 Status = Literal["done", "failed", "crashed"]
 
@@ -140,7 +142,9 @@ class Manifest:
         Raises:
             OutputError: the disk refuses; both files are then as they were.
         """
-        if self._pending:
+        written = _read_journal(self._journal)  # Ctrl-C may have come between a line and its place in memory
+        self.records |= written
+        if self._pending or written:
             with atomic_write(self._parquet, overwrite=True) as temporary:
                 temporary.write_bytes(_parquet_bytes(self.records.values()))
         if self._journal.exists():
@@ -197,8 +201,14 @@ def read_manifest(out: str | os.PathLike[str]) -> list[Record]:
 
 
 def remove_temporaries(out: Path) -> None:
-    """Remove the unfinished files that killed workers left behind."""
-    for folder, _, names in os.walk(out):
+    """Remove the unfinished files that killed workers left behind; the folder of another batch is left alone."""
+    for folder, subfolders, names in os.walk(out):
+        if LOCK in names and Path(folder) != out:
+            subfolders.clear()
+            continue
+        for name in [name for name in subfolders if _SCENE_FOLDER.fullmatch(name)]:
+            shutil.rmtree(Path(folder, name), ignore_errors=True)
+            subfolders.remove(name)
         for name in names:
             if _TEMPORARY.fullmatch(name):
                 Path(folder, name).unlink(missing_ok=True)

@@ -91,7 +91,7 @@ class RayCrew:
         try:
             outcome: Outcome = self._ray.get(self._pending.pop(seat))
             return outcome
-        except self._ray.exceptions.RayActorError as error:
+        except self._ray.exceptions.RayError as error:  # the actor, its node, or its memory is gone
             return Death(" ".join(str(error).split())[:300])
 
     def dismiss(self) -> None:

@@ -83,7 +83,7 @@ def build_runner(job: Job) -> Runner:
 
 
 def ground_item(model: Stage3GroundingModel, job: Job, item: Item, output: Path) -> None:
-    """Ground the estimate of an item in its SAR image; ``.npz`` holds the inputs too.
+    """Ground the estimate of an item in its SAR image; ``.npz`` holds the inputs too, a scene is streamed to ``.tif``.
 
     Raises:
         InputError: the inputs cannot be read or are not what they should be.
@@ -94,13 +94,20 @@ def ground_item(model: Stage3GroundingModel, job: Job, item: Item, output: Path)
     from axs_lib.checks import check_pair
     from axs_lib.data.results import check_suffix, write_image
     from axs_lib.data.tiles import read_tile
+    from axs_lib.scenes.grid import is_scene
 
+    timesteps = job.settings["timesteps"] or GROUND_TIMESTEPS
+    if item.opt_v2 is not None and is_scene([item.s1], [item.opt_v2], output):
+        from axs_lib.scenes.api import ground_scene
+
+        settings = {"timesteps": timesteps, "seed": job.settings["seed"], "tags": _tags(job)}
+        ground_scene(model, item.s1, item.opt_v2, output, **settings, **_scene_options(job))
+        return
     tile = read_tile([item.s1], [item.opt_v2] if item.opt_v2 else ())
     check_suffix(output, len(tile.opt_v2.batch))
     s1, opt_v2 = (torch.from_numpy(raster.batch).to(job.device) for raster in (tile.s1, tile.opt_v2))
     trust = None if tile.trust is None else torch.from_numpy(tile.trust).to(job.device)
     check_pair(s1, opt_v2, trust=trust, source="file", force=job.force)
-    timesteps = job.settings["timesteps"] or GROUND_TIMESTEPS
     with torch.no_grad():
         result = model.ground(s1, opt_v2, timesteps, seed=job.settings["seed"], trust=trust)
     tags = model.provenance | _tags(job) | {"AXS_TIMESTEPS": str(timesteps), "AXS_NFE": str(result.nfe)}
@@ -109,6 +116,8 @@ def ground_item(model: Stage3GroundingModel, job: Job, item: Item, output: Path)
 
 def run_item(pipeline: Pipeline, job: Job, item: Item, output: Path) -> None:
     """Run the three stages on the SAR image of an item: ``.npz`` with all images, or ``.tif`` with the last.
+
+    A scene is streamed to ``.tif``.
 
     Raises:
         InputError: the input cannot be read or is not what it should be.
@@ -123,7 +132,11 @@ def run_item(pipeline: Pipeline, job: Job, item: Item, output: Path) -> None:
     from axs_lib.data.raster import centre_lat_lon
     from axs_lib.data.results import check_suffix, write_arrays, write_tiff
     from axs_lib.data.tiles import read_raster
+    from axs_lib.scenes.grid import is_scene
 
+    if is_scene([item.s1], out=output):
+        _run_scene(pipeline, job, item, output)
+        return
     raster = read_raster(item.s1, SAR_BANDS)
     check_suffix(output, len(raster.batch))
     s1 = torch.from_numpy(raster.batch).to(job.device)
@@ -144,6 +157,35 @@ def run_item(pipeline: Pipeline, job: Job, item: Item, output: Path) -> None:
     arrays = batches if raster.batched else {name: batch[0] for name, batch in batches.items()}
     sar = {"s1": raster.data} if raster.batched else dict(zip(("s1_vv", "s1_vh"), raster.data, strict=True))
     write_arrays(output, arrays | sar, raster, tags=tags, overwrite=True)
+
+
+def _run_scene(pipeline: Pipeline, job: Job, item: Item, output: Path) -> None:
+    """The pipeline on a scene, of whose files the last is kept."""
+    import tempfile
+
+    from axs_lib.data.atomic import atomic_write
+    from axs_lib.scenes.api import STAGES, run_scene
+
+    with (
+        atomic_write(output, overwrite=True) as temporary,
+        tempfile.TemporaryDirectory(prefix=".axs-scene.", dir=temporary.parent) as folder,
+    ):
+        run_scene(
+            pipeline,
+            item.s1,
+            folder,
+            metadata=item.metadata,
+            timesteps=job.settings["timesteps"],
+            seed=job.settings["seed"],
+            tags=_tags(job),
+            **_scene_options(job),
+        )
+        Path(folder, f"{STAGES[-1]}.tif").replace(temporary)
+
+
+def _scene_options(job: Job) -> dict[str, Any]:
+    """One tile at a time, so that the pixels do not depend on how many fit the device."""
+    return {"deterministic": True, "overwrite": True, "force": job.force}
 
 
 def _tags(job: Job) -> dict[str, str]:

@@ -101,7 +101,7 @@ def run_batch(
     summary = Summary(len(items))
     with open_manifest(Path(job.out)) as manifest:
         manifest.claim(job.output(item) for item in items)
-        tasks = [Task(item, _done_as(job, item, manifest)) for item in items]
+        tasks = [_task(job, item, manifest.records.get(item.id)) for item in items]
         with contextlib.closing(supervise(job, crew, tasks)) as outcomes:
             for outcome in track(outcomes, "batch", enabled=progress, total=len(tasks)):
                 if outcome.stop:
@@ -178,15 +178,12 @@ def _stopped(outcome: Outcome, summary: Summary, job: Job) -> AxionError:
     return kind(f"{outcome.stop}; {finished}, run the same command again to go on")
 
 
-def _done_as(job: Job, item: Item, manifest: Manifest) -> str:
-    """The key under which an item is done and its output is there, whole."""
-    record, output = manifest.records.get(item.id), job.output(item)
-    if record is None or record.status != "done" or record.output != output.relative_to(job.out).as_posix():
-        return ""
-    try:
-        return record.key if output.stat().st_size == record.output_bytes else ""
-    except OSError:
-        return ""
+def _task(job: Job, item: Item, record: Record | None) -> Task:
+    """What there is to do; the worker finds out whether what is on record as done still holds."""
+    output = job.output(item).relative_to(job.out).as_posix()
+    if record is None or record.status != "done" or record.output != output:
+        return Task(item)
+    return Task(item, record.key, record.output_sha256)
 
 
 def _check_outputs(job: Job, items: Sequence[Item]) -> None:

@@ -7,6 +7,7 @@ worker. Both engines use the same worker, so the pixels are the same.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import errno
 import hashlib
@@ -74,11 +75,14 @@ class Task:
 
     Attributes:
         item: the item.
-        done_as: key under which the manifest has it as done and its output is there; empty where neither.
+        done_as: key under which the manifest has it as done; empty where it has not.
+        output_sha256: what the output then held. A job of other settings may have replaced it and died before it could
+            take note, so that the key alone proves nothing.
     """
 
     item: Item
     done_as: str = ""
+    output_sha256: str = ""
 
 
 @dataclass(frozen=True)
@@ -114,7 +118,11 @@ class Worker:
             stamps = [_stamp(path) for path in item.paths]
             hashes = {path: _sha256(path) for path in item.paths}
             if task.done_as and task.done_as == job.key(item, _named(item, hashes)):
-                return Outcome(item.id)
+                with contextlib.suppress(
+                    InputError
+                ):  # an output that is gone, or cannot be read, is made again
+                    if _sha256(str(job.output(item))) == task.output_sha256:
+                        return Outcome(item.id)
             if self._runner is None:
                 try:
                     self._runner = job.make_runner(job)
@@ -170,7 +178,7 @@ def make_record(
         output_sha256=output_sha256,
         output_bytes=output_bytes,
         version=__version__,
-        finished=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        finished=datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
     )
 
 

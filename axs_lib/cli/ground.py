@@ -20,7 +20,6 @@ from axs_lib.cli.scene import (
     GateOption,
     StacOption,
     ground_files,
-    is_scene,
     refuse_for_tiles,
 )
 
@@ -151,6 +150,7 @@ def ground(
     """Ground an optical estimate in its SAR image, or fill the gaps of an optical image from SAR and context."""
     from axs_lib.data.raster import parse_bands
     from axs_lib.data.tiles import read_tile
+    from axs_lib.scenes.grid import is_scene
     from axs_lib.terramind.sampler import check_strength, check_timesteps
     from axs_lib.terramind.weights import find_variant
 

@@ -23,7 +23,6 @@ from axs_lib.cli.scene import (
     ResOption,
     StacOption,
     grid_from,
-    is_scene,
     refuse_for_tiles,
     run_files,
 )
@@ -96,6 +95,7 @@ def run(
     from axs_lib.data.raster import parse_bands
     from axs_lib.data.tiles import read_raster
     from axs_lib.prithvi.metadata import parse_metadata
+    from axs_lib.scenes.grid import is_scene
     from axs_lib.terramind.sampler import check_timesteps
     from axs_lib.terramind.weights import find_variant
 

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from axs_lib.scenes.grid import SceneGrid
     from axs_lib.scenes.masks import MaskFile
 
-TILE_SIDE = 256  # larger images do not fit the network at once
-
 GateOption = Annotated[
     Path | None,
     typer.Option(
@@ -50,31 +48,6 @@ BoundsOption = Annotated[
 ]
 
 
-def is_scene(s1: Sequence[str], optical: Sequence[str] = (), out: Path | None = None) -> bool:
-    """Whether inputs go the scene way: GeoTIFFs larger than a tile or on two grids, or other rasters of GDAL.
-
-    Args:
-        s1: paths of the SAR.
-        optical: paths of the estimate, if there is one.
-        out: the output, which stays with the tile way where it is no GeoTIFF.
-    """
-    from axs_lib.data.raster import SUFFIXES, TIFF_SUFFIXES
-    from axs_lib.errors import InputError
-    from axs_lib.scenes.grid import SceneGrid
-
-    suffixes = {Path(path).suffix.lower() for path in (*s1, *optical)}
-    tile_formats = set(SUFFIXES) - set(TIFF_SUFFIXES)
-    if suffixes & tile_formats or (out is not None and out.suffix.lower() in tile_formats):
-        return False
-    try:
-        grids = [SceneGrid.like(path) for path in (*s1, *optical)]
-    except InputError:  # the tile way says what is wrong with a file
-        return False
-    located = all(grid.crs is not None for grid in grids)
-    differ = located and not all(grid.same_as(grids[-1]) for grid in grids)
-    return differ or not suffixes <= set(TIFF_SUFFIXES) or max(grids[-1].size) > TILE_SIDE
-
-
 def refuse_for_tiles(options: Mapping[str, Any]) -> None:
     """Refuse options that only scenes have.
 
@@ -82,6 +55,7 @@ def refuse_for_tiles(options: Mapping[str, Any]) -> None:
         InputError: one of them is given.
     """
     from axs_lib.errors import InputError
+    from axs_lib.scenes.grid import TILE_SIDE
 
     given = [name for name, value in options.items() if value]
     if given:

@@ -127,7 +127,7 @@ def read_mask(
         )
     if kind not in MASK_KINDS:
         raise InputError(f"the kind of mask is {kind!r}; expected one of {listed(MASK_KINDS)}")
-    found = _kind_of(values, named, path) if kind == "auto" else kind
+    found = mask_kind(values, named, path) if kind == "auto" else kind
     if found == "scl":
         if invert:
             raise InputError(
@@ -140,7 +140,7 @@ def read_mask(
                 f"{path} was taken for a {found} mask, which has no classes to drop; leave --drop out, or say"
                 " --mask-kind scl"
             )
-        trust = _trust_of(values, found, invert, path)
+        trust = mask_trust(values, found, invert, path)
     trust = grow_unknown(trust[:, None], buffer)
     if not trust.any():
         hint = "drop fewer classes" if found == "scl" else "if 1 means cloud in it, give --mask-invert"
@@ -206,8 +206,12 @@ def grow_unknown(trust: FloatArray, pixels: int) -> FloatArray:
     return np.abs(spread(-torch.from_numpy(trust), pixels).numpy())
 
 
-def _trust_of(values: FloatArray, kind: str, invert: bool, path: Path) -> FloatArray:
-    """Trust of boolean masks and trust maps (N,H,W); NaN is unknown, inverted or not."""
+def mask_trust(values: FloatArray, kind: str, invert: bool, path: Path) -> FloatArray:
+    """Trust of boolean masks and trust maps of any shape; NaN is unknown, inverted or not.
+
+    Raises:
+        InputError: a trust map leaves 0..1.
+    """
     unknown = np.isnan(values)
     if kind == "boolean":
         values = (values != 0).astype(np.float32)
@@ -221,8 +225,12 @@ def _trust_of(values: FloatArray, kind: str, invert: bool, path: Path) -> FloatA
     return np.where(unknown, 0, 1 - values if invert else values).astype(np.float32)
 
 
-def _kind_of(values: FloatArray, named: str, path: Path) -> str:
-    """What the values look like, helped by the name of file, key or band."""
+def mask_kind(values: FloatArray, named: str, path: Path) -> str:
+    """What the values look like, helped by the name of file, key or band.
+
+    Raises:
+        InputError: like nothing that a mask holds.
+    """
     known = set(np.unique(values[~np.isnan(values)]).tolist())
     whole = all(value.is_integer() for value in known)
     if whole and "scl" in re.findall(r"[a-z]+", named.lower()) and known <= set(range(len(SCL_CLASSES))):

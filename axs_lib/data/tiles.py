@@ -14,13 +14,14 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from axs_lib.bands import DN_PER_REFLECTANCE, OPTICAL_BANDS, SAR_BANDS
+from axs_lib.bands import OPTICAL_BANDS, SAR_BANDS
 from axs_lib.data.raster import (
     SUFFIXES,
     TIFF_SUFFIXES,
@@ -30,6 +31,14 @@ from axs_lib.data.raster import (
     band_name,
     check_same_grid,
     listed,
+)
+from axs_lib.data.stacks import (
+    band_positions,
+    ordered_bands,
+    read_bands,
+    stack_names,
+    unnamed_bands,
+    unreadable,
 )
 from axs_lib.errors import InputError
 
@@ -109,6 +118,32 @@ def read_raster(
     return raster
 
 
+def read_overview(path: str | os.PathLike[str], wanted: tuple[str, ...], longest: int) -> Raster:
+    """Read a GeoTIFF stack to be looked at, its pixels averaged until no side is longer than ``longest``.
+
+    Overviews are used where the file has them. Infinite values count as nodata; tags, units and names of bands are as
+    of ``read_raster``, and the transform is that of the larger pixels.
+
+    Raises:
+        InputError: as for ``read_tile``.
+    """
+    file = Path(path)
+    _check_file(file)
+    with _open_tiff(file) as dataset:
+        shrink = max(1.0, max(dataset.height, dataset.width) / longest)
+        shape = max(1, round(dataset.height / shrink)), max(1, round(dataset.width / shrink))
+        names = stack_names(dataset, wanted, file)
+        indexes = [i + 1 for i in band_positions(names, wanted, file)]
+        data, blank = read_bands(dataset, indexes, file, wanted, shape)
+        data[:, blank] = np.nan
+        data[~np.isfinite(data)] = np.nan
+        raster = _located(dataset, data, wanted, file)
+        if raster.transform is not None:
+            larger = dataset.transform.scale(dataset.width / shape[1], dataset.height / shape[0])
+            raster = replace(raster, transform=tuple(dataset.transform * larger)[:6])
+    return raster
+
+
 def _read_stack(path: Path, wanted: tuple[str, ...], order: Order) -> Raster:
     suffix = path.suffix.lower()
     if suffix == ".npz":
@@ -122,13 +157,13 @@ def _read_stack(path: Path, wanted: tuple[str, ...], order: Order) -> Raster:
 
 
 def _read_npz(path: Path, wanted: tuple[str, ...], order: Order) -> Raster:
-    with _npz(path) as arrays:
+    with open_npz(path) as arrays:
         data = _npz_sar(arrays, path) if wanted == SAR_BANDS else arrays.numbers("opt_v2", expected=_OPT_KEYS)
         crs, transform = arrays.georeference()
     return Raster(_pick(data, order, wanted, path), wanted, crs=crs, transform=transform, source=str(path))
 
 
-def _npz_sar(arrays: _Arrays, path: Path) -> FloatArray:
+def _npz_sar(arrays: Arrays, path: Path) -> FloatArray:
     if "s1" in arrays:
         return arrays.numbers("s1", expected=_S1_KEYS)
     vv, vh = arrays.numbers("s1_vv", expected=_S1_KEYS), arrays.numbers("s1_vh", expected=_S1_KEYS)
@@ -146,7 +181,7 @@ def _read_companions(path: Path, opt_v2: Raster) -> tuple[Raster | None, FloatAr
         return None, None
     truth, trust = None, None
     count, (height, width) = len(opt_v2.batch), opt_v2.size
-    with _npz(path) as arrays:
+    with open_npz(path) as arrays:
         key = next((k for k in TRUTH_KEYS if k in arrays), None)
         if key is not None:
             data = arrays.numbers(key)
@@ -166,7 +201,7 @@ def _read_companions(path: Path, opt_v2: Raster) -> tuple[Raster | None, FloatAr
     return truth, trust
 
 
-class _Arrays:
+class Arrays:
     """The arrays of an open .npz, checked one by one as they are asked for."""
 
     def __init__(self, archive: Any, path: Path) -> None:
@@ -189,6 +224,11 @@ class _Arrays:
         with np.errstate(over="ignore"):
             return array.astype(np.float32)
 
+    def text(self, key: str) -> str | None:
+        """A piece of text such as ``provenance``, or None where there is none."""
+        value = self._load(key) if key in self else np.empty(0)
+        return str(value) if value.dtype.kind == "U" and value.shape == () else None
+
     def georeference(self) -> tuple[str | None, tuple[float, ...] | None]:
         """CRS and transform as this library writes them into an .npz, where they are there."""
         crs = str(self._load("crs")) if "crs" in self else None
@@ -206,11 +246,16 @@ class _Arrays:
                     " code; save"
                     " plain numeric arrays with np.savez"
                 ) from error
-            raise InputError(_unreadable(self._path, "an .npz written by np.savez", error)) from error
+            raise InputError(unreadable(self._path, "an .npz written by np.savez", error)) from error
 
 
 @contextmanager
-def _npz(path: Path) -> Iterator[_Arrays]:
+def open_npz(path: Path) -> Iterator[Arrays]:
+    """Open an .npz without ever unpickling.
+
+    Raises:
+        InputError: it is no .npz.
+    """
     if not zipfile.is_zipfile(path):
         raise InputError(
             f"{path} is not an .npz archive, or it is truncated; expected a file written by np.savez (a"
@@ -220,9 +265,9 @@ def _npz(path: Path) -> Iterator[_Arrays]:
     try:
         archive = np.load(path, allow_pickle=False)
     except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
-        raise InputError(_unreadable(path, "an .npz written by np.savez", error)) from error
+        raise InputError(unreadable(path, "an .npz written by np.savez", error)) from error
     with archive:
-        yield _Arrays(archive, path)
+        yield Arrays(archive, path)
 
 
 # PT
@@ -240,7 +285,7 @@ def _read_pt(path: Path) -> FloatArray:
             " expected one plain tensor: torch.save(tensor, path)"
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
-        raise InputError(_unreadable(path, "a tensor saved by torch.save(tensor, path)", error)) from error
+        raise InputError(unreadable(path, "a tensor saved by torch.save(tensor, path)", error)) from error
     if not isinstance(loaded, torch.Tensor):
         raise InputError(
             f"{path} holds a {type(loaded).__name__}; expected one tensor (C,H,W) or (N,C,H,W):"
@@ -258,9 +303,11 @@ def _read_pt(path: Path) -> FloatArray:
 
 def _read_tiff(path: Path, wanted: tuple[str, ...], order: Order) -> Raster:
     with _open_tiff(path) as dataset:
-        names = _stack_names(dataset, wanted, path) if order is None else _ordered(order, dataset.count, path)
-        indexes = [i + 1 for i in _positions(names, wanted, path)]
-        data, blank = _read_bands(dataset, indexes, path, wanted)
+        names = (
+            stack_names(dataset, wanted, path) if order is None else ordered_bands(order, dataset.count, path)
+        )
+        indexes = [i + 1 for i in band_positions(names, wanted, path)]
+        data, blank = read_bands(dataset, indexes, path, wanted)
         data[:, blank] = np.nan
         return _located(dataset, data, wanted, path)
 
@@ -298,7 +345,7 @@ def _read_band_files(files: Sequence[Path], wanted: tuple[str, ...], order: Orde
                 raise InputError(
                     f"{found[name].source} and {path} both hold {name}; expected one file a band"
                 )
-            data, blank = _read_bands(dataset, [1], path, wanted)
+            data, blank = read_bands(dataset, [1], path, wanted)
             blanks.append(blank)
             found[name] = _located(dataset, data, (name,), path)
     missing = [b for b in wanted if b not in found]
@@ -314,53 +361,6 @@ def _read_band_files(files: Sequence[Path], wanted: tuple[str, ...], order: Orde
     data[:, np.logical_and.reduce(blanks)] = np.nan
     source = f"{first.source} (and {len(wanted) - 1} more)"
     return Raster(data, wanted, first.crs, first.transform, first.nodata, first.tags, source)
-
-
-def _stack_names(dataset: Any, wanted: tuple[str, ...], path: Path) -> Sequence[str]:
-    """Names of a TIFF stack's bands: from its descriptions, else its colours, else the library's order."""
-    names = [band_name(text) for text in dataset.descriptions]
-    if not any(names):
-        names = [band_name(colour.name) for colour in dataset.colorinterp]
-    if not any(names):
-        return _unnamed(dataset.count, wanted, path)
-    twice = [b for b in wanted if names.count(b) > 1]
-    if twice:
-        raise InputError(
-            f"{path} names more than one band {listed(twice)}; name every band in the order of the stack:"
-            " --bands"
-        )
-    return [name or "(unnamed)" for name in names]
-
-
-def _read_bands(
-    dataset: Any, indexes: list[int], path: Path, wanted: tuple[str, ...]
-) -> tuple[FloatArray, NDArray[np.bool_]]:
-    """Bands (C,H,W) in the library's units (the file's scale and offset applied), NaN where masked.
-
-    The second array (H,W) is true where an optical image of integers without declared nodata is 0 in all
-    bands read: 0 is nodata in Sentinel-2 products, declared or not, but one band alone may be dark.
-    """
-    from rasterio.errors import RasterioError
-
-    try:
-        raw = dataset.read(indexes)
-        valid = dataset.read_masks(indexes) != 0
-    except (RasterioError, OSError) as error:
-        raise InputError(_unreadable(path, "a complete GeoTIFF", error)) from error
-    if np.iscomplexobj(raw):
-        raise InputError(f"{path} holds complex numbers; expected backscatter in dB, or reflectance in DN")
-    optical = wanted == OPTICAL_BANDS
-    undeclared = optical and dataset.nodata is None and raw.dtype.kind in "iu"
-    blank: NDArray[np.bool_] = (raw == 0).all(axis=0) & undeclared
-    with np.errstate(over="ignore"):
-        data: FloatArray = raw.astype(np.float32)
-    unit = DN_PER_REFLECTANCE if optical else 1.0
-    for position, index in enumerate(indexes):
-        scale, offset = dataset.scales[index - 1], dataset.offsets[index - 1]
-        if (scale, offset) != (1.0, 0.0):
-            data[position] = raw[position].astype(np.float64) * (scale * unit) + offset * unit
-    data[~valid] = np.nan
-    return data, blank
 
 
 def _located(dataset: Any, data: FloatArray, bands: tuple[str, ...], path: Path) -> Raster:
@@ -380,7 +380,7 @@ def _open_tiff(path: Path) -> Iterator[Any]:
         try:
             dataset = rasterio.open(path, driver="GTiff")
         except (RasterioError, OSError) as error:
-            raise InputError(_unreadable(path, "a GeoTIFF", error)) from error
+            raise InputError(unreadable(path, "a GeoTIFF", error)) from error
         with dataset:
             yield dataset
 
@@ -412,49 +412,9 @@ def _pick(data: FloatArray, order: Order, wanted: tuple[str, ...], path: Path) -
             f"{path}: the array of shape {data.shape} is empty; expected at least one tile with pixels"
         )
     count = data.shape[-3]
-    names = _unnamed(count, wanted, path) if order is None else _ordered(order, count, path)
-    return np.ascontiguousarray(np.take(data, _positions(names, wanted, path), axis=-3))
-
-
-def _unnamed(count: int, wanted: tuple[str, ...], path: Path) -> tuple[str, ...]:
-    if count != len(wanted):
-        raise InputError(
-            f"{path} has {count} band(s) without names; expected the {len(wanted)} bands {listed(wanted)} in"
-            " this order,"
-            " or a name for every band in the order of the stack: --bands NAME,NAME,..."
-        )
-    return wanted
-
-
-def _ordered(order: tuple[str, ...], count: int, path: Path) -> tuple[str, ...]:
-    if len(order) != count:
-        raise InputError(
-            f"{path} has {count} band(s) and --bands names {len(order)} ({listed(order)}); expected a name"
-            " for every"
-            " band of the stack, in its order"
-        )
-    return order
-
-
-def _positions(names: Sequence[str], wanted: tuple[str, ...], path: Path) -> list[int]:
-    missing = [b for b in wanted if b not in names]
-    if missing:
-        raise InputError(
-            f"{path} holds the bands {listed(names)} and lacks {listed(missing)}; expected {listed(wanted)}."
-            " Where its"
-            " band descriptions are wrong or incomplete, name every band in the order of the stack, for"
-            " example"
-            f" --bands {','.join(reversed(wanted))}"
-        )
-    return [names.index(b) for b in wanted]
+    names = unnamed_bands(count, wanted, path) if order is None else ordered_bands(order, count, path)
+    return np.ascontiguousarray(np.take(data, band_positions(names, wanted, path), axis=-3))
 
 
 def _replace_data(raster: Raster, data: FloatArray) -> Raster:
     return Raster(data, raster.bands, raster.crs, raster.transform, raster.nodata, raster.tags, raster.source)
-
-
-def _unreadable(path: Path, expected: str, error: Exception) -> str:
-    reason = (str(error).splitlines() or [""])[0].strip()[:160] or type(error).__name__
-    return (
-        f"{path} cannot be read; expected {expected}: it is damaged, truncated or of another kind ({reason})"
-    )

@@ -2,7 +2,7 @@
 
 In: a raster file, a CRS with a resolution and bounds, or an xarray object. Out: a ``SceneGrid``, which tells whether
 another grid is the same, the same but shifted by whole pixels, or one that has to be warped, and which coordinates
-its noise has.
+its noise has; and whether files are a scene at all.
 """
 
 from __future__ import annotations
@@ -11,12 +11,16 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
-from axs_lib.data.raster import GRID_TOLERANCE_PX, Raster, centre_lat_lon, listed
+from axs_lib.data.raster import GRID_TOLERANCE_PX, SUFFIXES, TIFF_SUFFIXES, Raster, centre_lat_lon, listed
 from axs_lib.errors import InputError
 from axs_lib.tilegrid import Tile
+
+PathLike = str | os.PathLike[str]
+TILE_SIDE = 256  # larger images do not fit the network at once
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,7 @@ class SceneGrid:
     transform: tuple[float, ...] | None = None
 
     @classmethod
-    def like(cls, path: str | os.PathLike[str]) -> SceneGrid:
+    def like(cls, path: PathLike) -> SceneGrid:
         """The grid of a raster file.
 
         Raises:
@@ -164,6 +168,27 @@ class SceneGrid:
             name = CRS.from_wkt(self.crs).to_string()[:60]
             place = f"{name}, pixels of {a:g} x {e:g} from ({c:.10g}, {f:.10g})"
         return f"{self.height}x{self.width} px (height x width), {place}"
+
+
+def is_scene(s1: Sequence[PathLike], optical: Sequence[PathLike] = (), out: Path | None = None) -> bool:
+    """Whether inputs go the scene way: GeoTIFFs larger than a tile or on two grids, or other rasters of GDAL.
+
+    Args:
+        s1: paths of the SAR.
+        optical: paths of the estimate, if there is one.
+        out: the output, which stays with the tile way where it is no GeoTIFF.
+    """
+    suffixes = {Path(path).suffix.lower() for path in (*s1, *optical)}
+    tile_formats = set(SUFFIXES) - set(TIFF_SUFFIXES)
+    if suffixes & tile_formats or (out is not None and out.suffix.lower() in tile_formats):
+        return False
+    try:
+        grids = [SceneGrid.like(path) for path in (*s1, *optical)]
+    except InputError:  # the tile way says what is wrong with a file
+        return False
+    located = all(grid.crs is not None for grid in grids)
+    differ = located and not all(grid.same_as(grids[-1]) for grid in grids)
+    return differ or not suffixes <= set(TIFF_SUFFIXES) or max(grids[-1].size) > TILE_SIDE
 
 
 def same_crs(a: str, b: str) -> bool:

@@ -18,9 +18,9 @@ from axs_lib.data.masks import (
     MASK_KINDS,
     SCL_CLASSES,
     SCL_DROPPED,
-    _kind_of,
-    _trust_of,
     grow_unknown,
+    mask_kind,
+    mask_trust,
     scl_numbers,
     scl_trust,
 )
@@ -81,7 +81,7 @@ class MaskSource:
         self._nodata = dataset.nodata or None  # 0 is unknown already, or clear in an inverted mask
         self._dataset = _on_grid(dataset, grid, self._nodata, self.label, stack)
         named = f"{self._path.stem} {dataset.descriptions[0] or ''}".replace("_", " ")
-        self.kind = mask.kind if mask.kind != "auto" else _kind_of(self._values_found(), named, self._path)
+        self.kind = mask.kind if mask.kind != "auto" else mask_kind(self._values_found(), named, self._path)
         if self.kind == "scl" and mask.invert:
             raise InputError(
                 f"{self.label} is a scene classification, which has no inverse; name classes to drop"
@@ -117,7 +117,7 @@ class MaskSource:
         if self.kind == "scl":
             trust = scl_trust(values, self._dropped, source=self.label)
         else:
-            trust = _trust_of(values, self.kind, self._mask.invert, self._path)
+            trust = mask_trust(values, self.kind, self._mask.invert, self._path)
         grown = grow_unknown(trust[:, None], reach)[0]
         top, left = window.top - wide.top, window.left - wide.left
         return grown[:, top : top + window.shape[0], left : left + window.shape[1]]

@@ -18,7 +18,14 @@ import numpy as np
 
 from axs_lib.bands import DN_PER_REFLECTANCE, OPTICAL_BANDS, SAR_BANDS
 from axs_lib.data.raster import FloatArray, band_name, listed
-from axs_lib.data.tiles import _ordered, _positions, _read_bands, _stack_names, _unnamed, _unreadable
+from axs_lib.data.stacks import (
+    band_positions,
+    ordered_bands,
+    read_bands,
+    stack_names,
+    unnamed_bands,
+    unreadable,
+)
 from axs_lib.errors import InputError
 from axs_lib.scenes.grid import SceneGrid
 from axs_lib.tilegrid import Tile
@@ -92,7 +99,8 @@ class FileSource:
 
     def read(self, window: Tile) -> FloatArray:
         """(C, h, w) of a window, NaN where there is no data."""
-        read = [_read_bands(_View(d, window), indexes, p, self.bands) for d, indexes, p in self._parts]
+        part = (window.top, window.bottom), (window.left, window.right)
+        read = [read_bands(d, indexes, path, self.bands, window=part) for d, indexes, path in self._parts]
         data = np.concatenate([bands for bands, _ in read])
         data[:, np.logical_and.reduce([blank for _, blank in read])] = np.nan
         return _finite(data)
@@ -124,10 +132,10 @@ class ArraySource:
         stacked = array.transpose(*bands, y, x) if bands else array.expand_dims("band")
         label = Path(self.label)
         if order is not None:
-            names: Sequence[str] = _ordered(order, len(stacked), label)
+            names: Sequence[str] = ordered_bands(order, len(stacked), label)
         else:
-            names = _array_names(stacked, bands) or _unnamed(len(stacked), wanted, label)
-        self._array = stacked.isel({stacked.dims[0]: _positions(names, wanted, label)})
+            names = _array_names(stacked, bands) or unnamed_bands(len(stacked), wanted, label)
+        self._array = stacked.isel({stacked.dims[0]: band_positions(names, wanted, label)})
         self._axes = (y, x)
         self._nodata = array.rio.nodata
         self._scale = float(array.attrs.get("scale_factor", 1.0)), float(array.attrs.get("add_offset", 0.0))
@@ -251,7 +259,7 @@ def opened(path: PathLike) -> Iterator[Any]:
         try:
             dataset = rasterio.open(os.fspath(path))
         except (RasterioError, OSError) as error:
-            raise InputError(_unreadable(Path(path), "a raster that GDAL reads", error)) from error
+            raise InputError(unreadable(Path(path), "a raster that GDAL reads", error)) from error
     with dataset:
         yield dataset
 
@@ -263,30 +271,13 @@ def grid_of(dataset: Any) -> SceneGrid:
     return SceneGrid(dataset.height, dataset.width, crs, transform)
 
 
-class _View:
-    """A window of a dataset that reads as if it were all of it."""
-
-    def __init__(self, dataset: Any, window: Tile) -> None:
-        self._dataset = dataset
-        self._window = ((window.top, window.bottom), (window.left, window.right))
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._dataset, name)
-
-    def read(self, indexes: list[int]) -> Any:
-        return self._dataset.read(indexes, window=self._window)
-
-    def read_masks(self, indexes: list[int]) -> Any:
-        return self._dataset.read_masks(indexes, window=self._window)
-
-
 def _stack_indexes(dataset: Any, path: Path, wanted: tuple[str, ...], order: Order) -> list[int]:
     if wanted == TRUST:
         if dataset.count != 1:
             raise InputError(f"{path} has {dataset.count} bands; expected a trust map of one band, 0 to 1")
         return [1]
-    names = _stack_names(dataset, wanted, path) if order is None else _ordered(order, dataset.count, path)
-    return [i + 1 for i in _positions(names, wanted, path)]
+    names = stack_names(dataset, wanted, path) if order is None else ordered_bands(order, dataset.count, path)
+    return [i + 1 for i in band_positions(names, wanted, path)]
 
 
 def _band_parts(

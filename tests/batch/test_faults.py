@@ -247,3 +247,16 @@ def test_an_output_that_is_lost_or_cut_is_made_again(batch: Batch, damage: str) 
     output.unlink() if damage == "gone" else output.write_bytes(output.read_bytes()[:5])
     assert batch.run().stdout.startswith("2 items: 1 done, 1 done before;")
     batch.check_outputs()
+
+
+def test_an_output_of_other_settings_whose_job_was_killed_is_not_taken_for_the_first(batch: Batch) -> None:
+    """The second job wrote the output, of the same size, and died before it could take note."""
+    batch.write(a="ok a")
+    batch.run()
+    first = batch.records()["a"]
+    manifest = (batch.out / MANIFEST).read_bytes()
+    batch.run("--seed", "7")
+    assert (batch.out / "a.npz").stat().st_size == first.output_bytes
+    (batch.out / MANIFEST).write_bytes(manifest)
+    assert batch.run().stdout.startswith("1 items: 1 done;")
+    batch.check_outputs(seed=0)

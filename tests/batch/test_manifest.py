@@ -12,7 +12,7 @@ from pyarrow import parquet
 
 from axs_lib.batch import manifest as module
 from axs_lib.batch.items import Item
-from axs_lib.batch.manifest import JOURNAL, MANIFEST, Record, open_manifest, read_manifest
+from axs_lib.batch.manifest import JOURNAL, LOCK, MANIFEST, Manifest, Record, open_manifest, read_manifest
 from axs_lib.batch.work import Job, make_record
 from axs_lib.errors import InputError, OutputError
 
@@ -97,6 +97,28 @@ def test_a_disk_that_refuses_half_a_line_leaves_whole_ones(
     assert names(tmp_path) == ["a", "c"]
 
 
+def test_a_line_that_ctrl_c_kept_out_of_memory_is_not_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flush = os.fsync
+
+    def stopped(descriptor: int) -> None:
+        flush(descriptor)
+        monkeypatch.setattr(Manifest, "records", property(lambda manifest: interrupt()), raising=False)
+
+    def interrupt() -> dict[str, Record]:
+        monkeypatch.delattr(Manifest, "records")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), open_manifest(tmp_path) as manifest:
+        manifest.claim([])
+        manifest.append(record("a"))
+        monkeypatch.setattr(os, "fsync", stopped)
+        manifest.append(record("b"))
+    monkeypatch.undo()
+    assert names(tmp_path) == ["a", "b"]
+
+
 def test_a_parquet_file_that_cannot_be_written_leaves_the_journal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -128,12 +150,23 @@ def test_a_folder_with_files_of_others_is_refused_and_left_alone(tmp_path: Path)
 
 
 def test_temporary_files_of_killed_workers_go_and_others_stay(tmp_path: Path) -> None:
-    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / ".axs-cog.abcd1234").mkdir(parents=True)
+    (tmp_path / "sub" / ".axs-cog.abcd1234" / "rows.tif").touch()  # of a scene
     for name in (".a.0123456789ab.tmp.npz", "sub/.b.0123456789ab.tmp.tif", ".a.tmp.npz", "a.npz"):
         (tmp_path / name).touch()
     with open_manifest(tmp_path):
         left = sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*"))
     assert left == [".a.tmp.npz", ".axs-batch.lock", "a.npz", "sub"]
+
+
+def test_temporary_files_of_a_batch_in_a_folder_below_stay(tmp_path: Path) -> None:
+    other = tmp_path / "sub" / "other"
+    other.mkdir(parents=True)
+    (other / ".a.0123456789ab.tmp.npz").touch()
+    (other / LOCK).touch()
+    with open_manifest(tmp_path):
+        pass
+    assert (other / ".a.0123456789ab.tmp.npz").exists()
 
 
 def test_a_damaged_manifest_is_said_in_words(tmp_path: Path) -> None:

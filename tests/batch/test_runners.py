@@ -18,6 +18,7 @@ from axs_lib.data.samples import load_sample, sample_paths
 from axs_lib.errors import InputError, OutputError, WeightsError
 from axs_lib.pipeline import PipelineOutput
 from axs_lib.stage3_tm_ground import DEFAULT_VARIANT, Stage3Output
+from tests.scenes.conftest import BoxGrounder, scene_arrays, write_scene
 
 NAME = "ireland_fields"
 S1, S2 = map(str, sample_paths(NAME))
@@ -36,6 +37,7 @@ class FakeStage3:
 class FakePipeline:
     """Constant images."""
 
+    device = torch.device("cpu")
     provenance = {"AXS_VARIANT": "fake"}  # noqa: RUF012
 
     def __call__(
@@ -67,6 +69,32 @@ def test_a_pair_is_grounded(tmp_path: Path, format: Any) -> None:
             np.testing.assert_array_equal(dataset.read(), truth)
             tags = dataset.tags()
     assert (tags["AXS_VARIANT"], tags["AXS_SEED"], tags["AXS_TIMESTEPS"]) == ("fake", "3", "10")
+
+
+def test_a_scene_is_streamed_one_tile_at_a_time(tmp_path: Path) -> None:
+    sar, optical = scene_arrays(300, 270)
+    files = write_scene(tmp_path / "a_s1.tif", sar), write_scene(tmp_path / "a_opt_v2.tif", optical)
+    item, job, grounder = (
+        Item("sub/a", *map(str, files)),
+        job_of(tmp_path / "out", format="tif"),
+        BoxGrounder(),
+    )
+    runners.ground_item(grounder, job, item, job.output(item))  # type: ignore[arg-type]
+    assert grounder.calls == [1] * 4
+    with rasterio.open(job.output(item)) as dataset:
+        assert dataset.shape == (300, 270) and dataset.overviews(1) == []
+        assert dataset.tags()["AXS_TILE_OVERLAP"] == "64" and dataset.tags()["AXS_S1_PRODUCT"] == "S1GRD"
+    assert [path.name for path in (tmp_path / "out" / "sub").iterdir()] == ["a.tif"]
+
+
+def test_the_last_image_of_a_pipeline_on_a_scene_is_kept(tmp_path: Path) -> None:
+    file = write_scene(tmp_path / "a.tif", scene_arrays(300, 270)[0])
+    item = Item("a", str(file), metadata={"date": "2021-07-14"})
+    job = job_of(tmp_path / "out", format="tif", settings={"stage": "pipeline", "timesteps": 2})
+    runners.run_item(FakePipeline(), job, item, job.output(item))  # type: ignore[arg-type]
+    with rasterio.open(job.output(item)) as dataset:
+        assert (dataset.read() == 300).all() and dataset.tags()["AXS_METADATA_DATE"] == "2021-07-14"
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.tif"]
 
 
 @pytest.mark.parametrize("format", ["npz", "tif"])

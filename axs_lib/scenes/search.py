@@ -1,0 +1,541 @@
+"""Find Sentinel-1 and Sentinel-2 of one place in a STAC catalogue and bring them into the library's units.
+
+In: a catalogue (a STAC API, or a static catalogue on disk or on the web), a place and a range of dates. Out: a ``Pair``
+of items, and of it the SAR in dB, the optical image in DN and a trust map, as lazily read ``xarray.DataArray`` that
+``axs_lib.scenes.api`` takes. Needs the extra ``[stac]``: pystac-client searches, odc-stac reads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime, time, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from axs_lib.bands import DN_PER_REFLECTANCE, OPTICAL_BANDS, SAR_BANDS
+from axs_lib.data.atomic import atomic_write, check_output
+from axs_lib.data.masks import scl_trust
+from axs_lib.data.raster import FloatArray, band_name, listed
+from axs_lib.errors import AxionError, InputError
+from axs_lib.scenes.cog import CogWriter, Layer, optical_layer
+from axs_lib.scenes.source import TRUST, Source, open_source
+from axs_lib.scenes.stac import parse_date
+from axs_lib.scenes.stream import WINDOW_ROWS
+from axs_lib.scenes.warp import MARGIN_PX, to_db
+from axs_lib.tilegrid import Tile
+
+if TYPE_CHECKING:
+    from pystac import Asset, Catalog, Item
+    from xarray import DataArray, Dataset
+
+Bounds = tuple[float, float, float, float]
+SarUnit = Literal["power", "dB"]
+
+SAR_COLLECTION, OPTICAL_COLLECTION = "sentinel-1-rtc", "sentinel-2-l2a"
+CHUNK_COLUMNS = 2048
+COVERS = 0.99  # of the best coverage: less than that is not worth a nearer day
+OFFSET_BASELINE, OFFSET_DN = 4.0, 1000  # processing baseline from which L2A holds DN + 1000
+# Of Earth Search: the offset that an asset declares is in its pixels already.
+_OFFSET_GONE = ("earthsearch:boa_offset_applied", "sentinel:boa_offset_applied")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Items of one place: Sentinel-2 of one day, and the Sentinel-1 pass nearest to it.
+
+    Attributes:
+        s1: items of the pass, the nearest frame first.
+        s2: items of the day, the least cloudy first.
+        bounds: the place: west, south, east, north in degrees.
+        clear: share of the place that the day shows clear, by the items' footprints and cloud cover, 0 to 1.
+    """
+
+    s1: tuple[Item, ...]
+    s2: tuple[Item, ...]
+    bounds: Bounds
+    clear: float
+
+    @property
+    def date(self) -> str:
+        """Day of the optical image, in ISO form."""
+        return _moment(self.s2[0]).date().isoformat()
+
+    @property
+    def sar_date(self) -> str:
+        """Day of the SAR image, in ISO form."""
+        return _moment(self.s1[0]).date().isoformat()
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """Which items the pixels come from, for file tags."""
+        return {
+            "AXS_S1_ITEMS": listed(item.id for item in self.s1),
+            "AXS_S2_ITEMS": listed(item.id for item in self.s2),
+        }
+
+
+@dataclass(frozen=True)
+class PairArrays:
+    """The pixels of a pair, read when they are asked for; each on a grid of its own products.
+
+    Attributes:
+        s1: (band, y, x) VV, VH in dB, NaN where there is no data.
+        opt_v2: (band, y, x) B02, B03, B04, B08 in DN, NaN where there is no data.
+        trust: (band, y, x) on the grid of ``opt_v2``, 1 where the scene classification says clear and 0 elsewhere;
+            None where the items have none.
+        date: day of the optical image.
+        tags: items the pixels come from.
+    """
+
+    s1: DataArray
+    opt_v2: DataArray
+    trust: DataArray | None
+    date: str
+    tags: dict[str, str]
+
+
+def find_pair(
+    catalog: str | os.PathLike[str] | Catalog,
+    bounds: Sequence[float],
+    dates: str,
+    *,
+    sar_collection: str = SAR_COLLECTION,
+    optical_collection: str = OPTICAL_COLLECTION,
+) -> Pair:
+    """Find the day that shows most of a place clear, and the Sentinel-1 pass nearest to it.
+
+    Args:
+        catalog: address of a STAC API, address or path of a static catalogue, or one that is open; for a service that
+            signs its links, such as Planetary Computer, ``pystac_client.Client.open(url, modifier=...)``.
+        bounds: west, south, east, north in degrees.
+        dates: a day, or first and last day as ``2021-07-01/2021-07-31``; also moments.
+        sar_collection: id of a collection of geocoded backscatter.
+        optical_collection: id of a collection of Sentinel-2 L2A.
+
+    Raises:
+        InputError: bounds or dates that cannot be, or nothing was found.
+        AxionError: the extra is not installed, or the catalogue cannot be read.
+    """
+    place = _checked_bounds(bounds)
+    span = _span(dates)
+    with _catalogue_errors(catalog):
+        opened = _open(catalog)
+        found = {name: _items(opened, name, place, span) for name in (sar_collection, optical_collection)}
+    for name, items in found.items():
+        if not items:
+            raise InputError(
+                f"{_label(catalog)} has no item of {name} within {listed(place)} (west, south, east, north) in {dates};"
+                " expected some: widen --bounds or --dates, or name another collection"
+            )
+    days = _groups(found[optical_collection], lambda item: _moment(item).date())
+    clear = {
+        day: _coverage(items, place) * (1 - _cloud_cover(items) / 100) for day, items in sorted(days.items())
+    }
+    best = max(clear, key=lambda day: clear[day])
+    s2 = tuple(sorted(days[best], key=lambda item: (_cloud_cover([item]), item.id)))
+    when = _moment(s2[0])
+
+    def apart(items: Iterable[Item]) -> timedelta:
+        return min(abs(_moment(item) - when) for item in items)
+
+    passes = _groups(
+        found[sar_collection], lambda item: (_moment(item).date(), item.properties.get("sat:orbit_state"))
+    ).values()
+    share = {number: _coverage(items, place) for number, items in enumerate(passes)}
+    enough = [items for number, items in enumerate(passes) if share[number] >= COVERS * max(share.values())]
+    s1 = min(enough, key=apart)
+    return Pair(tuple(sorted(s1, key=lambda item: apart([item]))), s2, place, clear[best])
+
+
+def load_pair(
+    pair: Pair, *, crs: str | None = None, resolution: float | None = None, sar_unit: SarUnit | None = None
+) -> PairArrays:
+    """The pixels of a pair in the library's units; nothing but metadata is read before they are asked for.
+
+    Scale and offset are those that each asset declares. A Sentinel-2 asset that declares none holds DN, from which 1000
+    are taken where its item has processing baseline 04.00 or later, unless the item says that this was done.
+
+    Args:
+        pair: of ``find_pair``.
+        crs: of the optical grid; default that of the items.
+        resolution: of the optical grid; default that of the items.
+        sar_unit: what the SAR holds; default the unit that the items declare, else linear power, as the collections of
+            terrain-corrected backscatter do.
+
+    Raises:
+        InputError: an item lacks a band, or says nothing of its grid.
+    """
+    optical_keys = [_band_assets(item, OPTICAL_BANDS) for item in pair.s2]
+    sar_keys = [_band_assets(item, SAR_BANDS) for item in pair.s1]
+
+    # 1. The optical image, mosaicked in DN, and the scene classification of the same items.
+    wanted = {name: value for name, value in (("crs", crs), ("resolution", resolution)) if value is not None}
+    place = _grid_of(pair.s2[0], optical_keys[0], bbox=pair.bounds, **wanted)
+    images = [
+        _to_dn(item, keys, _read(item, keys, place)) for item, keys in zip(pair.s2, optical_keys, strict=True)
+    ]
+    classes = [_class_asset(item) for item in pair.s2]
+    trust = None
+    if all(classes):
+        kept = [
+            _trust(_read(item, {TRUST[0]: key}, place), image)
+            for item, key, image in zip(pair.s2, classes, images, strict=True)
+            if key is not None
+        ]
+        trust = _mosaic(kept).fillna(0)
+
+    # 2. The SAR on its own grid: the scene way warps it, in linear power.
+    own = _grid_of(pair.s1[0], sar_keys[0], geopolygon=place.pad(MARGIN_PX).extent)
+    backscatter = [
+        _to_db(item, keys, _read(item, keys, own), sar_unit)
+        for item, keys in zip(pair.s1, sar_keys, strict=True)
+    ]
+    return PairArrays(_mosaic(backscatter), _mosaic(images), trust, pair.date, pair.tags)
+
+
+def save_pair(arrays: PairArrays, folder: str | os.PathLike[str], *, overwrite: bool = False) -> list[Path]:
+    """Read a pair to the end, row by row, into ``s1.tif``, ``s2.tif`` and, where it has one, ``trust.tif``.
+
+    Args:
+        arrays: of ``load_pair``.
+        folder: for the files, which are Cloud Optimized GeoTIFFs that ``axs ground`` takes.
+        overwrite: whether existing files may be replaced.
+
+    Raises:
+        InputError: the SAR is not in the unit that was said.
+        OutputError: a file exists, or the disk refuses. Nothing is then left under any name.
+        AxionError: the pixels cannot be read.
+    """
+    kinds = {Layer("s1", SAR_BANDS, "float32", np.nan, "dB"): arrays.s1, optical_layer("s2"): arrays.opt_v2}
+    if arrays.trust is not None:
+        kinds[Layer("trust", TRUST, "float32", np.nan, "1")] = arrays.trust
+    targets = [check_output(Path(folder, f"{layer.name}.tif"), overwrite) for layer in kinds]
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        writers = []
+        for (layer, array), target in zip(kinds.items(), targets, strict=True):
+            source = open_source(array, layer.bands, stack)
+            writers.append(CogWriter(layer, source.grid, target, stack))
+            height, width = source.grid.size
+            for top in range(0, height, WINDOW_ROWS):
+                rows = Tile(top, 0, min(top + WINDOW_ROWS, height), width)
+                writers[-1].write(top, _pixels(source, rows))
+        tags = arrays.tags | {"AXS_DATE": arrays.date}
+        for writer in writers:
+            temporary = stack.enter_context(atomic_write(writer.target, overwrite))
+            writer.finish(tags).replace(temporary)
+    return targets
+
+
+# Searching
+
+
+def _open(catalog: str | os.PathLike[str] | Catalog) -> Catalog:
+    import pystac
+    from pystac_client import Client
+    from pystac_client.warnings import NoConformsTo
+
+    if isinstance(catalog, pystac.Catalog):
+        return catalog
+    address = os.fspath(catalog)
+    if not re.match(r"https?://", address):
+        return pystac.Catalog.from_file(address)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NoConformsTo)  # a static catalogue, which is walked
+        return Client.open(address)
+
+
+def _items(catalog: Catalog, collection: str, bounds: Bounds, span: tuple[datetime, datetime]) -> list[Item]:
+    """Items of a collection that meet place and dates; an API searches, a static catalogue is walked."""
+    from pystac_client import Client, ConformanceClasses
+
+    if isinstance(catalog, Client) and catalog.conforms_to(ConformanceClasses.ITEM_SEARCH):
+        return list(catalog.search(collections=[collection], bbox=bounds, datetime=list(span)).items())
+    branch = next((child for child in catalog.get_collections() if child.id == collection), catalog)
+    return [
+        item
+        for item in branch.get_items(recursive=True)
+        if item.collection_id == collection
+        and span[0] <= _moment(item) <= span[1]
+        and _coverage([item], bounds) > 0
+    ]
+
+
+def _coverage(items: Sequence[Item], bounds: Bounds) -> float:
+    """Share of the bounds under the items' footprints."""
+    import shapely
+
+    place = shapely.box(*bounds)
+    seen = [
+        shapely.make_valid(shapely.geometry.shape(item.geometry))
+        for item in items
+        if item.geometry is not None
+    ]
+    return float(shapely.union_all(seen).intersection(place).area / place.area)
+
+
+def _groups(items: Iterable[Item], key: Callable[[Item], Any]) -> dict[Any, list[Item]]:
+    groups = defaultdict(list)
+    for item in items:
+        groups[key(item)].append(item)
+    return dict(groups)
+
+
+def _cloud_cover(items: Sequence[Item]) -> float:
+    """Mean cloud cover in percent; an item that says nothing may be all cloud."""
+    return float(np.mean([item.properties.get("eo:cloud_cover", 100.0) for item in items]))
+
+
+def _moment(item: Item) -> datetime:
+    """When an item was taken, in UTC."""
+    moment = item.datetime or item.common_metadata.start_datetime
+    if moment is None:
+        raise InputError(f"the item {item.id} has no datetime; expected one, as every STAC Item has")
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+
+
+def _span(dates: str) -> tuple[datetime, datetime]:
+    """First and last moment; a day as the end is meant whole."""
+    first, slash, last = dates.partition("/")
+    start, end = parse_date(first.strip()), parse_date((last if slash else first).strip())
+    if end.time() == time(0) and len((last if slash else first).strip()) <= len("2021-07-14"):
+        end += timedelta(days=1, microseconds=-1)
+    if end < start:
+        raise InputError(
+            f"the dates are {dates!r}; expected the first before the last, as 2021-07-01/2021-07-31"
+        )
+    return start, end
+
+
+def _checked_bounds(bounds: Sequence[float]) -> Bounds:
+    ordered = len(bounds) == 4 and -180 <= bounds[0] < bounds[2] <= 180 and -90 <= bounds[1] < bounds[3] <= 90
+    if not ordered:
+        raise InputError(f"the bounds are {listed(bounds)}; expected west, south, east, north in degrees")
+    west, south, east, north = map(float, bounds)
+    return west, south, east, north
+
+
+def _label(catalog: str | os.PathLike[str] | Catalog) -> str:
+    return os.fspath(catalog) if isinstance(catalog, str | os.PathLike) else f"the catalogue {catalog.id}"
+
+
+@contextlib.contextmanager
+def _catalogue_errors(catalog: str | os.PathLike[str] | Catalog) -> Iterator[None]:
+    """Say in words that the extra is missing or the catalogue cannot be read."""
+    try:
+        import odc.stac  # noqa: F401
+        import pystac
+        from pystac_client.exceptions import APIError
+    except ImportError as error:
+        raise AxionError(
+            "searching a STAC catalogue needs pystac-client and odc-stac, which are not installed:"
+            " pip install 'axion-sat[stac]'"
+        ) from error
+    try:
+        yield
+    except (pystac.STACError, APIError, OSError, ValueError) as error:
+        if isinstance(error, AxionError):
+            raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise AxionError(f"{_label(catalog)} cannot be read as a STAC catalogue: {reason}") from error
+
+
+# Reading
+
+
+def _pixels(source: Source, window: Tile) -> FloatArray:
+    from rasterio.errors import RasterioError
+
+    try:
+        return source.read(window)
+    except (RasterioError, OSError) as error:
+        raise AxionError(f"the pixels of the pair cannot be read ({error}); try again") from error
+
+
+def _band_assets(item: Item, wanted: tuple[str, ...]) -> dict[str, str]:
+    """The asset key of each band: the finest that is named like it, else the shortest name."""
+    found = {
+        band: _best_asset(item, lambda key, asset, band=band: _asset_band(key, asset) == band)  # type: ignore[misc]
+        for band in wanted
+    }
+    missing = [band for band, key in found.items() if key is None]
+    if missing:
+        raise InputError(
+            f"the item {item.id} has the assets {listed(item.assets)} and none for {listed(missing)}; expected assets"
+            f" for {listed(wanted)}, named like the bands or their colours"
+        )
+    return {band: key for band, key in found.items() if key is not None}
+
+
+def _class_asset(item: Item) -> str | None:
+    """The asset key of the scene classification, if there is one."""
+    return _best_asset(item, lambda key, asset: "scl" in re.findall(r"[a-z]+", key.lower()))
+
+
+def _best_asset(item: Item, fits: Callable[[str, Asset], bool]) -> str | None:
+    keys = [key for key, asset in item.assets.items() if fits(key, asset)]
+    return min(keys, key=lambda key: (_resolution(item.assets[key]), len(key)), default=None)
+
+
+def _asset_band(key: str, asset: Asset) -> str | None:
+    """The band of an asset by its key, else by the one band that it declares."""
+    if name := band_name(key):
+        return name
+    fields = asset.to_dict()
+    bands = fields.get("bands") or fields.get("eo:bands") or []
+    if len(bands) != 1:
+        return None
+    known = (bands[0].get(key) for key in ("name", "eo:common_name", "common_name"))
+    return next((name for text in known if (name := band_name(text))), None)
+
+
+def _declared(asset: Asset) -> list[Mapping[str, Any]]:
+    """Where an asset may say what its numbers mean: on itself, on its band, or as extension versions before 2 did."""
+    fields = asset.to_dict()
+    return [fields, *(fields.get("bands") or [])[:1], *(fields.get("raster:bands") or [])[:1]]
+
+
+def _resolution(asset: Asset) -> float:
+    sides = [fields.get(key) for fields in _declared(asset) for key in ("gsd", "spatial_resolution")]
+    return min((float(side) for side in sides if side is not None), default=float("inf"))
+
+
+def _scaling(asset: Asset) -> tuple[float, float] | None:
+    """Scale and offset that an asset declares, or None."""
+    for fields in _declared(asset):
+        for scale, offset in (("raster:scale", "raster:offset"), ("scale", "offset")):
+            if scale in fields or offset in fields:
+                return float(fields.get(scale, 1.0)), float(fields.get(offset, 0.0))
+    return None
+
+
+def _grid_of(item: Item, keys: Mapping[str, str], **where: Any) -> Any:
+    """The odc GeoBox of a place on an item's own pixel grid, or on the one that is asked for."""
+    import odc.stac
+
+    try:
+        return odc.stac.load([item], bands=list(keys.values()), chunks={}, **where).odc.geobox
+    except ValueError as error:
+        raise InputError(
+            f"the item {item.id} says nothing of its grid ({error}); expected the projection extension, or crs and"
+            " resolution"
+        ) from error
+
+
+def _read(item: Item, keys: Mapping[str, str], geobox: Any) -> DataArray:
+    """Raw values (band, y, x) of an item on a grid as float32, NaN where there is no data, bands by our names."""
+    import odc.stac
+
+    chunks: dict[str, Any] = {"y": WINDOW_ROWS, "x": CHUNK_COLUMNS}
+    found: Dataset = odc.stac.load(
+        [item], bands=list(keys.values()), geobox=geobox, chunks=chunks, resampling="nearest"
+    )
+    bands = []
+    for name, key in keys.items():
+        raw = found[key].isel(time=0, drop=True)
+        nodata = raw.attrs.get("nodata", 0 if raw.dtype.kind in "iu" else None)
+        values = raw.astype("float32")
+        bands.append(
+            (values if nodata is None or np.isnan(nodata) else values.where(raw != nodata)).rename(name)
+        )
+    return _stacked(bands)
+
+
+def _stacked(bands: Sequence[DataArray]) -> DataArray:
+    import xarray
+
+    names = [str(band.name) for band in bands]
+    plain = [band.drop_attrs(deep=False) for band in bands]
+    stack: DataArray = xarray.concat(
+        plain, dim=xarray.Variable("band", names), coords="minimal", compat="override"
+    )
+    return stack
+
+
+def _to_dn(item: Item, keys: Mapping[str, str], raw: DataArray) -> DataArray:
+    """Reflectance x 10000 of the raw values of a Sentinel-2 item."""
+    gone = any(item.properties.get(name) is True for name in _OFFSET_GONE)
+    factors, shifts = [], []
+    for key in keys.values():
+        declared = _scaling(item.assets[key])
+        if declared is None:
+            late = _baseline(item) >= OFFSET_BASELINE
+            factors.append(1.0)
+            shifts.append(-OFFSET_DN if late and not gone else 0.0)
+        else:
+            factors.append(declared[0] * DN_PER_REFLECTANCE)
+            shifts.append(0.0 if gone else declared[1] * DN_PER_REFLECTANCE)
+    return _scaled(raw, factors, shifts)
+
+
+def _to_db(item: Item, keys: Mapping[str, str], raw: DataArray, unit: SarUnit | None) -> DataArray:
+    """Backscatter in dB of the raw values of a Sentinel-1 item."""
+    import xarray
+
+    declared = [_scaling(item.assets[key]) or (1.0, 0.0) for key in keys.values()]
+    values = _scaled(raw, [scale for scale, _ in declared], [offset for _, offset in declared])
+    units = {
+        str(fields.get("unit", "")).lower() for k in keys.values() for fields in _declared(item.assets[k])
+    }
+    if (unit or ("dB" if "db" in units else "power")) == "dB":
+        return values
+
+    def convert(power: FloatArray) -> FloatArray:
+        seen = power[np.isfinite(power)]
+        if seen.size and np.median(seen) < -1:
+            raise InputError(
+                f"the SAR of {item.id} was taken for linear power and half of it is below {np.median(seen):.4g};"
+                " expected sar_unit='dB'"
+            )
+        return to_db(power)
+
+    result: DataArray = xarray.apply_ufunc(
+        convert, values, dask="parallelized", output_dtypes=[np.float32], keep_attrs=True
+    )
+    return result
+
+
+def _scaled(raw: DataArray, factors: Sequence[float], shifts: Sequence[float]) -> DataArray:
+    import xarray
+
+    factor, shift = (
+        xarray.DataArray(np.asarray(each, dtype="float64"), dims="band", coords={"band": raw["band"]})
+        for each in (factors, shifts)
+    )
+    return (raw * factor + shift).astype("float32")
+
+
+def _trust(classes: DataArray, image: DataArray) -> DataArray:
+    """1 where the classes say clear and 0 where not, NaN where the item has no image."""
+    import xarray
+
+    trust = xarray.apply_ufunc(
+        lambda values: scl_trust(values, source="the scene classification"),
+        classes,
+        dask="parallelized",
+        output_dtypes=[np.float32],
+    )
+    return trust.where(image.notnull().any("band"))
+
+
+def _baseline(item: Item) -> float:
+    """Processing baseline of a Sentinel-2 item, 0 where it says none."""
+    text = str(item.properties.get("s2:processing_baseline", item.properties.get("processing:version", "")))
+    return float(text) if re.fullmatch(r"\d+(\.\d+)?", text) else 0.0
+
+
+def _mosaic(images: Sequence[DataArray]) -> DataArray:
+    """The first image, and where it has no data the next."""
+    first, *others = images
+    for other in others:
+        first = first.fillna(other)
+    return first
