@@ -261,8 +261,14 @@ def _as_trust(trust: Tensor | None, s1: Tensor) -> Tensor:
     return value
 
 
+def _finite(image: Tensor) -> Tensor:
+    """The finite values; an image of nothing else is not copied."""
+    finite = torch.isfinite(image)
+    return image if bool(finite.all()) else image[finite]
+
+
 def _sar_range(s1: Tensor) -> str | None:
-    values = s1[torch.isfinite(s1)]
+    values = _finite(s1)
     if values.numel() == 0:
         return None
     low, high, mean = float(values.min()), float(values.max()), float(values.mean())
@@ -280,7 +286,7 @@ def _sar_range(s1: Tensor) -> str | None:
 
 
 def _optical_range(opt: Tensor, name: str = "opt_v2") -> str | None:
-    values = opt[torch.isfinite(opt)]
+    values = _finite(opt)
     if values.numel() == 0:
         return None
     low, high = float(values.min()), float(values.max())

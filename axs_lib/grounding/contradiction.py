@@ -27,6 +27,10 @@ COEFFICIENTS: tuple[tuple[float, float], ...] = (
 )
 INVERSE_COVARIANCE: tuple[tuple[float, float], ...] = ((0.6566, -0.47126), (-0.47126, 0.52403))
 ONSET, FULL = 2.5, 4.5  # surprise where release begins and is complete; 90 % of clear ground lies below 2.2
+# Broad backscatter in dB where open water begins to be likely and is plain. The open water of the project's pairs has
+# VV -18.2 to -21.0 and VH -26.3 to -32.9; smooth dry fields come down to about -17 and -24.
+WATER_SIGMA_PX = 2.5
+WATER_VV, WATER_VH = (-16.0, -18.0), (-24.0, -26.5)
 
 
 def optical_features(dn: Tensor) -> Tensor:
@@ -41,15 +45,28 @@ def optical_features(dn: Tensor) -> Tensor:
 
 def surprise(s1_db: Tensor, opt_dn: Tensor) -> Tensor:
     """Mahalanobis distance (B, 1, H, W) between broad backscatter and what the estimate's colour predicts."""
-    features = optical_features(gaussian_blur(opt_dn, SIGMA_PX))
-    coefficients = torch.tensor(COEFFICIENTS, dtype=features.dtype, device=features.device)
-    inverse = torch.tensor(INVERSE_COVARIANCE, dtype=features.dtype, device=features.device)
-    expected = torch.einsum("bfhw,fs->bshw", features, coefficients)
-    residual = gaussian_blur(s1_db, SIGMA_PX) - expected
-    return torch.einsum("bshw,st,bthw->bhw", residual, inverse, residual).clamp_min(0.0).sqrt()[:, None]
+    with torch.autocast(opt_dn.device.type, enabled=False):
+        features = optical_features(gaussian_blur(opt_dn, SIGMA_PX))
+        coefficients = torch.tensor(COEFFICIENTS, dtype=features.dtype, device=features.device)
+        expected = (coefficients.mT @ features.flatten(2)).unflatten(2, features.shape[2:])
+        vv, vh = (gaussian_blur(s1_db, SIGMA_PX) - expected).unbind(1)
+    (vv_vv, vv_vh), (_, vh_vh) = INVERSE_COVARIANCE  # symmetric
+    squared = vv_vv * vv * vv + 2.0 * vv_vh * vv * vh + vh_vh * vh * vh
+    return squared.clamp_min(0.0).sqrt()[:, None]
 
 
 def contradiction(s1_db: Tensor, opt_dn: Tensor) -> Tensor:
     """Contradiction map (B, 1, H, W) in [0, 1] of backscatter in dB (B, 2, H, W) and DN (B, 4, H, W)."""
-    ramp = ((surprise(s1_db, opt_dn) - ONSET) / (FULL - ONSET)).clamp(0.0, 1.0)
+    return _smoothstep(surprise(s1_db, opt_dn), ONSET, FULL)
+
+
+def open_water(s1_db: Tensor) -> Tensor:
+    """How much backscatter in dB (B, 2, H, W) looks like open water: (B, 1, H, W) in [0, 1]."""
+    vv, vh = gaussian_blur(s1_db, WATER_SIGMA_PX).split(1, dim=1)
+    return _smoothstep(vv, *WATER_VV) * _smoothstep(vh, *WATER_VH)
+
+
+def _smoothstep(x: Tensor, start: float, end: float) -> Tensor:
+    """0 up to ``start``, 1 from ``end`` on, smooth between."""
+    ramp = ((x - start) / (end - start)).clamp(0.0, 1.0)
     return ramp * ramp * (3.0 - 2.0 * ramp)

@@ -1,7 +1,8 @@
 """Builders of TerraMind generators: the published v1 variants and the small packaged ``nano``.
 
-The modules are terratorch's; only what generation needs is built, so the S2L2A tokenizer's 92 M parameter encoder is
-left out. Weights are loaded elsewhere (``weights.py``); a fresh model is random.
+The modules are terratorch's, with faster layers in the detokenizer (``layers.py``); only what generation needs is
+built, so the S2L2A tokenizer's 92 M parameter encoder is left out. Weights are loaded elsewhere (``weights.py``); a
+fresh model is random.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from axs_lib.bands import (
 )
 from axs_lib.terramind.adapters import OpticalAdapter, SarAdapter, terramind_spectral_lift
 from axs_lib.terramind.generator import GeneratorLayout, TerraMindGenerator
+from axs_lib.terramind.layers import speed_up
 
 TARGET_KEY = "tok_sen2l2a@224"
 OPTICAL_KEY = "untok_sen2l2a@224"
@@ -109,7 +111,7 @@ def build_v1(variant: str, *, s1_product: str = "S1GRD") -> TerraMindGenerator:
     index = [TERRAMIND_S2_BANDS.index(band) for band in OPTICAL_BANDS]
     return TerraMindGenerator(
         _core(config, encoders, decoders),
-        unet_patched(in_channels=bands, out_channels=bands, cond_channels=5, image_size=256),
+        speed_up(unet_patched(in_channels=bands, out_channels=bands, cond_channels=5, image_size=256)),
         quantizer,
         sar=SarAdapter(sar_mean, sar_std),
         optical=OpticalAdapter(
@@ -134,16 +136,18 @@ def build_nano(*, s1_product: str = "S1GRD") -> TerraMindGenerator:
     encoders, decoders = _embeddings(NANO_CORE, sar_key, bands, quantizer.codebook_size, NANO_IMAGE_SIZE)
     return TerraMindGenerator(
         _core(NANO_CORE, encoders, decoders),
-        PatchedUNetCondCat(
-            in_channels=bands,
-            out_channels=bands,
-            cond_channels=quantizer.codebook.shape[1],
-            patch_size=4,
-            image_size=NANO_IMAGE_SIZE,
-            model_channels=32,
-            num_res_blocks=2,
-            attention_resolutions=[4, 8],
-            channel_mult=(1, 2, 2, 2),
+        speed_up(
+            PatchedUNetCondCat(
+                in_channels=bands,
+                out_channels=bands,
+                cond_channels=quantizer.codebook.shape[1],
+                patch_size=4,
+                image_size=NANO_IMAGE_SIZE,
+                model_channels=32,
+                num_res_blocks=2,
+                attention_resolutions=[4, 8],
+                channel_mult=(1, 2, 2, 2),
+            )
         ),
         quantizer,
         sar=SarAdapter(sar_mean, sar_std),

@@ -113,6 +113,8 @@ def run_tiled(
     grid = TileGrid(side=side)
     jobs = [(index, tile) for index in range(batch) for tile in grid.tiles(height, width)]
     jobs.sort(key=lambda job: job[1].shape)
+    whole = len(jobs) == batch  # every image is one tile: nothing to blend
+    results: list[Tensor] = []
     blenders = [Blender(grid, height, width) for _ in range(batch)]
     for group in _groups(jobs, batch_size):
         layers = network(
@@ -120,8 +122,13 @@ def run_tiled(
             seeds[[index for index, _ in group]],
             torch.stack([corners[index] + corners.new_tensor([t.top, t.left]) for index, t in group]),
         )
+        if whole:
+            results.append(layers)
+            continue
         for (index, tile), values in zip(group, layers, strict=True):
             blenders[index].add(tile, values)
+    if whole:
+        return torch.cat(results)
     return torch.stack([blender.result() for blender in blenders])
 
 

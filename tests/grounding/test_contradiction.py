@@ -8,7 +8,15 @@ import torch
 
 from axs_lib.data.pairs import list_pairs, load_pair
 from axs_lib.data.samples import load_sample, sample_names
-from axs_lib.grounding.contradiction import contradiction
+from axs_lib.grounding.contradiction import (
+    COEFFICIENTS,
+    INVERSE_COVARIANCE,
+    SIGMA_PX,
+    contradiction,
+    optical_features,
+    surprise,
+)
+from axs_lib.grounding.hold import gaussian_blur
 
 
 def real_sample(name: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -45,3 +53,21 @@ def test_clear_ground_stays_quiet(shared_pairs: Path) -> None:
             )
         )
     assert sorted(means)[len(means) // 2] < 0.1
+
+
+def test_the_surprise_is_a_mahalanobis_distance() -> None:
+    s1, optical = real_sample("ireland_fields")
+    features = optical_features(gaussian_blur(optical, SIGMA_PX)).double()
+    predicted = torch.einsum("bfhw,fs->bshw", features, torch.tensor(COEFFICIENTS, dtype=torch.float64))
+    residual = gaussian_blur(s1, SIGMA_PX) - predicted
+    inverse = torch.tensor(INVERSE_COVARIANCE, dtype=torch.float64)
+    expected = torch.einsum("bshw,st,bthw->bhw", residual, inverse, residual).clamp_min(0).sqrt()[:, None]
+    assert expected.max() > 1.0
+    assert (surprise(s1, optical) - expected).abs().max() < 1e-3
+
+
+def test_autocast_does_not_blunt_it() -> None:
+    pair = real_sample("ireland_fields")
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = contradiction(*pair)
+    assert torch.equal(rough, contradiction(*pair))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 
 import numpy as np
@@ -11,7 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from axs_lib.errors import InputError
-from axs_lib.terramind.noise import gaussian_field, gumbel_field, member_seeds, sample_seeds, stage_seeds
+from axs_lib.terramind.noise import (
+    PIXEL_STREAM,
+    gaussian_field,
+    gumbel_field,
+    member_seeds,
+    sample_seeds,
+    stage_seeds,
+)
 
 
 def seeds(*values: int) -> torch.Tensor:
@@ -84,3 +92,26 @@ def test_stages_draw_other_noise_from_the_same_seeds() -> None:
     assert torch.equal(stage_seeds(given, 1), derived[1])
     fields = torch.stack([gaussian_field(each[:1], (1, 64, 64)).flatten() for each in derived])
     assert (torch.corrcoef(fields) - torch.eye(4)).abs().max() < 0.06
+
+
+def test_it_is_the_documented_hash() -> None:
+    """SplitMix64's finaliser over seed, stream, channel, row and column, then Box-Muller, in Python's own integers."""
+    bits, golden = 2**64 - 1, 0x9E3779B97F4A7C15
+
+    def mix(x: int) -> int:
+        x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & bits
+        x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & bits
+        return x ^ (x >> 31)
+
+    def value(seed: int, channel: int, row: int, column: int) -> float:
+        h = mix((mix((seed + golden) & bits) + PIXEL_STREAM * golden) & bits)
+        for step in (channel + 1, row + 1, column + 1):
+            h = mix((h + step * golden) & bits)
+        radius = math.sqrt(-2.0 * math.log(((h >> 41) + 0.5) * 2.0**-23))
+        return radius * math.cos(2.0 * math.pi * 2.0**-24 * (h & 0xFFFFFF))
+
+    field = gaussian_field(torch.tensor([7, -3]), (2, 3, 4), origins=(5, 0))
+    for index, seed in enumerate((7, -3)):
+        for channel, row, column in ((0, 0, 0), (1, 2, 3), (0, 1, 2)):
+            expected = value(seed & bits, channel, 5 + row, column)
+            assert abs(float(field[index, channel, row, column]) - expected) < 1e-4

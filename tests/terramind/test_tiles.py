@@ -135,3 +135,12 @@ def test_where_a_differentiable_pass_starts() -> None:
     early = t < 200
     assert float(x_t[early].mean()) > 0.5  # an early step still shows the image
     assert (last == TRAIN_TIMESTEPS - 1).all() and abs(float(pure.mean())) < 0.05
+
+
+def test_an_image_that_is_one_tile_comes_back_bit_for_bit() -> None:
+    layers = torch.randn(5, 2, 40, 60, generator=torch.Generator().manual_seed(0))
+    numbers = torch.arange(5)
+    out = run_tiled(
+        lambda _, which, __: layers[which], [coordinates(5, 40, 60)], numbers, side=256, batch_size=2
+    )
+    assert torch.equal(out, layers)

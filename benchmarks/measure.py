@@ -1,0 +1,130 @@
+"""What the speed benchmarks share: alternating runs, ratios, counted operations, a device's peak, memory."""
+
+from __future__ import annotations
+
+import json
+import platform
+import resource
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+Call = Callable[[], object]
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores in use, GPU and versions."""
+    names = [
+        line.partition(":")[2].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    ]
+    flags = set(Path("/proc/cpuinfo").read_text().split())
+    return {
+        "cpu": names[0] if names else platform.processor(),
+        "cores": len(names),
+        "bfloat16_instructions": bool(flags & {"avx512_bf16", "amx_bf16"}),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "torch": torch.__version__,
+    }
+
+
+def seconds(call: Call, device: str = "cpu") -> float:
+    """Wall time of one call, the GPU's work included."""
+    if device != "cpu":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    call()
+    if device != "cpu":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def alternate(calls: Mapping[str, Call], rounds: int, device: str = "cpu") -> dict[str, list[float]]:
+    """Seconds of each call, run in turn ``rounds`` times after one warm-up, so that all meet the same machine."""
+    for call in calls.values():
+        call()
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            times[name].append(seconds(call, device))
+    return times
+
+
+def speed_ups(times: Mapping[str, Sequence[float]], baseline: str) -> dict[str, float]:
+    """How many times faster than the baseline each is: the median over the rounds of the ratio within a round."""
+    return {
+        name: statistics.median(slow / fast for slow, fast in zip(times[baseline], each, strict=True))
+        for name, each in times.items()
+    }
+
+
+def median_milliseconds(times: Mapping[str, Sequence[float]], tiles: int) -> dict[str, float]:
+    """Median milliseconds a tile."""
+    return {name: 1e3 * statistics.median(each) / tiles for name, each in times.items()}
+
+
+def gflop(call: Call) -> float:
+    """Floating-point operations of a call in GFLOP (a multiplication and an addition are two)."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return counter.get_total_flops() / 1e9
+
+
+def peak_gflops(device: str = "cpu", dtype: torch.dtype = torch.float32, size: int = 2048) -> float:
+    """GFLOP a second of the device's best large matrix product: what can be reached at all."""
+    a = torch.randn(size, size, device=device, dtype=dtype)
+    best = min(alternate({"product": lambda: a @ a}, 7, device)["product"])
+    return 2 * size**3 / best / 1e9
+
+
+def host_memory_mb() -> float:
+    """Largest resident memory of this process so far, in MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def profile_table(call: Call, rows: int = 20) -> str:
+    """Where a call spends its time, operation by operation (torch.profiler)."""
+    from torch.profiler import ProfilerActivity, profile
+
+    call()
+    activities = [ProfilerActivity.CPU]
+    if torch.cuda.is_available():
+        activities.append(ProfilerActivity.CUDA)
+    with profile(activities=activities) as profiler:
+        call()
+    order = "self_cuda_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
+    return profiler.key_averages().table(sort_by=order, row_limit=rows, max_name_column_width=48)
+
+
+def redraw_zero_parameters(module: nn.Module, seed: int = 0) -> None:
+    """Give every all-zero parameter random values: a fresh diffusion U-Net always answers 0."""
+    random = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if not parameter.any():
+                fan_in = parameter[0].numel() if parameter.ndim > 1 else parameter.numel()
+                parameter.copy_(torch.randn(parameter.shape, generator=random) / fan_in**0.5)
+
+
+def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
+    """Rows as a Markdown table."""
+
+    def cell(value: Any) -> str:
+        return f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
+
+    lines = [list(columns), ["---"] * len(columns), *([cell(row.get(c)) for c in columns] for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def write_json(path: Path | None, content: Mapping[str, Any]) -> None:
+    """Write the figures, where a file was asked for."""
+    if path is not None:
+        path.write_text(json.dumps(content, indent=1) + "\n")
