@@ -15,9 +15,11 @@ from axs_lib.cli.batch import batch
 from axs_lib.cli.command import AxsGroup, MultiValueCommand
 from axs_lib.cli.demo import demo
 from axs_lib.cli.evaluate import evaluate
+from axs_lib.cli.fetch import fetch
 from axs_lib.cli.ground import ground
 from axs_lib.cli.info import info
 from axs_lib.cli.precompute import precompute
+from axs_lib.cli.report import report
 from axs_lib.cli.run import run
 from axs_lib.cli.weights import app as weights
 
@@ -55,9 +57,11 @@ def axs(
 app.command("batch")(batch)
 app.command("demo")(demo)
 app.command("evaluate")(evaluate)
+app.command("fetch")(fetch)
 app.command("ground", cls=MultiValueCommand)(ground)
 app.command("info")(info)
 app.command("precompute", cls=MultiValueCommand)(precompute)
+app.command("report")(report)
 app.command("run", cls=MultiValueCommand)(run)
 app.add_typer(weights, name="weights")
 
@@ -66,6 +70,8 @@ app.add_typer(train, name="train")
 
 TRAINABLE = {
     "nano": "Train the packaged nano model from nothing on a folder of pairs.",
+    "generator": "Fine-tune nano's generator on the image it makes.",
+    "head": "Train nano's grounding head on its frozen generator.",
     "stage1": "Train Stage 1, SAR to optical.",
     "stage2": "Train Stage 2, the Prithvi refiner.",
     "stage3": "Train Stage 3, grounding in the SAR.",

@@ -3,7 +3,7 @@
 In: the sample tiles of BigEarthNet (SAR and clear optical truth). First Stage 3 by itself: its opt_v2 is simulated from
 the truth, so the figures say how well the correction undoes a documented damage. Then the whole pipeline, from the SAR
 and what is known of day and place. Out: a folder with GeoTIFFs, an NPZ and a picture panel a tile and part, the figures
-as JSON, and two tables on the terminal.
+as JSON, one page to look at, and two tables on the terminal.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ ENSEMBLE = 4
 PIPELINE_ENSEMBLE = 1  # one run, hence no uncertainty: the whole demo stays under a minute
 PRESET: Final = "test"
 RECORD = "demo.json"
+PAGE = "report.html"
 CREATED_BY = "axs demo"
 PIPELINE_FOLDER = "pipeline"
 
@@ -60,6 +61,7 @@ def demo(
     from rich.console import Console
 
     from axs_lib.data.samples import sample_names
+    from axs_lib.evaluate.html.page import write_report
     from axs_lib.progress import track
 
     check_folder(out, overwrite)
@@ -83,6 +85,12 @@ def demo(
         figures[name] = run_tile(name, pipeline.stage3, out / name, settings)
         pipeline_figures[name] = run_pipeline(name, pipeline, out / name / PIPELINE_FOLDER, alone)
     record()
+    write_report(
+        out / PAGE,
+        [out / name for name in figures],
+        title=f"What {VARIANT} makes of real tiles",
+        overwrite=True,
+    )
 
     _show_table(console, "Stage 3 on a simulated opt_v2", figures, COLUMNS, IMAGES)
     _show_wins(console, figures, "v2", "opt_v2")
@@ -99,8 +107,8 @@ def demo(
         " does not know; an image with a larger error is no better than one flat colour.\n"
     )
     console.print(
-        f"Results: {out}/TILE/ and {out}/TILE/{PIPELINE_FOLDER}/, each with panel.png, GeoTIFFs and an NPZ; figures:"
-        f" {out / RECORD}",
+        f"Look at them: {out / PAGE}\nResults: {out}/TILE/ and {out}/TILE/{PIPELINE_FOLDER}/, each with panel.png,"
+        f" GeoTIFFs and an NPZ; figures: {out / RECORD}",
         soft_wrap=True,
     )
 
@@ -147,7 +155,7 @@ def run_tile(
 
     from axs_lib.data.degrade import degrade
     from axs_lib.data.raster import Raster, Tile
-    from axs_lib.data.results import write_image, write_tiff, write_uncertainty
+    from axs_lib.data.results import write_arrays, write_image, write_tiff, write_uncertainty
     from axs_lib.data.samples import load_sample
     from axs_lib.evaluate.panel import save_panel
     from axs_lib.stage3_tm_ground import compute_stage3_metrics
@@ -167,8 +175,15 @@ def run_tile(
     write_tiff(folder / "truth.tif", optical.data, optical, overwrite=True)
     write_tiff(folder / "opt_v2.tif", estimate.data, estimate, overwrite=True)
     image = output.image.numpy()
-    for target in ("opt_v3.tif", "tile.npz"):
-        write_image(folder / target, image, tile, tags=tags, overwrite=True)
+    write_image(folder / "opt_v3.tif", image, tile, tags=tags, overwrite=True)
+    arrays = {
+        "opt_v3": image[0],
+        "opt_v2": estimate.data,
+        "s2_real": optical.data,
+        "gate": output.gate[0].numpy(),
+    }
+    arrays |= dict(zip(("s1_vv", "s1_vh"), sar.data, strict=True))
+    write_arrays(folder / "tile.npz", arrays, optical, tags=tags, overwrite=True)
     if output.uncertainty is not None:
         write_uncertainty(
             folder / "uncertainty.tif", output.uncertainty.numpy(), tile, tags=tags, overwrite=True
@@ -203,6 +218,7 @@ def run_pipeline(
     import torch
 
     from axs_lib.cli.run import result_tags, shown, write_results
+    from axs_lib.data.results import write_tiff
     from axs_lib.data.samples import load_sample, sample_metadata
     from axs_lib.evaluate.panel import save_pipeline_panel
     from axs_lib.metrics import compute_metrics
@@ -220,6 +236,7 @@ def run_pipeline(
     }
     tags = result_tags(pipeline, output, metadata, settings) | {"AXS_SAMPLE": name}
     write_results(folder, sar, output, tags, overwrite=True)
+    write_tiff(folder / "truth.tif", optical.data, optical, overwrite=True)
     known = ", ".join(f"{key} {shown(value)}" for key, value in metadata.items())
     save_pipeline_panel(
         folder / "panel.png",

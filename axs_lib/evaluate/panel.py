@@ -7,27 +7,35 @@ may be compared; nodata is light grey.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from axs_lib.bands import DN_PER_REFLECTANCE, OPTICAL_BANDS
+from axs_lib.bands import DN_PER_REFLECTANCE
+from axs_lib.data.tiles import TRUTH_KEYS
 from axs_lib.errors import InputError
+from axs_lib.evaluate.colour import (
+    FALSE_COLOUR,
+    NODATA_GREY,
+    TRUE_COLOUR,
+    Array,
+    grey,
+    optical_colour,
+    sar_colour,
+    stretch_of,
+    top_of,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Array = NDArray[np.float64]
+    from axs_lib.data.saved import Result
 
-TRUE_COLOUR = ("B04", "B03", "B02")
-FALSE_COLOUR = ("B08", "B04", "B03")
-NODATA_GREY = 0.85
-STRETCH_PERCENTILES = (1.0, 99.0)
-SMALLEST_RANGE = 0.02  # reflectance: a tile of open water is not stretched into noise
 DOTS_PER_INCH = 100
 CELL_INCHES = 2.75
 HEADING_INCHES = 0.46
@@ -201,6 +209,71 @@ def draw_pipeline_panel(
     return figure
 
 
+def plot_panel(
+    result: Result | str | os.PathLike[str] | Mapping[str, Any],
+    *,
+    title: str | None = None,
+    metrics: Mapping[str, float] | None = None,
+) -> Figure:
+    """The panel of a result, for notebooks: of Stage 3, or with opt_v1 of the pipeline.
+
+    Args:
+        result: a saved result (``axs_lib.data.saved``), the path of one, or images by name: ``s1`` (or ``s1_vv`` and
+            ``s1_vh``), ``opt_v2``, ``opt_v3``, and as far as known ``opt_v1``, ``truth`` (or ``s2_real``) and
+            ``uncertainty``, as arrays or tensors of one tile; other names are ignored.
+        title: first line; by default the saved result's name.
+        metrics: as of ``save_panel`` or ``save_pipeline_panel``; by default measured where the truth is known.
+
+    Returns:
+        A figure that a notebook shows.
+
+    Raises:
+        InputError: SAR, opt_v2 or opt_v3 is missing, shapes that do not belong to one tile, or an unreadable file.
+    """
+    from axs_lib.data.saved import Result, read_results
+
+    if isinstance(result, str | os.PathLike):
+        result = next(read_results(result))
+    name = result.name if isinstance(result, Result) else ""
+    images = dict(result.layers if isinstance(result, Result) else result)
+    if "s1" not in images and {"s1_vv", "s1_vh"} <= set(images):
+        images["s1"] = np.stack([np.squeeze(images["s1_vv"]), np.squeeze(images["s1_vh"])])
+    truth = next((images[key] for key in TRUTH_KEYS if images.get(key) is not None), images.get("truth"))
+    missing = [key for key in ("s1", "opt_v2", "opt_v3") if images.get(key) is None]
+    if missing:
+        raise InputError(
+            f"the result has no {', '.join(missing)}; a panel needs s1 (2,H,W), opt_v2 and opt_v3 (4,H,W)"
+        )
+    stages = {key: images[key] for key in ("opt_v1", "opt_v2", "opt_v3") if images.get(key) is not None}
+    if metrics is None and truth is not None:
+        metrics = _measure(images["s1"], stages, truth)
+    common = {
+        "s1": images["s1"],
+        "truth": truth,
+        "title": name if title is None else title,
+        "metrics": metrics,
+    }
+    if "opt_v1" in stages:
+        return draw_pipeline_panel(**stages, **common)
+    return draw_panel(**stages, **common, uncertainty=images.get("uncertainty"))
+
+
+def _measure(s1: ArrayLike, stages: Mapping[str, ArrayLike], truth: ArrayLike) -> dict[str, float]:
+    import torch
+
+    from axs_lib.metrics import compute_metrics, stage3_metrics
+
+    sar = torch.from_numpy(_image("s1", s1, 2))
+    images = {name: torch.from_numpy(_image(name, image, 4)) for name, image in stages.items()}
+    real = torch.from_numpy(_image("truth", truth, 4))
+    measured = stage3_metrics(images["opt_v3"], images["opt_v2"], real, s1=sar)
+    if "opt_v1" in images:
+        measured |= {
+            f"{key}_v1": value for key, value in compute_metrics(images["opt_v1"], real, s1=sar).items()
+        }
+    return measured
+
+
 def _canvas(size: tuple[int, ...], columns: int, title: str) -> tuple[Figure, NDArray[np.object_]]:
     """A figure of two rows of views of this size, and its axes (2,columns)."""
     from matplotlib.figure import Figure
@@ -232,16 +305,16 @@ def _show_views(
 
     All share the stretch of ``reference``.
     """
-    _show(axes[0, 0], _sar_colour(sar), "SAR", "red VV, green VH, blue VV − VH")
-    _show(axes[1, 0], _grey(sar[0]), "SAR", "VV (dB)")
+    _show(axes[0, 0], sar_colour(sar), "SAR", "red VV, green VH, blue VV − VH")
+    _show(axes[1, 0], grey(sar[0]), "SAR", "VV (dB)")
     for row, bands, kind in (
         (0, TRUE_COLOUR, "true colour"),
         (1, FALSE_COLOUR, "false colour: NIR, red, green"),
     ):
-        stretch = _stretch(reference, bands)
+        stretch = stretch_of(reference, bands)
         for column, (name, image, suffix) in enumerate(optical, start=1):
             subtitle = (_figures(metrics, suffix) or kind) if row == 0 else kind
-            _show(axes[row, column], _colour(image, bands, stretch), name, subtitle)
+            _show(axes[row, column], optical_colour(image, bands, stretch), name, subtitle)
 
 
 def _image(name: str, image: ArrayLike, bands: int, size: tuple[int, ...] | None = None) -> Array:
@@ -265,46 +338,6 @@ def _spread(uncertainty: ArrayLike, size: tuple[int, ...]) -> Array:
     if values.shape != size:
         raise InputError(f"uncertainty is {values.shape} px and s1 {size}; a panel needs one grid.")
     return values
-
-
-def _stretch(image: Array, bands: tuple[str, ...]) -> list[tuple[float, float]]:
-    """Low and high DN of each band, from percentiles of the valid pixels."""
-    limits = []
-    for band in bands:
-        values = image[OPTICAL_BANDS.index(band)]
-        values = values[np.isfinite(values)]
-        low, high = np.percentile(values, STRETCH_PERCENTILES) if values.size else (0.0, DN_PER_REFLECTANCE)
-        missing = SMALLEST_RANGE * DN_PER_REFLECTANCE - (high - low)
-        limits.append((float(low), float(high)) if missing <= 0 else (low - missing / 2, high + missing / 2))
-    return limits
-
-
-def _colour(image: Array, bands: tuple[str, ...], stretch: list[tuple[float, float]]) -> Array:
-    """(H,W,3) in 0..1, slightly brightened; nodata grey."""
-    layers = [
-        (image[OPTICAL_BANDS.index(band)] - low) / (high - low)
-        for band, (low, high) in zip(bands, stretch, strict=True)
-    ]
-    return _fill(np.clip(np.stack(layers, -1), 0, 1) ** 0.85)
-
-
-def _sar_colour(sar: Array) -> Array:
-    """(H,W,3): red VV, green VH, blue the ratio VV/VH, each stretched to its own percentiles."""
-    return _fill(np.stack([_unit(sar[0]), _unit(sar[1]), _unit(sar[0] - sar[1])], -1))
-
-
-def _grey(layer: Array) -> Array:
-    return _fill(np.repeat(_unit(layer)[..., None], 3, -1))
-
-
-def _unit(layer: Array) -> Array:
-    valid = layer[np.isfinite(layer)]
-    low, high = np.percentile(valid, (2, 98)) if valid.size else (0.0, 1.0)
-    return np.clip((layer - low) / max(high - low, 1e-6), 0, 1)
-
-
-def _fill(colour: Array) -> Array:
-    return np.where(np.isfinite(colour).all(-1, keepdims=True), colour, NODATA_GREY)
 
 
 def _figures(metrics: Mapping[str, float] | None, suffix: str) -> str:
@@ -332,9 +365,7 @@ def _map(
     """A scalar map in reflectance with its colour bar."""
     from matplotlib import colormaps
 
-    valid = layer[np.isfinite(layer)]
-    top = float(np.percentile(np.abs(valid), 99)) if valid.size else 0.0
-    top = max(top, 1e-4)
+    top = top_of(layer)
     colours = colormaps[palette].with_extremes(bad=(NODATA_GREY,) * 3)
     step = -(-max(layer.shape) // MOST_PIXELS)
     drawn = axes.imshow(

@@ -193,7 +193,7 @@ class Report:
                 *([tile.opt_v2_source] if mixed else []),
                 *(f"{m[f'mse_{suffix}'] * 1e4:.2f}" for suffix in names),
                 percent(m["mse_improvement_%"]),
-                *(_figure("ssim", m[f"ssim_{suffix}"]) for suffix in names),
+                *(shown_figure("ssim", m[f"ssim_{suffix}"]) for suffix in names),
             )
         return table
 
@@ -201,13 +201,14 @@ class Report:
         from rich.table import Table
 
         sources = ", ".join(f"{source} ({count})" for source, count in figures["opt_v2_source"].items())
-        copied = _figure("copy_ratio", figures["mean"]["copy_ratio"])
+        copied = shown_figure("copy_ratio", figures["mean"]["copy_ratio"])
         quartiles = ", ".join(percent(value) for value in figures["improvement_quartiles_%"])
         caption = (
             f"opt_v2 from: {sources} · {self.timesteps} timesteps (nfe {self.nfe}) · seed {self.seed} ·"
             f" {self.seconds_per_tile():.2f} s a tile on {self.device}\n"
             f"opt_v3 has the smaller MSE on {100 * figures['wins']:.0f} % of the tiles · copy ratio {copied}\n"
-            f"better by tile, quartiles: {quartiles} · worst tile's MSE {percent(figures['worst_tile_%'])}"
+            f"better by tile, quartiles: {quartiles} · worst tile's MSE {percent(figures['worst_tile_%'])}\n"
+            + _correctness(figures)
         )
         table = Table(title=_title(name, figures), caption=caption, header_style="bold")
         names, last_two = self.suffixes, self.suffixes[-2:]
@@ -225,9 +226,9 @@ class Report:
             better = figures["improvement_of_mean_%"].get(key)
             table.add_row(
                 METRIC_LABELS[key],
-                *(_figure(key, mean[f"{key}_{suffix}"]) for suffix in names),
+                *(shown_figure(key, mean[f"{key}_{suffix}"]) for suffix in names),
                 "" if better is None else percent(better),
-                *(_figure(key, median[f"{key}_{suffix}"]) for suffix in last_two),
+                *(shown_figure(key, median[f"{key}_{suffix}"]) for suffix in last_two),
             )
         return table
 
@@ -273,7 +274,7 @@ def timesteps_table(rows: Sequence[Mapping[str, Any]]) -> Table:
         table.add_column(heading, justify="right")
 
     def cells(row: Mapping[str, Any], suffix: str) -> list[str]:
-        return [_figure(key, row[f"{key}_{suffix}"]) for key in TIMESTEPS_METRICS]
+        return [shown_figure(key, row[f"{key}_{suffix}"]) for key in TIMESTEPS_METRICS]
 
     for index, row in enumerate(rows):
         if index == 0 or rows[index - 1]["quality"] != row["quality"]:
@@ -334,7 +335,7 @@ def _control_table(name: str, figures: dict[str, Any]) -> Table:
     for label, means, gains, wins in rows:
         table.add_row(
             label,
-            *(_figure(key, means[key]) for key in ERRORS),
+            *(shown_figure(key, means[key]) for key in ERRORS),
             *(percent(gains[key]) for key in ERRORS),
             wins,
         )
@@ -343,6 +344,13 @@ def _control_table(name: str, figures: dict[str, Any]) -> Table:
 
 def _controls_in(figures: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {key: figures[key] for key in CONTROL_LABELS if key in figures}
+
+
+def _correctness(figures: dict[str, Any]) -> str:
+    mean = figures["mean"]
+    kinds = ", ".join(f"{key} {100 * mean[key]:.0f} %" for key in ("improved", "omitted", "hallucinated"))
+    collapsed = round(mean["identity_collapse"] * figures["tiles"])
+    return f"pixels: {kinds}" + (f" · IDENTITY COLLAPSE on {collapsed} tiles" if collapsed else "")
 
 
 def _title(name: str, figures: dict[str, Any]) -> str:
@@ -418,6 +426,7 @@ def _shorten(name: str) -> str:
     return name if len(name) <= NAME_WIDTH else f"…{name[1 - NAME_WIDTH :]}"
 
 
-def _figure(key: str, value: float | None) -> str:
+def shown_figure(key: str, value: float | None) -> str:
+    """A figure for people, with the digits its metric deserves; "-" where there is none."""
     digits = {"mse": 6, "mae": 5, "psnr": 2, "sam": 2, "ergas": 1}.get(key, 3)
     return "-" if value is None or math.isnan(value) else f"{value:.{digits}f}"

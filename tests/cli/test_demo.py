@@ -29,7 +29,7 @@ FILES = {
     "panel.png",
     "pipeline",
 }
-PIPELINE_FILES = {"opt_v1.tif", "opt_v2.tif", "opt_v3.tif", "result.npz", "panel.png"}
+PIPELINE_FILES = {"opt_v1.tif", "opt_v2.tif", "opt_v3.tif", "truth.tif", "result.npz", "panel.png"}
 
 
 @pytest.fixture
@@ -52,6 +52,10 @@ def test_everything_is_written_and_the_figures_are_true(
     check_files(folder)
     check_figures(folder, result.output)
     check_pipeline(folder, result.output)
+    page = (folder / "report.html").read_text()
+    assert "report.html" in result.output and page.count("data-result") == 2 * len(sample_names()) + 1
+    for name in sample_names():
+        assert f"<b>{name}</b>" in page and f"<b>{name}/<wbr>pipeline</b>" in page
 
 
 def check_pipeline(folder: Path, printed: str) -> None:
@@ -80,7 +84,7 @@ def check_pipeline(folder: Path, printed: str) -> None:
 
 
 def check_files(folder: Path) -> None:
-    assert {p.name for p in folder.iterdir()} == {*sample_names(), "demo.json"}
+    assert {p.name for p in folder.iterdir()} == {*sample_names(), "demo.json", "report.html"}
     for name in sample_names():
         assert {p.name for p in (folder / name).iterdir()} == FILES
         assert (folder / name / "panel.png").read_bytes().startswith(b"\x89PNG")
@@ -96,7 +100,7 @@ def check_files(folder: Path) -> None:
             np.testing.assert_allclose(after.read(), estimate + 100, atol=1)
             assert not np.array_equal(estimate, truth.data)
         with np.load(folder / name / "tile.npz", allow_pickle=False) as data:
-            assert {"opt_v3", "opt_v2", "s1_vv", "s1_vh", "s2_real"} <= set(data.files)
+            assert {"opt_v3", "opt_v2", "s1_vv", "s1_vh", "s2_real", "gate"} <= set(data.files)
             np.testing.assert_array_equal(data["s2_real"], truth.data)
 
 

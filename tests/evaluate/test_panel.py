@@ -8,13 +8,16 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 
+from axs_lib.data.saved import read_results
 from axs_lib.errors import InputError, OutputError
 from axs_lib.evaluate.panel import (
     MOST_BYTES,
     draw_panel,
     draw_pipeline_panel,
+    plot_panel,
     save_panel,
     save_pipeline_panel,
 )
@@ -155,3 +158,25 @@ def test_the_pipelines_panel_without_truth_and_with_wrong_shapes(tmp_path: Path)
     path = save_pipeline_panel(tmp_path / "p.png", **content)
     with pytest.raises(OutputError, match="exists"):
         save_pipeline_panel(path, **content, overwrite=False)
+
+
+def heads(figure: Figure) -> list[str]:
+    return [title for axes in figure.axes if (title := axes.get_title(loc="left"))]
+
+
+def test_a_notebook_draws_saved_results_and_what_is_in_memory(tmp_path: Path) -> None:
+    content = images((24, 24))
+    sar = content.pop("s1")
+    saved = content | {"s1_vv": sar[0], "s1_vh": sar[1], "s2_real": content.pop("truth")}
+    np.savez(tmp_path / "field.npz", **saved)
+    figure = plot_panel(tmp_path / "field.npz")
+    assert figure.texts[0].get_text() == "field"
+    assert any("(−75.0 %)" in text.get_text() for axes in figure.axes for text in axes.texts)
+    assert heads(figure) == heads(plot_panel(next(read_results(tmp_path / "field.npz"))))
+    tensors = {key: torch.from_numpy(value)[None] for key, value in saved.items()}
+    tensors |= {"uncertainty": torch.ones(1, 4, 24, 24), "nfe": (1, 1)}
+    assert "uncertainty (1 std)" in heads(plot_panel(tensors, title="now"))
+    pipeline = plot_panel(saved | {"opt_v1": content["opt_v2"]})
+    assert heads(pipeline) == heads(draw_pipeline_panel(**stages()))
+    with pytest.raises(InputError, match="no opt_v2"):
+        plot_panel({"s1": sar, "opt_v3": content["opt_v3"]})

@@ -1,0 +1,55 @@
+"""``axs report``: results and their figures as one page to look at.
+
+In: folders and files that ``axs ground``, ``run``, ``batch`` or ``demo`` wrote, and the JSON of ``axs evaluate``. Out:
+one HTML file that needs nothing else.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def report(
+    results: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="[DIR_OR_FILES]...", help="Folders with results; .npz with opt_v3; opt_v3 GeoTIFFs."
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The page.")] = Path("report.html"),
+    evaluation: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also show this report of axs evaluate --json.")
+    ] = None,
+    s1: Annotated[Path | None, typer.Option(metavar="FILE", help="SAR of a single result.")] = None,
+    opt_v2: Annotated[Path | None, typer.Option(metavar="FILE", help="Its estimate.")] = None,
+    truth: Annotated[Path | None, typer.Option(metavar="FILE", help="Its clear truth.")] = None,
+    uncertainty: Annotated[Path | None, typer.Option(metavar="FILE", help="Its uncertainty.")] = None,
+    gate: Annotated[Path | None, typer.Option(metavar="FILE", help="Its gate.")] = None,
+    title: Annotated[str, typer.Option(help="Heading of the page.")] = "Report",
+    most: Annotated[int, typer.Option(min=1, help="Results shown.")] = 50,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing page.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
+) -> None:
+    """Write one self-contained page to compare images and judge their figures in a browser."""
+    from axs_lib.data.atomic import check_output
+    from axs_lib.evaluate.html.page import write_report
+
+    check_output(out, overwrite)
+    given = {"s1": s1, "opt_v2": opt_v2, "truth": truth, "uncertainty": uncertainty, "gate": gate}
+    count = write_report(
+        out,
+        results or [],
+        evaluation=evaluation,
+        companions={layer: path for layer, path in given.items() if path is not None},
+        title=title,
+        most=most,
+        overwrite=overwrite,
+    )
+    if not quiet:
+        size = out.stat().st_size / 1e6
+        typer.echo(
+            f"{out}: {count} {'result' if count == 1 else 'results'}, {size:.1f} MB; open it in a browser"
+        )

@@ -1,0 +1,70 @@
+"""Turn one tile's layers into colours: what the panel and the report page show.
+
+In: float arrays (bands,H,W), SAR in dB and optical in DN, NaN for nodata. Out: (H,W,3) in 0..1, nodata light grey.
+Optical views of one kind share one stretch, so that colours may be compared.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from axs_lib.bands import DN_PER_REFLECTANCE, OPTICAL_BANDS
+
+Array = NDArray[np.float64]
+Stretch = list[tuple[float, float]]
+
+TRUE_COLOUR = ("B04", "B03", "B02")
+FALSE_COLOUR = ("B08", "B04", "B03")
+NODATA_GREY = 0.85
+STRETCH_PERCENTILES = (1.0, 99.0)
+SMALLEST_RANGE = 0.02  # reflectance: a tile of open water is not stretched into noise
+SMALLEST_TOP = 1e-4  # a map of nothing keeps a scale
+
+
+def stretch_of(image: Array, bands: tuple[str, ...]) -> Stretch:
+    """Low and high DN of each band of an optical image (4,H,W), from percentiles of the valid pixels."""
+    limits = []
+    for band in bands:
+        values = image[OPTICAL_BANDS.index(band)]
+        values = values[np.isfinite(values)]
+        low, high = np.percentile(values, STRETCH_PERCENTILES) if values.size else (0.0, DN_PER_REFLECTANCE)
+        missing = SMALLEST_RANGE * DN_PER_REFLECTANCE - (high - low)
+        limits.append((float(low), float(high)) if missing <= 0 else (low - missing / 2, high + missing / 2))
+    return limits
+
+
+def optical_colour(image: Array, bands: tuple[str, ...], stretch: Stretch) -> Array:
+    """An optical image (4,H,W) in these bands, slightly brightened."""
+    layers = [
+        (image[OPTICAL_BANDS.index(band)] - low) / (high - low)
+        for band, (low, high) in zip(bands, stretch, strict=True)
+    ]
+    return _fill(np.clip(np.stack(layers, -1), 0, 1) ** 0.85)
+
+
+def sar_colour(sar: Array) -> Array:
+    """SAR (2,H,W): red VV, green VH, blue the ratio VV/VH, each stretched to its own percentiles."""
+    return _fill(np.stack([_unit(sar[0]), _unit(sar[1]), _unit(sar[0] - sar[1])], -1))
+
+
+def grey(layer: Array) -> Array:
+    """One band (H,W), stretched to its own percentiles."""
+    return _fill(np.repeat(_unit(layer)[..., None], 3, -1))
+
+
+def top_of(layer: ArrayLike) -> float:
+    """End of a map's colour scale: the 99th percentile of its valid magnitudes."""
+    values = np.abs(np.asarray(layer, dtype=np.float64))
+    values = values[np.isfinite(values)]
+    return max(float(np.percentile(values, 99)) if values.size else 0.0, SMALLEST_TOP)
+
+
+def _unit(layer: Array) -> Array:
+    valid = layer[np.isfinite(layer)]
+    low, high = np.percentile(valid, (2, 98)) if valid.size else (0.0, 1.0)
+    return np.clip((layer - low) / max(high - low, 1e-6), 0, 1)
+
+
+def _fill(colour: Array) -> Array:
+    return np.where(np.isfinite(colour).all(-1, keepdims=True), colour, NODATA_GREY)

@@ -1,0 +1,1 @@
+"""The report page: results and their figures as one self-contained HTML file."""

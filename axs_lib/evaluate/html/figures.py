@@ -1,0 +1,293 @@
+"""What the page says of a result in numbers: tables of metrics, histograms, the trust that its uncertainty deserves.
+
+In: a ``Result``, and the evaluation's own figures of that tile where there are some. Out: ``Table`` and ``Charts``, in
+words and SVG, ready for the template, which escapes the words.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from axs_lib.bands import DN_PER_REFLECTANCE, OPTICAL_BANDS, SAR_BANDS
+from axs_lib.data.saved import Result
+from axs_lib.errors import InputError
+from axs_lib.evaluate.controls import CONTROL_LABELS
+from axs_lib.evaluate.html.charts import Series, line_chart
+from axs_lib.evaluate.report import ERRORS, METRIC_LABELS, percent, shown_figure
+from axs_lib.metrics import LOWER_IS_BETTER, improvement
+
+BINS = 48
+HISTOGRAM_PERCENTILES = (0.2, 99.8)
+FACTORS = {"mse": (1e4, "MSE, 10⁻⁴"), "mae": (1e2, "MAE, 10⁻²")}  # of reflectance, so that digits are few
+BAND_NAMES = {"B02": "B02 blue", "B03": "B03 green", "B04": "B04 red", "B08": "B08 near infrared"}
+IMAGE_KEYS = {"opt_v1": "v1", "opt_v2": "v2", "opt_v3": "v3", "truth": "truth"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Text, and ``gain`` or ``loss`` where it is better or worse than opt_v2."""
+
+    text: str
+    verdict: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of a table."""
+
+    name: str
+    cells: Sequence[Cell]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table with its heading and what is to be known of it."""
+
+    title: str
+    headings: Sequence[str]
+    rows: Sequence[Row]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One picture."""
+
+    title: str
+    svg: str
+
+
+@dataclass(frozen=True)
+class Charts:
+    """Pictures that belong together, with the names and styles of their lines."""
+
+    title: str
+    charts: Sequence[Chart]
+    legend: Sequence[tuple[str, str]] = ()
+    note: str = ""
+
+
+def metrics_of(result: Result) -> dict[str, float]:
+    """Figures of ``axs_lib.metrics`` for every optical image, with its suffix; none without truth and opt_v2."""
+    if not {"truth", "opt_v2"} <= set(result.layers):
+        return {}
+    import torch
+
+    from axs_lib.metrics import compute_metrics, stage3_metrics
+
+    layers = {name: torch.from_numpy(layer) for name, layer in result.layers.items()}
+    s1 = layers.get("s1")
+    try:
+        metrics = stage3_metrics(layers["opt_v3"], layers["opt_v2"], layers["truth"], s1=s1)
+        if "opt_v1" in layers:
+            drawn = compute_metrics(layers["opt_v1"], layers["truth"], s1=s1)
+            metrics |= {f"{key}_v1": value for key, value in drawn.items()}
+    except InputError:  # not one pixel that counts
+        return {}
+    return metrics
+
+
+def metrics_table(metrics: Mapping[str, Any], title: str, *, note: str = "") -> Table:
+    """Metrics of opt_v1 (where measured), opt_v2 and opt_v3, and what changed from opt_v2 to opt_v3."""
+    suffixes = [s for s in ("v1", "v2", "v3") if f"mse_{s}" in metrics]
+    rows = []
+    for key, label in METRIC_LABELS.items():
+        if f"{key}_v3" not in metrics:
+            continue
+        values = {suffix: number(metrics.get(f"{key}_{suffix}")) for suffix in suffixes}
+        cells = [Cell(_text(key, values[suffix])) for suffix in suffixes]
+        before, after = values["v2"], values["v3"]
+        if key in ERRORS:
+            change = error_change(improvement(before, after))
+        else:
+            change = Cell(_signed(_text(key, after - before)), verdict(_gain(key, before, after)))
+        rows.append(Row(FACTORS[key][1] if key in FACTORS else label, [*cells, change]))
+    return Table(title, ["", *(f"opt_{suffix}" for suffix in suffixes), "change"], rows, note)
+
+
+def correctness(metrics: Mapping[str, Any]) -> str:
+    """The shares of pixels that were improved, omitted and hallucinated, in words; empty where not measured."""
+    shares = {key: number(metrics.get(key)) for key in ("improved", "omitted", "hallucinated")}
+    if not all(map(math.isfinite, shares.values())):
+        return ""
+    text = "pixels: " + ", ".join(f"{100 * value:.0f} % {key}" for key, value in shares.items())
+    return text + (" (opt_v3 is opt_v2 unchanged)" if number(metrics.get("identity_collapse")) == 1 else "")
+
+
+def controls_table(
+    entries: Mapping[str, Mapping[str, Any]], own: Mapping[str, Any], title: str, *, note: str = ""
+) -> Table | None:
+    """MSE and MAE of opt_v3 beside those of the controls, by their keys; None without controls.
+
+    Args:
+        entries: by control its ``mse`` and ``mae``.
+        own: ``mse_v2``, ``mse_v3`` and so on of the same tiles.
+        title: of the table.
+        note: below it.
+    """
+    entries = {key: entry for key, entry in entries.items() if key in CONTROL_LABELS and "mse" in entry}
+    if not entries:
+        return None
+    lines = {"opt_v3": {error: own.get(f"{error}_v3") for error in ERRORS}}
+    lines |= {CONTROL_LABELS[key]: dict(entry) for key, entry in entries.items()}
+    rows = []
+    for name, values in lines.items():
+        cells = [Cell(_text(error, number(values.get(error)))) for error in ERRORS]
+        gain = improvement(number(own.get("mse_v2")), number(values.get("mse")))
+        rows.append(Row(name, [*cells, error_change(gain)]))
+    headings = ["in the place of opt_v3", *(FACTORS[error][1] for error in ERRORS), "MSE change"]
+    return Table(title, headings, rows, note)
+
+
+def histograms(result: Result) -> Charts | None:
+    """How the values of every band are spread: the optical images in reflectance, the SAR in dB."""
+    named = {name: result.layers[name] for name in IMAGE_KEYS if name in result.layers}
+    charts = []
+    for index, band in enumerate(OPTICAL_BANDS):
+        values = {name: layer[index] / DN_PER_REFLECTANCE for name, layer in named.items()}
+        series = _densities((name, IMAGE_KEYS[name], layer) for name, layer in values.items())
+        charts.append(_histogram(BAND_NAMES[band], series, "reflectance"))
+    if "s1" in result.layers:
+        for layer, band in zip(result.layers["s1"], SAR_BANDS, strict=True):
+            charts.append(_histogram(f"{band} backscatter", _densities([(band, "sar", layer)]), "dB"))
+    charts = [chart for chart in charts if chart.svg]
+    legend = [(name, IMAGE_KEYS[name]) for name in named]
+    if "s1" in result.layers:
+        legend.append(("SAR", "sar"))
+    return Charts("Histograms", charts, legend) if charts else None
+
+
+def trust_of(result: Result) -> Charts | None:
+    """How well the uncertainty ranks and foretells the errors of a result; None without uncertainty and truth."""
+    if not {"truth", "uncertainty"} <= set(result.layers):
+        return None
+    import torch
+
+    from axs_lib.evaluate.uncertainty import CALIBRATED, uncertainty_figures
+
+    error = result.layers["opt_v3"] - result.layers["truth"]
+    predicted = result.layers["uncertainty"]
+    keep = np.isfinite(error).all(0) & np.isfinite(predicted).all(0) & (predicted >= 0).all(0)
+    if not keep.any():
+        return None
+    members = result.tags.get("AXS_ENSEMBLE_SIZE", "")
+    bare = CALIBRATED not in result.tags and members.isdecimal() and int(members) > 1
+    columns = (torch.from_numpy(a[:, keep].T / DN_PER_REFLECTANCE) for a in (predicted, error))
+    figures = uncertainty_figures(*columns, members=int(members) if bare else None)
+    note = "" if not bare else f"The deviation is the bare spread of {members} ensemble members."
+    return trust_charts(figures, note)
+
+
+def trust_charts(figures: Mapping[str, Any], note: str = "") -> Charts | None:
+    """Retention curve and reliability plot from the figures of ``axs_lib.evaluate.uncertainty``."""
+    dropped = [(100 * number(share), 1e4 * number(mse)) for share, mse in figures.get("retention") or ()]
+    bins = {
+        band: [(100 * number(seen), 100 * number(found)) for seen, found in points]
+        for band, points in (figures.get("reliability") or {}).items()
+        if band in OPTICAL_BANDS
+    }
+    curve = line_chart(
+        "Mean squared error of the pixels that are left when the least certain are dropped",
+        [Series("opt_v3", "v3", dropped, marks=True)],
+        x_label="least certain pixels dropped, %",
+        y_label="MSE, 10⁻⁴",
+        y_from_zero=True,
+    )
+    plot = line_chart(
+        "Observed error against predicted deviation, by band",
+        [Series(band, band, points, marks=True) for band, points in bins.items()],
+        x_label="predicted deviation, % reflectance",
+        y_label="RMSE, % reflectance",
+        y_from_zero=True,
+        diagonal=True,
+        same_axes=True,
+    )
+    charts = [
+        Chart(title, svg)
+        for title, svg in (("Error of what is kept", curve), ("Predicted and observed error", plot))
+        if svg
+    ]
+    if not charts:
+        return None
+    says = "Falling: the uncertainty finds the wrong pixels. On the dashed line: it also says how wrong they are."
+    spread = figures.get("spread_skill") or {}
+    ratios = ", ".join(
+        f"{band} {number(value):.2f}" for band, value in spread.items() if band in OPTICAL_BANDS
+    )
+    if ratios:
+        says += f" Spread over error (1 is calibrated, less is overconfident): {ratios}."
+    return Charts("Uncertainty", charts, [(band, band) for band in bins], f"{says} {note}".strip())
+
+
+def number(value: Any) -> float:
+    """A figure of a JSON file; NaN for null.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    if value is None:
+        return math.nan
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{value!r} is no number")
+    return float(value)
+
+
+def verdict(gain: float) -> str:
+    """The style of a gain: none where it is nothing or unknown."""
+    if not math.isfinite(gain) or gain == 0:
+        return ""
+    return "gain" if gain > 0 else "loss"
+
+
+def error_change(gain: float) -> Cell:
+    """An improvement in percent as the change of the error that it is: 12 % better is −12.0 %."""
+    return Cell(percent(-gain).replace("-", "−") if math.isfinite(gain) else "-", verdict(gain))
+
+
+def _text(key: str, value: float) -> str:
+    """A figure in the unit of its row."""
+    if math.isnan(value):
+        return "-"
+    text = f"{FACTORS[key][0] * value:.2f}" if key in FACTORS else shown_figure(key, value)
+    return text.replace("-", "−")
+
+
+def _gain(key: str, before: float, after: float) -> float:
+    if key == "sharpness":
+        return abs(1 - before) - abs(1 - after)
+    return before - after if key in LOWER_IS_BETTER else after - before
+
+
+def _signed(text: str) -> str:
+    return text if text[0] in "-−" else f"+{text}"
+
+
+def _densities(layers: Iterable[tuple[str, str, NDArray[Any]]]) -> list[Series]:
+    """Share of the valid pixels in each of one set of bins, in percent."""
+    valid = [(name, key, layer[np.isfinite(layer)]) for name, key, layer in layers]
+    valid = [(name, key, values) for name, key, values in valid if values.size]
+    if not valid:
+        return []
+    ends = np.array([np.percentile(values, HISTOGRAM_PERCENTILES) for _, _, values in valid])
+    low, high = float(ends[:, 0].min()), float(ends[:, 1].max())
+    edges = np.linspace(low, high if high > low else low + 1e-3, BINS + 1)
+    middle = (edges[1:] + edges[:-1]) / 2
+    return [
+        Series(
+            name,
+            key,
+            list(zip(middle.tolist(), (100 * np.histogram(v, edges)[0] / v.size).tolist(), strict=True)),
+        )
+        for name, key, v in valid
+    ]
+
+
+def _histogram(title: str, series: Sequence[Series], unit: str) -> Chart:
+    svg = line_chart(f"Histogram of {title}", series, x_label=unit, y_label="% of pixels", y_from_zero=True)
+    return Chart(title, svg)

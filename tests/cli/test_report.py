@@ -1,0 +1,50 @@
+"""``axs report`` writes a page, or says what is wrong in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from axs_lib.data.samples import sample_paths
+
+Run = Callable[..., Any]
+
+
+def test_a_page_of_a_file(axs: Run, tmp_path: Path) -> None:
+    images = np.random.default_rng(0).uniform(100, 3000, (4, 16, 16))
+    np.savez(tmp_path / "field.npz", opt_v2=images, opt_v3=images + 10)
+    out = tmp_path / "page.html"
+    result = axs("report", tmp_path / "field.npz", "--out", out, "--title", "Ours & theirs")
+    assert result.exit_code == 0, result.output
+    assert "1 result" in result.output and str(out) in result.output.replace("\n", "")
+    page = out.read_text()
+    assert "<title>Ours &amp; theirs</title>" in page and ">field</h2>" in page
+    again = axs("report", tmp_path / "field.npz", "--out", out)
+    assert again.exit_code == 2 and "exists already" in again.stderr
+    assert axs("report", tmp_path, "--out", out, "--overwrite", "-q").output == ""
+
+
+def test_layers_of_a_file_with_any_name(axs: Run, tmp_path: Path) -> None:
+    s1, s2 = sample_paths("ireland_fields")
+    out = tmp_path / "page.html"
+    result = axs("report", s2, "--s1", s1, "--opt-v2", s2, "--truth", s2, "--out", out)
+    assert result.exit_code == 0, result.output
+    for view in ("opt_v2", "opt_v3", "truth", "s1", "change"):
+        assert f'data-view="{view}"' in out.read_text()
+    both = axs("report", s2, s1, "--truth", s2, "--out", tmp_path / "b.html")
+    assert both.exit_code == 2 and "belong to one" in both.stderr
+
+
+def test_nothing_to_show_is_one_line(axs: Run, tmp_path: Path) -> None:
+    out = tmp_path / "page.html"
+    for arguments, word in (
+        ([], "nothing is given"),
+        ([tmp_path], "no results"),
+        ([tmp_path / "none"], "not exist"),
+    ):
+        result = axs("report", *arguments, "--out", out)
+        assert result.exit_code == 2 and word in result.stderr, result.output
+    assert not out.exists()

@@ -1,0 +1,69 @@
+"""Charts put points where they belong and words where they cannot hurt."""
+
+from __future__ import annotations
+
+import math
+import re
+from xml.etree import ElementTree
+
+from axs_lib.evaluate.html.charts import HEIGHT, LEFT, RIGHT, TOP, WIDTH, Series, bar_chart, line_chart
+
+
+def circles(svg: str) -> list[tuple[float, float]]:
+    root = ElementTree.fromstring(svg)
+    return [(float(c.attrib["cx"]), float(c.attrib["cy"])) for c in root.iter("circle")]
+
+
+def test_points_keep_their_order_and_stay_inside() -> None:
+    svg = line_chart("t", [Series("a", "v3", [(0, 1), (1, 3), (2, 2)], marks=True)], x_label="x", y_label="y")
+    places = circles(svg)
+    (x0, y0), (x1, y1), (x2, y2) = places
+    assert x0 < x1 < x2 and y1 < y2 < y0  # up is more
+    assert all(LEFT <= x <= WIDTH - RIGHT and TOP <= y <= HEIGHT for x, y in places)
+    assert abs((x1 - x0) - (x2 - x1)) < 0.2 and abs((y0 - y1) - 2 * (y0 - y2)) < 0.3
+
+
+def test_one_range_for_both_axes_puts_equals_on_the_diagonal() -> None:
+    series = [Series("a", "v3", [(1, 1), (4, 4)], marks=True), Series("b", "v2", [(1, 3)], marks=True)]
+    svg = line_chart("t", series, y_from_zero=True, diagonal=True, same_axes=True)
+    ideal = re.search(r'class="ideal" d="M([\d.]+) ([\d.]+)L([\d.]+) ([\d.]+)"', svg)
+    assert ideal is not None
+    x0, y0, x1, y1 = map(float, ideal.groups())
+    for x, y in circles(svg)[:2]:
+        assert abs((y - y0) - (x - x0) * (y1 - y0) / (x1 - x0)) < 0.3
+
+
+def test_ticks_are_round_or_those_asked_for() -> None:
+    def numbers(svg: str) -> list[str]:
+        return [text.text or "" for text in ElementTree.fromstring(svg).iter("text")]
+
+    line = [Series("a", "v3", [(1, 0.0), (20, 0.97)])]
+    assert {"0", "0.25", "0.5", "0.75", "5", "10", "15", "20"} <= set(numbers(line_chart("t", line)))
+    assert {"1", "20"} <= set(numbers(line_chart("t", line, x_ticks=[1, 20])))
+
+
+def test_what_is_not_finite_or_all_the_same_does_not_break_it() -> None:
+    assert line_chart("t", [Series("a", "v3", [(0, math.nan), (math.inf, 1)])]) == ""
+    assert bar_chart("t", [("a", math.nan)]) == "" and bar_chart("t", []) == ""
+    assert (
+        len(circles(line_chart("t", [Series("a", "v3", [(0, 5), (1, 5), (2, math.nan)], marks=True)]))) == 2
+    )
+    assert len(circles(line_chart("t", [Series("a", "v3", [(0, 0)])]))) == 1
+
+
+def test_bars_of_gains_go_down_and_of_losses_up() -> None:
+    root = ElementTree.fromstring(bar_chart("t", [("good", -20.0), ("<bad>", 10.0)], y_label="%"))
+    good, bad = list(root.iter("rect"))
+    assert (good.attrib["class"], bad.attrib["class"]) == ("gain", "loss")
+    assert float(good.attrib["height"]) > 1.9 * float(bad.attrib["height"])
+    bottom = float(bad.attrib["y"]) + float(bad.attrib["height"])
+    assert abs(bottom - float(good.attrib["y"])) < 0.2
+    assert [title.text for title in bad.iter("title")] == ["<bad>: +10.0"]
+
+
+def test_words_are_escaped() -> None:
+    svg = line_chart('"<t>"', [Series("a", 'x" onload="1', [(0, 0), (1, 1)])], x_label="<x>", y_label="&")
+    root = ElementTree.fromstring(svg)
+    assert root.attrib["aria-label"] == '"<t>"'
+    assert {"<x>", "&"} <= {text.text for text in root.iter("text")}
+    assert not any("onload" in element.attrib for element in root.iter())
