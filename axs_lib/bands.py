@@ -94,6 +94,10 @@ _SAR_STATS: dict[str, tuple[tuple[float, float], tuple[float, float]]] = {
 def sar_stats(product: str) -> tuple[tuple[float, float], tuple[float, float]]:
     """Mean and standard deviation of (VV, VH) in dB for an S1 product, as TerraMind was pretrained.
 
+    >>> mean, std = sar_stats("S1RTC")
+    >>> mean
+    (-10.93, -17.329)
+
     Raises:
         InputError: ``product`` is not one of ``S1_PRODUCTS``.
     """

@@ -40,6 +40,19 @@ SAR_KEY = "edge_sar"
 LOWER_IS_BETTER = frozenset({"mse", "mae", "sam", "ergas", "ndvi", "ndwi"})
 """Metrics that are errors; for the others a larger figure is better (``sharpness``: nearer to 1)."""
 
+CORRECTNESS_KEYS = (
+    "d_improvement",
+    "d_omission",
+    "d_hallucination",
+    "improved",
+    "omitted",
+    "hallucinated",
+    "identity_collapse",
+)
+"""Of ``correctness``: three distances, three shares of pixels, and the flag."""
+VISIBLE = 0.005  # reflectance; a pixel where all three images agree to this is neither right nor wrong
+SHARPNESS_OF_CLASSES = 0.05  # the constant of opensr-test's scores
+
 SSIM_SMALLEST = 6  # px; the window's half-width 5 must fit the image for reflection
 SAR_SMOOTHING = 2.0  # px, standard deviation
 
@@ -87,7 +100,7 @@ def stage3_metrics(
         Every metric of the module's table with the suffixes ``_v3`` and ``_v2``; ``mse_improvement_%`` and
         ``mae_improvement_%``, 100 (v2 - v3) / v2, positive where Stage 3 is better (where v2 has no error at all:
         0 if v3 has none either, else -inf); ``copy_ratio``, the sum of |v3 - v2| over the sum of |v3 - truth|: 0 is
-        a copy of opt_v2 (inf where v3 equals the truth and not opt_v2).
+        a copy of opt_v2 (inf where v3 equals the truth and not opt_v2); and what ``correctness`` returns.
 
     Raises:
         InputError: shapes that do not match, or not one pixel that counts.
@@ -102,11 +115,73 @@ def stage3_metrics(
     changed = (v3 - v2).abs().mul(valid).sum().item()
     wrong = (v3 - truth).abs().mul(valid).sum().item()
     figures["copy_ratio"] = changed / wrong if wrong > 0 else (math.inf if changed > 0 else 0.0)
+    return figures | _correctness(v3, v2, truth, valid)
+
+
+@torch.no_grad()
+def correctness(
+    opt_v3: Tensor, opt_v2: Tensor, s2_truth: Tensor, mask: Tensor | None = None
+) -> dict[str, float]:
+    """What became of opt_v2's errors: corrected, left in, or replaced by others.
+
+    The triple of opensr-test (Aybar et al. 2024) with opt_v2 as the low-resolution image, the truth as the
+    high-resolution one and opt_v3 as the super-resolved one. With d the mean absolute difference over the bands of a
+    pixel, d_im = d(v3, truth) / d(v2, truth), d_om = d(v3, v2) / d(v2, truth) and H = d_im + d_om - 1, which is 0 where
+    opt_v3 lies between opt_v2 and the truth. A pixel belongs to the smallest of three scores, with l = 0.05:
+    improvement d_im + d_om (1 - exp(-l H)), omission d_om + d_im (1 - exp(-l H)), hallucination exp(-l d_im d_om).
+    Images are compared as they are, without opensr-test's matching of histograms and positions.
+
+    Args:
+        opt_v3: (B,4,H,W) or (4,H,W) DN.
+        opt_v2: DN of the same shape.
+        s2_truth: DN of the same shape.
+        mask: (B,1,H,W), (B,H,W) or (H,W), true where pixels count.
+
+    Returns:
+        ``d_improvement``, ``d_omission`` and ``d_hallucination``: d_im, d_om and H of the means over all pixels (where
+        opt_v2 is the truth itself: 0 if opt_v3 is too, else inf). ``improved``, ``omitted``, ``hallucinated``: the
+        shares of the pixels that count; their sum is below 1 by the pixels whose three images agree to 0.005
+        reflectance. ``identity_collapse``: 1 where d_om is 0, so that opt_v3 is opt_v2 unchanged, else 0.
+
+    Raises:
+        InputError: shapes that do not match, or not one pixel that counts.
+    """
+    images, _, valid = _prepare({"opt_v3": opt_v3, "opt_v2": opt_v2, "s2_truth": s2_truth}, None, mask)
+    return _correctness(images["opt_v3"], images["opt_v2"], images["s2_truth"], valid)
+
+
+def _correctness(v3: Tensor, v2: Tensor, truth: Tensor, valid: Tensor) -> dict[str, float]:
+    keep = valid[:, 0]
+    missing, wrong, changed = (
+        (one - other).abs().mean(1)[keep] for one, other in ((v2, truth), (v3, truth), (v3, v2))
+    )
+
+    def relative(distance: Tensor) -> float:
+        above, below = float(distance.mean()), float(missing.mean())
+        return above / below if below > 0 else (math.inf if above > 0 else 0.0)
+
+    figures = {"d_improvement": relative(wrong), "d_omission": relative(changed)}
+    total = figures["d_improvement"] + figures["d_omission"]
+    figures["d_hallucination"] = total - 1.0 if total > 0 else 0.0
+    d_im, d_om = (distance / missing.clamp_min(1e-12) for distance in (wrong, changed))
+    excess = 1 - torch.exp(-SHARPNESS_OF_CLASSES * (d_im + d_om - 1).clamp_min(0))
+    scores = torch.stack(
+        [d_im + d_om * excess, d_om + d_im * excess, torch.exp(-SHARPNESS_OF_CLASSES * d_im * d_om)]
+    )
+    seen = torch.stack([missing, wrong, changed]).amax(0) > VISIBLE
+    kind = scores.argmin(0).masked_fill(~seen, -1)
+    shares = ((kind == index).double().mean().item() for index in range(3))
+    figures |= dict(zip(("improved", "omitted", "hallucinated"), shares, strict=True))
+    figures["identity_collapse"] = 0.0 if bool(changed.any()) else 1.0
     return figures
 
 
 def improvement(before: float, after: float) -> float:
-    """100 (before - after) / before in percent; with ``before`` zero: 0 if ``after`` is zero too, else -inf."""
+    """100 (before - after) / before in percent; with ``before`` zero: 0 if ``after`` is zero too, else -inf.
+
+    >>> improvement(8.0, 6.0)
+    25.0
+    """
     if before == 0:
         return 0.0 if after == 0 else -math.inf
     return 100.0 * (1.0 - after / before)

@@ -24,11 +24,12 @@ from torch import Tensor
 from axs_lib.bands import VALID_DN
 from axs_lib.checks import CheckedPair, check_device, check_pair
 from axs_lib.errors import InputError, UntrainedHeadWarning
-from axs_lib.grounding.contradiction import contradiction
+from axs_lib.grounding.contradiction import contradiction, open_water
 from axs_lib.grounding.difference import difference_correction
 from axs_lib.grounding.gap import fit_to_observed, unknown_share
 from axs_lib.grounding.head import Correction, GroundingHead
 from axs_lib.grounding.hold import LowFrequencyHold
+from axs_lib.hub import HubMixin
 from axs_lib.metrics import stage3_metrics
 from axs_lib.nodata import fill_nodata, pad_square, valid_pixels
 from axs_lib.terramind.noise import sample_seeds
@@ -46,6 +47,7 @@ from axs_lib.terramind.tiles import (
 )
 
 if TYPE_CHECKING:
+    from axs_lib.grounding.calibration import Calibration
     from axs_lib.terramind.generator import TerraMindGenerator
 
 GROUNDINGS = ("learned", "difference")
@@ -73,8 +75,11 @@ class Stage3Output:
     nfe: int
 
 
-class Stage3GroundingModel(GeneratorStage):
+class Stage3GroundingModel(GeneratorStage, HubMixin):
     """TerraMind's generator with a grounding head: (s1, opt_v2) -> opt_v3.
+
+    ``calibration``, which comes with trained weights, scales the uncertainty of the learned way to the errors that were
+    measured on places kept out of training.
 
     Args:
         terramind_generator: the conditional generator.
@@ -101,11 +106,15 @@ class Stage3GroundingModel(GeneratorStage):
         self.head = head
         self.hold = LowFrequencyHold()
         self.grounding = _check_grounding(grounding)
+        self.calibration: Calibration | None = None
 
     @property
     def provenance(self) -> dict[str, str]:
         """What made an output, for file tags: version, variant, weights and their hash, defaults."""
-        return super().provenance | {"AXS_GROUNDING": self.grounding}
+        tags = super().provenance | {"AXS_GROUNDING": self.grounding}
+        if self.calibration is not None:
+            tags["AXS_CALIBRATION"] = f"nfe {','.join(map(str, sorted(self.calibration.scales)))}"
+        return tags
 
     # -- the method -----------------------------------------------------------------------------------------------
 
@@ -210,13 +219,14 @@ class Stage3GroundingModel(GeneratorStage):
         if self.standardize:
             image = torch.where(change == 0, start, image.clamp(*VALID_DN))
         valid = valid_pixels(pair.s1) & (valid_pixels(pair.opt_v2) | unknown)
+        deviation = variance.sqrt() if way == "learned" or ensemble_size > 1 else None
+        if deviation is not None and way == "learned" and self.calibration is not None:
+            deviation = deviation * self.calibration.scale(schedule.nfe).to(deviation)[:, None, None]
         output = Stage3Output(
             image=image.masked_fill(~valid, torch.nan),
             proposal=drawn.masked_fill(~valid, torch.nan),
             gate=gate,
-            uncertainty=variance.sqrt().masked_fill(~valid, torch.nan)
-            if way == "learned" or ensemble_size > 1
-            else None,
+            uncertainty=None if deviation is None else deviation.masked_fill(~valid, torch.nan),
             nfe=schedule.nfe if proposal is None else 0,
         )
         return _unbatch(output) if pair.unbatched else output
@@ -282,7 +292,11 @@ class Stage3GroundingModel(GeneratorStage):
         self, z: _Prepared, decoded: list[Tensor], logits: list[Tensor], grounding: str
     ) -> Correction:
         if grounding == "learned":
-            return self.head(z.s1, z.estimate, decoded[0], z.trust, z.contradiction)
+            correction = self.head(z.s1, z.estimate, decoded[0], z.trust, z.contradiction)
+            # The only broad change that the head was taught is a flood; without water it keeps to detail.
+            water = open_water(self.terramind_generator.sar.from_z(z.s1))
+            allowed = torch.maximum(water, unknown_share(z.trust))
+            return correction._replace(release=correction.release * allowed)
         confidence = self.terramind_generator.confidence(logits[0], z.size)
         return difference_correction(decoded[0], decoded[1], confidence, z.contradiction)
 
@@ -427,7 +441,7 @@ def build_stage3_model(
         InputError: unknown variant, product, scheduler, or timesteps out of range.
         WeightsError: weights that cannot be had, read or matched.
     """
-    from axs_lib.terramind.load import load_grounding
+    from axs_lib.terramind.load import load_calibration, load_grounding
 
     check_timesteps(timesteps)
     if grounding is not None:
@@ -445,6 +459,7 @@ def build_stage3_model(
         grounding=grounding or default,
         scheduler=scheduler,
     )
+    model.calibration = load_calibration(generator)
     model.requires_grad_(not pretrained)
     model.eval()
     return model.to(device) if device is not None else model

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from axs_lib.errors import InputError
-from axs_lib.metrics import METRIC_KEYS, compute_metrics, stage3_metrics
+from axs_lib.metrics import CORRECTNESS_KEYS, METRIC_KEYS, compute_metrics, correctness, stage3_metrics
 
 
 def scene(batch: int = 1, side: int = 40, seed: int = 0) -> torch.Tensor:
@@ -141,7 +141,7 @@ def test_stage3_keys_and_improvement() -> None:
     truth = scene()
     wrong = noise(truth, 200)
     figures = stage3_metrics(truth + 0.5 * wrong, truth + wrong, truth)
-    named = {"mse_improvement_%", "mae_improvement_%", "copy_ratio"}
+    named = {"mse_improvement_%", "mae_improvement_%", "copy_ratio", *CORRECTNESS_KEYS}
     assert set(figures) == named | {f"{key}_{suffix}" for key in METRIC_KEYS for suffix in ("v2", "v3")}
     assert figures["mse_improvement_%"] == pytest.approx(75, rel=1e-4)
     assert figures["mae_improvement_%"] == pytest.approx(50, rel=1e-4)
@@ -218,3 +218,62 @@ def test_wrong_masks_and_sar_are_named() -> None:
         compute_metrics(truth, truth, s1=torch.ones(1, 2, 20, 20))
     with pytest.raises(InputError, match="s1 has shape"):
         compute_metrics(truth, truth, s1=truth)
+
+
+# -- corrected, left in, or invented ------------------------------------------------------------------------------
+
+
+def triple(share: float, sideways: float = 0.0) -> dict[str, float]:
+    """opt_v2 misses 400 DN; opt_v3 went ``share`` of the way, and ``sideways`` DN up in half of the pixels."""
+    truth = torch.full((4, 8, 8), 1000.0)
+    opt_v2 = truth - 400
+    opt_v3 = opt_v2 + 400 * share
+    opt_v3[:, :4] += sideways
+    return correctness(opt_v3, opt_v2, truth)
+
+
+@pytest.mark.parametrize(("share", "kind"), [(1.0, "improved"), (0.75, "improved"), (0.25, "omitted")])
+def test_a_pixel_belongs_to_the_nearer_end(share: float, kind: str) -> None:
+    figures = triple(share)
+    assert set(figures) == set(CORRECTNESS_KEYS)
+    assert figures["d_improvement"] == pytest.approx(1 - share)
+    assert figures["d_omission"] == pytest.approx(share)
+    assert figures["d_hallucination"] == pytest.approx(0, abs=1e-9)
+    expected = {"improved": 0.0, "omitted": 0.0, "hallucinated": 0.0, kind: 1.0}
+    assert {key: figures[key] for key in expected} == expected
+    assert figures["identity_collapse"] == 0
+
+
+def test_what_was_neither_there_nor_true_is_hallucinated() -> None:
+    figures = triple(1.0, sideways=1200.0)
+    assert (figures["improved"], figures["hallucinated"]) == (0.5, 0.5)
+    assert figures["d_improvement"] == pytest.approx(1.5)  # 0 in half of the pixels, 3 in the others
+    assert figures["d_omission"] == pytest.approx(2.5)
+    assert figures["d_hallucination"] == pytest.approx(3.0)
+
+
+def test_spoiling_what_was_right_is_hallucination() -> None:
+    truth = torch.full((4, 8, 8), 1000.0)
+    figures = correctness(truth + 300, truth, truth)
+    assert figures["hallucinated"] == 1
+    assert figures["d_improvement"] == figures["d_hallucination"] == math.inf
+
+
+def test_identity_collapse_is_flagged() -> None:
+    copied = triple(0.0)
+    assert (copied["d_omission"], copied["omitted"], copied["identity_collapse"]) == (0, 1, 1)
+    truth = torch.full((4, 8, 8), 1000.0)
+    perfect = correctness(truth, truth, truth)
+    assert perfect["identity_collapse"] == 1
+    assert all(perfect[key] == 0 for key in CORRECTNESS_KEYS[:-1])
+
+
+def test_what_nobody_can_see_is_in_no_class() -> None:
+    truth = torch.full((4, 8, 8), 1000.0)
+    opt_v2 = truth - 400
+    opt_v2[:, :2] = 1010.0
+    figures = correctness(truth, opt_v2, truth)
+    assert (figures["improved"], figures["omitted"], figures["hallucinated"]) == (0.75, 0, 0)
+    mask = torch.zeros(8, 8)
+    mask[:2] = 1
+    assert correctness(truth, opt_v2, truth, mask)["improved"] == 0

@@ -17,6 +17,7 @@ from axs_lib.stage2_prithvi_refine import PrithviRefiner, RefinerConfig, build_p
 from axs_lib.terramind import weights
 from tests.models import plausible_pair
 from tests.published import redraw_zero_parameters
+from tools.hash_weights import write_hashes
 
 KNOWN = {"date": "2021-07-14", "lat": 48.2, "lon": 16.4, "biome": 4}
 
@@ -336,6 +337,7 @@ def test_nano_is_read_from_the_package(
     with pytest.raises(WeightsError, match=r"nano_stage2\.safetensors"):
         build_prithvi_refiner(variant="nano")
     save_refiner(refiner, tmp_path / "nano_stage2.safetensors")
+    write_hashes(tmp_path)
     loaded = build_prithvi_refiner(variant="nano")
     assert loaded.provenance["AXS_STAGE2_WEIGHTS"] == "packaged"
     assert not loaded.training

@@ -104,6 +104,13 @@ def evaluate(
         bool, typer.Option("--flood", help="Also simulate a flood that only the SAR shows.")
     ] = False,
     gaps: Annotated[bool, typer.Option("--gaps", help="Also fill simulated and real cloud gaps.")] = False,
+    uncertainty: Annotated[
+        bool,
+        typer.Option("--uncertainty", help="Also ask whether the uncertainty map says how wrong opt_v3 is."),
+    ] = False,
+    ensemble_size: Annotated[
+        int, typer.Option(min=1, help="Members of the ensemble that --uncertainty measures.")
+    ] = 4,
     s1_product: Annotated[str, typer.Option(help="S1GRD or S1RTC.")] = "S1GRD",
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; the CPU when left out.")] = None,
     json_file: Annotated[
@@ -199,6 +206,21 @@ def evaluate(
             )
             content["gaps"] = filled.to_json()
             tables += filled.tables()
+        if uncertainty:
+            from axs_lib.evaluate.uncertainty import evaluate_uncertainty
+
+            sure = evaluate_uncertainty(
+                model,
+                data,
+                timesteps=count,
+                ensemble_size=ensemble_size,
+                opt_v2_source=source,
+                force=force,
+                **common,
+            )
+            content["uncertainty"] = sure.to_json()
+            content["ensemble_size"] = ensemble_size
+            tables += sure.tables()
         written.append(content)
         for table in tables:
             console.print(table)

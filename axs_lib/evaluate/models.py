@@ -36,10 +36,11 @@ class Grounder(Protocol):
         timesteps: int | None = None,
         *,
         seed: int = 0,
+        ensemble_size: int = 1,
         trust: Tensor | None = None,
         proposal: Tensor | None = None,
     ) -> Any:
-        """Return an object with ``image`` and ``proposal`` (B,4,H,W) and ``nfe``."""
+        """Return an object with ``image``, ``proposal`` and ``uncertainty`` (or None) (B,4,H,W) and ``nfe``."""
 
 
 class WholePipeline(Protocol):
@@ -58,9 +59,15 @@ class WholePipeline(Protocol):
         """The last stage, whose number of network evaluations is the default."""
 
     def __call__(
-        self, s1: Tensor, metadata: Any = None, timesteps: int | None = None, *, seed: int = 0
+        self,
+        s1: Tensor,
+        metadata: Any = None,
+        timesteps: int | None = None,
+        *,
+        seed: int = 0,
+        ensemble_size: int = 1,
     ) -> Any:
-        """Return an object with ``opt_v1``, ``opt_v2``, ``opt_v3`` (B,4,H,W) and ``nfe`` of Stages 1 and 3."""
+        """Return ``opt_v1``, ``opt_v2``, ``opt_v3``, ``uncertainty`` (or None) (B,4,H,W), ``nfe`` of Stages 1 and 3."""
 
 
 class Plain(Protocol):
@@ -82,6 +89,7 @@ class Images(NamedTuple):
     opt_v3: Tensor
     proposal: Tensor | None
     nfe: int
+    uncertainty: Tensor | None = None
 
 
 def stage3_of(model: Grounder | WholePipeline) -> Grounder:
@@ -96,6 +104,8 @@ def run(
     metadata: Sequence[Mapping[str, Any]],
     timesteps: int,
     seed: int,
+    *,
+    ensemble_size: int = 1,
 ) -> Images:
     """Run a model on a batch.
 
@@ -106,12 +116,20 @@ def run(
         metadata: of each tile, for the pipeline.
         timesteps: network evaluations of each denoiser.
         seed: of the noise.
+        ensemble_size: members averaged; their spread is the uncertainty, where the model has no other.
     """
+    options: dict[str, Any] = (
+        {"seed": seed} if ensemble_size == 1 else {"seed": seed, "ensemble_size": ensemble_size}
+    )
     if isinstance(model, Grounder):
-        output = model.ground(s1.to(model.device), opt_v2.to(model.device), timesteps, seed=seed)
-        return Images(None, opt_v2, output.image.cpu(), output.proposal.cpu(), int(output.nfe))
-    output = model(s1.to(model.device), list(metadata), timesteps, seed=seed)
-    return Images(output.opt_v1.cpu(), output.opt_v2.cpu(), output.opt_v3.cpu(), None, sum(output.nfe))
+        output = model.ground(s1.to(model.device), opt_v2.to(model.device), timesteps, **options)
+        images = Images(None, opt_v2, output.image.cpu(), output.proposal.cpu(), int(output.nfe))
+    else:
+        output = model(s1.to(model.device), list(metadata), timesteps, **options)
+        opt_v1, opt_v3 = output.opt_v1.cpu(), output.opt_v3.cpu()
+        images = Images(opt_v1, output.opt_v2.cpu(), opt_v3, None, sum(output.nfe))
+    uncertainty = getattr(output, "uncertainty", None)
+    return images if uncertainty is None else images._replace(uncertainty=uncertainty.cpu())
 
 
 def ground(
@@ -125,5 +143,5 @@ def ground(
 ) -> Any:
     """Run Stage 3 on a batch on the CPU; with ``proposal`` (B,4,H,W) DN in place of its own drawing."""
     device = stage3.device
-    given = {} if proposal is None else {"proposal": proposal.to(device)}
+    given: dict[str, Any] = {} if proposal is None else {"proposal": proposal.to(device)}
     return stage3.ground(s1.to(device), opt_v2.to(device), timesteps, seed=seed, **given)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from axs_lib.grounding.calibration import Calibration
 from axs_lib.grounding.head import GroundingHead
 from axs_lib.terramind.build import build_nano, build_nano_tokenizer, build_v1
 from axs_lib.terramind.generator import TerraMindGenerator
@@ -16,6 +17,7 @@ from axs_lib.terramind.weights import (
     find_variant,
     load_strict,
     other_modalities,
+    read_metadata,
     read_state,
     resolve,
     substate,
@@ -74,6 +76,15 @@ def load_grounding(
         elif files.info.source != "hub" and trained.is_file():
             load_strict(head, read_state(trained), what=f"the grounding head ({trained})")
     return generator, head
+
+
+def load_calibration(generator: TerraMindGenerator) -> Calibration | None:
+    """The calibration in the header of the file that the generator's grounding head came from, where it has one."""
+    paths = list(generator.weights.paths.values()) if generator.weights is not None else []
+    if not paths:
+        return None
+    path = paths[0] if generator.layout.variant == "nano" else paths[0].with_name(HEAD_FILE)
+    return Calibration.from_header(read_metadata(path)) if path.is_file() else None
 
 
 def load_nano_tokenizer(checkpoint: str | None = None) -> nn.Module:

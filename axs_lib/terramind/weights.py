@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 WEIGHTS_VARIABLE = "AXS_WEIGHTS"
 HUB_TIMEOUT = 5.0  # seconds until an unreachable Hub is reported
+HASH_LIST = "SHA256SUMS"  # beside the packaged weights, in the format of sha256sum
 _PACKAGED = Path(__file__).resolve().parents[1] / "weights"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _EXAMPLES = 5
@@ -113,6 +114,7 @@ class WeightsInfo:
         commit: Hub commit of each file by its name; empty where a file did not come from the Hub.
         sha256: SHA-256 of each file by its name.
         verified: whether every file whose hash is known to this package has it; false where none is known.
+        paths: where each file was read from, by its name.
     """
 
     variant: str
@@ -121,6 +123,7 @@ class WeightsInfo:
     commit: Mapping[str, str] = field(default_factory=dict)
     sha256: Mapping[str, str] = field(default_factory=dict)
     verified: bool = False
+    paths: Mapping[str, Path] = field(default_factory=dict)
 
     def tags(self) -> dict[str, str]:
         """The record as flat text, for file tags; several files are ``name=value`` joined by spaces."""
@@ -174,7 +177,7 @@ def resolve(
             tokenizer's, which has commits of its own.
 
     Returns:
-        Paths of the files and the record of what they are.
+        Paths of the files and the record of what they are; packaged files have the SHA-256 they were released with.
 
     Raises:
         InputError: unknown variant.
@@ -334,10 +337,31 @@ def _record(
                 " delete it and download it again"
             )
     known = {file.name: file.sha256 for file in spec.published if file.sha256 is not None}
+    if source == "packaged":
+        for path in files:
+            _check_packaged(path, hashes[path.name])
     verified = source == "packaged" or (
         bool(known) and all(hashes.get(n) == value for n, value in known.items())
     )
-    return WeightsInfo(spec.name, source, revision, commits, hashes, verified)
+    paths = {path.name: path for path in files}
+    return WeightsInfo(spec.name, source, revision, commits, hashes, verified, paths)
+
+
+def _check_packaged(path: Path, digest: str) -> None:
+    """Compare a packaged file with the list beside it, which ``tools/hash_weights.py`` writes."""
+    listed = path.with_name(HASH_LIST)
+    try:
+        lines = listed.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        lines = []
+    known = {name: value for value, _, name in (line.partition("  ") for line in lines)}
+    if known.get(path.name) != digest:
+        expected = known.get(path.name, f"no entry for it in {listed}")
+        raise WeightsError(
+            f"{path} is not what this package was released with: its SHA-256 is {digest}, expected {expected}."
+            " Reinstall axion-sat (pip install --force-reinstall axion-sat); if you replaced the file on purpose, run"
+            " python tools/hash_weights.py, or leave it where it was and pass checkpoint="
+        )
 
 
 def _commit(path: Path) -> str | None:

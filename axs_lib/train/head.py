@@ -29,7 +29,7 @@ from axs_lib.terramind.load import load_generator
 from axs_lib.terramind.noise import sample_seeds
 from axs_lib.terramind.sampler import build_schedule
 from axs_lib.terramind.tiles import Sampling, draw_proposals
-from axs_lib.terramind.weights import read_metadata, read_state, resolve
+from axs_lib.terramind.weights import load_strict, read_metadata, read_state, resolve, substate
 from axs_lib.train.examples import Kind, augment, make_examples
 from axs_lib.train.export import save_state
 from axs_lib.train.plain import balanced_loss, warmup_cosine
@@ -54,6 +54,7 @@ class HeadConfig:
         data: folder of pairs.
         out: run folder.
         checkpoint: nano file whose generator and tokenizer are kept; default the packaged one.
+        start: nano file whose head the training starts from; default a fresh head.
         test_groups: groups never seen.
         validation_groups: groups kept out for choices.
         qualities: tiles that are trained on.
@@ -73,6 +74,7 @@ class HeadConfig:
     data: str
     out: str = "runs/head"
     checkpoint: str | None = None
+    start: str | None = None
     test_groups: tuple[str, ...] = ()
     validation_groups: tuple[str, ...] = ()
     qualities: tuple[str, ...] = ("ok", "open_water")
@@ -108,6 +110,10 @@ def train_head(config: HeadConfig, *, resume: bool = True, progress: bool = True
     out.mkdir(parents=True, exist_ok=True)
     with own_random(config.seed):
         head = GroundingHead()
+    if config.start:
+        load_strict(
+            head, substate(read_state(Path(config.start)), "head."), what=f"the head of {config.start}"
+        )
     generator = load_generator("nano", checkpoint=config.checkpoint).requires_grad_(False)
     model = Stage3GroundingModel(generator, head, grounding="learned").eval()
     pool = _load_pool(config, model, out / POOL, resume=resume, progress=progress)
@@ -272,7 +278,9 @@ def _package(config: HeadConfig, head: Any, out: Path, step: int) -> Path:
     state = {name: value for name, value in read_state(source).items() if not name.startswith("head.")}
     state |= {f"head.{name}": value for name, value in head.state_dict().items()}
     settings = {
-        key: value for key, value in asdict(config).items() if key not in ("data", "out", "checkpoint")
+        key: value
+        for key, value in asdict(config).items()
+        if key not in ("data", "out", "checkpoint", "start")
     }
     header = read_metadata(source) | {"head_steps": str(step), "head_config": json.dumps(settings)}
     target = out / "nano.safetensors"

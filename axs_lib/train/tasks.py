@@ -199,7 +199,9 @@ class Stage2Task(StageTask):
     def loss(self, batch: Batch) -> Tensor:
         size = (len(batch["truth"]), 4, 1, 1)
         gain = torch.exp(torch.randn(size, generator=self._random(batch, 3)) * self.config.brightness_jitter)
-        batch = batch | {key: (batch[key] * gain.to(batch[key])).clamp(*VALID_DN) for key in ("opt_v1", "truth")}
+        batch = batch | {
+            key: (batch[key] * gain.to(batch[key])).clamp(*VALID_DN) for key in ("opt_v1", "truth")
+        }
         image = self.model(batch["opt_v1"], batch["metadata"])
         loss: Tensor = self.criterion(image, batch["truth"], batch["mask"])
         return loss

@@ -315,3 +315,25 @@ def test_broken_pairs_are_named(folder: Path, tmp_path: Path, built: list[dict[s
     assert result.exit_code == 2
     assert "b.npz" in result.output
     assert not (tmp_path / "r.json").exists()
+
+
+def test_uncertainty_joins_the_report(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    class Doubtful(HalfWay):
+        def ground(self, *arguments: Any, ensemble_size: int = 1, **options: Any) -> Any:
+            output = super().ground(*arguments, **options)
+            asked.append(ensemble_size)
+            spread = torch.full_like(output.image, 50.0) if ensemble_size > 1 else None
+            return SimpleNamespace(**vars(output), uncertainty=spread)
+
+    monkeypatch.setattr(stage3_tm_ground, "build_stage3_model", lambda timesteps, **_: Doubtful(timesteps))
+    arguments = ["evaluate", "--data", str(folder), "--uncertainty", "--json", str(tmp_path / "r.json"), "-q"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert "spread-skill" in result.output and "Least certain pixels dropped" in result.output
+    written = json.loads((tmp_path / "r.json").read_text())
+    assert written["ensemble_size"] == 4 and set(asked) == {1, 4}
+    assert set(written["uncertainty"]) == {"spread_skill", "uce", "auce", "retention", "crps", "reliability"}
+    assert 0 < written["uncertainty"]["spread_skill"]["B08"] < 1
+    assert [share for share, _ in written["uncertainty"]["retention"]][:4] == [0, 0.05, 0.1, 0.2]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import pickle
 import shutil
@@ -25,6 +26,7 @@ from axs_lib.terramind.weights import (
     sha256_file,
     substate,
 )
+from tools.hash_weights import write_hashes
 
 GENERATOR, TOKENIZER = "TerraMind_v1_small.pt", "TerraMind_Tokenizer_S2L2A.pt"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -163,12 +165,41 @@ def test_packaged_variant_ignores_the_environment(folder: Path, monkeypatch: pyt
     monkeypatch.setenv("AXS_WEIGHTS", str(folder))
     monkeypatch.setattr(weights, "_PACKAGED", folder)
     save_file({"w": torch.ones(2)}, folder / "nano.safetensors", metadata={"config": "{}"})
+    write_hashes(folder)
     files = resolve("nano")
     assert files.generator == folder / "nano.safetensors"
     assert files.tokenizer is None
     assert files.info.source == "packaged"
     assert files.info.verified
     assert read_metadata(files.generator) == {"config": "{}"}
+
+
+def test_packaged_weights_are_checked_by_hash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weights, "_PACKAGED", tmp_path)
+    path = tmp_path / "nano.safetensors"
+    save_file({"w": torch.ones(2)}, path)
+    with pytest.raises(WeightsError, match=r"no entry for it.*Reinstall.*tools/hash_weights\.py"):
+        resolve("nano")
+    write_hashes(tmp_path)
+    info = resolve("nano").info
+    assert info.verified and info.paths == {"nano.safetensors": path}
+    save_file({"w": torch.zeros(2)}, path)
+    with pytest.raises(
+        WeightsError, match=f"SHA-256 is {sha256_file(path)}, expected {info.sha256[path.name]}"
+    ):
+        resolve("nano")
+    assert not resolve("nano", checkpoint=path).info.verified  # a file of one's own may be anything
+
+
+def test_the_packaged_weights_have_their_listed_hashes(repository: Path) -> None:
+    folder = repository / "axs_lib" / "weights"
+    listed = dict(
+        reversed(line.split("  "))
+        for line in (folder / "SHA256SUMS").read_text(encoding="utf-8").splitlines()
+    )
+    files = sorted(folder.glob("*.safetensors"))
+    assert files
+    assert listed == {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
 def test_incomplete_installation_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,6 +51,13 @@ def test_only_the_head_is_trained_and_a_stopped_run_goes_on(nano_weights: Path, 
     assert torch.load(tmp_path / "b" / CHECKPOINT, weights_only=True)["step"] == 4
     assert read_metadata(weights)["head_steps"] == "4"
 
+    # Another run may start from that head: without a step it is what it started from.
+    further = dataclasses.replace(config, out=str(tmp_path / "c"), start=str(weights), steps=0)
+    assert torch.equal(
+        read_state(train_head(further, progress=False))["head.body.out.weight"],
+        read_state(weights)["head.body.out.weight"],
+    )
+
 
 def test_examples_say_what_is_known() -> None:
     s1, truth = plausible_pair(4, 64, 64)

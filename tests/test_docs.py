@@ -1,0 +1,111 @@
+"""The documentation holds together: links and anchors, pages of the site, code blocks, commands and doctests."""
+
+from __future__ import annotations
+
+import ast
+import doctest
+import importlib
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from axs_lib.cli.app import app
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted(
+    [*(ROOT / "docs").glob("*.md"), ROOT / "README.md", ROOT / "SECURITY.md", ROOT / "CHANGELOG.md"]
+)
+FENCE = re.compile(r"^ *```(\w*)\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
+SNIPPET = re.compile(r'--8<-- "([^"]+)"')
+DOCTESTED = sorted(
+    file for file in (ROOT / "axs_lib").rglob("*.py") if ">>> " in file.read_text(encoding="utf-8")
+)
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def text_of(page: Path) -> str:
+    """A page with what it includes."""
+    return SNIPPET.sub(
+        lambda match: (ROOT / match[1]).read_text(encoding="utf-8"), page.read_text(encoding="utf-8")
+    )
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, spelled as Markdown's table of contents and GitHub do."""
+    headings = re.findall(r"^#+ (.*)$", FENCE.sub("", text_of(page)), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_every_relative_link_resolves(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", FENCE.sub("", text_of(page))):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        assert file.is_file(), f"{name(page)} links to {target}"
+        if anchor:
+            assert anchor in anchors(file), f"{name(page)} links to {target}; it has {sorted(anchors(file))}"
+
+
+def test_the_site_has_every_page_once() -> None:
+    navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").split("nav:")[1].split("plugins:")[0]
+    listed = re.findall(r"([\w/]+\.md)", navigation)
+    assert sorted(listed) == sorted(page.name for page in (ROOT / "docs").glob("*.md"))
+
+
+def test_what_a_page_includes_and_documents_exists() -> None:
+    for page in PAGES:
+        for included in SNIPPET.findall(page.read_text(encoding="utf-8")):
+            assert (ROOT / included).is_file(), f"{name(page)} includes {included}"
+        for module in re.findall(r"^::: ([\w.]+)$", page.read_text(encoding="utf-8"), re.MULTILINE):
+            assert (ROOT / (module.replace(".", "/") + ".py")).is_file(), f"{name(page)} documents {module}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_python_blocks_parse_and_import_what_exists(page: Path) -> None:
+    for language, block in FENCE.findall(page.read_text(encoding="utf-8")):
+        if language != "python":
+            continue
+        indent = len(block) - len(block.lstrip(" "))
+        code = "\n".join(line[indent:] for line in block.splitlines())
+        for node in ast.walk(ast.parse(code)):
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("axs_lib"):
+                module = importlib.import_module(node.module)
+                for alias in node.names:
+                    assert hasattr(module, alias.name), f"{name(page)}: {node.module} has no {alias.name}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_commands_exist_with_their_options(page: Path) -> None:
+    helps: dict[tuple[str, ...], str] = {}
+    for _, block in FENCE.findall(page.read_text(encoding="utf-8")):
+        for line in re.sub(r" *\\\n *", " ", block).splitlines():
+            words = shlex.split(line, comments=True) if line.strip().startswith("axs ") else []
+            # The options of `axs train` are its configuration's own, checked when it runs.
+            if not words or words[1] == "train":
+                continue
+            command = tuple(words[1:3] if words[1] == "weights" else words[1:2])
+            if command not in helps:
+                helps[command] = CliRunner().invoke(app, [*command, "--help"], terminal_width=200).output
+            for word in words[2:]:
+                option = word.split("=")[0]
+                assert not option.startswith("--") or option in helps[command], f"{name(page)}: {line}"
+
+
+def test_there_are_doctests() -> None:
+    assert len(DOCTESTED) >= 3
+
+
+@pytest.mark.parametrize("file", DOCTESTED, ids=name)
+def test_every_doctest_runs(file: Path) -> None:
+    module = importlib.import_module(".".join(file.relative_to(ROOT).with_suffix("").parts))
+    failed, attempted = doctest.testmod(module, raise_on_error=False)
+    assert attempted > 0
+    assert failed == 0
