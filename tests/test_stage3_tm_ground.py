@@ -293,6 +293,25 @@ def test_a_tile_of_nothing_but_nodata(nano: Stage3GroundingModel) -> None:
     assert (out.image[1] - clean).abs().max() < 1.0
 
 
+def test_broad_colour_moves_where_the_sar_shows_water_that_opt_v2_does_not_and_nowhere_else(
+    nano: Stage3GroundingModel,
+) -> None:
+    model = copy.deepcopy(nano)
+    with torch.no_grad():  # a head that wants everything darker, everywhere
+        model.head.body.out.weight.fill_(1e-9)
+        model.head.body.out.bias[:16] = -0.5
+        model.head.body.out.bias[16:24] = 20.0
+    opt_v2 = torch.tensor([500.0, 700.0, 800.0, 2400.0])[:, None, None].expand(1, 4, 128, 128)
+    s1 = torch.tensor([-11.0, -18.0])[:, None, None].repeat(1, 1, 128, 128)
+    dry = ground(model, s1, opt_v2).image - opt_v2
+    assert dry.abs().max() < 1.0
+    s1[..., 64:] = torch.tensor([-20.0, -28.0])[:, None, None]
+    change = ground(model, s1, opt_v2).image - opt_v2
+    std = model.terramind_generator.optical.std
+    assert torch.allclose(change[..., 90:120], (-0.5 * std).expand(1, 4, 128, 30), rtol=0.05)
+    assert change[..., :40].abs().max() < 5.0
+
+
 def test_valid_pixels_never_become_nodata_zero(nano: Stage3GroundingModel) -> None:
     model = copy.deepcopy(nano)
     with torch.no_grad():

@@ -40,9 +40,7 @@ CHECKPOINT, POOL = "head.ckpt", "pool.pt"
 LAYERS = {"s1": 2, "estimate": 4, "proposal": 4, "trust": 1, "contradiction": 1, "truth": 4}
 ERROR_WEIGHT = 0.05  # of the expected error's likelihood beside the image's own loss
 UNLIKELY = 16.0  # squared ratio of error to expected error beyond which a pixel says nothing more
-# Smooth dark fields look like water to the SAR. A flood is rare and each of its examples holds one, so that they count
-# less, and dry tiles that the SAR contradicts are drawn more often.
-FLOOD_WEIGHT = 0.3
+# Smooth dark fields look like water to the SAR, so that dry tiles which the SAR contradicts are drawn more often.
 CONTRADICTED_WEIGHT = 8.0  # of a tile's mean contradiction, beside 1
 
 
@@ -137,7 +135,7 @@ def train_head(config: HeadConfig, *, resume: bool = True, progress: bool = True
         kind = config.kinds[step % len(config.kinds)]
         random = torch.Generator().manual_seed(config.seed * SEED_STRIDE + step)
         crops = draw_crops(pool[kind], chances[kind], config.crop_sizes, config.batch_pixels, random)
-        loss = _loss(model, crops) * (FLOOD_WEIGHT if kind == "flood" else 1.0)
+        loss = _loss(model, crops)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(head.parameters(), 1.0)
@@ -171,9 +169,22 @@ def _loss(model: Stage3GroundingModel, crops: Mapping[str, Tensor]) -> Tensor:
 def _load_pool(
     config: HeadConfig, model: Stage3GroundingModel, path: Path, *, resume: bool, progress: bool
 ) -> dict[str, list[Tensor]]:
-    """The pool of an earlier start of this run, or a new one, which is kept for the next."""
+    """The pool of an earlier start of this run, or a new one, which is kept for the next.
+
+    Raises:
+        InputError: the run folder's pool was drawn with other settings.
+    """
+    drawn_by = {key: getattr(config, key) for key in ("checkpoint", "qualities", "draws", "use_sar", "seed")}
+    settings = json.dumps(drawn_by | {"held_out": sorted({*config.test_groups, *config.validation_groups})})
+    pool: dict[str, list[Tensor]]
     if resume and path.exists():
-        pool: dict[str, list[Tensor]] = torch.load(path, weights_only=True)
+        kept = torch.load(path, weights_only=True)
+        if kept["settings"] != settings:
+            raise InputError(
+                f"{path} was drawn with other settings ({kept['settings']}); expected {settings}: choose another"
+                " --out, or --restart"
+            )
+        pool = kept["pool"]
         return pool
     held_out = {*config.test_groups, *config.validation_groups}
     records = [
@@ -187,7 +198,7 @@ def _load_pool(
         for kind, count in config.draws.items():
             pool[kind] += draw_examples(model, record, kind, count, random, use_sar=config.use_sar)
     with atomic_write(path, overwrite=True) as temporary:
-        torch.save(pool, temporary)
+        torch.save({"settings": settings, "pool": pool}, temporary)
     return pool
 
 

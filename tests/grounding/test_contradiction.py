@@ -13,6 +13,7 @@ from axs_lib.grounding.contradiction import (
     INVERSE_COVARIANCE,
     SIGMA_PX,
     contradiction,
+    open_water,
     optical_features,
     surprise,
 )
@@ -71,3 +72,13 @@ def test_autocast_does_not_blunt_it() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         rough = contradiction(*pair)
     assert torch.equal(rough, contradiction(*pair))
+
+
+def test_water_is_dark_in_both_bands() -> None:
+    s1 = torch.empty(1, 2, 32, 96)
+    s1[:, 0], s1[:, 1] = -20.0, -28.0  # calm water
+    s1[..., 32:64] = torch.tensor([-17.0, -23.5])[:, None, None]  # a smooth dry field
+    s1[:, 1, :, 64:] = -20.0  # dark in VV alone
+    water = open_water(s1)
+    assert water[..., 8:24].min() == 1.0
+    assert not water[..., 40:].any()

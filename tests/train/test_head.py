@@ -6,8 +6,10 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
+from axs_lib.errors import InputError
 from axs_lib.terramind.weights import read_metadata, read_state
 from axs_lib.train.examples import make_examples
 from axs_lib.train.head import CHECKPOINT, HeadConfig, train_head
@@ -50,6 +52,10 @@ def test_only_the_head_is_trained_and_a_stopped_run_goes_on(nano_weights: Path, 
     weights = train_head(other, progress=False)
     assert torch.load(tmp_path / "b" / CHECKPOINT, weights_only=True)["step"] == 4
     assert read_metadata(weights)["head_steps"] == "4"
+
+    # A pool that was drawn with other settings is not taken for this run's.
+    with pytest.raises(InputError, match="other settings"):
+        train_head(dataclasses.replace(other, use_sar=False), progress=False)
 
     # Another run may start from that head: without a step it is what it started from.
     further = dataclasses.replace(config, out=str(tmp_path / "c"), start=str(weights), steps=0)
