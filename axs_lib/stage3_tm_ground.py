@@ -88,6 +88,7 @@ class Stage3GroundingModel(GeneratorStage, HubMixin):
         standardize: inputs are dB and DN; False means z-units in and out.
         grounding: default way to correct, ``"learned"`` or ``"difference"`` (experimental, needs no training).
         scheduler: default scheduler, ``"ddim"`` or ``"dpmsolver++"``.
+        broad_changes: default of ``ground``'s keyword.
     """
 
     def __init__(
@@ -99,6 +100,7 @@ class Stage3GroundingModel(GeneratorStage, HubMixin):
         standardize: bool = True,
         grounding: str = "learned",
         scheduler: str = "ddim",
+        broad_changes: bool = True,
     ) -> None:
         super().__init__(
             terramind_generator, timesteps=timesteps, standardize=standardize, scheduler=scheduler
@@ -106,15 +108,23 @@ class Stage3GroundingModel(GeneratorStage, HubMixin):
         self.head = head
         self.hold = LowFrequencyHold()
         self.grounding = _check_grounding(grounding)
+        self.broad_changes = broad_changes
         self.calibration: Calibration | None = None
 
     @property
     def provenance(self) -> dict[str, str]:
         """What made an output, for file tags: version, variant, weights and their hash, defaults."""
         tags = super().provenance | {"AXS_GROUNDING": self.grounding}
+        if not self.broad_changes:
+            tags["AXS_BROAD_CHANGES"] = "False"
         if self.calibration is not None:
             tags["AXS_CALIBRATION"] = f"nfe {','.join(map(str, sorted(self.calibration.scales)))}"
         return tags
+
+    @property
+    def estimates_error(self) -> bool:
+        """Whether the default way to correct says what error to expect, without an ensemble."""
+        return self.grounding == "learned"
 
     # -- the method -----------------------------------------------------------------------------------------------
 
@@ -133,6 +143,7 @@ class Stage3GroundingModel(GeneratorStage, HubMixin):
         trust: Tensor | None = None,
         proposal: Tensor | None = None,
         use_sar: bool = True,
+        broad_changes: bool | None = None,
         grounding: str | None = None,
         scheduler: str | None = None,
         origin: tuple[int, int] | Tensor = (0, 0),
@@ -158,6 +169,8 @@ class Stage3GroundingModel(GeneratorStage, HubMixin):
                 estimate everywhere.
             proposal: (B, 4, H, W) in opt_v2's unit, in place of TerraMind's own; nothing is then drawn (``nfe`` 0).
             use_sar: False leaves the SAR's content out: what then still changes was not asked for by the SAR.
+            broad_changes: False holds the broad colour of opt_v2 whatever the SAR shows: no flood comes through, and no
+                smooth dark field is taken for one. Gaps are filled all the same. Default the model's (True).
             grounding: way to correct; default the model's.
             scheduler: default the model's.
             origin: scene (row, column) of the image's upper left pixel, one for all or (B, 2), which fixes the noise.
@@ -200,6 +213,7 @@ class Stage3GroundingModel(GeneratorStage, HubMixin):
                 way,
                 proposal=given[0] if given else None,
                 use_sar=use_sar,
+                broad_changes=self.broad_changes if broad_changes is None else broad_changes,
             )
 
         layers = run_tiled(
@@ -244,6 +258,7 @@ class Stage3GroundingModel(GeneratorStage, HubMixin):
         *,
         proposal: Tensor | None,
         use_sar: bool,
+        broad_changes: bool,
     ) -> Tensor:
         """Steps 2a to 2e for tiles of one shape: (n, 17, h, w) of change, proposal, gate, variance, filled opt_v2."""
         generator = self.terramind_generator
@@ -272,6 +287,8 @@ class Stage3GroundingModel(GeneratorStage, HubMixin):
         for decoded in drawn:
             # 2d. The correction: a residual, how much of it to use, and where broad colour may change.
             correction = self._correct(z, decoded, logits, grounding)
+            if not broad_changes:
+                correction = correction._replace(release=torch.zeros_like(correction.release))
             changes.append(self._change(correction, z.trust))
             proposals.append(decoded[0])
             gates.append(correction.gate)

@@ -311,6 +311,13 @@ def test_broad_colour_moves_where_the_sar_shows_water_that_opt_v2_does_not_and_n
     assert torch.allclose(change[..., 90:120], (-0.5 * std).expand(1, 4, 128, 30), rtol=0.05)
     assert change[..., :40].abs().max() < 5.0
 
+    # Unless that is not wanted.
+    held = ground(model, s1, opt_v2, broad_changes=False).image - opt_v2
+    assert held[..., 90:120].abs().max() < 1.0
+    model.broad_changes = False
+    assert torch.equal(ground(model, s1, opt_v2).image - opt_v2, held)
+    assert model.provenance["AXS_BROAD_CHANGES"] == "False"
+
 
 def test_valid_pixels_never_become_nodata_zero(nano: Stage3GroundingModel) -> None:
     model = copy.deepcopy(nano)

@@ -80,6 +80,9 @@ def evaluate(
     grounding: Annotated[
         Grounding | None, typer.Option(help="Way to correct; by default what the weights were trained for.")
     ] = None,
+    hold_colour: Annotated[
+        bool, typer.Option("--hold-colour", help="Measure Stage 3 where it may change detail only.")
+    ] = False,
     quality: Annotated[
         Quality, typer.Option(help="ok: clear tiles; all: clouds, snow and water too.")
     ] = Quality.ok,
@@ -139,6 +142,7 @@ def evaluate(
     from axs_lib.evaluate.flood import evaluate_flood
     from axs_lib.evaluate.models import stage3_of
     from axs_lib.evaluate.plain import load_plain
+    from axs_lib.stage3_tm_ground import Stage3GroundingModel
     from axs_lib.evaluate.report import timesteps_rows, timesteps_table
     from axs_lib.evaluate.sources import select_pairs
 
@@ -162,6 +166,9 @@ def evaluate(
         **options,
         **{name: path for name, path in weights.items() if path is not None},
     )
+    if hold_colour:
+        stage3 = model if isinstance(model, Stage3GroundingModel) else model.stage3
+        stage3.broad_changes = False
     no_sar = plain = None
     if no_sar_checkpoint is not None:
         no_sar = _stage3(steps[0], grounding, checkpoint=str(no_sar_checkpoint), **options)

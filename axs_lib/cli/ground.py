@@ -125,6 +125,10 @@ def ground(
     grounding: Annotated[
         Grounding | None, typer.Option(help="Way to correct; by default what the weights were trained for.")
     ] = None,
+    hold_colour: Annotated[
+        bool,
+        typer.Option("--hold-colour", help="Change detail only: no flood comes through, none is invented."),
+    ] = False,
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda, cuda:1 ...; the GPU where there is one.")
     ] = None,
@@ -135,7 +139,7 @@ def ground(
         int | None, typer.Option(min=1, help="Members averaged: 1, or 4 where --uncertainty is given.")
     ] = None,
     uncertainty: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Also write the spread of the ensemble, in DN.")
+        Path | None, typer.Option(metavar="FILE", help="Also write the error to expect (1 std), in DN.")
     ] = None,
     gate: GateOption = None,
     stac: StacOption = None,
@@ -150,6 +154,7 @@ def ground(
     """Ground an optical estimate in its SAR image, or fill the gaps of an optical image from SAR and context."""
     from axs_lib.data.raster import parse_bands
     from axs_lib.data.tiles import read_tile
+    from axs_lib.errors import InputError
     from axs_lib.scenes.grid import is_scene
     from axs_lib.terramind.sampler import check_strength, check_timesteps
     from axs_lib.terramind.weights import find_variant
@@ -158,12 +163,14 @@ def ground(
     members = ensemble_size or (DEFAULT_ENSEMBLE if uncertainty else 1)
     if variant is not None:
         find_variant(variant)
-    _check_outputs(out, uncertainty, members, overwrite)
+    _check_outputs(out, uncertainty, overwrite)
     check_timesteps(timesteps)
     check_strength(strength)
     mask_settings = _mask_settings(mask, mask_kind, mask_invert, drop, mask_buffer)
 
     settings = {"timesteps": timesteps, "strength": strength, "seed": seed, "ensemble_size": members}
+    if hold_colour:
+        settings["broad_changes"] = False
     build = {
         "variant": variant,
         "checkpoint": checkpoint and str(checkpoint),
@@ -213,6 +220,12 @@ def ground(
         force=force,
     )
 
+    if uncertainty is not None and output.uncertainty is None:
+        raise InputError(
+            "this way to correct says nothing of its error, so that --uncertainty is the spread of an ensemble, and"
+            f" --ensemble-size is {members}; expected 2 or more, for example --ensemble-size {DEFAULT_ENSEMBLE}"
+        )
+
     # 4. Write.
     from axs_lib.data.results import write_image, write_uncertainty
 
@@ -235,10 +248,10 @@ def ground(
                 f"{100 * gaps.unknown:.1f} % of the pixels were unknown ({mask}, {gaps.kind}) and are drawn"
             )
         if uncertainty is not None:
-            typer.echo(f"{uncertainty}: standard deviation over {members} members, in DN")
+            typer.echo(f"{uncertainty}: standard deviation of the error to expect, {members} members, in DN")
 
 
-def _check_outputs(out: Path, uncertainty: Path | None, members: int, overwrite: bool) -> None:
+def _check_outputs(out: Path, uncertainty: Path | None, overwrite: bool) -> None:
     from axs_lib.data.atomic import check_output
     from axs_lib.data.results import check_suffix
     from axs_lib.errors import InputError
@@ -251,11 +264,6 @@ def _check_outputs(out: Path, uncertainty: Path | None, members: int, overwrite:
         return
     if uncertainty.resolve() == out.resolve():
         raise InputError(f"--out and --uncertainty both name {out}; give them different names")
-    if members < 2:
-        raise InputError(
-            "--uncertainty is the spread of an ensemble and --ensemble-size is 1; expected 2 or more,"
-            f" for example --ensemble-size {DEFAULT_ENSEMBLE}"
-        )
 
 
 def _check_batch(tile: Tile, out: Path, uncertainty: Path | None) -> None:

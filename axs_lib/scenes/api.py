@@ -41,7 +41,15 @@ if TYPE_CHECKING:
 
     SceneInput = PathLike | Sequence[PathLike] | DataArray
 
-GROUND_OPTIONS = ("strength", "tokens", "temperature", "ensemble_size", "grounding", "scheduler")
+GROUND_OPTIONS = (
+    "strength",
+    "tokens",
+    "temperature",
+    "ensemble_size",
+    "broad_changes",
+    "grounding",
+    "scheduler",
+)
 PIPELINE_OPTIONS = ("tokens", "temperature")
 GDAL_CACHE_BYTES = 256 * 1024**2
 STAGES = ("opt_v1", "opt_v2", "opt_v3")
@@ -142,7 +150,8 @@ def ground_scene(
         seed: of the noise.
         trust: one band on the grid of ``opt_v2``, 1 where it was observed and 0 (or nodata) where it is unknown; or
             a ``MaskFile``, such as a scene classification at 20 m.
-        uncertainty: also write the spread of the ensemble in DN, with ``ensemble_size`` from 2 on.
+        uncertainty: also write the standard deviation of the error to expect, in DN; a model that says nothing of its
+            error needs an ``ensemble_size`` from 2 on.
         gate: also write how much of the correction was let through, 0 to 1.
         stac: also write a STAC Item, which needs ``date``.
         date: day or moment that the image stands for, in ISO form.
@@ -158,8 +167,8 @@ def ground_scene(
         overwrite: whether existing files may be replaced.
         force: accept values that do not look like dB and DN.
         progress: show a progress bar.
-        **options: ``strength``, ``tokens``, ``temperature``, ``ensemble_size``, ``grounding`` or ``scheduler`` of
-            ``Stage3GroundingModel.ground``.
+        **options: ``strength``, ``tokens``, ``temperature``, ``ensemble_size``, ``broad_changes``, ``grounding`` or
+            ``scheduler`` of ``Stage3GroundingModel.ground``.
 
     Returns:
         The files, or the arrays ``opt_v3``, ``uncertainty`` and ``gate``.
@@ -170,10 +179,10 @@ def ground_scene(
     """
     # 1. What can be refused without reading anything.
     _check_options(options, GROUND_OPTIONS)
-    members = int(options.get("ensemble_size", 1))
-    if uncertainty and members < 2:
+    if uncertainty and options.get("ensemble_size", 1) < 2 and not getattr(model, "estimates_error", False):
         raise InputError(
-            f"the uncertainty is the spread of an ensemble and ensemble_size is {members}; expected 2 or more"
+            "this model says nothing of its error, so that the uncertainty is the spread of an ensemble, and"
+            " ensemble_size is 1; expected 2 or more"
         )
     wanted: dict[Layer, PathLike | bool | None] = {optical_layer("opt_v3"): out}
     wanted |= {layer: path for layer, path in ((UNCERTAINTY, uncertainty), (GATE, gate)) if path}

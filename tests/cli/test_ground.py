@@ -81,7 +81,7 @@ def test_every_option_reaches_the_model(axs: Run, fake_model: FakeModel, npz: Pa
     result = axs(
         "ground", "--s1", npz, "--out", tmp_path / "o.npz", "--variant", "nano", "--checkpoint", "w.safetensors",
         "--s1-product", "S1RTC", "--grounding", "difference", "--device", "cpu", "--dtype", "bfloat16",
-        "--strength", "0.5", "--ensemble-size", "2",
+        "--strength", "0.5", "--ensemble-size", "2", "--hold-colour",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     assert fake_model.built == {
@@ -89,6 +89,7 @@ def test_every_option_reaches_the_model(axs: Run, fake_model: FakeModel, npz: Pa
         "grounding": "difference", "device": "cpu",
     }  # fmt: skip
     assert fake_model.called["strength"] == 0.5 and fake_model.called["ensemble_size"] == 2
+    assert fake_model.called["broad_changes"] is False
     assert fake_model.autocast
 
 
@@ -157,6 +158,15 @@ def test_nodata_stays_nodata(axs: Run, fake_model: FakeModel, tmp_path: Path) ->
     assert (image[:, :7] == 0).all() and (image[:, 7:] > 0).all()
 
 
+def test_an_uncertainty_that_there_is_not_is_refused(axs: Run, fake_model: FakeModel, tmp_path: Path) -> None:
+    out, sigma = tmp_path / "o.tif", tmp_path / "u.tif"
+    result = axs(
+        "ground", "--s1", S1, "--opt-v2", S2, "--out", out, "--uncertainty", sigma, "--ensemble-size", "1"
+    )
+    assert result.exit_code == 2 and "expected 2 or more" in result.output
+    assert not out.exists() and not sigma.exists()
+
+
 def test_uncertainty_is_written_beside_the_image(axs: Run, fake_model: FakeModel, tmp_path: Path) -> None:
     result = axs(
         "ground", "--s1", S1, "--opt-v2", S2, "--out", tmp_path / "o.tif", "--uncertainty", tmp_path / "u.tif"
@@ -205,7 +215,6 @@ def test_implausible_values_need_force(axs: Run, fake_model: FakeModel, tmp_path
         (("--out", "o.jpg"), "ends in .jpg"),
         (("--out", "o.tif", "--uncertainty", "u.gif"), "ends in .gif"),
         (("--out", "o.tif", "--uncertainty", "o.tif"), "give them different names"),
-        (("--out", "o.tif", "--uncertainty", "u.tif", "--ensemble-size", "1"), "expected 2 or more"),
         (("--out", "o.tif", "--variant", "giant"), "unknown variant 'giant'"),
         (("--out", "o.tif", "--device", "tpu9"), "--device tpu9 cannot be used"),
         (("--out", "o.tif", "--bands", "B04,B03"), "names 2"),
