@@ -18,6 +18,7 @@ from axs_lib.errors import InputError
 
 MIN_SIDE = 8
 ESTIMATE_TRUST = 0.5  # of an estimate: neither observed (1) nor unknown (0)
+GUESS_TRUST = 0.25  # of an estimate that was drawn from the SAR alone, whose colour nobody has seen
 
 
 class RangeWarning(UserWarning):

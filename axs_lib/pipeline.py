@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from axs_lib.checks import check_device, check_sar
+from axs_lib.checks import GUESS_TRUST, check_device, check_sar
 from axs_lib.errors import InputError
 from axs_lib.stage1_tm_s2o import Stage1Model
 from axs_lib.stage2_prithvi_refine import PrithviRefiner
@@ -41,7 +41,8 @@ class PipelineOutput:
         opt_v1: (B, 4, H, W), Stage 1: drawn from the SAR alone.
         opt_v2: (B, 4, H, W), Stage 2: refined with time and place.
         opt_v3: (B, 4, H, W), Stage 3: grounded in the SAR.
-        uncertainty: (B, 4, H, W), standard deviation of opt_v3 in DN over an ensemble of runs of the whole pipeline;
+        uncertainty: (B, 4, H, W), standard deviation of the error of opt_v3 to expect, in DN: the spread over an ensemble of
+            runs of the whole pipeline and Stage 3's own word;
             ``None`` for an ensemble of one. With an ensemble the images are means over it.
         nfe: network evaluations of the denoisers of Stage 1 and Stage 3, for each member.
     """
@@ -153,17 +154,22 @@ class Pipeline(nn.Module):
 
         # 2. The stages in their order, as often as the ensemble has members.
         runs: list[tuple[Tensor, Tensor, Tensor]] = []
+        variances: list[Tensor] = []
         for member in range(ensemble_size):
             options["seed"] = member_seeds(seeds, member)
             first = self.stage1.generate(sar.s1, timesteps, **options)
             refined = self.stage2(first.image, metadata, batch_size=batch_size)
-            last = self.stage3.ground(sar.s1, refined, timesteps, **options)
+            guess = torch.full_like(refined[:, :1], GUESS_TRUST)
+            last = self.stage3.ground(sar.s1, refined, timesteps, trust=guess, **options)
             runs.append((first.image, refined, last.image))
+            variances += [last.uncertainty.square()] if last.uncertainty is not None else []
 
-        # 3. Mean of each stage's image, and the spread of the last.
+        # 3. Mean of each stage's image; the doubt is the spread of the last and what Stage 3 says of its own error.
         (opt_v1, _), (opt_v2, _), (opt_v3, spread) = (
             mean_and_spread(images) for images in zip(*runs, strict=True)
         )
+        if variances:
+            spread = (spread.square() + mean_and_spread(variances)[0]).sqrt()
         uncertainty = spread if ensemble_size > 1 else None
         if sar.unbatched:
             opt_v1, opt_v2, opt_v3 = opt_v1[0], opt_v2[0], opt_v3[0]

@@ -164,7 +164,9 @@ def test_large_images_are_anchored_and_blended(nano: Stage1Model) -> None:
     assert (whole[..., 256:, :] - cut[..., 64:, :]).abs().max() < 1.0
     steps = (whole[..., 1:, :] - whole[..., :-1, :]).abs().mean(dim=(0, 1, 3))
     same_phase = steps[3::4]  # the denoiser works on patches of 4 px, whose borders show
-    assert steps[[191, 255]].max() < 1.5 * same_phase.median()
+    borders = torch.tensor([191, 255])
+    inside = same_phase[~torch.isin(torch.arange(3, 459, 4), borders)]
+    assert steps[borders].max() <= inside.max() and steps[borders].mean() < 1.5 * inside.median()
 
 
 def test_nodata_in_is_nodata_out_and_does_not_spread(nano: Stage1Model) -> None:

@@ -52,6 +52,7 @@ def main() -> None:
             sha=sha256_file(arguments.weights),
             megabytes=arguments.weights.stat().st_size / 1e6,
             steps=header["steps"],
+            generator_steps=header["generator_steps"],
             head_steps=header["head_steps"],
             qualities=", ".join(config["qualities"]),
             test=", ".join(config["test_groups"]),
@@ -97,15 +98,17 @@ diffusion detokenizer and the grounding head, four bands throughout. {megabytes:
 SHA-256 `{sha}`.
 
 **What it is for**: trying Axion-Sat on any machine, the tests and the demo. Generator and tokenizer were trained for
-{steps} steps, the grounding head on top of them for {head_steps}, on a CPU, on about a hundred small real tiles, mostly
-European summers. It is a demonstration model: do not map floods or crops with it. For that, use IBM's TerraMind
-weights and fine-tune on your own area.
+{steps} steps, the generator for {generator_steps} more on its one-step image, the grounding head on top of them for
+{head_steps}, on a CPU, on about a hundred small real tiles, mostly European summers. It is a demonstration model: do
+not map floods or crops with it. For that, use IBM's TerraMind weights and fine-tune on your own area.
 
 **Training data**: co-registered Sentinel-1/Sentinel-2 pairs of quality {qualities} from BigEarthNet v1 and v2
 (CDLA-Permissive-1.0), SEN12MS-CR, BioMassters and SSL4EO-S12 (CC BY 4.0) and WorldCereal extracts (MIT); contains
-modified Copernicus Sentinel data. opt_v2 is simulated (`axs_lib.data.degrade`, preset `train`). Commands:
-`axs train nano --config configs/nano_stage3.yaml --data DIR` and
-`axs train head --config configs/nano_head.yaml --data DIR`.{note} Kept out of training: the test groups
+modified Copernicus Sentinel data. opt_v2 is simulated (`axs_lib.data.degrade`, preset `train`), or what Stages 1 and 2
+draw of the training tiles. Commands, each with `--data DIR`: `axs train nano --config configs/nano_stage3.yaml`,
+`axs train generator --config configs/nano_generator.yaml`, `axs train head --config configs/nano_head.yaml`.{note}
+
+Kept out of training: the test groups
 {test}
 and the validation groups
 {validation}.
@@ -117,7 +120,9 @@ degraded`).
 
 LIMITS = """
 **Limits**: opt_v2 is a simulation, not the output of a real Stage 2; the tiles are few and from few places; snow, haze
-and clouds were not trained on. The release map and the gate are learned and not calibrated.
+and clouds were not trained on. Smooth dark ground (wet bare soil, flooded crops) looks like open water to the SAR, and
+nano then paints water that is not there: the worst tile of the table. `broad_changes=False` (`--hold-colour`) rules
+that out, and every real flood with it. What else was measured, and what was missed: `docs/nano.md`.
 
 **Licence**: Apache-2.0 for the weights; the data's licences are named above.
 """

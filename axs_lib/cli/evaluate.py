@@ -142,9 +142,9 @@ def evaluate(
     from axs_lib.evaluate.flood import evaluate_flood
     from axs_lib.evaluate.models import stage3_of
     from axs_lib.evaluate.plain import load_plain
-    from axs_lib.stage3_tm_ground import Stage3GroundingModel
     from axs_lib.evaluate.report import timesteps_rows, timesteps_table
     from axs_lib.evaluate.sources import select_pairs
+    from axs_lib.stage3_tm_ground import Stage3GroundingModel
 
     # 1. What can be refused is refused before the model is loaded.
     steps = _steps(timesteps)

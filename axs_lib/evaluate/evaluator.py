@@ -27,7 +27,7 @@ from axs_lib.evaluate.controls import (
     find_donors,
     swapped_proposal_images,
 )
-from axs_lib.evaluate.models import Grounder, Images, WholePipeline, ground, run, stage3_of
+from axs_lib.evaluate.models import Grounder, Images, WholePipeline, ground, last_stage, run, stage3_of
 from axs_lib.evaluate.report import Report, TileResult
 from axs_lib.evaluate.sources import EvaluationTile, OptV2Source, batches_of_one_size, select_pairs
 from axs_lib.metrics import compute_metrics, stage3_metrics
@@ -125,7 +125,7 @@ class _Evaluation:
         force: bool,
     ) -> None:
         self.model = model
-        self.stage3 = stage3_of(model)
+        self.stage3 = last_stage(model)
         self.records = records
         self.source = source
         self.timesteps = timesteps

@@ -7,10 +7,13 @@ is anything that makes all three images from SAR; a plain network is anything wi
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
+
+from axs_lib.checks import GUESS_TRUST
 
 
 @runtime_checkable
@@ -92,9 +95,41 @@ class Images(NamedTuple):
     uncertainty: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class LastStage:
+    """Stage 3 as the pipeline runs it: opt_v2 is a guess from the SAR alone."""
+
+    stage3: Grounder
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.stage3.device
+
+    @property
+    def timesteps(self) -> int:
+        """Default of the model."""
+        return self.stage3.timesteps
+
+    @property
+    def provenance(self) -> Mapping[str, str]:
+        """Of the model."""
+        return self.stage3.provenance
+
+    def ground(self, s1: Tensor, opt_v2: Tensor, timesteps: int | None = None, **options: Any) -> Any:
+        """The model's ``ground`` with the trust of a guess, unless another is given."""
+        guess = {"trust": torch.full_like(opt_v2[:, :1], GUESS_TRUST)}
+        return self.stage3.ground(s1, opt_v2, timesteps, **(guess | options))
+
+
 def stage3_of(model: Grounder | WholePipeline) -> Grounder:
     """The model itself, or the last stage of the pipeline."""
     return model if isinstance(model, Grounder) else model.stage3
+
+
+def last_stage(model: Grounder | WholePipeline) -> Grounder:
+    """The model itself, or the last stage of the pipeline as it runs there."""
+    return model if isinstance(model, Grounder) else LastStage(model.stage3)
 
 
 def run(

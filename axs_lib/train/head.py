@@ -2,40 +2,46 @@
 
 The generator's weights come from a nano file; the head starts fresh. First a pool is drawn: every training tile in
 several examples (``axs_lib.train.examples``: degraded estimates, estimates that miss a flood, clear pixels around
-clouds), each with the proposal that the generator makes of it as it does in use. Then the head learns on turned and
-mirrored crops of the pool, so that no generator runs in the loop. Out comes a nano file with the same generator and the
-new head. Steps are functions of (seed, step), and a stopped run goes on from its last checkpoint.
+clouds; and ``chain``, what Stages 1 and 2 draw from the SAR alone), each with the proposal that the generator makes of
+it as it does in use. Then the head learns on turned and mirrored crops of the pool, so that no generator runs in the
+loop. Out comes a nano file with the same generator and the new head. Steps are functions of (seed, step), and a stopped
+run goes on from its last checkpoint.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from axs_lib.checks import GUESS_TRUST
 from axs_lib.data.atomic import atomic_write
 from axs_lib.data.pairs import PairRecord, list_pairs, load_pair
 from axs_lib.errors import InputError
 from axs_lib.grounding.head import GroundingHead
 from axs_lib.nodata import fill_nodata, valid_pixels
 from axs_lib.progress import track
+from axs_lib.stage1_tm_s2o import Stage1Model
+from axs_lib.stage2_prithvi_refine import build_prithvi_refiner
 from axs_lib.stage3_tm_ground import Stage3GroundingModel, _Prepared
 from axs_lib.terramind.load import load_generator
 from axs_lib.terramind.noise import sample_seeds
 from axs_lib.terramind.sampler import build_schedule
 from axs_lib.terramind.tiles import Sampling, draw_proposals
 from axs_lib.terramind.weights import load_strict, read_metadata, read_state, resolve, substate
-from axs_lib.train.examples import Kind, augment, make_examples
+from axs_lib.train.examples import SAR_JITTER_DB, Examples, Kind, augment, make_examples
 from axs_lib.train.export import save_state
 from axs_lib.train.plain import balanced_loss, warmup_cosine
 from axs_lib.train.tasks import SEED_STRIDE, own_random
 
 CHECKPOINT, POOL = "head.ckpt", "pool.pt"
+HeadKind = Literal[Kind, "chain"]
+Chain = Callable[[Tensor], Tensor]  # Stages 1 and 2 of nano: SAR in dB to opt_v2 in DN
 # Layers of a pool entry, in z-units where they are images, and how many channels each has.
 LAYERS = {"s1": 2, "estimate": 4, "proposal": 4, "trust": 1, "contradiction": 1, "truth": 4}
 ERROR_WEIGHT = 0.05  # of the expected error's likelihood beside the image's own loss
@@ -76,16 +82,20 @@ class HeadConfig:
     test_groups: tuple[str, ...] = ()
     validation_groups: tuple[str, ...] = ()
     qualities: tuple[str, ...] = ("ok", "open_water")
-    draws: Mapping[Kind, int] = field(default_factory=lambda: {"degraded": 6, "gaps": 3, "flood": 2})
-    kinds: tuple[Kind, ...] = (
+    draws: Mapping[HeadKind, int] = field(
+        default_factory=lambda: {"degraded": 6, "gaps": 3, "flood": 2, "chain": 3}
+    )
+    kinds: tuple[HeadKind, ...] = (
         "degraded",
         "gaps",
+        "degraded",
+        "chain",
         "degraded",
         "flood",
         "degraded",
-        "degraded",
         "gaps",
         "degraded",
+        "chain",
     )
     use_sar: bool = True
     steps: int = 4000
@@ -193,23 +203,34 @@ def _load_pool(
         if record.quality in config.qualities and record.group not in held_out
     ]
     pool = {kind: [] for kind in config.draws}
+    chain = _build_chain(model) if "chain" in config.draws else None
     for number, record in track(enumerate(records), "pool", enabled=progress, total=len(records)):
         random = torch.Generator().manual_seed(config.seed * SEED_STRIDE + number)
         for kind, count in config.draws.items():
-            pool[kind] += draw_examples(model, record, kind, count, random, use_sar=config.use_sar)
+            pool[kind] += draw_examples(
+                model, record, kind, count, random, chain=chain, use_sar=config.use_sar
+            )
     with atomic_write(path, overwrite=True) as temporary:
         torch.save({"settings": settings, "pool": pool}, temporary)
     return pool
+
+
+def _build_chain(model: Stage3GroundingModel) -> Chain:
+    """Stage 1 with the model's own generator and the packaged Stage 2, one time step, day and place unknown."""
+    stage1 = Stage1Model(model.terramind_generator, timesteps=1).eval()
+    stage2 = build_prithvi_refiner(variant="nano")
+    return lambda s1: stage2(stage1.generate(s1).image)
 
 
 @torch.no_grad()
 def draw_examples(
     model: Stage3GroundingModel,
     record: PairRecord,
-    kind: Kind,
+    kind: HeadKind,
     count: int,
     random: torch.Generator,
     *,
+    chain: Chain | None = None,
     use_sar: bool = True,
 ) -> list[Tensor]:
     """``count`` examples of one tile with their one-step proposals, each (16, H, W) as ``LAYERS``."""
@@ -218,10 +239,13 @@ def draw_examples(
     sar, optical = torch.as_tensor(pair.s1)[None].float(), torch.as_tensor(pair.s2)[None].float()
     valid = valid_pixels(sar, optical)
     shape = (count, -1, -1, -1)
-    s1, truth = augment(
-        fill_nodata(sar, valid).expand(shape), fill_nodata(optical, valid).expand(shape), random
-    )
-    examples = make_examples(kind, s1, truth, random)
+    s1, truth = fill_nodata(sar, valid).expand(shape), fill_nodata(optical, valid).expand(shape)
+    if kind == "chain":  # what the light was like, SAR cannot tell, so that brightness is not drawn
+        assert chain is not None
+        s1 = s1 + torch.randn(count, 2, 1, 1, generator=random) * SAR_JITTER_DB
+        examples = Examples(s1, chain(s1), torch.full_like(s1[:, :1], GUESS_TRUST), truth)
+    else:
+        examples = make_examples(kind, *augment(s1, truth, random), random)
     s1 = examples.s1 if use_sar else generator.sar.mean.expand_as(examples.s1)
     z = model._prepare(s1, examples.estimate, examples.trust)
     seeds = sample_seeds(0, count, generator=random)

@@ -49,6 +49,7 @@ class HalfWay:
         *,
         seed: int = 0,
         proposal: Tensor | None = None,
+        trust: Tensor | None = None,
     ) -> Output:
         image = (opt_v2 + opt_v2.mean((2, 3), keepdim=True)) / 2
         return Output(image, image if proposal is None else proposal, timesteps or self.timesteps)

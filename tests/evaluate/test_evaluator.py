@@ -16,6 +16,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from axs_lib.checks import GUESS_TRUST
 from axs_lib.data.pairs import list_pairs, load_pair
 from axs_lib.errors import InputError
 from axs_lib.evaluate.controls import ControlModels
@@ -62,8 +63,10 @@ class FakeModel:
         *,
         seed: int = 0,
         proposal: Tensor | None = None,
+        trust: Tensor | None = None,
     ) -> Output:
         assert not torch.is_grad_enabled()
+        self.trust = trust
         self.calls.append((tuple(opt_v2.shape), timesteps, seed))
         image = self.correct(s1, opt_v2)
         if proposal is not None:
@@ -412,6 +415,7 @@ def test_the_pipelines_controls_keep_its_opt_v2(folder: Path) -> None:
     report = evaluate_folder(pipeline, folder, controls=True)
     assert pipeline.asked == [(10, 0)]
     assert [call[1:] for call in pipeline.stage3.calls] == [(10, 0)] * 3
+    assert (pipeline.stage3.trust == GUESS_TRUST).all()  # as the pipeline itself runs it
     records = list_pairs(folder)
     for result, donor in zip(report.tiles, (records[2], records[2], records[0]), strict=True):
         pair, other = load_pair(result.record), torch.from_numpy(load_pair(donor).s1)
