@@ -41,9 +41,9 @@ class PipelineOutput:
         opt_v1: (B, 4, H, W), Stage 1: drawn from the SAR alone.
         opt_v2: (B, 4, H, W), Stage 2: refined with time and place.
         opt_v3: (B, 4, H, W), Stage 3: grounded in the SAR.
-        uncertainty: (B, 4, H, W), standard deviation of the error of opt_v3 to expect, in DN: the spread over an ensemble of
-            runs of the whole pipeline and Stage 3's own word;
-            ``None`` for an ensemble of one. With an ensemble the images are means over it.
+        uncertainty: (B, 4, H, W), standard deviation of the error of opt_v3 to expect, in DN: the spread over an
+            ensemble of runs of the whole pipeline together with Stage 3's own word; ``None`` for an ensemble of one.
+            With an ensemble the images are means over it.
         nfe: network evaluations of the denoisers of Stage 1 and Stage 3, for each member.
     """
 
