@@ -18,7 +18,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from axs_lib.checks import GUESS_TRUST
 from axs_lib.data.atomic import atomic_write
@@ -45,7 +44,6 @@ HeadKind = Literal[Kind, "chain"]
 Chain = Callable[[Tensor], Tensor]  # Stages 1 and 2 of nano: SAR in dB to opt_v2 in DN
 # Layers of a pool entry, in z-units where they are images, and how many channels each has.
 LAYERS = {"s1": 2, "estimate": 4, "proposal": 4, "trust": 1, "contradiction": 1, "truth": 4}
-MIRRORED_PX = 16
 ERROR_WEIGHT = 0.05  # of the expected error's likelihood beside the image's own loss
 UNLIKELY = 16.0  # squared ratio of error to expected error beyond which a pixel says nothing more
 # Smooth dark fields look like water to the SAR, so that dry tiles which the SAR contradicts are drawn more often.
@@ -301,8 +299,7 @@ def draw_crops(
     chosen = torch.multinomial(large, max(1, batch_pixels // size**2), replacement=True, generator=random)
     crops = []
     for index in chosen.tolist():
-        # Tiles are mirrored beyond their right and lower edges to the network's size, and so are these now and then.
-        entry = F.pad(pool[index], (0, MIRRORED_PX, 0, MIRRORED_PX), mode="reflect") if draw(2) else pool[index]
+        entry = pool[index]
         top, left = draw(entry.shape[-2] - size + 1), draw(entry.shape[-1] - size + 1)
         crop = entry[:, top : top + size, left : left + size].rot90(draw(4), (1, 2))
         crops.append(crop.flip(2) if draw(2) else crop)
