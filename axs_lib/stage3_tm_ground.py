@@ -165,8 +165,8 @@ class Stage3GroundingModel(GeneratorStage, HubMixin):
             temperature: of soft and sampled tokens.
             ensemble_size: members averaged; from 2 on their spread is part of the uncertainty map.
             trust: (B, 1, H, W). Where it is 1 opt_v2 was observed and comes back bit for bit; where it is 0 it is
-                unknown, its value is not looked at, and the result comes from SAR and context. Default: opt_v2 is an
-                estimate everywhere.
+                unknown, its value is not looked at, and the result comes from SAR and context. Where it is 0.25 it is a
+                guess from the SAR alone (as in the pipeline), whose broad colour may change. Default 0.5: an estimate.
             proposal: (B, 4, H, W) in opt_v2's unit, in place of TerraMind's own; nothing is then drawn (``nfe`` 0).
             use_sar: False leaves the SAR's content out: what then still changes was not asked for by the SAR.
             broad_changes: False holds the broad colour of opt_v2 whatever the SAR shows: no flood comes through, and no
