@@ -75,6 +75,20 @@ class Stage3Output:
     nfe: int
 
 
+@dataclass(frozen=True)
+class GroundingMap:
+    """What Stage 3 changed, and how much of it the SAR asked for; (B, 4, H, W) each, in the image's unit, NaN = nodata.
+
+    Attributes:
+        change: opt_v3 - opt_v2; NaN also where opt_v2 is.
+        by_sar: opt_v3 - what it would be without the SAR's content, from the same noise. The rest of the change is
+            repair that needs no SAR.
+    """
+
+    change: Tensor
+    by_sar: Tensor
+
+
 class Stage3GroundingModel(GeneratorStage, HubMixin):
     """TerraMind's generator with a grounding head: (s1, opt_v2) -> opt_v3.
 
@@ -244,6 +258,24 @@ class Stage3GroundingModel(GeneratorStage, HubMixin):
             nfe=schedule.nfe if proposal is None else 0,
         )
         return _unbatch(output) if pair.unbatched else output
+
+    def grounding_map(
+        self, s1: Tensor, opt_v2: Tensor, timesteps: int | None = None, *, seed: int = 0, **options: Any
+    ) -> GroundingMap:
+        """Where and by how much Stage 3 moves opt_v2, and how much of it the SAR asked for: two runs of ``ground``.
+
+        Args:
+            s1: as for ``ground``.
+            opt_v2: as for ``ground``.
+            timesteps: as for ``ground``.
+            seed: of the noise of both runs.
+            **options: other keywords of ``ground`` but ``generator`` and ``use_sar``.
+        """
+        with_sar, without = (
+            self.ground(s1, opt_v2, timesteps, seed=seed, use_sar=use_sar, **options).image
+            for use_sar in (True, False)
+        )
+        return GroundingMap(change=with_sar - opt_v2, by_sar=with_sar - without)
 
     def _ground_tiles(
         self,

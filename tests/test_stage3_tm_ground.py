@@ -218,6 +218,21 @@ def test_ensemble_mean_and_spread(nano: Stage3GroundingModel) -> None:
     assert spread is not None and spread.mean() > 0.1
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_the_grounding_map_says_what_changed_and_what_the_sar_asked_for(
+    nano: Stage3GroundingModel, way: str
+) -> None:
+    s1, opt_v2 = plausible_pair(1)
+    s1[..., :8, :8] = torch.nan
+    found = nano.grounding_map(s1, opt_v2, 2, grounding=way)
+    image = ground(nano, s1, opt_v2, grounding=way).image
+    blind = ground(nano, s1, opt_v2, grounding=way, use_sar=False).image
+    assert torch.equal(torch.isnan(found.change), torch.isnan(image))
+    assert torch.allclose(opt_v2 + found.change, image, equal_nan=True)
+    assert torch.allclose(image - found.by_sar, blind, equal_nan=True)
+    assert found.by_sar.nan_to_num().abs().max() > 1e-3
+
+
 def test_observed_pixels_are_certain(nano: Stage3GroundingModel) -> None:
     s1, opt_v2 = plausible_pair(1)
     trust = torch.ones_like(opt_v2[:, :1])

@@ -7,6 +7,7 @@ model. With a mask, only what it calls unknown is drawn and the rest comes back 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
@@ -24,6 +25,8 @@ from axs_lib.cli.scene import (
 )
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from axs_lib.data.masks import Mask
     from axs_lib.data.raster import Raster, Tile
     from axs_lib.scenes.masks import MaskFile
@@ -141,6 +144,12 @@ def ground(
     uncertainty: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also write the error to expect (1 std), in DN.")
     ] = None,
+    by_sar: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Also write the change that the SAR asked for, in DN (a second run)."
+        ),
+    ] = None,
     gate: GateOption = None,
     stac: StacOption = None,
     date: DateOption = None,
@@ -163,7 +172,7 @@ def ground(
     members = ensemble_size or (DEFAULT_ENSEMBLE if uncertainty else 1)
     if variant is not None:
         find_variant(variant)
-    _check_outputs(out, uncertainty, overwrite)
+    _check_outputs(out, {"--uncertainty": uncertainty, "--by-sar": by_sar}, overwrite)
     check_timesteps(timesteps)
     check_strength(strength)
     mask_settings = _mask_settings(mask, mask_kind, mask_invert, drop, mask_buffer)
@@ -179,6 +188,10 @@ def ground(
 
     # Larger than a tile, or on two grids: the scene way streams it.
     if is_scene(s1, opt_v2 or (), out):
+        if by_sar is not None:
+            raise InputError(
+                "--by-sar is for tiles, not for scenes; cut out the tile that you want to look at"
+            )
         ground_files(
             s1,
             opt_v2 or (),
@@ -210,9 +223,10 @@ def ground(
         tile = replace(tile, trust=gaps.trust)
 
     # 3. Run the model.
-    model, output = _run(
+    model, output, asked = _run(
         tile,
         settings,
+        by_sar=by_sar is not None,
         build=build,
         s1_product=s1_product.value,
         device=device,
@@ -227,7 +241,7 @@ def ground(
         )
 
     # 4. Write.
-    from axs_lib.data.results import write_image, write_uncertainty
+    from axs_lib.data.results import write_by_sar, write_image, write_uncertainty
 
     tags = model.provenance | {f"AXS_{key.upper()}": str(value) for key, value in settings.items()}
     tags |= {"AXS_S1_PRODUCT": s1_product.value, "AXS_DTYPE": dtype.value, "AXS_NFE": str(output.nfe)}
@@ -239,6 +253,8 @@ def ground(
         write_uncertainty(
             uncertainty, output.uncertainty.float().cpu().numpy(), tile, tags=tags, overwrite=overwrite
         )
+    if by_sar is not None and asked is not None:
+        write_by_sar(by_sar, asked.float().cpu().numpy(), tile, tags=tags, overwrite=overwrite)
     if not quiet:
         count, _, height, width = image.shape
         tiles = f"{count} tiles of " if tile.opt_v2.batched else ""
@@ -251,19 +267,19 @@ def ground(
             typer.echo(f"{uncertainty}: standard deviation of the error to expect, {members} members, in DN")
 
 
-def _check_outputs(out: Path, uncertainty: Path | None, overwrite: bool) -> None:
+def _check_outputs(out: Path, maps: Mapping[str, Path | None], overwrite: bool) -> None:
     from axs_lib.data.atomic import check_output
     from axs_lib.data.results import check_suffix
     from axs_lib.errors import InputError
 
-    for path in (out, uncertainty):
-        if path is not None:
-            check_suffix(path)
-            check_output(path, overwrite)
-    if uncertainty is None:
-        return
-    if uncertainty.resolve() == out.resolve():
-        raise InputError(f"--out and --uncertainty both name {out}; give them different names")
+    named = {"--out": out} | {option: path for option, path in maps.items() if path is not None}
+    taken: dict[Path, str] = {}
+    for option, path in named.items():
+        check_suffix(path)
+        check_output(path, overwrite)
+        other = taken.setdefault(path.resolve(), option)
+        if other != option:
+            raise InputError(f"{other} and {option} both name {path}; give them different names")
 
 
 def _check_batch(tile: Tile, out: Path, uncertainty: Path | None) -> None:
@@ -327,12 +343,14 @@ def _run(
     tile: Tile,
     settings: dict[str, Any],
     *,
+    by_sar: bool,
     build: dict[str, Any],
     s1_product: str,
     device: str | None,
     dtype: str,
     force: bool,
-) -> tuple[Stage3GroundingModel, Stage3Output]:
+) -> tuple[Stage3GroundingModel, Stage3Output, Tensor | None]:
+    """The model, what it made of the tile, and the change that the SAR asked for, where that is wanted."""
     import torch
 
     from axs_lib import stage3_tm_ground
@@ -352,7 +370,11 @@ def _run(
     try:
         mixed = torch.autocast(target.type, torch.bfloat16, enabled=dtype == Precision.bfloat16)
         with torch.no_grad(), mixed:
-            return model, model.ground(s1, opt_v2, trust=trust, **settings)
+            output = model.ground(s1, opt_v2, trust=trust, **settings)
+            if not by_sar:
+                return model, output, None
+            without = model.ground(s1, opt_v2, trust=trust, use_sar=False, **settings)
+            return model, output, output.image - without.image
     except torch.OutOfMemoryError as error:
         raise AxionError(
             f"{target} has too little memory for {len(s1)} tile(s) of {s1.shape[-2]}x{s1.shape[-1]} px with"

@@ -72,6 +72,13 @@ def write_uncertainty(
     _write("uncertainty", path, spread, tile, tags or {}, overwrite)
 
 
+def write_by_sar(
+    path: PathLike, change: NDArray[Any], tile: Tile, *, tags: Tags | None = None, overwrite: bool = False
+) -> None:
+    """Write the change that the SAR asked for (N,4,H,W), in DN, as float32; else as ``write_image``."""
+    _write("by_sar", path, change, tile, tags or {}, overwrite)
+
+
 def write_tiff(path: PathLike, data: NDArray[Any], like: Raster, *, overwrite: bool = False) -> None:
     """Write one tile on the grid of ``like``: (4,H,W) DN as uint16, (2,H,W) dB as float32.
 

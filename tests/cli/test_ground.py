@@ -158,6 +158,28 @@ def test_nodata_stays_nodata(axs: Run, fake_model: FakeModel, tmp_path: Path) ->
     assert (image[:, :7] == 0).all() and (image[:, 7:] > 0).all()
 
 
+def test_the_change_that_the_sar_asked_for(
+    axs: Run, fake_model: FakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = fake_model.ground
+
+    def ground(s1: torch.Tensor, opt_v2: torch.Tensor, use_sar: bool = True, **settings: object) -> object:
+        return real(s1, opt_v2 if use_sar else opt_v2 - 30, **settings)
+
+    monkeypatch.setattr(fake_model, "ground", ground)
+    result = axs(
+        "ground", "--s1", S1, "--opt-v2", S2, "--out", tmp_path / "o.tif", "--by-sar", tmp_path / "b.tif"
+    )
+    assert result.exit_code == 0, result.output
+    with rasterio.open(tmp_path / "b.tif") as written:
+        assert written.descriptions == ("B02", "B03", "B04", "B08") and written.dtypes[0] == "float32"
+        assert np.allclose(written.read(), 30.0, atol=0.01)
+    same = axs(
+        "ground", "--s1", S1, "--opt-v2", S2, "--out", tmp_path / "x.tif", "--by-sar", tmp_path / "x.tif"
+    )
+    assert same.exit_code != 0 and "different names" in same.output
+
+
 def test_an_uncertainty_that_there_is_not_is_refused(axs: Run, fake_model: FakeModel, tmp_path: Path) -> None:
     out, sigma = tmp_path / "o.tif", tmp_path / "u.tif"
     result = axs(
