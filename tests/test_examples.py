@@ -31,7 +31,6 @@ def test_every_notebook_is_tested_and_comes_without_outputs(repository: Path) ->
         assert code and all(cell["outputs"] == [] and cell["execution_count"] is None for cell in code)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("name", "pictures"), [("fill_a_gap", 1), ("quick_start", 2)])
 def test_a_notebook_runs(repository: Path, tmp_path: Path, name: str, pictures: int) -> None:
     """In a process of its own: the kernel talks over sockets, which tests may not open."""
