@@ -15,12 +15,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from axs_lib.data.atomic import atomic_write
-from axs_lib.data.pairs import list_pairs
-from axs_lib.progress import track
 from axs_lib.terramind.generator import TerraMindGenerator
 from axs_lib.terramind.load import load_generator, load_nano_tokenizer
 from axs_lib.terramind.tiles import training_start
@@ -28,7 +25,8 @@ from axs_lib.terramind.weights import read_metadata, read_state, resolve
 from axs_lib.train.crops import CropBatches
 from axs_lib.train.examples import SAR_JITTER_DB, augment, make_examples
 from axs_lib.train.export import save_state
-from axs_lib.train.plain import balanced_loss, warmup_cosine
+from axs_lib.train.loop import fit_module, training_records
+from axs_lib.train.plain import balanced_loss
 from axs_lib.train.tasks import SEED_STRIDE, own_random
 
 CHECKPOINT = "generator.ckpt"
@@ -81,52 +79,30 @@ def train_generator(config: GeneratorConfig, *, resume: bool = True, progress: b
         torch.set_num_threads(config.threads)
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
-    held_out = {*config.test_groups, *config.validation_groups}
-    records = [
-        record
-        for record in list_pairs(config.data, quality="all")
-        if record.quality in config.qualities and record.group not in held_out
-    ]
     generator = load_generator("nano", checkpoint=config.checkpoint).requires_grad_(True).train()
     tokenizer = load_nano_tokenizer(config.checkpoint).requires_grad_(False).eval()
-    average = torch.optim.swa_utils.AveragedModel(
-        generator, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(config.ema)
-    )
-    trained = [p for p in generator.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(
-        trained, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.98)
-    )
-    last, first = out / CHECKPOINT, 0
-    if resume and last.exists():
-        saved = torch.load(last, weights_only=True)
-        generator.load_state_dict(saved["generator"])
-        average.load_state_dict(saved["average"])
-        optimizer.load_state_dict(saved["optimizer"])
-        first = saved["step"]
     batches = CropBatches(
-        records, crop_sizes=config.crop_sizes, batch_pixels=config.batch_pixels, seed=config.seed
+        training_records(config),
+        crop_sizes=config.crop_sizes,
+        batch_pixels=config.batch_pixels,
+        seed=config.seed,
     )
-    for step in track(range(first, config.steps), "generator", enabled=progress, total=config.steps - first):
-        for group in optimizer.param_groups:
-            group["lr"] = config.learning_rate * warmup_cosine(step, config.warmup, config.steps)
-        loss = _loss(config, generator, tokenizer, batches.batch(step), step)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-        average.update_parameters(generator)
-        if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
-            state = {"generator": generator.state_dict(), "average": average.state_dict(), "step": step + 1}
-            with atomic_write(last, overwrite=True) as temporary:
-                torch.save(state | {"optimizer": optimizer.state_dict()}, temporary)
-            _package(config, average.module, out, step + 1)
-    return _package(config, average.module, out, config.steps)
+
+    def loss_of(step: int) -> Tensor:
+        return _loss(config, generator, tokenizer, batches.batch(step), step)
+
+    def package(averaged: nn.Module, step: int) -> Path:
+        return _package(config, averaged, out, step)
+
+    return fit_module(
+        config, generator, loss_of, package, checkpoint=out / CHECKPOINT, resume=resume, progress=progress
+    )
 
 
 def _loss(
     config: GeneratorConfig,
     generator: TerraMindGenerator,
-    tokenizer: torch.nn.Module,
+    tokenizer: nn.Module,
     batch: Mapping[str, Tensor],
     step: int,
 ) -> Tensor:
@@ -155,7 +131,7 @@ def _loss(
     return balanced_loss(generator.optical.from_z(image), start, truth) + config.token_weight * tokens_loss
 
 
-def _package(config: GeneratorConfig, generator: torch.nn.Module, out: Path, step: int) -> Path:
+def _package(config: GeneratorConfig, generator: nn.Module, out: Path, step: int) -> Path:
     """The nano file: what was loaded, with the averaged generator in place of its own."""
     source = resolve("nano", checkpoint=config.checkpoint).generator
     state = read_state(source)

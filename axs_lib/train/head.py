@@ -14,14 +14,14 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from axs_lib.checks import GUESS_TRUST
 from axs_lib.data.atomic import atomic_write
-from axs_lib.data.pairs import PairRecord, list_pairs, load_pair
+from axs_lib.data.pairs import PairRecord, load_pair
 from axs_lib.errors import InputError
 from axs_lib.grounding.head import GroundingHead
 from axs_lib.nodata import fill_nodata, valid_pixels
@@ -36,7 +36,8 @@ from axs_lib.terramind.tiles import Sampling, draw_proposals
 from axs_lib.terramind.weights import load_strict, read_metadata, read_state, resolve, substate
 from axs_lib.train.examples import SAR_JITTER_DB, Examples, Kind, augment, make_examples
 from axs_lib.train.export import save_state
-from axs_lib.train.plain import balanced_loss, warmup_cosine
+from axs_lib.train.loop import fit_module, training_records
+from axs_lib.train.plain import balanced_loss
 from axs_lib.train.tasks import SEED_STRIDE, own_random
 
 CHECKPOINT, POOL = "head.ckpt", "pool.pt"
@@ -126,37 +127,19 @@ def train_head(config: HeadConfig, *, resume: bool = True, progress: bool = True
     model = Stage3GroundingModel(generator, head, grounding="learned").eval()
     pool = _load_pool(config, model, out / POOL, resume=resume, progress=progress)
     chances = {kind: torch.tensor([_chance(entry) for entry in entries]) for kind, entries in pool.items()}
-    average = torch.optim.swa_utils.AveragedModel(
-        head, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(config.ema)
-    )
-    optimizer = torch.optim.AdamW(
-        head.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.98)
-    )
-    last, first = out / CHECKPOINT, 0
-    if resume and last.exists():
-        saved = torch.load(last, weights_only=True)
-        head.load_state_dict(saved["head"])
-        average.load_state_dict(saved["average"])
-        optimizer.load_state_dict(saved["optimizer"])
-        first = saved["step"]
-    for step in track(range(first, config.steps), "head", enabled=progress, total=config.steps - first):
-        for group in optimizer.param_groups:
-            group["lr"] = config.learning_rate * warmup_cosine(step, config.warmup, config.steps)
+
+    def loss_of(step: int) -> Tensor:
         kind = config.kinds[step % len(config.kinds)]
         random = torch.Generator().manual_seed(config.seed * SEED_STRIDE + step)
         crops = draw_crops(pool[kind], chances[kind], config.crop_sizes, config.batch_pixels, random)
-        loss = _loss(model, crops)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(head.parameters(), 1.0)
-        optimizer.step()
-        average.update_parameters(head)
-        if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
-            state = {"head": head.state_dict(), "average": average.state_dict(), "step": step + 1}
-            with atomic_write(last, overwrite=True) as temporary:
-                torch.save(state | {"optimizer": optimizer.state_dict()}, temporary)
-            _package(config, average.module, out, step + 1)
-    return _package(config, average.module, out, config.steps)
+        return _loss(model, crops)
+
+    def package(averaged: nn.Module, step: int) -> Path:
+        return _package(config, averaged, out, step)
+
+    return fit_module(
+        config, head, loss_of, package, checkpoint=out / CHECKPOINT, resume=resume, progress=progress
+    )
 
 
 def _loss(model: Stage3GroundingModel, crops: Mapping[str, Tensor]) -> Tensor:
@@ -196,12 +179,7 @@ def _load_pool(
             )
         pool = kept["pool"]
         return pool
-    held_out = {*config.test_groups, *config.validation_groups}
-    records = [
-        record
-        for record in list_pairs(config.data, quality="all")
-        if record.quality in config.qualities and record.group not in held_out
-    ]
+    records = training_records(config)
     pool = {kind: [] for kind in config.draws}
     chain = _build_chain(model) if "chain" in config.draws else None
     for number, record in track(enumerate(records), "pool", enabled=progress, total=len(records)):
@@ -307,7 +285,7 @@ def draw_crops(
     return dict(zip(LAYERS, layers, strict=True))
 
 
-def _package(config: HeadConfig, head: Any, out: Path, step: int) -> Path:
+def _package(config: HeadConfig, head: nn.Module, out: Path, step: int) -> Path:
     """The nano file: what was loaded, with the averaged head in place of its own."""
     source = resolve("nano", checkpoint=config.checkpoint).generator
     state = {name: value for name, value in read_state(source).items() if not name.startswith("head.")}
