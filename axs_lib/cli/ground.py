@@ -217,7 +217,7 @@ def ground(
 
     # 2. Read the tile and its mask.
     tile = read_tile(s1, opt_v2 or (), parse_bands(bands))
-    _check_batch(tile, out, uncertainty)
+    _check_batch(tile, out, uncertainty, by_sar)
     gaps = None if mask is None else _read_mask(mask, tile.opt_v2, mask_settings)
     if gaps is not None:
         tile = replace(tile, trust=gaps.trust)
@@ -282,10 +282,10 @@ def _check_outputs(out: Path, maps: Mapping[str, Path | None], overwrite: bool) 
             raise InputError(f"{other} and {option} both name {path}; give them different names")
 
 
-def _check_batch(tile: Tile, out: Path, uncertainty: Path | None) -> None:
+def _check_batch(tile: Tile, *outputs: Path | None) -> None:
     from axs_lib.data.results import check_suffix
 
-    for path in (out, uncertainty):
+    for path in outputs:
         if path is not None:
             check_suffix(path, len(tile.opt_v2.batch))
 
