@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from axs_lib.bands import OPTICAL_BANDS
 from axs_lib.data.pairs import PairRecord, Quality, load_pair
 from axs_lib.errors import InputError
 from axs_lib.evaluate.controls import (
@@ -30,7 +31,9 @@ from axs_lib.evaluate.controls import (
 from axs_lib.evaluate.models import Grounder, Images, WholePipeline, ground, last_stage, run, stage3_of
 from axs_lib.evaluate.report import Report, TileResult
 from axs_lib.evaluate.sources import EvaluationTile, OptV2Source, batches_of_one_size, select_pairs
+from axs_lib.grounding.contradiction import open_water
 from axs_lib.metrics import compute_metrics, stage3_metrics
+from axs_lib.nodata import fill_nodata, valid_pixels
 from axs_lib.progress import track
 
 
@@ -172,6 +175,7 @@ class _Evaluation:
                     images.nfe,
                     _metrics(images, index, tile),
                     figures,
+                    _water_on_land(tile),
                 )
 
     def measure_swapped_proposals(self) -> Iterator[tuple[str, dict[str, float | str]]]:
@@ -215,6 +219,17 @@ def _metrics(images: Images, index: int, tile: EvaluationTile) -> dict[str, floa
         first = compute_metrics(images.opt_v1[index], tile.truth, s1=tile.s1)
         metrics |= {f"{key}_v1": value for key, value in first.items()}
     return metrics
+
+
+def _water_on_land(tile: EvaluationTile) -> float:
+    """Share of the valid pixels that are open water to the SAR and, by its NDWI, dry land in the truth."""
+    valid = valid_pixels(tile.s1[None], tile.truth[None])
+    if not bool(valid.any()):
+        return 0.0
+    truth = fill_nodata(tile.truth[None], valid)
+    green, nir = truth[:, OPTICAL_BANDS.index("B03")], truth[:, OPTICAL_BANDS.index("B08")]
+    wet = open_water(fill_nodata(tile.s1[None], valid))[:, 0] > 0.5
+    return float((wet & (green < nir))[valid[:, 0]].float().mean())
 
 
 def _source_for(model: Grounder | WholePipeline, source: OptV2Source | None) -> OptV2Source:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 ERRORS = ("mse", "mae")
+# Share of a tile that is open water to the SAR and dry land in the truth, beyond which the two show another day.
+CONTRADICTED_SHARE = 0.05
 NAME_WIDTH = 22
 METRIC_LABELS = {
     "mse": "MSE (reflectance²)",
@@ -51,6 +53,7 @@ class TileResult:
             (suffix ``_v1``).
         controls: by key (see ``axs_lib.evaluate.controls``) the metrics of the image that stands in for opt_v3 (no
             suffix), and ``donor``, the name of the tile whose SAR or proposal was taken.
+        sar_water_on_land: share of the valid pixels that are open water to the SAR and not to the truth.
     """
 
     record: PairRecord
@@ -59,6 +62,12 @@ class TileResult:
     nfe: int
     metrics: dict[str, float]
     controls: dict[str, dict[str, float | str]] = field(default_factory=dict)
+    sar_water_on_land: float = 0.0
+
+    @property
+    def contradicted(self) -> bool:
+        """Whether SAR and truth plainly show the place on different days, so that grounding has to look wrong."""
+        return self.sar_water_on_land > CONTRADICTED_SHARE
 
     @property
     def win(self) -> bool:
@@ -112,7 +121,9 @@ class Report:
         Each holds ``tiles``, ``opt_v2_source`` (tiles by source), ``wins`` (share of tiles where opt_v3 has the smaller
         MSE), ``worst_tile_%`` (the largest increase of a tile's MSE), ``improvement_quartiles_%`` (of the tiles' MSE),
         ``mean`` and ``median`` of every metric over the tiles (tiles where it is undefined left out),
-        ``improvement_of_mean_%``, 100 (v2 - v3) / v2 of the mean MSE and MAE, and the controls by their keys.
+        ``improvement_of_mean_%``, 100 (v2 - v3) / v2 of the mean MSE and MAE, and the controls by their keys. Where the
+        SAR of some tiles shows water on what is land in the truth, ``sar_contradicts_truth`` names them, and
+        ``without_contradicted`` has ``tiles``, ``wins``, ``worst_tile_%`` and ``improvement_of_mean_%`` of the others.
         """
         parts = {"ok": [tile for tile in self.tiles if tile.record.quality == QUALITY_OK]}
         if self.quality == "all":
@@ -133,6 +144,7 @@ class Report:
                 "opt_v2_source": tile.opt_v2_source,
                 "seconds": round(tile.seconds, 4),
                 "win": tile.win,
+                "sar_water_on_land": round(tile.sar_water_on_land, 4),
                 "metrics": tile.metrics,
                 **tile.controls,
             }
@@ -209,6 +221,7 @@ class Report:
             f"opt_v3 has the smaller MSE on {100 * figures['wins']:.0f} % of the tiles · copy ratio {copied}\n"
             f"better by tile, quartiles: {quartiles} · worst tile's MSE {percent(figures['worst_tile_%'])}\n"
             + _correctness(figures)
+            + _agreement(figures)
         )
         table = Table(title=_title(name, figures), caption=caption, header_style="bold")
         names, last_two = self.suffixes, self.suffixes[-2:]
@@ -353,6 +366,17 @@ def _correctness(figures: dict[str, Any]) -> str:
     return f"pixels: {kinds}" + (f" · IDENTITY COLLAPSE on {collapsed} tiles" if collapsed else "")
 
 
+def _agreement(figures: dict[str, Any]) -> str:
+    rest = figures.get("without_contradicted")
+    if rest is None:
+        return ""
+    return (
+        f"\nthe SAR shows water on land of the truth, another day, on {len(figures['sar_contradicts_truth'])} of them;"
+        f" without: MSE {percent(rest['improvement_of_mean_%']['mse'])} better, worst tile"
+        f" {percent(rest['worst_tile_%'])}"
+    )
+
+
 def _title(name: str, figures: dict[str, Any]) -> str:
     return f"{figures['tiles']} {'tile' if figures['tiles'] == 1 else 'tiles'}, quality {name}"
 
@@ -363,23 +387,32 @@ def _sources(tiles: list[TileResult]) -> dict[str, int]:
 
 def _summarise(tiles: list[TileResult]) -> dict[str, Any]:
     metrics = [tile.metrics for tile in tiles]
-    mean = over_tiles(metrics, statistics.fmean)
-    gains = [tile.metrics["mse_improvement_%"] for tile in tiles]
     summary: dict[str, Any] = {
-        "tiles": len(tiles),
         "opt_v2_source": _sources(tiles),
-        "wins": sum(tile.win for tile in tiles) / len(tiles),
-        "worst_tile_%": -min(gains),
-        "improvement_quartiles_%": _quartiles(gains),
-        "mean": mean,
+        "improvement_quartiles_%": _quartiles([tile.metrics["mse_improvement_%"] for tile in tiles]),
+        "mean": over_tiles(metrics, statistics.fmean),
         "median": over_tiles(metrics, statistics.median),
-        "improvement_of_mean_%": {key: improvement(mean[f"{key}_v2"], mean[f"{key}_v3"]) for key in ERRORS},
+        **_headline(tiles),
     }
+    agreeing = [tile for tile in tiles if not tile.contradicted]
+    if 0 < len(agreeing) < len(tiles):
+        summary["sar_contradicts_truth"] = [tile.record.name for tile in tiles if tile.contradicted]
+        summary["without_contradicted"] = _headline(agreeing)
     for key in CONTROL_LABELS:
         controlled = [tile for tile in tiles if key in tile.controls]
         if controlled:
             summary[key] = _summarise_control(key, controlled)
     return summary
+
+
+def _headline(tiles: list[TileResult]) -> dict[str, Any]:
+    mean = over_tiles([tile.metrics for tile in tiles], statistics.fmean)
+    return {
+        "tiles": len(tiles),
+        "wins": sum(tile.win for tile in tiles) / len(tiles),
+        "worst_tile_%": -min(tile.metrics["mse_improvement_%"] for tile in tiles),
+        "improvement_of_mean_%": {key: improvement(mean[f"{key}_v2"], mean[f"{key}_v3"]) for key in ERRORS},
+    }
 
 
 def _summarise_control(key: str, tiles: list[TileResult]) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """The grounding head: SAR, estimate and proposal at full resolution in, a bounded correction out.
 
 TerraMind's tokens cover 16 x 16 pixels and cannot carry edges. This small dense U-Net brings the SAR's structure to
-pixels: it sees the backscatter, the estimate and its fine detail, how the proposal differs from it, where the estimate
-was observed and where the SAR contradicts it, and answers with a residual, a gate (how much of it to use), a release
+pixels: it sees the backscatter, the estimate and its fine detail, what the SAR says of the estimate by the estimate's
+own rules (``guided``), how the proposal differs from it, where the estimate was observed and where the SAR contradicts
+it, and answers with a residual, a gate (how much of it to use), a release
 map (where its broad colour may pass the low-frequency hold) and the error it expects of itself. Its last layer starts
 at zero, so a fresh head changes nothing.
 """
@@ -15,9 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from axs_lib.grounding.gap import unknown_share
+from axs_lib.grounding.guided import guided_difference
 from axs_lib.grounding.unet import DETAIL_SIGMAS_PX, UNet, fine_detail
 
 INPUT_CHANNELS = 2 + 4 + 4 + 1 + 1 + 4 * len(DETAIL_SIGMAS_PX)
+HALF_CHANNELS = 4 + 1  # inputs at half resolution
+GUIDED_GAIN = 3.0  # brings the guided image's difference to about the strength of colour
 OUTPUT_CHANNELS = 4 + 1 + 1 + 4
 FRESH_ERROR = 0.1  # expected error of a fresh head in z-units
 LOG_ERROR_RANGE = (-5.0, 4.0)
@@ -48,7 +52,7 @@ class GroundingHead(nn.Module):
 
     def __init__(self, widths: tuple[int, ...] = (32, 64, 96, 128)) -> None:
         super().__init__()
-        self.body = UNet(INPUT_CHANNELS, OUTPUT_CHANNELS, widths)
+        self.body = UNet(INPUT_CHANNELS, OUTPUT_CHANNELS, widths, half_channels=HALF_CHANNELS)
 
     @property
     def untrained(self) -> bool:
@@ -69,8 +73,10 @@ class GroundingHead(nn.Module):
             trust: (B, 1, H, W), 1 where opt_v2 was observed, 0 where it is unknown, 0.5 where it is an estimate.
             contradiction: (B, 1, H, W) from ``contradiction``.
         """
+        guided, explained = guided_difference(s1, estimate, trust)
         inputs = [s1, estimate, proposal - estimate, trust, contradiction, *fine_detail(estimate)]
-        out = self.body(torch.cat(inputs, dim=1)).float()
+        half = torch.cat([GUIDED_GAIN * guided, explained], dim=1)
+        out = self.body(torch.cat(inputs, dim=1), half).float()
         residual, gate, release, log_error = out.split([4, 1, 1, 4], dim=1)
         may_change = torch.maximum(contradiction, unknown_share(trust))
         error = FRESH_ERROR * log_error.clamp(*LOG_ERROR_RANGE).exp()

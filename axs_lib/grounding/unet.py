@@ -52,13 +52,19 @@ class UNet(nn.Module):
         in_channels: of the input (B, in_channels, H, W); H and W multiples of 16.
         out_channels: of the output (B, out_channels, H, W).
         widths: channels of the levels.
+        half_channels: of a second input (B, half_channels, H/2, W/2), for what is smooth.
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, widths: tuple[int, ...] = (32, 64, 96, 128)
+        self,
+        in_channels: int,
+        out_channels: int,
+        widths: tuple[int, ...] = (32, 64, 96, 128),
+        *,
+        half_channels: int = 0,
     ) -> None:
         super().__init__()
-        self.stem = nn.Conv2d(in_channels * 4, widths[0], 3, padding=1)
+        self.stem = nn.Conv2d(in_channels * 4 + half_channels, widths[0], 3, padding=1)
         self.encoders = nn.ModuleList(ConvBlock(width) for width in widths)
         self.downs = nn.ModuleList(nn.Conv2d(a, b, 2, stride=2) for a, b in itertools.pairwise(widths))
         self.ups = nn.ModuleList(nn.Conv2d(b, a * 4, 1) for a, b in itertools.pairwise(widths))
@@ -68,9 +74,12 @@ class UNet(nn.Module):
             nn.init.zeros_(parameter)
         self.to(memory_format=torch.channels_last)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, out_channels, H, W) of (B, in_channels, H, W)."""
-        x = self.stem(F.pixel_unshuffle(x, 2).contiguous(memory_format=torch.channels_last))
+    def forward(self, x: Tensor, half: Tensor | None = None) -> Tensor:
+        """(B, out_channels, H, W) of (B, in_channels, H, W) and, where there is one, the second input."""
+        layout = torch.channels_last  # from the start: a fold of channels-first memory takes longer
+        x = F.pixel_unshuffle(x.contiguous(memory_format=layout), 2)
+        x = x if half is None else torch.cat([x, half.contiguous(memory_format=layout)], dim=1)
+        x = self.stem(x.contiguous(memory_format=layout))
         skips = []
         for level, encoder in enumerate(self.encoders):
             if level:

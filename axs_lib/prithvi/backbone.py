@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from axs_lib.bands import BANDS, OPTICAL_BANDS
 from axs_lib.errors import WeightsError
+from axs_lib.lightimport import networks_only
 from axs_lib.prithvi.metadata import BIOMES, EncodedMetadata
 from axs_lib.prithvi.variants import NANO, PRITHVI_VARIANTS
 from axs_lib.terramind.adapters import OpticalAdapter
@@ -147,10 +148,16 @@ def build_backbone(
     Raises:
         WeightsError: the state does not fit.
     """
-    from terratorch.models.backbones.prithvi_mae import PrithviViT
-    from terratorch.models.backbones.prithvi_vit import PRITHVI_V2_MEAN, PRITHVI_V2_STD, prithvi_cfgs
+    with networks_only():
+        from terratorch.models.backbones.prithvi_mae import PrithviViT
 
-    sizes = _NANO_VIT if variant == NANO else prithvi_cfgs[variant]
+    sizes, optical = _NANO_VIT, OpticalAdapter(NANO_OPTICAL_MEAN, NANO_OPTICAL_STD)
+    if variant != NANO:
+        from terratorch.models.backbones.prithvi_vit import PRITHVI_V2_MEAN, PRITHVI_V2_STD, prithvi_cfgs
+
+        index = prithvi_band_index()
+        sizes = prithvi_cfgs[variant]
+        optical = OpticalAdapter([PRITHVI_V2_MEAN[i] for i in index], [PRITHVI_V2_STD[i] for i in index])
     chosen = ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio")
     vit = PrithviViT(
         **{key: sizes[key] for key in chosen},
@@ -167,10 +174,6 @@ def build_backbone(
 
     depths = tuple(depth * (tap + 1) // TAPS - 1 for tap in range(TAPS))
     layout = BackboneLayout(variant, dim, patch, depths, min_side=8 * patch)
-    if variant == NANO:
-        return PrithviBackbone(vit, layout, OpticalAdapter(NANO_OPTICAL_MEAN, NANO_OPTICAL_STD))
-    index = prithvi_band_index()
-    optical = OpticalAdapter([PRITHVI_V2_MEAN[i] for i in index], [PRITHVI_V2_STD[i] for i in index])
     return PrithviBackbone(vit, layout, optical)
 
 

@@ -21,6 +21,7 @@ from axs_lib.bands import (
     TERRAMIND_S2_STD,
     sar_stats,
 )
+from axs_lib.lightimport import networks_only
 from axs_lib.terramind.adapters import OpticalAdapter, SarAdapter, terramind_spectral_lift
 from axs_lib.terramind.generator import GeneratorLayout, TerraMindGenerator
 from axs_lib.terramind.layers import speed_up
@@ -60,8 +61,9 @@ NANO_OPTICAL_STD = (380.0, 370.0, 475.0, 1125.0)
 def _core(
     config: CoreConfig, encoder_embeddings: dict[str, nn.Module], decoder_embeddings: dict[str, nn.Module]
 ) -> Any:
-    from terratorch.models.backbones.terramind.model.terramind import TerraMind
-    from terratorch.models.backbones.terramind.model.tm_utils import LayerNorm
+    with networks_only():
+        from terratorch.models.backbones.terramind.model.terramind import TerraMind
+        from terratorch.models.backbones.terramind.model.tm_utils import LayerNorm
 
     return TerraMind(
         encoder_embeddings=encoder_embeddings,
@@ -84,8 +86,9 @@ def _core(
 def _embeddings(
     config: CoreConfig, sar_key: str, optical_channels: int, vocabulary: int, image_size: int
 ) -> tuple[dict[str, nn.Module], dict[str, nn.Module]]:
-    from terratorch.models.backbones.terramind.model.decoder_embeddings import ImageTokenDecoderEmbedding
-    from terratorch.models.backbones.terramind.model.encoder_embeddings import ImageEncoderEmbedding
+    with networks_only():
+        from terratorch.models.backbones.terramind.model.decoder_embeddings import ImageTokenDecoderEmbedding
+        from terratorch.models.backbones.terramind.model.encoder_embeddings import ImageEncoderEmbedding
 
     common = {"patch_size": 16, "dim_tokens": config.dim, "image_size": image_size}
     encoders = {
@@ -98,8 +101,9 @@ def _embeddings(
 
 def build_v1(variant: str, *, s1_product: str = "S1GRD") -> TerraMindGenerator:
     """A TerraMind v1 generator with random weights: 2-band SAR, 12-band optical, FSQ codebook of 15360."""
-    from terratorch.models.backbones.terramind.tokenizer.models.unet.unet import unet_patched
-    from terratorch.models.backbones.terramind.tokenizer.quantizers import FiniteScalarQuantizer
+    with networks_only():
+        from terratorch.models.backbones.terramind.tokenizer.models.unet.unet import unet_patched
+        from terratorch.models.backbones.terramind.tokenizer.quantizers import FiniteScalarQuantizer
 
     sar_mean, sar_std = sar_stats(s1_product)
     config = V1_CORES[variant]
@@ -126,8 +130,9 @@ def build_v1(variant: str, *, s1_product: str = "S1GRD") -> TerraMindGenerator:
 
 def build_nano(*, s1_product: str = "S1GRD") -> TerraMindGenerator:
     """The small four-band generator with random weights: dim 192, 4 + 2 blocks, codebook of 512, 32-channel U-Net."""
-    from terratorch.models.backbones.terramind.tokenizer.models.unet.unet import PatchedUNetCondCat
-    from terratorch.models.backbones.terramind.tokenizer.quantizers import FiniteScalarQuantizer
+    with networks_only():
+        from terratorch.models.backbones.terramind.tokenizer.models.unet.unet import PatchedUNetCondCat
+        from terratorch.models.backbones.terramind.tokenizer.quantizers import FiniteScalarQuantizer
 
     sar_mean, sar_std = sar_stats(s1_product)
     quantizer = FiniteScalarQuantizer(codebook_size=NANO_FSQ_LEVELS)
@@ -158,7 +163,8 @@ def build_nano(*, s1_product: str = "S1GRD") -> TerraMindGenerator:
 
 def build_nano_tokenizer() -> nn.Module:
     """nano's tokenizer encoder, needed for training only: image (B, 4, H, W) in z-units -> FSQ latent (B, 3, h, w)."""
-    from terratorch.models.backbones.terramind.tokenizer.models.vit_models import ViTEncoder
+    with networks_only():
+        from terratorch.models.backbones.terramind.tokenizer.models.vit_models import ViTEncoder
 
     latent = len(NANO_FSQ_LEVELS.split("-"))
     encoder = ViTEncoder(

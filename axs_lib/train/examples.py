@@ -49,11 +49,17 @@ def augment(s1: Tensor, truth: Tensor, random: torch.Generator) -> tuple[Tensor,
     """SAR calibration error and illumination, drawn for each crop."""
     count = len(s1)
     s1 = s1 + torch.randn(count, 2, 1, 1, generator=random) * SAR_JITTER_DB
-    gain = torch.exp(
-        torch.randn(count, 1, 1, 1, generator=random) * GAIN_COMMON
-        + torch.randn(count, 4, 1, 1, generator=random) * GAIN_BAND
+    return s1, (truth * draw_gain(count, random)).clamp(*VALID_DN)
+
+
+def draw_gain(
+    count: int, random: torch.Generator, common: float = GAIN_COMMON, band: float = GAIN_BAND
+) -> Tensor:
+    """(count, 4, 1, 1): how much brighter each crop is, in all bands and in each (standard deviations)."""
+    return torch.exp(
+        torch.randn(count, 1, 1, 1, generator=random) * common
+        + torch.randn(count, 4, 1, 1, generator=random) * band
     )
-    return s1, (truth * gain).clamp(*VALID_DN)
 
 
 def make_examples(kind: Kind, s1: Tensor, truth: Tensor, random: torch.Generator) -> Examples:

@@ -2,10 +2,11 @@
 
 The generator's weights come from a nano file; the head starts fresh. First a pool is drawn: every training tile in
 several examples (``axs_lib.train.examples``: degraded estimates, estimates that miss a flood, clear pixels around
-clouds; and ``chain``, what Stages 1 and 2 draw from the SAR alone), each with the proposal that the generator makes of
-it as it does in use. Then the head learns on turned and mirrored crops of the pool, so that no generator runs in the
-loop. Out comes a nano file with the same generator and the new head. Steps are functions of (seed, step), and a stopped
-run goes on from its last checkpoint.
+clouds; ``chain``, what Stages 1 and 2 draw from the SAR alone; and degraded estimates beside another tile's SAR, or
+none, from which the head learns to look whether a SAR image fits before it follows it), each with the proposal that
+the generator makes of it as it does in use. Then the head learns on turned, mirrored and varied crops of the pool, so
+that no generator runs in the loop. Out comes a nano file with the same generator and the new head. Steps are functions
+of (seed, step), and a stopped run goes on from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -23,25 +24,27 @@ from axs_lib.checks import GUESS_TRUST
 from axs_lib.data.atomic import atomic_write
 from axs_lib.data.pairs import PairRecord, load_pair
 from axs_lib.errors import InputError
+from axs_lib.grounding.contradiction import open_water
 from axs_lib.grounding.head import GroundingHead
 from axs_lib.nodata import fill_nodata, valid_pixels
 from axs_lib.progress import track
 from axs_lib.stage1_tm_s2o import Stage1Model
 from axs_lib.stage2_prithvi_refine import build_prithvi_refiner
 from axs_lib.stage3_tm_ground import Stage3GroundingModel, _Prepared
+from axs_lib.terramind.adapters import OpticalAdapter
 from axs_lib.terramind.load import load_generator
 from axs_lib.terramind.noise import sample_seeds
 from axs_lib.terramind.sampler import build_schedule
 from axs_lib.terramind.tiles import Sampling, draw_proposals
 from axs_lib.terramind.weights import load_strict, read_metadata, read_state, resolve, substate
-from axs_lib.train.examples import SAR_JITTER_DB, Examples, Kind, augment, make_examples
+from axs_lib.train.examples import SAR_JITTER_DB, Examples, Kind, augment, draw_gain, make_examples
 from axs_lib.train.export import save_state
 from axs_lib.train.loop import fit_module, training_records
 from axs_lib.train.plain import balanced_loss
 from axs_lib.train.tasks import SEED_STRIDE, own_random
 
 CHECKPOINT, POOL = "head.ckpt", "pool.pt"
-HeadKind = Literal[Kind, "chain"]
+HeadKind = Literal[Kind, "chain", "swapped", "blind"]
 Chain = Callable[[Tensor], Tensor]  # Stages 1 and 2 of nano: SAR in dB to opt_v2 in DN
 # Layers of a pool entry, in z-units where they are images, and how many channels each has.
 LAYERS = {"s1": 2, "estimate": 4, "proposal": 4, "trust": 1, "contradiction": 1, "truth": 4}
@@ -49,6 +52,13 @@ ERROR_WEIGHT = 0.05  # of the expected error's likelihood beside the image's own
 UNLIKELY = 16.0  # squared ratio of error to expected error beyond which a pixel says nothing more
 # Smooth dark fields look like water to the SAR, so that dry tiles which the SAR contradicts are drawn more often.
 CONTRADICTED_WEIGHT = 8.0  # of a tile's mean contradiction, beside 1
+DONOR_WATER = 0.01  # of a tile at most: what swapped examples must not teach is to overlook a flood
+# What differs from crop to crop beside what differs from example to example, in z-units: the SAR's calibration (one
+# standard deviation, each band) and its speckle (up to this standard deviation).
+CALIBRATION, SPECKLE = 0.15, 0.25
+# Brightness of a guess, all bands and each, as fractions (1 standard deviation). On training tiles Stages 1 and 2 know
+# the colour better than elsewhere; what is to be learned is how little a guess of it is worth.
+GUESS_COMMON, GUESS_BAND = 0.15, 0.10
 
 
 @dataclass(frozen=True)
@@ -84,22 +94,29 @@ class HeadConfig:
     validation_groups: tuple[str, ...] = ()
     qualities: tuple[str, ...] = ("ok", "open_water")
     draws: Mapping[HeadKind, int] = field(
-        default_factory=lambda: {"degraded": 6, "gaps": 3, "flood": 2, "chain": 3}
+        default_factory=lambda: {
+            "degraded": 5,
+            "swapped": 2,
+            "blind": 2,
+            "gaps": 3,
+            "flood": 2,
+            "chain": 4,
+        }
     )
     kinds: tuple[HeadKind, ...] = (
         "degraded",
+        "chain",
         "gaps",
         "degraded",
+        "swapped",
         "chain",
         "degraded",
         "flood",
-        "degraded",
-        "gaps",
-        "degraded",
+        "blind",
         "chain",
     )
     use_sar: bool = True
-    steps: int = 4000
+    steps: int = 5000
     learning_rate: float = 2e-3
     weight_decay: float = 0.02
     warmup: int = 50
@@ -132,7 +149,7 @@ def train_head(config: HeadConfig, *, resume: bool = True, progress: bool = True
         kind = config.kinds[step % len(config.kinds)]
         random = torch.Generator().manual_seed(config.seed * SEED_STRIDE + step)
         crops = draw_crops(pool[kind], chances[kind], config.crop_sizes, config.batch_pixels, random)
-        return _loss(model, crops)
+        return _loss(model, vary(crops, generator.optical, random, guess=kind == "chain"))
 
     def package(averaged: nn.Module, step: int) -> Path:
         return _package(config, averaged, out, step)
@@ -182,15 +199,32 @@ def _load_pool(
     records = training_records(config)
     pool = {kind: [] for kind in config.draws}
     chain = _build_chain(model) if "chain" in config.draws else None
+    donors = _load_donors(records) if "swapped" in config.draws else {}
     for number, record in track(enumerate(records), "pool", enabled=progress, total=len(records)):
         random = torch.Generator().manual_seed(config.seed * SEED_STRIDE + number)
         for kind, count in config.draws.items():
+            others = [
+                s1 for group, s1 in donors.get((record.height, record.width), ()) if group != record.group
+            ]
+            if kind == "swapped" and not others:
+                continue
             pool[kind] += draw_examples(
-                model, record, kind, count, random, chain=chain, use_sar=config.use_sar
+                model, record, kind, count, random, chain=chain, donors=others, use_sar=config.use_sar
             )
     with atomic_write(path, overwrite=True) as temporary:
         torch.save({"settings": settings, "pool": pool}, temporary)
     return pool
+
+
+def _load_donors(records: Sequence[PairRecord]) -> dict[tuple[int, int], list[tuple[str, Tensor]]]:
+    """By size, the group and filled SAR (2, H, W) of every tile without open water."""
+    donors: dict[tuple[int, int], list[tuple[str, Tensor]]] = {}
+    for record in records:
+        s1 = torch.as_tensor(load_pair(record).s1)[None].float()
+        s1 = fill_nodata(s1, valid_pixels(s1))
+        if float(open_water(s1).mean()) < DONOR_WATER:
+            donors.setdefault((record.height, record.width), []).append((record.group, s1[0]))
+    return donors
 
 
 def _build_chain(model: Stage3GroundingModel) -> Chain:
@@ -209,9 +243,21 @@ def draw_examples(
     random: torch.Generator,
     *,
     chain: Chain | None = None,
+    donors: Sequence[Tensor] = (),
     use_sar: bool = True,
 ) -> list[Tensor]:
-    """``count`` examples of one tile with their one-step proposals, each (16, H, W) as ``LAYERS``."""
+    """``count`` examples of one tile with their one-step proposals, each (16, H, W) as ``LAYERS``.
+
+    Args:
+        model: its generator draws the proposals.
+        record: the tile.
+        kind: of the examples.
+        count: how many.
+        random: of every draw.
+        chain: Stages 1 and 2, for ``chain``.
+        donors: SAR images (2, H, W) of other places, for ``swapped``.
+        use_sar: False shows mean backscatter in every example.
+    """
     generator = model.terramind_generator
     pair = load_pair(record)
     sar, optical = torch.as_tensor(pair.s1)[None].float(), torch.as_tensor(pair.s2)[None].float()
@@ -223,11 +269,15 @@ def draw_examples(
         s1 = s1 + torch.randn(count, 2, 1, 1, generator=random) * SAR_JITTER_DB
         examples = Examples(s1, chain(s1), torch.full_like(s1[:, :1], GUESS_TRUST), truth)
     else:
-        examples = make_examples(kind, *augment(s1, truth, random), random)
+        base: Kind = "degraded" if kind == "swapped" or kind == "blind" else kind
+        examples = make_examples(base, *augment(s1, truth, random), random)
     s1 = examples.s1 if use_sar else generator.sar.mean.expand_as(examples.s1)
-    z = model._prepare(s1, examples.estimate, examples.trust)
+    if kind == "swapped":
+        chosen = torch.randint(len(donors), (count,), generator=random).tolist()
+        s1, _ = augment(torch.stack([donors[index] for index in chosen]), truth, random)
+    z = model._prepare(s1, examples.estimate, examples.trust, use_sar=kind != "blind")
     seeds = sample_seeds(0, count, generator=random)
-    logits = [generator.logits(z.conditions)]
+    logits = [generator.logits({"optical": z.estimate} if kind == "blind" else z.conditions)]
     origins = torch.zeros((count, 2), dtype=torch.int64)
     schedule = build_schedule("ddim", 1, 1.0)
     proposal = next(draw_proposals(generator, logits, z.size, schedule, Sampling(), seeds, origins))[0]
@@ -283,6 +333,30 @@ def draw_crops(
         crops.append(crop.flip(2) if draw(2) else crop)
     layers = torch.stack(crops).split(list(LAYERS.values()), dim=1)
     return dict(zip(LAYERS, layers, strict=True))
+
+
+def vary(
+    crops: Mapping[str, Tensor], optical: OpticalAdapter, random: torch.Generator, *, guess: bool
+) -> dict[str, Tensor]:
+    """The crops with another SAR calibration, more speckle, and another brightness.
+
+    Args:
+        crops: layers in z-units; a SAR that is 0 everywhere, which stands for none, stays so.
+        optical: between z-units and DN.
+        random: of every draw.
+        guess: whether the estimate is one from SAR alone: then it becomes brighter or darker by itself, else estimate,
+            proposal and truth together.
+    """
+    s1 = crops["s1"]
+    count = len(s1)
+    offset = CALIBRATION * torch.randn(count, 2, 1, 1, generator=random)
+    level = SPECKLE * torch.rand(count, 1, 1, 1, generator=random)
+    noise = level * torch.randn(s1.shape, generator=random)
+    varied = dict(crops) | {"s1": torch.where((s1 != 0).any(), s1 + offset + noise, s1)}
+    gain = draw_gain(count, random, GUESS_COMMON, GUESS_BAND) if guess else draw_gain(count, random)
+    for name in ("estimate", "proposal") if guess else ("estimate", "proposal", "truth"):
+        varied[name] = optical.to_z(optical.from_z(crops[name]) * gain)
+    return varied
 
 
 def _package(config: HeadConfig, head: nn.Module, out: Path, step: int) -> Path:

@@ -179,6 +179,19 @@ def test_figures_are_those_of_the_metrics(folder: Path) -> None:
     assert gain == pytest.approx(100 * (1 - mean["mse_v3"] / mean["mse_v2"]))
 
 
+def test_water_of_the_sar_on_land_of_the_truth_is_counted(tmp_path: Path) -> None:
+    """A quarter of the tile is water to the SAR, less its shore; of that half is water in the truth, too."""
+    s1 = np.full((2, 64, 64), -10, np.float32)
+    s1[:, :32, :32] = np.array([-21, -28], np.float32)[:, None, None]
+    s2 = np.broadcast_to(np.array([400, 600, 500, 2500], np.uint16)[:, None, None], (4, 64, 64)).copy()
+    s2[:, :16, :32] = np.array([400, 600, 300, 150], np.uint16)[:, None, None]
+    np.savez(tmp_path / "a.npz", s1=s1, s2=s2)
+    only = evaluate_folder(FakeModel(copy), tmp_path, timesteps=1, opt_v2_source="degraded")
+    assert 0.08 < only.tiles[0].sar_water_on_land < 1 / 8
+    assert only.tiles[0].contradicted
+    assert only.to_json()["tiles"][0]["sar_water_on_land"] > 0.08
+
+
 def test_sources_of_the_estimate_are_named(folder: Path) -> None:
     report = evaluate_folder(FakeModel(), folder, quality="all")
     assert {t.record.id: t.opt_v2_source for t in report.tiles} == {

@@ -47,6 +47,25 @@ def test_the_worst_tile_is_negative_where_all_are_better_and_one_tile_is_its_qua
     assert summary["improvement_quartiles_%"] == pytest.approx([10, 10, 10])
 
 
+def test_a_tile_whose_sar_shows_another_day_is_named_and_set_aside() -> None:
+    flooded = replace(result("flooded", 1.0, 4.0), sar_water_on_land=0.06)
+    summary = report(result("a", 1.0, 0.8), result("b", 1.0, 0.9), flooded).summary()["ok"]
+    assert summary["worst_tile_%"] == pytest.approx(300)  # the headline counts every tile
+    assert summary["sar_contradicts_truth"] == [flooded.record.name]
+    rest = summary["without_contradicted"]
+    assert rest["tiles"] == 2
+    assert rest["wins"] == 1
+    assert rest["worst_tile_%"] == pytest.approx(-10)
+    assert rest["improvement_of_mean_%"]["mse"] == pytest.approx(15)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.05])
+def test_nothing_is_set_aside_where_sar_and_truth_agree(share: float) -> None:
+    tiles = [replace(result(name, 1.0, 0.9), sar_water_on_land=share) for name in "ab"]
+    summary = report(*tiles).summary()["ok"]
+    assert not {"sar_contradicts_truth", "without_contradicted"} & set(summary)
+
+
 def test_what_the_sar_is_worth() -> None:
     """opt_v2 2.0, without SAR 1.6, with it 1.2: 20 % of opt_v2's MSE, 25 % of that without SAR."""
     summary = report(result("a", 3.0, 2.0, 1.9), result("b", 1.0, 0.4, 1.3)).summary()["ok"]

@@ -8,7 +8,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from axs_lib.grounding.difference import difference_correction
-from axs_lib.grounding.head import INPUT_CHANNELS, GroundingHead
+from axs_lib.grounding.head import HALF_CHANNELS, INPUT_CHANNELS, GroundingHead
 from axs_lib.grounding.unet import DETAIL_SIGMAS_PX
 from tests.models import random_nano
 
@@ -62,7 +62,7 @@ def test_nano_head_and_one_step_stay_within_two_gflop() -> None:
     model = random_nano()
     z = torch.zeros(1, 4, 128, 128)
     with FlopCounterMode(display=False) as counter:
-        model.head.body(torch.zeros(1, INPUT_CHANNELS, 128, 128))
+        model.head.body(torch.zeros(1, INPUT_CHANNELS, 128, 128), torch.zeros(1, HALF_CHANNELS, 64, 64))
         model.terramind_generator.denoise_once(z, torch.tensor([999]), torch.zeros(1, 3, 8, 8))
     taps = sum(2 * math.ceil(3 * sigma) + 1 for sigma in DETAIL_SIGMAS_PX)
     blurs = 2 * 2 * taps * z.numel()

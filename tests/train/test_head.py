@@ -9,10 +9,22 @@ import numpy as np
 import pytest
 import torch
 
+from axs_lib.data.pairs import list_pairs
 from axs_lib.errors import InputError
+from axs_lib.stage3_tm_ground import build_stage3_model
+from axs_lib.terramind.adapters import OpticalAdapter
+from axs_lib.terramind.build import NANO_OPTICAL_MEAN, NANO_OPTICAL_STD
 from axs_lib.terramind.weights import read_metadata, read_state
 from axs_lib.train.examples import make_examples
-from axs_lib.train.head import CHECKPOINT, HeadConfig, train_head
+from axs_lib.train.head import (
+    CHECKPOINT,
+    LAYERS,
+    HeadConfig,
+    HeadKind,
+    draw_examples,
+    train_head,
+    vary,
+)
 from tests.models import plausible_pair
 
 
@@ -80,3 +92,61 @@ def test_examples_say_what_is_known() -> None:
     assert flood.truth[:, 3:][water].mean() < truth[:, 3:][water].mean()
     degraded = make_examples("degraded", s1, truth, random)
     assert torch.equal(degraded.truth, truth) and torch.equal(degraded.s1, s1)
+
+
+def crops(side: int = 32) -> dict[str, torch.Tensor]:
+    random = torch.Generator().manual_seed(1)
+    return {name: torch.randn(3, channels, side, side, generator=random) for name, channels in LAYERS.items()}
+
+
+def test_every_crop_has_a_sar_and_a_brightness_of_its_own() -> None:
+    before = crops()
+    optical = OpticalAdapter(NANO_OPTICAL_MEAN, NANO_OPTICAL_STD)
+    after = vary(before, optical, torch.Generator().manual_seed(0), guess=False)
+    for name in ("trust", "contradiction"):
+        assert torch.equal(after[name], before[name])
+    shift = (after["s1"] - before["s1"]).mean((2, 3))
+    assert shift.unique().numel() == 6 and 0.01 < float(shift.abs().mean()) < 0.5
+    # Estimate, proposal and truth become brighter by one factor: nothing is to be corrected that was not before.
+    gains = {
+        name: optical.from_z(after[name]) / optical.from_z(before[name])
+        for name in ("estimate", "truth", "proposal")
+    }
+    for gain in gains.values():
+        torch.testing.assert_close(gain, gains["truth"][:, :, :1, :1].expand_as(gain), rtol=1e-3, atol=1e-3)
+    assert float((gains["truth"] - 1).abs().max()) > 0.01
+
+
+def test_a_guess_is_brighter_or_darker_than_the_truth() -> None:
+    before = crops()
+    optical = OpticalAdapter(NANO_OPTICAL_MEAN, NANO_OPTICAL_STD)
+    after = vary(before, optical, torch.Generator().manual_seed(0), guess=True)
+    assert torch.equal(after["truth"], before["truth"])
+    assert not torch.equal(after["estimate"], before["estimate"])
+
+
+def test_no_sar_stays_no_sar() -> None:
+    before = crops() | {"s1": torch.zeros(3, 2, 32, 32)}
+    optical = OpticalAdapter(NANO_OPTICAL_MEAN, NANO_OPTICAL_STD)
+    assert not vary(before, optical, torch.Generator().manual_seed(0), guess=False)["s1"].any()
+
+
+def test_examples_beside_another_tiles_sar_and_without_any(nano_weights: Path, tmp_path: Path) -> None:
+    model = build_stage3_model(variant="nano", checkpoint=str(nano_weights))
+    record = next(iter(list_pairs(folder_of_pairs(tmp_path), quality="all")))
+    donor = torch.full((2, 64, 64), -3.0)
+
+    def drawn(kind: HeadKind) -> dict[str, torch.Tensor]:
+        random = torch.Generator().manual_seed(0)
+        example = draw_examples(model, record, kind, 1, random, donors=[donor])[0]
+        return dict(zip(LAYERS, example.split(list(LAYERS.values())), strict=True))
+
+    plain, swapped, blind = drawn("degraded"), drawn("swapped"), drawn("blind")
+    for other in (swapped, blind):  # one truth, one damage
+        assert torch.equal(other["truth"], plain["truth"]) and torch.equal(
+            other["estimate"], plain["estimate"]
+        )
+        assert not torch.equal(other["proposal"], plain["proposal"])
+    assert float(swapped["s1"].std((1, 2)).max()) < 1e-5  # the donor is flat
+    assert float(swapped["s1"].mean()) > float(plain["s1"].mean())
+    assert not blind["s1"].any() and not blind["contradiction"].any()

@@ -1,0 +1,78 @@
+"""What the SAR says of the estimate by the estimate's own rules: a guided filter, fitted anew around every pixel.
+
+In go SAR, estimate and trust; out comes how the estimate, as a local linear function of the backscatter, differs from
+what it is. How colour follows backscatter differs from place to place, and a network trained on few places learns it
+badly; here it is read off the neighbourhood of each pixel in the very image that is to be corrected. Structure that
+both images share stays where the SAR has it, what the estimate has made up goes, and a gap is filled from what is clear
+around it. Nothing is trained.
+Source: He, Sun, Tang: Guided image filtering, IEEE TPAMI 35 (2013); here with two guides, Gaussian windows and weights.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from axs_lib.grounding.gap import unknown_share
+from axs_lib.grounding.hold import gaussian_blur
+
+GUIDE_SIGMA_PX = 2.0  # the SAR is smoothed by so much: speckle guides nobody
+WINDOW_SIGMA_PX = 8.0
+WIDE_WEIGHT = (
+    0.02  # of the whole tile beside the window: where nothing near is known the tile's relation holds
+)
+RIDGE = 0.02  # z-units squared: guides that vary less explain nothing
+LEAST_VARIANCE = 0.002  # z-units squared, of an image beside which there is something to explain
+STEP = 4  # px between the points where the relation is fitted
+
+
+def guided_difference(s1: Tensor, estimate: Tensor, trust: Tensor) -> tuple[Tensor, Tensor]:
+    """How the estimate as the SAR has it differs from the estimate.
+
+    Args:
+        s1: (B, 2, H, W) in z-units; H and W multiples of 4.
+        estimate: (B, 4, H, W) in z-units.
+        trust: (B, 1, H, W); what is unknown does not take part in the fit.
+
+    Returns:
+        At half the resolution, where all of it lives: the guided image less the estimate, (B, 4, H/2, W/2) in z-units,
+        and the share of the estimate's local variance that the SAR explains, (B, 1, H/2, W/2) in [0, 1], the mean over
+        the bands.
+    """
+    with torch.autocast(s1.device.type, enabled=False):
+        guide = gaussian_blur(s1.float(), GUIDE_SIGMA_PX)
+
+        # 1. Weighted means of the images and of their products in every window, from half the resolution: the guide is
+        #    smooth, and detail that it cannot explain is no part of the fit.
+        known = 1.0 - unknown_share(trust.float())
+        halved = F.avg_pool2d(torch.cat([guide, estimate.float(), known], dim=1), 2)
+        vv, vh, image, weight = halved.split([1, 1, 4, 1], dim=1)
+        products = [vv * vv, vv * vh, vh * vh, vv * image, vh * image, image * image]
+        weighted = weight * torch.cat([torch.ones_like(weight), vv, vh, image, *products], dim=1)
+        coarse = F.avg_pool2d(weighted, STEP // 2)
+        sums = gaussian_blur(coarse, WINDOW_SIGMA_PX / STEP) + WIDE_WEIGHT * coarse.mean((2, 3), keepdim=True)
+        means = sums[:, 1:] / sums[:, :1].clamp_min(1e-6)
+        of_vv, of_vh, of_image, vv_vv, vv_vh, vh_vh, vv_image, vh_image, image_image = means.split(
+            [1, 1, 4, 1, 1, 1, 4, 4, 4], dim=1
+        )
+
+        # 2. Regression on the two guides: 2 x 2 normal equations, solved by hand.
+        a, b, d = vv_vv - of_vv**2 + RIDGE, vv_vh - of_vv * of_vh, vh_vh - of_vh**2 + RIDGE
+        first, second = vv_image - of_vv * of_image, vh_image - of_vh * of_image
+        determinant = (a * d - b * b).clamp_min(RIDGE**2)
+        slope_vv = (d * first - b * second) / determinant
+        slope_vh = (a * second - b * first) / determinant
+        offset = of_image - slope_vv * of_vv - slope_vh * of_vh
+        explained = (slope_vv * first + slope_vh * second) / (image_image - of_image**2 + LEAST_VARIANCE)
+        share = explained.clamp(0.0, 1.0).mean(1, keepdim=True)
+
+        # 3. The relation between its points, applied to every pixel.
+        relation = F.interpolate(
+            torch.cat([slope_vv, slope_vh, offset, share], dim=1),
+            size=image.shape[-2:],
+            mode="bilinear",
+            align_corners=False,
+        )
+        slope_vv, slope_vh, offset, share = relation.split([4, 4, 4, 1], dim=1)
+        return slope_vv * vv + slope_vh * vh + offset - image, share
