@@ -4,8 +4,10 @@ Usage: python tools/calibrate.py DATA --checkpoint F --groups A,B --out NEW [--t
 
 Grounds the pairs of DATA in the given validation groups (never the test groups, whose figures it would spoil), once
 for each number of timesteps, fits one scale a band (``axs_lib/grounding/calibration.py``) and writes the weights to NEW
-with the scales in their header. A calibration that F has already is replaced. F and NEW are a .safetensors file: nano's
-own, or the ``grounding_head.safetensors`` beside a published variant's weights.
+with the scales in their header. Every group counts alike, whatever its number of pixels: the next place will be one
+more group, and a place of many tiles would otherwise speak for all. The scale errs on the side of doubt, by one
+standard error of the mean over the groups. A calibration that F has already is replaced. F and
+NEW are a .safetensors file: nano's own, or the ``grounding_head.safetensors`` beside a published variant's weights.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from safetensors.torch import load_file, save
 from axs_lib.bands import OPTICAL_BANDS
 from axs_lib.data.atomic import atomic_write, check_output
 from axs_lib.evaluate.uncertainty import measure_uncertainty
-from axs_lib.grounding.calibration import HEADER_KEY, Calibration, fit_scale
+from axs_lib.grounding.calibration import HEADER_KEY, Calibration, cautious_scale, fit_scale
 from axs_lib.stage3_tm_ground import build_stage3_model
 from axs_lib.terramind.weights import read_metadata
 
@@ -47,19 +49,24 @@ def main(words: Sequence[str] | None = None) -> None:
     before = Calibration.from_header(header)
     scales: dict[int, tuple[float, ...]] = {}
     for timesteps in (int(part) for part in arguments.timesteps.split(",")):
-        measured = measure_uncertainty(
-            model,
-            arguments.data,
-            timesteps=timesteps,
-            ensemble_size=arguments.ensemble_size,
-            opt_v2_source=arguments.opt_v2_source,
-            groups=arguments.groups.split(","),
-        )
-        # What is measured carries the scales that the weights came with, where the model has them.
-        applied = torch.ones(len(OPTICAL_BANDS)) if before is None else before.scale(measured.nfe)
-        scales[measured.nfe] = fit_scale(measured.predicted / applied, measured.error)
+        fitted: list[tuple[float, ...]] = []
+        tiles = 0
+        for group in arguments.groups.split(","):
+            measured = measure_uncertainty(
+                model,
+                arguments.data,
+                timesteps=timesteps,
+                ensemble_size=arguments.ensemble_size,
+                opt_v2_source=arguments.opt_v2_source,
+                groups=[group],
+            )
+            # What is measured carries the scales that the weights came with, where the model has them.
+            applied = torch.ones(len(OPTICAL_BANDS)) if before is None else before.scale(measured.nfe)
+            fitted.append(fit_scale(measured.predicted / applied, measured.error))
+            tiles += measured.tiles
+        scales[measured.nfe] = cautious_scale(fitted)
         shown = ", ".join(f"{b} {s:.3f}" for b, s in zip(OPTICAL_BANDS, scales[measured.nfe], strict=True))
-        print(f"nfe {measured.nfe}: {shown}  ({measured.tiles} tiles, {len(measured.error)} pixels)")
+        print(f"nfe {measured.nfe}: {shown}  ({len(fitted)} groups, {tiles} tiles)")
     header |= Calibration(scales).to_header() | {f"{HEADER_KEY}_groups": arguments.groups}
     with atomic_write(arguments.out, overwrite=arguments.overwrite) as temporary:
         temporary.write_bytes(save(load_file(arguments.checkpoint), metadata=header))

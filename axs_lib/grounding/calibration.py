@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -77,6 +77,20 @@ class Calibration:
                 f"the calibration in the weights' header is not readable ({type(error).__name__}: {error}); write it"
                 " again with tools/calibrate.py"
             ) from None
+
+
+def cautious_scale(scales: Sequence[tuple[float, ...]]) -> tuple[float, ...]:
+    """One scale a band for the next place, from the scales of places that are known, each counting alike.
+
+    Few places say little of the next one, and too little doubt does more harm than too much: the square of the scale is
+    the mean of theirs and its standard error.
+
+    >>> cautious_scale([(1.0, 1.0, 1.0, 3.0), (1.0, 1.0, 1.0, 4.0)])  # squares 9 and 16: 12.5 and 3.5
+    (1.0, 1.0, 1.0, 4.0)
+    """
+    squares = torch.tensor(scales, dtype=torch.float64).square()
+    spread = squares.std(0) if len(squares) > 1 else torch.zeros_like(squares[0])
+    return tuple((squares.mean(0) + spread / len(squares) ** 0.5).sqrt().tolist())
 
 
 def fit_scale(predicted: Tensor, error: Tensor) -> tuple[float, ...]:

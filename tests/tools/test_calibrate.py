@@ -57,3 +57,19 @@ def test_scales_are_written_and_replaced(
         assert calibration.scale(10).tolist() == pytest.approx([20.0] * 4)
         assert torch.equal(load_file(target)["w"], weights["w"])
     assert "nfe 10: B02 20.000" in capsys.readouterr().out
+
+
+def test_every_place_counts_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large place that errs by 100 DN and a small one by 700: the mean square is 500², its standard error 490²."""
+    monkeypatch.setattr(calibrate, "build_stage3_model", lambda *, variant, checkpoint: Doubtful(checkpoint))
+    for name, side, error in (("large", 64, 100), ("small", 16, 700)):
+        s2 = np.full((4, side, side), 1000, np.uint16)
+        s1 = np.full((2, side, side), -12.0, np.float32)
+        (tmp_path / name).mkdir()
+        np.savez(tmp_path / name / "a.npz", s1=s1, s2=s2, opt_v2=s2 + error)
+    save_file({"w": torch.zeros(1)}, tmp_path / "nano.safetensors", metadata={"steps": "7"})
+    target = tmp_path / "new.safetensors"
+    words = [str(tmp_path), "--checkpoint", str(tmp_path / "nano.safetensors"), "--out", str(target)]
+    calibrate.main([*words, "--groups", "large/a,small/a", "--timesteps", "1"])
+    calibration = Calibration.from_header(read_metadata(target))
+    assert calibration is not None and calibration.scale(1).tolist() == pytest.approx([700.0] * 4)
