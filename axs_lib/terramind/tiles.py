@@ -37,7 +37,7 @@ class Sampling:
         tokens: ``"soft"``, ``"argmax"`` or ``"sample"``.
         temperature: of soft and sampled tokens.
         ensemble_size: members drawn.
-        batch_size: tiles the network sees at once.
+        batch_size: tiles the network sees at once; members of an ensemble share the batch where there is room.
 
     Raises:
         InputError: a value that cannot be.
@@ -171,27 +171,36 @@ def draw_proposals(
         One (B, 4, H, W) in z-units a conditioning.
     """
     passes = len(logits)
-    for member in range(sampling.ensemble_size):
-        member_seed = member_seeds(seeds, member)
+    at_once = max(1, sampling.batch_size // (passes * len(seeds)))  # members that fill the batch
+    for first in range(0, sampling.ensemble_size, at_once):
+        members = [
+            member_seeds(seeds, member)
+            for member in range(first, min(first + at_once, sampling.ensemble_size))
+        ]
         codes = [
             generator.codes(
                 each,
                 size,
                 tokens=sampling.tokens,
                 temperature=sampling.temperature,
-                seeds=member_seed,
+                seeds=member,
                 origins=origins,
             )
+            for member in members
             for each in logits
         ]
-        noise = gaussian_field(member_seed, (generator.image_channels, *size), origins=origins)
+        noise = [
+            gaussian_field(member, (generator.image_channels, *size), origins=origins).repeat(passes, 1, 1, 1)
+            for member in members
+        ]
         images = generator.decode(
             torch.cat(codes),
-            noise.repeat(passes, 1, 1, 1),
+            torch.cat(noise),
             schedule.fresh(),
-            start=None if start is None else start.repeat(passes, 1, 1, 1),
+            start=None if start is None else start.repeat(passes * len(members), 1, 1, 1),
         )
-        yield [generator.optical.select(image) for image in images.chunk(passes)]
+        for member_images in images.chunk(len(members)):
+            yield [generator.optical.select(image) for image in member_images.chunk(passes)]
 
 
 def mean_and_spread(members: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
