@@ -142,7 +142,7 @@ def _save(figure: Figure, path: str | Path, overwrite: bool) -> Path:
         for bits in (8, 6, 5, 4):  # busy pictures give up shades nobody sees, until the file is small
             shades = 2**bits - 1
             rounded = np.round(np.round(picture / 255 * shades) / shades * 255).astype(np.uint8)
-            Image.fromarray(rounded).save(temporary, format="PNG", optimize=True)
+            Image.fromarray(rounded).save(temporary, format="PNG", compress_level=6)
             if temporary.stat().st_size <= MOST_BYTES:
                 break
     return Path(path)
