@@ -67,6 +67,7 @@ def main() -> None:
             print(
                 f"{path.stem}, {inputs[1].shape[1]}x{inputs[1].shape[2]} px, {result.tiles} tiles, {name}:"
                 f" across borders {jumps.across:.2f} DN, inside {jumps.inside:.2f} DN, ratio {jumps.ratio:.3f};"
+                f" between tokens inside {jumps.inside_tokens:.2f} DN, ratio {jumps.ratio_tokens:.3f};"
                 f" worst border {jumps.worst_across:.2f}, worst line inside {jumps.worst_inside:.2f}"
             )
 

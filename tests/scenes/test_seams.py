@@ -62,6 +62,14 @@ class LevelGrounder(BoxGrounder):
         return dataclasses.replace(output, image=output.image + lift)
 
 
+def test_steps_from_token_to_token_are_not_taken_for_seams() -> None:
+    """A step every 16 px, on tile borders as anywhere: large against all lines, equal against lines of its kind."""
+    image = np.tile((np.arange(192) // 16 % 2 * 10.0).astype(np.float32), (1, 192, 1))
+    jumps = seam_jumps(image + image.transpose(0, 2, 1), TileGrid(64, 16))
+    assert jumps.ratio > 5
+    assert jumps.ratio_tokens == pytest.approx(1)
+
+
 def test_blending_takes_a_step_away_that_tiles_side_by_side_show() -> None:
     sar, optical = scene_arrays(150, 150)
     butted = grounded(LevelGrounder(), sar, optical, TileGrid(64, 0))
