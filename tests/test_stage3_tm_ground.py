@@ -582,3 +582,27 @@ def test_without_sar_nothing_depends_on_its_content() -> None:
     first, second = (model.ground(image, opt_v2, 1, use_sar=False).image for image in (s1, s1 + 3.0))
     assert torch.equal(first, second)
     assert not torch.equal(first, model.ground(s1, opt_v2, 1).image)
+
+
+@pytest.mark.parametrize("way", ["learned", "difference"])
+def test_members_share_a_batch_and_are_what_each_would_be_alone(
+    nano: Stage3GroundingModel, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    s1, opt_v2 = plausible_pair(1)
+    shown: list[int] = []
+    evaluate = nano.terramind_generator.denoise_once
+
+    def counted(x_t: torch.Tensor, t: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+        shown.append(len(x_t))
+        return evaluate(x_t, t, codes)
+
+    monkeypatch.setattr(nano.terramind_generator, "denoise_once", counted)
+    options = {"timesteps": 2, "ensemble_size": 3, "tokens": "sample", "grounding": way}
+    alone = nano.ground(s1, opt_v2, batch_size=1, **options)
+    passes = 2 if way == "difference" else 1
+    assert shown == [passes] * 6
+    shown.clear()
+    together = nano.ground(s1, opt_v2, batch_size=8, **options)
+    assert shown == [3 * passes] * 2
+    torch.testing.assert_close(together.image, alone.image, atol=0.05, rtol=0)
+    torch.testing.assert_close(together.uncertainty, alone.uncertainty, atol=0.05, rtol=0)
