@@ -19,9 +19,7 @@ from axs_lib.grounding.hold import gaussian_blur
 
 GUIDE_SIGMA_PX = 2.0  # the SAR is smoothed by so much: speckle guides nobody
 WINDOW_SIGMA_PX = 8.0
-WIDE_WEIGHT = (
-    0.02  # of the whole tile beside the window: where nothing near is known the tile's relation holds
-)
+WIDE_WEIGHT = 0.02  # of the whole tile beside the window: its relation holds where nothing near is known
 RIDGE = 0.02  # z-units squared: guides that vary less explain nothing
 LEAST_VARIANCE = 0.002  # z-units squared, of an image beside which there is something to explain
 STEP = 4  # px between the points where the relation is fitted

@@ -271,10 +271,12 @@ def draw_examples(
     else:
         base: Kind = "degraded" if kind == "swapped" or kind == "blind" else kind
         examples = make_examples(base, *augment(s1, truth, random), random)
-    s1 = examples.s1 if use_sar else generator.sar.mean.expand_as(examples.s1)
+    s1 = examples.s1
     if kind == "swapped":
         chosen = torch.randint(len(donors), (count,), generator=random).tolist()
         s1, _ = augment(torch.stack([donors[index] for index in chosen]), truth, random)
+    if not use_sar:
+        s1 = generator.sar.mean.expand_as(s1)
     z = model._prepare(s1, examples.estimate, examples.trust, use_sar=kind != "blind")
     seeds = sample_seeds(0, count, generator=random)
     logits = [generator.logits({"optical": z.estimate} if kind == "blind" else z.conditions)]

@@ -150,3 +150,8 @@ def test_examples_beside_another_tiles_sar_and_without_any(nano_weights: Path, t
     assert float(swapped["s1"].std((1, 2)).max()) < 1e-5  # the donor is flat
     assert float(swapped["s1"].mean()) > float(plain["s1"].mean())
     assert not blind["s1"].any() and not blind["contradiction"].any()
+
+    # The control without SAR meets nobody's.
+    random = torch.Generator().manual_seed(0)
+    control = draw_examples(model, record, "swapped", 1, random, donors=[donor], use_sar=False)[0]
+    assert float(control[:2].abs().max()) < 1e-5
