@@ -8,7 +8,10 @@ is reported. Then the ways run in turn, and the ratio is the median over the rou
 
     terratorch        TerraMindGeneration in float32        terratorch_bf16   the same under bfloat16 autocast
     float32           our generator                         bfloat16          after ``use_precision(torch.bfloat16)``
+    direct            without Winograd's convolutions       one_evaluation    our generator at one evaluation, always
     compiled          after ``compile()``, in bfloat16 where --compile-dtype says so
+
+Operations are those of the direct convolutions for all ways, so Winograd's share of the peak may pass 100 %.
 
 In: options. Out: a table, and JSON with --json.
 """
@@ -45,7 +48,8 @@ from benchmarks.measure import (
     write_json,
 )
 
-WAYS = ("terratorch", "terratorch_bf16", "float32", "bfloat16", "compiled")
+WAYS = ("terratorch", "terratorch_bf16", "float32", "direct", "one_evaluation", "bfloat16", "compiled")
+DEFAULT_WAYS = WAYS[:-1]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 REFERENCE_SIDE = 128  # at which the output is scaled
 
@@ -176,7 +180,8 @@ def difference_of_precision(generators: Generators, case: Case) -> dict[str, flo
 
 def generators_of(exact: TerraMindGenerator, ways: list[str], compile_dtype: str) -> Generators:
     """A generator for each of our ways."""
-    generators = {"float32": exact}
+    generators = {"float32": exact, "one_evaluation": exact, "direct": copy.deepcopy(exact)}
+    generators["direct"].use_winograd(False)
     if "bfloat16" in ways:
         generators["bfloat16"] = copy.deepcopy(exact)
         generators["bfloat16"].use_precision(torch.bfloat16)
@@ -202,21 +207,22 @@ def measure_case(
     calls: dict[str, Callable[[], object]] = {}
     for way in ways:
         if way in generators:
-            calls[way] = functools.partial(run_ours, generators[way], s1, optical, case.timesteps)
+            timesteps = 1 if way == "one_evaluation" else case.timesteps
+            calls[way] = functools.partial(run_ours, generators[way], s1, optical, timesteps)
         elif reference is not None:
             calls[way] = functools.partial(reference, s1, optical, case.timesteps)
             if way.endswith("bf16"):
                 calls[way] = functools.partial(_autocast, case.device, calls[way])
     times = alternate(calls, rounds, case.device)
     milliseconds = median_milliseconds(times, case.batch)
-    work = gflop(functools.partial(run_ours, generators["float32"], s1, optical, case.timesteps)) / case.batch
+    work = gflop(functools.partial(run_ours, generators["direct"], s1, optical, case.timesteps)) / case.batch
     share = {
         way: 100
         * work
         / (value * 1e-3)
         / peaks["bfloat16" if way in ("bfloat16", "terratorch_bf16") else "float32"]
         for way, value in milliseconds.items()
-        if way != "compiled"
+        if way not in ("compiled", "one_evaluation")
     }
     record: dict[str, Any] = {
         **case.__dict__,
@@ -283,7 +289,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--timesteps", nargs="+", type=int, default=[1, 10], help="divisors of 1000")
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 4])
     parser.add_argument(
-        "--ways", nargs="+", choices=WAYS, default=list(WAYS[:-1]), help="the first is the baseline"
+        "--ways", nargs="+", choices=WAYS, default=list(DEFAULT_WAYS), help="the first is the baseline"
     )
     parser.add_argument("--compile-dtype", choices=list(DTYPES), default="float32")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

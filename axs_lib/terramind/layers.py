@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from axs_lib.terramind.winograd import WinogradConv2d
+
 
 class PointwiseConv2d(nn.Conv2d):
     """A 1 x 1 convolution as a matrix product over the channels; on channels-last memory nothing is copied."""
@@ -68,5 +70,7 @@ def speed_up(unet: Any) -> Any:
                 setattr(parent, name, SpatialAttention(child))
             elif type(child) is nn.Conv2d and child.kernel_size == (1, 1) and child.groups == 1:
                 child.__class__ = PointwiseConv2d
+            elif WinogradConv2d.fits(child):
+                child.__class__ = WinogradConv2d
     unet.out.__class__ = FloatSequential
     return unet.to(memory_format=torch.channels_last)

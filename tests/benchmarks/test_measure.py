@@ -49,7 +49,7 @@ def test_generations_figures() -> None:
         seen.append(timesteps)
         return optical
 
-    ways = ["terratorch", "float32", "bfloat16"]
+    ways = ["terratorch", "float32", "direct", "one_evaluation", "bfloat16"]
     generators = generation.generators_of(model.terramind_generator, ways, "float32")
     peaks = {"float32": 100.0, "bfloat16": 200.0}
     record = generation.measure_case(case, generators, reference, ways, 2, peaks)
