@@ -9,8 +9,8 @@ the channels, which a processor does near its peak.
 The usual points 0, 1, -1, 2, -2 lose a digit at m = 4. Those used here, 0, 0.7, -0.7, 1.4, -1.4, keep it: of an output
 of order 1 the largest error stays under 1e-5 at 192 channels and under 2e-5 at 512; directly it is 1e-5.
 
-Transformed kernels are kept, (m + 2)^2 / 9 times the size of the weights. Gradients, lower precision, other devices and
-images of few pixels take the direct way.
+Transformed kernels are kept as long as their weights and are (m + 2)^2 / 9 times their size. Gradients, lower
+precision, other devices and images of few pixels take the direct way.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.weak import WeakTensorKeyDictionary
 
 POINTS = {2: (0.0, 1.0, -1.0), 4: (0.0, 0.7, -0.7, 1.4, -1.4)}
 LARGE_PIXELS = 144  # from here on tiles of 4 x 4, below tiles of 2 x 2
@@ -112,6 +113,34 @@ def _winograd(x: Tensor, kernel: Tensor, bias: Tensor | None, m: int) -> Tensor:
     return out if bias is None else out + bias
 
 
+_kernels = WeakTensorKeyDictionary()  # by weight: the state it was in, and the transformed kernel
+
+
+def kept_kernel(weight: Tensor, m: int) -> Tensor:
+    """The transformed kernel of a weight, made anew where the weight has changed."""
+    if weight.is_inference():  # changes of it could not be noticed
+        return transform_kernel(weight, m)
+    state = (m, weight.data_ptr(), weight._version)
+    kept = _kernels.get(weight)
+    if kept is None or kept[0] != state:
+        with torch.no_grad():
+            _kernels[weight] = kept = (state, transform_kernel(weight, m))
+    kernel: Tensor = kept[1]
+    return kernel
+
+
+@torch.library.custom_op("axs::winograd_conv2d", mutates_args=())
+def compiled_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, m: int) -> Tensor:
+    """What ``torch.compile`` calls: it sees no inside, so that the kept kernel stays out of the compiled graph."""
+    return winograd(x, kept_kernel(weight, m), bias, m).contiguous(memory_format=torch.channels_last)
+
+
+@compiled_convolution.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor | None, m: int) -> Tensor:
+    shape = (x.shape[0], weight.shape[0], x.shape[2], x.shape[3])
+    return x.new_empty(shape).contiguous(memory_format=torch.channels_last)
+
+
 class WinogradConv2d(nn.Conv2d):
     """A 3 x 3 convolution that takes the shorter way where there is one; weights, names and results stay.
 
@@ -119,9 +148,6 @@ class WinogradConv2d(nn.Conv2d):
     """
 
     _direct = False  # whether the shorter way is forbidden
-    _kept: tuple[Any, Tensor] | None = (
-        None  # the transformed kernel and the state of the weight it was made of
-    )
 
     @classmethod
     def fits(cls, layer: nn.Module) -> bool:
@@ -140,13 +166,16 @@ class WinogradConv2d(nn.Conv2d):
     def use_winograd(self, use: bool) -> None:
         """Allow the shorter way, or forbid it and free the transformed kernel."""
         self._direct = not use
-        self._kept = None
+        _kernels.pop(self.weight, None)
 
     def forward(self, x: Tensor) -> Tensor:
         m = self._tile_side(x)
         if m == 0:
             return super().forward(x)
-        return winograd(x, self._kernel(m), self.bias, m)
+        if torch.compiler.is_compiling():
+            out: Tensor = compiled_convolution(x, self.weight, self.bias, m)
+            return out
+        return winograd(x, kept_kernel(self.weight, m), self.bias, m)
 
     def _tile_side(self, x: Tensor) -> int:
         """Side of the tiles to cut the image into; 0 for the direct way."""
@@ -160,18 +189,5 @@ class WinogradConv2d(nn.Conv2d):
             or weight.dtype != torch.float32
             or torch.is_autocast_enabled("cpu")
             or (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad))
-            or weight.is_inference()  # changes of it could not be noticed
-            or torch.compiler.is_compiling()
         )
         return 0 if direct else 4 if pixels >= LARGE_PIXELS else 2
-
-    def _kernel(self, m: int) -> Tensor:
-        """The transformed weight, kept until the weight changes."""
-        state = (m, self.weight.data_ptr(), self.weight._version)
-        if self._kept is None or self._kept[0] != state:
-            with torch.no_grad():
-                self._kept = (state, transform_kernel(self.weight, m))
-        return self._kept[1]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_kept": None}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -66,7 +68,7 @@ def test_the_points_keep_the_digit_that_the_usual_ones_lose() -> None:
     assert error(None) < 0.5 * error((0.0, 1.0, -1.0, 2.0, -2.0))
 
 
-def ways(made: WinogradConv2d, x: Tensor, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def ways(made: Callable[[Tensor], Tensor], x: Tensor, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Sides of the tiles that a call took the shorter way with."""
     taken: list[int] = []
     real = module.winograd
@@ -97,7 +99,7 @@ def test_gradients_lower_precision_and_a_wish_take_the_direct_way(monkeypatch: p
     with torch.no_grad():
         assert ways(made, x, monkeypatch) == [4]
         made.use_winograd(False)
-        assert ways(made, x, monkeypatch) == [] and made._kept is None
+        assert ways(made, x, monkeypatch) == [] and made.weight not in module._kernels
         made.use_winograd(True)
         assert ways(made, x, monkeypatch) == [4]
 
@@ -127,20 +129,39 @@ def test_a_kept_kernel_follows_its_weight(change: str) -> None:
     assert (made(x) - direct(made, x)).abs().max() < 1e-4
 
 
-def test_kernels_are_kept_but_neither_saved_nor_copied() -> None:
+def test_the_weight_of_an_inference_mode_is_followed_too() -> None:
+    with torch.inference_mode():
+        made, x = layer(), image(1, CHANNELS, 16, 16)
+        made.weight = nn.Parameter(made.weight * 1.0, requires_grad=False)
+        assert made.weight.is_inference()
+        made(x)
+        made.weight.mul_(2.0)
+        assert (made(x) - direct(made, x)).abs().max() < 1e-4
+
+
+def test_kernels_live_as_long_as_their_weights() -> None:
     made, x = layer(), image(1, CHANNELS, 16, 16)
+    before = len(module._kernels)
     made(x)
-    assert made._kept is not None
-    kernel = made._kept[1]
+    kernel = module._kernels[made.weight][1]
     made(x)
-    assert made._kept[1] is kernel
+    assert module._kernels[made.weight][1] is kernel and len(module._kernels) == before + 1
     assert set(made.state_dict()) == {"weight", "bias"}
-    copied = copy.deepcopy(made)
-    restored = pickle.loads(pickle.dumps(made))
-    for other in (copied, restored):
-        assert isinstance(other, WinogradConv2d) and other._kept is None
+    for other in (copy.deepcopy(made), pickle.loads(pickle.dumps(made))):
+        assert isinstance(other, WinogradConv2d) and other.weight not in module._kernels
         assert torch.equal(other(x), made(x))
-    assert made._kept is not None
+    del made, other
+    gc.collect()
+    assert len(module._kernels) == before
+
+
+def test_compiled_it_is_the_same_and_follows_its_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, x = layer(), image(1, CHANNELS, 16, 16)
+    compiled = torch.compile(made, backend="eager", fullgraph=True)
+    assert ways(compiled, x, monkeypatch) == [4]
+    assert torch.equal(compiled(x), made(x))
+    made.weight.mul_(2.0)
+    assert (compiled(x) - direct(made, x)).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize(
@@ -187,4 +208,4 @@ def test_a_wide_unet_equals_terratorchs() -> None:
         assert expected.std() > 0.1
         assert (actual - expected).abs().max() < 1e-4
         wide = [part for part in fast.modules() if isinstance(part, WinogradConv2d)]
-        assert all(part._kept is not None for part in wide)
+        assert all(part.weight in module._kernels for part in wide)
