@@ -1,7 +1,7 @@
 """``axs evaluate``: measure a Stage 3 model, or the whole pipeline, on a folder of real pairs.
 
 In goes a folder of NPZ pairs; out come a table of opt_v2 beside opt_v3 (and opt_v1, of the pipeline), the controls, the
-flood and the gap test that were asked for and, with ``--json``, everything for a script (``docs/evaluate.md``).
+flood, damage and gap tests that were asked for and, with ``--json``, everything for a script (``docs/evaluate.md``).
 """
 
 from __future__ import annotations
@@ -106,6 +106,10 @@ def evaluate(
     flood: Annotated[
         bool, typer.Option("--flood", help="Also simulate a flood that only the SAR shows.")
     ] = False,
+    damages: Annotated[
+        bool,
+        typer.Option("--damages", help="Also ground the truth itself, and the truth with other damage."),
+    ] = False,
     gaps: Annotated[bool, typer.Option("--gaps", help="Also fill simulated and real cloud gaps.")] = False,
     uncertainty: Annotated[
         bool,
@@ -138,6 +142,7 @@ def evaluate(
 
     from axs_lib.data.atomic import atomic_write, check_output
     from axs_lib.evaluate.controls import ControlModels
+    from axs_lib.evaluate.damages import evaluate_damages
     from axs_lib.evaluate.evaluator import evaluate_folder
     from axs_lib.evaluate.flood import evaluate_flood
     from axs_lib.evaluate.models import stage3_of
@@ -198,6 +203,10 @@ def evaluate(
             flooded = evaluate_flood(model, data, timesteps=count, force=force, **common)
             content["flood"] = flooded.to_json()
             tables += flooded.tables()
+        if damages:
+            damaged = evaluate_damages(model, data, timesteps=count, force=force, **common)
+            content["damages"] = damaged.to_json()
+            tables += damaged.tables()
         if gaps:
             from axs_lib.evaluate.gaps import evaluate_gaps
 

@@ -25,6 +25,22 @@ hallucinated texture scale (std of the Gaussian that smooths it)   20 to 80 m   
                      each band on its own: visible, NIR            5 to 20, 10 to 40 DN   5 to 25, 15 to 50 DN
 ==================== ============================================= ====================== ======================
 
+``degrade_lightly`` draws what a good estimate may suffer from, each by chance, down to nothing at all: a head that has
+met only the damage above would repair what is not broken.
+
+==================== ======================================================================== ==========
+component            how                                                                      chance
+==================== ======================================================================== ==========
+nothing              the truth itself                                                         0.10
+displaced patches    1 to 3, else as in ``train``                                             0.25
+sharpness            Gaussian of 5 to 30 m FWHM                                               0.30
+                     averaged to 20, 30 or 40 m pixels; nearest, bilinear or bicubic back     0.30
+                     median of 3 x 3 pixels                                                   0.10
+gain and bias        as in ``train``                                                          0.50
+texture              as in ``train``                                                          0.25
+white noise          10 to 100 DN (1 std, log-uniform), 0.5 to 1.5 times that in each band    0.40
+==================== ======================================================================== ==========
+
 A Gaussian of 30 to 60 m FWHM has a standard deviation of 1.3 to 2.5 px. The texture is white noise between two
 Gaussians (a factor of 3 apart), so it has no grid, no fine grain and no mean. A patch further from the tile's border
 than the tile is large is read from the mirrored tile.
@@ -33,7 +49,7 @@ than the tile is large is read from the mirrored tile.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -50,6 +66,9 @@ DN_MIN, DN_MAX = VALID_DN
 METRES_PER_PIXEL = 10.0
 FWHM_PER_SIGMA = 2.0 * math.sqrt(2.0 * math.log(2.0))
 BANDPASS_RATIO = 3  # outer over inner Gaussian of the band-limited texture
+NO_DAMAGE = 0.10  # chance that a light degradation is none
+LIGHT_RESOLUTION = (5.0, 30.0)  # m, FWHM
+NOISE = (10.0, 100.0)  # DN
 NOISE_STEP = 2  # px between the white-noise samples the texture is smoothed from
 
 
@@ -134,11 +153,7 @@ def degrade(
     Raises:
         InputError: wrong shape, unknown preset, or both a generator and a seed.
     """
-    if truth.ndim not in (3, 4) or truth.shape[-3] != 4 or truth.numel() == 0:
-        raise InputError(
-            f"degrade got a tensor of shape {tuple(truth.shape)}; expected (B,4,H,W) or (4,H,W), not empty, "
-            "with bands B02, B03, B04, B08. Stack or unsqueeze the tile first."
-        )
+    _check_shape(truth)
     if preset not in PRESETS:
         raise InputError(
             f"unknown degradation preset {preset!r}; choose one of {', '.join(map(repr, PRESETS))}."
@@ -165,6 +180,74 @@ def degrade(
     image = image + _texture(image.shape[-2], image.shape[-1], ranges, draw)
     image = image.clamp(DN_MIN, DN_MAX).masked_fill(nodata, math.nan)
     return image.view(tile.shape)
+
+
+def degrade_lightly(truth: Tensor, *, generator: torch.Generator) -> Tensor:
+    """Return an estimate with little or other damage than ``degrade``'s: each component by chance (module's table).
+
+    Args:
+        truth: (B,4,H,W) or (4,H,W) DN in the order B02, B03, B04, B08; NaN marks nodata.
+        generator: source of every draw; its state advances.
+
+    Returns:
+        float32 DN of truth's shape and device, clipped to 1..65535, NaN exactly where truth is NaN.
+
+    Raises:
+        InputError: wrong shape.
+    """
+    _check_shape(truth)
+    tile = truth.detach().to(torch.float32)
+    batch = tile if tile.ndim == 4 else tile.unsqueeze(0)
+    nodata = torch.isnan(batch)
+    draw = _Draw(generator, 1, batch.device)
+    images = torch.cat([_degrade_lightly(image[None], draw) for image in _fill(batch, nodata)])
+    return images.clamp(DN_MIN, DN_MAX).masked_fill(nodata, math.nan).view(tile.shape)
+
+
+def _degrade_lightly(image: Tensor, draw: _Draw) -> Tensor:
+    """One image (1,4,H,W), no nodata."""
+    train = PRESETS["train"]
+
+    def happens(chance: float) -> bool:
+        return bool(draw.uniform(0, 1) < chance)
+
+    if happens(NO_DAMAGE):
+        return image
+    if happens(0.25):
+        image = _displace_patches(image, replace(train, patches=(1, 3)), draw)
+    sharpness = float(draw.uniform(0, 1))
+    if sharpness < 0.30:
+        image = _blur(image, replace(train, resolution=LIGHT_RESOLUTION), draw)
+    elif sharpness < 0.60:
+        image = _resample(image, draw)
+    elif sharpness < 0.70:
+        windows = functional.pad(image, (1, 1, 1, 1), mode="replicate").unfold(2, 3, 1).unfold(3, 3, 1)
+        image = windows.flatten(-2).median(-1).values
+    if happens(0.50):
+        image = _gain_and_bias(image, train, draw)
+    if happens(0.25):
+        image = image + _texture(image.shape[-2], image.shape[-1], train, draw)
+    if happens(0.40):
+        level = torch.exp(draw.uniform(math.log(NOISE[0]), math.log(NOISE[1]))) * draw.uniform(0.5, 1.5, 4)
+        image = image + level[:, :, None, None] * draw.normal(*image.shape[1:])
+    return image
+
+
+def _resample(image: Tensor, draw: _Draw) -> Tensor:
+    """Average to pixels of 20 to 40 m and interpolate back."""
+    height, width = image.shape[-2:]
+    factor = int(draw.uniform(2, 5).floor())
+    coarse = functional.interpolate(image, size=(-(-height // factor), -(-width // factor)), mode="area")
+    mode = ("nearest", "bilinear", "bicubic")[int(draw.uniform(0, 3).floor())]
+    return functional.interpolate(coarse, size=(height, width), mode=mode)
+
+
+def _check_shape(truth: Tensor) -> None:
+    if truth.ndim not in (3, 4) or truth.shape[-3] != 4 or truth.numel() == 0:
+        raise InputError(
+            f"degrade got a tensor of shape {tuple(truth.shape)}; expected (B,4,H,W) or (4,H,W), not empty, "
+            "with bands B02, B03, B04, B08. Stack or unsqueeze the tile first."
+        )
 
 
 class _Draw:

@@ -1,9 +1,9 @@
 """Training examples of Stage 3 from clear pairs: what opt_v2 may look like, and what the answer is.
 
 In goes a batch of crops, SAR and the clear truth; out come the estimate to be grounded, the trust map, and the truth
-after whatever happened to the place. There are three kinds: a degraded estimate (``axs_lib.data.degrade``), one that
-also misses a flood that the SAR shows (``axs_lib.data.flood``; the truth is then water), and clear pixels around clouds
-(``axs_lib.data.clouds``). Every draw comes from the given generator.
+after whatever happened to the place. There are four kinds: a degraded estimate (``axs_lib.data.degrade``), one with
+little or other damage, one that misses a flood which the SAR shows (``axs_lib.data.flood``; the truth is then water),
+and clear pixels around clouds (``axs_lib.data.clouds``). Every draw comes from the given generator.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from torch import Tensor
 from axs_lib.bands import VALID_DN
 from axs_lib.checks import ESTIMATE_TRUST
 from axs_lib.data.clouds import cloud_trust
-from axs_lib.data.degrade import degrade
+from axs_lib.data.degrade import degrade, degrade_lightly
 from axs_lib.data.flood import simulate_flood
 from axs_lib.nodata import fill_nodata
 
-Kind = Literal["degraded", "flood", "gaps"]
+Kind = Literal["degraded", "light", "flood", "gaps"]
 SAR_JITTER_DB = 0.5  # standard deviation of a calibration error, each band and crop
 GAIN_COMMON, GAIN_BAND = 0.10, 0.04  # standard deviations of the brightness augmentation, as fractions
 # Reflectance of open water from clear to laden with sediment, B02 B03 B04 B08, as ranges in DN; drawn together.
@@ -66,7 +66,7 @@ def make_examples(kind: Kind, s1: Tensor, truth: Tensor, random: torch.Generator
     """Examples of one kind.
 
     Args:
-        kind: ``degraded``, ``flood`` or ``gaps``.
+        kind: ``degraded``, ``light``, ``flood`` or ``gaps``.
         s1: (B, 2, H, W) in dB.
         truth: (B, 4, H, W) in DN.
         random: of every draw.
@@ -76,6 +76,8 @@ def make_examples(kind: Kind, s1: Tensor, truth: Tensor, random: torch.Generator
         filled = fill_nodata(truth, trust > 0, fallback=truth.mean((0, 2, 3))[:, None, None])
         return Examples(s1, filled, trust, truth)
     everywhere = torch.full_like(truth[:, :1], ESTIMATE_TRUST)
+    if kind == "light":
+        return Examples(s1, degrade_lightly(truth, generator=random), everywhere, truth)
     degraded = degrade(truth, generator=random, preset="train")
     if kind == "flood":
         s1, water = simulate_flood(s1, generator=random)

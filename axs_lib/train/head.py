@@ -95,25 +95,30 @@ class HeadConfig:
     qualities: tuple[str, ...] = ("ok", "open_water")
     draws: Mapping[HeadKind, int] = field(
         default_factory=lambda: {
-            "degraded": 5,
+            "degraded": 6,
+            "light": 8,
             "swapped": 2,
             "blind": 2,
             "gaps": 3,
             "flood": 2,
-            "chain": 4,
+            "chain": 3,
         }
     )
     kinds: tuple[HeadKind, ...] = (
         "degraded",
+        "light",
         "chain",
+        "degraded",
+        "light",
         "gaps",
         "degraded",
+        "light",
         "swapped",
         "chain",
         "degraded",
+        "light",
         "flood",
         "blind",
-        "chain",
     )
     use_sar: bool = True
     steps: int = 5000

@@ -237,7 +237,7 @@ def test_models_to_compare_with(
     assert "SAR is worth" in result.stdout and "plain U-Net" in result.stdout
 
 
-def test_the_flood_and_the_gaps(
+def test_the_flood_the_damages_and_the_gaps(
     folder: Path, tmp_path: Path, built: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[dict[str, Any]] = []
@@ -248,13 +248,17 @@ def test_the_flood_and_the_gaps(
 
     monkeypatch.setattr(gaps_module, "evaluate_gaps", evaluate_gaps)
     target = tmp_path / "report.json"
-    result = run("--data", folder, "--flood", "--gaps", "--timesteps", "2", "--seed", 3, "--groups", "pairs/a,pairs/b",
-                 "--no-sar-checkpoint", tmp_path / "blind", "--quiet", "--json", target)  # fmt: skip
+    result = run("--data", folder, "--flood", "--damages", "--gaps", "--timesteps", "2", "--seed", 3,
+                 "--groups", "pairs/a,pairs/b", "--no-sar-checkpoint", tmp_path / "blind", "--quiet",
+                 "--json", target)  # fmt: skip
     assert result.exit_code == 0, result.output
     report = json.loads(target.read_text())
     assert report["gaps"] == {"gap": 1} and "gaps filled" in result.stdout
     assert (report["flood"]["tiles"], report["flood"]["timesteps"]) == (2, 2)
     assert "Flood in the SAR alone: 2 dry tiles" in result.stdout
+    assert (report["damages"]["tiles"], report["damages"]["timesteps"]) == (2, 2)
+    assert report["damages"]["rows"][0]["damage"] == "none"
+    assert "Estimates with one damage: 2 tiles" in result.stdout
     model, blind = asked[0].pop("model"), asked[0].pop("no_sar")
     assert isinstance(model, HalfWay) and isinstance(blind, HalfWay) and model is not blind
     assert asked == [

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from axs_lib.data import degrade as module
-from axs_lib.data.degrade import PRESETS, degrade
+from axs_lib.data.degrade import PRESETS, degrade, degrade_lightly
 from axs_lib.errors import InputError
 
 
@@ -168,3 +168,44 @@ def test_wrong_arguments_are_named() -> None:
         degrade(scene(), seed=0, preset="easy")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="both"):
         degrade(scene(), seed=0, generator=torch.Generator())
+
+
+def lightly(truth: torch.Tensor, seed: int = 0) -> torch.Tensor:
+    return degrade_lightly(truth, generator=torch.Generator().manual_seed(seed))
+
+
+def test_light_damage_reaches_from_none_to_noise_coarse_pixels_and_blur() -> None:
+    truth = scene(batch=1).expand(200, -1, -1, -1)
+    estimates = lightly(truth)
+    error = (estimates - truth).square().mean((1, 2, 3)).sqrt()
+    untouched = [torch.equal(a, b) for a, b in zip(estimates, truth, strict=True)]
+    assert 0.05 < sum(untouched) / len(untouched) < 0.25
+    assert error.max() > 100 and error.unique().numel() > 150
+    heavy = (degrade(truth, seed=0) - truth).square().mean((1, 2, 3)).sqrt()
+    assert error.median() < 0.7 * heavy.median()
+    # Neighbours in whole blocks of equal pixels; neighbours that differ more than in the truth's flat fields.
+    flat = (estimates[..., 1::2] - estimates[..., ::2]).abs().amax((1, 2, 3))
+    assert (flat == 0).sum() > sum(untouched)
+    steps = (estimates[..., 1:] - estimates[..., :-1]).abs().median(-1).values.mean((1, 2))
+    assert (steps > 10).float().mean() > 0.2
+
+
+def test_light_damage_is_a_function_of_the_generator() -> None:
+    truth = scene(batch=4)
+    assert torch.equal(lightly(truth), lightly(truth))
+    assert not torch.equal(lightly(truth), lightly(truth, 1))
+    before = torch.get_rng_state()
+    lightly(truth)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_light_damage_keeps_nodata_range_and_shape() -> None:
+    truth = scene(batch=8, height=61, width=47)
+    truth[:, :, :5] = torch.nan
+    truth[:, :, 10:20] = 3.0
+    estimate = lightly(truth)
+    assert estimate.shape == truth.shape and torch.equal(estimate.isnan(), truth.isnan())
+    assert estimate.nan_to_num(1).min() >= 1 and estimate.nan_to_num(1).max() <= 65535
+    assert lightly(truth[0]).shape == truth[0].shape
+    with pytest.raises(InputError, match="expected"):
+        lightly(truth[:, :3])
