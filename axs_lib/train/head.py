@@ -36,7 +36,14 @@ from axs_lib.terramind.load import load_generator
 from axs_lib.terramind.noise import sample_seeds
 from axs_lib.terramind.sampler import build_schedule
 from axs_lib.terramind.tiles import Sampling, draw_proposals
-from axs_lib.terramind.weights import load_strict, read_metadata, read_state, resolve, substate
+from axs_lib.terramind.weights import (
+    load_strict,
+    read_metadata,
+    read_state,
+    resolve,
+    sha256_file,
+    substate,
+)
 from axs_lib.train.examples import SAR_JITTER_DB, Examples, Kind, augment, draw_gain, make_examples
 from axs_lib.train.export import save_state
 from axs_lib.train.loop import fit_module, training_records
@@ -376,7 +383,12 @@ def _package(config: HeadConfig, head: nn.Module, out: Path, step: int) -> Path:
         for key, value in asdict(config).items()
         if key not in ("data", "out", "checkpoint", "start")
     }
-    header = read_metadata(source) | {"head_steps": str(step), "head_config": json.dumps(settings)}
+    header = read_metadata(source) | {"head_config": json.dumps(settings)}
+    if config.start:
+        start = Path(config.start)
+        step += int(read_metadata(start).get("head_steps", 0))
+        header["head_start"] = sha256_file(start)
+    header["head_steps"] = str(step)
     target = out / "nano.safetensors"
     save_state(target, state, header)
     return target

@@ -14,7 +14,7 @@ from axs_lib.errors import InputError
 from axs_lib.stage3_tm_ground import build_stage3_model
 from axs_lib.terramind.adapters import OpticalAdapter
 from axs_lib.terramind.build import NANO_OPTICAL_MEAN, NANO_OPTICAL_STD
-from axs_lib.terramind.weights import read_metadata, read_state
+from axs_lib.terramind.weights import read_metadata, read_state, sha256_file
 from axs_lib.train.examples import make_examples
 from axs_lib.train.head import (
     CHECKPOINT,
@@ -71,10 +71,12 @@ def test_only_the_head_is_trained_and_a_stopped_run_goes_on(nano_weights: Path, 
 
     # Another run may start from that head: without a step it is what it started from.
     further = dataclasses.replace(config, out=str(tmp_path / "c"), start=str(weights), steps=0)
+    started = train_head(further, progress=False)
     assert torch.equal(
-        read_state(train_head(further, progress=False))["head.body.out.weight"],
-        read_state(weights)["head.body.out.weight"],
+        read_state(started)["head.body.out.weight"], read_state(weights)["head.body.out.weight"]
     )
+    header = read_metadata(started)
+    assert header["head_steps"] == "4" and header["head_start"] == sha256_file(weights)
 
 
 def test_examples_say_what_is_known() -> None:
@@ -92,6 +94,10 @@ def test_examples_say_what_is_known() -> None:
     assert flood.truth[:, 3:][water].mean() < truth[:, 3:][water].mean()
     degraded = make_examples("degraded", s1, truth, random)
     assert torch.equal(degraded.truth, truth) and torch.equal(degraded.s1, s1)
+    light = make_examples("light", s1, truth, random)
+    assert torch.equal(light.truth, truth) and (light.trust == 0.5).all()
+    error = ((light.estimate - truth).square().mean(), (degraded.estimate - truth).square().mean())
+    assert 0 < error[0] < error[1]
 
 
 def crops(side: int = 32) -> dict[str, torch.Tensor]:
