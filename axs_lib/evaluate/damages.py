@@ -20,8 +20,9 @@ from torch.nn import functional as F
 
 from axs_lib.bands import DN_PER_REFLECTANCE, VALID_DN
 from axs_lib.data.pairs import PairRecord, Quality, load_pair
+from axs_lib.evaluate.evaluator import water_on_land
 from axs_lib.evaluate.models import Grounder, WholePipeline, ground, stage3_of
-from axs_lib.evaluate.report import finite_only
+from axs_lib.evaluate.report import CONTRADICTED_SHARE, finite_only
 from axs_lib.evaluate.sources import EvaluationTile, batches_of_one_size, select_pairs
 from axs_lib.grounding.hold import gaussian_blur
 from axs_lib.nodata import fill_nodata, valid_pixels
@@ -90,12 +91,14 @@ class DamagedTile:
         before: by damage, of the estimate from the truth.
         after: of opt_v3 from the truth.
         changed: of opt_v3 from the estimate.
+        contradicted: whether the SAR shows water on land of the truth (``TileResult.contradicted``).
     """
 
     record: PairRecord
     before: dict[str, float]
     after: dict[str, float]
     changed: dict[str, float]
+    contradicted: bool = False
 
 
 @dataclass(frozen=True)
@@ -112,29 +115,14 @@ class DamageReport:
     timesteps: int
     seed: int
 
-    def rows(self) -> list[dict[str, Any]]:
-        """A row for each damage; see ``docs/evaluate.md``."""
-        rows: list[dict[str, Any]] = []
-        for name in DAMAGES:
-            before, after, changed = (
-                [getattr(tile, part)[name] for tile in self.tiles] for part in ("before", "after", "changed")
-            )
-            mean_before, mean_after = statistics.fmean(before), statistics.fmean(after)
-            ratios = [new / old for old, new in zip(before, after, strict=True) if old > 0]
-            rows.append(
-                {
-                    "damage": name,
-                    "rmse_v2": mean_before**0.5,
-                    "rmse_v3": mean_after**0.5,
-                    "rms_change": statistics.fmean(changed) ** 0.5,
-                    "mse_improvement_of_mean_%": 100 * (1 - mean_after / mean_before)
-                    if mean_before
-                    else None,
-                    "wins": statistics.fmean(ratio < 1 for ratio in ratios) if ratios else None,
-                    "worst_tile_%": 100 * (max(ratios) - 1) if ratios else None,
-                }
-            )
-        return rows
+    def rows(self, *, contradicted: bool = True) -> list[dict[str, Any]]:
+        """A row for each damage; see ``docs/evaluate.md``.
+
+        Args:
+            contradicted: with the tiles whose SAR shows another day than the truth.
+        """
+        tiles = [tile for tile in self.tiles if contradicted or not tile.contradicted]
+        return [_row(name, tiles) for name in DAMAGES] if tiles else []
 
     def to_json(self) -> dict[str, Any]:
         """The report as plain JSON types; see ``docs/evaluate.md``."""
@@ -143,16 +131,25 @@ class DamageReport:
             "timesteps": self.timesteps,
             "seed": self.seed,
             "rows": self.rows(),
+            "without_contradicted": self.rows(contradicted=False),
         }
         finite: dict[str, Any] = finite_only(report)
         return finite
 
     def tables(self) -> list[Table]:
-        """One rich table, errors in DN."""
+        """A rich table, errors in DN, and another where the SAR contradicts some tiles but not all."""
+        agreeing = sum(not tile.contradicted for tile in self.tiles)
+        tables = [self._table(f"{len(self.tiles)} tiles", self.rows())]
+        if 0 < agreeing < len(self.tiles):
+            title = f"the {agreeing} tiles whose SAR and truth agree about water"
+            tables.append(self._table(title, self.rows(contradicted=False)))
+        return tables
+
+    def _table(self, title: str, rows: list[dict[str, Any]]) -> Table:
         from rich.table import Table
 
         table = Table(
-            title=f"Estimates with one damage: {len(self.tiles)} tiles",
+            title=f"Estimates with one damage: {title}",
             caption=f"{self.timesteps} timesteps · seed {self.seed} · RMSE in DN (reflectance x 10000)",
             header_style="bold",
             box=None,
@@ -161,16 +158,34 @@ class DamageReport:
         table.add_column("damage", no_wrap=True)
         for heading in ("opt_v2", "opt_v3", "changed by", "MSE", "better", "worst tile"):
             table.add_column(heading, justify="right", no_wrap=True)
-        for row in self.rows():
+        for row in rows:
             errors = [f"{DN_PER_REFLECTANCE * row[key]:.0f}" for key in ("rmse_v2", "rmse_v3", "rms_change")]
-            known = row["wins"] is not None
-            shares = (
-                [f"{-row['mse_improvement_of_mean_%']:+.0f} %", f"{100 * row['wins']:.0f} %"]
-                if known
-                else ["", ""]
-            )
-            table.add_row(row["damage"], *errors, *shares, f"{row['worst_tile_%']:+.0f} %" if known else "")
-        return [table]
+            shares = ["", "", ""]
+            if row["wins"] is not None:
+                shares = [
+                    f"{-row['mse_improvement_of_mean_%']:+.0f} %",
+                    f"{100 * row['wins']:.0f} %",
+                    f"{row['worst_tile_%']:+.0f} %",
+                ]
+            table.add_row(row["damage"], *errors, *shares)
+        return table
+
+
+def _row(name: str, tiles: Sequence[DamagedTile]) -> dict[str, Any]:
+    before, after, changed = (
+        [getattr(tile, part)[name] for tile in tiles] for part in ("before", "after", "changed")
+    )
+    mean_before, mean_after = statistics.fmean(before), statistics.fmean(after)
+    ratios = [new / old for old, new in zip(before, after, strict=True) if old > 0]
+    return {
+        "damage": name,
+        "rmse_v2": mean_before**0.5,
+        "rmse_v3": mean_after**0.5,
+        "rms_change": statistics.fmean(changed) ** 0.5,
+        "mse_improvement_of_mean_%": 100 * (1 - mean_after / mean_before) if mean_before else None,
+        "wins": statistics.fmean(ratio < 1 for ratio in ratios) if ratios else None,
+        "worst_tile_%": 100 * (max(ratios) - 1) if ratios else None,
+    }
 
 
 def damage(truth: Tensor, name: str, tile: str) -> Tensor:
@@ -236,9 +251,11 @@ def _damage_tiles(
             for part, (image, other) in zip(parts, pairs, strict=True):
                 part[name] = _mean_squares(image, other, valid)
         for index, tile in enumerate(tiles):
-            yield DamagedTile(
-                tile.record, *({name: errors[index] for name, errors in part.items()} for part in parts)
+            before, after, changed = (
+                {name: errors[index] for name, errors in part.items()} for part in parts
             )
+            contradicted = water_on_land(tile) > CONTRADICTED_SHARE
+            yield DamagedTile(tile.record, before, after, changed, contradicted)
 
 
 def _mean_squares(image: Tensor, other: Tensor, valid: Tensor) -> list[float]:

@@ -175,7 +175,7 @@ class _Evaluation:
                     images.nfe,
                     _metrics(images, index, tile),
                     figures,
-                    _water_on_land(tile),
+                    water_on_land(tile),
                 )
 
     def measure_swapped_proposals(self) -> Iterator[tuple[str, dict[str, float | str]]]:
@@ -221,7 +221,7 @@ def _metrics(images: Images, index: int, tile: EvaluationTile) -> dict[str, floa
     return metrics
 
 
-def _water_on_land(tile: EvaluationTile) -> float:
+def water_on_land(tile: EvaluationTile) -> float:
     """Share of the valid pixels that are open water to the SAR and, by its NDWI, dry land in the truth."""
     valid = valid_pixels(tile.s1[None], tile.truth[None])
     if not bool(valid.any()):

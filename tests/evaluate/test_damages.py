@@ -93,6 +93,23 @@ def test_damage_is_whole_dn_and_depends_on_the_names_alone(name: str) -> None:
     assert damage(torch.full_like(truth, 1.0), name, "one").min() >= 1
 
 
+def test_tiles_of_another_day_are_counted_and_left_out(folder: Path) -> None:
+    sar = np.full((2, SIDES["a"], SIDES["a"]), -10, np.float32)
+    sar[:, :20] = -27.0  # open water, on land of the truth
+    np.savez(folder / "a.npz", s1=sar, s2=scene(SIDES["a"]).numpy().astype(np.uint16))
+
+    def wrong_at_a(s1: Tensor, opt_v2: Tensor) -> Tensor:
+        return opt_v2 - (100.0 if opt_v2.shape[-1] == SIDES["a"] else 0.0)
+
+    report = evaluate_damages(FakeModel(wrong_at_a), folder)  # type: ignore[arg-type]
+    assert [tile.contradicted for tile in report.tiles] == [True, False]
+    written = report.to_json()
+    assert written["rows"][0]["rmse_v3"] > 0 == written["without_contradicted"][0]["rmse_v3"]
+    assert len(report.tables()) == 2
+    (folder / "b.npz").unlink()
+    assert len(evaluate_damages(FakeModel(wrong_at_a), folder).tables()) == 1  # type: ignore[arg-type]
+
+
 def test_the_table_says_what_was_measured(folder: Path) -> None:
     console = Console(file=io.StringIO(), width=100)
     for table in evaluate_damages(FakeModel(lambda s1, opt_v2: opt_v2 - 100.0), folder).tables():  # type: ignore[arg-type]
