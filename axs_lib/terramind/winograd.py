@@ -26,6 +26,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 POINTS = {2: (0.0, 1.0, -1.0), 4: (0.0, 0.7, -0.7, 1.4, -1.4)}
 LARGE_PIXELS = 144  # from here on tiles of 4 x 4, below tiles of 2 x 2
+FEW_TILES = 32  # of 4 x 4 in a batch; fewer do not pay for reading kernels of twice the size
 SMALL_PIXELS = 16  # below, the kernels would be read for too few tiles
 TILES_AT_ONCE = 256  # rows of the matrix products; more would only fall out of the processor's cache
 MIN_CHANNELS = 192  # in and out; below, moving the tiles costs more than is saved
@@ -190,4 +191,7 @@ class WinogradConv2d(nn.Conv2d):
             or torch.is_autocast_enabled("cpu")
             or (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad))
         )
-        return 0 if direct else 4 if pixels >= LARGE_PIXELS else 2
+        if direct:
+            return 0
+        tiles = x.shape[0] * math.ceil(x.shape[-2] / 4) * math.ceil(x.shape[-1] / 4)
+        return 4 if pixels >= LARGE_PIXELS and tiles >= FEW_TILES else 2

@@ -82,14 +82,19 @@ def ways(made: Callable[[Tensor], Tensor], x: Tensor, monkeypatch: pytest.Monkey
     return taken
 
 
-@pytest.mark.parametrize(("side", "taken"), [(32, [4]), (16, [4]), (8, [2]), (4, [2]), (2, [])])
-def test_tiles_fit_the_image(side: int, taken: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("batch", "side", "taken"),
+    [(1, 32, [4]), (2, 16, [4]), (1, 16, [2]), (8, 8, [2]), (1, 4, [2]), (9, 2, [])],
+)
+def test_tiles_fit_the_image(
+    batch: int, side: int, taken: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     made = layer()
-    assert ways(made, image(1, CHANNELS, side, side), monkeypatch) == taken
+    assert ways(made, image(batch, CHANNELS, side, side), monkeypatch) == taken
 
 
 def test_gradients_lower_precision_and_a_wish_take_the_direct_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    made, x = layer(), image(1, CHANNELS, 16, 16)
+    made, x = layer(), image(2, CHANNELS, 16, 16)
     assert ways(made, x.clone().requires_grad_(), monkeypatch) == []
     assert ways(made, x.clone().requires_grad_().detach(), monkeypatch) == [4]
     with torch.autocast("cpu", torch.bfloat16):
@@ -156,7 +161,7 @@ def test_kernels_live_as_long_as_their_weights() -> None:
 
 
 def test_compiled_it_is_the_same_and_follows_its_weight(monkeypatch: pytest.MonkeyPatch) -> None:
-    made, x = layer(), image(1, CHANNELS, 16, 16)
+    made, x = layer(), image(2, CHANNELS, 16, 16)
     compiled = torch.compile(made, backend="eager", fullgraph=True)
     assert ways(compiled, x, monkeypatch) == [4]
     assert torch.equal(compiled(x), made(x))
