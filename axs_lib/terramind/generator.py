@@ -133,8 +133,8 @@ class TerraMindGenerator(nn.Module):
     def use_winograd(self, use: bool = True) -> None:
         """Whether the detokenizer's 3 x 3 convolutions may take the way of fewer multiplications on a CPU.
 
-        They do unless told otherwise. The transformed kernels are kept: up to 1.9 GB for the published variants, none for
-        nano, whose convolutions are too narrow to gain. The image is the same to float32's rounding.
+        They do unless told otherwise. The transformed kernels are kept: up to 1.9 GB for the published variants, none
+        for nano, whose convolutions are too narrow to gain. The image is the same to float32's rounding.
 
         Args:
             use: ``False`` takes the direct way and frees the kernels.
