@@ -4,10 +4,11 @@ In go opt_v1 (B02, B03, B04, B08 in DN, from Stage 1) and metadata (date, place,
 opt_v2, opt_v1 plus a correction of every pixel. Read ``PrithviRefiner.forward`` from top to bottom: its numbered steps
 are the method.
 
-    opt_v1 --+- check, fill, pad, z-score --+- Prithvi: features from four depths --+
-             |               metadata ------+                                       +- ConvNeXt head -- correction
-             |                              +- the image at full resolution --------+                       |
-             +------------------------------------------------------------------------------------ + -------+-- opt_v2
+    opt_v1 --+- check, fill, pad, z-score --+- the season's colour --+- Prithvi: features from four depths --+
+             |              metadata -------+------------------------+                                       |
+             |                                                       +- the image itself ------------- ConvNeXt head
+             |                                                                                               |
+             +------------------------------------------------------------------------------ + -- correction +-- opt_v2
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from axs_lib.checks import check_device, check_optical
 from axs_lib.errors import InputError, UntrainedHeadWarning, WeightsError
 from axs_lib.nodata import valid_pixels
 from axs_lib.prithvi.backbone import MAX_SIDE, TAPS, PrithviBackbone, build_backbone
+from axs_lib.prithvi.colour import SeasonalColour
 from axs_lib.prithvi.head import RefinementHead
 from axs_lib.prithvi.metadata import EncodedMetadata, MetadataLike, encode_metadata
 from axs_lib.prithvi.variants import DEFAULT_VARIANT, NANO, PRITHVI_VARIANTS
@@ -109,7 +111,7 @@ class PrithviRefiner(nn.Module):
 
     Args:
         backbone: the features.
-        head: the correction; a fresh one changes nothing.
+        head: the correction; a fresh one changes nothing, and neither does the fresh season's colour beside it.
         standardize: input is DN; False means z-units in and out.
         metadata_dropout: how often ``train()`` mode forgets date, place and biome.
     """
@@ -125,6 +127,7 @@ class PrithviRefiner(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.head = head
+        self.colour = SeasonalColour()
         self.standardize = standardize
         self.metadata_dropout = metadata_dropout
         self.weights: WeightsInfo | None = None
@@ -133,6 +136,11 @@ class PrithviRefiner(nn.Module):
     def variant(self) -> str:
         """Name of the backbone's architecture."""
         return self.backbone.layout.variant
+
+    @property
+    def untrained(self) -> bool:
+        """Whether head and season's colour are fresh, so that opt_v2 equals opt_v1."""
+        return self.head.untrained and self.colour.untrained
 
     @property
     def device(self) -> torch.device:
@@ -179,7 +187,7 @@ class PrithviRefiner(nn.Module):
         learning = torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
         if self.training and self.metadata_dropout > 0:
             known = known.drop(self.metadata_dropout)
-        if not learning and self.head.untrained:
+        if not learning and self.untrained:
             warnings.warn(
                 "the head of Stage 2 is untrained, so opt_v2 equals opt_v1: load trained weights (variant='nano', or"
                 " checkpoint= of a trained refiner), or train with `axs train stage2`",
@@ -209,8 +217,12 @@ class PrithviRefiner(nn.Module):
         optical, side = self.backbone.optical, self.backbone.layout.side(height, width)
         z = to_network(opt_v1, valid_pixels(opt_v1), side, optical, standardize=self.standardize)
 
-        # 2b. Prithvi reads image and metadata; the head turns its features and the image into a correction.
-        change = self.head(z, self.backbone(z, metadata))[..., :height, :width]
+        # 2b. What the calendar says of the colour; nothing where date or season is unknown.
+        colour = self.colour(z, metadata)
+        z = z + colour
+
+        # 2c. Prithvi reads image and metadata; the head turns its features and the image into a correction.
+        change = (colour + self.head(z, self.backbone(z, metadata)))[..., :height, :width]
         return change * optical.std if self.standardize else change
 
 
@@ -219,8 +231,9 @@ def build_prithvi_refiner(
 ) -> PrithviRefiner:
     """Build Stage 2.
 
-    Loaded weights come frozen. The published files hold Prithvi without a head: the head (and the vectors for unknown
-    metadata and biomes) are then fresh and trainable, and until they are trained opt_v2 equals opt_v1.
+    Loaded weights come frozen. The published files hold Prithvi without a head: the head, the season's colour (and the
+    vectors for unknown metadata and biomes) are then fresh and trainable, and until they are trained opt_v2 equals
+    opt_v1.
 
     Args:
         config: a ``RefinerConfig`` or a mapping of its fields.
@@ -253,6 +266,8 @@ def build_prithvi_refiner(
         backbone, head, standardize=settings.standardize, metadata_dropout=settings.metadata_dropout
     )
     if whole and state is not None:
+        for name, value in refiner.colour.state_dict().items():  # a file older than the season's colour
+            state.setdefault(f"colour.{name}", value)
         load_strict(refiner, state, what=what)
         refiner.requires_grad_(False)
     elif state is not None:

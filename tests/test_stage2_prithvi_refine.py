@@ -372,7 +372,8 @@ def test_a_published_file_gives_a_frozen_prithvi_with_a_fresh_head(tmp_path: Pat
             "backbone.vit.location_embed_enc.unknown",
             "backbone.vit.location_embed_enc.biome.weight",
         }
-        assert trainable - backbone == {f"head.{name}" for name, _ in refiner.head.named_parameters()}
+        head = {f"head.{name}" for name, _ in refiner.head.named_parameters()}
+        assert trainable - backbone == head | {"colour.weight"}
     opt_v1 = images(1, 100, 90)
     with torch.no_grad():
         with pytest.warns(UntrainedHeadWarning):
@@ -383,6 +384,28 @@ def test_a_published_file_gives_a_frozen_prithvi_with_a_fresh_head(tmp_path: Pat
         assert torch.equal(again(opt_v1, KNOWN), refiner(opt_v1, KNOWN))
         assert not torch.equal(again(opt_v1, KNOWN), opt_v1)
     assert not any(p.requires_grad for p in again.parameters())
+
+
+@torch.no_grad()
+def test_the_seasons_colour_is_part_of_the_correction(tmp_path: Path) -> None:
+    """It is added where the date is known, kept in the file, and absent from older files."""
+    from safetensors.torch import load_file, save_file
+
+    refiner = build_prithvi_refiner(variant="nano", pretrained=False)
+    opt_v1 = images(1, 40, 40)
+    refiner.colour.weight[2, 0] = 0.5  # B04, whatever the pixel
+    expected = torch.zeros(4)
+    expected[2] = 0.5 * refiner.backbone.optical.std.flatten()[2]
+    change = (refiner(opt_v1, {"date": "2021-06-21"}) - opt_v1).mean((0, 2, 3))
+    torch.testing.assert_close(change, expected, rtol=1e-3, atol=0.1)
+    assert torch.equal(refiner(opt_v1), opt_v1)
+
+    file = save_refiner(refiner, tmp_path / "new.safetensors")
+    again = build_prithvi_refiner(variant="nano", checkpoint=file)
+    assert torch.equal(again.colour.weight, refiner.colour.weight)
+    older = {name: value for name, value in load_file(file).items() if not name.startswith("colour.")}
+    save_file(older, str(tmp_path / "old.safetensors"), metadata={"stage": "2", "variant": "nano"})
+    assert build_prithvi_refiner(variant="nano", checkpoint=tmp_path / "old.safetensors").colour.untrained
 
 
 @pytest.mark.slow

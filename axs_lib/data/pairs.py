@@ -2,9 +2,9 @@
 
 In: a folder of NPZ files, each with ``s1`` (2,H,W) backscatter in dB and ``s2`` (4,H,W) DN (reflectance x 10000), and
 optionally ``opt_v1``, ``opt_v2`` and ``s2_cloudy`` (4,H,W) DN; with an ``index.csv`` (columns source, id and
-optionally group, quality, level, h, w, split, date, lat, lon, note) the files lie at ``pairs/<source>/<id>.npz``,
-without one every ``*.npz`` below the folder is a pair. Out: ``PairRecord`` (what the index says) and ``Pair`` (float32
-arrays, NaN where there is no data).
+optionally group, quality, level, h, w, split, date or year and month, lat, lon, note) the files lie at
+``pairs/<source>/<id>.npz``, without one every ``*.npz`` below the folder is a pair. Out: ``PairRecord`` (what the index
+says) and ``Pair`` (float32 arrays, NaN where there is no data).
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class PairRecord:
         height: rows, and ``width`` columns, in pixels.
         note: free text.
         split: ``train``, ``validation`` or ``test`` where the index says so.
-        metadata: date (ISO), lat and lon, as far as the index knows them.
+        metadata: date (ISO) or month and year, lat and lon, as far as the index knows them.
     """
 
     path: Path
@@ -256,19 +256,37 @@ def _collect(items: Iterable[T], make: Callable[[T], PairRecord], bad: list[str]
     return records
 
 
+# How the ``dates`` and ``place`` columns of published indices say when and where.
+_DAY = re.compile(r"S2 (\d{4})-?(\d\d)-?(\d\d)")
+_MONTH = re.compile(r"monthly composite (\d{4})-(\d\d)")
+_COUNTED_MONTH = re.compile(r"month (\d+) \(0=Sep\)")
+_DEGREES = r"(-?\d+(?:\.\d+)?)"
+_PLACE = re.compile(rf"\({_DEGREES},\s*{_DEGREES}\)")
+_PLACE_BY_SIDE = re.compile(rf"\({_DEGREES}([NS]) {_DEGREES}([EW])\)")
+SEPTEMBER = 9
+
+
 def _metadata(row: Mapping[str, str]) -> dict[str, str | float]:
-    """Date and place of a row: columns date, lat, lon, or else ``S2 yyyymmdd`` in dates, ``(lat,lon)`` in place."""
+    """When and where of a row: columns date, year, month, lat, lon, or else what dates and place say in words."""
     metadata: dict[str, str | float] = {}
-    date = re.search(
-        r"(\d{4})-?(\d\d)-?(\d\d)", row.get("date") or (row.get("dates") or "").partition("S2 ")[2]
-    )
-    if date:
+    dates, place = row.get("dates") or "", row.get("place") or ""
+    if date := re.search(r"(\d{4})-?(\d\d)-?(\d\d)", row.get("date") or ""):
         metadata["date"] = "-".join(date.groups())
-    degrees = r"(-?\d+(?:\.\d+)?)"
-    place = re.search(rf"\({degrees},\s*{degrees}\)", row.get("place") or "")
-    for key, value in zip(("lat", "lon"), place.groups() if place else ("", ""), strict=True):
-        if row.get(key) or value:
-            metadata[key] = float(row.get(key) or value)
+    elif row.get("month"):
+        metadata |= {key: int(row[key]) for key in ("year", "month") if row.get(key)}
+    elif day := _DAY.search(dates):
+        metadata["date"] = "-".join(day.groups())
+    elif month := _MONTH.search(dates):
+        metadata |= {"year": int(month[1]), "month": int(month[2])}
+    elif counted := _COUNTED_MONTH.search(dates):
+        metadata["month"] = (SEPTEMBER - 1 + int(counted[1])) % 12 + 1
+    if row.get("lat") or row.get("lon"):
+        metadata |= {key: float(row[key]) for key in ("lat", "lon") if row.get(key)}
+    elif point := _PLACE.search(place):
+        metadata |= {"lat": float(point[1]), "lon": float(point[2])}
+    elif point := _PLACE_BY_SIDE.search(place):
+        south, west = point[2] == "S", point[4] == "W"
+        metadata |= {"lat": float(point[1]) * (-1) ** south, "lon": float(point[3]) * (-1) ** west}
     return metadata
 
 

@@ -92,11 +92,13 @@ class Stage2Config(RunConfig):
         metadata_dropout: how often date, place and biome are withheld, each by itself, so that "unknown" is learned.
         brightness_jitter: standard deviation of the logarithm of a gain that both images of a crop share, each band its
             own: with it Stage 2 learns structure, and not the colours of the places it was trained on.
+        fit_colour: fit the season's colour in closed form before the first step, where the pairs carry opt_v1.
     """
 
     estimate: Literal["auto", "file", "degraded"] = "auto"
     metadata_dropout: float = 0.1
     brightness_jitter: float = 0.0
+    fit_colour: bool = True
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,8 @@ from torch.utils.data import DataLoader
 
 from axs_lib.data.atomic import atomic_write
 from axs_lib.errors import InputError, OutputError, WeightsError
-from axs_lib.train.config import RunConfig
+from axs_lib.train.colour import fit_colour
+from axs_lib.train.config import RunConfig, Stage2Config
 from axs_lib.train.export import export_weights
 from axs_lib.train.readers import Split, list_samples, split_samples
 from axs_lib.train.readers.batches import Batch, CropDataset, Indices, TileDataset
@@ -70,6 +71,8 @@ def fit(
     if resumed:
         _check_checkpoint(resumed, config)
     task = build_task(config, estimate_source=source)
+    if isinstance(config, Stage2Config) and config.fit_colour and source == "file" and not resumed:
+        fit_colour(task.model, split.train, progress=progress)
     _remove_leftovers(out)
     data = StageData(config, split, [task.estimate_key] if source == "file" and task.estimate_key else [])
     keeper = Keeper(out, config, watched=bool(split.validation))

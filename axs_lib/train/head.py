@@ -52,7 +52,9 @@ from axs_lib.train.tasks import SEED_STRIDE, own_random
 
 CHECKPOINT, POOL = "head.ckpt", "pool.pt"
 HeadKind = Literal[Kind, "chain", "swapped", "blind"]
-Chain = Callable[[Tensor], Tensor]  # Stages 1 and 2 of nano: SAR in dB to opt_v2 in DN
+Metadata = Mapping[str, str | float]
+# Stages 1 and 2 of nano: SAR in dB, and what is known of each image's date and place, to opt_v2 in DN
+Chain = Callable[[Tensor, list[Metadata | None]], Tensor]
 # Layers of a pool entry, in z-units where they are images, and how many channels each has.
 LAYERS = {"s1": 2, "estimate": 4, "proposal": 4, "trust": 1, "contradiction": 1, "truth": 4}
 ERROR_WEIGHT = 0.05  # of the expected error's likelihood beside the image's own loss
@@ -66,6 +68,7 @@ CALIBRATION, SPECKLE = 0.15, 0.25
 # Brightness of a guess, all bands and each, as fractions (1 standard deviation). On training tiles Stages 1 and 2 know
 # the colour better than elsewhere; what is to be learned is how little a guess of it is worth.
 GUESS_COMMON, GUESS_BAND = 0.15, 0.10
+DATE_KNOWN = 0.7  # of the guesses, where the pair has one
 
 
 @dataclass(frozen=True)
@@ -240,10 +243,10 @@ def _load_donors(records: Sequence[PairRecord]) -> dict[tuple[int, int], list[tu
 
 
 def _build_chain(model: Stage3GroundingModel) -> Chain:
-    """Stage 1 with the model's own generator and the packaged Stage 2, one time step, day and place unknown."""
+    """Stage 1 with the model's own generator and the packaged Stage 2, one time step."""
     stage1 = Stage1Model(model.terramind_generator, timesteps=1).eval()
     stage2 = build_prithvi_refiner(variant="nano")
-    return lambda s1: stage2(stage1.generate(s1).image)
+    return lambda s1, metadata: stage2(stage1.generate(s1).image, metadata)
 
 
 @torch.no_grad()
@@ -279,7 +282,9 @@ def draw_examples(
     if kind == "chain":  # what the light was like, SAR cannot tell, so that brightness is not drawn
         assert chain is not None
         s1 = s1 + torch.randn(count, 2, 1, 1, generator=random) * SAR_JITTER_DB
-        examples = Examples(s1, chain(s1), torch.full_like(s1[:, :1], GUESS_TRUST), truth)
+        known = torch.rand(count, generator=random) < DATE_KNOWN
+        metadata = [record.metadata if each else None for each in known.tolist()]
+        examples = Examples(s1, chain(s1, metadata), torch.full_like(s1[:, :1], GUESS_TRUST), truth)
     else:
         base: Kind = "degraded" if kind == "swapped" or kind == "blind" else kind
         examples = make_examples(base, *augment(s1, truth, random), random)

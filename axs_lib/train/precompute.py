@@ -33,7 +33,8 @@ from axs_lib.train.readers import BadDataWarning, DataConfig, list_samples, spli
 from axs_lib.train.readers.sample import Crop, Sample, Window
 
 ESTIMATE = {"stage1": "opt_v1", "stage2": "opt_v2"}
-INDEX_COLUMNS = ("source", "id", "group", "quality", "h", "w", "split", "date", "lat", "lon")
+WHEN_AND_WHERE = ("date", "year", "month", "lat", "lon")
+INDEX_COLUMNS = ("source", "id", "group", "quality", "h", "w", "split", *WHEN_AND_WHERE)
 Predict = Callable[[list[Crop]], Tensor]
 
 
@@ -352,7 +353,7 @@ def _row(job: Job) -> dict[str, Any]:
         "h": height,
         "w": width,
         "split": sample.split,
-    } | {key: metadata.get(key, "") for key in ("date", "lat", "lon")}
+    } | {key: metadata.get(key, "") for key in WHEN_AND_WHERE}
 
 
 def _write_index(out: Path, rows: list[dict[str, Any]]) -> None:

@@ -267,7 +267,7 @@ def build_task(config: RunConfig, **options: Any) -> StageTask:
 
 
 def choose_trained(model: Any, config: RunConfig) -> None:
-    """Make all weights trainable; with LoRA the adapters, the head, and the vectors for unknown metadata."""
+    """Make all weights trainable; with LoRA adapters, head, season's colour and the vectors for unknown metadata."""
     if config.lora is None:
         model.requires_grad_(True)
         return
@@ -280,7 +280,7 @@ def choose_trained(model: Any, config: RunConfig) -> None:
         target_modules=config.lora.target_modules,
     )
     for name, parameter in model.named_parameters():
-        if name.startswith("head.") or name.endswith(("_enc.unknown", "_enc.biome.weight")):
+        if name.startswith(("head.", "colour.")) or name.endswith(("_enc.unknown", "_enc.biome.weight")):
             parameter.requires_grad_(True)
 
 

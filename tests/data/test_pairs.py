@@ -164,6 +164,36 @@ def test_index_needs_no_more_than_source_and_id(indexed: Path) -> None:
     assert (record.group, record.quality, record.height, record.width) == ("src/a", "ok", 16, 12)
 
 
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        (
+            {"date": "2021-07-14", "lat": "48.2", "lon": "16.4"},
+            {"date": "2021-07-14", "lat": 48.2, "lon": 16.4},
+        ),
+        ({"year": "2020", "month": "11"}, {"year": 2020, "month": 11}),
+        ({"month": "3"}, {"month": 3}),
+        ({"dates": "S1 20170612 / S2 20170613"}, {"date": "2017-06-13"}),
+        ({"dates": "monthly composite 2020-11"}, {"year": 2020, "month": 11}),
+        ({"dates": "monthly aggregate, month 0 (0=Sep)"}, {"month": 9}),
+        ({"dates": "monthly aggregate, month 11 (0=Sep)"}, {"month": 8}),
+        ({"place": "somewhere (45.67, 19.78)"}, {"lat": 45.67, "lon": 19.78}),
+        ({"place": "Belgium (50.63N 5.33E)"}, {"lat": 50.63, "lon": 5.33}),
+        ({"place": "Chile (33.5S 70.6W)"}, {"lat": -33.5, "lon": -70.6}),
+        ({"place": "Finland (location withheld)", "dates": ""}, {}),
+    ],
+)
+def test_when_and_where_are_read_from_the_index(
+    tmp_path: Path, columns: dict[str, str], expected: dict[str, object]
+) -> None:
+    write(tmp_path / "pairs" / "src" / "a.npz", **arrays())
+    names = ",".join(["source", "id", *columns])
+    values = ",".join(["src", "a", *(f'"{value}"' for value in columns.values())])
+    (tmp_path / "index.csv").write_text(f"{names}\n{values}\n")
+    (record,) = list_pairs(tmp_path)
+    assert record.metadata == expected
+
+
 def records(sizes: dict[str, list[int]]) -> list[PairRecord]:
     return [
         PairRecord(Path(f"{group}{i}.npz"), f"{group}{i}", group, "ok", "s", "", side, side)

@@ -1,0 +1,64 @@
+"""The season's colour: what the calendar says of a pixel before Prithvi looks at the picture.
+
+SAR hardly tells a meadow in June from one in October; the date does. In go the first estimate and the metadata, out
+comes a shift of each pixel's colour, a linear function of its own four bands and of the season. It knows no other
+pixel, so it makes no seams, and few enough numbers that a hundred tiles determine them. Without a date, and in the
+tropics, where the calendar year is no season, it is zero.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from axs_lib.bands import OPTICAL_BANDS
+from axs_lib.prithvi.metadata import EncodedMetadata
+
+TROPIC = 23.44  # degrees of latitude
+DAYS = 365.25
+REGRESSORS = 1 + len(OPTICAL_BANDS) + 2
+
+
+class SeasonalColour(nn.Module):
+    """A shift of colour by the season; a fresh one changes nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(len(OPTICAL_BANDS), REGRESSORS))
+
+    @property
+    def untrained(self) -> bool:
+        """Whether it is still at its zero initialisation."""
+        return not bool(self.weight.any())
+
+    def forward(self, image: Tensor, metadata: EncodedMetadata) -> Tensor:
+        """The shift (B, 4, H, W) in z-units, float32; 0 where the season is unknown.
+
+        Args:
+            image: (B, 4, H, W) in z-units.
+            metadata: of the B samples.
+        """
+        with torch.autocast(image.device.type, enabled=False):
+            return torch.einsum("kf,bfhw->bkhw", self.weight, regressors(image.float(), metadata))
+
+
+def regressors(image: Tensor, metadata: EncodedMetadata) -> Tensor:
+    """(B, 7, H, W): one, the four bands, and the season on the year's circle; all 0 where the season is unknown."""
+    known, east, north = (part[:, None, None, None] for part in season(metadata))
+    one = torch.ones_like(image[:, :1])
+    return torch.cat([one, image, one * east, one * north], dim=1) * known
+
+
+def season(metadata: EncodedMetadata) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each sample: 1 where the season is known, else 0; cosine and sine of the time of year, 0 where unknown.
+
+    South of the tropics the year runs half a turn ahead; where no latitude is given, the north is meant.
+    """
+    latitude = metadata.location[:, 0].nan_to_num(90.0)
+    day = metadata.temporal[:, 1]
+    known = (day.isfinite() & (latitude.abs() >= TROPIC)).float()
+    angle = 2 * math.pi * day.nan_to_num() / DAYS
+    side = known * latitude.sign()
+    return known, side * angle.cos(), side * angle.sin()

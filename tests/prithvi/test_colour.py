@@ -1,0 +1,66 @@
+"""The season's colour: local, silent without a date, and half a turn ahead in the south."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pytest
+import torch
+
+from axs_lib.prithvi.colour import SeasonalColour, regressors, season
+from axs_lib.prithvi.metadata import encode_metadata
+
+
+@pytest.fixture
+def colour() -> SeasonalColour:
+    layer = SeasonalColour()
+    torch.nn.init.normal_(layer.weight)
+    return layer
+
+
+def test_a_fresh_one_changes_nothing_and_knows_it() -> None:
+    fresh = SeasonalColour()
+    assert fresh.untrained
+    assert not fresh(torch.randn(1, 4, 8, 8), encode_metadata({"date": "2021-06-21"}, 1)).any()
+
+
+@pytest.mark.parametrize("unknown", [None, {"year": 2021}, {"date": "2021-06-21", "lat": 10.0, "lon": 20.0}])
+@torch.no_grad()
+def test_it_is_silent_without_a_season(colour: SeasonalColour, unknown: Mapping[str, object] | None) -> None:
+    """No day, or a place in the tropics."""
+    assert not colour(torch.randn(1, 4, 8, 8), encode_metadata(unknown, 1)).any()
+
+
+@torch.no_grad()
+def test_summer_and_winter_differ_and_december_meets_january(colour: SeasonalColour) -> None:
+    image = torch.randn(1, 4, 8, 8).expand(4, -1, -1, -1)
+    dates = ["2021-12-31", "2021-01-01", "2021-06-21", "2021-12-21"]
+    last, first, june, december = colour(image, encode_metadata([{"date": date} for date in dates], 4))
+    assert (last - first).norm() < 0.05 * (june - december).norm()
+
+
+@torch.no_grad()
+def test_the_south_runs_half_a_turn_ahead() -> None:
+    places = [{"date": "2021-07-01", "lat": 48.0}, {"date": "2021-12-31", "lat": -35.0}]
+    _, east, north = season(encode_metadata(places, 2))
+    assert east[0].item() == pytest.approx(east[1].item(), abs=0.02)
+    assert north[0].item() == pytest.approx(north[1].item(), abs=0.02)
+
+
+@torch.no_grad()
+def test_a_pixel_is_changed_by_itself_alone(colour: SeasonalColour) -> None:
+    known = encode_metadata({"month": 5}, 1)
+    image = torch.randn(1, 4, 8, 8)
+    changed = image.clone()
+    changed[0, 1, 3, 4] += 1.0
+    moved = (colour(changed, known) - colour(image, known)).abs().amax(1)[0]
+    assert moved[3, 4] > 0
+    moved[3, 4] = 0
+    assert not moved.any()
+
+
+def test_samples_of_a_batch_have_their_own_season() -> None:
+    image = torch.randn(2, 4, 8, 8)
+    both = regressors(image, encode_metadata([{"month": 5}, None], 2))
+    torch.testing.assert_close(both[:1], regressors(image[:1], encode_metadata({"month": 5}, 1)))
+    assert not both[1].any()
