@@ -9,6 +9,7 @@ is reported. Then the ways run in turn, and the ratio is the median over the rou
     terratorch        TerraMindGeneration in float32        terratorch_bf16   the same under bfloat16 autocast
     float32           our generator                         bfloat16          after ``use_precision(torch.bfloat16)``
     direct            without Winograd's convolutions       one_evaluation    our generator at one evaluation, always
+    int8_one          at one evaluation after ``use_precision(torch.int8)``, on a CPU
     compiled          after ``compile()``, in bfloat16 where --compile-dtype says so
 
 Operations are those of the direct convolutions for all ways, so Winograd's share of the peak may pass 100 %.
@@ -48,8 +49,18 @@ from benchmarks.measure import (
     write_json,
 )
 
-WAYS = ("terratorch", "terratorch_bf16", "float32", "direct", "one_evaluation", "bfloat16", "compiled")
-DEFAULT_WAYS = WAYS[:-1]
+WAYS = (
+    "terratorch",
+    "terratorch_bf16",
+    "float32",
+    "direct",
+    "one_evaluation",
+    "bfloat16",
+    "int8_one",
+    "compiled",
+)
+DEFAULT_WAYS = WAYS[:-2]
+ONE_EVALUATION = ("one_evaluation", "int8_one")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 REFERENCE_SIDE = 128  # at which the output is scaled
 
@@ -167,15 +178,26 @@ def difference_from_terratorch(model: Any, generator: TerraMindGenerator, case: 
 
 
 def difference_of_precision(generators: Generators, case: Case) -> dict[str, float]:
-    """RMS and largest difference of the lower precision from our float32, end to end with soft tokens, z-units."""
-    if "bfloat16" not in generators:
-        return {}
+    """RMS and largest difference of lower precision from our float32, end to end with soft tokens, z-units.
+
+    Of 8-bit integers also how many of the most likely tokens stay: with random weights no token is likely, so that soft
+    tokens hardly differ.
+    """
     s1, optical = case.inputs()
-    exact, rough = (
-        run_ours(generators[n], s1, optical, case.timesteps, "soft") for n in ("float32", "bfloat16")
-    )
-    error = (exact - rough).abs()
-    return {"bfloat16_rms": float(error.square().mean().sqrt()), "bfloat16_largest": float(error.max())}
+    figures = {}
+    for way, name in (("bfloat16", "bfloat16"), ("int8_one", "int8")):
+        if way not in generators:
+            continue
+        exact, rough = (
+            run_ours(generators[n], s1, optical, case.timesteps, "soft") for n in ("float32", way)
+        )
+        error = (exact - rough).abs()
+        figures |= {f"{name}_rms": float(error.square().mean().sqrt()), f"{name}_largest": float(error.max())}
+    if "int8_one" in generators:
+        inputs = {"s1": s1, "optical": optical}
+        exact, rough = (generators[n].logits(inputs).argmax(-1) for n in ("float32", "int8_one"))
+        figures["int8_equal_tokens_%"] = 100 * float((exact == rough).float().mean())
+    return figures
 
 
 def generators_of(exact: TerraMindGenerator, ways: list[str], compile_dtype: str) -> Generators:
@@ -185,6 +207,9 @@ def generators_of(exact: TerraMindGenerator, ways: list[str], compile_dtype: str
     if "bfloat16" in ways:
         generators["bfloat16"] = copy.deepcopy(exact)
         generators["bfloat16"].use_precision(torch.bfloat16)
+    if "int8_one" in ways:
+        generators["int8_one"] = copy.deepcopy(exact)
+        generators["int8_one"].use_precision(torch.int8)
     if "compiled" in ways:
         generators["compiled"] = copy.deepcopy(exact)
         if compile_dtype != "float32":
@@ -207,7 +232,7 @@ def measure_case(
     calls: dict[str, Callable[[], object]] = {}
     for way in ways:
         if way in generators:
-            timesteps = 1 if way == "one_evaluation" else case.timesteps
+            timesteps = 1 if way in ONE_EVALUATION else case.timesteps
             calls[way] = functools.partial(run_ours, generators[way], s1, optical, timesteps)
         elif reference is not None:
             calls[way] = functools.partial(reference, s1, optical, case.timesteps)
@@ -222,7 +247,7 @@ def measure_case(
         / (value * 1e-3)
         / peaks["bfloat16" if way in ("bfloat16", "terratorch_bf16") else "float32"]
         for way, value in milliseconds.items()
-        if way not in ("compiled", "one_evaluation")
+        if way != "compiled" and way not in ONE_EVALUATION
     }
     record: dict[str, Any] = {
         **case.__dict__,
@@ -337,7 +362,8 @@ def main() -> None:
     print()
     print(table(rows_of(records), COLUMNS))
     accuracy = ("variant", "side", "timesteps", "batch", "output_std", "largest_difference", "equal_tokens_%")
-    print(table(records, (*accuracy, "bfloat16_rms", "bfloat16_largest", "gflop_a_tile")))
+    precision = ("bfloat16_rms", "bfloat16_largest", "int8_rms", "int8_equal_tokens_%")
+    print(table(records, (*accuracy, *precision, "gflop_a_tile")))
     figures = {"machine": machine() | {"threads": torch.get_num_threads()}, "peak_gflops": peaks}
     write_json(arguments.json, figures | {"cases": records})
 

@@ -36,10 +36,11 @@ DEFAULT_ENSEMBLE = 4  # members, where an uncertainty map is asked for and no si
 
 
 class Precision(StrEnum):
-    """Floating-point type of the network's arithmetic."""
+    """Arithmetic of the network."""
 
     float32 = "float32"
     bfloat16 = "bfloat16"
+    int8 = "int8"
 
 
 class Product(StrEnum):
@@ -136,7 +137,7 @@ def ground(
         str | None, typer.Option(help="cpu, cuda, cuda:1 ...; the GPU where there is one.")
     ] = None,
     dtype: Annotated[
-        Precision, typer.Option(help="Arithmetic; bfloat16 is faster on a GPU.")
+        Precision, typer.Option(help="Arithmetic; bfloat16 is faster on a GPU, int8 on a CPU.")
     ] = Precision.float32,
     ensemble_size: Annotated[
         int | None, typer.Option(min=1, help="Members averaged: 1, or 4 where --uncertainty is given.")
@@ -367,6 +368,8 @@ def _run(
     model = stage3_tm_ground.build_stage3_model(
         settings["timesteps"], device=str(target), s1_product=s1_product, **given
     )
+    if dtype == Precision.int8:
+        model.terramind_generator.use_precision(torch.int8)
     try:
         mixed = torch.autocast(target.type, torch.bfloat16, enabled=dtype == Precision.bfloat16)
         with torch.no_grad(), mixed:

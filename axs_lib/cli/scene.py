@@ -121,6 +121,8 @@ def ground_files(
     model = stage3_tm_ground.build_stage3_model(
         settings["timesteps"], device=str(target), s1_product=s1_product, **given
     )
+    if dtype == "int8":
+        model.terramind_generator.use_precision(torch.int8)
     mixed = torch.autocast(target.type, torch.bfloat16, enabled=dtype == "bfloat16")
     with _memory_errors(str(target)), mixed:
         result = ground_scene(

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from axs_lib.errors import InputError
 from axs_lib.terramind.adapters import OpticalAdapter, SarAdapter
+from axs_lib.terramind.int8 import round_linears
 from axs_lib.terramind.noise import gumbel_field
 from axs_lib.terramind.sampler import Schedule, denoise
 from axs_lib.terramind.winograd import WinogradConv2d
@@ -118,17 +119,36 @@ class TerraMindGenerator(nn.Module):
 
         Half the memory, and faster where the processor or GPU has instructions for it. Autocast alone would convert the
         frozen weights anew at every evaluation. Normalisation, the image's last layers, the codes and the scheduler's
-        steps stay in float32.
+        steps stay in float32. With 8-bit integers the detokenizer does, too: only the products of encoder and decoder
+        are rounded, which is for a CPU and pays where they are most of the work, at few time steps.
 
         Args:
-            dtype: ``torch.bfloat16`` (or ``torch.float16`` on a GPU).
+            dtype: ``torch.bfloat16``, ``torch.float16`` on a GPU, or ``torch.int8`` on a CPU. From 8 bits there is no
+                way back but building anew.
+
+        Raises:
+            InputError: another one, or 8-bit integers on a GPU.
         """
+        if dtype == torch.int8:
+            self._use_int8()
+            return
+        if not dtype.is_floating_point:
+            raise InputError(f"precision is {dtype}; expected torch.bfloat16, torch.float16 or torch.int8")
         kept = set(self.detokenizer.out.modules())
         for part in (self.core, self.detokenizer):
             for module in part.modules():
                 if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d) and module not in kept:
                     module.to(dtype)
         self.precision = dtype
+
+    def _use_int8(self) -> None:
+        device = next(self.detokenizer.parameters()).device
+        if device.type != "cpu":
+            raise InputError(
+                f"8-bit integers are for a CPU and the model is on {device}; there use_precision(torch.bfloat16)"
+            )
+        for part in (self.core.encoder, self.core.decoder, self.core.decoder_embeddings):
+            round_linears(part)
 
     def use_winograd(self, use: bool = True) -> None:
         """Whether the detokenizer's 3 x 3 convolutions may take the way of fewer multiplications on a CPU.

@@ -93,6 +93,22 @@ def test_every_option_reaches_the_model(axs: Run, fake_model: FakeModel, npz: Pa
     assert fake_model.autocast
 
 
+def test_eight_bit_integers_change_the_image_by_next_to_nothing(axs: Run, tmp_path: Path) -> None:
+    images = {}
+    for dtype in ("float32", "int8"):
+        out = tmp_path / f"{dtype}.tif"
+        result = axs(
+            "ground", "--s1", S1, "--opt-v2", S2, "--out", out, "--variant", "nano", "--timesteps", 1,
+            "--grounding", "difference", "--device", "cpu", "--dtype", dtype,
+        )  # fmt: skip
+        assert result.exit_code == 0, result.output
+        with rasterio.open(out) as written:
+            assert written.tags()["AXS_DTYPE"] == dtype
+            images[dtype] = written.read().astype(np.float64)
+    difference = images["int8"] - images["float32"]
+    assert 0 < np.sqrt(np.mean(difference**2)) < 5
+
+
 def test_one_npz_holds_both(axs: Run, fake_model: FakeModel, npz: Path, tmp_path: Path) -> None:
     assert axs("ground", "--s1", npz, "--out", tmp_path / "o.npz").exit_code == 0
     with np.load(tmp_path / "o.npz", allow_pickle=False) as data:
