@@ -12,6 +12,8 @@ no_sar             Stage 3 retrained without SAR: it is given the mean backscatt
 plain              one plain U-Net
 mean_colour        the mean colour of nano's training tiles everywhere
 tile_mean          the true mean colour of the tile: an oracle that knows place and season, and nothing else
+no_date            the pipeline's opt_v3 where nothing is known of date and place
+no_date_v2         its opt_v2 there
 ================== ==================================================================================================
 
 The other tile is the next in the list, of another group (and of the same size) where there is one.
@@ -40,6 +42,8 @@ NO_SAR = "no_sar"
 PLAIN = "plain"
 MEAN_COLOUR = "mean_colour"
 TILE_MEAN = "tile_mean"
+NO_DATE = "no_date"
+NO_DATE_V2 = "no_date_v2"
 CONTROL_LABELS = {
     SAR_SWAPPED: "another tile's SAR",
     PROPOSAL_SWAPPED: "another tile's proposal",
@@ -47,6 +51,8 @@ CONTROL_LABELS = {
     PLAIN: "one plain U-Net",
     MEAN_COLOUR: "mean colour",
     TILE_MEAN: "tile's true mean colour",
+    NO_DATE: "date and place withheld",
+    NO_DATE_V2: "opt_v2, date and place withheld",
 }
 
 
@@ -123,7 +129,8 @@ def control_images(
     donors: dict[str, PairRecord],
     floors: bool,
 ) -> dict[str, Tensor]:
-    """The image (B,4,H,W) of every control but ``proposal_swapped``, which needs all tiles to have been grounded.
+    """The image (B,4,H,W) of every control but ``proposal_swapped``, which needs all tiles to have been grounded, and
+    those of the whole pipeline.
 
     Args:
         tiles: of one size.

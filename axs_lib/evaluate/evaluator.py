@@ -21,6 +21,8 @@ from axs_lib.bands import OPTICAL_BANDS
 from axs_lib.data.pairs import PairRecord, Quality, load_pair
 from axs_lib.errors import InputError
 from axs_lib.evaluate.controls import (
+    NO_DATE,
+    NO_DATE_V2,
     PROPOSAL_SWAPPED,
     SAR_SWAPPED,
     ControlModels,
@@ -164,6 +166,7 @@ class _Evaluation:
                 donors=self.donors,
                 floors=self.controls,
             )
+            others |= self._undated(tiles)
             if self.donors:
                 self._keep(tiles, images)
             for index, tile in enumerate(tiles):
@@ -196,6 +199,15 @@ class _Evaluation:
     def _batches(self) -> Iterator[list[EvaluationTile]]:
         for chunk in batches_of_one_size(self.records, self.batch_size):
             yield [EvaluationTile(load_pair(record), self.source, force=self.force) for record in chunk]
+
+    def _undated(self, tiles: list[EvaluationTile]) -> dict[str, Tensor]:
+        """The pipeline's images where nothing is known of date and place, if anything was."""
+        pipeline = not isinstance(self.model, Grounder)
+        if not (self.controls and pipeline and any(record.metadata for record in self.records)):
+            return {}
+        s1, opt_v2 = (torch.stack([getattr(tile, name) for tile in tiles]) for name in ("s1", "opt_v2"))
+        images = run(self.model, s1, opt_v2, [{} for _ in tiles], self.timesteps, self.seed)
+        return {NO_DATE: images.opt_v3, NO_DATE_V2: images.opt_v2}
 
     def _keep(self, tiles: list[EvaluationTile], images: Images) -> None:
         proposals = images.proposal

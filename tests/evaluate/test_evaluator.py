@@ -444,6 +444,22 @@ def test_the_pipelines_controls_keep_its_opt_v2(folder: Path) -> None:
         )
 
 
+def test_what_the_date_is_worth(folder: Path) -> None:
+    """With dates in the index the pipeline runs again without them; without any it does not."""
+    assert "no_date" not in evaluate_folder(FakePipeline(), folder, controls=True).summary()["ok"]
+    index = (folder / "index.csv").read_text().splitlines()
+    dated = [f"{index[0]},date", f"{index[1]},2021-07-14", *(f"{row}," for row in index[2:])]
+    (folder / "index.csv").write_text("\n".join(dated))
+    pipeline = FakePipeline()
+    report = evaluate_folder(pipeline, folder, controls=True)
+    assert pipeline.metadata == [{"date": "2021-07-14"}, {}, {}, {}, {}, {}]
+    for result in report.tiles:  # this one's images do not depend on the date
+        assert result.controls["no_date_v2"]["mse"] == pytest.approx(result.metrics["mse_v2"])
+        assert result.controls["no_date"]["mse"] == pytest.approx(result.metrics["mse_v3"])
+    assert "date and place withheld" in rendered(report)
+    assert "no_date" not in evaluate_folder(FakePipeline(), folder).summary()["ok"]
+
+
 @pytest.mark.parametrize(
     ("model", "source"), [(FakePipeline(), "degraded"), (FakeModel(), "stage2"), (FakePipeline(), "file")]
 )
