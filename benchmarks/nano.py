@@ -7,6 +7,7 @@ Sections (--only):
     growth       milliseconds by time steps, batch, tile side and ensemble size, one thing changed at a time
     work         GFLOP of the parts and the share of the processor's peak that they reach
     levers       what each way to be faster brings: the same call without and with it, in turn
+    precision    what lower precision changes on the packaged real tiles, degraded: RMS in DN, and the error itself
     memory       resident memory after 8 and after many tiles: it must not grow with their number
     start        a fresh process: seconds to import, to build, to the first tile
     commands     wall time of `axs --help`, `axs info` and `axs demo`
@@ -34,6 +35,8 @@ from unittest import mock
 import torch
 from torch import Tensor
 
+from axs_lib.data.degrade import degrade
+from axs_lib.data.samples import load_sample, sample_names
 from axs_lib.grounding.hold import gaussian_blur
 from axs_lib.pipeline import Pipeline, build_pipeline
 from axs_lib.stage3_tm_ground import Stage3GroundingModel
@@ -53,7 +56,7 @@ from benchmarks.measure import (
 )
 
 SIDE = 120
-SECTIONS = ("throughput", "growth", "work", "levers", "memory", "start", "commands", "profile")
+SECTIONS = ("throughput", "growth", "work", "levers", "precision", "memory", "start", "commands", "profile")
 START = """
 import json, time
 start = time.perf_counter()
@@ -200,6 +203,33 @@ def levers(model: Stage3GroundingModel, rounds: int, batch: int) -> list[dict[st
     return rows
 
 
+def precision(model: Stage3GroundingModel) -> list[dict[str, Any]]:
+    """RMS in DN of what bfloat16 and 8-bit integers change, and the error of opt_v3, at one evaluation."""
+    ways = {"float32": model}
+    for name, dtype in (("bfloat16", torch.bfloat16), ("int8", torch.int8)):
+        ways[name] = copy.deepcopy(model)
+        ways[name].terramind_generator.use_precision(dtype)
+
+    def rms(image: Tensor) -> float:
+        return float(image.square().nanmean().sqrt())
+
+    pairs = []
+    for name in sample_names():
+        s1, truth = (torch.from_numpy(raster.batch) for raster in load_sample(name))
+        pairs.append((s1, truth, degrade(truth, seed=0, preset="test")))
+    exact = [model.ground(s1, opt_v2, 1) for s1, _, opt_v2 in pairs]
+    rows = []
+    for name, way in ways.items():
+        outputs = [way.ground(s1, opt_v2, 1) for s1, _, opt_v2 in pairs]
+        each = {
+            "proposal_dn": [rms(a.proposal - b.proposal) for a, b in zip(outputs, exact, strict=True)],
+            "opt_v3_dn": [rms(a.image - b.image) for a, b in zip(outputs, exact, strict=True)],
+            "error_dn": [rms(a.image - truth) for a, (_, truth, _) in zip(outputs, pairs, strict=True)],
+        }
+        rows.append({"precision": name} | {key: statistics.fmean(values) for key, values in each.items()})
+    return rows
+
+
 def memory(pipeline: Pipeline, quick: bool) -> list[dict[str, Any]]:
     """Peak resident memory of this process after so many tiles, a batch at a time."""
     batch = 2 if quick else 8
@@ -270,6 +300,8 @@ def measure(pipeline: Pipeline, arguments: argparse.Namespace) -> dict[str, Any]
         figures["work"] = work(pipeline, rounds, batch, peak_gflops(size=512 if quick else 2048))
     if "levers" in arguments.only:
         figures["levers"] = levers(pipeline.stage3, rounds, batch)
+    if "precision" in arguments.only:
+        figures["precision"] = precision(pipeline.stage3)
     if "start" in arguments.only:
         figures["start"] = [start()]
     if "commands" in arguments.only:

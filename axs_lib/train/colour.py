@@ -7,7 +7,7 @@ each tile. The fit comes before the training, which may change it further.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from axs_lib.stage2_prithvi_refine import PrithviRefiner
 from axs_lib.train.readers.sample import Sample
 
 MOST_SAMPLES = 2000  # evenly spread; more would only take longer to read
-RIDGE = 0.3  # beside the tiles' mean squares of order 1; the constant is hardly held back
+RIDGE, RIDGE_OF_CONSTANT = 0.3, 0.01  # beside the tiles' mean squares, which are of order 1
 SIDE = 256  # px of a sample that are read
 
 
@@ -41,36 +41,46 @@ def fit_colour(refiner: PrithviRefiner, samples: Sequence[Sample], *, progress: 
     """
     if len(samples) > MOST_SAMPLES:
         samples = [samples[i * len(samples) // MOST_SAMPLES] for i in range(MOST_SAMPLES)]
-    group_size = Counter(sample.group for sample in samples)
-    gram, moment, used = torch.zeros(REGRESSORS, REGRESSORS).double(), torch.zeros(REGRESSORS, 4).double(), 0
+    tiles = []
     for sample in track(samples, "season's colour", enabled=progress, total=len(samples)):
         try:
-            x, y = _system(refiner, sample)
+            crop = sample.read(sample.centre(SIDE))
         except InputError:
             continue
-        if len(x) == 0:
-            continue
-        weight = group_size[sample.group] ** -0.5 / len(x)
-        gram += weight * x.T @ x
-        moment += weight * x.T @ y
-        used += 1
+        before, truth = (
+            refiner.backbone.optical.to_z(torch.from_numpy(image.copy())[None]).float()
+            for image in (crop.estimates["opt_v1"], crop.s2)
+        )
+        tiles.append((sample.group, *normal_equations(before, truth, crop.metadata)))
+    used = [tile for tile in tiles if bool(tile[1].any())]
     if used:
-        ridge = torch.full((REGRESSORS,), RIDGE, dtype=torch.float64)
-        ridge[0] = 0.01
-        solution = torch.linalg.solve(gram + torch.diag(ridge), moment)
-        refiner.colour.weight.copy_(solution.T)
-    return used
+        refiner.colour.weight.copy_(solve(used))
+    return len(used)
 
 
-def _system(refiner: PrithviRefiner, sample: Sample) -> tuple[Tensor, Tensor]:
-    """Regressors (N, 7) and what is missing (N, 4) in z-units, of the pixels that count; N = 0 without a season."""
-    crop = sample.read(sample.centre(SIDE))
-    optical = refiner.backbone.optical
-    before, truth = (
-        optical.to_z(torch.from_numpy(image.copy())[None]).float()
-        for image in (crop.estimates["opt_v1"], crop.s2)
-    )
-    x = regressors(before, encode_metadata([crop.metadata], 1))[0].flatten(1).T
-    y = (truth - before)[0].flatten(1).T
+def normal_equations(before: Tensor, truth: Tensor, metadata: Mapping[str, object]) -> tuple[Tensor, Tensor]:
+    """(7, 7) and (7, 4), float64: means over the pixels that count; zero where the season is unknown.
+
+    Args:
+        before: (1, 4, H, W) in z-units, NaN = nodata.
+        truth: (1, 4, H, W) likewise.
+        metadata: of the tile.
+    """
+    x = regressors(before, encode_metadata([metadata], 1))[0].flatten(1).T.double()
+    y = (truth - before)[0].flatten(1).T.double()
     counts = (x[:, 0] != 0) & x.isfinite().all(1) & y.isfinite().all(1)
-    return x[counts].double(), y[counts].double()
+    x, y = x[counts], y[counts]
+    return x.T @ x / max(1, len(x)), x.T @ y / max(1, len(x))
+
+
+def solve(tiles: Sequence[tuple[str, Tensor, Tensor]]) -> Tensor:
+    """(4, 7) weight of ``SeasonalColour``: ridge regression over tiles, each with its group and normal equations."""
+    group_size = Counter(group for group, _, _ in tiles)
+    weights = [group_size[group] ** -0.5 for group, _, _ in tiles]
+    gram, moment = (
+        torch.stack([weight * tile[which] for weight, tile in zip(weights, tiles, strict=True)]).sum(0)
+        for which in (1, 2)
+    )
+    ridge = torch.full((REGRESSORS,), RIDGE, dtype=torch.float64)
+    ridge[0] = RIDGE_OF_CONSTANT
+    return torch.linalg.solve(gram + torch.diag(ridge), moment).T.float()

@@ -69,7 +69,7 @@ def test_nanos_figures(tmp_path: Path) -> None:
     pipeline = Pipeline(Stage1Model(model.terramind_generator).eval(), stage2, model)
     threads = torch.get_num_threads()
     arguments = argparse.Namespace(
-        only=["memory", "throughput", "growth", "work", "levers"],
+        only=["memory", "throughput", "growth", "work", "levers", "precision"],
         threads=[1],
         timesteps=[1],
         batches=[1],
@@ -86,6 +86,8 @@ def test_nanos_figures(tmp_path: Path) -> None:
     assert {row["changed"] for row in figures["growth"]} == {"timesteps", "batch", "side", "ensemble"}
     assert all(row["gflop_a_tile"] > 0 and row["share_of_peak_%"] > 0 for row in figures["work"])
     assert all(row["times_faster"] > 0 for row in figures["levers"])
+    exact, *rounded = figures["precision"]
+    assert exact["proposal_dn"] == 0 and all(row["proposal_dn"] > 0 for row in rounded)
     assert figures["memory"][-1]["tiles"] == 4
     measure.write_json(tmp_path / "f.json", {"machine": measure.machine()} | figures)
     assert json.loads((tmp_path / "f.json").read_text())["machine"]["torch"] == torch.__version__
