@@ -25,12 +25,15 @@ class Int8Linear(nn.Module):
         linear: the layer whose weights are rounded; its bias is kept.
     """
 
+    weight: Tensor  # (in, out) int8: transposed as the product wants it
+    scale: Tensor
+    bias: Tensor
+
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         weight = linear.weight.detach().float()
         scale = _scale(weight)
         bias = torch.zeros(len(weight)) if linear.bias is None else linear.bias.detach().float()
-        # Transposed as the product wants it.
         self.register_buffer("weight", (weight / scale).round().to(torch.int8).T.contiguous())
         self.register_buffer("scale", scale.flatten())
         self.register_buffer("bias", bias.clone())
