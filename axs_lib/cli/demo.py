@@ -98,7 +98,7 @@ def demo(
         f"opt_v2 is simulated: the truth, damaged by the {PRESET!r} preset of axs_lib.data.degrade.\n"
     )
     _show_table(
-        console, "The whole pipeline, from SAR alone", pipeline_figures, PIPELINE_COLUMNS, PIPELINE_IMAGES
+        console, "The whole pipeline, from SAR and date", pipeline_figures, PIPELINE_COLUMNS, PIPELINE_IMAGES
     )
     _show_wins(console, pipeline_figures, "mean_colour", "the mean colour")
     console.print(
@@ -245,7 +245,7 @@ def run_pipeline(
         opt_v2=output.opt_v2,
         opt_v3=output.opt_v3,
         truth=optical.data,
-        title=f"{name} from SAR alone: {pipeline.variant}, {settings['timesteps']} steps, {known}",
+        title=f"{name} from SAR and date: {pipeline.variant}, {settings['timesteps']} steps, {known}",
         metrics=figures,
     )
     return figures

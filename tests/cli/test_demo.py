@@ -78,7 +78,7 @@ def check_pipeline(folder: Path, printed: str) -> None:
         variance = truth.data.astype(float).var((1, 2)).mean() / 10_000**2
         assert record["tiles"][name]["mse_mean_colour"] == pytest.approx(variance, rel=1e-4)
     words = " ".join(printed.split())
-    assert "from SAR alone" in words and "opt_v1" in words and "mean colour" in words
+    assert "from SAR and date" in words and "opt_v1" in words and "mean colour" in words
     assert "nano is a demonstration" in words
     assert "MSE is lower in opt_v3 than in the mean colour on 0 of 3 tiles." in words
 
