@@ -134,8 +134,8 @@ not map floods or crops with it. For that, use IBM's TerraMind weights and fine-
 modified Copernicus Sentinel data. opt_v2 is simulated (`axs_lib.data.degrade`: preset `train`, and light damage), or
 what Stages 1 and 2 draw of the training tiles. Commands, each with `--data DIR`:
 `axs train nano --config configs/nano_stage3.yaml`, `axs train generator --config configs/nano_generator.yaml`,
-`axs train head --config configs/nano_head_first.yaml`, `configs/nano_head_second.yaml` and `configs/nano_head.yaml`, the
-first two beside the Stage 2 that was packaged then.{note}
+`axs train head --config configs/nano_head_first.yaml`, `configs/nano_head_second.yaml` and `configs/nano_head.yaml`,
+the first two beside the Stage 2 that was packaged then.{note}
 
 Kept out of training: the test groups
 {test}
