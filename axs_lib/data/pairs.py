@@ -31,6 +31,15 @@ ARRAY_KEYS = ("s1", "s1_vv", "s1_vh", "s2", "s2_real", "opt_v1", "opt_v2", "s2_c
 QUALITY_OK = "ok"
 QUALITY_BAD = "bad"
 
+# How the ``dates`` and ``place`` columns of published indices say when and where.
+_DAY = re.compile(r"S2 (\d{4})-?(\d\d)-?(\d\d)")
+_MONTH = re.compile(r"monthly composite (\d{4})-(\d\d)")
+_COUNTED_MONTH = re.compile(r"month (\d+) \(0=Sep\)")
+_DEGREES = r"(-?\d+(?:\.\d+)?)"
+_PLACE = re.compile(rf"\({_DEGREES},\s*{_DEGREES}\)")
+_PLACE_BY_SIDE = re.compile(rf"\({_DEGREES}([NS]) {_DEGREES}([EW])\)")
+SEPTEMBER = 9
+
 
 @dataclass(frozen=True)
 class PairRecord:
@@ -254,16 +263,6 @@ def _collect(items: Iterable[T], make: Callable[[T], PairRecord], bad: list[str]
                 raise
             bad.append(str(error))
     return records
-
-
-# How the ``dates`` and ``place`` columns of published indices say when and where.
-_DAY = re.compile(r"S2 (\d{4})-?(\d\d)-?(\d\d)")
-_MONTH = re.compile(r"monthly composite (\d{4})-(\d\d)")
-_COUNTED_MONTH = re.compile(r"month (\d+) \(0=Sep\)")
-_DEGREES = r"(-?\d+(?:\.\d+)?)"
-_PLACE = re.compile(rf"\({_DEGREES},\s*{_DEGREES}\)")
-_PLACE_BY_SIDE = re.compile(rf"\({_DEGREES}([NS]) {_DEGREES}([EW])\)")
-SEPTEMBER = 9
 
 
 def _metadata(row: Mapping[str, str]) -> dict[str, str | float]:

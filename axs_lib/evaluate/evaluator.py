@@ -202,8 +202,8 @@ class _Evaluation:
 
     def _undated(self, tiles: list[EvaluationTile]) -> dict[str, Tensor]:
         """The pipeline's images where nothing is known of date and place, if anything was."""
-        pipeline = not isinstance(self.model, Grounder)
-        if not (self.controls and pipeline and any(record.metadata for record in self.records)):
+        known = any(record.metadata for record in self.records)
+        if isinstance(self.model, Grounder) or not (self.controls and known):
             return {}
         s1, opt_v2 = (torch.stack([getattr(tile, name) for tile in tiles]) for name in ("s1", "opt_v2"))
         images = run(self.model, s1, opt_v2, [{} for _ in tiles], self.timesteps, self.seed)
