@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from axs_lib.errors import InputError
 from axs_lib.terramind.adapters import OpticalAdapter, SarAdapter
-from axs_lib.terramind.int8 import round_linears
+from axs_lib.terramind.int8 import round_convolutions, round_linears
 from axs_lib.terramind.noise import gumbel_field
 from axs_lib.terramind.sampler import Schedule, denoise
 from axs_lib.terramind.winograd import WinogradConv2d
@@ -119,8 +119,10 @@ class TerraMindGenerator(nn.Module):
 
         Half the memory, and faster where the processor or GPU has instructions for it. Autocast alone would convert the
         frozen weights anew at every evaluation. Normalisation, the image's last layers, the codes and the scheduler's
-        steps stay in float32. With 8-bit integers the detokenizer does, too: only the products of encoder and decoder
-        are rounded, which is for a CPU and pays where they are most of the work, at few time steps.
+        steps stay in float32.
+
+        8-bit integers are for a CPU: the products of encoder and decoder, and on a processor that multiplies bytes the
+        detokenizer's wide convolutions but the first and the last (nano has none so wide).
 
         Args:
             dtype: ``torch.bfloat16``, ``torch.float16`` on a GPU, or ``torch.int8`` on a CPU. From 8 bits there is no
@@ -149,6 +151,7 @@ class TerraMindGenerator(nn.Module):
             )
         for part in (self.core.encoder, self.core.decoder, self.core.decoder_embeddings):
             round_linears(part)
+        round_convolutions(self.detokenizer)
 
     def use_winograd(self, use: bool = True) -> None:
         """Whether the detokenizer's 3 x 3 convolutions may take the way of fewer multiplications on a CPU.
