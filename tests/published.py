@@ -83,3 +83,23 @@ def publish(variant: str, folder: Path) -> Published:
     """Build terratorch's own generation and write its two files into ``folder``."""
     reference = reference_generation(variant, ["S1GRD", "S1RTC", "S2L2A"])
     return Published(variant, reference, save_published(reference, folder, variant))
+
+
+def wide_unet() -> Any:
+    """terratorch's U-Net with 192 channels, as wide as the layers of the published variants that are sped up."""
+    from terratorch.models.backbones.terramind.tokenizer.models.unet.unet import PatchedUNetCondCat
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        unet = PatchedUNetCondCat(
+            in_channels=12,
+            out_channels=12,
+            cond_channels=3,
+            patch_size=4,
+            model_channels=192,
+            num_res_blocks=1,
+            attention_resolutions=[2],
+            channel_mult=(1, 1),
+        )
+    redraw_zero_parameters(unet)
+    return unet.eval()

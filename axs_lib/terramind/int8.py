@@ -71,7 +71,7 @@ class Int8Linear(_Rounded):
         linear: the layer whose weights are rounded; its bias is kept.
     """
 
-    weight: Tensor | None  # (in, out) int8, as PyTorch's own product wants it
+    weight: Tensor  # (in, out) int8, as PyTorch's own product wants it; None where it is packed
     middle: Tensor
 
     def __init__(self, linear: nn.Linear) -> None:
@@ -123,14 +123,14 @@ class Int8Conv2d(_Rounded):
         self.register_buffer("middle", torch.full((conv.in_channels, 1, 1), self.zero + 0.5))
 
     @classmethod
-    def fits(cls, layer: nn.Module) -> bool:
-        """Whether a layer is a convolution wide enough to gain."""
+    def fits(cls, layer: nn.Module, narrowest: int = MIN_CHANNELS) -> bool:
+        """Whether a layer is a convolution that can be rounded, and wide enough to gain."""
         return (
             isinstance(layer, nn.Conv2d)
             and layer.groups == 1
             and layer.padding_mode == "zeros"
             and not isinstance(layer.padding, str)
-            and min(layer.in_channels, layer.out_channels) >= MIN_CHANNELS
+            and min(layer.in_channels, layer.out_channels) >= narrowest
         )
 
     @torch.no_grad()
@@ -162,10 +162,14 @@ def round_linears(module: nn.Module) -> int:
     return count
 
 
-def round_convolutions(unet: Any) -> int:
+def round_convolutions(unet: Any, narrowest: int = MIN_CHANNELS) -> int:
     """Replace the wide convolutions of terratorch's U-Net but the first and the last; returns how many.
 
     The first reads the noised image itself and the last writes the image: their rounding would be the image's.
+
+    Args:
+        unet: changed in place.
+        narrowest: channels, in and out, from which on a convolution counts as wide.
     """
     if not multiplies_bytes():
         return 0
@@ -174,7 +178,7 @@ def round_convolutions(unet: Any) -> int:
     for parent in list(unet.modules()):
         after_silu = False
         for name, child in list(parent.named_children()):
-            if Int8Conv2d.fits(child) and child not in kept:
+            if Int8Conv2d.fits(child, narrowest) and child not in kept:
                 setattr(parent, name, Int8Conv2d(child, after_silu=after_silu))
                 count += 1
             in_order = isinstance(parent, nn.Sequential)
@@ -184,7 +188,14 @@ def round_convolutions(unet: Any) -> int:
     return count
 
 
-_FLOAT_OUT = (1.0, 0, torch.float32, "none", [], "")  # oneDNN: nothing rounds the result, nothing follows it
+_FLOAT_OUT: tuple[Any, ...] = (
+    1.0,
+    0,
+    torch.float32,
+    "none",
+    [],
+    "",
+)  # oneDNN: nothing rounds the result, nothing follows it
 
 
 def _packed_linear(rounded: Tensor) -> Tensor:

@@ -1,18 +1,33 @@
-"""8-bit linear layers: nearly the same result, token by token, and no way to save them by mistake."""
+"""8-bit layers: nearly the same result, token by token and image by image, and no way to save them by mistake."""
 
 from __future__ import annotations
 
 import copy
+import pickle
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from axs_lib.errors import InputError
 from axs_lib.stage3_tm_ground import build_stage3_model
-from axs_lib.terramind.int8 import Int8Linear, round_linears
+from axs_lib.terramind import int8 as module
+from axs_lib.terramind.int8 import Int8Conv2d, Int8Linear, multiplies_bytes, round_convolutions, round_linears
+from axs_lib.terramind.layers import speed_up
 from tests.models import plausible_pair
+from tests.published import wide_unet
+
+needs_bytes = pytest.mark.skipif(not multiplies_bytes(), reason="the processor does not multiply bytes")
+
+
+@pytest.fixture(params=[True, False], ids=["bytes", "integers"])
+def _way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both products: oneDNN's of bytes, and PyTorch's own where the processor has none."""
+    if request.param and not multiplies_bytes():
+        pytest.skip("the processor does not multiply bytes")
+    monkeypatch.setattr(module, "multiplies_bytes", lambda: request.param)
 
 
 @pytest.fixture
@@ -22,6 +37,7 @@ def linear() -> nn.Linear:
     return layer
 
 
+@pytest.mark.usefixtures("_way")
 @torch.no_grad()
 def test_it_is_the_layer_to_a_hundredth_in_every_channel(linear: nn.Linear) -> None:
     x = torch.randn(3, 50, 256) * torch.logspace(-3, 2, 50)[:, None]  # and tokens of very different size
@@ -31,6 +47,7 @@ def test_it_is_the_layer_to_a_hundredth_in_every_channel(linear: nn.Linear) -> N
     assert (error.square().mean((0, 2)) < (0.02**2) * exact.square().mean((0, 2))).all()
 
 
+@pytest.mark.usefixtures("_way")
 @torch.no_grad()
 def test_a_token_depends_on_no_other(linear: nn.Linear) -> None:
     layer, x = Int8Linear(linear), torch.randn(4, 7, 256)
@@ -42,6 +59,7 @@ def test_a_token_depends_on_no_other(linear: nn.Linear) -> None:
     assert changed[1].isnan().all() and changed[0].isfinite().all()
 
 
+@pytest.mark.usefixtures("_way")
 @torch.no_grad()
 def test_nothing_in_gives_the_bias(linear: nn.Linear) -> None:
     assert torch.equal(Int8Linear(linear)(torch.zeros(2, 256)), linear.bias.expand(2, -1))
@@ -62,7 +80,7 @@ def test_nanos_image_changes_by_less_than_its_rounding() -> None:
     assert (before.image - after.image).square().mean().sqrt() < 1.0
 
 
-def test_only_encoder_and_decoder_are_rounded() -> None:
+def test_of_nano_only_encoder_and_decoder_are_rounded() -> None:
     generator = build_stage3_model(variant="nano").terramind_generator
     before = {name: value.clone() for name, value in generator.detokenizer.state_dict().items()}
     generator.use_precision(torch.int8)
@@ -70,6 +88,99 @@ def test_only_encoder_and_decoder_are_rounded() -> None:
     assert round_linears(generator.core.encoder) == 0
     with pytest.raises(InputError, match="save the model before"):
         generator.state_dict()
+
+
+@pytest.fixture
+def conv() -> nn.Conv2d:
+    layer = nn.Conv2d(192, 200, 3, padding=1).requires_grad_(False)
+    layer.weight *= torch.logspace(-2, 1, 200)[:, None, None, None]
+    return layer
+
+
+@needs_bytes
+@torch.no_grad()
+@pytest.mark.parametrize("after_silu", [True, False])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_it_is_the_convolution_to_a_hundredth(conv: nn.Conv2d, after_silu: bool, stride: int) -> None:
+    """In every channel and image, with borders and images of very different brightness in a batch."""
+    conv.stride = (stride, stride)
+    x = torch.randn(3, 192, 20, 13)
+    x = F.silu(x * 3) if after_silu else x * torch.tensor([0.01, 1.0, 100.0])[:, None, None, None]
+    bias = conv.bias[:, None, None]  # type: ignore[index]
+    exact = conv(x) - bias
+    error = Int8Conv2d(conv, after_silu=after_silu)(x) - bias - exact
+    assert (error.square().mean((0, 2, 3)) < (0.02**2) * exact.square().mean((0, 2, 3))).all()
+    assert (error.square().mean((1, 2, 3)) < (0.02**2) * exact.square().mean((1, 2, 3))).all()
+
+
+@needs_bytes
+@torch.no_grad()
+def test_a_silus_values_are_rounded_finer_where_that_is_known(conv: nn.Conv2d) -> None:
+    x = F.silu(2.0 * torch.randn(2, 192, 16, 16))
+    error = {
+        known: (Int8Conv2d(conv, after_silu=known)(x) - conv(x)).square().mean() for known in (True, False)
+    }
+    assert error[True] < error[False]
+    dark = -torch.rand(1, 192, 8, 8) * 0.278  # nothing above 0: the bytes below it must do
+    error = (Int8Conv2d(conv, after_silu=True)(dark) - conv(dark)).square().mean()
+    assert error < (0.05**2) * conv(dark).square().mean()
+
+
+@needs_bytes
+@torch.no_grad()
+def test_an_image_depends_on_no_other(conv: nn.Conv2d) -> None:
+    layer, x = Int8Conv2d(conv), torch.randn(4, 192, 8, 8)
+    together = layer(x)
+    x[0] *= 1000.0
+    x[1] = torch.nan
+    changed = layer(x)
+    assert torch.equal(changed[2:], together[2:])
+    assert changed[1].isnan().all() and changed[0].isfinite().all()
+
+
+@needs_bytes
+@torch.no_grad()
+def test_the_wide_convolutions_of_a_unet_are_rounded_but_the_first_and_the_last() -> None:
+    exact = speed_up(wide_unet())
+    rough = copy.deepcopy(exact)
+    count = round_convolutions(rough)
+    rounded = {name: part for name, part in rough.named_modules() if isinstance(part, Int8Conv2d)}
+    assert count == len(rounded) >= 8
+    assert not any(name.startswith(("input_blocks.0.", "out.")) for name in rounded)
+    after_silu = {name for name, part in rounded.items() if part.after_silu}
+    assert after_silu == {name for name in rounded if "_layers." in name}
+    assert round_convolutions(rough) == 0
+    x, t, codes = torch.randn(2, 12, 64, 64), torch.tensor([999, 300]), torch.randn(2, 3, 4, 4)
+    before, after = exact(x, t, codes), rough(x, t, codes)
+    assert 0.0 < (before - after).std() < 0.1 * before.std()
+    assert torch.equal(copy.deepcopy(rough)(x, t, codes), after)
+    with pytest.raises(InputError, match="for inference alone"):
+        pickle.dumps(rough)
+
+
+def test_without_products_of_bytes_the_unet_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "multiplies_bytes", lambda: False)
+    unet = speed_up(wide_unet())
+    assert round_convolutions(unet) == 0
+    assert not any(isinstance(part, Int8Conv2d) for part in unet.modules())
+
+
+@pytest.mark.parametrize("lacking", ["vnni", "layers", "right"])
+def test_only_exact_products_of_bytes_are_used(lacking: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the instructions some processors clip sums of products: they must not pass."""
+    if lacking == "vnni":
+        monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
+    elif lacking == "layers":
+        monkeypatch.setattr(module, "_packed_linear", lambda weight: torch.ops.onednn.no_such_layer(weight))
+    else:
+        monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: True)
+        monkeypatch.setattr(module, "_packed_linear", lambda weight: weight)
+        monkeypatch.setattr(module, "_linear", lambda *_: torch.tensor(32767.0))
+    multiplies_bytes.cache_clear()
+    try:
+        assert not multiplies_bytes()
+    finally:
+        multiplies_bytes.cache_clear()
 
 
 def test_rounded_weights_are_not_saved(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from axs_lib.terramind import winograd as module
 from axs_lib.terramind.layers import speed_up
 from axs_lib.terramind.winograd import WinogradConv2d, transform_kernel, winograd
-from tests.published import redraw_zero_parameters
+from tests.published import wide_unet
 
 CHANNELS = 192
 
@@ -188,22 +188,7 @@ def test_other_layers_are_left_alone(other: nn.Module) -> None:
 
 
 def test_a_wide_unet_equals_terratorchs() -> None:
-    from terratorch.models.backbones.terramind.tokenizer.models.unet.unet import PatchedUNetCondCat
-
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        original = PatchedUNetCondCat(
-            in_channels=12,
-            out_channels=12,
-            cond_channels=3,
-            patch_size=4,
-            model_channels=192,
-            num_res_blocks=1,
-            attention_resolutions=[2],
-            channel_mult=(1, 1),
-        )
-    redraw_zero_parameters(original)
-    original.eval()
+    original = wide_unet()
     fast = speed_up(copy.deepcopy(original))
     assert sum(isinstance(part, WinogradConv2d) for part in fast.modules()) >= 8
     x, codes = image(2, 12, 64, 64), image(2, 3, 4, 4)
