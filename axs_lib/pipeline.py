@@ -96,6 +96,19 @@ class Pipeline(nn.Module):
         """Where the model's parameters are."""
         return self.stage3.device
 
+    def use_precision(self, dtype: torch.dtype) -> None:
+        """Let the generators of Stage 1 and Stage 3 compute in a lower precision, for inference.
+
+        Args:
+            dtype: as for ``TerraMindGenerator.use_precision``.
+
+        Raises:
+            InputError: a precision that there is not here.
+        """
+        self.stage3.use_precision(dtype)
+        if not self.shares_generator:
+            self.stage1.use_precision(dtype)
+
     @property
     def provenance(self) -> dict[str, str]:
         """What made an output, for file tags; Stage 1's own where its generator is not Stage 3's."""
@@ -132,7 +145,7 @@ class Pipeline(nn.Module):
             tokens: ``"soft"`` (deterministic), ``"argmax"`` or ``"sample"``.
             temperature: of soft and sampled tokens.
             ensemble_size: runs of the whole pipeline with noise of their own, so that the uncertainty of an early stage
-                reaches the last; images are their mean.
+                reaches the last, and the tile turned or mirrored for the grounding head; images are their mean.
             origin: scene (row, column) of the image's upper left pixel, which fixes the noise.
             batch_size: tiles a network sees at once.
 
@@ -160,7 +173,7 @@ class Pipeline(nn.Module):
             first = self.stage1.generate(sar.s1, timesteps, **options)
             refined = self.stage2(first.image, metadata, batch_size=batch_size)
             guess = torch.full_like(refined[:, :1], GUESS_TRUST)
-            last = self.stage3.ground(sar.s1, refined, timesteps, trust=guess, **options)
+            last = self.stage3.ground(sar.s1, refined, timesteps, trust=guess, orientation=member, **options)
             runs.append((first.image, refined, last.image))
             variances += [last.uncertainty.square()] if last.uncertainty is not None else []
 

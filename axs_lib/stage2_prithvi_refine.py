@@ -30,7 +30,7 @@ from axs_lib.checks import check_device, check_optical
 from axs_lib.errors import InputError, UntrainedHeadWarning, WeightsError
 from axs_lib.nodata import valid_pixels
 from axs_lib.prithvi.backbone import MAX_SIDE, TAPS, PrithviBackbone, build_backbone
-from axs_lib.prithvi.colour import SeasonalColour
+from axs_lib.prithvi.colour import SeasonalColour, season
 from axs_lib.prithvi.head import RefinementHead
 from axs_lib.prithvi.metadata import EncodedMetadata, MetadataLike, encode_metadata
 from axs_lib.prithvi.variants import DEFAULT_VARIANT, NANO, PRITHVI_VARIANTS
@@ -56,6 +56,8 @@ class RefinerConfig:
         head_widths: channels of the head at full, half and quarter resolution.
         metadata_dropout: how often ``train()`` mode forgets date, place and biome (each by itself), so that
             "unknown" is learned.
+        needs_season: leave images alone whose season is unknown, without a date or in the tropics; ``None`` does what
+            the file of weights says, and corrects every image where it says nothing.
     """
 
     variant: str = DEFAULT_VARIANT
@@ -66,6 +68,7 @@ class RefinerConfig:
     standardize: bool = True
     head_widths: tuple[int, int, int] = (16, 48, 96)
     metadata_dropout: float = 0.1
+    needs_season: bool | None = None
 
     def __post_init__(self) -> None:
         find_variant(self.variant, PRITHVI_VARIANTS)
@@ -114,6 +117,7 @@ class PrithviRefiner(nn.Module):
         head: the correction; a fresh one changes nothing, and neither does the fresh season's colour beside it.
         standardize: input is DN; False means z-units in and out.
         metadata_dropout: how often ``train()`` mode forgets date, place and biome.
+        needs_season: leave images alone whose season is unknown.
     """
 
     def __init__(
@@ -123,6 +127,7 @@ class PrithviRefiner(nn.Module):
         *,
         standardize: bool = True,
         metadata_dropout: float = 0.1,
+        needs_season: bool = False,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -130,6 +135,7 @@ class PrithviRefiner(nn.Module):
         self.colour = SeasonalColour()
         self.standardize = standardize
         self.metadata_dropout = metadata_dropout
+        self.needs_season = needs_season
         self.weights: WeightsInfo | None = None
 
     @property
@@ -158,6 +164,8 @@ class PrithviRefiner(nn.Module):
 
     def forward(self, opt_v1: Tensor, metadata: MetadataLike = None, *, batch_size: int = 8) -> Tensor:
         """opt_v2 of opt_v1.
+
+        Of a model that needs the season (nano) opt_v2 is opt_v1 where that is unknown: without a date, in the tropics.
 
         An image's result depends on its own pixels and metadata, not on its batch mates (within 1 DN). Images over
         256 px are cut on a grid anchored to their upper left pixel and blended. Differentiable where gradients are on
@@ -223,6 +231,8 @@ class PrithviRefiner(nn.Module):
 
         # 2c. Prithvi reads image and metadata; the head turns its features and the image into a correction.
         change = (colour + self.head(z, self.backbone(z, metadata)))[..., :height, :width]
+        if self.needs_season:
+            change = change * season(metadata).known[:, None, None, None]
         return change * optical.std if self.standardize else change
 
 
@@ -250,10 +260,13 @@ def build_prithvi_refiner(
     state: dict[str, Tensor] | None = None
     info: WeightsInfo | None = None
     what = settings.variant
+    needs_season = settings.needs_season
     if settings.pretrained:
         spec = PRITHVI_VARIANTS[settings.variant]
         files = resolve(spec, checkpoint=settings.checkpoint, revision=settings.revision)
-        _check_header(files.generator, settings.variant)
+        said = _check_header(files.generator, settings.variant)
+        if needs_season is None:
+            needs_season = said.get("needs_season") == "yes"
         state, info = read_state(files.generator), files.info
         what = f"{settings.variant} ({files.generator})"
     whole = state is not None and (
@@ -263,7 +276,11 @@ def build_prithvi_refiner(
     backbone = build_backbone(settings.variant, None if whole else state, what=what)
     head = RefinementHead(backbone.layout.dim, TAPS, settings.head_widths)
     refiner = PrithviRefiner(
-        backbone, head, standardize=settings.standardize, metadata_dropout=settings.metadata_dropout
+        backbone,
+        head,
+        standardize=settings.standardize,
+        metadata_dropout=settings.metadata_dropout,
+        needs_season=bool(needs_season),
     )
     if whole and state is not None:
         for name, value in refiner.colour.state_dict().items():  # a file older than the season's colour
@@ -308,6 +325,7 @@ def save_refiner(
 
     target = Path(path)
     header = {"stage": "2", "variant": refiner.variant} | dict(notes or {})
+    header["needs_season"] = "yes" if refiner.needs_season else "no"
     with atomic_write(target, overwrite=overwrite) as temporary:
         save_file(
             {name: stored(value) for name, value in refiner.state_dict().items()},
@@ -321,13 +339,14 @@ def _fields(config: RefinerConfig) -> dict[str, Any]:
     return {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
 
 
-def _check_header(path: Path, variant: str) -> None:
-    """Refuse a file that says it holds another variant."""
+def _check_header(path: Path, variant: str) -> Mapping[str, str]:
+    """What a file says of itself; refuse one that holds another variant."""
     if path.suffix != ".safetensors":
-        return
+        return {}
     said = read_metadata(path)
     if said.get("stage", "2") != "2" or said.get("variant", variant) != variant:
         raise WeightsError(
             f"{path} holds the variant {said.get('variant')!r} of stage {said.get('stage', '2')}; expected"
             f" {variant!r} of stage 2: pass variant= of the file, or another file"
         )
+    return said

@@ -29,6 +29,7 @@ from axs_lib.grounding.difference import difference_correction
 from axs_lib.grounding.gap import fit_to_observed, unknown_share
 from axs_lib.grounding.head import Correction, GroundingHead
 from axs_lib.grounding.hold import LowFrequencyHold
+from axs_lib.grounding.orientation import turn
 from axs_lib.hub import HubMixin
 from axs_lib.metrics import stage3_metrics
 from axs_lib.nodata import fill_nodata, pad_square, valid_pixels
@@ -160,6 +161,7 @@ class Stage3GroundingModel(GeneratorStage, HubMixin):
         broad_changes: bool | None = None,
         grounding: str | None = None,
         scheduler: str | None = None,
+        orientation: int = 0,
         origin: tuple[int, int] | Tensor = (0, 0),
         batch_size: int = 8,
     ) -> Stage3Output:
@@ -177,7 +179,8 @@ class Stage3GroundingModel(GeneratorStage, HubMixin):
             generator: draw the seeds from a ``torch.Generator`` (or one a sample) instead.
             tokens: ``"soft"`` (deterministic), ``"argmax"`` or ``"sample"``.
             temperature: of soft and sampled tokens.
-            ensemble_size: members averaged; from 2 on their spread is part of the uncertainty map.
+            ensemble_size: members averaged, with noise of their own and the tile turned or mirrored for the grounding
+                head; from 2 on their spread is part of the uncertainty map.
             trust: (B, 1, H, W). Where it is 1 opt_v2 was observed and comes back bit for bit; where it is 0 it is
                 unknown, its value is not looked at, and the result comes from SAR and context. Where it is 0.25 it is a
                 guess from the SAR alone (as in the pipeline), whose broad colour may change. Default 0.5: an estimate.
@@ -187,6 +190,8 @@ class Stage3GroundingModel(GeneratorStage, HubMixin):
                 smooth dark field is taken for one. Gaps are filled all the same. Default the model's (True).
             grounding: way to correct; default the model's.
             scheduler: default the model's.
+            orientation: how the tile is turned for the grounding head, 0 to 7; members of an ensemble take it and those
+                that follow.
             origin: scene (row, column) of the image's upper left pixel, one for all or (B, 2), which fixes the noise.
             batch_size: tiles the network sees at once.
 
@@ -228,6 +233,7 @@ class Stage3GroundingModel(GeneratorStage, HubMixin):
                 proposal=given[0] if given else None,
                 use_sar=use_sar,
                 broad_changes=self.broad_changes if broad_changes is None else broad_changes,
+                orientation=orientation,
             )
 
         layers = run_tiled(
@@ -291,6 +297,7 @@ class Stage3GroundingModel(GeneratorStage, HubMixin):
         proposal: Tensor | None,
         use_sar: bool,
         broad_changes: bool,
+        orientation: int,
     ) -> Tensor:
         """Steps 2a to 2e for tiles of one shape: (n, 17, h, w) of change, proposal, gate, variance, filled opt_v2."""
         generator = self.terramind_generator
@@ -316,9 +323,9 @@ class Stage3GroundingModel(GeneratorStage, HubMixin):
 
         # 2c. Tokens become codes, and the denoiser draws the proposals in exactly `timesteps` evaluations.
         changes, proposals, gates, errors = [], [], [], []
-        for decoded in drawn:
+        for member, decoded in enumerate(drawn):
             # 2d. The correction: a residual, how much of it to use, and where broad colour may change.
-            correction = self._correct(z, decoded, logits, grounding)
+            correction = self._correct(z, decoded, logits, grounding, orientation + member)
             if not broad_changes:
                 correction = correction._replace(release=torch.zeros_like(correction.release))
             changes.append(self._change(correction, z.trust))
@@ -338,10 +345,16 @@ class Stage3GroundingModel(GeneratorStage, HubMixin):
         return torch.cat([change, proposal, gate, variance, filled], dim=1)[..., :height, :width]
 
     def _correct(
-        self, z: _Prepared, decoded: list[Tensor], logits: list[Tensor], grounding: str
+        self,
+        z: _Prepared,
+        decoded: list[Tensor],
+        logits: list[Tensor],
+        grounding: str,
+        orientation: int = 0,
     ) -> Correction:
         if grounding == "learned":
-            correction = self.head(z.s1, z.estimate, decoded[0], z.trust, z.contradiction)
+            seen = (z.s1, z.estimate, decoded[0], z.trust, z.contradiction)
+            correction = self.head(*(turn(image, orientation) for image in seen)).turned_back(orientation)
             # The only broad change that the head was taught is a flood; without water it keeps to detail.
             water = open_water(self.terramind_generator.sar.from_z(z.s1))
             allowed = torch.maximum(water, unknown_share(z.trust))

@@ -408,6 +408,27 @@ def test_the_seasons_colour_is_part_of_the_correction(tmp_path: Path) -> None:
     assert build_prithvi_refiner(variant="nano", checkpoint=tmp_path / "old.safetensors").colour.untrained
 
 
+@torch.no_grad()
+def test_what_needs_the_season_leaves_the_rest_alone(refiner: PrithviRefiner, tmp_path: Path) -> None:
+    """Image by image; the file says so, and whoever builds it may say otherwise."""
+    opt_v1 = images(3)
+    tropics = {"date": "2021-07-14", "lat": 1.0, "lon": 30.0}
+    strict = copy.deepcopy(refiner)
+    strict.needs_season = True
+    before, after = (model(opt_v1, [KNOWN, None, tropics]) for model in (refiner, strict))
+    assert torch.equal(after[0], before[0]) and not torch.equal(after[0], opt_v1[0])
+    assert torch.equal(after[1:], opt_v1[1:]) and not torch.equal(before[1:], opt_v1[1:])
+
+    file = save_refiner(strict, tmp_path / "strict.safetensors")
+    again = build_prithvi_refiner(variant="nano", checkpoint=file)
+    assert again.needs_season and torch.equal(again(opt_v1), opt_v1)
+    asked = build_prithvi_refiner(variant="nano", checkpoint=file, needs_season=False)
+    assert not torch.equal(asked(opt_v1), opt_v1)
+    plain = save_refiner(refiner, tmp_path / "plain.safetensors")
+    assert not build_prithvi_refiner(variant="nano", checkpoint=plain).needs_season
+    assert build_prithvi_refiner(variant="nano").needs_season
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", ["prithvi_eo_v2_300_tl", "prithvi_eo_v2_600_tl"])
 @torch.no_grad()

@@ -72,14 +72,20 @@ def build_runner(job: Job) -> Runner:
         )
     common: dict[str, Any] = {"variant": settings["variant"], "s1_product": settings["s1_product"]}
     common |= {"device": job.device, **job.checkpoints}
+    dtype = getattr(torch, settings["dtype"]) if "dtype" in settings else None
     if settings["stage"] == "ground":
         from axs_lib import stage3_tm_ground
 
         model = stage3_tm_ground.build_stage3_model(**common)
+        if dtype is not None:
+            model.use_precision(dtype)
         return functools.partial(ground_item, model, job)
     from axs_lib import pipeline
 
-    return functools.partial(run_item, pipeline.build_pipeline(**common), job)
+    stages = pipeline.build_pipeline(**common)
+    if dtype is not None:
+        stages.use_precision(dtype)
+    return functools.partial(run_item, stages, job)
 
 
 def ground_item(model: Stage3GroundingModel, job: Job, item: Item, output: Path) -> None:
@@ -189,4 +195,9 @@ def _scene_options(job: Job) -> dict[str, Any]:
 
 
 def _tags(job: Job) -> dict[str, str]:
-    return {"AXS_SEED": str(job.settings["seed"]), "AXS_S1_PRODUCT": str(job.settings["s1_product"])}
+    settings = job.settings
+    return {
+        "AXS_SEED": str(settings["seed"]),
+        "AXS_S1_PRODUCT": str(settings["s1_product"]),
+        "AXS_DTYPE": settings.get("dtype", "float32"),
+    }

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from axs_lib.cli.ground import Product
+from axs_lib.cli.ground import DtypeOption, Precision, Product
 
 if TYPE_CHECKING:
     from axs_lib.batch.supervise import Crew, Summary
@@ -87,6 +87,7 @@ def batch(
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
     s1_product: Annotated[Product, typer.Option(help="Kind of Sentinel-1 image.")] = Product.S1GRD,
+    dtype: DtypeOption = Precision.float32,
     format: Annotated[
         Format, typer.Option(help="Of the outputs; a .tif holds the last image alone.")
     ] = Format.npz,
@@ -130,6 +131,8 @@ def batch(
         "seed": seed,
         "s1_product": s1_product.value,
     }
+    if dtype is not Precision.float32:  # an old job's outputs, which know of no precision, stay valid
+        settings["dtype"] = dtype.value
     job = Job(
         make_runner=runners.build_runner,
         settings=settings,

@@ -118,6 +118,9 @@ def evaluate(
     ensemble_size: Annotated[
         int, typer.Option(min=1, help="Members of the ensemble that --uncertainty measures.")
     ] = 4,
+    members: Annotated[
+        int, typer.Option(min=1, help="Members of the ensemble whose mean is measured as opt_v3.")
+    ] = 1,
     s1_product: Annotated[str, typer.Option(help="S1GRD or S1RTC.")] = "S1GRD",
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; the CPU when left out.")] = None,
     json_file: Annotated[
@@ -190,6 +193,7 @@ def evaluate(
             data,
             timesteps=count,
             opt_v2_source=source,
+            members=members,
             controls=controls,
             control_models=ControlModels(no_sar, plain),
             force=force,

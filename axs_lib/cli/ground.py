@@ -43,6 +43,11 @@ class Precision(StrEnum):
     int8 = "int8"
 
 
+DtypeOption = Annotated[
+    Precision, typer.Option(help="Arithmetic; bfloat16 is faster on a GPU, int8 on a CPU.")
+]
+
+
 class Product(StrEnum):
     """Kind of Sentinel-1 image."""
 
@@ -136,9 +141,7 @@ def ground(
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda, cuda:1 ...; the GPU where there is one.")
     ] = None,
-    dtype: Annotated[
-        Precision, typer.Option(help="Arithmetic; bfloat16 is faster on a GPU, int8 on a CPU.")
-    ] = Precision.float32,
+    dtype: DtypeOption = Precision.float32,
     ensemble_size: Annotated[
         int | None, typer.Option(min=1, help="Members averaged: 1, or 4 where --uncertainty is given.")
     ] = None,
@@ -368,11 +371,10 @@ def _run(
     model = stage3_tm_ground.build_stage3_model(
         settings["timesteps"], device=str(target), s1_product=s1_product, **given
     )
-    if dtype == Precision.int8:
-        model.terramind_generator.use_precision(torch.int8)
+    if dtype != Precision.float32:
+        model.use_precision(getattr(torch, dtype))
     try:
-        mixed = torch.autocast(target.type, torch.bfloat16, enabled=dtype == Precision.bfloat16)
-        with torch.no_grad(), mixed:
+        with torch.no_grad():
             output = model.ground(s1, opt_v2, trust=trust, **settings)
             if not by_sar:
                 return model, output, None

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from axs_lib.cli.ground import DEFAULT_ENSEMBLE, Product, torch_device
+from axs_lib.cli.ground import DEFAULT_ENSEMBLE, DtypeOption, Precision, Product, torch_device
 from axs_lib.cli.scene import (
     BoundsOption,
     CrsOption,
@@ -80,6 +80,7 @@ def run(
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda, cuda:1 ...; the GPU where there is one.")
     ] = None,
+    dtype: DtypeOption = Precision.float32,
     like: LikeOption = None,
     crs: CrsOption = None,
     res: ResOption = None,
@@ -107,6 +108,8 @@ def run(
     if timesteps is not None:
         check_timesteps(timesteps)
     _check_outputs(out, ensemble_size, overwrite)
+    if date is None and not quiet:
+        typer.echo("no --date: Stage 2 does not know the season, and may not improve on Stage 1", err=True)
 
     settings = {"timesteps": timesteps, "seed": seed, "ensemble_size": ensemble_size}
     given = {
@@ -128,6 +131,7 @@ def run(
             settings=settings,
             build=build,
             device=device,
+            dtype=dtype.value,
             bands=parse_bands(bands),
             stac=stac,
             deterministic=deterministic,
@@ -143,10 +147,13 @@ def run(
     metadata = _place(raster) | {key: value for key, value in metadata.items() if value is not None}
 
     # 3. Run the pipeline.
-    pipeline, output = _run(raster, metadata, settings, build, device, force)
+    pipeline, output = _run(raster, metadata, settings, build, device, dtype.value, force)
 
     # 4. Write.
-    tags = result_tags(pipeline, output, metadata, settings) | {"AXS_S1_PRODUCT": s1_product.value}
+    tags = result_tags(pipeline, output, metadata, settings) | {
+        "AXS_S1_PRODUCT": s1_product.value,
+        "AXS_DTYPE": dtype.value,
+    }
     written = write_results(out, raster, output, tags, overwrite)
     if not quiet:
         count, _, height, width = output.opt_v3.shape
@@ -185,6 +192,7 @@ def _run(
     settings: Mapping[str, Any],
     build: Mapping[str, Any],
     device: str | None,
+    dtype: str,
     force: bool,
 ) -> tuple[Pipeline, PipelineOutput]:
     import torch
@@ -197,12 +205,14 @@ def _run(
     s1 = torch.from_numpy(raster.batch).to(target)
     check_sar(s1, source="file", force=force)
     pipeline = stages.build_pipeline(device=str(target), **build)
+    if dtype != Precision.float32:
+        pipeline.use_precision(getattr(torch, dtype))
     try:
         return pipeline, pipeline(s1, metadata, **settings)
     except torch.OutOfMemoryError as error:
         raise AxionError(
             f"{target} has too little memory for {len(s1)} tile(s) of {s1.shape[-2]}x{s1.shape[-1]} px with"
-            f" {pipeline.variant}; use --device cpu or a smaller --variant"
+            f" {pipeline.variant}; use --dtype bfloat16, --device cpu or a smaller --variant"
         ) from error
 
 

@@ -113,7 +113,7 @@ def ground_files(
     import torch
 
     from axs_lib import stage3_tm_ground
-    from axs_lib.cli.ground import torch_device
+    from axs_lib.cli.ground import Precision, torch_device
     from axs_lib.scenes.api import ground_scene
 
     target = torch_device(device)
@@ -121,10 +121,9 @@ def ground_files(
     model = stage3_tm_ground.build_stage3_model(
         settings["timesteps"], device=str(target), s1_product=s1_product, **given
     )
-    if dtype == "int8":
-        model.terramind_generator.use_precision(torch.int8)
-    mixed = torch.autocast(target.type, torch.bfloat16, enabled=dtype == "bfloat16")
-    with _memory_errors(str(target)), mixed:
+    if dtype != Precision.float32:
+        model.use_precision(getattr(torch, dtype))
+    with _memory_errors(str(target)):
         result = ground_scene(
             model,
             s1,
@@ -157,6 +156,7 @@ def run_files(
     build: Mapping[str, Any],
     device: str | None,
     bands: tuple[str, ...] | None,
+    dtype: str,
     stac: Path | None,
     deterministic: bool,
     overwrite: bool,
@@ -164,12 +164,16 @@ def run_files(
     quiet: bool,
 ) -> None:
     """Run the pipeline on a scene; ``settings`` are those of ``Pipeline.forward``, ``build`` of ``build_pipeline``."""
+    import torch
+
     from axs_lib import pipeline as stages
-    from axs_lib.cli.ground import torch_device
+    from axs_lib.cli.ground import Precision, torch_device
     from axs_lib.scenes.api import run_scene
 
     target = torch_device(device)
     pipeline = stages.build_pipeline(device=str(target), **build)
+    if dtype != Precision.float32:
+        pipeline.use_precision(getattr(torch, dtype))
     with _memory_errors(str(target)):
         result = run_scene(
             pipeline,
@@ -180,7 +184,7 @@ def run_files(
             stac=stac,
             bands=bands,
             deterministic=deterministic,
-            tags={"AXS_S1_PRODUCT": str(build.get("s1_product", "S1GRD"))},
+            tags={"AXS_S1_PRODUCT": str(build.get("s1_product", "S1GRD")), "AXS_DTYPE": dtype},
             overwrite=overwrite,
             force=force,
             progress=not quiet,

@@ -48,6 +48,7 @@ def evaluate_folder(
     quality: Quality = "ok",
     groups: Sequence[str] | None = None,
     seed: int = 0,
+    members: int = 1,
     controls: bool = False,
     control_models: ControlModels | None = None,
     batch_size: int = 8,
@@ -66,6 +67,7 @@ def evaluate_folder(
         quality: ``"ok"`` or ``"all"``.
         groups: only these groups, e.g. those the model was not trained on.
         seed: of the model's noise.
+        members: of the ensemble whose mean opt_v3 is; the controls are of one.
         controls: also measure the controls that need no further model: another tile's SAR, another tile's proposal,
             and the constant colours. Every tile's estimate and proposal are then kept in memory.
         control_models: also measure these models.
@@ -86,6 +88,7 @@ def evaluate_folder(
         source,
         timesteps=stage3_of(model).timesteps if timesteps is None else timesteps,
         seed=seed,
+        members=members,
         controls=controls,
         control_models=control_models or ControlModels(),
         batch_size=batch_size,
@@ -108,6 +111,7 @@ def evaluate_folder(
         timesteps=evaluation.timesteps,
         nfe=max(tile.nfe for tile in tiles),
         seed=seed,
+        members=members,
         device=device_name(model.device),
         seconds=time.perf_counter() - started,
     )
@@ -124,6 +128,7 @@ class _Evaluation:
         *,
         timesteps: int,
         seed: int,
+        members: int,
         controls: bool,
         control_models: ControlModels,
         batch_size: int,
@@ -135,6 +140,7 @@ class _Evaluation:
         self.source = source
         self.timesteps = timesteps
         self.seed = seed
+        self.members = members
         self.controls = controls
         self.control_models = control_models
         self.batch_size = batch_size
@@ -154,6 +160,7 @@ class _Evaluation:
                 [tile.record.metadata for tile in tiles],
                 self.timesteps,
                 self.seed,
+                ensemble_size=self.members,
             )
             seconds = (time.perf_counter() - clock) / len(tiles)
             others = control_images(

@@ -89,6 +89,7 @@ class Report:
         seed: of the model's noise.
         device: where it ran.
         seconds: wall time of everything, metrics and reading included.
+        members: of the ensemble whose mean was measured.
     """
 
     data: str
@@ -101,6 +102,7 @@ class Report:
     seed: int
     device: str
     seconds: float
+    members: int = 1
 
     @property
     def suffixes(self) -> tuple[str, ...]:
@@ -161,6 +163,7 @@ class Report:
             "timesteps": self.timesteps,
             "nfe": self.nfe,
             "seed": self.seed,
+            "members": self.members,
             "device": self.device,
             "seconds": round(self.seconds, 2),
             "seconds_per_tile": round(self.seconds_per_tile(), 4),

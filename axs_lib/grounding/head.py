@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from axs_lib.grounding.gap import unknown_share
 from axs_lib.grounding.guided import guided_difference
+from axs_lib.grounding.orientation import turn_back
 from axs_lib.grounding.unet import DETAIL_SIGMAS_PX, UNet, fine_detail
 
 INPUT_CHANNELS = 2 + 4 + 4 + 1 + 1 + 4 * len(DETAIL_SIGMAS_PX)
@@ -41,6 +42,10 @@ class Correction(NamedTuple):
     gate: Tensor
     release: Tensor
     error: Tensor | None = None
+
+    def turned_back(self, orientation: int) -> Correction:
+        """Of the tile itself, where the head saw it turned."""
+        return Correction(*(None if part is None else turn_back(part, orientation) for part in self))  # type: ignore[arg-type]
 
 
 class GroundingHead(nn.Module):

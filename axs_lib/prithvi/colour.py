@@ -9,6 +9,7 @@ tropics, where the calendar year is no season, it is zero.
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -51,8 +52,16 @@ def regressors(image: Tensor, metadata: EncodedMetadata) -> Tensor:
     return torch.cat([one, image, one * east, one * north], dim=1) * known
 
 
-def season(metadata: EncodedMetadata) -> tuple[Tensor, Tensor, Tensor]:
-    """Of each sample: 1 where the season is known, else 0; cosine and sine of the time of year, 0 where unknown.
+class Season(NamedTuple):
+    """Of each sample (B,): 1 where the season is known, else 0; cosine and sine of the time of year, 0 if unknown."""
+
+    known: Tensor
+    east: Tensor
+    north: Tensor
+
+
+def season(metadata: EncodedMetadata) -> Season:
+    """The season of each sample.
 
     South of the tropics the year runs half a turn ahead; where no latitude is given, the north is meant.
     """
@@ -61,4 +70,4 @@ def season(metadata: EncodedMetadata) -> tuple[Tensor, Tensor, Tensor]:
     known = (day.isfinite() & (latitude.abs() >= TROPIC)).float()
     angle = 2 * math.pi * day.nan_to_num() / DAYS
     side = known * latitude.sign()
-    return known, side * angle.cos(), side * angle.sin()
+    return Season(known, side * angle.cos(), side * angle.sin())

@@ -188,14 +188,8 @@ def round_convolutions(unet: Any, narrowest: int = MIN_CHANNELS) -> int:
     return count
 
 
-_FLOAT_OUT: tuple[Any, ...] = (
-    1.0,
-    0,
-    torch.float32,
-    "none",
-    [],
-    "",
-)  # oneDNN: nothing rounds the result, nothing follows it
+# To oneDNN: nothing rounds the result, nothing follows it.
+_FLOAT_OUT: tuple[Any, ...] = (1.0, 0, torch.float32, "none", [], "")
 
 
 def _packed_linear(rounded: Tensor) -> Tensor:

@@ -46,6 +46,10 @@ class GeneratorStage(nn.Module):
         """Where the model's parameters are."""
         return next(self.parameters()).device
 
+    def use_precision(self, dtype: torch.dtype) -> None:
+        """Let the generator compute in a lower precision, for inference: ``TerraMindGenerator.use_precision``."""
+        self.terramind_generator.use_precision(dtype)
+
     @property
     def provenance(self) -> dict[str, str]:
         """What made an output, for file tags: version, variant, weights and their hash, defaults."""

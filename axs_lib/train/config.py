@@ -93,12 +93,15 @@ class Stage2Config(RunConfig):
         brightness_jitter: standard deviation of the logarithm of a gain that both images of a crop share, each band its
             own: with it Stage 2 learns structure, and not the colours of the places it was trained on.
         fit_colour: fit the season's colour in closed form before the first step, where the pairs carry opt_v1.
+        needs_season: leave images alone whose season is unknown, in training and ever after: for data too small to
+            teach what to do with them. ``None`` does what the checkpoint says.
     """
 
     estimate: Literal["auto", "file", "degraded"] = "auto"
     metadata_dropout: float = 0.1
     brightness_jitter: float = 0.0
     fit_colour: bool = True
+    needs_season: bool | None = None
 
 
 @dataclass(frozen=True)

@@ -192,6 +192,7 @@ class Stage2Task(StageTask):
             checkpoint=config.checkpoint,
             revision=config.revision,
             metadata_dropout=config.metadata_dropout,
+            needs_season=config.needs_season,
         )
         self.criterion = Stage2Loss(**config.loss)
         choose_trained(self.model, config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from axs_lib.data.samples import load_sample, sample_paths
 from axs_lib.errors import InputError, OutputError, WeightsError
 from axs_lib.pipeline import PipelineOutput
 from axs_lib.stage3_tm_ground import DEFAULT_VARIANT, Stage3Output
+from axs_lib.terramind.int8 import Int8Linear
 from tests.scenes.conftest import BoxGrounder, scene_arrays, write_scene
 
 NAME = "ireland_fields"
@@ -51,7 +53,24 @@ class FakePipeline:
 def job_of(out: Path, **options: Any) -> Job:
     settings = {"stage": "ground", "variant": "nano", "timesteps": None, "seed": 3, "s1_product": "S1GRD"}
     settings |= options.pop("settings", {})
-    return Job(runners.build_runner, settings, {}, str(out), **options)
+    weights = options.pop("weights", {})
+    return Job(runners.build_runner, settings, weights, str(out), **options)
+
+
+def test_lower_precision_is_part_of_the_job(tmp_path: Path) -> None:
+    item, plain = Item("a", S1, S2), job_of(tmp_path)
+    assert (
+        "dtype" not in plain.settings
+    )  # so that outputs of jobs that knew of no precision are not made again
+    settings = {"dtype": "int8"}
+    job = job_of(tmp_path, settings=settings, weights=runners.find_weights(plain.settings, {}))
+    runner = runners.build_runner(job)
+    assert isinstance(runner, functools.partial)
+    assert any(isinstance(module, Int8Linear) for module in runner.args[0].modules())
+    model = FakeStage3()
+    runners.ground_item(model, job, item, job.output(item))  # type: ignore[arg-type]
+    with np.load(tmp_path / "a.npz") as written:
+        assert json.loads(str(written["provenance"]))["AXS_DTYPE"] == "int8"
 
 
 @pytest.mark.parametrize("format", ["npz", "tif"])

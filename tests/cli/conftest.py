@@ -37,13 +37,15 @@ class FakeModel:
     built: dict[str, Any] = field(default_factory=dict)
     called: dict[str, Any] = field(default_factory=dict)
     s1: Tensor | None = None
-    autocast: bool = False
+    precision: torch.dtype = torch.float32
     variant: str = "fake"
     provenance: dict[str, str] = field(default_factory=lambda: {"AXS_VARIANT": "fake"})
 
+    def use_precision(self, dtype: torch.dtype) -> None:
+        self.precision = dtype
+
     def ground(self, s1: Tensor, opt_v2: Tensor, **settings: Any) -> Stage3Output:
         self.called, self.s1 = settings, s1
-        self.autocast = torch.is_autocast_enabled("cpu")
         image = opt_v2 + 100
         many = settings.get("ensemble_size", 1) > 1
         return Stage3Output(
@@ -79,6 +81,9 @@ class FakePipeline:
     stage3: FakeModel = field(default_factory=FakeModel)
     variant: str = "fake"
     provenance: dict[str, str] = field(default_factory=lambda: {"AXS_VARIANT": "fake"})
+
+    def use_precision(self, dtype: torch.dtype) -> None:
+        self.stage3.use_precision(dtype)
 
     def __call__(self, s1: Tensor, metadata: Any, **settings: Any) -> PipelineOutput:
         self.s1, self.metadata, self.settings = s1, metadata, settings

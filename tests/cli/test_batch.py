@@ -61,6 +61,11 @@ def test_the_options_reach_the_job(axs: Run, called: Called, tmp_path: Path) -> 
     assert called.options == {"fail_fast": True, "progress": False} and called.crew.start() == 3
 
 
+def test_lower_precision_reaches_the_job(axs: Run, called: Called) -> None:
+    assert axs("batch", "in", "--out", "out", "--dtype", "int8").exit_code == 0
+    assert called.job is not None and called.job.settings["dtype"] == "int8"
+
+
 def test_failures_are_named_and_counted(axs: Run, called: Called) -> None:
     job = Job(runners.build_runner, {}, {}, "/out")
     failed = [make_record(job, Item(f"t{n}", f"/in/{n}.npz"), "failed", "it is bad") for n in range(12)]

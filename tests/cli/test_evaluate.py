@@ -341,4 +341,7 @@ def test_uncertainty_joins_the_report(folder: Path, tmp_path: Path, monkeypatch:
     assert written["ensemble_size"] == 4 and set(asked) == {1, 4}
     assert set(written["uncertainty"]) == {"spread_skill", "uce", "auce", "retention", "crps", "reliability"}
     assert 0 < written["uncertainty"]["spread_skill"]["B08"] < 1
+    asked.clear()
+    members = ["evaluate", "--data", str(folder), "--members", "3", "-q"]
+    assert CliRunner().invoke(app, members).exit_code == 0 and set(asked) == {3}
     assert [share for share, _ in written["uncertainty"]["retention"]][:4] == [0, 0.05, 0.1, 0.2]

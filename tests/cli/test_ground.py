@@ -74,7 +74,7 @@ def test_the_librarys_defaults_are_the_commands_defaults(
     assert fake_model.called == {
         "timesteps": 10, "strength": 1.0, "seed": 0, "ensemble_size": 1, "trust": None,
     }  # fmt: skip
-    assert not fake_model.autocast
+    assert fake_model.precision == torch.float32
 
 
 def test_every_option_reaches_the_model(axs: Run, fake_model: FakeModel, npz: Path, tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_every_option_reaches_the_model(axs: Run, fake_model: FakeModel, npz: Pa
     }  # fmt: skip
     assert fake_model.called["strength"] == 0.5 and fake_model.called["ensemble_size"] == 2
     assert fake_model.called["broad_changes"] is False
-    assert fake_model.autocast
+    assert fake_model.precision == torch.bfloat16
 
 
 def test_eight_bit_integers_change_the_image_by_next_to_nothing(axs: Run, tmp_path: Path) -> None:

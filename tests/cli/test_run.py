@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import rasterio
+import torch
 
 from axs_lib import pipeline as pipeline_module
 from axs_lib.bands import OPTICAL_BANDS
@@ -54,18 +56,42 @@ def test_georeferenced_files_and_an_npz(axs: Run, fake: FakePipeline, tmp_path: 
         assert arrays["transform"].shape == (6,)
     assert fake.settings == {"timesteps": None, "seed": 5, "ensemble_size": 4}
     assert fake.built == {"device": "cpu", "s1_product": "S1GRD"}
+    assert "no --date" not in result.stderr
     assert "opt_v3.tif: Stage 3" in result.output.replace("\n", "")
 
 
 def test_the_place_comes_from_the_file(axs: Run, fake: FakePipeline, tmp_path: Path) -> None:
     """The Irish tile lies in Ireland, to a hundredth of a degree where a second tool says so."""
-    assert axs("run", "--s1", S1, "--out", tmp_path / "a").exit_code == 0
+    result = axs("run", "--s1", S1, "--out", tmp_path / "a")
+    assert result.exit_code == 0
     with rasterio.open(S1) as dataset:
         west, south, east, north = rasterio.warp.transform_bounds(dataset.crs, "EPSG:4326", *dataset.bounds)
     assert set(fake.metadata) == {"lat", "lon"}
+    assert "no --date" in result.stderr
     assert fake.metadata["lat"] == pytest.approx((south + north) / 2, abs=0.01)
     assert fake.metadata["lon"] == pytest.approx((west + east) / 2, abs=0.01)
     assert 51 < fake.metadata["lat"] < 56 and -11 < fake.metadata["lon"] < -5
+
+
+@pytest.mark.parametrize("larger_than_a_tile", [False, True])
+def test_lower_precision_reaches_the_networks(
+    axs: Run, fake: FakePipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, larger_than_a_tile: bool
+) -> None:
+    monkeypatch.setattr("axs_lib.scenes.grid.is_scene", lambda *_: larger_than_a_tile)
+    tags: dict[str, str] = {}
+
+    def run_scene(*_: Any, **options: Any) -> Any:
+        tags.update(options["tags"])
+        return SimpleNamespace(grid=SimpleNamespace(size=(1, 1)), tiles=1, seconds=1.0, files={})
+
+    monkeypatch.setattr("axs_lib.scenes.api.run_scene", run_scene)
+    result = axs("run", "--s1", S1, "--out", tmp_path, "--dtype", "int8", "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    assert fake.stage3.precision == torch.int8
+    if not larger_than_a_tile:
+        with rasterio.open(tmp_path / "opt_v3.tif") as written:
+            tags = written.tags()
+    assert tags["AXS_DTYPE"] == "int8"
 
 
 def test_what_the_user_says_outranks_the_file(axs: Run, fake: FakePipeline, tmp_path: Path) -> None:
@@ -76,6 +102,7 @@ def test_what_the_user_says_outranks_the_file(axs: Run, fake: FakePipeline, tmp_
     assert fake.metadata["lat"] == -33.5 and fake.metadata["lon"] < 0 and fake.metadata["biome"] == 12
     assert fake.settings == {"timesteps": 3, "seed": 0, "ensemble_size": 1}
     assert fake.built["variant"] == "nano" and fake.built["s1_product"] == "S1RTC"
+    assert fake.stage3.precision == torch.float32
     assert not (tmp_path / "uncertainty.tif").exists()
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -215,6 +215,20 @@ def test_the_same_estimates_for_every_model_and_seed(folder: Path) -> None:
     assert first.tiles[2].metrics["mse_v2"] == second.tiles[0].metrics["mse_v2"]
     truth = torch.full((4, 16, 16), 1000.0)
     assert not torch.equal(simulated_estimate(truth, "one"), simulated_estimate(truth, "two"))
+
+
+def test_an_ensembles_mean_is_measured_on_request(folder: Path) -> None:
+    class Members(FakeModel):
+        asked: ClassVar[list[int]] = []
+
+        def ground(self, *arguments: Any, ensemble_size: int = 1, **options: Any) -> Any:
+            self.asked.append(ensemble_size)
+            return super().ground(*arguments, **options)
+
+    report = evaluate_folder(Members(), folder, members=4, controls=True)
+    assert set(Members.asked) == {1, 4}  # the controls are of one member
+    assert report.to_json()["members"] == 4
+    assert evaluate_folder(FakeModel(), folder).to_json()["members"] == 1
 
 
 def test_tiles_are_batched_by_size_and_arguments_passed_on(folder: Path) -> None:
