@@ -325,7 +325,8 @@ def save_refiner(
 
     target = Path(path)
     header = {"stage": "2", "variant": refiner.variant} | dict(notes or {})
-    header["needs_season"] = "yes" if refiner.needs_season else "no"
+    if refiner.needs_season:
+        header["needs_season"] = "yes"
     with atomic_write(target, overwrite=overwrite) as temporary:
         save_file(
             {name: stored(value) for name, value in refiner.state_dict().items()},

@@ -355,7 +355,7 @@ def test_json_is_complete_and_strict(folder: Path) -> None:
     written = json.loads(json.dumps(report.to_json(), allow_nan=False))
     assert set(written) == {
         "data", "quality", "opt_v2_source", "opt_v2_preset", "model", "control_models", "timesteps", "nfe", "seed",
-        "device", "seconds", "seconds_per_tile", "units", "summary", "tiles",
+        "members", "device", "seconds", "seconds_per_tile", "units", "summary", "tiles",
     }  # fmt: skip
     assert written["model"] == {"AXS_VARIANT": "fake"}
     assert written["opt_v2_source"] == {"file": 1, "degraded": 3}

@@ -62,3 +62,12 @@ def test_training_starts_from_the_fit(seasonal_pairs: Path, tmp_path: Path, want
     weights = fit(run)
     refiner = build_prithvi_refiner(variant="nano", checkpoint=next(weights.glob("*.safetensors")))
     assert refiner.colour.untrained is not wanted
+
+
+def test_what_is_trained_to_need_the_season_is_written_so(seasonal_pairs: Path, tmp_path: Path) -> None:
+    run = config("stage2", seasonal_pairs, tmp_path / "run", steps=2, learning_rate=1e-3, needs_season=True)
+    run = type(run)(**{**vars(run), "data": DataConfig(str(seasonal_pairs), crop_sizes=(64,), batch_size=1)})
+    refiner = build_prithvi_refiner(variant="nano", checkpoint=next(fit(run).glob("*.safetensors")))
+    assert refiner.needs_season and not refiner.head.untrained
+    _, opt_v1 = plausible_pair(1, 64, 64, seed=50)
+    assert torch.equal(refiner(opt_v1), opt_v1)
