@@ -466,6 +466,7 @@ def test_the_assumed_layout_has_the_published_size(tmp_path: Path) -> None:
     """
     from functools import partial
 
+    import terratorch  # noqa: F401  (its modality_info cannot be the first that is imported of it)
     from terratorch.models.backbones.terramind.model.modality_info import MODALITY_INFO
     from terratorch.models.backbones.terramind.model.terramind import TerraMind
     from terratorch.models.backbones.terramind.model.tm_utils import LayerNorm
