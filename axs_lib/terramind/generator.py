@@ -122,7 +122,8 @@ class TerraMindGenerator(nn.Module):
         steps stay in float32.
 
         8-bit integers are for a CPU: the products of encoder and decoder, and on a processor that multiplies bytes the
-        detokenizer's wide convolutions but the first and the last (nano has none so wide).
+        detokenizer's wide convolutions but the first and the last (nano has none so wide). With these a tile differs
+        with its batch by as much as by the rounding.
 
         Args:
             dtype: ``torch.bfloat16``, ``torch.float16`` on a GPU, or ``torch.int8`` on a CPU. From 8 bits there is no

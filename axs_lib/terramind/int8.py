@@ -1,9 +1,11 @@
 """TerraMind's products and wide convolutions in 8-bit integers on a CPU: faster, in a quarter of the memory.
 
 Weights are rounded once, by a scale for each output channel; activations at every call, by a scale for each token of
-the encoder and decoder and for each image of the detokenizer, so that nothing depends on what else is in the batch.
-Products of integers are exact, so what is lost is the two roundings: of a layer's output about one part in a hundred
-(RMS). What that makes of an image is measured in ``docs/performance.md``.
+the encoder and decoder and for each image of the detokenizer, so that a layer's result depends on nothing else in the
+batch. Products of integers are exact, so what is lost is the two roundings: of a layer's output about one part in a
+hundred (RMS). The float32 layers between differ with the batch in their last digit, which tips roundings: through the
+forty layers of a published variant's detokenizer an image differs with its batch by as much as by the rounding itself.
+What that makes of an image is measured in ``docs/performance.md``.
 
 A processor that multiplies bytes (``avx512_vnni`` or ``avx_vnni``) does four such products in the time of one in
 float32. There oneDNN's layers are used, whose operators PyTorch registers for its own quantized models; elsewhere

@@ -30,6 +30,16 @@ def _way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(module, "multiplies_bytes", lambda: request.param)
 
 
+def assert_independent(layer: nn.Module, x: torch.Tensor) -> None:
+    """What is beside it in the batch, bright or broken, changes no bit of a sample's result."""
+    together = layer(x)
+    x[0] *= 1000.0
+    x[1] = torch.nan
+    changed = layer(x)
+    assert torch.equal(changed[2:], together[2:])
+    assert changed[1].isnan().all() and changed[0].isfinite().all()
+
+
 @pytest.fixture
 def linear() -> nn.Linear:
     layer = nn.Linear(256, 96).requires_grad_(False)
@@ -50,13 +60,7 @@ def test_it_is_the_layer_to_a_hundredth_in_every_channel(linear: nn.Linear) -> N
 @pytest.mark.usefixtures("_way")
 @torch.no_grad()
 def test_a_token_depends_on_no_other(linear: nn.Linear) -> None:
-    layer, x = Int8Linear(linear), torch.randn(4, 7, 256)
-    together = layer(x)
-    x[0] *= 1000.0
-    x[1] = torch.nan
-    changed = layer(x)
-    assert torch.equal(changed[2:], together[2:])
-    assert changed[1].isnan().all() and changed[0].isfinite().all()
+    assert_independent(Int8Linear(linear), torch.randn(4, 7, 256))
 
 
 @pytest.mark.usefixtures("_way")
@@ -129,13 +133,7 @@ def test_a_silus_values_are_rounded_finer_where_that_is_known(conv: nn.Conv2d) -
 @needs_bytes
 @torch.no_grad()
 def test_an_image_depends_on_no_other(conv: nn.Conv2d) -> None:
-    layer, x = Int8Conv2d(conv), torch.randn(4, 192, 8, 8)
-    together = layer(x)
-    x[0] *= 1000.0
-    x[1] = torch.nan
-    changed = layer(x)
-    assert torch.equal(changed[2:], together[2:])
-    assert changed[1].isnan().all() and changed[0].isfinite().all()
+    assert_independent(Int8Conv2d(conv), torch.randn(4, 192, 8, 8))
 
 
 @needs_bytes
