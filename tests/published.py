@@ -85,21 +85,18 @@ def publish(variant: str, folder: Path) -> Published:
     return Published(variant, reference, save_published(reference, folder, variant))
 
 
-def wide_unet() -> Any:
-    """terratorch's U-Net with 192 channels, as wide as the layers of the published variants that are sped up."""
+def terratorch_unet(**sizes: Any) -> Any:
+    """terratorch's conditional U-Net with random weights, nothing zero, one residual block a level, and these sizes."""
     from terratorch.models.backbones.terramind.tokenizer.models.unet.unet import PatchedUNetCondCat
 
+    common = {"cond_channels": 3, "patch_size": 4, "num_res_blocks": 1, "attention_resolutions": [2]}
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        unet = PatchedUNetCondCat(
-            in_channels=12,
-            out_channels=12,
-            cond_channels=3,
-            patch_size=4,
-            model_channels=192,
-            num_res_blocks=1,
-            attention_resolutions=[2],
-            channel_mult=(1, 1),
-        )
+        unet = PatchedUNetCondCat(**common, **sizes)
     redraw_zero_parameters(unet)
     return unet.eval()
+
+
+def wide_unet() -> Any:
+    """One with 192 channels, as wide as the layers of the published variants that are sped up."""
+    return terratorch_unet(in_channels=12, out_channels=12, model_channels=192, channel_mult=(1, 1))

@@ -16,29 +16,15 @@ from axs_lib.terramind.layers import PointwiseConv2d, SpatialAttention, speed_up
 from axs_lib.terramind.noise import gaussian_field, sample_seeds
 from axs_lib.terramind.sampler import build_schedule
 from tests.models import random_nano
-from tests.published import redraw_zero_parameters
+from tests.published import terratorch_unet
 
 TOLERANCE = 1e-4  # z-units, of an output of order 1
 
 
 def original_unet(heads: int) -> Any:
-    from terratorch.models.backbones.terramind.tokenizer.models.unet.unet import PatchedUNetCondCat
-
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        unet = PatchedUNetCondCat(
-            in_channels=4,
-            out_channels=4,
-            cond_channels=3,
-            patch_size=4,
-            model_channels=32,
-            num_res_blocks=1,
-            attention_resolutions=[2],
-            channel_mult=(1, 2),
-            num_heads=heads,
-        )
-    redraw_zero_parameters(unet)
-    return unet.eval()
+    return terratorch_unet(
+        in_channels=4, out_channels=4, model_channels=32, channel_mult=(1, 2), num_heads=heads
+    )
 
 
 def unet_inputs() -> tuple[Tensor, Tensor, Tensor]:
