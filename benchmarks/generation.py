@@ -6,11 +6,12 @@ All-zero parameters are redrawn and the output is scaled to order 1, so that out
 terratorch's own tokens, from the same noise and with terratorch's clamping scheduler, once, and the largest difference
 is reported. Then the ways run in turn, and the ratio is the median over the rounds. Ways:
 
-    terratorch        TerraMindGeneration in float32        terratorch_bf16   the same under bfloat16 autocast
-    float32           our generator                         bfloat16          after ``use_precision(torch.bfloat16)``
-    direct            without Winograd's convolutions       one_evaluation    our generator at one evaluation, always
-    int8              after ``use_precision(torch.int8)``, on a CPU    int8_one  the same at one evaluation, always
-    compiled          after ``compile()``, in bfloat16 or 8-bit integers where --compile-dtype says so
+    terratorch                        TerraMindGeneration in float32
+    terratorch_bf16                   the same under bfloat16 autocast
+    float32, bfloat16, int16, int8    our generator, after ``use_precision``; integers on a CPU
+    compiled_PRECISION                the same after ``compile()``
+    ..._one                           the same at one evaluation, always
+    direct                            our generator in float32 without Winograd's convolutions
 
 Importing the whole of terratorch sets torch's precision of float32 products to "medium", which Axion-Sat, importing
 parts of it, does not; each runs as it is used: terratorch's ways in "medium", ours in torch's default, "highest".
@@ -52,20 +53,24 @@ from benchmarks.measure import (
     write_json,
 )
 
-WAYS = (
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "int16": torch.int16,
+    "int8": torch.int8,
+}
+BUILDS = (*DTYPES, *(f"compiled_{name}" for name in DTYPES), "direct")
+ONE = "_one"
+WAYS = ("terratorch", "terratorch_bf16", *BUILDS, *(build + ONE for build in BUILDS))
+DEFAULT_WAYS = (
     "terratorch",
     "terratorch_bf16",
     "float32",
     "direct",
-    "one_evaluation",
     "bfloat16",
-    "int8",
-    "int8_one",
-    "compiled",
+    "float32_one",
+    "bfloat16_one",
 )
-DEFAULT_WAYS = WAYS[:-3]
-ONE_EVALUATION = ("one_evaluation", "int8_one")
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
 PEAKS = ("float32", "bfloat16")  # precisions of the matrix product whose speed is taken for the peak
 REFERENCE_SIDE = 128  # at which the output is scaled
 
@@ -186,41 +191,39 @@ def difference_from_terratorch(model: Any, generator: TerraMindGenerator, case: 
 def difference_of_precision(generators: Generators, case: Case) -> dict[str, float]:
     """RMS and largest difference of lower precision from our float32, end to end with soft tokens, z-units.
 
-    Of 8-bit integers also how many of the most likely tokens stay: with random weights no token is likely, so that soft
-    tokens hardly differ.
+    Also how many of the most likely tokens stay: with random weights no token is likely, so that soft tokens hardly
+    differ.
     """
     s1, optical = case.inputs()
+    inputs = {"s1": s1, "optical": optical}
+    exact = run_ours(generators["float32"], s1, optical, case.timesteps, "soft")
+    tokens = generators["float32"].logits(inputs).argmax(-1)
     figures = {}
-    for name in ("bfloat16", "int8"):
-        if name not in generators:
-            continue
-        exact, rough = (
-            run_ours(generators[n], s1, optical, case.timesteps, "soft") for n in ("float32", name)
-        )
-        error = (exact - rough).abs()
-        figures |= {f"{name}_rms": float(error.square().mean().sqrt()), f"{name}_largest": float(error.max())}
-    if "int8" in generators:
-        inputs = {"s1": s1, "optical": optical}
-        exact, rough = (generators[n].logits(inputs).argmax(-1) for n in ("float32", "int8"))
-        figures["int8_equal_tokens_%"] = 100 * float((exact == rough).float().mean())
+    for name in generators.keys() - {"float32", "direct"}:
+        error = (run_ours(generators[name], s1, optical, case.timesteps, "soft") - exact).abs()
+        equal = (generators[name].logits(inputs).argmax(-1) == tokens).float().mean()
+        figures |= {
+            f"{name}_rms": float(error.square().mean().sqrt()),
+            f"{name}_largest": float(error.max()),
+            f"{name}_equal_tokens_%": 100 * float(equal),
+        }
     return figures
 
 
-def generators_of(exact: TerraMindGenerator, ways: list[str], compile_dtype: str) -> Generators:
-    """A generator for each of our ways."""
-    generators = {"float32": exact, "one_evaluation": exact, "direct": copy.deepcopy(exact)}
-    generators["direct"].use_winograd(False)
-    if "bfloat16" in ways:
-        generators["bfloat16"] = copy.deepcopy(exact)
-        generators["bfloat16"].use_precision(torch.bfloat16)
-    if "int8" in ways or "int8_one" in ways:
-        generators["int8"] = generators["int8_one"] = copy.deepcopy(exact)
-        generators["int8"].use_precision(torch.int8)
-    if "compiled" in ways:
-        generators["compiled"] = copy.deepcopy(exact)
-        if compile_dtype != "float32":
-            generators["compiled"].use_precision(DTYPES[compile_dtype])
-        generators["compiled"].compile()
+def generators_of(exact: TerraMindGenerator, ways: list[str]) -> Generators:
+    """A generator for each build that our ways need, float32's always."""
+    generators = {"float32": exact}
+    for build in dict.fromkeys(way.removesuffix(ONE) for way in ways):
+        if build in generators or build not in BUILDS:
+            continue
+        generators[build] = copy.deepcopy(exact)
+        precision = build.removeprefix("compiled_")
+        if precision in DTYPES and precision != "float32":
+            generators[build].use_precision(DTYPES[precision])
+        if precision != build:
+            generators[build].compile()
+        if build == "direct":
+            generators[build].use_winograd(False)
     return generators
 
 
@@ -237,9 +240,10 @@ def measure_case(
     s1, optical = case.inputs()
     calls: dict[str, Callable[[], object]] = {}
     for way in ways:
-        if way in generators:
-            timesteps = 1 if way in ONE_EVALUATION else case.timesteps
-            calls[way] = functools.partial(run_ours, generators[way], s1, optical, timesteps)
+        build = way.removesuffix(ONE)
+        if build in generators:
+            timesteps = case.timesteps if way == build else 1
+            calls[way] = functools.partial(run_ours, generators[build], s1, optical, timesteps)
         elif reference is not None:
             calls[way] = functools.partial(reference, s1, optical, case.timesteps)
             if way.endswith("bf16"):
@@ -247,14 +251,16 @@ def measure_case(
             calls[way] = functools.partial(_as_terratorch_leaves_it, calls[way])
     times = alternate(calls, rounds, case.device)
     milliseconds = median_milliseconds(times, case.batch)
-    work = gflop(functools.partial(run_ours, generators["direct"], s1, optical, case.timesteps)) / case.batch
+    plain = copy.deepcopy(generators["float32"])
+    plain.use_winograd(False)
+    work = gflop(functools.partial(run_ours, plain, s1, optical, case.timesteps)) / case.batch
     share = {
         way: 100
         * work
         / (value * 1e-3)
-        / peaks["bfloat16" if way in ("bfloat16", "terratorch_bf16") else "float32"]
+        / peaks["bfloat16" if way.endswith(("bfloat16", "bf16")) else "float32"]
         for way, value in milliseconds.items()
-        if way not in ("compiled", "int8", *ONE_EVALUATION)
+        if not way.endswith(("int8", "int16", ONE))
     }
     record: dict[str, Any] = {
         **case.__dict__,
@@ -307,6 +313,21 @@ def rows_of(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
+def precision_rows_of(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row a precision: how far from float32."""
+    return [
+        {
+            **{key: record[key] for key in ("variant", "side", "timesteps", "batch")},
+            "build": build,
+            **{figure: record[f"{build}_{figure}"] for figure in ("rms", "largest", "equal_tokens_%")},
+        }
+        for record in records
+        for build in BUILDS
+        if f"{build}_rms" in record
+    ]
+
+
+PRECISION_COLUMNS = ("variant", "side", "timesteps", "batch", "build", "rms", "largest", "equal_tokens_%")
 COLUMNS = (
     "variant",
     "device",
@@ -331,7 +352,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--ways", nargs="+", choices=WAYS, default=list(DEFAULT_WAYS), help="the first is the baseline"
     )
-    parser.add_argument("--compile-dtype", choices=list(DTYPES), default="float32")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=0, help="torch threads; 0 leaves torch's choice")
@@ -359,7 +379,7 @@ def main() -> None:
         exact = ours_of(model, variant).to(device)
         model = model.to(device)
         reference = functools.partial(run_reference, model, exact.optical.lift)
-        generators = generators_of(exact, arguments.ways, arguments.compile_dtype)
+        generators = generators_of(exact, arguments.ways)
         for side in arguments.sides:
             for timesteps in arguments.timesteps:
                 for batch in arguments.batches:
@@ -377,8 +397,8 @@ def main() -> None:
     print()
     print(table(rows_of(records), COLUMNS))
     accuracy = ("variant", "side", "timesteps", "batch", "output_std", "largest_difference", "equal_tokens_%")
-    precision = ("bfloat16_rms", "bfloat16_largest", "int8_rms", "int8_equal_tokens_%")
-    print(table(records, (*accuracy, *precision, "gflop_a_tile")))
+    print(table(records, (*accuracy, "gflop_a_tile")))
+    print(table(precision_rows_of(records), PRECISION_COLUMNS))
     figures = {"machine": machine() | {"threads": torch.get_num_threads()}, "peak_gflops": peaks}
     write_json(arguments.json, figures | {"cases": records})
 

@@ -41,7 +41,7 @@ from axs_lib.grounding.hold import gaussian_blur
 from axs_lib.pipeline import Pipeline, build_pipeline
 from axs_lib.stage3_tm_ground import Stage3GroundingModel
 from axs_lib.terramind.build import build_nano
-from axs_lib.terramind.int8 import round_convolutions
+from axs_lib.terramind.integers import round_convolutions
 from axs_lib.terramind.noise import gaussian_field, sample_seeds
 from benchmarks.measure import (
     alternate,

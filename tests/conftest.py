@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,6 +45,15 @@ def _one_thread_a_worker() -> None:
 def _no_user_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests do not see the weights that a user has pointed to."""
     monkeypatch.delenv("AXS_WEIGHTS", raising=False)
+
+
+@pytest.fixture(autouse=True)
+def _full_products() -> None:
+    """A test's ``import terratorch`` lets products be made in bfloat16; that is not to reach the next test."""
+    if "torch" in sys.modules:
+        import torch
+
+        torch.set_float32_matmul_precision("highest")
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from axs_lib.precision import full_float32
 from axs_lib.terramind.weights import VARIANTS
 
 TARGET = "tok_sen2l2a@224"
@@ -31,8 +32,9 @@ def redraw_zero_parameters(module: nn.Module, seed: int = 0) -> None:
 
 def reference_generation(variant: str, modalities: list[str]) -> Any:
     """terratorch's own generation with random, redrawn weights and argmax tokens."""
-    import terratorch.models.backbones.terramind  # noqa: F401  (registers the models)
-    from terratorch.registry import FULL_MODEL_REGISTRY
+    with full_float32():  # the import would allow less to the whole process
+        import terratorch.models.backbones.terramind  # noqa: F401  (registers the models)
+        from terratorch.registry import FULL_MODEL_REGISTRY
 
     with torch.random.fork_rng():
         torch.manual_seed(1)
@@ -87,7 +89,8 @@ def publish(variant: str, folder: Path) -> Published:
 
 def terratorch_unet(**sizes: Any) -> Any:
     """terratorch's conditional U-Net with random weights, nothing zero, one residual block a level, and these sizes."""
-    from terratorch.models.backbones.terramind.tokenizer.models.unet.unet import PatchedUNetCondCat
+    with full_float32():
+        from terratorch.models.backbones.terramind.tokenizer.models.unet.unet import PatchedUNetCondCat
 
     common = {"cond_channels": 3, "patch_size": 4, "num_res_blocks": 1, "attention_resolutions": [2]}
     with torch.random.fork_rng():

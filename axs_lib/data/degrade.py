@@ -58,6 +58,7 @@ from torch.nn import functional
 
 from axs_lib.bands import VALID_DN
 from axs_lib.errors import InputError
+from axs_lib.precision import full_float32
 
 Preset = Literal["train", "test"]
 Range = tuple[float, float]
@@ -323,6 +324,7 @@ def _gaussian(outputs: int, inputs: Tensor, sigma: Tensor) -> Tensor:
     return weight / weight.sum(-1, keepdim=True)
 
 
+@full_float32()
 def _smooth(image: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
     """Apply per-sample row and column matrices to (B,C,h,w), each as one matrix product a sample."""
     batch, channels, height, width = image.shape

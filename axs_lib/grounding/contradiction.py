@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from axs_lib.grounding.hold import gaussian_blur
+from axs_lib.precision import full_float32
 
 SIGMA_PX = 5.0
 # Rows: 1, ln B02, ln B03, ln B04, ln B08 (reflectance), NDVI, NDWI -> VV, VH in dB; then the residual's inverse
@@ -43,6 +44,7 @@ def optical_features(dn: Tensor) -> Tensor:
     return torch.stack([ones, blue.log(), green.log(), red.log(), nir.log(), ndvi, ndwi], dim=1)
 
 
+@full_float32()
 def surprise(s1_db: Tensor, opt_dn: Tensor) -> Tensor:
     """Mahalanobis distance (B, 1, H, W) between broad backscatter and what the estimate's colour predicts."""
     with torch.autocast(opt_dn.device.type, enabled=False):

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from axs_lib.precision import full_float32
+
 PRODUCT_SIDE = 512  # up to this many pixels an axis is blurred by a matrix product, beyond by a convolution
 
 
@@ -37,6 +39,7 @@ def _kernel(sigma: float) -> Tensor:
     return kernel / kernel.sum()
 
 
+@full_float32()
 def _blur_axis(image: Tensor, sigma: float, axis: int) -> Tensor:
     """Blur along the rows (-2) or columns (-1)."""
     size, radius = image.shape[axis], _radius(sigma)

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from axs_lib.precision import full_float32
+
 
 def _column(values: Sequence[float]) -> Tensor:
     return torch.tensor(values, dtype=torch.float32)[None, :, None, None]
@@ -69,7 +71,7 @@ class OpticalAdapter(nn.Module):
         self.lifts = lift is not None
         weight, bias, index = lift if lift is not None else (torch.eye(4), torch.zeros(4), range(4))
         self.index = list(index)
-        self.register_buffer("lift_weight", weight.float()[:, :, None, None], persistent=False)
+        self.register_buffer("lift_weight", weight.float(), persistent=False)
         self.register_buffer("lift_bias", bias.float(), persistent=False)
 
     @property
@@ -89,8 +91,13 @@ class OpticalAdapter(nn.Module):
         """Network channels (B, C, H, W) from the four bands in z-units; known bands pass unchanged."""
         if not self.lifts:
             return z
-        with torch.autocast(z.device.type, enabled=False):
-            lifted = nn.functional.conv2d(z.float(), self.lift_weight, self.lift_bias)
+        with (
+            torch.autocast(z.device.type, enabled=False),
+            full_float32(),
+        ):  # as a convolution a GPU would round it
+            lifted = (
+                torch.einsum("kc,bchw->bkhw", self.lift_weight, z.float()) + self.lift_bias[:, None, None]
+            )
         lifted[:, self.index] = z.float()
         return lifted
 

@@ -18,9 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from axs_lib.errors import InputError
+from axs_lib.precision import full_float32
 from axs_lib.terramind.adapters import OpticalAdapter, SarAdapter
-from axs_lib.terramind.int8 import round_convolutions, round_linears
+from axs_lib.terramind.integers import gains_by_words, round_convolutions, round_linears
 from axs_lib.terramind.noise import gumbel_field
+from axs_lib.terramind.packed import PackedLinear
 from axs_lib.terramind.sampler import Schedule, denoise
 from axs_lib.terramind.winograd import WinogradConv2d
 
@@ -117,42 +119,49 @@ class TerraMindGenerator(nn.Module):
     def use_precision(self, dtype: torch.dtype) -> None:
         """Keep and compute matrix products and convolutions in a lower precision, for inference.
 
-        Half the memory, and faster where the processor or GPU has instructions for it. Autocast alone would convert the
-        frozen weights anew at every evaluation. Normalisation, the image's last layers, the codes and the scheduler's
-        steps stay in float32.
+        bfloat16 takes half the memory, and is faster where the processor or GPU has instructions for it. Autocast alone
+        would convert the frozen weights anew at every evaluation. Normalisation, the image's last layers, the codes and
+        the scheduler's steps stay in float32.
 
-        8-bit integers are for a CPU: the products of encoder and decoder, and on a processor that multiplies bytes the
+        Integers are for a CPU: the products of encoder and decoder, and on a processor that multiplies bytes the
         detokenizer's wide convolutions but the first and the last (nano has none so wide). With these a tile differs
-        with its batch by as much as by the rounding.
+        with its batch by as much as by the rounding. 16 bits are nearly float32's image in less time on a processor
+        with ``amx_int8``; elsewhere they would take longer, and the model stays in float32.
 
         Args:
-            dtype: ``torch.bfloat16``, ``torch.float16`` on a GPU, or ``torch.int8`` on a CPU. From 8 bits there is no
-                way back but building anew.
+            dtype: ``torch.bfloat16``, ``torch.float16`` on a GPU, or ``torch.int8`` or ``torch.int16`` on a CPU. From
+                integers there is no way back but building anew.
 
         Raises:
-            InputError: another one, or 8-bit integers on a GPU.
+            InputError: another one, or integers on a GPU.
         """
-        if dtype == torch.int8:
-            self._use_int8()
+        if dtype in (torch.int8, torch.int16):
+            self._use_integers(dtype)
             return
         if not dtype.is_floating_point:
-            raise InputError(f"precision is {dtype}; expected torch.bfloat16, torch.float16 or torch.int8")
+            raise InputError(
+                f"precision is {dtype}; expected torch.bfloat16, torch.float16, torch.int16 or torch.int8"
+            )
         kept = set(self.detokenizer.out.modules())
         for part in (self.core, self.detokenizer):
             for module in part.modules():
                 if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d) and module not in kept:
                     module.to(dtype)
+                if type(module) is nn.Linear:
+                    module.__class__ = PackedLinear
         self.precision = dtype
 
-    def _use_int8(self) -> None:
+    def _use_integers(self, dtype: torch.dtype) -> None:
         device = next(self.detokenizer.parameters()).device
         if device.type != "cpu":
             raise InputError(
-                f"8-bit integers are for a CPU and the model is on {device}; there use_precision(torch.bfloat16)"
+                f"integers are for a CPU and the model is on {device}; there use_precision(torch.bfloat16)"
             )
+        if dtype == torch.int16 and not gains_by_words():
+            return
         for part in (self.core.encoder, self.core.decoder, self.core.decoder_embeddings):
-            round_linears(part)
-        round_convolutions(self.detokenizer)
+            round_linears(part, dtype.itemsize)
+        round_convolutions(self.detokenizer, dtype.itemsize)
 
     def use_winograd(self, use: bool = True) -> None:
         """Whether the detokenizer's 3 x 3 convolutions may take the way of fewer multiplications on a CPU.
@@ -252,7 +261,8 @@ class TerraMindGenerator(nn.Module):
         codebook = self.codebook
         logits = logits.float()
         if tokens == "soft":
-            codes = (logits / temperature).softmax(-1) @ codebook.float()
+            with full_float32():
+                codes = (logits / temperature).softmax(-1) @ codebook.float()
         elif tokens == "argmax":
             codes = codebook[logits.argmax(-1)]
         elif tokens == "sample":
@@ -275,7 +285,7 @@ class TerraMindGenerator(nn.Module):
     # -- images ---------------------------------------------------------------------------------------------------
 
     def denoise_once(self, x_t: Tensor, t: Tensor, codes: Tensor) -> Tensor:
-        """One evaluation of the detokenizer: x0 (B, C, H, W) in z-units from x_t, t (B,) int64 and codes."""
+        """One evaluation of the detokenizer: x0 (B, C, H, W) in z-units from x_t, t (B,) or (1,) int64 and codes."""
         with self._autocast(x_t):
             return self.detokenizer(x_t, t, codes)
 

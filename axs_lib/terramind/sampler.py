@@ -179,7 +179,7 @@ def denoise(
     """Run the diffusion decoder.
 
     Args:
-        network: ``network(x_t, t, codes) -> x0``; t is a (B,) int64 tensor.
+        network: ``network(x_t, t, codes) -> x0``; t is a (1,) int64 tensor, common to the batch.
         codes: (B, D, h, w) conditioning.
         noise: (B, C, H, W) float32 standard normal noise.
         schedule: from ``build_schedule``; its evaluations are made exactly.
@@ -197,7 +197,7 @@ def denoise(
     else:
         x = add_noise(start, noise, schedule.network_timesteps[0])
     for step, t in zip(schedule.network_timesteps, schedule.scheduler.timesteps, strict=True):
-        time = torch.full((x.shape[0],), step, dtype=torch.int64, device=x.device)
+        time = torch.full((1,), step, dtype=torch.int64, device=x.device)
         x0 = network(x, time, codes).float()
         x = schedule.scheduler.step(x0, t, x).prev_sample
     return x

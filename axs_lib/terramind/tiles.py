@@ -17,6 +17,7 @@ from torch import Tensor
 
 from axs_lib.errors import InputError
 from axs_lib.nodata import fill_nodata, pad_square
+from axs_lib.precision import full_float32
 from axs_lib.terramind.noise import gaussian_field, member_seeds, sample_seeds
 from axs_lib.terramind.sampler import TRAIN_TIMESTEPS, add_noise
 from axs_lib.tilegrid import Blender, Tile, TileGrid
@@ -85,6 +86,7 @@ def to_network(
     return adapter.to_z(padded) if standardize else padded
 
 
+@full_float32()
 def run_tiled(
     network: TileNetwork,
     images: Sequence[Tensor],

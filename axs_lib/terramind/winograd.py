@@ -22,7 +22,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.weak import WeakTensorKeyDictionary
+
+from axs_lib.precision import full_float32
+from axs_lib.terramind.kept import KeptByWeight
+from axs_lib.terramind.packed import PackedConv2d, add, shifted
 
 POINTS = {2: (0.0, 1.0, -1.0), 4: (0.0, 0.7, -0.7, 1.4, -1.4)}
 LARGE_PIXELS = 144  # from here on tiles of 4 x 4, below tiles of 2 x 2
@@ -71,12 +74,14 @@ def _polynomial(roots: Any) -> list[float]:
     return coefficients
 
 
+@full_float32()
 def transform_kernel(weight: Tensor, m: int) -> Tensor:
     """((m + 2)^2, C, K) of a weight (K, C, 3, 3)."""
     taps = weight.permute(2, 3, 1, 0).reshape(9, -1)
     return (transforms(m).kernel @ taps).view(-1, weight.shape[1], weight.shape[0])
 
 
+@full_float32()
 def winograd(x: Tensor, kernel: Tensor, bias: Tensor | None, m: int) -> Tensor:
     """A 3 x 3 convolution with padding 1.
 
@@ -147,20 +152,12 @@ class _Memory(threading.local):
 
 
 _memory = _Memory()
-_kernels = WeakTensorKeyDictionary()  # by weight: the state it was in, and the transformed kernel
+_kernels = KeptByWeight()
 
 
 def kept_kernel(weight: Tensor, m: int) -> Tensor:
     """The transformed kernel of a weight, made anew where the weight has changed."""
-    if weight.is_inference():  # changes of it could not be noticed
-        return transform_kernel(weight, m)
-    state = (m, weight.data_ptr(), weight._version)
-    kept = _kernels.get(weight)
-    if kept is None or kept[0] != state:
-        with torch.no_grad():
-            _kernels[weight] = kept = (state, transform_kernel(weight, m))
-    kernel: Tensor = kept[1]
-    return kernel
+    return _kernels.get(weight, m, lambda: transform_kernel(weight, m))
 
 
 @torch.library.custom_op("axs::winograd_conv2d", mutates_args=())
@@ -175,7 +172,7 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None, m: int) -> Tensor:
     return x.new_empty(shape).contiguous(memory_format=torch.channels_last)
 
 
-class WinogradConv2d(nn.Conv2d):
+class WinogradConv2d(PackedConv2d):
     """A 3 x 3 convolution that takes the shorter way where there is one; weights, names and results stay.
 
     Made of an ``nn.Conv2d`` by setting its ``__class__``.
@@ -187,29 +184,28 @@ class WinogradConv2d(nn.Conv2d):
     def fits(cls, layer: nn.Module) -> bool:
         """Whether a layer's convolution is one that this class computes faster."""
         return (
-            type(layer) is nn.Conv2d
+            PackedConv2d.fits(layer)
+            and isinstance(layer, nn.Conv2d)
             and layer.kernel_size == (3, 3)
             and layer.stride == (1, 1)
             and layer.padding == (1, 1)
-            and layer.dilation == (1, 1)
-            and layer.groups == 1
-            and layer.padding_mode == "zeros"
             and min(layer.in_channels, layer.out_channels) >= MIN_CHANNELS
         )
 
     def use_winograd(self, use: bool) -> None:
         """Allow the shorter way, or forbid it and free the transformed kernel."""
         self._direct = not use
-        _kernels.pop(self.weight, None)
+        _kernels.forget(self.weight)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, shift: Tensor | None = None, onto: Tensor | None = None) -> Tensor:
         m = self._tile_side(x)
         if m == 0:
-            return super().forward(x)
+            return super().forward(x, shift, onto)
+        bias = shifted(self.bias, shift)
         if torch.compiler.is_compiling():
-            out: Tensor = compiled_convolution(x, self.weight, self.bias, m)
-            return out
-        return winograd(x, kept_kernel(self.weight, m), self.bias, m)
+            return add(compiled_convolution(x, self.weight, bias, m), None, onto)
+        out = winograd(x, kept_kernel(self.weight, m), bias, m)
+        return out if onto is None else out.add_(onto)
 
     def _tile_side(self, x: Tensor) -> int:
         """Side of the tiles to cut the image into; 0 for the direct way."""

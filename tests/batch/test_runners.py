@@ -19,7 +19,7 @@ from axs_lib.data.samples import load_sample, sample_paths
 from axs_lib.errors import InputError, OutputError, WeightsError
 from axs_lib.pipeline import PipelineOutput
 from axs_lib.stage3_tm_ground import DEFAULT_VARIANT, Stage3Output
-from axs_lib.terramind.int8 import Int8Linear
+from axs_lib.terramind.integers import IntegerLinear
 from tests.scenes.conftest import BoxGrounder, scene_arrays, write_scene
 
 NAME = "ireland_fields"
@@ -66,7 +66,7 @@ def test_lower_precision_is_part_of_the_job(tmp_path: Path) -> None:
     job = job_of(tmp_path, settings=settings, weights=runners.find_weights(plain.settings, {}))
     runner = runners.build_runner(job)
     assert isinstance(runner, functools.partial)
-    assert any(isinstance(module, Int8Linear) for module in runner.args[0].modules())
+    assert any(isinstance(module, IntegerLinear) for module in runner.args[0].modules())
     model = FakeStage3()
     runners.ground_item(model, job, item, job.output(item))  # type: ignore[arg-type]
     with np.load(tmp_path / "a.npz") as written:

@@ -49,8 +49,9 @@ def test_generations_figures() -> None:
         seen.append(timesteps)
         return optical
 
-    ways = ["terratorch", "float32", "direct", "one_evaluation", "bfloat16"]
-    generators = generation.generators_of(model.terramind_generator, ways, "float32")
+    ways = ["terratorch", "float32", "direct", "float32_one", "bfloat16"]
+    generators = generation.generators_of(model.terramind_generator, ways)
+    assert generators.keys() == {"float32", "direct", "bfloat16"}
     peaks = {"float32": 100.0, "bfloat16": 200.0}
     record = generation.measure_case(case, generators, reference, ways, 2, peaks)
     record |= generation.difference_of_precision(generators, case)
@@ -60,6 +61,9 @@ def test_generations_figures() -> None:
     assert {"memory_mb", "share_of_peak_%", "rounds"} <= record.keys()
     assert 0 < record["bfloat16_rms"] < record["bfloat16_largest"]
     assert [row["way"] for row in generation.rows_of([record])] == ways
+    assert "bfloat16" in record["share_of_peak_%"] and "float32_one" not in record["share_of_peak_%"]
+    (row,) = generation.precision_rows_of([record])
+    assert row["build"] == "bfloat16" and row["rms"] == record["bfloat16_rms"]
 
 
 def test_nanos_figures(tmp_path: Path) -> None:

@@ -148,9 +148,9 @@ def test_kernels_live_as_long_as_their_weights() -> None:
     made, x = layer(), image(1, CHANNELS, 16, 16)
     before = len(module._kernels)
     made(x)
-    kernel = module._kernels[made.weight][1]
+    kernel = module.kept_kernel(made.weight, 2)
     made(x)
-    assert module._kernels[made.weight][1] is kernel and len(module._kernels) == before + 1
+    assert module.kept_kernel(made.weight, 2) is kernel and len(module._kernels) == before + 1
     assert set(made.state_dict()) == {"weight", "bias"}
     for other in (copy.deepcopy(made), pickle.loads(pickle.dumps(made))):
         assert isinstance(other, WinogradConv2d) and other.weight not in module._kernels
