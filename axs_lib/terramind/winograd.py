@@ -16,7 +16,6 @@ precision, other devices and images of few pixels take the direct way.
 from __future__ import annotations
 
 import math
-import threading
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -26,6 +25,7 @@ from torch import Tensor, nn
 from axs_lib.precision import full_float32
 from axs_lib.terramind.kept import KeptByWeight
 from axs_lib.terramind.packed import PackedConv2d, add, shifted
+from axs_lib.terramind.rooms import Rooms
 
 POINTS = {2: (0.0, 1.0, -1.0), 4: (0.0, 0.7, -0.7, 1.4, -1.4)}
 LARGE_PIXELS = 144  # from here on tiles of 4 x 4, below tiles of 2 x 2
@@ -110,7 +110,7 @@ def _winograd(x: Tensor, kernel: Tensor, bias: Tensor | None, m: int, out: Tenso
     batch, height, width, channels = x.shape
     rows, cols, n = out.shape[1], out.shape[3], m + 2
     tiles, wanted = batch * rows * cols, out.shape[-1]
-    padded = _memory.take(0, batch, rows * m + 2, cols * m + 2, channels)
+    padded = _rooms.take(0, batch, rows * m + 2, cols * m + 2, channels)
     padded[:, 0] = 0
     padded[:, 1 + height :] = 0
     padded[:, :, 0] = 0
@@ -121,11 +121,11 @@ def _winograd(x: Tensor, kernel: Tensor, bias: Tensor | None, m: int, out: Tenso
         (n, n, batch, rows, cols, channels), (row, col, image, m * row, m * col, channel)
     )
     matrices = transforms(m)
-    pixels = _memory.take(1, n, n, batch, rows, cols, channels).copy_(overlapping).view(n * n, -1)
-    values = torch.mm(matrices.image, pixels, out=_memory.take(2, n * n, tiles * channels))
+    pixels = _rooms.take(1, n, n, batch, rows, cols, channels).copy_(overlapping).view(n * n, -1)
+    values = torch.mm(matrices.image, pixels, out=_rooms.take(2, n * n, tiles * channels))
     values = values.view(n * n, tiles, channels)
-    products = torch.bmm(values, kernel, out=_memory.take(1, n * n, tiles, wanted)).view(n * n, -1)
-    results = torch.mm(matrices.result, products, out=_memory.take(2, m * m, tiles * wanted))
+    products = torch.bmm(values, kernel, out=_rooms.take(1, n * n, tiles, wanted)).view(n * n, -1)
+    results = torch.mm(matrices.result, products, out=_rooms.take(2, m * m, tiles * wanted))
     results = results.view(m, m, batch, rows, cols, wanted).permute(2, 3, 0, 4, 1, 5)
     if bias is None:
         out.copy_(results)
@@ -133,25 +133,7 @@ def _winograd(x: Tensor, kernel: Tensor, bias: Tensor | None, m: int, out: Tenso
         torch.add(results, bias, out=out)
 
 
-class _Memory(threading.local):
-    """Room for what lies between the steps, kept by each thread: fresh memory costs the system a quarter of the time.
-
-    At most about 100 MB for the published variants.
-    """
-
-    def __init__(self) -> None:
-        self.rooms: dict[int, Tensor] = {}
-
-    def take(self, room: int, *shape: int) -> Tensor:
-        """A float32 tensor of the shape in one of the rooms, with whatever was left there."""
-        count = math.prod(shape)
-        if room not in self.rooms or self.rooms[room].numel() < count:
-            with torch.inference_mode(False):  # what is kept must serve outside of inference mode, too
-                self.rooms[room] = torch.empty(count)
-        return self.rooms[room][:count].view(shape)
-
-
-_memory = _Memory()
+_rooms = Rooms()  # at most about 100 MB for the published variants
 _kernels = KeptByWeight()
 
 

@@ -6,6 +6,7 @@ import copy
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -185,6 +186,29 @@ def test_a_shift_and_an_image_are_added(conv: nn.Conv2d, bytes_: int) -> None:
 @needs_bytes
 @torch.no_grad()
 @pytest.mark.parametrize("bytes_", [1, 2])
+def test_compiled_they_are_the_same(conv: nn.Conv2d, linear: nn.Linear, bytes_: int) -> None:
+    conv.stride = (2, 2)
+    image, onto, rows = torch.randn(2, 192, 9, 16), torch.randn(2, 200, 5, 8), torch.randn(2, 7, 256)
+    rough, product = IntegerConv2d(conv, bytes_), IntegerLinear(linear, bytes_)
+    options: dict[str, Any] = {"backend": "aot_eager", "fullgraph": True}
+    assert torch.equal(torch.compile(rough, **options)(image, None, onto), rough(image, None, onto))
+    assert torch.equal(torch.compile(product, **options)(rows), product(rows))
+
+
+@needs_bytes
+def test_rounded_in_inference_mode_weights_are_packed_once(
+    conv: nn.Conv2d, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with torch.inference_mode():
+        rough, x = IntegerConv2d(conv), torch.randn(1, 192, 8, 8)
+        rough(x)
+        monkeypatch.delattr(module, "_packed_kernel")
+        rough(x)
+
+
+@needs_bytes
+@torch.no_grad()
+@pytest.mark.parametrize("bytes_", [1, 2])
 def test_sizes_may_alternate(conv: nn.Conv2d, bytes_: int) -> None:
     """Weights are packed for the size of the input, anew where it changes."""
     rough, large, small = IntegerConv2d(conv, bytes_), torch.randn(3, 192, 16, 16), torch.randn(1, 192, 8, 8)
@@ -196,7 +220,7 @@ def test_sizes_may_alternate(conv: nn.Conv2d, bytes_: int) -> None:
 @needs_bytes
 @torch.no_grad()
 @pytest.mark.parametrize(("bytes_", "relative"), [(1, 0.1), (2, 1e-3)], ids=["8 bits", "16 bits"])
-def test_the_wide_convolutions_of_a_unet_are_rounded_but_the_first_and_the_last(
+def test_the_wide_convolutions_of_a_unet_are_rounded_but_the_last_and_with_8_bits_the_first(
     bytes_: int, relative: float
 ) -> None:
     exact = speed_up(wide_unet())
@@ -205,7 +229,8 @@ def test_the_wide_convolutions_of_a_unet_are_rounded_but_the_first_and_the_last(
     rounded = {name: part for name, part in rough.named_modules() if isinstance(part, IntegerConv2d)}
     projections = [part for part in rough.modules() if isinstance(part, IntegerLinear)]
     assert count == len(rounded) + len(projections) and len(rounded) >= 8 and len(projections) >= 4
-    assert not any(name.startswith(("input_blocks.0.", "out.")) for name in rounded)
+    assert not any(name.startswith("out.") for name in rounded)
+    assert any(name.startswith("input_blocks.0.") for name in rounded) == (bytes_ == 2)
     after_silu = {name for name, part in rounded.items() if part.after_silu}
     assert after_silu == {name for name in rounded if "_layers." in name}
     assert round_convolutions(rough) == 0
@@ -213,8 +238,51 @@ def test_the_wide_convolutions_of_a_unet_are_rounded_but_the_first_and_the_last(
     before, after = exact(x, t, codes), rough(x, t, codes)
     assert 0.0 < (before - after).std() < relative * before.std()
     assert torch.equal(copy.deepcopy(rough)(x, t, codes), after)
+    assert (pickle.loads(pickle.dumps(rough))(x, t, codes) - after).std() < relative * before.std()
     with pytest.raises(InputError, match="for inference alone"):
-        pickle.dumps(rough)
+        rough.state_dict()
+
+
+@needs_bytes
+@torch.no_grad()
+def test_the_finest_grid_alone_can_be_rounded() -> None:
+    exact = speed_up(wide_unet())
+    rough = copy.deepcopy(exact)
+    assert 0 < round_convolutions(rough, 2, finest_only=True) < round_convolutions(copy.deepcopy(exact), 2)
+    sides: dict[str, int] = {}
+    for name, part in exact.named_modules():
+        if isinstance(part, nn.Conv2d):
+            part.register_forward_hook(
+                lambda _, inputs, out, name=name: sides.update(
+                    {name: max(inputs[0].shape[-1], out.shape[-1])}
+                )
+            )
+    exact(torch.randn(1, 12, 64, 64), torch.tensor([999]), torch.randn(1, 3, 4, 4))
+    rounded = {name for name, part in rough.named_modules() if isinstance(part, IntegerConv2d)}
+    assert {sides[name] for name in rounded} == {16}
+    # The upsampling's convolution writes that grid from smooth pixels, and the last one writes the image.
+    left = {name for name, side in sides.items() if side == 16} - rounded
+    assert all(name.startswith("out.") or name.endswith(".conv") for name in left)
+
+
+@needs_bytes
+@torch.no_grad()
+def test_bfloat16_keeps_the_finest_grid_nearly_exact_where_that_gains(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    x, t, codes = torch.randn(1, 12, 64, 64), torch.tensor([999]), torch.randn(1, 3, 4, 4)
+    errors = {}
+    for gains in (True, False):
+        monkeypatch.setattr("axs_lib.terramind.generator.gains_by_words", lambda gains=gains: gains)
+        generator = build_stage3_model(variant="nano").terramind_generator
+        generator.detokenizer = speed_up(wide_unet())
+        expected = generator.detokenizer(x, t, codes)
+        generator.use_precision(torch.bfloat16)
+        errors[gains] = (
+            generator.denoise_once(x, t, codes) - expected
+        ).square().mean().sqrt() / expected.std()
+        assert any(isinstance(part, IntegerConv2d) for part in generator.modules()) == gains
+    assert 0 < errors[True] < 0.6 * errors[False]
 
 
 def test_without_products_of_bytes_the_unet_stays(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -257,11 +325,10 @@ def test_only_exact_products_of_bytes_are_used(lacking: str, monkeypatch: pytest
     if lacking == "vnni":
         monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
     elif lacking == "layers":
-        monkeypatch.setattr(module, "_pack_matrix", lambda *_: torch.ops.onednn.no_such_layer())
+        monkeypatch.setattr(module, "_packed_matrix", lambda *_: torch.ops.onednn.no_such_layer())
     else:
         monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: True)
-        monkeypatch.setattr(module, "_pack_matrix", lambda weight, _: weight)
-        monkeypatch.setattr(module, "_linear", lambda *_, **__: torch.tensor(32767.0))
+        monkeypatch.setattr(module, "_byte_product", lambda *_: torch.tensor(32767.0))
     multiplies_bytes.cache_clear()
     try:
         assert not multiplies_bytes()
