@@ -143,7 +143,7 @@ def test_tests_and_files_named_in_the_documentation_exist(repository: Path) -> N
 
 
 # What each part may import of ours, beside itself. ``axs_lib`` alone is its version.
-BASE = {"errors", "bands", "checks", "lightimport", "nodata", "progress", "metrics", "tilegrid"}
+BASE = {"errors", "bands", "checks", "lightimport", "nodata", "precision", "progress", "metrics", "tilegrid"}
 STAGES = {"models", "stage1_tm_s2o", "stage2_prithvi_refine", "stage3_tm_ground"}
 ARROWS = {
     "data": BASE,

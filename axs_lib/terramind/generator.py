@@ -135,7 +135,7 @@ class TerraMindGenerator(nn.Module):
 
         Args:
             dtype: ``torch.bfloat16``, ``torch.float16`` on a GPU, or ``torch.int8`` or ``torch.int16`` on a CPU. There
-                is no way back but building anew, and what is rounded to integers cannot be saved.
+                is no way back but building anew, and what is rounded to integers can be neither saved nor moved.
 
         Raises:
             InputError: another one, or integers on a GPU.

@@ -89,9 +89,8 @@ class _Rounded(nn.Module):
     bias: Tensor
     middle: Tensor
 
-    @torch.inference_mode(
-        False
-    )  # else changes of the weights could not be noticed, and they would be packed every time
+    # Changes of weights made in inference mode could not be noticed, and they would be packed at every call.
+    @torch.inference_mode(False)
     @torch.no_grad()
     def __init__(
         self,
@@ -109,9 +108,7 @@ class _Rounded(nn.Module):
             # A processor lays the lower byte of a word first, and it meets the weight's leading digit.
             mixed = torch.stack([leading, second], 2).flatten(1, 2)
             middle = 257 * MIDDLE
-            scale = (
-                256 * scale
-            )  # what is summed is 256 times the leading digits' products, and the mixed ones
+            scale = 256 * scale  # the sums are 256 times the leading digits' products, and the mixed ones
         self.zero = zero
         self.lowest = lowest
         self.register_buffer("leading", leading)
@@ -123,6 +120,11 @@ class _Rounded(nn.Module):
 
     def _rounded(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Bytes of the whole numbers nearest to x (N, ..., C) in units of a step, and the step of each N."""
+        if x.device.type != "cpu":
+            raise InputError(
+                f"layers in integers are for a CPU and the image is on {x.device}; build the model anew, move it there,"
+                " then call use_precision(torch.bfloat16)"
+            )
         over = tuple(range(1, x.ndim))
         if self.mixed is None:
             step = _step(x, over, 255 - self.zero, self.zero, self.lowest)

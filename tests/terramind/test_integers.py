@@ -196,6 +196,14 @@ def test_compiled_they_are_the_same(conv: nn.Conv2d, linear: nn.Linear, bytes_: 
 
 
 @needs_bytes
+def test_another_device_is_refused(conv: nn.Conv2d, linear: nn.Linear) -> None:
+    """As after use_precision(torch.bfloat16) on a CPU, then moved to a GPU."""
+    for layer, size in ((IntegerConv2d(conv, 2), (1, 192, 8, 8)), (IntegerLinear(linear, 2), (3, 256))):
+        with pytest.raises(InputError, match="move it there"):
+            layer.to("meta")(torch.zeros(size, device="meta"))
+
+
+@needs_bytes
 def test_rounded_in_inference_mode_weights_are_packed_once(
     conv: nn.Conv2d, monkeypatch: pytest.MonkeyPatch
 ) -> None:
