@@ -205,14 +205,20 @@ def levers(model: Stage3GroundingModel, rounds: int, batch: int) -> list[dict[st
 
 
 def precision(model: Stage3GroundingModel) -> list[dict[str, Any]]:
-    """RMS in DN of what bfloat16 and 8-bit integers change, and the error of opt_v3, at one evaluation."""
+    """RMS in DN of what bfloat16 and integers change, and the error of opt_v3, at one evaluation.
+
+    16-bit integers change nothing where they do not gain.
+    """
     ways = {"float32": model}
-    for name, dtype in (("bfloat16", torch.bfloat16), ("int8", torch.int8)):
+    for dtype in (torch.bfloat16, torch.int16, torch.int8):
+        name = str(dtype).removeprefix("torch.")
         ways[name] = copy.deepcopy(model)
         ways[name].terramind_generator.use_precision(dtype)
-    # nano's convolutions are too narrow to gain; rounded all the same they tell what a published variant's will do.
-    ways["int8, narrow convolutions too"] = copy.deepcopy(ways["int8"])
-    round_convolutions(ways["int8, narrow convolutions too"].terramind_generator.detokenizer, narrowest=1)
+        if dtype.is_floating_point:
+            continue
+        # nano's convolutions are too narrow to gain; rounded all the same they tell what a published variant's will do.
+        wider = ways[f"{name}, narrow convolutions too"] = copy.deepcopy(ways[name])
+        round_convolutions(wider.terramind_generator.detokenizer, dtype.itemsize, narrowest=1)
 
     def rms(image: Tensor) -> float:
         return float(image.square().nanmean().sqrt())
