@@ -3,7 +3,7 @@
 Weights are rounded once, by a scale for each output channel; activations at every call, by a scale for each token of
 the encoder and decoder and for each image of the detokenizer, so that a layer's result depends on nothing else in the
 batch. Sums of products of integers are exact, so what is lost is the rounding: with 8 bits about one part in a hundred
-of a layer's output (RMS), with 16 about one in five thousand.
+of a layer's output (RMS), with 16 about one in ten thousand.
 
 A number of 16 bits is written by two digits of 8, each from -128 to 127: ``256 a + b``. The product of two such numbers
 is ``65536 a c + 256 (a d + b c) + b d``. The last term is left out, which is where 16 bits lose more than their
@@ -11,7 +11,7 @@ rounding; the middle one is a single convolution with both digits as channels. T
 and Ootomo, Ozaki and Yokota (2024) for matrix products of high precision by units of low precision.
 
 A processor that multiplies bytes (``avx512_vnni`` or ``avx_vnni``) does four such products in the time of one in
-float32, one with ``amx_int8`` up to sixteen. There oneDNN's layers are used, whose operators PyTorch registers for its
+float32, one with ``amx_int8`` a dozen. There oneDNN's layers are used, whose operators PyTorch registers for its
 own quantized models. Elsewhere linear layers of 8 bits take PyTorch's product of integers, and the others stay as they
 are, as those of 16 bits do without ``amx_int8``: three products of bytes would take longer than float32.
 
