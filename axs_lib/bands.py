@@ -6,7 +6,7 @@ still carried the +1000 offset of processing baseline 04.00, so its statistics a
 (``TERRAMIND_BOA_OFFSET``) and the adapter around its weights adds and removes it.
 
 Sources: TerraMind statistics are the pretraining values published with terratorch (``v1_pretraining_mean/std``);
-the spectral lift is fitted by ``tools/fit_spectral_lift.py``.
+the spectral lift is fitted by ``experiments/fit_spectral_lift.py``.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ TERRAMIND_S2_STD: tuple[float, ...] = (
 )  # fmt: skip
 
 # Fixed least-squares lift from the four bands to TerraMind's twelve, DN without offset (rows as TERRAMIND_S2_BANDS,
-# columns as OPTICAL_BANDS); fitted by tools/fit_spectral_lift.py on clear 12-band BigEarthNet patches.
+# columns as OPTICAL_BANDS); fitted by experiments/fit_spectral_lift.py on clear 12-band BigEarthNet patches.
 SPECTRAL_LIFT_MATRIX: tuple[tuple[float, float, float, float], ...] = (
     (0.82213, 0.11109, -0.07706, -0.01005),  # B01
     (1.0, 0.0, 0.0, 0.0),  # B02

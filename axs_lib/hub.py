@@ -50,7 +50,7 @@ class HubMixin(ModelHubMixin):
         calibration: Calibration | None
         timesteps: int
         standardize: bool
-        grounding: str
+        correction_mode: str
         scheduler: str
 
     @classmethod
@@ -154,7 +154,7 @@ def config_of(model: HubMixin) -> dict[str, Any]:
         "s1_product": _product(model),
         "timesteps": model.timesteps,
         "standardize": model.standardize,
-        "grounding": model.grounding,
+        "correction_mode": model.correction_mode,
         "scheduler": model.scheduler,
     }
 

@@ -210,7 +210,7 @@ class Stage1Model(GeneratorStage):
         if truth is None:
             clean = z.new_zeros(len(z), generator.image_channels, *size)
         else:
-            clean = generator.optical.lift(self._prepare_truth(truth, sar.s1, size[0]))
+            clean = generator.optical.expand_bands(self._prepare_truth(truth, sar.s1, size[0]))
         x_t, t = training_start(clean, training=self.training, noised=truth is not None)
         logits = generator.logits({"s1": z})
         x0 = generator.denoise_once(x_t, t, generator.codes(logits, size)).float()

@@ -317,7 +317,7 @@ def save_refiner(
     """
     from safetensors.torch import save_file
 
-    from axs_lib.data.atomic import atomic_write
+    from axs_lib.io.atomic import atomic_write
 
     def stored(value: Tensor) -> Tensor:
         value = value.detach().to("cpu", copy=True).contiguous()

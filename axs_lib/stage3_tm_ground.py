@@ -24,11 +24,11 @@ from torch import Tensor
 from axs_lib.bands import VALID_DN
 from axs_lib.checks import CheckedPair, check_device, check_pair
 from axs_lib.errors import InputError, UntrainedHeadWarning
-from axs_lib.grounding.contradiction import contradiction, open_water
+from axs_lib.grounding.sar_inconsistency import sar_inconsistency, open_water
 from axs_lib.grounding.difference import difference_correction
 from axs_lib.grounding.gap import fit_to_observed, unknown_share
 from axs_lib.grounding.head import Correction, GroundingHead
-from axs_lib.grounding.hold import LowFrequencyHold
+from axs_lib.grounding.low_freq import LowFrequencyConstraint
 from axs_lib.grounding.orientation import turn
 from axs_lib.hub import HubMixin
 from axs_lib.metrics import stage3_metrics
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from axs_lib.grounding.calibration import Calibration
     from axs_lib.terramind.generator import TerraMindGenerator
 
-GROUNDINGS = ("learned", "difference")
+CORRECTION_MODES = ("learned", "difference")
 DEFAULT_VARIANT = "terramind_v1_base"
 
 
@@ -65,7 +65,7 @@ class Stage3Output:
         gate: how much of the correction was let through, (B, 1, H, W) in [0, 1].
         uncertainty: standard deviation of the error to expect, (B, 4, H, W), same unit as the image: the head's
             own estimate and the ensemble's spread together, 0 where opt_v2 was observed; ``None`` where there is
-            neither (``grounding="difference"`` without an ensemble).
+            neither (``correction_mode="difference"`` without an ensemble).
         nfe: network evaluations of each denoising run; exactly ``timesteps`` (0 where ``strength`` is 0).
     """
 
@@ -82,12 +82,12 @@ class GroundingMap:
 
     Attributes:
         change: opt_v3 - opt_v2; NaN also where opt_v2 is.
-        by_sar: opt_v3 - what it would be without the SAR's content, from the same noise. The rest of the change is
+        sar_contribution: opt_v3 - what it would be without the SAR's content, from the same noise. The rest of the change is
             repair that needs no SAR.
     """
 
     change: Tensor
-    by_sar: Tensor
+    sar_contribution: Tensor
 
 
 class Stage3GroundingModel(GeneratorStage, HubMixin):
@@ -101,9 +101,9 @@ class Stage3GroundingModel(GeneratorStage, HubMixin):
         head: the grounding head; a fresh one changes nothing.
         timesteps: default number of network evaluations.
         standardize: inputs are dB and DN; False means z-units in and out.
-        grounding: default way to correct, ``"learned"`` or ``"difference"`` (experimental, needs no training).
+        correction_mode: default way to correct, ``"learned"`` or ``"difference"`` (experimental, needs no training).
         scheduler: default scheduler, ``"ddim"`` or ``"dpmsolver++"``.
-        broad_changes: default of ``ground``'s keyword.
+        hold_colour: default of ``ground``'s keyword.
     """
 
     def __init__(
@@ -113,25 +113,25 @@ class Stage3GroundingModel(GeneratorStage, HubMixin):
         *,
         timesteps: int = 10,
         standardize: bool = True,
-        grounding: str = "learned",
+        correction_mode: str = "learned",
         scheduler: str = "ddim",
-        broad_changes: bool = True,
+        hold_colour: bool = False,
     ) -> None:
         super().__init__(
             terramind_generator, timesteps=timesteps, standardize=standardize, scheduler=scheduler
         )
         self.head = head
-        self.hold = LowFrequencyHold()
-        self.grounding = _check_grounding(grounding)
-        self.broad_changes = broad_changes
+        self.hold = LowFrequencyConstraint()
+        self.correction_mode = _check_correction_mode(correction_mode)
+        self.hold_colour = hold_colour
         self.calibration: Calibration | None = None
 
     @property
     def provenance(self) -> dict[str, str]:
         """What made an output, for file tags: version, variant, weights and their hash, defaults."""
-        tags = super().provenance | {"AXS_GROUNDING": self.grounding}
-        if not self.broad_changes:
-            tags["AXS_BROAD_CHANGES"] = "False"
+        tags = super().provenance | {"AXS_CORRECTION_MODE": self.correction_mode}
+        if self.hold_colour:
+            tags["AXS_HOLD_COLOUR"] = "True"
         if self.calibration is not None:
             tags["AXS_CALIBRATION"] = f"nfe {','.join(map(str, sorted(self.calibration.scales)))}"
         return tags
@@ -139,7 +139,7 @@ class Stage3GroundingModel(GeneratorStage, HubMixin):
     @property
     def estimates_error(self) -> bool:
         """Whether the default way to correct says what error to expect, without an ensemble."""
-        return self.grounding == "learned"
+        return self.correction_mode == "learned"
 
     # -- the method -----------------------------------------------------------------------------------------------
 
@@ -158,8 +158,8 @@ class Stage3GroundingModel(GeneratorStage, HubMixin):
         trust: Tensor | None = None,
         proposal: Tensor | None = None,
         use_sar: bool = True,
-        broad_changes: bool | None = None,
-        grounding: str | None = None,
+        hold_colour: bool | None = None,
+        correction_mode: str | None = None,
         scheduler: str | None = None,
         orientation: int = 0,
         origin: tuple[int, int] | Tensor = (0, 0),
@@ -186,9 +186,9 @@ class Stage3GroundingModel(GeneratorStage, HubMixin):
                 guess from the SAR alone (as in the pipeline), whose broad colour may change. Default 0.5: an estimate.
             proposal: (B, 4, H, W) in opt_v2's unit, in place of TerraMind's own; nothing is then drawn (``nfe`` 0).
             use_sar: False leaves the SAR's content out: what then still changes was not asked for by the SAR.
-            broad_changes: False holds the broad colour of opt_v2 whatever the SAR shows: no flood comes through, and no
-                smooth dark field is taken for one. Gaps are filled all the same. Default the model's (True).
-            grounding: way to correct; default the model's.
+            hold_colour: True holds the broad colour of opt_v2 whatever the SAR shows: no flood comes through, and no
+                smooth dark field is taken for one. Gaps are filled all the same. Default the model's (False).
+            correction_mode: way to correct; default the model's.
             scheduler: default the model's.
             orientation: how the tile is turned for the grounding head, 0 to 7; members of an ensemble take it and those
                 that follow.
@@ -203,18 +203,18 @@ class Stage3GroundingModel(GeneratorStage, HubMixin):
         check_device(pair.s1, self.device)
         timesteps = check_timesteps(self.timesteps if timesteps is None else timesteps)
         sampling = Sampling(tokens, temperature, ensemble_size, batch_size)
-        way = _check_grounding(self.grounding if grounding is None else grounding)
-        if way == "learned" and self.head.untrained:
+        mode = _check_correction_mode(self.correction_mode if correction_mode is None else correction_mode)
+        if mode == "learned" and self.head.untrained:
             warnings.warn(
                 "the grounding head is untrained, so opt_v3 equals opt_v2: load trained weights (variant='nano'), train"
-                " with `axs train stage3`, or use grounding='difference'",
+                " with `axs train stage3`, or use correction_mode='difference'",
                 UntrainedHeadWarning,
                 stacklevel=2,
             )
         if check_strength(strength) == 0.0:
             return self._unchanged(pair, ensemble_size)
         if proposal is not None:
-            proposal = _check_proposal(proposal, pair, way)
+            proposal = _check_proposal(proposal, pair, mode)
         schedule = build_schedule(scheduler or self.scheduler, timesteps, strength)
         seeds = sample_seeds(seed, len(pair.s1), generator=generator, device=pair.s1.device)
 
@@ -229,10 +229,10 @@ class Stage3GroundingModel(GeneratorStage, HubMixin):
                 origins,
                 schedule,
                 sampling,
-                way,
+                mode,
                 proposal=given[0] if given else None,
                 use_sar=use_sar,
-                broad_changes=self.broad_changes if broad_changes is None else broad_changes,
+                hold_colour=self.hold_colour if hold_colour is None else hold_colour,
                 orientation=orientation,
             )
 
@@ -253,8 +253,8 @@ class Stage3GroundingModel(GeneratorStage, HubMixin):
         if self.standardize:
             image = torch.where(change == 0, start, image.clamp(*VALID_DN))
         valid = valid_pixels(pair.s1) & (valid_pixels(pair.opt_v2) | unknown)
-        deviation = variance.sqrt() if way == "learned" or ensemble_size > 1 else None
-        if deviation is not None and way == "learned" and self.calibration is not None:
+        deviation = variance.sqrt() if mode == "learned" or ensemble_size > 1 else None
+        if deviation is not None and mode == "learned" and self.calibration is not None:
             deviation = deviation * self.calibration.scale(schedule.nfe).to(deviation)[:, None, None]
         output = Stage3Output(
             image=image.masked_fill(~valid, torch.nan),
@@ -281,7 +281,7 @@ class Stage3GroundingModel(GeneratorStage, HubMixin):
             self.ground(s1, opt_v2, timesteps, seed=seed, use_sar=use_sar, **options).image
             for use_sar in (True, False)
         )
-        return GroundingMap(change=with_sar - opt_v2, by_sar=with_sar - without)
+        return GroundingMap(change=with_sar - opt_v2, sar_contribution=with_sar - without)
 
     def _ground_tiles(
         self,
@@ -292,11 +292,11 @@ class Stage3GroundingModel(GeneratorStage, HubMixin):
         origins: Tensor,
         schedule: Schedule,
         sampling: Sampling,
-        grounding: str,
+        correction_mode: str,
         *,
         proposal: Tensor | None,
         use_sar: bool,
-        broad_changes: bool,
+        hold_colour: bool,
         orientation: int,
     ) -> Tensor:
         """Steps 2a to 2e for tiles of one shape: (n, 17, h, w) of change, proposal, gate, variance, filled opt_v2."""
@@ -316,17 +316,17 @@ class Stage3GroundingModel(GeneratorStage, HubMixin):
             ]
         else:
             logits = [generator.logits(z.conditions if use_sar else {"optical": z.estimate})]
-            if grounding == "difference":
+            if correction_mode == "difference":
                 logits.append(generator.logits({"optical": z.estimate}))
-            start = None if schedule.starts_from_noise else generator.optical.lift(z.estimate)
+            start = None if schedule.starts_from_noise else generator.optical.expand_bands(z.estimate)
             drawn = draw_proposals(generator, logits, z.size, schedule, sampling, seeds, origins, start=start)
 
         # 2c. Tokens become codes, and the denoiser draws the proposals in exactly `timesteps` evaluations.
         changes, proposals, gates, errors = [], [], [], []
         for member, decoded in enumerate(drawn):
             # 2d. The correction: a residual, how much of it to use, and where broad colour may change.
-            correction = self._correct(z, decoded, logits, grounding, orientation + member)
-            if not broad_changes:
+            correction = self._correct(z, decoded, logits, correction_mode, orientation + member)
+            if hold_colour:
                 correction = correction._replace(release=torch.zeros_like(correction.release))
             changes.append(self._change(correction, z.trust))
             proposals.append(decoded[0])
@@ -349,18 +349,18 @@ class Stage3GroundingModel(GeneratorStage, HubMixin):
         z: _Prepared,
         decoded: list[Tensor],
         logits: list[Tensor],
-        grounding: str,
+        correction_mode: str,
         orientation: int = 0,
     ) -> Correction:
-        if grounding == "learned":
-            seen = (z.s1, z.estimate, decoded[0], z.trust, z.contradiction)
+        if correction_mode == "learned":
+            seen = (z.s1, z.estimate, decoded[0], z.trust, z.sar_inconsistency)
             correction = self.head(*(turn(image, orientation) for image in seen)).turned_back(orientation)
             # The only broad change that the head was taught is a flood; without water it keeps to detail.
             water = open_water(self.terramind_generator.sar.from_z(z.s1))
             allowed = torch.maximum(water, unknown_share(z.trust))
             return correction._replace(release=correction.release * allowed)
         confidence = self.terramind_generator.confidence(logits[0], z.size)
-        return difference_correction(decoded[0], decoded[1], confidence, z.contradiction)
+        return difference_correction(decoded[0], decoded[1], confidence, z.sar_inconsistency)
 
     def _change(self, correction: Correction, trust: Tensor) -> Tensor:
         """The held and gated correction in the caller's unit; 0 where residual or gate is 0, or opt_v2 observed."""
@@ -382,11 +382,11 @@ class Stage3GroundingModel(GeneratorStage, HubMixin):
         side = network_side(generator.layout, *opt_v2.shape[-2:])
         sar = to_network(s1, seen & ~nodata, side, generator.sar, standardize=self.standardize)
         estimate = to_network(opt_v2, known & ~nodata, side, generator.optical, standardize=self.standardize)
-        surprise = contradiction(generator.sar.from_z(sar), generator.optical.from_z(estimate))
+        mahalanobis_distance = sar_inconsistency(generator.sar.from_z(sar), generator.optical.from_z(estimate))
         padded = pad_square(trust * ~nodata, side)
         if not use_sar:
-            sar, surprise = torch.zeros_like(sar), torch.zeros_like(surprise)
-        return _Prepared(sar, estimate, trust=padded, contradiction=surprise)
+            sar, mahalanobis_distance = torch.zeros_like(sar), torch.zeros_like(mahalanobis_distance)
+        return _Prepared(sar, estimate, trust=padded, sar_inconsistency=mahalanobis_distance)
 
     # -- training -------------------------------------------------------------------------------------------------
 
@@ -419,15 +419,15 @@ class Stage3GroundingModel(GeneratorStage, HubMixin):
         check_device(pair.s1, self.device)
         height, width = check_training_size(generator.layout, pair.opt_v2)
         z = self._prepare(pair.s1, pair.opt_v2.float(), pair.trust)
-        x_t, t = training_start(generator.optical.lift(z.estimate), training=self.training)
+        x_t, t = training_start(generator.optical.expand_bands(z.estimate), training=self.training)
         logits = [generator.logits(z.conditions)]
-        if self.grounding == "difference":
+        if self.correction_mode == "difference":
             logits.append(generator.logits({"optical": z.estimate}))
         decoded = [
             generator.optical.select(generator.denoise_once(x_t, t, generator.codes(each, z.size)).float())
             for each in logits
         ]
-        correction = self._correct(z, decoded, logits, self.grounding)
+        correction = self._correct(z, decoded, logits, self.correction_mode)
         change = self._change(correction, z.trust)[..., :height, :width]
         filled = fill_nodata(pair.opt_v2, valid_pixels(pair.s1, pair.opt_v2))
         image = filled + change.to(filled.dtype)
@@ -450,12 +450,12 @@ class Stage3GroundingModel(GeneratorStage, HubMixin):
 
 @dataclass(frozen=True)
 class _Prepared:
-    """Filled, padded tiles in z-units, with trust and contradiction maps."""
+    """Filled, padded tiles in z-units, with trust and sar_inconsistency maps."""
 
     s1: Tensor
     estimate: Tensor
     trust: Tensor
-    contradiction: Tensor
+    sar_inconsistency: Tensor
 
     @property
     def conditions(self) -> dict[str, Tensor]:
@@ -478,7 +478,7 @@ def build_stage3_model(
     device: torch.device | str | None = None,
     s1_product: str = "S1GRD",
     revision: str | None = None,
-    grounding: str | None = None,
+    correction_mode: str | None = None,
     scheduler: str = "ddim",
 ) -> Stage3GroundingModel:
     """Build Stage 3.
@@ -493,7 +493,7 @@ def build_stage3_model(
         device: where to put the model; default CPU.
         s1_product: ``"S1GRD"`` or ``"S1RTC"``; its statistics follow.
         revision: Hub revision (commit, tag or branch) of the weights.
-        grounding: ``"learned"`` or ``"difference"``; default learned where a trained head was loaded, else difference.
+        correction_mode: ``"learned"`` or ``"difference"``; default learned where a trained head was loaded, else difference.
         scheduler: ``"ddim"`` or ``"dpmsolver++"``.
 
     Returns:
@@ -506,8 +506,8 @@ def build_stage3_model(
     from axs_lib.terramind.load import load_calibration, load_grounding
 
     check_timesteps(timesteps)
-    if grounding is not None:
-        _check_grounding(grounding)
+    if correction_mode is not None:
+        _check_correction_mode(correction_mode)
     build_schedule(scheduler, 1)
     generator, head = load_grounding(
         variant, pretrained=pretrained, checkpoint=checkpoint, revision=revision, s1_product=s1_product
@@ -518,7 +518,7 @@ def build_stage3_model(
         head,
         timesteps=timesteps,
         standardize=standardize,
-        grounding=grounding or default,
+        correction_mode=correction_mode or default,
         scheduler=scheduler,
     )
     model.calibration = load_calibration(generator)
@@ -619,24 +619,24 @@ def compute_stage3_metrics(
     return stage3_metrics(opt_v3=opt_v3, opt_v2=opt_v2, s2_truth=s2_truth, mask=mask, s1=s1)
 
 
-def _check_proposal(proposal: Tensor, pair: CheckedPair, grounding: str) -> Tensor:
+def _check_proposal(proposal: Tensor, pair: CheckedPair, correction_mode: str) -> Tensor:
     """The given proposal, batched, float32."""
     batched = proposal[None] if pair.unbatched and proposal.ndim == 3 else proposal
     if batched.shape != pair.opt_v2.shape:
         raise InputError(
             f"proposal has shape {tuple(proposal.shape)}; expected that of opt_v2, {tuple(pair.opt_v2.shape)}"
         )
-    if grounding == "difference":
+    if correction_mode == "difference":
         raise InputError(
-            "a proposal was given, and grounding='difference' draws two of its own; use 'learned'"
+            "a proposal was given, and correction_mode='difference' draws two of its own; use 'learned'"
         )
     return fill_nodata(batched.float(), valid_pixels(batched)).to(pair.s1.device)
 
 
-def _check_grounding(grounding: str) -> str:
-    if grounding not in GROUNDINGS:
-        raise InputError(f"grounding is {grounding!r}; expected one of {', '.join(GROUNDINGS)}")
-    return grounding
+def _check_correction_mode(correction_mode: str) -> str:
+    if correction_mode not in CORRECTION_MODES:
+        raise InputError(f"correction_mode is {correction_mode!r}; expected one of {', '.join(CORRECTION_MODES)}")
+    return correction_mode
 
 
 def _move(image: Tensor, device: torch.device) -> Tensor:

@@ -37,7 +37,7 @@ from torch import Tensor
 
 from axs_lib.data.degrade import degrade
 from axs_lib.data.samples import load_sample, sample_names
-from axs_lib.grounding.hold import gaussian_blur
+from axs_lib.grounding.low_freq import gaussian_blur
 from axs_lib.pipeline import Pipeline, build_pipeline
 from axs_lib.stage3_tm_ground import Stage3GroundingModel
 from axs_lib.terramind.build import build_nano
@@ -175,7 +175,7 @@ def levers(model: Stage3GroundingModel, rounds: int, batch: int) -> list[dict[st
     singles = [stage3_call(model, 1, 1) for _ in range(batch)]
 
     def convolved() -> None:
-        with mock.patch("axs_lib.grounding.hold.PRODUCT_SIDE", 0):
+        with mock.patch("axs_lib.grounding.low_freq.PRODUCT_SIDE", 0):
             gaussian_blur(image, 5.0)
 
     pairs: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {

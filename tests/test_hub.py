@@ -61,7 +61,7 @@ def test_what_changed_after_building_is_saved(model: OnHub, tmp_path: Path) -> N
         model
     )  # the mixin must survive a copy, as the averaged weights of training are one
     changed.timesteps = 7
-    changed.grounding = "difference"
+    changed.correction_mode = "difference"
     changed.calibration = Calibration({1: (2.0, 2.0, 2.0, 2.0)})  # type: ignore[assignment]
     changed.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
@@ -175,7 +175,7 @@ def test_a_card_without_figures_invents_none(model: OnHub) -> None:
 def test_a_published_variant_comes_back(published_tiny: Any, tmp_path: Path) -> None:
     options = {"variant": "terramind_v1_tiny", "grounding": "difference"}
     built = build_stage3_model(1, checkpoint=str(published_tiny.checkpoint), s1_product="S1RTC", **options)
-    model = OnHub(built.terramind_generator, built.head, timesteps=1, grounding="difference")
+    model = OnHub(built.terramind_generator, built.head, timesteps=1, correction_mode="difference")
     model.save_pretrained(tmp_path)
     loaded = OnHub.from_pretrained(tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["s1_product"] == "S1RTC"

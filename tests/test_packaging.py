@@ -136,7 +136,7 @@ def test_tests_and_files_named_in_the_documentation_exist(repository: Path) -> N
     for page in (repository / "docs").glob("*.md"):
         text = page.read_text(encoding="utf-8")
         assert set(re.findall(r"`(test_\w+)`", text)) <= tests, page.name
-        for name in re.findall(r"`((?:axs_lib|benchmarks|tests|tools)/[\w/.]+\.\w+)`", text):
+        for name in re.findall(r"`((?:axs_lib|benchmarks|tests|experiments)/[\w/.]+\.\w+)`", text):
             assert (repository / name).exists(), f"{page.name} names {name}"
         for target in re.findall(r"\]\((\w[\w/.-]*\.md)\)", text):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"

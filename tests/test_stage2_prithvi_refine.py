@@ -17,7 +17,7 @@ from axs_lib.stage2_prithvi_refine import PrithviRefiner, RefinerConfig, build_p
 from axs_lib.terramind import weights
 from tests.models import plausible_pair
 from tests.published import redraw_zero_parameters
-from tools.hash_weights import write_hashes
+from experiments.hash_weights import write_hashes
 
 KNOWN = {"date": "2021-07-14", "lat": 48.2, "lon": 16.4, "biome": 4}
 

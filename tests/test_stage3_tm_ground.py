@@ -45,10 +45,10 @@ def ground(model: Stage3GroundingModel, *pair: torch.Tensor, **options: object) 
 def test_it_does_something(nano: Stage3GroundingModel, way: str) -> None:
     """Guards every identity test below: with random weights the correction is not zero."""
     s1, opt_v2 = plausible_pair()
-    out = ground(nano, s1, opt_v2, grounding=way)
+    out = ground(nano, s1, opt_v2, correction_mode=way)
     assert (out.image - opt_v2).abs().max() > (1.0 if way == "learned" else 1e-3)
     assert out.proposal.std() > 10.0
-    other = ground(nano, -s1 - 30.0, opt_v2, grounding=way)
+    other = ground(nano, -s1 - 30.0, opt_v2, correction_mode=way)
     assert (out.image - other.image).abs().max() > 1e-3
 
 
@@ -61,13 +61,13 @@ def test_a_fresh_head_returns_opt_v2_bit_for_bit_and_says_so() -> None:
 
 
 def test_a_fresh_build_defaults_to_the_way_that_needs_no_training() -> None:
-    assert build_stage3_model(pretrained=False, variant="nano").grounding == "difference"
+    assert build_stage3_model(pretrained=False, variant="nano").correction_mode == "difference"
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_strength_zero_returns_opt_v2_bit_for_bit(nano: Stage3GroundingModel, way: str) -> None:
     s1, opt_v2 = plausible_pair(height=40, width=72)
-    out = ground(nano, s1, opt_v2, strength=0.0, grounding=way, ensemble_size=2)
+    out = ground(nano, s1, opt_v2, strength=0.0, correction_mode=way, ensemble_size=2)
     assert torch.equal(out.image, opt_v2)
     assert out.nfe == 0
     assert out.uncertainty is not None and not out.uncertainty.any()
@@ -145,7 +145,7 @@ def test_callers_tensors_and_global_random_states_are_untouched(nano: Stage3Grou
         np.random.get_state()[1],
     )
     for way in WAYS:
-        ground(nano, s1, opt_v2, trust=trust, tokens="sample", ensemble_size=2, grounding=way)
+        ground(nano, s1, opt_v2, trust=trust, tokens="sample", ensemble_size=2, correction_mode=way)
     stage3_batch_inference(nano, [{"s1": s1, "opt_v2": opt_v2}], 1, verbose=False)
     for tensor, copied in zip((s1, opt_v2, trust), before, strict=True):
         assert torch.equal(tensor.nan_to_num(), copied.nan_to_num())
@@ -167,7 +167,7 @@ def test_exactly_timesteps_network_evaluations(
     calls: list[int] = []
     hook = nano.terramind_generator.detokenizer.register_forward_hook(lambda *_: calls.append(1))
     try:
-        out = ground(nano, s1, opt_v2, timesteps=timesteps, scheduler=scheduler, grounding=way)
+        out = ground(nano, s1, opt_v2, timesteps=timesteps, scheduler=scheduler, correction_mode=way)
     finally:
         hook.remove()
     assert len(calls) == timesteps == out.nfe
@@ -212,7 +212,7 @@ def test_ensemble_mean_and_spread(nano: Stage3GroundingModel) -> None:
     assert not torch.equal(one.image, three.image)
 
     # Without a head's own word the uncertainty is the spread alone.
-    options["grounding"] = "difference"
+    options["correction_mode"] = "difference"
     assert ground(nano, s1, opt_v2, ensemble_size=1, **options).uncertainty is None
     spread = ground(nano, s1, opt_v2, ensemble_size=3, **options).uncertainty
     assert spread is not None and spread.mean() > 0.1
@@ -224,13 +224,13 @@ def test_the_grounding_map_says_what_changed_and_what_the_sar_asked_for(
 ) -> None:
     s1, opt_v2 = plausible_pair(1)
     s1[..., :8, :8] = torch.nan
-    found = nano.grounding_map(s1, opt_v2, 2, grounding=way)
-    image = ground(nano, s1, opt_v2, grounding=way).image
-    blind = ground(nano, s1, opt_v2, grounding=way, use_sar=False).image
+    found = nano.grounding_map(s1, opt_v2, 2, correction_mode=way)
+    image = ground(nano, s1, opt_v2, correction_mode=way).image
+    blind = ground(nano, s1, opt_v2, correction_mode=way, use_sar=False).image
     assert torch.equal(torch.isnan(found.change), torch.isnan(image))
     assert torch.allclose(opt_v2 + found.change, image, equal_nan=True)
-    assert torch.allclose(image - found.by_sar, blind, equal_nan=True)
-    assert found.by_sar.nan_to_num().abs().max() > 1e-3
+    assert torch.allclose(image - found.sar_contribution, blind, equal_nan=True)
+    assert found.sar_contribution.nan_to_num().abs().max() > 1e-3
 
 
 def test_observed_pixels_are_certain(nano: Stage3GroundingModel) -> None:
@@ -327,11 +327,11 @@ def test_broad_colour_moves_where_the_sar_shows_water_that_opt_v2_does_not_and_n
     assert change[..., :40].abs().max() < 5.0
 
     # Unless that is not wanted.
-    held = ground(model, s1, opt_v2, broad_changes=False).image - opt_v2
+    held = ground(model, s1, opt_v2, hold_colour=True).image - opt_v2
     assert held[..., 90:120].abs().max() < 1.0
-    model.broad_changes = False
+    model.hold_colour = True
     assert torch.equal(ground(model, s1, opt_v2).image - opt_v2, held)
-    assert model.provenance["AXS_BROAD_CHANGES"] == "False"
+    assert model.provenance["AXS_HOLD_COLOUR"] == "True"
 
 
 def test_valid_pixels_never_become_nodata_zero(nano: Stage3GroundingModel) -> None:
@@ -382,9 +382,9 @@ def test_everything_follows_to(nano: Stage3GroundingModel) -> None:
 @pytest.mark.parametrize("way", WAYS)
 def test_autocast_stays_close_and_returns_float32(nano: Stage3GroundingModel, way: str) -> None:
     s1, opt_v2 = plausible_pair(1)
-    exact = stage3_inference(nano, s1, opt_v2, grounding=way, timesteps=2)
+    exact = stage3_inference(nano, s1, opt_v2, correction_mode=way, timesteps=2)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        fast = stage3_inference(nano, s1, opt_v2, grounding=way, timesteps=2)
+        fast = stage3_inference(nano, s1, opt_v2, correction_mode=way, timesteps=2)
     assert fast.dtype == torch.float32
     assert (fast - exact).abs().mean() < 0.05 * (exact - opt_v2).abs().mean() + 1.0
 
@@ -416,7 +416,7 @@ def test_trust_reaches_the_head(nano: Stage3GroundingModel) -> None:
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("training", [True, False])
 def test_gradients_reach_the_generators_attention(way: str, training: bool) -> None:
-    model = random_nano(grounding=way).requires_grad_(True).train(training)
+    model = random_nano(correction_mode=way).requires_grad_(True).train(training)
     s1, opt_v2 = plausible_pair(2)
     out = model(s1, opt_v2)
     assert out.shape == opt_v2.shape

@@ -20,14 +20,14 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from axs_lib.data.atomic import atomic_write
+from axs_lib.io.atomic import atomic_write
 from axs_lib.errors import AxionError, InputError, OutputError
 
 MANIFEST, JOURNAL, LOCK = "manifest.parquet", "manifest.journal", ".axs-batch.lock"
 COMPACT_FROM = (
     1000  # lines of the journal; more where the manifest is large, so that the cost stays in proportion
 )
-_TEMPORARY = re.compile(r"\..*\.[0-9a-f]{12}\.tmp(\.\w+)?")  # as axs_lib.data.atomic names them
+_TEMPORARY = re.compile(r"\..*\.[0-9a-f]{12}\.tmp(\.\w+)?")  # as axs_lib.io.atomic names them
 _SCENE_FOLDER = re.compile(r"\.axs-(scene|cog)\.\w{8}")  # as axs_lib.scenes names them
 
 Status = Literal["done", "failed", "crashed"]

@@ -98,9 +98,9 @@ def ground_item(model: Stage3GroundingModel, job: Job, item: Item, output: Path)
     import torch
 
     from axs_lib.checks import check_pair
-    from axs_lib.data.results import check_suffix, write_image
-    from axs_lib.data.tiles import read_tile
-    from axs_lib.scenes.grid import is_scene
+    from axs_lib.io.results import check_suffix, write_image
+    from axs_lib.io.tiles import read_tile
+    from axs_lib.io.grid import is_scene
 
     timesteps = job.settings["timesteps"] or GROUND_TIMESTEPS
     if item.opt_v2 is not None and is_scene([item.s1], [item.opt_v2], output):
@@ -135,10 +135,10 @@ def run_item(pipeline: Pipeline, job: Job, item: Item, output: Path) -> None:
 
     from axs_lib.bands import OPTICAL_BANDS, SAR_BANDS
     from axs_lib.checks import check_sar
-    from axs_lib.data.raster import centre_lat_lon
-    from axs_lib.data.results import check_suffix, write_arrays, write_tiff
-    from axs_lib.data.tiles import read_raster
-    from axs_lib.scenes.grid import is_scene
+    from axs_lib.io.raster import centre_lat_lon
+    from axs_lib.io.results import check_suffix, write_arrays, write_tiff
+    from axs_lib.io.tiles import read_raster
+    from axs_lib.io.grid import is_scene
 
     if is_scene([item.s1], out=output):
         _run_scene(pipeline, job, item, output)
@@ -169,7 +169,7 @@ def _run_scene(pipeline: Pipeline, job: Job, item: Item, output: Path) -> None:
     """The pipeline on a scene, of whose files the last is kept."""
     import tempfile
 
-    from axs_lib.data.atomic import atomic_write
+    from axs_lib.io.atomic import atomic_write
     from axs_lib.scenes.api import STAGES, run_scene
 
     with (

@@ -154,8 +154,8 @@ def run_tile(
     import torch
 
     from axs_lib.data.degrade import degrade
-    from axs_lib.data.raster import Raster, Tile
-    from axs_lib.data.results import write_arrays, write_image, write_tiff, write_uncertainty
+    from axs_lib.io.raster import Raster, Tile
+    from axs_lib.io.results import write_arrays, write_image, write_tiff, write_uncertainty
     from axs_lib.data.samples import load_sample
     from axs_lib.evaluate.panel import save_panel
     from axs_lib.stage3_tm_ground import compute_stage3_metrics
@@ -218,7 +218,7 @@ def run_pipeline(
     import torch
 
     from axs_lib.cli.run import result_tags, shown, write_results
-    from axs_lib.data.results import write_tiff
+    from axs_lib.io.results import write_tiff
     from axs_lib.data.samples import load_sample, sample_metadata
     from axs_lib.evaluate.panel import save_pipeline_panel
     from axs_lib.metrics import compute_metrics
@@ -258,7 +258,7 @@ def _write_record(
     alone: tuple[Mapping[str, Any], Figures],
 ) -> None:
     """Write the figures of both parts, each given as (settings, figures)."""
-    from axs_lib.data.atomic import atomic_write
+    from axs_lib.io.atomic import atomic_write
 
     record = {
         "created_by": CREATED_BY,

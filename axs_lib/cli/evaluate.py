@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from axs_lib.cli.ground import Grounding
+from axs_lib.cli.ground import CorrectionMode
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -77,8 +77,8 @@ def evaluate(
             " are compared.",
         ),
     ] = "10",
-    grounding: Annotated[
-        Grounding | None, typer.Option(help="Way to correct; by default what the weights were trained for.")
+    correction_mode: Annotated[
+        CorrectionMode | None, typer.Option(help="how a correction is made; by default what the weights were trained for.")
     ] = None,
     hold_colour: Annotated[
         bool, typer.Option("--hold-colour", help="Measure Stage 3 where it may change detail only.")
@@ -143,7 +143,7 @@ def evaluate(
 
     from rich.console import Console
 
-    from axs_lib.data.atomic import atomic_write, check_output
+    from axs_lib.io.atomic import atomic_write, check_output
     from axs_lib.evaluate.controls import ControlModels
     from axs_lib.evaluate.damages import evaluate_damages
     from axs_lib.evaluate.evaluator import evaluate_folder
@@ -169,17 +169,17 @@ def evaluate(
     model = _build(
         whole,
         steps[0],
-        grounding,
+        correction_mode,
         checkpoint=None if checkpoint is None else str(checkpoint),
         **options,
         **{name: path for name, path in weights.items() if path is not None},
     )
     if hold_colour:
         stage3 = model if isinstance(model, Stage3GroundingModel) else model.stage3
-        stage3.broad_changes = False
+        stage3.hold_colour = True
     no_sar = plain = None
     if no_sar_checkpoint is not None:
-        no_sar = _stage3(steps[0], grounding, checkpoint=str(no_sar_checkpoint), **options)
+        no_sar = _stage3(steps[0], correction_mode, checkpoint=str(no_sar_checkpoint), **options)
     if plain_checkpoint is not None:
         plain = load_plain(plain_checkpoint).to(model.device)
 
@@ -290,21 +290,21 @@ def _is_whole(
 
 
 def _build(
-    whole: bool, timesteps: int, grounding: Grounding | None, **options: Any
+    whole: bool, timesteps: int, correction_mode: CorrectionMode | None, **options: Any
 ) -> Stage3GroundingModel | Pipeline:
     from axs_lib import pipeline
 
     if not whole:
-        return _stage3(timesteps, grounding, **options)
+        return _stage3(timesteps, correction_mode, **options)
     stages = pipeline.build_pipeline(stage1_timesteps=timesteps, stage3_timesteps=timesteps, **options)
-    if grounding is not None:
-        stages.stage3.grounding = grounding.value
+    if correction_mode is not None:
+        stages.stage3.correction_mode = correction_mode.value
     return stages
 
 
-def _stage3(timesteps: int, grounding: Grounding | None, **options: Any) -> Stage3GroundingModel:
+def _stage3(timesteps: int, correction_mode: CorrectionMode | None, **options: Any) -> Stage3GroundingModel:
     from axs_lib import stage3_tm_ground
 
-    if grounding is not None:
-        options["grounding"] = grounding.value
+    if correction_mode is not None:
+        options["correction_mode"] = correction_mode.value
     return stage3_tm_ground.build_stage3_model(timesteps, **options)

@@ -27,9 +27,9 @@ from axs_lib.cli.scene import (
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from axs_lib.data.masks import Mask
-    from axs_lib.data.raster import Raster, Tile
-    from axs_lib.scenes.masks import MaskFile
+    from axs_lib.io.masks import Mask
+    from axs_lib.io.raster import Raster, Tile
+    from axs_lib.io.scene_masks import MaskFile
     from axs_lib.stage3_tm_ground import Stage3GroundingModel, Stage3Output
 
 DEFAULT_ENSEMBLE = 4  # members, where an uncertainty map is asked for and no size
@@ -65,7 +65,7 @@ class MaskKind(StrEnum):
     scl = "scl"
 
 
-class Grounding(StrEnum):
+class CorrectionMode(StrEnum):
     """Way to correct the estimate."""
 
     learned = "learned"
@@ -132,8 +132,8 @@ def ground(
             help="Order of the bands in the files, such as B04,B03,B02,B08, where they do not say it."
         ),
     ] = None,
-    grounding: Annotated[
-        Grounding | None, typer.Option(help="Way to correct; by default what the weights were trained for.")
+    correction_mode: Annotated[
+        CorrectionMode | None, typer.Option(help="how a correction is made; by default what the weights were trained for.")
     ] = None,
     hold_colour: Annotated[
         bool,
@@ -149,7 +149,7 @@ def ground(
     uncertainty: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also write the error to expect (1 std), in DN.")
     ] = None,
-    by_sar: Annotated[
+    sar_contribution: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE", help="Also write the change that the SAR asked for, in DN (a second run)."
@@ -166,10 +166,10 @@ def ground(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
 ) -> None:
     """Ground an optical estimate in its SAR image, or fill the gaps of an optical image from SAR and context."""
-    from axs_lib.data.raster import parse_bands
-    from axs_lib.data.tiles import read_tile
+    from axs_lib.io.raster import parse_bands
+    from axs_lib.io.tiles import read_tile
     from axs_lib.errors import InputError
-    from axs_lib.scenes.grid import is_scene
+    from axs_lib.io.grid import is_scene
     from axs_lib.terramind.sampler import check_strength, check_timesteps
     from axs_lib.terramind.weights import find_variant
 
@@ -177,25 +177,25 @@ def ground(
     members = ensemble_size or (DEFAULT_ENSEMBLE if uncertainty else 1)
     if variant is not None:
         find_variant(variant)
-    _check_outputs(out, {"--uncertainty": uncertainty, "--by-sar": by_sar}, overwrite)
+    _check_outputs(out, {"--uncertainty": uncertainty, "--sar-contribution": sar_contribution}, overwrite)
     check_timesteps(timesteps)
     check_strength(strength)
     mask_settings = _mask_settings(mask, mask_kind, mask_invert, drop, mask_buffer)
 
     settings = {"timesteps": timesteps, "strength": strength, "seed": seed, "ensemble_size": members}
     if hold_colour:
-        settings["broad_changes"] = False
+        settings["hold_colour"] = True
     build = {
         "variant": variant,
         "checkpoint": checkpoint and str(checkpoint),
-        "grounding": grounding and grounding.value,
+        "correction_mode": correction_mode and correction_mode.value,
     }
 
     # Larger than a tile, or on two grids: the scene way streams it.
     if is_scene(s1, opt_v2 or (), out):
-        if by_sar is not None:
+        if sar_contribution is not None:
             raise InputError(
-                "--by-sar is for tiles, not for scenes; cut out the tile that you want to look at"
+                "--sar-contribution is for tiles, not for scenes; cut out the tile that you want to look at"
             )
         ground_files(
             s1,
@@ -222,7 +222,7 @@ def ground(
 
     # 2. Read the tile and its mask.
     tile = read_tile(s1, opt_v2 or (), parse_bands(bands))
-    _check_batch(tile, out, uncertainty, by_sar)
+    _check_batch(tile, out, uncertainty, sar_contribution)
     gaps = None if mask is None else _read_mask(mask, tile.opt_v2, mask_settings)
     if gaps is not None:
         tile = replace(tile, trust=gaps.trust)
@@ -231,7 +231,7 @@ def ground(
     model, output, asked = _run(
         tile,
         settings,
-        by_sar=by_sar is not None,
+        sar_contribution=sar_contribution is not None,
         build=build,
         s1_product=s1_product.value,
         device=device,
@@ -246,7 +246,7 @@ def ground(
         )
 
     # 4. Write.
-    from axs_lib.data.results import write_by_sar, write_image, write_uncertainty
+    from axs_lib.io.results import write_sar_contribution, write_image, write_uncertainty
 
     tags = model.provenance | {f"AXS_{key.upper()}": str(value) for key, value in settings.items()}
     tags |= {"AXS_S1_PRODUCT": s1_product.value, "AXS_DTYPE": dtype.value, "AXS_NFE": str(output.nfe)}
@@ -258,8 +258,8 @@ def ground(
         write_uncertainty(
             uncertainty, output.uncertainty.float().cpu().numpy(), tile, tags=tags, overwrite=overwrite
         )
-    if by_sar is not None and asked is not None:
-        write_by_sar(by_sar, asked.float().cpu().numpy(), tile, tags=tags, overwrite=overwrite)
+    if sar_contribution is not None and asked is not None:
+        write_sar_contribution(sar_contribution, asked.float().cpu().numpy(), tile, tags=tags, overwrite=overwrite)
     if not quiet:
         count, _, height, width = image.shape
         tiles = f"{count} tiles of " if tile.opt_v2.batched else ""
@@ -273,8 +273,8 @@ def ground(
 
 
 def _check_outputs(out: Path, maps: Mapping[str, Path | None], overwrite: bool) -> None:
-    from axs_lib.data.atomic import check_output
-    from axs_lib.data.results import check_suffix
+    from axs_lib.io.atomic import check_output
+    from axs_lib.io.results import check_suffix
     from axs_lib.errors import InputError
 
     named = {"--out": out} | {option: path for option, path in maps.items() if path is not None}
@@ -288,7 +288,7 @@ def _check_outputs(out: Path, maps: Mapping[str, Path | None], overwrite: bool) 
 
 
 def _check_batch(tile: Tile, *outputs: Path | None) -> None:
-    from axs_lib.data.results import check_suffix
+    from axs_lib.io.results import check_suffix
 
     for path in outputs:
         if path is not None:
@@ -299,7 +299,7 @@ def _mask_settings(
     mask: Path | None, kind: MaskKind, invert: bool, drop: str | None, buffer: int
 ) -> dict[str, Any]:
     """The options of ``read_mask``; options without a mask, and classes that there are not, are refused."""
-    from axs_lib.data.masks import scl_numbers
+    from axs_lib.io.masks import scl_numbers
     from axs_lib.errors import InputError
 
     settings = {
@@ -317,20 +317,20 @@ def _mask_settings(
 
 
 def _scene_mask(path: Path | None, settings: dict[str, Any]) -> MaskFile | None:
-    from axs_lib.scenes.masks import MaskFile
+    from axs_lib.io.scene_masks import MaskFile
 
     return None if path is None else MaskFile(path, **settings)
 
 
 def _read_mask(path: Path, opt_v2: Raster, settings: dict[str, Any]) -> Mask:
-    from axs_lib.data.masks import read_mask
+    from axs_lib.io.masks import read_mask
 
     return read_mask(path, opt_v2, **settings)
 
 
 def _mask_tags(path: Path, mask: Mask, settings: dict[str, Any]) -> dict[str, str]:
     """How the mask was read, for the file."""
-    from axs_lib.data.masks import SCL_CLASSES, SCL_DROPPED, scl_numbers
+    from axs_lib.io.masks import SCL_CLASSES, SCL_DROPPED, scl_numbers
 
     tags = {
         "AXS_MASK": path.name,
@@ -348,7 +348,7 @@ def _run(
     tile: Tile,
     settings: dict[str, Any],
     *,
-    by_sar: bool,
+    sar_contribution: bool,
     build: dict[str, Any],
     s1_product: str,
     device: str | None,
@@ -377,7 +377,7 @@ def _run(
     try:
         with torch.no_grad():
             output = model.ground(s1, opt_v2, trust=trust, **settings)
-            if not by_sar:
+            if not sar_contribution:
                 return model, output, None
             without = model.ground(s1, opt_v2, trust=trust, use_sar=False, **settings)
             return model, output, output.image - without.image

@@ -28,7 +28,7 @@ from axs_lib.cli.scene import (
 )
 
 if TYPE_CHECKING:
-    from axs_lib.data.raster import Raster
+    from axs_lib.io.raster import Raster
     from axs_lib.pipeline import Pipeline, PipelineOutput
 
 IMAGES = ("opt_v1", "opt_v2", "opt_v3")
@@ -93,10 +93,10 @@ def run(
 ) -> None:
     """Draw, refine and ground an optical image from SAR alone."""
     from axs_lib.bands import SAR_BANDS
-    from axs_lib.data.raster import parse_bands
-    from axs_lib.data.tiles import read_raster
+    from axs_lib.io.raster import parse_bands
+    from axs_lib.io.tiles import read_raster
     from axs_lib.prithvi.metadata import parse_metadata
-    from axs_lib.scenes.grid import is_scene
+    from axs_lib.io.grid import is_scene
     from axs_lib.terramind.sampler import check_timesteps
     from axs_lib.terramind.weights import find_variant
 
@@ -169,7 +169,7 @@ def _number_or_name(biome: str | None) -> int | str | None:
 
 
 def _check_outputs(out: Path, ensemble_size: int, overwrite: bool) -> None:
-    from axs_lib.data.atomic import check_output
+    from axs_lib.io.atomic import check_output
     from axs_lib.errors import OutputError
 
     if out.exists() and not out.is_dir():
@@ -180,7 +180,7 @@ def _check_outputs(out: Path, ensemble_size: int, overwrite: bool) -> None:
 
 
 def _place(raster: Raster) -> dict[str, float]:
-    from axs_lib.data.raster import centre_lat_lon
+    from axs_lib.io.raster import centre_lat_lon
 
     place = centre_lat_lon(raster)
     return {} if place is None else {"lat": round(place[0], 5), "lon": round(place[1], 5)}
@@ -244,8 +244,8 @@ def write_results(
         OutputError: a file exists and ``overwrite`` is false, or the disk refuses.
     """
     from axs_lib.bands import OPTICAL_BANDS
-    from axs_lib.data.raster import Tile
-    from axs_lib.data.results import write_arrays, write_tiff, write_uncertainty
+    from axs_lib.io.raster import Tile
+    from axs_lib.io.results import write_arrays, write_tiff, write_uncertainty
 
     layers = {name: getattr(output, name) for name in (*IMAGES, UNCERTAINTY)}
     batches = {name: layer.float().cpu().numpy() for name, layer in layers.items() if layer is not None}

@@ -15,8 +15,8 @@ import typer
 
 if TYPE_CHECKING:
     from axs_lib.scenes.api import SceneResult
-    from axs_lib.scenes.grid import SceneGrid
-    from axs_lib.scenes.masks import MaskFile
+    from axs_lib.io.grid import SceneGrid
+    from axs_lib.io.scene_masks import MaskFile
 
 GateOption = Annotated[
     Path | None,
@@ -55,7 +55,7 @@ def refuse_for_tiles(options: Mapping[str, Any]) -> None:
         InputError: one of them is given.
     """
     from axs_lib.errors import InputError
-    from axs_lib.scenes.grid import TILE_SIDE
+    from axs_lib.io.grid import TILE_SIDE
 
     given = [name for name, value in options.items() if value]
     if given:
@@ -72,7 +72,7 @@ def grid_from(like: Path | None, crs: str | None, res: float | None, bounds: str
         InputError: both or only a part is given, or it is no grid.
     """
     from axs_lib.errors import InputError
-    from axs_lib.scenes.grid import SceneGrid
+    from axs_lib.io.grid import SceneGrid
 
     given = [value is not None for value in (crs, res, bounds)]
     if like is not None and not any(given):

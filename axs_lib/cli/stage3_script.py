@@ -26,7 +26,7 @@ from axs_lib.checks import MIN_SIDE
 from axs_lib.cli.command import INTERRUPTED, USER_ERROR, show_warning
 from axs_lib.errors import AxionError
 from axs_lib.lightimport import networks_only
-from axs_lib.stage3_tm_ground import DEFAULT_VARIANT, GROUNDINGS
+from axs_lib.stage3_tm_ground import DEFAULT_VARIANT, CORRECTION_MODES
 
 if TYPE_CHECKING:
     from axs_lib.stage3_tm_ground import Stage3GroundingModel
@@ -100,7 +100,7 @@ def _parser() -> argparse.ArgumentParser:
         "--strength", type=float, default=1.0, help="0 keeps opt_v2, 1 starts from noise (default 1)"
     )
     parser.add_argument(
-        "--grounding", choices=GROUNDINGS, help="way to correct; default what the weights are for"
+        "--correction-mode", choices=CORRECTION_MODES, help="how a correction is made; default what the weights are for"
     )
     parser.add_argument(
         "--bands", help="order of the bands in a stack that has another, such as B04,B03,B02,B08"
@@ -119,7 +119,7 @@ def _files(options: argparse.Namespace) -> dict[str, Path | None]:
 
 
 def _infer(options: argparse.Namespace) -> int:
-    from axs_lib.cli.ground import Grounding, Product, ground
+    from axs_lib.cli.ground import CorrectionMode, Product, ground
 
     ground(
         s1=[options.s1],
@@ -132,7 +132,7 @@ def _infer(options: argparse.Namespace) -> int:
         checkpoint=options.checkpoint,
         s1_product=Product(options.s1_product),
         bands=options.bands,
-        grounding=options.grounding and Grounding(options.grounding),
+        correction_mode=options.correction_mode and CorrectionMode(options.correction_mode),
         device=options.device,
         overwrite=options.overwrite,
         force=options.force,
@@ -161,7 +161,7 @@ def _test(options: argparse.Namespace) -> int:
         checkpoint=options.checkpoint and str(options.checkpoint),
         device=str(device),
         s1_product=options.s1_product,
-        grounding=options.grounding,
+        correction_mode=options.correction_mode,
     )
     parameters = sum(parameter.numel() for parameter in model.parameters())
     typer.echo(

@@ -24,7 +24,7 @@ from axs_lib.evaluate.evaluator import water_on_land
 from axs_lib.evaluate.models import Grounder, WholePipeline, ground, stage3_of
 from axs_lib.evaluate.report import CONTRADICTED_SHARE, finite_only
 from axs_lib.evaluate.sources import EvaluationTile, batches_of_one_size, select_pairs
-from axs_lib.grounding.hold import gaussian_blur
+from axs_lib.grounding.low_freq import gaussian_blur
 from axs_lib.nodata import fill_nodata, valid_pixels
 from axs_lib.progress import track
 

@@ -33,7 +33,7 @@ from axs_lib.evaluate.controls import (
 from axs_lib.evaluate.models import Grounder, Images, WholePipeline, ground, last_stage, run, stage3_of
 from axs_lib.evaluate.report import Report, TileResult
 from axs_lib.evaluate.sources import EvaluationTile, OptV2Source, batches_of_one_size, select_pairs
-from axs_lib.grounding.contradiction import open_water
+from axs_lib.grounding.sar_inconsistency import open_water
 from axs_lib.metrics import compute_metrics, stage3_metrics
 from axs_lib.nodata import fill_nodata, valid_pixels
 from axs_lib.progress import track
@@ -193,7 +193,7 @@ class _Evaluation:
 
         Nothing where there is no other tile, or the correction is no function of one proposal ("difference").
         """
-        if not self.proposals or self.stage3.provenance.get("AXS_GROUNDING") == "difference":
+        if not self.proposals or self.stage3.provenance.get("AXS_CORRECTION_MODE") == "difference":
             return
         for tiles in self._batches():
             opt_v2 = torch.stack([self.grounded[tile.record.name] for tile in tiles])

@@ -2,7 +2,7 @@
 
 In go pairs of predicted deviations and errors on places kept out of training (``fit_scale``); out comes one scale a
 band and number of network evaluations, kept as JSON in the header of the weights it belongs to (``HEADER_KEY``).
-``tools/calibrate.py`` fits and writes it; Stage 3 multiplies its uncertainty by ``Calibration.scale(nfe)``.
+``experiments/calibrate.py`` fits and writes it; Stage 3 multiplies its uncertainty by ``Calibration.scale(nfe)``.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Calibration:
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise WeightsError(
                 f"the calibration in the weights' header is not readable ({type(error).__name__}: {error}); write it"
-                " again with tools/calibrate.py"
+                " again with experiments/calibrate.py"
             ) from None
 
 

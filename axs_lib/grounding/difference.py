@@ -14,7 +14,7 @@ from axs_lib.grounding.head import Correction
 
 
 def difference_correction(
-    with_sar: Tensor, without_sar: Tensor, confidence: Tensor, contradiction: Tensor
+    with_sar: Tensor, without_sar: Tensor, confidence: Tensor, sar_inconsistency: Tensor
 ) -> Correction:
     """Correction from the two decoded images.
 
@@ -22,7 +22,7 @@ def difference_correction(
         with_sar: (B, 4, H, W) z-units, conditioned on SAR and estimate.
         without_sar: (B, 4, H, W) z-units, conditioned on the estimate alone, from the same noise.
         confidence: (B, 1, h, w) token confidence in [0, 1].
-        contradiction: (B, 1, H, W) in [0, 1].
+        sar_inconsistency: (B, 1, H, W) in [0, 1].
     """
     gate = F.interpolate(confidence, size=with_sar.shape[-2:], mode="bilinear", align_corners=False)
-    return Correction(with_sar - without_sar, gate.clamp(0.0, 1.0), contradiction)
+    return Correction(with_sar - without_sar, gate.clamp(0.0, 1.0), sar_inconsistency)

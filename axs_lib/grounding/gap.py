@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from axs_lib.checks import ESTIMATE_TRUST
-from axs_lib.grounding.hold import gaussian_blur
+from axs_lib.grounding.low_freq import gaussian_blur
 
 FEATHER_PX = 3.0  # Gaussian scale over which the error at the border is taken off
 

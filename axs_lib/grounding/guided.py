@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from axs_lib.grounding.gap import unknown_share
-from axs_lib.grounding.hold import gaussian_blur
+from axs_lib.grounding.low_freq import gaussian_blur
 
 GUIDE_SIGMA_PX = 2.0  # the SAR is smoothed by so much: speckle guides nobody
 WINDOW_SIGMA_PX = 8.0

@@ -65,7 +65,7 @@ class GroundingHead(nn.Module):
         return not bool(self.body.out.weight.any())
 
     def forward(
-        self, s1: Tensor, estimate: Tensor, proposal: Tensor, trust: Tensor, contradiction: Tensor
+        self, s1: Tensor, estimate: Tensor, proposal: Tensor, trust: Tensor, sar_inconsistency: Tensor
     ) -> Correction:
         """The correction.
 
@@ -76,13 +76,13 @@ class GroundingHead(nn.Module):
             estimate: opt_v2 (B, 4, H, W) in z-units.
             proposal: TerraMind's image (B, 4, H, W) in z-units.
             trust: (B, 1, H, W), 1 where opt_v2 was observed, 0 where it is unknown, 0.5 where it is an estimate.
-            contradiction: (B, 1, H, W) from ``contradiction``.
+            sar_inconsistency: (B, 1, H, W) from ``sar_inconsistency``.
         """
         guided, explained = guided_difference(s1, estimate, trust)
-        inputs = [s1, estimate, proposal - estimate, trust, contradiction, *fine_detail(estimate)]
+        inputs = [s1, estimate, proposal - estimate, trust, sar_inconsistency, *fine_detail(estimate)]
         half = torch.cat([GUIDED_GAIN * guided, explained], dim=1)
         out = self.body(torch.cat(inputs, dim=1), half).float()
         residual, gate, release, log_error = out.split([4, 1, 1, 4], dim=1)
-        may_change = torch.maximum(contradiction, unknown_share(trust))
+        may_change = torch.maximum(sar_inconsistency, unknown_share(trust))
         error = FRESH_ERROR * log_error.clamp(*LOG_ERROR_RANGE).exp()
         return Correction(residual, gate.sigmoid(), release.sigmoid() * may_change, error)

@@ -24,16 +24,16 @@ from torch import Tensor
 
 from axs_lib.bands import OPTICAL_BANDS, SAR_BANDS
 from axs_lib.checks import RangeWarning, check_pair, check_sar
-from axs_lib.data.atomic import atomic_write, check_output
-from axs_lib.data.raster import FloatArray
+from axs_lib.io.atomic import atomic_write, check_output
+from axs_lib.io.raster import FloatArray
 from axs_lib.errors import InputError
-from axs_lib.scenes.cog import COG_SUFFIXES, GATE, UNCERTAINTY, CogWriter, Layer, optical_layer
-from axs_lib.scenes.grid import SceneGrid
-from axs_lib.scenes.masks import MaskFile, MaskSource
-from axs_lib.scenes.source import TRUST, ArraySource, PathLike, Source, open_source
-from axs_lib.scenes.stac import check_located, parse_date, write_item
+from axs_lib.io.cog import COG_SUFFIXES, GATE, UNCERTAINTY, CogWriter, Layer, optical_layer
+from axs_lib.io.grid import SceneGrid
+from axs_lib.io.scene_masks import MaskFile, MaskSource
+from axs_lib.io.source import TRUST, ArraySource, PathLike, Source, open_source
+from axs_lib.io.stac import check_located, parse_date, write_item
 from axs_lib.scenes.stream import AHEAD, WINDOW_ROWS, OneThread, Rows, stream_tiles, tile_count
-from axs_lib.scenes.warp import to_grid
+from axs_lib.io.warp import to_grid
 from axs_lib.tilegrid import Tile, TileGrid
 
 if TYPE_CHECKING:
@@ -46,8 +46,8 @@ GROUND_OPTIONS = (
     "tokens",
     "temperature",
     "ensemble_size",
-    "broad_changes",
-    "grounding",
+    "hold_colour",
+    "correction_mode",
     "scheduler",
 )
 PIPELINE_OPTIONS = ("tokens", "temperature")
@@ -167,7 +167,7 @@ def ground_scene(
         overwrite: whether existing files may be replaced.
         force: accept values that do not look like dB and DN.
         progress: show a progress bar.
-        **options: ``strength``, ``tokens``, ``temperature``, ``ensemble_size``, ``broad_changes``, ``grounding`` or
+        **options: ``strength``, ``tokens``, ``temperature``, ``ensemble_size``, ``hold_colour``, ``correction_mode`` or
             ``scheduler`` of ``Stage3GroundingModel.ground``.
 
     Returns:

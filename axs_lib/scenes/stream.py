@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from axs_lib.data.raster import FloatArray
-from axs_lib.scenes.source import Source
+from axs_lib.io.raster import FloatArray
+from axs_lib.io.source import Source
 from axs_lib.tilegrid import Tile, TileGrid
 
 WINDOW_ROWS = 256

@@ -87,7 +87,7 @@ class OpticalAdapter(nn.Module):
         """DN (B, 4, H, W) of z-units."""
         return z * self.std + self.mean - self.boa_offset
 
-    def lift(self, z: Tensor) -> Tensor:
+    def expand_bands(self, z: Tensor) -> Tensor:
         """Network channels (B, C, H, W) from the four bands in z-units; known bands pass unchanged."""
         if not self.lifts:
             return z
@@ -109,7 +109,7 @@ class OpticalAdapter(nn.Module):
 def terramind_spectral_lift() -> tuple[Tensor, Tensor, Sequence[int]]:
     """The fixed 4 -> 12 band lift in z-units of TerraMind's S2L2A statistics.
 
-    Fitted in DN without offset by ``tools/fit_spectral_lift.py``; unmeasured with IBM's weights.
+    Fitted in DN without offset by ``experiments/fit_spectral_lift.py``; unmeasured with IBM's weights.
     """
     from axs_lib.bands import (
         SPECTRAL_LIFT_BIAS,

@@ -215,7 +215,7 @@ class TerraMindGenerator(nn.Module):
         tokens, positions = [], []
         for name, image in inputs.items():
             key = layout.sar_key if name == "s1" else layout.optical_key
-            pixels = image if name == "s1" else self.optical.lift(image)
+            pixels = image if name == "s1" else self.optical.expand_bands(image)
             with self._autocast(pixels):
                 embedded = core.encoder_embeddings[key]({"tensor": pixels})
             tokens.append(embedded["x"] + embedded["emb"])

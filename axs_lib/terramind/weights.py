@@ -348,7 +348,7 @@ def _record(
 
 
 def _check_packaged(path: Path, digest: str) -> None:
-    """Compare a packaged file with the list beside it, which ``tools/hash_weights.py`` writes."""
+    """Compare a packaged file with the list beside it, which ``experiments/hash_weights.py`` writes."""
     listed = path.with_name(HASH_LIST)
     try:
         lines = listed.read_text(encoding="utf-8").splitlines()
@@ -360,7 +360,7 @@ def _check_packaged(path: Path, digest: str) -> None:
         raise WeightsError(
             f"{path} is not what this package was released with: its SHA-256 is {digest}, expected {expected}."
             " Reinstall axion-sat (pip install --force-reinstall axion-sat); if you replaced the file on purpose, run"
-            " python tools/hash_weights.py, or leave it where it was and pass checkpoint="
+            " python experiments/hash_weights.py, or leave it where it was and pass checkpoint="
         )
 
 

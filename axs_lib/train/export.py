@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from axs_lib.data.atomic import atomic_write
+from axs_lib.io.atomic import atomic_write
 from axs_lib.terramind.load import HEAD_FILE
 from axs_lib.train.tasks import StageTask
 

@@ -21,10 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from axs_lib.checks import GUESS_TRUST
-from axs_lib.data.atomic import atomic_write
+from axs_lib.io.atomic import atomic_write
 from axs_lib.data.pairs import PairRecord, load_pair
 from axs_lib.errors import InputError
-from axs_lib.grounding.contradiction import open_water
+from axs_lib.grounding.sar_inconsistency import open_water
 from axs_lib.grounding.head import GroundingHead
 from axs_lib.nodata import fill_nodata, valid_pixels
 from axs_lib.progress import track
@@ -56,11 +56,11 @@ Metadata = Mapping[str, str | float]
 # Stages 1 and 2 of nano: SAR in dB, and what is known of each image's date and place, to opt_v2 in DN
 Chain = Callable[[Tensor, list[Metadata | None]], Tensor]
 # Layers of a pool entry, in z-units where they are images, and how many channels each has.
-LAYERS = {"s1": 2, "estimate": 4, "proposal": 4, "trust": 1, "contradiction": 1, "truth": 4}
+LAYERS = {"s1": 2, "estimate": 4, "proposal": 4, "trust": 1, "sar_inconsistency": 1, "truth": 4}
 ERROR_WEIGHT = 0.05  # of the expected error's likelihood beside the image's own loss
 UNLIKELY = 16.0  # squared ratio of error to expected error beyond which a pixel says nothing more
 # Smooth dark fields look like water to the SAR, so that dry tiles which the SAR contradicts are drawn more often.
-CONTRADICTED_WEIGHT = 8.0  # of a tile's mean contradiction, beside 1
+CONTRADICTED_WEIGHT = 8.0  # of a tile's mean sar_inconsistency, beside 1
 DONOR_WATER = 0.01  # of a tile at most: what swapped examples must not teach is to overlook a flood
 # What differs from crop to crop beside what differs from example to example, in z-units: the SAR's calibration (one
 # standard deviation, each band) and its speckle (up to this standard deviation).
@@ -156,7 +156,7 @@ def train_head(config: HeadConfig, *, resume: bool = True, progress: bool = True
             head, substate(read_state(Path(config.start)), "head."), what=f"the head of {config.start}"
         )
     generator = load_generator("nano", checkpoint=config.checkpoint).requires_grad_(False)
-    model = Stage3GroundingModel(generator, head, grounding="learned").eval()
+    model = Stage3GroundingModel(generator, head, correction_mode="learned").eval()
     pool = _load_pool(config, model, out / POOL, resume=resume, progress=progress)
     chances = {kind: torch.tensor([_chance(entry) for entry in entries]) for kind, entries in pool.items()}
 
@@ -177,7 +177,7 @@ def train_head(config: HeadConfig, *, resume: bool = True, progress: bool = True
 def _loss(model: Stage3GroundingModel, crops: Mapping[str, Tensor]) -> Tensor:
     """Error of opt_v3, and how unlikely that error was by the head's own word."""
     optical = model.terramind_generator.optical
-    z = _Prepared(crops["s1"], crops["estimate"], crops["trust"], crops["contradiction"])
+    z = _Prepared(crops["s1"], crops["estimate"], crops["trust"], crops["sar_inconsistency"])
     correction = model._correct(z, [crops["proposal"]], [], "learned")
     change = model._change(correction, z.trust) / optical.std
     error = z.estimate + change - crops["truth"]
@@ -301,15 +301,15 @@ def draw_examples(
     schedule = build_schedule("ddim", 1, 1.0)
     proposal = next(draw_proposals(generator, logits, z.size, schedule, Sampling(), seeds, origins))[0]
     height, width = truth.shape[-2:]
-    layers = [z.s1, z.estimate, proposal, z.trust, z.contradiction]
+    layers = [z.s1, z.estimate, proposal, z.trust, z.sar_inconsistency]
     shown = [layer[..., :height, :width] for layer in layers]
     return list(torch.cat([*shown, generator.optical.to_z(examples.truth)], dim=1))
 
 
 def _chance(entry: Tensor) -> float:
     """How often an entry of the pool is drawn: with its side, and with how much the SAR contradicts its estimate."""
-    contradiction = entry.split(list(LAYERS.values()))[list(LAYERS).index("contradiction")]
-    return min(entry.shape[-2:]) * (1.0 + CONTRADICTED_WEIGHT * float(contradiction.mean()))
+    sar_inconsistency = entry.split(list(LAYERS.values()))[list(LAYERS).index("sar_inconsistency")]
+    return min(entry.shape[-2:]) * (1.0 + CONTRADICTED_WEIGHT * float(sar_inconsistency.mean()))
 
 
 def draw_crops(

@@ -79,7 +79,7 @@ class NanoTask(lightning.LightningModule):
     def __init__(self, config: NanoConfig) -> None:
         super().__init__()
         self.config = config
-        self.model = Stage3GroundingModel(build_nano(), GroundingHead(), grounding="learned")
+        self.model = Stage3GroundingModel(build_nano(), GroundingHead(), correction_mode="learned")
         self.tokenizer: nn.Module = build_nano_tokenizer()
         self.average: Any = torch.optim.swa_utils.AveragedModel(
             nn.ModuleDict({"model": self.model, "tokenizer": self.tokenizer}),

@@ -1,7 +1,7 @@
 """Train the plain U-Net of ``axs_lib.evaluate.plain``: the baseline of Stage 3, and the ruler of what data can give.
 
 Crops of real pairs in, a U-Net out; the examples are those of Stage 3's own training. Batches are a function of (seed,
-step). ``tools/ceiling.py`` calls it over folds.
+step). ``experiments/ceiling.py`` calls it over folds.
 """
 
 from __future__ import annotations

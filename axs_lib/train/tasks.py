@@ -230,7 +230,7 @@ class Stage3Task(StageTask):
             checkpoint=config.checkpoint,
             revision=config.revision,
             s1_product=config.s1_product,
-            grounding="learned",
+            correction_mode="learned",
         )
         self.criterion = Stage3Loss(**config.loss)
         self.tokenizer = nano_tokenizer(config)

@@ -17,7 +17,7 @@ from axs_lib.batch import runners
 from axs_lib.batch.items import Item
 from axs_lib.batch.work import Job, Runner
 from axs_lib.cli.app import main
-from axs_lib.data.atomic import atomic_write
+from axs_lib.io.atomic import atomic_write
 from axs_lib.errors import InputError, WeightsError
 
 FAKE_WEIGHTS = {"fake.safetensors": "0" * 64}

@@ -39,7 +39,7 @@ class HalfWay:
 
     def __init__(self, timesteps: int) -> None:
         self.timesteps = timesteps
-        self.grounding = "learned"
+        self.correction_mode = "learned"
 
     def ground(
         self,
@@ -163,12 +163,12 @@ def test_weights_and_way_reach_the_pipeline(
     folder: Path, tmp_path: Path, built_pipelines: list[tuple[dict[str, Any], FromSar]]
 ) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
-    result = run("--data", folder, "--stage", "pipeline", "--opt-v2-source", "stage2", "--grounding", "difference",
+    result = run("--data", folder, "--stage", "pipeline", "--opt-v2-source", "stage2", "--correction-mode", "difference",
                  "--stage1-checkpoint", one, "--stage2-checkpoint", two)  # fmt: skip
     assert result.exit_code == 0, result.output
     options, pipeline = built_pipelines[0]
     assert (options["stage1_checkpoint"], options["stage2_checkpoint"]) == (one, two)
-    assert pipeline.stage3.grounding == "difference"
+    assert pipeline.stage3.correction_mode == "difference"
 
 
 def test_several_timesteps_are_compared(folder: Path, tmp_path: Path, built: list[dict[str, Any]]) -> None:
@@ -221,12 +221,12 @@ def test_models_to_compare_with(
     monkeypatch.setattr(
         gaps_module, "evaluate_gaps", lambda *_, **options: (gaps.append(options), GapsFilled())[1]
     )
-    result = run("--data", folder, "--grounding", "learned", "--no-sar-checkpoint", tmp_path / "blind", "--gaps",
+    result = run("--data", folder, "--correction-mode", "learned", "--no-sar-checkpoint", tmp_path / "blind", "--gaps",
                  "--plain-checkpoint", tmp_path / "plain", "--json", target)  # fmt: skip
     assert result.exit_code == 0, result.output
     assert loaded == [tmp_path / "plain"]
     assert [options["checkpoint"] for options in built] == [None, str(tmp_path / "blind")]
-    assert [options["grounding"] for options in built] == ["learned", "learned"]
+    assert [options["correction_mode"] for options in built] == ["learned", "learned"]
     summary = json.loads(target.read_text())["summary"]["ok"]
     assert summary["no_sar"]["sar_worth_%"] == pytest.approx(0)
     assert summary["plain"]["improvement_of_mean_%"]["mse"] == pytest.approx(0)
@@ -300,7 +300,7 @@ def test_reports_are_not_overwritten_unasked(
         (["--opt-v2-source", "cloudy"], "s2_cloudy"),
         (["--opt-v2-source", "cloudy", "--stage", "pipeline"], "leave --stage out"),
         (["--stage2-checkpoint", "x"], "--stage pipeline"),
-        (["--grounding", "guess"], "guess"),
+        (["--correction-mode", "guess"], "guess"),
         ([], "--data"),
     ],
 )

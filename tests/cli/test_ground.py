@@ -15,7 +15,7 @@ import torch
 
 from axs_lib import stage3_tm_ground
 from axs_lib.bands import OPTICAL_BANDS, SAR_BANDS
-from axs_lib.data.masks import SCL_CLASSES, SCL_DROPPED
+from axs_lib.io.masks import SCL_CLASSES, SCL_DROPPED
 from axs_lib.data.samples import load_sample, sample_paths
 
 from .conftest import FakeModel
@@ -80,7 +80,7 @@ def test_the_librarys_defaults_are_the_commands_defaults(
 def test_every_option_reaches_the_model(axs: Run, fake_model: FakeModel, npz: Path, tmp_path: Path) -> None:
     result = axs(
         "ground", "--s1", npz, "--out", tmp_path / "o.npz", "--variant", "nano", "--checkpoint", "w.safetensors",
-        "--s1-product", "S1RTC", "--grounding", "difference", "--device", "cpu", "--dtype", "bfloat16",
+        "--s1-product", "S1RTC", "--correction-mode", "difference", "--device", "cpu", "--dtype", "bfloat16",
         "--strength", "0.5", "--ensemble-size", "2", "--hold-colour",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
@@ -89,7 +89,7 @@ def test_every_option_reaches_the_model(axs: Run, fake_model: FakeModel, npz: Pa
         "grounding": "difference", "device": "cpu",
     }  # fmt: skip
     assert fake_model.called["strength"] == 0.5 and fake_model.called["ensemble_size"] == 2
-    assert fake_model.called["broad_changes"] is False
+    assert fake_model.called["hold_colour"] is True
     assert fake_model.precision == torch.bfloat16
 
 
@@ -99,7 +99,7 @@ def test_eight_bit_integers_change_the_image_by_next_to_nothing(axs: Run, tmp_pa
         out = tmp_path / f"{dtype}.tif"
         result = axs(
             "ground", "--s1", S1, "--opt-v2", S2, "--out", out, "--variant", "nano", "--timesteps", 1,
-            "--grounding", "difference", "--device", "cpu", "--dtype", dtype,
+            "--correction-mode", "difference", "--device", "cpu", "--dtype", dtype,
         )  # fmt: skip
         assert result.exit_code == 0, result.output
         with rasterio.open(out) as written:
@@ -184,14 +184,14 @@ def test_the_change_that_the_sar_asked_for(
 
     monkeypatch.setattr(fake_model, "ground", ground)
     result = axs(
-        "ground", "--s1", S1, "--opt-v2", S2, "--out", tmp_path / "o.tif", "--by-sar", tmp_path / "b.tif"
+        "ground", "--s1", S1, "--opt-v2", S2, "--out", tmp_path / "o.tif", "--sar-contribution", tmp_path / "b.tif"
     )
     assert result.exit_code == 0, result.output
     with rasterio.open(tmp_path / "b.tif") as written:
         assert written.descriptions == ("B02", "B03", "B04", "B08") and written.dtypes[0] == "float32"
         assert np.allclose(written.read(), 30.0, atol=0.01)
     same = axs(
-        "ground", "--s1", S1, "--opt-v2", S2, "--out", tmp_path / "x.tif", "--by-sar", tmp_path / "x.tif"
+        "ground", "--s1", S1, "--opt-v2", S2, "--out", tmp_path / "x.tif", "--sar-contribution", tmp_path / "x.tif"
     )
     assert same.exit_code != 0 and "different names" in same.output
 

@@ -77,7 +77,7 @@ def test_the_place_comes_from_the_file(axs: Run, fake: FakePipeline, tmp_path: P
 def test_lower_precision_reaches_the_networks(
     axs: Run, fake: FakePipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, larger_than_a_tile: bool
 ) -> None:
-    monkeypatch.setattr("axs_lib.scenes.grid.is_scene", lambda *_: larger_than_a_tile)
+    monkeypatch.setattr("axs_lib.io.grid.is_scene", lambda *_: larger_than_a_tile)
     tags: dict[str, str] = {}
 
     def run_scene(*_: Any, **options: Any) -> Any:

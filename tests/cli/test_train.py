@@ -10,7 +10,7 @@ import pytest
 from axs_lib.cli.train import main, parse_stage
 from axs_lib.errors import InputError
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+CONFIGS = Path(__file__).resolve().parents[2] / "axs_lib" / "configs"
 
 
 @pytest.fixture

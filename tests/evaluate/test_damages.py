@@ -14,7 +14,7 @@ from rich.console import Console
 from torch import Tensor
 
 from axs_lib.evaluate.damages import DAMAGES, damage, evaluate_damages
-from axs_lib.grounding.hold import gaussian_blur
+from axs_lib.grounding.low_freq import gaussian_blur
 from tests.evaluate.test_flood import FakeModel
 
 SIDES = {"a": 64, "b": 80}

@@ -11,7 +11,7 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from axs_lib.data.saved import read_results
+from axs_lib.io.saved import read_results
 from axs_lib.errors import InputError, OutputError
 from axs_lib.evaluate.panel import (
     MOST_BYTES,

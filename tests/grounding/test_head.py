@@ -43,9 +43,9 @@ def test_gate_and_error_are_bounded_and_release_by_what_the_sar_contradicts_or_n
     s1, estimate, proposal, _, _ = inputs(64)
     trust = torch.full((1, 1, 64, 64), 0.5)
     trust[..., :16], trust[..., 48:] = 0.0, 1.0
-    contradiction = torch.zeros_like(trust)
-    contradiction[..., 40:] = 0.25
-    out = head(s1, estimate, proposal, trust, contradiction)
+    sar_inconsistency = torch.zeros_like(trust)
+    sar_inconsistency[..., 40:] = 0.25
+    out = head(s1, estimate, proposal, trust, sar_inconsistency)
     assert out.gate.min() >= 0 and out.gate.max() <= 1
     assert out.release[..., :16].max() > 0.5
     assert not out.release[..., 16:40].any()
@@ -72,9 +72,9 @@ def test_nano_head_and_one_step_stay_within_two_gflop() -> None:
 
 def test_difference_is_zero_where_the_sar_changes_nothing_and_weighted_by_confidence() -> None:
     image = torch.randn(1, 4, 32, 32)
-    confidence, contradiction = torch.tensor([[[[0.0, 1.0], [0.0, 1.0]]]]), torch.rand(1, 1, 32, 32)
-    assert not difference_correction(image, image, confidence, contradiction).residual.any()
-    out = difference_correction(image + 1, image, confidence, contradiction)
+    confidence, sar_inconsistency = torch.tensor([[[[0.0, 1.0], [0.0, 1.0]]]]), torch.rand(1, 1, 32, 32)
+    assert not difference_correction(image, image, confidence, sar_inconsistency).residual.any()
+    out = difference_correction(image + 1, image, confidence, sar_inconsistency)
     assert torch.allclose(out.residual, torch.ones_like(image))
     assert out.gate[..., 0].max() == 0 and out.gate[..., -1].min() == 1
-    assert torch.equal(out.release, contradiction)
+    assert torch.equal(out.release, sar_inconsistency)

@@ -62,7 +62,7 @@ def test_building_changes_no_table_of_the_process(optical: OpticalAdapter) -> No
 
 def test_lift_passes_known_bands_and_estimates_the_others_in_dn(optical: OpticalAdapter) -> None:
     _, dn = plausible_pair(1, 16, 16)
-    lifted = optical.lift(optical.to_z(dn))
+    lifted = optical.expand_bands(optical.to_z(dn))
     assert lifted.shape == (1, 12, 16, 16)
     assert torch.equal(optical.select(lifted), optical.to_z(dn))
     mean = torch.tensor(bands.TERRAMIND_S2_MEAN)[:, None, None]
@@ -76,7 +76,7 @@ def test_lift_passes_known_bands_and_estimates_the_others_in_dn(optical: Optical
 def test_no_band_enters_as_zero(optical: OpticalAdapter) -> None:
     """Zero-filled bands ruin the tokens; lifted ones stay within the spread that pretraining saw."""
     _, dn = plausible_pair(1, 32, 32)
-    lifted = optical.lift(optical.to_z(dn))
+    lifted = optical.expand_bands(optical.to_z(dn))
     assert lifted.std(dim=(0, 2, 3)).min() > 0.01
     assert lifted.abs().max() < 4.0
 
@@ -84,7 +84,7 @@ def test_no_band_enters_as_zero(optical: OpticalAdapter) -> None:
 def test_a_four_band_network_is_not_lifted() -> None:
     adapter = OpticalAdapter((1.0,) * 4, (2.0,) * 4)
     z = torch.rand(1, 4, 3, 3)
-    assert adapter.channels == 4 and adapter.lift(z) is z and adapter.select(z) is z
+    assert adapter.channels == 4 and adapter.expand_bands(z) is z and adapter.select(z) is z
 
 
 def test_product_chooses_statistics_and_modality(monkeypatch: pytest.MonkeyPatch) -> None:

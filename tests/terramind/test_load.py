@@ -26,7 +26,7 @@ def test_a_published_checkpoint_grounds_out_of_the_box(
     monkeypatch.setenv("AXS_WEIGHTS", str(published_tiny.checkpoint.parent))
     model = build_stage3_model(variant=TINY)
     assert not any(p.requires_grad for p in model.parameters())
-    assert model.grounding == "difference"
+    assert model.correction_mode == "difference"
     tags = model.provenance
     assert tags["AXS_VARIANT"] == TINY
     assert sha256_file(published_tiny.checkpoint) in " ".join(tags.values())

@@ -127,7 +127,7 @@ def test_stage3_weights_load_as_nano_and_say_where_they_come_from(
     s1, opt_v2 = plausible_pair(1)
     before, after = (
         stage3_inference(
-            build_stage3_model(variant="nano", checkpoint=str(file), grounding="learned"), s1, opt_v2, 1
+            build_stage3_model(variant="nano", checkpoint=str(file), correction_mode="learned"), s1, opt_v2, 1
         )
         for file in (nano_weights, weights)
     )
@@ -260,4 +260,4 @@ def test_a_published_variant_is_tuned_and_loads_with_its_head(pairs: Path, tmp_p
     )
     weights = fit(replace(run, warmup=0), {"precision": "bf16-mixed"})
     model = build_stage3_model(variant="terramind_v1_tiny", checkpoint=str(weights))
-    assert model.grounding == "learned" and not model.head.untrained
+    assert model.correction_mode == "learned" and not model.head.untrained

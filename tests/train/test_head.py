@@ -109,7 +109,7 @@ def test_every_crop_has_a_sar_and_a_brightness_of_its_own() -> None:
     before = crops()
     optical = OpticalAdapter(NANO_OPTICAL_MEAN, NANO_OPTICAL_STD)
     after = vary(before, optical, torch.Generator().manual_seed(0), guess=False)
-    for name in ("trust", "contradiction"):
+    for name in ("trust", "sar_inconsistency"):
         assert torch.equal(after[name], before[name])
     shift = (after["s1"] - before["s1"]).mean((2, 3))
     assert shift.unique().numel() == 6 and 0.01 < float(shift.abs().mean()) < 0.5
@@ -155,7 +155,7 @@ def test_examples_beside_another_tiles_sar_and_without_any(nano_weights: Path, t
         assert not torch.equal(other["proposal"], plain["proposal"])
     assert float(swapped["s1"].std((1, 2)).max()) < 1e-5  # the donor is flat
     assert float(swapped["s1"].mean()) > float(plain["s1"].mean())
-    assert not blind["s1"].any() and not blind["contradiction"].any()
+    assert not blind["s1"].any() and not blind["sar_inconsistency"].any()
 
     # The control without SAR meets nobody's.
     random = torch.Generator().manual_seed(0)

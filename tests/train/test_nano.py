@@ -44,7 +44,7 @@ def test_a_run_resumes_where_it_stopped_and_its_weights_load(pairs: Path, tmp_pa
         tmp_path.glob("last-*.ckpt")
     )  # a second file would leave the next resume with the older one
     model = build_stage3_model(variant="nano", checkpoint=str(weights))
-    assert model.grounding == "learned" and not model.head.untrained
+    assert model.correction_mode == "learned" and not model.head.untrained
     key = "model.head.body.out.weight"
     averaged = second["state_dict"][key.replace("model.", "average.module.model.", 1)]
     assert torch.allclose(model.head.body.out.weight, averaged.half().float())

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from axs_lib.bands import DN_PER_REFLECTANCE
-from axs_lib.data.saved import Result
+from axs_lib.io.saved import Result
 from axs_lib.evaluate.colour import (
     FALSE_COLOUR,
     NODATA_GREY,

@@ -1,0 +1,200 @@
+"""Bring SAR in dB onto the optical grid: linear power is resampled, and dB taken again.
+
+In: a SAR source of any CRS, resolution and extent, and a grid. Out: a source on that grid. Where both are one lattice
+of pixels the values come as they are, cropped or surrounded by nodata. Otherwise the part that is needed is written
+once, window by window, as linear power to a temporary file, from which GDAL warps any window with bilinear
+interpolation. Three settings make a pixel independent of the window it is read in: the kernel's scale is given
+(``XSCALE``, ``YSCALE``; GDAL would choose it window by window), coordinates are exact for every pixel
+(``tolerance``), and nodata is NaN, which takes no part in any interpolation.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from axs_lib.io.raster import FloatArray
+from axs_lib.errors import InputError
+from axs_lib.io.grid import SceneGrid
+from axs_lib.io.source import ShiftedSource, Source
+from axs_lib.tilegrid import Tile
+
+TOLERANCE_PX = (
+    1e-9  # of the coordinates: exact; at 1e-6 a cut scene differs by 5e-6 dB, and GDAL crashes on 0
+)
+MARGIN_PX = 16  # source pixels kept around what the target covers
+COARSER = 0.75  # target pixels a source pixel, below which the kernel widens to average the source
+CHUNK_ROWS = 512
+
+
+def to_grid(source: Source, grid: SceneGrid, stack: ExitStack, work: Path) -> Source:
+    """A SAR source in dB on another grid.
+
+    Args:
+        source: in dB.
+        grid: where it is wanted.
+        stack: closes what is opened.
+        work: folder for a temporary file of 8 bytes a source pixel.
+
+    Raises:
+        InputError: one of the two has no georeference, or they do not meet.
+    """
+    offset = grid.offset_in(source.grid)
+    if offset == (0, 0) and source.grid.size == grid.size:
+        return source
+    located = all(g.crs is not None and g.transform is not None for g in (source.grid, grid))
+    if not located:
+        raise InputError(
+            f"{source.label} is {source.grid} and the optical grid is {grid}; expected one size, or a georeference on"
+            " both so that the SAR can be warped: geocode it first"
+        )
+    needed = _overlap(source.grid, grid) if offset is None else _shifted_overlap(source.grid, grid, offset)
+    if needed is None:
+        raise InputError(
+            f"{source.label} ({source.grid}) does not meet the optical grid ({grid}); expected SAR of the same place"
+        )
+    if offset is not None:
+        return ShiftedSource(source, grid, offset)
+    return WarpedSource(source, needed, grid, stack, work)
+
+
+class WarpedSource:
+    """SAR in dB, resampled in linear power.
+
+    Args:
+        source: in dB.
+        needed: the part of the source that the grid covers, with a margin.
+        grid: the target.
+        stack: closes the files.
+        work: folder for the temporary file.
+    """
+
+    def __init__(self, source: Source, needed: Tile, grid: SceneGrid, stack: ExitStack, work: Path) -> None:
+        import rasterio
+        from rasterio.crs import CRS
+        from rasterio.enums import Resampling
+        from rasterio.transform import Affine
+        from rasterio.vrt import WarpedVRT
+
+        assert grid.crs is not None and grid.transform is not None
+        self.grid, self.bands, self.label = grid, source.bands, source.label
+        self.tags: Mapping[str, str] = source.tags
+        power = stack.enter_context(rasterio.open(_write_power(source, needed, work / "sar_power.tif")))
+        across, down = _kernel_scale(source.grid, grid)
+        self._warped: Any = stack.enter_context(
+            WarpedVRT(
+                power,
+                crs=CRS.from_wkt(grid.crs),
+                transform=Affine(*grid.transform),
+                width=grid.width,
+                height=grid.height,
+                resampling=Resampling.bilinear,
+                src_nodata=np.nan,
+                nodata=np.nan,
+                tolerance=TOLERANCE_PX,
+                XSCALE=across,
+                YSCALE=down,
+            )
+        )
+
+    def read(self, window: Tile) -> FloatArray:
+        """(C, h, w) in dB of a window, NaN where there is no data."""
+        power = self._warped.read(window=((window.top, window.bottom), (window.left, window.right)))
+        return to_db(power)
+
+
+def to_power(db: FloatArray) -> FloatArray:
+    """Linear power of backscatter in dB."""
+    return np.power(np.float32(10), db / np.float32(10))
+
+
+def to_db(power: FloatArray) -> FloatArray:
+    """dB of linear power, NaN where there is none."""
+    return np.float32(10) * np.log10(np.where(power > 0, power, np.float32(np.nan)))
+
+
+def _write_power(source: Source, needed: Tile, path: Path) -> Path:
+    import rasterio
+    from rasterio.crs import CRS
+    from rasterio.transform import Affine
+
+    assert source.grid.crs is not None and source.grid.transform is not None
+    height, width = needed.shape
+    profile: dict[str, Any] = {
+        "driver": "GTiff",
+        "count": len(source.bands),
+        "height": height,
+        "width": width,
+        "dtype": "float32",
+        "nodata": np.nan,
+        "tiled": True,
+        "blockxsize": 256,
+        "blockysize": 256,
+        "crs": CRS.from_wkt(source.grid.crs),
+        "transform": Affine(*source.grid.transform) * Affine.translation(needed.left, needed.top),
+        "BIGTIFF": "IF_SAFER",
+    }
+    with rasterio.open(path, "w", **profile) as file:
+        for top in range(needed.top, needed.bottom, CHUNK_ROWS):
+            bottom = min(top + CHUNK_ROWS, needed.bottom)
+            power = to_power(source.read(Tile(top, needed.left, bottom, needed.right)))
+            file.write(power, window=((top - needed.top, bottom - needed.top), (0, width)))
+    return path
+
+
+def _overlap(source: SceneGrid, grid: SceneGrid) -> Tile | None:
+    """The source window that a grid in another CRS or lattice covers, or None."""
+    from rasterio.errors import RasterioError
+    from rasterio.transform import Affine
+    from rasterio.warp import transform_bounds
+
+    assert source.transform is not None
+    try:
+        west, south, east, north = transform_bounds(grid.crs, source.crs, *grid.bounds(), densify_pts=101)
+    except RasterioError:  # the grid lies outside of the source's projection
+        return None
+    to_pixel = ~Affine(*source.transform)
+    corners = [to_pixel * (x, y) for x in (west, east) for y in (south, north)]
+    columns, rows = zip(*corners, strict=True)
+    if not all(map(math.isfinite, (*columns, *rows))):
+        return None
+    return _clipped(source, min(rows), min(columns), max(rows), max(columns), MARGIN_PX)
+
+
+def _shifted_overlap(source: SceneGrid, grid: SceneGrid, offset: tuple[int, int]) -> Tile | None:
+    row, column = offset
+    return _clipped(source, row, column, row + grid.height, column + grid.width, 0)
+
+
+def _clipped(
+    source: SceneGrid, top: float, left: float, bottom: float, right: float, margin: int
+) -> Tile | None:
+    """A window in whole pixels with a margin, cut to the source; None where it lies outside."""
+    if top >= source.height or left >= source.width or bottom <= 0 or right <= 0:
+        return None
+    return Tile(
+        max(0, math.floor(top) - margin),
+        max(0, math.floor(left) - margin),
+        min(source.height, math.ceil(bottom) + margin),
+        min(source.width, math.ceil(right) + margin),
+    )
+
+
+def _kernel_scale(source: SceneGrid, grid: SceneGrid) -> tuple[float, float]:
+    """Target pixels a source pixel, across and down: 1 unless the target is markedly coarser."""
+    from rasterio.transform import Affine
+    from rasterio.warp import transform
+
+    assert source.transform is not None and grid.transform is not None
+    middle = grid.width / 2, grid.height / 2
+    pixels = [middle, (middle[0] + 1, middle[1]), (middle[0], middle[1] + 1)]
+    mapped = [Affine(*grid.transform) * pixel for pixel in pixels]
+    xs, ys = transform(grid.crs, source.crs, [x for x, _ in mapped], [y for _, y in mapped])[:2]
+    here, right, below = (~Affine(*source.transform) * point for point in zip(xs, ys, strict=True))
+    across, down = (1 / max(math.dist(here, there), 1e-9) for there in (right, below))
+    return across if across < COARSER else 1.0, down if down < COARSER else 1.0
