@@ -41,8 +41,8 @@ class PipelineOutput:
         opt_v2: (B, 4, H, W), Stage 2: refined with time and place.
         opt_v3: (B, 4, H, W), Stage 3: grounded in the SAR.
         uncertainty: (B, 4, H, W), standard deviation of the error of opt_v3 to expect, in DN: the spread over an
-            ensemble of runs of the whole pipeline together with the error Stage 3 predicts; ``None`` for an ensemble of one.
-            With an ensemble the images are means over it.
+            ensemble of runs of the whole pipeline together with the error Stage 3 predicts; ``None`` for an ensemble of
+            one. With an ensemble the images are means over it.
         nfe: network evaluations of the denoisers of Stage 1 and Stage 3, for each member.
     """
 

@@ -159,7 +159,7 @@ class GroundingCorrector(nn.Module):
         confidence: Tensor,
         hold_colour: bool = False,
     ) -> Correction:
-        """The correction that needs no training (experimental): what changes in the proposal when the SAR is taken away.
+        """The correction that needs no training (experimental): what the SAR changes in the proposal.
 
         Both proposals are decoded from the same noise, so their difference is free of what both lose in the tokenizer.
 

@@ -1,9 +1,9 @@
-"""Where the SAR contradicts the optical estimate: a map in [0, 1] from broad backscatter against what colour predicts.
+"""Where SAR and optical estimate are inconsistent: a map in [0, 1] from broad backscatter against what colour predicts.
 
-Broad (about 100 m) VV and VH are regressed on the estimate's broad colour; the standardised mahalanobis_distance is the distance
-between the two. Open water is the clearest case: a field that suddenly returns -25 dB is no longer a field. The
-regression is linear in log-reflectance and two indices, fitted by ``experiments/fit_sar_inconsistency.py`` on clear pairs; it
-needs no network and serves both ways to correct.
+Broad (about 100 m) VV and VH are regressed on the estimate's broad colour; the map is a smooth step of the Mahalanobis
+distance between the two. Open water is the clearest case: a field of -25 dB is no longer a field. The regression is
+linear in log-reflectance and two indices, fitted by ``experiments/fit_sar_inconsistency.py`` on clear pairs; it needs
+no network and serves both correction modes.
 """
 
 from __future__ import annotations
