@@ -1,4 +1,4 @@
-"""The whole pipeline: SAR and what is known of time and place in, opt_v1, opt_v2, opt_v3 and uncertainty out.
+"""The whole pipeline: SAR, date and place in, opt_v1, opt_v2, opt_v3 and uncertainty out.
 
     s1 -- Stage 1 (TerraMind) -- opt_v1 -- Stage 2 (Prithvi, metadata) -- opt_v2 -- Stage 3 (TerraMind, s1) -- opt_v3
 
@@ -82,7 +82,7 @@ class Pipeline(nn.Module):
 
     @property
     def shares_generator(self) -> bool:
-        """Whether Stage 1 and Stage 3 hold one generator."""
+        """Whether Stage 1 and Stage 3 share one generator."""
         return self.stage1.terramind_generator is self.stage3.terramind_generator
 
     @property

@@ -1,4 +1,4 @@
-"""What a grounded image should be like: Stage 2's terms, and what the SAR and TerraMind's tokens say.
+"""The loss of Stage 3: the terms of Stage 2, edges shared with the SAR, and TerraMind's tokens.
 
 Two terms join those of ``axs_lib.stage2_losses``, each only where its inputs are given:
 
@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from axs_lib.bands import SAR_BANDS
 from axs_lib.errors import InputError
-from axs_lib.stage2_losses import Stage2Loss, evaluate_terms, ComparedImages, sobel, whole_windows
+from axs_lib.stage2_losses import ComparedImages, Stage2Loss, evaluate_terms, sobel, whole_windows
 
 SAR_SMOOTHING = 2.0  # px, as in axs_lib.metrics
 IGNORED_TOKEN = -100
