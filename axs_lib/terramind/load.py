@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from axs_lib.fresh import fresh_weights
 from axs_lib.grounding.calibration import Calibration
 from axs_lib.grounding.head import GroundingHead
 from axs_lib.terramind.build import build_nano, build_nano_tokenizer, build_v1
@@ -55,6 +56,7 @@ def load_generator(
     return generator
 
 
+@fresh_weights()
 def load_grounding(
     variant: str,
     *,

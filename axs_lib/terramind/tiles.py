@@ -17,7 +17,6 @@ from torch import Tensor
 
 from axs_lib.errors import InputError
 from axs_lib.nodata import fill_nodata, pad_square
-from axs_lib.precision import full_float32
 from axs_lib.terramind.noise import gaussian_field, member_seeds, sample_seeds
 from axs_lib.terramind.sampler import TRAIN_TIMESTEPS, add_noise
 from axs_lib.tilegrid import Blender, Tile, TileGrid
@@ -86,7 +85,6 @@ def to_network(
     return adapter.to_z(padded) if standardize else padded
 
 
-@full_float32()
 def run_tiled(
     network: TileNetwork,
     images: Sequence[Tensor],
@@ -198,7 +196,7 @@ def draw_proposals(
         images = generator.decode(
             torch.cat(codes),
             torch.cat(noise),
-            schedule.fresh(),
+            schedule,
             start=None if start is None else start.repeat(passes * len(members), 1, 1, 1),
         )
         for member_images in images.chunk(len(members)):
