@@ -1,7 +1,7 @@
 """Prithvi-EO-2.0 as Stage 2 uses it: four bands and metadata in, token features from several depths out.
 
 The network is terratorch's ``PrithviViT`` and its weights are the published ones; what is added is a vector for
-"unknown" in place of each coordinate that nobody gave and an embedding of the biome, all starting at zero, which is
+"unknown" in place of each coordinate that was not given and an embedding of the biome, all starting at zero, which is
 what Prithvi's own pretraining put where it dropped the metadata. What terratorch does that one has to know, and why
 the ViT is built directly rather than through its registry, is listed in ``docs/stage2.md``.
 """
@@ -16,13 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from axs_lib.bands import BANDS, OPTICAL_BANDS
+from axs_lib.bands import BANDS, OPTICAL_BANDS, OPTICAL_MEAN, OPTICAL_STD
 from axs_lib.errors import WeightsError
 from axs_lib.fresh import fresh_weights
 from axs_lib.prithvi.metadata import BIOMES, EncodedMetadata
 from axs_lib.prithvi.variants import NANO, PRITHVI_VARIANTS
 from axs_lib.terramind.adapters import OpticalAdapter
-from axs_lib.terramind.build import NANO_OPTICAL_MEAN, NANO_OPTICAL_STD
 from axs_lib.terramind.weights import load_strict, substate
 
 MAX_SIDE = 256  # larger images are tiled
@@ -168,7 +167,7 @@ def build_backbone(
     """
     from axs_lib.networks.prithvi_mae import PrithviViT  # imports timm, half a second that Stage 3 does without
 
-    size, optical = VIT_SIZES[variant], OpticalAdapter(NANO_OPTICAL_MEAN, NANO_OPTICAL_STD)
+    size, optical = VIT_SIZES[variant], OpticalAdapter(OPTICAL_MEAN, OPTICAL_STD)
     if variant != NANO:
         index = prithvi_band_index()
         optical = OpticalAdapter([PRITHVI_MEAN[i] for i in index], [PRITHVI_STD[i] for i in index])
