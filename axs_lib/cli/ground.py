@@ -40,12 +40,11 @@ class Precision(StrEnum):
 
     float32 = "float32"
     bfloat16 = "bfloat16"
-    int16 = "int16"
-    int8 = "int8"
 
 
 DtypeOption = Annotated[
-    Precision, typer.Option(help="Arithmetic; bfloat16 is faster on a GPU, int16 (exact) and int8 on a CPU.")
+    Precision,
+    typer.Option(help="Arithmetic; bfloat16 is faster on a GPU and on a CPU with instructions for it."),
 ]
 
 

@@ -58,7 +58,7 @@ from torch.nn import functional
 
 from axs_lib.bands import VALID_DN
 from axs_lib.errors import InputError
-from axs_lib.precision import full_float32
+from axs_lib.precision import exact_matmul
 
 Preset = Literal["train", "test"]
 Range = tuple[float, float]
@@ -324,13 +324,12 @@ def _gaussian(outputs: int, inputs: Tensor, sigma: Tensor) -> Tensor:
     return weight / weight.sum(-1, keepdim=True)
 
 
-@full_float32()
 def _smooth(image: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
     """Apply per-sample row and column matrices to (B,C,h,w), each as one matrix product a sample."""
     batch, channels, height, width = image.shape
-    image = torch.bmm(image.reshape(batch, channels * height, width), cols.transpose(1, 2))
+    image = exact_matmul(image.reshape(batch, channels * height, width), cols.transpose(1, 2))
     image = image.view(batch, channels, height, -1).transpose(1, 2).reshape(batch, height, -1)
-    return torch.bmm(rows, image).view(batch, rows.shape[1], channels, -1).transpose(1, 2)
+    return exact_matmul(rows, image).view(batch, rows.shape[1], channels, -1).transpose(1, 2)
 
 
 def _blur(image: Tensor, ranges: Degradation, draw: _Draw) -> Tensor:
