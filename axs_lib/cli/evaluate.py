@@ -15,7 +15,6 @@ import typer
 from axs_lib.cli.ground import CorrectionMode
 
 if TYPE_CHECKING:
-    from rich.table import Table
 
     from axs_lib.pipeline import Pipeline
     from axs_lib.stage3_tm_ground import Stage3GroundingModel
@@ -78,7 +77,8 @@ def evaluate(
         ),
     ] = "10",
     correction_mode: Annotated[
-        CorrectionMode | None, typer.Option(help="how a correction is made; by default what the weights were trained for.")
+        CorrectionMode | None,
+        typer.Option(help="how a correction is made; by default what the weights were trained for."),
     ] = None,
     hold_colour: Annotated[
         bool, typer.Option("--hold-colour", help="Measure Stage 3 where it may change detail only.")
@@ -108,7 +108,10 @@ def evaluate(
     ] = False,
     damages: Annotated[
         bool,
-        typer.Option("--damages", help="Also ground the truth itself, and the truth with other damage."),
+        typer.Option(
+            "--damages",
+            help="Also ground the truth itself, and estimates of every kind, trained on and left out.",
+        ),
     ] = False,
     gaps: Annotated[bool, typer.Option("--gaps", help="Also fill simulated and real cloud gaps.")] = False,
     uncertainty: Annotated[
@@ -181,6 +184,17 @@ def evaluate(
     if plain_checkpoint is not None:
         plain = load_plain(plain_checkpoint).to(model.device)
 
+    met = sorted({record.group for record in records} & _groups_of_training(model))
+    if met:
+        tiles = sum(record.group in met for record in records)
+        Console(stderr=True).print(
+            f"{tiles} of the {len(records)} tiles are of groups that these weights were trained or chosen on"
+            f" ({', '.join(met)}); their figures tell nothing about new places: choose others with --groups",
+            soft_wrap=True,
+            markup=False,
+            highlight=False,
+        )
+
     # 3. What is asked of it, in one walk over the tiles for each number of timesteps.
     estimates = Estimates(controls=controls, members=members, no_sar=no_sar, plain=plain)
     scenarios: list[Scenario] = [estimates]
@@ -208,7 +222,7 @@ def evaluate(
             force=force,
             progress=not quiet,
         )
-        written[count] = report.to_json()
+        written[count] = report.to_json() | {"groups_of_training": met}
         for table in [*([] if quiet else [tile_table(written[count])]), *report.tables()]:
             console.print(table)
 
@@ -222,6 +236,21 @@ def evaluate(
         with atomic_write(json_file, overwrite) as temporary:
             temporary.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         console.print(f"report: {json_file}", soft_wrap=True, markup=False, highlight=False)
+
+
+def _groups_of_training(model: Stage3GroundingModel | Pipeline) -> set[str]:
+    """The groups that the weights of a model, or of its stages, were trained or chosen on, as their headers say."""
+    import json
+
+    from axs_lib.hub import source_header
+
+    stages: list[Any] = [model, *(getattr(model, name, None) for name in ("stage1", "stage2", "stage3"))]
+    groups: set[str] = set()
+    for generator in (getattr(stage, "terramind_generator", None) for stage in stages):
+        header = {} if generator is None else source_header(generator)
+        for key in ("train_groups", "validation_groups"):
+            groups |= set(json.loads(header.get(key, "[]")))
+    return groups
 
 
 def _steps(timesteps: str) -> list[int]:

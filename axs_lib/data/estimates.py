@@ -41,7 +41,7 @@ from axs_lib.data.degrade import (
     texture,
 )
 from axs_lib.errors import InputError
-from axs_lib.grounding.hold import gaussian_blur
+from axs_lib.grounding.low_freq import gaussian_blur
 from axs_lib.nodata import fill_nodata, valid_pixels
 
 Split = Literal["train", "choose", "report"]

@@ -129,14 +129,21 @@ class Estimates(Scenario):
         if self.controls:
             if walk.donors:
                 others = [walk.donor(tile) for tile in tiles]
-                swapped = torch.stack([fitted(other.s1, tile.size) for tile, other in zip(tiles, others, strict=True)])
+                swapped = torch.stack(
+                    [fitted(other.s1, tile.size) for tile, other in zip(tiles, others, strict=True)]
+                )
                 swapped = swapped.masked_fill(s1.isnan(), torch.nan)
                 images["sar_swapped"] = run.ground(swapped, opt_v2, trust=trust).opt_v3
                 if run.takes_proposals:
                     proposals = torch.stack(
-                        [fitted(_proposal(other, walk), tile.size) for tile, other in zip(tiles, others, strict=True)]
+                        [
+                            fitted(_proposal(other, walk), tile.size)
+                            for tile, other in zip(tiles, others, strict=True)
+                        ]
                     )
-                    images["proposal_swapped"] = run.ground(s1, opt_v2, trust=trust, proposal=proposals).opt_v3
+                    images["proposal_swapped"] = run.ground(
+                        s1, opt_v2, trust=trust, proposal=proposals
+                    ).opt_v3
             images["sar_withheld"] = run.ground(s1, opt_v2, trust=trust, use_sar=False).opt_v3
         if self.no_sar is not None:
             images["no_sar"] = run.ground_blind(self.no_sar, s1, opt_v2, trust)
@@ -328,7 +335,17 @@ def timesteps_table(rows: Sequence[Mapping[str, Any]]) -> Table:
             lines.append([f"(opt_v2, {row['quality']})", *cells(row, "v2", "", "")])
         seconds = f"{row['seconds_per_tile']:.2f}"
         lines.append([str(row["timesteps"]), *cells(row, "v3", percent(row["mse_improvement_%"]), seconds)])
-    headings = ("opt_v3 after", "MSE", "better", "MAE", "SSIM", "sharp-\nness", "edges\ntruth", "edges\nSAR", "s a tile")
+    headings = (
+        "opt_v3 after",
+        "MSE",
+        "better",
+        "MAE",
+        "SSIM",
+        "sharp-\nness",
+        "edges\ntruth",
+        "edges\nSAR",
+        "s a tile",
+    )
     return rich_table("Timesteps", headings, lines)
 
 
@@ -372,7 +389,12 @@ def _metrics_table(name: str, part: dict[str, Any], caption: str) -> Table:
                 *(shown_figure(key, median[f"{key}_{suffix}"]) for suffix in last_two),
             ]
         )
-    headings = ["metric", *(f"opt_{each}\nmean" for each in names), "better", *(f"opt_{e}\nmedian" for e in last_two)]
+    headings = [
+        "metric",
+        *(f"opt_{each}\nmean" for each in names),
+        "better",
+        *(f"opt_{e}\nmedian" for e in last_two),
+    ]
     return rich_table(_title(name, part), headings, lines, f"{_sources(part)} · {caption}\n{_said(part)}")
 
 

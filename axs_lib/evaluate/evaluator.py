@@ -25,6 +25,7 @@ from axs_lib.evaluate.sources import (
     OptV2Source,
     batches_of_one_size,
     find_donors,
+    find_other_dates,
     read_tile,
     select_pairs,
 )
@@ -66,6 +67,7 @@ class Walk:
         run: the model.
         source: where estimates come from.
         donors: for each tile's name another tile.
+        other_dates: for a tile's name the same place at another date, where the folder has one.
         dated: whether anything is known of any tile's date and place.
         force: whether values that look like another unit are accepted.
     """
@@ -73,12 +75,18 @@ class Walk:
     run: Runner
     source: OptV2Source
     donors: dict[str, PairRecord]
+    other_dates: dict[str, PairRecord]
     dated: bool
     force: bool
 
     def donor(self, tile: EvaluationTile) -> EvaluationTile:
         """Another tile, in its own size."""
         return read_tile(self.donors[tile.record.name], force=self.force)
+
+    def other_date(self, tile: EvaluationTile) -> EvaluationTile | None:
+        """The same place at another date, of the same size."""
+        record = self.other_dates.get(tile.record.name)
+        return None if record is None else read_tile(record, force=self.force)
 
 
 class Scenario(ABC):
@@ -194,7 +202,14 @@ def evaluate(
     run = Runner(model, 0, seed)
     _check_source(run, source)
     run = Runner(model, run.stage3.timesteps if timesteps is None else timesteps, seed)
-    walk = Walk(run, source, find_donors(records), any(record.metadata for record in records), force)
+    walk = Walk(
+        run,
+        source,
+        donors=find_donors(records),
+        other_dates=find_other_dates(records),
+        dated=any(record.metadata for record in records),
+        force=force,
+    )
     results: dict[Scenario, list[TileFigures]] = {scenario: [] for scenario in scenarios}
     batches = list(batches_of_one_size(records, batch_size))
     with torch.no_grad():
@@ -237,6 +252,6 @@ def device_name(device: torch.device) -> str:
 def _check_source(run: Runner, source: OptV2Source) -> None:
     if run.whole != (source == "stage2"):
         raise InputError(
-            f"opt_v2_source is {source!r} for {'the pipeline' if run.whole else 'Stage 3 alone'}; the pipeline makes its"
-            " own opt_v2 ('stage2'), Stage 3 alone takes 'file', 'degraded' or 'cloudy'"
+            f"opt_v2_source is {source!r} for {'the pipeline' if run.whole else 'Stage 3 alone'}; the pipeline makes"
+            " its own opt_v2 ('stage2'), Stage 3 alone takes 'file', 'degraded' or 'cloudy'"
         )

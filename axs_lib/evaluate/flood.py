@@ -48,10 +48,14 @@ class Floods(Scenario):
     """Every dry tile flooded in its SAR; Stage 3 by itself, also of the pipeline."""
 
     name: ClassVar[str] = "flood"
-    needs: ClassVar[str] = f"tile of dry land (NDWI over {WATER_NDWI:g} on at most {100 * MOST_WATER:g} % of its pixels)"
+    needs: ClassVar[str] = (
+        f"tile of dry land (NDWI over {WATER_NDWI:g} on at most {100 * MOST_WATER:g} % of its pixels)"
+    )
 
     def measure(self, tiles: Sequence[EvaluationTile], walk: Walk) -> Iterable[TileFigures]:
-        yield from (TileFigures(tile.record, left_out="has water") for tile in tiles if not is_dry(tile.truth))
+        yield from (
+            TileFigures(tile.record, left_out="has water") for tile in tiles if not is_dry(tile.truth)
+        )
         tiles = [tile for tile in tiles if is_dry(tile.truth)]
         if not tiles:
             return
@@ -94,7 +98,8 @@ class Floods(Scenario):
             return f"{value:+.3f}" if key.endswith("change") else f"{100 * value:.1f} %"
 
         rows = [
-            [label, *(cell(key, value) for key, value in outcome[part].items())] for part, label in PARTS.items()
+            [label, *(cell(key, value) for key, value in outcome[part].items())]
+            for part, label in PARTS.items()
         ]
         title = f"Flood in the SAR alone: {outcome['tiles']} dry tiles ({outcome['left_out']} with water left out)"
         caption += (

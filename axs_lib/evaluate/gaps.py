@@ -100,9 +100,7 @@ class Gaps(Scenario):
             facts = {"gaps": gap.gaps, "unknown": float(gap.inside.float().mean())}
             yield TileFigures(gap.record, figures, facts)
 
-    def _fill(
-        self, gaps: Sequence[Gap], tiles: dict[str, EvaluationTile], walk: Walk
-    ) -> dict[str, Tensor]:
+    def _fill(self, gaps: Sequence[Gap], tiles: dict[str, EvaluationTile], walk: Walk) -> dict[str, Tensor]:
         """The image (B,4,H,W) of every method."""
         s1, image, trust, truth = (
             torch.stack([getattr(gap, key) for gap in gaps]) for key in ("s1", "image", "trust", "truth")
@@ -140,7 +138,9 @@ class Gaps(Scenario):
             "summary": {name: _summary(part) for name, part in parts.items() if part},
             "skipped": list(left_out),
             "tiles": [
-                {**tile.named(), **tile.facts, "methods": tile.figures} for part in parts.values() for tile in part
+                {**tile.named(), **tile.facts, "methods": tile.figures}
+                for part in parts.values()
+                for tile in part
             ],
         }
 
@@ -250,7 +250,8 @@ def _summary(tiles: Sequence[TileFigures]) -> dict[str, Any]:
         "mean": mean,
         "median": median,
         "improvement_of_mean_%": {
-            name: {key: improvement(mean[name][key], mean[STAGE3][key]) for key in ERRORS} for name in names[1:]
+            name: {key: improvement(mean[name][key], mean[STAGE3][key]) for key in ERRORS}
+            for name in names[1:]
         },
         "better_than_smooth_%": {
             name: improvement(mean["smooth"]["mse"], mean[name]["mse"]) for name in names if name != "smooth"

@@ -1,9 +1,9 @@
 """Kinds of estimates: what Stage 3 makes of estimates that were made in many ways, most of all of kinds it never met.
 
 Every truth is turned into an estimate of each kind of ``axs_lib.data.estimates``, the truth itself among them, and
-grounded. A kind whose ``split`` is not ``train`` was left out of training, and one whose ``split`` is ``report`` had no
-part in any choice either: the median over those is the figure to quote. Draws depend on nothing but the names of kind
-and tile. Out: a row for each kind.
+grounded; a kind that needs an image of another date counts where the folder has one. A kind whose ``split`` is not
+``train`` was left out of training, and one whose ``split`` is ``report`` had no part in any choice either: the median
+over those is the figure to quote. Draws depend on nothing but the names of kind and tile. Out: a row for each kind.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from axs_lib.evaluate.evaluator import Figures, Scenario, TileFigures, Walk
 from axs_lib.evaluate.sources import EvaluationTile, water_on_land
 from axs_lib.evaluate.tables import over_tiles, percent, rich_table, share
 from axs_lib.metrics import improvement
-from axs_lib.nodata import fill_nodata, valid_pixels
+from axs_lib.nodata import valid_pixels
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -41,18 +41,22 @@ class EstimateKinds(Scenario):
     name: ClassVar[str] = "damages"
 
     def measure(self, tiles: Sequence[EvaluationTile], walk: Walk) -> Iterable[TileFigures]:
-        s1 = torch.stack([tile.s1 for tile in tiles])
-        truth = torch.stack([tile.truth for tile in tiles])
-        valid = valid_pixels(truth)
-        whole = fill_nodata(truth, valid)
         figures: list[dict[str, Figures]] = [{} for _ in tiles]
+        others = [walk.other_date(tile) for tile in tiles]
         for kind in KINDS:
-            made = [estimate_of(kind, image, tile.record.name) for image, tile in zip(whole, tiles, strict=True)]
-            opt_v2 = torch.stack(made)
-            images = walk.run.ground(s1, opt_v2)
-            for index, of_tile in enumerate(figures):
-                sigma = None if images.uncertainty is None else images.uncertainty[index]
-                of_tile[kind] = measure_kind(opt_v2[index], images.opt_v3[index], truth[index], sigma)
+            made = [
+                estimate_of(kind, tile.truth, tile.record.name, None if other is None else other.truth)
+                for tile, other in zip(tiles, others, strict=True)
+            ]
+            chosen = [index for index, estimate in enumerate(made) if estimate is not None]
+            if not chosen:
+                continue
+            opt_v2 = torch.stack([estimate for estimate in made if estimate is not None])
+            images = walk.run.ground(torch.stack([tiles[index].s1 for index in chosen]), opt_v2)
+            for place, index in enumerate(chosen):
+                sigma = None if images.uncertainty is None else images.uncertainty[place]
+                of_kind = measure_kind(opt_v2[place], images.opt_v3[place], tiles[index].truth, sigma)
+                figures[index][kind] = of_kind
         for tile, of_tile in zip(tiles, figures, strict=True):
             yield TileFigures(tile.record, of_tile, {"sar_water_on_land": water_on_land(tile.s1, tile.truth)})
 
@@ -63,7 +67,7 @@ class EstimateKinds(Scenario):
             parts["sar_consistent"] = consistent
         outcome: dict[str, Any] = {"tiles": len(tiles)}
         for name, part in parts.items():
-            rows = [_row(kind, part) for kind in KINDS]
+            rows = [_row(kind, part) for kind in KINDS if any(kind in tile.figures for tile in part)]
             outcome[name] = {"tiles": len(part), "summary": summary_of(rows), "rows": rows}
         outcome["per_tile"] = [{**tile.named(), "kinds": tile.figures} for tile in tiles]
         return outcome
@@ -73,10 +77,24 @@ class EstimateKinds(Scenario):
         return [_table(outcome[key], title, caption) for key, title in titles.items() if key in outcome]
 
 
-def estimate_of(kind: str, truth: Tensor, tile: str) -> Tensor:
-    """The estimate (4, H, W) in DN of one kind for a truth (4, H, W) without nodata; by the names of kind and tile."""
+def estimate_of(kind: str, truth: Tensor, tile: str, older: Tensor | None = None) -> Tensor | None:
+    """The estimate of one kind for one tile, by the names of both; None where the kind needs what there is not.
+
+    Args:
+        kind: key of ``KINDS``.
+        truth: (4, H, W) in DN, NaN = nodata.
+        tile: name of the tile.
+        older: (4, H, W) in DN, the same place at another date.
+
+    Returns:
+        (4, H, W) in DN, NaN where the truth is.
+    """
+    needs = KINDS[kind].needs
+    if needs and (needs != "older" or older is None):
+        return None
     generator = torch.Generator().manual_seed(zlib.crc32(f"{kind} {tile}".encode()))
-    return make_estimate(kind, truth[None], generator=generator)[0]
+    given = {"older": older[None]} if needs and older is not None else {}
+    return make_estimate(kind, truth[None], generator=generator, **given)[0]
 
 
 def measure_kind(opt_v2: Tensor, opt_v3: Tensor, truth: Tensor, sigma: Tensor | None = None) -> Figures:
@@ -90,7 +108,11 @@ def measure_kind(opt_v2: Tensor, opt_v3: Tensor, truth: Tensor, sigma: Tensor | 
     keep = valid_pixels(truth[None], opt_v3[None])[0, 0]
     before, after, real = (image[:, keep].double() / DN_PER_REFLECTANCE for image in (opt_v2, opt_v3, truth))
     squared = (after - real).square().mean(1)
-    spread = torch.full((4,), math.nan) if sigma is None else (sigma[:, keep] / DN_PER_REFLECTANCE).square().mean(1)
+    spread = (
+        torch.full((4,), math.nan)
+        if sigma is None
+        else (sigma[:, keep] / DN_PER_REFLECTANCE).square().mean(1)
+    )
     return {
         "mse_v2": float((before - real).square().mean()),
         "mse_v3": float((after - real).square().mean()),
@@ -103,7 +125,7 @@ def measure_kind(opt_v2: Tensor, opt_v3: Tensor, truth: Tensor, sigma: Tensor | 
 
 
 def summary_of(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What to quote: the median over the kinds left out of training and of every choice, the worst kind, the worst tile.
+    """What to quote: the median over the kinds left out of training and choices, the worst of them, the worst tile.
 
     Args:
         rows: of ``to_json``.
@@ -150,22 +172,25 @@ def said(summary: dict[str, Any]) -> str:
 
 
 def _row(kind: str, tiles: Sequence[TileFigures]) -> dict[str, Any]:
-    of_tiles = [tile.figures[kind] for tile in tiles]
+    of_tiles = [tile.figures[kind] for tile in tiles if kind in tile.figures]
     mean = over_tiles(of_tiles)
     ratios = [each["mse_v3"] / each["mse_v2"] for each in of_tiles if each["mse_v2"] > 0]
-    changed = mean["mse_v2"] > 0
+    wrong = mean["mse_v2"] > 0
     return {
         "kind": kind,
         "split": KINDS[kind].split,
+        "tiles": len(of_tiles),
         "rmse_v2": mean["mse_v2"] ** 0.5,
         "rmse_v3": mean["mse_v3"] ** 0.5,
         "rms_change": mean["change"] ** 0.5,
-        "mse_change_%": -improvement(mean["mse_v2"], mean["mse_v3"]) if changed else None,
-        "mae_change_%": -improvement(mean["mae_v2"], mean["mae_v3"]) if changed else None,
+        "mse_change_%": -improvement(mean["mse_v2"], mean["mse_v3"]) if wrong else None,
+        "mae_change_%": -improvement(mean["mae_v2"], mean["mae_v3"]) if wrong else None,
         "wins": statistics.fmean(ratio < 1 for ratio in ratios) if ratios else None,
         "worst_tile_%": 100 * (max(ratios) - 1) if ratios else None,
         "spread_skill": {
-            band: math.sqrt(mean[f"predicted_{band}"] / mean[f"error_{band}"]) if mean[f"error_{band}"] > 0 else None
+            band: math.sqrt(mean[f"predicted_{band}"] / mean[f"error_{band}"])
+            if mean[f"error_{band}"] > 0
+            else None
             for band in OPTICAL_BANDS
         },
     }
@@ -192,6 +217,8 @@ def _cells(row: dict[str, Any]) -> list[str]:
 
 
 def _table(part: dict[str, Any], title: str, caption: str) -> Table:
-    note = f"{caption}\nRMSE in DN (reflectance x 10000) · change: negative is better\n{said(part['summary'])}"
+    note = (
+        f"{caption}\nRMSE in DN (reflectance x 10000) · change: negative is better\n{said(part['summary'])}"
+    )
     title = f"Estimates of every kind: {part['tiles']} {title}"
     return rich_table(title, HEADINGS, [_cells(row) for row in part["rows"]], note)

@@ -181,7 +181,9 @@ class Runner:
         uncertainty = _on_cpu(getattr(output, "uncertainty", None))
         return Images(None, opt_v2, image, proposed, int(output.nfe), uncertainty)
 
-    def ground_blind(self, model: Stage3GroundingModel, s1: Tensor, opt_v2: Tensor, trust: Tensor | None = None) -> Tensor:
+    def ground_blind(
+        self, model: Stage3GroundingModel, s1: Tensor, opt_v2: Tensor, trust: Tensor | None = None
+    ) -> Tensor:
         """opt_v3 of a model that was trained without SAR: it is given mean backscatter everywhere."""
         mean = model.terramind_generator.sar.mean.cpu()  # (1,2,1,1) dB
         blind = torch.where(s1.isnan(), s1, mean.to(s1))

@@ -2,7 +2,8 @@
 
 In: a folder of NPZ pairs (see ``axs_lib.data.pairs``). Out: ``EvaluationTile``, a pair as tensors, and the estimate
 that is to be grounded. A simulated estimate depends on nothing but the truth and the tile's name, so that all models
-meet the same one. Control experiments borrow the SAR or the proposal of another tile: ``find_donors``, ``fitted``.
+meet the same one. Control experiments borrow
+the SAR or the proposal of another tile: ``find_donors``, ``fitted``.
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ def simulated_estimate(truth: Tensor, name: str) -> Tensor:
 
 
 def water_on_land(s1: Tensor, truth: Tensor) -> float:
-    """Share of the valid pixels that are open water in the SAR (2,H,W) and, by its NDWI, dry land in the truth (4,H,W)."""
+    """Share of the valid pixels that are open water in the SAR (2,H,W) and, by NDWI, dry land in the truth (4,H,W)."""
     valid = valid_pixels(s1[None], truth[None])
     if not bool(valid.any()):
         return 0.0
@@ -153,6 +154,30 @@ def find_donors(records: Sequence[PairRecord]) -> dict[str, PairRecord]:
 
         donors[record.name] = max([*records[index + 1 :], *records[:index]], key=merit)
     return donors
+
+
+def find_other_dates(records: Sequence[PairRecord]) -> dict[str, PairRecord]:
+    """For each tile's name the same place at another date, the nearest one before it in the list where there is one.
+
+    That is a tile of the same group and size whose date or month differs and whose location, where known, does not.
+    """
+    found = {}
+    for index, record in enumerate(records):
+        for other in (*reversed(records[:index]), *records[index + 1 :]):
+            same_tile = [(each.group, each.height, each.width, _place(each)) for each in (record, other)]
+            day, other_day = (_day(each) for each in (record, other))
+            if same_tile[0] == same_tile[1] and day and other_day and day != other_day:
+                found[record.name] = other
+                break
+    return found
+
+
+def _day(record: PairRecord) -> tuple[object, ...]:
+    return tuple(record.metadata[key] for key in ("date", "year", "month") if key in record.metadata)
+
+
+def _place(record: PairRecord) -> tuple[object, ...]:
+    return tuple(record.metadata.get(key) for key in ("lat", "lon"))
 
 
 def fitted(image: Tensor, size: tuple[int, int]) -> Tensor:

@@ -244,7 +244,13 @@ class Uncertainty(Scenario):
         )
         keys = {"spread_skill": 3, "uce": 5, "auce": 3, "crps": 5}
         rows = [
-            [band, *("-" if (v := outcome[key][band]) is None else f"{v:.{digits}f}" for key, digits in keys.items())]
+            [
+                band,
+                *(
+                    "-" if (v := outcome[key][band]) is None else f"{v:.{digits}f}"
+                    for key, digits in keys.items()
+                ),
+            ]
             for band in OPTICAL_BANDS
         ]
         note = "spread-skill: 1 is calibrated, below is overconfident · others: less is better"
@@ -262,6 +268,6 @@ class Uncertainty(Scenario):
 
 
 def pool(tiles: Sequence[TileFigures]) -> tuple[Tensor, Tensor]:
-    """Predicted deviation and error, (N,4) each in reflectance, of what ``Uncertainty.measure`` gave; 32 bytes a pixel."""
+    """Predicted deviation and error (N,4) in reflectance of what ``Uncertainty.measure`` gave; 32 bytes a pixel."""
     predicted, error = (torch.cat([tile.facts[key] for tile in tiles]) for key in ("predicted", "error"))
     return predicted, error

@@ -163,7 +163,8 @@ def test_weights_and_way_reach_the_pipeline(
     folder: Path, tmp_path: Path, built_pipelines: list[tuple[dict[str, Any], FromSar]]
 ) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
-    result = run("--data", folder, "--stage", "pipeline", "--opt-v2-source", "stage2", "--correction-mode", "difference",
+    result = run("--data", folder, "--stage", "pipeline", "--opt-v2-source", "stage2",
+                 "--correction-mode", "difference",
                  "--stage1-checkpoint", one, "--stage2-checkpoint", two)  # fmt: skip
     assert result.exit_code == 0, result.output
     options, pipeline = built_pipelines[0]
@@ -230,8 +231,27 @@ def test_the_flood_the_kinds_and_the_gaps(folder: Path, tmp_path: Path, built: l
     report = json.loads(target.read_text())
     assert (report["timesteps"], report["flood"]["tiles"], report["damages"]["tiles"]) == (2, 2, 2)
     assert report["gaps"]["summary"]["simulated"]["tiles"] == 2
-    for title in ("Flood in the SAR alone: 2 dry tiles", "Estimates of every kind: 2 tiles", "Simulated gaps: 2 tiles"):
+    for title in (
+        "Flood in the SAR alone: 2 dry tiles",
+        "Estimates of every kind: 2 tiles",
+        "Simulated gaps: 2 tiles",
+    ):
         assert title in result.stdout
+
+
+def test_tiles_of_the_weights_own_training_are_named(
+    folder: Path, tmp_path: Path, built: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    header = {"train_groups": json.dumps(["pairs/a", "elsewhere"]), "validation_groups": json.dumps(["pairs/c"])}
+    monkeypatch.setattr("axs_lib.hub.source_header", lambda generator: header)
+    target = tmp_path / "report.json"
+    result = run("--data", folder, "--json", target)
+    assert result.exit_code == 0, result.output
+    assert "2 of the 3 tiles are of groups that these weights were trained or chosen on (pairs/a, pairs/c)" in (
+        result.stderr
+    )
+    assert json.loads(target.read_text())["groups_of_training"] == ["pairs/a", "pairs/c"]
+    assert "trained or chosen" not in run("--data", folder, "--groups", "pairs/b").stderr
 
 
 def test_quiet_leaves_the_summary(folder: Path, built: list[dict[str, Any]]) -> None:

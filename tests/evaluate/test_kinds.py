@@ -17,7 +17,7 @@ from torch import Tensor
 from axs_lib.data.estimates import KINDS
 from axs_lib.evaluate import evaluate, kinds
 from axs_lib.evaluate.kinds import EstimateKinds, card_lines, estimate_of, summary_of
-from tests.evaluate.fakes import FakeModel, follow_sar, write_folder
+from tests.evaluate.fakes import FakeModel, follow_sar
 
 SIMPLE = {"truth": "train", "brighter": "choose", "noisy": "report", "coarse": "report"}
 
@@ -26,14 +26,21 @@ SIMPLE = {"truth": "train", "brighter": "choose", "noisy": "report", "coarse": "
 def simple(monkeypatch: pytest.MonkeyPatch) -> None:
     """Four kinds whose errors are known."""
 
-    def make_estimate(kind: str, truth: Tensor, *, generator: torch.Generator) -> Tensor:
+    def make_estimate(
+        kind: str, truth: Tensor, *, generator: torch.Generator, older: Tensor | None = None
+    ) -> Tensor:
+        if older is not None:
+            return older
         if kind == "noisy":
             return truth + 50 * torch.randn(truth.shape, generator=generator)
         if kind == "coarse":
             return torch.nn.functional.avg_pool2d(truth, 5, stride=1, padding=2, count_include_pad=False)
         return truth + (100.0 if kind == "brighter" else 0.0)
 
-    monkeypatch.setattr(kinds, "KINDS", {name: SimpleNamespace(split=split) for name, split in SIMPLE.items()})
+    table = {name: SimpleNamespace(split=split, needs="") for name, split in SIMPLE.items()}
+    table |= {"older": SimpleNamespace(split="report", needs="older")}
+    table |= {"stage2": SimpleNamespace(split="train", needs="stage2")}
+    monkeypatch.setattr(kinds, "KINDS", table)
     monkeypatch.setattr(kinds, "make_estimate", make_estimate)
 
 
@@ -58,7 +65,9 @@ def test_a_copy_is_no_worse_and_no_better(folder: Path) -> None:
     assert rows["truth"]["rmse_v2"] == 0 and rows["truth"]["mse_change_%"] is None is rows["truth"]["wins"]
     assert rows["brighter"]["rmse_v2"] == pytest.approx(0.01)
     assert rows["noisy"]["rmse_v2"] == pytest.approx(0.005, rel=0.05)
-    assert all(rows[kind]["mse_change_%"] == 0 == rows[kind]["wins"] for kind in ("brighter", "noisy", "coarse"))
+    assert all(
+        rows[kind]["mse_change_%"] == 0 == rows[kind]["wins"] for kind in ("brighter", "noisy", "coarse")
+    )
 
 
 @pytest.mark.usefixtures("simple")
@@ -74,7 +83,9 @@ def test_what_is_repaired_and_what_is_spoilt(folder: Path) -> None:
     left_out = [rows[kind]["mse_change_%"] for kind in ("noisy", "coarse")]
     assert summary["median_mse_change_%"] == pytest.approx(sum(left_out) / 2)
     assert summary["worst_kind"] == "noisy" and summary["worst_kind_mse_change_%"] == max(left_out)
-    assert summary["worst_tile_%"] == max(row["worst_tile_%"] for row in rows.values() if row["wins"] is not None)
+    assert summary["worst_tile_%"] == max(
+        row["worst_tile_%"] for row in rows.values() if row["wins"] is not None
+    )
 
 
 @pytest.mark.usefixtures("simple")
@@ -119,12 +130,21 @@ def test_tiles_of_another_day_are_counted_and_left_out(folder: Path) -> None:
 
 @pytest.mark.usefixtures("simple")
 def test_table_and_card_tell_what_was_measured(folder: Path) -> None:
-    report = evaluate(FakeModel(lambda s1, opt_v2: opt_v2 - 100.0, uncertainty=50.0), folder, [EstimateKinds()])
+    report = evaluate(
+        FakeModel(lambda s1, opt_v2: opt_v2 - 100.0, uncertainty=50.0), folder, [EstimateKinds()]
+    )
     console = Console(file=io.StringIO(), width=140)
     for table in report.tables():
         console.print(table)
     text = console.file.getvalue()  # type: ignore[attr-defined]
-    for word in ("3 tiles", "brighter", "left out, chosen on", "-100.0 %", "2 kinds left out of training", "noisy"):
+    for word in (
+        "3 tiles",
+        "brighter",
+        "left out, chosen on",
+        "-100.0 %",
+        "2 kinds left out of training",
+        "noisy",
+    ):
         assert word in text, word
     lines = card_lines(report.to_json()["damages"])
     assert lines[0].startswith("| kind of estimate | in training | opt_v2 RMSE, DN |")
@@ -139,14 +159,31 @@ def test_without_a_kind_left_out_there_is_nothing_to_quote() -> None:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.usefixtures("simple")
+def test_another_date_of_the_place_is_a_kind_where_there_is_one(folder: Path) -> None:
+    assert not {"older", "stage2"} & set(rows_of(outcome(FakeModel(), folder)))
+    rows = (folder / "index.csv").read_text().splitlines()
+    days = ("date", "2021-07-14", "2021-08-14", "2021-08-14", "")
+    (folder / "index.csv").write_text("\n".join(f"{row},{day}" for row, day in zip(rows, days, strict=True)))
+    written = outcome(FakeModel(), folder)
+    assert rows_of(written)["older"]["tiles"] == 2
+    truths = {name: np.load(folder / "pairs" / "src" / f"{name}.npz")["s2"] / 1e4 for name in "ab"}
+    error = np.square(truths["a"] - truths["b"]).mean()
+    assert rows_of(written)["older"]["rmse_v2"] == pytest.approx(error**0.5, rel=1e-4)
+
+
+DRAWN = [name for name, kind in KINDS.items() if not kind.needs]
+
+
+@pytest.mark.parametrize("kind", DRAWN)
 def test_an_estimate_depends_on_the_names_of_kind_and_tile_alone(kind: str) -> None:
     truth = 500 + 2000 * torch.rand(4, 64, 64, generator=torch.Generator().manual_seed(0))
-    first = estimate_of(kind, truth, "one")
-    assert first.shape == truth.shape and first.isfinite().all()
-    assert torch.equal(first, estimate_of(kind, truth, "one"))
+    first, again = estimate_of(kind, truth, "one"), estimate_of(kind, truth, "one")
+    assert first is not None and again is not None
+    assert first.shape == truth.shape and first.isfinite().all() and torch.equal(first, again)
 
 
-def test_real_kinds_have_kinds_left_out(tmp_path: Path) -> None:
-    summary = outcome(FakeModel(follow_sar), write_folder(tmp_path))["all_tiles"]["summary"]
-    assert summary["kinds"] >= len(KINDS) / 3
+def test_a_third_of_the_kinds_is_left_out_of_training_and_choices(folder: Path) -> None:
+    assert 3 * sum(kind.split == "report" for kind in KINDS.values()) >= len(KINDS)
+    summary = outcome(FakeModel(follow_sar), folder)["all_tiles"]["summary"]
+    assert summary["kinds"] == sum(kind.split == "report" and not kind.needs for kind in KINDS.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from axs_lib.evaluate.sources import (
     OptV2Source,
     batches_of_one_size,
     find_donors,
+    find_other_dates,
     fitted,
     read_tile,
     select_pairs,
@@ -84,6 +86,24 @@ def test_the_other_tile_is_of_another_group_and_of_one_size_where_it_can_be() ->
     assert donors == {"src/a": "d", "src/b": "d", "src/c": "d", "src/d": "a"}
     assert find_donors(records[:1]) == {}
     assert [donor.id for donor in find_donors(records[:2]).values()] == ["b", "a"]
+
+
+def test_the_same_place_at_another_date() -> None:
+    def at(name: str, group: str, month: int | None, side: int = 8, lat: float | None = None) -> PairRecord:
+        known = {"month": month} if month else {}
+        return replace(record(name, group, side), metadata=known | ({} if lat is None else {"lat": lat}))
+
+    records = [
+        at("a", "g", 5),
+        at("b", "g", 6),
+        at("c", "g", 6),
+        at("d", "g", 7, 9),
+        at("e", "h", 8),
+        at("f", "g", None),
+    ]
+    found = {name: other.id for name, other in find_other_dates(records).items()}
+    assert found == {"src/a": "b", "src/b": "a", "src/c": "a"}
+    assert not find_other_dates([at("a", "g", 5, lat=1.0), at("b", "g", 6, lat=2.0)]), "another place"
 
 
 @pytest.mark.parametrize("have", [(8, 8), (20, 6), (5, 30), (40, 40)])
