@@ -31,7 +31,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from axs_lib.checks import GUESS_TRUST
+from axs_lib.bands import OPTICAL_MEAN
+from axs_lib.checks import Trust
 from axs_lib.data.pairs import QUALITY_OK
 from axs_lib.evaluate.evaluator import Figures, Scenario, TileFigures, Walk
 from axs_lib.evaluate.models import Images, PlainNetwork
@@ -125,7 +126,7 @@ class Estimates(Scenario):
     ) -> dict[str, Tensor]:
         """The image (B,4,H,W) of every control."""
         run, images = walk.run, dict[str, Tensor]()
-        trust = torch.full_like(opt_v2[:, :1], GUESS_TRUST) if run.whole else None
+        trust = torch.full_like(opt_v2[:, :1], Trust.SAR_ONLY) if run.whole else None
         if self.controls:
             if walk.donors:
                 others = [walk.donor(tile) for tile in tiles]
@@ -211,17 +212,15 @@ def _proposal(tile: EvaluationTile, walk: Walk) -> Tensor:
         proposal = walk.run.ground(s1, opt_v2).proposal
     else:  # the pipeline does not hand its proposal out
         opt_v2 = walk.run.run(s1, opt_v2, [tile.record.metadata]).opt_v2
-        proposal = walk.run.ground(s1, opt_v2, trust=torch.full_like(opt_v2[:, :1], GUESS_TRUST)).proposal
+        proposal = walk.run.ground(s1, opt_v2, trust=torch.full_like(opt_v2[:, :1], Trust.SAR_ONLY)).proposal
     assert proposal is not None
     return proposal[0]
 
 
 def _flat_colours(tiles: Sequence[EvaluationTile]) -> dict[str, Tensor]:
-    from axs_lib.terramind.build import NANO_OPTICAL_MEAN
-
     truth = torch.stack([tile.truth for tile in tiles])
     return {
-        "mean_colour": torch.tensor(NANO_OPTICAL_MEAN)[None, :, None, None].expand_as(truth),
+        "mean_colour": torch.tensor(OPTICAL_MEAN)[None, :, None, None].expand_as(truth),
         "tile_mean": truth.nanmean((2, 3), keepdim=True).expand_as(truth),
     }
 

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from axs_lib.grounding.large import GroundingControls
+
 if TYPE_CHECKING:
     from axs_lib.stage3_tm_ground import Stage3GroundingModel
 
@@ -172,10 +174,9 @@ class Runner:
             options["trust"] = trust.to(device)
         if ensemble_size > 1:
             options["ensemble_size"] = ensemble_size
-        if proposal is not None:
-            options["proposal"] = proposal.to(device)
-        if not use_sar:
-            options["use_sar"] = False
+        if proposal is not None or not use_sar:
+            proposal = None if proposal is None else proposal.to(device)
+            options["controls"] = GroundingControls(proposal=proposal, use_sar=use_sar)
         output = stage3.ground(s1.to(device), opt_v2.to(device), self.timesteps, seed=self.seed, **options)
         image, proposed = output.image.cpu(), output.proposal.cpu()
         uncertainty = _on_cpu(getattr(output, "uncertainty", None))

@@ -18,6 +18,7 @@ from axs_lib import pipeline as pipeline_module
 from axs_lib import stage3_tm_ground
 from axs_lib.cli.app import app
 from axs_lib.evaluate import plain as plain_module
+from axs_lib.grounding.large import GroundingControls
 from axs_lib.pipeline import PipelineOutput
 
 
@@ -46,10 +47,10 @@ class HalfWay:
         timesteps: int | None = None,
         *,
         seed: int = 0,
-        proposal: Tensor | None = None,
         trust: Tensor | None = None,
-        use_sar: bool = True,
+        controls: GroundingControls = GroundingControls(),  # noqa: B008
     ) -> Output:
+        proposal = controls.proposal
         opt_v2 = opt_v2.nan_to_num(2000.0)
         image = (opt_v2 + opt_v2.mean((2, 3), keepdim=True)) / 2
         return Output(image, image if proposal is None else proposal, timesteps or self.timesteps)

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from axs_lib.grounding.large import GroundingControls
+
 CPU = torch.device("cpu")
 
 
@@ -56,10 +58,10 @@ class FakeModel:
         seed: int = 0,
         trust: Tensor | None = None,
         ensemble_size: int = 1,
-        proposal: Tensor | None = None,
-        use_sar: bool = True,
+        controls: GroundingControls = GroundingControls(),  # noqa: B008
     ) -> Any:
         assert not torch.is_grad_enabled()
+        proposal, use_sar = controls.proposal, controls.use_sar
         self.calls.append(
             SimpleNamespace(
                 s1=s1, opt_v2=opt_v2, timesteps=timesteps, seed=seed, trust=trust, ensemble_size=ensemble_size,

@@ -14,14 +14,14 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from axs_lib.checks import GUESS_TRUST
+from axs_lib.bands import OPTICAL_MEAN
+from axs_lib.checks import Trust
 from axs_lib.data.pairs import PairRecord, list_pairs, load_pair
 from axs_lib.evaluate import Estimates, Report, evaluate
 from axs_lib.evaluate.estimates import tile_table, timesteps_rows, timesteps_table
 from axs_lib.evaluate.evaluator import TileFigures
 from axs_lib.evaluate.sources import simulated_estimate
 from axs_lib.metrics import METRIC_KEYS, SAR_KEY, compute_metrics, improvement, stage3_metrics
-from axs_lib.terramind.build import NANO_OPTICAL_MEAN
 from tests.evaluate.fakes import FakeModel, FakePipeline, FakePlain, follow_sar
 
 
@@ -151,7 +151,7 @@ def test_the_floors_are_constant_colours(folder: Path) -> None:
         truth = of_pair(folder, tile["id"])[1] / 10_000
         variance = truth.var((1, 2), correction=0).mean()
         assert tile["tile_mean"]["mse"] == pytest.approx(float(variance), rel=1e-4)
-        nano = torch.tensor(NANO_OPTICAL_MEAN)[:, None, None] / 10_000
+        nano = torch.tensor(OPTICAL_MEAN)[:, None, None] / 10_000
         assert tile["mean_colour"]["mse"] == pytest.approx(float((truth - nano).square().mean()), rel=1e-4)
         assert tile["tile_mean"]["mse"] < tile["mean_colour"]["mse"]
 
@@ -207,7 +207,7 @@ def test_the_whole_pipeline_from_sar_alone(folder: Path) -> None:
 def test_controls_of_the_pipeline_ground_its_own_estimate(folder: Path) -> None:
     pipeline = FakePipeline(FakeModel(follow_sar, propose=lambda s1: s1[:, :1].expand(-1, 4, -1, -1)))
     written = outcome(pipeline, folder, Estimates(controls=True), source="stage2")
-    assert all((call.trust == GUESS_TRUST).all() for call in pipeline.stage3.calls)
+    assert all((call.trust == Trust.SAR_ONLY).all() for call in pipeline.stage3.calls)
     tile = written["tiles"][0]
     s1, truth, _ = of_pair(folder, tile["id"])
     other, opt_v2 = of_pair(folder, tile["donor"][-1])[0], torch.full_like(truth, 2000.0)
