@@ -33,15 +33,15 @@ from typing import Any
 from unittest import mock
 
 import torch
+from axs_lib.terramind.integers import round_convolutions
 from torch import Tensor
 
+from axs_lib.blur import gaussian_blur
 from axs_lib.data.degrade import degrade
 from axs_lib.data.samples import load_sample, sample_names
-from axs_lib.grounding.low_freq import gaussian_blur
 from axs_lib.pipeline import Pipeline, build_pipeline
 from axs_lib.stage3_tm_ground import Stage3GroundingModel
 from axs_lib.terramind.build import build_nano
-from axs_lib.terramind.integers import round_convolutions
 from axs_lib.terramind.noise import gaussian_field, sample_seeds
 from benchmarks.measure import (
     alternate,

@@ -15,7 +15,6 @@ import typer
 from axs_lib.cli.ground import CorrectionMode
 
 if TYPE_CHECKING:
-
     from axs_lib.pipeline import Pipeline
     from axs_lib.stage3_tm_ground import Stage3GroundingModel
 
