@@ -56,6 +56,7 @@ class ArrayPixels:
         self.bands, self.tiles, self.batched, self.may_lie = wanted, 1, False, True
         self.label = f"{type(array).__name__} {getattr(array, 'name', None) or ''}".strip()
         self.notes: list[str] = []
+        self.is_dataset = hasattr(array, "data_vars")
         array = self._one_array(array)
         if times(array) is not None:
             if times(array) != 1:

@@ -227,9 +227,11 @@ def _walk_tiff(file: BinaryIO, order: str, big: bool, size: int) -> None:
                 if code is not None:
                     blocks[tag] = np.array(numbers(code, values, where), dtype=np.int64)
         for offsets, counts in zip(_OFFSETS, _COUNTS, strict=True):
-            if offsets in blocks and counts in blocks and len(blocks[offsets]) == len(blocks[counts]):
-                if (blocks[offsets] + blocks[counts]).max(initial=0) > size:
-                    raise EOFError("pixels lie behind its end")
+            starts, lengths = blocks.get(offsets), blocks.get(counts)
+            if starts is None or lengths is None or len(starts) != len(lengths):
+                continue
+            if (starts + lengths).max(initial=0) > size:
+                raise EOFError("pixels lie behind its end")
         (at,) = numbers(wide, 1, start + count * entry_size)
     raise EOFError("its directories have no end")
 

@@ -15,12 +15,8 @@ from typing import Any
 import numpy as np
 
 from axs_lib.errors import InputError
-<<<<<<< HEAD
 from axs_lib.io.formats import PathLike, open_raster
 from axs_lib.io.raster import GRID_TOLERANCE_PX, Raster, centre_lat_lon, listed
-=======
-from axs_lib.io.raster import GRID_TOLERANCE_PX, SUFFIXES, TIFF_SUFFIXES, Raster, centre_lat_lon, listed
->>>>>>> main
 from axs_lib.tilegrid import Tile
 
 TILE_SIDE = 256  # px; larger images do not fit the network at once

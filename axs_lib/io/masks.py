@@ -36,16 +36,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from axs_lib.errors import InputError
-<<<<<<< HEAD
 from axs_lib.io.formats import PathLike, open_npz, open_raster
 from axs_lib.io.grid import SceneGrid, grid_of
 from axs_lib.io.pixels import TRUST
 from axs_lib.io.raster import FloatArray, listed
 from axs_lib.io.warp import TOLERANCE_PX
 from axs_lib.tilegrid import Tile
-=======
-from axs_lib.io.raster import FloatArray, Raster, listed
->>>>>>> main
 
 SCL_CLASSES: tuple[str, ...] = (
     "no_data",

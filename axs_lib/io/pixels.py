@@ -64,6 +64,9 @@ class Reading:
             )
 
 
+AS_DECLARED = Reading()
+
+
 class Pixels(Protocol):
     """The pixels of one kind of input, as it declares them.
 
@@ -343,6 +346,7 @@ def read_npz(path: Path, wanted: tuple[str, ...], order: Order = None) -> Memory
 
 
 def ordered_bands(order: tuple[str, ...], count: int, path: PathLike) -> tuple[str, ...]:
+    """The order that a user gives to the ``count`` bands of a stack; ``InputError`` where it names more or fewer."""
     if len(order) != count:
         raise InputError(
             f"{path} has {count} band(s) and --bands names {len(order)} ({listed(order)}); expected a name for every band"
@@ -365,7 +369,7 @@ def assumed_bands(count: int, wanted: tuple[str, ...], path: PathLike) -> tuple[
 
 
 def band_positions(names: Sequence[str | None], wanted: tuple[str, ...], path: PathLike) -> list[int]:
-    """Where the wanted bands stand among the names, from 0."""
+    """Where the wanted bands stand among the names, from 0; ``InputError`` where one is missing or stands twice."""
     twice = [band for band in wanted if names.count(band) > 1]
     if twice:
         raise InputError(

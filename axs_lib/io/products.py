@@ -32,7 +32,7 @@ from axs_lib.errors import InputError
 from axs_lib.io.arrays import ArrayPixels, is_xarray
 from axs_lib.io.formats import PathLike, read_pt
 from axs_lib.io.grid import SceneGrid
-from axs_lib.io.pixels import TRUST, FilePixels, MemoryPixels, Order, Pixels, Reading, read_npz
+from axs_lib.io.pixels import AS_DECLARED, TRUST, FilePixels, MemoryPixels, Order, Pixels, Reading, read_npz
 from axs_lib.io.raster import FloatArray, listed
 from axs_lib.io.safe import Offset, open_safe, refuse_radar_geometry
 from axs_lib.tilegrid import Tile
@@ -346,7 +346,9 @@ class Source:
 _UNIT_WORDS = {"db": "dB", "power": "linear power", "amplitude": "amplitude"}
 
 
-def open_source(what: Any, wanted: tuple[str, ...], stack: ExitStack, reading: Reading = Reading()) -> Source:
+def open_source(
+    what: Any, wanted: tuple[str, ...], stack: ExitStack, reading: Reading = AS_DECLARED
+) -> Source:
     """Open an input; its values are looked at by ``Source.look``.
 
     Args:

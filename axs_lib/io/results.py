@@ -22,14 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from axs_lib.bands import DN_PER_REFLECTANCE, OPTICAL_BANDS, SAR_BANDS, VALID_DN
-<<<<<<< HEAD
 from axs_lib.errors import InputError, OutputError
 from axs_lib.io.atomic import atomic_write, temporary_folder
 from axs_lib.io.grid import SceneGrid
-=======
-from axs_lib.errors import InputError
-from axs_lib.io.atomic import atomic_write
->>>>>>> main
 from axs_lib.io.raster import SUFFIXES, TIFF_SUFFIXES, FloatArray, Raster, Tile, listed
 
 PathLike = str | os.PathLike[str]

@@ -142,9 +142,7 @@ def stream_stack(
         stop = min(start + batch_size, count)
         rows = Tile(start * height, 0, stop * height, width)
         inputs = [source.read(rows) for source in sources]
-        images = [
-            torch.from_numpy(np.stack(np.split(data, stop - start, axis=1))) for data in inputs
-        ]
+        images = [torch.from_numpy(np.stack(np.split(data, stop - start, axis=1))) for data in inputs]
         values = network(images, [Tile(0, 0, height, width)] * (stop - start)).float().cpu()
         yield Rows(rows.top, np.concatenate(list(values.numpy()), axis=1), inputs)
         advance(stop - start)
@@ -158,7 +156,9 @@ def _batches(tiles: Sequence[Tile], size: int) -> Iterator[list[Tile]]:
 
 
 @contextmanager
-def _windows(sources: Sequence[Readable], window_rows: int) -> Iterator[Iterator[tuple[int, list[FloatArray]]]]:
+def _windows(
+    sources: Sequence[Readable], window_rows: int
+) -> Iterator[Iterator[tuple[int, list[FloatArray]]]]:
     """First row and pixels of each window of whole rows, read ahead by a thread of their own."""
     height, width = sources[0].grid.size
 
