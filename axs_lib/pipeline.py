@@ -1,4 +1,4 @@
-"""The whole pipeline: SAR and what is known of time and place in, opt_v1, opt_v2, opt_v3 and uncertainty out.
+"""The whole pipeline: SAR, date and place in, opt_v1, opt_v2, opt_v3 and uncertainty out.
 
     s1 -- Stage 1 (TerraMind) -- opt_v1 -- Stage 2 (Prithvi, metadata) -- opt_v2 -- Stage 3 (TerraMind, s1) -- opt_v3
 
@@ -41,8 +41,8 @@ class PipelineOutput:
         opt_v2: (B, 4, H, W), Stage 2: refined with time and place.
         opt_v3: (B, 4, H, W), Stage 3: grounded in the SAR.
         uncertainty: (B, 4, H, W), standard deviation of the error of opt_v3 to expect, in DN: the spread over an
-            ensemble of runs of the whole pipeline together with the error Stage 3 predicts; ``None`` for an ensemble of one.
-            With an ensemble the images are means over it.
+            ensemble of runs of the whole pipeline together with the error Stage 3 predicts; ``None`` for an ensemble of
+            one. With an ensemble the images are means over it.
         nfe: network evaluations of the denoisers of Stage 1 and Stage 3, for each member.
         gate: (B, 1, H, W), how much of Stage 3's correction was let through, 0 to 1.
         sar_contribution: (B, 4, H, W), the change that the SAR makes in Stage 3, in DN, where it was asked for.
@@ -86,7 +86,7 @@ class Pipeline(nn.Module):
 
     @property
     def shares_generator(self) -> bool:
-        """Whether Stage 1 and Stage 3 hold one generator."""
+        """Whether Stage 1 and Stage 3 share one generator."""
         return self.stage1.terramind_generator is self.stage3.terramind_generator
 
     @property

@@ -110,8 +110,8 @@ class Stage1Model(GeneratorStage):
         Args:
             s1: (B, 2, H, W) or (2, H, W), VV and VH in dB, NaN = nodata; H, W from 8 px.
             timesteps: network evaluations, 1 to 1000; default the model's.
-            seed: of the noise field, one for all samples or one a sample, or ``torch.Generator`` objects to draw it from.
-                Stage 3 draws other noise from the same seed.
+            seed: of the noise field, one for all samples or one a sample, or ``torch.Generator`` objects to draw it
+                from. Stage 3 draws other noise from the same seed.
             tokens: ``"soft"`` (deterministic), ``"argmax"`` or ``"sample"``.
             temperature: of soft and sampled tokens.
             ensemble_size: members averaged; from 2 on their spread is the uncertainty map.

@@ -27,7 +27,7 @@ from axs_lib.bands import VALID_DN
 from axs_lib.checks import CheckedPair, check_device, check_pair
 from axs_lib.errors import InputError, UntrainedHeadWarning
 from axs_lib.grounding.corrector import Correction, GroundingCorrector, GroundingTiles
-from axs_lib.grounding.large import GroundingControls, in_tiles
+from axs_lib.grounding.large import NO_CONTROLS, GroundingControls, in_tiles
 from axs_lib.grounding.sar_inconsistency import sar_inconsistency
 from axs_lib.hub import HubMixin
 from axs_lib.metrics import stage3_metrics
@@ -185,7 +185,7 @@ class Stage3GroundingModel(GeneratorStage, HubMixin):
         correction_mode: str | None = None,
         scheduler: str | None = None,
         batch_size: int = 8,
-        controls: GroundingControls = GroundingControls(),
+        controls: GroundingControls = NO_CONTROLS,
     ) -> Stage3Output:
         """Ground a batch of estimates in their SAR images.
 
@@ -197,13 +197,14 @@ class Stage3GroundingModel(GeneratorStage, HubMixin):
             opt_v2: (B, 4, H, W) or (4, H, W), B02 B03 B04 B08 in DN, NaN = nodata.
             timesteps: network evaluations, 1 to 1000; default the model's.
             strength: 1 starts from pure noise; less starts from the partly noised estimate; 0 returns it unchanged.
-            seed: of the noise field, one for all samples or one a sample; or ``torch.Generator`` objects to draw it from.
+            seed: of the noise field, one for all samples or one a sample; or ``torch.Generator`` objects to draw it
+                from.
             tokens: ``"soft"`` (deterministic), ``"argmax"`` or ``"sample"``.
             temperature: of soft and sampled tokens.
             ensemble_size: members averaged, with noise of their own and the tile turned or mirrored for the grounding
                 head; from 2 on their spread is part of the uncertainty map.
-            trust: (B, 1, H, W), values of ``axs_lib.checks.Trust``. Where it is 1 opt_v2 was observed and comes back bit
-                for bit; where it is 0 it is unknown, its value is not looked at, and the result comes from SAR and
+            trust: (B, 1, H, W), values of ``axs_lib.checks.Trust``. Where it is 1 opt_v2 was observed and comes back
+                bit for bit; where it is 0 it is unknown, its value is not looked at, and the result comes from SAR and
                 context. Where it is 0.25 it is estimated from the SAR alone, and its broad colour may change. Default
                 0.5: an estimate.
             hold_colour: keep the broad colour of opt_v2 whatever the SAR shows: no flood comes through, and no smooth
@@ -236,8 +237,8 @@ class Stage3GroundingModel(GeneratorStage, HubMixin):
             return self._unchanged(pair, uncertain=ensemble_size > 1)
         schedule = build_schedule(scheduler or self.scheduler, timesteps, strength)
 
-        # 2. Prepare: fill nodata and gaps from neighbours, pad to the network's side S, z-score. The noise is a function
-        #    of seed and scene coordinate. The M members of an ensemble lie along the batch.
+        # 2. Prepare: fill nodata and gaps from neighbours, pad to the network's side S, z-score. The noise is a
+        #    function of seed and scene coordinate. The M members of an ensemble lie along the batch.
         tiles = self.prepare(pair.s1, pair.opt_v2.float(), pair.trust, use_sar=controls.use_sar)
         conditions = {"s1": generator.sar.to_z(tiles.s1)} if controls.use_sar else {}  # (B, 2, S, S)
         conditions["optical"] = optical.to_z(tiles.estimate)  # (B, 4, S, S)

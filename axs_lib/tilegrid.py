@@ -123,7 +123,7 @@ class TileBatch:
         return torch.stack([tile.of(images[i]) for i, tile in zip(self.samples, self.tiles, strict=True)])
 
     def origins(self, origin: tuple[int, int] | Tensor) -> Tensor:
-        """Scene coordinates (n, 2) int64 of the tiles' upper left pixels, from those of the images: one pair or (B, 2)."""
+        """Scene coordinates (n, 2) int64 of the tiles, from those of the images: one pair or (B, 2)."""
         corners = torch.as_tensor(origin, dtype=torch.int64, device=self.samples.device)
         places = corners.new_tensor([[tile.top, tile.left] for tile in self.tiles])
         return (corners if corners.ndim == 1 else corners[self.samples]) + places

@@ -30,8 +30,8 @@ class GroundingControls:
 
     Attributes:
         origin: scene (row, column) of the image's upper left pixel, one for all or (B, 2) int64, which fixes the noise.
-        orientation: how the tile is turned for the grounding head, 0 to 7; members of an ensemble take it and those that
-            follow.
+        orientation: how the tile is turned for the grounding head, 0 to 7; the members of an ensemble take it and those
+            that follow.
         proposal: (B, 4, H, W) in opt_v2's unit, in place of TerraMind's own; nothing is then drawn (``nfe`` 0).
         use_sar: False leaves the SAR's content out: the change that remains is repair that needs no SAR.
         ranges_checked: the images are parts of larger ones whose ranges were checked as a whole.
@@ -55,6 +55,9 @@ class GroundingControls:
             proposal=None if self.proposal is None else tiles.of(self.proposal),
             ranges_checked=True,
         )
+
+
+NO_CONTROLS = GroundingControls()
 
 
 def in_tiles(ground: Callable[P, Stage3Output]) -> Callable[P, Stage3Output]:
@@ -90,10 +93,10 @@ def _ground_large(
     seed: Any = 0,
     trust: Tensor | None = None,
     batch_size: int = 8,
-    controls: GroundingControls | None = None,
+    controls: GroundingControls = NO_CONTROLS,
     **options: Any,
 ) -> Stage3Output:
-    controls = controls or GroundingControls()
+    """``ground`` tile by tile."""
     pair = check_pair(s1, opt_v2, trust=trust, standardize=model.standardize, force=controls.ranges_checked)
     batch, _, height, width = pair.opt_v2.shape
     seeds = sample_seeds(seed, batch, device=pair.s1.device)

@@ -22,7 +22,7 @@ TINY = "terramind_v1_tiny"
 def test_a_published_checkpoint_grounds_out_of_the_box(
     published_tiny: Published, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """By ``AXS_WEIGHTS``: frozen, recorded with its hash, with the packaged head, and a word on what is not measured."""
+    """By ``AXS_WEIGHTS``: frozen, recorded with its hash, with the packaged head; what is not measured is said once."""
     monkeypatch.setenv("AXS_WEIGHTS", str(published_tiny.checkpoint.parent))
     with caplog.at_level("WARNING", logger="axs"):
         model = build_stage3_model(variant=TINY)
