@@ -115,6 +115,7 @@ def ground(
             s1_unit=s1_unit.value,
             boa_offset=boa_offset.value,
             same_grid=same_grid,
+            origin="image",
             deterministic=deterministic,
             tags={"AXS_S1_PRODUCT": s1_product.value, "AXS_DTYPE": dtype.value},
             overwrite=overwrite,

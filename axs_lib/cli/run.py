@@ -109,6 +109,7 @@ def run(
             bands=order,
             s1_unit=s1_unit.value,
             same_grid=same_grid,
+            origin="image",
             deterministic=deterministic,
             tags={"AXS_S1_PRODUCT": s1_product.value, "AXS_DTYPE": dtype.value},
             overwrite=overwrite,

@@ -56,21 +56,21 @@ def check_output(
         OutputError: the path is a symbolic link, a folder or a special file, exists already and ``overwrite`` is false,
             or leads through a link below ``within``.
     """
-    target = Path(path).parent.resolve() / Path(path).name
     try:
-        if target.is_symlink():
-            raise OutputError(
-                f"{path} is a symbolic link, through which nothing is written: remove it, or name another file"
-            )
-        if target.is_dir() or not target.name:
-            raise OutputError(f"{path} is a folder: give the name of a file to write")
-        if target.exists() and not target.is_file():
-            raise OutputError(f"{path} is not a regular file: give the name of a file to write")
+        target = Path(path).parent.resolve() / Path(path).name
+        linked, there, regular = target.is_symlink(), target.exists(), target.is_file()
     except (OSError, ValueError) as error:
         raise OutputError(f"cannot write {os.fspath(path)!r}: {error}") from error
+    if linked:
+        raise OutputError(
+            f"{path} is a symbolic link, through which nothing is written: remove it, or name another file"
+        )
+    if there and not regular:
+        kind = "a folder" if target.is_dir() else "not a regular file"
+        raise OutputError(f"{path} is {kind}: give the name of a file to write")
     if within is not None and not target.is_relative_to(Path(within).resolve()):
         raise OutputError(f"{path} leads out of {within} through a symbolic link; remove the link")
-    if target.exists() and not overwrite:
+    if there and not overwrite:
         raise OutputError(_exists(path))
     return target
 

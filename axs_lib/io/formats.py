@@ -129,8 +129,9 @@ def open_raster(path: PathLike, *, addresses: bool = False, inside_zip: bool = F
                 check_whole(check_file(beside), must_be_tiff=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        driver = _driver(path)
         try:
-            dataset = rasterio.open(os.fspath(path), driver=_driver(path))
+            dataset = rasterio.open(os.fspath(path), driver=driver)
         except (RasterioError, OSError, ValueError) as error:
             raise InputError(unreadable(path, "a GeoTIFF, COG or JPEG 2000 image", error)) from error
         with dataset:
@@ -273,11 +274,16 @@ class Arrays:
             )
         return shape, dtype
 
-    def numbers(self, key: str, expected: str | None = None) -> FloatArray:
-        """One array as float32; ``InputError`` where it is missing, pickled, damaged or not numeric."""
-        _, dtype = self.header(key, expected)
+    def shape(self, key: str, expected: str | None = None) -> tuple[int, ...]:
+        """Shape of an array of numbers, without reading it."""
+        shape, dtype = self.header(key, expected)
         if dtype.kind not in "fiub":
             raise InputError(f"{self._path}: {key} holds {dtype}; expected real numbers")
+        return shape
+
+    def numbers(self, key: str, expected: str | None = None) -> FloatArray:
+        """One array as float32; ``InputError`` where it is missing, pickled, damaged or not numeric."""
+        self.shape(key, expected)
         with np.errstate(over="ignore"):
             return self.array(key).astype(np.float32)
 

@@ -76,6 +76,7 @@ class Source:
         self._border: set[float] = set()
         self._unit = "db"
         self._offset: NDArray[np.float32] | None = None
+        self._partly = False
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -99,11 +100,13 @@ class Source:
         """
         if self.bands == TRUST:
             return
-        self._border = _border(self.pixels, self.bands)
+        self._border, self._partly = _border(self.pixels, self.bands), looked_at is not None
         sample = [self.pixels.read(tile) for tile in _sample(self.grid)]
         looks = None if looked_at is None else [looked_at(tile).ravel() for tile in _sample(self.grid)]
         raw = np.concatenate([data.reshape(len(data), -1) for data, _ in sample], axis=1)
         blank = np.concatenate([zero.ravel() for _, zero in sample])
+        if self.bands == SAR_BANDS:
+            blank = (raw == 0).all(axis=0)
         blank |= np.isnan(raw).any(axis=0) | self._on_border(raw)
         if looks is not None:
             blank |= ~np.concatenate(looks)
@@ -116,6 +119,8 @@ class Source:
             InputError: it is.
         """
         wrong, seen = self.counts["impossible"], self.counts["valid"] + self.counts["impossible"]
+        if self._partly:  # what is not looked at, as under a cloud, was counted, too
+            return
         if wrong > MANY * seen and not self.reading.force:
             raise InputError(self._many(wrong / max(seen, 1)))
 
@@ -163,7 +168,8 @@ class Source:
             counts["infinite"] = int(infinite.any(axis=0).sum())
             data[infinite] = np.nan
             # Measured backscatter is never exactly 0; numbers of few digits are, in one band.
-            zero = blank | (data == 0).any(axis=0) if self.pixels.dtype.kind == "f" else blank
+            exact = data == 0
+            zero = exact.any(axis=0) if self.pixels.dtype.kind == "f" else exact.all(axis=0)
             counts["zero"] = int((zero & ~np.isnan(data).any(axis=0)).sum())
             data[:, zero] = np.nan
         low, high = (-FORCED, FORCED) if self.reading.force else POSSIBLE_DB
@@ -384,6 +390,8 @@ def _open_paths(
     for path in paths:
         refuse_radar_geometry(path)
     suffix = Path(paths[0]).suffix.lower()
+    if len(paths) > 1 and any(Path(path).suffix.lower() in (".npz", ".pt") for path in paths):
+        raise InputError(f"{listed(paths)} are several files; expected GeoTIFFs, one a band, or one .npz or .pt alone")
     if len(paths) == 1 and suffix == ".npz":
         return read_npz(Path(paths[0]), wanted, order)
     if len(paths) == 1 and suffix == ".pt":

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -208,7 +208,7 @@ def ground_scene(
     boa_offset: str = "auto",
     same_grid: bool = False,
     grid: TileGrid | None = None,
-    origin: tuple[int, int] | None = None,
+    origin: tuple[int, int] | Literal["image"] | None = None,
     batch_size: int = 8,
     deterministic: bool = False,
     window_rows: int = WINDOW_ROWS,
@@ -246,7 +246,8 @@ def ground_scene(
         same_grid: lay images of one size on each other although one does not say where it lies.
         grid: model tiles; default 256 px overlapping by 64.
         origin: (row, column) of the upper left pixel in the noise field; default by the georeference, so that a part
-            of a scene has the noise of the whole.
+            of a scene has the noise of the whole. ``"image"``: (0, 0) for an image of one tile, as in
+            ``Stage3GroundingModel.ground``.
         batch_size: tiles the network sees at once.
         deterministic: show the network one tile at a time, whatever ``batch_size``: with the same number of torch
             threads the result is then the same to the last DN, else to within 1 DN.
@@ -304,7 +305,7 @@ def ground_scene(
         sources: list[Readable] = [warped, optical, *([] if certainty is None else [certainty])]
         tiles = grid or TileGrid()
         whole = count > 1 or tile_count(tiles, *optical.grid.size) == 1
-        corner = origin or ((0, 0) if count > 1 else optical.grid.noise_origin)
+        corner = _corner(origin, optical.grid, count, warped is sar)
         nfe = 0
 
         # 3. The network's part: changes to the estimate, so that what it leaves alone stays bit for bit.
@@ -422,7 +423,7 @@ def run_scene(
     s1_unit: str = "auto",
     same_grid: bool = False,
     grid: TileGrid | None = None,
-    origin: tuple[int, int] | None = None,
+    origin: tuple[int, int] | Literal["image"] | None = None,
     batch_size: int = 8,
     deterministic: bool = False,
     window_rows: int = WINDOW_ROWS,
@@ -504,7 +505,7 @@ def run_scene(
         scene.check(given, stac, place)
         given.look()
         sar = to_grid(given, place, scene.stack, scene.work, same_grid=same_grid)
-        corner = origin or ((0, 0) if count > 1 else place.noise_origin)
+        corner = _corner(origin, place, count, scene_grid is None)
         if whole:
             known = _located(known, place, place.whole, digits=5)
         nfe = (0, 0)
@@ -947,6 +948,15 @@ def _nodata(inputs: Sequence[FloatArray]) -> Any:
 def _split(layers: FloatArray, kinds: Sequence[Layer]) -> list[FloatArray]:
     ends = np.cumsum([len(layer.bands) for layer in kinds])[:-1]
     return np.split(layers, ends.tolist()) if kinds else []
+
+
+def _corner(
+    origin: tuple[int, int] | Literal["image"] | None, grid: SceneGrid, count: int, as_given: bool
+) -> tuple[int, int]:
+    """Where the noise of an image begins."""
+    if count > 1 or (origin == "image" and as_given and max(grid.size) <= TILE_SIDE):
+        return 0, 0
+    return grid.noise_origin if origin is None or origin == "image" else origin
 
 
 def _origins(corner: tuple[int, int], tiles: Sequence[Tile]) -> Tensor:
