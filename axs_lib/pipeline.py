@@ -106,7 +106,7 @@ class Pipeline(nn.Module):
             dtype: as for ``TerraMindGenerator.use_precision``.
 
         Raises:
-            InputError: a precision that there is not here.
+            InputError: neither ``torch.bfloat16`` nor ``torch.float16``.
         """
         self.stage3.use_precision(dtype)
         if not self.shares_generator:

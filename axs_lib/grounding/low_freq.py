@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from axs_lib.precision import full_float32
+from axs_lib.precision import exact_matmul
 
 PRODUCT_SIDE = 512  # up to this many pixels an axis is blurred by a matrix product, beyond by a convolution
 
@@ -39,13 +39,12 @@ def _kernel(sigma: float) -> Tensor:
     return kernel / kernel.sum()
 
 
-@full_float32()
 def _blur_axis(image: Tensor, sigma: float, axis: int) -> Tensor:
     """Blur along the rows (-2) or columns (-1)."""
     size, radius = image.shape[axis], _radius(sigma)
     if size <= max(PRODUCT_SIDE, radius):
         matrix = _blur_matrix(size, sigma, image.dtype, image.device)
-        return matrix @ image if axis == -2 else image @ matrix.mT
+        return exact_matmul(matrix, image) if axis == -2 else exact_matmul(image, matrix.mT)
     # The radius is less than the side here, so one reflection reaches.
     pad = (0, 0, radius, radius) if axis == -2 else (radius, radius, 0, 0)
     shape = (1, 1, -1, 1) if axis == -2 else (1, 1, 1, -1)
