@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -82,14 +84,45 @@ def test_without_hard_links_the_file_is_still_put_in_place(
     assert names(tmp_path) == ["a.pt"]
 
 
-def test_a_link_is_followed_not_replaced(tmp_path: Path) -> None:
+def test_nothing_is_written_through_a_link(tmp_path: Path) -> None:
     real, link = tmp_path / "real.npz", tmp_path / "link.npz"
     real.write_bytes(b"old")
     link.symlink_to(real)
-    with atomic_write(link, overwrite=True) as temporary:
-        temporary.write_bytes(b"new")
-    assert link.is_symlink()
-    assert real.read_bytes() == b"new"
+    dangling = tmp_path / "dangling.npz"
+    dangling.symlink_to(tmp_path / "nowhere.npz")
+    for path in (link, dangling):
+        with pytest.raises(OutputError, match="symbolic link"), atomic_write(path, overwrite=True):
+            raise AssertionError
+    (tmp_path / "below").symlink_to(tmp_path.parent)
+    with pytest.raises(OutputError, match="leads out"):
+        check_output(tmp_path / "below" / "o.npz", within=tmp_path)
+    assert real.read_bytes() == b"old" and not (tmp_path / "nowhere.npz").exists()
+
+
+def test_what_a_killed_process_left_is_removed_and_what_a_living_one_has_is_not(tmp_path: Path) -> None:
+    code = (
+        "import os, sys; from pathlib import Path; from axs_lib.io.atomic import atomic_write, temporary_folder\n"
+        "with temporary_folder(Path(sys.argv[1])) as folder, atomic_write(Path(sys.argv[1], 'o.npz')) as temporary:\n"
+        "    (folder / 'rows.tif').write_bytes(b'x'); temporary.write_bytes(b'x'); print('ready', flush=True)\n"
+        "    sys.stdin.read()\n"
+    )
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(2)
+    ]
+    for process in running:
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    running[0].kill()
+    running[0].wait()
+    assert len(names(tmp_path)) == 6
+    with atomic_write(tmp_path / "mine.npz") as temporary:
+        temporary.write_bytes(b"mine")
+    assert len(names(tmp_path)) == 4 and (tmp_path / "mine.npz").exists()
+    assert running[1].stdin is not None
+    running[1].communicate("")
+    assert names(tmp_path) == ["mine.npz", "o.npz"]
 
 
 def test_a_full_disk_is_an_output_error_with_its_reason(tmp_path: Path) -> None:
