@@ -14,7 +14,10 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "axs_lib"
 
 # A part may import itself and what stands in its row. Parts are the packages and top-level modules.
-CORE = {"axs_lib", "bands", "checks", "errors", "nodata", "tilegrid", "progress", "metrics", "fresh", "networks", "precision"}
+CORE = {
+    "axs_lib", "bands", "checks", "errors", "nodata", "tilegrid", "progress", "metrics", "fresh", "networks",
+    "precision",
+}  # fmt: skip
 FILES = CORE | {"io", "data"}
 NETWORKS = CORE | {"terramind", "prithvi", "grounding"}
 STAGES = NETWORKS | {
