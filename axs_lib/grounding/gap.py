@@ -1,8 +1,8 @@
 """Gaps: where opt_v2 was observed it stays, where it is unknown the correction meets it smoothly.
 
 The trust map holds how each pixel of opt_v2 came to be (``axs_lib.checks.Trust``). A correction acts fully up to
-estimates, fades out from there to 1, and is 0 where opt_v2 was observed. What the network would have changed at observed
-pixels is its error there; inside a gap that error is taken off near the border, so that both sides meet.
+estimates, fades out from there to 1, and is 0 where opt_v2 was observed. What the network would have changed at
+observed pixels is its error there; inside a gap that error is taken off near the border, so that both sides meet.
 """
 
 from __future__ import annotations
