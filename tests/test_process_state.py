@@ -57,7 +57,7 @@ def main():
     assert state() == before, "call"
     print("LOADED", *[n for n in sys.modules if n.split(".")[0] in HEAVY])
 
-HEAVY = ("terratorch", "torchgeo", "diffusers", "transformers", "peft", "lightning", "kornia", "rasterio", "albumentations")
+HEAVY = ("terratorch", "torchgeo", "diffusers", "transformers", "peft", "lightning", "kornia", "rasterio")
 if __name__ == "__main__":
     main()
 """

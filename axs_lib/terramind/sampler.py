@@ -111,7 +111,8 @@ def build_schedule(name: str, timesteps: int, strength: float = 1.0) -> Schedule
         strength: share of the diffusion process that is run, 0 < strength <= 1.
 
     Raises:
-        InputError: unknown name, timesteps or strength out of range, fewer distinct steps than a multistep solver needs.
+        InputError: unknown name, timesteps or strength out of range, or too few distinct steps for a multistep
+            solver.
     """
     check_timesteps(timesteps)
     steps = tuple(spaced_timesteps(timesteps, check_strength(strength)))
