@@ -12,23 +12,19 @@ import contextlib
 import io
 import json
 import os
-import re
-import shutil
 import socket
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from axs_lib.io.atomic import atomic_write
 from axs_lib.errors import AxionError, InputError, OutputError
+from axs_lib.io.atomic import atomic_write, remove_leftovers
 
 MANIFEST, JOURNAL, LOCK = "manifest.parquet", "manifest.journal", ".axs-batch.lock"
 COMPACT_FROM = (
     1000  # lines of the journal; more where the manifest is large, so that the cost stays in proportion
 )
-_TEMPORARY = re.compile(r"\..*\.[0-9a-f]{12}\.tmp(\.\w+)?")  # as axs_lib.io.atomic names them
-_SCENE_FOLDER = re.compile(r"\.axs-(scene|cog)\.\w{8}")  # as axs_lib.scenes names them
 
 Status = Literal["done", "failed", "crashed"]
 
@@ -205,13 +201,8 @@ def remove_temporaries(out: Path) -> None:
     for folder, subfolders, names in os.walk(out):
         if LOCK in names and Path(folder) != out:
             subfolders.clear()
-            continue
-        for name in [name for name in subfolders if _SCENE_FOLDER.fullmatch(name)]:
-            shutil.rmtree(Path(folder, name), ignore_errors=True)
-            subfolders.remove(name)
-        for name in names:
-            if _TEMPORARY.fullmatch(name):
-                Path(folder, name).unlink(missing_ok=True)
+        else:
+            remove_leftovers(folder)
 
 
 @contextlib.contextmanager

@@ -98,9 +98,9 @@ def ground_item(model: Stage3GroundingModel, job: Job, item: Item, output: Path)
     import torch
 
     from axs_lib.checks import check_pair
+    from axs_lib.io.grid import is_scene
     from axs_lib.io.results import check_suffix, write_image
     from axs_lib.io.tiles import read_tile
-    from axs_lib.io.grid import is_scene
 
     timesteps = job.settings["timesteps"] or GROUND_TIMESTEPS
     if item.opt_v2 is not None and is_scene([item.s1], [item.opt_v2], output):
@@ -135,10 +135,10 @@ def run_item(pipeline: Pipeline, job: Job, item: Item, output: Path) -> None:
 
     from axs_lib.bands import OPTICAL_BANDS, SAR_BANDS
     from axs_lib.checks import check_sar
+    from axs_lib.io.grid import is_scene
     from axs_lib.io.raster import centre_lat_lon
     from axs_lib.io.results import check_suffix, write_arrays, write_tiff
     from axs_lib.io.tiles import read_raster
-    from axs_lib.io.grid import is_scene
 
     if is_scene([item.s1], out=output):
         _run_scene(pipeline, job, item, output)
@@ -167,15 +167,11 @@ def run_item(pipeline: Pipeline, job: Job, item: Item, output: Path) -> None:
 
 def _run_scene(pipeline: Pipeline, job: Job, item: Item, output: Path) -> None:
     """The pipeline on a scene, of whose files the last is kept."""
-    import tempfile
-
     from axs_lib.io.atomic import atomic_write
     from axs_lib.scenes.api import STAGES, run_scene
 
-    with (
-        atomic_write(output, overwrite=True) as temporary,
-        tempfile.TemporaryDirectory(prefix=".axs-scene.", dir=temporary.parent) as folder,
-    ):
+    with atomic_write(output, overwrite=True) as temporary:
+        folder = temporary.with_name("stages")
         run_scene(
             pipeline,
             item.s1,
@@ -186,7 +182,7 @@ def _run_scene(pipeline: Pipeline, job: Job, item: Item, output: Path) -> None:
             tags=_tags(job),
             **_scene_options(job),
         )
-        Path(folder, f"{STAGES[-1]}.tif").replace(temporary)
+        (folder / f"{STAGES[-1]}.tif").replace(temporary)
 
 
 def _scene_options(job: Job) -> dict[str, Any]:
