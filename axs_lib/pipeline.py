@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from axs_lib.checks import GUESS_TRUST, check_device, check_sar
+from axs_lib.checks import GUESS_TRUST, check_count, check_device, check_sar
 from axs_lib.errors import InputError
 from axs_lib.stage1_tm_s2o import Stage1Model
 from axs_lib.stage2_prithvi_refine import PrithviRefiner
@@ -155,8 +155,7 @@ class Pipeline(nn.Module):
         # 1. Check what came in; one seed a sample, from which every member and stage derives its own.
         sar = check_sar(s1)
         check_device(sar.s1, self.device)
-        if ensemble_size < 1:
-            raise InputError(f"ensemble_size is {ensemble_size}; expected at least 1")
+        check_count("ensemble_size", ensemble_size)
         seeds = sample_seeds(seed, len(sar.s1), generator=generator, device=sar.s1.device)
         options: dict[str, Any] = {
             "tokens": tokens,

@@ -111,8 +111,9 @@ def sample_seeds(
     ``torch.Generator`` (or one a sample) is drawn from instead where given, and only it advances.
 
     Raises:
-        InputError: the number of seeds or generators is not the batch size.
+        InputError: a seed is no integer, or the number of seeds or generators is not the batch size.
     """
+    from axs_lib.checks import check_seed
     from axs_lib.errors import InputError
 
     def draw(g: torch.Generator, n: int) -> Tensor:
@@ -123,11 +124,10 @@ def sample_seeds(
             seeds = draw(generator, batch)
         else:
             seeds = torch.cat([draw(g, 1) for g in generator])
-    elif isinstance(seed, int):
-        seeds = torch.tensor([_signed(seed)], dtype=torch.int64).expand(batch)
     else:
-        values = seed.tolist() if isinstance(seed, Tensor) else list(seed)
-        seeds = torch.tensor([_signed(int(s)) for s in values], dtype=torch.int64)
+        value = check_seed(seed)
+        values = [value] * batch if isinstance(value, int) else value
+        seeds = torch.tensor([_signed(s) for s in values], dtype=torch.int64)
     if len(seeds) != batch:
         raise InputError(
             f"got {len(seeds)} seeds (or generators) for a batch of {batch}; pass one seed for all samples or exactly"

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from axs_lib.checks import check_count, check_number
 from axs_lib.errors import InputError
 from axs_lib.nodata import fill_nodata, pad_square
 from axs_lib.precision import full_float32
@@ -41,7 +42,7 @@ class Sampling:
         batch_size: tiles the network sees at once; members of an ensemble share the batch where there is room.
 
     Raises:
-        InputError: a value that cannot be.
+        InputError: a size is no positive integer, or the temperature no positive number.
     """
 
     tokens: str = "soft"
@@ -50,14 +51,11 @@ class Sampling:
     batch_size: int = 8
 
     def __post_init__(self) -> None:
-        if self.ensemble_size < 1 or self.batch_size < 1:
-            raise InputError(
-                f"ensemble_size is {self.ensemble_size} and batch_size {self.batch_size}; expected at least 1"
-            )
-        if not self.temperature > 0:
-            raise InputError(
-                f"temperature is {self.temperature}; expected a number above 0 (tokens='argmax' for the limit)"
-            )
+        check_count("ensemble_size", self.ensemble_size)
+        check_count("batch_size", self.batch_size)
+        check_number(
+            "temperature", self.temperature, 1e-6, 1e6, "a number above 0 (tokens='argmax' for the limit)"
+        )
 
 
 def network_side(layout: GeneratorLayout, height: int, width: int) -> int:
