@@ -15,15 +15,14 @@ import re
 import secrets
 import shutil
 import stat
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from axs_lib.errors import AxionError, OutputError
 
-try:
+if sys.platform != "win32":  # which has no flock; what a killed process left behind stays there
     import fcntl
-except ImportError:  # Windows has no flock; what a killed process left behind stays there
-    fcntl = None  # type: ignore[assignment]
 
 _REASONS = {
     errno.ENOSPC: "the disk is full: free some space or choose another folder",
@@ -156,12 +155,12 @@ def remove_leftovers(folder: str | os.PathLike[str]) -> None:
 
 
 # A folder of many outputs is listed once a process.
-_remove_leftovers_once = functools.cache(remove_leftovers)
+_remove_leftovers_once = functools.lru_cache(maxsize=1000)(remove_leftovers)
 
 
 def _lock(folder: Path, wait: bool) -> int | None:
     """A descriptor that locks a folder; ``None`` where another process has locked it, or it cannot be locked."""
-    if fcntl is None:
+    if sys.platform == "win32":
         return None
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)

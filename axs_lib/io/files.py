@@ -5,10 +5,10 @@ In: the path of an input. Out: the path, checked, or the open file. Every reader
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 from pathlib import Path
-from typing import BinaryIO
 
 from axs_lib.errors import AxionError, InputError
 
@@ -50,7 +50,7 @@ def check_regular(
 
 def open_regular(
     path: str | os.PathLike[str], what: str = "the file", error: type[AxionError] = InputError
-) -> BinaryIO:
+) -> io.BufferedReader:
     """Open a regular file for reading bytes; see ``check_regular``. The check holds for the file that was opened."""
     check_regular(path, what, error)
     try:

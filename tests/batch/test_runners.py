@@ -186,7 +186,7 @@ def test_a_full_disk_stops_the_job_and_another_failure_does_not(tmp_path: Path) 
         return run
 
     for errno, stops in ((28, True), (122, True), (27, False), (13, False)):
-        job = Job(full, {"errno": errno}, {}, str(tmp_path))
-        outcome = Worker(job).run(Task(item))
+        job = Job(full, {"errno": errno}, {}, str(tmp_path / "out"))
+        outcome = Worker(job).run(Task(item, 0))
         assert outcome.record is not None and outcome.record.status == "failed"
         assert bool(outcome.stop) == stops
