@@ -11,7 +11,6 @@ import math
 import operator
 import warnings
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,8 +19,15 @@ from axs_lib.bands import OPTICAL_BANDS, SAR_BANDS
 from axs_lib.errors import InputError
 
 MIN_SIDE = 8
-ESTIMATE_TRUST = 0.5  # of an estimate: neither observed (1) nor unknown (0)
-GUESS_TRUST = 0.25  # of an estimate that was drawn from the SAR alone, whose colour nobody has seen
+
+
+class Trust:
+    """The values of a trust map: how a pixel of opt_v2 came to be."""
+
+    UNKNOWN = 0.0  # nothing is known: the value is not looked at
+    SAR_ONLY = 0.25  # estimated from the SAR alone: its colour was never observed
+    ESTIMATE = 0.5  # an estimate of any other kind
+    OBSERVED = 1.0  # observed: it comes back bit for bit
 
 
 class RangeWarning(UserWarning):
@@ -35,7 +41,7 @@ class CheckedPair:
     Attributes:
         s1: (B, 2, H, W) float32, NaN = nodata.
         opt_v2: (B, 4, H, W) float32 or float64, NaN = nodata.
-        trust: (B, 1, H, W) float32 in [0, 1]; ``ESTIMATE_TRUST`` everywhere where none was given.
+        trust: (B, 1, H, W) float32 in [0, 1]; ``Trust.ESTIMATE`` everywhere where none was given.
         unbatched: whether the caller passed single tiles.
     """
 
@@ -224,21 +230,6 @@ def check_number(name: str, value: object, low: float, high: float, expected: st
     return number
 
 
-def check_seed(seed: object) -> int | list[int]:
-    """One integer, or a list of them, from what may be an integer of NumPy, a tensor, an array or a sequence.
-
-    Raises:
-        InputError: it is none of these, or holds something other than integers.
-    """
-    values: Any = seed.tolist() if hasattr(seed, "tolist") else seed
-    try:
-        if isinstance(values, (list, tuple, range)):
-            return [operator.index(value) for value in values]
-        return operator.index(values)
-    except TypeError:
-        raise InputError(f"seed is {seed!r}; expected an integer, or one integer for every tile") from None
-
-
 def _check_pixels(image: Tensor, name: str = "s1") -> None:
     if image.numel() == 0:
         raise InputError(f"{name} has shape {tuple(image.shape)}: it is empty; pass at least one tile")
@@ -309,7 +300,7 @@ def _as_image(name: str, image: object, channels: int, bands: tuple[str, ...]) -
 def _as_trust(trust: Tensor | None, s1: Tensor) -> Tensor:
     batch, _, height, width = s1.shape
     if trust is None:
-        return torch.full((batch, 1, height, width), ESTIMATE_TRUST, device=s1.device)
+        return torch.full((batch, 1, height, width), Trust.ESTIMATE, device=s1.device)
     trust = check_tensor("trust", trust, "mask")
     value = trust.to(device=s1.device, dtype=torch.float32)
     if value.ndim == 2:

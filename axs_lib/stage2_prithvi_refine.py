@@ -34,8 +34,9 @@ from axs_lib.prithvi.colour import SeasonalColour, season
 from axs_lib.prithvi.head import RefinementHead
 from axs_lib.prithvi.metadata import EncodedMetadata, MetadataLike, encode_metadata
 from axs_lib.prithvi.variants import DEFAULT_VARIANT, NANO, PRITHVI_VARIANTS
-from axs_lib.terramind.tiles import run_tiled, to_network
+from axs_lib.terramind.tiles import to_network
 from axs_lib.terramind.weights import find_variant, load_strict, read_metadata, read_state, resolve
+from axs_lib.tilegrid import Mosaic
 
 if TYPE_CHECKING:
     from axs_lib.terramind.weights import WeightsInfo
@@ -183,7 +184,7 @@ class PrithviRefiner(nn.Module):
             are clipped to 1..65535, unchanged ones stay bit for bit.
 
         Raises:
-            InputError: anything that cannot be right, saying how to fix it.
+            InputError: shapes, bands, sizes, devices or metadata that do not fit.
         """
         # 1. Check what came in.
         checked = check_optical(opt_v1, "opt_v1", standardize=self.standardize)
@@ -191,10 +192,10 @@ class PrithviRefiner(nn.Module):
         check_device(image, self.device)
         if batch_size < 1:
             raise InputError(f"batch_size is {batch_size}; expected at least 1")
-        known = encode_metadata(metadata, len(image), image.device)
+        metadata_of = encode_metadata(metadata, len(image), image.device)
         learning = torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
         if self.training and self.metadata_dropout > 0:
-            known = known.drop(self.metadata_dropout)
+            metadata_of = metadata_of.drop(self.metadata_dropout)
         if not learning and self.untrained:
             warnings.warn(
                 "the head of Stage 2 is untrained, so opt_v2 equals opt_v1: load trained weights (variant='nano', or"
@@ -203,12 +204,12 @@ class PrithviRefiner(nn.Module):
                 stacklevel=4,  # past nn.Module's own calls
             )
 
-        # 2. Correct the tiles of a grid, most of them a whole image; with each travels its number in the batch.
-        def correct(tiles: list[Tensor], numbers: Tensor, _: Tensor) -> Tensor:
-            return self._correct(tiles[0], known[numbers])
-
-        numbers = torch.arange(len(image), device=image.device)
-        change = run_tiled(correct, [image.float()], numbers, side=MAX_SIDE, batch_size=batch_size)
+        # 2. Correct the tiles of a grid, most of them a whole image.
+        batch, _, height, width = image.shape
+        mosaic = Mosaic(batch, height, width, side=MAX_SIDE, batch_size=batch_size, device=image.device)
+        for tiles in mosaic.batches():
+            mosaic.add(tiles, change=self._correct(tiles.of(image.float()), metadata_of[tiles.samples]))
+        change = mosaic.result()["change"]  # (B, 4, H, W) in the caller's unit
 
         # 3. Apply the correction to the caller's own pixels, which stay bit for bit where nothing changes.
         refined = image + change.to(image.dtype)
@@ -223,10 +224,11 @@ class PrithviRefiner(nn.Module):
 
         # 2a. Fill nodata from neighbours, pad to a square of whole patches, z-score.
         optical, side = self.backbone.optical, self.backbone.layout.side(height, width)
-        z = to_network(opt_v1, valid_pixels(opt_v1), side, optical, standardize=self.standardize)
+        filled = to_network(opt_v1, valid_pixels(opt_v1), side, optical, standardize=self.standardize)
+        z = optical.to_z(filled)  # (n, 4, S, S)
 
-        # 2b. What the calendar says of the colour; nothing where date or season is unknown.
-        colour = self.colour(z, metadata)
+        # 2b. The season's colour; nothing where date or season is unknown.
+        colour = self.colour(z, metadata)  # (n, 4, S, S)
         z = z + colour
 
         # 2c. Prithvi reads image and metadata; the head turns its features and the image into a correction.

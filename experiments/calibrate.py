@@ -20,9 +20,9 @@ import torch
 from safetensors.torch import load_file, save
 
 from axs_lib.bands import OPTICAL_BANDS
-from axs_lib.io.atomic import atomic_write, check_output
 from axs_lib.evaluate.uncertainty import measure_uncertainty
 from axs_lib.grounding.calibration import HEADER_KEY, Calibration, cautious_scale, fit_scale
+from axs_lib.io.atomic import atomic_write, check_output
 from axs_lib.stage3_tm_ground import build_stage3_model
 from axs_lib.terramind.weights import read_metadata
 

@@ -18,7 +18,6 @@ from axs_lib.checks import (
     check_number,
     check_pair,
     check_sar,
-    check_seed,
 )
 from axs_lib.errors import InputError
 from tests.models import plausible_pair
@@ -208,30 +207,6 @@ def test_another_default_dtype_is_refused() -> None:
             check_pair(*pair)
     finally:
         torch.set_default_dtype(torch.float32)
-
-
-@pytest.mark.parametrize(
-    ("seed", "expected"),
-    [
-        (3, 3),
-        (np.int64(3), 3),
-        (torch.tensor(3), 3),
-        ([1, 2], [1, 2]),
-        (torch.tensor([1, 2]), [1, 2]),
-        (np.array([1, 2], dtype=np.uint8), [1, 2]),
-        (-(2**80), -(2**80)),
-    ],
-)
-def test_seeds_of_every_kind_become_integers(seed: object, expected: object) -> None:
-    assert check_seed(seed) == expected
-
-
-@pytest.mark.parametrize(
-    "seed", ["x", "3", 1.5, None, torch.tensor([1.5]), {"a": 1}, [1, "x"], [None], object()]
-)
-def test_what_is_no_seed_is_refused(seed: object) -> None:
-    with pytest.raises(InputError, match=r"seed is .*; expected an integer"):
-        check_seed(seed)
 
 
 @pytest.mark.parametrize("value", ["3", 1.5, None, 0, -1, True, torch.ones(2)])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from axs_lib import pipeline as pipeline_module
-from axs_lib.checks import GUESS_TRUST
+from axs_lib.checks import Trust
 from axs_lib.errors import InputError, WeightsError
 from axs_lib.models import build_terramind_generator
 from axs_lib.pipeline import Pipeline, build_pipeline, full_pipeline
@@ -98,7 +98,7 @@ def test_full_pipeline_is_the_stages_in_their_order(pipeline: Pipeline) -> None:
     opt_v1, opt_v2, opt_v3 = full_pipeline(s1, METADATA, pipeline=pipeline, seed=4)
     assert torch.equal(opt_v1, tm_sar2opt(pipeline.stage1, s1, seed=4))
     assert torch.equal(opt_v2, pipeline.stage2(opt_v1, METADATA))
-    guess = torch.full_like(opt_v2[:, :1], GUESS_TRUST)  # nobody has seen this colour
+    guess = torch.full_like(opt_v2[:, :1], Trust.SAR_ONLY)  # nobody has seen this colour
     assert torch.equal(opt_v3, stage3_inference(pipeline.stage3, s1, opt_v2, seed=4, trust=guess))
     for earlier, later in ((opt_v1, opt_v2), (opt_v2, opt_v3)):
         assert (earlier - later).abs().mean() > 0.5

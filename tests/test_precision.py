@@ -10,8 +10,8 @@ import torch
 
 from axs_lib import precision
 from axs_lib.bands import TERRAMIND_BOA_OFFSET
-from axs_lib.grounding.sar_inconsistency import mahalanobis_distance
 from axs_lib.grounding.low_freq import gaussian_blur
+from axs_lib.grounding.sar_inconsistency import mahalanobis_distance
 from axs_lib.pipeline import Pipeline
 from axs_lib.precision import full_float32
 from axs_lib.stage1_tm_s2o import Stage1Model
@@ -63,7 +63,11 @@ def test_products_outside_the_networks_are_full(lowered: str) -> None:
         lift=terramind_spectral_lift(),
     )
     z = torch.randn(1, 4, 16, 16)
-    lifted, blurred, distance = adapter.expand_bands(z), gaussian_blur(opt_v2, 4.0), mahalanobis_distance(s1, opt_v2)
+    lifted, blurred, distance = (
+        adapter.expand_bands(z),
+        gaussian_blur(opt_v2, 4.0),
+        mahalanobis_distance(s1, opt_v2),
+    )
     torch.set_float32_matmul_precision("highest")
     assert torch.equal(lifted, adapter.expand_bands(z))
     assert torch.equal(blurred, gaussian_blur(opt_v2, 4.0))

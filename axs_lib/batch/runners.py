@@ -33,19 +33,15 @@ def find_weights(settings: Mapping[str, Any], checkpoints: Mapping[str, str]) ->
         InputError: unknown variant.
         WeightsError: weights that cannot be had.
     """
+    from axs_lib.grounding.load import corrector_files
     from axs_lib.prithvi.variants import DEFAULT_VARIANT as DEFAULT_PRITHVI
     from axs_lib.prithvi.variants import NANO, PRITHVI_VARIANTS
-    from axs_lib.terramind.weights import find_variant, resolve, sha256_file
+    from axs_lib.terramind.weights import find_variant, resolve
 
     variant = find_variant(settings["variant"])
     files = resolve(variant, checkpoints.get("checkpoint"))
     found = {"stage3": dict(files.info.sha256)}
-    if files.info.source != "hub" and not variant.packaged:
-        from axs_lib.terramind.load import HEAD_FILE
-
-        head = files.generator.with_name(HEAD_FILE)
-        if head.is_file():
-            found["stage3"][head.name] = sha256_file(head)
+    found["stage3"] |= corrector_files(files.info).info.sha256
     if settings["stage"] == "pipeline":
         if "stage1_checkpoint" in checkpoints:
             found["stage1"] = dict(resolve(variant, checkpoints["stage1_checkpoint"]).info.sha256)

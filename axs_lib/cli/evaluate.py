@@ -78,7 +78,8 @@ def evaluate(
         ),
     ] = "10",
     correction_mode: Annotated[
-        CorrectionMode | None, typer.Option(help="how a correction is made; by default what the weights were trained for.")
+        CorrectionMode | None,
+        typer.Option(help="how a correction is made; by default what the weights were trained for."),
     ] = None,
     hold_colour: Annotated[
         bool, typer.Option("--hold-colour", help="Measure Stage 3 where it may change detail only.")
@@ -143,7 +144,6 @@ def evaluate(
 
     from rich.console import Console
 
-    from axs_lib.io.atomic import atomic_write, check_output
     from axs_lib.evaluate.controls import ControlModels
     from axs_lib.evaluate.damages import evaluate_damages
     from axs_lib.evaluate.evaluator import evaluate_folder
@@ -152,6 +152,7 @@ def evaluate(
     from axs_lib.evaluate.plain import load_plain
     from axs_lib.evaluate.report import timesteps_rows, timesteps_table
     from axs_lib.evaluate.sources import select_pairs
+    from axs_lib.io.atomic import atomic_write, check_output
     from axs_lib.stage3_tm_ground import Stage3GroundingModel
 
     # 1. What can be refused is refused before the model is loaded.

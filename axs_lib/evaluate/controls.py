@@ -154,10 +154,10 @@ def control_images(
         estimate = opt_v2.to(stage3.device) if "optical" in models.plain.inputs else None
         images[PLAIN] = models.plain.predict(s1.to(stage3.device), estimate).cpu()
     if floors:
-        from axs_lib.terramind.build import NANO_OPTICAL_MEAN
+        from axs_lib.bands import OPTICAL_MEAN
 
         truth = torch.stack([tile.truth for tile in tiles])
-        images[MEAN_COLOUR] = torch.tensor(NANO_OPTICAL_MEAN)[None, :, None, None].expand_as(truth)
+        images[MEAN_COLOUR] = torch.tensor(OPTICAL_MEAN)[None, :, None, None].expand_as(truth)
         images[TILE_MEAN] = truth.nanmean((2, 3), keepdim=True).expand_as(truth)
     return images
 

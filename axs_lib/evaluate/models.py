@@ -13,7 +13,8 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from axs_lib.checks import GUESS_TRUST
+from axs_lib.checks import Trust
+from axs_lib.grounding.large import GroundingControls
 
 
 @runtime_checkable
@@ -41,7 +42,7 @@ class Grounder(Protocol):
         seed: int = 0,
         ensemble_size: int = 1,
         trust: Tensor | None = None,
-        proposal: Tensor | None = None,
+        controls: GroundingControls = ...,
     ) -> Any:
         """Return an object with ``image``, ``proposal`` and ``uncertainty`` (or None) (B,4,H,W) and ``nfe``."""
 
@@ -118,7 +119,7 @@ class LastStage:
 
     def ground(self, s1: Tensor, opt_v2: Tensor, timesteps: int | None = None, **options: Any) -> Any:
         """The model's ``ground`` with the trust of a guess, unless another is given."""
-        guess = {"trust": torch.full_like(opt_v2[:, :1], GUESS_TRUST)}
+        guess = {"trust": torch.full_like(opt_v2[:, :1], Trust.SAR_ONLY)}
         return self.stage3.ground(s1, opt_v2, timesteps, **(guess | options))
 
 
@@ -178,5 +179,7 @@ def ground(
 ) -> Any:
     """Run Stage 3 on a batch on the CPU; with ``proposal`` (B,4,H,W) DN in place of its own drawing."""
     device = stage3.device
-    given: dict[str, Any] = {} if proposal is None else {"proposal": proposal.to(device)}
+    given: dict[str, Any] = (
+        {} if proposal is None else {"controls": GroundingControls(proposal=proposal.to(device))}
+    )
     return stage3.ground(s1.to(device), opt_v2.to(device), timesteps, seed=seed, **given)

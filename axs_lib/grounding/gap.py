@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from axs_lib.checks import ESTIMATE_TRUST
+from axs_lib.checks import Trust
 from axs_lib.grounding.low_freq import gaussian_blur
 
 FEATHER_PX = 3.0  # Gaussian scale over which the error at the border is taken off
@@ -19,12 +19,12 @@ FEATHER_PX = 3.0  # Gaussian scale over which the error at the border is taken o
 
 def unknown_share(trust: Tensor) -> Tensor:
     """1 where opt_v2 is unknown, 0 from an estimate on."""
-    return (1.0 - trust / ESTIMATE_TRUST).clamp_min(0.0)
+    return (1.0 - trust / Trust.ESTIMATE).clamp_min(0.0)
 
 
 def fit_to_observed(change: Tensor, trust: Tensor) -> Tensor:
     """A change (B, C, H, W) that is exactly 0 where ``trust`` (B, 1, H, W) is 1 and continuous at the gaps' borders."""
-    fade = ((1.0 - trust) / (1.0 - ESTIMATE_TRUST)).clamp_max(1.0)
+    fade = ((1.0 - trust) / (1.0 - Trust.ESTIMATE)).clamp_max(1.0)
     observed = (trust == 1).to(change.dtype)
     if not bool(observed.any()):
         return change * fade

@@ -1,9 +1,9 @@
-"""Where the SAR contradicts the optical estimate: a map in [0, 1] from broad backscatter against what colour predicts.
+"""Where SAR and optical estimate are inconsistent: a map in [0, 1] from broad backscatter against what colour predicts.
 
-Broad (about 100 m) VV and VH are regressed on the estimate's broad colour; the standardised mahalanobis_distance is the distance
-between the two. Open water is the clearest case: a field that suddenly returns -25 dB is no longer a field. The
-regression is linear in log-reflectance and two indices, fitted by ``experiments/fit_sar_inconsistency.py`` on clear pairs; it
-needs no network and serves both ways to correct.
+Broad (about 100 m) VV and VH are regressed on the estimate's broad colour; the map is a smooth step of the Mahalanobis
+distance between the two. Open water is the clearest case: a field of -25 dB is no longer a field. The regression is
+linear in log-reflectance and two indices, fitted by ``experiments/fit_sar_inconsistency.py`` on clear pairs; it needs
+no network and serves both correction modes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,10 @@ COEFFICIENTS: tuple[tuple[float, float], ...] = (
     (-41.019, -30.4862),
 )
 INVERSE_COVARIANCE: tuple[tuple[float, float], ...] = ((0.6566, -0.47126), (-0.47126, 0.52403))
-ONSET, FULL = 2.5, 4.5  # mahalanobis_distance where release begins and is complete; 90 % of clear ground lies below 2.2
+ONSET, FULL = (
+    2.5,
+    4.5,
+)  # mahalanobis_distance where release begins and is complete; 90 % of clear ground lies below 2.2
 # Broad backscatter in dB where open water begins to be likely and is plain. The open water of the project's pairs has
 # VV -18.2 to -21.0 and VH -26.3 to -32.9; smooth dry fields come down to about -17 and -24.
 WATER_SIGMA_PX = 2.5

@@ -16,13 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from axs_lib.bands import BANDS, OPTICAL_BANDS
+from axs_lib.bands import BANDS, OPTICAL_BANDS, OPTICAL_MEAN, OPTICAL_STD
 from axs_lib.errors import WeightsError
 from axs_lib.lightimport import networks_only
 from axs_lib.prithvi.metadata import BIOMES, EncodedMetadata
 from axs_lib.prithvi.variants import NANO, PRITHVI_VARIANTS
 from axs_lib.terramind.adapters import OpticalAdapter
-from axs_lib.terramind.build import NANO_OPTICAL_MEAN, NANO_OPTICAL_STD
 from axs_lib.terramind.weights import load_strict, substate
 
 MAX_SIDE = 256  # larger images are tiled
@@ -151,7 +150,7 @@ def build_backbone(
     with networks_only():
         from terratorch.models.backbones.prithvi_mae import PrithviViT
 
-    sizes, optical = _NANO_VIT, OpticalAdapter(NANO_OPTICAL_MEAN, NANO_OPTICAL_STD)
+    sizes, optical = _NANO_VIT, OpticalAdapter(OPTICAL_MEAN, OPTICAL_STD)
     if variant != NANO:
         from terratorch.models.backbones.prithvi_vit import PRITHVI_V2_MEAN, PRITHVI_V2_STD, prithvi_cfgs
 

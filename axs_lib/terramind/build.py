@@ -15,6 +15,8 @@ from torch import nn
 
 from axs_lib.bands import (
     OPTICAL_BANDS,
+    OPTICAL_MEAN,
+    OPTICAL_STD,
     TERRAMIND_BOA_OFFSET,
     TERRAMIND_S2_BANDS,
     TERRAMIND_S2_MEAN,
@@ -53,9 +55,6 @@ V1_CORES: dict[str, CoreConfig] = {
 NANO_CORE = CoreConfig(192, 3, 4, 2, swiglu=True)
 NANO_FSQ_LEVELS = "8-8-8"
 NANO_IMAGE_SIZE = 128
-# Mean and standard deviation of nano's training tiles, DN without offset.
-NANO_OPTICAL_MEAN = (470.0, 585.0, 555.0, 2135.0)
-NANO_OPTICAL_STD = (380.0, 370.0, 475.0, 1125.0)
 
 
 def _core(
@@ -156,7 +155,7 @@ def build_nano(*, s1_product: str = "S1GRD") -> TerraMindGenerator:
         ),
         quantizer,
         sar=SarAdapter(sar_mean, sar_std),
-        optical=OpticalAdapter(NANO_OPTICAL_MEAN, NANO_OPTICAL_STD),
+        optical=OpticalAdapter(OPTICAL_MEAN, OPTICAL_STD),
         layout=GeneratorLayout("nano", sar_key, OPTICAL_KEY, TARGET_KEY, min_side=64),
     )
 

@@ -296,7 +296,26 @@ class TerraMindGenerator(nn.Module):
             return self.detokenizer(x_t, t, codes)
 
     def decode(
-        self, codes: Tensor, noise: Tensor, schedule: Schedule, *, start: Tensor | None = None
+        self,
+        codes: Tensor,
+        noise: Tensor,
+        schedule: Schedule,
+        *,
+        start: Tensor | None = None,
+        batch_size: int | None = None,
     ) -> Tensor:
-        """Image channels (B, C, H, W) in z-units, after exactly ``schedule.nfe`` evaluations."""
-        return denoise(self.denoise_once, codes, noise, schedule, start=start)
+        """Image channels (B, C, H, W) in z-units, after exactly ``schedule.nfe`` evaluations of each image.
+
+        Args:
+            codes: (B, D, h, w).
+            noise: (B, C, H, W), standard normal.
+            schedule: the steps.
+            start: (B, C, H, W) to start from, where the schedule does not start from pure noise.
+            batch_size: images the network is given at once; default all.
+        """
+        images = []
+        for first in range(0, len(codes), batch_size or len(codes)):
+            part = slice(first, first + (batch_size or len(codes)))
+            begun = None if start is None else start[part]
+            images.append(denoise(self.denoise_once, codes[part], noise[part], schedule.fresh(), start=begun))
+        return torch.cat(images)

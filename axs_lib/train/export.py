@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from axs_lib.grounding.load import CORRECTOR_FILE
 from axs_lib.io.atomic import atomic_write
-from axs_lib.terramind.load import HEAD_FILE
 from axs_lib.train.tasks import StageTask
 
 
@@ -58,27 +58,24 @@ def save_state(path: Path, state: dict[str, Tensor], header: dict[str, str]) -> 
 
 
 def _files(task: StageTask) -> dict[str, dict[str, Tensor]]:
-    from axs_lib.grounding.head import GroundingHead
     from axs_lib.terramind.build import build_nano_tokenizer
     from axs_lib.terramind.weights import find_variant
 
     generator = task.model.terramind_generator
-    head = task.model.head if task.stage == "stage3" else GroundingHead()
+    files = {CORRECTOR_FILE: dict(task.model.corrector.state_dict())} if task.stage == "stage3" else {}
     spec = find_variant(task.config.variant)
     if spec.generator is None or spec.tokenizer is None:
         parts: dict[str, Any] = {
             "core": generator.core,
             "detokenizer": generator.detokenizer,
-            "head": head,
             "tokenizer": task.tokenizer or build_nano_tokenizer(),
         }
-        return {
+        return files | {
             f"{spec.name}.safetensors": {
                 k: v for name, part in parts.items() for k, v in _prefixed(name, part)
             }
         }
     # The generator's file comes last, so that a folder that has it is complete.
-    files = {HEAD_FILE: dict(head.state_dict())} if task.stage == "stage3" else {}
     files[_safetensors(spec.tokenizer.name)] = dict(_prefixed("decoder", generator.detokenizer))
     files[_safetensors(spec.generator.name)] = dict(generator.core.state_dict())
     return files

@@ -25,8 +25,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from axs_lib.io.atomic import atomic_write
 from axs_lib.errors import InputError, OutputError, WeightsError
+from axs_lib.io.atomic import atomic_write
 from axs_lib.train.colour import fit_colour
 from axs_lib.train.config import RunConfig, Stage2Config
 from axs_lib.train.export import export_weights

@@ -13,8 +13,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from axs_lib.io.atomic import atomic_write
 from axs_lib.data.pairs import PairRecord, list_pairs
+from axs_lib.io.atomic import atomic_write
 from axs_lib.progress import track
 from axs_lib.train.plain import warmup_cosine
 

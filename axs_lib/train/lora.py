@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from axs_lib.io.atomic import atomic_write, check_output
 from axs_lib.errors import InputError, WeightsError
+from axs_lib.io.atomic import atomic_write, check_output
 from axs_lib.terramind.weights import load_strict, read_state, sha256_file
 
 if TYPE_CHECKING:

@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader
 
 from axs_lib.data.degrade import degrade
 from axs_lib.data.pairs import PairRecord, list_pairs, load_pair
+from axs_lib.grounding.corrector import GroundingCorrector
 from axs_lib.grounding.head import GroundingHead
 from axs_lib.stage3_tm_ground import Stage3GroundingModel
 from axs_lib.terramind.build import build_nano, build_nano_tokenizer
@@ -79,7 +80,7 @@ class NanoTask(lightning.LightningModule):
     def __init__(self, config: NanoConfig) -> None:
         super().__init__()
         self.config = config
-        self.model = Stage3GroundingModel(build_nano(), GroundingHead(), correction_mode="learned")
+        self.model = Stage3GroundingModel(build_nano(), GroundingCorrector(GroundingHead()))
         self.tokenizer: nn.Module = build_nano_tokenizer()
         self.average: Any = torch.optim.swa_utils.AveragedModel(
             nn.ModuleDict({"model": self.model, "tokenizer": self.tokenizer}),
@@ -95,10 +96,11 @@ class NanoTask(lightning.LightningModule):
         opt_v2 = degrade(truth, generator=random, preset="train")
 
         # Tokenizer: codes of the truth, and the denoiser that turns them back into it. Small crops are reflected.
-        z = self.model._prepare(s1, truth, torch.ones_like(truth[:, :1]))
-        codes, tokens = self._tokenize(z.estimate)
+        tiles = self.model.prepare(s1, truth, torch.ones_like(truth[:, :1]))
+        z_s1, z_truth = generator.sar.to_z(tiles.s1), generator.optical.to_z(tiles.estimate)
+        codes, tokens = self._tokenize(z_truth)
         half = max(1, len(truth) // 2)  # half a batch is enough for the two helper losses
-        clean = z.estimate[:half]
+        clean = z_truth[:half]
         t = torch.randint(TRAIN_TIMESTEPS, (half,), generator=random)
         noise = torch.randn(clean.shape, generator=random)
         reconstruction = F.mse_loss(
@@ -106,13 +108,14 @@ class NanoTask(lightning.LightningModule):
         )
 
         # Grounding: one evaluation from the noised estimate, through soft tokens.
-        opt_v3, logits, _ = self.model.training_pass(s1, opt_v2)
+        output = self.model.training_pass(s1, opt_v2)
+        opt_v3, logits = output.image, output.token_logits
         error = (opt_v3 - truth) / DN_SCALE
         ground = error.square().mean() + 0.1 * error.abs().mean()
 
         # Tokens: with both modalities, and with one of them dropped.
         estimate = generator.optical.to_z(opt_v2)
-        alone = {"s1": z.s1[:half]} if batch_idx % 2 else {"optical": _like(estimate[:half], z.estimate)}
+        alone = {"s1": z_s1[:half]} if batch_idx % 2 else {"optical": _like(estimate[:half], z_truth)}
         dropped = generator.logits(alone).transpose(1, 2)
         target = tokens.flatten(1).long()
         token = F.cross_entropy(logits.transpose(1, 2), target) + F.cross_entropy(dropped, target[:half])
@@ -179,7 +182,7 @@ class NanoTask(lightning.LightningModule):
         parts = {
             "core": generator.core,
             "detokenizer": generator.detokenizer,
-            "head": model.head,
+            "head": model.corrector.head,
             "tokenizer": tokenizer,
         }
         return {

@@ -23,9 +23,9 @@ import torch
 from torch import Tensor
 
 from axs_lib.bands import VALID_DN
-from axs_lib.io.atomic import atomic_write
 from axs_lib.data.pairs import split_groups
 from axs_lib.errors import InputError
+from axs_lib.io.atomic import atomic_write
 from axs_lib.progress import track
 from axs_lib.terramind.weights import read_metadata
 from axs_lib.train.config import RunConfig

@@ -163,7 +163,8 @@ def test_weights_and_way_reach_the_pipeline(
     folder: Path, tmp_path: Path, built_pipelines: list[tuple[dict[str, Any], FromSar]]
 ) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
-    result = run("--data", folder, "--stage", "pipeline", "--opt-v2-source", "stage2", "--correction-mode", "difference",
+    result = run("--data", folder, "--stage", "pipeline", "--opt-v2-source", "stage2",
+                 "--correction-mode", "difference",
                  "--stage1-checkpoint", one, "--stage2-checkpoint", two)  # fmt: skip
     assert result.exit_code == 0, result.output
     options, pipeline = built_pipelines[0]

@@ -15,8 +15,8 @@ import torch
 
 from axs_lib import stage3_tm_ground
 from axs_lib.bands import OPTICAL_BANDS, SAR_BANDS
-from axs_lib.io.masks import SCL_CLASSES, SCL_DROPPED
 from axs_lib.data.samples import load_sample, sample_paths
+from axs_lib.io.masks import SCL_CLASSES, SCL_DROPPED
 
 from .conftest import FakeModel
 
@@ -184,14 +184,30 @@ def test_the_change_that_the_sar_asked_for(
 
     monkeypatch.setattr(fake_model, "ground", ground)
     result = axs(
-        "ground", "--s1", S1, "--opt-v2", S2, "--out", tmp_path / "o.tif", "--sar-contribution", tmp_path / "b.tif"
+        "ground",
+        "--s1",
+        S1,
+        "--opt-v2",
+        S2,
+        "--out",
+        tmp_path / "o.tif",
+        "--sar-contribution",
+        tmp_path / "b.tif",
     )
     assert result.exit_code == 0, result.output
     with rasterio.open(tmp_path / "b.tif") as written:
         assert written.descriptions == ("B02", "B03", "B04", "B08") and written.dtypes[0] == "float32"
         assert np.allclose(written.read(), 30.0, atol=0.01)
     same = axs(
-        "ground", "--s1", S1, "--opt-v2", S2, "--out", tmp_path / "x.tif", "--sar-contribution", tmp_path / "x.tif"
+        "ground",
+        "--s1",
+        S1,
+        "--opt-v2",
+        S2,
+        "--out",
+        tmp_path / "x.tif",
+        "--sar-contribution",
+        tmp_path / "x.tif",
     )
     assert same.exit_code != 0 and "different names" in same.output
 

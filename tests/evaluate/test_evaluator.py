@@ -16,7 +16,8 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from axs_lib.checks import GUESS_TRUST
+from axs_lib.bands import OPTICAL_MEAN
+from axs_lib.checks import Trust
 from axs_lib.data.pairs import list_pairs, load_pair
 from axs_lib.errors import InputError
 from axs_lib.evaluate.controls import ControlModels
@@ -24,7 +25,6 @@ from axs_lib.evaluate.evaluator import evaluate_folder
 from axs_lib.evaluate.report import Report
 from axs_lib.evaluate.sources import simulated_estimate
 from axs_lib.metrics import METRIC_KEYS, compute_metrics, stage3_metrics
-from axs_lib.terramind.build import NANO_OPTICAL_MEAN
 
 
 @dataclass
@@ -304,7 +304,7 @@ def test_the_floors_are_constant_colours(folder: Path) -> None:
         truth = torch.from_numpy(load_pair(result.record).s2) / 10_000
         variance = truth.var((1, 2), correction=0).mean()
         assert result.controls["tile_mean"]["mse"] == pytest.approx(float(variance), rel=1e-4)
-        nano = torch.tensor(NANO_OPTICAL_MEAN)[:, None, None] / 10_000
+        nano = torch.tensor(OPTICAL_MEAN)[:, None, None] / 10_000
         assert result.controls["mean_colour"]["mse"] == pytest.approx(
             float((truth - nano).square().mean()), rel=1e-4
         )
@@ -442,7 +442,7 @@ def test_the_pipelines_controls_keep_its_opt_v2(folder: Path) -> None:
     report = evaluate_folder(pipeline, folder, controls=True)
     assert pipeline.asked == [(10, 0)]
     assert [call[1:] for call in pipeline.stage3.calls] == [(10, 0)] * 3
-    assert (pipeline.stage3.trust == GUESS_TRUST).all()  # as the pipeline itself runs it
+    assert (pipeline.stage3.trust == Trust.SAR_ONLY).all()  # as the pipeline itself runs it
     records = list_pairs(folder)
     for result, donor in zip(report.tiles, (records[2], records[2], records[0]), strict=True):
         pair, other = load_pair(result.record), torch.from_numpy(load_pair(donor).s1)

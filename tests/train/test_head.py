@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from axs_lib.bands import OPTICAL_MEAN, OPTICAL_STD
 from axs_lib.data.pairs import list_pairs
 from axs_lib.errors import InputError
 from axs_lib.stage3_tm_ground import build_stage3_model
 from axs_lib.terramind.adapters import OpticalAdapter
-from axs_lib.terramind.build import NANO_OPTICAL_MEAN, NANO_OPTICAL_STD
 from axs_lib.terramind.weights import read_metadata, read_state, sha256_file
 from axs_lib.train.examples import make_examples
 from axs_lib.train.head import (
@@ -107,7 +107,7 @@ def crops(side: int = 32) -> dict[str, torch.Tensor]:
 
 def test_every_crop_has_a_sar_and_a_brightness_of_its_own() -> None:
     before = crops()
-    optical = OpticalAdapter(NANO_OPTICAL_MEAN, NANO_OPTICAL_STD)
+    optical = OpticalAdapter(OPTICAL_MEAN, OPTICAL_STD)
     after = vary(before, optical, torch.Generator().manual_seed(0), guess=False)
     for name in ("trust", "sar_inconsistency"):
         assert torch.equal(after[name], before[name])
@@ -125,7 +125,7 @@ def test_every_crop_has_a_sar_and_a_brightness_of_its_own() -> None:
 
 def test_a_guess_is_brighter_or_darker_than_the_truth() -> None:
     before = crops()
-    optical = OpticalAdapter(NANO_OPTICAL_MEAN, NANO_OPTICAL_STD)
+    optical = OpticalAdapter(OPTICAL_MEAN, OPTICAL_STD)
     after = vary(before, optical, torch.Generator().manual_seed(0), guess=True)
     assert torch.equal(after["truth"], before["truth"])
     assert not torch.equal(after["estimate"], before["estimate"])
@@ -133,7 +133,7 @@ def test_a_guess_is_brighter_or_darker_than_the_truth() -> None:
 
 def test_no_sar_stays_no_sar() -> None:
     before = crops() | {"s1": torch.zeros(3, 2, 32, 32)}
-    optical = OpticalAdapter(NANO_OPTICAL_MEAN, NANO_OPTICAL_STD)
+    optical = OpticalAdapter(OPTICAL_MEAN, OPTICAL_STD)
     assert not vary(before, optical, torch.Generator().manual_seed(0), guess=False)["s1"].any()
 
 

@@ -19,9 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from axs_lib import __version__
-from axs_lib.io.atomic import atomic_write
-from axs_lib.io.raster import centre_lat_lon
-from axs_lib.io.saved import LONGEST, Result, find_results, read_results
 from axs_lib.errors import InputError
 from axs_lib.evaluate.html.charts import Series, bar_chart, line_chart
 from axs_lib.evaluate.html.figures import (
@@ -41,6 +38,9 @@ from axs_lib.evaluate.html.figures import (
 )
 from axs_lib.evaluate.html.views import SMALL, View, thumbnail, views_of
 from axs_lib.evaluate.report import percent
+from axs_lib.io.atomic import atomic_write
+from axs_lib.io.raster import centre_lat_lon
+from axs_lib.io.saved import LONGEST, Result, find_results, read_results
 
 PathLike = str | os.PathLike[str]
 
