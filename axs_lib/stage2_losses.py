@@ -1,4 +1,4 @@
-"""What an optical estimate should be like: estimate and truth in, one number to minimise out.
+"""The loss of Stage 2: estimate and truth in, one number to minimise out.
 
 Images are DN (reflectance x 10000), B02 B03 B04 B08, and are brought to reflectance inside, so every term and weight
 is in these units. A pixel counts where truth and estimate are not NaN in any band and the mask is true. Whatever lies

@@ -58,7 +58,7 @@ class RefinerConfig:
         metadata_dropout: how often ``train()`` mode forgets date, place and biome (each by itself), so that
             "unknown" is learned.
         needs_season: leave images alone whose season is unknown, without a date or in the tropics; ``None`` does what
-            the file of weights says, and corrects every image where it says nothing.
+            the header of the weights tells, and corrects every image where it does not tell.
     """
 
     variant: str = DEFAULT_VARIANT
@@ -266,9 +266,9 @@ def build_prithvi_refiner(
     if settings.pretrained:
         spec = PRITHVI_VARIANTS[settings.variant]
         files = resolve(spec, checkpoint=settings.checkpoint, revision=settings.revision)
-        said = _check_header(files.generator, settings.variant)
+        header = _check_header(files.generator, settings.variant)
         if needs_season is None:
-            needs_season = said.get("needs_season") == "yes"
+            needs_season = header.get("needs_season") == "yes"
         state, info = read_state(files.generator), files.info
         what = f"{settings.variant} ({files.generator})"
     whole = state is not None and (
@@ -343,13 +343,13 @@ def _fields(config: RefinerConfig) -> dict[str, Any]:
 
 
 def _check_header(path: Path, variant: str) -> Mapping[str, str]:
-    """What a file says of itself; refuse one that holds another variant."""
+    """The header of a file; one that holds another variant is refused."""
     if path.suffix != ".safetensors":
         return {}
-    said = read_metadata(path)
-    if said.get("stage", "2") != "2" or said.get("variant", variant) != variant:
+    header = read_metadata(path)
+    if header.get("stage", "2") != "2" or header.get("variant", variant) != variant:
         raise WeightsError(
-            f"{path} holds the variant {said.get('variant')!r} of stage {said.get('stage', '2')}; expected"
+            f"{path} holds the variant {header.get('variant')!r} of stage {header.get('stage', '2')}; expected"
             f" {variant!r} of stage 2: pass variant= of the file, or another file"
         )
-    return said
+    return header

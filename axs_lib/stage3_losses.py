@@ -1,4 +1,4 @@
-"""What a grounded image should be like: Stage 2's terms, and what the SAR and TerraMind's tokens say.
+"""The loss of Stage 3: the terms of Stage 2, edges shared with the SAR, and TerraMind's tokens.
 
 Two terms join those of ``axs_lib.stage2_losses``, each only where its inputs are given:
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from axs_lib.cli.command import printable
-from axs_lib.cli.ground import DtypeOption, Precision, Product
+from axs_lib.cli.options import DtypeOption, Precision, Product
 
 if TYPE_CHECKING:
     from axs_lib.batch.supervise import Summary, WorkerPool

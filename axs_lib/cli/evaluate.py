@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from axs_lib.cli.ground import CorrectionMode
+from axs_lib.cli.options import CorrectionMode
 
 if TYPE_CHECKING:
     from rich.table import Table

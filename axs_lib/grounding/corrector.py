@@ -45,9 +45,9 @@ class GroundingTiles:
     sar_inconsistency: Tensor
 
     def without_sar(self, s1: Tensor) -> GroundingTiles:
-        """The tiles with ``s1`` (dB, broadcast) for a SAR image that says nothing."""
-        nothing = torch.zeros_like(self.sar_inconsistency)
-        return GroundingTiles(s1.expand_as(self.s1), self.estimate, self.trust, nothing)
+        """The tiles with ``s1`` (dB, broadcast) in the place of the SAR's content."""
+        consistent = torch.zeros_like(self.sar_inconsistency)
+        return GroundingTiles(s1.expand_as(self.s1), self.estimate, self.trust, consistent)
 
 
 @dataclass(frozen=True)
@@ -131,11 +131,11 @@ class GroundingCorrector(nn.Module):
             tiles.trust,  # (B, 1, S, S)
             tiles.sar_inconsistency,  # (B, 1, S, S)
         )
-        seen = self.head(*(turn(image, orientation) for image in images))
-        residual, gate, mask, error = (turn_back(part, orientation) for part in seen)
+        predicted = self.head(*(turn(image, orientation) for image in images))
+        residual, gate, mask, error = (turn_back(part, orientation) for part in predicted)
         unknown = unknown_share(tiles.trust)
         # Broad colour of an estimate changes only where it and the SAR disagree and the SAR looks like open water: a
-        # flood is the one broad change that the head is taught. Where nothing is known, everything may change.
+        # flood is the one broad change that the head was trained on. Unknown pixels may change in everything.
         mask = mask * torch.maximum(tiles.sar_inconsistency, unknown)
         mask = mask * torch.maximum(open_water(tiles.s1), unknown)
         if hold_colour:

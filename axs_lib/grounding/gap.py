@@ -1,9 +1,8 @@
 """Gaps: where opt_v2 was observed it stays, where it is unknown the correction meets it smoothly.
 
-The trust map says how opt_v2 came to be: 1 observed, 0 unknown, 0.5 an estimate, 0.25 a guess from the SAR alone. A
-correction acts fully up to estimates, fades out from there to 1, and is 0 where opt_v2 was observed. What the network
-would have changed at observed pixels is its error there; inside a gap that error is taken off near the border, so that
-both sides meet.
+The trust map holds how each pixel of opt_v2 came to be (``axs_lib.checks.Trust``). A correction acts fully up to
+estimates, fades out from there to 1, and is 0 where opt_v2 was observed. What the network would have changed at observed
+pixels is its error there; inside a gap that error is taken off near the border, so that both sides meet.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The low-frequency hold: a correction keeps its detail everywhere, its broad colour shift only where released.
+"""The low-frequency constraint: a correction keeps its detail, its low frequencies pass only where a mask allows.
 
-Stage 2 is trusted for broad colour; the SAR is trusted for structure. A correction is split by a Gaussian into a low
-and a high frequency part, and the low part is multiplied by a release map: 0 holds the estimate's broad colour to
-1e-6, 1 lets the whole correction through (a flood that the SAR shows and the estimate does not).
+Stage 2 is trusted for broad colour, the SAR for structure. A Gaussian splits a correction into a low and a high
+frequency part, and the low part is multiplied by ``low_freq_mask``: 0 keeps the estimate's broad colour to 1e-6, 1 lets
+the whole correction through (a flood that the SAR shows and the estimate does not).
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def _blur_matrix(size: int, sigma: float, dtype: torch.dtype, device: torch.devi
 
 
 class LowFrequencyConstraint(nn.Module):
-    """Split a correction and release its low frequencies by a map.
+    """Multiplies the low frequencies of a correction by a mask.
 
     Args:
         sigma: Gaussian scale in pixels; structure coarser than about ``4 * sigma`` counts as low frequency.
@@ -77,15 +77,14 @@ class LowFrequencyConstraint(nn.Module):
         super().__init__()
         self.sigma = sigma
 
-    def forward(self, correction: Tensor, release: Tensor) -> Tensor:
-        """The held correction.
+    def forward(self, correction: Tensor, low_freq_mask: Tensor) -> Tensor:
+        """The constrained correction.
 
         Args:
             correction: (B, C, H, W), any unit.
-            release: (B, 1, H, W) in [0, 1].
+            low_freq_mask: (B, 1, H, W) in [0, 1].
         """
-        low = self.low_pass(correction)
-        return correction + (release - 1.0) * low
+        return correction + (low_freq_mask - 1.0) * self.low_pass(correction)
 
     def low_pass(self, image: Tensor) -> Tensor:
         """The low-frequency part of (B, C, H, W).

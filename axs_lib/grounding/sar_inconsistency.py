@@ -30,7 +30,7 @@ INVERSE_COVARIANCE: tuple[tuple[float, float], ...] = ((0.6566, -0.47126), (-0.4
 ONSET, FULL = (
     2.5,
     4.5,
-)  # mahalanobis_distance where release begins and is complete; 90 % of clear ground lies below 2.2
+)  # Mahalanobis distance where the map begins to rise and is 1; 90 % of clear ground lies below 2.2
 # Broad backscatter in dB where open water begins to be likely and is plain. The open water of the project's pairs has
 # VV -18.2 to -21.0 and VH -26.3 to -32.9; smooth dry fields come down to about -17 and -24.
 WATER_SIGMA_PX = 2.5

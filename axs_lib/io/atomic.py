@@ -16,6 +16,7 @@ import secrets
 import shutil
 import stat
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -99,7 +100,6 @@ def atomic_write(path: str | os.PathLike[str], overwrite: bool = False) -> Itera
     """
     target = check_output(path, overwrite)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
         with temporary_folder(target.parent) as folder:
             yield folder / target.name
             _flush(folder / target.name)
@@ -114,23 +114,31 @@ def atomic_write(path: str | os.PathLike[str], overwrite: bool = False) -> Itera
 
 
 @contextlib.contextmanager
-def temporary_folder(parent: str | os.PathLike[str]) -> Iterator[Path]:
-    """A folder of an unpredictable name in ``parent`` that only this user may enter; removed when the block ends.
+def temporary_folder(beside: str | os.PathLike[str] | None = None) -> Iterator[Path]:
+    """A folder of an unpredictable name that only this user may enter; removed when the block ends.
 
     It is locked as long as this process lives, by which ``remove_leftovers`` tells it from those of killed processes.
     The first one of a process in a folder removes what is left there.
 
+    Args:
+        beside: the folder to make it in, which is made where it is missing; by default the system's for such files.
+
     Raises:
-        OSError: the folder cannot be made.
+        OutputError: the disk refuses.
     """
-    _remove_leftovers_once(Path(parent).resolve())
-    while True:
-        folder = Path(parent, f".axs-{secrets.token_hex(8)}.tmp")
-        folder.mkdir(mode=0o700)
-        lock = _lock(folder, wait=True)
-        if folder.exists():  # else another process took it for a leftover before it was locked
-            break
-        _unlock(lock)
+    parent = Path(tempfile.gettempdir() if beside is None else beside)
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers_once(parent.resolve())
+        while True:
+            folder = parent / f".axs-{secrets.token_hex(8)}.tmp"
+            folder.mkdir(mode=0o700)
+            lock = _lock(folder, wait=True)
+            if folder.exists():  # else another process took it for a leftover before it was locked
+                break
+            _unlock(lock)
+    except OSError as error:
+        raise _refused(parent, error) from error
     try:
         yield folder
     finally:

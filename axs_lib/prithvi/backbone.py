@@ -1,7 +1,7 @@
 """Prithvi-EO-2.0 as Stage 2 uses it: four bands and metadata in, token features from several depths out.
 
 The network is terratorch's ``PrithviViT`` and its weights are the published ones; what is added is a vector for
-"unknown" in place of each coordinate that nobody gave and an embedding of the biome, all starting at zero, which is
+"unknown" in place of each coordinate that was not given and an embedding of the biome, all starting at zero, which is
 what Prithvi's own pretraining put where it dropped the metadata. What terratorch does that one has to know, and why
 the ViT is built directly rather than through its registry, is listed in ``docs/stage2.md``.
 """

@@ -1,4 +1,4 @@
-"""The season's colour: what the calendar says of a pixel before Prithvi looks at the picture.
+"""The season's colour: a linear function of pixel colour and time of year, added before Prithvi.
 
 SAR hardly tells a meadow in June from one in October; the date does. In go the first estimate and the metadata, out
 comes a shift of each pixel's colour, a linear function of its own four bands and of the season. It knows no other
