@@ -1,29 +1,29 @@
 """Atomic output files: a reader sees the whole new file or none of it; nothing is overwritten by accident.
 
-In: the path of an output and whether it may replace an existing file. Out: a temporary path in the same folder
-to write to, which becomes the output only when the block ends without an exception. Nothing is written through links.
+In: the path of an output and whether it may replace an existing file. Out: a path to write to, in a temporary folder
+beside the output, which becomes the output only when the block ends without an exception. Symbolic links are never
+written through. What a killed process left behind is removed by the next one that writes to the same folder.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
+import re
 import secrets
 import shutil
+import stat
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from axs_lib.errors import AxionError, OutputError
 
-try:
+if sys.platform != "win32":  # which has no flock; what a killed process left behind stays there
     import fcntl
-except ImportError:  # Windows, where leftovers stay
-    fcntl = None  # type: ignore[assignment]
-
-_PREFIX, _FOLDER = ".axs-tmp.", ".d"
-_CLEANED: set[Path] = set()
 
 _REASONS = {
     errno.ENOSPC: "the disk is full: free some space or choose another folder",
@@ -34,157 +34,157 @@ _REASONS = {
     errno.ENOTDIR: "a part of its path is a file, not a folder: choose another folder",
     errno.EEXIST: "a part of its path is a file, not a folder: choose another folder",
     errno.ENAMETOOLONG: "the name is too long: choose a shorter one",
+    errno.ELOOP: "its path leads through a circle of symbolic links: choose another folder",
     errno.EIO: "the disk reported an input/output error",
     errno.EFBIG: "the file is too large for this file system",
 }
+_TEMPORARY = re.compile(r"\.axs-[0-9a-f]{16}\.tmp")
 
 
-def check_output(
-    path: str | os.PathLike[str], overwrite: bool = False, *, within: str | os.PathLike[str] | None = None
-) -> Path:
+def check_output(path: str | os.PathLike[str], overwrite: bool = False) -> Path:
     """Check, before any long computation, that an output may be written.
 
     Args:
         path: where the output will go.
         overwrite: whether an existing regular file may be replaced.
-        within: a folder; no folder below it on the way to the output may be a link.
 
     Returns:
-        The absolute path.
+        The path with the symbolic links of its folder resolved.
 
     Raises:
-        OutputError: the path is a symbolic link, a folder or a special file, exists already and ``overwrite`` is false,
-            or leads through a link below ``within``.
+        OutputError: the path is a symbolic link, a folder or a special file; it exists and ``overwrite`` is false; or
+            it is no valid path.
     """
     try:
-        target = Path(path).parent.resolve() / Path(path).name
-        linked, there, regular = target.is_symlink(), target.exists(), target.is_file()
-    except (OSError, ValueError) as error:
-        raise OutputError(f"cannot write {os.fspath(path)!r}: {error}") from error
-    if linked:
+        target = Path(path)
+        target = target.parent.resolve() / target.name
+        mode = target.lstat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return target
+    except ValueError as error:
         raise OutputError(
-            f"{path} is a symbolic link, through which nothing is written: remove it, or name another file"
+            f"{str(path)!r} is no valid path ({error}): give the name of a file to write"
+        ) from None
+    except (OSError, RuntimeError) as error:
+        raise _refused(path, error) from error
+    if stat.S_ISLNK(mode):
+        raise OutputError(
+            f"{path} is a symbolic link, which is never written through: give the name of the file that it points to,"
+            " or remove it"
         )
-    if there and not regular:
-        kind = "a folder" if target.is_dir() else "not a regular file"
-        raise OutputError(f"{path} is {kind}: give the name of a file to write")
-    if within is not None and not target.is_relative_to(Path(within).resolve()):
-        raise OutputError(f"{path} leads out of {within} through a symbolic link; remove the link")
-    if there and not overwrite:
+    if stat.S_ISDIR(mode):
+        raise OutputError(f"{path} is a folder: give the name of a file to write")
+    if not stat.S_ISREG(mode):
+        raise OutputError(f"{path} is not a regular file: give the name of a file to write")
+    if not overwrite:
         raise OutputError(_exists(path))
     return target
 
 
 @contextlib.contextmanager
-def atomic_write(
-    path: str | os.PathLike[str], overwrite: bool = False, *, within: str | os.PathLike[str] | None = None
-) -> Iterator[Path]:
-    """Give a temporary path beside ``path`` to write to; put it in place when the block succeeds.
+def atomic_write(path: str | os.PathLike[str], overwrite: bool = False) -> Iterator[Path]:
+    """Give a temporary path to write to; put the file there in the output's place when the block succeeds.
 
-    The temporary file has the same suffix and a name that nobody can foresee. It is flushed to disk before it takes the
-    output's name, and removed when the block raises; what a killed process left is removed by the next one that writes
-    to the folder. Without ``overwrite`` a file that appears at ``path`` in the meantime is kept.
+    The temporary path has the output's name and lies in a folder of its own beside the output. File and folder are
+    flushed to disk when the block ends. Without ``overwrite`` a file that appears at ``path`` in the meantime is kept.
 
     Args:
         path: the output; its folder is created.
         overwrite: whether an existing file may be replaced.
-        within: as for ``check_output``.
 
     Yields:
-        The path of an empty temporary file.
+        The path to write to, at which nothing is yet.
 
     Raises:
-        OutputError: the output exists or is a link, or the disk refuses (full, no permission, read-only).
+        OutputError: see ``check_output``; or the disk refuses (full, no permission, read-only).
     """
-    target = check_output(path, overwrite, within=within)
+    target = check_output(path, overwrite)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(target.parent)
-        owner = _own_file(target.parent, target.suffix)
-    except OSError as error:
-        raise _refused(path, error) from error
-    temporary, descriptor = owner
-    try:
-        yield temporary
-        _flush(temporary)
-        _put_in_place(temporary, target, overwrite)
+        with temporary_folder(target.parent) as folder:
+            yield folder / target.name
+            _flush(folder / target.name)
+            _put_in_place(folder / target.name, target, overwrite)
+            _flush_folder(target.parent)
     except AxionError:
         raise
     except OSError as error:
         if error.errno in _REASONS:
             raise _refused(path, error) from error
         raise
-    finally:
-        temporary.unlink(missing_ok=True)
-        os.close(descriptor)
 
 
 @contextlib.contextmanager
-def temporary_folder(beside: Path | None = None) -> Iterator[Path]:
-    """A folder for temporary files, in the folder ``beside`` (default: the system's); removed at the end.
+def temporary_folder(beside: str | os.PathLike[str] | None = None) -> Iterator[Path]:
+    """A folder of an unpredictable name that only this user may enter; removed when the block ends.
 
-    What a killed process left there is removed by the next one.
+    It is locked as long as this process lives, by which ``remove_leftovers`` tells it from those of killed processes.
+    The first one of a process in a folder removes what is left there.
+
+    Args:
+        beside: the folder to make it in, which is made where it is missing; by default the system's for such files.
 
     Raises:
         OutputError: the disk refuses.
     """
-    parent = Path(tempfile.gettempdir()) if beside is None else beside
+    parent = Path(tempfile.gettempdir() if beside is None else beside)
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(parent)
-        owner, descriptor = _own_file(parent, "")
-        folder = owner.with_name(owner.name + _FOLDER)
-        folder.mkdir(mode=0o700)
+        _remove_leftovers_once(parent.resolve())
+        while True:
+            folder = parent / f".axs-{secrets.token_hex(8)}.tmp"
+            folder.mkdir(mode=0o700)
+            lock = _lock(folder, wait=True)
+            if folder.exists():  # else another process took it for a leftover before it was locked
+                break
+            _unlock(lock)
     except OSError as error:
         raise _refused(parent, error) from error
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-        owner.unlink(missing_ok=True)
-        os.close(descriptor)
+        _unlock(lock)
 
 
-def _own_file(folder: Path, suffix: str) -> tuple[Path, int]:
-    """A new file of this process alone, locked as long as the descriptor is open."""
-    while True:
-        path = folder / f"{_PREFIX}{secrets.token_hex(8)}{suffix}"
-        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
-        if _lock(descriptor) is not False and path.exists():  # else another process took it for a leftover
-            return path, descriptor
-        os.close(descriptor)
+def remove_leftovers(folder: str | os.PathLike[str]) -> None:
+    """Remove the temporary folders that processes left behind when they were killed; those of living ones stay.
 
-
-def _remove_leftovers(folder: Path) -> None:
-    """Remove temporary files and folders of processes that are gone, once a folder and process."""
-    if fcntl is None or folder in _CLEANED:
+    Folders below are not searched. A file system that cannot lock folders keeps all of them.
+    """
+    try:
+        names = [entry.path for entry in os.scandir(folder) if _TEMPORARY.fullmatch(entry.name)]
+    except OSError:
         return
-    _CLEANED.add(folder)
-    with os.scandir(folder) as entries:
-        names = [e.name for e in entries if e.name.startswith(_PREFIX) and e.is_file(follow_symlinks=False)]
     for name in names:
-        path = folder / name
-        try:
-            descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
-        except OSError:
-            continue
-        try:
-            if _lock(descriptor) is True:
-                shutil.rmtree(folder / (name + _FOLDER), ignore_errors=True)
-                path.unlink(missing_ok=True)
-        finally:
-            os.close(descriptor)
+        lock = _lock(Path(name), wait=False)
+        if lock is not None:
+            shutil.rmtree(name, ignore_errors=True)
+            _unlock(lock)
 
 
-def _lock(descriptor: int) -> bool | None:
-    """Whether a lock could be had, which ends with its process; None on a file system without locks."""
-    if fcntl is None:
+# A folder of many outputs is listed once a process.
+_remove_leftovers_once = functools.lru_cache(maxsize=1000)(remove_leftovers)
+
+
+def _lock(folder: Path, wait: bool) -> int | None:
+    """A descriptor that locks a folder; ``None`` where another process has locked it, or it cannot be locked."""
+    if sys.platform == "win32":
         return None
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        return False if error.errno in (errno.EWOULDBLOCK, errno.EACCES) else None
-    return True
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _unlock(descriptor: int | None) -> None:
+    if descriptor is not None:
+        os.close(descriptor)
 
 
 def _put_in_place(temporary: Path, target: Path, overwrite: bool) -> None:
@@ -207,10 +207,21 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
+def _flush_folder(path: Path) -> None:
+    """Make the new name durable, too, where the file system can."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
 def _exists(path: str | os.PathLike[str]) -> str:
     return f"{path} exists already: choose another name, or pass --overwrite (overwrite=True in Python)"
 
 
-def _refused(path: str | os.PathLike[str], error: OSError) -> OutputError:
-    reason = _REASONS.get(error.errno or 0, error.strerror or str(error))
+def _refused(path: str | os.PathLike[str], error: OSError | RuntimeError) -> OutputError:
+    number = getattr(error, "errno", None) or 0
+    reason = _REASONS.get(number) or getattr(error, "strerror", None) or str(error)
     return OutputError(f"cannot write {path}: {reason}")
