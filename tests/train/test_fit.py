@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 import torch
 
-from axs_lib.io import atomic
 from axs_lib.errors import InputError, OutputError, WeightsError
+from axs_lib.io import atomic
 from axs_lib.train.config import CONFIGS, LoraConfig, RunConfig
 from axs_lib.train.readers import DataConfig
 from tests.models import plausible_pair
