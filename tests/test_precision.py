@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from axs_lib.bands import TERRAMIND_BOA_OFFSET
-from axs_lib.grounding.low_freq import gaussian_blur
+from axs_lib.blur import gaussian_blur
 from axs_lib.grounding.sar_inconsistency import mahalanobis_distance
 from axs_lib.pipeline import Pipeline
 from axs_lib.precision import exact_matmul

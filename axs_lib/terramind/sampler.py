@@ -21,6 +21,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from axs_lib.checks import check_number
 from axs_lib.errors import InputError
 
 TRAIN_TIMESTEPS = 1000
@@ -63,11 +64,8 @@ def check_strength(strength: float) -> float:
     Raises:
         InputError: it is outside 0..1 or not a number.
     """
-    if not 0.0 <= float(strength) <= 1.0:
-        raise InputError(
-            f"strength is {strength!r}; expected a number from 0 (keep opt_v2 exactly) to 1 (start from pure noise)"
-        )
-    return float(strength)
+    expected = "a number from 0 (keep opt_v2 exactly) to 1 (start from pure noise)"
+    return check_number("strength", strength, 0, 1, expected)
 
 
 def spaced_timesteps(timesteps: int, strength: float = 1.0) -> list[int]:
