@@ -17,7 +17,7 @@ from axs_lib.grounding.calibration import Calibration
 from axs_lib.hub import HubMixin
 from axs_lib.stage3_tm_ground import Stage3GroundingModel, build_stage3_model, stage3_inference
 from axs_lib.terramind.weights import packaged, read_metadata, resolve
-from axs_lib.train.lora import apply_lora_to_linear, merge_adapter
+from axs_lib.adapters import apply_lora_to_linear, merge_adapter
 from tests.hub import LocalHub
 from tests.models import plausible_pair, random_nano
 

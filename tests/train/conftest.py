@@ -38,7 +38,7 @@ def nano_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
 
     from axs_lib.terramind.build import build_nano_tokenizer
-    from axs_lib.train.export import save_state
+    from axs_lib.terramind.weights import write_state
     from tests.models import random_nano
 
     model = random_nano()
@@ -54,5 +54,5 @@ def nano_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     state = {f"{name}.{k}": v for name, part in parts.items() for k, v in part.state_dict().items()}
     path = tmp_path_factory.mktemp("weights") / "nano.safetensors"
-    save_state(path, state, {"variant": "nano"})
+    write_state(path, state, {"variant": "nano"}, half=True)
     return path
