@@ -2,7 +2,7 @@
 
 In goes a model of a stage, or the network inside it (TerraMind's generator, Prithvi's backbone); its attention and MLP
 layers are wrapped in place by ``peft``. Out comes a folder: ``adapter_config.json`` and ``adapter_model.safetensors``
-in PEFT's format, with names relative to the network, and for a Stage 3 model ``grounding_head.safetensors``, the
+in PEFT's format, with names relative to the network, and for a Stage 3 model ``grounding.safetensors``, the
 grounding head that was trained beside it. Of the configuration only the fields in ``FIELDS`` are read, so that a
 folder from elsewhere can name no code to run. Tokenizer, detokenizer, embeddings and heads are never wrapped.
 """
@@ -21,8 +21,18 @@ import torch
 from torch import Tensor, nn
 
 from axs_lib.errors import InputError, WeightsError
+from axs_lib.grounding.calibration import Calibration
+from axs_lib.grounding.corrector import GroundingCorrector
+from axs_lib.grounding.load import CORRECTOR, CORRECTOR_FILE
 from axs_lib.io.atomic import atomic_write, check_output
-from axs_lib.terramind.weights import load_strict, read_metadata, read_state, sha256_file, write_state
+from axs_lib.terramind.weights import (
+    load_strict,
+    read_metadata,
+    read_state,
+    resolve,
+    sha256_file,
+    write_state,
+)
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -31,7 +41,6 @@ __all__ = ["apply_lora_to_linear", "load_adapter", "merge_adapter", "save_adapte
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
-HEAD_FILE = "grounding_head.safetensors"
 DEFAULT_TARGETS = ("proj", "q_proj", "k_proj", "v_proj")
 ALL_LINEAR = "all-linear"
 
@@ -163,18 +172,17 @@ def save_adapter(
     from peft import get_peft_model_state_dict
 
     adapted, target = _adapted(model), Path(folder)
-    owner = _owner_of_head(model)
-    for name in (WEIGHTS_FILE, CONFIG_FILE, *((HEAD_FILE,) if owner is not None else ())):
+    corrector = _corrector(model)
+    for name in (WEIGHTS_FILE, CONFIG_FILE, *((CORRECTOR_FILE,) if corrector is not None else ())):
         check_output(target / name, overwrite)
     config = adapted.peft_config[_ADAPTER].to_dict()
     settings = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
     # "auto" would look the base model up on the Hub to learn about its word embeddings.
     state = get_peft_model_state_dict(adapted, adapter_name=_ADAPTER, save_embedding_layers=False)
     header = {"format": "pt", **(notes or {})}
-    if owner is not None:
-        calibration = getattr(owner, "calibration", None)
-        extra = calibration.to_header() if calibration is not None else {}
-        write_state(target / HEAD_FILE, owner.head.state_dict(), header | extra, overwrite=overwrite)
+    if corrector is not None:
+        extra = corrector.calibration.to_header() if corrector.calibration is not None else {}
+        write_state(target / CORRECTOR_FILE, corrector.state_dict(), header | extra, overwrite=overwrite)
     named = {_PEFT_PREFIX + name: value for name, value in state.items()}
     write_state(target / WEIGHTS_FILE, named, header, overwrite=overwrite)
     text = json.dumps(settings | {"inference_mode": True}, indent=2, sort_keys=True) + "\n"
@@ -207,11 +215,9 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike[str], *, trainable:
     path, network = Path(folder), _network(model)
     _check_bare(model)
     if not (path / CONFIG_FILE).exists() and not (path / WEIGHTS_FILE).exists():
-        note = _load_head(model, path / HEAD_FILE)
-        if not note:
+        if not _load_head(model, path / CORRECTOR_FILE):
             raise _nothing(path)
         model.requires_grad_(False)
-        _describe(network, note)
         return 0
     weights = {_inner_name(name): value for name, value in _read_weights(path / WEIGHTS_FILE).items()}
     config = _read_config(path / CONFIG_FILE, weights)
@@ -228,7 +234,7 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike[str], *, trainable:
         raise WeightsError(f"{what} does not fit {type(model).__name__}: {error}") from None
     try:
         load_strict(network, _without_lora(network) | weights, what=what)
-        note = _load_head(model, path / HEAD_FILE)
+        _load_head(model, path / CORRECTOR_FILE)
     except WeightsError:
         unload_adapter(network)
         for name, parameter in model.named_parameters():
@@ -236,27 +242,27 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike[str], *, trainable:
         raise
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(trainable and _is_lora(name))
-    _describe(network, f"lora rank {config.r} sha256 {sha256_file(path / WEIGHTS_FILE)} {note}".rstrip())
+    _describe(network, f"lora rank {config.r} sha256 {sha256_file(path / WEIGHTS_FILE)}")
     return count
 
 
-def _load_head(model: nn.Module, file: Path) -> str:
-    """Load the grounding head beside an adapter, where there are both; returns a note for the provenance."""
-    from axs_lib.grounding.calibration import Calibration
-
-    owner = _owner_of_head(model)
-    if owner is None or not file.is_file():
-        return ""
+def _load_head(model: nn.Module, file: Path) -> bool:
+    """Load the grounding head beside an adapter, where there are both; returns whether there were."""
+    corrector = _corrector(model)
+    if corrector is None or not file.is_file():
+        return False
+    files = resolve(CORRECTOR, checkpoint=file)
     calibration = Calibration.from_header(read_metadata(file))
-    load_strict(owner.head, read_state(file), what=f"the grounding head ({file})")
-    owner.calibration = calibration
-    return f"head sha256 {sha256_file(file)}"
+    load_strict(corrector, read_state(file), what=f"the grounding head ({file})")
+    corrector.calibration, corrector.weights = calibration, files.info
+    return True
 
 
 def _nothing(folder: Path, lacking: str = "") -> WeightsError:
     return WeightsError(
         f"{folder} holds no adapter{lacking and f': it has no file {lacking}'}; expected a folder written by"
-        f" `axs train`, save_adapter or PEFT, with {CONFIG_FILE} and {WEIGHTS_FILE}, or for a Stage 3 model with {HEAD_FILE} alone"
+        f" `axs train`, save_adapter or PEFT, with {CONFIG_FILE} and {WEIGHTS_FILE}, or for a Stage 3 model with"
+        f" {CORRECTOR_FILE} alone"
     )
 
 
@@ -417,11 +423,9 @@ def _network(module: nn.Module) -> nn.Module:
     return found[0] if len(found) == 1 else module
 
 
-def _owner_of_head(module: nn.Module) -> Any:
-    """The part of a Stage 3 model that has the grounding head and its calibration; ``None`` in any other module."""
-    from axs_lib.grounding.head import GroundingHead
-
-    return next((p for p in module.modules() if isinstance(getattr(p, "head", None), GroundingHead)), None)
+def _corrector(module: nn.Module) -> GroundingCorrector | None:
+    """The grounding corrector of a Stage 3 model; ``None`` in any other module."""
+    return next((part for part in module.modules() if isinstance(part, GroundingCorrector)), None)
 
 
 def _inject(network: nn.Module, config: LoraConfig) -> int:

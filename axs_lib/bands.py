@@ -37,6 +37,10 @@ OPTICAL_BANDS: tuple[str, ...] = ("B02", "B03", "B04", "B08")
 S1_PRODUCTS: tuple[str, ...] = ("S1GRD", "S1RTC")
 
 DN_PER_REFLECTANCE = 10_000.0
+# Statistics of the four bands over land in DN, without offset, of the pairs this project was trained on: what nano, the
+# Stage 2 beside it and the grounding head are z-scored with.
+OPTICAL_MEAN: tuple[float, ...] = (470.0, 585.0, 555.0, 2135.0)
+OPTICAL_STD: tuple[float, ...] = (380.0, 370.0, 475.0, 1125.0)
 VALID_DN = (1.0, 65_535.0)  # 0 is nodata in every Sentinel-2 product, so a valid pixel never becomes 0
 
 # Order of the twelve channels of TerraMind's S2L2A modality.

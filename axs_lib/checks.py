@@ -17,8 +17,15 @@ from axs_lib.bands import OPTICAL_BANDS, SAR_BANDS
 from axs_lib.errors import InputError
 
 MIN_SIDE = 8
-ESTIMATE_TRUST = 0.5  # of an estimate: neither observed (1) nor unknown (0)
-GUESS_TRUST = 0.25  # of an estimate that was drawn from the SAR alone, whose colour nobody has seen
+
+
+class Trust:
+    """The values of a trust map: how a pixel of opt_v2 came to be."""
+
+    UNKNOWN = 0.0  # nothing is known: the value is not looked at
+    SAR_ONLY = 0.25  # estimated from the SAR alone: its colour was never observed
+    ESTIMATE = 0.5  # an estimate of any other kind
+    OBSERVED = 1.0  # observed: it comes back bit for bit
 
 
 class RangeWarning(UserWarning):
@@ -32,7 +39,7 @@ class CheckedPair:
     Attributes:
         s1: (B, 2, H, W) float32, NaN = nodata.
         opt_v2: (B, 4, H, W) float32 or float64, NaN = nodata.
-        trust: (B, 1, H, W) float32 in [0, 1]; ``ESTIMATE_TRUST`` everywhere where none was given.
+        trust: (B, 1, H, W) float32 in [0, 1]; ``Trust.ESTIMATE`` everywhere where none was given.
         unbatched: whether the caller passed single tiles.
     """
 
@@ -238,7 +245,7 @@ def _as_image(name: str, image: Tensor, channels: int, bands: tuple[str, ...]) -
 def _as_trust(trust: Tensor | None, s1: Tensor) -> Tensor:
     batch, _, height, width = s1.shape
     if trust is None:
-        return torch.full((batch, 1, height, width), ESTIMATE_TRUST, device=s1.device)
+        return torch.full((batch, 1, height, width), Trust.ESTIMATE, device=s1.device)
     if not isinstance(trust, Tensor):
         raise InputError(
             f"trust is a {type(trust).__name__}; expected a torch.Tensor, e.g. torch.from_numpy(mask)"

@@ -13,8 +13,8 @@ import argparse
 import torch
 
 from axs_lib.data.pairs import list_pairs, load_pair
-from axs_lib.grounding.sar_inconsistency import SIGMA_PX, optical_features
 from axs_lib.grounding.low_freq import gaussian_blur
+from axs_lib.grounding.sar_inconsistency import SIGMA_PX, optical_features
 from axs_lib.nodata import fill_nodata, valid_pixels
 
 
@@ -42,7 +42,10 @@ def main() -> None:
     print("COEFFICIENTS =", [[round(v, 4) for v in row] for row in solution.tolist()])
     print("INVERSE_COVARIANCE =", [[round(v, 5) for v in row] for row in inverse.tolist()])
     distance = torch.einsum("ns,st,nt->n", residual, inverse, residual).sqrt()
-    print("mahalanobis_distance quantiles 50/90/99 %:", [round(float(distance.quantile(q)), 2) for q in (0.5, 0.9, 0.99)])
+    print(
+        "mahalanobis_distance quantiles 50/90/99 %:",
+        [round(float(distance.quantile(q)), 2) for q in (0.5, 0.9, 0.99)],
+    )
 
 
 if __name__ == "__main__":

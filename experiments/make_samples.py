@@ -18,9 +18,9 @@ import zipfile
 from pathlib import Path
 
 from axs_lib.bands import OPTICAL_BANDS, SAR_BANDS
+from axs_lib.data.samples import FOLDER
 from axs_lib.io.raster import check_same_grid
 from axs_lib.io.results import write_tiff
-from axs_lib.data.samples import FOLDER
 from axs_lib.io.tiles import read_raster
 
 REQUIREMENT = "bigearthnet-common==2.8.0"

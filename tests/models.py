@@ -19,7 +19,7 @@ def random_nano(seed: int = 0, **options: object) -> Stage3GroundingModel:
         )
     redraw_zero_parameters(model, seed)
     with torch.no_grad():
-        model.head.body.out.weight.mul_(0.3)
+        model.corrector.head.body.out.weight.mul_(0.3)
     return model.requires_grad_(False)
 
 

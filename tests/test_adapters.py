@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+import hashlib
 import itertools
 import json
 import runpy
@@ -24,7 +25,6 @@ from torch import nn
 from axs_lib import stage3_tm_ground
 from axs_lib.adapters import (
     CONFIG_FILE,
-    HEAD_FILE,
     WEIGHTS_FILE,
     apply_lora_to_linear,
     load_adapter,
@@ -33,6 +33,7 @@ from axs_lib.adapters import (
     unload_adapter,
 )
 from axs_lib.errors import InputError, OutputError, WeightsError
+from axs_lib.grounding.load import CORRECTOR_FILE
 from axs_lib.stage2_prithvi_refine import build_prithvi_refiner
 from axs_lib.stage3_tm_ground import Stage3GroundingModel
 from axs_lib.terramind import build
@@ -173,7 +174,7 @@ def test_impossible_arguments(model: Stage3GroundingModel, options: dict[str, An
 
 def test_a_module_without_blocks_and_a_second_adapter_are_refused(model: Stage3GroundingModel) -> None:
     with pytest.raises(InputError, match="no layer"):
-        apply_lora_to_linear(model.head)
+        apply_lora_to_linear(model.corrector)
     apply_lora_to_linear(model.terramind_generator)
     with pytest.raises(InputError, match="already has an adapter"):
         apply_lora_to_linear(model)
@@ -220,9 +221,9 @@ def test_a_stage3_model_gets_the_head_that_was_saved_with_it(
     apply_lora_to_linear(model, rank=2)
     disturb(model)
     with torch.no_grad():
-        model.head.body.out.weight.mul_(2.0)
+        model.corrector.head.body.out.weight.mul_(2.0)
     folder = save_adapter(model, tmp_path / "adapter")
-    assert {path.name for path in folder.iterdir()} == {CONFIG_FILE, WEIGHTS_FILE, HEAD_FILE}
+    assert {path.name for path in folder.iterdir()} == {CONFIG_FILE, WEIGHTS_FILE, CORRECTOR_FILE}
     modes = {path.stat().st_mode & 0o777 for path in folder.iterdir()}
     (tmp_path / "neighbour").touch()
     assert modes == {(tmp_path / "neighbour").stat().st_mode & 0o777}
@@ -232,10 +233,11 @@ def test_a_stage3_model_gets_the_head_that_was_saved_with_it(
     s1, opt_v2 = plausible_pair(1)
     wanted, image, without = (each.ground(s1, opt_v2, 1).image for each in (model, fresh, generator))
     assert torch.equal(image, wanted) and not torch.equal(without, wanted)
-    assert "head sha256" in fresh.provenance["AXS_ADAPTER"]
-    (folder / HEAD_FILE).write_bytes(b"damaged")
+    digest = hashlib.sha256((folder / CORRECTOR_FILE).read_bytes()).hexdigest()
+    assert fresh.provenance["AXS_HEAD_SHA256"].endswith(digest)
+    (folder / CORRECTOR_FILE).write_bytes(b"damaged")
     again = copy.deepcopy(shared)
-    with pytest.raises(WeightsError, match="grounding_head"):
+    with pytest.raises(WeightsError, match="grounding"):
         load_adapter(again, folder)
     assert not lora_parameters(again)
 
@@ -361,7 +363,7 @@ def test_a_wrong_adapter_is_refused_and_leaves_no_trace(
 ) -> None:
     damage(adapter)
     fresh = copy.deepcopy(shared)
-    fresh.head.requires_grad_(True)
+    fresh.corrector.requires_grad_(True)
     flags = {name: p.requires_grad for name, p in fresh.named_parameters()}
     modules = set(sys.modules)
     with pytest.raises(WeightsError, match=message):

@@ -20,8 +20,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from axs_lib.io.atomic import atomic_write
 from axs_lib.errors import AxionError, InputError, OutputError
+from axs_lib.io.atomic import atomic_write
 
 MANIFEST, JOURNAL, LOCK = "manifest.parquet", "manifest.journal", ".axs-batch.lock"
 COMPACT_FROM = (

@@ -33,19 +33,15 @@ def find_weights(settings: Mapping[str, Any], checkpoints: Mapping[str, str]) ->
         InputError: unknown variant.
         WeightsError: weights that cannot be had.
     """
+    from axs_lib.grounding.load import corrector_files
     from axs_lib.prithvi.variants import DEFAULT_VARIANT as DEFAULT_PRITHVI
     from axs_lib.prithvi.variants import NANO, PRITHVI_VARIANTS
-    from axs_lib.terramind.weights import find_variant, resolve, sha256_file
+    from axs_lib.terramind.weights import find_variant, resolve
 
     variant = find_variant(settings["variant"])
     files = resolve(variant, checkpoints.get("checkpoint"))
     found = {"stage3": dict(files.info.sha256)}
-    if files.info.source != "hub" and not variant.packaged:
-        from axs_lib.terramind.load import HEAD_FILE
-
-        head = files.generator.with_name(HEAD_FILE)
-        if head.is_file():
-            found["stage3"][head.name] = sha256_file(head)
+    found["stage3"] |= corrector_files(files.info).info.sha256
     if settings["stage"] == "pipeline":
         if "stage1_checkpoint" in checkpoints:
             found["stage1"] = dict(resolve(variant, checkpoints["stage1_checkpoint"]).info.sha256)
@@ -98,9 +94,9 @@ def ground_item(model: Stage3GroundingModel, job: Job, item: Item, output: Path)
     import torch
 
     from axs_lib.checks import check_pair
+    from axs_lib.io.grid import is_scene
     from axs_lib.io.results import check_suffix, write_image
     from axs_lib.io.tiles import read_tile
-    from axs_lib.io.grid import is_scene
 
     timesteps = job.settings["timesteps"] or GROUND_TIMESTEPS
     if item.opt_v2 is not None and is_scene([item.s1], [item.opt_v2], output):
@@ -135,10 +131,10 @@ def run_item(pipeline: Pipeline, job: Job, item: Item, output: Path) -> None:
 
     from axs_lib.bands import OPTICAL_BANDS, SAR_BANDS
     from axs_lib.checks import check_sar
+    from axs_lib.io.grid import is_scene
     from axs_lib.io.raster import centre_lat_lon
     from axs_lib.io.results import check_suffix, write_arrays, write_tiff
     from axs_lib.io.tiles import read_raster
-    from axs_lib.io.grid import is_scene
 
     if is_scene([item.s1], out=output):
         _run_scene(pipeline, job, item, output)

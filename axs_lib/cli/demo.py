@@ -154,10 +154,10 @@ def run_tile(
     import torch
 
     from axs_lib.data.degrade import degrade
-    from axs_lib.io.raster import Raster, Tile
-    from axs_lib.io.results import write_arrays, write_image, write_tiff, write_uncertainty
     from axs_lib.data.samples import load_sample
     from axs_lib.evaluate.panel import save_panel
+    from axs_lib.io.raster import Raster, Tile
+    from axs_lib.io.results import write_arrays, write_image, write_tiff, write_uncertainty
     from axs_lib.stage3_tm_ground import compute_stage3_metrics
 
     sar, optical = load_sample(name)
@@ -218,9 +218,9 @@ def run_pipeline(
     import torch
 
     from axs_lib.cli.run import result_tags, shown, write_results
-    from axs_lib.io.results import write_tiff
     from axs_lib.data.samples import load_sample, sample_metadata
     from axs_lib.evaluate.panel import save_pipeline_panel
+    from axs_lib.io.results import write_tiff
     from axs_lib.metrics import compute_metrics
 
     sar, optical = load_sample(name)

@@ -40,12 +40,11 @@ class Precision(StrEnum):
 
     float32 = "float32"
     bfloat16 = "bfloat16"
-    int16 = "int16"
-    int8 = "int8"
 
 
 DtypeOption = Annotated[
-    Precision, typer.Option(help="Arithmetic; bfloat16 is faster on a GPU, int16 (exact) and int8 on a CPU.")
+    Precision,
+    typer.Option(help="Arithmetic; bfloat16 is faster on a GPU and on a CPU with instructions for it."),
 ]
 
 
@@ -133,7 +132,8 @@ def ground(
         ),
     ] = None,
     correction_mode: Annotated[
-        CorrectionMode | None, typer.Option(help="how a correction is made; by default what the weights were trained for.")
+        CorrectionMode | None,
+        typer.Option(help="how a correction is made; by default what the weights were trained for."),
     ] = None,
     hold_colour: Annotated[
         bool,
@@ -166,10 +166,10 @@ def ground(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
 ) -> None:
     """Ground an optical estimate in its SAR image, or fill the gaps of an optical image from SAR and context."""
-    from axs_lib.io.raster import parse_bands
-    from axs_lib.io.tiles import read_tile
     from axs_lib.errors import InputError
     from axs_lib.io.grid import is_scene
+    from axs_lib.io.raster import parse_bands
+    from axs_lib.io.tiles import read_tile
     from axs_lib.terramind.sampler import check_strength, check_timesteps
     from axs_lib.terramind.weights import find_variant
 
@@ -246,7 +246,7 @@ def ground(
         )
 
     # 4. Write.
-    from axs_lib.io.results import write_sar_contribution, write_image, write_uncertainty
+    from axs_lib.io.results import write_image, write_sar_contribution, write_uncertainty
 
     tags = model.provenance | {f"AXS_{key.upper()}": str(value) for key, value in settings.items()}
     tags |= {"AXS_S1_PRODUCT": s1_product.value, "AXS_DTYPE": dtype.value, "AXS_NFE": str(output.nfe)}
@@ -259,7 +259,9 @@ def ground(
             uncertainty, output.uncertainty.float().cpu().numpy(), tile, tags=tags, overwrite=overwrite
         )
     if sar_contribution is not None and asked is not None:
-        write_sar_contribution(sar_contribution, asked.float().cpu().numpy(), tile, tags=tags, overwrite=overwrite)
+        write_sar_contribution(
+            sar_contribution, asked.float().cpu().numpy(), tile, tags=tags, overwrite=overwrite
+        )
     if not quiet:
         count, _, height, width = image.shape
         tiles = f"{count} tiles of " if tile.opt_v2.batched else ""
@@ -273,9 +275,9 @@ def ground(
 
 
 def _check_outputs(out: Path, maps: Mapping[str, Path | None], overwrite: bool) -> None:
+    from axs_lib.errors import InputError
     from axs_lib.io.atomic import check_output
     from axs_lib.io.results import check_suffix
-    from axs_lib.errors import InputError
 
     named = {"--out": out} | {option: path for option, path in maps.items() if path is not None}
     taken: dict[Path, str] = {}
@@ -299,8 +301,8 @@ def _mask_settings(
     mask: Path | None, kind: MaskKind, invert: bool, drop: str | None, buffer: int
 ) -> dict[str, Any]:
     """The options of ``read_mask``; options without a mask, and classes that there are not, are refused."""
-    from axs_lib.io.masks import scl_numbers
     from axs_lib.errors import InputError
+    from axs_lib.io.masks import scl_numbers
 
     settings = {
         "kind": kind.value,
@@ -379,7 +381,13 @@ def _run(
             output = model.ground(s1, opt_v2, trust=trust, **settings)
             if not sar_contribution:
                 return model, output, None
-            without = model.ground(s1, opt_v2, trust=trust, use_sar=False, **settings)
+            without = model.ground(
+                s1,
+                opt_v2,
+                trust=trust,
+                controls=stage3_tm_ground.GroundingControls(use_sar=False),
+                **settings,
+            )
             return model, output, output.image - without.image
     except torch.OutOfMemoryError as error:
         raise AxionError(

@@ -93,10 +93,10 @@ def run(
 ) -> None:
     """Draw, refine and ground an optical image from SAR alone."""
     from axs_lib.bands import SAR_BANDS
+    from axs_lib.io.grid import is_scene
     from axs_lib.io.raster import parse_bands
     from axs_lib.io.tiles import read_raster
     from axs_lib.prithvi.metadata import parse_metadata
-    from axs_lib.io.grid import is_scene
     from axs_lib.terramind.sampler import check_timesteps
     from axs_lib.terramind.weights import find_variant
 
@@ -169,8 +169,8 @@ def _number_or_name(biome: str | None) -> int | str | None:
 
 
 def _check_outputs(out: Path, ensemble_size: int, overwrite: bool) -> None:
-    from axs_lib.io.atomic import check_output
     from axs_lib.errors import OutputError
+    from axs_lib.io.atomic import check_output
 
     if out.exists() and not out.is_dir():
         raise OutputError(f"{out} is a file; expected the name of a folder: choose another --out")

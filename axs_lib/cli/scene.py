@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from axs_lib.scenes.api import SceneResult
     from axs_lib.io.grid import SceneGrid
     from axs_lib.io.scene_masks import MaskFile
+    from axs_lib.scenes.api import SceneResult
 
 GateOption = Annotated[
     Path | None,

@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from axs_lib.bands import DN_PER_REFLECTANCE
-from axs_lib.io.tiles import TRUTH_KEYS
 from axs_lib.errors import InputError
 from axs_lib.evaluate.colour import (
     FALSE_COLOUR,
@@ -29,6 +28,7 @@ from axs_lib.evaluate.colour import (
     stretch_of,
     top_of,
 )
+from axs_lib.io.tiles import TRUTH_KEYS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

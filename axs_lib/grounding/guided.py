@@ -1,4 +1,4 @@
-"""What the SAR says of the estimate by the estimate's own rules: a guided filter, fitted anew around every pixel.
+"""The estimate as a local linear function of the SAR: a guided filter, fitted anew around every pixel.
 
 In go SAR, estimate and trust; out comes how the estimate, as a local linear function of the backscatter, differs from
 what it is. How colour follows backscatter differs from place to place, and a network trained on few places learns it
@@ -17,9 +17,9 @@ from torch.nn import functional as F
 from axs_lib.grounding.gap import unknown_share
 from axs_lib.grounding.low_freq import gaussian_blur
 
-GUIDE_SIGMA_PX = 2.0  # the SAR is smoothed by so much: speckle guides nobody
+GUIDE_SIGMA_PX = 2.0  # the SAR is smoothed by so much, against speckle
 WINDOW_SIGMA_PX = 8.0
-WIDE_WEIGHT = 0.02  # of the whole tile beside the window: its relation holds where nothing near is known
+WIDE_WEIGHT = 0.02  # of the whole tile beside the window: its relation is used where no pixel nearby is valid
 RIDGE = 0.02  # z-units squared: guides that vary less explain nothing
 LEAST_VARIANCE = 0.002  # z-units squared, of an image beside which there is something to explain
 STEP = 4  # px between the points where the relation is fitted
@@ -43,8 +43,8 @@ def guided_difference(s1: Tensor, estimate: Tensor, trust: Tensor) -> tuple[Tens
 
         # 1. Weighted means of the images and of their products in every window, from half the resolution: the guide is
         #    smooth, and detail that it cannot explain is no part of the fit.
-        known = 1.0 - unknown_share(trust.float())
-        halved = F.avg_pool2d(torch.cat([guide, estimate.float(), known], dim=1), 2)
+        fitted = 1.0 - unknown_share(trust.float())
+        halved = F.avg_pool2d(torch.cat([guide, estimate.float(), fitted], dim=1), 2)
         vv, vh, image, weight = halved.split([1, 1, 4, 1], dim=1)
         products = [vv * vv, vv * vh, vh * vh, vv * image, vh * image, image * image]
         weighted = weight * torch.cat([torch.ones_like(weight), vv, vh, image, *products], dim=1)

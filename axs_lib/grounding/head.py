@@ -1,11 +1,9 @@
-"""The grounding head: SAR, estimate and proposal at full resolution in, a bounded correction out.
+"""The grounding head: SAR, estimate and proposal at full resolution in, a residual and its gate out.
 
 TerraMind's tokens cover 16 x 16 pixels and cannot carry edges. This small dense U-Net brings the SAR's structure to
-pixels: it sees the backscatter, the estimate and its fine detail, what the SAR says of the estimate by the estimate's
-own rules (``guided``), how the proposal differs from it, where the estimate was observed and where the SAR contradicts
-it, and answers with a residual, a gate (how much of it to use), a release
-map (where its broad colour may pass the low-frequency hold) and the error it expects of itself. Its last layer starts
-at zero, so a fresh head changes nothing.
+pixels. It is given the backscatter, the estimate and its fine detail, the estimate as a local linear function of the
+backscatter (``guided``), the proposal less the estimate, the trust map and the SAR inconsistency. Its last layer starts
+at zero, so a fresh head changes nothing. What limits its output is in ``axs_lib.grounding.corrector``.
 """
 
 from __future__ import annotations
@@ -15,9 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from axs_lib.grounding.gap import unknown_share
 from axs_lib.grounding.guided import guided_difference
-from axs_lib.grounding.orientation import turn_back
 from axs_lib.grounding.unet import DETAIL_SIGMAS_PX, UNet, fine_detail
 
 INPUT_CHANNELS = 2 + 4 + 4 + 1 + 1 + 4 * len(DETAIL_SIGMAS_PX)
@@ -28,24 +24,20 @@ FRESH_ERROR = 0.1  # expected error of a fresh head in z-units
 LOG_ERROR_RANGE = (-5.0, 4.0)
 
 
-class Correction(NamedTuple):
-    """What a way to correct proposes, before the hold.
+class HeadOutput(NamedTuple):
+    """What the head predicts, before masks and constraint.
 
     Attributes:
         residual: (B, 4, H, W) in z-units of the optical bands.
         gate: (B, 1, H, W) in [0, 1].
-        release: (B, 1, H, W) in [0, 1].
-        error: expected standard error of the corrected image, (B, 4, H, W) in z-units; ``None`` where none is made.
+        low_freq_mask: (B, 1, H, W) in [0, 1], where the head would let broad colour change.
+        error: standard error of the corrected image, (B, 4, H, W) in z-units, above 0.
     """
 
     residual: Tensor
     gate: Tensor
-    release: Tensor
-    error: Tensor | None = None
-
-    def turned_back(self, orientation: int) -> Correction:
-        """Of the tile itself, where the head saw it turned."""
-        return Correction(*(None if part is None else turn_back(part, orientation) for part in self))  # type: ignore[arg-type]
+    low_freq_mask: Tensor
+    error: Tensor
 
 
 class GroundingHead(nn.Module):
@@ -66,23 +58,20 @@ class GroundingHead(nn.Module):
 
     def forward(
         self, s1: Tensor, estimate: Tensor, proposal: Tensor, trust: Tensor, sar_inconsistency: Tensor
-    ) -> Correction:
-        """The correction.
-
-        Broad colour is released only where the SAR contradicts the estimate or nothing is known of it.
+    ) -> HeadOutput:
+        """Residual, gate, mask and error.
 
         Args:
-            s1: (B, 2, H, W) z-units; H and W multiples of 16.
+            s1: (B, 2, H, W) in z-units; H and W multiples of 16.
             estimate: opt_v2 (B, 4, H, W) in z-units.
             proposal: TerraMind's image (B, 4, H, W) in z-units.
-            trust: (B, 1, H, W), 1 where opt_v2 was observed, 0 where it is unknown, 0.5 where it is an estimate.
-            sar_inconsistency: (B, 1, H, W) from ``sar_inconsistency``.
+            trust: (B, 1, H, W), values of ``axs_lib.checks.Trust``.
+            sar_inconsistency: (B, 1, H, W) in [0, 1].
         """
-        guided, explained = guided_difference(s1, estimate, trust)
+        guided, explained = guided_difference(s1, estimate, trust)  # (B, 4, H/2, W/2), (B, 1, H/2, W/2)
         inputs = [s1, estimate, proposal - estimate, trust, sar_inconsistency, *fine_detail(estimate)]
         half = torch.cat([GUIDED_GAIN * guided, explained], dim=1)
-        out = self.body(torch.cat(inputs, dim=1), half).float()
-        residual, gate, release, log_error = out.split([4, 1, 1, 4], dim=1)
-        may_change = torch.maximum(sar_inconsistency, unknown_share(trust))
+        out = self.body(torch.cat(inputs, dim=1), half).float()  # (B, 10, H, W)
+        residual, gate, mask, log_error = out.split([4, 1, 1, 4], dim=1)
         error = FRESH_ERROR * log_error.clamp(*LOG_ERROR_RANGE).exp()
-        return Correction(residual, gate.sigmoid(), release.sigmoid() * may_change, error)
+        return HeadOutput(residual, gate.sigmoid(), mask.sigmoid(), error)

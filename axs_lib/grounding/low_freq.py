@@ -1,8 +1,8 @@
-"""The low-frequency hold: a correction keeps its detail everywhere, its broad colour shift only where released.
+"""The low-frequency constraint: a correction keeps its detail, its low frequencies pass only where a mask allows.
 
-Stage 2 is trusted for broad colour; the SAR is trusted for structure. A correction is split by a Gaussian into a low
-and a high frequency part, and the low part is multiplied by a release map: 0 holds the estimate's broad colour to
-1e-6, 1 lets the whole correction through (a flood that the SAR shows and the estimate does not).
+Stage 2 is trusted for broad colour, the SAR for structure. A Gaussian splits a correction into a low and a high
+frequency part, and the low part is multiplied by ``low_freq_mask``: 0 keeps the estimate's broad colour to 1e-6, 1 lets
+the whole correction through (a flood that the SAR shows and the estimate does not).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from axs_lib.precision import full_float32
+from axs_lib.precision import exact_matmul
 
 PRODUCT_SIDE = 512  # up to this many pixels an axis is blurred by a matrix product, beyond by a convolution
 
@@ -39,13 +39,12 @@ def _kernel(sigma: float) -> Tensor:
     return kernel / kernel.sum()
 
 
-@full_float32()
 def _blur_axis(image: Tensor, sigma: float, axis: int) -> Tensor:
     """Blur along the rows (-2) or columns (-1)."""
     size, radius = image.shape[axis], _radius(sigma)
     if size <= max(PRODUCT_SIDE, radius):
         matrix = _blur_matrix(size, sigma, image.dtype, image.device)
-        return matrix @ image if axis == -2 else image @ matrix.mT
+        return exact_matmul(matrix, image) if axis == -2 else exact_matmul(image, matrix.mT)
     # The radius is less than the side here, so one reflection reaches.
     pad = (0, 0, radius, radius) if axis == -2 else (radius, radius, 0, 0)
     shape = (1, 1, -1, 1) if axis == -2 else (1, 1, 1, -1)
@@ -67,7 +66,7 @@ def _blur_matrix(size: int, sigma: float, dtype: torch.dtype, device: torch.devi
 
 
 class LowFrequencyConstraint(nn.Module):
-    """Split a correction and release its low frequencies by a map.
+    """Multiplies the low frequencies of a correction by a mask.
 
     Args:
         sigma: Gaussian scale in pixels; structure coarser than about ``4 * sigma`` counts as low frequency.
@@ -77,15 +76,14 @@ class LowFrequencyConstraint(nn.Module):
         super().__init__()
         self.sigma = sigma
 
-    def forward(self, correction: Tensor, release: Tensor) -> Tensor:
-        """The held correction.
+    def forward(self, correction: Tensor, low_freq_mask: Tensor) -> Tensor:
+        """The constrained correction.
 
         Args:
             correction: (B, C, H, W), any unit.
-            release: (B, 1, H, W) in [0, 1].
+            low_freq_mask: (B, 1, H, W) in [0, 1].
         """
-        low = self.low_pass(correction)
-        return correction + (release - 1.0) * low
+        return correction + (low_freq_mask - 1.0) * self.low_pass(correction)
 
     def low_pass(self, image: Tensor) -> Tensor:
         """The low-frequency part of (B, C, H, W).

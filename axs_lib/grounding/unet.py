@@ -3,7 +3,7 @@
 In go channels at full resolution, out come channels at full resolution. All convolutions work from half resolution down
 (pixels are folded into channels on entry and unfolded on exit), are dense and lie in memory channels last, which is
 what keeps a processor's matrix units busy. There is no normalisation: no pixel depends on a far one's statistics. The
-last layer starts at zero, so a fresh network answers 0.
+last layer starts at zero, so the output of a fresh network is 0.
 """
 
 from __future__ import annotations

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 
 from axs_lib.bands import DN_PER_REFLECTANCE, OPTICAL_BANDS
-from axs_lib.io.raster import FloatArray
-from axs_lib.io.results import to_uint16
 from axs_lib.errors import OutputError
 from axs_lib.io.grid import SceneGrid
+from axs_lib.io.raster import FloatArray
+from axs_lib.io.results import to_uint16
 
 COG_SUFFIXES = (".tif", ".tiff")
 BLOCK = 512

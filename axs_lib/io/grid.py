@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from axs_lib.io.raster import GRID_TOLERANCE_PX, SUFFIXES, TIFF_SUFFIXES, Raster, centre_lat_lon, listed
 from axs_lib.errors import InputError
+from axs_lib.io.raster import GRID_TOLERANCE_PX, SUFFIXES, TIFF_SUFFIXES, Raster, centre_lat_lon, listed
 from axs_lib.tilegrid import Tile
 
 PathLike = str | os.PathLike[str]

@@ -36,8 +36,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from axs_lib.io.raster import FloatArray, Raster, listed
 from axs_lib.errors import InputError
+from axs_lib.io.raster import FloatArray, Raster, listed
 
 SCL_CLASSES: tuple[str, ...] = (
     "no_data",

@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from axs_lib.bands import DN_PER_REFLECTANCE, OPTICAL_BANDS, SAR_BANDS, VALID_DN
+from axs_lib.errors import InputError
 from axs_lib.io.atomic import atomic_write
 from axs_lib.io.raster import SUFFIXES, TIFF_SUFFIXES, FloatArray, Raster, Tile, listed
-from axs_lib.errors import InputError
 
 PathLike = str | os.PathLike[str]
 Tags = Mapping[str, str]

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 
 from axs_lib.bands import OPTICAL_BANDS, SAR_BANDS
+from axs_lib.errors import InputError
 from axs_lib.io.raster import TIFF_SUFFIXES, FloatArray, Raster, check_same_grid, listed
 from axs_lib.io.tiles import TRUTH_KEYS, open_npz, read_overview
-from axs_lib.errors import InputError
 
 PathLike = str | os.PathLike[str]
 

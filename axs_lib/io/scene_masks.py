@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from axs_lib.errors import InputError
+from axs_lib.io.grid import SceneGrid
 from axs_lib.io.masks import (
     MASK_KINDS,
     SCL_CLASSES,
@@ -25,8 +27,6 @@ from axs_lib.io.masks import (
     scl_trust,
 )
 from axs_lib.io.raster import FloatArray, listed
-from axs_lib.errors import InputError
-from axs_lib.io.grid import SceneGrid
 from axs_lib.io.source import TRUST, PathLike, grid_of, opened
 from axs_lib.io.warp import TOLERANCE_PX
 from axs_lib.tilegrid import Tile

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from axs_lib.bands import DN_PER_REFLECTANCE, OPTICAL_BANDS, SAR_BANDS
+from axs_lib.errors import InputError
+from axs_lib.io.grid import SceneGrid
 from axs_lib.io.raster import FloatArray, band_name, listed
 from axs_lib.io.stacks import (
     band_positions,
@@ -26,8 +28,6 @@ from axs_lib.io.stacks import (
     unnamed_bands,
     unreadable,
 )
-from axs_lib.errors import InputError
-from axs_lib.io.grid import SceneGrid
 from axs_lib.tilegrid import Tile
 
 if TYPE_CHECKING:

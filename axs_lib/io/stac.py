@@ -14,8 +14,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from axs_lib.io.atomic import atomic_write
 from axs_lib.errors import InputError
+from axs_lib.io.atomic import atomic_write
 from axs_lib.io.cog import Layer
 from axs_lib.io.grid import SceneGrid
 

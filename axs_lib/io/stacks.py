@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from axs_lib.bands import DN_PER_REFLECTANCE, OPTICAL_BANDS
-from axs_lib.io.raster import FloatArray, band_name, listed
 from axs_lib.errors import InputError
+from axs_lib.io.raster import FloatArray, band_name, listed
 
 Window = tuple[tuple[int, int], tuple[int, int]]  # (first row, last row + 1), (first column, last column + 1)
 

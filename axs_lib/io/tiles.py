@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from axs_lib.bands import OPTICAL_BANDS, SAR_BANDS
+from axs_lib.errors import InputError
 from axs_lib.io.raster import (
     SUFFIXES,
     TIFF_SUFFIXES,
@@ -40,7 +41,6 @@ from axs_lib.io.stacks import (
     unnamed_bands,
     unreadable,
 )
-from axs_lib.errors import InputError
 
 TRUTH_KEYS = ("s2_real", "s2_truth", "s2")
 _S1_KEYS = "s1_vv and s1_vh (H,W), or s1 (2,H,W) or (N,2,H,W)"

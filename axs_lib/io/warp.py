@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from axs_lib.io.raster import FloatArray
 from axs_lib.errors import InputError
 from axs_lib.io.grid import SceneGrid
+from axs_lib.io.raster import FloatArray
 from axs_lib.io.source import ShiftedSource, Source
 from axs_lib.tilegrid import Tile
 

@@ -24,16 +24,17 @@ from torch import Tensor
 
 from axs_lib.bands import OPTICAL_BANDS, SAR_BANDS
 from axs_lib.checks import RangeWarning, check_pair, check_sar
-from axs_lib.io.atomic import atomic_write, check_output
-from axs_lib.io.raster import FloatArray
 from axs_lib.errors import InputError
+from axs_lib.grounding.large import GroundingControls
+from axs_lib.io.atomic import atomic_write, check_output
 from axs_lib.io.cog import COG_SUFFIXES, GATE, UNCERTAINTY, CogWriter, Layer, optical_layer
 from axs_lib.io.grid import SceneGrid
+from axs_lib.io.raster import FloatArray
 from axs_lib.io.scene_masks import MaskFile, MaskSource
 from axs_lib.io.source import TRUST, ArraySource, PathLike, Source, open_source
 from axs_lib.io.stac import check_located, parse_date, write_item
-from axs_lib.scenes.stream import AHEAD, WINDOW_ROWS, OneThread, Rows, stream_tiles, tile_count
 from axs_lib.io.warp import to_grid
+from axs_lib.scenes.stream import AHEAD, WINDOW_ROWS, OneThread, Rows, stream_tiles, tile_count
 from axs_lib.tilegrid import Tile, TileGrid
 
 if TYPE_CHECKING:
@@ -213,7 +214,7 @@ def ground_scene(
                 timesteps=timesteps,
                 seed=seed,
                 trust=given[2] if trust is not None else None,
-                origin=_origins(corner, tiles),
+                controls=GroundingControls(origin=_origins(corner, tiles)),
                 batch_size=len(tiles),
                 **options,
             )

@@ -22,15 +22,15 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from axs_lib.bands import DN_PER_REFLECTANCE, OPTICAL_BANDS, SAR_BANDS
+from axs_lib.errors import AxionError, InputError
 from axs_lib.io.atomic import atomic_write, check_output
+from axs_lib.io.cog import CogWriter, Layer, optical_layer
 from axs_lib.io.masks import scl_trust
 from axs_lib.io.raster import FloatArray, band_name, listed
-from axs_lib.errors import AxionError, InputError
-from axs_lib.io.cog import CogWriter, Layer, optical_layer
 from axs_lib.io.source import TRUST, Source, open_source
 from axs_lib.io.stac import parse_date
-from axs_lib.scenes.stream import WINDOW_ROWS
 from axs_lib.io.warp import MARGIN_PX, to_db
+from axs_lib.scenes.stream import WINDOW_ROWS
 from axs_lib.tilegrid import Tile
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from axs_lib.precision import full_float32
+from axs_lib.precision import exact_matmul
 
 
 def _column(values: Sequence[float]) -> Tensor:
@@ -91,14 +91,10 @@ class OpticalAdapter(nn.Module):
         """Network channels (B, C, H, W) from the four bands in z-units; known bands pass unchanged."""
         if not self.lifts:
             return z
-        with (
-            torch.autocast(z.device.type, enabled=False),
-            full_float32(),
-        ):  # as a convolution a GPU would round it
-            lifted = (
-                torch.einsum("kc,bchw->bkhw", self.lift_weight, z.float()) + self.lift_bias[:, None, None]
-            )
-        lifted[:, self.index] = z.float()
+        z = z.float()
+        lifted = exact_matmul(self.lift_weight, z.flatten(2)).unflatten(2, z.shape[2:])
+        lifted = lifted + self.lift_bias[:, None, None]
+        lifted[:, self.index] = z
         return lifted
 
     def select(self, channels: Tensor) -> Tensor:

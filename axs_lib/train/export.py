@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from axs_lib.adapters import merge_adapter, save_adapter
+from axs_lib.grounding.load import CORRECTOR_FILE
 from axs_lib.terramind.weights import write_state
 
 ADAPTER = "adapter"
@@ -40,8 +41,8 @@ def export_terramind(
 ) -> None:
     """Write Stage 1 or 3.
 
-    ``nano.safetensors`` (``core.``, ``detokenizer.``, ``head.``, ``tokenizer.``), or for published variants generator
-    and tokenizer's decoder under their published names, and ``grounding_head.safetensors``; an adapter to ``adapter/``.
+    ``nano.safetensors`` (``core.``, ``detokenizer.``, ``tokenizer.``), or for published variants generator and
+    tokenizer's decoder under their published names; Stage 3's ``grounding.safetensors``; an adapter to ``adapter/``.
 
     Raises:
         OutputError: the disk refuses.
@@ -54,25 +55,22 @@ def export_terramind(
 
 
 def _files(model: Any, tokenizer: nn.Module | None) -> dict[str, dict[str, Tensor]]:
-    from axs_lib.grounding.head import GroundingHead
     from axs_lib.terramind.build import build_nano_tokenizer
-    from axs_lib.terramind.load import HEAD_FILE
     from axs_lib.terramind.weights import find_variant
 
     generator = model.terramind_generator
-    head = getattr(model, "head", None)
+    corrector = getattr(model, "corrector", None)  # Stage 3's
+    files = {} if corrector is None else {CORRECTOR_FILE: dict(corrector.state_dict())}
     spec = find_variant(generator.layout.variant)
     if spec.generator is None or spec.tokenizer is None:
         parts: dict[str, nn.Module] = {
             "core": generator.core,
             "detokenizer": generator.detokenizer,
-            "head": head or GroundingHead(),
             "tokenizer": tokenizer or build_nano_tokenizer(),
         }
         state = {key: value for name, part in parts.items() for key, value in _prefixed(name, part).items()}
-        return {f"{spec.name}.safetensors": state}
+        return files | {f"{spec.name}.safetensors": state}
     # The generator's file comes last, so that a folder that has it is complete.
-    files = {} if head is None else {HEAD_FILE: dict(head.state_dict())}
     files[_safetensors(spec.tokenizer.name)] = _prefixed("decoder", generator.detokenizer)
     files[_safetensors(spec.generator.name)] = dict(generator.core.state_dict())
     return files

@@ -23,23 +23,20 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from axs_lib.adapters import HEAD_FILE
-from axs_lib.checks import GUESS_TRUST
+from axs_lib.checks import Trust
 from axs_lib.data.pairs import PairRecord, list_pairs, load_pair
 from axs_lib.errors import InputError
+from axs_lib.grounding.corrector import GroundingCorrector, GroundingTiles
 from axs_lib.grounding.head import GroundingHead
+from axs_lib.grounding.load import CORRECTOR_FILE
 from axs_lib.grounding.sar_inconsistency import open_water
 from axs_lib.io.atomic import atomic_write
 from axs_lib.nodata import fill_nodata, valid_pixels
 from axs_lib.progress import track
 from axs_lib.stage1_tm_s2o import Stage1Model
 from axs_lib.stage2_prithvi_refine import build_prithvi_refiner
-from axs_lib.stage3_tm_ground import Stage3GroundingModel, _Prepared
+from axs_lib.stage3_tm_ground import GroundingControls, Stage3GroundingModel, build_stage3_model
 from axs_lib.terramind.adapters import OpticalAdapter
-from axs_lib.terramind.load import load_grounding
-from axs_lib.terramind.noise import sample_seeds
-from axs_lib.terramind.sampler import build_schedule
-from axs_lib.terramind.tiles import Sampling, draw_proposals
 from axs_lib.terramind.weights import load_strict, read_metadata, read_state, sha256_file, write_state
 from axs_lib.train.config import LoopConfig
 from axs_lib.train.examples import SAR_JITTER_DB, Examples, Kind, augment, draw_gain, make_examples
@@ -150,9 +147,17 @@ def train_head(config: HeadConfig, *, resume: bool = True, progress: bool = True
         WeightsError: weights to start from that cannot be had, or a checkpoint of another run.
         OutputError: the disk refuses; the previous checkpoint is intact.
     """
-    model = _build(config)
+    model = build_stage3_model(
+        timesteps=1,
+        variant=config.variant,
+        checkpoint=config.checkpoint,
+        revision=config.revision,
+        s1_product=config.s1_product,
+        correction_mode="learned",
+    )
     out = Path(config.out)
     pool = _load_pool(config, model, out / POOL, resume=resume, progress=progress)
+    _start_head(config, model.corrector)
     chances = {kind: torch.tensor([_chance(entry) for entry in entries]) for kind, entries in pool.items()}
     optical = copy.deepcopy(model.terramind_generator.optical)  # the model's own may go to another device
 
@@ -166,22 +171,15 @@ def train_head(config: HeadConfig, *, resume: bool = True, progress: bool = True
     return fit(task, ByStep(make_batch), resume=resume, progress=progress)
 
 
-def _build(config: HeadConfig) -> Stage3GroundingModel:
-    """The model of which the head alone is trained."""
-    generator, head = load_grounding(
-        config.variant,
-        checkpoint=config.checkpoint,
-        revision=config.revision,
-        s1_product=config.s1_product,
-    )
-    if config.start is not None:
+def _start_head(config: HeadConfig, corrector: GroundingCorrector) -> None:
+    """Put the head that the training starts from into a corrector, and make it all that is trained."""
+    if config.start == FRESH:
         with own_random(config.seed):
-            head = GroundingHead()
-        if config.start != FRESH:
-            load_strict(head, read_state(config.start), what=f"the grounding head ({config.start})")
-    model = Stage3GroundingModel(generator, head, correction_mode="learned").eval().requires_grad_(False)
-    head.requires_grad_(True)
-    return model
+            corrector.head = GroundingHead()
+    elif config.start is not None:
+        load_strict(corrector, read_state(config.start), what=f"the grounding head ({config.start})")
+    corrector.calibration = None  # it was that of the head before
+    corrector.requires_grad_(True)
 
 
 def training_records(config: HeadConfig) -> list[PairRecord]:
@@ -217,14 +215,20 @@ def balanced_loss(image: Tensor, before: Tensor, truth: Tensor) -> Tensor:
 def _loss(model: Stage3GroundingModel, crops: Mapping[str, Tensor]) -> Tensor:
     """Error of opt_v3, and how unlikely that error was by the head's own word."""
     optical = model.terramind_generator.optical
-    z = _Prepared(crops["s1"], crops["estimate"], crops["trust"], crops["sar_inconsistency"])
-    correction = model._correct(z, [crops["proposal"]], [], "learned")
-    change = model._change(correction, z.trust) / optical.std
-    error = z.estimate + change - crops["truth"]
+    tiles = GroundingTiles(
+        model.terramind_generator.sar.from_z(crops["s1"]),
+        optical.from_z(crops["estimate"]),
+        crops["trust"],
+        crops["sar_inconsistency"],
+    )
+    correction = model.corrector(tiles, optical.from_z(crops["proposal"]))
+    truth = optical.from_z(crops["truth"])
     assert correction.error is not None
-    ratio = (error.detach() / correction.error).square().clamp_max(UNLIKELY)
-    unlikely = ((0.5 * ratio + correction.error.log()) * (z.trust < 1)).mean()
-    images = (optical.from_z(image) for image in (z.estimate + change, z.estimate, crops["truth"]))
+    predicted = torch.where(tiles.trust < 1, correction.error / optical.std, 1.0)
+    error = (tiles.estimate + correction.change - truth).detach() / optical.std
+    ratio = (error / predicted).square().clamp_max(UNLIKELY)
+    unlikely = ((0.5 * ratio + predicted.log()) * (tiles.trust < 1)).mean()
+    images = (tiles.estimate + correction.change, tiles.estimate, truth)
     return balanced_loss(*images) + ERROR_WEIGHT * unlikely
 
 
@@ -325,7 +329,7 @@ def draw_examples(
         s1 = s1 + torch.randn(count, 2, 1, 1, generator=random) * SAR_JITTER_DB
         known = torch.rand(count, generator=random) < DATE_KNOWN
         metadata = [record.metadata if each else None for each in known.tolist()]
-        examples = Examples(s1, chain(s1, metadata), torch.full_like(s1[:, :1], GUESS_TRUST), truth)
+        examples = Examples(s1, chain(s1, metadata), torch.full_like(s1[:, :1], Trust.SAR_ONLY), truth)
     else:
         base: Kind = "degraded" if kind == "swapped" or kind == "blind" else kind
         examples = make_examples(base, *augment(s1, truth, random), random)
@@ -335,14 +339,15 @@ def draw_examples(
         s1, _ = augment(torch.stack([donors[index] for index in chosen]), truth, random)
     if not use_sar:
         s1 = generator.sar.mean.expand_as(s1)
-    z = model._prepare(s1, examples.estimate, examples.trust, use_sar=kind != "blind")
-    seeds = sample_seeds(0, count, generator=random)
-    logits = [generator.logits({"optical": z.estimate} if kind == "blind" else z.conditions)]
-    origins = torch.zeros((count, 2), dtype=torch.int64)
-    schedule = build_schedule("ddim", 1, 1.0)
-    proposal = next(draw_proposals(generator, logits, z.size, schedule, Sampling(), seeds, origins))[0]
+    use_sar = kind != "blind"
+    tiles = model.prepare(s1, examples.estimate, examples.trust, use_sar=use_sar)
+    controls = GroundingControls(use_sar=use_sar)
+    proposal = model.ground(
+        s1, examples.estimate, 1, seed=random, trust=examples.trust, controls=controls
+    ).proposal
     height, width = truth.shape[-2:]
-    layers = [z.s1, z.estimate, proposal, z.trust, z.sar_inconsistency]
+    z_s1, z_estimate = generator.sar.to_z(tiles.s1), generator.optical.to_z(tiles.estimate)
+    layers = [z_s1, z_estimate, generator.optical.to_z(proposal), tiles.trust, tiles.sar_inconsistency]
     shown = [layer[..., :height, :width] for layer in layers]
     return list(torch.cat([*shown, generator.optical.to_z(examples.truth)], dim=1))
 
@@ -429,5 +434,5 @@ def _write(config: HeadConfig, model: Stage3GroundingModel, step: int) -> Path:
         header["head_start"] = sha256_file(config.start)
     folder = Path(config.out) / "weights"
     header["head_steps"] = str(step)
-    write_state(folder / HEAD_FILE, model.head.state_dict(), header, half=True, overwrite=True)
+    write_state(folder / CORRECTOR_FILE, model.corrector.state_dict(), header, half=True, overwrite=True)
     return folder

@@ -241,14 +241,14 @@ class Stage3Task(StageTask):
         choose_trained(self.model, config)
 
     def loss(self, batch: Batch) -> Tensor:
-        image, logits, _ = self.model.training_pass(batch["s1"], batch["opt_v2"])
+        output = self.model.training_pass(batch["s1"], batch["opt_v2"])
         targets = truth_tokens(self.tokenizer, self.model.terramind_generator, batch)
         loss: Tensor = self.criterion(
-            image,
+            output.image,
             batch["truth"],
             batch["mask"],
             s1=batch["s1"],
-            logits=None if targets is None else logits,
+            logits=None if targets is None else output.token_logits,
             targets=targets,
         )
         return loss
@@ -283,7 +283,7 @@ def choose_trained(model: Any, config: RunConfig) -> None:
         target_modules=config.lora.target_modules,
     )
     for name, parameter in model.named_parameters():
-        if name.startswith(("head.", "corrector.head.", "colour.")) or name.endswith(
+        if name.startswith(("corrector.", "colour.", "head.")) or name.endswith(
             ("_enc.unknown", "_enc.biome.weight")
         ):
             parameter.requires_grad_(True)
@@ -309,7 +309,8 @@ def truth_tokens(tokenizer: nn.Module | None, generator: Any, batch: Batch) -> T
         return None
     truth, mask = batch["truth"], batch["mask"]
     side = network_side(generator.layout, *truth.shape[-2:])
-    z = to_network(truth, torch.ones_like(mask), side, generator.optical, standardize=True)
+    filled = to_network(truth, torch.ones_like(mask), side, generator.optical, standardize=True)
+    z = generator.optical.to_z(filled)
     _, index = generator.quantizer.latent_to_code_and_indice(tokenizer(z).permute(0, 2, 3, 1).float())
     valid = nn.functional.avg_pool2d(pad_square(mask.float(), side), generator.layout.patch) > 0.5
     return index.flatten(1).long().masked_fill(~valid.flatten(1), IGNORED_TOKEN)

@@ -17,7 +17,7 @@ import json
 import math
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -217,7 +217,7 @@ class Batches(lightning.LightningDataModule):
         assert trainer is not None
         count, world = len(self.held_out), trainer.world_size
         mine = [(trainer.global_rank + turn * world) % count for turn in range(-(-count // world))]
-        return DataLoader(self.held_out, batch_size=None, sampler=mine, generator=torch.Generator())  # type: ignore[arg-type]
+        return DataLoader(self.held_out, batch_size=None, sampler=mine, generator=torch.Generator())
 
 
 # -- the loop ---------------------------------------------------------------------------------------------------------

@@ -23,7 +23,9 @@ from torch.nn import functional as F
 from axs_lib.cli.train import parse
 from axs_lib.data.degrade import degrade
 from axs_lib.data.pairs import PairRecord, list_pairs, load_pair
+from axs_lib.grounding.corrector import GroundingCorrector
 from axs_lib.grounding.head import GroundingHead
+from axs_lib.grounding.load import CORRECTOR_FILE
 from axs_lib.stage3_tm_ground import Stage3GroundingModel
 from axs_lib.terramind.build import build_nano, build_nano_tokenizer
 from axs_lib.terramind.sampler import TRAIN_TIMESTEPS, add_noise
@@ -102,7 +104,7 @@ class NanoTask(TrainingTask):
     def __init__(self, config: NanoConfig) -> None:
         super().__init__(config, "nano")
         with own_random(config.seed):
-            self.model = Stage3GroundingModel(build_nano(), GroundingHead(), correction_mode="learned")
+            self.model = Stage3GroundingModel(build_nano(), GroundingCorrector(GroundingHead()))
             self.tokenizer: nn.Module = build_nano_tokenizer()
         self.errors: list[tuple[float, float]] = []
 
@@ -119,9 +121,13 @@ class NanoTask(TrainingTask):
         # Tokenizer: codes of the truth, and the denoiser that turns them back into it. Small crops are reflected.
         valid = torch.ones_like(truth[:, :1], dtype=torch.bool)
         side = network_side(generator.layout, *truth.shape[-2:])
-        z_s1 = to_network(s1, valid, side, generator.sar, standardize=True)
-        z_truth, z_estimate = (
-            to_network(image, valid, side, generator.optical, standardize=True) for image in (truth, opt_v2)
+        z_s1, z_truth, z_estimate = (
+            adapter.to_z(to_network(image, valid, side, adapter, standardize=True))
+            for image, adapter in (
+                (s1, generator.sar),
+                (truth, generator.optical),
+                (opt_v2, generator.optical),
+            )
         )
         latent = self.tokenizer(z_truth).permute(0, 2, 3, 1)
         codes, tokens = generator.quantizer.latent_to_code_and_indice(
@@ -134,8 +140,9 @@ class NanoTask(TrainingTask):
         reconstruction = F.mse_loss(decoded, clean)
 
         # Grounding: one evaluation from the noised estimate, through soft tokens.
-        opt_v3, logits, _ = self.model.training_pass(s1, opt_v2)
-        error = (opt_v3 - truth) / DN_SCALE
+        output = self.model.training_pass(s1, opt_v2)
+        logits = output.token_logits
+        error = (output.image - truth) / DN_SCALE
         ground = error.square().mean() + 0.1 * error.abs().mean()
 
         # Tokens: with both modalities, and with one of them dropped.
@@ -176,13 +183,14 @@ class NanoTask(TrainingTask):
         parts = {
             "core": generator.core,
             "detokenizer": generator.detokenizer,
-            "head": self.model.head,
             "tokenizer": self.tokenizer,
         }
         state = {f"{name}.{key}": v for name, part in parts.items() for key, v in part.state_dict().items()}
         header = {"variant": "nano", "steps": str(step), "config": self.config.settings()}
         target = Path(self.config.out) / "nano.safetensors"
-        write_state(target, state, header, half=True, overwrite=True)
+        corrector = self.model.corrector.state_dict()
+        for file, tensors in ((target.with_name(CORRECTOR_FILE), corrector), (target, state)):
+            write_state(file, tensors, header, half=True, overwrite=True)
         return target
 
 

@@ -17,14 +17,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from axs_lib.bands import sar_stats
-from axs_lib.checks import ESTIMATE_TRUST
+from axs_lib.bands import OPTICAL_MEAN, OPTICAL_STD, sar_stats
+from axs_lib.checks import Trust
 from axs_lib.data.degrade import degrade
 from axs_lib.data.pairs import PairRecord, list_pairs, load_pair, split_groups
 from axs_lib.grounding.guided import guided_difference
 from axs_lib.grounding.low_freq import gaussian_blur
 from axs_lib.nodata import fill_nodata, valid_pixels
-from axs_lib.terramind.build import NANO_OPTICAL_MEAN, NANO_OPTICAL_STD
 
 SETTINGS = {
     "estimate alone": None,
@@ -34,7 +33,7 @@ SETTINGS = {
 }
 DETAIL = ((1.0, 20.0), (2.5, 8.0), (5.0, 3.0))  # px, gain
 WINDOW_PX, RIDGE, TEST_DRAWS = 8.0, 1e-3, 2
-MEAN, STD = (torch.tensor(values)[:, None, None] for values in (NANO_OPTICAL_MEAN, NANO_OPTICAL_STD))
+MEAN, STD = (torch.tensor(values)[:, None, None] for values in (OPTICAL_MEAN, OPTICAL_STD))
 
 
 def bands(image: Tensor) -> list[Tensor]:
@@ -57,7 +56,7 @@ def second_image(s1: Tensor, estimate: Tensor, kind: str) -> Tensor:
     height, width = estimate.shape[-2:]
     pad = (0, -width % 4, 0, -height % 4)
     sar, padded = (functional.pad(image, pad, mode="replicate") for image in (sar, estimate))
-    half, _ = guided_difference(sar, padded, torch.full_like(padded[:, :1], ESTIMATE_TRUST))
+    half, _ = guided_difference(sar, padded, torch.full_like(padded[:, :1], Trust.ESTIMATE))
     half = half + functional.avg_pool2d(padded, 2)
     image = functional.interpolate(half, scale_factor=2.0, mode="bilinear", align_corners=False)
     return image[..., :height, :width] - estimate

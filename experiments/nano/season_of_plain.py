@@ -14,13 +14,13 @@ import argparse
 import torch
 from torch import Tensor
 
+from axs_lib.bands import OPTICAL_MEAN, OPTICAL_STD
 from axs_lib.data.pairs import PairRecord, list_pairs, load_pair
 from axs_lib.evaluate.plain import PlainModel, load_plain
 from axs_lib.nodata import fill_nodata, valid_pixels
 from axs_lib.prithvi.colour import SeasonalColour
 from axs_lib.prithvi.metadata import encode_metadata
 from axs_lib.terramind.adapters import OpticalAdapter
-from axs_lib.terramind.build import NANO_OPTICAL_MEAN, NANO_OPTICAL_STD
 from axs_lib.train.colour import normal_equations, solve
 
 
@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--exclude", nargs="*", default=[], help="neither fitted to nor measured on")
     arguments = parser.parse_args()
     model = load_plain(arguments.plain_checkpoint)
-    optical = OpticalAdapter(NANO_OPTICAL_MEAN, NANO_OPTICAL_STD)
+    optical = OpticalAdapter(OPTICAL_MEAN, OPTICAL_STD)
     records = list_pairs(arguments.data)
     fitted = [r for r in records if r.group not in {*arguments.groups, *arguments.exclude}]
     tiles = []

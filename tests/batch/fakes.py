@@ -17,8 +17,8 @@ from axs_lib.batch import runners
 from axs_lib.batch.items import Item
 from axs_lib.batch.work import Job, Runner
 from axs_lib.cli.app import main
-from axs_lib.io.atomic import atomic_write
 from axs_lib.errors import InputError, WeightsError
+from axs_lib.io.atomic import atomic_write
 
 FAKE_WEIGHTS = {"fake.safetensors": "0" * 64}
 FILE_LIMIT = "AXS_TEST_FILE_LIMIT"  # bytes, as a quota on each file a worker writes

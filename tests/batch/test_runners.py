@@ -19,7 +19,6 @@ from axs_lib.data.samples import load_sample, sample_paths
 from axs_lib.errors import InputError, OutputError, WeightsError
 from axs_lib.pipeline import PipelineOutput
 from axs_lib.stage3_tm_ground import DEFAULT_VARIANT, Stage3Output
-from axs_lib.terramind.integers import IntegerLinear
 from tests.scenes.conftest import BoxGrounder, scene_arrays, write_scene
 
 NAME = "ireland_fields"
@@ -62,15 +61,15 @@ def test_lower_precision_is_part_of_the_job(tmp_path: Path) -> None:
     assert (
         "dtype" not in plain.settings
     )  # so that outputs of jobs that knew of no precision are not made again
-    settings = {"dtype": "int8"}
+    settings = {"dtype": "bfloat16"}
     job = job_of(tmp_path, settings=settings, weights=runners.find_weights(plain.settings, {}))
     runner = runners.build_runner(job)
     assert isinstance(runner, functools.partial)
-    assert any(isinstance(module, IntegerLinear) for module in runner.args[0].modules())
+    assert runner.args[0].terramind_generator.precision == torch.bfloat16
     model = FakeStage3()
     runners.ground_item(model, job, item, job.output(item))  # type: ignore[arg-type]
     with np.load(tmp_path / "a.npz") as written:
-        assert json.loads(str(written["provenance"]))["AXS_DTYPE"] == "int8"
+        assert json.loads(str(written["provenance"]))["AXS_DTYPE"] == "bfloat16"
 
 
 @pytest.mark.parametrize("format", ["npz", "tif"])

@@ -13,9 +13,9 @@ import xarray
 from axs_lib.bands import OPTICAL_BANDS, SAR_BANDS
 from axs_lib.errors import InputError
 from axs_lib.scenes.api import ground_scene
-from benchmarks.seam_jumps import SeamJumps, borders, seam_jumps
 from axs_lib.stage3_tm_ground import Stage3Output
 from axs_lib.tilegrid import TileGrid
+from benchmarks.seam_jumps import SeamJumps, borders, seam_jumps
 from tests.models import plausible_pair, random_nano
 
 from .conftest import BoxGrounder, scene_arrays

@@ -62,8 +62,8 @@ def test_the_options_reach_the_job(axs: Run, called: Called, tmp_path: Path) -> 
 
 
 def test_lower_precision_reaches_the_job(axs: Run, called: Called) -> None:
-    assert axs("batch", "in", "--out", "out", "--dtype", "int8").exit_code == 0
-    assert called.job is not None and called.job.settings["dtype"] == "int8"
+    assert axs("batch", "in", "--out", "out", "--dtype", "bfloat16").exit_code == 0
+    assert called.job is not None and called.job.settings["dtype"] == "bfloat16"
 
 
 def test_failures_are_named_and_counted(axs: Run, called: Called) -> None:

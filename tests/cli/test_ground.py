@@ -15,8 +15,8 @@ import torch
 
 from axs_lib import stage3_tm_ground
 from axs_lib.bands import OPTICAL_BANDS, SAR_BANDS
-from axs_lib.io.masks import SCL_CLASSES, SCL_DROPPED
 from axs_lib.data.samples import load_sample, sample_paths
+from axs_lib.io.masks import SCL_CLASSES, SCL_DROPPED
 
 from .conftest import FakeModel
 
@@ -93,9 +93,9 @@ def test_every_option_reaches_the_model(axs: Run, fake_model: FakeModel, npz: Pa
     assert fake_model.precision == torch.bfloat16
 
 
-def test_eight_bit_integers_change_the_image_by_next_to_nothing(axs: Run, tmp_path: Path) -> None:
+def test_bfloat16_changes_the_image_by_next_to_nothing(axs: Run, tmp_path: Path) -> None:
     images = {}
-    for dtype in ("float32", "int8"):
+    for dtype in ("float32", "bfloat16"):
         out = tmp_path / f"{dtype}.tif"
         result = axs(
             "ground", "--s1", S1, "--opt-v2", S2, "--out", out, "--variant", "nano", "--timesteps", 1,
@@ -105,7 +105,7 @@ def test_eight_bit_integers_change_the_image_by_next_to_nothing(axs: Run, tmp_pa
         with rasterio.open(out) as written:
             assert written.tags()["AXS_DTYPE"] == dtype
             images[dtype] = written.read().astype(np.float64)
-    difference = images["int8"] - images["float32"]
+    difference = images["bfloat16"] - images["float32"]
     assert 0 < np.sqrt(np.mean(difference**2)) < 5
 
 
@@ -184,14 +184,30 @@ def test_the_change_that_the_sar_asked_for(
 
     monkeypatch.setattr(fake_model, "ground", ground)
     result = axs(
-        "ground", "--s1", S1, "--opt-v2", S2, "--out", tmp_path / "o.tif", "--sar-contribution", tmp_path / "b.tif"
+        "ground",
+        "--s1",
+        S1,
+        "--opt-v2",
+        S2,
+        "--out",
+        tmp_path / "o.tif",
+        "--sar-contribution",
+        tmp_path / "b.tif",
     )
     assert result.exit_code == 0, result.output
     with rasterio.open(tmp_path / "b.tif") as written:
         assert written.descriptions == ("B02", "B03", "B04", "B08") and written.dtypes[0] == "float32"
         assert np.allclose(written.read(), 30.0, atol=0.01)
     same = axs(
-        "ground", "--s1", S1, "--opt-v2", S2, "--out", tmp_path / "x.tif", "--sar-contribution", tmp_path / "x.tif"
+        "ground",
+        "--s1",
+        S1,
+        "--opt-v2",
+        S2,
+        "--out",
+        tmp_path / "x.tif",
+        "--sar-contribution",
+        tmp_path / "x.tif",
     )
     assert same.exit_code != 0 and "different names" in same.output
 

@@ -85,13 +85,13 @@ def test_lower_precision_reaches_the_networks(
         return SimpleNamespace(grid=SimpleNamespace(size=(1, 1)), tiles=1, seconds=1.0, files={})
 
     monkeypatch.setattr("axs_lib.scenes.api.run_scene", run_scene)
-    result = axs("run", "--s1", S1, "--out", tmp_path, "--dtype", "int8", "--device", "cpu")
+    result = axs("run", "--s1", S1, "--out", tmp_path, "--dtype", "bfloat16", "--device", "cpu")
     assert result.exit_code == 0, result.output
-    assert fake.stage3.precision == torch.int8
+    assert fake.stage3.precision == torch.bfloat16
     if not larger_than_a_tile:
         with rasterio.open(tmp_path / "opt_v3.tif") as written:
             tags = written.tags()
-    assert tags["AXS_DTYPE"] == "int8"
+    assert tags["AXS_DTYPE"] == "bfloat16"
 
 
 def test_what_the_user_says_outranks_the_file(axs: Run, fake: FakePipeline, tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ def test_only_the_generator_is_trained_and_a_stopped_run_goes_on(nano_weights: P
     for part in ("core", "detokenizer"):
         assert any(not torch.equal(straight[name], before[name]) for name in before if name.startswith(part))
     for name, value in before.items():
-        if name.startswith(("head.", "tokenizer.")):
+        if name.startswith("tokenizer."):
             assert torch.equal(straight[name], value), name
 
     # The same run, cut off after two of its four steps, goes on from there.

@@ -8,16 +8,16 @@ import torch
 
 from axs_lib.data.pairs import list_pairs, load_pair
 from axs_lib.data.samples import load_sample, sample_names
+from axs_lib.grounding.low_freq import gaussian_blur
 from axs_lib.grounding.sar_inconsistency import (
     COEFFICIENTS,
     INVERSE_COVARIANCE,
     SIGMA_PX,
-    sar_inconsistency,
+    mahalanobis_distance,
     open_water,
     optical_features,
-    mahalanobis_distance,
+    sar_inconsistency,
 )
-from axs_lib.grounding.low_freq import gaussian_blur
 
 
 def real_sample(name: str) -> tuple[torch.Tensor, torch.Tensor]:

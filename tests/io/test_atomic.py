@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from axs_lib.io.atomic import atomic_write, check_output
 from axs_lib.errors import InputError, OutputError
+from axs_lib.io.atomic import atomic_write, check_output
 
 
 def names(folder: Path) -> list[str]:

@@ -7,8 +7,8 @@ import pytest
 from rasterio.crs import CRS
 
 from axs_lib.bands import SAR_BANDS
-from axs_lib.io.raster import Raster, centre_lat_lon
 from axs_lib.data.samples import load_sample
+from axs_lib.io.raster import Raster, centre_lat_lon
 
 DATA = np.zeros((2, 100, 200), dtype=np.float32)
 

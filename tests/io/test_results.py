@@ -12,6 +12,7 @@ import rasterio
 import torch
 
 from axs_lib.bands import OPTICAL_BANDS, SAR_BANDS
+from axs_lib.errors import InputError, OutputError
 from axs_lib.io.raster import Raster, Tile
 from axs_lib.io.results import (
     check_suffix,
@@ -22,7 +23,6 @@ from axs_lib.io.results import (
     write_uncertainty,
 )
 from axs_lib.io.tiles import read_raster, read_tile
-from axs_lib.errors import InputError, OutputError
 
 H, W = 40, 21
 CRS = rasterio.crs.CRS.from_epsg(32633).to_wkt()

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from axs_lib.bands import OPTICAL_BANDS
+from axs_lib.data.samples import load_sample
+from axs_lib.errors import InputError
 from axs_lib.io.raster import Raster, Tile
 from axs_lib.io.results import write_image, write_tiff, write_uncertainty
-from axs_lib.data.samples import load_sample
 from axs_lib.io.saved import find_results, read_results
-from axs_lib.errors import InputError
 
 
 def arrays(**others: Any) -> dict[str, Any]:

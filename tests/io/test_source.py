@@ -14,8 +14,8 @@ import xarray as xr
 
 from axs_lib.bands import OPTICAL_BANDS, SAR_BANDS
 from axs_lib.errors import InputError
-from axs_lib.scenes.api import ground_scene
 from axs_lib.io.source import open_source
+from axs_lib.scenes.api import ground_scene
 from axs_lib.tilegrid import Tile
 
 from .conftest import GRID, BoxGrounder, SceneFiles, write_scene

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from rasterio.enums import ColorInterp
 
 from axs_lib.bands import OPTICAL_BANDS, SAR_BANDS
+from axs_lib.errors import InputError
 from axs_lib.io.raster import band_name, parse_bands
 from axs_lib.io.tiles import read_raster, read_tile
-from axs_lib.errors import InputError
 
 H, W = 12, 10
 TRANSFORM = rasterio.Affine(10, 0, 500_000, 0, -10, 6_000_000)

@@ -14,10 +14,10 @@ from rasterio.warp import reproject
 
 from axs_lib.bands import SAR_BANDS
 from axs_lib.errors import InputError
-from axs_lib.scenes.api import ground_scene
 from axs_lib.io.grid import SceneGrid
 from axs_lib.io.source import Source, open_source
 from axs_lib.io.warp import to_grid
+from axs_lib.scenes.api import ground_scene
 from axs_lib.tilegrid import Tile
 
 from .conftest import CORNER, CRS, GRID, BoxGrounder, SceneFiles, scene_arrays, write_scene

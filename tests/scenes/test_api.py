@@ -20,10 +20,10 @@ from rasterio.transform import Affine
 from rio_cogeo import cog_validate
 
 from axs_lib.bands import OPTICAL_BANDS
-from axs_lib.io.results import to_uint16
 from axs_lib.errors import InputError, OutputError
-from axs_lib.scenes.api import ground_scene, run_scene
 from axs_lib.io.grid import SceneGrid
+from axs_lib.io.results import to_uint16
+from axs_lib.scenes.api import ground_scene, run_scene
 from axs_lib.tilegrid import Blender, Tile
 
 from .conftest import CORNER, CRS, GRID, BoxGrounder, SceneFiles, scene_arrays, write_scene

@@ -66,12 +66,12 @@ def test_seeds_streams_and_members_differ() -> None:
 def test_one_seed_serves_all_samples_and_generators_are_drawn_from() -> None:
     assert sample_seeds(7, 3).tolist() == [7, 7, 7]
     assert sample_seeds([1, 2], 2).tolist() == [1, 2]
-    first = sample_seeds(0, 2, generator=torch.Generator().manual_seed(4))
-    again = sample_seeds(0, 2, generator=torch.Generator().manual_seed(4))
+    first = sample_seeds(torch.Generator().manual_seed(4), 2)
+    again = sample_seeds(torch.Generator().manual_seed(4), 2)
     assert torch.equal(first, again)
     assert first[0] != first[1]
     each = [torch.Generator().manual_seed(1), torch.Generator().manual_seed(1)]
-    assert len(set(sample_seeds(0, 2, generator=each).tolist())) == 1
+    assert len(set(sample_seeds(each, 2).tolist())) == 1
     with pytest.raises(InputError, match=r"2 seeds .* batch of 3"):
         sample_seeds([1, 2], 3)
 
@@ -79,7 +79,7 @@ def test_one_seed_serves_all_samples_and_generators_are_drawn_from() -> None:
 def test_global_random_states_are_untouched() -> None:
     torch_state, python_state, numpy_state = torch.get_rng_state(), random.getstate(), np.random.get_state()
     gaussian_field(sample_seeds(0, 2), (4, 32, 32))
-    gumbel_field(sample_seeds(0, 2, generator=torch.Generator()), (4, 8, 8))
+    gumbel_field(sample_seeds(torch.Generator(), 2), (4, 8, 8))
     assert torch.equal(torch.get_rng_state(), torch_state)
     assert random.getstate() == python_state
     assert np.array_equal(np.random.get_state()[1], numpy_state[1])

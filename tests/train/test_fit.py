@@ -165,7 +165,7 @@ def test_lora_trains_adapters_and_head_and_writes_both_alone_and_merged(
     start = {"pretrained": True, "checkpoint": str(nano_weights), "lora": LoraSettings(rank=2)}
     run = config("stage3", pairs, tmp_path / "run", learning_rate=1e-2, **start)
     trained = {name for name, p in build_task(run).named_parameters() if p.requires_grad}
-    assert trained and all(".lora_" in name or ".head." in name for name in trained)
+    assert trained and all(".lora_" in name or ".corrector." in name for name in trained)
     weights = fit(run)
     assert not [n for n in checkpoint(tmp_path / "run")["state_dict"] if n.endswith("base_layer.weight")]
     before, after = read_state(nano_weights), read_state(weights / "nano.safetensors")
@@ -178,10 +178,10 @@ def test_lora_trains_adapters_and_head_and_writes_both_alone_and_merged(
     s1, opt_v2 = plausible_pair(1)
     base, adapted = (build_stage3_model(variant="nano", checkpoint=str(nano_weights)) for _ in range(2))
     assert load_adapter(adapted, weights / "adapter") == 18
-    merged = build_stage3_model(variant="nano", checkpoint=str(weights / "nano.safetensors"))
+    merged = build_stage3_model(variant="nano", checkpoint=str(weights))
     images = [each.ground(s1, opt_v2, 1).image for each in (base, adapted, merged)]
     assert (images[1] - images[2]).abs().max() < 0.1 * (images[1] - images[0]).abs().max()
-    assert adapted.provenance["AXS_ADAPTER"].count("sha256") == 2
+    assert "sha256" in adapted.provenance["AXS_ADAPTER"]
 
 
 def test_a_checkpoint_of_another_run_or_a_damaged_one_is_refused(pairs: Path, tmp_path: Path) -> None:
@@ -261,4 +261,4 @@ def test_a_published_variant_is_tuned_and_loads_with_its_head(pairs: Path, tmp_p
     )
     weights = fit(replace(run, warmup=0), {"precision": "bf16-mixed"})
     model = build_stage3_model(variant="terramind_v1_tiny", checkpoint=str(weights))
-    assert model.correction_mode == "learned" and not model.head.untrained
+    assert model.correction_mode == "learned" and not model.corrector.untrained

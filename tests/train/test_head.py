@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from axs_lib.adapters import HEAD_FILE, load_adapter
+from axs_lib.adapters import load_adapter
+from axs_lib.bands import OPTICAL_MEAN, OPTICAL_STD
 from axs_lib.data.pairs import list_pairs
 from axs_lib.errors import InputError
+from axs_lib.grounding.load import CORRECTOR_FILE
 from axs_lib.stage3_tm_ground import build_stage3_model
 from axs_lib.terramind.adapters import OpticalAdapter
-from axs_lib.terramind.build import NANO_OPTICAL_MEAN, NANO_OPTICAL_STD
 from axs_lib.terramind.weights import read_metadata, read_state, sha256_file
 from axs_lib.train.examples import make_examples
 from axs_lib.train.head import (
@@ -53,10 +54,12 @@ def test_only_the_head_is_trained_and_a_stopped_run_goes_on(nano_weights: Path, 
         check_every=2,
     )
     folder = train_head(config, progress=False)
-    straight = read_state(folder / HEAD_FILE)
-    assert straight["body.out.weight"].any()
+    straight = read_state(folder / CORRECTOR_FILE)
+    assert straight["head.body.out.weight"].any()
     trained = torch.load(tmp_path / "a" / LAST, weights_only=True)["state_dict"]
-    assert "module.head.body.out.weight" in trained and not [n for n in trained if n.endswith("qkv.weight")]
+    assert "module.corrector.head.body.out.weight" in trained and not [
+        n for n in trained if n.endswith("qkv.weight")
+    ]
 
     # The same run, cut off after two of its four steps, goes on to the same weights.
     other = dataclasses.replace(config, out=str(tmp_path / "b"))
@@ -65,22 +68,25 @@ def test_only_the_head_is_trained_and_a_stopped_run_goes_on(nano_weights: Path, 
     with pytest.warns(UserWarning, match="steps 2 -> 4"):
         weights = train_head(other, progress=False)
     assert torch.load(tmp_path / "b" / LAST, weights_only=True)["global_step"] == 4
-    assert read_metadata(weights / HEAD_FILE)["head_steps"] == "4"
+    assert read_metadata(weights / CORRECTOR_FILE)["head_steps"] == "4"
 
     # A pool that was drawn with other settings is not taken for this run's.
     with pytest.raises(InputError, match="other settings"):
         train_head(dataclasses.replace(other, use_sar=False), progress=False)
 
     # Another run may start from that head.
-    further = dataclasses.replace(config, out=str(tmp_path / "c"), start=str(weights / HEAD_FILE), steps=1)
-    header = read_metadata(train_head(further, progress=False) / HEAD_FILE)
-    assert header["head_steps"] == "5" and header["head_start"] == sha256_file(weights / HEAD_FILE)
+    further = dataclasses.replace(
+        config, out=str(tmp_path / "c"), start=str(weights / CORRECTOR_FILE), steps=1
+    )
+    header = read_metadata(train_head(further, progress=False) / CORRECTOR_FILE)
+    assert header["head_steps"] == "5" and header["head_start"] == sha256_file(weights / CORRECTOR_FILE)
 
     # The folder is an adapter: it brings the head into a model.
     model = build_stage3_model(variant="nano", checkpoint=str(nano_weights))
     assert load_adapter(model, folder) == 0
-    assert torch.equal(model.head.body.out.weight, straight["body.out.weight"].float())
-    assert model.provenance["AXS_ADAPTER"].startswith("head sha256")
+    assert torch.equal(model.corrector.head.body.out.weight, straight["head.body.out.weight"].float())
+    digest = sha256_file(folder / CORRECTOR_FILE)
+    assert any(digest in value for value in model.provenance.values())
 
 
 def test_a_run_starts_from_the_head_beside_the_weights(nano_weights: Path, tmp_path: Path) -> None:
@@ -97,8 +103,9 @@ def test_a_run_starts_from_the_head_beside_the_weights(nano_weights: Path, tmp_p
         crop_sizes=(64,),
         batch_pixels=64 * 64,
     )
-    head = read_state(train_head(config, progress=False) / HEAD_FILE)
-    assert torch.equal(head["body.out.weight"], read_state(nano_weights)["head.body.out.weight"])
+    head = read_state(train_head(config, progress=False) / CORRECTOR_FILE)
+    before = read_state(nano_weights.with_name(CORRECTOR_FILE))
+    assert all(torch.equal(head[name], value) for name, value in before.items())
 
 
 def test_examples_say_what_is_known() -> None:
@@ -129,7 +136,7 @@ def crops(side: int = 32) -> dict[str, torch.Tensor]:
 
 def test_every_crop_has_a_sar_and_a_brightness_of_its_own() -> None:
     before = crops()
-    optical = OpticalAdapter(NANO_OPTICAL_MEAN, NANO_OPTICAL_STD)
+    optical = OpticalAdapter(OPTICAL_MEAN, OPTICAL_STD)
     after = vary(before, optical, torch.Generator().manual_seed(0), guess=False)
     for name in ("trust", "sar_inconsistency"):
         assert torch.equal(after[name], before[name])
@@ -147,7 +154,7 @@ def test_every_crop_has_a_sar_and_a_brightness_of_its_own() -> None:
 
 def test_a_guess_is_brighter_or_darker_than_the_truth() -> None:
     before = crops()
-    optical = OpticalAdapter(NANO_OPTICAL_MEAN, NANO_OPTICAL_STD)
+    optical = OpticalAdapter(OPTICAL_MEAN, OPTICAL_STD)
     after = vary(before, optical, torch.Generator().manual_seed(0), guess=True)
     assert torch.equal(after["truth"], before["truth"])
     assert not torch.equal(after["estimate"], before["estimate"])
@@ -155,7 +162,7 @@ def test_a_guess_is_brighter_or_darker_than_the_truth() -> None:
 
 def test_no_sar_stays_no_sar() -> None:
     before = crops() | {"s1": torch.zeros(3, 2, 32, 32)}
-    optical = OpticalAdapter(NANO_OPTICAL_MEAN, NANO_OPTICAL_STD)
+    optical = OpticalAdapter(OPTICAL_MEAN, OPTICAL_STD)
     assert not vary(before, optical, torch.Generator().manual_seed(0), guess=False)["s1"].any()
 
 

@@ -19,9 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from axs_lib import __version__
-from axs_lib.io.atomic import atomic_write
-from axs_lib.io.raster import centre_lat_lon
-from axs_lib.io.saved import LONGEST, Result, find_results, read_results
 from axs_lib.errors import InputError
 from axs_lib.evaluate.html.charts import Series, bar_chart, line_chart
 from axs_lib.evaluate.html.figures import (
@@ -40,7 +37,10 @@ from axs_lib.evaluate.html.figures import (
     trust_of,
 )
 from axs_lib.evaluate.html.views import SMALL, View, thumbnail, views_of
-from axs_lib.evaluate.report import percent
+from axs_lib.evaluate.tables import percent
+from axs_lib.io.atomic import atomic_write
+from axs_lib.io.raster import centre_lat_lon
+from axs_lib.io.saved import LONGEST, Result, find_results, read_results
 
 PathLike = str | os.PathLike[str]
 
