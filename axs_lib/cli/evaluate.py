@@ -12,29 +12,28 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from axs_lib.cli.ground import CorrectionMode
+from axs_lib.cli.options import CorrectionMode
 
 if TYPE_CHECKING:
-
     from axs_lib.pipeline import Pipeline
     from axs_lib.stage3_tm_ground import Stage3GroundingModel
 
 
-class Quality(StrEnum):
+class PairQuality(StrEnum):
     """Which pairs to evaluate."""
 
     ok = "ok"
     all = "all"
 
 
-class Stage(StrEnum):
+class EvaluatedStage(StrEnum):
     """What to evaluate."""
 
     ground = "ground"
     pipeline = "pipeline"
 
 
-class Source(StrEnum):
+class EstimateSource(StrEnum):
     """Where opt_v2 comes from."""
 
     file = "file"
@@ -52,10 +51,10 @@ def evaluate(
         Path | None, typer.Option(help="Local weights in place of the variant's own.")
     ] = None,
     stage: Annotated[
-        Stage, typer.Option(help="ground: Stage 3 by itself; pipeline: all three stages, from SAR alone.")
-    ] = Stage.ground,
+        EvaluatedStage, typer.Option(help="ground: Stage 3 by itself; pipeline: all three stages, from SAR alone.")
+    ] = EvaluatedStage.ground,
     opt_v2_source: Annotated[
-        Source | None,
+        EstimateSource | None,
         typer.Option(
             help="What Stage 3 grounds. file: the pair's own opt_v2, simulated from the truth where it has none;"
             " degraded: simulated; cloudy: the pair's cloudy image; stage2: made by Stages 1 and 2. By default"
@@ -84,8 +83,8 @@ def evaluate(
         bool, typer.Option("--hold-colour", help="Measure Stage 3 where it may change detail only.")
     ] = False,
     quality: Annotated[
-        Quality, typer.Option(help="ok: clear tiles; all: clouds, snow and water too.")
-    ] = Quality.ok,
+        PairQuality, typer.Option(help="ok: clear tiles; all: clouds, snow and water too.")
+    ] = PairQuality.ok,
     groups: Annotated[
         str | None, typer.Option(help="Only these groups (places, dates), with commas between.")
     ] = None,
@@ -158,7 +157,7 @@ def evaluate(
     # 1. What can be refused is refused before the model is loaded.
     steps = _steps(timesteps)
     whole = _is_whole(stage, opt_v2_source, stage1_checkpoint, stage2_checkpoint)
-    source: Any = (opt_v2_source or (Source.stage2 if whole else Source.file)).value
+    source: Any = (opt_v2_source or (EstimateSource.stage2 if whole else EstimateSource.file)).value
     if json_file is not None:
         check_output(json_file, overwrite)
     chosen = None if groups is None else [group.strip() for group in groups.split(",") if group.strip()]
@@ -244,10 +243,10 @@ def _groups_of_training(model: Stage3GroundingModel | Pipeline) -> set[str]:
 
     from axs_lib.hub import source_header
 
-    stages: list[Any] = [model, *(getattr(model, name, None) for name in ("stage1", "stage2", "stage3"))]
+    stages: list[Any] = [getattr(model, "stage2", None), getattr(model, "stage3", model)]
+    parts = stages + [getattr(stages[1], name, None) for name in ("terramind_generator", "corrector")]
     groups: set[str] = set()
-    for generator in (getattr(stage, "terramind_generator", None) for stage in stages):
-        header = {} if generator is None else source_header(generator)
+    for header in (source_header(getattr(part, "weights", None)) for part in parts):
         for key in ("train_groups", "validation_groups"):
             groups |= set(json.loads(header.get(key, "[]")))
     return groups
@@ -268,13 +267,13 @@ def _steps(timesteps: str) -> list[int]:
 
 
 def _is_whole(
-    stage: Stage, source: Source | None, stage1_checkpoint: Path | None, stage2_checkpoint: Path | None
+    stage: EvaluatedStage, source: EstimateSource | None, stage1_checkpoint: Path | None, stage2_checkpoint: Path | None
 ) -> bool:
     """Whether Stages 1 and 2 make the estimate."""
     from axs_lib.errors import InputError
 
-    whole = stage is Stage.pipeline or source is Source.stage2
-    if whole and source not in (None, Source.stage2):
+    whole = stage is EvaluatedStage.pipeline or source is EstimateSource.stage2
+    if whole and source not in (None, EstimateSource.stage2):
         raise InputError(
             f"--opt-v2-source is {source} with --stage pipeline, which makes its own opt_v2; leave --stage out"
         )
