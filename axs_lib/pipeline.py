@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -44,6 +44,8 @@ class PipelineOutput:
             ensemble of runs of the whole pipeline together with the error Stage 3 predicts; ``None`` for an ensemble of
             one. With an ensemble the images are means over it.
         nfe: network evaluations of the denoisers of Stage 1 and Stage 3, for each member.
+        gate: (B, 1, H, W), how much of Stage 3's correction was let through, 0 to 1.
+        sar_contribution: (B, 4, H, W), the change that the SAR makes in Stage 3, in DN, where it was asked for.
     """
 
     opt_v1: Tensor
@@ -51,6 +53,8 @@ class PipelineOutput:
     opt_v3: Tensor
     uncertainty: Tensor | None
     nfe: tuple[int, int]
+    gate: Tensor | None = None
+    sar_contribution: Tensor | None = None
 
 
 class Pipeline(nn.Module):
@@ -128,6 +132,8 @@ class Pipeline(nn.Module):
         tokens: str = "soft",
         temperature: float = 1.0,
         ensemble_size: int = 1,
+        hold_colour: bool | None = None,
+        sar_contribution: bool = False,
         origin: tuple[int, int] = (0, 0),
         batch_size: int = 8,
     ) -> PipelineOutput:
@@ -144,6 +150,8 @@ class Pipeline(nn.Module):
             temperature: of soft and sampled tokens.
             ensemble_size: runs of the whole pipeline with noise of their own, so that the uncertainty of an early stage
                 reaches the last, and the tile turned or mirrored for the grounding head; images are their mean.
+            hold_colour: as for ``Stage3GroundingModel.ground``.
+            sar_contribution: run Stage 3 once more without the SAR, for the change that it makes.
             origin: scene (row, column) of the image's upper left pixel, which fixes the noise.
             batch_size: tiles a network sees at once.
 
@@ -160,19 +168,22 @@ class Pipeline(nn.Module):
         # 2. The stages in their order, as often as the ensemble has members.
         images: list[Tensor] = []  # M of (3, B, 4, H, W)
         variances: list[Tensor] = []  # M of (B, 4, H, W)
+        gates: list[Tensor] = []  # M of (B, 1, H, W)
+        contributions: list[Tensor] = []  # M of (B, 4, H, W)
         for member in range(ensemble_size):
             options["seed"] = member_seeds(seeds, member)
             first = self.stage1.generate(sar.s1, timesteps, origin=origin, **options)
             refined = self.stage2(first.image, metadata, batch_size=batch_size)
-            last = self.stage3.ground(
-                sar.s1,
-                refined,
-                timesteps,
-                trust=torch.full_like(refined[:, :1], Trust.SAR_ONLY),
-                controls=GroundingControls(origin=origin, orientation=member),
-                **options,
-            )
+            trust = torch.full_like(refined[:, :1], Trust.SAR_ONLY)
+            controls = GroundingControls(origin=origin, orientation=member)
+            grounding = {"trust": trust, "hold_colour": hold_colour, **options}
+            last = self.stage3.ground(sar.s1, refined, timesteps, controls=controls, **grounding)
             images.append(torch.stack([first.image, refined, last.image]))
+            gates.append(last.gate)
+            if sar_contribution:
+                plain = replace(controls, use_sar=False)
+                without = self.stage3.ground(sar.s1, refined, timesteps, controls=plain, **grounding)
+                contributions.append(last.image - without.image)
             variances += [last.uncertainty.square()] if last.uncertainty is not None else []
 
         # 3. Mean of each stage's image; the uncertainty is the spread of the last and the error it predicts.
@@ -182,10 +193,12 @@ class Pipeline(nn.Module):
         if ensemble_size > 1:
             predicted = torch.stack(variances).mean(0) if variances else torch.zeros_like(spread[2])
             uncertainty = (spread[2].square() + predicted).sqrt()
+        gate = torch.stack(gates).mean(0)
+        contribution = torch.stack(contributions).mean(0) if contributions else None
+        layers = (opt_v1, opt_v2, opt_v3, uncertainty, gate, contribution)
         if sar.unbatched:
-            opt_v1, opt_v2, opt_v3 = opt_v1[0], opt_v2[0], opt_v3[0]
-            uncertainty = None if uncertainty is None else uncertainty[0]
-        return PipelineOutput(opt_v1, opt_v2, opt_v3, uncertainty, (first.nfe, last.nfe))
+            layers = tuple(None if layer is None else layer[0] for layer in layers)
+        return PipelineOutput(*layers[:4], (first.nfe, last.nfe), *layers[4:])
 
 
 def build_pipeline(

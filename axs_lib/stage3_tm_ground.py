@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from axs_lib.bands import VALID_DN
-from axs_lib.checks import CheckedPair, check_device, check_pair
+from axs_lib.checks import CheckedPair, check_device, check_pair, check_tensor
 from axs_lib.errors import InputError, UntrainedHeadWarning
 from axs_lib.grounding.corrector import Correction, GroundingCorrector, GroundingTiles
 from axs_lib.grounding.large import NO_CONTROLS, GroundingControls, in_tiles
@@ -360,6 +360,7 @@ class Stage3GroundingModel(GeneratorStage, HubMixin):
         """The proposal that was given, batched and filled, in DN."""
         if proposal is None:
             return None
+        proposal = check_tensor("proposal", proposal)
         batched = proposal[None] if pair.unbatched and proposal.ndim == 3 else proposal
         if batched.shape != pair.opt_v2.shape:
             raise InputError(

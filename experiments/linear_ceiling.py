@@ -18,11 +18,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from axs_lib.bands import OPTICAL_MEAN, OPTICAL_STD, sar_stats
+from axs_lib.blur import gaussian_blur
 from axs_lib.checks import Trust
 from axs_lib.data.degrade import degrade
 from axs_lib.data.pairs import PairRecord, list_pairs, load_pair, split_groups
 from axs_lib.grounding.guided import guided_difference
-from axs_lib.grounding.low_freq import gaussian_blur
 from axs_lib.nodata import fill_nodata, valid_pixels
 
 SETTINGS = {

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from axs_lib.bands import TERRAMIND_BOA_OFFSET
-from axs_lib.grounding.low_freq import gaussian_blur
+from axs_lib.blur import gaussian_blur
 from axs_lib.grounding.sar_inconsistency import mahalanobis_distance
 from axs_lib.pipeline import Pipeline
 from axs_lib.precision import exact_matmul
@@ -35,7 +35,8 @@ class RoundedProducts(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if getattr(func, "__name__", "") in PRODUCTS:
             args = [
-                a.bfloat16().float() if isinstance(a, Tensor) and a.dtype == torch.float32 else a for a in args
+                a.bfloat16().float() if isinstance(a, Tensor) and a.dtype == torch.float32 else a
+                for a in args
             ]
         return func(*args, **(kwargs or {}))
 

@@ -57,7 +57,7 @@ def main():
     assert state() == before, "call"
     print("LOADED", *[n for n in sys.modules if n.split(".")[0] in HEAVY])
 
-HEAVY = ("terratorch", "torchgeo", "diffusers", "transformers", "peft", "lightning", "kornia", "rasterio", "albumentations")
+HEAVY = ("terratorch", "torchgeo", "diffusers", "transformers", "peft", "lightning", "kornia", "rasterio")
 if __name__ == "__main__":
     main()
 """
@@ -82,7 +82,9 @@ def run(*arguments: str) -> str:
     return done.stdout.splitlines()[-1]
 
 
-def test_building_copying_pickling_and_running_change_nothing(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_building_copying_pickling_and_running_change_nothing(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
     script = tmp_path_factory.mktemp("state") / "state.py"
     script.write_text(STATE, encoding="utf-8")
     assert run(str(script)) == "LOADED"

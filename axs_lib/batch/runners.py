@@ -113,7 +113,7 @@ def ground_item(model: Stage3GroundingModel, job: Job, item: Item, output: Path)
     with torch.no_grad():
         result = model.ground(s1, opt_v2, timesteps, seed=job.settings["seed"], trust=trust)
     tags = model.provenance | _tags(job) | {"AXS_TIMESTEPS": str(timesteps), "AXS_NFE": str(result.nfe)}
-    write_image(output, result.image.float().cpu().numpy(), tile, tags=tags, overwrite=True)
+    write_image(output, result.image.float().cpu().numpy(), tile, tags=tags)
 
 
 def run_item(pipeline: Pipeline, job: Job, item: Item, output: Path) -> None:
@@ -152,42 +152,39 @@ def run_item(pipeline: Pipeline, job: Job, item: Item, output: Path) -> None:
     if job.format == "tif":
         image = result.opt_v3[0].float().cpu().numpy()
         like = replace(raster, data=image, bands=OPTICAL_BANDS, nodata=None, tags={**raster.tags, **tags})
-        write_tiff(output, image, like, overwrite=True)
+        write_tiff(output, image, like)
         return
     names = ("opt_v1", "opt_v2", "opt_v3")
     batches = {name: getattr(result, name).float().cpu().numpy() for name in names}
     arrays = batches if raster.batched else {name: batch[0] for name, batch in batches.items()}
     sar = {"s1": raster.data} if raster.batched else dict(zip(("s1_vv", "s1_vh"), raster.data, strict=True))
-    write_arrays(output, arrays | sar, raster, tags=tags, overwrite=True)
+    write_arrays(output, arrays | sar, raster, tags=tags)
 
 
 def _run_scene(pipeline: Pipeline, job: Job, item: Item, output: Path) -> None:
     """The pipeline on a scene, of whose files the last is kept."""
-    import tempfile
+    import shutil
 
-    from axs_lib.io.atomic import atomic_write
     from axs_lib.scenes.api import STAGES, run_scene
 
-    with (
-        atomic_write(output, overwrite=True) as temporary,
-        tempfile.TemporaryDirectory(prefix=".axs-scene.", dir=temporary.parent) as folder,
-    ):
-        run_scene(
-            pipeline,
-            item.s1,
-            folder,
-            metadata=item.metadata,
-            timesteps=job.settings["timesteps"],
-            seed=job.settings["seed"],
-            tags=_tags(job),
-            **_scene_options(job),
-        )
-        Path(folder, f"{STAGES[-1]}.tif").replace(temporary)
+    folder = output.with_name("stages")
+    run_scene(
+        pipeline,
+        item.s1,
+        folder,
+        metadata=item.metadata,
+        timesteps=job.settings["timesteps"],
+        seed=job.settings["seed"],
+        tags=_tags(job),
+        **_scene_options(job),
+    )
+    (folder / f"{STAGES[-1]}.tif").replace(output)
+    shutil.rmtree(folder)
 
 
 def _scene_options(job: Job) -> dict[str, Any]:
     """One tile at a time, so that the pixels do not depend on how many fit the device."""
-    return {"deterministic": True, "overwrite": True, "force": job.force}
+    return {"deterministic": True, "force": job.force}
 
 
 def _tags(job: Job) -> dict[str, str]:

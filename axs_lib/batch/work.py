@@ -22,8 +22,10 @@ from typing import Any, Literal
 
 from axs_lib import __version__
 from axs_lib.batch.items import Item
-from axs_lib.batch.manifest import Record, Status
-from axs_lib.errors import AxionError, InputError
+from axs_lib.batch.manifest import REBUILD, RESERVED, Record, Status, lock_inode
+from axs_lib.errors import AxionError, InputError, OutputError
+from axs_lib.io.atomic import atomic_write
+from axs_lib.io.files import check_regular, open_regular
 
 _LONGEST_ERROR = 1000
 
@@ -37,8 +39,8 @@ class Job:
     """What all workers of a batch have in common.
 
     Attributes:
-        make_runner: builds, in the worker, the function that reads an item and writes its output atomically, replacing
-            an older one; importable by name, since it travels to the worker.
+        make_runner: builds, in the worker, the function that reads an item and writes its output to a path where
+            nothing is; importable by name, since it travels to the worker.
         settings: everything but weights and inputs that decides the pixels; plain values.
         weights: SHA-256 of each weights file.
         checkpoints: files or folders of weights, by the argument of ``build_pipeline`` that takes them.
@@ -59,9 +61,13 @@ class Job:
     device: Device = "cpu"
     threads: int = 1
 
+    def output_name(self, item: Item) -> str:
+        """An item's output, relative to the folder."""
+        return f"{item.id}.{self.format}"
+
     def output(self, item: Item) -> Path:
         """Where an item's output goes."""
-        return Path(self.out, f"{item.id}.{self.format}")
+        return Path(self.out, self.output_name(item))
 
     def key(self, item: Item, hashes: Mapping[str, str]) -> str:
         """What an output is made from, in one hash."""
@@ -75,12 +81,16 @@ class Task:
 
     Attributes:
         item: the item.
+        lock: inode of the folder's lock, by which the worker knows that the folder is still the one of its job.
+        replace: whether an output that is there is this batch's own, and may be replaced.
         done_as: key under which the manifest has it as done; empty where it has not.
         output_sha256: what the output then held. A job of other settings may have replaced it and died before it could
             take note, so that the key alone proves nothing.
     """
 
     item: Item
+    lock: int
+    replace: bool = False
     done_as: str = ""
     output_sha256: str = ""
 
@@ -114,40 +124,44 @@ class Worker:
         """Do a task; every failure is an outcome."""
         item, job, start = task.item, self._job, time.perf_counter()
         hashes: dict[str, str] = {}
+        if lock_inode(job.out) != task.lock:
+            return Outcome(item.id, stop=f"{job.out} was removed or replaced while the job ran")
         try:
             stamps = [_stamp(path) for path in item.paths]
             hashes = {path: _sha256(path) for path in item.paths}
             if task.done_as and task.done_as == job.key(item, _named(item, hashes)):
-                with contextlib.suppress(
-                    InputError
-                ):  # an output that is gone, or cannot be read, is made again
+                with contextlib.suppress(InputError):  # an output that cannot be read is made again
                     if _sha256(str(job.output(item))) == task.output_sha256:
                         return Outcome(item.id)
+            _check_place(job, task)
             if self._runner is None:
                 try:
                     self._runner = job.make_runner(job)
                 except Exception as error:  # no item is at fault, and the next one would find the same
                     return Outcome(item.id, stop=f"the model cannot be built: {_in_words(error)}")
-            output = job.output(item)
-            self._runner(item, output)
-            if [_stamp(path) for path in item.paths] != stamps:
-                output.unlink(missing_ok=True)
-                raise InputError(f"{' or '.join(item.paths)} changed while it was read; run the batch again")
-            written, size = _sha256(str(output)), output.stat().st_size
+            with atomic_write(job.output(item), overwrite=task.replace) as temporary:
+                self._runner(item, temporary)
+                if [_stamp(path) for path in item.paths] != stamps:
+                    raise InputError(
+                        f"{' or '.join(item.paths)} changed while it was read; run the batch again"
+                    )
+                written, size = _sha256(str(temporary)), temporary.stat().st_size
+                if lock_inode(job.out) != task.lock:  # nothing is written to a folder that is another job's
+                    raise OutputError(f"{job.out} was removed or replaced while the job ran")
         except Exception as error:
             seconds = time.perf_counter() - start
-            record = make_record(job, item, "failed", _in_words(error), seconds=seconds, hashes=hashes)
+            record = make_record(job, task, "failed", _in_words(error), seconds=seconds, hashes=hashes)
             return Outcome(item.id, record, stop=_in_words(error) if _disk_full(error) else "")
         seconds = time.perf_counter() - start
         record = make_record(
-            job, item, "done", seconds=seconds, hashes=hashes, output_sha256=written, output_bytes=size
+            job, task, "done", seconds=seconds, hashes=hashes, output_sha256=written, output_bytes=size
         )
         return Outcome(item.id, record)
 
 
 def make_record(
     job: Job,
-    item: Item,
+    task: Task,
     status: Status,
     error: str = "",
     *,
@@ -158,7 +172,9 @@ def make_record(
     output_bytes: int = 0,
 ) -> Record:
     """The row of the manifest for an item that is finished, one way or the other."""
+    item = task.item
     named = _named(item, hashes or {})
+    ours = status in ("started", "done") or (task.replace and os.path.lexists(job.output(item)))
     return Record(
         id=item.id,
         s1=item.s1,
@@ -174,12 +190,29 @@ def make_record(
         seconds=round(seconds, 3),
         worker=worker or f"{socket.gethostname()}:{os.getpid()}",
         device=job.device,
-        output=job.output(item).relative_to(job.out).as_posix() if status == "done" else "",
+        output=job.output_name(item) if ours else "",
         output_sha256=output_sha256,
         output_bytes=output_bytes,
         version=__version__,
         finished=datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
     )
+
+
+def _check_place(job: Job, task: Task) -> None:
+    """Check that an output stays in the folder and replaces nothing that is not the batch's own."""
+    output = job.output(task.item)
+    if task.item.id.partition("/")[0] in RESERVED:
+        raise InputError(f"the id {task.item.id!r} stands for a file of the manifest; rename the tile")
+    if (
+        Path(os.path.realpath(output.parent))
+        != Path(os.path.realpath(job.out), job.output_name(task.item)).parent
+    ):
+        raise OutputError(f"{output.parent} leads through a symbolic link, which is never written through")
+    if os.path.lexists(output) and not task.replace:
+        raise OutputError(
+            f"{output} exists already and the manifest does not account for it; move it away, or add {REBUILD} if it"
+            " is an output of this batch"
+        )
 
 
 def _named(item: Item, hashes: Mapping[str, str]) -> dict[str, str]:
@@ -193,19 +226,16 @@ def _json(value: object) -> str:
 
 
 def _stamp(path: str) -> tuple[int, ...]:
-    try:
-        status = Path(path).stat()
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+    status = check_regular(path).stat()
     return status.st_size, status.st_mtime_ns, status.st_ino
 
 
 def _sha256(path: str) -> str:
-    try:
-        with Path(path).open("rb") as file:
+    with open_regular(path) as file:
+        try:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+        except OSError as error:
+            raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
 def _in_words(error: Exception) -> str:

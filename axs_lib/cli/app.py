@@ -5,14 +5,17 @@ In: ``sys.argv``. Out: what the commands print and write. Importing this loads n
 
 from __future__ import annotations
 
+import errno
+import io
 import os
+import sys
 from typing import Annotated
 
 import typer
 
 from axs_lib import __version__
 from axs_lib.cli.batch import batch
-from axs_lib.cli.command import AxsGroup, MultiValueCommand
+from axs_lib.cli.command import USER_ERROR, AxsGroup, MultiValueCommand
 from axs_lib.cli.demo import demo
 from axs_lib.cli.evaluate import evaluate
 from axs_lib.cli.fetch import fetch
@@ -97,7 +100,19 @@ for _name, _help in TRAINABLE.items():
 
 def main() -> None:
     """Entry point of the ``axs`` command."""
-    app(prog_name="axs")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(
+            errors="backslashreplace"
+        )  # a file name may hold what the terminal's encoding lacks
+    try:
+        app(prog_name="axs")
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG):
+            raise
+        # Standard output refuses: what is left in its buffer is not tried again when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        print(f"error: cannot write to standard output: {error.strerror}", file=sys.stderr)  # noqa: T201
+        sys.exit(USER_ERROR)
 
 
 if __name__ == "__main__":

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from axs_lib.cli.ground import DtypeOption, Precision, Product
+from axs_lib.cli.command import printable
+from axs_lib.cli.options import DtypeOption, Precision, Product
 
 if TYPE_CHECKING:
-    from axs_lib.batch.supervise import Crew, Summary
+    from axs_lib.batch.supervise import Summary, WorkerPool
     from axs_lib.batch.work import Job
 
 SOME_FAILED = 1
@@ -94,6 +95,13 @@ def batch(
     fail_fast: Annotated[
         bool, typer.Option("--fail-fast", help="Stop at the first item that fails.")
     ] = False,
+    rebuild_manifest: Annotated[
+        bool,
+        typer.Option(
+            "--rebuild-manifest",
+            help="The manifest is damaged or gone: make again, and replace, outputs that it does not account for.",
+        ),
+    ] = False,
     force: Annotated[
         bool, typer.Option("--force", help="Accept values that do not look like dB and DN.")
     ] = False,
@@ -146,8 +154,8 @@ def batch(
     )
 
     # 3. Run.
-    crew = _crew(engine, job, workers, gpus_per_worker, address)
-    summary = run_batch(job, items, crew, fail_fast=fail_fast, progress=not quiet)
+    pool = _pool(engine, job, workers, gpus_per_worker, address)
+    summary = run_batch(job, items, pool, fail_fast=fail_fast, rebuild=rebuild_manifest, progress=not quiet)
 
     # 4. Say what became of them.
     _report(summary, out)
@@ -155,14 +163,16 @@ def batch(
         raise typer.Exit(SOME_FAILED)
 
 
-def _crew(engine: Engine, job: Job, workers: int | None, gpus_per_worker: float, address: str | None) -> Crew:
+def _pool(
+    engine: Engine, job: Job, workers: int | None, gpus_per_worker: float, address: str | None
+) -> WorkerPool:
     if engine is Engine.ray:
-        from axs_lib.batch.ray_engine import RayCrew
+        from axs_lib.batch.ray_engine import RayPool
 
-        return RayCrew(job, workers, gpus_per_worker, address)
-    from axs_lib.batch.local import LocalCrew
+        return RayPool(job, workers, gpus_per_worker, address)
+    from axs_lib.batch.local import LocalPool
 
-    return LocalCrew(job, workers, gpus_per_worker)
+    return LocalPool(job, workers, gpus_per_worker)
 
 
 def _report(summary: Summary, out: Path) -> None:
@@ -170,8 +180,8 @@ def _report(summary: Summary, out: Path) -> None:
     counts += [f"{summary.kept} done before"] if summary.kept else []
     counts += [f"{len(summary.failed)} failed"] if summary.failed else []
     counts += [f"{summary.left} left"] if summary.left else []
-    typer.echo(f"{summary.total} items: {', '.join(counts)}; {out / 'manifest.parquet'}")
+    typer.echo(printable(f"{summary.total} items: {', '.join(counts)}; {out / 'manifest.parquet'}"))
     for record in summary.failed[:SHOWN_FAILURES]:
-        typer.echo(f"{record.status}: {record.id}: {record.error}", err=True)
+        typer.echo(printable(f"{record.status}: {record.id}: {record.error}"), err=True)
     if len(summary.failed) > SHOWN_FAILURES:
         typer.echo(f"... and {len(summary.failed) - SHOWN_FAILURES} more in the manifest", err=True)

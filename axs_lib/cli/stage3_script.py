@@ -120,7 +120,8 @@ def _files(options: argparse.Namespace) -> dict[str, Path | None]:
 
 
 def _infer(options: argparse.Namespace) -> int:
-    from axs_lib.cli.ground import CorrectionMode, Product, ground
+    from axs_lib.cli.ground import ground
+    from axs_lib.cli.options import CorrectionMode, Product
 
     ground(
         s1=[options.s1],
@@ -153,7 +154,7 @@ class Check(NamedTuple):
 
 
 def _test(options: argparse.Namespace) -> int:
-    from axs_lib.cli.ground import torch_device
+    from axs_lib.cli.options import torch_device
 
     device = torch_device(options.device)
     model = stage3_tm_ground.build_stage3_model(

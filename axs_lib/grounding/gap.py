@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from axs_lib.blur import gaussian_blur
 from axs_lib.checks import Trust
-from axs_lib.grounding.low_freq import gaussian_blur
 
 FEATHER_PX = 3.0  # Gaussian scale over which the error at the border is taken off
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from axs_lib.grounding.low_freq import gaussian_blur
+from axs_lib.blur import gaussian_blur
 from axs_lib.precision import exact_matmul
 
 SIGMA_PX = 5.0

@@ -2,25 +2,24 @@
 
 In: a raster file, a CRS with a resolution and bounds, or an xarray object. Out: a ``SceneGrid``, which tells whether
 another grid is the same, the same but shifted by whole pixels, or one that has to be warped, and which coordinates
-its noise has; and whether files are a scene at all.
+its noise has.
 """
 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from axs_lib.errors import InputError
-from axs_lib.io.raster import GRID_TOLERANCE_PX, SUFFIXES, TIFF_SUFFIXES, Raster, centre_lat_lon, listed
+from axs_lib.io.formats import PathLike, open_raster
+from axs_lib.io.raster import GRID_TOLERANCE_PX, Raster, centre_lat_lon, listed
 from axs_lib.tilegrid import Tile
 
-PathLike = str | os.PathLike[str]
-TILE_SIDE = 256  # larger images do not fit the network at once
+TILE_SIDE = 256  # px; larger images do not fit the network at once
 
 
 @dataclass(frozen=True)
@@ -46,9 +45,7 @@ class SceneGrid:
         Raises:
             InputError: GDAL cannot open it.
         """
-        from axs_lib.io.source import grid_of, opened
-
-        with opened(path) as dataset:
+        with open_raster(path, addresses=True) as dataset:
             return grid_of(dataset)
 
     @classmethod
@@ -83,6 +80,11 @@ class SceneGrid:
         right, top = (math.ceil(edge / resolution - slack) for edge in bounds[2:])
         transform = (resolution, 0.0, left * resolution, 0.0, -resolution, top * resolution)
         return cls(top - bottom, right - left, wkt, transform)
+
+    @property
+    def located(self) -> bool:
+        """Whether it says where it lies."""
+        return self.crs is not None and self.transform is not None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -170,25 +172,11 @@ class SceneGrid:
         return f"{self.height}x{self.width} px (height x width), {place}"
 
 
-def is_scene(s1: Sequence[PathLike], optical: Sequence[PathLike] = (), out: Path | None = None) -> bool:
-    """Whether inputs go the scene way: GeoTIFFs larger than a tile or on two grids, or other rasters of GDAL.
-
-    Args:
-        s1: paths of the SAR.
-        optical: paths of the estimate, if there is one.
-        out: the output, which stays with the tile way where it is no GeoTIFF.
-    """
-    suffixes = {Path(path).suffix.lower() for path in (*s1, *optical)}
-    tile_formats = set(SUFFIXES) - set(TIFF_SUFFIXES)
-    if suffixes & tile_formats or (out is not None and out.suffix.lower() in tile_formats):
-        return False
-    try:
-        grids = [SceneGrid.like(path) for path in (*s1, *optical)]
-    except InputError:  # the tile way says what is wrong with a file
-        return False
-    located = all(grid.crs is not None for grid in grids)
-    differ = located and not all(grid.same_as(grids[-1]) for grid in grids)
-    return differ or not suffixes <= set(TIFF_SUFFIXES) or max(grids[-1].size) > TILE_SIDE
+def grid_of(dataset: Any) -> SceneGrid:
+    """The grid of an open rasterio dataset."""
+    crs = dataset.crs.to_wkt() if dataset.crs else None
+    transform = None if dataset.transform.is_identity else tuple(dataset.transform)[:6]
+    return SceneGrid(dataset.height, dataset.width, crs, transform)
 
 
 def same_crs(a: str, b: str) -> bool:

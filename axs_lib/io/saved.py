@@ -19,8 +19,9 @@ import numpy as np
 
 from axs_lib.bands import OPTICAL_BANDS, SAR_BANDS
 from axs_lib.errors import InputError
+from axs_lib.io.formats import open_npz, open_raster
 from axs_lib.io.raster import TIFF_SUFFIXES, FloatArray, Raster, check_same_grid, listed
-from axs_lib.io.tiles import TRUTH_KEYS, open_npz, read_overview
+from axs_lib.io.tiles import TRUTH_KEYS, read_overview
 
 PathLike = str | os.PathLike[str]
 
@@ -185,10 +186,8 @@ def _companions(path: Path) -> dict[str, Path]:
 
 
 def _read_tiff(path: Path, name: str, beside: Mapping[str, Path], longest: int) -> Result:
-    import rasterio
-
     main = read_overview(path, OPTICAL_BANDS, longest)
-    with rasterio.open(path) as dataset:
+    with open_raster(path) as dataset:
         size = dataset.height, dataset.width
     layers = {MAIN: main.data} | _read_beside(beside, main, longest)
     return Result(name, str(path), _in_order(layers), size, main.tags, main.crs, main.transform)

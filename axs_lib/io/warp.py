@@ -14,14 +14,13 @@ import math
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from axs_lib.errors import InputError
 from axs_lib.io.grid import SceneGrid
 from axs_lib.io.raster import FloatArray
-from axs_lib.io.source import ShiftedSource, Source
 from axs_lib.tilegrid import Tile
 
 TOLERANCE_PX = (
@@ -32,7 +31,29 @@ COARSER = 0.75  # target pixels a source pixel, below which the kernel widens to
 CHUNK_ROWS = 512
 
 
-def to_grid(source: Source, grid: SceneGrid, stack: ExitStack, work: Path) -> Source:
+class Readable(Protocol):
+    """Bands on a grid that can be read by windows, by one thread at a time.
+
+    Attributes:
+        grid: of the pixels.
+        bands: names, in the order of what ``read`` returns.
+        tags: the file's own metadata tags.
+        label: the file or array, for messages.
+    """
+
+    grid: SceneGrid
+    bands: tuple[str, ...]
+    tags: Mapping[str, str]
+    label: str
+
+    def read(self, window: Tile) -> FloatArray:
+        """(C, h, w) of a window that lies inside the grid, NaN where there is no data."""
+        ...
+
+
+def to_grid(
+    source: Readable, grid: SceneGrid, stack: ExitStack, work: Path, *, same_grid: bool = False
+) -> Readable:
     """A SAR source in dB on another grid.
 
     Args:
@@ -40,19 +61,27 @@ def to_grid(source: Source, grid: SceneGrid, stack: ExitStack, work: Path) -> So
         grid: where it is wanted.
         stack: closes what is opened.
         work: folder for a temporary file of 8 bytes a source pixel.
+        same_grid: lay images of one size on each other where one of them does not say where it lies.
 
     Raises:
-        InputError: one of the two has no georeference, or they do not meet.
+        InputError: one of the two does not say where it lies, or they do not meet.
     """
+    if not (source.grid.located and grid.located):
+        if source.grid.size != grid.size:
+            raise InputError(
+                f"{source.label} is {source.grid} and the optical grid is {grid}; expected one size, or a georeference on"
+                " both so that the SAR can be warped: geocode it first"
+            )
+        if source.grid.located != grid.located and not same_grid:
+            raise InputError(
+                f"{source.label} is {source.grid} and the optical grid is {grid}: only one of them says where it lies, so"
+                " that they may be kilometres apart. Geocode the other one; or, if both are known to have one grid, give"
+                " --same-grid (same_grid=True)"
+            )
+        return source
     offset = grid.offset_in(source.grid)
     if offset == (0, 0) and source.grid.size == grid.size:
         return source
-    located = all(g.crs is not None and g.transform is not None for g in (source.grid, grid))
-    if not located:
-        raise InputError(
-            f"{source.label} is {source.grid} and the optical grid is {grid}; expected one size, or a georeference on"
-            " both so that the SAR can be warped: geocode it first"
-        )
     needed = _overlap(source.grid, grid) if offset is None else _shifted_overlap(source.grid, grid, offset)
     if needed is None:
         raise InputError(
@@ -61,6 +90,37 @@ def to_grid(source: Source, grid: SceneGrid, stack: ExitStack, work: Path) -> So
     if offset is not None:
         return ShiftedSource(source, grid, offset)
     return WarpedSource(source, needed, grid, stack, work)
+
+
+class ShiftedSource:
+    """A source on another part of its own pixel lattice; outside it there is no data.
+
+    Args:
+        source: the pixels.
+        grid: where they are wanted.
+        offset: (row, column) in the source of the grid's upper left pixel.
+    """
+
+    def __init__(self, source: Readable, grid: SceneGrid, offset: tuple[int, int]) -> None:
+        self.grid, self.bands, self.tags, self.label = grid, source.bands, source.tags, source.label
+        self._source, self._offset = source, offset
+
+    def read(self, window: Tile) -> FloatArray:
+        """(C, h, w) of a window, NaN where there is no data."""
+        row, column = self._offset
+        height, width = self._source.grid.size
+        inside = Tile(
+            _clip(window.top + row, height),
+            _clip(window.left + column, width),
+            _clip(window.bottom + row, height),
+            _clip(window.right + column, width),
+        )
+        data = np.full((len(self.bands), *window.shape), np.nan, dtype=np.float32)
+        if min(inside.shape) > 0:
+            top, left = inside.top - row - window.top, inside.left - column - window.left
+            height, width = inside.shape
+            data[:, top : top + height, left : left + width] = self._source.read(inside)
+        return data
 
 
 class WarpedSource:
@@ -74,7 +134,7 @@ class WarpedSource:
         work: folder for the temporary file.
     """
 
-    def __init__(self, source: Source, needed: Tile, grid: SceneGrid, stack: ExitStack, work: Path) -> None:
+    def __init__(self, source: Readable, needed: Tile, grid: SceneGrid, stack: ExitStack, work: Path) -> None:
         import rasterio
         from rasterio.crs import CRS
         from rasterio.enums import Resampling
@@ -118,7 +178,7 @@ def to_db(power: FloatArray) -> FloatArray:
     return np.float32(10) * np.log10(np.where(power > 0, power, np.float32(np.nan)))
 
 
-def _write_power(source: Source, needed: Tile, path: Path) -> Path:
+def _write_power(source: Readable, needed: Tile, path: Path) -> Path:
     import rasterio
     from rasterio.crs import CRS
     from rasterio.transform import Affine
@@ -149,21 +209,32 @@ def _write_power(source: Source, needed: Tile, path: Path) -> Path:
 
 def _overlap(source: SceneGrid, grid: SceneGrid) -> Tile | None:
     """The source window that a grid in another CRS or lattice covers, or None."""
+    from rasterio.crs import CRS
     from rasterio.errors import RasterioError
     from rasterio.transform import Affine
-    from rasterio.warp import transform_bounds
+    from rasterio.warp import transform
 
-    assert source.transform is not None
+    assert source.transform is not None and grid.transform is not None
+    fine, coarse = np.linspace(0, 1, 101), np.linspace(0, 1, 9)
+    points = {(x, y) for x in fine for y in (0, 1)} | {(x, y) for x in (0, 1) for y in fine}
+    points |= {(x, y) for x in coarse for y in coarse}
+    places = [Affine(*grid.transform) * (x * grid.width, y * grid.height) for x, y in points]
     try:
-        west, south, east, north = transform_bounds(grid.crs, source.crs, *grid.bounds(), densify_pts=101)
+        xs, ys = map(
+            np.array, transform(grid.crs, source.crs, [x for x, _ in places], [y for _, y in places])[:2]
+        )
     except RasterioError:  # the grid lies outside of the source's projection
         return None
-    to_pixel = ~Affine(*source.transform)
-    corners = [to_pixel * (x, y) for x in (west, east) for y in (south, north)]
-    columns, rows = zip(*corners, strict=True)
-    if not all(map(math.isfinite, (*columns, *rows))):
+    if CRS.from_wkt(
+        source.crs
+    ).is_geographic:  # longitudes of one turn around the middle of the source, as GDAL has it
+        middle, _ = Affine(*source.transform) * (source.width / 2, source.height / 2)
+        xs = xs + 360 * np.round((middle - xs) / 360)
+    there = np.isfinite(xs) & np.isfinite(ys)
+    if not there.any():
         return None
-    return _clipped(source, min(rows), min(columns), max(rows), max(columns), MARGIN_PX)
+    columns, rows = ~Affine(*source.transform) * (xs[there], ys[there])
+    return _clipped(source, rows.min(), columns.min(), rows.max(), columns.max(), MARGIN_PX)
 
 
 def _shifted_overlap(source: SceneGrid, grid: SceneGrid, offset: tuple[int, int]) -> Tile | None:
@@ -198,3 +269,7 @@ def _kernel_scale(source: SceneGrid, grid: SceneGrid) -> tuple[float, float]:
     here, right, below = (~Affine(*source.transform) * point for point in zip(xs, ys, strict=True))
     across, down = (1 / max(math.dist(here, there), 1e-9) for there in (right, below))
     return across if across < COARSER else 1.0, down if down < COARSER else 1.0
+
+
+def _clip(position: int, length: int) -> int:
+    return min(max(position, 0), length)

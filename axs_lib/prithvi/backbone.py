@@ -28,7 +28,6 @@ MAX_SIDE = 256  # larger images are tiled
 TAPS = 4  # depths from which features are taken
 
 
-
 @dataclass(frozen=True)
 class VitSize:
     """What Prithvi's sizes differ in: side of the image and of a patch in pixels, channels, blocks, heads."""
@@ -165,7 +164,9 @@ def build_backbone(
     Raises:
         WeightsError: the state does not fit.
     """
-    from axs_lib.networks.prithvi_mae import PrithviViT  # imports timm, half a second that Stage 3 does without
+    from axs_lib.networks.prithvi_mae import (
+        PrithviViT,  # imports timm, half a second that Stage 3 does without
+    )
 
     size, optical = VIT_SIZES[variant], OpticalAdapter(OPTICAL_MEAN, OPTICAL_STD)
     if variant != NANO:

@@ -24,10 +24,11 @@ import numpy as np
 from axs_lib.bands import DN_PER_REFLECTANCE, OPTICAL_BANDS, SAR_BANDS
 from axs_lib.errors import AxionError, InputError
 from axs_lib.io.atomic import atomic_write, check_output
-from axs_lib.io.cog import CogWriter, Layer, optical_layer
 from axs_lib.io.masks import scl_trust
+from axs_lib.io.pixels import TRUST
+from axs_lib.io.products import Source, open_source
 from axs_lib.io.raster import FloatArray, band_name, listed
-from axs_lib.io.source import TRUST, Source, open_source
+from axs_lib.io.results import SAR, CogWriter, Layer, optical_layer
 from axs_lib.io.stac import parse_date
 from axs_lib.io.warp import MARGIN_PX, to_db
 from axs_lib.scenes.stream import WINDOW_ROWS
@@ -215,7 +216,7 @@ def save_pair(arrays: PairArrays, folder: str | os.PathLike[str], *, overwrite: 
         OutputError: a file exists, or the disk refuses. Nothing is then left under any name.
         AxionError: the pixels cannot be read.
     """
-    kinds = {Layer("s1", SAR_BANDS, "float32", np.nan, "dB"): arrays.s1, optical_layer("s2"): arrays.opt_v2}
+    kinds = {SAR: arrays.s1, optical_layer("s2"): arrays.opt_v2}
     if arrays.trust is not None:
         kinds[Layer("trust", TRUST, "float32", np.nan, "1")] = arrays.trust
     targets = [check_output(Path(folder, f"{layer.name}.tif"), overwrite) for layer in kinds]

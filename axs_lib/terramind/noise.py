@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -113,14 +114,14 @@ def sample_seeds(seed: Seed, batch: int, *, device: torch.device | str = "cpu") 
     Raises:
         InputError: something else, or the number of seeds or generators is not the batch size.
     """
-    if isinstance(seed, torch.Generator):
-        seeds = _drawn_seeds(seed, batch)
-    elif isinstance(seed, int):
-        seeds = torch.tensor([_signed(seed)], dtype=torch.int64).expand(batch)
+    value: Any = seed.tolist() if hasattr(seed, "tolist") else seed  # of a tensor, or of NumPy
+    if isinstance(value, torch.Generator):
+        seeds = _drawn_seeds(value, batch)
+    elif isinstance(value, int):
+        seeds = torch.tensor([_signed(value)], dtype=torch.int64).expand(batch)
     else:
         try:
-            values = seed.tolist() if isinstance(seed, Tensor) else list(seed)
-            each = [_drawn_seeds(s, 1) if isinstance(s, torch.Generator) else _one_seed(s) for s in values]
+            each = [_drawn_seeds(s, 1) if isinstance(s, torch.Generator) else _one_seed(s) for s in value]
         except TypeError:
             raise InputError(
                 f"seed is {seed!r}; expected an integer, one a sample, or torch.Generator objects"

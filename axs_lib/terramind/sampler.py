@@ -21,6 +21,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from axs_lib.checks import check_number
 from axs_lib.errors import InputError
 
 TRAIN_TIMESTEPS = 1000
@@ -63,11 +64,8 @@ def check_strength(strength: float) -> float:
     Raises:
         InputError: it is outside 0..1 or not a number.
     """
-    if not 0.0 <= float(strength) <= 1.0:
-        raise InputError(
-            f"strength is {strength!r}; expected a number from 0 (keep opt_v2 exactly) to 1 (start from pure noise)"
-        )
-    return float(strength)
+    expected = "a number from 0 (keep opt_v2 exactly) to 1 (start from pure noise)"
+    return check_number("strength", strength, 0, 1, expected)
 
 
 def spaced_timesteps(timesteps: int, strength: float = 1.0) -> list[int]:
@@ -111,7 +109,8 @@ def build_schedule(name: str, timesteps: int, strength: float = 1.0) -> Schedule
         strength: share of the diffusion process that is run, 0 < strength <= 1.
 
     Raises:
-        InputError: unknown name, timesteps or strength out of range, fewer distinct steps than a multistep solver needs.
+        InputError: unknown name, timesteps or strength out of range, or too few distinct steps for a multistep
+            solver.
     """
     check_timesteps(timesteps)
     steps = tuple(spaced_timesteps(timesteps, check_strength(strength)))

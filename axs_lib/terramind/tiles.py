@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from axs_lib.checks import check_count, check_number
 from axs_lib.errors import InputError
 from axs_lib.nodata import fill_nodata, pad_square
 from axs_lib.terramind.noise import gaussian_field, sample_seeds
@@ -26,13 +27,9 @@ def check_sampling(temperature: float, ensemble_size: int, batch_size: int) -> N
     Raises:
         InputError: a temperature that is not above 0, or an ensemble or batch of less than one.
     """
-    for name, value in (("ensemble_size", ensemble_size), ("batch_size", batch_size)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise InputError(f"{name} is {value!r}; expected an integer of at least 1")
-    if isinstance(temperature, bool) or not isinstance(temperature, int | float) or not temperature > 0:
-        raise InputError(
-            f"temperature is {temperature!r}; expected a number above 0 (tokens='argmax' for the limit)"
-        )
+    check_count("ensemble_size", ensemble_size)
+    check_count("batch_size", batch_size)
+    check_number("temperature", temperature, 1e-6, 1e6, "a number above 0 (tokens='argmax' for the limit)")
 
 
 def network_side(layout: GeneratorLayout, height: int, width: int) -> int:

@@ -10,8 +10,8 @@ import pytest
 
 from axs_lib.batch import ray_engine, runners, supervise
 from axs_lib.batch.items import Item
-from axs_lib.batch.supervise import Crew, Summary
-from axs_lib.batch.work import Job, make_record
+from axs_lib.batch.supervise import Summary, WorkerPool
+from axs_lib.batch.work import Job, Task, make_record
 
 Run = Callable[..., Any]
 
@@ -22,12 +22,12 @@ class Called:
     def __init__(self) -> None:
         self.job: Job | None = None
         self.items: list[Item] = []
-        self.crew: Any = None
+        self.pool: Any = None
         self.options: dict[str, Any] = {}
         self.summary = Summary(1, done=1)
 
-    def run_batch(self, job: Job, items: list[Item], crew: Crew, **options: Any) -> Summary:
-        self.job, self.items, self.crew, self.options = job, items, crew, options
+    def run_batch(self, job: Job, items: list[Item], pool: WorkerPool, **options: Any) -> Summary:
+        self.job, self.items, self.pool, self.options = job, items, pool, options
         return self.summary
 
 
@@ -58,7 +58,9 @@ def test_the_options_reach_the_job(axs: Run, called: Called, tmp_path: Path) -> 
     assert job.checkpoints == {"stage2_checkpoint": str(tmp_path / "w.safetensors")}
     assert (job.out, job.format, job.force, job.threads) == (str(tmp_path / "out"), "tif", True, 2)
     assert (job.device, job.weights) == ("cpu", {"w": "0"})
-    assert called.options == {"fail_fast": True, "progress": False} and called.crew.start() == 3
+    assert (
+        called.options == {"fail_fast": True, "rebuild": False, "progress": False} and called.pool.open() == 3
+    )
 
 
 def test_lower_precision_reaches_the_job(axs: Run, called: Called) -> None:
@@ -68,7 +70,9 @@ def test_lower_precision_reaches_the_job(axs: Run, called: Called) -> None:
 
 def test_failures_are_named_and_counted(axs: Run, called: Called) -> None:
     job = Job(runners.build_runner, {}, {}, "/out")
-    failed = [make_record(job, Item(f"t{n}", f"/in/{n}.npz"), "failed", "it is bad") for n in range(12)]
+    failed = [
+        make_record(job, Task(Item(f"t{n}", f"/in/{n}.npz"), 0), "failed", "it is bad") for n in range(12)
+    ]
     called.summary = Summary(20, done=3, kept=4, failed=failed)
     result = axs("batch", "in", "--out", "out")
     assert result.exit_code == 1

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from axs_lib.errors import InputError, OutputError
-from axs_lib.io.atomic import atomic_write, check_output
+from axs_lib.io.atomic import atomic_write, check_output, remove_leftovers, temporary_folder
 
 
 def names(folder: Path) -> list[str]:
@@ -19,8 +21,8 @@ def names(folder: Path) -> list[str]:
 def test_the_output_appears_with_its_content_and_its_folder(tmp_path: Path) -> None:
     target = tmp_path / "new" / "deep" / "tile.tif"
     with atomic_write(target) as temporary:
-        assert temporary.parent == target.parent
-        assert temporary.suffix == ".tif"
+        assert temporary.parent.parent == target.parent
+        assert temporary.name == "tile.tif"
         assert not target.exists()
         temporary.write_bytes(b"whole")
     assert target.read_bytes() == b"whole"
@@ -82,14 +84,79 @@ def test_without_hard_links_the_file_is_still_put_in_place(
     assert names(tmp_path) == ["a.pt"]
 
 
-def test_a_link_is_followed_not_replaced(tmp_path: Path) -> None:
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_link_is_never_written_through(tmp_path: Path, exists: bool) -> None:
+    real, link = tmp_path / "real.npz", tmp_path / "link.npz"
+    if exists:
+        real.write_bytes(b"old")
+    link.symlink_to(real)
+    for overwrite in (True, False):
+        with pytest.raises(OutputError, match=r"link\.npz is a symbolic link"), atomic_write(link, overwrite):
+            pytest.fail("the block must not run")
+    assert link.is_symlink() and real.exists() == exists
+    assert not exists or real.read_bytes() == b"old"
+
+
+def test_a_link_that_appears_meanwhile_is_not_written_through(tmp_path: Path) -> None:
     real, link = tmp_path / "real.npz", tmp_path / "link.npz"
     real.write_bytes(b"old")
-    link.symlink_to(real)
     with atomic_write(link, overwrite=True) as temporary:
         temporary.write_bytes(b"new")
-    assert link.is_symlink()
-    assert real.read_bytes() == b"new"
+        link.symlink_to(real)
+    assert real.read_bytes() == b"old" and link.read_bytes() == b"new" and not link.is_symlink()
+
+
+def test_temporary_names_cannot_be_foreseen(tmp_path: Path) -> None:
+    with temporary_folder(tmp_path) as first, temporary_folder(tmp_path) as second:
+        assert first != second and first.stat().st_mode & 0o777 == 0o700
+    assert names(tmp_path) == []
+
+
+KILLED = """
+import os, signal, sys
+from axs_lib.io.atomic import atomic_write
+with atomic_write(sys.argv[1]) as temporary:
+    temporary.write_bytes(b"half")
+    print("ready", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_what_a_killed_process_left_goes_and_what_a_living_one_writes_stays(
+    tmp_path: Path, repository: Path
+) -> None:
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", KILLED, str(tmp_path / name)],
+            cwd=repository,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        for name in ("a.npz", "b.npz")
+    ]
+    for process in started:
+        assert process.stdout is not None and process.stdout.readline() == b"ready\n"
+    assert len(names(tmp_path)) == 2
+    started[0].kill()
+    started[0].communicate()
+    assert len(names(tmp_path)) == 2
+    with atomic_write(tmp_path / "c.npz") as temporary:  # the first write of this process in this folder
+        temporary.write_bytes(b"whole")
+    assert len(names(tmp_path)) == 2  # b's temporary folder and c.npz
+    started[1].communicate(b"")
+    assert names(tmp_path) == ["b.npz", "c.npz"]
+
+
+def test_only_temporary_folders_are_removed(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "precious").touch()
+    (tmp_path / ".axs-0123456789abcdef.tmp").symlink_to(tmp_path / "real")
+    (tmp_path / ".axs-0123456789abcdea.tmp").write_bytes(b"a file")
+    (tmp_path / ".axs-0123456789abcdeb.tmp").mkdir()
+    remove_leftovers(tmp_path)
+    assert names(tmp_path) == [".axs-0123456789abcdea.tmp", ".axs-0123456789abcdef.tmp", "real"]
+    assert (tmp_path / "real" / "precious").exists()
+    remove_leftovers(tmp_path / "missing")
 
 
 def test_a_full_disk_is_an_output_error_with_its_reason(tmp_path: Path) -> None:
@@ -106,10 +173,10 @@ def test_errors_of_other_kinds_pass_through(tmp_path: Path) -> None:
 
 
 def test_a_missing_permission_is_an_output_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object, **__: object) -> int:
+    def refuse(*_: object, **__: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(os, "open", refuse)
+    monkeypatch.setattr(Path, "mkdir", refuse)
     with pytest.raises(OutputError, match="permission denied"), atomic_write(tmp_path / "tile.npz"):
         pytest.fail("the block must not run")
 
@@ -125,3 +192,9 @@ def test_folders_and_special_files_are_never_replaced(tmp_path: Path) -> None:
         check_output(tmp_path, overwrite=True)
     with pytest.raises(OutputError, match="not a regular file"):
         check_output("/dev/null", overwrite=True)
+
+
+@pytest.mark.parametrize(("name", "message"), [("a\0b", "no valid path"), ("x" * 300, "name is too long")])
+def test_names_that_no_file_can_have(tmp_path: Path, name: str, message: str) -> None:
+    with pytest.raises(OutputError, match=message):
+        check_output(tmp_path / name)

@@ -15,7 +15,7 @@ from rasterio.warp import reproject
 from axs_lib.bands import SAR_BANDS
 from axs_lib.errors import InputError
 from axs_lib.io.grid import SceneGrid
-from axs_lib.io.source import Source, open_source
+from axs_lib.io.products import Source, open_source
 from axs_lib.io.warp import to_grid
 from axs_lib.scenes.api import ground_scene
 from axs_lib.tilegrid import Tile

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -115,3 +116,18 @@ def test_it_is_the_documented_hash() -> None:
         for channel, row, column in ((0, 0, 0), (1, 2, 3), (0, 1, 2)):
             expected = value(seed & bits, channel, 5 + row, column)
             assert abs(float(field[index, channel, row, column]) - expected) < 1e-4
+
+
+@pytest.mark.parametrize(
+    "seed", [3, np.int64(3), torch.tensor(3), [3], torch.tensor([3]), np.array([3], dtype=np.uint8)]
+)
+def test_seeds_of_every_kind_are_one_seed(seed: Any) -> None:
+    assert sample_seeds(seed, 1).tolist() == [3]
+
+
+@pytest.mark.parametrize(
+    "seed", ["x", "3", 1.5, None, torch.tensor([1.5]), {"a": 1}, [1, "x"], [None], object()]
+)
+def test_what_is_no_seed_is_refused(seed: Any) -> None:
+    with pytest.raises(InputError, match=r"seed is .*; expected an integer"):
+        sample_seeds(seed, 1)

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from axs_lib.data import atomic
+from axs_lib.io import atomic
 from axs_lib.errors import InputError, OutputError, WeightsError
 from axs_lib.train.config import CONFIGS, LoraConfig, RunConfig
 from axs_lib.train.readers import DataConfig
