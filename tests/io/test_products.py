@@ -165,7 +165,7 @@ def test_many_fill_numbers_are_refused(tmp_path: Path, sar: np.ndarray, optical:
     with pytest.raises(InputError, match=r"3\.3 % of the pixels.*gdal_edit"):
         read_sar(write(tmp_path / "s1.tif", sar, SAR_BANDS))
     optical[:, 10:30:2, 10:30:2] = 65535
-    with pytest.raises(InputError, match="outside of|wrapped around"):
+    with pytest.raises(InputError, match=r"outside of|wrapped around"):
         read_optical(write(tmp_path / "s2.tif", optical, OPTICAL_BANDS))
 
 
@@ -245,7 +245,7 @@ def test_a_fifth_band_of_alpha_is_a_mask(tmp_path: Path, optical: np.ndarray) ->
 
 def test_other_polarisations_are_refused_by_name(tmp_path: Path, sar: np.ndarray) -> None:
     for names in (("HH", "HV"), ("Sigma0_HH_db", "Sigma0_HV_db"), ("VV", "HH")):
-        with pytest.raises(InputError, match="HH.*lacks V"):
+        with pytest.raises(InputError, match=r"HH.*lacks V"):
             read_sar(write(tmp_path / "s1.tif", sar, names))
     files = [write(tmp_path / f"s_{n}.tif", sar[i : i + 1]) for i, n in enumerate(("HH", "HV"))]
     with pytest.raises(InputError, match="HH, HV and lack VV, VH"):
@@ -269,7 +269,7 @@ def test_a_tile_cut_short_by_one_byte_is_an_error(tmp_path: Path, optical: np.nd
     whole = path.read_bytes()
     for cut in (1, 100, len(whole) // 2):
         path.write_bytes(whole[:-cut])
-        with pytest.raises(InputError, match="cut short|descriptions|cannot be read"):
+        with pytest.raises(InputError, match=r"cut short|descriptions|cannot be read"):
             read_optical(path)
 
 
@@ -402,7 +402,7 @@ def test_claims_of_size_are_checked_before_pixels_are_read(tmp_path: Path) -> No
     claim = header.read_bytes().replace(b"(3,), }   ", b"(4, 60000, 60000), }")[:128]
     with zipfile.ZipFile(tmp_path / "bomb.npz", "w") as archive:
         archive.writestr("opt_v2.npy", claim)
-    with pytest.raises(InputError, match="expected at most|cannot be read"):
+    with pytest.raises(InputError, match=r"expected at most|cannot be read"):
         read_optical(tmp_path / "bomb.npz")
     torch.save(torch.zeros(1).expand(1, 4, 30_000, 30_000), tmp_path / "bomb.pt")
     with pytest.raises(InputError, match="claims"):
