@@ -217,33 +217,38 @@ def run_pipeline(
     """
     import torch
 
-    from axs_lib.cli.run import result_tags, shown, write_results
-    from axs_lib.data.samples import load_sample, sample_metadata
+    from axs_lib.cli.options import shown
+    from axs_lib.data.samples import load_sample, sample_metadata, sample_paths
     from axs_lib.evaluate.panel import save_pipeline_panel
+    from axs_lib.io.formats import open_npz
     from axs_lib.io.results import write_tiff
     from axs_lib.metrics import compute_metrics
+    from axs_lib.scenes.api import ARRAYS, run_scene
 
     sar, optical = load_sample(name)
     truth = torch.from_numpy(optical.batch)
     metadata = sample_metadata(name)
-    output = pipeline(torch.from_numpy(sar.batch), metadata, **settings)
-    images: dict[str, Tensor] = {"v1": output.opt_v1, "v2": output.opt_v2, "v3": output.opt_v3}
+    tags = {"AXS_SAMPLE": name}
+    run_scene(
+        pipeline, sample_paths(name)[0], folder, metadata=metadata, tags=tags, overwrite=True, **settings
+    )
+    with open_npz(folder / ARRAYS) as arrays:
+        stages = [torch.from_numpy(arrays.numbers(f"opt_v{number}"))[None] for number in (1, 2, 3)]
+    images: dict[str, Tensor] = dict(zip(("v1", "v2", "v3"), stages, strict=True))
     images["mean_colour"] = truth.nanmean((2, 3), keepdim=True).expand_as(truth)
     figures = {
         f"{key}_{suffix}": value
         for suffix, image in images.items()
         for key, value in compute_metrics(image, truth).items()
     }
-    tags = result_tags(pipeline, output, metadata, settings) | {"AXS_SAMPLE": name}
-    write_results(folder, sar, output, tags, overwrite=True)
     write_tiff(folder / "truth.tif", optical.data, optical, overwrite=True)
-    known = ", ".join(f"{key} {shown(value)}" for key, value in metadata.items())
+    known = ", ".join(shown(metadata))
     save_pipeline_panel(
         folder / "panel.png",
         s1=sar.data,
-        opt_v1=output.opt_v1,
-        opt_v2=output.opt_v2,
-        opt_v3=output.opt_v3,
+        opt_v1=stages[0],
+        opt_v2=stages[1],
+        opt_v3=stages[2],
         truth=optical.data,
         title=f"{name} from SAR and date: {pipeline.variant}, {settings['timesteps']} steps, {known}",
         metrics=figures,
