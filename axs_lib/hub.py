@@ -201,8 +201,8 @@ def _weight_files(model: HubMixin) -> dict[str, dict[str, Tensor]]:
     core, detokenizer, corrector = (module.state_dict() for module in modules)
     if any(".lora_" in name for name in core):
         raise InputError(
-            "the model has a LoRA adapter; fold it in with merge_adapter(model.terramind_generator), or hand the"
-            " adapter on by itself with axs_lib.train.hub.LoraAdapter"
+            "the model has a LoRA adapter; fold it in with merge_adapter(model), or hand the adapter on by itself:"
+            " axs_lib.adapters.save_adapter(model, folder)"
         )
     names = _file_names(generator.layout.variant)
     if len(names) == 2:

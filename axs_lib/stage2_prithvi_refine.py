@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from axs_lib.bands import VALID_DN
 from axs_lib.checks import check_device, check_optical
 from axs_lib.errors import InputError, UntrainedHeadWarning, WeightsError
+from axs_lib.fresh import fresh_weights
 from axs_lib.nodata import valid_pixels
 from axs_lib.prithvi.backbone import MAX_SIDE, TAPS, PrithviBackbone, build_backbone
 from axs_lib.prithvi.colour import SeasonalColour, season
@@ -238,6 +239,7 @@ class PrithviRefiner(nn.Module):
         return change * optical.std if self.standardize else change
 
 
+@fresh_weights()
 def build_prithvi_refiner(
     config: RefinerConfig | Mapping[str, Any] | None = None, **kwargs: Any
 ) -> PrithviRefiner:

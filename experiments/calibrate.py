@@ -20,7 +20,8 @@ import torch
 from safetensors.torch import load_file, save
 
 from axs_lib.bands import OPTICAL_BANDS
-from axs_lib.evaluate.uncertainty import measure_uncertainty
+from axs_lib.evaluate import Uncertainty, evaluate
+from axs_lib.evaluate.uncertainty import pool
 from axs_lib.grounding.calibration import HEADER_KEY, Calibration, cautious_scale, fit_scale
 from axs_lib.io.atomic import atomic_write, check_output
 from axs_lib.stage3_tm_ground import build_stage3_model
@@ -52,21 +53,24 @@ def main(words: Sequence[str] | None = None) -> None:
         fitted: list[tuple[float, ...]] = []
         tiles = 0
         for group in arguments.groups.split(","):
-            measured = measure_uncertainty(
+            scenario = Uncertainty(arguments.ensemble_size)
+            measured = evaluate(
                 model,
                 arguments.data,
+                [scenario],
                 timesteps=timesteps,
-                ensemble_size=arguments.ensemble_size,
-                opt_v2_source=arguments.opt_v2_source,
+                source=arguments.opt_v2_source,
                 groups=[group],
-            )
+            ).tiles[scenario]
+            predicted, error = pool(measured)
+            nfe = measured[0].facts["nfe"]
             # What is measured carries the scales that the weights came with, where the model has them.
-            applied = torch.ones(len(OPTICAL_BANDS)) if before is None else before.scale(measured.nfe)
-            fitted.append(fit_scale(measured.predicted / applied, measured.error))
-            tiles += measured.tiles
-        scales[measured.nfe] = cautious_scale(fitted)
-        shown = ", ".join(f"{b} {s:.3f}" for b, s in zip(OPTICAL_BANDS, scales[measured.nfe], strict=True))
-        print(f"nfe {measured.nfe}: {shown}  ({len(fitted)} groups, {tiles} tiles)")
+            applied = torch.ones(len(OPTICAL_BANDS)) if before is None else before.scale(nfe)
+            fitted.append(fit_scale(predicted / applied, error))
+            tiles += len(measured)
+        scales[nfe] = cautious_scale(fitted)
+        shown = ", ".join(f"{b} {s:.3f}" for b, s in zip(OPTICAL_BANDS, scales[nfe], strict=True))
+        print(f"nfe {nfe}: {shown}  ({len(fitted)} groups, {tiles} tiles)")
     header |= Calibration(scales).to_header() | {f"{HEADER_KEY}_groups": arguments.groups}
     with atomic_write(arguments.out, overwrite=arguments.overwrite) as temporary:
         temporary.write_bytes(save(load_file(arguments.checkpoint), metadata=header))

@@ -12,8 +12,8 @@ import argparse
 
 import torch
 
+from axs_lib.blur import gaussian_blur
 from axs_lib.data.pairs import list_pairs, load_pair
-from axs_lib.grounding.low_freq import gaussian_blur
 from axs_lib.grounding.sar_inconsistency import SIGMA_PX, optical_features
 from axs_lib.nodata import fill_nodata, valid_pixels
 

@@ -25,7 +25,6 @@ from axs_lib.bands import OPTICAL_BANDS, S1_PRODUCTS, SAR_BANDS, VALID_DN
 from axs_lib.checks import MIN_SIDE
 from axs_lib.cli.command import INTERRUPTED, USER_ERROR, show_warning
 from axs_lib.errors import AxionError
-from axs_lib.lightimport import networks_only
 from axs_lib.stage3_tm_ground import CORRECTION_MODES, DEFAULT_VARIANT
 
 if TYPE_CHECKING:
@@ -240,11 +239,6 @@ def _info(options: argparse.Namespace) -> int:
     from axs_lib.terramind.weights import find_variant
 
     spec = find_variant(options.variant or DEFAULT_VARIANT)
-    # Imported before the mode is on, so that no constant of theirs loses its storage.
-    with networks_only():
-        from terratorch.models.backbones.terramind.model import terramind  # noqa: F401
-        from terratorch.models.backbones.terramind.tokenizer.models.unet import unet  # noqa: F401
-
     with _WithoutMemory():
         generator = load_generator(spec.name, pretrained=False, s1_product=options.s1_product)
         corrector = load_corrector(None, s1_product=options.s1_product)

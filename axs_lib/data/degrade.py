@@ -58,7 +58,7 @@ from torch.nn import functional
 
 from axs_lib.bands import VALID_DN
 from axs_lib.errors import InputError
-from axs_lib.precision import full_float32
+from axs_lib.precision import exact_matmul
 
 Preset = Literal["train", "test"]
 Range = tuple[float, float]
@@ -171,14 +171,14 @@ def degrade(
 
     tile = truth.detach().to(torch.float32)
     batch = tile if tile.ndim == 4 else tile.unsqueeze(0)
-    draw = _Draw(generator, batch.shape[0], batch.device)
+    draw = Draw(generator, batch.shape[0], batch.device)
 
     nodata = torch.isnan(batch)
     image = _fill(batch, nodata)
-    image = _displace_patches(image, ranges, draw)
+    image = displace_patches(image, ranges, draw)
     image = _blur(image, ranges, draw)
-    image = _gain_and_bias(image, ranges, draw)
-    image = image + _texture(image.shape[-2], image.shape[-1], ranges, draw)
+    image = gain_and_bias(image, ranges, draw)
+    image = image + texture(image.shape[-2], image.shape[-1], ranges, draw)
     image = image.clamp(DN_MIN, DN_MAX).masked_fill(nodata, math.nan)
     return image.view(tile.shape)
 
@@ -200,12 +200,12 @@ def degrade_lightly(truth: Tensor, *, generator: torch.Generator) -> Tensor:
     tile = truth.detach().to(torch.float32)
     batch = tile if tile.ndim == 4 else tile.unsqueeze(0)
     nodata = torch.isnan(batch)
-    draw = _Draw(generator, 1, batch.device)
+    draw = Draw(generator, 1, batch.device)
     images = torch.cat([_degrade_lightly(image[None], draw) for image in _fill(batch, nodata)])
     return images.clamp(DN_MIN, DN_MAX).masked_fill(nodata, math.nan).view(tile.shape)
 
 
-def _degrade_lightly(image: Tensor, draw: _Draw) -> Tensor:
+def _degrade_lightly(image: Tensor, draw: Draw) -> Tensor:
     """One image (1,4,H,W), no nodata."""
     train = PRESETS["train"]
 
@@ -215,7 +215,7 @@ def _degrade_lightly(image: Tensor, draw: _Draw) -> Tensor:
     if happens(NO_DAMAGE):
         return image
     if happens(0.25):
-        image = _displace_patches(image, replace(train, patches=(1, 3)), draw)
+        image = displace_patches(image, replace(train, patches=(1, 3)), draw)
     sharpness = float(draw.uniform(0, 1))
     if sharpness < 0.30:
         image = _blur(image, replace(train, resolution=LIGHT_RESOLUTION), draw)
@@ -225,16 +225,16 @@ def _degrade_lightly(image: Tensor, draw: _Draw) -> Tensor:
         windows = functional.pad(image, (1, 1, 1, 1), mode="replicate").unfold(2, 3, 1).unfold(3, 3, 1)
         image = windows.flatten(-2).median(-1).values
     if happens(0.50):
-        image = _gain_and_bias(image, train, draw)
+        image = gain_and_bias(image, train, draw)
     if happens(0.25):
-        image = image + _texture(image.shape[-2], image.shape[-1], train, draw)
+        image = image + texture(image.shape[-2], image.shape[-1], train, draw)
     if happens(0.40):
         level = torch.exp(draw.uniform(math.log(NOISE[0]), math.log(NOISE[1]))) * draw.uniform(0.5, 1.5, 4)
         image = image + level[:, :, None, None] * draw.normal(*image.shape[1:])
     return image
 
 
-def _resample(image: Tensor, draw: _Draw) -> Tensor:
+def _resample(image: Tensor, draw: Draw) -> Tensor:
     """Average to pixels of 20 to 40 m and interpolate back."""
     height, width = image.shape[-2:]
     factor = int(draw.uniform(2, 5).floor())
@@ -251,7 +251,7 @@ def _check_shape(truth: Tensor) -> None:
         )
 
 
-class _Draw:
+class Draw:
     """Draws per-sample parameters from one generator and puts them on the tile's device."""
 
     def __init__(self, generator: torch.Generator, batch: int, device: torch.device) -> None:
@@ -276,7 +276,7 @@ def _fill(batch: Tensor, nodata: Tensor) -> Tensor:
     return torch.where(nodata, mean, batch)
 
 
-def _displace_patches(image: Tensor, ranges: Degradation, draw: _Draw) -> Tensor:
+def displace_patches(image: Tensor, ranges: Degradation, draw: Draw) -> Tensor:
     """Blend in elliptic patches of the tile that lie a few pixels off, or come from elsewhere in it."""
     batch, bands, height, width = image.shape
     device = image.device
@@ -314,7 +314,7 @@ def _mirror(index: Tensor, size: int) -> Tensor:
     return torch.minimum(index, 2 * size - 1 - index).long()
 
 
-def _gaussian(outputs: int, inputs: Tensor, sigma: Tensor) -> Tensor:
+def gaussian_matrix(outputs: int, inputs: Tensor, sigma: Tensor) -> Tensor:
     """(B, outputs, inputs) matrices that smooth along one axis; rows sum to 1, so borders keep their level."""
     centre = torch.arange(outputs, device=sigma.device, dtype=torch.float32)
     distance = (centre[:, None] - inputs[None, :]) / sigma[:, None, None]
@@ -324,25 +324,26 @@ def _gaussian(outputs: int, inputs: Tensor, sigma: Tensor) -> Tensor:
     return weight / weight.sum(-1, keepdim=True)
 
 
-@full_float32()
-def _smooth(image: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
+def apply_matrices(image: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
     """Apply per-sample row and column matrices to (B,C,h,w), each as one matrix product a sample."""
     batch, channels, height, width = image.shape
-    image = torch.bmm(image.reshape(batch, channels * height, width), cols.transpose(1, 2))
+    image = exact_matmul(image.reshape(batch, channels * height, width), cols.transpose(1, 2))
     image = image.view(batch, channels, height, -1).transpose(1, 2).reshape(batch, height, -1)
-    return torch.bmm(rows, image).view(batch, rows.shape[1], channels, -1).transpose(1, 2)
+    return exact_matmul(rows, image).view(batch, rows.shape[1], channels, -1).transpose(1, 2)
 
 
-def _blur(image: Tensor, ranges: Degradation, draw: _Draw) -> Tensor:
+def _blur(image: Tensor, ranges: Degradation, draw: Draw) -> Tensor:
     """Lower the ground resolution with a Gaussian PSF, each axis on its own."""
     height, width = image.shape[-2:]
     sigma = draw.uniform(*ranges.resolution, 2) / (FWHM_PER_SIGMA * METRES_PER_PIXEL)
-    rows = _gaussian(height, torch.arange(height, device=image.device, dtype=torch.float32), sigma[:, 0])
-    cols = _gaussian(width, torch.arange(width, device=image.device, dtype=torch.float32), sigma[:, 1])
-    return _smooth(image, rows, cols)
+    rows = gaussian_matrix(
+        height, torch.arange(height, device=image.device, dtype=torch.float32), sigma[:, 0]
+    )
+    cols = gaussian_matrix(width, torch.arange(width, device=image.device, dtype=torch.float32), sigma[:, 1])
+    return apply_matrices(image, rows, cols)
 
 
-def _gain_and_bias(image: Tensor, ranges: Degradation, draw: _Draw) -> Tensor:
+def gain_and_bias(image: Tensor, ranges: Degradation, draw: Draw) -> Tensor:
     """Scale and shift the bands: a part they share and a part of their own."""
     visible, nir = ranges.bias_band
     reach = torch.tensor([visible, visible, visible, nir], device=image.device)
@@ -352,9 +353,9 @@ def _gain_and_bias(image: Tensor, ranges: Degradation, draw: _Draw) -> Tensor:
     return image * gain[:, :, None, None] + bias[:, :, None, None]
 
 
-def _texture(height: int, width: int, ranges: Degradation, draw: _Draw) -> Tensor:
+def texture(height: int, width: int, ranges: Degradation, draw: Draw) -> Tensor:
     """Smooth invented structure (B,4,H,W) in DN: brightness, greenness and one field for each band."""
-    fields = _band_limited(height, width, 6, ranges.texture_scale, draw)
+    fields = band_limited(height, width, 6, ranges.texture_scale, draw)
 
     def amplitude(visible: Range, nir: Range) -> tuple[Tensor, Tensor]:
         level = draw.uniform(0, 1)[:, None]
@@ -371,18 +372,22 @@ def _texture(height: int, width: int, ranges: Degradation, draw: _Draw) -> Tenso
     return bright[shape] * fields[:, 0:1] + green[shape] * fields[:, 1:2] + own[shape] * fields[:, 2:6]
 
 
-def _band_limited(height: int, width: int, channels: int, scale: Range, draw: _Draw) -> Tensor:
+def band_limited(height: int, width: int, channels: int, scale: Range, draw: Draw) -> Tensor:
     """Band-limited Gaussian noise (B,channels,H,W), zero mean and unit standard deviation in each field."""
     sigma = draw.uniform(*scale) / METRES_PER_PIXEL
     margin = math.ceil(2 * scale[1] / METRES_PER_PIXEL)
     at_rows = torch.arange(-margin, height + margin, NOISE_STEP, device=sigma.device, dtype=torch.float32)
     at_cols = torch.arange(-margin, width + margin, NOISE_STEP, device=sigma.device, dtype=torch.float32)
     white = draw.normal(channels, at_rows.numel(), at_cols.numel())
-    fine = _smooth(white, _gaussian(height, at_rows, sigma), _gaussian(width, at_cols, sigma))
+    fine = apply_matrices(
+        white, gaussian_matrix(height, at_rows, sigma), gaussian_matrix(width, at_cols, sigma)
+    )
     pooled = functional.avg_pool2d(white, BANDPASS_RATIO)  # the outer Gaussian needs no finer grid than this
     at_rows, at_cols = (_block_centres(at, BANDPASS_RATIO) for at in (at_rows, at_cols))
     wide = sigma * BANDPASS_RATIO
-    coarse = _smooth(pooled, _gaussian(height, at_rows, wide), _gaussian(width, at_cols, wide))
+    coarse = apply_matrices(
+        pooled, gaussian_matrix(height, at_rows, wide), gaussian_matrix(width, at_cols, wide)
+    )
     field = fine - coarse
     field = field - field.mean((-2, -1), keepdim=True)
     return field / field.std((-2, -1), correction=0, keepdim=True).clamp_min(1e-6)

@@ -1,8 +1,8 @@
 """Gaps: where opt_v2 was observed it stays, where it is unknown the correction meets it smoothly.
 
 The trust map holds how each pixel of opt_v2 came to be (``axs_lib.checks.Trust``). A correction acts fully up to
-estimates, fades out from there to 1, and is 0 where opt_v2 was observed. What the network would have changed at observed
-pixels is its error there; inside a gap that error is taken off near the border, so that both sides meet.
+estimates, fades out from there to 1, and is 0 where opt_v2 was observed. What the network would have changed at
+observed pixels is its error there; inside a gap that error is taken off near the border, so that both sides meet.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from axs_lib.blur import gaussian_blur
 from axs_lib.checks import Trust
-from axs_lib.grounding.low_freq import gaussian_blur
 
 FEATHER_PX = 3.0  # Gaussian scale over which the error at the border is taken off
 

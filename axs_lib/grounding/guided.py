@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from axs_lib.blur import gaussian_blur
 from axs_lib.grounding.gap import unknown_share
-from axs_lib.grounding.low_freq import gaussian_blur
 
 GUIDE_SIGMA_PX = 2.0  # the SAR is smoothed by so much, against speckle
 WINDOW_SIGMA_PX = 8.0

@@ -6,6 +6,7 @@ One packaged head serves every variant, since it works in dB and DN with statist
 
 from __future__ import annotations
 
+from axs_lib.fresh import fresh_weights
 from axs_lib.grounding.calibration import Calibration
 from axs_lib.grounding.corrector import GroundingCorrector
 from axs_lib.grounding.head import GroundingHead
@@ -37,6 +38,7 @@ def corrector_files(generator: WeightsInfo) -> WeightFiles:
     return resolve(CORRECTOR)
 
 
+@fresh_weights()
 def load_corrector(generator: WeightsInfo | None, *, s1_product: str = "S1GRD") -> GroundingCorrector:
     """A corrector for a generator with these weights; with a fresh head where the generator is random (``None``).
 

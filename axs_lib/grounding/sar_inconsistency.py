@@ -11,8 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from axs_lib.grounding.low_freq import gaussian_blur
-from axs_lib.precision import full_float32
+from axs_lib.blur import gaussian_blur
+from axs_lib.precision import exact_matmul
 
 SIGMA_PX = 5.0
 # Rows: 1, ln B02, ln B03, ln B04, ln B08 (reflectance), NDVI, NDWI -> VV, VH in dB; then the residual's inverse
@@ -47,13 +47,12 @@ def optical_features(dn: Tensor) -> Tensor:
     return torch.stack([ones, blue.log(), green.log(), red.log(), nir.log(), ndvi, ndwi], dim=1)
 
 
-@full_float32()
 def mahalanobis_distance(s1_db: Tensor, opt_dn: Tensor) -> Tensor:
     """Mahalanobis distance (B, 1, H, W) between broad backscatter and what the estimate's colour predicts."""
     with torch.autocast(opt_dn.device.type, enabled=False):
         features = optical_features(gaussian_blur(opt_dn, SIGMA_PX))
         coefficients = torch.tensor(COEFFICIENTS, dtype=features.dtype, device=features.device)
-        expected = (coefficients.mT @ features.flatten(2)).unflatten(2, features.shape[2:])
+        expected = exact_matmul(coefficients.mT, features.flatten(2)).unflatten(2, features.shape[2:])
         vv, vh = (gaussian_blur(s1_db, SIGMA_PX) - expected).unbind(1)
     (vv_vv, vv_vh), (_, vh_vh) = INVERSE_COVARIANCE  # symmetric
     squared = vv_vv * vv * vv + 2.0 * vv_vh * vv * vh + vh_vh * vh * vh

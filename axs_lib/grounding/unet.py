@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from axs_lib.grounding.low_freq import gaussian_blur
+from axs_lib.blur import gaussian_blur
 
 DETAIL_SIGMAS_PX = (1.0, 2.5)
 DETAIL_GAINS = (20.0, 8.0)  # bring detail to about the strength of colour, so that it is learned as fast

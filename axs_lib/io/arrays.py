@@ -107,9 +107,8 @@ class ArrayPixels:
             tuple(array.rio.transform())[:6] if located else None,
         )
         self.tags: Mapping[str, str] = {}
-        self.texts = [
-            str(name) for name in (array.name, array.attrs.get("units"), *_texts(stacked, bands)) if name
-        ]
+        values, titles = _texts(stacked, bands)
+        self.texts = [str(n) for n in (array.name, array.attrs.get("units"), *values, *titles) if n]
 
     def read(self, window: Tile) -> tuple[FloatArray, NDArray[np.bool_]]:
         """See ``axs_lib.io.pixels.Pixels``."""
@@ -164,20 +163,19 @@ class ArrayPixels:
         )
 
 
-def _texts(array: DataArray, bands: Sequence[Any]) -> list[str]:
+def _texts(array: DataArray, bands: Sequence[Any]) -> tuple[list[str], list[str]]:
+    """The values of the axis of bands, and ``long_name``."""
     given = array.attrs.get("long_name", ())
-    names = [given] if isinstance(given, str) else list(given)
     values = [str(value) for value in array[bands[0]].values] if bands and bands[0] in array.coords else []
-    return [*values, *map(str, names)]
+    return values, [given] if isinstance(given, str) else [str(name) for name in given]
 
 
 def _names(array: DataArray, bands: Sequence[Any]) -> list[str | None] | None:
     """Names of a stack's bands from its coordinate or its ``long_name``, or None where it has none."""
-    texts = _texts(array, bands)
-    for part in (texts[: len(array)], texts[-len(array) :]):
-        names: list[str | None] = [band_name(text) for text in part]
+    values, titles = _texts(array, bands)
+    for texts in (values, titles):
+        names: list[str | None] = [band_name(text) for text in texts]
         if len(names) == len(array) and any(names):
             return names
-    if len(texts) >= len(array) and not all(text.isdigit() for text in texts[: len(array)]):
-        return list(texts[: len(array)])
-    return None
+    named = len(values) == len(array) and not all(text.isdigit() for text in values)
+    return list(values) if named else None

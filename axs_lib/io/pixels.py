@@ -200,7 +200,10 @@ class FilePixels:
         if order is not None:
             names = ordered_bands(order, len(there), path)
         else:
-            names = [band_name(dataset.descriptions[i - 1]) for i in there]
+            texts = [dataset.descriptions[i - 1] for i in there]
+            names = [band_name(text) for text in texts]
+            if any(names):
+                names = [name or text or None for name, text in zip(names, texts, strict=True)]
             if not any(names) and any(dataset.descriptions[i - 1] for i in there):
                 names = [dataset.descriptions[i - 1] or None for i in there]
                 if len(there) != len(self.bands) or _is_named(names):
@@ -319,7 +322,7 @@ def read_npz(path: Path, wanted: tuple[str, ...], order: Order = None) -> Memory
     with open_npz(path) as arrays:
         crs, transform = arrays.georeference()
         if wanted == SAR_BANDS and "s1" not in arrays:
-            shapes = [arrays.header(key, KEYS[wanted])[0] for key in ("s1_vv", "s1_vh")]
+            shapes = [arrays.shape(key, KEYS[wanted]) for key in ("s1_vv", "s1_vh")]
             if shapes[0] != shapes[1] or len(shapes[0]) not in (2, 3):
                 raise InputError(
                     f"{path}: s1_vv has shape {shapes[0]} and s1_vh {shapes[1]}; expected one shape, (H,W), or (N,H,W)"
@@ -328,10 +331,11 @@ def read_npz(path: Path, wanted: tuple[str, ...], order: Order = None) -> Memory
             data = np.stack([arrays.numbers("s1_vv"), arrays.numbers("s1_vh")], axis=-3)
         else:
             key = {SAR_BANDS: "s1", OPTICAL_BANDS: "opt_v2"}[wanted]
-            shape, _ = arrays.header(key, KEYS[wanted])
+            shape = arrays.shape(key, KEYS[wanted])
             if len(shape) not in (3, 4) or shape[-3] != len(order or wanted):
                 raise InputError(
-                    f"{path}: {key} has shape {shape}; expected ({len(wanted)},H,W), or (N,{len(wanted)},H,W) for a batch"
+                    f"{path}: {key} has shape {shape}; expected ({len(wanted)},H,W), or (N,{len(wanted)},H,W) for a"
+                    " batch; or name every band in its order: --bands NAME,NAME,..."
                 )
             data = arrays.numbers(key)
         pixels = MemoryPixels(data, wanted, order, str(path), crs, transform)

@@ -43,8 +43,7 @@ def read_tile(s1_paths: Paths, optical_paths: Paths = (), bands: Sequence[str] |
         The tile with bands in the library's order, plus truth and trust map where an .npz holds them.
 
     Raises:
-        InputError: a file is missing, unreadable, of the wrong kind or band count, its values look like another unit, or
-            the grids differ.
+        InputError: a file is missing, unreadable, of the wrong kind or band count, or the grids differ.
     """
     optical_paths = optical_paths or pair_file(s1_paths)
     order = tuple(bands or ())
@@ -76,7 +75,7 @@ def pair_file(s1_paths: Paths) -> Paths:
 def read_raster(
     paths: str | os.PathLike[str] | Paths, wanted: tuple[str, ...], *, order: Order = None
 ) -> Raster:
-    """Read the wanted bands from one stack or from one file a band.
+    """Read the wanted bands from one stack or from one file a band, SAR in dB; no unit is refused.
 
     Args:
         paths: anything that ``open_source`` takes as paths.
@@ -90,11 +89,9 @@ def read_raster(
         InputError: as for ``read_tile``.
     """
     with ExitStack() as stack:
-        source = open_source(paths, wanted, stack, Reading(bands=order))
+        source = open_source(paths, wanted, stack, Reading(bands=order, s1_unit="db", force=True))
         source.look()
-        data = source.read(source.grid.whole)
-        source.check_counts()
-        return as_raster(source, data)
+        return as_raster(source, source.read(source.grid.whole))
 
 
 def as_raster(source: Source, data: FloatArray) -> Raster:

@@ -8,6 +8,7 @@ before longitude, both in degrees (EPSG:4326), as its location encoder expects.
 
 from __future__ import annotations
 
+import calendar
 import datetime
 import difflib
 import math

@@ -495,6 +495,47 @@ def _short(error: BaseException) -> str:
     return line if len(line) <= 120 else line[:117] + "..."
 
 
+# -- writing ------------------------------------------------------------------------------------------------------
+
+
+def write_state(
+    path: str | os.PathLike[str],
+    state: Mapping[str, Tensor],
+    header: Mapping[str, str] | None = None,
+    *,
+    half: bool = False,
+    overwrite: bool = False,
+) -> None:
+    """Write a state dict as safetensors, atomically.
+
+    Args:
+        path: the file; its folder is created.
+        state: tensors by name.
+        header: text for the file's header.
+        half: store floating-point values as float16, as packaged weights are.
+        overwrite: whether a file that is there may be replaced.
+
+    Raises:
+        OutputError: the file exists and ``overwrite`` is false, or the disk refuses.
+    """
+    from safetensors.torch import save
+
+    from axs_lib.io.atomic import atomic_write
+
+    tensors = {
+        # Own copies: safetensors refuses tensors that share memory (token embedding and logit weights do).
+        name: (value.half() if half and value.is_floating_point() else value)
+        .detach()
+        .cpu()
+        .clone()
+        .contiguous()
+        for name, value in state.items()
+    }
+    # As bytes, not by safetensors' save_file, whose files only their owner may read.
+    with atomic_write(path, overwrite=overwrite) as temporary:
+        temporary.write_bytes(save(tensors, metadata=dict(header or {})))
+
+
 # -- loading ------------------------------------------------------------------------------------------------------
 
 

@@ -1,54 +1,49 @@
-"""Train the grounding head of nano on top of a frozen generator, on real pairs.
+"""Train the grounding head beside a frozen generator of any variant, on pairs of one's own.
 
-The generator's weights come from a nano file; the head starts fresh. First a pool is drawn: every training tile in
+The head starts as the packaged one, or the one beside a checkpoint. First a pool is drawn: every training tile in
 several examples (``axs_lib.train.examples``: degraded estimates, estimates that miss a flood, clear pixels around
 clouds; ``chain``, what Stages 1 and 2 draw from the SAR alone; and degraded estimates beside another tile's SAR, or
 none, from which the head learns to look whether a SAR image fits before it follows it), each with the proposal that
 the generator makes of it as it does in use. Then the head learns on turned, mirrored and varied crops of the pool, so
-that no generator runs in the loop. Out comes a nano file with the same generator and the new head. Steps are functions
-of (seed, step), and a stopped run goes on from its last checkpoint.
+that no generator runs in the loop. Out comes a folder with the new head, which ``--adapter`` and
+``axs_lib.adapters.load_adapter`` take. Steps are functions of (seed, step), and a stopped run goes on from its last
+checkpoint.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from axs_lib.checks import Trust
-from axs_lib.data.pairs import PairRecord, load_pair
+from axs_lib.data.pairs import PairRecord, list_pairs, load_pair
 from axs_lib.errors import InputError
 from axs_lib.grounding.corrector import GroundingCorrector, GroundingTiles
 from axs_lib.grounding.head import GroundingHead
+from axs_lib.grounding.load import CORRECTOR_FILE
 from axs_lib.grounding.sar_inconsistency import open_water
 from axs_lib.io.atomic import atomic_write
 from axs_lib.nodata import fill_nodata, valid_pixels
 from axs_lib.progress import track
 from axs_lib.stage1_tm_s2o import Stage1Model
 from axs_lib.stage2_prithvi_refine import build_prithvi_refiner
-from axs_lib.stage3_tm_ground import GroundingControls, Stage3GroundingModel
+from axs_lib.stage3_tm_ground import GroundingControls, Stage3GroundingModel, build_stage3_model
 from axs_lib.terramind.adapters import OpticalAdapter
-from axs_lib.terramind.load import load_generator
-from axs_lib.terramind.weights import (
-    load_strict,
-    read_metadata,
-    read_state,
-    resolve,
-    sha256_file,
-    substate,
-)
+from axs_lib.terramind.weights import load_strict, read_metadata, read_state, sha256_file, write_state
+from axs_lib.train.config import LoopConfig
 from axs_lib.train.examples import SAR_JITTER_DB, Examples, Kind, augment, draw_gain, make_examples
-from axs_lib.train.export import save_state
-from axs_lib.train.loop import fit_module, training_records
-from axs_lib.train.plain import balanced_loss
-from axs_lib.train.tasks import SEED_STRIDE, own_random
+from axs_lib.train.trainer import SEED_STRIDE, ByStep, ModuleTask, fit, own_random
 
-CHECKPOINT, POOL = "head.ckpt", "pool.pt"
+POOL = "pool.pt"
+FRESH = "fresh"
 HeadKind = Literal[Kind, "chain", "swapped", "blind"]
 Metadata = Mapping[str, str | float]
 # Stages 1 and 2 of nano: SAR in dB, and what is known of each image's date and place, to opt_v2 in DN
@@ -69,34 +64,33 @@ GUESS_COMMON, GUESS_BAND = 0.15, 0.10
 DATE_KNOWN = 0.7  # of the guesses, where the pair has one
 
 
-@dataclass(frozen=True)
-class HeadConfig:
-    """One run; it is written into the header of its weights.
+@dataclass(frozen=True, kw_only=True)
+class HeadConfig(LoopConfig):
+    """The grounding head beside a frozen generator; variants nano and terramind_v1_tiny, _small, _base, _large.
 
     Attributes:
         data: folder of pairs.
-        out: run folder.
-        checkpoint: nano file whose generator and tokenizer are kept; default the packaged one.
-        start: nano file whose head the training starts from; default a fresh head.
+        variant: of the generator that draws the proposals.
+        checkpoint: weights of the generator instead of the variant's own: a file or folder.
+        revision: Hub revision of the variant's own weights.
+        s1_product: ``S1GRD`` or ``S1RTC``.
+        start: head to start from: a file, or ``fresh``; default the packaged one, or the one beside ``checkpoint``.
         test_groups: groups never seen.
         validation_groups: groups kept out for choices.
         qualities: tiles that are trained on.
         draws: examples of each kind that the pool holds of every tile.
         kinds: kinds of examples, taken in turn, a batch each.
         use_sar: False trains the control that meets mean backscatter everywhere, as ``axs evaluate`` runs it.
-        steps: optimiser steps.
-        learning_rate: peak, after warm-up, before the cosine to zero.
-        ema: decay of the averaged weights that are written.
         crop_sizes: sides of the crops in pixels, multiples of 16.
         batch_pixels: pixels of a batch.
-        checkpoint_every: steps between checkpoints.
-        seed: of every draw.
-        threads: CPU threads; null leaves them.
     """
 
     data: str
     out: str = "runs/head"
+    variant: str = "nano"
     checkpoint: str | None = None
+    revision: str | None = None
+    s1_product: Literal["S1GRD", "S1RTC"] = "S1GRD"
     start: str | None = None
     test_groups: tuple[str, ...] = ()
     validation_groups: tuple[str, ...] = ()
@@ -131,45 +125,91 @@ class HeadConfig:
     use_sar: bool = True
     steps: int = 5000
     learning_rate: float = 2e-3
-    weight_decay: float = 0.02
     warmup: int = 50
-    ema: float = 0.998
+    check_every: int = 100
     crop_sizes: tuple[int, ...] = (64, 96, 112)
     batch_pixels: int = 8 * 96 * 96
-    checkpoint_every: int = 100
-    seed: int = 0
-    threads: int | None = None
 
 
 def train_head(config: HeadConfig, *, resume: bool = True, progress: bool = True) -> Path:
-    """Run (or resume) a training and write ``nano.safetensors`` into the run folder."""
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    out = Path(config.out)
-    out.mkdir(parents=True, exist_ok=True)
-    with own_random(config.seed):
-        head = GroundingHead()
-    if config.start:
-        load_strict(
-            head, substate(read_state(Path(config.start)), "head."), what=f"the head of {config.start}"
-        )
-    generator = load_generator("nano", checkpoint=config.checkpoint).requires_grad_(False)
-    model = Stage3GroundingModel(generator, GroundingCorrector(head)).eval()
-    pool = _load_pool(config, model, out / POOL, resume=resume, progress=progress)
-    chances = {kind: torch.tensor([_chance(entry) for entry in entries]) for kind, entries in pool.items()}
+    """Train a head, or go on where a stopped run left off.
 
-    def loss_of(step: int) -> Tensor:
+    Args:
+        config: the run.
+        resume: continue from the run folder's checkpoint and pool where they are there.
+        progress: show progress bars.
+
+    Returns:
+        The folder of the head's weights.
+
+    Raises:
+        InputError: data that cannot be used, or a configuration that makes no sense.
+        WeightsError: weights to start from that cannot be had, or a checkpoint of another run.
+        OutputError: the disk refuses; the previous checkpoint is intact.
+    """
+    model = build_stage3_model(
+        timesteps=1,
+        variant=config.variant,
+        checkpoint=config.checkpoint,
+        revision=config.revision,
+        s1_product=config.s1_product,
+        correction_mode="learned",
+    )
+    out = Path(config.out)
+    pool = _load_pool(config, model, out / POOL, resume=resume, progress=progress)
+    _start_head(config, model.corrector)
+    chances = {kind: torch.tensor([_chance(entry) for entry in entries]) for kind, entries in pool.items()}
+    optical = copy.deepcopy(model.terramind_generator.optical)  # the model's own may go to another device
+
+    def make_batch(step: int) -> dict[str, Tensor]:
         kind = config.kinds[step % len(config.kinds)]
         random = torch.Generator().manual_seed(config.seed * SEED_STRIDE + step)
         crops = draw_crops(pool[kind], chances[kind], config.crop_sizes, config.batch_pixels, random)
-        return _loss(model, vary(crops, generator.optical, random, guess=kind == "chain"))
+        return vary(crops, optical, random, guess=kind == "chain")
 
-    def package(averaged: nn.Module, step: int) -> Path:
-        return _package(config, averaged, out, step)
+    task = ModuleTask(config, "head", model, partial(_loss, model), partial(_write, config, model))
+    return fit(task, ByStep(make_batch), resume=resume, progress=progress)
 
-    return fit_module(
-        config, head, loss_of, package, checkpoint=out / CHECKPOINT, resume=resume, progress=progress
-    )
+
+def _start_head(config: HeadConfig, corrector: GroundingCorrector) -> None:
+    """Put the head that the training starts from into a corrector, and make it all that is trained."""
+    if config.start == FRESH:
+        with own_random(config.seed):
+            corrector.head = GroundingHead()
+    elif config.start is not None:
+        load_strict(corrector, read_state(config.start), what=f"the grounding head ({config.start})")
+    corrector.calibration = None  # it was that of the head before
+    corrector.requires_grad_(True)
+
+
+def training_records(config: HeadConfig) -> list[PairRecord]:
+    """The pairs of the folder that may be trained on."""
+    held_out = {*config.test_groups, *config.validation_groups}
+    return [
+        record
+        for record in list_pairs(config.data, quality="all")
+        if record.quality in config.qualities and record.group not in held_out
+    ]
+
+
+def balanced_loss(image: Tensor, before: Tensor, truth: Tensor) -> Tensor:
+    """Squared and absolute error, each tile's weighed by the root of what its estimate began with.
+
+    A plain mean would be ruled by the few tiles of highest contrast, a mean of ratios by those that are nearly right.
+
+    Args:
+        image: the result (B, 4, H, W) in DN.
+        before: the estimate it started from.
+        truth: what it should be.
+    """
+    scale = 1000.0
+    error = (image - truth) / scale
+    with torch.no_grad():
+        began = ((before - truth) / scale).square().mean((1, 2, 3)).clamp_min(1e-4)
+        weight = (began * began.mean()).rsqrt()
+    squared = (error.square().mean((1, 2, 3)) * weight).mean()
+    absolute = (error.abs().mean((1, 2, 3)) * weight.sqrt()).mean()
+    return squared + 0.3 * absolute
 
 
 def _loss(model: Stage3GroundingModel, crops: Mapping[str, Tensor]) -> Tensor:
@@ -203,7 +243,8 @@ def _load_pool(
     Raises:
         InputError: the run folder's pool was drawn with other settings.
     """
-    drawn_by = {key: getattr(config, key) for key in ("checkpoint", "qualities", "draws", "use_sar", "seed")}
+    names = ("variant", "checkpoint", "revision", "s1_product", "qualities", "draws", "use_sar", "seed")
+    drawn_by = {key: getattr(config, key) for key in names}
     settings = json.dumps(drawn_by | {"held_out": sorted({*config.test_groups, *config.validation_groups})})
     pool: dict[str, list[Tensor]]
     if resume and path.exists():
@@ -383,22 +424,15 @@ def vary(
     return varied
 
 
-def _package(config: HeadConfig, head: nn.Module, out: Path, step: int) -> Path:
-    """The nano file: what was loaded, with the averaged head in place of its own."""
-    source = resolve("nano", checkpoint=config.checkpoint).generator
-    state = {name: value for name, value in read_state(source).items() if not name.startswith("head.")}
-    state |= {f"head.{name}": value for name, value in head.state_dict().items()}
-    settings = {
-        key: value
-        for key, value in asdict(config).items()
-        if key not in ("data", "out", "checkpoint", "start")
-    }
-    header = read_metadata(source) | {"head_config": json.dumps(settings)}
-    if config.start:
-        start = Path(config.start)
-        step += int(read_metadata(start).get("head_steps", 0))
-        header["head_start"] = sha256_file(start)
+def _write(config: HeadConfig, model: Stage3GroundingModel, step: int) -> Path:
+    """Write the head with the run's settings in its header; returns the folder."""
+    unsaid = ("data", "out", "checkpoint", "start")
+    settings = {key: value for key, value in asdict(config).items() if key not in unsaid}
+    header = {"variant": config.variant, "head_config": json.dumps(settings)}
+    if config.start not in (None, FRESH):
+        step += int(read_metadata(config.start).get("head_steps", 0))
+        header["head_start"] = sha256_file(config.start)
+    folder = Path(config.out) / "weights"
     header["head_steps"] = str(step)
-    target = out / "nano.safetensors"
-    save_state(target, state, header)
-    return target
+    write_state(folder / CORRECTOR_FILE, model.corrector.state_dict(), header, half=True, overwrite=True)
+    return folder

@@ -105,7 +105,7 @@ def test_nodata_value_has_no_influence() -> None:
 
 
 def test_blur_keeps_the_level_at_the_borders_and_removes_detail() -> None:
-    draw = module._Draw(torch.Generator().manual_seed(0), 2, torch.device("cpu"))
+    draw = module.Draw(torch.Generator().manual_seed(0), 2, torch.device("cpu"))
     flat = torch.full((2, 4, 40, 30), 1234.0)
     assert torch.allclose(module._blur(flat, PRESETS["train"], draw), flat, rtol=1e-5)
     checks = (torch.arange(40)[:, None] + torch.arange(30)) % 2 * 1000.0
@@ -117,7 +117,7 @@ def test_blur_width_is_the_documented_resolution() -> None:
     point = torch.zeros(64, 4, 41, 41)
     point[:, :, 20, 20] = 1.0
     for preset, (low, high) in (("train", (30, 50)), ("test", (40, 60))):
-        draw = module._Draw(torch.Generator().manual_seed(0), 64, point.device)
+        draw = module.Draw(torch.Generator().manual_seed(0), 64, point.device)
         spread = module._blur(point, PRESETS[preset], draw)[:, 0]
         at = torch.arange(41.0) - 20
         sigma = (spread.sum(2) * at.square()).sum(1).sqrt() * 10 * module.FWHM_PER_SIGMA
@@ -126,8 +126,8 @@ def test_blur_width_is_the_documented_resolution() -> None:
 
 
 def test_texture_is_smooth_correlated_and_without_mean() -> None:
-    draw = module._Draw(torch.Generator().manual_seed(0), 32, torch.device("cpu"))
-    texture = module._texture(96, 80, PRESETS["train"], draw)
+    draw = module.Draw(torch.Generator().manual_seed(0), 32, torch.device("cpu"))
+    texture = module.texture(96, 80, PRESETS["train"], draw)
     assert texture.mean((-2, -1)).abs().max() < 1e-2
     step = (texture[..., 1:] - texture[..., :-1]).square().mean().sqrt()
     assert step < 0.5 * texture.std()
@@ -141,8 +141,8 @@ def test_texture_is_smooth_correlated_and_without_mean() -> None:
 
 def test_displaced_patches_move_content_without_inventing_values() -> None:
     truth = scene(16, 64, 64)
-    draw = module._Draw(torch.Generator().manual_seed(0), 16, torch.device("cpu"))
-    moved = module._displace_patches(truth, PRESETS["test"], draw)
+    draw = module.Draw(torch.Generator().manual_seed(0), 16, torch.device("cpu"))
+    moved = module.displace_patches(truth, PRESETS["test"], draw)
     changed = ((moved - truth).abs() > 1).any(1).float().mean((1, 2))
     assert (changed > 0).all()
     assert changed.mean() < 0.7

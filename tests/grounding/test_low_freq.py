@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import axs_lib.grounding.low_freq as hold_module
-from axs_lib.grounding.low_freq import LowFrequencyConstraint, gaussian_blur
+from axs_lib.blur import gaussian_blur
+from axs_lib.grounding.low_freq import LowFrequencyConstraint
 
 
 def correction(seed: int = 0) -> torch.Tensor:

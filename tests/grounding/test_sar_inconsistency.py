@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
+from axs_lib.blur import gaussian_blur
 from axs_lib.data.pairs import list_pairs, load_pair
 from axs_lib.data.samples import load_sample, sample_names
-from axs_lib.grounding.low_freq import gaussian_blur
 from axs_lib.grounding.sar_inconsistency import (
     COEFFICIENTS,
     INVERSE_COVARIANCE,

@@ -14,7 +14,7 @@ import xarray as xr
 
 from axs_lib.bands import OPTICAL_BANDS, SAR_BANDS
 from axs_lib.errors import InputError
-from axs_lib.io.source import open_source
+from axs_lib.io.products import open_source
 from axs_lib.scenes.api import ground_scene
 from axs_lib.tilegrid import Tile
 
@@ -120,7 +120,7 @@ def test_what_is_no_scene(tmp_path: Path, scene: SceneFiles) -> None:
             open_source(what, wanted, stack)
 
     (tmp_path / "garbage.tif").write_bytes(b"not a raster")
-    refused("cannot be read", tmp_path / "garbage.tif")
+    refused("is no GeoTIFF", tmp_path / "garbage.tif")
     refused("no file is given", [])
     refused("lacks B02", scene.s1)
     refused("lacks B08", opt_v2.isel(band=slice(3)).assign_attrs(long_name=OPTICAL_BANDS[:3]))

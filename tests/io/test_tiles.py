@@ -197,8 +197,12 @@ def test_scale_and_offset_of_the_file_are_applied(tmp_path: Path, optical: np.nd
     np.testing.assert_array_equal(read_optical(harmonised), optical)
     with_offset = write_tif(tmp_path / "p.tif", optical + 1000, scale=(1e-4, -0.1))
     np.testing.assert_allclose(read_optical(with_offset), optical, atol=1e-3)
-    hundredths = write_tif(tmp_path / "s.tif", np.full((2, H, W), -1250, "int16"), scale=(0.01, 0.0))
-    np.testing.assert_allclose(read_raster(hundredths, SAR_BANDS).data, -12.5, rtol=1e-6)
+    hundredths = write_tif(
+        tmp_path / "s.tif",
+        np.stack([np.full((H, W), db, "int16") for db in (-1250, -1900)]),
+        scale=(0.01, 0.0),
+    )
+    np.testing.assert_allclose(read_raster(hundredths, SAR_BANDS).data[0], -12.5, rtol=1e-6)
 
 
 def test_a_tiff_without_georeference_is_read_quietly(tmp_path: Path, optical: np.ndarray) -> None:
@@ -234,7 +238,7 @@ def test_different_grids_are_refused_with_the_way_to_resample(
 def test_band_files_must_share_a_grid(tmp_path: Path, s1: np.ndarray) -> None:
     vv = write_tif(tmp_path / "a_VV.tif", s1[:1])
     vh = write_tif(tmp_path / "a_VH.tif", s1[1:], crs="EPSG:32632")
-    with pytest.raises(InputError, match=r"grids of .*a_VH.tif and .*a_VV.tif differ"):
+    with pytest.raises(InputError, match=r"grids of .*a_VV.tif and .*a_VH.tif differ"):
         read_raster([vv, vh], SAR_BANDS)
 
 
@@ -268,12 +272,11 @@ def bad_files(folder: Path) -> dict[str, Path]:
         "flat": {"opt_v2": np.ones((H, W))},
         "no_pixels": {"opt_v2": np.ones((4, 0, W))},
         "no_tiles": {"opt_v2": np.ones((0, 4, H, W))},
-        "infinite": {"opt_v2": np.where(np.arange(W) == 3, np.inf, ones)},
-        "overflow": {"opt_v2": ones.astype("float64") * 1e300},
     }.items():
         files[name] = folder / f"{name}.npz"
         np.savez(files[name], **arrays)
-    whole = (folder / "bands.npz").read_bytes()
+    np.savez(folder / "good.npz", opt_v2=ones)
+    whole = (folder / "good.npz").read_bytes()
     files["cut"] = folder / "cut.npz"
     files["cut"].write_bytes(whole[: len(whole) // 2])
     files["corrupt"] = folder / "corrupt.npz"
@@ -312,19 +315,17 @@ def bad_files(folder: Path) -> dict[str, Path]:
 
 MESSAGES = {
     "missing": "does not exist",
-    "suffix": r"ends in \.png; expected one of \.npz, \.pt, \.tif",
+    "suffix": "is no GeoTIFF, COG, JPEG 2000 or PNG",
     "empty": "empty",
-    "folder": "not a file",
+    "folder": "is a folder",
     "keys": r"holds image; expected opt_v2 \(4,H,W\)",
     "pickled": "pickled object array.*np.savez",
     "text": "expected real numbers",
     "complex": "expected real numbers",
-    "bands": r"5 band\(s\) without names; expected the 4 bands B02, B03, B04, B08.*--bands",
-    "flat": r"shape \(12, 10\); expected \(C,H,W\)",
+    "bands": r"shape \(5, 12, 10\); expected \(4,H,W\).*--bands",
+    "flat": r"shape \(12, 10\); expected \(4,H,W\)",
     "no_pixels": "empty",
     "no_tiles": "empty",
-    "infinite": "48 infinite value",
-    "overflow": "infinite value",
     "cut": "truncated.*np.savez",
     "corrupt": "damaged",
     "pickle_as_npz": "pickled file is not loaded",
@@ -334,7 +335,7 @@ MESSAGES = {
     "pt_module": "pickled Python objects",
     "pt_cut": "damaged",
     "pt_noise": "damaged",
-    "tif_cut": "truncated",
+    "tif_cut": "cut short",
     "tif_noise": "expected a GeoTIFF",
     "tif_count": "5 band.*--bands",
     "tif_names": "holds the bands B02, B03, B04, B11 and lacks B08",

@@ -84,7 +84,11 @@ def original_schedule(timesteps: int) -> Schedule:
         zero_terminal_snr=True,
     )
     scheduler.set_timesteps(timesteps, mode="trailing")
-    return Schedule(tuple(scheduler.timesteps.tolist()), scheduler, starts_from_noise=True)
+
+    def update(x0: Tensor, number: int, x: Tensor) -> Tensor:
+        return scheduler.step(x0, scheduler.timesteps[number], x).prev_sample
+
+    return Schedule(tuple(scheduler.timesteps.tolist()), lambda: update)
 
 
 def twins_of(published: Published, product: str) -> Twins:

@@ -9,15 +9,16 @@ import numpy as np
 import pytest
 import torch
 
+from axs_lib.adapters import load_adapter
 from axs_lib.bands import OPTICAL_MEAN, OPTICAL_STD
 from axs_lib.data.pairs import list_pairs
 from axs_lib.errors import InputError
+from axs_lib.grounding.load import CORRECTOR_FILE
 from axs_lib.stage3_tm_ground import build_stage3_model
 from axs_lib.terramind.adapters import OpticalAdapter
 from axs_lib.terramind.weights import read_metadata, read_state, sha256_file
 from axs_lib.train.examples import make_examples
 from axs_lib.train.head import (
-    CHECKPOINT,
     LAYERS,
     HeadConfig,
     HeadKind,
@@ -25,6 +26,7 @@ from axs_lib.train.head import (
     train_head,
     vary,
 )
+from axs_lib.train.trainer import LAST
 from tests.models import plausible_pair
 
 
@@ -41,6 +43,7 @@ def test_only_the_head_is_trained_and_a_stopped_run_goes_on(nano_weights: Path, 
         data=folder_of_pairs(tmp_path / "pairs"),
         out=str(tmp_path / "a"),
         checkpoint=str(nano_weights),
+        start="fresh",
         qualities=("ok", ""),
         draws={"degraded": 1, "gaps": 1},
         kinds=("degraded", "gaps"),
@@ -48,35 +51,61 @@ def test_only_the_head_is_trained_and_a_stopped_run_goes_on(nano_weights: Path, 
         warmup=0,
         crop_sizes=(64,),
         batch_pixels=64 * 64,
-        checkpoint_every=2,
+        check_every=2,
     )
-    straight = read_state(train_head(config, progress=False))
-    before = read_state(nano_weights)
-    for name, value in straight.items():
-        if not name.startswith("head."):
-            assert torch.equal(value, before[name]), name
+    folder = train_head(config, progress=False)
+    straight = read_state(folder / CORRECTOR_FILE)
     assert straight["head.body.out.weight"].any()
+    trained = torch.load(tmp_path / "a" / LAST, weights_only=True)["state_dict"]
+    assert "module.corrector.head.body.out.weight" in trained and not [
+        n for n in trained if n.endswith("qkv.weight")
+    ]
 
-    # The same run, cut off after two of its four steps: its checkpoint at step 2 goes on to the same weights.
+    # The same run, cut off after two of its four steps, goes on to the same weights.
     other = dataclasses.replace(config, out=str(tmp_path / "b"))
     train_head(dataclasses.replace(other, steps=2), progress=False)
-    assert torch.load(tmp_path / "b" / CHECKPOINT, weights_only=True)["step"] == 2
-    weights = train_head(other, progress=False)
-    assert torch.load(tmp_path / "b" / CHECKPOINT, weights_only=True)["step"] == 4
-    assert read_metadata(weights)["head_steps"] == "4"
+    assert torch.load(tmp_path / "b" / LAST, weights_only=True)["global_step"] == 2
+    with pytest.warns(UserWarning, match="steps 2 -> 4"):
+        weights = train_head(other, progress=False)
+    assert torch.load(tmp_path / "b" / LAST, weights_only=True)["global_step"] == 4
+    assert read_metadata(weights / CORRECTOR_FILE)["head_steps"] == "4"
 
     # A pool that was drawn with other settings is not taken for this run's.
     with pytest.raises(InputError, match="other settings"):
         train_head(dataclasses.replace(other, use_sar=False), progress=False)
 
-    # Another run may start from that head: without a step it is what it started from.
-    further = dataclasses.replace(config, out=str(tmp_path / "c"), start=str(weights), steps=0)
-    started = train_head(further, progress=False)
-    assert torch.equal(
-        read_state(started)["head.body.out.weight"], read_state(weights)["head.body.out.weight"]
+    # Another run may start from that head.
+    further = dataclasses.replace(
+        config, out=str(tmp_path / "c"), start=str(weights / CORRECTOR_FILE), steps=1
     )
-    header = read_metadata(started)
-    assert header["head_steps"] == "4" and header["head_start"] == sha256_file(weights)
+    header = read_metadata(train_head(further, progress=False) / CORRECTOR_FILE)
+    assert header["head_steps"] == "5" and header["head_start"] == sha256_file(weights / CORRECTOR_FILE)
+
+    # The folder is an adapter: it brings the head into a model.
+    model = build_stage3_model(variant="nano", checkpoint=str(nano_weights))
+    assert load_adapter(model, folder) == 0
+    assert torch.equal(model.corrector.head.body.out.weight, straight["head.body.out.weight"].float())
+    digest = sha256_file(folder / CORRECTOR_FILE)
+    assert any(digest in value for value in model.provenance.values())
+
+
+def test_a_run_starts_from_the_head_beside_the_weights(nano_weights: Path, tmp_path: Path) -> None:
+    (tmp_path / "pairs").mkdir()
+    config = HeadConfig(
+        data=folder_of_pairs(tmp_path / "pairs"),
+        out=str(tmp_path / "a"),
+        checkpoint=str(nano_weights),
+        qualities=("ok", ""),
+        draws={"degraded": 1},
+        kinds=("degraded",),
+        steps=1,
+        learning_rate=0.0,
+        crop_sizes=(64,),
+        batch_pixels=64 * 64,
+    )
+    head = read_state(train_head(config, progress=False) / CORRECTOR_FILE)
+    before = read_state(nano_weights.with_name(CORRECTOR_FILE))
+    assert all(torch.equal(head[name], value) for name, value in before.items())
 
 
 def test_examples_say_what_is_known() -> None:

@@ -37,7 +37,7 @@ from axs_lib.evaluate.html.figures import (
     trust_of,
 )
 from axs_lib.evaluate.html.views import SMALL, View, thumbnail, views_of
-from axs_lib.evaluate.report import percent
+from axs_lib.evaluate.tables import percent
 from axs_lib.io.atomic import atomic_write
 from axs_lib.io.raster import centre_lat_lon
 from axs_lib.io.saved import LONGEST, Result, find_results, read_results

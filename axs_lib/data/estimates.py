@@ -1,0 +1,746 @@
+"""Estimates of many kinds: what opt_v2 may look like, made from a clear truth, for training and testing Stage 3.
+
+In goes a batch of truth tiles in DN (surface reflectance x 10000; B02, B03, B04, B08), out comes an estimate of the
+same places with one kind of error. ``KINDS`` names every kind and says what it may be used for:
+
+- ``train``: Stage 3 is trained on it;
+- ``choose``: only for choices on the validation groups (early stopping, gate, settings);
+- ``report``: left out of training and of every choice. The figures of these kinds are what is reported.
+
+The table is fixed: a kind never changes its split, since published figures depend on it. Some kinds of the three splits
+are related (a motion blur is a blur); ``relative`` names the nearest kind that is trained on. A kind draws everything
+from the generator it is given; ``strength`` runs from 0 (light) to 1 (strong) and is drawn for each tile where it is not
+given. Lengths in the table are in metres (a pixel is 10 m).
+
+Sources: JPEG's quantisation table K.1 (ITU-T T.81); the reversible 5/3 wavelet of JPEG 2000 (ITU-T T.800); bilateral
+filter (Tomasi and Manduchi, 1998); guided filter (He, Sun, Tang, 2013); bicubic kernel (Keys, 1981, a = -0.5).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from axs_lib.bands import OPTICAL_BANDS, VALID_DN
+from axs_lib.blur import gaussian_blur
+from axs_lib.data.degrade import (
+    PRESETS,
+    Draw,
+    apply_matrices,
+    band_limited,
+    degrade,
+    degrade_lightly,
+    displace_patches,
+    gaussian_matrix,
+    texture,
+)
+from axs_lib.errors import InputError
+from axs_lib.nodata import fill_nodata, valid_pixels
+
+Split = Literal["train", "choose", "report"]
+Make = Callable[
+    [Tensor, Draw, Tensor], Tensor
+]  # truth (B,4,H,W) in DN, draws, strength (B,) in [0,1] -> estimate
+
+METRES_PER_PIXEL = 10.0
+FWHM_PER_SIGMA = 2.0 * math.sqrt(2.0 * math.log(2.0))
+FILTER_MARGIN = 16  # px mirrored at each border before a filter in the frequency domain
+MOST_COMBINED = 3
+JPEG_TABLE = (
+    (16, 11, 10, 16, 24, 40, 51, 61),
+    (12, 12, 14, 19, 26, 58, 60, 55),
+    (14, 13, 16, 24, 40, 57, 69, 56),
+    (14, 17, 22, 29, 51, 87, 80, 62),
+    (18, 22, 37, 56, 68, 109, 103, 77),
+    (24, 35, 55, 64, 81, 104, 113, 92),
+    (49, 64, 78, 87, 103, 121, 120, 101),
+    (72, 92, 95, 98, 112, 100, 103, 99),
+)
+HAZE_BY_BAND = (1.0, 0.8, 0.65, 0.3)  # path radiance of B02, B03, B04, B08 beside B02's
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of estimate.
+
+    Attributes:
+        name: key in ``KINDS``.
+        split: ``train``, ``choose`` or ``report``.
+        about: what it simulates, with its ranges from light to strong.
+        make: draws it; ``None`` where the estimate comes from the caller (``needs``).
+        needs: name of the tensor (B,4,H,W) in DN that ``make_estimate`` expects: ``older`` (the same place at another
+            date) or ``stage2`` (what Stages 1 and 2 draw from the SAR).
+        relative: the nearest kind among those trained on, for kinds of the other splits; empty where there is none.
+    """
+
+    name: str
+    split: Split
+    about: str
+    make: Make | None = None
+    needs: str = ""
+    relative: str = ""
+
+
+def make_estimate(
+    kind: str,
+    truth: Tensor,
+    *,
+    generator: torch.Generator,
+    strength: Tensor | float | None = None,
+    older: Tensor | None = None,
+    stage2: Tensor | None = None,
+) -> Tensor:
+    """An estimate of one kind.
+
+    Args:
+        kind: name in ``KINDS``.
+        truth: (B,4,H,W) in DN; NaN marks nodata.
+        generator: of every draw; its state advances.
+        strength: 0 (light) to 1 (strong), for all tiles or (B,); drawn uniformly for each tile by default.
+        older: (B,4,H,W) in DN, the same places at another date, for ``older_image``.
+        stage2: (B,4,H,W) in DN, what Stages 1 and 2 draw, for ``stage2``.
+
+    Returns:
+        (B,4,H,W) float32 DN clipped to 1..65535, NaN where truth is NaN.
+
+    Raises:
+        InputError: unknown kind, wrong shape, or the tensor that the kind needs is missing.
+    """
+    if kind not in KINDS:
+        raise InputError(f"unknown kind of estimate {kind!r}; choose one of {', '.join(KINDS)}")
+    if truth.ndim != 4 or truth.shape[1] != len(OPTICAL_BANDS) or truth.numel() == 0:
+        raise InputError(
+            f"make_estimate got a tensor of shape {tuple(truth.shape)}; expected (B,4,H,W), not empty, with bands"
+            f" {', '.join(OPTICAL_BANDS)}"
+        )
+    chosen = KINDS[kind]
+    image = truth.detach().float()
+    valid = valid_pixels(image)
+    image = fill_nodata(image, valid, fallback=VALID_DN[0])
+    draw = Draw(generator, len(truth), truth.device)
+    level = draw.uniform(0, 1)
+    if strength is not None:
+        level = torch.as_tensor(strength, dtype=torch.float32, device=truth.device).expand(len(truth))
+    if chosen.make is None:
+        given = {"older": older, "stage2": stage2}[chosen.needs]
+        if given is None or given.shape != truth.shape:
+            shape = "nothing" if given is None else f"shape {tuple(given.shape)}"
+            raise InputError(
+                f"kind {kind!r} needs {chosen.needs}= of shape {tuple(truth.shape)} and got {shape}"
+            )
+        estimate = torch.where(given.isfinite(), given.float(), image)
+    else:
+        estimate = chosen.make(image, draw, level)
+    return estimate.clamp(*VALID_DN).masked_fill(~valid, math.nan)
+
+
+def kinds_of(split: Split, *, without_needs: bool = False) -> list[str]:
+    """Names of the kinds of a split.
+
+    Args:
+        split: ``train``, ``choose`` or ``report``.
+        without_needs: only those that need nothing but the truth.
+    """
+    return [
+        name
+        for name, kind in KINDS.items()
+        if kind.split == split and not (without_needs and kind.make is None)
+    ]
+
+
+# -- parts --------------------------------------------------------------------------------------------------------
+
+
+def _each(values: Tensor) -> Tensor:
+    """(B,) as (B,1,1,1)."""
+    return values[:, None, None, None]
+
+
+def _between(strength: Tensor, light: float, strong: float, *, log: bool = False) -> Tensor:
+    """(B,) from ``light`` to ``strong`` by strength."""
+    if log:
+        return torch.exp(math.log(light) + (math.log(strong) - math.log(light)) * strength)
+    return light + (strong - light) * strength
+
+
+def _choice(draw: Draw, count: int) -> Tensor:
+    """(B,) of 0..count-1."""
+    return draw.uniform(0, count).floor().clamp_max(count - 1)
+
+
+def _positions(size: int, device: torch.device) -> Tensor:
+    return torch.arange(size, device=device, dtype=torch.float32)
+
+
+def _filtered(image: Tensor, transfer: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """The image filtered in the frequency domain with mirrored borders.
+
+    Args:
+        image: (B,C,H,W).
+        transfer: of frequencies down (h,1) and across (1,w) in cycles per pixel; broadcast against (B,1,h,w).
+    """
+    height, width = image.shape[-2:]
+    margin = min(FILTER_MARGIN, height - 1, width - 1)
+    padded = F.pad(image, (margin,) * 4, mode="reflect")
+    down = torch.fft.fftfreq(padded.shape[-2], device=image.device)[:, None]
+    across = torch.fft.rfftfreq(padded.shape[-1], device=image.device)[None]
+    spectrum = torch.fft.rfft2(padded) * transfer(down, across)
+    filtered = torch.fft.irfft2(spectrum, s=padded.shape[-2:])
+    return filtered[..., margin : margin + height, margin : margin + width]
+
+
+def _sinc(x: Tensor) -> Tensor:
+    return torch.sinc(x)
+
+
+def _kernel(distance: Tensor, name: str) -> Tensor:
+    """Interpolation kernel at a distance in coarse pixels."""
+    t = distance.abs()
+    if name == "nearest":
+        return ((distance > -0.5) & (distance <= 0.5)).float()
+    if name == "bilinear":
+        return (1 - t).clamp_min(0)
+    if name == "bicubic":
+        near = (1.5 * t - 2.5) * t * t + 1
+        far = ((-0.5 * t + 2.5) * t - 4) * t + 2
+        return torch.where(t < 1, near, torch.where(t < 2, far, torch.zeros_like(t)))
+    return torch.where(t < 3, _sinc(t) * _sinc(t / 3), torch.zeros_like(t))  # Lanczos, 3 lobes
+
+
+def _resampling(size: int, factor: Tensor, phase: Tensor, gaussian: Tensor, name: str) -> Tensor:
+    """(B,size,size) matrices: one axis reduced to pixels ``factor`` (B,) as large and enlarged again.
+
+    Args:
+        size: pixels of the axis.
+        factor: coarse over fine pixel.
+        phase: (B,) where the coarse grid begins, in coarse pixels, 0 to 1.
+        gaussian: (B,) bool, a Gaussian point spread function instead of the area mean.
+        name: of the interpolation.
+    """
+    device = factor.device
+    count = math.ceil(size / float(factor.min())) + 7
+    index = torch.arange(count, device=device) - 3
+    factor = factor[:, None, None]
+    centre = ((index[None, :, None] + phase[:, None, None]) * factor).expand(-1, count, 1)
+    fine = _positions(size, device) + 0.5
+    inner = centre.clamp(0, size)  # a coarse pixel outside repeats what lies at the border
+    overlap = torch.minimum(inner + factor / 2, fine + 0.5) - torch.maximum(inner - factor / 2, fine - 0.5)
+    smooth = torch.exp(-0.5 * ((fine - inner) / (0.425 * factor)).square().clamp_max(60))
+    reduce = torch.where(gaussian[:, None, None], smooth, overlap.clamp_min(0))
+    reduce = reduce / reduce.sum(-1, keepdim=True).clamp_min(1e-6)
+    enlarge = _kernel((fine - centre) / factor, name).transpose(1, 2)
+    enlarge = enlarge / enlarge.sum(-1, keepdim=True)
+    return enlarge @ reduce
+
+
+def _enlarged(name: str, light: float, strong: float) -> Make:
+    """Reduced to pixels of ``light`` to ``strong`` metres and enlarged again, any phase."""
+
+    def make(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
+        factor = _between(strength, light, strong, log=True) / METRES_PER_PIXEL
+        whole = draw.uniform(0, 1) < 0.5
+        factor = torch.where(whole & (factor > 1.75), factor.round(), factor)
+        gaussian = draw.uniform(0, 1) < 0.4
+        aligned = draw.uniform(0, 1) < 0.5
+        matrices = []
+        for size in image.shape[-2:]:
+            phase = torch.where(aligned, torch.full_like(factor, 0.5), draw.uniform(0, 1))
+            matrices.append(_resampling(size, factor, phase, gaussian, name))
+        return apply_matrices(image, *matrices)
+
+    return make
+
+
+def _warped(image: Tensor, down: Tensor, across: Tensor) -> Tensor:
+    """The image read at displacements (B,H,W) in pixels, bicubic, mirrored at the border."""
+    height, width = image.shape[-2:]
+    rows = _positions(height, image.device)[:, None] + down
+    columns = _positions(width, image.device) + across
+    rows, columns = torch.broadcast_tensors(rows, columns)
+    grid = torch.stack([(2 * columns + 1) / width - 1, (2 * rows + 1) / height - 1], dim=-1)
+    return F.grid_sample(image, grid, mode="bicubic", padding_mode="reflection", align_corners=False)
+
+
+def _brightness(draw: Draw, level: Tensor, common: float = 0.7) -> Tensor:
+    """(B,4) offsets of a level (B,) in DN (1 std): a part that the bands share and a part of their own."""
+    own = draw.normal(4) * torch.tensor([0.6, 0.7, 0.8, 1.5], device=level.device)
+    return level[:, None] * (common * draw.normal(1) + math.sqrt(1 - common**2) * own)
+
+
+def _patches(image: Tensor, draw: Draw, sizes: Tensor, level: Tensor) -> Tensor:
+    """Offsets (B,4,H,W) in DN, constant in square patches.
+
+    Args:
+        image: for its shape.
+        draw: of the offsets and of where the grid begins.
+        sizes: (B,) side of a patch in pixels.
+        level: (B,) standard deviation in DN.
+    """
+    height, width = image.shape[-2:]
+    cells = [int((side / sizes.min()).ceil()) + 1 for side in (height, width)]
+    common = draw.normal(1, cells[0], cells[1])
+    own = draw.normal(4, cells[0], cells[1]) * torch.tensor([0.6, 0.7, 0.8, 1.5])[:, None, None]
+    values = _each(level) * (0.7 * common + 0.7 * own)
+    start = draw.uniform(0, 1, 2) * sizes[:, None]
+    rows = ((_positions(height, image.device) + start[:, :1]) / sizes[:, None]).long()
+    columns = ((_positions(width, image.device) + start[:, 1:]) / sizes[:, None]).long()
+    flat = (rows[:, :, None] * cells[1] + columns[:, None, :]).flatten(1)[:, None].expand(-1, 4, -1)
+    return values.flatten(2).gather(2, flat).view_as(image)
+
+
+# -- kinds: enlarged and blurred ----------------------------------------------------------------------------------
+
+
+def _gaussian_blur(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
+    fwhm = _between(strength, 6, 120, log=True)[:, None] * draw.uniform(0.8, 1.25, 2)
+    sigma = fwhm / (FWHM_PER_SIGMA * METRES_PER_PIXEL)
+    matrices = [
+        gaussian_matrix(size, _positions(size, image.device), sigma[:, axis])
+        for axis, size in enumerate(image.shape[-2:])
+    ]
+    return apply_matrices(image, *matrices)
+
+
+def _motion_blur(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
+    length = _each(_between(strength, 1.0, 9.0, log=True))
+    angle = _each(draw.uniform(0, math.pi))
+    return _filtered(image, lambda down, across: _sinc(length * (down * angle.sin() + across * angle.cos())))
+
+
+def _defocus_blur(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
+    radius = _each(_between(strength, 0.6, 5.0, log=True))
+
+    def disc(down: Tensor, across: Tensor) -> Tensor:
+        x = (2 * math.pi * radius * (down.square() + across.square()).sqrt()).clamp_min(1e-4)
+        return 2 * torch.special.bessel_j1(x) / x
+
+    return _filtered(image, disc)
+
+
+def _bicubic_noisy(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
+    factor = torch.full_like(strength, 3.0)
+    gaussian = draw.uniform(0, 1) < 0.5
+    matrices = [
+        _resampling(size, factor, draw.uniform(0, 1), gaussian, "bicubic") for size in image.shape[-2:]
+    ]
+    level = _each(_between(strength, 5, 60, log=True))
+    return apply_matrices(image, *matrices) + level * draw.normal(*image.shape[1:])
+
+
+def _ringing(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
+    cut = _each(_between(strength, 0.40, 0.10))
+    return _filtered(
+        image,
+        lambda down, across: torch.sigmoid(
+            (cut - torch.maximum(down.abs().expand(-1, across.shape[1]), across.abs())) / 0.01
+        ),
+    )
+
+
+def _over_sharpened(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
+    sigma = _each(draw.uniform(0.6, 2.5))
+    amount = _each(_between(strength, 0.1, 1.5, log=True))
+    return _filtered(
+        image,
+        lambda down, across: (
+            1 + amount * (1 - torch.exp(-2 * (math.pi * sigma).square() * (down.square() + across.square())))
+        ),
+    )
+
+
+# -- kinds: smoothed and compressed -------------------------------------------------------------------------------
+
+
+def _windows(image: Tensor, radius: int) -> Tensor:
+    """(B,C,H,W,n) every pixel's square neighbourhood, borders repeated."""
+    side = 2 * radius + 1
+    padded = F.pad(image, (radius,) * 4, mode="replicate")
+    return padded.unfold(2, side, 1).unfold(3, side, 1).flatten(-2)
+
+
+def _median3(image: Tensor) -> Tensor:
+    """Median of 3 x 3 pixels: of each column the sorted three, then the median of three medians."""
+
+    def sorted3(a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        low, high = torch.minimum(a, b), torch.maximum(a, b)
+        return torch.minimum(low, c), torch.maximum(low, torch.minimum(high, c)), torch.maximum(high, c)
+
+    height, width = image.shape[-2:]
+    padded = F.pad(image, (1,) * 4, mode="replicate")
+    parts = sorted3(*(padded[..., k : k + height, :] for k in range(3)))
+    low, middle, high = (sorted3(*(part[..., k : k + width] for k in range(3))) for part in parts)
+    return sorted3(low[2], middle[1], high[0])[1]
+
+
+def _median_filter(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
+    small = _median3(image)
+    strong = _each((3 * strength - 2).clamp(0, 1))
+    twice = torch.lerp(small, _median3(small), strong) if bool(strong.any()) else small
+    return torch.lerp(image, twice, _each((2 * strength + 0.3).clamp_max(1)))
+
+
+def _edge_preserving(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
+    reach = _each(_between(strength, 60, 600, log=True))[..., None]  # DN between colours that still mix
+    for _ in range(2):
+        near = _windows(image, 2)
+        distance = (near - image[..., None]).square().mean(1, keepdim=True)
+        weight = torch.exp(-0.5 * (distance / reach.square()).clamp_max(60))
+        image = (near * weight).sum(-1) / weight.sum(-1)
+    return image
+
+
+def _guided_smoothing(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
+    epsilon = _each(_between(strength, 40, 500, log=True)).square()
+
+    def mean(x: Tensor) -> Tensor:
+        return F.avg_pool2d(F.pad(x, (3,) * 4, mode="replicate"), 7, stride=1)
+
+    average = mean(image)
+    variance = (mean(image * image) - average.square()).clamp_min(0)
+    slope = variance / (variance + epsilon)
+    return mean(slope) * image + mean(average - slope * average)
+
+
+def _dct() -> Tensor:
+    """(8,8) orthonormal DCT-II."""
+    k, n = torch.arange(8.0)[:, None], torch.arange(8.0)
+    matrix = torch.cos(math.pi * (2 * n + 1) * k / 16) * 0.5
+    matrix[0] /= math.sqrt(2)
+    return matrix
+
+
+def _jpeg_blocks(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
+    height, width = image.shape[-2:]
+    top, left = (int(v) for v in (draw.uniform(0, 8, 2)[0]).floor().tolist())
+    padded = F.pad(image, (left, 15 - left, top, 15 - top), mode="replicate")
+    padded = padded[..., : padded.shape[-2] // 8 * 8, : padded.shape[-1] // 8 * 8]
+    low = image.amin((2, 3), keepdim=True)
+    scale = (image.flatten(2).quantile(0.99, dim=2)[..., None, None] - low).clamp_min(100) / 255
+    quality = _between(strength, 95, 30)
+    factor = torch.where(quality < 50, 50 / quality, 2 - quality / 50)
+    step = (torch.tensor(JPEG_TABLE, device=image.device) * _each(factor)).clamp_min(1)[:, :, None]
+    dct = _dct().to(image.device)
+    blocks = ((padded - low) / scale).unflatten(3, (-1, 8)).unflatten(2, (-1, 8)).transpose(3, 4)
+    coefficients = dct @ blocks @ dct.T
+    step = step[:, :, :, None] if step.ndim == 5 else step.unsqueeze(3)
+    coefficients = (coefficients / step).round() * step
+    blocks = dct.T @ coefficients @ dct
+    restored = blocks.transpose(3, 4).flatten(4, 5).flatten(2, 3) * scale + low
+    return restored[..., top : top + height, left : left + width]
+
+
+def _wavelet_step(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Low and high half of the last axis (even length), 5/3 lifting with mirrored borders."""
+    even, odd = x[..., 0::2], x[..., 1::2]
+    high = odd - 0.5 * (even + torch.cat([even[..., 1:], even[..., -1:]], -1))
+    low = even + 0.25 * (high + torch.cat([high[..., :1], high[..., :-1]], -1))
+    return low, high
+
+
+def _wavelet_back(low: Tensor, high: Tensor) -> Tensor:
+    even = low - 0.25 * (high + torch.cat([high[..., :1], high[..., :-1]], -1))
+    odd = high + 0.5 * (even + torch.cat([even[..., 1:], even[..., -1:]], -1))
+    return torch.stack([even, odd], -1).flatten(-2)
+
+
+def _quantised(x: Tensor, step: Tensor) -> Tensor:
+    """Rounded towards 0, the middle of the cell elsewhere: the dead zone of JPEG 2000."""
+    cell = (x.abs() / step).floor()
+    return torch.where(cell > 0, x.sign() * (cell + 0.5) * step, torch.zeros_like(x))
+
+
+def _wavelet(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
+    height, width = image.shape[-2:]
+    x = F.pad(image, (0, -width % 16, 0, -height % 16), mode="replicate")
+    step = _each(_between(strength, 15, 500, log=True))
+    details = []
+    for level in range(4):
+        low, high = _wavelet_step(x)
+        parts = [_wavelet_step(part.transpose(2, 3)) for part in (low, high)]
+        (x, a), (b, c) = parts
+        scale = step * 0.75**level
+        details.append(tuple(_quantised(part, scale) for part in (a, b, c)))
+        x = x.transpose(2, 3)
+    for a, b, c in reversed(details):
+        low = _wavelet_back(x.transpose(2, 3), a).transpose(2, 3)
+        high = _wavelet_back(b, c).transpose(2, 3)
+        x = _wavelet_back(low, high)
+    return x[..., :height, :width]
+
+
+def _grey_levels(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
+    step = _each(_between(strength, 10, 160, log=True))
+    start = step * draw.uniform(0, 1, 4)[..., None, None]
+    return ((image - start) / step).round() * step + start
+
+
+def _median_composite(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
+    height, width = image.shape[-2:]
+    dates = []
+    for _ in range(5):
+        light = band_limited(height, width, 4, (150, 400), draw)
+        level = _each(_between(strength, 0.02, 0.10))
+        shift = draw.normal(2) * _between(strength, 0.2, 1.2)[:, None]
+        moved = _warped(image, shift[:, 0, None, None], shift[:, 1, None, None])
+        noise = _each(_between(strength, 5, 40)) * draw.normal(*image.shape[1:])
+        dates.append(moved * (1 + level * light) + noise)
+    return torch.stack(dates).median(0).values
+
+
+# -- kinds: radiometry --------------------------------------------------------------------------------------------
+
+
+def _gain_offset(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
+    gain = 1 + _between(strength, 0.005, 0.15)[:, None] * (0.7 * draw.normal(1) + 0.5 * draw.normal(4))
+    offset = _brightness(draw, _between(strength, 3, 120))
+    return image * gain[..., None, None] + offset[..., None, None]
+
+
+def _tone_curve(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
+    power = torch.exp(_between(strength, 0.02, 0.35)[:, None] * (0.8 * draw.normal(1) + 0.4 * draw.normal(4)))
+    middle = image.mean((2, 3), keepdim=True).clamp_min(50)
+    return middle * (image.clamp_min(1) / middle) ** power[..., None, None]
+
+
+def _haze(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
+    height, width = image.shape[-2:]
+    field = band_limited(height, width, 1, (200, 600), draw)
+    depth = _each(_between(strength, 0.02, 0.35)) * (1 + 0.5 * field).clamp_min(0)
+    veil = torch.tensor(HAZE_BY_BAND, device=image.device)[:, None, None]
+    return image * (1 - depth * veil) + 3000.0 * depth * veil
+
+
+def _patch_offsets(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
+    small = draw.uniform(0, 1) < 0.5
+    sizes = torch.where(small, draw.uniform(8, 13).floor(), draw.uniform(20, 33).floor())
+    return image + _patches(image, draw, sizes, _between(strength, 5, 120, log=True))
+
+
+def _patch_offsets_16(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
+    sizes = torch.full_like(strength, 16.0)
+    return image + _patches(image, draw, sizes, _between(strength, 5, 120, log=True))
+
+
+# -- kinds: noise -------------------------------------------------------------------------------------------------
+
+
+def _white_noise(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
+    level = _between(strength, 4, 150, log=True)[:, None] * draw.uniform(0.5, 1.5, 4)
+    noise = draw.normal(*image.shape[1:])
+    soft = _each(draw.uniform(0, 1) < 0.3)
+    return image + level[..., None, None] * torch.where(soft, 2.4 * gaussian_blur(noise, 0.7), noise)
+
+
+def _speckled(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
+    level = _each(_between(strength, 0.005, 0.12, log=True))
+    return image * (1 + level * draw.normal(*image.shape[1:])).clamp_min(0.1)
+
+
+def _stripes(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
+    height, width = image.shape[-2:]
+    level = _between(strength, 3, 80, log=True)[:, None] * draw.uniform(0.5, 1.5, 4)
+    rows, columns = draw.normal(4, height, 1), draw.normal(4, 1, width)
+    across = _each(draw.uniform(0, 1) < 0.5)
+    return image + level[..., None, None] * torch.where(across, rows, columns)
+
+
+def _texture(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
+    height, width = image.shape[-2:]
+    scale = _each(_between(strength, 0.1, 1.6))
+    return image + scale * texture(height, width, PRESETS["train"], draw)
+
+
+# -- kinds: geometry ----------------------------------------------------------------------------------------------
+
+
+def _displaced_patches(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
+    light = replace(PRESETS["train"], patches=(1, 2), patch_shift=(10, 30), copy_chance=0.1)
+    strong = replace(PRESETS["train"], patches=(2, 4), patch_shift=(20, 90), copy_chance=0.4)
+    shown = displace_patches(image, light, draw), displace_patches(image, strong, draw)
+    return torch.where(_each(strength < 0.5), *shown)
+
+
+def _shift(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
+    length, angle = _between(strength, 0.05, 3.0, log=True), draw.uniform(0, 2 * math.pi)
+    whole = draw.uniform(0, 1) < 0.3
+    down, across = (
+        torch.where(whole, part.round(), part)[:, None, None]
+        for part in (length * angle.sin(), length * angle.cos())
+    )
+    return _warped(image, down, across)
+
+
+def _smooth_warp(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
+    field = band_limited(*image.shape[-2:], 2, (100, 400), draw)
+    field = field * _each(_between(strength, 0.1, 2.5, log=True))
+    return _warped(image, field[:, 0], field[:, 1])
+
+
+def _line_jitter(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
+    height = image.shape[-2]
+    size = draw.uniform(6, 40)
+    jitter = draw.normal(height // 6 + 2) * _between(strength, 0.1, 2.0, log=True)[:, None]
+    line = (_positions(height, image.device) / size[:, None]).long()
+    return _warped(image, torch.zeros_like(line)[..., None].float(), jitter.gather(1, line)[..., None])
+
+
+def _changed_fields(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
+    """Areas of like colour change together, as fields do from one month to another."""
+    height, width = image.shape[-2:]
+    smooth = gaussian_blur(image, 1.0)
+    index = (smooth[:, 3:] - smooth[:, 2:3]) / (smooth[:, 3:] + smooth[:, 2:3]).clamp_min(1)
+    spread = index.std((2, 3), keepdim=True).clamp_min(0.01)
+    place = 0.7 * band_limited(height, width, 1, (60, 200), draw)
+    label = (2.0 * ((index - index.mean((2, 3), keepdim=True)) / spread + place) + 8).long().clamp(0, 15)
+    gains = torch.exp(
+        _between(strength, 0.03, 0.30)[:, None, None] * (0.7 * draw.normal(1, 16) + 0.7 * draw.normal(4, 16))
+    )
+    gain = gains.gather(2, label.flatten(2).expand(-1, 4, -1)).view_as(image)
+    return image * gaussian_blur(gain, 0.7)
+
+
+# -- kinds: several at once ---------------------------------------------------------------------------------------
+
+
+def _refiner(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
+    heavy = degrade(image, generator=draw.generator, preset="train")
+    light = degrade_lightly(image, generator=draw.generator)
+    return torch.where(_each(strength < 0.5), light, heavy)
+
+
+def _combination(names: tuple[str, ...]) -> Make:
+    """Two or three of these kinds one after the other, for each tile others."""
+
+    def make(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
+        made = []
+        for one, level in zip(image.split(1), strength, strict=True):
+            own = Draw(draw.generator, 1, image.device)
+            order = torch.randperm(len(names), generator=draw.generator)
+            count = 2 + int(own.uniform(0, MOST_COMBINED - 1).floor())
+            for index in sorted(order[:count].tolist()):
+                make_one = KINDS[names[index]].make
+                assert make_one is not None
+                one = make_one(one, own, (level * own.uniform(0.5, 1.2)).clamp(0, 1))
+            made.append(one)
+        return torch.cat(made)
+
+    return make
+
+
+# In the order in which they happen to an image.
+_COMBINED = (
+    "changed_fields",
+    "displaced_patches",
+    "shift",
+    "gaussian_blur",
+    "enlarged_nearest",
+    "enlarged_bilinear",
+    "enlarged_lanczos",
+    "median_filter",
+    "over_sharpened",
+    "tone_curve",
+    "gain_offset",
+    "hallucinated_texture",
+    "patch_offsets",
+    "stripes",
+    "white_noise",
+    "wavelet",
+)
+_COMBINED_REPORT = ("smooth_warp", "motion_blur", "haze", "speckled", "jpeg_blocks")
+
+_TABLE = (
+    # trained on
+    Kind("truth", "train", "the truth itself", lambda image, draw, strength: image),
+    Kind("gaussian_blur", "train", "Gaussian point spread function of 6 to 120 m (FWHM)", _gaussian_blur),
+    Kind("enlarged_nearest", "train", "15 to 120 m pixels, nearest", _enlarged("nearest", 15, 120)),
+    Kind("enlarged_bilinear", "train", "15 to 120 m pixels, bilinear", _enlarged("bilinear", 15, 120)),
+    Kind("enlarged_lanczos", "train", "15 to 120 m pixels, Lanczos", _enlarged("lanczos", 15, 120)),
+    Kind("median_filter", "train", "median of 3 x 3 pixels, in part, wholly or twice", _median_filter),
+    Kind("wavelet", "train", "wavelet compression, finest step 15 to 500 DN", _wavelet),
+    Kind("over_sharpened", "train", "unsharp mask of 0.6 to 2.5 px, amount 0.1 to 1.5", _over_sharpened),
+    Kind("gain_offset", "train", "gain of 0.5 to 15 % and offset of 3 to 120 DN, by band", _gain_offset),
+    Kind("tone_curve", "train", "power law, exponent off by 2 to 35 %", _tone_curve),
+    Kind("patch_offsets", "train", "offsets of 5 to 120 DN in patches of 8-12 or 20-32 px", _patch_offsets),
+    Kind("white_noise", "train", "4 to 150 DN, in part correlated between neighbours", _white_noise),
+    Kind("stripes", "train", "rows or columns off by 3 to 80 DN", _stripes),
+    Kind("hallucinated_texture", "train", "invented texture of 20 to 80 m, to 160 DN", _texture),
+    Kind("displaced_patches", "train", "1 to 4 patches 10 to 90 m aside or copied", _displaced_patches),
+    Kind("shift", "train", "the whole tile 0.5 to 30 m aside", _shift),
+    Kind("changed_fields", "train", "areas of like colour brighter or darker by 3 to 30 %", _changed_fields),
+    Kind("refiner", "train", "degrade's preset train, or its light damage", _refiner),
+    Kind("stage2", "train", "what Stages 1 and 2 draw from the SAR", None, "stage2"),
+    Kind("combined", "train", "two or three of the kinds above", _combination(_COMBINED)),
+    # only for choices
+    Kind("defocus_blur", "choose", "disc of 6 to 50 m radius", _defocus_blur, relative="gaussian_blur"),
+    Kind(
+        "guided_smoothing",
+        "choose",
+        "guided filter, 7 x 7 px, 40 to 500 DN",
+        _guided_smoothing,
+        relative="median_filter",
+    ),
+    Kind("grey_levels", "choose", "rounded to steps of 10 to 160 DN", _grey_levels),
+    Kind("line_jitter", "choose", "bands of 6 to 40 rows 1 to 20 m aside", _line_jitter, relative="shift"),
+    # left out: reported
+    Kind(
+        "bicubic_30m_noisy",
+        "report",
+        "30 m pixels, bicubic, with noise of 5 to 60 DN",
+        _bicubic_noisy,
+        relative="enlarged_lanczos",
+    ),
+    Kind(
+        "jpeg_blocks",
+        "report",
+        "JPEG's blocks of 8 x 8 px, quality 95 to 30",
+        _jpeg_blocks,
+        relative="wavelet",
+    ),
+    Kind(
+        "edge_preserving",
+        "report",
+        "bilateral filter, twice, 60 to 600 DN",
+        _edge_preserving,
+        relative="median_filter",
+    ),
+    Kind(
+        "patch_offsets_16",
+        "report",
+        "offsets of 5 to 120 DN in patches of 16 px",
+        _patch_offsets_16,
+        relative="patch_offsets",
+    ),
+    Kind("median_composite", "report", "median of five simulated dates", _median_composite),
+    Kind(
+        "older_image",
+        "report",
+        "the same place at another date",
+        None,
+        "older",
+        relative="changed_fields",
+    ),
+    Kind(
+        "motion_blur", "report", "10 to 90 m in a line, any direction", _motion_blur, relative="gaussian_blur"
+    ),
+    Kind("haze", "report", "smooth veil, strongest in B02", _haze, relative="gain_offset"),
+    Kind("smooth_warp", "report", "warp of 1 to 25 m (1 std)", _smooth_warp, relative="shift"),
+    Kind("speckled", "report", "noise of 0.5 to 12 % of the signal", _speckled, relative="white_noise"),
+    Kind(
+        "ringing", "report", "cut-off at 0.40 to 0.10 cycles per pixel", _ringing, relative="over_sharpened"
+    ),
+    Kind(
+        "combined_left_out",
+        "report",
+        "two or three of five kinds left out",
+        _combination(_COMBINED_REPORT),
+        relative="combined",
+    ),
+)
+KINDS: Mapping[str, Kind] = MappingProxyType({kind.name: kind for kind in _TABLE})
