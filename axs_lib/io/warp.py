@@ -11,7 +11,7 @@ interpolation. Three settings make a pixel independent of the window it is read 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
@@ -52,7 +52,7 @@ class Readable(Protocol):
 
 
 def to_grid(
-    source: Readable, grid: SceneGrid, stack: ExitStack, work: Path, *, same_grid: bool = False
+    source: Readable, grid: SceneGrid, stack: ExitStack, work: Callable[[], Path], *, same_grid: bool = False
 ) -> Readable:
     """A SAR source in dB on another grid.
 
@@ -60,7 +60,7 @@ def to_grid(
         source: in dB.
         grid: where it is wanted.
         stack: closes what is opened.
-        work: folder for a temporary file of 8 bytes a source pixel.
+        work: gives a folder for a temporary file of 8 bytes a source pixel.
         same_grid: lay images of one size on each other where one of them does not say where it lies.
 
     Raises:
@@ -134,7 +134,7 @@ class WarpedSource:
         work: folder for the temporary file.
     """
 
-    def __init__(self, source: Readable, needed: Tile, grid: SceneGrid, stack: ExitStack, work: Path) -> None:
+    def __init__(self, source: Readable, needed: Tile, grid: SceneGrid, stack: ExitStack, work: Callable[[], Path]) -> None:
         import rasterio
         from rasterio.crs import CRS
         from rasterio.enums import Resampling
@@ -144,7 +144,7 @@ class WarpedSource:
         assert grid.crs is not None and grid.transform is not None
         self.grid, self.bands, self.label = grid, source.bands, source.label
         self.tags: Mapping[str, str] = source.tags
-        power = stack.enter_context(rasterio.open(_write_power(source, needed, work / "sar_power.tif")))
+        power = stack.enter_context(rasterio.open(_write_power(source, needed, work() / "sar_power.tif")))
         across, down = _kernel_scale(source.grid, grid)
         self._warped: Any = stack.enter_context(
             WarpedVRT(
