@@ -36,7 +36,7 @@ def find_weights(settings: Mapping[str, Any], checkpoints: Mapping[str, str]) ->
     from axs_lib.grounding.load import corrector_files
     from axs_lib.prithvi.variants import DEFAULT_VARIANT as DEFAULT_PRITHVI
     from axs_lib.prithvi.variants import NANO, PRITHVI_VARIANTS
-    from axs_lib.terramind.weights import find_variant, resolve
+    from axs_lib.terramind.weights import find_variant, resolve, sha256_file
 
     variant = find_variant(settings["variant"])
     files = resolve(variant, checkpoints.get("checkpoint"))
@@ -47,6 +47,10 @@ def find_weights(settings: Mapping[str, Any], checkpoints: Mapping[str, str]) ->
             found["stage1"] = dict(resolve(variant, checkpoints["stage1_checkpoint"]).info.sha256)
         prithvi = PRITHVI_VARIANTS[NANO if variant.packaged else DEFAULT_PRITHVI]
         found["stage2"] = dict(resolve(prithvi, checkpoints.get("stage2_checkpoint")).info.sha256)
+    if "adapter" in checkpoints:
+        from axs_lib.adapters import adapter_files
+
+        found["adapter"] = {file.name: sha256_file(file) for file in adapter_files(checkpoints["adapter"])}
     return {f"{stage}/{name}": value for stage, names in found.items() for name, value in names.items()}
 
 
@@ -59,6 +63,8 @@ def build_runner(job: Job) -> Runner:
     """
     import torch
 
+    from axs_lib.adapters import load_adapter
+
     torch.set_num_threads(job.threads)
     settings = job.settings
     if find_weights(settings, job.checkpoints) != job.weights:
@@ -68,17 +74,22 @@ def build_runner(job: Job) -> Runner:
         )
     common: dict[str, Any] = {"variant": settings["variant"], "s1_product": settings["s1_product"]}
     common |= {"device": job.device, **job.checkpoints}
+    adapter = common.pop("adapter", None)
     dtype = getattr(torch, settings["dtype"]) if "dtype" in settings else None
     if settings["stage"] == "ground":
         from axs_lib import stage3_tm_ground
 
         model = stage3_tm_ground.build_stage3_model(**common)
+        if adapter is not None:
+            load_adapter(model, adapter)
         if dtype is not None:
             model.use_precision(dtype)
         return functools.partial(ground_item, model, job)
     from axs_lib import pipeline
 
     stages = pipeline.build_pipeline(**common)
+    if adapter is not None:
+        load_adapter(stages, adapter)
     if dtype is not None:
         stages.use_precision(dtype)
     return functools.partial(run_item, stages, job)

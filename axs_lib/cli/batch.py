@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from axs_lib.cli.command import printable
-from axs_lib.cli.options import DtypeOption, Precision, Product
+from axs_lib.cli.options import AdapterOption, DtypeOption, Precision, Product
 
 if TYPE_CHECKING:
     from axs_lib.batch.supervise import Summary, WorkerPool
@@ -76,6 +76,7 @@ def batch(
     checkpoint: Annotated[
         Path | None, typer.Option(help="TerraMind weights from this file or folder.")
     ] = None,
+    adapter: AdapterOption = None,
     stage1_checkpoint: Annotated[
         Path | None, typer.Option(help="Stage 1 weights, where they are not those of Stage 3.")
     ] = None,
@@ -121,13 +122,14 @@ def batch(
         raise InputError("--address names a Ray cluster and --engine is local; add --engine ray")
     given = {
         "checkpoint": checkpoint,
+        "adapter": adapter,
         "stage1_checkpoint": stage1_checkpoint,
         "stage2_checkpoint": stage2_checkpoint,
     }
     checkpoints = {key: str(value.resolve()) for key, value in given.items() if value is not None}
-    if stage is BatchStage.ground and checkpoints.keys() - {"checkpoint"}:
+    if stage is BatchStage.ground and checkpoints.keys() - {"checkpoint", "adapter"}:
         raise InputError(
-            "--stage ground runs Stage 3 alone; expected --checkpoint and no other, or --stage pipeline"
+            "--stage ground runs Stage 3 alone; expected --checkpoint, --adapter and no other, or --stage pipeline"
         )
 
     # 2. List the items; find the weights, once for all workers.
