@@ -17,7 +17,7 @@ import functools
 import logging
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -41,6 +41,7 @@ from axs_lib.terramind.tiles import (
     network_side,
     to_network,
     training_start,
+    unbatch,
 )
 
 if TYPE_CHECKING:
@@ -87,11 +88,6 @@ class Stage3Output:
     gate: Tensor
     uncertainty: Tensor | None
     nfe: int
-
-    def map(self, change: Any) -> Stage3Output:
-        """The result with ``change`` applied to each of its tensors."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return Stage3Output(**{k: change(v) if isinstance(v, Tensor) else v for k, v in values.items()})
 
 
 @dataclass(frozen=True)
@@ -312,7 +308,7 @@ class Stage3GroundingModel(GeneratorStage, HubMixin):
             uncertainty=deviation,
             nfe=schedule.nfe if given is None else 0,
         )
-        return output.map(lambda layer: layer[0]) if pair.unbatched else output
+        return unbatch(output) if pair.unbatched else output
 
     @torch.no_grad()
     def grounding_map(
@@ -387,7 +383,7 @@ class Stage3GroundingModel(GeneratorStage, HubMixin):
         image = pair.opt_v2.masked_fill(nodata, torch.nan)
         deviation = torch.zeros_like(image).masked_fill(nodata, torch.nan) if uncertain else None
         output = Stage3Output(image, image.clone(), torch.zeros_like(image[:, :1]), deviation, 0)
-        return output.map(lambda layer: layer[0]) if pair.unbatched else output
+        return unbatch(output) if pair.unbatched else output
 
     # -- training -------------------------------------------------------------------------------------------------
 

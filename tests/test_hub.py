@@ -12,12 +12,12 @@ import torch
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
+from axs_lib.adapters import apply_lora_to_linear, merge_adapter
 from axs_lib.errors import InputError, WeightsError
 from axs_lib.grounding.calibration import Calibration
 from axs_lib.hub import HubMixin
 from axs_lib.stage3_tm_ground import Stage3GroundingModel, build_stage3_model, stage3_inference
 from axs_lib.terramind.weights import packaged, read_metadata, resolve
-from axs_lib.adapters import apply_lora_to_linear, merge_adapter
 from tests.hub import LocalHub
 from tests.models import plausible_pair, random_nano
 

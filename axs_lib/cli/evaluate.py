@@ -51,7 +51,8 @@ def evaluate(
         Path | None, typer.Option(help="Local weights in place of the variant's own.")
     ] = None,
     stage: Annotated[
-        EvaluatedStage, typer.Option(help="ground: Stage 3 by itself; pipeline: all three stages, from SAR alone.")
+        EvaluatedStage,
+        typer.Option(help="ground: Stage 3 by itself; pipeline: all three stages, from SAR alone."),
     ] = EvaluatedStage.ground,
     opt_v2_source: Annotated[
         EstimateSource | None,
@@ -271,7 +272,10 @@ def _steps(timesteps: str) -> list[int]:
 
 
 def _is_whole(
-    stage: EvaluatedStage, source: EstimateSource | None, stage1_checkpoint: Path | None, stage2_checkpoint: Path | None
+    stage: EvaluatedStage,
+    source: EstimateSource | None,
+    stage1_checkpoint: Path | None,
+    stage2_checkpoint: Path | None,
 ) -> bool:
     """Whether Stages 1 and 2 make the estimate."""
     from axs_lib.errors import InputError

@@ -41,7 +41,10 @@ POSSIBLE_DB = (-60.0, 40.0)  # both excluded
 POSSIBLE_DN = (-1000.0, 30_000.0)
 FORCED = 1e6  # beyond it no number is accepted, with --force neither
 BRIGHTEST_DN = 20_000.0  # few pixels of an image are brighter
-MANY, MOST = 0.005, 0.05  # share of impossible pixels from which an image is refused: by its sample, by all of it
+MANY, MOST = (
+    0.005,
+    0.05,
+)  # share of impossible pixels from which an image is refused: by its sample, by all of it
 BORDER_PIXELS = 6  # of one number side by side along an edge, from which they are a border
 SAMPLE_SIDE = 128
 
@@ -391,7 +394,9 @@ def _open_paths(
         refuse_radar_geometry(path)
     suffix = Path(paths[0]).suffix.lower()
     if len(paths) > 1 and any(Path(path).suffix.lower() in (".npz", ".pt") for path in paths):
-        raise InputError(f"{listed(paths)} are several files; expected GeoTIFFs, one a band, or one .npz or .pt alone")
+        raise InputError(
+            f"{listed(paths)} are several files; expected GeoTIFFs, one a band, or one .npz or .pt alone"
+        )
     if len(paths) == 1 and suffix == ".npz":
         return read_npz(Path(paths[0]), wanted, order)
     if len(paths) == 1 and suffix == ".pt":

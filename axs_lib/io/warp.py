@@ -134,7 +134,9 @@ class WarpedSource:
         work: folder for the temporary file.
     """
 
-    def __init__(self, source: Readable, needed: Tile, grid: SceneGrid, stack: ExitStack, work: Callable[[], Path]) -> None:
+    def __init__(
+        self, source: Readable, needed: Tile, grid: SceneGrid, stack: ExitStack, work: Callable[[], Path]
+    ) -> None:
         import rasterio
         from rasterio.crs import CRS
         from rasterio.enums import Resampling

@@ -301,7 +301,11 @@ def ground_scene(
         tiles = grid or TileGrid()
         whole = count > 1 or tile_count(tiles, *optical.grid.size) == 1
         model = model if hasattr(model, "ground") else model()
-        if uncertainty and options.get("ensemble_size", 1) < 2 and not getattr(model, "estimates_error", False):
+        if (
+            uncertainty
+            and options.get("ensemble_size", 1) < 2
+            and not getattr(model, "estimates_error", False)
+        ):
             raise InputError(
                 "this model does not predict its error, so that --uncertainty is the spread of an ensemble, and"
                 " --ensemble-size is 1; expected 2 or more"

@@ -524,7 +524,11 @@ def write_state(
 
     tensors = {
         # Own copies: safetensors refuses tensors that share memory (token embedding and logit weights do).
-        name: (value.half() if half and value.is_floating_point() else value).detach().cpu().clone().contiguous()
+        name: (value.half() if half and value.is_floating_point() else value)
+        .detach()
+        .cpu()
+        .clone()
+        .contiguous()
         for name, value in state.items()
     }
     # As bytes, not by safetensors' save_file, whose files only their owner may read.

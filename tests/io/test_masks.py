@@ -14,8 +14,8 @@ from rasterio.crs import CRS
 from rasterio.transform import Affine, from_origin
 
 from axs_lib.bands import OPTICAL_BANDS
-from axs_lib.io import masks
 from axs_lib.errors import InputError
+from axs_lib.io import masks
 from axs_lib.io.masks import SCL_CLASSES, SCL_DROPPED, scl_numbers, scl_trust
 from axs_lib.io.raster import Raster
 

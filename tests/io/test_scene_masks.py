@@ -13,8 +13,7 @@ from rasterio.transform import Affine
 from axs_lib.bands import OPTICAL_BANDS
 from axs_lib.errors import InputError
 from axs_lib.io.grid import SceneGrid
-from axs_lib.io.masks import read_mask
-from axs_lib.io.masks import MaskFile, MaskSource
+from axs_lib.io.masks import MaskFile, MaskSource, read_mask
 from axs_lib.io.tiles import read_raster
 from axs_lib.scenes.api import ground_scene
 from axs_lib.tilegrid import Tile
