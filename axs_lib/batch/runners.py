@@ -96,112 +96,39 @@ def build_runner(job: Job) -> Runner:
 
 
 def ground_item(model: Stage3GroundingModel, job: Job, item: Item, output: Path) -> None:
-    """Ground the estimate of an item in its SAR image; ``.npz`` holds the inputs too, a scene is streamed to ``.tif``.
+    """Ground the estimate of an item in its SAR image; an ``.npz`` holds the inputs, too.
 
     Raises:
         InputError: the inputs cannot be read or are not what they should be.
         OutputError: the disk refuses.
     """
-    import torch
-
-    from axs_lib.checks import check_pair
-    from axs_lib.io.grid import is_scene
-    from axs_lib.io.results import check_suffix, write_image
-    from axs_lib.io.tiles import read_tile
+    from axs_lib.scenes.api import ground_scene
 
     timesteps = job.settings["timesteps"] or GROUND_TIMESTEPS
-    if item.opt_v2 is not None and is_scene([item.s1], [item.opt_v2], output):
-        from axs_lib.scenes.api import ground_scene
-
-        settings = {"timesteps": timesteps, "seed": job.settings["seed"], "tags": _tags(job)}
-        ground_scene(model, item.s1, item.opt_v2, output, **settings, **_scene_options(job))
-        return
-    tile = read_tile([item.s1], [item.opt_v2] if item.opt_v2 else ())
-    check_suffix(output, len(tile.opt_v2.batch))
-    s1, opt_v2 = (torch.from_numpy(raster.batch).to(job.device) for raster in (tile.s1, tile.opt_v2))
-    trust = None if tile.trust is None else torch.from_numpy(tile.trust).to(job.device)
-    check_pair(s1, opt_v2, trust=trust, source="file", force=job.force)
-    with torch.no_grad():
-        result = model.ground(s1, opt_v2, timesteps, seed=job.settings["seed"], trust=trust)
-    tags = model.provenance | _tags(job) | {"AXS_TIMESTEPS": str(timesteps), "AXS_NFE": str(result.nfe)}
-    write_image(output, result.image.float().cpu().numpy(), tile, tags=tags)
+    ground_scene(model, item.s1, item.opt_v2, output, timesteps=timesteps, **_options(job))
 
 
 def run_item(pipeline: Pipeline, job: Job, item: Item, output: Path) -> None:
     """Run the three stages on the SAR image of an item: ``.npz`` with all images, or ``.tif`` with the last.
 
-    A scene is streamed to ``.tif``.
-
     Raises:
         InputError: the input cannot be read or is not what it should be.
         OutputError: the disk refuses.
     """
-    from dataclasses import replace
+    from axs_lib.scenes.api import run_scene
 
-    import torch
-
-    from axs_lib.bands import OPTICAL_BANDS, SAR_BANDS
-    from axs_lib.checks import check_sar
-    from axs_lib.io.grid import is_scene
-    from axs_lib.io.raster import centre_lat_lon
-    from axs_lib.io.results import check_suffix, write_arrays, write_tiff
-    from axs_lib.io.tiles import read_raster
-
-    if is_scene([item.s1], out=output):
-        _run_scene(pipeline, job, item, output)
-        return
-    raster = read_raster(item.s1, SAR_BANDS)
-    check_suffix(output, len(raster.batch))
-    s1 = torch.from_numpy(raster.batch).to(job.device)
-    check_sar(s1, source="file", force=job.force)
-    place = centre_lat_lon(raster)
-    located = {} if place is None else {"lat": round(place[0], 5), "lon": round(place[1], 5)}
-    metadata = located | dict(item.metadata)
-    result = pipeline(s1, metadata, job.settings["timesteps"], seed=job.settings["seed"])
-    tags = pipeline.provenance | _tags(job) | {"AXS_NFE": " ".join(map(str, result.nfe))}
-    tags |= {f"AXS_METADATA_{key.upper()}": str(value) for key, value in metadata.items()}
-    if job.format == "tif":
-        image = result.opt_v3[0].float().cpu().numpy()
-        like = replace(raster, data=image, bands=OPTICAL_BANDS, nodata=None, tags={**raster.tags, **tags})
-        write_tiff(output, image, like)
-        return
-    names = ("opt_v1", "opt_v2", "opt_v3")
-    batches = {name: getattr(result, name).float().cpu().numpy() for name in names}
-    arrays = batches if raster.batched else {name: batch[0] for name, batch in batches.items()}
-    sar = {"s1": raster.data} if raster.batched else dict(zip(("s1_vv", "s1_vh"), raster.data, strict=True))
-    write_arrays(output, arrays | sar, raster, tags=tags)
+    timesteps = job.settings["timesteps"]
+    run_scene(pipeline, item.s1, output, metadata=item.metadata, timesteps=timesteps, **_options(job))
 
 
-def _run_scene(pipeline: Pipeline, job: Job, item: Item, output: Path) -> None:
-    """The pipeline on a scene, of whose files the last is kept."""
-    import shutil
-
-    from axs_lib.scenes.api import STAGES, run_scene
-
-    folder = output.with_name("stages")
-    run_scene(
-        pipeline,
-        item.s1,
-        folder,
-        metadata=item.metadata,
-        timesteps=job.settings["timesteps"],
-        seed=job.settings["seed"],
-        tags=_tags(job),
-        **_scene_options(job),
-    )
-    (folder / f"{STAGES[-1]}.tif").replace(output)
-    shutil.rmtree(folder)
-
-
-def _scene_options(job: Job) -> dict[str, Any]:
-    """One tile at a time, so that the pixels do not depend on how many fit the device."""
-    return {"deterministic": True, "force": job.force}
-
-
-def _tags(job: Job) -> dict[str, str]:
+def _options(job: Job) -> dict[str, Any]:
+    """One tile at a time, so that the pixels do not depend on how many fit the device; no addresses out of a manifest."""
     settings = job.settings
+    tags = {"AXS_S1_PRODUCT": str(settings["s1_product"]), "AXS_DTYPE": settings.get("dtype", "float32")}
     return {
-        "AXS_SEED": str(settings["seed"]),
-        "AXS_S1_PRODUCT": str(settings["s1_product"]),
-        "AXS_DTYPE": settings.get("dtype", "float32"),
+        "seed": settings["seed"],
+        "tags": tags,
+        "deterministic": True,
+        "force": job.force,
+        "addresses": False,
     }

@@ -418,7 +418,7 @@ def _declared_unit(texts: Iterable[str]) -> str | None:
     for text in texts:
         lower = text.lower()
         if match := re.search(
-            r"_rtc\d+_[gs]([pda])[uw][nf][ec][dm]_", lower
+            r"_rtc\d+_[a-z]_[gs]([pda])[uw][nf][ec][dm]_", lower
         ):  # as ASF HyP3 names its products
             return {"p": "power", "d": "db", "a": "amplitude"}[match[1]]
         words = set(re.findall(r"[a-z]+", lower))

@@ -969,13 +969,11 @@ def _origins(corner: tuple[int, int], tiles: Sequence[Tile]) -> Tensor:
 def _located(
     metadata: Mapping[str, Any], grid: SceneGrid, tile: Tile, digits: int | None = None
 ) -> dict[str, Any]:
-    """Metadata of a tile: its own place, unless that of the scene is given."""
-    if "lat" in metadata or "lon" in metadata:
-        return dict(metadata)
+    """Metadata of a tile: its own place, as far as that of the scene is not given."""
     place = grid.centre_lat_lon(tile)
     if place is not None and digits is not None:
         place = round(place[0], digits), round(place[1], digits)
-    return {**metadata, **({} if place is None else {"lat": place[0], "lon": place[1]})}
+    return {**({} if place is None else {"lat": place[0], "lon": place[1]}), **metadata}
 
 
 def _tags(settings: Mapping[str, Any], grid: TileGrid, corner: tuple[int, int]) -> dict[str, str]:

@@ -48,7 +48,7 @@ class HalfWay:
         *,
         seed: int = 0,
         trust: Tensor | None = None,
-        controls: GroundingControls = GroundingControls(),  # noqa: B008
+        controls: GroundingControls = GroundingControls(),
     ) -> Output:
         proposal = controls.proposal
         opt_v2 = opt_v2.nan_to_num(2000.0)

@@ -197,8 +197,11 @@ def test_scale_and_offset_of_the_file_are_applied(tmp_path: Path, optical: np.nd
     np.testing.assert_array_equal(read_optical(harmonised), optical)
     with_offset = write_tif(tmp_path / "p.tif", optical + 1000, scale=(1e-4, -0.1))
     np.testing.assert_allclose(read_optical(with_offset), optical, atol=1e-3)
-    backscatter = np.stack([np.full((H, W), hundredth, "int16") for hundredth in (-1250, -1900)])
-    hundredths = write_tif(tmp_path / "s.tif", backscatter, scale=(0.01, 0.0))
+    hundredths = write_tif(
+        tmp_path / "s.tif",
+        np.stack([np.full((H, W), db, "int16") for db in (-1250, -1900)]),
+        scale=(0.01, 0.0),
+    )
     np.testing.assert_allclose(read_raster(hundredths, SAR_BANDS).data[0], -12.5, rtol=1e-6)
 
 
