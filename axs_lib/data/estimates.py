@@ -173,6 +173,16 @@ def _choice(draw: Draw, count: int) -> Tensor:
     return draw.uniform(0, count).floor().clamp_max(count - 1)
 
 
+def _by_strength(strength: Tensor, light: Callable[[], Tensor], strong: Callable[[], Tensor]) -> Tensor:
+    """One image for tiles of strength below 0.5 and another for the rest; only what is needed is made."""
+    below = strength < 0.5
+    if bool(below.all()):
+        return light()
+    if not bool(below.any()):
+        return strong()
+    return torch.where(_each(below), light(), strong())
+
+
 def _positions(size: int, device: torch.device) -> Tensor:
     return torch.arange(size, device=device, dtype=torch.float32)
 
@@ -565,8 +575,9 @@ def _texture(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
 def _displaced_patches(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
     light = replace(PRESETS["train"], patches=(1, 2), patch_shift=(10, 30), copy_chance=0.1)
     strong = replace(PRESETS["train"], patches=(2, 4), patch_shift=(20, 90), copy_chance=0.4)
-    shown = displace_patches(image, light, draw), displace_patches(image, strong, draw)
-    return torch.where(_each(strength < 0.5), *shown)
+    return _by_strength(
+        strength, lambda: displace_patches(image, light, draw), lambda: displace_patches(image, strong, draw)
+    )
 
 
 def _shift(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
@@ -612,9 +623,11 @@ def _changed_fields(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
 
 
 def _refiner(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
-    heavy = degrade(image, generator=draw.generator, preset="train")
-    light = degrade_lightly(image, generator=draw.generator)
-    return torch.where(_each(strength < 0.5), light, heavy)
+    return _by_strength(
+        strength,
+        lambda: degrade_lightly(image, generator=draw.generator),
+        lambda: degrade(image, generator=draw.generator, preset="train"),
+    )
 
 
 def _combination(names: tuple[str, ...]) -> Make:

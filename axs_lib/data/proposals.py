@@ -7,7 +7,7 @@ weak generator it would ignore all of them. So it is trained beside proposals th
 - ``informed``: the truth seen through a generator's errors: blurred by 0.5 to 6 px, gain and offset of each band wrong,
   smooth and fine noise, displaced patches, in half of the cases clamped to about one standard deviation as TerraMind's
   detokenizer does, in a tenth of them nearly the truth;
-- ``foreign``: an informed proposal of another place, or of the place turned by half a turn;
+- ``foreign``: an informed proposal of another place, or (``TURNED_CHANCE``) of the place turned by half a turn;
 - ``none``: the estimate itself.
 
 In: truth tiles (B,4,H,W) in DN; out: proposals of the same shape in DN. Everything is drawn from the given generator.
@@ -67,8 +67,10 @@ def informed_proposal(truth: Tensor, *, generator: torch.Generator, quality: Ten
     image = apply_matrices(truth, *matrices)
 
     # 2. Things in the wrong place.
-    moved = displace_patches(image, replace(PRESETS["train"], patches=(1, 3)), draw)
-    image = torch.where(each(draw.uniform(0, 1) < PATCH_CHANCE * worse), moved, image)
+    displaced = draw.uniform(0, 1) < PATCH_CHANCE * worse
+    if bool(displaced.any()):
+        moved = displace_patches(image, replace(PRESETS["train"], patches=(1, 3)), draw)
+        image = torch.where(each(displaced), moved, image)
 
     # 3. Colours, smooth and fine noise: each of another strength, by chance none.
     def level(bounds: tuple[float, float]) -> Tensor:
@@ -91,19 +93,4 @@ def informed_proposal(truth: Tensor, *, generator: torch.Generator, quality: Ten
     clamped = image.clamp(low, high)
     image = torch.where(each((draw.uniform(0, 1) < CLAMP_CHANCE) & (worse > 0.05)), clamped, image)
     return image.clamp(*VALID_DN)
-
-
-def foreign_proposal(truth: Tensor, elsewhere: Tensor, *, generator: torch.Generator) -> Tensor:
-    """A proposal that does not fit: an informed one of another place, or of the place turned by half a turn.
-
-    Args:
-        truth: (B,4,H,W) in DN.
-        elsewhere: (B,4,H,W) in DN, the truth of other places.
-        generator: of every draw; its state advances.
-    """
-    draw = Draw(generator, len(truth), truth.device)
-    turned = draw.uniform(0, 1) < TURNED_CHANCE
-    image = torch.where(turned[:, None, None, None], truth.flip((2, 3)), elsewhere)
-    return informed_proposal(image, generator=generator)
-
 

@@ -33,7 +33,7 @@ from axs_lib.data.clouds import cloud_trust
 from axs_lib.data.estimates import kinds_of, make_estimate
 from axs_lib.data.flood import simulate_flood
 from axs_lib.data.pairs import PairRecord, load_pair
-from axs_lib.data.proposals import foreign_proposal, informed_proposal
+from axs_lib.data.proposals import TURNED_CHANCE, informed_proposal
 from axs_lib.errors import InputError
 from axs_lib.grounding.contradiction import contradiction, open_water
 from axs_lib.grounding.gap import fit_to_observed, unknown_share
@@ -70,7 +70,7 @@ LIGHT_CHANCE = 0.3  # of an estimate to be of light strength
 HARM_PX = 5  # px over which squared errors before and after are averaged before they are compared
 LEAST_MSE = 1e-4  # (10 DN / 1000) squared
 ROBUST = 2.0  # weighed squared error of a tile from which on it counts by its logarithm
-DN_FLOOR = 8.0  # DN: a tile whose estimate is nearer to the truth counts as if it were so far
+DN_FLOOR = 4.0  # DN: a tile whose estimate is nearer to the truth counts as if it were so far
 MODES = ("estimate", "gaps", "stage2", "flood")
 
 
@@ -119,7 +119,7 @@ class HeadConfig:
     qualities: tuple[str, ...] = ("ok", "open_water")
     fitted_sources: tuple[str, ...] = ()
     fresh: float = 3.0
-    modes: tuple[float, ...] = (0.62, 0.22, 0.08, 0.08)
+    modes: tuple[float, ...] = (0.58, 0.25, 0.09, 0.08)
     kinds: Mapping[str, float] = field(
         default_factory=lambda: {"truth": 2.0, "refiner": 5.0, "combined": 4.0, "gaussian_blur": 2.0}
     )
@@ -134,8 +134,8 @@ class HeadConfig:
     warmup: int = 100
     ema: float = 0.998
     crop_sizes: tuple[int, ...] = (64, 96, 96, 128)
-    batch_pixels: int = 8 * 96 * 96
-    checkpoint_every: int = 200
+    batch_pixels: int = 6 * 96 * 96
+    checkpoint_every: int = 100
     seed: int = 0
     threads: int | None = None
 
@@ -350,6 +350,9 @@ class ExampleSampler:
         parts = [self._example(size, random) for _ in range(count)]
         names, images = [part[0] for part in parts], [part[1] for part in parts]
         layers = [torch.cat([pad_square(image[index], size) for image in images]) for index in range(5)]
+        simulated = torch.tensor(["informed" in name or "foreign" in name for name in names])
+        if bool(simulated.any()):  # so far what they are made of
+            layers[2][simulated] = informed_proposal(layers[2][simulated], generator=random)
         return Batch(
             *layers,
             own=torch.tensor(["own" in name for name in names]),
@@ -403,13 +406,12 @@ class ExampleSampler:
             truth = torch.where(water, water_colour(truth, random), truth)
         estimate = estimate.clamp(*VALID_DN)
 
-        # 3. The proposal.
+        # 3. What the proposal is made of.
         if proposal_kind == "informed":
-            proposal = informed_proposal(truth, generator=random)
+            proposal = truth
         elif proposal_kind == "foreign":
-            proposal = foreign_proposal(truth, self._elsewhere(tile, size, random), generator=random)
-            if proposal.shape != truth.shape:
-                raise InputError("tiles of one size expected")
+            turned = uniform() < TURNED_CHANCE
+            proposal = truth.flip((2, 3)) if turned else self._elsewhere(tile, size, random)
         else:
             proposal = estimate
 
@@ -558,8 +560,7 @@ def loss_of_batch(
         began = ((batch.estimate - batch.truth) / 1000.0).square().mean((1, 2, 3)).clamp_min(LEAST_MSE)
         weight = (began * began.mean()).rsqrt()
     squared = error.square().mean((1, 2, 3)) * weight
-    squared = torch.where(squared > ROBUST, ROBUST * (1.0 + (squared / ROBUST).clamp_min(1.0).log()), squared)
-    balanced = squared.mean() + 0.3 * (error.abs().mean((1, 2, 3)) * weight.sqrt()).mean()
+    balanced = _by_logarithm(squared).mean() + 0.3 * (error.abs().mean((1, 2, 3)) * weight.sqrt()).mean()
 
     # Harm counts more than gain: locally, and of a tile relative to what its estimate began with.
     after, before = ((each - batch.truth).square().mean(1, keepdim=True) for each in (image, batch.estimate))
@@ -568,11 +569,11 @@ def loss_of_batch(
         weight = (began.clamp_min(100.0) * began.mean().clamp_min(100.0)).rsqrt()
     pad = HARM_PX // 2
     local = F.avg_pool2d(after - before, HARM_PX, stride=2, padding=pad, count_include_pad=False).relu()
-    harmed = (local.mean((1, 2, 3)) * weight).clamp_max(ROBUST).mean()
+    harmed = _by_logarithm(local.mean((1, 2, 3)) * weight).mean()
     ratio = after.mean((1, 2, 3)) / (began + DN_FLOOR**2)
     start = began / (began + DN_FLOOR**2)
     worse = (ratio - start).relu()
-    ratios = (ratio + 2.0 * worse).clamp_max(4.0).mean()
+    ratios = _by_logarithm(ratio + 2.0 * worse).mean()
 
     unknown = batch.trust < 1
     apart = ((image.detach() - batch.truth) / expected).square().clamp_max(UNLIKELY)
@@ -581,6 +582,11 @@ def loss_of_batch(
     loss = balanced + harm * harmed + relative * ratios + ERROR_WEIGHT * unlikely
     pairs = list(zip(began.tolist(), after.detach().mean((1, 2, 3)).tolist(), strict=True))
     return loss, pairs
+
+
+def _by_logarithm(cost: Tensor) -> Tensor:
+    """Costs that count by their logarithm from ``ROBUST`` on."""
+    return torch.where(cost > ROBUST, ROBUST * (1.0 + (cost / ROBUST).clamp_min(1.0).log()), cost)
 
 
 class _Log:
