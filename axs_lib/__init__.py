@@ -25,6 +25,8 @@ _LAZY = {
     "stage3_inference": "axs_lib.stage3_tm_ground",
     "build_pipeline": "axs_lib.pipeline",
     "full_pipeline": "axs_lib.pipeline",
+    "MaskFile": "axs_lib.io.masks",
+    "fill_gaps": "axs_lib.scenes.api",
     "ground_scene": "axs_lib.scenes.api",
     "run_scene": "axs_lib.scenes.api",
 }

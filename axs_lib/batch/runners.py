@@ -1,25 +1,23 @@
 """What is run on each item: Stage 3 on a pair, or the pipeline on a SAR image, and with which weights.
 
-In: a ``Job``. Out: a function from an item to its output file, holding the model; one function an item kind. Imports
+In: a ``Job``. Out: a function from an item to its output files, holding the model; one function for each stage. Imports
 the models only where they are built, so that the process that hands out the work stays small.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from axs_lib.batch.items import Item
-from axs_lib.batch.work import Job, Runner
+from axs_lib.batch.work import IMAGE, Job, Runner
 from axs_lib.errors import WeightsError
 
 if TYPE_CHECKING:
     from axs_lib.pipeline import Pipeline
     from axs_lib.stage3_tm_ground import Stage3GroundingModel
-
-GROUND_TIMESTEPS = 10
 
 
 def find_weights(settings: Mapping[str, Any], checkpoints: Mapping[str, str]) -> dict[str, str]:
@@ -72,44 +70,64 @@ def build_runner(job: Job) -> Runner:
             "the weights here are not those that the job was started with; put the same files on every machine, leave"
             " them alone while a job runs, and start it again"
         )
-    common: dict[str, Any] = {"variant": settings["variant"], "s1_product": settings["s1_product"]}
-    common |= {"device": job.device, **job.checkpoints}
-    adapter = common.pop("adapter", None)
-    dtype = getattr(torch, settings["dtype"]) if "dtype" in settings else None
+    build: dict[str, Any] = {"variant": settings["variant"], "s1_product": settings["s1_product"]}
+    build |= {"device": job.device, **job.checkpoints}
+    adapter = build.pop("adapter", None)
+    if settings.get("correction_mode"):
+        build["correction_mode"] = settings["correction_mode"]
+    model: Any
     if settings["stage"] == "ground":
         from axs_lib import stage3_tm_ground
 
-        model = stage3_tm_ground.build_stage3_model(**common)
-        if adapter is not None:
-            load_adapter(model, adapter)
-        if dtype is not None:
-            model.use_precision(dtype)
-        return functools.partial(ground_item, model, job)
-    from axs_lib import pipeline
+        model = stage3_tm_ground.build_stage3_model(settings["timesteps"], **build)
+    else:
+        from axs_lib import pipeline
 
-    stages = pipeline.build_pipeline(**common)
+        model = pipeline.build_pipeline(**build)
     if adapter is not None:
-        load_adapter(stages, adapter)
-    if dtype is not None:
-        stages.use_precision(dtype)
-    return functools.partial(run_item, stages, job)
+        load_adapter(model, adapter)
+    if settings["dtype"] != "float32":
+        model.use_precision(getattr(torch, settings["dtype"]))
+    return functools.partial(ground_item if settings["stage"] == "ground" else run_item, model, job)
 
 
-def ground_item(model: Stage3GroundingModel, job: Job, item: Item, output: Path) -> None:
-    """Ground the estimate of an item in its SAR image; an ``.npz`` holds the inputs, too.
+def ground_item(
+    model: Stage3GroundingModel, job: Job, item: Item, outputs: Mapping[str, Path]
+) -> Sequence[str]:
+    """Ground the estimate of an item in its SAR image; an ``.npz`` holds the inputs too.
+
+    Returns:
+        What was assumed of the files.
 
     Raises:
         InputError: the inputs cannot be read or are not what they should be.
         OutputError: the disk refuses.
     """
+    from axs_lib.io.masks import MaskFile
     from axs_lib.scenes.api import ground_scene
 
-    timesteps = job.settings["timesteps"] or GROUND_TIMESTEPS
-    ground_scene(model, item.s1, item.opt_v2, output, timesteps=timesteps, **_options(job))
+    settings = job.settings
+    mask = item.mask or settings["mask"]["path"]
+    how = {key: value for key, value in settings["mask"].items() if key != "path"}
+    result = ground_scene(
+        model,
+        item.s1,
+        item.opt_v2,
+        outputs[IMAGE],
+        trust=MaskFile(mask, **how) if mask else None,
+        boa_offset=settings["boa_offset"],
+        date=item.metadata.get("date"),
+        strength=settings["strength"],
+        **_options(job, outputs),
+    )
+    return result.notes
 
 
-def run_item(pipeline: Pipeline, job: Job, item: Item, output: Path) -> None:
+def run_item(pipeline: Pipeline, job: Job, item: Item, outputs: Mapping[str, Path]) -> Sequence[str]:
     """Run the three stages on the SAR image of an item: ``.npz`` with all images, or ``.tif`` with the last.
+
+    Returns:
+        What was assumed of the files.
 
     Raises:
         InputError: the input cannot be read or is not what it should be.
@@ -117,18 +135,17 @@ def run_item(pipeline: Pipeline, job: Job, item: Item, output: Path) -> None:
     """
     from axs_lib.scenes.api import run_scene
 
-    timesteps = job.settings["timesteps"]
-    run_scene(pipeline, item.s1, output, metadata=item.metadata, timesteps=timesteps, **_options(job))
+    return run_scene(
+        pipeline, item.s1, outputs[IMAGE], metadata=item.metadata, **_options(job, outputs)
+    ).notes
 
 
-def _options(job: Job) -> dict[str, Any]:
-    """One tile at a time, so that the pixels do not depend on how many fit the device; no addresses out of a manifest."""
+def _options(job: Job, outputs: Mapping[str, Path]) -> dict[str, Any]:
+    """One tile at a time, so that the pixels do not depend on how many fit the device; no addresses out of files."""
     settings = job.settings
-    tags = {"AXS_S1_PRODUCT": str(settings["s1_product"]), "AXS_DTYPE": settings.get("dtype", "float32")}
-    return {
-        "seed": settings["seed"],
-        "tags": tags,
-        "deterministic": True,
-        "force": job.force,
-        "addresses": False,
-    }
+    options: dict[str, Any] = {key: settings[key] for key in ("timesteps", "seed", "s1_unit", "same_grid")}
+    options |= {"ensemble_size": settings["ensemble_size"], "bands": settings["bands"], "force": job.force}
+    options |= {"hold_colour": True} if settings["hold_colour"] else {}
+    options |= {name: path for name, path in outputs.items() if name != IMAGE}
+    tags = {"AXS_S1_PRODUCT": str(settings["s1_product"]), "AXS_DTYPE": str(settings["dtype"])}
+    return options | {"deterministic": True, "addresses": False, "tags": tags}

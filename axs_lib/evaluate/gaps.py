@@ -39,6 +39,7 @@ from torch import Tensor
 from axs_lib.bands import DN_PER_REFLECTANCE
 from axs_lib.data.clouds import cloud_trust, cloudy_trust, spread
 from axs_lib.data.pairs import PairRecord
+from axs_lib.data.proposals import informed_proposal
 from axs_lib.evaluate.evaluator import Figures, Scenario, TileFigures, Walk
 from axs_lib.evaluate.models import Grounder, PlainNetwork
 from axs_lib.evaluate.sources import EvaluationTile, fitted
@@ -109,7 +110,7 @@ class Gaps(Scenario):
         filled = {STAGE3: run.ground(s1, image, trust=trust).opt_v3}
         if run.takes_proposals:
             proposals = {
-                "informed": torch.stack([informed_proposal(gap.truth, gap.record.name) for gap in gaps]),
+                "informed": torch.stack([simulated_proposal(gap.truth, gap.record.name) for gap in gaps]),
                 "truth_proposal": fill_nodata(truth, valid_pixels(truth)),
                 "no_proposal": smooth,
             }
@@ -199,9 +200,10 @@ def simulated_trust(truth: Tensor, name: str) -> Tensor:
             return trust
 
 
-def informed_proposal(truth: Tensor, name: str) -> Tensor:
-    """TEMPORARY"""
-    return fill_nodata(truth[None], valid_pixels(truth[None]))[0] + 100
+def simulated_proposal(truth: Tensor, name: str) -> Tensor:
+    """What a good generator might draw of a tile, (4,H,W) DN: the same wherever and whenever it is evaluated."""
+    generator = torch.Generator().manual_seed(zlib.crc32(f"proposal {name}".encode()))
+    return informed_proposal(fill_nodata(truth[None], valid_pixels(truth[None])), generator=generator)[0]
 
 
 def measure_gap(image: Tensor, gap: Gap) -> Figures:

@@ -26,6 +26,7 @@ from axs_lib.tilegrid import Tile
 TOLERANCE_PX = (
     1e-9  # of the coordinates: exact; at 1e-6 a cut scene differs by 5e-6 dB, and GDAL crashes on 0
 )
+NEAR_SEAM = 179  # degrees
 MARGIN_PX = 16  # source pixels kept around what the target covers
 COARSER = 0.75  # target pixels a source pixel, below which the kernel widens to average the source
 CHUNK_ROWS = 512
@@ -151,6 +152,7 @@ class WarpedSource:
         self._warped: Any = stack.enter_context(
             WarpedVRT(
                 power,
+                src_crs=_wrapped(power),
                 crs=CRS.from_wkt(grid.crs),
                 transform=Affine(*grid.transform),
                 width=grid.width,
@@ -207,6 +209,16 @@ def _write_power(source: Readable, needed: Tile, path: Path) -> Path:
             power = to_power(source.read(Tile(top, needed.left, bottom, needed.right)))
             file.write(power, window=((top - needed.top, bottom - needed.top), (0, width)))
     return path
+
+
+def _wrapped(dataset: Any) -> Any:
+    """The CRS of a dataset, whose longitudes go on beyond 180 degrees where it lies there."""
+    from rasterio.crs import CRS
+
+    left, _, right, _ = dataset.bounds
+    if not dataset.crs.is_geographic or max(abs(left), abs(right)) < NEAR_SEAM:
+        return dataset.crs
+    return CRS.from_string(f"{dataset.crs.to_proj4()} +lon_wrap={(left + right) / 2}")
 
 
 def _overlap(source: SceneGrid, grid: SceneGrid) -> Tile | None:

@@ -155,7 +155,7 @@ def test_a_batch_has_a_mask_for_each_tile(tmp_path: Path) -> None:
     np.savez(tmp_path / "t.npz", trust=stack[:, None])
     np.testing.assert_array_equal(read_mask(tmp_path / "t.npz", image(2)).trust[:, 0], stack)
     np.savez(tmp_path / "one.npz", mask=CLEAR)
-    with pytest.raises(InputError, match=r"holds 1 mask.* 2 tile"):
+    with pytest.raises(InputError, match=r"has shape \(24, 30\); expected .*\(2,24,30\) for a batch"):
         read_mask(tmp_path / "one.npz", image(2))
 
 
@@ -175,7 +175,7 @@ def test_scl_is_told_by_its_values_too(tmp_path: Path) -> None:
     assert read_mask(write_tiff(tmp_path / "m.tif", scl(), transform=coarse), image()).kind == "scl"
     only_clouds = np.where(scl() == 4, 8, 9).astype("uint8")
     path = write_tiff(tmp_path / "c.tif", only_clouds, transform=coarse)
-    with pytest.raises(InputError, match=r"leaves nothing clear .* drop fewer classes"):
+    with pytest.raises(InputError, match="leaves nothing clear.* drop fewer classes"):
         read_mask(path, image())
     assert read_mask(path, image(), drop=["cloud_high"]).trust.any()
 
@@ -217,7 +217,7 @@ def test_the_buffer_grows_what_is_unknown(tmp_path: Path) -> None:
     expected = np.ones((H, W))
     expected[2:14, 3:22] = 0
     np.testing.assert_array_equal(trust, expected)
-    with pytest.raises(InputError, match=r"nothing clear in image\.tif after a buffer of 40 px"):
+    with pytest.raises(InputError, match="nothing clear after a buffer of 40 px"):
         read_mask(path, image(), buffer=40)
     with pytest.raises(InputError, match="expected 0 or more"):
         read_mask(path, image(), buffer=-1)
@@ -248,13 +248,13 @@ def test_a_mask_in_another_projection_is_warped(tmp_path: Path) -> None:
 
 def test_a_mask_that_does_not_cover_the_image_is_refused(tmp_path: Path) -> None:
     shifted = GRID * Affine.translation(W // 2, 0)
-    with pytest.raises(InputError, match=r"covers 50 % of image\.tif"):
+    with pytest.raises(InputError, match="does not cover the scene"):
         read_mask(write_tiff(tmp_path / "half.tif", CLEAR, transform=shifted), image())
 
 
 def test_without_georeference_the_size_must_be_the_same(tmp_path: Path) -> None:
     np.savez(tmp_path / "m.npz", mask=CLEAR[1:])
-    with pytest.raises(InputError, match=r"23x30 px .* 24x30 px"):
+    with pytest.raises(InputError, match=r"\(23, 30\); expected \(24,30\)"):
         read_mask(tmp_path / "m.npz", image())
     path = write_tiff(tmp_path / "m.tif", scl(), transform=from_origin(500_000, 6_000_000, 20, 20))
     with pytest.raises(InputError, match=r"12x15 px .* 24x30 px .* CRS and a transform"):
@@ -266,11 +266,11 @@ def test_without_georeference_the_size_must_be_the_same(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "options", "message"),
     [
-        (np.zeros((H, W), "uint8"), {}, "leaves nothing clear .* --mask-invert"),
+        (np.zeros((H, W), "uint8"), {}, "leaves nothing clear.* --mask-invert"),
         (np.ones((H, W), "uint8"), {"invert": True}, "leaves nothing clear"),
         (CLEAR * 2 + 50, {}, "holds 2 values from 50 to 52.*--mask-kind"),
         (CLEAR * 100, {"kind": "trust"}, "runs from 0 to 100; expected trust in 0..1"),
-        (CLEAR, {"kind": "cloud"}, "kind of mask is 'cloud'; expected"),
+        (CLEAR, {"kind": "cloud"}, "its kind 'cloud'; expected"),
         (CLEAR, {"drop": ["snow"]}, "taken for a boolean mask, which has no classes"),
         (CLEAR + 3, {"invert": True}, "scene classification, which has no inverse"),
         (CLEAR * 0.5 - 1.0, {}, "look neither like"),
@@ -288,7 +288,7 @@ def test_what_cannot_be_is_refused(
 def test_a_file_that_cannot_be_read_is_said_in_words(tmp_path: Path) -> None:
     for name in ("broken.tif", "broken.png", "broken.npz", "broken.jp2"):
         (tmp_path / name).write_bytes(b"not an image")
-        with pytest.raises(InputError, match="cannot be read"):
+        with pytest.raises(InputError, match=r"is no GeoTIFF|not an \.npz"):
             read_mask(tmp_path / name, image())
     with pytest.raises(InputError, match="does not exist"):
         read_mask(tmp_path / "missing.tif", image())
@@ -302,7 +302,7 @@ def test_a_file_that_cannot_be_read_is_said_in_words(tmp_path: Path) -> None:
         read_mask(tmp_path / "objects.npz", image())
     np.save(tmp_path / "plain.npy", CLEAR)
     (tmp_path / "plain.npy").rename(tmp_path / "plain.npz")
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="not an .npz archive"):
         read_mask(tmp_path / "plain.npz", image())
 
 
@@ -371,7 +371,6 @@ def test_what_is_no_mask(scene: SceneFiles, scene_scl: Path, tmp_path: Path) -> 
     bare = write_scene(tmp_path / "bare.tif", np.ones((1, 9, 9)), ("m",), dtype="uint8", nodata=255, crs=None)
     for mask, match in (
         (MaskFile(scene_scl, invert=True), "no inverse"),
-        (MaskFile(scene_scl, kind="clouds"), "expected 0 or more and one of"),
         (MaskFile(scene_scl, kind="trust"), "expected trust in 0..1"),
         (MaskFile(far), "does not cover the scene"),
         (MaskFile(part), "does not cover the scene"),
