@@ -35,8 +35,7 @@ from axs_lib.io.grid import TILE_SIDE, SceneGrid
 from axs_lib.io.masks import MaskFile, MaskSource
 from axs_lib.io.pixels import TRUST, MemoryPixels, Reading
 from axs_lib.io.products import Source, open_source
-from axs_lib.io.raster import TIFF_SUFFIXES, FloatArray, Raster, listed
-from axs_lib.io.raster import Tile as Inputs
+from axs_lib.io.raster import TIFF_SUFFIXES, FloatArray, Raster, TilePair, listed
 from axs_lib.io.results import (
     GATE,
     SAR_CONTRIBUTION,
@@ -77,7 +76,7 @@ STAGES = ("opt_v1", "opt_v2", "opt_v3")
 ARRAYS = "result.npz"  # of the pipeline, beside the GeoTIFFs of an image of one tile
 
 
-class Grounder(Protocol):
+class SceneGrounder(Protocol):
     """What ``ground_scene`` needs of a model; ``Stage3GroundingModel`` is one."""
 
     @property
@@ -149,7 +148,7 @@ def _each_time(ground: Callable[..., SceneResult]) -> Callable[..., SceneResult]
 
     @functools.wraps(ground)
     def mapped(
-        model: Grounder, s1: SceneInput, opt_v2: SceneInput | None = None, out: Any = None, **options: Any
+        model: SceneGrounder, s1: SceneInput, opt_v2: SceneInput | None = None, out: Any = None, **options: Any
     ) -> SceneResult:
         steps = {length for each in (s1, opt_v2, options.get("trust")) if (length := times(each) or 1) > 1}
         if not steps:
@@ -190,7 +189,7 @@ def _each_time(ground: Callable[..., SceneResult]) -> Callable[..., SceneResult]
 
 @_each_time
 def ground_scene(
-    model: Grounder | Callable[[], Grounder],
+    model: SceneGrounder | Callable[[], SceneGrounder],
     s1: SceneInput,
     opt_v2: SceneInput | None = None,
     out: PathLike | None = None,
@@ -384,7 +383,7 @@ def ground_scene(
 
 
 def fill_gaps(
-    model: Grounder,
+    model: SceneGrounder,
     s1: SceneInput,
     opt_v2: SceneInput,
     mask: SceneInput | MaskFile,
@@ -688,7 +687,7 @@ class _Scene:
         tags: Mapping[str, str],
         stac: PathLike | None,
         date: str | None,
-        inputs: Callable[[], Inputs] | None = None,
+        inputs: Callable[[], TilePair] | None = None,
     ) -> None:
         """Make every file, then give all their names, the first output last."""
         links: dict[Path, Layer] = {}
@@ -909,7 +908,7 @@ class _TrustSource:
         return trust
 
 
-def _inputs(scene: _Scene, sar: Source, optical: Source, estimate: Any) -> Inputs:
+def _inputs(scene: _Scene, sar: Source, optical: Source, estimate: Any) -> TilePair:
     """The inputs of an image in memory, on the grid of the estimate, as they go into an .npz."""
     estimates = as_raster(optical, scene.inputs[1].data)
     s1 = replace(
@@ -921,7 +920,7 @@ def _inputs(scene: _Scene, sar: Source, optical: Source, estimate: Any) -> Input
     paths = [estimate] if isinstance(estimate, str | os.PathLike) else estimate
     one_file = isinstance(paths, Sequence) and len(paths) == 1
     truth, _ = read_companions(paths[0], estimates) if one_file else (None, None)
-    return Inputs(s1, estimates, truth, trust)
+    return TilePair(s1, estimates, truth, trust)
 
 
 def _array(data: FloatArray, layer: Layer, like: Source) -> DataArray:

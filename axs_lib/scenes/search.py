@@ -1,6 +1,6 @@
 """Find Sentinel-1 and Sentinel-2 of one place in a STAC catalogue and bring them into the library's units.
 
-In: a catalogue (a STAC API, or a static catalogue on disk or on the web), a place and a range of dates. Out: a ``Pair``
+In: a catalogue (a STAC API, or a static catalogue on disk or on the web), a place and a range of dates. Out: a ``ScenePair``
 of items, and of it the SAR in dB, the optical image in DN and a trust map, as lazily read ``xarray.DataArray`` that
 ``axs_lib.scenes.api`` takes. Needs the extra ``[stac]``: pystac-client searches, odc-stac reads.
 """
@@ -50,7 +50,7 @@ _OFFSET_GONE = ("earthsearch:boa_offset_applied", "sentinel:boa_offset_applied")
 
 
 @dataclass(frozen=True)
-class Pair:
+class ScenePair:
     """Items of one place: Sentinel-2 of one day, and the Sentinel-1 pass nearest to it.
 
     Attributes:
@@ -111,7 +111,7 @@ def find_pair(
     *,
     sar_collection: str = SAR_COLLECTION,
     optical_collection: str = OPTICAL_COLLECTION,
-) -> Pair:
+) -> ScenePair:
     """Find the day that shows most of a place clear, and the Sentinel-1 pass nearest to it.
 
     Args:
@@ -156,11 +156,11 @@ def find_pair(
     share = {number: _coverage(items, place) for number, items in enumerate(passes)}
     enough = [items for number, items in enumerate(passes) if share[number] >= COVERS * max(share.values())]
     s1 = min(enough, key=apart)
-    return Pair(tuple(sorted(s1, key=lambda item: apart([item]))), s2, place, clear[best])
+    return ScenePair(tuple(sorted(s1, key=lambda item: apart([item]))), s2, place, clear[best])
 
 
 def load_pair(
-    pair: Pair, *, crs: str | None = None, resolution: float | None = None, sar_unit: SarUnit | None = None
+    pair: ScenePair, *, crs: str | None = None, resolution: float | None = None, sar_unit: SarUnit | None = None
 ) -> PairArrays:
     """The pixels of a pair in the library's units; nothing but metadata is read before they are asked for.
 
