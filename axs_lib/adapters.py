@@ -9,6 +9,7 @@ folder from elsewhere can name no code to run. Tokenizer, detokenizer, embedding
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
@@ -37,7 +38,14 @@ from axs_lib.terramind.weights import (
 if TYPE_CHECKING:
     from peft import LoraConfig
 
-__all__ = ["apply_lora_to_linear", "load_adapter", "merge_adapter", "save_adapter", "unload_adapter"]
+__all__ = [
+    "adapter_files",
+    "apply_lora_to_linear",
+    "load_adapter",
+    "merge_adapter",
+    "save_adapter",
+    "unload_adapter",
+]
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -199,7 +207,8 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike[str], *, trainable:
 
     Args:
         model: a Stage 3 model gets LoRA and, where the folder holds one, the grounding head that was trained beside it;
-            any other module that holds the network (such as ``model.terramind_generator``) gets LoRA alone.
+            so does a pipeline's Stage 3, with a generator of its own where Stage 1 shares it; any other module that
+            holds the network (such as ``model.terramind_generator``) gets LoRA alone.
         folder: written by ``save_adapter``, by PEFT, or by ``axs train``: ``weights/adapter`` of a run with LoRA, or
             ``weights`` of ``axs train head``, which holds a grounding head alone.
         trainable: whether the LoRA weights are to be trained further; everything else comes frozen either way.
@@ -212,6 +221,16 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike[str], *, trainable:
         WeightsError: the folder lacks a file, a file cannot be read, its configuration has a field that is not in
             ``FIELDS``, or the adapter is of another base model, layout or rank. The model is then as it was.
     """
+    stage3: Any = getattr(model, "stage3", None)
+    if stage3 is not None:  # a pipeline, whose Stage 1 stays as it is
+        shared = stage3.terramind_generator
+        if shared is model.stage1.terramind_generator:
+            stage3.terramind_generator = copy.deepcopy(shared)
+        try:
+            return load_adapter(stage3, folder, trainable=trainable)
+        except (InputError, WeightsError):
+            stage3.terramind_generator = shared
+            raise
     path, network = Path(folder), _network(model)
     _check_bare(model)
     if not (path / CONFIG_FILE).exists() and not (path / WEIGHTS_FILE).exists():
@@ -244,6 +263,19 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike[str], *, trainable:
         parameter.requires_grad_(trainable and _is_lora(name))
     _describe(network, f"lora rank {config.r} sha256 {sha256_file(path / WEIGHTS_FILE)}")
     return count
+
+
+def adapter_files(folder: str | os.PathLike[str]) -> list[Path]:
+    """The files of an adapter, for hashing.
+
+    Raises:
+        WeightsError: there are none.
+    """
+    path = Path(folder)
+    files = [path / name for name in (CONFIG_FILE, WEIGHTS_FILE, CORRECTOR_FILE) if (path / name).is_file()]
+    if not {WEIGHTS_FILE, CORRECTOR_FILE} & {file.name for file in files}:
+        raise _nothing(path)
+    return files
 
 
 def _load_head(model: nn.Module, file: Path) -> bool:

@@ -34,6 +34,7 @@ from axs_lib.adapters import (
 )
 from axs_lib.errors import InputError, OutputError, WeightsError
 from axs_lib.grounding.load import CORRECTOR_FILE
+from axs_lib.pipeline import build_pipeline
 from axs_lib.stage2_prithvi_refine import build_prithvi_refiner
 from axs_lib.stage3_tm_ground import Stage3GroundingModel
 from axs_lib.terramind import build
@@ -69,7 +70,7 @@ def disturb(module: nn.Module, seed: int = 1) -> None:
 
 
 @torch.no_grad()
-def answer(model: Stage3GroundingModel) -> torch.Tensor:
+def answer(model: Any) -> torch.Tensor:
     """Token logits of a fixed input, which everything LoRA touches goes through."""
     random = torch.Generator().manual_seed(3)
     inputs = {
@@ -240,6 +241,23 @@ def test_a_stage3_model_gets_the_head_that_was_saved_with_it(
     with pytest.raises(WeightsError, match="grounding"):
         load_adapter(again, folder)
     assert not lora_parameters(again)
+
+
+def test_of_a_pipeline_only_stage_3_takes_it(model: Stage3GroundingModel, tmp_path: Path) -> None:
+    apply_lora_to_linear(model, rank=2)
+    disturb(model)
+    folder = save_adapter(model, tmp_path / "adapter")
+    pipeline = build_pipeline("nano", pretrained=False)
+    pipeline.stage3.requires_grad_(False)
+    assert pipeline.shares_generator
+    before = answer(pipeline.stage1)
+    (tmp_path / "damaged").mkdir()
+    with pytest.raises(WeightsError, match="holds no adapter"):
+        load_adapter(pipeline, tmp_path / "damaged")
+    assert pipeline.shares_generator
+    load_adapter(pipeline, folder)
+    assert torch.equal(answer(pipeline.stage1), before) and not lora_parameters(pipeline.stage1)
+    assert lora_parameters(pipeline.stage3)
 
 
 def test_loading_and_inference_do_without_lightning() -> None:

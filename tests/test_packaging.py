@@ -19,6 +19,7 @@ IMPORT_NAMES = {
     "opencv-python-headless": "cv2",
     "odc-stac": "odc",
     "pystac-client": "pystac_client",
+    "pyyaml": "yaml",
 }
 HEAVY = ("torch", "terratorch", "diffusers", "rasterio", "matplotlib", "lightning", "transformers")
 

@@ -34,7 +34,7 @@ def find_weights(settings: Mapping[str, Any], checkpoints: Mapping[str, str]) ->
     from axs_lib.grounding.load import corrector_files
     from axs_lib.prithvi.variants import DEFAULT_VARIANT as DEFAULT_PRITHVI
     from axs_lib.prithvi.variants import NANO, PRITHVI_VARIANTS
-    from axs_lib.terramind.weights import find_variant, resolve
+    from axs_lib.terramind.weights import find_variant, resolve, sha256_file
 
     variant = find_variant(settings["variant"])
     files = resolve(variant, checkpoints.get("checkpoint"))
@@ -45,6 +45,10 @@ def find_weights(settings: Mapping[str, Any], checkpoints: Mapping[str, str]) ->
             found["stage1"] = dict(resolve(variant, checkpoints["stage1_checkpoint"]).info.sha256)
         prithvi = PRITHVI_VARIANTS[NANO if variant.packaged else DEFAULT_PRITHVI]
         found["stage2"] = dict(resolve(prithvi, checkpoints.get("stage2_checkpoint")).info.sha256)
+    if "adapter" in checkpoints:
+        from axs_lib.adapters import adapter_files
+
+        found["adapter"] = {file.name: sha256_file(file) for file in adapter_files(checkpoints["adapter"])}
     return {f"{stage}/{name}": value for stage, names in found.items() for name, value in names.items()}
 
 
@@ -57,6 +61,8 @@ def build_runner(job: Job) -> Runner:
     """
     import torch
 
+    from axs_lib.adapters import load_adapter
+
     torch.set_num_threads(job.threads)
     settings = job.settings
     if find_weights(settings, job.checkpoints) != job.weights:
@@ -66,6 +72,7 @@ def build_runner(job: Job) -> Runner:
         )
     build: dict[str, Any] = {"variant": settings["variant"], "s1_product": settings["s1_product"]}
     build |= {"device": job.device, **job.checkpoints}
+    adapter = build.pop("adapter", None)
     if settings.get("correction_mode"):
         build["correction_mode"] = settings["correction_mode"]
     model: Any
@@ -77,6 +84,8 @@ def build_runner(job: Job) -> Runner:
         from axs_lib import pipeline
 
         model = pipeline.build_pipeline(**build)
+    if adapter is not None:
+        load_adapter(model, adapter)
     if settings["dtype"] != "float32":
         model.use_precision(getattr(torch, settings["dtype"]))
     return functools.partial(ground_item if settings["stage"] == "ground" else run_item, model, job)

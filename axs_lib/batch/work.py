@@ -47,7 +47,7 @@ class Job:
             nothing is; importable by name, since it travels to the worker.
         settings: everything but weights and inputs that decides the pixels; plain values.
         weights: SHA-256 of each weights file.
-        checkpoints: files or folders of weights, by the argument of ``build_pipeline`` that takes them.
+        checkpoints: files or folders of weights, by the argument of ``build_pipeline`` that takes them; ``adapter``.
         out: absolute folder of the outputs.
         maps: absolute folders of further outputs: any of ``uncertainty``, ``gate``, ``sar_contribution`` and ``stac``.
         force: whether values that look like another unit are accepted.

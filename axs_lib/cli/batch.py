@@ -82,6 +82,7 @@ def batch(
     seed: options.SeedOption = 0,
     variant: options.VariantOption = None,
     checkpoint: options.CheckpointOption = None,
+    adapter: options.AdapterOption = None,
     stage1_checkpoint: options.Stage1CheckpointOption = None,
     stage2_checkpoint: options.Stage2CheckpointOption = None,
     s1_product: options.S1ProductOption = Product.S1GRD,
@@ -185,6 +186,7 @@ def batch(
     }
     given = {
         "checkpoint": checkpoint,
+        "adapter": adapter,
         "stage1_checkpoint": stage1_checkpoint,
         "stage2_checkpoint": stage2_checkpoint,
     }

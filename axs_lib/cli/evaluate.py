@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from axs_lib.cli.options import CorrectionMode
+from axs_lib.cli.options import AdapterOption, CorrectionMode
 
 if TYPE_CHECKING:
     from axs_lib.pipeline import Pipeline
@@ -62,6 +62,7 @@ def evaluate(
             " file, and stage2 of the pipeline."
         ),
     ] = None,
+    adapter: AdapterOption = None,
     stage1_checkpoint: Annotated[
         Path | None, typer.Option(help="Stage 1 weights, where they are not those of Stage 3.")
     ] = None,
@@ -146,6 +147,7 @@ def evaluate(
 
     from rich.console import Console
 
+    from axs_lib.adapters import load_adapter
     from axs_lib.evaluate import Estimates, Floods, Gaps, Scenario, Uncertainty
     from axs_lib.evaluate import evaluate as take_over
     from axs_lib.evaluate.estimates import tile_table, timesteps_rows, timesteps_table
@@ -175,6 +177,8 @@ def evaluate(
         **options,
         **{name: path for name, path in weights.items() if path is not None},
     )
+    if adapter is not None:
+        load_adapter(model, adapter)
     if hold_colour:
         stage3 = model if isinstance(model, Stage3GroundingModel) else model.stage3
         stage3.hold_colour = True

@@ -37,6 +37,7 @@ def ground(
     seed: options.SeedOption = 0,
     variant: options.VariantOption = None,
     checkpoint: options.CheckpointOption = None,
+    adapter: options.AdapterOption = None,
     s1_product: options.S1ProductOption = Product.S1GRD,
     s1_unit: options.S1UnitOption = S1Unit.auto,
     boa_offset: options.BoaOffsetOption = BoaOffset.auto,
@@ -80,6 +81,7 @@ def ground(
     import torch
 
     from axs_lib import stage3_tm_ground
+    from axs_lib.adapters import load_adapter
     from axs_lib.scenes.api import ground_scene
 
     target = options.torch_device(device)
@@ -92,6 +94,8 @@ def ground(
         model = stage3_tm_ground.build_stage3_model(
             steps, device=str(target), s1_product=s1_product.value, **given
         )
+        if adapter is not None:
+            load_adapter(model, adapter)
         if dtype != Precision.float32:
             model.use_precision(getattr(torch, dtype))
         models.append(model)

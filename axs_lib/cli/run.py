@@ -30,6 +30,7 @@ def run(
     seed: options.SeedOption = 0,
     variant: options.VariantOption = None,
     checkpoint: options.CheckpointOption = None,
+    adapter: options.AdapterOption = None,
     stage1_checkpoint: options.Stage1CheckpointOption = None,
     stage2_checkpoint: options.Stage2CheckpointOption = None,
     s1_product: options.S1ProductOption = Product.S1GRD,
@@ -77,6 +78,7 @@ def run(
     import torch
 
     from axs_lib import pipeline as stages
+    from axs_lib.adapters import load_adapter
     from axs_lib.scenes.api import run_scene
 
     target = options.torch_device(device)
@@ -91,6 +93,8 @@ def run(
 
     def build_stages() -> Any:
         pipeline = stages.build_pipeline(device=str(target), s1_product=s1_product.value, **given)
+        if adapter is not None:
+            load_adapter(pipeline, adapter)
         if dtype != Precision.float32:
             pipeline.use_precision(getattr(torch, dtype))
         pipelines.append(pipeline)

@@ -21,7 +21,6 @@ from axs_lib.data.pairs import PairRecord
 from axs_lib.evaluate.plain import Inputs, PlainModel
 from axs_lib.terramind.weights import write_state
 from axs_lib.train.examples import Kind, augment, make_examples
-from axs_lib.train.head import balanced_loss
 from axs_lib.train.trainer import SEED_STRIDE, ByStep, ModuleTask, fit, own_random
 from experiments.nano.crops import Crops
 from experiments.nano.joint import PairsConfig, main
@@ -77,6 +76,26 @@ def _loss(config: PlainConfig, model: PlainModel, batch: Mapping[str, Tensor]) -
     made = make_examples(config.kinds[step % len(config.kinds)], s1, truth, random)
     image = model(made.s1, made.estimate, made.trust)
     return balanced_loss(torch.where(made.trust < 1, image, made.truth), made.estimate, made.truth)
+
+
+def balanced_loss(image: Tensor, before: Tensor, truth: Tensor) -> Tensor:
+    """Squared and absolute error, each tile's weighed by the root of what its estimate began with.
+
+    A plain mean would be ruled by the few tiles of highest contrast, a mean of ratios by those that are nearly right.
+
+    Args:
+        image: the result (B, 4, H, W) in DN.
+        before: the estimate it started from.
+        truth: what it should be.
+    """
+    scale = 1000.0
+    error = (image - truth) / scale
+    with torch.no_grad():
+        began = ((before - truth) / scale).square().mean((1, 2, 3)).clamp_min(1e-4)
+        weight = (began * began.mean()).rsqrt()
+    squared = (error.square().mean((1, 2, 3)) * weight).mean()
+    absolute = (error.abs().mean((1, 2, 3)) * weight.sqrt()).mean()
+    return squared + 0.3 * absolute
 
 
 def _write(config: PlainConfig, model: PlainModel, step: int) -> Path:

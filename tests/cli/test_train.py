@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from axs_lib.cli.train import PACKAGED, as_script, parse, read_config
@@ -93,6 +94,26 @@ def test_what_axs_train_writes_with_lora_loads(axs: Any, tmp_path: Path) -> None
     assert not torch.equal(images[0], before) and not torch.equal(images[0], images[1])
     settings = json.loads((adapter / "adapter_config.json").read_text())
     assert settings["r"] == 2 and settings["base_model_name_or_path"] == "nano"
+
+    # Through the commands' --adapter, alone and in a batch, and not without it.
+    (tmp_path / "tiles").mkdir()
+    tile = tmp_path / "tiles" / "t.npz"
+    np.savez(tile, s1_vv=s1[0, 0], s1_vh=s1[0, 1], opt_v2=opt_v2[0])
+    common = ("--variant", "nano", "--timesteps", 1, "--quiet")
+    for name, extra in (("with", ("--adapter", adapter)), ("without", ())):
+        result = axs("ground", "--s1", tile, "--out", tmp_path / f"{name}.npz", *common, *extra)
+        assert result.exit_code == 0, result.output
+        expected = images[0] if extra else before
+        image = np.load(tmp_path / f"{name}.npz")["opt_v3"].reshape(4, 64, 64)
+        assert np.abs(image - expected[0].numpy()).max() <= 1.0
+    out = tmp_path / "batch"
+    result = axs("batch", tmp_path / "tiles", "--out", out, "--workers", 1, *common, "--adapter", adapter)
+    assert result.exit_code == 0, result.output
+    assert np.abs(np.load(out / "t.npz")["opt_v3"].reshape(4, 64, 64) - images[0][0].numpy()).max() <= 1.0
+    result = axs(
+        "ground", "--s1", tile, "--out", tmp_path / "no.npz", *common, "--adapter", tmp_path / "tiles"
+    )
+    assert result.exit_code == 2 and "holds no adapter" in result.stderr
 
 
 @pytest.mark.parametrize(
