@@ -111,16 +111,14 @@ def demo(
         "parts": {part: {} for part in PARTS},
     }
     _write_record(out / RECORD, record)  # from now on the folder is known as a demo's
-    folders = []
     for part, (_, _, make) in PARTS.items():
         for name in track(sample_names(), part, enabled=console.is_terminal):
             sample = _load(name)
             shown = make(sample, pipeline, settings)
-            folders.append(out / part / name)
-            _write(folders[-1], sample, shown)
+            _write(out / part / name, sample, shown)
             record["parts"][part][name] = shown.figures
     _write_record(out / RECORD, record)
-    write_report(out / PAGE, folders, title=f"What {VARIANT} makes of real tiles", overwrite=True)
+    write_report(out / PAGE, [out / part for part in PARTS], title=f"What {VARIANT} makes of real tiles", overwrite=True)
 
     for part, (title, note, _) in PARTS.items():
         _show_table(console, title, record["parts"][part])
@@ -306,7 +304,7 @@ def _show_table(console: Any, title: str, tiles: Mapping[str, Figures]) -> None:
             )
             rows.append(["" if number else name, image, *cells])
     table = rich_table(title, ("tile", "image", *(heading for _, heading, _ in COLUMNS)), rows)
-    table.title_justify = "left"
+    table.title_justify, table.columns[1].justify = "left", "left"
     console.print(table)
     rivals = [image for image in images if image not in ("opt_v1", "opt_v3")]
     for rival in rivals:
