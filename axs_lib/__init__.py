@@ -8,7 +8,6 @@ heavy: torch and terratorch load when a stage is first used.
 from __future__ import annotations
 
 import importlib
-import os
 from typing import Any
 
 __version__ = "0.1.0"
@@ -26,14 +25,12 @@ _LAZY = {
     "stage3_inference": "axs_lib.stage3_tm_ground",
     "build_pipeline": "axs_lib.pipeline",
     "full_pipeline": "axs_lib.pipeline",
+    "MaskFile": "axs_lib.io.masks",
+    "fill_gaps": "axs_lib.scenes.api",
     "ground_scene": "axs_lib.scenes.api",
     "run_scene": "axs_lib.scenes.api",
 }
 __all__ = [*_LAZY, "__version__"]
-
-# Importing terratorch imports two packages that ask the network for their newest version. Nothing here phones home.
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
-os.environ.setdefault("LIGHTLY_DID_VERSION_CHECK", "True")
 
 
 def __getattr__(name: str) -> Any:

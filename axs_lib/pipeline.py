@@ -22,7 +22,7 @@ from axs_lib.stage1_tm_s2o import Stage1Model
 from axs_lib.stage2_prithvi_refine import PrithviRefiner
 from axs_lib.stage3_tm_ground import DEFAULT_VARIANT, GroundingControls, Stage3GroundingModel
 from axs_lib.terramind.noise import Seed, member_seeds, sample_seeds
-from axs_lib.terramind.tiles import check_sampling, mean_and_spread
+from axs_lib.terramind.tiles import check_sampling, mean_and_spread, unbatch
 
 if TYPE_CHECKING:
     from axs_lib.prithvi.metadata import MetadataLike
@@ -195,10 +195,10 @@ class Pipeline(nn.Module):
             uncertainty = (spread[2].square() + predicted).sqrt()
         gate = torch.stack(gates).mean(0)
         contribution = torch.stack(contributions).mean(0) if contributions else None
-        layers = (opt_v1, opt_v2, opt_v3, uncertainty, gate, contribution)
-        if sar.unbatched:
-            layers = tuple(None if layer is None else layer[0] for layer in layers)
-        return PipelineOutput(*layers[:4], (first.nfe, last.nfe), *layers[4:])
+        output = PipelineOutput(
+            opt_v1, opt_v2, opt_v3, uncertainty, (first.nfe, last.nfe), gate, contribution
+        )
+        return unbatch(output) if sar.unbatched else output
 
 
 def build_pipeline(

@@ -28,6 +28,7 @@ from axs_lib.terramind.tiles import (
     network_side,
     to_network,
     training_start,
+    unbatch,
 )
 from axs_lib.tilegrid import Mosaic
 
@@ -153,9 +154,8 @@ class Stage1Model(GeneratorStage):
         image = blended["image"].clamp(*VALID_DN) if self.standardize else blended["image"]
         image = image.masked_fill(nodata, torch.nan)
         uncertainty = blended["spread"].masked_fill(nodata, torch.nan) if ensemble_size > 1 else None
-        if sar.unbatched:
-            image, uncertainty = image[0], None if uncertainty is None else uncertainty[0]
-        return Stage1Output(image, uncertainty, schedule.nfe)
+        output = Stage1Output(image, uncertainty, schedule.nfe)
+        return unbatch(output) if sar.unbatched else output
 
     def _generate_tiles(
         self, s1: Tensor, seeds: Tensor, origins: Tensor, draw: Drawing

@@ -17,14 +17,14 @@ import functools
 import logging
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from axs_lib.bands import VALID_DN
-from axs_lib.checks import CheckedPair, check_device, check_pair, check_tensor
+from axs_lib.checks import CheckedPair, check_device, check_pair, check_result, check_tensor
 from axs_lib.errors import InputError, UntrainedHeadWarning
 from axs_lib.grounding.corrector import Correction, GroundingCorrector, GroundingTiles
 from axs_lib.grounding.large import NO_CONTROLS, GroundingControls, in_tiles
@@ -41,6 +41,7 @@ from axs_lib.terramind.tiles import (
     network_side,
     to_network,
     training_start,
+    unbatch,
 )
 
 if TYPE_CHECKING:
@@ -87,11 +88,6 @@ class Stage3Output:
     gate: Tensor
     uncertainty: Tensor | None
     nfe: int
-
-    def map(self, change: Any) -> Stage3Output:
-        """The result with ``change`` applied to each of its tensors."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return Stage3Output(**{k: change(v) if isinstance(v, Tensor) else v for k, v in values.items()})
 
 
 @dataclass(frozen=True)
@@ -301,6 +297,7 @@ class Stage3GroundingModel(GeneratorStage, HubMixin):
 
         # 8. The result, with nodata where either image has none.
         nodata = ~(valid_pixels(pair.s1) & (valid_pixels(pair.opt_v2) | unknown))  # (B, 1, H, W)
+        check_result("opt_v3", image, nodata)
         if deviation is not None:
             deviation = self._scaled(deviation)[..., :height, :width].masked_fill(nodata, torch.nan)
         proposal = self._from_dn(proposals.mean(0))[..., :height, :width]  # (B, 4, H, W)
@@ -312,7 +309,7 @@ class Stage3GroundingModel(GeneratorStage, HubMixin):
             uncertainty=deviation,
             nfe=schedule.nfe if given is None else 0,
         )
-        return output.map(lambda layer: layer[0]) if pair.unbatched else output
+        return unbatch(output) if pair.unbatched else output
 
     @torch.no_grad()
     def grounding_map(
@@ -387,7 +384,7 @@ class Stage3GroundingModel(GeneratorStage, HubMixin):
         image = pair.opt_v2.masked_fill(nodata, torch.nan)
         deviation = torch.zeros_like(image).masked_fill(nodata, torch.nan) if uncertain else None
         output = Stage3Output(image, image.clone(), torch.zeros_like(image[:, :1]), deviation, 0)
-        return output.map(lambda layer: layer[0]) if pair.unbatched else output
+        return unbatch(output) if pair.unbatched else output
 
     # -- training -------------------------------------------------------------------------------------------------
 

@@ -30,7 +30,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from axs_lib.blur import gaussian_blur
 from axs_lib.data.degrade import degrade
 from axs_lib.data.samples import load_sample, sample_names, sample_paths
 from axs_lib.pipeline import Pipeline, build_pipeline

@@ -7,7 +7,7 @@ for each number of timesteps, fits one scale a band (``axs_lib/grounding/calibra
 with the scales in their header. Every group counts alike, whatever its number of pixels: the next place will be one
 more group, and a place of many tiles would otherwise speak for all. The scale errs on the side of doubt, by one
 standard error of the mean over the groups. A calibration that F has already is replaced. F and
-NEW are a .safetensors file: nano's own, or the ``grounding_head.safetensors`` beside a published variant's weights.
+NEW are a .safetensors file: ``grounding.safetensors``, beside the generator's weights.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from axs_lib.terramind.unet import UNet
+from axs_lib.terramind.detokenizer import Detokenizer
 from axs_lib.terramind.weights import VARIANTS
 
 TARGET = "tok_sen2l2a@224"
@@ -102,9 +102,9 @@ def terratorch_unet(**sizes: Any) -> Any:
     return unet.eval()
 
 
-def our_unet(original: Any) -> UNet:
+def our_unet(original: Any) -> Detokenizer:
     """Our detokenizer with the weights of ``terratorch_unet``."""
-    ours = UNet(
+    ours = Detokenizer(
         original.in_channels,
         3,
         width=original.model_channels,

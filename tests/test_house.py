@@ -22,7 +22,7 @@ FILES = CORE | {"io", "data"}
 NETWORKS = CORE | {"networks", "terramind", "prithvi", "grounding"}
 STAGES = NETWORKS | {
     "models", "hub", "stage1_tm_s2o", "stage2_prithvi_refine", "stage3_tm_ground", "stage2_losses", "stage3_losses",
-    "pipeline",
+    "pipeline", "adapters",
 }  # fmt: skip
 ALLOWED: dict[str, set[str]] = {
     **{part: CORE for part in CORE},

@@ -12,12 +12,12 @@ import torch
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
+from axs_lib.adapters import apply_lora_to_linear, merge_adapter
 from axs_lib.errors import InputError, WeightsError
 from axs_lib.grounding.calibration import Calibration
 from axs_lib.hub import HubMixin
 from axs_lib.stage3_tm_ground import Stage3GroundingModel, build_stage3_model, stage3_inference
 from axs_lib.terramind.weights import packaged, read_metadata, resolve
-from axs_lib.train.lora import apply_lora_to_linear, merge_adapter
 from tests.hub import LocalHub
 from tests.models import plausible_pair, random_nano
 
@@ -45,7 +45,7 @@ def test_a_saved_model_comes_back_bit_for_bit(model: OnHub, tmp_path: Path) -> N
     loaded = OnHub.from_pretrained(tmp_path)
     s1, opt_v2 = plausible_pair(1, 40, 40)
     assert torch.equal(stage3_inference(loaded, s1, opt_v2), stage3_inference(model, s1, opt_v2))
-    assert (loaded.timesteps, loaded.scheduler, loaded.grounding) == (2, "dpmsolver++", "learned")
+    assert (loaded.timesteps, loaded.scheduler, loaded.correction_mode) == (2, "dpmsolver++", "learned")
     assert not loaded.training and not any(p.requires_grad for p in loaded.parameters())
     # The same folder is a checkpoint.
     other = build_stage3_model(2, variant="nano", checkpoint=str(tmp_path), scheduler="dpmsolver++")
@@ -139,7 +139,7 @@ def test_a_folder_without_its_configuration_is_refused(tmp_path: Path, config: s
 def test_an_adapter_is_folded_in_or_goes_by_itself(model: OnHub, tmp_path: Path) -> None:
     adapted = copy.deepcopy(model)
     apply_lora_to_linear(adapted.terramind_generator, rank=2)
-    with pytest.raises(InputError, match=r"merge_adapter.*LoraAdapter"):
+    with pytest.raises(InputError, match=r"merge_adapter.*save_adapter"):
         adapted.save_pretrained(tmp_path)
     merge_adapter(adapted.terramind_generator)
     adapted.save_pretrained(tmp_path)

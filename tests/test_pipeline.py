@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from axs_lib import pipeline as pipeline_module
+from axs_lib.adapters import apply_lora_to_linear
 from axs_lib.checks import Trust
 from axs_lib.errors import InputError, WeightsError
 from axs_lib.models import build_terramind_generator
@@ -17,7 +18,6 @@ from axs_lib.pipeline import Pipeline, build_pipeline, full_pipeline
 from axs_lib.stage1_tm_s2o import Stage1Model, tm_sar2opt
 from axs_lib.stage2_prithvi_refine import PrithviRefiner, build_prithvi_refiner
 from axs_lib.stage3_tm_ground import build_stage3_model, stage3_inference
-from axs_lib.train.lora import apply_lora_to_linear
 from tests.models import plausible_pair, random_nano
 from tests.published import redraw_zero_parameters
 

@@ -13,7 +13,7 @@ import itertools
 import math
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -28,7 +28,7 @@ SAR_ENDING, OPTICAL_ENDING = "_s1", "_opt_v2"
 PAIRED_SUFFIXES = (".tif", ".tiff", ".pt")
 MANIFEST_SUFFIXES = (".parquet", ".csv")
 METADATA_COLUMNS = ("date", "lat", "lon", "biome")
-COLUMNS = ("id", "path", "s1", "opt_v2", *METADATA_COLUMNS)
+COLUMNS = ("id", "path", "s1", "opt_v2", "mask", *METADATA_COLUMNS)
 _LAYOUT = (
     "expected tiles as NAME.npz, or NAME_s1.tif with NAME_opt_v2.tif beside it (Stage 3), or NAME_s1.tif (pipeline);"
     " for other names give a CSV or parquet manifest with the columns s1 and opt_v2"
@@ -45,31 +45,33 @@ class Item:
         id: its name among all items, relative and with ``/`` between its parts; the output is named after it.
         s1: absolute path of the SAR image, or of an .npz that holds the optical estimate too.
         opt_v2: absolute path of the optical estimate, where it is a file of its own.
-        metadata: any of date, lat, lon and biome, for Stage 2.
+        metadata: any of date, lat, lon and biome; for Stage 2, the date also for a STAC Item.
+        mask: absolute path of the mask of the optical image.
     """
 
     id: str
     s1: str
     opt_v2: str | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    mask: str | None = None
 
     @property
     def paths(self) -> tuple[str, ...]:
         """The files that are read."""
-        return (self.s1,) if self.opt_v2 is None else (self.s1, self.opt_v2)
+        return tuple(path for path in (self.s1, self.opt_v2, self.mask) if path is not None)
 
 
 def list_items(
-    inputs: str | os.PathLike[str], stage: Stage = "ground", out: Path | None = None
+    inputs: str | os.PathLike[str], stage: Stage = "ground", outputs: Collection[Path] = ()
 ) -> list[Item]:
     """List the items that a user means.
 
     Args:
         inputs: a folder, a glob (``tiles/**/*.npz``), one tile, or a ``.parquet`` or ``.csv`` manifest with the columns
-            ``path`` (an .npz), or ``s1`` and (Stage 3) ``opt_v2``, and as far as known ``id``, ``date``, ``lat``,
-            ``lon``, ``biome``. Paths in a manifest are relative to its folder.
+            ``path`` (an .npz), or ``s1`` and (Stage 3) ``opt_v2``, and as far as known ``id``, ``mask``, ``date``,
+            ``lat``, ``lon``, ``biome``. Paths in a manifest are relative to its folder.
         stage: ``"ground"`` needs SAR and optical estimate, ``"pipeline"`` SAR alone.
-        out: the folder of the outputs, in which nothing is looked for.
+        outputs: folders of outputs, in which nothing is looked for.
 
     Raises:
         InputError: nothing is there, the manifest cannot be read, or two items have one name.
@@ -81,7 +83,7 @@ def list_items(
     if path.suffix.lower() in MANIFEST_SUFFIXES and not glob.has_magic(text):
         items = _from_manifest(path, stage)
     else:
-        items = _from_files(text, stage, None if out is None else out.resolve())
+        items = _from_files(text, stage, [folder.resolve() for folder in outputs])
     if not items:
         raise InputError(f"{text} holds no tile; {_LAYOUT}")
     twice = [name for name, count in Counter(item.id for item in items).items() if count > 1]
@@ -94,7 +96,7 @@ def list_items(
     return sorted(items, key=lambda item: item.id)
 
 
-def _from_files(text: str, stage: Stage, out: Path | None) -> list[Item]:
+def _from_files(text: str, stage: Stage, outputs: Sequence[Path]) -> list[Item]:
     """Items of a folder, of a glob or of one file, named by their place below its fixed part."""
     path = Path(text)
     if path.is_dir():
@@ -112,7 +114,7 @@ def _from_files(text: str, stage: Stage, out: Path | None) -> list[Item]:
     for file in files:
         relative = file.relative_to(root)
         hidden = any(part.startswith(".") for part in relative.parts)
-        if not hidden and not (out is not None and file.is_relative_to(out)):
+        if not hidden and not any(map(file.is_relative_to, outputs)):
             items += _item_of(file, relative, stage)
     return items
 
@@ -151,8 +153,9 @@ def _from_manifest(path: Path, stage: Stage) -> list[Item]:
 def _item_of_row(row: Mapping[str, Any], where: str, folder: Path, stage: Stage) -> Item:
     known = {key: row[key] for key in COLUMNS if not _missing(row.get(key))}
     sar = known.get("s1") or known.get("path")
-    optical = known.get("opt_v2")
-    if not isinstance(sar, str) or not isinstance(optical, str | None) or "\0" in f"{sar}{optical}":
+    optical, mask = (known.get(key) if stage == "ground" else None for key in ("opt_v2", "mask"))
+    files = [sar, optical, mask]
+    if sar is None or not all(isinstance(each, str | None) and "\0" not in (each or "") for each in files):
         raise InputError(f"{where} names no file; expected a path in the column path, or in s1 and opt_v2")
     name = str(known.get("id", PurePosixPath(sar).stem.removesuffix(SAR_ENDING)))
     parts = name.split("/")
@@ -169,15 +172,12 @@ def _item_of_row(row: Mapping[str, Any], where: str, folder: Path, stage: Stage)
             f"{where} has the id {name[:50]!r}; expected parts of at most {LONGEST_NAME} bytes, the first of which is"
             f" not {' or '.join(sorted(RESERVED))}"
         )
-    metadata = {key: known[key] for key in METADATA_COLUMNS if key in known} if stage == "pipeline" else {}
+    wanted = METADATA_COLUMNS if stage == "pipeline" else ("date",)
+    metadata = {key: known[key] for key in wanted if key in known}
     if "date" in metadata:
         metadata["date"] = str(metadata["date"])
-    paths = [
-        os.path.realpath(folder / each)
-        for each in (sar, optical)
-        if each and (stage == "ground" or each == sar)
-    ]
-    return Item(name, paths[0], paths[1] if len(paths) > 1 else None, metadata)
+    paths = [None if each is None else os.path.realpath(folder / each) for each in files]
+    return Item(name, str(paths[0]), paths[1], metadata, paths[2])
 
 
 def _missing(value: object) -> bool:

@@ -28,7 +28,7 @@ from axs_lib.io.files import open_regular
 
 MANIFEST, JOURNAL, LOCK = "manifest.parquet", "manifest.jsonl", ".axs-batch.lock"
 RESERVED = {MANIFEST, JOURNAL, LOCK, "manifest.damaged"}  # no output has such a name
-REBUILD = "--rebuild-manifest"
+OVERWRITE = "--overwrite"
 _EXAMPLES = 3
 
 Status = Literal["started", "done", "failed", "crashed"]
@@ -46,15 +46,18 @@ class Record:
         id: name of the item.
         s1: path of its SAR image (or of the .npz with everything).
         opt_v2: path of its optical estimate, where it is a file of its own.
+        mask: path of its mask, where it has one.
         metadata: date, place and biome that Stage 2 was given, JSON.
         s1_sha256: SHA-256 of the bytes of ``s1``; empty where it could not be read.
         opt_v2_sha256: the same of ``opt_v2``.
+        mask_sha256: the same of ``mask``.
         weights: SHA-256 of each weights file, JSON.
         settings: everything else that decides the pixels, JSON.
         key: SHA-256 over inputs, metadata, weights and settings; an item is done again where it differs.
         status: ``done``; ``failed``, the item or the disk is at fault; ``crashed``, its worker ended twice;
             ``started``, the job was killed before the item's end.
         error: why it is not done, else empty.
+        notes: what was assumed of its files, such as the unit of the SAR.
         seconds: time it took, hashing, reading and writing included.
         worker: host and process id.
         device: ``cpu`` or ``cuda``.
@@ -62,6 +65,7 @@ class Record:
             never made one. A file that no record names is not the batch's and is never replaced.
         output_sha256: SHA-256 of its bytes.
         output_bytes: size of it.
+        maps: path and SHA-256 of each further output by its name, JSON.
         version: of this library.
         finished: time, ISO 8601 in UTC.
     """
@@ -69,26 +73,45 @@ class Record:
     id: str
     s1: str
     opt_v2: str | None
+    mask: str | None
     metadata: str
     s1_sha256: str
     opt_v2_sha256: str
+    mask_sha256: str
     weights: str
     settings: str
     key: str
     status: Status
     error: str
+    notes: str
     seconds: float
     worker: str
     device: str
     output: str
     output_sha256: str
     output_bytes: int
+    maps: str
     version: str
     finished: str
+
+    def outputs(self, out: str | os.PathLike[str]) -> dict[str, str]:
+        """SHA-256 of each output by its absolute path; empty where it is not known."""
+        try:
+            maps = {str(each["path"]): str(each["sha256"]) for each in json.loads(self.maps).values()}
+        except (
+            ValueError,
+            RecursionError,
+            AttributeError,
+            KeyError,
+            TypeError,
+        ):  # damaged: then it names none
+            maps = {}
+        return maps | ({str(Path(out, self.output)): self.output_sha256} if self.output else {})
 
 
 _OTHER_TYPES: dict[str, tuple[type, ...]] = {
     "opt_v2": (str, type(None)),
+    "mask": (str, type(None)),
     "seconds": (float,),
     "output_bytes": (int,),
 }
@@ -159,13 +182,13 @@ class Manifest:
 
 
 @contextlib.contextmanager
-def open_manifest(out: Path, outputs: Iterable[Path] = (), *, rebuild: bool = False) -> Iterator[Manifest]:
+def open_manifest(out: Path, outputs: Iterable[Path] = (), *, overwrite: bool = False) -> Iterator[Manifest]:
     """Lock a folder, made if it is not there, and read its manifest; when the block ends the table is written.
 
     Args:
         out: the folder.
         outputs: what the job is going to write; in a folder without a manifest none of it may exist.
-        rebuild: take a folder without a readable manifest all the same.
+        overwrite: take a folder without a readable manifest, and outputs of others in it, all the same.
 
     Raises:
         OutputError: another job works in the folder, an output is there already that no manifest accounts for, or the
@@ -174,8 +197,8 @@ def open_manifest(out: Path, outputs: Iterable[Path] = (), *, rebuild: bool = Fa
     """
     with _locked(out) as lock:
         remove_temporaries(out)
-        records, damaged = _read_records(out, rebuild)
-        if not records and not rebuild:
+        records, damaged = _read_records(out, overwrite)
+        if not records and not overwrite:
             _refuse_foreign(out, outputs)
         journal = out / JOURNAL
         if damaged or not journal.exists():
@@ -208,7 +231,7 @@ def read_manifest(out: str | os.PathLike[str]) -> list[Record]:
     folder = Path(out)
     if not (folder / MANIFEST).exists() and not (folder / JOURNAL).exists():
         raise InputError(f"{folder} has no {JOURNAL} and no {MANIFEST}; expected the --out of an axs batch")
-    records, _ = _read_records(folder, rebuild=False)
+    records, _ = _read_records(folder, overwrite=False)
     return [records[name] for name in sorted(records)]
 
 
@@ -271,12 +294,12 @@ def _refuse_foreign(out: Path, outputs: Iterable[Path]) -> None:
         names = ", ".join(path.relative_to(out).as_posix() for path in foreign[:_EXAMPLES])
         raise OutputError(
             f"{len(foreign)} of the outputs exist already ({names}) and {out} has no manifest that accounts for them;"
-            f" expected an empty folder, or one of an earlier axs batch: choose another --out, or add {REBUILD} to"
+            f" expected an empty folder, or one of an earlier axs batch: choose another --out, or add {OVERWRITE} to"
             " make them again"
         )
 
 
-def _read_records(out: Path, rebuild: bool) -> tuple[dict[str, Record], int]:
+def _read_records(out: Path, overwrite: bool) -> tuple[dict[str, Record], int]:
     """The last record of each item, and the number of damaged lines, for which the table stands in where it can."""
     journal, table = out / JOURNAL, out / MANIFEST
     records, damaged = _read_journal(journal)
@@ -291,7 +314,7 @@ def _read_records(out: Path, rebuild: bool) -> tuple[dict[str, Record], int]:
         try:
             records = _read_parquet(table) | records
         except InputError:
-            if not rebuild and not records:
+            if not overwrite and not records:
                 raise
     return records, damaged
 
@@ -346,7 +369,7 @@ def _read_parquet(path: Path) -> dict[str, Record]:
         reason = (str(error).splitlines() or [""])[0][:160]
         raise InputError(
             f"{path} cannot be read ({reason}), and there is no {JOURNAL} beside it: choose another --out, or run the"
-            f" same command with {REBUILD} to make the outputs again"
+            f" same command with {OVERWRITE} to make the outputs again"
         ) from error
     return {record.id: record for record in records if record is not None}
 

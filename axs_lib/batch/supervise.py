@@ -86,7 +86,7 @@ def run_batch(
     pool: WorkerPool,
     *,
     fail_fast: bool = False,
-    rebuild: bool = False,
+    overwrite: bool = False,
     progress: bool = False,
 ) -> Summary:
     """Do what is missing or changed.
@@ -96,7 +96,7 @@ def run_batch(
         items: what to run it on, each id once.
         pool: who does it; shut down when the call ends.
         fail_fast: stop at the first item that fails.
-        rebuild: the manifest is damaged or gone: take outputs that it does not account for as this batch's own.
+        overwrite: replace outputs that the manifest does not account for, or where it cannot be read.
         progress: show a bar on stderr.
 
     Returns:
@@ -112,9 +112,9 @@ def run_batch(
     _check_outputs(job, items)
     summary = Summary(len(items))
     kept: set[str] = set()
-    outputs = (job.output(item) for item in items)
-    with open_manifest(Path(job.out), outputs, rebuild=rebuild) as manifest:
-        tasks = _tasks(job, items, manifest, rebuild)
+    outputs = (path for item in items for path in job.outputs(item).values())
+    with open_manifest(Path(job.out), outputs, overwrite=overwrite) as manifest:
+        tasks = _tasks(job, items, manifest, overwrite)
         with contextlib.closing(supervise(job, pool, tasks, len(items))) as outcomes:
             for outcome in track(outcomes, "batch", enabled=progress, total=len(items)):
                 if outcome.stop:
@@ -180,19 +180,21 @@ def supervise(
         pool.shutdown()
 
 
-def _tasks(job: Job, items: Iterable[Item], manifest: Manifest, rebuild: bool) -> Iterator[Task]:
+def _tasks(job: Job, items: Iterable[Item], manifest: Manifest, overwrite: bool) -> Iterator[Task]:
     """What there is to do; the worker finds out whether what is on record as done still holds.
 
     An output that is begun for the first time is on record before: after a kill, it is known for the batch's own.
     """
     for item in items:
+        wanted = {str(path) for path in job.outputs(item).values()}
         record = manifest.records.get(item.id)
-        ours = record is not None and record.output == job.output_name(item)
-        if record is not None and ours and record.status == "done":
-            yield Task(item, manifest.lock, True, record.key, record.output_sha256)
+        known = {} if record is None else record.outputs(job.out)
+        if record is not None and record.status == "done" and known.keys() == wanted:
+            yield Task(item, manifest.lock, frozenset(wanted), record.key, known)
             continue
-        task = Task(item, manifest.lock, ours or rebuild)
-        if not ours and (rebuild or not os.path.lexists(job.output(item))):
+        task = Task(item, manifest.lock, frozenset(wanted) if overwrite else frozenset(known) & wanted)
+        foreign = [path for path in wanted - task.ours if os.path.lexists(path)]
+        if not foreign and not wanted <= known.keys():
             manifest.append(make_record(job, task, "started", worker=""), durable=False)
         yield task
 
@@ -218,8 +220,10 @@ def _stopped(outcome: Outcome, summary: Summary, job: Job) -> AxionError:
 def _check_outputs(job: Job, items: Sequence[Item]) -> None:
     inputs = {path for item in items for path in item.paths}
     for item in items:
-        output = os.path.realpath(job.output(item))
-        if output in inputs:
+        outputs = [os.path.realpath(path) for path in job.outputs(item).values()]
+        if len(set(outputs)) < len(outputs):
+            raise InputError(f"two outputs of {item.id} have one name; give each map a folder of its own")
+        for output in inputs.intersection(outputs):
             raise InputError(
                 f"the output of {item.id} would replace the input {output}; choose another --out"
             )
@@ -236,11 +240,13 @@ def _check_results(
             continue
         try:
             there = job.output(item).lstat().st_size == record.output_bytes
+            there &= all(map(os.path.lexists, record.outputs(job.out)))
         except OSError:
             there = False
         if not there:
             error = "its output was removed or changed after it was written; run the batch again"
-            lost = make_record(job, Task(item, manifest.lock, True), "failed", error)
+            ours = frozenset(record.outputs(job.out))
+            lost = make_record(job, Task(item, manifest.lock, ours), "failed", error)
             manifest.append(lost)
             summary.failed.append(lost)
             if item.id in kept:

@@ -72,20 +72,17 @@ train = typer.Typer(help="Train models; a stopped run goes on where it was.", no
 app.add_typer(train, name="train")
 
 TRAINABLE = {
-    "nano": "Train the packaged nano model from nothing on a folder of pairs.",
-    "generator": "Fine-tune nano's generator on the image it makes.",
-    "head": "Train nano's grounding head on its frozen generator.",
-    "stage1": "Train Stage 1, SAR to optical.",
-    "stage2": "Train Stage 2, the Prithvi refiner.",
-    "stage3": "Train Stage 3, grounding in the SAR.",
+    "head": "Train the grounding head beside a frozen generator, on pairs of your own; any variant.",
+    "stage1": "Train Stage 1, SAR to optical; any TerraMind variant.",
+    "stage2": "Train Stage 2, the Prithvi refiner; any Prithvi variant.",
+    "stage3": "Train Stage 3, generator and grounding head together; any TerraMind variant.",
 }
 
 
 def _train(context: typer.Context) -> None:
     from axs_lib.cli.train import main as train_main
 
-    name = str(context.info_name)
-    train_main(context.args if name == "nano" else [name, *context.args])
+    train_main([str(context.info_name), *context.args])
 
 
 for _name, _help in TRAINABLE.items():

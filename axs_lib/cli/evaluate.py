@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from axs_lib.cli.options import CorrectionMode
+from axs_lib.cli.options import AdapterOption, CorrectionMode
 
 if TYPE_CHECKING:
     from axs_lib.pipeline import Pipeline
@@ -51,7 +51,8 @@ def evaluate(
         Path | None, typer.Option(help="Local weights in place of the variant's own.")
     ] = None,
     stage: Annotated[
-        EvaluatedStage, typer.Option(help="ground: Stage 3 by itself; pipeline: all three stages, from SAR alone.")
+        EvaluatedStage,
+        typer.Option(help="ground: Stage 3 by itself; pipeline: all three stages, from SAR alone."),
     ] = EvaluatedStage.ground,
     opt_v2_source: Annotated[
         EstimateSource | None,
@@ -61,6 +62,7 @@ def evaluate(
             " file, and stage2 of the pipeline."
         ),
     ] = None,
+    adapter: AdapterOption = None,
     stage1_checkpoint: Annotated[
         Path | None, typer.Option(help="Stage 1 weights, where they are not those of Stage 3.")
     ] = None,
@@ -145,6 +147,7 @@ def evaluate(
 
     from rich.console import Console
 
+    from axs_lib.adapters import load_adapter
     from axs_lib.evaluate import Estimates, Floods, Gaps, Scenario, Uncertainty
     from axs_lib.evaluate import evaluate as take_over
     from axs_lib.evaluate.estimates import tile_table, timesteps_rows, timesteps_table
@@ -174,6 +177,8 @@ def evaluate(
         **options,
         **{name: path for name, path in weights.items() if path is not None},
     )
+    if adapter is not None:
+        load_adapter(model, adapter)
     if hold_colour:
         stage3 = model if isinstance(model, Stage3GroundingModel) else model.stage3
         stage3.hold_colour = True
@@ -267,7 +272,10 @@ def _steps(timesteps: str) -> list[int]:
 
 
 def _is_whole(
-    stage: EvaluatedStage, source: EstimateSource | None, stage1_checkpoint: Path | None, stage2_checkpoint: Path | None
+    stage: EvaluatedStage,
+    source: EstimateSource | None,
+    stage1_checkpoint: Path | None,
+    stage2_checkpoint: Path | None,
 ) -> bool:
     """Whether Stages 1 and 2 make the estimate."""
     from axs_lib.errors import InputError

@@ -37,6 +37,7 @@ def ground(
     seed: options.SeedOption = 0,
     variant: options.VariantOption = None,
     checkpoint: options.CheckpointOption = None,
+    adapter: options.AdapterOption = None,
     s1_product: options.S1ProductOption = Product.S1GRD,
     s1_unit: options.S1UnitOption = S1Unit.auto,
     boa_offset: options.BoaOffsetOption = BoaOffset.auto,
@@ -76,21 +77,29 @@ def ground(
             check_suffix(path)
             check_output(path, overwrite)
 
-    # 2. Build the model.
+    # 2. How the model is built, once the inputs were found good.
     import torch
 
     from axs_lib import stage3_tm_ground
+    from axs_lib.adapters import load_adapter
     from axs_lib.scenes.api import ground_scene
 
     target = options.torch_device(device)
     build: dict[str, Any] = {"variant": variant, "checkpoint": checkpoint and str(checkpoint)}
     build["correction_mode"] = correction_mode and correction_mode.value
     given = {key: value for key, value in build.items() if value is not None}
-    model = stage3_tm_ground.build_stage3_model(
-        steps, device=str(target), s1_product=s1_product.value, **given
-    )
-    if dtype != Precision.float32:
-        model.use_precision(getattr(torch, dtype))
+    models: list[Any] = []
+
+    def build_model() -> Any:
+        model = stage3_tm_ground.build_stage3_model(
+            steps, device=str(target), s1_product=s1_product.value, **given
+        )
+        if adapter is not None:
+            load_adapter(model, adapter)
+        if dtype != Precision.float32:
+            model.use_precision(getattr(torch, dtype))
+        models.append(model)
+        return model
 
     # 3. Run it.
     settings: dict[str, Any] = (
@@ -98,7 +107,7 @@ def ground(
     )
     with options.memory_errors(str(target)):
         result = ground_scene(
-            model,
+            build_model,
             s1,
             opt_v2,
             out,
@@ -115,7 +124,6 @@ def ground(
             s1_unit=s1_unit.value,
             boa_offset=boa_offset.value,
             same_grid=same_grid,
-            origin="image",
             deterministic=deterministic,
             tags={"AXS_S1_PRODUCT": s1_product.value, "AXS_DTYPE": dtype.value},
             overwrite=overwrite,
@@ -124,4 +132,4 @@ def ground(
             **settings,
         )
     if not quiet:
-        options.report(result, model.variant)
+        options.report(result, models[0].variant)

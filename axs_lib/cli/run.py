@@ -30,6 +30,7 @@ def run(
     seed: options.SeedOption = 0,
     variant: options.VariantOption = None,
     checkpoint: options.CheckpointOption = None,
+    adapter: options.AdapterOption = None,
     stage1_checkpoint: options.Stage1CheckpointOption = None,
     stage2_checkpoint: options.Stage2CheckpointOption = None,
     s1_product: options.S1ProductOption = Product.S1GRD,
@@ -73,10 +74,11 @@ def run(
     if date is None and not quiet:
         typer.echo("no --date: Stage 2 does not know the season, and may not improve on Stage 1", err=True)
 
-    # 2. Build the pipeline.
+    # 2. How the pipeline is built, once the input was found good.
     import torch
 
     from axs_lib import pipeline as stages
+    from axs_lib.adapters import load_adapter
     from axs_lib.scenes.api import run_scene
 
     target = options.torch_device(device)
@@ -87,14 +89,21 @@ def run(
         "stage2_checkpoint": stage2_checkpoint,
     }
     given = {key: value for key, value in build.items() if value is not None}
-    pipeline = stages.build_pipeline(device=str(target), s1_product=s1_product.value, **given)
-    if dtype != Precision.float32:
-        pipeline.use_precision(getattr(torch, dtype))
+    pipelines: list[Any] = []
+
+    def build_stages() -> Any:
+        pipeline = stages.build_pipeline(device=str(target), s1_product=s1_product.value, **given)
+        if adapter is not None:
+            load_adapter(pipeline, adapter)
+        if dtype != Precision.float32:
+            pipeline.use_precision(getattr(torch, dtype))
+        pipelines.append(pipeline)
+        return pipeline
 
     # 3. Run it.
     with options.memory_errors(str(target)):
         result = run_scene(
-            pipeline,
+            build_stages,
             s1,
             out,
             grid,
@@ -109,7 +118,6 @@ def run(
             bands=order,
             s1_unit=s1_unit.value,
             same_grid=same_grid,
-            origin="image",
             deterministic=deterministic,
             tags={"AXS_S1_PRODUCT": s1_product.value, "AXS_DTYPE": dtype.value},
             overwrite=overwrite,
@@ -119,4 +127,4 @@ def run(
         )
     if not quiet:
         known = options.shown({key: value for key, value in result.metadata.items() if value is not None})
-        options.report(result, pipeline.variant, known or ["no date and place"])
+        options.report(result, pipelines[0].variant, known or ["no date and place"])

@@ -2,7 +2,7 @@
 
 A dense U-Net, given what is known (SAR, the estimate and where it was observed, or SAR alone) and asked for the image
 directly. What Stage 3 gains over it is what its architecture is worth; what the same plain net
-loses without SAR is what the SAR is worth. ``axs_lib.train.plain`` trains one, ``save_plain`` keeps it.
+loses without SAR is what the SAR is worth. ``experiments/nano/plain.py`` trains one.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def load_plain(path: str | Path) -> PlainModel:
 
     header = read_metadata(Path(path))
     if header.get("kind") != "plain" or header.get("inputs") not in INPUTS:
-        raise WeightsError(f"{path} is no plain U-Net; expected a file that save_plain wrote")
+        raise WeightsError(f"{path} is no plain U-Net; expected a file of experiments/nano/plain.py")
     inputs: Inputs = next(known for known in INPUTS if known == header["inputs"])
     model = PlainModel(inputs, tuple(int(width) for width in header["widths"].split(",")))
     load_strict(model, read_state(Path(path)), what=f"the plain U-Net ({path})")

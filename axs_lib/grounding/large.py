@@ -16,6 +16,7 @@ from torch import Tensor
 
 from axs_lib.checks import check_pair
 from axs_lib.terramind.noise import sample_seeds
+from axs_lib.terramind.tiles import unbatch
 from axs_lib.tilegrid import Mosaic, TileBatch
 
 if TYPE_CHECKING:
@@ -141,4 +142,4 @@ def _ground_large(
         gate=blended["gate"],
         uncertainty=deviation,
     )
-    return whole.map(lambda layer: layer[0]) if pair.unbatched else whole
+    return unbatch(whole) if pair.unbatched else whole

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import re
-import stat
 import struct
 import warnings
 import zipfile
@@ -25,6 +24,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from axs_lib.errors import InputError
+from axs_lib.io.files import check_regular
 from axs_lib.io.raster import FloatArray, listed
 
 PathLike = str | os.PathLike[str]
@@ -66,26 +66,18 @@ def is_address(path: PathLike) -> bool:
     return bool(_ADDRESS.match(os.fspath(path)))
 
 
-def check_file(path: PathLike, what: str = "a file") -> Path:
+def check_file(path: PathLike, what: str = "the file") -> Path:
     """Check that a path is a regular file that may be read and is not empty.
 
     Raises:
         InputError: it is not; also for addresses.
     """
-    file = Path(path)
     if is_address(path):
         raise InputError(f"{path} is an address; expected {what} on this machine: download it first")
-    try:
-        status = file.stat()
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        reason = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
-        raise InputError(f"{os.fspath(path)!r} {reason}; expected {what}: check the path") from error
-    if not stat.S_ISREG(status.st_mode):
-        kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe or a device"
-        raise InputError(f"{path} is {kind}; expected {what}")
+    file = check_regular(path, what)
     if not os.access(file, os.R_OK):
         raise InputError(f"{path} may not be read; expected a readable file: change its permissions")
-    if status.st_size == 0:
+    if file.stat().st_size == 0:
         raise InputError(f"{path} is empty (0 bytes); expected {what}: write it again")
     return file
 
@@ -122,7 +114,7 @@ def open_raster(path: PathLike, *, addresses: bool = False, inside_zip: bool = F
                 f"{path} is an address; expected a file: addresses are opened only where you write them yourself"
             )
     else:
-        file = check_file(path, "a GeoTIFF, COG or JPEG 2000 image")
+        file = check_file(path, "the image")
         check_whole(file)
         for beside in (f"{file}.ovr", f"{file}.msk"):  # GDAL reads them, whatever they are
             if Path(beside).exists():
@@ -325,7 +317,7 @@ def open_npz(path: PathLike) -> Iterator[Arrays]:
     Raises:
         InputError: it is no .npz.
     """
-    file = check_file(path, "an .npz written by np.savez")
+    file = check_file(path, "the .npz")
     try:
         archive = zipfile.ZipFile(file)
     except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError) as error:
@@ -348,7 +340,7 @@ def read_pt(path: PathLike) -> FloatArray:
     """
     import torch
 
-    file = check_file(path, "a tensor saved by torch.save(tensor, path)")
+    file = check_file(path, "the tensor")
     expected = "a tensor saved by torch.save(tensor, path)"
     try:
         with zipfile.ZipFile(file) as archive:

@@ -270,10 +270,11 @@ def grow_unknown(trust: FloatArray, pixels: int) -> FloatArray:
     if pixels == 0:
         return trust
     import torch
+    from torch.nn import functional
 
-    from axs_lib.data.clouds import spread
-
-    return np.abs(spread(-torch.from_numpy(trust), pixels).numpy())
+    side = 2 * pixels + 1
+    rows = functional.max_pool2d(-torch.from_numpy(trust), (side, 1), stride=1, padding=(pixels, 0))
+    return np.abs(functional.max_pool2d(rows, (1, side), stride=1, padding=(0, pixels)).numpy())
 
 
 def mask_trust(values: FloatArray, kind: str, invert: bool, source: str) -> FloatArray:

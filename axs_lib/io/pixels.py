@@ -200,7 +200,10 @@ class FilePixels:
         if order is not None:
             names = ordered_bands(order, len(there), path)
         else:
-            names = [band_name(dataset.descriptions[i - 1]) for i in there]
+            texts = [dataset.descriptions[i - 1] for i in there]
+            names = [band_name(text) for text in texts]
+            if any(names):
+                names = [name or text or None for name, text in zip(names, texts, strict=True)]
             if not any(names) and any(dataset.descriptions[i - 1] for i in there):
                 names = [dataset.descriptions[i - 1] or None for i in there]
                 if len(there) != len(self.bands) or _is_named(names):

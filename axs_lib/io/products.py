@@ -41,8 +41,11 @@ POSSIBLE_DB = (-60.0, 40.0)  # both excluded
 POSSIBLE_DN = (-1000.0, 30_000.0)
 FORCED = 1e6  # beyond it no number is accepted, with --force neither
 BRIGHTEST_DN = 20_000.0  # few pixels of an image are brighter
-MANY = 0.05  # share of the pixels that may be impossible, before the image is refused
-BORDER_PIXELS = 8  # of one number along the edges, from which they are a border
+MANY, MOST = (
+    0.005,
+    0.05,
+)  # share of impossible pixels from which an image is refused: by its sample, by all of it
+BORDER_PIXELS = 6  # of one number side by side along an edge, from which they are a border
 SAMPLE_SIDE = 128
 
 
@@ -121,7 +124,7 @@ class Source:
         wrong, seen = self.counts["impossible"], self.counts["valid"] + self.counts["impossible"]
         if self._partly:  # what is not looked at, as under a cloud, was counted, too
             return
-        if wrong > MANY * seen and not self.reading.force:
+        if wrong > MOST * seen and not self.reading.force:
             raise InputError(self._many(wrong / max(seen, 1)))
 
     def report(self) -> list[str]:
@@ -326,7 +329,7 @@ class Source:
             wrong = "DN that wrapped around 65536 when an offset was taken off; give the file as it was, and --boa-offset 1000"
         elif middle > BRIGHTEST_DN:
             wrong = "damaged or otherwise scaled numbers: no surface has reflectances above 2"
-        elif share <= MANY and (usual > BRIGHTEST_DN).any(axis=0).mean() > MANY:
+        elif share <= MANY and (usual > BRIGHTEST_DN).any(axis=0).mean() > MOST:
             wrong = "another scale than reflectance x 10000: too much of it is above 20,000"
         elif usual.size and (usual < 0).any(axis=0).mean() > 0.25:
             wrong = (
@@ -391,7 +394,9 @@ def _open_paths(
         refuse_radar_geometry(path)
     suffix = Path(paths[0]).suffix.lower()
     if len(paths) > 1 and any(Path(path).suffix.lower() in (".npz", ".pt") for path in paths):
-        raise InputError(f"{listed(paths)} are several files; expected GeoTIFFs, one a band, or one .npz or .pt alone")
+        raise InputError(
+            f"{listed(paths)} are several files; expected GeoTIFFs, one a band, or one .npz or .pt alone"
+        )
     if len(paths) == 1 and suffix == ".npz":
         return read_npz(Path(paths[0]), wanted, order)
     if len(paths) == 1 and suffix == ".pt":
@@ -413,7 +418,7 @@ def _declared_unit(texts: Iterable[str]) -> str | None:
     for text in texts:
         lower = text.lower()
         if match := re.search(
-            r"_rtc\d+_[gs]([pda])[uw][nf][ec][dm]_", lower
+            r"_rtc\d+_[a-z]_[gs]([pda])[uw][nf][ec][dm]_", lower
         ):  # as ASF HyP3 names its products
             return {"p": "power", "d": "db", "a": "amplitude"}[match[1]]
         words = set(re.findall(r"[a-z]+", lower))
@@ -439,14 +444,14 @@ def _border(pixels: Pixels, bands: tuple[str, ...]) -> set[float]:
         Tile(0, 0, height, 1),
         Tile(0, width - 1, height, width),
     ]
-    values = np.concatenate([pixels.read(edge)[0].reshape(len(bands), -1) for edge in edges], axis=1)
-    same = values[0][(values == values[:1]).all(axis=0)]
-    found, counts = np.unique(same[np.isfinite(same)], return_counts=True)
-    numbers = {
-        float(value)
-        for value, count in zip(found, counts, strict=True)
-        if count >= BORDER_PIXELS and value != 0
-    }
+    numbers: set[float] = set()
+    for edge in edges:
+        values = pixels.read(edge)[0].reshape(len(bands), -1)
+        same = (values == values[:1]).all(axis=0) & np.isfinite(values[0]) & (values[0] != 0)
+        run = np.where(same, values[0], np.nan)
+        starts = np.flatnonzero(np.r_[True, run[1:] != run[:-1]])  # NaN is a run of its own
+        lengths = np.diff(np.r_[starts, len(run)])
+        numbers |= {float(value) for value in run[starts[lengths >= BORDER_PIXELS]] if not np.isnan(value)}
     if bands == OPTICAL_BANDS:
         return {value for value in numbers if not 0 < value <= BRIGHTEST_DN}
     return numbers

@@ -68,7 +68,7 @@ def open_safe(path: PathLike) -> Safe | None:
         files = {str(file): str(file) for file in _folder_files(place)}
         offset = metadata_offset(place)
     elif place.suffix.lower() == ".zip":
-        files, offset = _zip_files(check_file(place, "a .zip of a Sentinel-2 product"))
+        files, offset = _zip_files(check_file(place, "the .zip"))
     else:
         return None
     refuse_radar_geometry(path)

@@ -16,8 +16,8 @@ from typing import Any
 
 from axs_lib.errors import InputError
 from axs_lib.io.atomic import atomic_write
-from axs_lib.io.results import Layer
 from axs_lib.io.grid import SceneGrid
+from axs_lib.io.results import Layer
 
 _COMMON_NAMES = {"B02": "blue", "B03": "green", "B04": "red", "B08": "nir"}
 _EXTENSIONS = [

@@ -11,7 +11,7 @@ interpolation. Three settings make a pixel independent of the window it is read 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,6 +26,7 @@ from axs_lib.tilegrid import Tile
 TOLERANCE_PX = (
     1e-9  # of the coordinates: exact; at 1e-6 a cut scene differs by 5e-6 dB, and GDAL crashes on 0
 )
+NEAR_SEAM = 179  # degrees
 MARGIN_PX = 16  # source pixels kept around what the target covers
 COARSER = 0.75  # target pixels a source pixel, below which the kernel widens to average the source
 CHUNK_ROWS = 512
@@ -52,7 +53,7 @@ class Readable(Protocol):
 
 
 def to_grid(
-    source: Readable, grid: SceneGrid, stack: ExitStack, work: Path, *, same_grid: bool = False
+    source: Readable, grid: SceneGrid, stack: ExitStack, work: Callable[[], Path], *, same_grid: bool = False
 ) -> Readable:
     """A SAR source in dB on another grid.
 
@@ -60,7 +61,7 @@ def to_grid(
         source: in dB.
         grid: where it is wanted.
         stack: closes what is opened.
-        work: folder for a temporary file of 8 bytes a source pixel.
+        work: gives a folder for a temporary file of 8 bytes a source pixel.
         same_grid: lay images of one size on each other where one of them does not say where it lies.
 
     Raises:
@@ -134,7 +135,9 @@ class WarpedSource:
         work: folder for the temporary file.
     """
 
-    def __init__(self, source: Readable, needed: Tile, grid: SceneGrid, stack: ExitStack, work: Path) -> None:
+    def __init__(
+        self, source: Readable, needed: Tile, grid: SceneGrid, stack: ExitStack, work: Callable[[], Path]
+    ) -> None:
         import rasterio
         from rasterio.crs import CRS
         from rasterio.enums import Resampling
@@ -144,11 +147,12 @@ class WarpedSource:
         assert grid.crs is not None and grid.transform is not None
         self.grid, self.bands, self.label = grid, source.bands, source.label
         self.tags: Mapping[str, str] = source.tags
-        power = stack.enter_context(rasterio.open(_write_power(source, needed, work / "sar_power.tif")))
+        power = stack.enter_context(rasterio.open(_write_power(source, needed, work() / "sar_power.tif")))
         across, down = _kernel_scale(source.grid, grid)
         self._warped: Any = stack.enter_context(
             WarpedVRT(
                 power,
+                src_crs=_wrapped(power),
                 crs=CRS.from_wkt(grid.crs),
                 transform=Affine(*grid.transform),
                 width=grid.width,
@@ -205,6 +209,16 @@ def _write_power(source: Readable, needed: Tile, path: Path) -> Path:
             power = to_power(source.read(Tile(top, needed.left, bottom, needed.right)))
             file.write(power, window=((top - needed.top, bottom - needed.top), (0, width)))
     return path
+
+
+def _wrapped(dataset: Any) -> Any:
+    """The CRS of a dataset, whose longitudes go on beyond 180 degrees where it lies there."""
+    from rasterio.crs import CRS
+
+    left, _, right, _ = dataset.bounds
+    if not dataset.crs.is_geographic or max(abs(left), abs(right)) < NEAR_SEAM:
+        return dataset.crs
+    return CRS.from_string(f"{dataset.crs.to_proj4()} +lon_wrap={(left + right) / 2}")
 
 
 def _overlap(source: SceneGrid, grid: SceneGrid) -> Tile | None:

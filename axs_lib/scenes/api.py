@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -35,8 +35,7 @@ from axs_lib.io.grid import TILE_SIDE, SceneGrid
 from axs_lib.io.masks import MaskFile, MaskSource
 from axs_lib.io.pixels import TRUST, MemoryPixels, Reading
 from axs_lib.io.products import Source, open_source
-from axs_lib.io.raster import TIFF_SUFFIXES, FloatArray, Raster, listed
-from axs_lib.io.raster import Tile as Inputs
+from axs_lib.io.raster import TIFF_SUFFIXES, FloatArray, Raster, TilePair, listed
 from axs_lib.io.results import (
     GATE,
     SAR_CONTRIBUTION,
@@ -77,7 +76,7 @@ STAGES = ("opt_v1", "opt_v2", "opt_v3")
 ARRAYS = "result.npz"  # of the pipeline, beside the GeoTIFFs of an image of one tile
 
 
-class Grounder(Protocol):
+class SceneGrounder(Protocol):
     """What ``ground_scene`` needs of a model; ``Stage3GroundingModel`` is one."""
 
     @property
@@ -149,7 +148,7 @@ def _each_time(ground: Callable[..., SceneResult]) -> Callable[..., SceneResult]
 
     @functools.wraps(ground)
     def mapped(
-        model: Grounder, s1: SceneInput, opt_v2: SceneInput | None = None, out: Any = None, **options: Any
+        model: SceneGrounder, s1: SceneInput, opt_v2: SceneInput | None = None, out: Any = None, **options: Any
     ) -> SceneResult:
         steps = {length for each in (s1, opt_v2, options.get("trust")) if (length := times(each) or 1) > 1}
         if not steps:
@@ -190,7 +189,7 @@ def _each_time(ground: Callable[..., SceneResult]) -> Callable[..., SceneResult]
 
 @_each_time
 def ground_scene(
-    model: Grounder,
+    model: SceneGrounder | Callable[[], SceneGrounder],
     s1: SceneInput,
     opt_v2: SceneInput | None = None,
     out: PathLike | None = None,
@@ -208,7 +207,7 @@ def ground_scene(
     boa_offset: str = "auto",
     same_grid: bool = False,
     grid: TileGrid | None = None,
-    origin: tuple[int, int] | Literal["image"] | None = None,
+    origin: tuple[int, int] | None = None,
     batch_size: int = 8,
     deterministic: bool = False,
     window_rows: int = WINDOW_ROWS,
@@ -222,7 +221,7 @@ def ground_scene(
     """Ground the optical estimate of an image of any size in its SAR image.
 
     Args:
-        model: from ``build_stage3_model``.
+        model: from ``build_stage3_model``, or a function that builds it, called when the inputs were found good.
         s1: VV and VH, (2, H, W): a path, one path a band, a NumPy array, a DataArray (band, y, x) or a Dataset of bands;
             .npz and .pt may hold a batch (N, 2, H, W). In dB, or in linear power or amplitude, see ``s1_unit``. Where it
             lies on another grid it is warped onto that of ``opt_v2``, in linear power.
@@ -246,7 +245,7 @@ def ground_scene(
         same_grid: lay images of one size on each other although one does not say where it lies.
         grid: model tiles; default 256 px overlapping by 64.
         origin: (row, column) of the upper left pixel in the noise field; default by the georeference, so that a part
-            of a scene has the noise of the whole. ``"image"``: (0, 0) for an image of one tile, as in
+            of a scene has the noise of the whole, and (0, 0) for an image of one tile, as in
             ``Stage3GroundingModel.ground``.
         batch_size: tiles the network sees at once.
         deterministic: show the network one tile at a time, whatever ``batch_size``: with the same number of torch
@@ -270,11 +269,6 @@ def ground_scene(
     """
     # 1. What can be refused without reading anything.
     _check_options(options, GROUND_OPTIONS)
-    if uncertainty and options.get("ensemble_size", 1) < 2 and not getattr(model, "estimates_error", False):
-        raise InputError(
-            "this model does not predict its error, so that --uncertainty is the spread of an ensemble, and"
-            " --ensemble-size is 1; expected 2 or more"
-        )
     reading = Reading(tuple(bands or ()) or None, s1_unit, boa_offset, same_grid, force, addresses)
     maps = zip(MAPS, (uncertainty, gate, sar_contribution), strict=True)
     wanted: dict[Layer, PathLike | bool | None] = {optical_layer("opt_v3"): out}
@@ -305,7 +299,17 @@ def ground_scene(
         sources: list[Readable] = [warped, optical, *([] if certainty is None else [certainty])]
         tiles = grid or TileGrid()
         whole = count > 1 or tile_count(tiles, *optical.grid.size) == 1
-        corner = _corner(origin, optical.grid, count, warped is sar)
+        model = model if hasattr(model, "ground") else model()
+        if (
+            uncertainty
+            and options.get("ensemble_size", 1) < 2
+            and not getattr(model, "estimates_error", False)
+        ):
+            raise InputError(
+                "this model does not predict its error, so that --uncertainty is the spread of an ensemble, and"
+                " --ensemble-size is 1; expected 2 or more"
+            )
+        corner = _corner(origin, optical.grid, whole and warped is sar)
         nfe = 0
 
         # 3. The network's part: changes to the estimate, so that what it leaves alone stays bit for bit.
@@ -379,7 +383,7 @@ def ground_scene(
 
 
 def fill_gaps(
-    model: Grounder,
+    model: SceneGrounder,
     s1: SceneInput,
     opt_v2: SceneInput,
     mask: SceneInput | MaskFile,
@@ -406,7 +410,7 @@ def fill_gaps(
 
 
 def run_scene(
-    pipeline: ScenePipeline,
+    pipeline: ScenePipeline | Callable[[], ScenePipeline],
     s1: SceneInput,
     out: PathLike | None = None,
     scene_grid: SceneGrid | None = None,
@@ -423,7 +427,7 @@ def run_scene(
     s1_unit: str = "auto",
     same_grid: bool = False,
     grid: TileGrid | None = None,
-    origin: tuple[int, int] | Literal["image"] | None = None,
+    origin: tuple[int, int] | None = None,
     batch_size: int = 8,
     deterministic: bool = False,
     window_rows: int = WINDOW_ROWS,
@@ -437,7 +441,7 @@ def run_scene(
     """Run the three stages on a SAR image of any size.
 
     Args:
-        pipeline: from ``build_pipeline``.
+        pipeline: from ``build_pipeline``, or a function that builds it, called when the input was found good.
         s1: VV and VH, as for ``ground_scene``.
         out: folder for ``opt_v1.tif``, ``opt_v2.tif``, ``opt_v3.tif`` and, with an ensemble, ``uncertainty.tif``, and of
             an image of one tile ``result.npz`` with all of them (a batch gives that alone); or a file: an .npz with all,
@@ -505,7 +509,8 @@ def run_scene(
         scene.check(given, stac, place)
         given.look()
         sar = to_grid(given, place, scene.stack, scene.work, same_grid=same_grid)
-        corner = _corner(origin, place, count, scene_grid is None)
+        pipeline = pipeline if hasattr(pipeline, "provenance") else pipeline()
+        corner = _corner(origin, place, whole and scene_grid is None)
         if whole:
             known = _located(known, place, place.whole, digits=5)
         nfe = (0, 0)
@@ -588,17 +593,16 @@ class _Scene:
             undo.push(self.stack)
             if "GDAL_CACHEMAX" not in os.environ:  # GDAL's own default is 5 % of the machine's memory
                 self.stack.enter_context(rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE_BYTES))
-            paths = [path for path in (*self._targets.values(), self._together) if path is not None]
-            near = paths[0].parent if paths else None
-            for path in paths:
-                _make_folder(path.parent)
-            # The warped SAR is as large as the output, so it goes beside it and not to a small /tmp.
-            self.work = self.stack.enter_context(temporary_folder(near))
             undo.pop_all()
         return self
 
     def __exit__(self, *error: Any) -> None:
         self.stack.close()
+
+    def work(self) -> Path:
+        """A folder for the warped SAR, which is as large as the output: beside it, and not on a small /tmp."""
+        paths = [path for path in (*self._targets.values(), self._together) if path is not None]
+        return self.stack.enter_context(temporary_folder(paths[0].parent if paths else None))
 
     def check(self, source: Source, stac: PathLike | None, place: SceneGrid | None = None) -> None:
         """Check that the outputs can hold what the input is.
@@ -683,7 +687,7 @@ class _Scene:
         tags: Mapping[str, str],
         stac: PathLike | None,
         date: str | None,
-        inputs: Callable[[], Inputs] | None = None,
+        inputs: Callable[[], TilePair] | None = None,
     ) -> None:
         """Make every file, then give all their names, the first output last."""
         links: dict[Path, Layer] = {}
@@ -904,7 +908,7 @@ class _TrustSource:
         return trust
 
 
-def _inputs(scene: _Scene, sar: Source, optical: Source, estimate: Any) -> Inputs:
+def _inputs(scene: _Scene, sar: Source, optical: Source, estimate: Any) -> TilePair:
     """The inputs of an image in memory, on the grid of the estimate, as they go into an .npz."""
     estimates = as_raster(optical, scene.inputs[1].data)
     s1 = replace(
@@ -916,7 +920,7 @@ def _inputs(scene: _Scene, sar: Source, optical: Source, estimate: Any) -> Input
     paths = [estimate] if isinstance(estimate, str | os.PathLike) else estimate
     one_file = isinstance(paths, Sequence) and len(paths) == 1
     truth, _ = read_companions(paths[0], estimates) if one_file else (None, None)
-    return Inputs(s1, estimates, truth, trust)
+    return TilePair(s1, estimates, truth, trust)
 
 
 def _array(data: FloatArray, layer: Layer, like: Source) -> DataArray:
@@ -950,13 +954,11 @@ def _split(layers: FloatArray, kinds: Sequence[Layer]) -> list[FloatArray]:
     return np.split(layers, ends.tolist()) if kinds else []
 
 
-def _corner(
-    origin: tuple[int, int] | Literal["image"] | None, grid: SceneGrid, count: int, as_given: bool
-) -> tuple[int, int]:
+def _corner(origin: tuple[int, int] | None, grid: SceneGrid, tile: bool) -> tuple[int, int]:
     """Where the noise of an image begins."""
-    if count > 1 or (origin == "image" and as_given and max(grid.size) <= TILE_SIDE):
-        return 0, 0
-    return grid.noise_origin if origin is None or origin == "image" else origin
+    if origin is not None:
+        return origin
+    return (0, 0) if tile else grid.noise_origin
 
 
 def _origins(corner: tuple[int, int], tiles: Sequence[Tile]) -> Tensor:
@@ -966,13 +968,11 @@ def _origins(corner: tuple[int, int], tiles: Sequence[Tile]) -> Tensor:
 def _located(
     metadata: Mapping[str, Any], grid: SceneGrid, tile: Tile, digits: int | None = None
 ) -> dict[str, Any]:
-    """Metadata of a tile: its own place, unless that of the scene is given."""
-    if "lat" in metadata or "lon" in metadata:
-        return dict(metadata)
+    """Metadata of a tile: its own place, as far as that of the scene is not given."""
     place = grid.centre_lat_lon(tile)
     if place is not None and digits is not None:
         place = round(place[0], digits), round(place[1], digits)
-    return {**metadata, **({} if place is None else {"lat": place[0], "lon": place[1]})}
+    return {**({} if place is None else {"lat": place[0], "lon": place[1]}), **metadata}
 
 
 def _tags(settings: Mapping[str, Any], grid: TileGrid, corner: tuple[int, int]) -> dict[str, str]:
@@ -983,10 +983,3 @@ def _tags(settings: Mapping[str, Any], grid: TileGrid, corner: tuple[int, int]) 
         "noise_origin": f"{corner[0]} {corner[1]}",
     }
     return {f"AXS_{key.upper()}": str(value) for key, value in named.items() if value is not None}
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot make the folder {os.fspath(folder)}: {error.strerror}") from error

@@ -1,6 +1,6 @@
 """Find Sentinel-1 and Sentinel-2 of one place in a STAC catalogue and bring them into the library's units.
 
-In: a catalogue (a STAC API, or a static catalogue on disk or on the web), a place and a range of dates. Out: a ``Pair``
+In: a catalogue (a STAC API, or a static catalogue on disk or on the web), a place and a range of dates. Out: a ``ScenePair``
 of items, and of it the SAR in dB, the optical image in DN and a trust map, as lazily read ``xarray.DataArray`` that
 ``axs_lib.scenes.api`` takes. Needs the extra ``[stac]``: pystac-client searches, odc-stac reads.
 """
@@ -50,7 +50,7 @@ _OFFSET_GONE = ("earthsearch:boa_offset_applied", "sentinel:boa_offset_applied")
 
 
 @dataclass(frozen=True)
-class Pair:
+class ScenePair:
     """Items of one place: Sentinel-2 of one day, and the Sentinel-1 pass nearest to it.
 
     Attributes:
@@ -111,7 +111,7 @@ def find_pair(
     *,
     sar_collection: str = SAR_COLLECTION,
     optical_collection: str = OPTICAL_COLLECTION,
-) -> Pair:
+) -> ScenePair:
     """Find the day that shows most of a place clear, and the Sentinel-1 pass nearest to it.
 
     Args:
@@ -131,11 +131,13 @@ def find_pair(
     with _catalogue_errors(catalog):
         opened = _open(catalog)
         found = {name: _items(opened, name, place, span) for name in (sar_collection, optical_collection)}
+    bands = {sar_collection: SAR_BANDS, optical_collection: OPTICAL_BANDS}
+    found = {name: [item for item in items if _has(item, bands[name])] for name, items in found.items()}
     for name, items in found.items():
         if not items:
             raise InputError(
-                f"{_label(catalog)} has no item of {name} within {listed(place)} (west, south, east, north) in {dates};"
-                " expected some: widen --bounds or --dates, or name another collection"
+                f"{_label(catalog)} has no item of {name} with {listed(bands[name])} within {listed(place)} (west, south,"
+                f" east, north) in {dates}; expected some: widen --bounds or --dates, or name another collection"
             )
     days = _groups(found[optical_collection], lambda item: _moment(item).date())
     clear = {
@@ -154,11 +156,11 @@ def find_pair(
     share = {number: _coverage(items, place) for number, items in enumerate(passes)}
     enough = [items for number, items in enumerate(passes) if share[number] >= COVERS * max(share.values())]
     s1 = min(enough, key=apart)
-    return Pair(tuple(sorted(s1, key=lambda item: apart([item]))), s2, place, clear[best])
+    return ScenePair(tuple(sorted(s1, key=lambda item: apart([item]))), s2, place, clear[best])
 
 
 def load_pair(
-    pair: Pair, *, crs: str | None = None, resolution: float | None = None, sar_unit: SarUnit | None = None
+    pair: ScenePair, *, crs: str | None = None, resolution: float | None = None, sar_unit: SarUnit | None = None
 ) -> PairArrays:
     """The pixels of a pair in the library's units; nothing but metadata is read before they are asked for.
 
@@ -274,13 +276,16 @@ def _items(catalog: Catalog, collection: str, bounds: Bounds, span: tuple[dateti
 def _coverage(items: Sequence[Item], bounds: Bounds) -> float:
     """Share of the bounds under the items' footprints."""
     import shapely
+    import shapely.affinity
 
     place = shapely.box(*bounds)
-    seen = [
+    footprints = [
         shapely.make_valid(shapely.geometry.shape(item.geometry))
         for item in items
         if item.geometry is not None
     ]
+    # A footprint across 180 degrees may be written on either side of it.
+    seen = [shapely.affinity.translate(each, turn) for each in footprints for turn in (-360, 0, 360)]
     return float(shapely.union_all(seen).intersection(place).area / place.area)
 
 
@@ -293,7 +298,8 @@ def _groups(items: Iterable[Item], key: Callable[[Item], Any]) -> dict[Any, list
 
 def _cloud_cover(items: Sequence[Item]) -> float:
     """Mean cloud cover in percent; an item that says nothing may be all cloud."""
-    return float(np.mean([item.properties.get("eo:cloud_cover", 100.0) for item in items]))
+    covers = [item.properties.get("eo:cloud_cover") for item in items]
+    return float(np.mean([100.0 if cover is None else float(cover) for cover in covers]))
 
 
 def _moment(item: Item) -> datetime:
@@ -377,6 +383,11 @@ def _band_assets(item: Item, wanted: tuple[str, ...]) -> dict[str, str]:
     return {band: key for band, key in found.items() if key is not None}
 
 
+def _has(item: Item, wanted: tuple[str, ...]) -> bool:
+    """Whether an item has all bands; a pass of one polarisation is none for this purpose."""
+    return all(any(_asset_band(key, asset) == band for key, asset in item.assets.items()) for band in wanted)
+
+
 def _class_asset(item: Item) -> str | None:
     """The asset key of the scene classification, if there is one."""
     return _best_asset(item, lambda key, asset: "scl" in re.findall(r"[a-z]+", key.lower()))
@@ -448,7 +459,9 @@ def _read(item: Item, keys: Mapping[str, str], geobox: Any) -> DataArray:
         bands.append(
             (values if nodata is None or np.isnan(nodata) else values.where(raw != nodata)).rename(name)
         )
-    return _stacked(bands)
+    stack = _stacked(bands)
+    # 0 in all bands lies outside of the swath, whatever the type and whether declared or not.
+    return stack.where((stack != 0).any("band")) if len(bands) > 1 else stack
 
 
 def _stacked(bands: Sequence[DataArray]) -> DataArray:

@@ -13,6 +13,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from axs_lib.bands import (
+    SPECTRAL_LIFT_BIAS,
+    SPECTRAL_LIFT_MATRIX,
+    TERRAMIND_BOA_OFFSET,
+    TERRAMIND_OPTICAL_INDEX,
+    TERRAMIND_S2_MEAN,
+    TERRAMIND_S2_STD,
+)
 from axs_lib.precision import exact_matmul
 
 
@@ -107,15 +115,6 @@ def terramind_spectral_lift() -> tuple[Tensor, Tensor, Sequence[int]]:
 
     Fitted in DN without offset by ``experiments/fit_spectral_lift.py``; unmeasured with IBM's weights.
     """
-    from axs_lib.bands import (
-        SPECTRAL_LIFT_BIAS,
-        SPECTRAL_LIFT_MATRIX,
-        TERRAMIND_BOA_OFFSET,
-        TERRAMIND_OPTICAL_INDEX,
-        TERRAMIND_S2_MEAN,
-        TERRAMIND_S2_STD,
-    )
-
     index = list(TERRAMIND_OPTICAL_INDEX)
     matrix = torch.tensor(SPECTRAL_LIFT_MATRIX, dtype=torch.float64)  # (12, 4), DN per DN
     bias = torch.tensor(SPECTRAL_LIFT_BIAS, dtype=torch.float64)  # (12,), DN

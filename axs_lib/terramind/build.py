@@ -1,8 +1,8 @@
 """Builders of TerraMind generators: the published v1 variants and the small packaged ``nano``.
 
-Encoder, decoder and codebook are terratorch's modules, the detokenizer is ``unet.py``. Only what generation needs is
-built, so the S2L2A tokenizer's encoder of 92 M parameters is left out. Weights are loaded elsewhere (``weights.py``); a
-fresh model has random ones, which follow ``torch.manual_seed`` and advance nobody's random state.
+Encoder, decoder and codebook are terratorch's modules, the detokenizer is ours. Only what generation needs is built, so
+the S2L2A tokenizer's encoder of 92 M parameters is left out. Weights are loaded elsewhere (``weights.py``); a fresh
+model has random ones, which follow ``torch.manual_seed`` and advance nobody's random state.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from axs_lib.networks.quantize_finite_scalar import FiniteScalarQuantizer
 from axs_lib.networks.terramind import TerraMind
 from axs_lib.networks.tm_utils import LayerNorm
 from axs_lib.terramind.adapters import OpticalAdapter, SarAdapter, terramind_spectral_lift
+from axs_lib.terramind.detokenizer import Detokenizer
 from axs_lib.terramind.generator import GeneratorLayout, TerraMindGenerator
-from axs_lib.terramind.unet import UNet
 
 TARGET_KEY = "tok_sen2l2a@224"
 OPTICAL_KEY = "untok_sen2l2a@224"
@@ -108,7 +108,7 @@ def build_v1(variant: str, *, s1_product: str = "S1GRD") -> TerraMindGenerator:
     index = [TERRAMIND_S2_BANDS.index(band) for band in OPTICAL_BANDS]
     return TerraMindGenerator(
         _core(config, encoders, decoders),
-        UNet(bands, code_channels=quantizer.codebook.shape[1]),
+        Detokenizer(bands, code_channels=quantizer.codebook.shape[1]),
         quantizer,
         sar=SarAdapter(sar_mean, sar_std),
         optical=OpticalAdapter(
@@ -131,7 +131,7 @@ def build_nano(*, s1_product: str = "S1GRD") -> TerraMindGenerator:
     encoders, decoders = _embeddings(NANO_CORE, sar_key, bands, quantizer.codebook_size, NANO_IMAGE_SIZE)
     return TerraMindGenerator(
         _core(NANO_CORE, encoders, decoders),
-        UNet(bands, code_channels=quantizer.codebook.shape[1], width=32, residual_blocks=2),
+        Detokenizer(bands, code_channels=quantizer.codebook.shape[1], width=32, residual_blocks=2),
         quantizer,
         sar=SarAdapter(sar_mean, sar_std),
         optical=OpticalAdapter(OPTICAL_MEAN, OPTICAL_STD),

@@ -1,7 +1,7 @@
 """TerraMind as a conditional generator: SAR and optical pixels in, codes and a decoded image out.
 
 ``TerraMindGenerator`` holds terratorch's dual encoder with its decoder and its FSQ codebook, and the diffusion
-detokenizer (``unet.py``), and runs them without the traps of ``TerraMindGeneration``: no global random state, no
+detokenizer (``detokenizer.py``), and runs them without the traps of ``TerraMindGeneration``: no global random state, no
 modified inputs, no clamped output, no tokenizer encoder, exact step counts. One class serves Stage 1 (SAR alone) and
 Stage 3 (SAR and optical). It works in z-units; its adapters translate to dB and DN.
 """
@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from axs_lib.errors import InputError
 from axs_lib.networks.tm_utils import interpolate_pos_encoding
 from axs_lib.terramind.adapters import OpticalAdapter, SarAdapter
+from axs_lib.terramind.detokenizer import Detokenizer
 from axs_lib.terramind.noise import gumbel_field
 from axs_lib.terramind.sampler import Schedule, denoise
-from axs_lib.terramind.unet import UNet
 from axs_lib.terramind.winograd import WinogradConv2d
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class TerraMindGenerator(nn.Module):
     def __init__(
         self,
         core: nn.Module,
-        detokenizer: UNet,
+        detokenizer: Detokenizer,
         quantizer: nn.Module,
         *,
         sar: SarAdapter,

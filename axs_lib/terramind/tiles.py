@@ -5,7 +5,8 @@ Shared by the stages. In go images (B, C, H, W) with NaN for nodata; out come sq
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +20,8 @@ from axs_lib.terramind.sampler import TRAIN_TIMESTEPS, add_noise
 if TYPE_CHECKING:
     from axs_lib.terramind.adapters import OpticalAdapter, SarAdapter
     from axs_lib.terramind.generator import GeneratorLayout
+
+Output = TypeVar("Output")
 
 
 def check_sampling(temperature: float, ensemble_size: int, batch_size: int) -> None:
@@ -62,6 +65,12 @@ def mean_and_spread(members: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation over the first axis of (M, ...); the deviation of one member is zero."""
     spread = members.std(0) if len(members) > 1 else torch.zeros_like(members[0])
     return members.mean(0), spread
+
+
+def unbatch(output: Output) -> Output:
+    """The result of the only tile of a batch: every tensor of a dataclass without its first axis."""
+    values = {field.name: getattr(output, field.name) for field in fields(output)}  # type: ignore[arg-type]
+    return replace(output, **{k: v[0] for k, v in values.items() if isinstance(v, Tensor)})  # type: ignore[type-var]
 
 
 def check_training_size(layout: GeneratorLayout, image: Tensor) -> tuple[int, int]:

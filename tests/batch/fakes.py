@@ -11,11 +11,12 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from axs_lib.batch import runners
 from axs_lib.batch.items import Item
-from axs_lib.batch.work import Job, Runner
+from axs_lib.batch.work import IMAGE, Job, Runner
 from axs_lib.cli.app import main
 from axs_lib.errors import InputError, WeightsError
 
@@ -33,8 +34,8 @@ def make_runner(job: Job) -> Runner:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     seed = job.settings["seed"]
 
-    def run(item: Item, output: Path) -> None:
-        source = Path(item.s1)
+    def run(item: Item, outputs: Mapping[str, Path]) -> list[str]:
+        source, output = Path(item.s1), outputs[IMAGE]
         with (source.parent / f"{source.name}.runs").open("a") as log:  # how often each item was worked on
             log.write(f"{os.getpid()}\n")
         word, *numbers = source.read_text().split()
@@ -51,6 +52,10 @@ def make_runner(job: Job) -> Runner:
             while not Path(f"{source}.go").exists():
                 time.sleep(0.005)
         output.write_bytes(result)
+        for name, path in outputs.items():
+            if name != IMAGE:
+                path.write_text(f"{name} of {item.id}")
+        return ["the unit is assumed"]
 
     return run
 

@@ -275,7 +275,7 @@ def test_a_file_that_the_batch_never_made_is_refused_by_name_and_kept(batch: Bat
         assert mine.read_text() == "mine"
     assert batch.statuses() == {"a": "done", "b": "failed", "c": "done"}
     assert batch.runs("b") == 0
-    assert batch.run("--rebuild-manifest").returncode == 0
+    assert batch.run("--overwrite").returncode == 0
     batch.check_outputs()
 
 
@@ -300,7 +300,7 @@ def test_links_in_the_folder_are_not_written_through(batch: Batch, tmp_path: Pat
     (batch.inputs / "sub" / "c.npz").write_text("ok c")
     (batch.out / "b.npz").symlink_to(elsewhere / "precious")
     (batch.out / "sub").symlink_to(elsewhere / "sub")
-    for options in ((), ("--rebuild-manifest",)):
+    for options in ((), ("--overwrite",)):
         result = batch.run(*options)
         assert result.returncode == 1 and "sub leads through a symbolic link" in result.stderr
         assert "failed: b: " in result.stderr
@@ -394,8 +394,8 @@ def test_a_manifest_of_which_nothing_can_be_read_is_rebuilt_by_one_command(batch
     (batch.out / JOURNAL).unlink()
     (batch.out / MANIFEST).write_bytes((batch.out / MANIFEST).read_bytes()[:300])
     result = batch.run()
-    assert result.returncode == 2 and "--rebuild-manifest" in result.stderr
-    assert batch.run("--rebuild-manifest").stdout.startswith("2 items: 2 done;")
+    assert result.returncode == 2 and "--overwrite" in result.stderr
+    assert batch.run("--overwrite").stdout.startswith("2 items: 2 done;")
     batch.check_outputs()
     assert batch.run().stdout.startswith("2 items: 0 done, 2 done before;")
 

@@ -47,7 +47,7 @@ def test_a_folder_at_any_depth(folder: Path) -> None:
 def test_outputs_inside_the_folder_are_no_inputs(folder: Path) -> None:
     (folder / "out").mkdir()
     (folder / "out" / "a.npz").touch()
-    assert [item.id for item in list_items(folder, out=folder / "out")] == ["a", "c", "d", "sub/b"]
+    assert [item.id for item in list_items(folder, outputs=[folder / "out"])] == ["a", "c", "d", "sub/b"]
 
 
 @pytest.mark.parametrize(
@@ -73,11 +73,17 @@ def test_a_glob_names_items_below_its_fixed_part(
 def test_a_csv_manifest(folder: Path) -> None:
     manifest = folder / "list.csv"
     manifest.write_text(
-        "id,s1,opt_v2,date,lat,lon,biome\nx/y,c_s1.tif,c_opt_v2.tif,2021-07-14,48.2,,4\n,a.npz,,,,,\n"
+        "id,s1,opt_v2,mask,date,lat,lon,biome\nx/y,c_s1.tif,c_opt_v2.tif,m.tif,2021-07-14,48.2,,4\n,a.npz,,,,,,\n"
     )
     assert list_items(manifest) == [
         Item("a", str(folder / "a.npz")),
-        Item("x/y", str(folder / "c_s1.tif"), str(folder / "c_opt_v2.tif")),
+        Item(
+            "x/y",
+            str(folder / "c_s1.tif"),
+            str(folder / "c_opt_v2.tif"),
+            {"date": "2021-07-14"},
+            str(folder / "m.tif"),
+        ),
     ]
     assert list_items(manifest, "pipeline")[1] == Item(
         "x/y", str(folder / "c_s1.tif"), None, {"date": "2021-07-14", "lat": 48.2, "biome": 4.0}
@@ -107,7 +113,7 @@ def test_a_parquet_manifest(folder: Path) -> None:
         ("path,id\na.npz,x\0y\n", "cannot be read as CSV .it holds NUL"),
         ('path,id\n"a.npz"z,x\n', "cannot be read as CSV"),
         ("path,id\na.npz,x,y\n", "row 1 has more cells than the header"),
-        ("path,mask\na.npz,m.tif\n", "does not know 'mask'; .* remove or rename"),
+        ("path,masks\na.npz,m.tif\n", "does not know 'masks'; .* remove or rename"),
         ("path\n", "holds no tile"),
         ("", "holds no tile"),
     ],

@@ -31,7 +31,7 @@ from .fakes import make_runner
 def record(name: str, error: str = "") -> Record:
     job = Job(make_runner, {"stage": "ground"}, {"w": "0"}, "/out")
     task = Task(Item(name, f"/in/{name}.npz"), 0)
-    return make_record(job, task, "failed" if error else "done", error, output_bytes=5)
+    return make_record(job, task, "failed" if error else "done", error, size=5)
 
 
 def fill(folder: Path, *names: str) -> None:
@@ -182,9 +182,7 @@ def test_a_folder_with_files_of_others_is_refused_and_left_alone(tmp_path: Path)
     precious.write_bytes(b"precious")
     for _ in range(2):
         with (
-            pytest.raises(
-                OutputError, match=r"1 of the outputs exist already \(a\.npz\) .*--rebuild-manifest"
-            ),
+            pytest.raises(OutputError, match=r"1 of the outputs exist already \(a\.npz\) .*--overwrite"),
             open_manifest(tmp_path, [tmp_path / "b.npz", precious]),
         ):
             pytest.fail("the block must not run")
@@ -247,9 +245,9 @@ def test_temporary_files_of_a_batch_in_a_folder_below_stay(tmp_path: Path) -> No
 
 def test_a_manifest_of_which_nothing_is_left_names_the_way_out(tmp_path: Path) -> None:
     (tmp_path / MANIFEST).write_bytes(b"PAR1 garbage")
-    with pytest.raises(InputError, match=r"cannot be read .*--rebuild-manifest"), open_manifest(tmp_path):
+    with pytest.raises(InputError, match=r"cannot be read .*--overwrite"), open_manifest(tmp_path):
         pytest.fail("the block must not run")
-    with open_manifest(tmp_path, rebuild=True) as manifest:
+    with open_manifest(tmp_path, overwrite=True) as manifest:
         manifest.append(record("a"))
     assert names(tmp_path) == ["a"]
     with pytest.raises(InputError, match=r"has no manifest\.jsonl"):

@@ -52,15 +52,28 @@ def test_the_options_reach_the_job(axs: Run, called: Called, tmp_path: Path) -> 
     assert result.output == "1 items: 1 done; out/manifest.parquet\n"
     job = called.job
     assert job is not None and called.items == [Item("a", str(tmp_path / "in" / "a.npz"))]
-    assert job.settings == {
-        "stage": "pipeline", "variant": "nano", "timesteps": 3, "seed": 5, "s1_product": "S1RTC",
+    wanted = {
+        "stage": "pipeline", "variant": "nano", "timesteps": 3, "seed": 5, "s1_product": "S1RTC", "dtype": "float32",
     }  # fmt: skip
+    assert wanted.items() <= job.settings.items()
     assert job.checkpoints == {"stage2_checkpoint": str(tmp_path / "w.safetensors")}
     assert (job.out, job.format, job.force, job.threads) == (str(tmp_path / "out"), "tif", True, 2)
     assert (job.device, job.weights) == ("cpu", {"w": "0"})
     assert (
-        called.options == {"fail_fast": True, "rebuild": False, "progress": False} and called.pool.open() == 3
+        called.options == {"fail_fast": True, "overwrite": False, "progress": False}
+        and called.pool.open() == 3
     )
+
+
+def test_masks_and_maps_reach_the_job(axs: Run, called: Called, tmp_path: Path) -> None:
+    (tmp_path / "m.tif").touch()
+    arguments = ("--mask", "m.tif", "--mask-buffer", 2, "--uncertainty", "u", "--date", "2021-07-14")
+    assert axs("batch", "in", "--out", "out", *arguments).exit_code == 0
+    job = called.job
+    assert job is not None and called.items[0].mask == str(tmp_path / "m.tif")
+    assert called.items[0].metadata == {"date": "2021-07-14"}
+    assert job.settings["mask"]["buffer"] == 2 and job.settings["ensemble_size"] == 4
+    assert job.maps == {"uncertainty": str(tmp_path / "u")}
 
 
 def test_lower_precision_reaches_the_job(axs: Run, called: Called) -> None:
@@ -87,7 +100,10 @@ def test_failures_are_named_and_counted(axs: Run, called: Called) -> None:
     [
         (("in", "--timesteps", "0"), "timesteps is 0"),
         (("in", "--address", "auto"), "add --engine ray"),
-        (("in", "--stage2-checkpoint", "w"), "--stage ground runs Stage 3 alone"),
+        (("in", "--stage2-checkpoint", "w"), "--stage ground has no --stage2-checkpoint"),
+        (("in", "--stage", "pipeline", "--mask", "m.tif"), "--stage pipeline has no --mask"),
+        (("in", "--device", "cuda:1"), "choose GPUs by CUDA_VISIBLE_DEVICES"),
+        (("in", "--mask-buffer", "3"), "add --mask FILE"),
         (("nowhere",), "holds no tile; expected tiles as NAME.npz"),
         (("in", "--workers", "0"), "--workers"),
         (("in", "--stage", "stage9"), "stage9"),

@@ -48,7 +48,7 @@ class HalfWay:
         *,
         seed: int = 0,
         trust: Tensor | None = None,
-        controls: GroundingControls = GroundingControls(),  # noqa: B008
+        controls: GroundingControls = GroundingControls(),
     ) -> Output:
         proposal = controls.proposal
         opt_v2 = opt_v2.nan_to_num(2000.0)
@@ -243,7 +243,10 @@ def test_the_flood_the_kinds_and_the_gaps(folder: Path, tmp_path: Path, built: l
 def test_tiles_of_the_weights_own_training_are_named(
     folder: Path, tmp_path: Path, built: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    header = {"train_groups": json.dumps(["pairs/a", "elsewhere"]), "validation_groups": json.dumps(["pairs/c"])}
+    header = {
+        "train_groups": json.dumps(["pairs/a", "elsewhere"]),
+        "validation_groups": json.dumps(["pairs/c"]),
+    }
     monkeypatch.setattr("axs_lib.hub.source_header", lambda weights: header)
     target = tmp_path / "report.json"
     result = run("--data", folder, "--json", target)

@@ -58,7 +58,7 @@ class FakeModel:
         seed: int = 0,
         trust: Tensor | None = None,
         ensemble_size: int = 1,
-        controls: GroundingControls = GroundingControls(),  # noqa: B008
+        controls: GroundingControls = GroundingControls(),
     ) -> Any:
         assert not torch.is_grad_enabled()
         proposal, use_sar = controls.proposal, controls.use_sar

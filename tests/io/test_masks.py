@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,10 +16,17 @@ from rasterio.crs import CRS
 from rasterio.transform import Affine, from_origin
 
 from axs_lib.bands import OPTICAL_BANDS
-from axs_lib.io import masks
 from axs_lib.errors import InputError
-from axs_lib.io.masks import SCL_CLASSES, SCL_DROPPED, scl_numbers, scl_trust
+from axs_lib.io import masks
+from axs_lib.io.grid import SceneGrid
+from axs_lib.io.masks import SCL_CLASSES, SCL_DROPPED, MaskFile, MaskSource, scl_numbers, scl_trust
 from axs_lib.io.raster import Raster
+from axs_lib.io.tiles import read_raster
+from axs_lib.scenes.api import ground_scene
+from axs_lib.tilegrid import Tile
+
+from .conftest import CORNER, BoxGrounder, SceneFiles, write_scene
+from .conftest import GRID as TILES
 
 H, W = 24, 30
 UTM33 = CRS.from_epsg(32633)
@@ -36,6 +45,19 @@ def image(batch: int | None = None, crs: CRS | None = UTM33, transform: Affine |
         None if transform is None else tuple(transform)[:6],
         source="image.tif",
     )
+
+
+def read_mask(path: Path, like: Raster, **options: Any) -> SimpleNamespace:
+    """The whole mask of an image: trust (N,1,H,W), kind, and the share that is unknown."""
+    count, (height, width) = len(like.batch), like.size
+    grid = SceneGrid(count * height, width, like.crs, like.transform)
+    with ExitStack() as stack:
+        source = MaskSource(MaskFile(path, **options), grid, stack, tiles=count)
+        rows = [Tile(i * height, 0, (i + 1) * height, width) for i in range(count)]
+        trust = np.stack([source.read(tile) for tile in rows])
+        if not trust.any():
+            raise InputError(source.nothing_clear())
+    return SimpleNamespace(trust=trust, kind=source.kind, unknown=float((trust == 0).mean()))
 
 
 def write_tiff(
@@ -133,7 +155,7 @@ def test_a_batch_has_a_mask_for_each_tile(tmp_path: Path) -> None:
     np.savez(tmp_path / "t.npz", trust=stack[:, None])
     np.testing.assert_array_equal(read_mask(tmp_path / "t.npz", image(2)).trust[:, 0], stack)
     np.savez(tmp_path / "one.npz", mask=CLEAR)
-    with pytest.raises(InputError, match=r"holds 1 mask.* 2 tile"):
+    with pytest.raises(InputError, match=r"has shape \(24, 30\); expected .*\(2,24,30\) for a batch"):
         read_mask(tmp_path / "one.npz", image(2))
 
 
@@ -153,7 +175,7 @@ def test_scl_is_told_by_its_values_too(tmp_path: Path) -> None:
     assert read_mask(write_tiff(tmp_path / "m.tif", scl(), transform=coarse), image()).kind == "scl"
     only_clouds = np.where(scl() == 4, 8, 9).astype("uint8")
     path = write_tiff(tmp_path / "c.tif", only_clouds, transform=coarse)
-    with pytest.raises(InputError, match=r"leaves nothing clear .* drop fewer classes"):
+    with pytest.raises(InputError, match="leaves nothing clear.* drop fewer classes"):
         read_mask(path, image())
     assert read_mask(path, image(), drop=["cloud_high"]).trust.any()
 
@@ -195,7 +217,7 @@ def test_the_buffer_grows_what_is_unknown(tmp_path: Path) -> None:
     expected = np.ones((H, W))
     expected[2:14, 3:22] = 0
     np.testing.assert_array_equal(trust, expected)
-    with pytest.raises(InputError, match=r"nothing clear in image\.tif after a buffer of 40 px"):
+    with pytest.raises(InputError, match="nothing clear after a buffer of 40 px"):
         read_mask(path, image(), buffer=40)
     with pytest.raises(InputError, match="expected 0 or more"):
         read_mask(path, image(), buffer=-1)
@@ -226,16 +248,16 @@ def test_a_mask_in_another_projection_is_warped(tmp_path: Path) -> None:
 
 def test_a_mask_that_does_not_cover_the_image_is_refused(tmp_path: Path) -> None:
     shifted = GRID * Affine.translation(W // 2, 0)
-    with pytest.raises(InputError, match=r"covers 50 % of image\.tif"):
+    with pytest.raises(InputError, match="does not cover the scene"):
         read_mask(write_tiff(tmp_path / "half.tif", CLEAR, transform=shifted), image())
 
 
 def test_without_georeference_the_size_must_be_the_same(tmp_path: Path) -> None:
     np.savez(tmp_path / "m.npz", mask=CLEAR[1:])
-    with pytest.raises(InputError, match=r"23x30 px .* 24x30 px"):
+    with pytest.raises(InputError, match=r"\(23, 30\); expected \(24,30\)"):
         read_mask(tmp_path / "m.npz", image())
     path = write_tiff(tmp_path / "m.tif", scl(), transform=from_origin(500_000, 6_000_000, 20, 20))
-    with pytest.raises(InputError, match=r"12x15 px .* 24x30 px .* CRS and a transform"):
+    with pytest.raises(InputError, match="12x15 px .* 24x30 px .* georeference on both"):
         read_mask(path, image(crs=None, transform=None))
     located = write_tiff(tmp_path / "same.tif", CLEAR)
     assert read_mask(located, image(crs=None, transform=None)).unknown > 0
@@ -244,11 +266,11 @@ def test_without_georeference_the_size_must_be_the_same(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "options", "message"),
     [
-        (np.zeros((H, W), "uint8"), {}, "leaves nothing clear .* --mask-invert"),
+        (np.zeros((H, W), "uint8"), {}, "leaves nothing clear.* --mask-invert"),
         (np.ones((H, W), "uint8"), {"invert": True}, "leaves nothing clear"),
         (CLEAR * 2 + 50, {}, "holds 2 values from 50 to 52.*--mask-kind"),
         (CLEAR * 100, {"kind": "trust"}, "runs from 0 to 100; expected trust in 0..1"),
-        (CLEAR, {"kind": "cloud"}, "kind of mask is 'cloud'; expected"),
+        (CLEAR, {"kind": "cloud"}, "its kind 'cloud'; expected"),
         (CLEAR, {"drop": ["snow"]}, "taken for a boolean mask, which has no classes"),
         (CLEAR + 3, {"invert": True}, "scene classification, which has no inverse"),
         (CLEAR * 0.5 - 1.0, {}, "look neither like"),
@@ -266,7 +288,7 @@ def test_what_cannot_be_is_refused(
 def test_a_file_that_cannot_be_read_is_said_in_words(tmp_path: Path) -> None:
     for name in ("broken.tif", "broken.png", "broken.npz", "broken.jp2"):
         (tmp_path / name).write_bytes(b"not an image")
-        with pytest.raises(InputError, match="cannot be read"):
+        with pytest.raises(InputError, match=r"is no GeoTIFF|not an \.npz"):
             read_mask(tmp_path / name, image())
     with pytest.raises(InputError, match="does not exist"):
         read_mask(tmp_path / "missing.tif", image())
@@ -280,5 +302,80 @@ def test_a_file_that_cannot_be_read_is_said_in_words(tmp_path: Path) -> None:
         read_mask(tmp_path / "objects.npz", image())
     np.save(tmp_path / "plain.npy", CLEAR)
     (tmp_path / "plain.npy").rename(tmp_path / "plain.npz")
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="not an .npz archive"):
         read_mask(tmp_path / "plain.npz", image())
+
+
+# Windows of a scene
+
+
+@pytest.fixture
+def scene_scl(tmp_path: Path) -> Path:
+    """A scene classification at 20 m with clouds."""
+    classes = np.full((1, 100, 75), 4)
+    classes[:, 30:45, 10:40] = 9
+    classes[:, 80, 70] = 3
+    place = Affine(20, 0, CORNER[0], 0, -20, CORNER[1])
+    return write_scene(
+        tmp_path / "T33_SCL_20m.tif", classes, ("SCL",), dtype="uint8", nodata=0, transform=place
+    )
+
+
+@pytest.mark.parametrize("buffer", [0, 3])
+def test_windows_of_a_classification(scene: SceneFiles, scene_scl: Path, buffer: int) -> None:
+    whole = read_mask(scene_scl, read_raster(scene.opt_v2, OPTICAL_BANDS), buffer=buffer).trust[0]
+    with ExitStack() as stack:
+        source = MaskSource(MaskFile(scene_scl, buffer=buffer), SceneGrid.like(scene.opt_v2), stack)
+        assert source.kind == "scl" and 0 < whole.mean() < 1
+        for window in (source.grid.whole, Tile(55, 15, 95, 90), Tile(0, 0, 7, 150), Tile(159, 130, 200, 150)):
+            part = whole[:, window.top : window.bottom, window.left : window.right]
+            np.testing.assert_array_equal(source.read(window), part)
+
+
+def test_boolean_masks_and_their_nodata(scene: SceneFiles, tmp_path: Path) -> None:
+    clouds = np.zeros((1, 200, 150))
+    clouds[:, 5:9] = 1
+    clouds[:, 20:30] = 7
+    path = write_scene(tmp_path / "clouds.tif", clouds, ("cloud",), dtype="uint8", nodata=7)
+    grid = SceneGrid.like(scene.opt_v2)
+    with ExitStack() as stack:
+        source = MaskSource(MaskFile(path, invert=True), grid, stack)
+        assert source.kind == "boolean"
+        np.testing.assert_array_equal(source.read(grid.whole), clouds == 0)
+
+
+def test_gaps_of_a_scene_are_filled(
+    grounder: BoxGrounder, scene: SceneFiles, scene_scl: Path, tmp_path: Path
+) -> None:
+    ground_scene(grounder, scene.s1, scene.opt_v2, tmp_path / "o.tif", trust=MaskFile(scene_scl), grid=TILES)
+    with rasterio.open(tmp_path / "o.tif") as file:
+        result = file.read()
+    kept = ~np.isnan(scene.optical) & ~np.isnan(scene.sar).any(axis=0)
+    kept[:, 60:90, 20:80] = False
+    kept[:, 160:162, 140:142] = False
+    np.testing.assert_array_equal(result[kept], scene.optical[kept])
+    assert (result[:, 60:90, 30:80] != scene.optical[:, 60:90, 30:80]).mean() > 0.9
+
+
+def test_what_is_no_mask(scene: SceneFiles, scene_scl: Path, tmp_path: Path) -> None:
+    grid = SceneGrid.like(scene.opt_v2)
+    far = write_scene(
+        tmp_path / "far.tif",
+        np.ones((1, 9, 9)),
+        ("m",),
+        dtype="uint8",
+        nodata=255,
+        transform=Affine(10, 0, 0, 0, -10, 0),
+    )
+    part = write_scene(tmp_path / "part.tif", np.ones((1, 190, 150)), ("m",), dtype="uint8", nodata=255)
+    bare = write_scene(tmp_path / "bare.tif", np.ones((1, 9, 9)), ("m",), dtype="uint8", nodata=255, crs=None)
+    for mask, match in (
+        (MaskFile(scene_scl, invert=True), "no inverse"),
+        (MaskFile(scene_scl, kind="trust"), "expected trust in 0..1"),
+        (MaskFile(far), "does not cover the scene"),
+        (MaskFile(part), "does not cover the scene"),
+        (MaskFile(bare), "a georeference on both"),
+        (MaskFile(scene.opt_v2), "has 4 bands"),
+    ):
+        with ExitStack() as stack, pytest.raises(InputError, match=match):
+            MaskSource(mask, grid, stack).read(grid.whole)

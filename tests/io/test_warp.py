@@ -77,7 +77,7 @@ def reference(sar: np.ndarray, place: Affine, grid: SceneGrid, scale: float = 1.
 def test_linear_power_is_what_is_interpolated(tmp_path: Path) -> None:
     sar, place = sar_elsewhere(tmp_path / "s1.tif")
     with ExitStack() as stack:
-        source = to_grid(open_source(tmp_path / "s1.tif", SAR_BANDS, stack), OPTICAL, stack, tmp_path)
+        source = to_grid(open_source(tmp_path / "s1.tif", SAR_BANDS, stack), OPTICAL, stack, lambda: tmp_path)
         warped = read(source)
     expected = reference(sar, place, OPTICAL)
     np.testing.assert_array_equal(np.isnan(warped), np.isnan(expected))
@@ -89,7 +89,7 @@ def test_linear_power_is_what_is_interpolated(tmp_path: Path) -> None:
 def test_no_pixel_depends_on_the_window(tmp_path: Path, window: tuple[int, int]) -> None:
     sar_elsewhere(tmp_path / "s1.tif")
     with ExitStack() as stack:
-        source = to_grid(open_source(tmp_path / "s1.tif", SAR_BANDS, stack), OPTICAL, stack, tmp_path)
+        source = to_grid(open_source(tmp_path / "s1.tif", SAR_BANDS, stack), OPTICAL, stack, lambda: tmp_path)
         np.testing.assert_array_equal(read(source, *window), read(source))
 
 
@@ -99,16 +99,18 @@ def test_no_pixel_depends_on_where_the_scene_is_cut(tmp_path: Path) -> None:
     part = SceneGrid(OPTICAL.height - 96, OPTICAL.width - 48, OPTICAL.crs, place)
     with ExitStack() as stack:
         opened = open_source(tmp_path / "s1.tif", SAR_BANDS, stack)
-        whole = read(to_grid(opened, OPTICAL, stack, tmp_path))
+        whole = read(to_grid(opened, OPTICAL, stack, lambda: tmp_path))
     with ExitStack() as stack:
         opened = open_source(tmp_path / "s1.tif", SAR_BANDS, stack)
-        np.testing.assert_array_equal(read(to_grid(opened, part, stack, tmp_path)), whole[:, 96:, 48:])
+        np.testing.assert_array_equal(
+            read(to_grid(opened, part, stack, lambda: tmp_path)), whole[:, 96:, 48:]
+        )
 
 
 def test_finer_sar_is_averaged(tmp_path: Path) -> None:
     sar, place = sar_elsewhere(tmp_path / "s1.tif", pixel=2.5, side=1000)
     with ExitStack() as stack:
-        source = to_grid(open_source(tmp_path / "s1.tif", SAR_BANDS, stack), OPTICAL, stack, tmp_path)
+        source = to_grid(open_source(tmp_path / "s1.tif", SAR_BANDS, stack), OPTICAL, stack, lambda: tmp_path)
         warped = read(source)
         np.testing.assert_array_equal(read(source, 31, 47), warped)
     np.testing.assert_allclose(warped, reference(sar, place, OPTICAL, 0.25), atol=0.05)
@@ -122,7 +124,7 @@ def test_one_lattice_is_read_as_it_is(tmp_path: Path) -> None:
     place = Affine(10, 0, CORNER[0] - 500, 0, -10, CORNER[1] + 300)
     write_scene(tmp_path / "s1.tif", sar, transform=place)
     with ExitStack() as stack:
-        source = to_grid(open_source(tmp_path / "s1.tif", SAR_BANDS, stack), OPTICAL, stack, tmp_path)
+        source = to_grid(open_source(tmp_path / "s1.tif", SAR_BANDS, stack), OPTICAL, stack, lambda: tmp_path)
         for window in ((1000, 1000), (37, 41)):
             np.testing.assert_array_equal(read(source, *window), sar[:, 30:230, 50:200])
 
@@ -131,7 +133,7 @@ def test_sar_that_covers_a_part(tmp_path: Path) -> None:
     sar, _ = scene_arrays(100, 80)
     write_scene(tmp_path / "s1.tif", sar, transform=Affine(10, 0, CORNER[0] + 1000, 0, -10, CORNER[1] + 300))
     with ExitStack() as stack:
-        source = to_grid(open_source(tmp_path / "s1.tif", SAR_BANDS, stack), OPTICAL, stack, tmp_path)
+        source = to_grid(open_source(tmp_path / "s1.tif", SAR_BANDS, stack), OPTICAL, stack, lambda: tmp_path)
         shifted = read(source, 19, 23)
     np.testing.assert_array_equal(shifted[:, :70, 100:], sar[:, 30:, :50])
     assert np.isnan(shifted[:, 70:]).all() and np.isnan(shifted[:, :, :100]).all()
@@ -144,7 +146,7 @@ def test_sar_that_cannot_be_brought_onto_the_grid(tmp_path: Path) -> None:
     bare = write_scene(tmp_path / "bare.tif", sar, crs=None)
     for path, match in ((far, "does not meet"), (other, "does not meet"), (bare, "a georeference on both")):
         with ExitStack() as stack, pytest.raises(InputError, match=match):
-            to_grid(open_source(path, SAR_BANDS, stack), OPTICAL, stack, tmp_path)
+            to_grid(open_source(path, SAR_BANDS, stack), OPTICAL, stack, lambda: tmp_path)
 
 
 def test_a_scene_with_sar_of_another_zone(grounder: BoxGrounder, scene: SceneFiles, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from axs_lib.cli.app import app
 from axs_lib.errors import AxionError, InputError, OutputError
 from axs_lib.io.masks import MaskFile
 from axs_lib.scenes.api import ground_scene
-from axs_lib.scenes.search import Pair, find_pair, load_pair, save_pair
+from axs_lib.scenes.search import ScenePair, find_pair, load_pair, save_pair
 
 from .conftest import CORNER, CRS, GRID, BoxGrounder, scene_arrays, write_scene
 
@@ -286,7 +286,7 @@ def test_another_grid_on_request(full: Path) -> None:
 
 
 def test_what_cannot_be_is_said(full: Path, catalogue: Catalogue, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no item of sentinel-2-l2a within"):
+    with pytest.raises(InputError, match="no item of sentinel-2-l2a with"):
         find_pair(full, inside(), "2021-07-01")
     with pytest.raises(InputError, match="no item of sentinel-1-grd within"):
         find_pair(full, inside(), "2021-07-07", sar_collection="sentinel-1-grd")
@@ -303,7 +303,7 @@ def test_what_cannot_be_is_said(full: Path, catalogue: Catalogue, tmp_path: Path
         find_pair(tmp_path / "broken.json", inside(), "2021-07-07")
     pair = find_pair(full, inside(), "2021-07-07/2021-07-09")
     with pytest.raises(InputError, match="none for VV, VH"):
-        load_pair(Pair(pair.s2, pair.s2, pair.bounds, 1.0))
+        load_pair(ScenePair(pair.s2, pair.s2, pair.bounds, 1.0))
 
 
 def test_an_api_searches_for_itself(full: Path, monkeypatch: pytest.MonkeyPatch) -> None:

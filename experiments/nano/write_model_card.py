@@ -1,6 +1,6 @@
 """Write nano's model card from its weights and from the JSON of ``axs evaluate``.
 
-Usage: python experiments/write_model_card.py WEIGHTS REPORT.json [REPORT.json ...] --out axs_lib/weights/nano.md
+Usage: python -m experiments.nano.write_model_card WEIGHTS REPORT.json [REPORT.json ...] --out axs_lib/weights/nano.md
 
 Every figure of the card comes from the reports (one per number of timesteps, on groups kept out of training) and every
 training setting from the header of the weights.
@@ -126,8 +126,10 @@ not map floods or crops with it. For that, use IBM's TerraMind weights and fine-
 (CDLA-Permissive-1.0), SEN12MS-CR, BioMassters and SSL4EO-S12 (CC BY 4.0) and WorldCereal extracts (MIT); contains
 modified Copernicus Sentinel data. opt_v2 is simulated (`axs_lib.data.degrade`: preset `train`, and light damage), or
 what Stages 1 and 2 draw of the training tiles. Commands, each with `--data DIR`:
-`axs train nano --config experiments/nano/nano_stage3.yaml`, `axs train generator --config experiments/nano/nano_generator.yaml`,
-`axs train head --config experiments/nano/nano_head_first.yaml`, `experiments/nano/nano_head_second.yaml` and `experiments/nano/nano_head.yaml`,
+`python -m experiments.nano.joint --config experiments/nano/nano_stage3.yaml`,
+`python -m experiments.nano.generator --config experiments/nano/nano_generator.yaml`,
+`axs train head -c experiments/nano/nano_head_first.yaml`, `experiments/nano/nano_head_second.yaml` and
+`experiments/nano/nano_head.yaml`,
 the first two beside the Stage 2 that was packaged then.{note}
 
 Kept out of training: the test groups

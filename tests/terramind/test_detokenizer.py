@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from axs_lib.errors import InputError
 from axs_lib.stage3_tm_ground import build_stage3_model
+from axs_lib.terramind.detokenizer import Detokenizer, PointwiseConv2d, SpatialAttention
 from axs_lib.terramind.generator import TerraMindGenerator
 from axs_lib.terramind.noise import gaussian_field, sample_seeds
 from axs_lib.terramind.sampler import build_schedule
-from axs_lib.terramind.unet import PointwiseConv2d, SpatialAttention, UNet
 from axs_lib.terramind.winograd import WinogradConv2d
 from tests.models import random_nano
 from tests.published import our_unet, terratorch_unet, wide_unet
@@ -75,7 +75,7 @@ def test_a_fresh_one_starts_as_terratorchs_does() -> None:
         attention_resolutions=[2],
         channel_mult=(1, 2),
     )
-    ours = UNet(4, 3, width=32, multipliers=(1, 2), residual_blocks=1, attention=(2,))
+    ours = Detokenizer(4, 3, width=32, multipliers=(1, 2), residual_blocks=1, attention=(2,))
     zero = {name for name, p in theirs.named_parameters() if not p.any()}
     assert zero and zero == {name for name, p in ours.named_parameters() if not p.any()}
     assert ours.out[-1].weight.is_contiguous(memory_format=torch.channels_last)

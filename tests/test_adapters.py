@@ -1,14 +1,16 @@
-"""LoRA: where it goes, what it trains, and that it saves, loads, merges and comes off without a trace."""
+"""LoRA adapters: where they go, what they train, and that they save, load, merge and come off without a trace."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
 import functools
+import hashlib
 import itertools
 import json
 import runpy
 import shutil
+import subprocess
 import sys
 import warnings
 from collections.abc import Callable
@@ -21,13 +23,7 @@ import torch
 from torch import nn
 
 from axs_lib import stage3_tm_ground
-from axs_lib.errors import InputError, OutputError, WeightsError
-from axs_lib.stage2_prithvi_refine import build_prithvi_refiner
-from axs_lib.stage3_tm_ground import Stage3GroundingModel
-from axs_lib.terramind import build
-from axs_lib.terramind.build import build_nano_tokenizer
-from axs_lib.terramind.weights import WeightsInfo
-from axs_lib.train.lora import (
+from axs_lib.adapters import (
     CONFIG_FILE,
     WEIGHTS_FILE,
     apply_lora_to_linear,
@@ -36,6 +32,14 @@ from axs_lib.train.lora import (
     save_adapter,
     unload_adapter,
 )
+from axs_lib.errors import InputError, OutputError, WeightsError
+from axs_lib.grounding.load import CORRECTOR_FILE
+from axs_lib.pipeline import build_pipeline
+from axs_lib.stage2_prithvi_refine import build_prithvi_refiner
+from axs_lib.stage3_tm_ground import Stage3GroundingModel
+from axs_lib.terramind import build
+from axs_lib.terramind.build import build_nano_tokenizer
+from axs_lib.terramind.weights import WeightsInfo
 from tests.models import plausible_pair, random_nano
 
 DOCUMENTED = ["proj", "q_proj", "k_proj", "v_proj"]
@@ -66,7 +70,7 @@ def disturb(module: nn.Module, seed: int = 1) -> None:
 
 
 @torch.no_grad()
-def answer(model: Stage3GroundingModel) -> torch.Tensor:
+def answer(model: Any) -> torch.Tensor:
     """Token logits of a fixed input, which everything LoRA touches goes through."""
     random = torch.Generator().manual_seed(3)
     inputs = {
@@ -171,7 +175,7 @@ def test_impossible_arguments(model: Stage3GroundingModel, options: dict[str, An
 
 def test_a_module_without_blocks_and_a_second_adapter_are_refused(model: Stage3GroundingModel) -> None:
     with pytest.raises(InputError, match="no layer"):
-        apply_lora_to_linear(model.head)
+        apply_lora_to_linear(model.corrector)
     apply_lora_to_linear(model.terramind_generator)
     with pytest.raises(InputError, match="already has an adapter"):
         apply_lora_to_linear(model)
@@ -179,12 +183,10 @@ def test_a_module_without_blocks_and_a_second_adapter_are_refused(model: Stage3G
 
 def test_the_top_level_door(monkeypatch: pytest.MonkeyPatch, repository: Path) -> None:
     asked: list[Any] = []
-    monkeypatch.setattr(
-        "axs_lib.cli.train.main", lambda arguments, program: asked.append((arguments, program))
-    )
+    monkeypatch.setattr("axs_lib.cli.train.as_script", lambda *arguments: asked.append(arguments))
     monkeypatch.setattr(sys, "argv", ["train_stage1.py", "-c", "mine.yaml"])
     door = runpy.run_path(str(repository / "train_stage1.py"), run_name="__main__")
-    assert asked == [(["stage1", "-c", "mine.yaml"], "train_stage1.py")]
+    assert asked == [("stage1", ["-c", "mine.yaml"])]
     assert door["apply_lora_to_linear"] is apply_lora_to_linear
 
 
@@ -213,6 +215,57 @@ def test_saved_and_loaded_it_answers_alike(
     assert "sha256" in fresh.provenance["AXS_ADAPTER"]
 
 
+def test_a_stage3_model_gets_the_head_that_was_saved_with_it(
+    shared: Stage3GroundingModel, model: Stage3GroundingModel, tmp_path: Path
+) -> None:
+    """The adapter of a model holds its grounding head; the generator alone takes and gives LoRA alone."""
+    apply_lora_to_linear(model, rank=2)
+    disturb(model)
+    with torch.no_grad():
+        model.corrector.head.body.out.weight.mul_(2.0)
+    folder = save_adapter(model, tmp_path / "adapter")
+    assert {path.name for path in folder.iterdir()} == {CONFIG_FILE, WEIGHTS_FILE, CORRECTOR_FILE}
+    modes = {path.stat().st_mode & 0o777 for path in folder.iterdir()}
+    (tmp_path / "neighbour").touch()
+    assert modes == {(tmp_path / "neighbour").stat().st_mode & 0o777}
+    fresh, generator = copy.deepcopy(shared), copy.deepcopy(shared)
+    load_adapter(fresh, folder)
+    load_adapter(generator.terramind_generator, folder)
+    s1, opt_v2 = plausible_pair(1)
+    wanted, image, without = (each.ground(s1, opt_v2, 1).image for each in (model, fresh, generator))
+    assert torch.equal(image, wanted) and not torch.equal(without, wanted)
+    digest = hashlib.sha256((folder / CORRECTOR_FILE).read_bytes()).hexdigest()
+    assert fresh.provenance["AXS_HEAD_SHA256"].endswith(digest)
+    (folder / CORRECTOR_FILE).write_bytes(b"damaged")
+    again = copy.deepcopy(shared)
+    with pytest.raises(WeightsError, match="grounding"):
+        load_adapter(again, folder)
+    assert not lora_parameters(again)
+
+
+def test_of_a_pipeline_only_stage_3_takes_it(model: Stage3GroundingModel, tmp_path: Path) -> None:
+    apply_lora_to_linear(model, rank=2)
+    disturb(model)
+    folder = save_adapter(model, tmp_path / "adapter")
+    pipeline = build_pipeline("nano", pretrained=False)
+    pipeline.stage3.requires_grad_(False)
+    assert pipeline.shares_generator
+    before = answer(pipeline.stage1)
+    (tmp_path / "damaged").mkdir()
+    with pytest.raises(WeightsError, match="holds no adapter"):
+        load_adapter(pipeline, tmp_path / "damaged")
+    assert pipeline.shares_generator
+    load_adapter(pipeline, folder)
+    assert torch.equal(answer(pipeline.stage1), before) and not lora_parameters(pipeline.stage1)
+    assert lora_parameters(pipeline.stage3)
+
+
+def test_loading_and_inference_do_without_lightning() -> None:
+    code = "import sys, axs_lib.adapters, axs_lib.stage3_tm_ground; print('lightning' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "False"
+
+
 def test_loaded_to_be_trained_further(shared: Stage3GroundingModel, adapter: Path) -> None:
     fresh = copy.deepcopy(shared)
     load_adapter(fresh.terramind_generator, adapter, trainable=True)
@@ -228,13 +281,19 @@ def test_peft_itself_reads_the_folder(
     assert torch.equal(answer(fresh), answer(model))
 
 
-def test_a_folder_that_peft_wrote_loads(shared: Stage3GroundingModel, tmp_path: Path) -> None:
-    config = peft.LoraConfig(r=2, target_modules=r"core\.encoder\.\d+\.attn\.qkv")
+@pytest.mark.parametrize(
+    ("targets", "count"),
+    [(["encoder.0.attn.qkv", "encoder.1.attn.qkv"], 2), (r"core\.encoder\.\d+\.attn\.qkv", ENCODER)],
+)
+def test_a_folder_that_peft_wrote_loads(
+    shared: Stage3GroundingModel, tmp_path: Path, targets: Any, count: int
+) -> None:
+    config = peft.LoraConfig(r=2, lora_alpha=6, target_modules=targets)
     wrapped = peft.get_peft_model(copy.deepcopy(shared).terramind_generator, config)
     disturb(wrapped)
     wrapped.save_pretrained(tmp_path / "theirs")
     fresh, theirs = copy.deepcopy(shared), copy.deepcopy(shared)
-    assert load_adapter(fresh.terramind_generator, tmp_path / "theirs") == ENCODER
+    assert load_adapter(fresh.terramind_generator, tmp_path / "theirs") == count
     theirs.terramind_generator = wrapped.base_model.model
     assert torch.equal(answer(fresh), answer(theirs))
 
@@ -293,14 +352,27 @@ def edit_config(folder: Path, **changes: Any) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda f: edit_config(f, r=8), r"of another shape.*\(4, 192\).*expected \(8, 192\)"),
-        (lambda f: edit_config(f, target_modules="core.encoder.0.attn.qkv"), "unexpected"),
-        (lambda f: edit_config(f, target_modules=".*no_such_layer"), "does not fit"),
+        (lambda f: edit_config(f, r=8), "says rank 8, .* holds rank 4"),
+        (lambda f: edit_config(f, r=2), r"of another shape.*\(4, 192\).*expected \(2, 192\)"),
+        (lambda f: edit_config(f, r=10**9), "says rank 1000000000"),
+        (lambda f: edit_config(f, rank_pattern={"qkv": 10**9}), "says rank 1000000000"),
+        (lambda f: edit_config(f, target_modules=["core.encoder.0.attn.qkv"]), "unexpected"),
+        (lambda f: edit_config(f, target_modules=["no_such_layer"]), "does not fit"),
+        (lambda f: edit_config(f, bias="all"), "bias is 'all'; expected 'none'"),
+        (lambda f: edit_config(f, alpha_pattern={"(a+)+": 2}), "alpha_pattern is"),
+        (lambda f: edit_config(f, modules_to_save=["head"]), "sets modules_to_save to"),
+        (lambda f: edit_config(f, use_dora=True), "sets use_dora to True"),
+        (lambda f: edit_config(f, megatron_config={"a": 1}, megatron_core="evil"), "sets megatron_co"),
+        (lambda f: edit_config(f, invented={"class_path": "evil"}), "sets invented to"),
+        (lambda f: (f / CONFIG_FILE).write_text("[" * 100_000), "not readable JSON"),
+        (lambda f: (f / CONFIG_FILE).write_bytes(b"\xff"), "not readable JSON"),
+        (lambda f: (f / CONFIG_FILE).write_text("[1]"), "holds a list"),
+        (lambda f: (f / CONFIG_FILE).write_text(" " * 2_000_000), "2000000 bytes"),
         (lambda f: edit_config(f, peft_type="IA3"), "IA3.*expected.*LORA"),
         (lambda f: edit_config(f, base_model_name_or_path="terramind_v1_base"), "terramind_v1_base.*nano"),
         (lambda f: (f / CONFIG_FILE).write_text("{"), "not readable JSON"),
         (lambda f: (f / CONFIG_FILE).unlink(), "save_adapter"),
-        (lambda f: (f / WEIGHTS_FILE).unlink(), "not a file"),
+        (lambda f: (f / WEIGHTS_FILE).unlink(), "has no file adapter_model"),
         (lambda f: (f / WEIGHTS_FILE).write_bytes(b"\0" * 40), "truncated"),
     ],
 )
@@ -309,10 +381,12 @@ def test_a_wrong_adapter_is_refused_and_leaves_no_trace(
 ) -> None:
     damage(adapter)
     fresh = copy.deepcopy(shared)
-    fresh.head.requires_grad_(True)
+    fresh.corrector.requires_grad_(True)
     flags = {name: p.requires_grad for name, p in fresh.named_parameters()}
+    modules = set(sys.modules)
     with pytest.raises(WeightsError, match=message):
         load_adapter(fresh.terramind_generator, adapter)
+    assert not {name for name in set(sys.modules) - modules if name.startswith(("megatron", "evil"))}
     assert {name: p.requires_grad for name, p in fresh.named_parameters()} == flags
     assert torch.equal(answer(fresh), answer(shared))
     assert load_is_possible(fresh)

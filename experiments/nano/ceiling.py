@@ -1,6 +1,6 @@
 """What can be reached with this data and time: plain U-Nets, cross-validated over groups.
 
-Usage: python experiments/ceiling.py DATA --out ceiling.json [--exclude GROUP ...] [--steps N] [--folds 5]
+Usage: python -m experiments.nano.ceiling DATA --out ceiling.json [--exclude GROUP ...] [--steps N] [--folds 5]
 
 Trains one plain U-Net (``axs_lib/evaluate/plain.py``) for each setting and fold and evaluates it on the fold's tiles of
 quality ok: SAR to optical; a degraded estimate with and without SAR, regularised and not; gaps with and without SAR.
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import tempfile
 import time
 import zlib
 from pathlib import Path
@@ -22,8 +23,8 @@ import torch
 from axs_lib.data.clouds import cloud_trust
 from axs_lib.data.degrade import degrade
 from axs_lib.data.pairs import PairRecord, list_pairs, load_pair, split_groups
-from axs_lib.evaluate.plain import PlainModel
-from axs_lib.train.plain import PlainConfig, train_plain
+from axs_lib.evaluate.plain import PlainModel, load_plain
+from experiments.nano.plain import PlainConfig, train_plain
 
 REFLECTANCE_SCALE = 10_000.0
 
@@ -31,7 +32,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "SAR to optical": {"inputs": "sar"},
     "degraded, with SAR": {"inputs": "sar+optical"},
     "degraded, without SAR": {"inputs": "optical"},
-    "degraded, with SAR, not regularised": {"inputs": "sar+optical", "regularised": False},
+    "degraded, with SAR, not regularised": {
+        "inputs": "sar+optical",
+        "augmented": False,
+        "weight_decay": 0.0,
+        "ema": 0.0,
+    },
     "gaps, with SAR": {"inputs": "sar+optical", "kinds": ("gaps",)},
     "gaps, without SAR": {"inputs": "optical", "kinds": ("gaps",)},
 }
@@ -59,7 +65,9 @@ def main() -> None:
             if key in done:
                 continue
             started = time.perf_counter()
-            model = train_plain(PlainConfig(steps=arguments.steps, seed=fold, **options), train)
+            with tempfile.TemporaryDirectory() as out:
+                config = PlainConfig(out=out, steps=arguments.steps, seed=fold, **options)
+                model = load_plain(train_plain(config, train, progress=False))
             seconds = time.perf_counter() - started
             tiles = [
                 score(model, record, "gaps" if "gaps" in name else "degraded", train)

@@ -1,6 +1,6 @@
 """What the SAR is worth to a degraded estimate, in closed form: one linear filter for all places, cross-validated.
 
-Usage: python experiments/linear_ceiling.py DATA [--exclude GROUP ...] [--folds 5]
+Usage: python -m experiments.nano.linear_ceiling DATA [--exclude GROUP ...] [--folds 5]
 
 The correction is a linear function of the estimate's colour and three bands of its detail, and of four bands of a
 second image's difference from it: none, its local mean, the image guided by the SAR (``axs_lib.grounding.guided``), and

@@ -118,8 +118,8 @@ class Block(nn.Sequential):
         return x
 
 
-class UNet(nn.Module):
-    """The detokenizer's network.
+class Detokenizer(nn.Module):
+    """The network that predicts the clean image.
 
     Args:
         channels: of the image.

@@ -1,6 +1,6 @@
 """What the date is worth to one plain U-Net from SAR to optical: the control of the pipeline, given the same calendar.
 
-Usage: python experiments/season_of_plain.py DATA --plain-checkpoint F --groups TEST [...] --exclude VALIDATION [...]
+Usage: python -m experiments.nano.season_of_plain DATA --plain-checkpoint F --groups A [...] --exclude B [...]
 
 The season's colour (``axs_lib.prithvi.colour``) is fitted in closed form, as Stage 2's is, to what the U-Net makes of
 the tiles of quality ok outside both lists of groups, and measured on the test groups beside the U-Net by itself: mean

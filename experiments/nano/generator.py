@@ -1,6 +1,8 @@
 """Fine-tune nano's generator on the image it makes: one time step, soft tokens, with and without an estimate.
 
-Joint training (``axs_lib.train.nano``) teaches the generator tokens; the average of likely tokens, which inference
+Usage: python -m experiments.nano.generator --config experiments/nano/nano_generator.yaml --data DIR --checkpoint F
+
+Joint training (``joint.py``) teaches the generator tokens; the average of likely tokens, which inference
 decodes, is something its denoiser has not met. Here the error of the decoded image itself reaches generator and
 denoiser, in turn from SAR alone (Stage 1) and from SAR with an estimate (Stage 3's proposal). Half of the denoiser's
 steps start from pure noise, as one-step inference does, the others anywhere, so that more time steps stay usable.
@@ -9,9 +11,10 @@ Token cross-entropy goes on beside it. Head and tokenizer are kept as they are.
 
 from __future__ import annotations
 
-import json
+import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,81 +24,43 @@ from torch.nn import functional as F
 from axs_lib.terramind.generator import TerraMindGenerator
 from axs_lib.terramind.load import load_generator, load_nano_tokenizer
 from axs_lib.terramind.tiles import training_start
-from axs_lib.terramind.weights import read_metadata, read_state, resolve
-from axs_lib.train.crops import CropBatches
+from axs_lib.terramind.weights import read_metadata, read_state, resolve, write_state
 from axs_lib.train.examples import SAR_JITTER_DB, augment, make_examples
-from axs_lib.train.export import save_state
-from axs_lib.train.loop import fit_module, training_records
-from axs_lib.train.plain import balanced_loss
-from axs_lib.train.tasks import SEED_STRIDE, own_random
-
-CHECKPOINT = "generator.ckpt"
+from axs_lib.train.trainer import SEED_STRIDE, ByStep, ModuleTask, fit, own_random
+from experiments.nano.joint import PairsConfig, main
+from experiments.nano.plain import balanced_loss
 
 
-@dataclass(frozen=True)
-class GeneratorConfig:
+@dataclass(frozen=True, kw_only=True)
+class GeneratorConfig(PairsConfig):
     """One run; it is written into the header of its weights.
 
     Attributes:
-        data: folder of pairs.
-        out: run folder.
         checkpoint: nano file to start from; default the packaged one.
-        test_groups: groups never seen.
-        validation_groups: groups kept out for choices.
-        qualities: tiles that are trained on.
-        steps: optimiser steps.
-        learning_rate: peak, after warm-up, before the cosine to zero.
         token_weight: of the token cross-entropy.
-        ema: decay of the averaged weights that are written.
-        crop_sizes: sides of the crops in pixels, multiples of 32.
-        batch_pixels: pixels of a batch.
-        checkpoint_every: steps between checkpoints.
-        seed: of every draw.
-        threads: CPU threads; null leaves them.
     """
 
-    data: str
     out: str = "runs/generator"
     checkpoint: str | None = None
-    test_groups: tuple[str, ...] = ()
-    validation_groups: tuple[str, ...] = ()
-    qualities: tuple[str, ...] = ("ok", "open_water")
     steps: int = 1200
     learning_rate: float = 5e-4
     weight_decay: float = 0.05
     warmup: int = 30
-    token_weight: float = 0.02
     ema: float = 0.995
-    crop_sizes: tuple[int, ...] = (64, 96, 128)
-    batch_pixels: int = 8 * 96 * 96
-    checkpoint_every: int = 50
-    seed: int = 0
-    threads: int | None = None
+    check_every: int = 50
+    token_weight: float = 0.02
 
 
 def train_generator(config: GeneratorConfig, *, resume: bool = True, progress: bool = True) -> Path:
     """Run (or resume) a fine-tuning and write ``nano.safetensors`` into the run folder."""
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    out = Path(config.out)
-    out.mkdir(parents=True, exist_ok=True)
     generator = load_generator("nano", checkpoint=config.checkpoint).requires_grad_(True).train()
     tokenizer = load_nano_tokenizer(config.checkpoint).requires_grad_(False).eval()
-    batches = CropBatches(
-        training_records(config),
-        crop_sizes=config.crop_sizes,
-        batch_pixels=config.batch_pixels,
-        seed=config.seed,
-    )
-
-    def loss_of(step: int) -> Tensor:
-        return _loss(config, generator, tokenizer, batches.batch(step), step)
-
-    def package(averaged: nn.Module, step: int) -> Path:
-        return _package(config, averaged, out, step)
-
-    return fit_module(
-        config, generator, loss_of, package, checkpoint=out / CHECKPOINT, resume=resume, progress=progress
+    crops = config.crops()
+    batches = ByStep(lambda step: crops.batch(step) | {"step": step})
+    loss = partial(_loss, config, generator, tokenizer)
+    write = partial(_write, config, generator)
+    return fit(
+        ModuleTask(config, "generator", generator, loss, write), batches, resume=resume, progress=progress
     )
 
 
@@ -104,9 +69,9 @@ def _loss(
     generator: TerraMindGenerator,
     tokenizer: nn.Module,
     batch: Mapping[str, Tensor],
-    step: int,
 ) -> Tensor:
     """Error of the one-step image against the truth, and of the tokens against the truth's."""
+    step = int(batch["step"])
     random = torch.Generator().manual_seed(config.seed * SEED_STRIDE + step)
     s1, truth = batch["s1"], batch["truth"]
     if step % 2:  # Stage 1: what the light was like, SAR cannot tell, so that brightness is not drawn
@@ -131,17 +96,17 @@ def _loss(
     return balanced_loss(generator.optical.from_z(image), start, truth) + config.token_weight * tokens_loss
 
 
-def _package(config: GeneratorConfig, generator: nn.Module, out: Path, step: int) -> Path:
+def _write(config: GeneratorConfig, generator: TerraMindGenerator, step: int) -> Path:
     """The nano file: what was loaded, with the averaged generator in place of its own."""
     source = resolve("nano", checkpoint=config.checkpoint).generator
     state = read_state(source)
-    for name in ("core", "detokenizer"):
-        module = getattr(generator, name)
+    for name, module in (("core", generator.core), ("detokenizer", generator.detokenizer)):
         state |= {f"{name}.{key}": value for key, value in module.state_dict().items()}
-    settings = {
-        key: value for key, value in asdict(config).items() if key not in ("data", "out", "checkpoint")
-    }
-    header = read_metadata(source) | {"generator_steps": str(step), "generator_config": json.dumps(settings)}
-    target = out / "nano.safetensors"
-    save_state(target, state, header)
+    header = read_metadata(source) | {"generator_steps": str(step), "generator_config": config.settings()}
+    target = Path(config.out) / "nano.safetensors"
+    write_state(target, state, header, half=True, overwrite=True)
     return target
+
+
+if __name__ == "__main__":
+    main(train_generator, GeneratorConfig, sys.argv[1:])
