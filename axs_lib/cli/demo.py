@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 VARIANT = "nano"
 ENSEMBLE = 4  # of the grounded estimate, whose uncertainty is shown
-PRESET = "test"
+PRESET: Final = "test"
 RECORD = "demo.json"
 PAGE = "report.html"
 CREATED_BY = "axs demo"
@@ -118,7 +118,12 @@ def demo(
             _write(out / part / name, sample, shown)
             record["parts"][part][name] = shown.figures
     _write_record(out / RECORD, record)
-    write_report(out / PAGE, [out / part for part in PARTS], title=f"What {VARIANT} makes of real tiles", overwrite=True)
+    write_report(
+        out / PAGE,
+        [out / part for part in PARTS],
+        title=f"What {VARIANT} makes of real tiles",
+        overwrite=True,
+    )
 
     for part, (title, note, _) in PARTS.items():
         _show_table(console, title, record["parts"][part])
