@@ -1,7 +1,8 @@
 """Write results: Cloud Optimized GeoTIFFs row by row, .npz and .pt at once, atomically and with provenance.
 
-In: rows or whole arrays in DN with NaN for nodata, the grid, and tags. Out: files whose format is named by their suffix,
-with named bands, georeference, nodata, units, scale, colours, overviews and tags. Rows of a GeoTIFF go to a plain tiled
+In: rows or whole arrays in DN with NaN for nodata, the grid, and tags. Out: files whose format is named by their
+suffix, with named bands, georeference, nodata, units, scale, colours, overviews and tags. Rows of a GeoTIFF go to a
+plain tiled
 one in a folder beside the output, which GDAL then copies with all cores; the folder is removed whatever happens.
 """
 
