@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from axs_lib.bands import OPTICAL_BANDS, SAR_BANDS
-from axs_lib.errors import InputError
+from axs_lib.errors import AxionError, InputError
 
 MIN_SIDE = 8
 
@@ -197,6 +197,25 @@ def check_device(image: Tensor, device: torch.device) -> None:
         raise InputError(
             f"the model is on {device} and the inputs on {image.device}; move them with s1.to({str(device)!r}), or the"
             f" model with model.to({str(image.device)!r})"
+        )
+
+
+def check_result(name: str, image: Tensor, nodata: Tensor) -> None:
+    """Check that what was made of valid pixels is a number.
+
+    Args:
+        name: of the image, for the error.
+        image: (B, C, H, W).
+        nodata: (B, 1, H, W) bool, where it need not be.
+
+    Raises:
+        AxionError: it is not.
+    """
+    wrong = ~(torch.isfinite(image) | nodata)
+    if bool(wrong.any()):
+        raise AxionError(
+            f"{name} has {int(wrong.any(1).sum())} pixels that are not finite although the inputs are: the weights are"
+            " damaged, or the arithmetic overflows; use float32 (--dtype float32), or other weights"
         )
 
 

@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 VARIANT = "nano"
 ENSEMBLE = 4  # of the grounded estimate, whose uncertainty is shown
-PRESET = "test"
+PRESET: Final = "test"
 RECORD = "demo.json"
 PAGE = "report.html"
 CREATED_BY = "axs demo"
@@ -111,16 +111,19 @@ def demo(
         "parts": {part: {} for part in PARTS},
     }
     _write_record(out / RECORD, record)  # from now on the folder is known as a demo's
-    folders = []
     for part, (_, _, make) in PARTS.items():
         for name in track(sample_names(), part, enabled=console.is_terminal):
             sample = _load(name)
             shown = make(sample, pipeline, settings)
-            folders.append(out / part / name)
-            _write(folders[-1], sample, shown)
+            _write(out / part / name, sample, shown)
             record["parts"][part][name] = shown.figures
     _write_record(out / RECORD, record)
-    write_report(out / PAGE, folders, title=f"What {VARIANT} makes of real tiles", overwrite=True)
+    write_report(
+        out / PAGE,
+        [out / part for part in PARTS],
+        title=f"What {VARIANT} makes of real tiles",
+        overwrite=True,
+    )
 
     for part, (title, note, _) in PARTS.items():
         _show_table(console, title, record["parts"][part])
@@ -306,7 +309,7 @@ def _show_table(console: Any, title: str, tiles: Mapping[str, Figures]) -> None:
             )
             rows.append(["" if number else name, image, *cells])
     table = rich_table(title, ("tile", "image", *(heading for _, heading, _ in COLUMNS)), rows)
-    table.title_justify = "left"
+    table.title_justify, table.columns[1].justify = "left", "left"
     console.print(table)
     rivals = [image for image in images if image not in ("opt_v1", "opt_v3")]
     for rival in rivals:

@@ -9,8 +9,8 @@ same places with one kind of error. ``KINDS`` names every kind and says what it 
 
 The table is fixed: a kind never changes its split, since published figures depend on it. Some kinds of the three splits
 are related (a motion blur is a blur); ``relative`` names the nearest kind that is trained on. A kind draws everything
-from the generator it is given; ``strength`` runs from 0 (light) to 1 (strong) and is drawn for each tile where it is not
-given. Lengths in the table are in metres (a pixel is 10 m).
+from the generator it is given; ``strength`` runs from 0 (light) to 1 (strong) and is drawn for each tile where it is
+not given. Lengths in the table are in metres (a pixel is 10 m).
 
 Sources: JPEG's quantisation table K.1 (ITU-T T.81); the reversible 5/3 wavelet of JPEG 2000 (ITU-T T.800); bilateral
 filter (Tomasi and Manduchi, 1998); guided filter (He, Sun, Tang, 2013); bicubic kernel (Keys, 1981, a = -0.5).
@@ -173,6 +173,16 @@ def _between(strength: Tensor, light: float, strong: float, *, log: bool = False
 def _choice(draw: Draw, count: int) -> Tensor:
     """(B,) of 0..count-1."""
     return draw.uniform(0, count).floor().clamp_max(count - 1)
+
+
+def _by_strength(strength: Tensor, light: Callable[[], Tensor], strong: Callable[[], Tensor]) -> Tensor:
+    """One image for tiles of strength below 0.5 and another for the rest; only what is needed is made."""
+    below = strength < 0.5
+    if bool(below.all()):
+        return light()
+    if not bool(below.any()):
+        return strong()
+    return torch.where(_each(below), light(), strong())
 
 
 def _positions(size: int, device: torch.device) -> Tensor:
@@ -563,8 +573,9 @@ def _texture(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
 def _displaced_patches(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
     light = replace(PRESETS["train"], patches=(1, 2), patch_shift=(10, 30), copy_chance=0.1)
     strong = replace(PRESETS["train"], patches=(2, 4), patch_shift=(20, 90), copy_chance=0.4)
-    shown = displace_patches(image, light, draw), displace_patches(image, strong, draw)
-    return torch.where(_each(strength < 0.5), *shown)
+    return _by_strength(
+        strength, lambda: displace_patches(image, light, draw), lambda: displace_patches(image, strong, draw)
+    )
 
 
 def _shift(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
@@ -578,7 +589,8 @@ def _shift(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
 
 
 def _smooth_warp(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
-    field = band_limited(*image.shape[-2:], 2, (100, 400), draw)
+    height, width = image.shape[-2:]
+    field = band_limited(height, width, 2, (100, 400), draw)
     field = field * _each(_between(strength, 0.1, 2.5, log=True))
     return _warped(image, field[:, 0], field[:, 1])
 
@@ -610,9 +622,11 @@ def _changed_fields(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
 
 
 def _refiner(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
-    heavy = degrade(image, generator=draw.generator, preset="train")
-    light = degrade_lightly(image, generator=draw.generator)
-    return torch.where(_each(strength < 0.5), light, heavy)
+    return _by_strength(
+        strength,
+        lambda: degrade_lightly(image, generator=draw.generator),
+        lambda: degrade(image, generator=draw.generator, preset="train"),
+    )
 
 
 def _combination(names: tuple[str, ...]) -> Make:

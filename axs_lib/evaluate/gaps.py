@@ -132,6 +132,14 @@ class Gaps(Scenario):
         return filled
 
     def to_json(self, tiles: Sequence[TileFigures], left_out: Sequence[str]) -> dict[str, Any]:
+        """The errors inside the gaps, by method.
+
+        ``units``, ``border_px``, ``skipped`` (tiles without a gap, and why), ``tiles``, and ``summary`` with ``simulated``
+        and, where there are any, ``cloudy``: ``tiles``; ``unknown`` mean share of the pixels inside gaps;
+        ``changed_where_clear`` greatest change of a clear pixel by Stage 3 in DN, which is 0; ``mean`` and ``median`` by
+        method of ``mse``, ``mae``, ``ssim`` inside, and of ``mse_border`` and ``mae_border`` near clear pixels;
+        ``improvement_of_mean_%`` and ``wins`` of Stage 3 by other method; ``better_than_smooth_%`` by method.
+        """
         parts = {name: [tile for tile in tiles if tile.facts["gaps"] == name] for name in (SIMULATED, CLOUDY)}
         return {
             "units": "mse and mae in reflectance (DN / 10000); changed in DN",

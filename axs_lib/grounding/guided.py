@@ -22,6 +22,7 @@ WINDOW_SIGMA_PX = 8.0
 WIDE_WEIGHT = 0.02  # of the whole tile beside the window: its relation is used where no pixel nearby is valid
 RIDGE = 0.02  # z-units squared: guides that vary less explain nothing
 LEAST_VARIANCE = 0.002  # z-units squared, of an image beside which there is something to explain
+MOST_SLOPE = 2.0  # of the estimate over the proposal
 STEP = 4  # px between the points where the relation is fitted
 
 
@@ -74,3 +75,41 @@ def guided_difference(s1: Tensor, estimate: Tensor, trust: Tensor) -> tuple[Tens
         )
         slope_vv, slope_vh, offset, share = relation.split([4, 4, 4, 1], dim=1)
         return slope_vv * vv + slope_vh * vh + offset - image, share
+
+
+def proposal_guided_difference(proposal: Tensor, estimate: Tensor, trust: Tensor) -> tuple[Tensor, Tensor]:
+    """How the estimate, as a local linear function of the proposal's same band, differs from the estimate.
+
+    The proposal's gain and offset follow the estimate's around each pixel, so that its structure counts and not its
+    colour, which a generator often misses. Where the two have nothing in common the slope is about 0 and the share of
+    variance explained is small: a proposal of another place shows.
+
+    Args:
+        proposal: (B, 4, H, W) in z-units; H and W multiples of 4.
+        estimate: (B, 4, H, W) in z-units.
+        trust: (B, 1, H, W); what is unknown does not take part in the fit.
+
+    Returns:
+        The fitted proposal less the estimate, (B, 4, H, W) in z-units, and the share of each band's local variance
+        that the proposal explains, (B, 4, H/2, W/2) in [0, 1].
+    """
+    with torch.autocast(proposal.device.type, enabled=False):
+        fitted = 1.0 - unknown_share(trust.float())
+        halved = F.avg_pool2d(torch.cat([proposal.float(), estimate.float(), fitted], dim=1), 2)
+        p, e, weight = halved.split([4, 4, 1], dim=1)
+        weighted = weight * torch.cat([torch.ones_like(weight), p, e, p * p, p * e, e * e], dim=1)
+        coarse = F.avg_pool2d(weighted, STEP // 2)
+        sums = gaussian_blur(coarse, WINDOW_SIGMA_PX / STEP) + WIDE_WEIGHT * coarse.mean((2, 3), keepdim=True)
+        means = sums[:, 1:] / sums[:, :1].clamp_min(1e-6)
+        of_p, of_e, p_p, p_e, e_e = means.split([4, 4, 4, 4, 4], dim=1)
+        covariance = p_e - of_p * of_e
+        variance = (p_p - of_p**2).clamp_min(0.0) + LEAST_VARIANCE
+        slope = (covariance / variance).clamp(0.0, MOST_SLOPE)
+        share = (covariance * slope / (e_e - of_e**2 + LEAST_VARIANCE)).clamp(0.0, 1.0)
+        relation = torch.cat([slope, of_e - slope * of_p], dim=1)
+        size = estimate.shape[-2:]
+        slope, offset = F.interpolate(relation, size=size, mode="bilinear", align_corners=False).split(
+            4, dim=1
+        )
+        share = F.interpolate(share, size=p.shape[-2:], mode="bilinear", align_corners=False)
+        return slope * proposal.float() + offset - estimate.float(), share

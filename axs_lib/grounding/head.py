@@ -1,23 +1,29 @@
 """The grounding head: SAR, estimate and proposal at full resolution in, a residual and its gate out.
 
-TerraMind's tokens cover 16 x 16 pixels and cannot carry edges. This small dense U-Net brings the SAR's structure to
-pixels. It is given the backscatter, the estimate and its fine detail, the estimate as a local linear function of the
-backscatter (``guided``), the proposal less the estimate, the trust map and the SAR inconsistency. Its last layer starts
-at zero, so a fresh head changes nothing. What limits its output is in ``axs_lib.grounding.corrector``.
+TerraMind's tokens cover 16 x 16 pixels and cannot carry edges. This small dense U-Net brings the structure of SAR and
+proposal to pixels. It is given backscatter, estimate, the estimate's fine detail, the estimate as a local function of
+the SAR and of the proposal (``guided``), the proposal less the estimate, the trust map and the SAR inconsistency. Means
+over the tile, among them of the estimate's spectrum, tell which kind of error the estimate may have. Its last layer
+starts at zero, so a fresh head changes nothing. What limits its output is in ``axs_lib.grounding.corrector``.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from axs_lib.grounding.guided import guided_difference
+from axs_lib.grounding.gap import unknown_share
+from axs_lib.grounding.guided import guided_difference, proposal_guided_difference
 from axs_lib.grounding.unet import DETAIL_SIGMAS_PX, UNet, fine_detail
 
-INPUT_CHANNELS = 2 + 4 + 4 + 1 + 1 + 4 * len(DETAIL_SIGMAS_PX)
-HALF_CHANNELS = 4 + 1  # inputs at half resolution
+INPUT_CHANNELS = 2 + 4 + 4 + 1 + 1 + 4 * len(DETAIL_SIGMAS_PX) + 4
+HALF_CHANNELS = 4 + 1 + 4  # inputs at half resolution
+STRIDES_PX = (1, 2, 4)  # of the differences whose energy stands for the estimate's spectrum
+STATISTICS = 4 * 2 * len(STRIDES_PX) + 4 * len(DETAIL_SIGMAS_PX) + 4 + 4 + 4 + 4 + 3
+LEAST_ENERGY = 1e-5  # z-units squared: about 3 DN
 GUIDED_GAIN = 3.0  # brings the guided image's difference to about the strength of colour
 OUTPUT_CHANNELS = 4 + 1 + 1 + 4
 FRESH_ERROR = 0.1  # expected error of a fresh head in z-units
@@ -47,9 +53,18 @@ class GroundingHead(nn.Module):
         widths: channels at half, quarter, eighth and sixteenth resolution.
     """
 
+    gate_floor: Tensor
+    gate_scale: Tensor
+
     def __init__(self, widths: tuple[int, ...] = (32, 64, 96, 128)) -> None:
         super().__init__()
-        self.body = UNet(INPUT_CHANNELS, OUTPUT_CHANNELS, widths, half_channels=HALF_CHANNELS)
+        self.body = UNet(
+            INPUT_CHANNELS, OUTPUT_CHANNELS, widths, half_channels=HALF_CHANNELS, statistics=STATISTICS
+        )
+        # Gates below the floor are closed, and the others let ``gate_scale`` of the residual through: chosen after
+        # training, on estimates of kinds that were not trained on.
+        self.register_buffer("gate_floor", torch.zeros(()))
+        self.register_buffer("gate_scale", torch.ones(()))
 
     @property
     def untrained(self) -> bool:
@@ -69,9 +84,44 @@ class GroundingHead(nn.Module):
             sar_inconsistency: (B, 1, H, W) in [0, 1].
         """
         guided, explained = guided_difference(s1, estimate, trust)  # (B, 4, H/2, W/2), (B, 1, H/2, W/2)
-        inputs = [s1, estimate, proposal - estimate, trust, sar_inconsistency, *fine_detail(estimate)]
-        half = torch.cat([GUIDED_GAIN * guided, explained], dim=1)
-        out = self.body(torch.cat(inputs, dim=1), half).float()  # (B, 10, H, W)
-        residual, gate, mask, log_error = out.split([4, 1, 1, 4], dim=1)
+        fitted, agreement = proposal_guided_difference(
+            proposal, estimate, trust
+        )  # (B, 4, H, W), (B, 4, H/2, W/2)
+        detail, difference = fine_detail(estimate), proposal - estimate
+        inputs = [s1, estimate, difference, trust, sar_inconsistency, *detail, fitted]
+        half = torch.cat([GUIDED_GAIN * guided, explained, agreement], dim=1)
+        images = [*detail, guided, fitted, difference]
+        maps = [agreement, (trust == 1).float(), unknown_share(trust), sar_inconsistency]
+        out = self.body(torch.cat(inputs, dim=1), half, tile_statistics(estimate, images, maps)).float()
+        residual, gate, mask, log_error = out.split([4, 1, 1, 4], dim=1)  # (B, C, H, W) each
+        gate = ((gate.sigmoid() - self.gate_floor) / (1.0 - self.gate_floor)).clamp_min(0.0)
         error = FRESH_ERROR * log_error.clamp(*LOG_ERROR_RANGE).exp()
-        return HeadOutput(residual, gate.sigmoid(), mask.sigmoid(), error)
+        return HeadOutput(residual, self.gate_scale * gate, mask.sigmoid(), error)
+
+
+def tile_statistics(estimate: Tensor, images: Sequence[Tensor], maps: Sequence[Tensor]) -> Tensor:
+    """What a tile is like as a whole: (B, STATISTICS).
+
+    Args:
+        estimate: (B, 4, H, W) in z-units, whose spectrum is taken.
+        images: in z-units, whose energy is taken.
+        maps: whose mean is taken.
+
+    Returns:
+        Logarithms of the energy of the estimate's differences over some pixels and of the images, and means of the
+        maps.
+    """
+
+    def energy(image: Tensor) -> Tensor:
+        return (image.float().square().mean((2, 3)) + LEAST_ENERGY).log() / 4.0 + 1.5
+
+    differences = [
+        difference
+        for stride in STRIDES_PX
+        for difference in (
+            estimate[..., stride:, :] - estimate[..., :-stride, :],
+            estimate[..., stride:] - estimate[..., :-stride],
+        )
+    ]
+    values = [energy(image) for image in (*differences, *images)]
+    return torch.cat([*values, *(each.float().mean((2, 3)) for each in maps)], dim=1)

@@ -2,8 +2,8 @@
 
 In go channels at full resolution, out come channels at full resolution. All convolutions work from half resolution down
 (pixels are folded into channels on entry and unfolded on exit), are dense and lie in memory channels last, which is
-what keeps a processor's matrix units busy. There is no normalisation: no pixel depends on a far one's statistics. The
-last layer starts at zero, so the output of a fresh network is 0.
+what keeps a processor's matrix units busy. There is no normalisation; only with ``statistics`` does a pixel depend on
+means over the tile. The last layer starts at zero, so the output of a fresh network is 0.
 """
 
 from __future__ import annotations
@@ -45,6 +45,42 @@ class ConvBlock(nn.Module):
         return x + self.second(F.silu(self.first(F.silu(x))))
 
 
+class Context(nn.Module):
+    """Scales and shifts of the decoder and offsets of the output, from means over the whole tile.
+
+    The kind of error of an estimate does not show in the surroundings of one pixel; over a whole tile it does. Starts
+    at zero, so a fresh one changes nothing. (FiLM: Perez et al. 2018, arXiv:1709.07871.)
+
+    Args:
+        widths: channels of the levels.
+        statistics: values of the tile that the caller adds.
+        out_channels: of the U-Net.
+        hidden: width.
+    """
+
+    def __init__(self, widths: tuple[int, ...], statistics: int, out_channels: int, hidden: int = 64) -> None:
+        super().__init__()
+        self.sizes = [2 * width for width in widths[:-1]]
+        self.first = nn.Linear(2 * sum(widths) + statistics, hidden)
+        self.second = nn.Linear(hidden, hidden)
+        self.last = nn.Linear(hidden, sum(self.sizes) + out_channels)
+        for parameter in self.last.parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, levels: list[Tensor], statistics: Tensor) -> tuple[list[Tensor], Tensor]:
+        """For each decoder (B, 2 * width) scales and shifts, and (B, out_channels) offsets."""
+        pooled = []
+        for level in levels:
+            mean = level.mean((2, 3))
+            pooled += [mean, (level.square().mean((2, 3)) + 1e-4).sqrt()]
+        hidden = F.silu(self.first(torch.cat([*(each.asinh() for each in pooled), statistics], dim=1)))
+        hidden = hidden + F.silu(self.second(hidden))
+        *modulations, offsets = self.last(hidden).split(
+            [*self.sizes, self.last.out_features - sum(self.sizes)], dim=1
+        )
+        return modulations, offsets
+
+
 class UNet(nn.Module):
     """U-Net over half, quarter, eighth and sixteenth resolution.
 
@@ -53,6 +89,8 @@ class UNet(nn.Module):
         out_channels: of the output (B, out_channels, H, W).
         widths: channels of the levels.
         half_channels: of a second input (B, half_channels, H/2, W/2), for what is smooth.
+        statistics: values of a third input (B, statistics), for what is known of the whole tile; with it the decoder
+            depends on means over the tile (``Context``).
     """
 
     def __init__(
@@ -62,6 +100,7 @@ class UNet(nn.Module):
         widths: tuple[int, ...] = (32, 64, 96, 128),
         *,
         half_channels: int = 0,
+        statistics: int = 0,
     ) -> None:
         super().__init__()
         self.stem = nn.Conv2d(in_channels * 4 + half_channels, widths[0], 3, padding=1)
@@ -72,10 +111,11 @@ class UNet(nn.Module):
         self.out = nn.Conv2d(widths[0], out_channels * 4, 3, padding=1)
         for parameter in self.out.parameters():
             nn.init.zeros_(parameter)
+        self.context = Context(widths, statistics, out_channels) if statistics else None
         self.to(memory_format=torch.channels_last)
 
-    def forward(self, x: Tensor, half: Tensor | None = None) -> Tensor:
-        """(B, out_channels, H, W) of (B, in_channels, H, W) and, where there is one, the second input."""
+    def forward(self, x: Tensor, half: Tensor | None = None, statistics: Tensor | None = None) -> Tensor:
+        """(B, out_channels, H, W) of (B, in_channels, H, W) and, where there are any, the other inputs."""
         layout = torch.channels_last  # from the start: a fold of channels-first memory takes longer
         x = F.pixel_unshuffle(x.contiguous(memory_format=layout), 2)
         x = x if half is None else torch.cat([x, half.contiguous(memory_format=layout)], dim=1)
@@ -86,6 +126,14 @@ class UNet(nn.Module):
                 x = self.downs[level - 1](x)
             x = encoder(x)
             skips.append(x)
+        modulations, offsets = [], None
+        if self.context is not None and statistics is not None:
+            modulations, offsets = self.context(skips, statistics)
         for level in reversed(range(len(self.decoders))):
-            x = self.decoders[level](skips[level] + F.pixel_shuffle(self.ups[level](x), 2))
-        return F.pixel_shuffle(self.out(F.silu(x)), 2)
+            x = skips[level] + F.pixel_shuffle(self.ups[level](x), 2)
+            if modulations:
+                scale, shift = modulations[level][..., None, None].chunk(2, dim=1)
+                x = x * (1.0 + scale) + shift
+            x = self.decoders[level](x)
+        out = F.pixel_shuffle(self.out(F.silu(x)), 2)
+        return out if offsets is None else out + offsets[..., None, None]

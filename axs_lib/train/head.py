@@ -1,20 +1,23 @@
-"""Train the grounding head beside a frozen generator of any variant, on pairs of one's own.
+"""Train the grounding head: estimates of every kind, proposals of every quality, one head for all generators.
 
-The head starts as the packaged one, or the one beside a checkpoint. First a pool is drawn: every training tile in
-several examples (``axs_lib.train.examples``: degraded estimates, estimates that miss a flood, clear pixels around
-clouds; ``chain``, what Stages 1 and 2 draw from the SAR alone; and degraded estimates beside another tile's SAR, or
-none, from which the head learns to look whether a SAR image fits before it follows it), each with the proposal that
-the generator makes of it as it does in use. Then the head learns on turned, mirrored and varied crops of the pool, so
-that no generator runs in the loop. Out comes a folder with the new head, which ``--adapter`` and
-``axs_lib.adapters.load_adapter`` take. Steps are functions of (seed, step), and a stopped run goes on from its last
-checkpoint.
+Tiles in memory are cropped, turned and varied, and each crop of a batch becomes an example of its own: an estimate of
+one kind (``axs_lib.data.estimates``, only those of the split ``train``), clear pixels around clouds, what Stages 1 and
+2 draw from the SAR, or an estimate that misses a flood which the SAR shows; beside it a proposal
+(``axs_lib.data.proposals``): the generator's own, drawn in the loop, an informed one, one that does not fit, or none;
+and the SAR, sometimes another place's or none. Everything is drawn anew at every step, and a step is a function of
+(seed, step), so that a stopped run goes on from its last checkpoint.
+
+The loss counts what makes an estimate worse more than what makes it better: the aim is a gate that opens only where the
+correction is likely right. Out comes a folder with the head, which works in units of its own and serves every
+generator; ``--adapter`` and ``axs_lib.adapters.load_adapter`` take it.
 """
 
 from __future__ import annotations
 
-import copy
 import json
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -22,46 +25,51 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+from axs_lib.bands import VALID_DN
 from axs_lib.checks import Trust
+from axs_lib.data.clouds import cloud_trust
+from axs_lib.data.estimates import kinds_of, make_estimate
+from axs_lib.data.flood import simulate_flood
 from axs_lib.data.pairs import PairRecord, list_pairs, load_pair
+from axs_lib.data.proposals import TURNED_CHANCE, informed_proposal
 from axs_lib.errors import InputError
 from axs_lib.grounding.corrector import GroundingCorrector, GroundingTiles
 from axs_lib.grounding.head import GroundingHead
 from axs_lib.grounding.load import CORRECTOR_FILE
-from axs_lib.grounding.sar_inconsistency import open_water
+from axs_lib.grounding.sar_inconsistency import open_water, sar_inconsistency
 from axs_lib.io.atomic import atomic_write
-from axs_lib.nodata import fill_nodata, valid_pixels
+from axs_lib.nodata import fill_nodata, pad_square, valid_pixels
 from axs_lib.progress import track
 from axs_lib.stage1_tm_s2o import Stage1Model
 from axs_lib.stage2_prithvi_refine import build_prithvi_refiner
-from axs_lib.stage3_tm_ground import GroundingControls, Stage3GroundingModel, build_stage3_model
-from axs_lib.terramind.adapters import OpticalAdapter
+from axs_lib.stage3_tm_ground import Stage3GroundingModel, build_stage3_model
+from axs_lib.terramind.generator import TerraMindGenerator
+from axs_lib.terramind.noise import gaussian_field, sample_seeds
+from axs_lib.terramind.sampler import build_schedule
 from axs_lib.terramind.weights import load_strict, read_metadata, read_state, sha256_file, write_state
 from axs_lib.train.config import LoopConfig
-from axs_lib.train.examples import SAR_JITTER_DB, Examples, Kind, augment, draw_gain, make_examples
+from axs_lib.train.examples import SAR_JITTER_DB, draw_gain, water_colour
 from axs_lib.train.trainer import SEED_STRIDE, ByStep, ModuleTask, fit, own_random
 
-POOL = "pool.pt"
-FRESH = "fresh"
-HeadKind = Literal[Kind, "chain", "swapped", "blind"]
-Metadata = Mapping[str, str | float]
-# Stages 1 and 2 of nano: SAR in dB, and what is known of each image's date and place, to opt_v2 in DN
-Chain = Callable[[Tensor, list[Metadata | None]], Tensor]
-# Layers of a pool entry, in z-units where they are images, and how many channels each has.
-LAYERS = {"s1": 2, "estimate": 4, "proposal": 4, "trust": 1, "sar_inconsistency": 1, "truth": 4}
+STAGE2, FRESH = "stage2.pt", "fresh"
+
 ERROR_WEIGHT = 0.05  # of the expected error's likelihood beside the image's own loss
-UNLIKELY = 16.0  # squared ratio of error to expected error beyond which a pixel says nothing more
-# Smooth dark fields look like water to the SAR, so that dry tiles which the SAR contradicts are drawn more often.
-CONTRADICTED_WEIGHT = 8.0  # of a tile's mean sar_inconsistency, beside 1
-DONOR_WATER = 0.01  # of a tile at most: what swapped examples must not teach is to overlook a flood
-# What differs from crop to crop beside what differs from example to example, in z-units: the SAR's calibration (one
-# standard deviation, each band) and its speckle (up to this standard deviation).
-CALIBRATION, SPECKLE = 0.15, 0.25
-# Brightness of a guess, all bands and each, as fractions (1 standard deviation). On training tiles Stages 1 and 2 know
-# the colour better than elsewhere; what is to be learned is how little a guess of it is worth.
-GUESS_COMMON, GUESS_BAND = 0.15, 0.10
-DATE_KNOWN = 0.7  # of the guesses, where the pair has one
+UNLIKELY = 16.0  # squared ratio of error to expected error beyond which a pixel counts no more
+INCONSISTENT_WEIGHT = 8.0  # of a tile's mean SAR inconsistency, beside 1: smooth dark fields look like water
+DONOR_WATER = 0.01  # of a tile at most, whose SAR is shown to another place
+CALIBRATION_DB, SPECKLE_DB = 0.8, 1.4
+SAR_ONLY_COMMON, SAR_ONLY_BAND = 0.15, 0.10  # brightness of an estimate from SAR alone, as fractions (1 std)
+DATE_KNOWN = 0.7  # of the estimates from SAR alone, where the pair has one
+STAGE2_DRAWS = 3  # estimates from SAR alone of each tile
+SHIFTED_WEIGHT, SHIFTED_PX = 0.3, 2  # of a pair whose note names a shift over so many pixels
+LIGHT_CHANCE = 0.3  # of an estimate to be of light strength
+HARM_PX = 5  # px over which squared errors before and after are averaged before they are compared
+LEAST_MSE = 1e-4  # (10 DN / 1000) squared
+ROBUST = 2.0  # weighed squared error of a tile from which on it counts by its logarithm
+DN_FLOOR = 4.0  # DN: a tile whose estimate is nearer to the truth counts as if it were so far
+MODES = ("estimate", "gaps", "stage2", "flood")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +78,7 @@ class HeadConfig(LoopConfig):
 
     Attributes:
         data: folder of pairs.
-        variant: of the generator that draws the proposals.
+        variant: of the generator that draws the own proposals.
         checkpoint: weights of the generator instead of the variant's own: a file or folder.
         revision: Hub revision of the variant's own weights.
         s1_product: ``S1GRD`` or ``S1RTC``.
@@ -78,10 +86,18 @@ class HeadConfig(LoopConfig):
         test_groups: groups never seen.
         validation_groups: groups kept out for choices.
         qualities: tiles that are trained on.
-        draws: examples of each kind that the pool holds of every tile.
-        kinds: kinds of examples, taken in turn, a batch each.
+        fitted_sources: sources that the generator was trained on. Its proposals for the tiles of others are more like
+            those in use, so that where it draws these are drawn ``unfitted_weight`` times as often.
+        unfitted_weight: see there.
+        modes: share of the examples that are estimates, gaps, estimates from SAR alone, and missed floods.
+        kinds: weight of kinds of estimates beside 1.
+        proposals: share of the proposals that are own, informed, foreign and none.
+        swapped: share of the examples beside another tile's SAR.
+        blind: share of the examples without SAR.
         use_sar: False trains the control that meets mean backscatter everywhere, as ``axs evaluate`` runs it.
-        crop_sizes: sides of the crops in pixels, multiples of 16.
+        harm: weight of local harm in the loss.
+        relative: weight of each tile's error relative to its estimate's in the loss.
+        crop_sizes: sides of the crops in pixels, multiples of 32.
         batch_pixels: pixels of a batch.
     """
 
@@ -95,40 +111,74 @@ class HeadConfig(LoopConfig):
     test_groups: tuple[str, ...] = ()
     validation_groups: tuple[str, ...] = ()
     qualities: tuple[str, ...] = ("ok", "open_water")
-    draws: Mapping[HeadKind, int] = field(
-        default_factory=lambda: {
-            "degraded": 6,
-            "light": 8,
-            "swapped": 2,
-            "blind": 2,
-            "gaps": 3,
-            "flood": 2,
-            "chain": 3,
-        }
+    fitted_sources: tuple[str, ...] = ()
+    unfitted_weight: float = 3.0
+    modes: tuple[float, ...] = (0.58, 0.25, 0.09, 0.08)
+    kinds: Mapping[str, float] = field(
+        default_factory=lambda: {"truth": 2.0, "refiner": 5.0, "combined": 4.0, "gaussian_blur": 2.0}
     )
-    kinds: tuple[HeadKind, ...] = (
-        "degraded",
-        "light",
-        "chain",
-        "degraded",
-        "light",
-        "gaps",
-        "degraded",
-        "light",
-        "swapped",
-        "chain",
-        "degraded",
-        "light",
-        "flood",
-        "blind",
-    )
+    proposals: tuple[float, ...] = (0.38, 0.42, 0.14, 0.06)
+    swapped: float = 0.07
+    blind: float = 0.09
     use_sar: bool = True
-    steps: int = 5000
-    learning_rate: float = 2e-3
-    warmup: int = 50
+    harm: float = 1.0
+    relative: float = 0.1
+    steps: int = 10000
+    learning_rate: float = 1.5e-3
+    warmup: int = 100
     check_every: int = 100
-    crop_sizes: tuple[int, ...] = (64, 96, 112)
-    batch_pixels: int = 8 * 96 * 96
+    crop_sizes: tuple[int, ...] = (64, 96, 96, 128)
+    batch_pixels: int = 6 * 96 * 96
+
+
+@dataclass(frozen=True)
+class TrainingTile:
+    """One pair in memory.
+
+    Attributes:
+        record: where it came from.
+        s1: (2, H, W) in dB, no nodata.
+        truth: (4, H, W) in DN, no nodata.
+        stage2: estimates from SAR alone, (n, 4, H, W) in DN.
+        offsets: (n, 2) in dB, of the SAR that they came from.
+        weight: how often it is drawn where the generator takes no part.
+        generator_weight: how often, where it does.
+        wet: whether its SAR shows open water.
+    """
+
+    record: PairRecord
+    s1: Tensor
+    truth: Tensor
+    stage2: Tensor
+    offsets: Tensor
+    weight: float
+    generator_weight: float
+    wet: bool
+
+
+@dataclass
+class HeadBatch:
+    """Examples of one size; images in dB and DN.
+
+    Attributes:
+        s1: (B, 2, H, W).
+        estimate: (B, 4, H, W).
+        proposal: (B, 4, H, W); that of ``own`` examples is drawn by the generator.
+        trust: (B, 1, H, W).
+        truth: (B, 4, H, W).
+        own: (B,) bool, the generator draws the proposal.
+        blind: (B,) bool, no SAR.
+        noise: (B,) int64, seeds of the generator's noise.
+    """
+
+    s1: Tensor
+    estimate: Tensor
+    proposal: Tensor
+    trust: Tensor
+    truth: Tensor
+    own: Tensor
+    blind: Tensor
+    noise: Tensor
 
 
 def train_head(config: HeadConfig, *, resume: bool = True, progress: bool = True) -> Path:
@@ -136,7 +186,7 @@ def train_head(config: HeadConfig, *, resume: bool = True, progress: bool = True
 
     Args:
         config: the run.
-        resume: continue from the run folder's checkpoint and pool where they are there.
+        resume: continue from the run folder's checkpoint where there is one.
         progress: show progress bars.
 
     Returns:
@@ -155,19 +205,16 @@ def train_head(config: HeadConfig, *, resume: bool = True, progress: bool = True
         s1_product=config.s1_product,
         correction_mode="learned",
     )
-    out = Path(config.out)
-    pool = _load_pool(config, model, out / POOL, resume=resume, progress=progress)
     _start_head(config, model.corrector)
-    chances = {kind: torch.tensor([_chance(entry) for entry in entries]) for kind, entries in pool.items()}
-    optical = copy.deepcopy(model.terramind_generator.optical)  # the model's own may go to another device
+    out = Path(config.out)
+    out.mkdir(parents=True, exist_ok=True)
+    tiles = load_tiles(config, model.terramind_generator, out / STAGE2, progress=progress)
+    sampler = ExampleSampler(config, tiles)
 
     def make_batch(step: int) -> dict[str, Tensor]:
-        kind = config.kinds[step % len(config.kinds)]
-        random = torch.Generator().manual_seed(config.seed * SEED_STRIDE + step)
-        crops = draw_crops(pool[kind], chances[kind], config.crop_sizes, config.batch_pixels, random)
-        return vary(crops, optical, random, guess=kind == "chain")
+        return vars(sampler.batch(torch.Generator().manual_seed(config.seed * SEED_STRIDE + step)))
 
-    task = ModuleTask(config, "head", model, partial(_loss, model), partial(_write, config, model))
+    task = ModuleTask(config, "head", model, partial(_loss, model, config), partial(_write, config, model))
     return fit(task, ByStep(make_batch), resume=resume, progress=progress)
 
 
@@ -182,6 +229,20 @@ def _start_head(config: HeadConfig, corrector: GroundingCorrector) -> None:
     corrector.requires_grad_(True)
 
 
+def _write(config: HeadConfig, model: Stage3GroundingModel, step: int) -> Path:
+    """Write the head with the run's settings in its header; returns the folder."""
+    left_out = ("data", "out", "checkpoint", "start")
+    settings = {key: value for key, value in asdict(config).items() if key not in left_out}
+    header = {"variant": config.variant, "head_config": json.dumps(settings)}
+    if config.start not in (None, FRESH):
+        step += int(read_metadata(str(config.start)).get("head_steps", 0))
+        header["head_start"] = sha256_file(str(config.start))
+    folder = Path(config.out) / "weights"
+    header["head_steps"] = str(step)
+    write_state(folder / CORRECTOR_FILE, model.corrector.state_dict(), header, half=True, overwrite=True)
+    return folder
+
+
 def training_records(config: HeadConfig) -> list[PairRecord]:
     """The pairs of the folder that may be trained on."""
     held_out = {*config.test_groups, *config.validation_groups}
@@ -192,247 +253,298 @@ def training_records(config: HeadConfig) -> list[PairRecord]:
     ]
 
 
-def balanced_loss(image: Tensor, before: Tensor, truth: Tensor) -> Tensor:
-    """Squared and absolute error, each tile's weighed by the root of what its estimate began with.
-
-    A plain mean would be ruled by the few tiles of highest contrast, a mean of ratios by those that are nearly right.
-
-    Args:
-        image: the result (B, 4, H, W) in DN.
-        before: the estimate it started from.
-        truth: what it should be.
-    """
-    scale = 1000.0
-    error = (image - truth) / scale
-    with torch.no_grad():
-        began = ((before - truth) / scale).square().mean((1, 2, 3)).clamp_min(1e-4)
-        weight = (began * began.mean()).rsqrt()
-    squared = (error.square().mean((1, 2, 3)) * weight).mean()
-    absolute = (error.abs().mean((1, 2, 3)) * weight.sqrt()).mean()
-    return squared + 0.3 * absolute
+# -- tiles --------------------------------------------------------------------------------------------------------
 
 
-def _loss(model: Stage3GroundingModel, crops: Mapping[str, Tensor]) -> Tensor:
-    """Error of opt_v3, and how unlikely that error was by the head's own word."""
-    optical = model.terramind_generator.optical
-    tiles = GroundingTiles(
-        model.terramind_generator.sar.from_z(crops["s1"]),
-        optical.from_z(crops["estimate"]),
-        crops["trust"],
-        crops["sar_inconsistency"],
-    )
-    correction = model.corrector(tiles, optical.from_z(crops["proposal"]))
-    truth = optical.from_z(crops["truth"])
-    assert correction.error is not None
-    predicted = torch.where(tiles.trust < 1, correction.error / optical.std, 1.0)
-    error = (tiles.estimate + correction.change - truth).detach() / optical.std
-    ratio = (error / predicted).square().clamp_max(UNLIKELY)
-    unlikely = ((0.5 * ratio + predicted.log()) * (tiles.trust < 1)).mean()
-    images = (tiles.estimate + correction.change, tiles.estimate, truth)
-    return balanced_loss(*images) + ERROR_WEIGHT * unlikely
-
-
-# -- the pool -----------------------------------------------------------------------------------------------------
-
-
-def _load_pool(
-    config: HeadConfig, model: Stage3GroundingModel, path: Path, *, resume: bool, progress: bool
-) -> dict[str, list[Tensor]]:
-    """The pool of an earlier start of this run, or a new one, which is kept for the next.
+def load_tiles(
+    config: HeadConfig, generator: TerraMindGenerator, path: Path, *, progress: bool = False
+) -> list[TrainingTile]:
+    """The training pairs with the estimates of Stages 1 and 2, which are stored in ``path`` for the next start.
 
     Raises:
-        InputError: the run folder's pool was drawn with other settings.
+        InputError: there is nothing to train on.
     """
-    names = ("variant", "checkpoint", "revision", "s1_product", "qualities", "draws", "use_sar", "seed")
-    drawn_by = {key: getattr(config, key) for key in names}
-    settings = json.dumps(drawn_by | {"held_out": sorted({*config.test_groups, *config.validation_groups})})
-    pool: dict[str, list[Tensor]]
-    if resume and path.exists():
-        kept = torch.load(path, weights_only=True)
-        if kept["settings"] != settings:
-            raise InputError(
-                f"{path} was drawn with other settings ({kept['settings']}); expected {settings}: choose another"
-                " --out, or --restart"
-            )
-        pool = kept["pool"]
-        return pool
     records = training_records(config)
-    pool = {kind: [] for kind in config.draws}
-    chain = _build_chain(model) if "chain" in config.draws else None
-    donors = _load_donors(records) if "swapped" in config.draws else {}
-    for number, record in track(enumerate(records), "pool", enabled=progress, total=len(records)):
-        random = torch.Generator().manual_seed(config.seed * SEED_STRIDE + number)
-        for kind, count in config.draws.items():
-            others = [
-                s1 for group, s1 in donors.get((record.height, record.width), ()) if group != record.group
-            ]
-            if kind == "swapped" and not others:
-                continue
-            pool[kind] += draw_examples(
-                model, record, kind, count, random, chain=chain, donors=others, use_sar=config.use_sar
-            )
-    with atomic_write(path, overwrite=True) as temporary:
-        torch.save({"settings": settings, "pool": pool}, temporary)
-    return pool
-
-
-def _load_donors(records: Sequence[PairRecord]) -> dict[tuple[int, int], list[tuple[str, Tensor]]]:
-    """By size, the group and filled SAR (2, H, W) of every tile without open water."""
-    donors: dict[tuple[int, int], list[tuple[str, Tensor]]] = {}
-    for record in records:
-        s1 = torch.as_tensor(load_pair(record).s1)[None].float()
-        s1 = fill_nodata(s1, valid_pixels(s1))
-        if float(open_water(s1).mean()) < DONOR_WATER:
-            donors.setdefault((record.height, record.width), []).append((record.group, s1[0]))
-    return donors
-
-
-def _build_chain(model: Stage3GroundingModel) -> Chain:
-    """Stage 1 with the model's own generator and the packaged Stage 2, one time step."""
-    stage1 = Stage1Model(model.terramind_generator, timesteps=1).eval()
+    if not records:
+        raise InputError(f"{config.data} has no pair to train on outside the groups that are held out")
+    stored: dict[str, dict[str, Tensor]] = torch.load(path, weights_only=True) if path.exists() else {}
+    stage1 = Stage1Model(generator, timesteps=1).eval()
     stage2 = build_prithvi_refiner(variant="nano")
-    return lambda s1, metadata: stage2(stage1.generate(s1).image, metadata)
+    groups = Counter(record.group for record in records)
+    tiles = []
+    for number, record in track(enumerate(records), "tiles", enabled=progress, total=len(records)):
+        pair = load_pair(record)
+        s1, truth = torch.as_tensor(pair.s1)[None].float(), torch.as_tensor(pair.s2)[None].float()
+        valid = valid_pixels(s1, truth)
+        s1, truth = fill_nodata(s1, valid), fill_nodata(truth, valid)
+        if record.name not in stored:
+            random = torch.Generator().manual_seed(config.seed * SEED_STRIDE + number)
+            offsets = SAR_JITTER_DB * torch.randn(STAGE2_DRAWS, 2, generator=random)
+            dated = torch.rand(STAGE2_DRAWS, generator=random) < DATE_KNOWN
+            with torch.no_grad():
+                images = stage2(
+                    stage1.generate(s1 + offsets[..., None, None]).image,
+                    [record.metadata if each else None for each in dated.tolist()],
+                )
+            stored[record.name] = {"stage2": images.round().to(torch.int16), "offsets": offsets}
+        with torch.no_grad():
+            inconsistent = float(sar_inconsistency(s1, truth).mean())
+        weight = min(record.height, record.width) * groups[record.group] ** -0.35
+        weight *= 1.0 + INCONSISTENT_WEIGHT * inconsistent
+        weight *= SHIFTED_WEIGHT if shifted(record.note) else 1.0
+        weight *= 1.0 if record.quality == "ok" else 0.4
+        trained = record.source in config.fitted_sources
+        tiles.append(
+            TrainingTile(
+                record,
+                s1[0],
+                truth[0],
+                stored[record.name]["stage2"],
+                stored[record.name]["offsets"],
+                weight,
+                weight * (1.0 if trained else config.unfitted_weight),
+                float(open_water(s1).mean()) >= DONOR_WATER,
+            )
+        )
+    with atomic_write(path, overwrite=True) as temporary:
+        torch.save(stored, temporary)
+    return tiles
+
+
+def shifted(note: str) -> bool:
+    """Whether a pair's note names a shift of SAR against optical over 2 px that its correlation makes likely."""
+    found = re.search(r"shift (-?\d+),(-?\d+) c=([\d.]+)", note)
+    if not found:
+        return False
+    return max(abs(int(found[1])), abs(int(found[2]))) > SHIFTED_PX and float(found[3]) > 0.12
+
+
+# -- examples -----------------------------------------------------------------------------------------------------
+
+
+class ExampleSampler:
+    """Batches of examples, each crop another.
+
+    Args:
+        config: shares and sizes.
+        tiles: the training pairs.
+    """
+
+    def __init__(self, config: HeadConfig, tiles: Sequence[TrainingTile]) -> None:
+        self.config = config
+        self.tiles = tiles
+        self.kinds = list(kinds_of("train", without_needs=True))
+        self.kind_weights = torch.tensor([float(config.kinds.get(name, 1.0)) for name in self.kinds])
+        self.sides = torch.tensor([min(tile.truth.shape[-2:]) for tile in tiles])
+        self.weights = torch.tensor([tile.weight for tile in tiles])
+        self.generator_weights = torch.tensor([tile.generator_weight for tile in tiles])
+        self.dry = torch.tensor([not tile.wet for tile in tiles])
+
+    def batch(self, random: torch.Generator) -> HeadBatch:
+        """One batch; everything is drawn from ``random``."""
+        sizes = self.config.crop_sizes
+        size = sizes[int(torch.randint(len(sizes), (), generator=random))]
+        count = max(1, self.config.batch_pixels // size**2)
+        parts = [self._example(size, random) for _ in range(count)]
+        names, images = [part[0] for part in parts], [part[1] for part in parts]
+        s1, estimate, proposal, trust, truth = (
+            torch.cat([pad_square(image, size) for image in layer]) for layer in zip(*images, strict=True)
+        )
+        simulated = torch.tensor(["informed" in name or "foreign" in name for name in names])
+        if bool(simulated.any()):  # so far what they are made of
+            proposal[simulated] = informed_proposal(proposal[simulated], generator=random)
+        blind = torch.tensor(["blind" in name or not self.config.use_sar for name in names])
+        own = torch.tensor(["own" in name for name in names])
+        noise = sample_seeds(random, count)
+        return HeadBatch(s1, estimate, proposal, trust, truth, own, blind, noise)
+
+    def _example(self, size: int, random: torch.Generator) -> tuple[str, list[Tensor]]:
+        """Its name, and s1, estimate, proposal, trust and truth (1, C, h, w) of ``size`` px or a little less."""
+        config = self.config
+
+        def share(shares: Sequence[float]) -> int:
+            return int(torch.multinomial(torch.tensor(shares), 1, generator=random))
+
+        def uniform() -> float:
+            return float(torch.rand((), generator=random))
+
+        mode = MODES[share(config.modes)]
+        proposal_kind = ("own", "informed", "foreign", "none")[share(config.proposals)]
+        generated = mode == "stage2" or proposal_kind == "own"
+        tile = self.tiles[
+            self._draw_tile(size, random, self.generator_weights if generated else self.weights)
+        ]
+        place = _Place.draw(tile.truth, size, random)
+        s1, truth = place.of(tile.s1), place.of(tile.truth)
+
+        # 1. Another calibration of the SAR, more speckle, another brightness of the ground.
+        if mode != "stage2":
+            s1 = s1 + CALIBRATION_DB * torch.randn(1, 2, 1, 1, generator=random)
+        gain = draw_gain(1, random)
+        truth = (truth * gain).clamp(*VALID_DN)
+
+        # 2. The estimate.
+        trust = torch.full_like(truth[:, :1], Trust.ESTIMATE)
+        name = mode
+        if mode == "gaps":
+            trust = cloud_trust(1, *truth.shape[-2:], generator=random)
+            estimate = fill_nodata(truth, trust > 0, fallback=truth.mean((2, 3), keepdim=True))
+        elif mode == "stage2":
+            chosen = int(torch.randint(len(tile.stage2), (), generator=random))
+            trust = torch.full_like(trust, Trust.SAR_ONLY)
+            s1 = s1 + tile.offsets[chosen][None, :, None, None]
+            estimate = place.of(tile.stage2[chosen].float()) * gain
+            estimate = estimate * draw_gain(1, random, SAR_ONLY_COMMON, SAR_ONLY_BAND)
+        else:
+            kind = "refiner" if mode == "flood" else self.kinds[share(self.kind_weights.tolist())]
+            strength = uniform() * (0.3 if uniform() < LIGHT_CHANCE else 1.0)
+            estimate = make_estimate(kind, truth, generator=random, strength=strength).round()
+            name = kind if mode == "estimate" else mode
+        s1 = s1 + SPECKLE_DB * uniform() * torch.randn(s1.shape, generator=random)
+        if mode == "flood":
+            s1, water = simulate_flood(s1, generator=random)
+            truth = torch.where(water, water_colour(truth, random), truth)
+        estimate = estimate.clamp(*VALID_DN)
+
+        # 3. What the proposal is made of.
+        if proposal_kind == "informed":
+            proposal = truth
+        elif proposal_kind == "foreign":
+            turned = uniform() < TURNED_CHANCE
+            proposal = truth.flip((2, 3)) if turned else self._elsewhere(tile, size, random)
+        else:
+            proposal = estimate
+
+        # 4. Another tile's SAR, or none.
+        chance = uniform()
+        if mode in ("estimate", "gaps") and chance < config.swapped:
+            donor = self.tiles[
+                self._draw_tile(size, random, self.weights * self.dry, other=tile.record.group)
+            ]
+            s1 = _fitted(_Place.draw(donor.truth, size, random).of(donor.s1), truth)
+            proposal_kind += " swapped"
+        elif mode in ("estimate", "gaps") and chance < config.swapped + config.blind:
+            proposal_kind += " blind"
+        return f"{name} {proposal_kind}", [s1, estimate, proposal, trust, truth]
+
+    def _elsewhere(self, tile: TrainingTile, size: int, random: torch.Generator) -> Tensor:
+        other = self.tiles[self._draw_tile(size, random, self.weights, other=tile.record.group)]
+        like = torch.empty(1, 4, *(min(size, side) for side in tile.truth.shape[-2:]))
+        return _fitted(_Place.draw(other.truth, size, random).of(other.truth), like)
+
+    def _draw_tile(
+        self, size: int, random: torch.Generator, weights: Tensor, other: str | None = None
+    ) -> int:
+        """Index of a tile that is large enough (a little less is padded), of another group than ``other``."""
+        large = self.sides >= size - (8 if size >= 128 else 0)
+        if other is not None:
+            large = large & torch.tensor([tile.record.group != other for tile in self.tiles])
+        return int(torch.multinomial(weights * large, 1, generator=random))
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a crop lies in its tile, and how it is turned."""
+
+    rows: slice
+    columns: slice
+    quarters: int
+    mirrored: bool
+
+    @classmethod
+    def draw(cls, image: Tensor, size: int, random: torch.Generator) -> _Place:
+        def draw(high: int) -> int:
+            return int(torch.randint(high, (), generator=random))
+
+        height, width = image.shape[-2:]
+        rows, columns = min(size, height), min(size, width)
+        top, left = draw(height - rows + 1), draw(width - columns + 1)
+        return cls(slice(top, top + rows), slice(left, left + columns), draw(4), bool(draw(2)))
+
+    def of(self, image: Tensor) -> Tensor:
+        """(1, C, h, w) of (C, H, W)."""
+        crop = image[:, self.rows, self.columns].rot90(self.quarters, (1, 2))
+        return (crop.flip(2) if self.mirrored else crop)[None]
+
+
+def _fitted(image: Tensor, like: Tensor) -> Tensor:
+    """Padded or cut to the height and width of ``like``."""
+    height, width = like.shape[-2:]
+    side = max(height, width)
+    return pad_square(image, side)[..., :height, :width]
+
+
+# -- the step -----------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
-def draw_examples(
-    model: Stage3GroundingModel,
-    record: PairRecord,
-    kind: HeadKind,
-    count: int,
-    random: torch.Generator,
-    *,
-    chain: Chain | None = None,
-    donors: Sequence[Tensor] = (),
-    use_sar: bool = True,
-) -> list[Tensor]:
-    """``count`` examples of one tile with their one-step proposals, each (16, H, W) as ``LAYERS``.
-
-    Args:
-        model: its generator draws the proposals.
-        record: the tile.
-        kind: of the examples.
-        count: how many.
-        random: of every draw.
-        chain: Stages 1 and 2, for ``chain``.
-        donors: SAR images (2, H, W) of other places, for ``swapped``.
-        use_sar: False shows mean backscatter in every example.
-    """
-    generator = model.terramind_generator
-    pair = load_pair(record)
-    sar, optical = torch.as_tensor(pair.s1)[None].float(), torch.as_tensor(pair.s2)[None].float()
-    valid = valid_pixels(sar, optical)
-    shape = (count, -1, -1, -1)
-    s1, truth = fill_nodata(sar, valid).expand(shape), fill_nodata(optical, valid).expand(shape)
-    if kind == "chain":  # what the light was like, SAR cannot tell, so that brightness is not drawn
-        assert chain is not None
-        s1 = s1 + torch.randn(count, 2, 1, 1, generator=random) * SAR_JITTER_DB
-        known = torch.rand(count, generator=random) < DATE_KNOWN
-        metadata = [record.metadata if each else None for each in known.tolist()]
-        examples = Examples(s1, chain(s1, metadata), torch.full_like(s1[:, :1], Trust.SAR_ONLY), truth)
-    else:
-        base: Kind = "degraded" if kind == "swapped" or kind == "blind" else kind
-        examples = make_examples(base, *augment(s1, truth, random), random)
-    s1 = examples.s1
-    if kind == "swapped":
-        chosen = torch.randint(len(donors), (count,), generator=random).tolist()
-        s1, _ = augment(torch.stack([donors[index] for index in chosen]), truth, random)
-    if not use_sar:
-        s1 = generator.sar.mean.expand_as(s1)
-    use_sar = kind != "blind"
-    tiles = model.prepare(s1, examples.estimate, examples.trust, use_sar=use_sar)
-    controls = GroundingControls(use_sar=use_sar)
-    proposal = model.ground(
-        s1, examples.estimate, 1, seed=random, trust=examples.trust, controls=controls
-    ).proposal
-    height, width = truth.shape[-2:]
-    z_s1, z_estimate = generator.sar.to_z(tiles.s1), generator.optical.to_z(tiles.estimate)
-    layers = [z_s1, z_estimate, generator.optical.to_z(proposal), tiles.trust, tiles.sar_inconsistency]
-    shown = [layer[..., :height, :width] for layer in layers]
-    return list(torch.cat([*shown, generator.optical.to_z(examples.truth)], dim=1))
+def own_proposals(batch: HeadBatch, generator: TerraMindGenerator) -> Tensor:
+    """The proposals (B, 4, H, W) in DN, the generator's own one-step images where a batch has its own."""
+    proposal = batch.proposal.clone()
+    for blind in (False, True):
+        chosen = (batch.own & (batch.blind == blind)).nonzero()[:, 0]
+        if not len(chosen):
+            continue
+        conditions = {} if blind else {"s1": generator.sar.to_z(batch.s1[chosen])}
+        conditions["optical"] = generator.optical.to_z(batch.estimate[chosen])
+        size = (proposal.shape[-2], proposal.shape[-1])
+        codes = generator.codes(generator.logits(conditions), size)
+        noise = gaussian_field(batch.noise[chosen], (generator.image_channels, *size))
+        decoded = generator.decode(codes, noise, build_schedule("ddim", 1))
+        proposal[chosen] = generator.optical.from_z(generator.optical.select(decoded))
+    return proposal
 
 
-def _chance(entry: Tensor) -> float:
-    """How often an entry of the pool is drawn: with its side, and with how much the SAR contradicts its estimate."""
-    sar_inconsistency = entry.split(list(LAYERS.values()))[list(LAYERS).index("sar_inconsistency")]
-    return min(entry.shape[-2:]) * (1.0 + CONTRADICTED_WEIGHT * float(sar_inconsistency.mean()))
+def _loss(model: Stage3GroundingModel, config: HeadConfig, batch: Mapping[str, Tensor]) -> Tensor:
+    examples = HeadBatch(**batch)
+    examples.proposal = own_proposals(examples, model.terramind_generator)
+    return loss_of_batch(model.corrector, examples, harm=config.harm, relative=config.relative)
 
 
-def draw_crops(
-    pool: Sequence[Tensor],
-    chance: Tensor,
-    crop_sizes: Sequence[int],
-    batch_pixels: int,
-    random: torch.Generator,
-) -> dict[str, Tensor]:
-    """Turned and mirrored square crops of one size, by layer.
-
-    Args:
-        pool: entries (16, H, W).
-        chance: (N,) how often each is drawn where it is large enough, up to a factor.
-        crop_sizes: one is drawn for the batch.
-        batch_pixels: pixels of the batch.
-        random: of every draw.
-
-    Raises:
-        InputError: no entry of the pool is large enough.
-    """
-    sides = torch.tensor([min(entry.shape[-2:]) for entry in pool] or [0])
-    sizes = [size for size in crop_sizes if size <= int(sides.max())]
-    if not sizes:
-        raise InputError(
-            f"the largest tile of the pool is {int(sides.max())} px; expected at least {min(crop_sizes)} px"
-        )
-
-    def draw(high: int) -> int:
-        return int(torch.randint(high, (), generator=random))
-
-    size = sizes[draw(len(sizes))]
-    large = torch.where(sides >= size, chance, 0.0)
-    chosen = torch.multinomial(large, max(1, batch_pixels // size**2), replacement=True, generator=random)
-    crops = []
-    for index in chosen.tolist():
-        entry = pool[index]
-        top, left = draw(entry.shape[-2] - size + 1), draw(entry.shape[-1] - size + 1)
-        crop = entry[:, top : top + size, left : left + size].rot90(draw(4), (1, 2))
-        crops.append(crop.flip(2) if draw(2) else crop)
-    layers = torch.stack(crops).split(list(LAYERS.values()), dim=1)
-    return dict(zip(LAYERS, layers, strict=True))
+def tiles_of(corrector: GroundingCorrector, batch: HeadBatch) -> GroundingTiles:
+    """A batch as the corrector takes it: mean backscatter, consistent with everything, where there is no SAR."""
+    blind = batch.blind[:, None, None, None]
+    with torch.no_grad():
+        inconsistency = sar_inconsistency(batch.s1, batch.estimate).masked_fill(blind, 0.0)
+    s1 = torch.where(blind, corrector.s1_mean, batch.s1)
+    return GroundingTiles(s1, batch.estimate, batch.trust, inconsistency)
 
 
-def vary(
-    crops: Mapping[str, Tensor], optical: OpticalAdapter, random: torch.Generator, *, guess: bool
-) -> dict[str, Tensor]:
-    """The crops with another SAR calibration, more speckle, and another brightness.
+def loss_of_batch(corrector: GroundingCorrector, batch: HeadBatch, *, harm: float, relative: float) -> Tensor:
+    """The loss: error of opt_v3, harm done to opt_v2, and the likelihood of the predicted error."""
+    correction = corrector(tiles_of(corrector, batch), batch.proposal)
+    assert correction.error is not None
+    image = batch.estimate + correction.change
+    unknown = batch.trust < 1
+    predicted = torch.where(unknown, correction.error, corrector.optical_std)
 
-    Args:
-        crops: layers in z-units; a SAR that is 0 everywhere, which stands for none, stays so.
-        optical: between z-units and DN.
-        random: of every draw.
-        guess: whether the estimate is one from SAR alone: then it becomes brighter or darker by itself, else estimate,
-            proposal and truth together.
-    """
-    s1 = crops["s1"]
-    count = len(s1)
-    offset = CALIBRATION * torch.randn(count, 2, 1, 1, generator=random)
-    level = SPECKLE * torch.rand(count, 1, 1, 1, generator=random)
-    noise = level * torch.randn(s1.shape, generator=random)
-    varied = dict(crops) | {"s1": torch.where((s1 != 0).any(), s1 + offset + noise, s1)}
-    gain = draw_gain(count, random, GUESS_COMMON, GUESS_BAND) if guess else draw_gain(count, random)
-    for name in ("estimate", "proposal") if guess else ("estimate", "proposal", "truth"):
-        varied[name] = optical.to_z(optical.from_z(crops[name]) * gain)
-    return varied
+    # What each tile's error costs beside the root of what its estimate began with; a tile that is far off counts less
+    # and less, so that one flood of another day does not make up a step.
+    error = (image - batch.truth) / 1000.0
+    with torch.no_grad():
+        began = ((batch.estimate - batch.truth) / 1000.0).square().mean((1, 2, 3)).clamp_min(LEAST_MSE)
+        weight = (began * began.mean()).rsqrt()
+    squared = error.square().mean((1, 2, 3)) * weight
+    balanced = _by_logarithm(squared).mean() + 0.3 * (error.abs().mean((1, 2, 3)) * weight.sqrt()).mean()
+
+    # Harm counts more than gain: locally, and of a tile relative to what its estimate began with.
+    after, before = ((each - batch.truth).square().mean(1, keepdim=True) for each in (image, batch.estimate))
+    with torch.no_grad():
+        began = before.mean((1, 2, 3))
+        weight = (began.clamp_min(100.0) * began.mean().clamp_min(100.0)).rsqrt()
+    pad = HARM_PX // 2
+    local = F.avg_pool2d(after - before, HARM_PX, stride=2, padding=pad, count_include_pad=False).relu()
+    harmed = _by_logarithm(local.mean((1, 2, 3)) * weight).mean()
+    ratio = after.mean((1, 2, 3)) / (began + DN_FLOOR**2)
+    start = began / (began + DN_FLOOR**2)
+    worse = (ratio - start).relu()
+    ratios = _by_logarithm(ratio + 2.0 * worse).mean()
+
+    apart = ((image.detach() - batch.truth) / predicted).square().clamp_max(UNLIKELY)
+    unlikely = ((0.5 * apart + (predicted / corrector.optical_std).log()) * unknown).mean()
+    return balanced + harm * harmed + relative * ratios + ERROR_WEIGHT * unlikely
 
 
-def _write(config: HeadConfig, model: Stage3GroundingModel, step: int) -> Path:
-    """Write the head with the run's settings in its header; returns the folder."""
-    unsaid = ("data", "out", "checkpoint", "start")
-    settings = {key: value for key, value in asdict(config).items() if key not in unsaid}
-    header = {"variant": config.variant, "head_config": json.dumps(settings)}
-    if config.start not in (None, FRESH):
-        step += int(read_metadata(config.start).get("head_steps", 0))
-        header["head_start"] = sha256_file(config.start)
-    folder = Path(config.out) / "weights"
-    header["head_steps"] = str(step)
-    write_state(folder / CORRECTOR_FILE, model.corrector.state_dict(), header, half=True, overwrite=True)
-    return folder
+def _by_logarithm(cost: Tensor) -> Tensor:
+    """Costs that count by their logarithm from ``ROBUST`` on."""
+    return torch.where(cost > ROBUST, ROBUST * (1.0 + (cost / ROBUST).clamp_min(1.0).log()), cost)

@@ -10,21 +10,20 @@ import pytest
 import torch
 
 from axs_lib.adapters import load_adapter
-from axs_lib.bands import OPTICAL_MEAN, OPTICAL_STD
-from axs_lib.data.pairs import list_pairs
-from axs_lib.errors import InputError
+from axs_lib.grounding.corrector import Correction, GroundingCorrector, GroundingTiles
+from axs_lib.grounding.head import GroundingHead
 from axs_lib.grounding.load import CORRECTOR_FILE
 from axs_lib.stage3_tm_ground import build_stage3_model
-from axs_lib.terramind.adapters import OpticalAdapter
 from axs_lib.terramind.weights import read_metadata, read_state, sha256_file
-from axs_lib.train.examples import make_examples
 from axs_lib.train.head import (
-    LAYERS,
+    ExampleSampler,
     HeadConfig,
-    HeadKind,
-    draw_examples,
+    load_tiles,
+    loss_of_batch,
+    own_proposals,
+    shifted,
+    tiles_of,
     train_head,
-    vary,
 )
 from axs_lib.train.trainer import LAST
 from tests.models import plausible_pair
@@ -37,22 +36,23 @@ def folder_of_pairs(folder: Path) -> str:
     return str(folder)
 
 
+def config_of(data: Path, out: Path, nano_weights: Path, **options: object) -> HeadConfig:
+    settings = {
+        "checkpoint": str(nano_weights),
+        "start": "fresh",
+        "qualities": ("ok", ""),
+        "steps": 4,
+        "warmup": 0,
+        "crop_sizes": (64,),
+        "batch_pixels": 2 * 64 * 64,
+        "check_every": 2,
+    }
+    data.mkdir(exist_ok=True)
+    return HeadConfig(data=folder_of_pairs(data), out=str(out), **(settings | options))  # type: ignore[arg-type]
+
+
 def test_only_the_head_is_trained_and_a_stopped_run_goes_on(nano_weights: Path, tmp_path: Path) -> None:
-    (tmp_path / "pairs").mkdir()
-    config = HeadConfig(
-        data=folder_of_pairs(tmp_path / "pairs"),
-        out=str(tmp_path / "a"),
-        checkpoint=str(nano_weights),
-        start="fresh",
-        qualities=("ok", ""),
-        draws={"degraded": 1, "gaps": 1},
-        kinds=("degraded", "gaps"),
-        steps=4,
-        warmup=0,
-        crop_sizes=(64,),
-        batch_pixels=64 * 64,
-        check_every=2,
-    )
+    config = config_of(tmp_path / "pairs", tmp_path / "a", nano_weights)
     folder = train_head(config, progress=False)
     straight = read_state(folder / CORRECTOR_FILE)
     assert straight["head.body.out.weight"].any()
@@ -61,7 +61,7 @@ def test_only_the_head_is_trained_and_a_stopped_run_goes_on(nano_weights: Path, 
         n for n in trained if n.endswith("qkv.weight")
     ]
 
-    # The same run, cut off after two of its four steps, goes on to the same weights.
+    # The same run, cut off after two of its four steps, goes on to its end.
     other = dataclasses.replace(config, out=str(tmp_path / "b"))
     train_head(dataclasses.replace(other, steps=2), progress=False)
     assert torch.load(tmp_path / "b" / LAST, weights_only=True)["global_step"] == 2
@@ -69,10 +69,6 @@ def test_only_the_head_is_trained_and_a_stopped_run_goes_on(nano_weights: Path, 
         weights = train_head(other, progress=False)
     assert torch.load(tmp_path / "b" / LAST, weights_only=True)["global_step"] == 4
     assert read_metadata(weights / CORRECTOR_FILE)["head_steps"] == "4"
-
-    # A pool that was drawn with other settings is not taken for this run's.
-    with pytest.raises(InputError, match="other settings"):
-        train_head(dataclasses.replace(other, use_sar=False), progress=False)
 
     # Another run may start from that head.
     further = dataclasses.replace(
@@ -90,103 +86,70 @@ def test_only_the_head_is_trained_and_a_stopped_run_goes_on(nano_weights: Path, 
 
 
 def test_a_run_starts_from_the_head_beside_the_weights(nano_weights: Path, tmp_path: Path) -> None:
-    (tmp_path / "pairs").mkdir()
-    config = HeadConfig(
-        data=folder_of_pairs(tmp_path / "pairs"),
-        out=str(tmp_path / "a"),
-        checkpoint=str(nano_weights),
-        qualities=("ok", ""),
-        draws={"degraded": 1},
-        kinds=("degraded",),
-        steps=1,
-        learning_rate=0.0,
-        crop_sizes=(64,),
-        batch_pixels=64 * 64,
+    config = config_of(
+        tmp_path / "pairs", tmp_path / "a", nano_weights, start=None, steps=1, learning_rate=0.0
     )
     head = read_state(train_head(config, progress=False) / CORRECTOR_FILE)
     before = read_state(nano_weights.with_name(CORRECTOR_FILE))
     assert all(torch.equal(head[name], value) for name, value in before.items())
 
 
-def test_examples_say_what_is_known() -> None:
-    s1, truth = plausible_pair(4, 64, 64)
-    random = torch.Generator().manual_seed(0)
-    gaps = make_examples("gaps", s1, truth, random)
-    clear = (gaps.trust == 1).expand_as(truth)
-    assert set(gaps.trust.unique().tolist()) == {0.0, 1.0}
-    assert torch.equal(gaps.estimate[clear], truth[clear]) and torch.isfinite(gaps.estimate).all()
-    assert (gaps.estimate[~clear] - truth[~clear]).abs().max() > 1.0
-    flood = make_examples("flood", s1, truth, random)
-    water = (flood.truth != truth).any(1, keepdim=True)
-    assert water.any() and not water.all()
-    assert (flood.s1 != s1).any() and (flood.trust == 0.5).all()
-    assert flood.truth[:, 3:][water].mean() < truth[:, 3:][water].mean()
-    degraded = make_examples("degraded", s1, truth, random)
-    assert torch.equal(degraded.truth, truth) and torch.equal(degraded.s1, s1)
-    light = make_examples("light", s1, truth, random)
-    assert torch.equal(light.truth, truth) and (light.trust == 0.5).all()
-    error = ((light.estimate - truth).square().mean(), (degraded.estimate - truth).square().mean())
-    assert 0 < error[0] < error[1]
-
-
-def crops(side: int = 32) -> dict[str, torch.Tensor]:
-    random = torch.Generator().manual_seed(1)
-    return {name: torch.randn(3, channels, side, side, generator=random) for name, channels in LAYERS.items()}
-
-
-def test_every_crop_has_a_sar_and_a_brightness_of_its_own() -> None:
-    before = crops()
-    optical = OpticalAdapter(OPTICAL_MEAN, OPTICAL_STD)
-    after = vary(before, optical, torch.Generator().manual_seed(0), guess=False)
-    for name in ("trust", "sar_inconsistency"):
-        assert torch.equal(after[name], before[name])
-    shift = (after["s1"] - before["s1"]).mean((2, 3))
-    assert shift.unique().numel() == 6 and 0.01 < float(shift.abs().mean()) < 0.5
-    # Estimate, proposal and truth become brighter by one factor: nothing is to be corrected that was not before.
-    gains = {
-        name: optical.from_z(after[name]) / optical.from_z(before[name])
-        for name in ("estimate", "truth", "proposal")
-    }
-    for gain in gains.values():
-        torch.testing.assert_close(gain, gains["truth"][:, :, :1, :1].expand_as(gain), rtol=1e-3, atol=1e-3)
-    assert float((gains["truth"] - 1).abs().max()) > 0.01
-
-
-def test_a_guess_is_brighter_or_darker_than_the_truth() -> None:
-    before = crops()
-    optical = OpticalAdapter(OPTICAL_MEAN, OPTICAL_STD)
-    after = vary(before, optical, torch.Generator().manual_seed(0), guess=True)
-    assert torch.equal(after["truth"], before["truth"])
-    assert not torch.equal(after["estimate"], before["estimate"])
-
-
-def test_no_sar_stays_no_sar() -> None:
-    before = crops() | {"s1": torch.zeros(3, 2, 32, 32)}
-    optical = OpticalAdapter(OPTICAL_MEAN, OPTICAL_STD)
-    assert not vary(before, optical, torch.Generator().manual_seed(0), guess=False)["s1"].any()
-
-
-def test_examples_beside_another_tiles_sar_and_without_any(nano_weights: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def sampler(nano_weights: Path, tmp_path: Path) -> ExampleSampler:
+    config = config_of(tmp_path / "pairs", tmp_path / "out", nano_weights, batch_pixels=32 * 64 * 64)
     model = build_stage3_model(variant="nano", checkpoint=str(nano_weights))
-    record = next(iter(list_pairs(folder_of_pairs(tmp_path), quality="all")))
-    donor = torch.full((2, 64, 64), -3.0)
+    return ExampleSampler(config, load_tiles(config, model.terramind_generator, tmp_path / "stage2.pt"))
 
-    def drawn(kind: HeadKind) -> dict[str, torch.Tensor]:
-        random = torch.Generator().manual_seed(0)
-        example = draw_examples(model, record, kind, 1, random, donors=[donor])[0]
-        return dict(zip(LAYERS, example.split(list(LAYERS.values())), strict=True))
 
-    plain, swapped, blind = drawn("degraded"), drawn("swapped"), drawn("blind")
-    for other in (swapped, blind):  # one truth, one damage
-        assert torch.equal(other["truth"], plain["truth"]) and torch.equal(
-            other["estimate"], plain["estimate"]
-        )
-        assert not torch.equal(other["proposal"], plain["proposal"])
-    assert float(swapped["s1"].std((1, 2)).max()) < 1e-5  # the donor is flat
-    assert float(swapped["s1"].mean()) > float(plain["s1"].mean())
-    assert not blind["s1"].any() and not blind["sar_inconsistency"].any()
+def test_a_batch_is_a_function_of_its_step_and_holds_what_it_says(sampler: ExampleSampler) -> None:
+    batch, again = (sampler.batch(torch.Generator().manual_seed(7)) for _ in range(2))
+    for name, value in vars(batch).items():
+        assert torch.equal(value, vars(again)[name]), name
+    other = sampler.batch(torch.Generator().manual_seed(8))
+    assert not torch.equal(batch.estimate, other.estimate)
+    for image in (batch.s1, batch.estimate, batch.proposal, batch.truth):
+        assert torch.isfinite(image).all()
+    assert batch.estimate.min() >= 1 and batch.truth.min() >= 1
+    assert {0.0, 0.25, 0.5, 1.0} >= set(batch.trust.unique().tolist())
+    assert batch.own.any() and not batch.own.all()
+    clear = (batch.trust == 1).expand_as(batch.truth)
+    assert clear.any() and torch.equal(batch.estimate[clear], batch.truth[clear])
 
-    # The control without SAR meets nobody's.
-    random = torch.Generator().manual_seed(0)
-    control = draw_examples(model, record, "swapped", 1, random, donors=[donor], use_sar=False)[0]
-    assert float(control[:2].abs().max()) < 1e-5
+
+def test_the_generator_draws_the_own_proposals_alone(sampler: ExampleSampler, nano_weights: Path) -> None:
+    generator = build_stage3_model(variant="nano", checkpoint=str(nano_weights)).terramind_generator
+    batch = sampler.batch(torch.Generator().manual_seed(7))
+    proposal = own_proposals(batch, generator)
+    assert torch.equal(proposal[~batch.own], batch.proposal[~batch.own])
+    assert (proposal[batch.own] != batch.proposal[batch.own]).any()
+
+
+def test_without_sar_nothing_is_inconsistent(sampler: ExampleSampler) -> None:
+    batch = sampler.batch(torch.Generator().manual_seed(7))
+    batch.blind = torch.ones_like(batch.blind)
+    corrector = GroundingCorrector(GroundingHead())
+    tiles = tiles_of(corrector, batch)
+    assert torch.equal(tiles.s1, corrector.s1_mean.expand_as(tiles.s1)) and not tiles.sar_inconsistency.any()
+
+
+def test_harm_costs_more_than_the_same_gain_brings(sampler: ExampleSampler) -> None:
+    batch = sampler.batch(torch.Generator().manual_seed(7))
+    corrector = GroundingCorrector(GroundingHead())
+
+    def loss(towards: float) -> float:
+        change = towards * (batch.truth - batch.estimate)
+
+        class Fixed(GroundingCorrector):
+            def forward(self, tiles: GroundingTiles, proposal: torch.Tensor, **_: object) -> Correction:
+                one = torch.ones_like(batch.truth)
+                return Correction(change, change, one[:, :1], one[:, :1], 100 * one)
+
+        return float(loss_of_batch(Fixed(corrector.head), batch, harm=1.0, relative=0.1))
+
+    nothing = loss(0.0)
+    assert loss(0.2) < nothing < loss(-0.2)
+    assert loss(-0.2) - nothing > nothing - loss(0.2)
+
+
+def test_a_named_shift_is_found() -> None:
+    assert shifted("shift 3,0 c=0.35") and not shifted("shift 1,2 c=0.35") and not shifted("")

@@ -41,8 +41,8 @@ class DataConfig:
         crop_sizes: sides of the random crops in pixels, one drawn for each batch.
         batch_size: crops in a batch, on each device.
         workers: processes that read; the batches are the same for any number.
-        s1_unit: ``dB`` or ``power``, unit of the SAR in scenes.
-        boa_offset: DN on top of reflectance x 10000 in scenes; 1000 for Sentinel-2 files of 2022 and later.
+        s1_unit: unit of the SAR in scenes; ``auto`` goes by names and values.
+        boa_offset: BOA offset in the DN of scenes; ``auto`` goes by the product's metadata.
     """
 
     folder: str
@@ -56,8 +56,8 @@ class DataConfig:
     crop_sizes: tuple[int, ...] = (64, 96, 128)
     batch_size: int = 8
     workers: int = 0
-    s1_unit: Literal["dB", "power"] = "dB"
-    boa_offset: float = 0.0
+    s1_unit: Literal["auto", "db", "power", "amplitude"] = "auto"
+    boa_offset: Literal["auto", "0", "1000"] = "auto"
 
 
 @dataclass(frozen=True)
@@ -140,6 +140,7 @@ def without_groups(config: DataConfig, groups: Sequence[str]) -> DataConfig:
 
 
 def _list(config: DataConfig) -> Listing:
+    from axs_lib.io.pixels import Reading
     from axs_lib.train.readers.bigearthnet import list_bigearthnet_v1, list_bigearthnet_v2
     from axs_lib.train.readers.npz import list_npz
     from axs_lib.train.readers.scenes import list_scenes
@@ -150,7 +151,9 @@ def _list(config: DataConfig) -> Listing:
     if config.format == "bigearthnet_v2":
         return list_bigearthnet_v2(folder)
     if config.format == "scenes":
-        return list_scenes(folder, config.s1_unit, config.boa_offset)
+        return list_scenes(
+            folder, Reading(s1_unit=config.s1_unit, boa_offset=config.boa_offset, addresses=False)
+        )
     return list_npz(folder)
 
 
