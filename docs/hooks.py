@@ -1,7 +1,7 @@
 """MkDocs hook: ``{{ axs_lib.module.name }}`` on a line of its own becomes that docstring, its tables as they are.
 
-In: the Markdown of a page. Out: the same with the docstrings of modules, functions and methods as text blocks. The source is
-parsed, not imported, so the site builds without torch.
+In: the Markdown of a page. Out: the same with the docstrings of modules, functions and methods as text blocks. The
+source is parsed, not imported, so the site builds without torch.
 """
 
 from __future__ import annotations

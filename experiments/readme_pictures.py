@@ -1,6 +1,7 @@
 """Draw the README's pictures from what ``axs demo`` wrote: one tile filled, and one estimate corrected.
 
-In: the demo's folder. Out: ``gap.png`` and ``estimate.png``, each a row of SAR, opt_v2, opt_v3 and truth in true colour.
+In: the demo's folder. Out: ``gap.png`` and ``estimate.png``, each a row of SAR, opt_v2, opt_v3 and truth in true
+colour.
 
 Usage: python experiments/readme_pictures.py demo_output --out docs/images
 """
@@ -30,7 +31,8 @@ def main() -> None:
         stretch = stretch_of(tile["s2_real"].astype(float), TRUE_COLOUR)
         views = [sar_colour(np.stack([tile["s1_vv"], tile["s1_vh"]]).astype(float))]
         views += [
-            optical_colour(tile[name].astype(float), TRUE_COLOUR, stretch) for name in ("opt_v2", "opt_v3", "s2_real")
+            optical_colour(tile[name].astype(float), TRUE_COLOUR, stretch)
+            for name in ("opt_v2", "opt_v3", "s2_real")
         ]
         row = Image.new("RGB", (len(views) * (SIDE + GAP) - GAP, SIDE), "white")
         for index, view in enumerate(views):

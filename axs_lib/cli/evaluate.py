@@ -1,7 +1,8 @@
 """``axs evaluate``: measure a Stage 3 model, or the whole pipeline, on a folder of real pairs.
 
-In goes a folder of NPZ pairs; out come a table of opt_v2 beside opt_v3 (and opt_v1, of the pipeline), the controls, the
-flood, kinds of estimates and gaps that were asked for and, with ``--json``, everything for a script (``docs/evaluate_keys.md``).
+In goes a folder of NPZ pairs; out come a table of opt_v2 beside opt_v3 (and opt_v1, of the pipeline), the controls,
+the flood, kinds of estimates and gaps that were asked for and, with ``--json``, everything for a script
+(``docs/evaluate_keys.md``).
 """
 
 from __future__ import annotations
@@ -129,8 +130,8 @@ def evaluate(
 ) -> None:
     """Measure opt_v3 beside opt_v2 on real pairs: per tile, in the mean and in the median.
 
-    Where a pair carries no opt_v2 of its own, Stage 2 is simulated from the truth and the report says so. The pipeline
-    makes its own opt_v1 and opt_v2, from the SAR and what the folder's index knows of day and place.
+    Where a pair carries no opt_v2 of its own, Stage 2 is simulated from the truth and the report says so. The
+    pipeline makes its own opt_v1 and opt_v2, from the SAR and what the folder's index knows of day and place.
     """
     import json
 
