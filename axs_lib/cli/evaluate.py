@@ -130,8 +130,8 @@ def evaluate(
 ) -> None:
     """Measure opt_v3 beside opt_v2 on real pairs: per tile, in the mean and in the median.
 
-    Where a pair carries no opt_v2 of its own, Stage 2 is simulated from the truth and the report says so. The
-    pipeline makes its own opt_v1 and opt_v2, from the SAR and what the folder's index knows of day and place.
+    Where a pair carries no opt_v2 of its own, Stage 2 is simulated from the truth and the report says so. The pipeline
+    makes its own opt_v1 and opt_v2, from the SAR and what the folder's index knows of day and place.
     """
     import json
 

@@ -35,7 +35,7 @@ def fetch(
     """Fetch the clearest Sentinel-2 day of a place and the Sentinel-1 pass nearest to it."""
     from axs_lib.scenes.search import find_pair, load_pair, save_pair
 
-    place = options.parse_edges(bounds, crs)
+    place = options.parse_edges(bounds or "", crs)
     pair = find_pair(
         catalog, place, dates, sar_collection=sar_collection, optical_collection=optical_collection
     )
