@@ -132,7 +132,10 @@ VariantOption = Annotated[
 CheckpointOption = Annotated[Path | None, _path("TerraMind weights from this file or folder.")]
 AdapterOption = Annotated[
     Path | None,
-    _path("LoRA adapter and grounding head for Stage 3, from this folder of `axs train stage3` or `head`.", "DIR"),
+    _path(
+        "LoRA adapter and grounding head for Stage 3, from this folder of `axs train stage3` or `head`.",
+        "DIR",
+    ),
 ]
 Stage1CheckpointOption = Annotated[
     Path | None, _path("Stage 1 weights, where they are not those of Stage 3.")
