@@ -88,7 +88,7 @@ def test_the_quick_start_runs_as_it_stands(
     (code,) = re.findall(r"```python\n(.*?)```", start, re.S)
     exec(code, {})
 
-    with rasterio.open("filled.tif") as file, rasterio.open("filled_by_python.tif") as other:
+    with rasterio.open("filled.tif") as file, rasterio.open("filled_py.tif") as other:
         filled = file.read()
         assert np.array_equal(filled, other.read())
     far = np.hypot(*(np.mgrid[:120, :120] - CENTRE)) > RADIUS + 9  # further than the buffer reaches
