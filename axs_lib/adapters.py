@@ -222,7 +222,7 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike[str], *, trainable:
             ``FIELDS``, or the adapter is of another base model, layout or rank. The model is then as it was.
     """
     pipeline: Any = model
-    stage3: Any = getattr(model, "stage3", None)
+    stage3 = getattr(pipeline, "stage3", None)
     if stage3 is not None:  # a pipeline, whose Stage 1 stays as it is
         shared = stage3.terramind_generator
         if shared is pipeline.stage1.terramind_generator:

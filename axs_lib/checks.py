@@ -354,7 +354,7 @@ def _sar_range(s1: Tensor) -> str | None:
     if low >= 0 and high > 0:
         return (
             "s1 has no negative value, so it looks like linear power (or DN), not dB; convert with"
-            f" s1_db = 10 * torch.log10(s1.clamp_min(1e-6)) [seen {low:.4g} to {high:.4g}]"
+            f" s1_db = torch.where(s1 > 0, 10 * torch.log10(s1), torch.nan) [seen {low:.4g} to {high:.4g}]"
         )
     if not -45.0 <= mean <= -2.0:
         return (

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 SOME_FAILED = 1
 SHOWN_FAILURES = 10
-DEFAULT_VARIANT = "terramind_v1_base"
 
 
 class Engine(StrEnum):
@@ -128,6 +127,7 @@ def batch(
     from axs_lib.batch.work import Job
     from axs_lib.errors import InputError
     from axs_lib.io.raster import parse_bands
+    from axs_lib.terramind.weights import DEFAULT_VARIANT
 
     # 1. What can be refused without reading anything.
     pipeline = stage is BatchStage.pipeline

@@ -46,7 +46,7 @@ Figures = dict[str, dict[str, float]]  # by name of the image
 
 
 @dataclass(frozen=True)
-class Sample:
+class DemoTile:
     """A packaged tile.
 
     Attributes:
@@ -161,7 +161,7 @@ def check_folder(out: Path, overwrite: bool) -> None:
 # -- the parts ----------------------------------------------------------------------------------------------------
 
 
-def fill_gap(sample: Sample, pipeline: Pipeline, settings: Mapping[str, Any]) -> Shown:
+def fill_gap(sample: DemoTile, pipeline: Pipeline, settings: Mapping[str, Any]) -> Shown:
     """The real image with a simulated cloud, filled by Stage 3; figures are inside the gap."""
     import torch
 
@@ -186,7 +186,7 @@ def fill_gap(sample: Sample, pipeline: Pipeline, settings: Mapping[str, Any]) ->
     return _shown(pipeline.stage3, settings, tags, figures, opt_v2=clouded, trust=trust, output=output)
 
 
-def ground_estimate(sample: Sample, pipeline: Pipeline, settings: Mapping[str, Any]) -> Shown:
+def ground_estimate(sample: DemoTile, pipeline: Pipeline, settings: Mapping[str, Any]) -> Shown:
     """A Stage 2 estimate, simulated from the truth, grounded by Stage 3."""
     from axs_lib.data.degrade import degrade
     from axs_lib.metrics import compute_metrics
@@ -199,7 +199,7 @@ def ground_estimate(sample: Sample, pipeline: Pipeline, settings: Mapping[str, A
     return _shown(pipeline.stage3, settings, tags, figures, opt_v2=opt_v2, output=output)
 
 
-def draw_from_sar(sample: Sample, pipeline: Pipeline, settings: Mapping[str, Any]) -> Shown:
+def draw_from_sar(sample: DemoTile, pipeline: Pipeline, settings: Mapping[str, Any]) -> Shown:
     """The three stages, from the SAR and what is known of day and place."""
     from axs_lib.metrics import compute_metrics
 
@@ -212,7 +212,7 @@ def draw_from_sar(sample: Sample, pipeline: Pipeline, settings: Mapping[str, Any
     return _shown(pipeline, settings, tags, figures, **images)
 
 
-PARTS: dict[str, tuple[str, str, Callable[[Sample, Pipeline, Mapping[str, Any]], Shown]]] = {
+PARTS: dict[str, tuple[str, str, Callable[[DemoTile, Pipeline, Mapping[str, Any]], Shown]]] = {
     "gap": (
         "1. A cloud gap filled: figures inside the gap",
         "The image is real and its cloud simulated; clear pixels come back bit for bit.",
@@ -252,17 +252,17 @@ def _shown(
 # -- reading and writing ------------------------------------------------------------------------------------------
 
 
-def _load(name: str) -> Sample:
+def _load(name: str) -> DemoTile:
     import torch
 
     from axs_lib.data.samples import load_sample, sample_metadata
 
     sar, optical = load_sample(name)
     s1, truth = torch.from_numpy(sar.batch), torch.from_numpy(optical.batch)
-    return Sample(name, sar, optical, s1, truth, sample_metadata(name))
+    return DemoTile(name, sar, optical, s1, truth, sample_metadata(name))
 
 
-def _write(folder: Path, sample: Sample, shown: Shown) -> None:
+def _write(folder: Path, sample: DemoTile, shown: Shown) -> None:
     """GeoTIFFs of the optical images and an NPZ of everything; files of an earlier run are replaced."""
     from axs_lib.io.results import grid_like, optical_layer, write_arrays, write_layer
 

@@ -20,7 +20,7 @@ from axs_lib.data.samples import load_sample, sample_paths
 from axs_lib.errors import OutputError, WeightsError
 from axs_lib.pipeline import PipelineOutput
 from axs_lib.scenes.api import ground_scene
-from axs_lib.stage3_tm_ground import DEFAULT_VARIANT
+from axs_lib.terramind.weights import DEFAULT_VARIANT
 from tests.scenes.conftest import BoxGrounder
 
 NAME = "ireland_fields"

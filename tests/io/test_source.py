@@ -134,4 +134,4 @@ def test_what_is_no_scene(tmp_path: Path, scene: SceneFiles) -> None:
     ]
     refused("differ", [*big, small])
     refused("has 4 bands; expected one band", [scene.opt_v2, small])
-    refused("as another file does", [small, small])
+    refused("both hold B03", [small, small])

@@ -14,7 +14,7 @@ from typing import Literal
 
 from axs_lib.data.pairs import split_groups
 from axs_lib.errors import InputError
-from axs_lib.train.readers.sample import Listing, Sample
+from axs_lib.train.readers.sample import Listing, TrainingSample
 
 SHOWN = 10  # bad files named in a message
 CHECKED = 8  # samples whose units are looked at before a run
@@ -64,12 +64,12 @@ class DataConfig:
 class Split:
     """Samples by use; no group is in two of them unless the data set's own split has it so."""
 
-    train: list[Sample]
-    validation: list[Sample]
-    test: list[Sample]
+    train: list[TrainingSample]
+    validation: list[TrainingSample]
+    test: list[TrainingSample]
 
 
-def list_samples(config: DataConfig) -> list[Sample]:
+def list_samples(config: DataConfig) -> list[TrainingSample]:
     """Every usable pair of the folder, sorted by name.
 
     Raises:
@@ -98,7 +98,7 @@ def list_samples(config: DataConfig) -> list[Sample]:
     return sorted(samples, key=lambda sample: sample.name)
 
 
-def split_samples(samples: Sequence[Sample], config: DataConfig, seed: int = 0) -> Split:
+def split_samples(samples: Sequence[TrainingSample], config: DataConfig, seed: int = 0) -> Split:
     """Divide samples into training, validation and test.
 
     Groups that the configuration names come first, then the split of the data set's metadata; without either,
@@ -108,7 +108,7 @@ def split_samples(samples: Sequence[Sample], config: DataConfig, seed: int = 0) 
         InputError: a group that is not there or on both sides, or nothing left to train on.
     """
     _check_groups(samples, config)
-    use: dict[str, list[Sample]] = {"train": [], "validation": [], "test": []}
+    use: dict[str, list[TrainingSample]] = {"train": [], "validation": [], "test": []}
     for sample in samples:
         if sample.group in config.test_groups:
             use["test"].append(sample)
@@ -157,7 +157,7 @@ def _list(config: DataConfig) -> Listing:
     return list_npz(folder)
 
 
-def _check_groups(samples: Sequence[Sample], config: DataConfig) -> None:
+def _check_groups(samples: Sequence[TrainingSample], config: DataConfig) -> None:
     known = {sample.group for sample in samples}
     unknown = [g for g in (*config.test_groups, *config.validation_groups) if g not in known]
     if unknown:
@@ -172,7 +172,7 @@ def _check_groups(samples: Sequence[Sample], config: DataConfig) -> None:
         )
 
 
-def _check_units(samples: Sequence[Sample]) -> None:
+def _check_units(samples: Sequence[TrainingSample]) -> None:
     """Look at a few samples, so that linear power or reflectance in 0-1 is an error before the run, not a bad model."""
     import torch
 

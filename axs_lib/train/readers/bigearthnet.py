@@ -23,7 +23,7 @@ from axs_lib.bands import OPTICAL_BANDS, SAR_BANDS, VALID_DN
 from axs_lib.errors import InputError
 from axs_lib.io.pixels import Reading
 from axs_lib.io.products import open_source
-from axs_lib.train.readers.sample import Crop, Listing, Sample, Window
+from axs_lib.train.readers.sample import Crop, Listing, TrainingSample, Window
 
 SIDE = 120  # pixels of a patch
 SPLITS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
@@ -34,7 +34,7 @@ READING = Reading(
 
 
 @dataclass(frozen=True, kw_only=True)
-class PatchSample(Sample):
+class PatchSample(TrainingSample):
     """One BigEarthNet pair: two folders with one file a band."""
 
     s1: Path

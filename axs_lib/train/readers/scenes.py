@@ -24,13 +24,13 @@ from axs_lib.io.pixels import Reading
 from axs_lib.io.products import Source, open_source
 from axs_lib.io.warp import to_grid
 from axs_lib.tilegrid import Tile
-from axs_lib.train.readers.sample import Array, Crop, Listing, Sample, Window
+from axs_lib.train.readers.sample import Array, Crop, Listing, TrainingSample, Window
 
 Box = tuple[float, float, float, float]  # west, south, east, north
 
 
 @dataclass(frozen=True, kw_only=True)
-class SceneSample(Sample):
+class SceneSample(TrainingSample):
     """One pair of scenes.
 
     Attributes:
@@ -149,7 +149,7 @@ def _check_scene(s1: Path, s2: Path, reading: Reading) -> tuple[int, int, Box]:
     return *optical.grid.size, boxes[1]
 
 
-def _grouped(samples: list[Sample], footprints: list[Box]) -> list[Sample]:
+def _grouped(samples: list[TrainingSample], footprints: list[Box]) -> list[TrainingSample]:
     """The scenes with one group for each set of scenes that hang together by overlapping footprints."""
     groups = [sample.group for sample in samples]
     for i, j in itertools.combinations(range(len(samples)), 2):
