@@ -249,7 +249,7 @@ def show(rows: dict[str, dict[str, float]], title: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("heads", nargs="+", type=Path)
+    parser.add_argument("heads", nargs="*", type=Path)
     parser.add_argument("--data", default="/work/shared/data")
     parser.add_argument("--cases", type=Path, required=True)
     parser.add_argument("--part", choices=("validation", "test"), default="validation")

@@ -70,7 +70,7 @@ LIGHT_CHANCE = 0.3  # of an estimate to be of light strength
 HARM_PX = 5  # px over which squared errors before and after are averaged before they are compared
 LEAST_MSE = 1e-4  # (10 DN / 1000) squared
 ROBUST = 2.0  # weighed squared error of a tile from which on it counts by its logarithm
-DN_FLOOR = 4.0  # DN: a tile whose estimate is nearer to the truth counts as if it were so far
+DN_FLOOR = 6.0  # DN: a tile whose estimate is nearer to the truth counts as if it were so far
 MODES = ("estimate", "gaps", "stage2", "flood")
 
 
@@ -126,8 +126,8 @@ class HeadConfig:
     proposals: tuple[float, ...] = (0.38, 0.42, 0.14, 0.06)
     swapped: float = 0.07
     blind: float = 0.09
-    harm: float = 1.0
-    relative: float = 0.1
+    harm: float = 0.3
+    relative: float = 0.03
     steps: int = 10000
     learning_rate: float = 1.5e-3
     weight_decay: float = 0.02
@@ -573,7 +573,7 @@ def loss_of_batch(
     ratio = after.mean((1, 2, 3)) / (began + DN_FLOOR**2)
     start = began / (began + DN_FLOOR**2)
     worse = (ratio - start).relu()
-    ratios = _by_logarithm(ratio + 2.0 * worse).mean()
+    ratios = _by_logarithm(ratio + worse).mean()
 
     unknown = batch.trust < 1
     apart = ((image.detach() - batch.truth) / expected).square().clamp_max(UNLIKELY)
