@@ -5,13 +5,13 @@ Importing this gives ``apply_lora_to_linear``, which serves every stage.
 
 from __future__ import annotations
 
-from axs_lib.train.lora import apply_lora_to_linear
+from axs_lib.adapters import apply_lora_to_linear
 
 __all__ = ["apply_lora_to_linear"]
 
 if __name__ == "__main__":
     import sys
 
-    from axs_lib.cli.train import main
+    from axs_lib.cli.train import as_script
 
-    main(["stage1", *sys.argv[1:]], program="train_stage1.py")
+    as_script("stage1", sys.argv[1:])

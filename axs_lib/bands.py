@@ -6,7 +6,7 @@ still carried the +1000 offset of processing baseline 04.00, so its statistics a
 (``TERRAMIND_BOA_OFFSET``) and the adapter around its weights adds and removes it.
 
 Sources: TerraMind statistics are the pretraining values published with terratorch (``v1_pretraining_mean/std``);
-the spectral lift is fitted by ``tools/fit_spectral_lift.py``.
+the spectral lift is fitted by ``experiments/fit_spectral_lift.py``.
 """
 
 from __future__ import annotations
@@ -37,6 +37,10 @@ OPTICAL_BANDS: tuple[str, ...] = ("B02", "B03", "B04", "B08")
 S1_PRODUCTS: tuple[str, ...] = ("S1GRD", "S1RTC")
 
 DN_PER_REFLECTANCE = 10_000.0
+# Statistics of the four bands over land in DN, without offset, of the pairs this project was trained on: what nano, the
+# Stage 2 beside it and the grounding head are z-scored with.
+OPTICAL_MEAN: tuple[float, ...] = (470.0, 585.0, 555.0, 2135.0)
+OPTICAL_STD: tuple[float, ...] = (380.0, 370.0, 475.0, 1125.0)
 VALID_DN = (1.0, 65_535.0)  # 0 is nodata in every Sentinel-2 product, so a valid pixel never becomes 0
 
 # Order of the twelve channels of TerraMind's S2L2A modality.
@@ -55,7 +59,7 @@ TERRAMIND_S2_STD: tuple[float, ...] = (
 )  # fmt: skip
 
 # Fixed least-squares lift from the four bands to TerraMind's twelve, DN without offset (rows as TERRAMIND_S2_BANDS,
-# columns as OPTICAL_BANDS); fitted by tools/fit_spectral_lift.py on clear 12-band BigEarthNet patches.
+# columns as OPTICAL_BANDS); fitted by experiments/fit_spectral_lift.py on clear 12-band BigEarthNet patches.
 SPECTRAL_LIFT_MATRIX: tuple[tuple[float, float, float, float], ...] = (
     (0.82213, 0.11109, -0.07706, -0.01005),  # B01
     (1.0, 0.0, 0.0, 0.0),  # B02

@@ -7,6 +7,8 @@ product, and warn in the tensor API, where experiments are legitimate. NaN means
 
 from __future__ import annotations
 
+import math
+import operator
 import warnings
 from dataclasses import dataclass
 
@@ -17,8 +19,15 @@ from axs_lib.bands import OPTICAL_BANDS, SAR_BANDS
 from axs_lib.errors import InputError
 
 MIN_SIDE = 8
-ESTIMATE_TRUST = 0.5  # of an estimate: neither observed (1) nor unknown (0)
-GUESS_TRUST = 0.25  # of an estimate that was drawn from the SAR alone, whose colour nobody has seen
+
+
+class Trust:
+    """The values of a trust map: how a pixel of opt_v2 came to be."""
+
+    UNKNOWN = 0.0  # nothing is known: the value is not looked at
+    SAR_ONLY = 0.25  # estimated from the SAR alone: its colour was never observed
+    ESTIMATE = 0.5  # an estimate of any other kind
+    OBSERVED = 1.0  # observed: it comes back bit for bit
 
 
 class RangeWarning(UserWarning):
@@ -32,7 +41,7 @@ class CheckedPair:
     Attributes:
         s1: (B, 2, H, W) float32, NaN = nodata.
         opt_v2: (B, 4, H, W) float32 or float64, NaN = nodata.
-        trust: (B, 1, H, W) float32 in [0, 1]; ``ESTIMATE_TRUST`` everywhere where none was given.
+        trust: (B, 1, H, W) float32 in [0, 1]; ``Trust.ESTIMATE`` everywhere where none was given.
         unbatched: whether the caller passed single tiles.
     """
 
@@ -191,6 +200,36 @@ def check_device(image: Tensor, device: torch.device) -> None:
         )
 
 
+def check_count(name: str, value: object, low: int = 1) -> int:
+    """A whole number from ``low`` on, as a Python integer.
+
+    Raises:
+        InputError: it is no integer (a string, a fraction, a truth value), or below ``low``.
+    """
+    try:
+        number = None if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]
+    except (TypeError, RuntimeError):
+        number = None
+    if number is None or number < low:
+        raise InputError(f"{name} is {value!r}; expected an integer of at least {low}")
+    return number
+
+
+def check_number(name: str, value: object, low: float, high: float, expected: str) -> float:
+    """A number from ``low`` to ``high``, as a Python float; ``expected`` says in words what it should be.
+
+    Raises:
+        InputError: it is no number, or outside.
+    """
+    try:
+        number = math.nan if isinstance(value, (str, bytes, bool)) else float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, RuntimeError):
+        number = math.nan
+    if not low <= number <= high:
+        raise InputError(f"{name} is {value!r}; expected {expected}")
+    return number
+
+
 def _check_pixels(image: Tensor, name: str = "s1") -> None:
     if image.numel() == 0:
         raise InputError(f"{name} has shape {tuple(image.shape)}: it is empty; pass at least one tile")
@@ -218,15 +257,38 @@ def _report(messages: list[str | None], source: str) -> None:
             warnings.warn(message.partition(" [")[0], RangeWarning, stacklevel=5)
 
 
-def _as_image(name: str, image: Tensor, channels: int, bands: tuple[str, ...]) -> Tensor:
-    if not isinstance(image, Tensor):
+def check_tensor(name: str, value: object, example: str = "array") -> Tensor:
+    """A dense tensor of real numbers.
+
+    Raises:
+        InputError: it is no tensor, a sparse, quantized or complex one, or one without values (the meta device).
+    """
+    if not isinstance(value, Tensor):
         raise InputError(
-            f"{name} is a {type(image).__name__}; expected a torch.Tensor, e.g. torch.from_numpy(array) for NumPy data"
+            f"{name} is a {type(value).__name__}; expected a torch.Tensor, e.g. torch.from_numpy({example}) for NumPy"
+            " data"
         )
-    if image.is_complex() or image.dtype == torch.bool:
+    if value.is_meta or value.layout is not torch.strided or value.is_quantized:
+        kind = "on the meta device, without values" if value.is_meta else f"of layout {value.layout}"
         raise InputError(
-            f"{name} has dtype {image.dtype}; expected real numbers (for complex SAR: 20*log10(abs(x)))"
+            f"{name} is a tensor {kind}; expected a dense tensor with values, e.g. by .to_dense()"
         )
+    if value.is_complex():
+        raise InputError(
+            f"{name} has dtype {value.dtype}; expected real numbers (for complex SAR: 20*log10(abs(x)))"
+        )
+    return value
+
+
+def _as_image(name: str, image: object, channels: int, bands: tuple[str, ...]) -> Tensor:
+    image = check_tensor(name, image)
+    if torch.get_default_dtype() != torch.float32:
+        raise InputError(
+            f"torch's default dtype is {torch.get_default_dtype()}; expected torch.float32: call"
+            " torch.set_default_dtype(torch.float32) before a model is built"
+        )
+    if image.dtype == torch.bool:
+        raise InputError(f"{name} has dtype {image.dtype}; expected real numbers")
     if image.ndim not in (3, 4) or image.shape[-3] != channels:
         raise InputError(
             f"{name} has shape {tuple(image.shape)}; expected (B, {channels}, H, W) or ({channels}, H, W) with bands"
@@ -238,11 +300,8 @@ def _as_image(name: str, image: Tensor, channels: int, bands: tuple[str, ...]) -
 def _as_trust(trust: Tensor | None, s1: Tensor) -> Tensor:
     batch, _, height, width = s1.shape
     if trust is None:
-        return torch.full((batch, 1, height, width), ESTIMATE_TRUST, device=s1.device)
-    if not isinstance(trust, Tensor):
-        raise InputError(
-            f"trust is a {type(trust).__name__}; expected a torch.Tensor, e.g. torch.from_numpy(mask)"
-        )
+        return torch.full((batch, 1, height, width), Trust.ESTIMATE, device=s1.device)
+    trust = check_tensor("trust", trust, "mask")
     value = trust.to(device=s1.device, dtype=torch.float32)
     if value.ndim == 2:
         value = value[None]

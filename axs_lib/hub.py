@@ -21,11 +21,11 @@ from axs_lib.errors import InputError, WeightsError
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor, nn
+    from torch import Tensor
 
-    from axs_lib.grounding.calibration import Calibration
-    from axs_lib.grounding.head import GroundingHead
+    from axs_lib.grounding.corrector import GroundingCorrector
     from axs_lib.terramind.generator import TerraMindGenerator
+    from axs_lib.terramind.weights import WeightsInfo
 
 CONFIG_FILE = "config.json"
 LIBRARY = "axion-sat"
@@ -46,11 +46,10 @@ class HubMixin(ModelHubMixin):
 
     if TYPE_CHECKING:
         terramind_generator: TerraMindGenerator
-        head: GroundingHead
-        calibration: Calibration | None
+        corrector: GroundingCorrector
         timesteps: int
         standardize: bool
-        grounding: str
+        correction_mode: str
         scheduler: str
 
     @classmethod
@@ -76,7 +75,7 @@ class HubMixin(ModelHubMixin):
 
     def _save_pretrained(self, save_directory: Path) -> None:
         for name, state in _weight_files(self).items():
-            save_weights(save_directory / name, state, _header(self))
+            save_weights(save_directory / name, state, _header(self, name))
         write_config(save_directory, config_of(self))
 
     @classmethod
@@ -93,7 +92,8 @@ class HubMixin(ModelHubMixin):
         device: torch.device | str | None = None,
         **settings: Any,
     ) -> Loaded:
-        from axs_lib.terramind.load import load_calibration, load_grounding
+        from axs_lib.grounding.load import load_corrector
+        from axs_lib.terramind.load import load_generator
 
         variant = (config or {}).get("variant")
         if config is None or not isinstance(variant, str):
@@ -111,16 +111,12 @@ class HubMixin(ModelHubMixin):
             local_files_only=local_files_only,
             token=token,
         )
-        generator, head = load_grounding(
-            variant,
-            checkpoint=str(folder),
-            revision=revision,
-            s1_product=str(config.get("s1_product", "S1GRD")),
-        )
+        product = str(config.get("s1_product", "S1GRD"))
+        generator = load_generator(variant, checkpoint=str(folder), revision=revision, s1_product=product)
+        corrector = load_corrector(generator.weights, s1_product=product)
         if not Path(model_id).is_dir() and generator.weights is not None:
             generator.weights = replace(generator.weights, source=f"hub {model_id}")
-        model: Any = cls(generator, head, **settings)
-        model.calibration = load_calibration(generator)
+        model: Any = cls(generator, corrector, **settings)
         model.requires_grad_(False).eval()
         return model.to(device) if device is not None else model
 
@@ -154,7 +150,7 @@ def config_of(model: HubMixin) -> dict[str, Any]:
         "s1_product": _product(model),
         "timesteps": model.timesteps,
         "standardize": model.standardize,
-        "grounding": model.grounding,
+        "correction_mode": model.correction_mode,
         "scheduler": model.scheduler,
     }
 
@@ -189,48 +185,53 @@ def _product(model: HubMixin) -> str:
 
 
 def _file_names(variant: str) -> list[str]:
-    """Names of a variant's files: nano's one, or generator, tokenizer and last the head."""
-    from axs_lib.terramind.load import HEAD_FILE
+    """Names of a variant's files: the generator, where it is apart the tokenizer, and last the grounding head."""
+    from axs_lib.grounding.load import CORRECTOR_FILE
     from axs_lib.terramind.weights import find_variant
 
     spec = find_variant(variant)
     published = [Path(file.name).with_suffix(".safetensors").name for file in spec.published]
-    return [*published, HEAD_FILE] if published else [f"{spec.name}.safetensors"]
+    return [*(published or [f"{spec.name}.safetensors"]), CORRECTOR_FILE]
 
 
 def _weight_files(model: HubMixin) -> dict[str, dict[str, Tensor]]:
     """The tensors of each file, as ``checkpoint=`` reads them."""
     generator = model.terramind_generator
-    core, detokenizer, head = (m.state_dict() for m in (generator.core, generator.detokenizer, model.head))
+    modules = (generator.core, generator.detokenizer, model.corrector)
+    core, detokenizer, corrector = (module.state_dict() for module in modules)
     if any(".lora_" in name for name in core):
         raise InputError(
-            "the model has a LoRA adapter; fold it in with merge_adapter(model.terramind_generator), or hand the"
-            " adapter on by itself with axs_lib.train.hub.LoraAdapter"
+            "the model has a LoRA adapter; fold it in with merge_adapter(model), or hand the adapter on by itself:"
+            " axs_lib.adapters.save_adapter(model, folder)"
         )
     names = _file_names(generator.layout.variant)
-    if len(names) == 1:
-        parts = {"core": core, "detokenizer": detokenizer, "head": head}
-        return {names[0]: {f"{part}.{k}": v for part, state in parts.items() for k, v in state.items()}}
-    generator_file, tokenizer_file, head_file = names
+    if len(names) == 2:
+        parts = {"core": core, "detokenizer": detokenizer}
+        whole = {f"{part}.{k}": v for part, state in parts.items() for k, v in state.items()}
+        return {names[1]: corrector, names[0]: whole}
+    generator_file, tokenizer_file, corrector_file = names
     return {
-        head_file: head,
+        corrector_file: corrector,
         tokenizer_file: {f"decoder.{name}": value for name, value in detokenizer.items()},
         generator_file: core,
     }
 
 
-def _header(model: HubMixin) -> dict[str, str]:
-    """What the file that the weights came from says of them, and the calibration."""
-    header = source_header(model.terramind_generator)
-    calibration = getattr(model, "calibration", None)
+def _header(model: HubMixin, name: str) -> dict[str, str]:
+    """What the file that the weights came from says of them; the head's also has the calibration."""
+    from axs_lib.grounding.load import CORRECTOR_FILE
+
+    if name != CORRECTOR_FILE:
+        return source_header(model.terramind_generator.weights)
+    calibration = model.corrector.calibration
+    header = source_header(model.corrector.weights)
     return header | (calibration.to_header() if calibration is not None else {})
 
 
-def source_header(generator: nn.Module) -> dict[str, str]:
-    """The header of the safetensors file that a generator's weights came from; empty where there is none."""
+def source_header(weights: WeightsInfo | None) -> dict[str, str]:
+    """The header of the safetensors file that weights came from; empty where there is none."""
     from axs_lib.terramind.weights import read_metadata
 
-    weights = getattr(generator, "weights", None)
     paths = [] if weights is None else list(weights.paths.values())
     readable = [path for path in paths if path.suffix == ".safetensors" and path.is_file()]
     return read_metadata(readable[0]) if readable else {}
@@ -369,7 +370,7 @@ def _card_text(
         parts.append(own)
     else:
         parts += [
-            f"## Data\n\n{data_section(source_header(model.terramind_generator), data)}",
+            f"## Data\n\n{data_section(source_header(model.terramind_generator.weights), data)}",
             f"## Scores\n\n{scores_section(report)}",
             f"## Limits\n\n{limits or _LIMITS}",
             f"## Licence\n\n{licence} for the weights; the licences of the training data are their owners'.",

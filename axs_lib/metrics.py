@@ -305,7 +305,7 @@ def _index(pixels: Tensor, plus: str, minus: str) -> Tensor:
 def _ssim(estimate: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
     """SSIM averaged over the pixels that count; both images hold the truth's band mean in the others.
 
-    In float32: ten times as fast as float64 on a CPU, and the constants of the formula dwarf the rounding.
+    torchmetrics takes no mask, so its map of SSIM is averaged here. In float32: ten times as fast as float64 on a CPU, and the constants of the formula dwarf the rounding.
     """
     from torchmetrics.functional.image import structural_similarity_index_measure
 
@@ -327,11 +327,10 @@ def _mean(image: Tensor, valid: Tensor) -> Tensor:
 
 def _gradient(image: Tensor) -> Tensor:
     """Magnitude of the Sobel gradient of (B,1,H,W), per pixel; the border repeats its outermost row and column."""
-    slope = torch.tensor([-0.5, 0.0, 0.5], dtype=image.dtype, device=image.device)
-    weight = torch.tensor([0.25, 0.5, 0.25], dtype=image.dtype, device=image.device)
-    kernels = torch.stack([torch.outer(slope, weight), torch.outer(weight, slope)])[:, None]
-    parts = functional.conv2d(functional.pad(image, (1, 1, 1, 1), mode="replicate"), kernels)
-    return parts.square().sum(1, keepdim=True).sqrt()
+    from kornia.filters import spatial_gradient
+
+    magnitude: Tensor = spatial_gradient(image).square().sum(2).sqrt()
+    return magnitude
 
 
 def _erode(valid: Tensor) -> Tensor:
@@ -341,16 +340,15 @@ def _erode(valid: Tensor) -> Tensor:
 
 def _smooth(image: Tensor, valid: Tensor, sigma: float) -> Tensor:
     """Gaussian smoothing of (B,1,H,W) over the pixels that count only."""
-    reach = math.ceil(3 * sigma)
-    at = torch.arange(-reach, reach + 1, dtype=image.dtype, device=image.device)
-    kernel = torch.exp(-0.5 * (at / sigma) ** 2)
+    from kornia.filters import gaussian_blur2d
 
-    def spread(values: Tensor) -> Tensor:
-        down = functional.conv2d(values, kernel.view(1, 1, -1, 1), padding=(reach, 0))
-        return functional.conv2d(down, kernel.view(1, 1, 1, -1), padding=(0, reach))
-
-    weight = valid.to(image.dtype)
-    return spread(image * weight) / spread(weight).clamp_min(1e-12)
+    side, weight = 2 * math.ceil(3 * sigma) + 1, valid.to(image.dtype)
+    total, count = (
+        gaussian_blur2d(values, (side, side), (sigma, sigma), border_type="constant")
+        for values in (image * weight, weight)
+    )
+    smoothed: Tensor = total / count.clamp_min(1e-12)
+    return smoothed
 
 
 def _correlation(first: Tensor, second: Tensor, valid: Tensor) -> Tensor:

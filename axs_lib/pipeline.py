@@ -1,4 +1,4 @@
-"""The whole pipeline: SAR and what is known of time and place in, opt_v1, opt_v2, opt_v3 and uncertainty out.
+"""The whole pipeline: SAR, date and place in, opt_v1, opt_v2, opt_v3 and uncertainty out.
 
     s1 -- Stage 1 (TerraMind) -- opt_v1 -- Stage 2 (Prithvi, metadata) -- opt_v2 -- Stage 3 (TerraMind, s1) -- opt_v3
 
@@ -10,20 +10,19 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from axs_lib.checks import GUESS_TRUST, check_device, check_sar
+from axs_lib.checks import Trust, check_device, check_sar
 from axs_lib.errors import InputError
 from axs_lib.stage1_tm_s2o import Stage1Model
 from axs_lib.stage2_prithvi_refine import PrithviRefiner
-from axs_lib.stage3_tm_ground import DEFAULT_VARIANT, Stage3GroundingModel
-from axs_lib.terramind.noise import member_seeds, sample_seeds
-from axs_lib.terramind.tiles import mean_and_spread
+from axs_lib.stage3_tm_ground import DEFAULT_VARIANT, GroundingControls, Stage3GroundingModel
+from axs_lib.terramind.noise import Seed, member_seeds, sample_seeds
+from axs_lib.terramind.tiles import check_sampling, mean_and_spread, unbatch
 
 if TYPE_CHECKING:
     from axs_lib.prithvi.metadata import MetadataLike
@@ -35,16 +34,18 @@ NANO = "nano"
 
 @dataclass(frozen=True)
 class PipelineOutput:
-    """What the pipeline says about a batch; bands B02 B03 B04 B08 in DN, NaN = nodata.
+    """The result of the pipeline for a batch; bands B02 B03 B04 B08 in DN, NaN = nodata.
 
     Attributes:
-        opt_v1: (B, 4, H, W), Stage 1: drawn from the SAR alone.
+        opt_v1: (B, 4, H, W), Stage 1: estimated from the SAR alone.
         opt_v2: (B, 4, H, W), Stage 2: refined with time and place.
         opt_v3: (B, 4, H, W), Stage 3: grounded in the SAR.
         uncertainty: (B, 4, H, W), standard deviation of the error of opt_v3 to expect, in DN: the spread over an
-            ensemble of runs of the whole pipeline together with Stage 3's own word; ``None`` for an ensemble of one.
-            With an ensemble the images are means over it.
+            ensemble of runs of the whole pipeline together with the error Stage 3 predicts; ``None`` for an ensemble of
+            one. With an ensemble the images are means over it.
         nfe: network evaluations of the denoisers of Stage 1 and Stage 3, for each member.
+        gate: (B, 1, H, W), how much of Stage 3's correction was let through, 0 to 1.
+        sar_contribution: (B, 4, H, W), the change that the SAR makes in Stage 3, in DN, where it was asked for.
     """
 
     opt_v1: Tensor
@@ -52,6 +53,8 @@ class PipelineOutput:
     opt_v3: Tensor
     uncertainty: Tensor | None
     nfe: tuple[int, int]
+    gate: Tensor | None = None
+    sar_contribution: Tensor | None = None
 
 
 class Pipeline(nn.Module):
@@ -83,7 +86,7 @@ class Pipeline(nn.Module):
 
     @property
     def shares_generator(self) -> bool:
-        """Whether Stage 1 and Stage 3 hold one generator."""
+        """Whether Stage 1 and Stage 3 share one generator."""
         return self.stage1.terramind_generator is self.stage3.terramind_generator
 
     @property
@@ -103,7 +106,7 @@ class Pipeline(nn.Module):
             dtype: as for ``TerraMindGenerator.use_precision``.
 
         Raises:
-            InputError: a precision that there is not here.
+            InputError: neither ``torch.bfloat16`` nor ``torch.float16``.
         """
         self.stage3.use_precision(dtype)
         if not self.shares_generator:
@@ -125,11 +128,12 @@ class Pipeline(nn.Module):
         metadata: MetadataLike = None,
         timesteps: int | None = None,
         *,
-        seed: int | Sequence[int] | Tensor = 0,
-        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        seed: Seed = 0,
         tokens: str = "soft",
         temperature: float = 1.0,
         ensemble_size: int = 1,
+        hold_colour: bool | None = None,
+        sar_contribution: bool = False,
         origin: tuple[int, int] = (0, 0),
         batch_size: int = 8,
     ) -> PipelineOutput:
@@ -140,54 +144,61 @@ class Pipeline(nn.Module):
             metadata: ``None``, one mapping for all samples or one a sample, with any of ``date``, ``year``, ``month``,
                 ``day_of_year``, ``lat``, ``lon``, ``biome``.
             timesteps: network evaluations of Stage 1 and of Stage 3, 1 to 1000; default each model's own.
-            seed: one for all samples or one a sample; each stage draws other noise from it.
-            generator: draw the seeds from a ``torch.Generator`` (or one a sample) instead.
+            seed: one for all samples or one a sample, or ``torch.Generator`` objects to draw it from; each stage draws
+                other noise from it.
             tokens: ``"soft"`` (deterministic), ``"argmax"`` or ``"sample"``.
             temperature: of soft and sampled tokens.
             ensemble_size: runs of the whole pipeline with noise of their own, so that the uncertainty of an early stage
                 reaches the last, and the tile turned or mirrored for the grounding head; images are their mean.
+            hold_colour: as for ``Stage3GroundingModel.ground``.
+            sar_contribution: run Stage 3 once more without the SAR, for the change that it makes.
             origin: scene (row, column) of the image's upper left pixel, which fixes the noise.
             batch_size: tiles a network sees at once.
 
         Raises:
-            InputError: anything that cannot be right, saying how to fix it.
+            InputError: shapes, bands, sizes, devices or metadata that do not fit, or an option out of its range.
         """
         # 1. Check what came in; one seed a sample, from which every member and stage derives its own.
         sar = check_sar(s1)
         check_device(sar.s1, self.device)
-        if ensemble_size < 1:
-            raise InputError(f"ensemble_size is {ensemble_size}; expected at least 1")
-        seeds = sample_seeds(seed, len(sar.s1), generator=generator, device=sar.s1.device)
-        options: dict[str, Any] = {
-            "tokens": tokens,
-            "temperature": temperature,
-            "origin": origin,
-            "batch_size": batch_size,
-        }
+        check_sampling(temperature, ensemble_size, batch_size)
+        seeds = sample_seeds(seed, len(sar.s1), device=sar.s1.device)
+        options: dict[str, Any] = {"tokens": tokens, "temperature": temperature, "batch_size": batch_size}
 
         # 2. The stages in their order, as often as the ensemble has members.
-        runs: list[tuple[Tensor, Tensor, Tensor]] = []
-        variances: list[Tensor] = []
+        images: list[Tensor] = []  # M of (3, B, 4, H, W)
+        variances: list[Tensor] = []  # M of (B, 4, H, W)
+        gates: list[Tensor] = []  # M of (B, 1, H, W)
+        contributions: list[Tensor] = []  # M of (B, 4, H, W)
         for member in range(ensemble_size):
             options["seed"] = member_seeds(seeds, member)
-            first = self.stage1.generate(sar.s1, timesteps, **options)
+            first = self.stage1.generate(sar.s1, timesteps, origin=origin, **options)
             refined = self.stage2(first.image, metadata, batch_size=batch_size)
-            guess = torch.full_like(refined[:, :1], GUESS_TRUST)
-            last = self.stage3.ground(sar.s1, refined, timesteps, trust=guess, orientation=member, **options)
-            runs.append((first.image, refined, last.image))
+            trust = torch.full_like(refined[:, :1], Trust.SAR_ONLY)
+            controls = GroundingControls(origin=origin, orientation=member)
+            grounding = {"trust": trust, "hold_colour": hold_colour, **options}
+            last = self.stage3.ground(sar.s1, refined, timesteps, controls=controls, **grounding)
+            images.append(torch.stack([first.image, refined, last.image]))
+            gates.append(last.gate)
+            if sar_contribution:
+                plain = replace(controls, use_sar=False)
+                without = self.stage3.ground(sar.s1, refined, timesteps, controls=plain, **grounding)
+                contributions.append(last.image - without.image)
             variances += [last.uncertainty.square()] if last.uncertainty is not None else []
 
-        # 3. Mean of each stage's image; the doubt is the spread of the last and what Stage 3 says of its own error.
-        (opt_v1, _), (opt_v2, _), (opt_v3, spread) = (
-            mean_and_spread(images) for images in zip(*runs, strict=True)
+        # 3. Mean of each stage's image; the uncertainty is the spread of the last and the error it predicts.
+        mean, spread = mean_and_spread(torch.stack(images))  # (3, B, 4, H, W)
+        opt_v1, opt_v2, opt_v3 = mean
+        uncertainty = None
+        if ensemble_size > 1:
+            predicted = torch.stack(variances).mean(0) if variances else torch.zeros_like(spread[2])
+            uncertainty = (spread[2].square() + predicted).sqrt()
+        gate = torch.stack(gates).mean(0)
+        contribution = torch.stack(contributions).mean(0) if contributions else None
+        output = PipelineOutput(
+            opt_v1, opt_v2, opt_v3, uncertainty, (first.nfe, last.nfe), gate, contribution
         )
-        if variances:
-            spread = (spread.square() + mean_and_spread(variances)[0]).sqrt()
-        uncertainty = spread if ensemble_size > 1 else None
-        if sar.unbatched:
-            opt_v1, opt_v2, opt_v3 = opt_v1[0], opt_v2[0], opt_v3[0]
-            uncertainty = None if uncertainty is None else uncertainty[0]
-        return PipelineOutput(opt_v1, opt_v2, opt_v3, uncertainty, (first.nfe, last.nfe))
+        return unbatch(output) if sar.unbatched else output
 
 
 def build_pipeline(
@@ -225,7 +236,7 @@ def build_pipeline(
         The pipeline in ``eval()`` mode.
 
     Raises:
-        InputError: anything that there is not.
+        InputError: unknown variant, product or scheduler, or timesteps out of range.
         WeightsError: weights that cannot be had, read or matched.
     """
     from axs_lib.models import build_terramind_generator

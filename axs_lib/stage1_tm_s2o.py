@@ -1,14 +1,13 @@
 """Stage 1: draw an optical image from SAR alone with TerraMind's conditional generator.
 
-In goes Sentinel-1 backscatter (VV, VH in dB); out comes opt_v1 (B02, B03, B04, B08 in DN), TerraMind's guess of what
-the ground looks like. SAR does not determine colour, so one time step gives the mean of what is possible, the most
+In goes Sentinel-1 backscatter (VV, VH in dB); out comes opt_v1 (B02, B03, B04, B08 in DN), TerraMind's estimate from
+the SAR alone. SAR does not determine colour, so one time step gives the mean of what is possible, the most
 accurate image, and more steps give a sharper sample of it. ``axs_lib.models.build_terramind_generator`` builds the
 model; ``Stage1Model.generate`` is the method, in its numbered order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,19 +18,19 @@ from axs_lib.bands import VALID_DN
 from axs_lib.checks import check_device, check_optical, check_sar
 from axs_lib.errors import InputError
 from axs_lib.nodata import valid_pixels
-from axs_lib.terramind.noise import sample_seeds, stage_seeds
+from axs_lib.terramind.noise import Seed, ensemble_seeds, gaussian_field, sample_seeds, stage_seeds
 from axs_lib.terramind.sampler import Schedule, build_schedule, check_timesteps
 from axs_lib.terramind.stage import GeneratorStage
 from axs_lib.terramind.tiles import (
-    Sampling,
+    check_sampling,
     check_training_size,
-    draw_proposals,
     mean_and_spread,
     network_side,
-    run_tiled,
     to_network,
     training_start,
+    unbatch,
 )
+from axs_lib.tilegrid import Mosaic
 
 if TYPE_CHECKING:
     from axs_lib.terramind.generator import TerraMindGenerator
@@ -41,7 +40,7 @@ STAGE = 1
 
 @dataclass(frozen=True)
 class Stage1Output:
-    """What Stage 1 says about a batch.
+    """The result of Stage 1 for a batch.
 
     Attributes:
         image: opt_v1, (B, 4, H, W), B02 B03 B04 B08 in DN (z-units with ``standardize=False``), NaN = nodata; the mean
@@ -53,6 +52,17 @@ class Stage1Output:
     image: Tensor
     uncertainty: Tensor | None
     nfe: int
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How the images of a call are drawn; the fields are the keywords of ``Stage1Model.generate``."""
+
+    schedule: Schedule
+    tokens: str
+    temperature: float
+    ensemble_size: int
+    batch_size: int
 
 
 class Stage1Model(GeneratorStage):
@@ -79,18 +89,18 @@ class Stage1Model(GeneratorStage):
 
     # -- the method -----------------------------------------------------------------------------------------------
 
+    @torch.no_grad()
     def generate(
         self,
         s1: Tensor,
         timesteps: int | None = None,
         *,
-        seed: int | Sequence[int] | Tensor = 0,
-        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        seed: Seed = 0,
         tokens: str = "soft",
         temperature: float = 1.0,
         ensemble_size: int = 1,
         scheduler: str | None = None,
-        origin: tuple[int, int] = (0, 0),
+        origin: tuple[int, int] | Tensor = (0, 0),
         batch_size: int = 8,
     ) -> Stage1Output:
         """Draw the optical images of a batch of SAR images.
@@ -101,76 +111,90 @@ class Stage1Model(GeneratorStage):
         Args:
             s1: (B, 2, H, W) or (2, H, W), VV and VH in dB, NaN = nodata; H, W from 8 px.
             timesteps: network evaluations, 1 to 1000; default the model's.
-            seed: of the noise field, one for all samples or one a sample. Stage 3 draws other noise from the same seed.
-            generator: draw the seeds from a ``torch.Generator`` (or one a sample) instead.
+            seed: of the noise field, one for all samples or one a sample, or ``torch.Generator`` objects to draw it
+                from. Stage 3 draws other noise from the same seed.
             tokens: ``"soft"`` (deterministic), ``"argmax"`` or ``"sample"``.
             temperature: of soft and sampled tokens.
             ensemble_size: members averaged; from 2 on their spread is the uncertainty map.
             scheduler: default the model's.
-            origin: scene (row, column) of the image's upper left pixel, which fixes the noise.
-            batch_size: tiles the network sees at once.
+            origin: scene (row, column) of the image's upper left pixel, one for all or (B, 2), which fixes the noise.
+            batch_size: tiles the network is given at once.
 
         Raises:
-            InputError: anything that cannot be right, saying how to fix it.
+            InputError: shapes, bands, sizes or devices that do not fit, or an option out of its range.
         """
         # 1. Check what came in.
         sar = check_sar(s1, standardize=self.standardize)
         check_device(sar.s1, self.device)
+        check_sampling(temperature, ensemble_size, batch_size)
         timesteps = check_timesteps(self.timesteps if timesteps is None else timesteps)
-        sampling = Sampling(tokens, temperature, ensemble_size, batch_size)
         schedule = build_schedule(scheduler or self.scheduler, timesteps)
-        seeds = sample_seeds(seed, len(sar.s1), generator=generator, device=sar.s1.device)
+        batch, _, height, width = sar.s1.shape
+        seeds = stage_seeds(sample_seeds(seed, batch, device=sar.s1.device), STAGE)  # (B,)
+        draw = Drawing(schedule, tokens, temperature, ensemble_size, batch_size)
 
-        # 2. Cut every image into tiles of the grid (most are a single one), draw them, blend.
-        def draw(images: list[Tensor], tile_seeds: Tensor, origins: Tensor) -> Tensor:
-            return self._generate_tiles(images[0], tile_seeds, origins, schedule, sampling)
-
-        layers = run_tiled(
-            draw,
-            [sar.s1],
-            stage_seeds(seeds, STAGE),
+        # 2. An image is a single tile, or cut into tiles of a grid that are blended.
+        mosaic = Mosaic(
+            batch,
+            height,
+            width,
             side=self.terramind_generator.layout.max_side,
-            origin=origin,
             batch_size=batch_size,
+            device=sar.s1.device,
         )
-        image, spread = layers.split([4, 4], dim=1)
+        for tiles in mosaic.batches():
+            image, spread = self._generate_tiles(
+                tiles.of(sar.s1), seeds[tiles.samples], tiles.origins(origin), draw
+            )  # (n, 4, h, w) each
+            mosaic.add(tiles, image=image, spread=spread)
+        blended = mosaic.result()  # (B, 4, H, W) each
 
         # 3. Nodata out where the SAR has nodata; valid pixels are valid DN.
-        if self.standardize:
-            image = image.clamp(*VALID_DN)
-        valid = valid_pixels(sar.s1)
-        image = image.masked_fill(~valid, torch.nan)
-        uncertainty = spread.masked_fill(~valid, torch.nan) if ensemble_size > 1 else None
-        if sar.unbatched:
-            image, uncertainty = image[0], None if uncertainty is None else uncertainty[0]
-        return Stage1Output(image, uncertainty, schedule.nfe)
+        nodata = ~valid_pixels(sar.s1)
+        image = blended["image"].clamp(*VALID_DN) if self.standardize else blended["image"]
+        image = image.masked_fill(nodata, torch.nan)
+        uncertainty = blended["spread"].masked_fill(nodata, torch.nan) if ensemble_size > 1 else None
+        output = Stage1Output(image, uncertainty, schedule.nfe)
+        return unbatch(output) if sar.unbatched else output
 
     def _generate_tiles(
-        self, s1: Tensor, seeds: Tensor, origins: Tensor, schedule: Schedule, sampling: Sampling
-    ) -> Tensor:
-        """Steps 2a to 2c for tiles of one shape: (n, 8, h, w) of image and spread."""
-        generator = self.terramind_generator
-        height, width = s1.shape[-2:]
+        self, s1: Tensor, seeds: Tensor, origins: Tensor, draw: Drawing
+    ) -> tuple[Tensor, Tensor]:
+        """Image and spread (n, 4, h, w) of tiles (n, 2, h, w) of one shape, in the caller's unit."""
+        generator, optical = self.terramind_generator, self.terramind_generator.optical
+        count, _, height, width = s1.shape
+        members = draw.ensemble_size
 
-        # 2a. Fill nodata from neighbours, pad to the network's size, z-score; TerraMind reads the SAR.
-        z = self._prepare(s1)
-        size = (z.shape[-2], z.shape[-1])
-        logits = generator.logits({"s1": z})
+        # 2a. Prepare: fill nodata from neighbours, pad to the network's side S, z-score.
+        z_s1 = self._z_s1(s1)  # (n, 2, S, S)
+        size = (z_s1.shape[-2], z_s1.shape[-1])
+        seeds = ensemble_seeds(seeds, members)  # (M*n,)
+        origins = origins.repeat(members, 1)  # (M*n, 2)
+        noise = gaussian_field(seeds, (generator.image_channels, *size), origins=origins)  # (M*n, C, S, S)
 
-        # 2b. Tokens become codes, and the denoiser draws the image in exactly `timesteps` evaluations.
-        members = [
-            image
-            for (image,) in draw_proposals(generator, [logits], size, schedule, sampling, seeds, origins)
-        ]
+        # 2b. Encode: TerraMind reads the SAR and predicts the optical tokens; codes: what stands for each token.
+        logits = generator.logits({"s1": z_s1})  # (n, N, V)
+        codes = generator.codes(
+            logits.repeat(members, 1, 1),
+            size,
+            tokens=draw.tokens,
+            temperature=draw.temperature,
+            seeds=seeds,
+            origins=origins,
+        )  # (M*n, D, S/16, S/16)
 
-        # 2c. Mean and spread over the ensemble, cropped to the tile, in the caller's unit.
-        image, spread = mean_and_spread([self._to_unit(member) for member in members])
-        return torch.cat([image, spread], dim=1)[..., :height, :width]
+        # 2c. Denoise: exactly `timesteps` evaluations; mean and spread over the ensemble, cropped to the tile.
+        decoded = generator.decode(codes, noise, draw.schedule, batch_size=draw.batch_size)  # (M*n, C, S, S)
+        images = self._to_unit(optical.select(decoded)).unflatten(0, (members, count))  # (M, n, 4, S, S)
+        image, spread = mean_and_spread(images[..., :height, :width])
+        return image, spread
 
-    def _prepare(self, s1: Tensor) -> Tensor:
+    def _z_s1(self, s1: Tensor) -> Tensor:
+        """SAR tiles without nodata, padded to the network's side, in z-units."""
         generator = self.terramind_generator
         side = network_side(generator.layout, s1.shape[-2], s1.shape[-1])
-        return to_network(s1, valid_pixels(s1), side, generator.sar, standardize=self.standardize)
+        filled = to_network(s1, valid_pixels(s1), side, generator.sar, standardize=self.standardize)
+        return generator.sar.to_z(filled)
 
     def _to_unit(self, z: Tensor) -> Tensor:
         return self.terramind_generator.optical.from_z(z) if self.standardize else z
@@ -199,33 +223,34 @@ class Stage1Model(GeneratorStage):
                 it, and in ``eval()`` mode, the denoiser starts from pure noise.
 
         Raises:
-            InputError: tiles larger than the network's tile, or anything that cannot be right.
+            InputError: tiles larger than the network's tile, or shapes, bands or devices that do not fit.
         """
         generator = self.terramind_generator
         sar = check_sar(s1, standardize=self.standardize)
         check_device(sar.s1, self.device)
         height, width = check_training_size(generator.layout, sar.s1)
-        z = self._prepare(sar.s1)
+        z = self._z_s1(sar.s1)
         size = (z.shape[-2], z.shape[-1])
         if truth is None:
             clean = z.new_zeros(len(z), generator.image_channels, *size)
         else:
-            clean = generator.optical.lift(self._prepare_truth(truth, sar.s1, size[0]))
+            clean = generator.optical.expand_bands(self._z_truth(truth, sar.s1, size[0]))
         x_t, t = training_start(clean, training=self.training, noised=truth is not None)
         logits = generator.logits({"s1": z})
         x0 = generator.denoise_once(x_t, t, generator.codes(logits, size)).float()
         image = self._to_unit(generator.optical.select(x0))[..., :height, :width]
         return (image[0] if sar.unbatched else image), logits
 
-    def _prepare_truth(self, truth: Tensor, s1: Tensor, side: int) -> Tensor:
+    def _z_truth(self, truth: Tensor, s1: Tensor, side: int) -> Tensor:
         checked = check_optical(truth, "truth", standardize=self.standardize).image.float()
         if (len(checked), checked.shape[-2:]) != (len(s1), s1.shape[-2:]):
             raise InputError(
                 f"truth is {tuple(checked.shape)} and s1 {tuple(s1.shape)}; expected one truth of the same height and"
                 " width for every SAR tile"
             )
-        optical, valid = self.terramind_generator.optical, valid_pixels(checked)
-        return to_network(checked, valid, side, optical, standardize=self.standardize)
+        optical = self.terramind_generator.optical
+        filled = to_network(checked, valid_pixels(checked), side, optical, standardize=self.standardize)
+        return optical.to_z(filled)
 
 
 @torch.no_grad()
@@ -242,7 +267,7 @@ def tm_sar2opt(generator: Stage1Model, s1: Tensor, timesteps: int | None = None,
         opt_v1, float32 (B, 4, H, W) or (4, H, W), B02 B03 B04 B08 in DN.
 
     Raises:
-        InputError: ``generator`` is not a Stage 1 model, or anything that cannot be right.
+        InputError: ``generator`` is not a Stage 1 model, or what ``Stage1Model.generate`` raises.
     """
     if not isinstance(generator, Stage1Model):
         raise InputError(

@@ -1,4 +1,4 @@
-"""What an optical estimate should be like: estimate and truth in, one number to minimise out.
+"""The loss of Stage 2: estimate and truth in, one number to minimise out.
 
 Images are DN (reflectance x 10000), B02 B03 B04 B08, and are brought to reflectance inside, so every term and weight
 is in these units. A pixel counts where truth and estimate are not NaN in any band and the mask is true. Whatever lies
@@ -76,13 +76,13 @@ class Stage2Loss(nn.Module):
         }
         self.epsilon = epsilon
         self.data_range = data_range
-        self._check_weights()
+        self.check_weights()
         if not (epsilon > 0 and data_range > 0):
             raise InputError(
                 f"epsilon is {epsilon} and data_range {data_range}; expected numbers above 0, in reflectance"
             )
 
-    def _check_weights(self) -> None:
+    def check_weights(self) -> None:
         for name, weight in self.weights.items():
             if not (math.isfinite(weight) and weight >= 0):
                 raise InputError(f"the weight of {name} is {weight}; expected a finite number from 0 up")
@@ -104,18 +104,20 @@ class Stage2Loss(nn.Module):
         Raises:
             InputError: shapes that do not match.
         """
-        return self._sum(self._measures(_Prepared(pred, truth, mask)))
+        return self.weighted_sum(self.measures(ComparedImages(pred, truth, mask)))
 
     @torch.no_grad()
     def terms(self, pred: Tensor, truth: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
         """Every term before weighting, also those of weight 0, as detached scalars; for logging."""
-        return _evaluate(self._measures(_Prepared(pred, truth, mask)))
+        return evaluate_terms(self.measures(ComparedImages(pred, truth, mask)))
 
-    def _sum(self, measures: dict[str, Callable[[], Tensor]]) -> Tensor:
+    def weighted_sum(self, measures: dict[str, Callable[[], Tensor]]) -> Tensor:
         weighted = {name: measure for name, measure in measures.items() if self.weights[name]}
-        return torch.stack([self.weights[name] * value for name, value in _evaluate(weighted).items()]).sum()
+        return torch.stack(
+            [self.weights[name] * value for name, value in evaluate_terms(weighted).items()]
+        ).sum()
 
-    def _measures(self, images: _Prepared) -> dict[str, Callable[[], Tensor]]:
+    def measures(self, images: ComparedImages) -> dict[str, Callable[[], Tensor]]:
         """How to compute each term."""
         epsilon = self.epsilon
         return {
@@ -129,13 +131,13 @@ class Stage2Loss(nn.Module):
         }
 
 
-def _evaluate(measures: dict[str, Callable[[], Tensor]]) -> dict[str, Tensor]:
+def evaluate_terms(measures: dict[str, Callable[[], Tensor]]) -> dict[str, Tensor]:
     """The terms in float32: under autocast the windows' convolutions would lose the small variances."""
     with torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
         return {name: measure() for name, measure in measures.items()}
 
 
-class _Prepared:
+class ComparedImages:
     """Estimate and truth in reflectance, 0 where they do not count, and where they do."""
 
     def __init__(self, pred: Tensor, truth: Tensor, mask: Tensor | None) -> None:
@@ -270,6 +272,6 @@ def whole_windows(valid: Tensor) -> Tensor:
     return F.max_pool2d((~valid).float(), 3, stride=1, padding=1) == 0
 
 
-def _gradient_error(images: _Prepared) -> Tensor:
+def _gradient_error(images: ComparedImages) -> Tensor:
     difference = sobel(images.error).abs().mean(2)
     return images.mean(difference, whole_windows(images.valid))

@@ -28,14 +28,16 @@ from torch import Tensor, nn
 from axs_lib.bands import VALID_DN
 from axs_lib.checks import check_device, check_optical
 from axs_lib.errors import InputError, UntrainedHeadWarning, WeightsError
+from axs_lib.fresh import fresh_weights
 from axs_lib.nodata import valid_pixels
 from axs_lib.prithvi.backbone import MAX_SIDE, TAPS, PrithviBackbone, build_backbone
 from axs_lib.prithvi.colour import SeasonalColour, season
 from axs_lib.prithvi.head import RefinementHead
 from axs_lib.prithvi.metadata import EncodedMetadata, MetadataLike, encode_metadata
 from axs_lib.prithvi.variants import DEFAULT_VARIANT, NANO, PRITHVI_VARIANTS
-from axs_lib.terramind.tiles import run_tiled, to_network
+from axs_lib.terramind.tiles import to_network
 from axs_lib.terramind.weights import find_variant, load_strict, read_metadata, read_state, resolve
+from axs_lib.tilegrid import Mosaic
 
 if TYPE_CHECKING:
     from axs_lib.terramind.weights import WeightsInfo
@@ -57,7 +59,7 @@ class RefinerConfig:
         metadata_dropout: how often ``train()`` mode forgets date, place and biome (each by itself), so that
             "unknown" is learned.
         needs_season: leave images alone whose season is unknown, without a date or in the tropics; ``None`` does what
-            the file of weights says, and corrects every image where it says nothing.
+            the header of the weights tells, and corrects every image where it does not tell.
     """
 
     variant: str = DEFAULT_VARIANT
@@ -183,7 +185,7 @@ class PrithviRefiner(nn.Module):
             are clipped to 1..65535, unchanged ones stay bit for bit.
 
         Raises:
-            InputError: anything that cannot be right, saying how to fix it.
+            InputError: shapes, bands, sizes, devices or metadata that do not fit.
         """
         # 1. Check what came in.
         checked = check_optical(opt_v1, "opt_v1", standardize=self.standardize)
@@ -191,10 +193,10 @@ class PrithviRefiner(nn.Module):
         check_device(image, self.device)
         if batch_size < 1:
             raise InputError(f"batch_size is {batch_size}; expected at least 1")
-        known = encode_metadata(metadata, len(image), image.device)
+        metadata_of = encode_metadata(metadata, len(image), image.device)
         learning = torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
         if self.training and self.metadata_dropout > 0:
-            known = known.drop(self.metadata_dropout)
+            metadata_of = metadata_of.drop(self.metadata_dropout)
         if not learning and self.untrained:
             warnings.warn(
                 "the head of Stage 2 is untrained, so opt_v2 equals opt_v1: load trained weights (variant='nano', or"
@@ -203,12 +205,12 @@ class PrithviRefiner(nn.Module):
                 stacklevel=4,  # past nn.Module's own calls
             )
 
-        # 2. Correct the tiles of a grid, most of them a whole image; with each travels its number in the batch.
-        def correct(tiles: list[Tensor], numbers: Tensor, _: Tensor) -> Tensor:
-            return self._correct(tiles[0], known[numbers])
-
-        numbers = torch.arange(len(image), device=image.device)
-        change = run_tiled(correct, [image.float()], numbers, side=MAX_SIDE, batch_size=batch_size)
+        # 2. Correct the tiles of a grid, most of them a whole image.
+        batch, _, height, width = image.shape
+        mosaic = Mosaic(batch, height, width, side=MAX_SIDE, batch_size=batch_size, device=image.device)
+        for tiles in mosaic.batches():
+            mosaic.add(tiles, change=self._correct(tiles.of(image.float()), metadata_of[tiles.samples]))
+        change = mosaic.result()["change"]  # (B, 4, H, W) in the caller's unit
 
         # 3. Apply the correction to the caller's own pixels, which stay bit for bit where nothing changes.
         refined = image + change.to(image.dtype)
@@ -223,10 +225,11 @@ class PrithviRefiner(nn.Module):
 
         # 2a. Fill nodata from neighbours, pad to a square of whole patches, z-score.
         optical, side = self.backbone.optical, self.backbone.layout.side(height, width)
-        z = to_network(opt_v1, valid_pixels(opt_v1), side, optical, standardize=self.standardize)
+        filled = to_network(opt_v1, valid_pixels(opt_v1), side, optical, standardize=self.standardize)
+        z = optical.to_z(filled)  # (n, 4, S, S)
 
-        # 2b. What the calendar says of the colour; nothing where date or season is unknown.
-        colour = self.colour(z, metadata)
+        # 2b. The season's colour; nothing where date or season is unknown.
+        colour = self.colour(z, metadata)  # (n, 4, S, S)
         z = z + colour
 
         # 2c. Prithvi reads image and metadata; the head turns its features and the image into a correction.
@@ -236,6 +239,7 @@ class PrithviRefiner(nn.Module):
         return change * optical.std if self.standardize else change
 
 
+@fresh_weights()
 def build_prithvi_refiner(
     config: RefinerConfig | Mapping[str, Any] | None = None, **kwargs: Any
 ) -> PrithviRefiner:
@@ -264,9 +268,9 @@ def build_prithvi_refiner(
     if settings.pretrained:
         spec = PRITHVI_VARIANTS[settings.variant]
         files = resolve(spec, checkpoint=settings.checkpoint, revision=settings.revision)
-        said = _check_header(files.generator, settings.variant)
+        header = _check_header(files.generator, settings.variant)
         if needs_season is None:
-            needs_season = said.get("needs_season") == "yes"
+            needs_season = header.get("needs_season") == "yes"
         state, info = read_state(files.generator), files.info
         what = f"{settings.variant} ({files.generator})"
     whole = state is not None and (
@@ -317,7 +321,7 @@ def save_refiner(
     """
     from safetensors.torch import save_file
 
-    from axs_lib.data.atomic import atomic_write
+    from axs_lib.io.atomic import atomic_write
 
     def stored(value: Tensor) -> Tensor:
         value = value.detach().to("cpu", copy=True).contiguous()
@@ -341,13 +345,13 @@ def _fields(config: RefinerConfig) -> dict[str, Any]:
 
 
 def _check_header(path: Path, variant: str) -> Mapping[str, str]:
-    """What a file says of itself; refuse one that holds another variant."""
+    """The header of a file; one that holds another variant is refused."""
     if path.suffix != ".safetensors":
         return {}
-    said = read_metadata(path)
-    if said.get("stage", "2") != "2" or said.get("variant", variant) != variant:
+    header = read_metadata(path)
+    if header.get("stage", "2") != "2" or header.get("variant", variant) != variant:
         raise WeightsError(
-            f"{path} holds the variant {said.get('variant')!r} of stage {said.get('stage', '2')}; expected"
+            f"{path} holds the variant {header.get('variant')!r} of stage {header.get('stage', '2')}; expected"
             f" {variant!r} of stage 2: pass variant= of the file, or another file"
         )
-    return said
+    return header

@@ -1,4 +1,4 @@
-"""What a grounded image should be like: Stage 2's terms, and what the SAR and TerraMind's tokens say.
+"""The loss of Stage 3: the terms of Stage 2, edges shared with the SAR, and TerraMind's tokens.
 
 Two terms join those of ``axs_lib.stage2_losses``, each only where its inputs are given:
 
@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from axs_lib.bands import SAR_BANDS
 from axs_lib.errors import InputError
-from axs_lib.stage2_losses import Stage2Loss, _evaluate, _Prepared, sobel, whole_windows
+from axs_lib.stage2_losses import ComparedImages, Stage2Loss, evaluate_terms, sobel, whole_windows
 
 SAR_SMOOTHING = 2.0  # px, as in axs_lib.metrics
 IGNORED_TOKEN = -100
@@ -46,7 +46,7 @@ class Stage3Loss(Stage2Loss):
     def __init__(self, sar: float = 0.01, tokens: float = 0.01, **weights: float) -> None:
         super().__init__(**weights)
         self.weights |= {"sar": sar, "tokens": tokens}
-        self._check_weights()
+        self.check_weights()
 
     def forward(
         self,
@@ -71,7 +71,7 @@ class Stage3Loss(Stage2Loss):
         Raises:
             InputError: shapes that do not match.
         """
-        return self._sum(self._all(pred, truth, mask, s1, logits, targets))
+        return self.weighted_sum(self._all(pred, truth, mask, s1, logits, targets))
 
     @torch.no_grad()
     def terms(
@@ -85,7 +85,7 @@ class Stage3Loss(Stage2Loss):
         targets: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Every term that has its inputs, before weighting, as detached scalars; for logging."""
-        return _evaluate(self._all(pred, truth, mask, s1, logits, targets))
+        return evaluate_terms(self._all(pred, truth, mask, s1, logits, targets))
 
     def _all(
         self,
@@ -96,8 +96,8 @@ class Stage3Loss(Stage2Loss):
         logits: Tensor | None,
         targets: Tensor | None,
     ) -> dict[str, Callable[[], Tensor]]:
-        images = _Prepared(pred, truth, mask)
-        measures = self._measures(images)
+        images = ComparedImages(pred, truth, mask)
+        measures = self.measures(images)
         if s1 is not None:
             sar = _check_sar(s1, images.pred)
             measures["sar"] = lambda: _sar_structure(images, sar)
@@ -160,7 +160,7 @@ def sar_structure_error(image: Tensor, s1: Tensor, valid: Tensor) -> Tensor:
     return 1 - mean(one * other) / spread.sqrt()
 
 
-def _sar_structure(images: _Prepared, s1: Tensor) -> Tensor:
+def _sar_structure(images: ComparedImages, s1: Tensor) -> Tensor:
     valid = images.valid & ~s1.isnan().any(1, keepdim=True)
     error = sar_structure_error(images.pred, s1.masked_fill(~valid, 0.0), valid)
     return images.per_image(error)

@@ -7,12 +7,14 @@ opt_v3, the estimate corrected where the SAR gives reason to, with a proposal, a
     s1 (dB) --+                                +- codes -- denoiser, `timesteps` evaluations -- proposal --+
               +- check, fill, pad, z-score --- TerraMind encoder-decoder                                    |
     opt_v2 ---+                                                                                             v
-      +----------------------------------------------> correction: learned head or difference -> residual, gate
-                                                       opt_v3 = opt_v2 + gate * hold(residual)
+      +----------------------------------------------> GroundingCorrector: residual, gate, low-frequency constraint
+                                                       opt_v3 = opt_v2 + change
 """
 
 from __future__ import annotations
 
+import functools
+import logging
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,51 +24,63 @@ import torch
 from torch import Tensor
 
 from axs_lib.bands import VALID_DN
-from axs_lib.checks import CheckedPair, check_device, check_pair
+from axs_lib.checks import CheckedPair, check_device, check_pair, check_tensor
 from axs_lib.errors import InputError, UntrainedHeadWarning
-from axs_lib.grounding.contradiction import contradiction, open_water
-from axs_lib.grounding.difference import difference_correction
-from axs_lib.grounding.gap import fit_to_observed, unknown_share
-from axs_lib.grounding.head import Correction, GroundingHead
-from axs_lib.grounding.hold import LowFrequencyHold
-from axs_lib.grounding.orientation import turn
+from axs_lib.grounding.corrector import Correction, GroundingCorrector, GroundingTiles
+from axs_lib.grounding.large import NO_CONTROLS, GroundingControls, in_tiles
+from axs_lib.grounding.sar_inconsistency import sar_inconsistency
 from axs_lib.hub import HubMixin
 from axs_lib.metrics import stage3_metrics
 from axs_lib.nodata import fill_nodata, pad_square, valid_pixels
-from axs_lib.terramind.noise import sample_seeds
-from axs_lib.terramind.sampler import Schedule, build_schedule, check_strength, check_timesteps
+from axs_lib.terramind.noise import Seed, ensemble_seeds, gaussian_field, sample_seeds
+from axs_lib.terramind.sampler import build_schedule, check_strength, check_timesteps
 from axs_lib.terramind.stage import GeneratorStage
 from axs_lib.terramind.tiles import (
-    Sampling,
+    check_sampling,
     check_training_size,
-    draw_proposals,
-    mean_and_spread,
     network_side,
-    run_tiled,
     to_network,
     training_start,
+    unbatch,
 )
 
 if TYPE_CHECKING:
-    from axs_lib.grounding.calibration import Calibration
     from axs_lib.terramind.generator import TerraMindGenerator
 
-GROUNDINGS = ("learned", "difference")
+__all__ = [
+    "Correction",
+    "GroundingControls",
+    "GroundingMap",
+    "Stage3GroundingModel",
+    "Stage3Output",
+    "build_stage3_model",
+    "compute_stage3_metrics",
+    "stage3_batch_inference",
+    "stage3_inference",
+]
+
+CORRECTION_MODES = ("learned", "difference")
 DEFAULT_VARIANT = "terramind_v1_base"
+_UNTRAINED = (
+    "the grounding head is untrained, so opt_v3 equals opt_v2: load trained weights (variant='nano'), train with"
+    " `axs train stage3`, or use correction_mode='difference'"
+)
+logger = logging.getLogger("axs")
 
 
 @dataclass(frozen=True)
 class Stage3Output:
-    """What Stage 3 says about a batch.
+    """The result of Stage 3 for a batch; NaN = nodata.
 
     Attributes:
-        image: opt_v3, (B, 4, H, W), B02 B03 B04 B08 in DN (z-units with ``standardize=False``), NaN = nodata.
+        image: opt_v3, (B, 4, H, W), B02 B03 B04 B08 in DN (z-units with ``standardize=False``).
         proposal: TerraMind's own image, (B, 4, H, W), same unit; the mean over the ensemble.
-        gate: how much of the correction was let through, (B, 1, H, W) in [0, 1].
-        uncertainty: standard deviation of the error to expect, (B, 4, H, W), same unit as the image: the head's
-            own estimate and the ensemble's spread together, 0 where opt_v2 was observed; ``None`` where there is
-            neither (``grounding="difference"`` without an ensemble).
-        nfe: network evaluations of each denoising run; exactly ``timesteps`` (0 where ``strength`` is 0).
+        gate: how much of the correction was used, (B, 1, H, W) in [0, 1].
+        uncertainty: standard deviation of the error to expect, (B, 4, H, W), same unit as the image: the predicted
+            error and the ensemble's spread together, 0 where opt_v2 was observed; ``None`` where there is neither
+            (``correction_mode="difference"`` without an ensemble).
+        nfe: network evaluations of each denoising run; exactly ``timesteps`` (0 where ``strength`` is 0, or a proposal
+            was given).
     """
 
     image: Tensor
@@ -78,71 +92,79 @@ class Stage3Output:
 
 @dataclass(frozen=True)
 class GroundingMap:
-    """What Stage 3 changed, and how much of it the SAR asked for; (B, 4, H, W) each, in the image's unit, NaN = nodata.
+    """What Stage 3 changed, and what the SAR contributed; (B, 4, H, W) each, in the image's unit, NaN = nodata.
 
     Attributes:
         change: opt_v3 - opt_v2; NaN also where opt_v2 is.
-        by_sar: opt_v3 - what it would be without the SAR's content, from the same noise. The rest of the change is
-            repair that needs no SAR.
+        sar_contribution: opt_v3 - what it would be without the SAR's content, from the same noise. The rest of the
+            change is repair that needs no SAR.
     """
 
     change: Tensor
-    by_sar: Tensor
+    sar_contribution: Tensor
+
+
+@dataclass(frozen=True)
+class TrainingOutput:
+    """The result of one differentiable pass.
+
+    Attributes:
+        image: opt_v3, (B, 4, H, W) in the caller's unit.
+        token_logits: (B, h*w, V) of TerraMind's optical tokens.
+        correction: of the padded tiles, in DN.
+    """
+
+    image: Tensor
+    token_logits: Tensor
+    correction: Correction
 
 
 class Stage3GroundingModel(GeneratorStage, HubMixin):
-    """TerraMind's generator with a grounding head: (s1, opt_v2) -> opt_v3.
-
-    ``calibration``, which comes with trained weights, scales the uncertainty of the learned way to the errors that were
-    measured on places kept out of training.
+    """TerraMind's generator with a grounding corrector: (s1, opt_v2) -> opt_v3.
 
     Args:
         terramind_generator: the conditional generator.
-        head: the grounding head; a fresh one changes nothing.
+        corrector: what turns its proposal into a correction; with a fresh head it changes nothing.
         timesteps: default number of network evaluations.
         standardize: inputs are dB and DN; False means z-units in and out.
-        grounding: default way to correct, ``"learned"`` or ``"difference"`` (experimental, needs no training).
+        correction_mode: default of ``ground``'s keyword.
         scheduler: default scheduler, ``"ddim"`` or ``"dpmsolver++"``.
-        broad_changes: default of ``ground``'s keyword.
+        hold_colour: default of ``ground``'s keyword.
     """
 
     def __init__(
         self,
         terramind_generator: TerraMindGenerator,
-        head: GroundingHead,
+        corrector: GroundingCorrector,
         *,
         timesteps: int = 10,
         standardize: bool = True,
-        grounding: str = "learned",
+        correction_mode: str = "learned",
         scheduler: str = "ddim",
-        broad_changes: bool = True,
+        hold_colour: bool = False,
     ) -> None:
         super().__init__(
             terramind_generator, timesteps=timesteps, standardize=standardize, scheduler=scheduler
         )
-        self.head = head
-        self.hold = LowFrequencyHold()
-        self.grounding = _check_grounding(grounding)
-        self.broad_changes = broad_changes
-        self.calibration: Calibration | None = None
+        self.corrector = corrector
+        self.correction_mode = _check_correction_mode(correction_mode)
+        self.hold_colour = hold_colour
 
     @property
     def provenance(self) -> dict[str, str]:
         """What made an output, for file tags: version, variant, weights and their hash, defaults."""
-        tags = super().provenance | {"AXS_GROUNDING": self.grounding}
-        if not self.broad_changes:
-            tags["AXS_BROAD_CHANGES"] = "False"
-        if self.calibration is not None:
-            tags["AXS_CALIBRATION"] = f"nfe {','.join(map(str, sorted(self.calibration.scales)))}"
-        return tags
+        tags = super().provenance | self.corrector.provenance | {"AXS_CORRECTION_MODE": self.correction_mode}
+        return tags | ({"AXS_HOLD_COLOUR": "True"} if self.hold_colour else {})
 
     @property
     def estimates_error(self) -> bool:
-        """Whether the default way to correct says what error to expect, without an ensemble."""
-        return self.grounding == "learned"
+        """Whether the default correction mode predicts an error without an ensemble."""
+        return self.correction_mode == "learned"
 
     # -- the method -----------------------------------------------------------------------------------------------
 
+    @torch.no_grad()
+    @in_tiles
     def ground(
         self,
         s1: Tensor,
@@ -150,20 +172,16 @@ class Stage3GroundingModel(GeneratorStage, HubMixin):
         timesteps: int | None = None,
         *,
         strength: float = 1.0,
-        seed: int | Sequence[int] | Tensor = 0,
-        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        seed: Seed = 0,
         tokens: str = "soft",
         temperature: float = 1.0,
         ensemble_size: int = 1,
         trust: Tensor | None = None,
-        proposal: Tensor | None = None,
-        use_sar: bool = True,
-        broad_changes: bool | None = None,
-        grounding: str | None = None,
+        hold_colour: bool | None = None,
+        correction_mode: str | None = None,
         scheduler: str | None = None,
-        orientation: int = 0,
-        origin: tuple[int, int] | Tensor = (0, 0),
         batch_size: int = 8,
+        controls: GroundingControls = NO_CONTROLS,
     ) -> Stage3Output:
         """Ground a batch of estimates in their SAR images.
 
@@ -175,218 +193,197 @@ class Stage3GroundingModel(GeneratorStage, HubMixin):
             opt_v2: (B, 4, H, W) or (4, H, W), B02 B03 B04 B08 in DN, NaN = nodata.
             timesteps: network evaluations, 1 to 1000; default the model's.
             strength: 1 starts from pure noise; less starts from the partly noised estimate; 0 returns it unchanged.
-            seed: of the noise field, one for all samples or one a sample.
-            generator: draw the seeds from a ``torch.Generator`` (or one a sample) instead.
+            seed: of the noise field, one for all samples or one a sample; or ``torch.Generator`` objects to draw it
+                from.
             tokens: ``"soft"`` (deterministic), ``"argmax"`` or ``"sample"``.
             temperature: of soft and sampled tokens.
             ensemble_size: members averaged, with noise of their own and the tile turned or mirrored for the grounding
                 head; from 2 on their spread is part of the uncertainty map.
-            trust: (B, 1, H, W). Where it is 1 opt_v2 was observed and comes back bit for bit; where it is 0 it is
-                unknown, its value is not looked at, and the result comes from SAR and context. Where it is 0.25 it is a
-                guess from the SAR alone (as in the pipeline), whose broad colour may change. Default 0.5: an estimate.
-            proposal: (B, 4, H, W) in opt_v2's unit, in place of TerraMind's own; nothing is then drawn (``nfe`` 0).
-            use_sar: False leaves the SAR's content out: what then still changes was not asked for by the SAR.
-            broad_changes: False holds the broad colour of opt_v2 whatever the SAR shows: no flood comes through, and no
-                smooth dark field is taken for one. Gaps are filled all the same. Default the model's (True).
-            grounding: way to correct; default the model's.
-            scheduler: default the model's.
-            orientation: how the tile is turned for the grounding head, 0 to 7; members of an ensemble take it and those
-                that follow.
-            origin: scene (row, column) of the image's upper left pixel, one for all or (B, 2), which fixes the noise.
-            batch_size: tiles the network sees at once.
+            trust: (B, 1, H, W), values of ``axs_lib.checks.Trust``. Where it is 1 opt_v2 was observed and comes back
+                bit for bit; where it is 0 it is unknown, its value is not looked at, and the result comes from SAR and
+                context. Where it is 0.25 it is estimated from the SAR alone, and its broad colour may change. Default
+                0.5: an estimate.
+            hold_colour: keep the broad colour of opt_v2 whatever the SAR shows: no flood comes through, and no smooth
+                dark field is taken for one. Gaps are filled all the same. Default the model's (False).
+            correction_mode: ``"learned"`` or ``"difference"`` (experimental, needs no training); default the model's.
+            scheduler: ``"ddim"`` or ``"dpmsolver++"``; default the model's.
+            batch_size: tiles the network is given at once.
+            controls: what scenes, tests and controls set.
 
         Raises:
-            InputError: anything that cannot be right, saying how to fix it.
+            InputError: shapes, bands, sizes, devices or trust values that do not fit, or an option out of its range.
         """
+        generator, optical = self.terramind_generator, self.terramind_generator.optical
+
         # 1. Check what came in.
-        pair = check_pair(s1, opt_v2, trust=trust, standardize=self.standardize)
+        pair = check_pair(
+            s1, opt_v2, trust=trust, standardize=self.standardize, force=controls.ranges_checked
+        )
         check_device(pair.s1, self.device)
+        check_sampling(temperature, ensemble_size, batch_size)
+        mode = _check_correction_mode(self.correction_mode if correction_mode is None else correction_mode)
+        hold_colour = self.hold_colour if hold_colour is None else hold_colour
         timesteps = check_timesteps(self.timesteps if timesteps is None else timesteps)
-        sampling = Sampling(tokens, temperature, ensemble_size, batch_size)
-        way = _check_grounding(self.grounding if grounding is None else grounding)
-        if way == "learned" and self.head.untrained:
-            warnings.warn(
-                "the grounding head is untrained, so opt_v3 equals opt_v2: load trained weights (variant='nano'), train"
-                " with `axs train stage3`, or use grounding='difference'",
-                UntrainedHeadWarning,
-                stacklevel=2,
-            )
+        given = self._given_proposal(controls.proposal, pair, mode)  # None or (B, 4, H, W) in DN
+        batch, _, height, width = pair.opt_v2.shape
+        seeds = sample_seeds(seed, batch, device=pair.s1.device)  # (B,)
+        if mode == "learned" and self.corrector.untrained:
+            warnings.warn(_UNTRAINED, UntrainedHeadWarning, stacklevel=4)
         if check_strength(strength) == 0.0:
-            return self._unchanged(pair, ensemble_size)
-        if proposal is not None:
-            proposal = _check_proposal(proposal, pair, way)
+            return self._unchanged(pair, uncertain=ensemble_size > 1)
         schedule = build_schedule(scheduler or self.scheduler, timesteps, strength)
-        seeds = sample_seeds(seed, len(pair.s1), generator=generator, device=pair.s1.device)
 
-        # 2. Cut every image into tiles of the grid (most are a single one), correct them, blend the corrections.
-        def correct(images: list[Tensor], tile_seeds: Tensor, origins: Tensor) -> Tensor:
-            sar, estimate, tile_trust, *given = images
-            return self._ground_tiles(
-                sar,
-                estimate,
-                tile_trust,
-                tile_seeds,
-                origins,
-                schedule,
-                sampling,
-                way,
-                proposal=given[0] if given else None,
-                use_sar=use_sar,
-                broad_changes=self.broad_changes if broad_changes is None else broad_changes,
-                orientation=orientation,
-            )
+        # 2. Prepare: fill nodata and gaps from neighbours, pad to the network's side S, z-score. The noise is a
+        #    function of seed and scene coordinate. The M members of an ensemble lie along the batch.
+        tiles = self.prepare(pair.s1, pair.opt_v2.float(), pair.trust, use_sar=controls.use_sar)
+        conditions = {"s1": generator.sar.to_z(tiles.s1)} if controls.use_sar else {}  # (B, 2, S, S)
+        conditions["optical"] = optical.to_z(tiles.estimate)  # (B, 4, S, S)
+        size = (tiles.estimate.shape[-2], tiles.estimate.shape[-1])  # (S, S)
+        seeds = ensemble_seeds(seeds, ensemble_size)  # (M*B,)
+        origins = controls.origins(batch, seeds.device).repeat(ensemble_size, 1)  # (M*B, 2)
+        noise = gaussian_field(seeds, (generator.image_channels, *size), origins=origins)  # (M*B, C, S, S)
+        start = optical.expand_bands(conditions["optical"]).repeat(ensemble_size, 1, 1, 1)  # (M*B, C, S, S)
+        drawing: dict[str, Any] = {
+            "tokens": tokens,
+            "temperature": temperature,
+            "seeds": seeds,
+            "origins": origins,
+        }
+        denoising: dict[str, Any] = {"schedule": schedule, "start": start, "batch_size": batch_size}
 
-        layers = run_tiled(
-            correct,
-            [pair.s1, pair.opt_v2.float(), pair.trust, *([] if proposal is None else [proposal])],
-            seeds,
-            side=self.terramind_generator.layout.max_side,
-            origin=origin,
-            batch_size=batch_size,
-        )
-        change, drawn, gate, variance, filled = layers.split([4, 4, 1, 4, 4], dim=1)
+        if given is None:
+            # 3. Encode: TerraMind reads SAR and estimate once and predicts the optical tokens.
+            logits = generator.logits(conditions)  # (B, h*w, V)
 
-        # 3. Apply the corrections to the caller's own pixels, which stay bit for bit where nothing changes.
-        unknown = pair.trust == 0
-        start = torch.where(unknown, filled.to(pair.opt_v2.dtype), pair.opt_v2)
-        image = start + change.to(start.dtype)
+            # 4. Codes: the expected, the likeliest or a drawn code of every token.
+            codes = generator.codes(logits.repeat(ensemble_size, 1, 1), size, **drawing)  # (M*B, D, h, w)
+
+            # 5. Denoise: exactly `timesteps` evaluations of the diffusion decoder draw the proposal.
+            channels = generator.decode(codes, noise, **denoising)  # (M*B, C, S, S)
+            proposals = optical.from_z(optical.select(channels))  # (M*B, 4, S, S) in DN
+            proposals = proposals.unflatten(0, (ensemble_size, batch))  # (M, B, 4, S, S)
+        else:
+            proposals = pad_square(given, size[0]).expand(ensemble_size, -1, -1, -1, -1)  # (M, B, 4, S, S)
+
+        # 6. Correct: a residual, how much of it is used, and where broad colour may change.
+        if mode == "learned":
+            corrections = [
+                self.corrector(
+                    tiles, each, hold_colour=hold_colour, orientation=controls.orientation + member
+                )
+                for member, each in enumerate(proposals)
+            ]  # M corrections of (B, 4, S, S)
+        else:  # "difference": the same noise decoded a second time, from the estimate alone
+            alone = generator.logits({"optical": conditions["optical"]})  # (B, h*w, V)
+            codes = generator.codes(alone.repeat(ensemble_size, 1, 1), size, **drawing)  # (M*B, D, h, w)
+            channels = generator.decode(codes, noise, **denoising)  # (M*B, C, S, S)
+            without_sar = optical.from_z(optical.select(channels)).view_as(proposals)  # (M, B, 4, S, S)
+            confidence = generator.confidence(logits, size)  # (B, 1, h, w)
+            corrections = [
+                self.corrector.difference(tiles, *both, confidence=confidence, hold_colour=hold_colour)
+                for both in zip(proposals, without_sar, strict=True)
+            ]  # M corrections of (B, 4, S, S)
+        change = torch.stack([each.change for each in corrections]).mean(0)  # (B, 4, S, S) in DN
+        deviation = self.corrector.deviation(corrections, schedule.nfe)  # (B, 4, S, S) in DN, or None
+
+        # 7. Apply the change to the caller's own pixels, in their unit; they stay bit for bit where nothing changes.
+        unknown = pair.trust == 0  # (B, 1, H, W)
+        filled = self._from_dn(tiles.estimate)[..., :height, :width].to(pair.opt_v2.dtype)  # (B, 4, H, W)
+        base = torch.where(unknown, filled, pair.opt_v2)  # (B, 4, H, W)
+        change = self._scaled(change)[..., :height, :width].to(base.dtype)  # (B, 4, H, W)
+        image = base + change  # (B, 4, H, W)
         if self.standardize:
-            image = torch.where(change == 0, start, image.clamp(*VALID_DN))
-        valid = valid_pixels(pair.s1) & (valid_pixels(pair.opt_v2) | unknown)
-        deviation = variance.sqrt() if way == "learned" or ensemble_size > 1 else None
-        if deviation is not None and way == "learned" and self.calibration is not None:
-            deviation = deviation * self.calibration.scale(schedule.nfe).to(deviation)[:, None, None]
-        output = Stage3Output(
-            image=image.masked_fill(~valid, torch.nan),
-            proposal=drawn.masked_fill(~valid, torch.nan),
-            gate=gate,
-            uncertainty=None if deviation is None else deviation.masked_fill(~valid, torch.nan),
-            nfe=schedule.nfe if proposal is None else 0,
-        )
-        return _unbatch(output) if pair.unbatched else output
+            image = torch.where(change == 0, base, image.clamp(*VALID_DN))
 
+        # 8. The result, with nodata where either image has none.
+        nodata = ~(valid_pixels(pair.s1) & (valid_pixels(pair.opt_v2) | unknown))  # (B, 1, H, W)
+        if deviation is not None:
+            deviation = self._scaled(deviation)[..., :height, :width].masked_fill(nodata, torch.nan)
+        proposal = self._from_dn(proposals.mean(0))[..., :height, :width]  # (B, 4, H, W)
+        gate = torch.stack([each.gate for each in corrections]).mean(0)[..., :height, :width]  # (B, 1, H, W)
+        output = Stage3Output(
+            image=image.masked_fill(nodata, torch.nan),
+            proposal=proposal.masked_fill(nodata, torch.nan),
+            gate=gate,
+            uncertainty=deviation,
+            nfe=schedule.nfe if given is None else 0,
+        )
+        return unbatch(output) if pair.unbatched else output
+
+    @torch.no_grad()
     def grounding_map(
         self, s1: Tensor, opt_v2: Tensor, timesteps: int | None = None, *, seed: int = 0, **options: Any
     ) -> GroundingMap:
-        """Where and by how much Stage 3 moves opt_v2, and how much of it the SAR asked for: two runs of ``ground``.
+        """Where and by how much Stage 3 moves opt_v2, and what the SAR contributed: two runs of ``ground``.
 
         Args:
             s1: as for ``ground``.
             opt_v2: as for ``ground``.
             timesteps: as for ``ground``.
             seed: of the noise of both runs.
-            **options: other keywords of ``ground`` but ``generator`` and ``use_sar``.
+            **options: other keywords of ``ground``.
         """
+        controls = options.pop("controls", GroundingControls())
         with_sar, without = (
-            self.ground(s1, opt_v2, timesteps, seed=seed, use_sar=use_sar, **options).image
+            self.ground(
+                s1, opt_v2, timesteps, seed=seed, controls=replace(controls, use_sar=use_sar), **options
+            ).image
             for use_sar in (True, False)
         )
-        return GroundingMap(change=with_sar - opt_v2, by_sar=with_sar - without)
+        return GroundingMap(change=with_sar - opt_v2, sar_contribution=with_sar - without)
 
-    def _ground_tiles(
-        self,
-        s1: Tensor,
-        opt_v2: Tensor,
-        trust: Tensor,
-        seeds: Tensor,
-        origins: Tensor,
-        schedule: Schedule,
-        sampling: Sampling,
-        grounding: str,
-        *,
-        proposal: Tensor | None,
-        use_sar: bool,
-        broad_changes: bool,
-        orientation: int,
-    ) -> Tensor:
-        """Steps 2a to 2e for tiles of one shape: (n, 17, h, w) of change, proposal, gate, variance, filled opt_v2."""
+    # -- its parts ------------------------------------------------------------------------------------------------
+
+    def prepare(self, s1: Tensor, opt_v2: Tensor, trust: Tensor, *, use_sar: bool = True) -> GroundingTiles:
+        """Tiles without nodata, padded to the network's side, in dB and DN, with the map of SAR inconsistency.
+
+        Args:
+            s1: (B, 2, H, W) in the model's unit, NaN = nodata.
+            opt_v2: (B, 4, H, W) in the model's unit, NaN = nodata.
+            trust: (B, 1, H, W); what opt_v2 holds where it is 0 is not looked at.
+            use_sar: False puts mean backscatter in the SAR's place.
+        """
         generator = self.terramind_generator
-        height, width = opt_v2.shape[-2:]
-
-        # 2a. Fill nodata and gaps from neighbours, pad to the network's size, z-score.
-        z = self._prepare(s1, opt_v2, trust, use_sar=use_sar)
-
-        # 2b. TerraMind reads SAR and estimate once; "difference" reads the estimate alone beside it.
-        drawn: Iterable[list[Tensor]]
-        logits = []
-        if proposal is not None:
-            valid = torch.ones_like(trust, dtype=torch.bool)
-            drawn = [
-                [to_network(proposal, valid, z.size[0], generator.optical, standardize=self.standardize)]
-            ]
-        else:
-            logits = [generator.logits(z.conditions if use_sar else {"optical": z.estimate})]
-            if grounding == "difference":
-                logits.append(generator.logits({"optical": z.estimate}))
-            start = None if schedule.starts_from_noise else generator.optical.lift(z.estimate)
-            drawn = draw_proposals(generator, logits, z.size, schedule, sampling, seeds, origins, start=start)
-
-        # 2c. Tokens become codes, and the denoiser draws the proposals in exactly `timesteps` evaluations.
-        changes, proposals, gates, errors = [], [], [], []
-        for member, decoded in enumerate(drawn):
-            # 2d. The correction: a residual, how much of it to use, and where broad colour may change.
-            correction = self._correct(z, decoded, logits, grounding, orientation + member)
-            if not broad_changes:
-                correction = correction._replace(release=torch.zeros_like(correction.release))
-            changes.append(self._change(correction, z.trust))
-            proposals.append(decoded[0])
-            gates.append(correction.gate)
-            errors.append(self._expected_variance(correction, z.trust))
-
-        # 2e. Mean over the ensemble and variance of the error, cropped to the tile, in the caller's unit.
-        change, spread = mean_and_spread(changes)
-        variance, _ = mean_and_spread(errors)
-        variance = variance + spread.square()
-        proposal, _ = mean_and_spread(proposals)
-        gate, _ = mean_and_spread(gates)
-        if self.standardize:
-            proposal = generator.optical.from_z(proposal)
-        filled = generator.optical.from_z(z.estimate) if self.standardize else z.estimate
-        return torch.cat([change, proposal, gate, variance, filled], dim=1)[..., :height, :width]
-
-    def _correct(
-        self,
-        z: _Prepared,
-        decoded: list[Tensor],
-        logits: list[Tensor],
-        grounding: str,
-        orientation: int = 0,
-    ) -> Correction:
-        if grounding == "learned":
-            seen = (z.s1, z.estimate, decoded[0], z.trust, z.contradiction)
-            correction = self.head(*(turn(image, orientation) for image in seen)).turned_back(orientation)
-            # The only broad change that the head was taught is a flood; without water it keeps to detail.
-            water = open_water(self.terramind_generator.sar.from_z(z.s1))
-            allowed = torch.maximum(water, unknown_share(z.trust))
-            return correction._replace(release=correction.release * allowed)
-        confidence = self.terramind_generator.confidence(logits[0], z.size)
-        return difference_correction(decoded[0], decoded[1], confidence, z.contradiction)
-
-    def _change(self, correction: Correction, trust: Tensor) -> Tensor:
-        """The held and gated correction in the caller's unit; 0 where residual or gate is 0, or opt_v2 observed."""
-        release = torch.maximum(correction.release, unknown_share(trust))
-        change = fit_to_observed(correction.gate * self.hold(correction.residual, release), trust)
-        return change * self.terramind_generator.optical.std if self.standardize else change
-
-    def _expected_variance(self, correction: Correction, trust: Tensor) -> Tensor:
-        """Expected squared error in the caller's unit squared; 0 where opt_v2 was observed."""
-        if correction.error is None:
-            return torch.zeros_like(correction.residual)
-        error = correction.error * (trust < 1)
-        return (error * self.terramind_generator.optical.std if self.standardize else error).square()
-
-    def _prepare(self, s1: Tensor, opt_v2: Tensor, trust: Tensor, *, use_sar: bool = True) -> _Prepared:
-        generator = self.terramind_generator
-        seen, known = valid_pixels(s1), valid_pixels(opt_v2) & (trust > 0)
-        nodata = ~(seen & (known | (trust == 0)))  # of either image: unknown to the network in both
+        s1_valid, opt_valid = valid_pixels(s1), valid_pixels(opt_v2) & (trust > 0)
+        valid = s1_valid & (opt_valid | (trust == 0))  # what is nodata in either image is unknown in both
         side = network_side(generator.layout, *opt_v2.shape[-2:])
-        sar = to_network(s1, seen & ~nodata, side, generator.sar, standardize=self.standardize)
-        estimate = to_network(opt_v2, known & ~nodata, side, generator.optical, standardize=self.standardize)
-        surprise = contradiction(generator.sar.from_z(sar), generator.optical.from_z(estimate))
-        padded = pad_square(trust * ~nodata, side)
-        if not use_sar:
-            sar, surprise = torch.zeros_like(sar), torch.zeros_like(surprise)
-        return _Prepared(sar, estimate, trust=padded, contradiction=surprise)
+        sar = to_network(s1, s1_valid & valid, side, generator.sar, standardize=self.standardize)
+        optical = to_network(opt_v2, opt_valid & valid, side, generator.optical, standardize=self.standardize)
+        tiles = GroundingTiles(sar, optical, pad_square(trust * valid, side), sar_inconsistency(sar, optical))
+        return tiles if use_sar else tiles.without_sar(generator.sar.mean)
+
+    def _given_proposal(self, proposal: Tensor | None, pair: CheckedPair, mode: str) -> Tensor | None:
+        """The proposal that was given, batched and filled, in DN."""
+        if proposal is None:
+            return None
+        proposal = check_tensor("proposal", proposal)
+        batched = proposal[None] if pair.unbatched and proposal.ndim == 3 else proposal
+        if batched.shape != pair.opt_v2.shape:
+            raise InputError(
+                f"proposal has shape {tuple(proposal.shape)}; expected that of opt_v2, {tuple(pair.opt_v2.shape)}"
+            )
+        if mode == "difference":
+            raise InputError(
+                "a proposal was given, and correction_mode='difference' draws two of its own; use 'learned'"
+            )
+        filled = fill_nodata(batched.float(), valid_pixels(batched)).to(pair.s1.device)
+        return filled if self.standardize else self.terramind_generator.optical.from_z(filled)
+
+    def _scaled(self, dn: Tensor) -> Tensor:
+        """A difference or deviation in DN in the model's unit."""
+        return dn if self.standardize else dn / self.terramind_generator.optical.std
+
+    def _from_dn(self, dn: Tensor) -> Tensor:
+        """An image in DN in the model's unit."""
+        return dn if self.standardize else self.terramind_generator.optical.to_z(dn)
+
+    def _unchanged(self, pair: CheckedPair, *, uncertain: bool) -> Stage3Output:
+        """The result of strength 0."""
+        nodata = ~valid_pixels(pair.s1, pair.opt_v2)
+        image = pair.opt_v2.masked_fill(nodata, torch.nan)
+        deviation = torch.zeros_like(image).masked_fill(nodata, torch.nan) if uncertain else None
+        output = Stage3Output(image, image.clone(), torch.zeros_like(image[:, :1]), deviation, 0)
+        return unbatch(output) if pair.unbatched else output
 
     # -- training -------------------------------------------------------------------------------------------------
 
@@ -404,68 +401,37 @@ class Stage3GroundingModel(GeneratorStage, HubMixin):
         """
         if not (torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())):
             return self.ground(s1, opt_v2, trust=trust).image
-        return self.training_pass(s1, opt_v2, trust)[0]
+        return self.training_pass(s1, opt_v2, trust).image
 
-    def training_pass(
-        self, s1: Tensor, opt_v2: Tensor, trust: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Correction]:
-        """Differentiable pass with one evaluation: opt_v3 in the caller's unit, token logits, the correction.
+    def training_pass(self, s1: Tensor, opt_v2: Tensor, trust: Tensor | None = None) -> TrainingOutput:
+        """Differentiable pass with one evaluation of the denoiser.
 
         Raises:
-            InputError: tiles larger than the network's tile.
+            InputError: tiles larger than the network's tile, or shapes, bands or devices that do not fit.
         """
-        generator = self.terramind_generator
+        generator, optical = self.terramind_generator, self.terramind_generator.optical
         pair = check_pair(s1, opt_v2, trust=trust, standardize=self.standardize)
         check_device(pair.s1, self.device)
         height, width = check_training_size(generator.layout, pair.opt_v2)
-        z = self._prepare(pair.s1, pair.opt_v2.float(), pair.trust)
-        x_t, t = training_start(generator.optical.lift(z.estimate), training=self.training)
-        logits = [generator.logits(z.conditions)]
-        if self.grounding == "difference":
-            logits.append(generator.logits({"optical": z.estimate}))
-        decoded = [
-            generator.optical.select(generator.denoise_once(x_t, t, generator.codes(each, z.size)).float())
-            for each in logits
-        ]
-        correction = self._correct(z, decoded, logits, self.grounding)
-        change = self._change(correction, z.trust)[..., :height, :width]
+        tiles = self.prepare(pair.s1, pair.opt_v2.float(), pair.trust)
+        z_s1, z_estimate = generator.sar.to_z(tiles.s1), optical.to_z(tiles.estimate)
+        size = (z_estimate.shape[-2], z_estimate.shape[-1])
+        x_t, t = training_start(optical.expand_bands(z_estimate), training=self.training)
+        passes = [{"s1": z_s1, "optical": z_estimate}]
+        if self.correction_mode == "difference":
+            passes.append({"optical": z_estimate})
+        logits = [generator.logits(conditions) for conditions in passes]  # P of (B, h*w, V)
+        decoded = [generator.denoise_once(x_t, t, generator.codes(each, size)).float() for each in logits]
+        proposals = [optical.from_z(optical.select(each)) for each in decoded]  # P of (B, 4, S, S)
+        if self.correction_mode == "difference":
+            confidence = generator.confidence(logits[0], size)
+            correction = self.corrector.difference(tiles, *proposals, confidence=confidence)
+        else:
+            correction = self.corrector(tiles, proposals[0])
+        change = self._scaled(correction.change)[..., :height, :width]
         filled = fill_nodata(pair.opt_v2, valid_pixels(pair.s1, pair.opt_v2))
         image = filled + change.to(filled.dtype)
-        return (image[0] if pair.unbatched else image), logits[0], correction
-
-    # -- helpers --------------------------------------------------------------------------------------------------
-
-    def _unchanged(self, pair: CheckedPair, ensemble_size: int) -> Stage3Output:
-        valid = valid_pixels(pair.s1, pair.opt_v2)
-        image = pair.opt_v2.masked_fill(~valid, torch.nan)
-        output = Stage3Output(
-            image=image,
-            proposal=image.clone(),
-            gate=torch.zeros_like(image[:, :1]),
-            uncertainty=torch.zeros_like(image).masked_fill(~valid, torch.nan) if ensemble_size > 1 else None,
-            nfe=0,
-        )
-        return _unbatch(output) if pair.unbatched else output
-
-
-@dataclass(frozen=True)
-class _Prepared:
-    """Filled, padded tiles in z-units, with trust and contradiction maps."""
-
-    s1: Tensor
-    estimate: Tensor
-    trust: Tensor
-    contradiction: Tensor
-
-    @property
-    def conditions(self) -> dict[str, Tensor]:
-        """What TerraMind reads."""
-        return {"s1": self.s1, "optical": self.estimate}
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width the network sees."""
-        return self.estimate.shape[-2], self.estimate.shape[-1]
+        return TrainingOutput(image[0] if pair.unbatched else image, logits[0], correction)
 
 
 def build_stage3_model(
@@ -478,7 +444,7 @@ def build_stage3_model(
     device: torch.device | str | None = None,
     s1_product: str = "S1GRD",
     revision: str | None = None,
-    grounding: str | None = None,
+    correction_mode: str | None = None,
     scheduler: str = "ddim",
 ) -> Stage3GroundingModel:
     """Build Stage 3.
@@ -493,7 +459,8 @@ def build_stage3_model(
         device: where to put the model; default CPU.
         s1_product: ``"S1GRD"`` or ``"S1RTC"``; its statistics follow.
         revision: Hub revision (commit, tag or branch) of the weights.
-        grounding: ``"learned"`` or ``"difference"``; default learned where a trained head was loaded, else difference.
+        correction_mode: ``"learned"`` or ``"difference"``; default learned, and difference with a fresh head
+            (``pretrained=False``).
         scheduler: ``"ddim"`` or ``"dpmsolver++"``.
 
     Returns:
@@ -503,25 +470,27 @@ def build_stage3_model(
         InputError: unknown variant, product, scheduler, or timesteps out of range.
         WeightsError: weights that cannot be had, read or matched.
     """
-    from axs_lib.terramind.load import load_calibration, load_grounding
+    from axs_lib.grounding.load import load_corrector
+    from axs_lib.terramind.load import load_generator
 
     check_timesteps(timesteps)
-    if grounding is not None:
-        _check_grounding(grounding)
-    build_schedule(scheduler, 1)
-    generator, head = load_grounding(
+    if correction_mode is not None:
+        _check_correction_mode(correction_mode)
+    build_schedule(scheduler, 1)  # an unknown name fails before weights are loaded
+    generator = load_generator(
         variant, pretrained=pretrained, checkpoint=checkpoint, revision=revision, s1_product=s1_product
     )
-    default = "difference" if head.untrained else "learned"
+    corrector = load_corrector(generator.weights, s1_product=s1_product)
     model = Stage3GroundingModel(
         generator,
-        head,
+        corrector,
         timesteps=timesteps,
         standardize=standardize,
-        grounding=grounding or default,
+        correction_mode=correction_mode or ("difference" if corrector.untrained else "learned"),
         scheduler=scheduler,
     )
-    model.calibration = load_calibration(generator)
+    if pretrained and variant != "nano":
+        _notice_unmeasured(variant)
     model.requires_grad_(not pretrained)
     model.eval()
     return model.to(device) if device is not None else model
@@ -619,24 +588,23 @@ def compute_stage3_metrics(
     return stage3_metrics(opt_v3=opt_v3, opt_v2=opt_v2, s2_truth=s2_truth, mask=mask, s1=s1)
 
 
-def _check_proposal(proposal: Tensor, pair: CheckedPair, grounding: str) -> Tensor:
-    """The given proposal, batched, float32."""
-    batched = proposal[None] if pair.unbatched and proposal.ndim == 3 else proposal
-    if batched.shape != pair.opt_v2.shape:
-        raise InputError(
-            f"proposal has shape {tuple(proposal.shape)}; expected that of opt_v2, {tuple(pair.opt_v2.shape)}"
-        )
-    if grounding == "difference":
-        raise InputError(
-            "a proposal was given, and grounding='difference' draws two of its own; use 'learned'"
-        )
-    return fill_nodata(batched.float(), valid_pixels(batched)).to(pair.s1.device)
+@functools.cache
+def _notice_unmeasured(variant: str) -> None:
+    """Say once what is not known of a published variant."""
+    logger.warning(
+        "%s: the grounding head was trained and measured with nano's proposals and simulated ones; with these"
+        " weights it is not measured. `axs evaluate --variant %s --data DIR` measures it on pairs of yours.",
+        variant,
+        variant,
+    )
 
 
-def _check_grounding(grounding: str) -> str:
-    if grounding not in GROUNDINGS:
-        raise InputError(f"grounding is {grounding!r}; expected one of {', '.join(GROUNDINGS)}")
-    return grounding
+def _check_correction_mode(correction_mode: str) -> str:
+    if correction_mode not in CORRECTION_MODES:
+        raise InputError(
+            f"correction_mode is {correction_mode!r}; expected one of {', '.join(CORRECTION_MODES)}"
+        )
+    return correction_mode
 
 
 def _move(image: Tensor, device: torch.device) -> Tensor:
@@ -656,16 +624,6 @@ def _batch_parts(batch: Any) -> tuple[Tensor, Tensor, Tensor | None]:
         return batch[0], batch[1], None
     raise InputError(
         f"a batch is a {type(batch).__name__}; expected a mapping with 's1' and 'opt_v2', or a pair (s1, opt_v2)"
-    )
-
-
-def _unbatch(output: Stage3Output) -> Stage3Output:
-    return replace(
-        output,
-        image=output.image[0],
-        proposal=output.proposal[0],
-        gate=output.gate[0],
-        uncertainty=None if output.uncertainty is None else output.uncertainty[0],
     )
 
 

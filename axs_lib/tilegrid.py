@@ -7,7 +7,8 @@ by ``side - stride`` and are blended with a separable ramp whose weights sum to 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -103,3 +104,79 @@ class Blender:
         """The blended image (C, H, W)."""
         assert self._sum is not None and self._weight is not None, "no tile was added"
         return self._sum / self._weight
+
+
+@dataclass(frozen=True)
+class TileBatch:
+    """Tiles of one shape out of a batch of images.
+
+    Attributes:
+        samples: (n,) int64, the image that each tile is cut from.
+        tiles: where it lies in that image.
+    """
+
+    samples: Tensor
+    tiles: Sequence[Tile]
+
+    def of(self, images: Tensor) -> Tensor:
+        """The tiles (n, C, h, w) of images (B, C, H, W)."""
+        return torch.stack([tile.of(images[i]) for i, tile in zip(self.samples, self.tiles, strict=True)])
+
+    def origins(self, origin: tuple[int, int] | Tensor) -> Tensor:
+        """Scene coordinates (n, 2) int64 of the tiles, from those of the images: one pair or (B, 2)."""
+        corners = torch.as_tensor(origin, dtype=torch.int64, device=self.samples.device)
+        places = corners.new_tensor([[tile.top, tile.left] for tile in self.tiles])
+        return (corners if corners.ndim == 1 else corners[self.samples]) + places
+
+
+class Mosaic:
+    """Cuts a batch of images into tiles, and blends what is made of the tiles.
+
+    Args:
+        batch: number of images.
+        height: of each, in pixels.
+        width: of each, in pixels.
+        side: largest tile.
+        batch_size: tiles that are handed out at once.
+        device: of the images.
+    """
+
+    def __init__(
+        self,
+        batch: int,
+        height: int,
+        width: int,
+        *,
+        side: int,
+        batch_size: int,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.grid, self.size, self.batch, self.batch_size = TileGrid(side), (height, width), batch, batch_size
+        self.device = torch.device(device)
+        self._blenders: dict[str, list[Blender]] = {}
+
+    def batches(self) -> Iterator[TileBatch]:
+        """All tiles, those of one shape together."""
+        jobs = [(i, tile) for i in range(self.batch) for tile in self.grid.tiles(*self.size)]
+        jobs.sort(key=lambda job: job[1].shape)
+        for _, alike in itertools.groupby(jobs, key=lambda job: job[1].shape):
+            same = list(alike)
+            for start in range(0, len(same), self.batch_size):
+                samples, tiles = zip(*same[start : start + self.batch_size], strict=True)
+                yield TileBatch(torch.tensor(samples, device=self.device), tiles)
+
+    def add(self, batch: TileBatch, **layers: Tensor) -> None:
+        """Add what was made of a batch of tiles: named layers (n, C, h, w)."""
+        for name, values in layers.items():
+            blenders = self._blenders.setdefault(
+                name, [Blender(self.grid, *self.size) for _ in range(self.batch)]
+            )
+            for sample, tile, value in zip(batch.samples.tolist(), batch.tiles, values, strict=True):
+                blenders[sample].add(tile, value)
+
+    def result(self) -> dict[str, Tensor]:
+        """The blended layers (B, C, H, W) by name."""
+        return {
+            name: torch.stack([blender.result() for blender in blenders])
+            for name, blenders in self._blenders.items()
+        }

@@ -1,4 +1,4 @@
-"""What the speed benchmarks share: alternating runs, ratios, counted operations, a device's peak, memory."""
+"""What the speed benchmarks share: alternating runs, ratios, memory, a profile, tables."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ def machine() -> dict[str, Any]:
     return {
         "cpu": names[0] if names else platform.processor(),
         "cores": len(names),
+        "threads": torch.get_num_threads(),
         "bfloat16_instructions": bool(flags & {"avx512_bf16", "amx_bf16"}),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "torch": torch.__version__,
@@ -56,37 +57,15 @@ def alternate(calls: Mapping[str, Call], rounds: int, device: str = "cpu") -> di
     return times
 
 
-def speed_ups(times: Mapping[str, Sequence[float]], baseline: str) -> dict[str, float]:
-    """How many times faster than the baseline each is: the median over the rounds of the ratio within a round."""
-    return {
-        name: statistics.median(slow / fast for slow, fast in zip(times[baseline], each, strict=True))
-        for name, each in times.items()
-    }
+def ratio(times: Mapping[str, Sequence[float]], name: str, baseline: str) -> float:
+    """How many times faster than the baseline it is: the median over the rounds of the ratio within a round."""
+    return statistics.median(slow / fast for slow, fast in zip(times[baseline], times[name], strict=True))
 
 
-def median_milliseconds(times: Mapping[str, Sequence[float]], tiles: int) -> dict[str, float]:
-    """Median milliseconds a tile."""
-    return {name: 1e3 * statistics.median(each) / tiles for name, each in times.items()}
-
-
-def gflop(call: Call) -> float:
-    """Floating-point operations of a call in GFLOP (a multiplication and an addition are two)."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    with FlopCounterMode(display=False) as counter:
-        call()
-    return counter.get_total_flops() / 1e9
-
-
-def peak_gflops(device: str = "cpu", dtype: torch.dtype = torch.float32, size: int = 2048) -> float:
-    """GFLOP a second of the device's best large matrix product: what can be reached at all."""
-    a = torch.randn(size, size, device=device, dtype=dtype)
-    best = min(alternate({"product": lambda: a @ a}, 7, device)["product"])
-    return 2 * size**3 / best / 1e9
-
-
-def host_memory_mb() -> float:
-    """Largest resident memory of this process so far, in MB."""
+def peak_memory_mb(device: str = "cpu") -> float:
+    """Largest memory so far in MB: resident memory of the process, or what it allocated on the GPU."""
+    if device != "cpu":
+        return torch.cuda.max_memory_allocated() / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
@@ -105,7 +84,7 @@ def profile_table(call: Call, rows: int = 20) -> str:
 
 
 def redraw_zero_parameters(module: nn.Module, seed: int = 0) -> None:
-    """Give every all-zero parameter random values: a fresh diffusion U-Net always answers 0."""
+    """Give every all-zero parameter random values: the output of a fresh diffusion U-Net is 0."""
     random = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in module.parameters():
@@ -114,13 +93,14 @@ def redraw_zero_parameters(module: nn.Module, seed: int = 0) -> None:
                 parameter.copy_(torch.randn(parameter.shape, generator=random) / fan_in**0.5)
 
 
-def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
-    """Rows as a Markdown table."""
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows with the same keys as a Markdown table."""
 
     def cell(value: Any) -> str:
         return f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
 
-    lines = [list(columns), ["---"] * len(columns), *([cell(row.get(c)) for c in columns] for row in rows)]
+    columns = list(rows[0])
+    lines = [columns, ["---"] * len(columns), *([cell(row[column]) for column in columns] for row in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 

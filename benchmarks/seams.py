@@ -19,9 +19,9 @@ import xarray
 from axs_lib.bands import OPTICAL_BANDS, SAR_BANDS
 from axs_lib.data.degrade import degrade
 from axs_lib.scenes.api import ground_scene
-from axs_lib.scenes.seams import seam_jumps
 from axs_lib.stage3_tm_ground import build_stage3_model
 from axs_lib.tilegrid import TileGrid
+from benchmarks.seam_jumps import seam_jumps
 
 GRIDS = {"overlap of 64 px": TileGrid(), "no overlap": TileGrid(overlap=0)}
 

@@ -23,22 +23,25 @@ import yaml
 from torch import Tensor
 
 from axs_lib.bands import DN_PER_REFLECTANCE, VALID_DN
-from axs_lib.checks import ESTIMATE_TRUST, GUESS_TRUST
+from axs_lib.checks import Trust
 from axs_lib.data.clouds import cloud_trust
 from axs_lib.data.degrade import degrade
 from axs_lib.data.estimates import KINDS, make_estimate
 from axs_lib.data.pairs import PairRecord, list_pairs, load_pair
 from axs_lib.data.proposals import informed_proposal
 from axs_lib.evaluate.flood import CAME_THROUGH, is_dry, measure_flood, outside_of, simulate_flood
+from axs_lib.grounding.corrector import GroundingCorrector, GroundingTiles
 from axs_lib.grounding.head import GroundingHead
+from axs_lib.grounding.sar_inconsistency import sar_inconsistency
 from axs_lib.nodata import fill_nodata, pad_square, valid_pixels
 from axs_lib.stage1_tm_s2o import Stage1Model
 from axs_lib.stage2_prithvi_refine import build_prithvi_refiner
-from axs_lib.terramind.load import load_generator
-from axs_lib.train.head import Batch, Corrector, draw_own, load_head
+from axs_lib.stage3_tm_ground import build_stage3_model
+from axs_lib.terramind.weights import load_strict, read_state
+from axs_lib.train.head import own_proposals
 
 SIDE = 128
-CONFIG = Path(__file__).resolve().parents[1] / "configs" / "nano_head.yaml"
+CONFIG = Path(__file__).resolve().parent / "nano" / "nano_head.yaml"
 
 
 @dataclass
@@ -63,7 +66,7 @@ def seeded(*names: str) -> torch.Generator:
 
 
 def make_cases(records: list[PairRecord], kinds: list[str], side: int | None) -> list[Case]:
-    generator = load_generator("nano").requires_grad_(False).eval()
+    generator = build_stage3_model(variant="nano").terramind_generator
     stage1, stage2 = Stage1Model(generator, timesteps=1).eval(), build_prithvi_refiner(variant="nano")
     tiles = []
     for record in records:
@@ -78,31 +81,36 @@ def make_cases(records: list[PairRecord], kinds: list[str], side: int | None) ->
         tiles.append((record, fill_nodata(s1, valid), fill_nodata(truth, valid), valid))
     cases: list[Case] = []
 
-    def add(name: str, index: int, estimate: Tensor, proposal: Tensor | None, trust: Tensor, **more: object) -> None:
+    def add(
+        name: str, index: int, estimate: Tensor, proposal: Tensor | None, trust: Tensor, **more: object
+    ) -> None:
         record, s1, truth, valid = tiles[index]
         size = tuple(truth.shape[-2:])
         square = -(-max(size) // 32) * 32
         given = more.pop("s1", s1)
         blind = bool(more.pop("blind", False))
         layers = [pad_square(each, square) for each in (given, estimate, trust, truth)]
-        own = proposal is None
-        proposal = layers[1].clone() if own else pad_square(proposal, square)
-        batch = Batch(
-            layers[0], layers[1], proposal, layers[2], layers[3], torch.tensor([own]), torch.tensor([blind]), [name]
-        )
-        draw_own(batch, generator, seeded("own", record.name))
+        if proposal is None:
+            seeds = torch.randint(2**62, (1,), generator=seeded("own", record.name))
+            proposal = own_proposals(generator, None if blind else layers[0], layers[1], seeds)
+        else:
+            proposal = pad_square(proposal, square)
+        s1, estimate, trust, truth = layers
         cases.append(
-            Case(name, index, batch.s1, batch.estimate, batch.proposal, batch.trust, batch.truth, valid, size, blind, **more)
+            Case(name, index, s1, estimate, proposal, trust, truth, valid, size, blind=blind, **more)
         )
 
     for index, (record, s1, truth, _) in enumerate(tiles):
-        everywhere = torch.full_like(truth[:, :1], ESTIMATE_TRUST)
+        everywhere = torch.full_like(truth[:, :1], Trust.ESTIMATE)
         # 1. Kinds of estimates.
         older = next(
             (
                 t
                 for r, _, t, _ in [*tiles[index - 1 :: -1], *tiles[:index:-1]]
-                if index and r.group == record.group and r.source == record.source and t.shape == truth.shape
+                if index
+                and r.group == record.group
+                and r.source == record.source
+                and t.shape == truth.shape
                 and record.source in ("biomassters", "worldcereal", "worldcereal_train", "ssl4eo_s12_ricohdl")
             ),
             None,
@@ -111,10 +119,14 @@ def make_cases(records: list[PairRecord], kinds: list[str], side: int | None) ->
         for kind in kinds:
             if KINDS[kind].needs == "older" and older is None:
                 continue
-            estimate = make_estimate(kind, truth, generator=seeded(kind, record.name), older=older, stage2=chain)
-            trust = torch.full_like(everywhere, GUESS_TRUST) if kind == "stage2" else everywhere
+            estimate = make_estimate(
+                kind, truth, generator=seeded(kind, record.name), older=older, stage2=chain
+            )
+            trust = torch.full_like(everywhere, Trust.SAR_ONLY) if kind == "stage2" else everywhere
             add(kind, index, estimate.round(), None, trust)
-        preset = degrade(truth, generator=seeded("preset", record.name), preset="test").round().clamp(*VALID_DN)
+        preset = (
+            degrade(truth, generator=seeded("preset", record.name), preset="test").round().clamp(*VALID_DN)
+        )
         add("preset test", index, preset, None, everywhere)
 
         # 2. Gaps beside proposals of every quality.
@@ -142,25 +154,37 @@ def make_cases(records: list[PairRecord], kinds: list[str], side: int | None) ->
     # 5. Gaps beside another tile's own proposal.
     own = [case for case in cases if case.name == "gaps own"]
     for place, case in enumerate(own):
-        others = [other for other in own[place + 1 :] + own[:place] if other.proposal.shape == case.proposal.shape
-                  and tiles[other.tile][0].group != tiles[case.tile][0].group]
+        others = [
+            other
+            for other in own[place + 1 :] + own[:place]
+            if other.proposal.shape == case.proposal.shape
+            and tiles[other.tile][0].group != tiles[case.tile][0].group
+        ]
         if others:
-            add("gaps another tile's", case.tile, case.estimate[..., : case.size[0], : case.size[1]],
-                others[0].proposal[..., : case.size[0], : case.size[1]], case.trust[..., : case.size[0], : case.size[1]])
+            add(
+                "gaps another tile's",
+                case.tile,
+                case.estimate[..., : case.size[0], : case.size[1]],
+                others[0].proposal[..., : case.size[0], : case.size[1]],
+                case.trust[..., : case.size[0], : case.size[1]],
+            )
     return cases
 
 
 @torch.no_grad()
-def run(corrector: Corrector, cases: list[Case]) -> list[tuple[Tensor, Tensor]]:
+def run(corrector: GroundingCorrector, cases: list[Case]) -> list[tuple[Tensor, Tensor]]:
     """opt_v3 and expected error (1, 4, h, w) in DN of every case."""
     results = []
     for case in cases:
-        change, expected = corrector(
-            case.s1, case.estimate, case.proposal, case.trust, torch.tensor([case.blind])
-        )
         height, width = case.size
-        image = (case.estimate + change)[..., :height, :width]
-        results.append((image.clamp(*VALID_DN), expected[..., :height, :width]))
+        tiles = GroundingTiles(
+            case.s1, case.estimate, case.trust, sar_inconsistency(case.s1, case.estimate)
+        )
+        if case.blind:
+            tiles = tiles.without_sar(corrector.s1_mean)
+        correction = corrector(tiles, case.proposal)
+        image = (case.estimate + correction.change)[..., :height, :width]
+        results.append((image.clamp(*VALID_DN), correction.error[..., :height, :width]))
     return results
 
 
@@ -241,9 +265,15 @@ def show(rows: dict[str, dict[str, float]], title: str) -> str:
                 f"another tile's proposal against none: {100 * ((other['rmse_v3'] / none['rmse_v3']) ** 2 - 1):+.1f} %"
             )
     for split in ("train", "choose", "report"):
-        values = [row["mse_%"] for name, row in rows.items() if name in KINDS and KINDS[name].split == split and name != "truth"]
+        values = [
+            row["mse_%"]
+            for name, row in rows.items()
+            if name in KINDS and KINDS[name].split == split and name != "truth"
+        ]
         if values:
-            lines.append(f"{split}: median kind {statistics.median(values):+.1f} %, worst kind {max(values):+.1f} %")
+            lines.append(
+                f"{split}: median kind {statistics.median(values):+.1f} %, worst kind {max(values):+.1f} %"
+            )
     return "\n".join(lines)
 
 
@@ -269,14 +299,18 @@ def main() -> None:
         torch.save([vars(case) for case in cases], arguments.cases)
     cases = [Case(**each) for each in torch.load(arguments.cases, weights_only=True)]
     for path in arguments.heads:
-        head = GroundingHead()
-        load_head(head, path)
+        corrector = GroundingCorrector(GroundingHead()).eval()
+        load_strict(corrector, read_state(path), what=str(path))
+        head = corrector.head
         if arguments.floor is not None:
             head.gate_floor.fill_(arguments.floor)
         if arguments.scale is not None:
             head.gate_scale.fill_(arguments.scale)
-        rows = summarise(cases, run(Corrector(head.eval()).eval(), cases))
-        print(show(rows, f"{path} floor {float(head.gate_floor):g} scale {float(head.gate_scale):g}"), flush=True)
+        rows = summarise(cases, run(corrector, cases))
+        print(
+            show(rows, f"{path} floor {float(head.gate_floor):g} scale {float(head.gate_scale):g}"),
+            flush=True,
+        )
         if arguments.json:
             arguments.json.write_text(json.dumps(rows, indent=1))
 

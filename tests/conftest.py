@@ -20,6 +20,9 @@ ROOT = Path(__file__).resolve().parents[1]
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="axs-tests-hub-")
 os.environ.setdefault("MPLBACKEND", "Agg")
+# Tests compare with the whole of terratorch, which imports two packages that ask the network for their newest version.
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+os.environ.setdefault("LIGHTLY_DID_VERSION_CHECK", "True")
 
 # Models make an example slow without making it wrong; the same examples are drawn in every run.
 settings.register_profile(

@@ -15,11 +15,11 @@ def random_nano(seed: int = 0, **options: object) -> Stage3GroundingModel:
         model = build_stage3_model(
             pretrained=False,
             variant="nano",
-            **({"grounding": "learned"} | options),  # type: ignore[arg-type]
+            **({"correction_mode": "learned"} | options),  # type: ignore[arg-type]
         )
     redraw_zero_parameters(model, seed)
     with torch.no_grad():
-        model.head.body.out.weight.mul_(0.3)
+        model.corrector.head.body.out.weight.mul_(0.3)
     return model.requires_grad_(False)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from axs_lib.precision import full_float32
+from axs_lib.terramind.detokenizer import Detokenizer
 from axs_lib.terramind.weights import VARIANTS
 
 TARGET = "tok_sen2l2a@224"
@@ -32,9 +32,10 @@ def redraw_zero_parameters(module: nn.Module, seed: int = 0) -> None:
 
 def reference_generation(variant: str, modalities: list[str]) -> Any:
     """terratorch's own generation with random, redrawn weights and argmax tokens."""
-    with full_float32():  # the import would allow less to the whole process
-        import terratorch.models.backbones.terramind  # noqa: F401  (registers the models)
-        from terratorch.registry import FULL_MODEL_REGISTRY
+    import terratorch.models.backbones.terramind  # noqa: F401  (registers the models)
+    from terratorch.registry import FULL_MODEL_REGISTRY
+
+    torch.set_float32_matmul_precision("highest")  # which the import lowered
 
     with torch.random.fork_rng():
         torch.manual_seed(1)
@@ -89,8 +90,9 @@ def publish(variant: str, folder: Path) -> Published:
 
 def terratorch_unet(**sizes: Any) -> Any:
     """terratorch's conditional U-Net with random weights, nothing zero, one residual block a level, and these sizes."""
-    with full_float32():
-        from terratorch.models.backbones.terramind.tokenizer.models.unet.unet import PatchedUNetCondCat
+    from terratorch.models.backbones.terramind.tokenizer.models.unet.unet import PatchedUNetCondCat
+
+    torch.set_float32_matmul_precision("highest")  # which the import lowered
 
     common = {"cond_channels": 3, "patch_size": 4, "num_res_blocks": 1, "attention_resolutions": [2]}
     with torch.random.fork_rng():
@@ -98,6 +100,20 @@ def terratorch_unet(**sizes: Any) -> Any:
         unet = PatchedUNetCondCat(**common, **sizes)
     redraw_zero_parameters(unet)
     return unet.eval()
+
+
+def our_unet(original: Any) -> Detokenizer:
+    """Our detokenizer with the weights of ``terratorch_unet``."""
+    ours = Detokenizer(
+        original.in_channels,
+        3,
+        width=original.model_channels,
+        multipliers=original.channel_mult,
+        residual_blocks=1,
+        attention=(2,),
+    )
+    ours.load_state_dict(original.state_dict(), strict=True)
+    return ours.eval()
 
 
 def wide_unet() -> Any:

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from axs_lib.checks import RangeWarning, check_device, check_pair, check_sar
+from axs_lib.checks import (
+    RangeWarning,
+    check_count,
+    check_device,
+    check_number,
+    check_pair,
+    check_sar,
+)
 from axs_lib.errors import InputError
 from tests.models import plausible_pair
 
@@ -166,3 +175,49 @@ def test_the_device_is_named() -> None:
     check_device(torch.zeros(1), torch.device("cpu"))
     with pytest.raises(InputError, match=r"model is on meta.*s1.to\('meta'\)"):
         check_device(torch.zeros(1), torch.device("meta"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda image: image.to("meta"), "meta device"),
+        (lambda image: image.to_sparse(), r"layout torch\.sparse_coo.*to_dense"),
+        (lambda image: image.numpy(), r"torch\.from_numpy"),
+        (lambda image: [1, 2], "is a list"),
+        (lambda image: None, "is a NoneType"),
+    ],
+)
+def test_tensors_without_plain_values_are_refused(change: Any, message: str) -> None:
+    s1, opt_v2 = plausible_pair(1)
+    for pair in ((change(s1), opt_v2), (s1, change(opt_v2))):
+        with pytest.raises(InputError, match=message):
+            check_pair(*pair)
+    with pytest.raises(InputError, match=message):
+        check_sar(change(s1))
+    if change(s1) is not None:  # which is no trust map at all
+        with pytest.raises(InputError, match="trust"):
+            check_pair(s1, opt_v2, trust=change(torch.ones(64, 64)))
+
+
+def test_another_default_dtype_is_refused() -> None:
+    pair = plausible_pair(1)
+    torch.set_default_dtype(torch.float64)
+    try:
+        with pytest.raises(InputError, match=r"default dtype is torch\.float64"):
+            check_pair(*pair)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("value", ["3", 1.5, None, 0, -1, True, torch.ones(2)])
+def test_what_is_no_count_is_refused(value: object) -> None:
+    with pytest.raises(InputError, match=r"ensemble_size is .*; expected an integer of at least 1"):
+        check_count("ensemble_size", value)
+    assert check_count("ensemble_size", np.int32(2)) == check_count("ensemble_size", torch.tensor(2)) == 2
+
+
+@pytest.mark.parametrize("value", ["x", "0.5", None, float("nan"), 1.5, -0.1, torch.ones(2), True])
+def test_what_is_no_number_in_range_is_refused(value: object) -> None:
+    with pytest.raises(InputError, match=r"strength is .*; expected a share"):
+        check_number("strength", value, 0, 1, "a share")
+    assert check_number("strength", np.float32(0.5), 0, 1, "a share") == 0.5

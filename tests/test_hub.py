@@ -12,12 +12,12 @@ import torch
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
+from axs_lib.adapters import apply_lora_to_linear, merge_adapter
 from axs_lib.errors import InputError, WeightsError
 from axs_lib.grounding.calibration import Calibration
 from axs_lib.hub import HubMixin
 from axs_lib.stage3_tm_ground import Stage3GroundingModel, build_stage3_model, stage3_inference
 from axs_lib.terramind.weights import packaged, read_metadata, resolve
-from axs_lib.train.lora import apply_lora_to_linear, merge_adapter
 from tests.hub import LocalHub
 from tests.models import plausible_pair, random_nano
 
@@ -29,7 +29,7 @@ class OnHub(Stage3GroundingModel, HubMixin):
 @pytest.fixture(scope="module")
 def model() -> OnHub:
     plain = random_nano()
-    return OnHub(plain.terramind_generator, plain.head, timesteps=2, scheduler="dpmsolver++").eval()
+    return OnHub(plain.terramind_generator, plain.corrector, timesteps=2, scheduler="dpmsolver++").eval()
 
 
 @pytest.fixture
@@ -39,11 +39,13 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LocalHub:
 
 def test_a_saved_model_comes_back_bit_for_bit(model: OnHub, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["README.md", "config.json", "nano.safetensors"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "README.md", "config.json", "grounding.safetensors", "nano.safetensors",
+    ]  # fmt: skip
     loaded = OnHub.from_pretrained(tmp_path)
     s1, opt_v2 = plausible_pair(1, 40, 40)
     assert torch.equal(stage3_inference(loaded, s1, opt_v2), stage3_inference(model, s1, opt_v2))
-    assert (loaded.timesteps, loaded.scheduler, loaded.grounding) == (2, "dpmsolver++", "learned")
+    assert (loaded.timesteps, loaded.scheduler, loaded.correction_mode) == (2, "dpmsolver++", "learned")
     assert not loaded.training and not any(p.requires_grad for p in loaded.parameters())
     # The same folder is a checkpoint.
     other = build_stage3_model(2, variant="nano", checkpoint=str(tmp_path), scheduler="dpmsolver++")
@@ -61,17 +63,20 @@ def test_what_changed_after_building_is_saved(model: OnHub, tmp_path: Path) -> N
         model
     )  # the mixin must survive a copy, as the averaged weights of training are one
     changed.timesteps = 7
-    changed.grounding = "difference"
-    changed.calibration = Calibration({1: (2.0, 2.0, 2.0, 2.0)})  # type: ignore[assignment]
+    changed.correction_mode = "difference"
+    changed.corrector.calibration = Calibration({1: (2.0, 2.0, 2.0, 2.0)})
     changed.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     assert config == {
         "library": "axion-sat", "variant": "nano", "s1_product": "S1GRD", "timesteps": 7, "standardize": True,
-        "grounding": "difference", "scheduler": "dpmsolver++",
+        "correction_mode": "difference", "scheduler": "dpmsolver++",
     }  # fmt: skip
     loaded = OnHub.from_pretrained(tmp_path)
-    assert (loaded.timesteps, loaded.calibration) == (7, changed.calibration)
-    assert Calibration.from_header(read_metadata(tmp_path / "nano.safetensors")) == changed.calibration
+    assert (loaded.timesteps, loaded.corrector.calibration) == (7, changed.corrector.calibration)
+    assert (
+        Calibration.from_header(read_metadata(tmp_path / "grounding.safetensors"))
+        == changed.corrector.calibration
+    )
 
 
 def test_weights_from_a_packaged_file_stay_as_short_and_keep_their_header(tmp_path: Path) -> None:
@@ -80,7 +85,7 @@ def test_weights_from_a_packaged_file_stay_as_short_and_keep_their_header(tmp_pa
     except WeightsError:
         pytest.skip("no packaged weights")
     built = build_stage3_model(1, variant="nano")
-    model = OnHub(built.terramind_generator, built.head)
+    model = OnHub(built.terramind_generator, built.corrector)
     model.save_pretrained(tmp_path)
     saved, original = load_file(tmp_path / "nano.safetensors"), load_file(path)
     assert {name: value.dtype for name, value in saved.items()} == {n: original[n].dtype for n in saved}
@@ -96,13 +101,13 @@ def test_the_hub_keeps_revisions(model: OnHub, hub: LocalHub) -> None:
     first = model.push_to_hub("me/mine")
     changed = copy.deepcopy(model)
     with torch.no_grad():
-        changed.head.body.out.bias.add_(0.25)
+        changed.corrector.head.body.out.bias.add_(0.25)
     second = changed.push_to_hub("me/mine", branch="next")
     assert first != second
     asked: dict[str, Any] = {"cache_dir": hub.cache}
     for revision, expected in ((None, model), ("main", model), ("next", changed), (second, changed)):
         loaded = OnHub.from_pretrained("me/mine", revision=revision, **asked)
-        assert torch.equal(loaded.head.body.out.bias, expected.head.body.out.bias)
+        assert torch.equal(loaded.corrector.head.body.out.bias, expected.corrector.head.body.out.bias)
     assert loaded.provenance["AXS_WEIGHTS"] == "hub me/mine"
     assert loaded.provenance["AXS_WEIGHTS_COMMIT"] == f"nano.safetensors={second}"
     with pytest.raises(WeightsError, match="me/mine at revision 'gone' cannot be had"):
@@ -134,7 +139,7 @@ def test_a_folder_without_its_configuration_is_refused(tmp_path: Path, config: s
 def test_an_adapter_is_folded_in_or_goes_by_itself(model: OnHub, tmp_path: Path) -> None:
     adapted = copy.deepcopy(model)
     apply_lora_to_linear(adapted.terramind_generator, rank=2)
-    with pytest.raises(InputError, match=r"merge_adapter.*LoraAdapter"):
+    with pytest.raises(InputError, match=r"merge_adapter.*save_adapter"):
         adapted.save_pretrained(tmp_path)
     merge_adapter(adapted.terramind_generator)
     adapted.save_pretrained(tmp_path)
@@ -173,9 +178,9 @@ def test_a_card_without_figures_invents_none(model: OnHub) -> None:
 @pytest.mark.slow
 @pytest.mark.xdist_group("published")
 def test_a_published_variant_comes_back(published_tiny: Any, tmp_path: Path) -> None:
-    options = {"variant": "terramind_v1_tiny", "grounding": "difference"}
+    options = {"variant": "terramind_v1_tiny", "correction_mode": "difference"}
     built = build_stage3_model(1, checkpoint=str(published_tiny.checkpoint), s1_product="S1RTC", **options)
-    model = OnHub(built.terramind_generator, built.head, timesteps=1, grounding="difference")
+    model = OnHub(built.terramind_generator, built.corrector, timesteps=1, correction_mode="difference")
     model.save_pretrained(tmp_path)
     loaded = OnHub.from_pretrained(tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["s1_product"] == "S1RTC"

@@ -220,6 +220,50 @@ def test_wrong_masks_and_sar_are_named() -> None:
         compute_metrics(truth, truth, s1=truth)
 
 
+# -- golden values from outside -----------------------------------------------------------------------------------
+
+
+def outside_triple() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """opt_v3, opt_v2 and truth in reflectance, as below they were given to others."""
+    random = torch.Generator().manual_seed(7)
+    truth = 0.05 + 0.3 * torch.rand(4, 48, 48, generator=random, dtype=torch.double)
+    opt_v2 = truth + 0.03 * torch.randn(4, 48, 48, generator=random, dtype=torch.double)
+    wrong = 0.02 * torch.randn(4, 48, 48, generator=random, dtype=torch.double)
+    return truth + 0.6 * (opt_v2 - truth) + wrong, opt_v2, truth
+
+
+def test_correctness_is_that_of_opensr_test() -> None:
+    """Computed once with opensr-test 1.3.3, whose dependencies (CLIP, satalign, another OpenCV) are too many for here.
+
+    pip install opensr-test==1.3.3, then with the images of ``outside_triple``:
+
+        from opensr_test.correctness import *
+        ref, im, om = get_distances(opt_v2, opt_v3, truth, "l1", "pixel")
+        mask = torch.where(torch.stack([ref, im, om]).amax(0) > 0.005, 1.0, torch.nan)
+        im, om = im / ref, om / ref
+        kinds = tc_improvement(im, om, 0.05), tc_omission(im, om, 0.05), tc_hallucination(im, om, 0.05)
+        get_correctness_stats(*kinds, mask, "percent")["stats"]
+        ref, im, om = get_distances(opt_v2, opt_v3, truth, "l1", "image"); im / ref, om / ref
+    """
+    figures = correctness(*(10_000 * image for image in outside_triple()))
+    shares = [figures[key] for key in ("improved", "omitted", "hallucinated")]
+    assert shares == pytest.approx([0.2786458432674408, 0.4652777910232544, 0.2560763955116272], abs=1e-6)
+    assert figures["d_improvement"] == pytest.approx(0.8963021494339487)
+    assert figures["d_omission"] == pytest.approx(0.7748932162073089)
+    assert figures["d_hallucination"] == pytest.approx(0.6711953656412577)
+
+
+def test_spectral_angle_and_ergas_are_those_of_torchmetrics() -> None:
+    from torchmetrics.image import ErrorRelativeGlobalDimensionlessSynthesis, SpectralAngleMapper
+
+    estimate, _, truth = outside_triple()
+    figures = compute_metrics(10_000 * estimate, 10_000 * truth)
+    angle = SpectralAngleMapper()(estimate[None], truth[None])
+    assert figures["sam"] == pytest.approx(math.degrees(float(angle)), rel=1e-6)
+    ergas = ErrorRelativeGlobalDimensionlessSynthesis(ratio=1)(estimate[None], truth[None])
+    assert figures["ergas"] == pytest.approx(float(ergas), rel=1e-6)
+
+
 # -- corrected, left in, or invented ------------------------------------------------------------------------------
 
 

@@ -15,9 +15,9 @@ from axs_lib.errors import InputError, OutputError, UntrainedHeadWarning, Weight
 from axs_lib.stage2_losses import Stage2Loss
 from axs_lib.stage2_prithvi_refine import PrithviRefiner, RefinerConfig, build_prithvi_refiner, save_refiner
 from axs_lib.terramind import weights
+from experiments.hash_weights import write_hashes
 from tests.models import plausible_pair
 from tests.published import redraw_zero_parameters
-from tools.hash_weights import write_hashes
 
 KNOWN = {"date": "2021-07-14", "lat": 48.2, "lon": 16.4, "biome": 4}
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from axs_lib.errors import InputError
 from axs_lib.grounding.head import GroundingHead
 from axs_lib.stage3_tm_ground import (
+    GroundingControls,
     Stage3GroundingModel,
     Stage3Output,
     UntrainedHeadWarning,
@@ -25,7 +26,7 @@ from axs_lib.stage3_tm_ground import (
 from axs_lib.terramind.sampler import SCHEDULERS
 from tests.models import plausible_pair, random_nano
 
-WAYS = ("learned", "difference")
+CORRECTION_MODES = ("learned", "difference")
 
 
 @pytest.fixture(scope="module")
@@ -41,33 +42,33 @@ def ground(model: Stage3GroundingModel, *pair: torch.Tensor, **options: object) 
 # -- identity -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_it_does_something(nano: Stage3GroundingModel, way: str) -> None:
+@pytest.mark.parametrize("mode", CORRECTION_MODES)
+def test_it_does_something(nano: Stage3GroundingModel, mode: str) -> None:
     """Guards every identity test below: with random weights the correction is not zero."""
     s1, opt_v2 = plausible_pair()
-    out = ground(nano, s1, opt_v2, grounding=way)
-    assert (out.image - opt_v2).abs().max() > (1.0 if way == "learned" else 1e-3)
+    out = ground(nano, s1, opt_v2, correction_mode=mode)
+    assert (out.image - opt_v2).abs().max() > (1.0 if mode == "learned" else 1e-3)
     assert out.proposal.std() > 10.0
-    other = ground(nano, -s1 - 30.0, opt_v2, grounding=way)
+    other = ground(nano, -s1 - 30.0, opt_v2, correction_mode=mode)
     assert (out.image - other.image).abs().max() > 1e-3
 
 
 def test_a_fresh_head_returns_opt_v2_bit_for_bit_and_says_so() -> None:
     s1, opt_v2 = plausible_pair()
     model = random_nano()
-    model.head = GroundingHead()
+    model.corrector.head = GroundingHead()
     with pytest.warns(UntrainedHeadWarning, match="nano|difference"):
         assert torch.equal(ground(model, s1, opt_v2).image, opt_v2)
 
 
 def test_a_fresh_build_defaults_to_the_way_that_needs_no_training() -> None:
-    assert build_stage3_model(pretrained=False, variant="nano").grounding == "difference"
+    assert build_stage3_model(pretrained=False, variant="nano").correction_mode == "difference"
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_strength_zero_returns_opt_v2_bit_for_bit(nano: Stage3GroundingModel, way: str) -> None:
+@pytest.mark.parametrize("mode", CORRECTION_MODES)
+def test_strength_zero_returns_opt_v2_bit_for_bit(nano: Stage3GroundingModel, mode: str) -> None:
     s1, opt_v2 = plausible_pair(height=40, width=72)
-    out = ground(nano, s1, opt_v2, strength=0.0, grounding=way, ensemble_size=2)
+    out = ground(nano, s1, opt_v2, strength=0.0, correction_mode=mode, ensemble_size=2)
     assert torch.equal(out.image, opt_v2)
     assert out.nfe == 0
     assert out.uncertainty is not None and not out.uncertainty.any()
@@ -76,8 +77,8 @@ def test_strength_zero_returns_opt_v2_bit_for_bit(nano: Stage3GroundingModel, wa
 def test_gate_zero_returns_opt_v2_bit_for_bit(nano: Stage3GroundingModel) -> None:
     model = copy.deepcopy(nano)
     with torch.no_grad():
-        model.head.body.out.weight[16:20].zero_()
-        model.head.body.out.bias[16:20] = -1e4
+        model.corrector.head.body.out.weight[16:20].zero_()
+        model.corrector.head.body.out.bias[16:20] = -1e4
     for height, width in ((64, 64), (260, 64)):
         s1, opt_v2 = plausible_pair(1, height, width)
         out = ground(model, s1, opt_v2)
@@ -95,12 +96,12 @@ def test_identity_keeps_float64_and_values_outside_the_valid_range(nano: Stage3G
 # -- independence ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("mode", CORRECTION_MODES)
 @pytest.mark.parametrize("tokens", ["soft", "argmax", "sample"])
-def test_a_tile_does_not_depend_on_its_batch(nano: Stage3GroundingModel, way: str, tokens: str) -> None:
+def test_a_tile_does_not_depend_on_its_batch(nano: Stage3GroundingModel, mode: str, tokens: str) -> None:
     """Within 1 DN, whatever the mates, the place and the batch size; terratorch's result depends on all three."""
     s1, opt_v2 = plausible_pair(3)
-    options = {"grounding": way, "tokens": tokens, "ensemble_size": 2}
+    options = {"correction_mode": mode, "tokens": tokens, "ensemble_size": 2}
     whole = ground(nano, s1, opt_v2, **options)
     for place in range(3):
         alone = ground(nano, s1[place : place + 1], opt_v2[place : place + 1], **options)
@@ -127,8 +128,8 @@ def test_seeds_are_per_sample(nano: Stage3GroundingModel) -> None:
     apart = ground(nano, s1, opt_v2, seed=[5, 6]).proposal
     assert (apart[0] - same[0]).abs().max() < 1.0
     assert (apart[0] - apart[1]).abs().max() > 1.0
-    drawn = ground(nano, s1, opt_v2, generator=torch.Generator().manual_seed(0)).proposal
-    again = ground(nano, s1, opt_v2, generator=torch.Generator().manual_seed(0)).proposal
+    drawn = ground(nano, s1, opt_v2, seed=torch.Generator().manual_seed(0)).proposal
+    again = ground(nano, s1, opt_v2, seed=torch.Generator().manual_seed(0)).proposal
     assert torch.equal(drawn, again)
     assert (drawn[0] - drawn[1]).abs().max() > 1.0
 
@@ -144,8 +145,8 @@ def test_callers_tensors_and_global_random_states_are_untouched(nano: Stage3Grou
         random.getstate(),
         np.random.get_state()[1],
     )
-    for way in WAYS:
-        ground(nano, s1, opt_v2, trust=trust, tokens="sample", ensemble_size=2, grounding=way)
+    for mode in CORRECTION_MODES:
+        ground(nano, s1, opt_v2, trust=trust, tokens="sample", ensemble_size=2, correction_mode=mode)
     stage3_batch_inference(nano, [{"s1": s1, "opt_v2": opt_v2}], 1, verbose=False)
     for tensor, copied in zip((s1, opt_v2, trust), before, strict=True):
         assert torch.equal(tensor.nan_to_num(), copied.nan_to_num())
@@ -158,19 +159,20 @@ def test_callers_tensors_and_global_random_states_are_untouched(nano: Stage3Grou
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("mode", CORRECTION_MODES)
 @pytest.mark.parametrize("timesteps", [1, 3, 7, 10])
 def test_exactly_timesteps_network_evaluations(
-    nano: Stage3GroundingModel, scheduler: str, way: str, timesteps: int
+    nano: Stage3GroundingModel, scheduler: str, mode: str, timesteps: int
 ) -> None:
     s1, opt_v2 = plausible_pair(1)
     calls: list[int] = []
     hook = nano.terramind_generator.detokenizer.register_forward_hook(lambda *_: calls.append(1))
     try:
-        out = ground(nano, s1, opt_v2, timesteps=timesteps, scheduler=scheduler, grounding=way)
+        out = ground(nano, s1, opt_v2, timesteps=timesteps, scheduler=scheduler, correction_mode=mode)
     finally:
         hook.remove()
-    assert len(calls) == timesteps == out.nfe
+    runs = 2 if mode == "difference" else 1
+    assert len(calls) == timesteps * runs and out.nfe == timesteps
 
 
 def test_every_knob_of_the_denoiser_changes_the_proposal(nano: Stage3GroundingModel) -> None:
@@ -184,7 +186,7 @@ def test_every_knob_of_the_denoiser_changes_the_proposal(nano: Stage3GroundingMo
         {"tokens": "argmax"},
         {"tokens": "sample"},
         {"temperature": 3.0},
-        {"origin": (16, 0)},
+        {"controls": GroundingControls(origin=(16, 0))},
     ):
         other = ground(nano, s1, opt_v2, **({"timesteps": 4} | changed))
         assert (other.proposal - base.proposal).abs().max() > 0.5, changed
@@ -212,25 +214,25 @@ def test_ensemble_mean_and_spread(nano: Stage3GroundingModel) -> None:
     assert not torch.equal(one.image, three.image)
 
     # Without a head's own word the uncertainty is the spread alone.
-    options["grounding"] = "difference"
+    options["correction_mode"] = "difference"
     assert ground(nano, s1, opt_v2, ensemble_size=1, **options).uncertainty is None
     spread = ground(nano, s1, opt_v2, ensemble_size=3, **options).uncertainty
     assert spread is not None and spread.mean() > 0.1
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("mode", CORRECTION_MODES)
 def test_the_grounding_map_says_what_changed_and_what_the_sar_asked_for(
-    nano: Stage3GroundingModel, way: str
+    nano: Stage3GroundingModel, mode: str
 ) -> None:
     s1, opt_v2 = plausible_pair(1)
     s1[..., :8, :8] = torch.nan
-    found = nano.grounding_map(s1, opt_v2, 2, grounding=way)
-    image = ground(nano, s1, opt_v2, grounding=way).image
-    blind = ground(nano, s1, opt_v2, grounding=way, use_sar=False).image
+    found = nano.grounding_map(s1, opt_v2, 2, correction_mode=mode)
+    image = ground(nano, s1, opt_v2, correction_mode=mode).image
+    blind = ground(nano, s1, opt_v2, correction_mode=mode, controls=GroundingControls(use_sar=False)).image
     assert torch.equal(torch.isnan(found.change), torch.isnan(image))
     assert torch.allclose(opt_v2 + found.change, image, equal_nan=True)
-    assert torch.allclose(image - found.by_sar, blind, equal_nan=True)
-    assert found.by_sar.nan_to_num().abs().max() > 1e-3
+    assert torch.allclose(image - found.sar_contribution, blind, equal_nan=True)
+    assert found.sar_contribution.nan_to_num().abs().max() > 1e-3
 
 
 def test_observed_pixels_are_certain(nano: Stage3GroundingModel) -> None:
@@ -269,7 +271,9 @@ def test_large_images_are_anchored_and_seamless(nano: Stage3GroundingModel) -> N
     """Away from a new edge a cut along the grid gives the same pixels, and tile borders do not show."""
     s1, opt_v2 = plausible_pair(1, 600, 256)
     whole = ground(nano, s1, opt_v2, timesteps=1)
-    cut = ground(nano, s1[..., 192:, :], opt_v2[..., 192:, :], timesteps=1, origin=(192, 0))
+    cut = ground(
+        nano, s1[..., 192:, :], opt_v2[..., 192:, :], timesteps=1, controls=GroundingControls(origin=(192, 0))
+    )
     assert (whole.image[..., 256 : 256 + 128, :] - cut.image[..., 64 : 64 + 128, :]).abs().max() < 1.0
     change = whole.image - opt_v2
     steps = (change[..., 1:, :] - change[..., :-1, :]).abs().mean(dim=(0, 1, 3))
@@ -313,9 +317,9 @@ def test_broad_colour_moves_where_the_sar_shows_water_that_opt_v2_does_not_and_n
 ) -> None:
     model = copy.deepcopy(nano)
     with torch.no_grad():  # a head that wants everything darker, everywhere
-        model.head.body.out.weight.fill_(1e-9)
-        model.head.body.out.bias[:16] = -0.5
-        model.head.body.out.bias[16:24] = 20.0
+        model.corrector.head.body.out.weight.fill_(1e-9)
+        model.corrector.head.body.out.bias[:16] = -0.5
+        model.corrector.head.body.out.bias[16:24] = 20.0
     opt_v2 = torch.tensor([500.0, 700.0, 800.0, 2400.0])[:, None, None].expand(1, 4, 128, 128)
     s1 = torch.tensor([-11.0, -18.0])[:, None, None].repeat(1, 1, 128, 128)
     dry = ground(model, s1, opt_v2).image - opt_v2
@@ -327,18 +331,20 @@ def test_broad_colour_moves_where_the_sar_shows_water_that_opt_v2_does_not_and_n
     assert change[..., :40].abs().max() < 5.0
 
     # Unless that is not wanted.
-    held = ground(model, s1, opt_v2, broad_changes=False).image - opt_v2
+    held = ground(model, s1, opt_v2, hold_colour=True).image - opt_v2
     assert held[..., 90:120].abs().max() < 1.0
-    model.broad_changes = False
+    model.hold_colour = True
     assert torch.equal(ground(model, s1, opt_v2).image - opt_v2, held)
-    assert model.provenance["AXS_BROAD_CHANGES"] == "False"
+    assert model.provenance["AXS_HOLD_COLOUR"] == "True"
 
 
 def test_valid_pixels_never_become_nodata_zero(nano: Stage3GroundingModel) -> None:
     model = copy.deepcopy(nano)
     with torch.no_grad():
-        model.head.body.out.bias[:16] = torch.tensor([-50.0, 50.0]).repeat(8)  # detail, which is never held
-        model.head.body.out.bias[16:20] = 20.0
+        model.corrector.head.body.out.bias[:16] = torch.tensor([-50.0, 50.0]).repeat(
+            8
+        )  # detail, which is never held
+        model.corrector.head.body.out.bias[16:20] = 20.0
     s1, opt_v2 = plausible_pair(1)
     image = ground(model, s1, opt_v2).image
     assert image.min() == 1.0
@@ -379,12 +385,12 @@ def test_everything_follows_to(nano: Stage3GroundingModel) -> None:
         model.ground(*plausible_pair(1))
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_autocast_stays_close_and_returns_float32(nano: Stage3GroundingModel, way: str) -> None:
+@pytest.mark.parametrize("mode", CORRECTION_MODES)
+def test_autocast_stays_close_and_returns_float32(nano: Stage3GroundingModel, mode: str) -> None:
     s1, opt_v2 = plausible_pair(1)
-    exact = stage3_inference(nano, s1, opt_v2, grounding=way, timesteps=2)
+    exact = stage3_inference(nano, s1, opt_v2, correction_mode=mode, timesteps=2)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        fast = stage3_inference(nano, s1, opt_v2, grounding=way, timesteps=2)
+        fast = stage3_inference(nano, s1, opt_v2, correction_mode=mode, timesteps=2)
     assert fast.dtype == torch.float32
     assert (fast - exact).abs().mean() < 0.05 * (exact - opt_v2).abs().mean() + 1.0
 
@@ -413,10 +419,10 @@ def test_trust_reaches_the_head(nano: Stage3GroundingModel) -> None:
 # -- training -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("mode", CORRECTION_MODES)
 @pytest.mark.parametrize("training", [True, False])
-def test_gradients_reach_the_generators_attention(way: str, training: bool) -> None:
-    model = random_nano(grounding=way).requires_grad_(True).train(training)
+def test_gradients_reach_the_generators_attention(mode: str, training: bool) -> None:
+    model = random_nano(correction_mode=mode).requires_grad_(True).train(training)
     s1, opt_v2 = plausible_pair(2)
     out = model(s1, opt_v2)
     assert out.shape == opt_v2.shape
@@ -486,7 +492,7 @@ def test_bad_loaders(nano: Stage3GroundingModel, loader: list[object], message: 
         ({"timesteps": 1001}, "1 to 1000"),
         ({"strength": -0.1}, "strength"),
         ({"tokens": "hard"}, "soft, argmax, sample"),
-        ({"grounding": "magic"}, "learned, difference"),
+        ({"correction_mode": "magic"}, "learned, difference"),
         ({"scheduler": "euler"}, "ddim"),
         ({"ensemble_size": 0}, "at least 1"),
         ({"temperature": 0.0}, "above 0"),
@@ -504,7 +510,7 @@ def test_impossible_options(nano: Stage3GroundingModel, options: dict[str, objec
         ({"variant": "terramind_v1_huge"}, "terramind_v1_base"),
         ({"timesteps": 0}, "1 to 1000"),
         ({"s1_product": "SLC"}, "S1GRD"),
-        ({"grounding": "x"}, "learned"),
+        ({"correction_mode": "x"}, "learned"),
         ({"scheduler": "x"}, "ddim"),
     ],
 )
@@ -568,25 +574,28 @@ def test_a_given_proposal_takes_the_place_of_the_drawn_one() -> None:
     model = random_nano()
     s1, opt_v2 = plausible_pair(1, 64, 64)
     drawn = model.ground(s1, opt_v2, 1)
-    again = model.ground(s1, opt_v2, 1, proposal=drawn.proposal)
+    again = model.ground(s1, opt_v2, 1, controls=GroundingControls(proposal=drawn.proposal))
     assert again.nfe == 0 and torch.allclose(again.image, drawn.image, atol=1.0)
-    other = model.ground(s1, opt_v2, 1, proposal=drawn.proposal.flip(2))
+    other = model.ground(s1, opt_v2, 1, controls=GroundingControls(proposal=drawn.proposal.flip(2)))
     assert (other.image - drawn.image).abs().max() > 1.0
     with pytest.raises(InputError, match="proposal has shape"):
-        model.ground(s1, opt_v2, 1, proposal=drawn.proposal[..., :32])
+        model.ground(s1, opt_v2, 1, controls=GroundingControls(proposal=drawn.proposal[..., :32]))
 
 
 def test_without_sar_nothing_depends_on_its_content() -> None:
     model = random_nano()
     s1, opt_v2 = plausible_pair(1, 64, 64)
-    first, second = (model.ground(image, opt_v2, 1, use_sar=False).image for image in (s1, s1 + 3.0))
+    first, second = (
+        model.ground(image, opt_v2, 1, controls=GroundingControls(use_sar=False)).image
+        for image in (s1, s1 + 3.0)
+    )
     assert torch.equal(first, second)
     assert not torch.equal(first, model.ground(s1, opt_v2, 1).image)
 
 
-@pytest.mark.parametrize("way", ["learned", "difference"])
+@pytest.mark.parametrize("mode", ["learned", "difference"])
 def test_members_share_a_batch_and_are_what_each_would_be_alone(
-    nano: Stage3GroundingModel, monkeypatch: pytest.MonkeyPatch, way: str
+    nano: Stage3GroundingModel, monkeypatch: pytest.MonkeyPatch, mode: str
 ) -> None:
     s1, opt_v2 = plausible_pair(1)
     shown: list[int] = []
@@ -597,12 +606,12 @@ def test_members_share_a_batch_and_are_what_each_would_be_alone(
         return evaluate(x_t, t, codes)
 
     monkeypatch.setattr(nano.terramind_generator, "denoise_once", counted)
-    options = {"timesteps": 2, "ensemble_size": 3, "tokens": "sample", "grounding": way}
+    options = {"timesteps": 2, "ensemble_size": 3, "tokens": "sample", "correction_mode": mode}
     alone = nano.ground(s1, opt_v2, batch_size=1, **options)
-    passes = 2 if way == "difference" else 1
-    assert shown == [passes] * 6
+    runs = 2 if mode == "difference" else 1
+    assert shown == [1] * 6 * runs
     shown.clear()
     together = nano.ground(s1, opt_v2, batch_size=8, **options)
-    assert shown == [3 * passes] * 2
+    assert shown == [3] * 2 * runs
     torch.testing.assert_close(together.image, alone.image, atol=0.05, rtol=0)
     torch.testing.assert_close(together.uncertainty, alone.uncertainty, atol=0.05, rtol=0)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from axs_lib.tilegrid import Blender, TileGrid
+from axs_lib.tilegrid import Blender, Mosaic, TileGrid
 
 GRID = TileGrid(side=32, overlap=8)
 
@@ -44,3 +45,40 @@ def test_zero_stays_exactly_zero() -> None:
     for tile in GRID.tiles(80, 80):
         blender.add(tile, torch.zeros(1, *tile.shape))
     assert not blender.result().any()
+
+
+def coordinates(batch: int, height: int, width: int) -> torch.Tensor:
+    """An image whose pixels say where they are, and in which sample."""
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    image = torch.stack([rows, columns, torch.zeros_like(rows)]).float().repeat(batch, 1, 1, 1)
+    image[:, 2] += torch.arange(batch)[:, None, None]
+    return image
+
+
+@pytest.mark.parametrize("size", [(8, 8), (64, 200), (256, 256), (257, 30), (300, 500)])
+def test_tiles_come_back_in_place(size: tuple[int, int]) -> None:
+    image = coordinates(2, *size)
+    mosaic = Mosaic(2, *size, side=256, batch_size=3)
+    corners = torch.tensor([[0, 0], [2**40, -5]])
+    for tiles in mosaic.batches():
+        cut = tiles.of(image)
+        assert max(cut.shape[-2:]) <= 256 and len(cut) <= 3
+        sample, place = cut[:, 2, 0, 0].long(), cut[:, :2, 0, 0].long()
+        assert torch.equal(tiles.samples, sample)
+        assert torch.equal(tiles.origins((100, 7)), place + torch.tensor([100, 7]))
+        assert torch.equal(tiles.origins(corners), place + corners[sample])
+        mosaic.add(tiles, same=cut, double=2 * cut[:, :1])
+    blended = mosaic.result()
+    torch.testing.assert_close(blended["same"], image, atol=1e-3, rtol=1e-6)
+    torch.testing.assert_close(blended["double"], 2 * image[:, :1], atol=1e-3, rtol=1e-6)
+
+
+def test_tiles_of_one_shape_go_together_and_a_single_one_comes_back_bit_for_bit() -> None:
+    image = torch.randn(5, 3, 40, 60, generator=torch.Generator().manual_seed(0))
+    mosaic = Mosaic(5, 40, 60, side=256, batch_size=2)
+    counts = []
+    for tiles in mosaic.batches():
+        counts.append(len(tiles.samples))
+        mosaic.add(tiles, same=tiles.of(image))
+    assert counts == [2, 2, 1]
+    assert torch.equal(mosaic.result()["same"], image)

@@ -13,12 +13,14 @@ import itertools
 import math
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
+from axs_lib.batch.manifest import RESERVED
 from axs_lib.errors import InputError
+from axs_lib.io.files import check_regular, open_regular
 
 Stage = Literal["ground", "pipeline"]
 
@@ -26,11 +28,12 @@ SAR_ENDING, OPTICAL_ENDING = "_s1", "_opt_v2"
 PAIRED_SUFFIXES = (".tif", ".tiff", ".pt")
 MANIFEST_SUFFIXES = (".parquet", ".csv")
 METADATA_COLUMNS = ("date", "lat", "lon", "biome")
-COLUMNS = ("id", "path", "s1", "opt_v2", *METADATA_COLUMNS)
+COLUMNS = ("id", "path", "s1", "opt_v2", "mask", *METADATA_COLUMNS)
 _LAYOUT = (
     "expected tiles as NAME.npz, or NAME_s1.tif with NAME_opt_v2.tif beside it (Stage 3), or NAME_s1.tif (pipeline);"
     " for other names give a CSV or parquet manifest with the columns s1 and opt_v2"
 )
+LONGEST_NAME = 250  # bytes; with the suffix, what a file system allows
 _EXAMPLES = 3
 
 
@@ -42,41 +45,45 @@ class Item:
         id: its name among all items, relative and with ``/`` between its parts; the output is named after it.
         s1: absolute path of the SAR image, or of an .npz that holds the optical estimate too.
         opt_v2: absolute path of the optical estimate, where it is a file of its own.
-        metadata: any of date, lat, lon and biome, for Stage 2.
+        metadata: any of date, lat, lon and biome; for Stage 2, the date also for a STAC Item.
+        mask: absolute path of the mask of the optical image.
     """
 
     id: str
     s1: str
     opt_v2: str | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    mask: str | None = None
 
     @property
     def paths(self) -> tuple[str, ...]:
         """The files that are read."""
-        return (self.s1,) if self.opt_v2 is None else (self.s1, self.opt_v2)
+        return tuple(path for path in (self.s1, self.opt_v2, self.mask) if path is not None)
 
 
 def list_items(
-    inputs: str | os.PathLike[str], stage: Stage = "ground", out: Path | None = None
+    inputs: str | os.PathLike[str], stage: Stage = "ground", outputs: Collection[Path] = ()
 ) -> list[Item]:
     """List the items that a user means.
 
     Args:
         inputs: a folder, a glob (``tiles/**/*.npz``), one tile, or a ``.parquet`` or ``.csv`` manifest with the columns
-            ``path`` (an .npz), or ``s1`` and (Stage 3) ``opt_v2``, and as far as known ``id``, ``date``, ``lat``,
-            ``lon``, ``biome``. Paths in a manifest are relative to its folder.
+            ``path`` (an .npz), or ``s1`` and (Stage 3) ``opt_v2``, and as far as known ``id``, ``mask``, ``date``,
+            ``lat``, ``lon``, ``biome``. Paths in a manifest are relative to its folder.
         stage: ``"ground"`` needs SAR and optical estimate, ``"pipeline"`` SAR alone.
-        out: the folder of the outputs, in which nothing is looked for.
+        outputs: folders of outputs, in which nothing is looked for.
 
     Raises:
         InputError: nothing is there, the manifest cannot be read, or two items have one name.
     """
     text = os.fspath(inputs)
+    if "\0" in text:
+        raise InputError(f"{text!r} is no valid path; expected a folder, a glob or a manifest")
     path = Path(text)
     if path.suffix.lower() in MANIFEST_SUFFIXES and not glob.has_magic(text):
         items = _from_manifest(path, stage)
     else:
-        items = _from_files(text, stage, None if out is None else out.resolve())
+        items = _from_files(text, stage, [folder.resolve() for folder in outputs])
     if not items:
         raise InputError(f"{text} holds no tile; {_LAYOUT}")
     twice = [name for name, count in Counter(item.id for item in items).items() if count > 1]
@@ -89,7 +96,7 @@ def list_items(
     return sorted(items, key=lambda item: item.id)
 
 
-def _from_files(text: str, stage: Stage, out: Path | None) -> list[Item]:
+def _from_files(text: str, stage: Stage, outputs: Sequence[Path]) -> list[Item]:
     """Items of a folder, of a glob or of one file, named by their place below its fixed part."""
     path = Path(text)
     if path.is_dir():
@@ -107,7 +114,7 @@ def _from_files(text: str, stage: Stage, out: Path | None) -> list[Item]:
     for file in files:
         relative = file.relative_to(root)
         hidden = any(part.startswith(".") for part in relative.parts)
-        if not hidden and not (out is not None and file.is_relative_to(out)):
+        if not hidden and not any(map(file.is_relative_to, outputs)):
             items += _item_of(file, relative, stage)
     return items
 
@@ -125,14 +132,19 @@ def _item_of(file: Path, relative: Path, stage: Stage) -> list[Item]:
 
 
 def _from_manifest(path: Path, stage: Stage) -> list[Item]:
-    if not path.is_file():
-        raise InputError(f"{path} does not exist; expected a manifest: check the path")
-    rows = _parquet_rows(path) if path.suffix.lower() == ".parquet" else _csv_rows(path)
-    columns = list(rows[0]) if rows else []
-    if rows and "path" not in columns and "s1" not in columns:
+    check_regular(path, "the manifest")
+    columns, rows = _parquet_rows(path) if path.suffix.lower() == ".parquet" else _csv_rows(path)
+    unknown = [column for column in columns if column not in COLUMNS]
+    if columns and (unknown or not {"path", "s1"} & {*columns}):
+        fault = (
+            f"does not know {', '.join(map(repr, unknown))}"
+            if unknown
+            else "finds neither path nor s1 among them"
+        )
         raise InputError(
-            f"{path} has the columns {', '.join(columns)}; expected path (an .npz), or s1 and opt_v2, and as far as"
-            f" known {', '.join(c for c in COLUMNS if c not in ('path', 's1', 'opt_v2'))}"
+            f"{path} has the columns {', '.join(columns)}, and axs batch {fault}; expected path (an .npz), or s1 and"
+            f" opt_v2, and as far as known {', '.join(c for c in COLUMNS if c not in ('path', 's1', 'opt_v2'))}: remove"
+            " or rename the others"
         )
     folder = path.resolve().parent
     return [_item_of_row(row, f"{path}, row {number}", folder, stage) for number, row in enumerate(rows, 1)]
@@ -141,37 +153,58 @@ def _from_manifest(path: Path, stage: Stage) -> list[Item]:
 def _item_of_row(row: Mapping[str, Any], where: str, folder: Path, stage: Stage) -> Item:
     known = {key: row[key] for key in COLUMNS if not _missing(row.get(key))}
     sar = known.get("s1") or known.get("path")
-    if not isinstance(sar, str) or not isinstance(known.get("opt_v2", ""), str):
+    optical, mask = (known.get(key) if stage == "ground" else None for key in ("opt_v2", "mask"))
+    files = [sar, optical, mask]
+    if sar is None or not all(isinstance(each, str | None) and "\0" not in (each or "") for each in files):
         raise InputError(f"{where} names no file; expected a path in the column path, or in s1 and opt_v2")
-    optical = known.get("opt_v2") if stage == "ground" else None
-    name = str(known.get("id", PurePosixPath(Path(sar).as_posix()).stem.removesuffix(SAR_ENDING)))
+    name = str(known.get("id", PurePosixPath(sar).stem.removesuffix(SAR_ENDING)))
     parts = name.split("/")
-    if "\\" in name or not name.isprintable() or any(part.startswith(".") or not part for part in parts):
+    printable = "".join(
+        character for character in name if not "\udc80" <= character <= "\udcff"
+    ).isprintable()
+    if "\\" in name or not printable or any(part.startswith(".") or not part for part in parts):
         raise InputError(
             f"{where} has the id {name!r}; expected a relative name without hidden parts, such as tile_1 or"
             " region/tile_1"
         )
-    metadata = {key: known[key] for key in METADATA_COLUMNS if key in known} if stage == "pipeline" else {}
+    if parts[0] in RESERVED or any(len(os.fsencode(part)) > LONGEST_NAME for part in parts):
+        raise InputError(
+            f"{where} has the id {name[:50]!r}; expected parts of at most {LONGEST_NAME} bytes, the first of which is"
+            f" not {' or '.join(sorted(RESERVED))}"
+        )
+    wanted = METADATA_COLUMNS if stage == "pipeline" else ("date",)
+    metadata = {key: known[key] for key in wanted if key in known}
     if "date" in metadata:
         metadata["date"] = str(metadata["date"])
-    return Item(name, str((folder / sar).resolve()), optical and str((folder / optical).resolve()), metadata)
+    paths = [None if each is None else os.path.realpath(folder / each) for each in files]
+    return Item(name, str(paths[0]), paths[1], metadata, paths[2])
 
 
 def _missing(value: object) -> bool:
     return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
 
 
-def _csv_rows(path: Path) -> list[dict[str, Any]]:
+def _csv_rows(path: Path) -> tuple[list[str], list[dict[str, Any]]]:
+    """Columns and rows; bytes that are no UTF-8 are kept, since a file may be called so."""
     try:
-        rows = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig"), newline="")))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        with open_regular(path, "the manifest") as file:
+            text = file.read().decode("utf-8-sig", "surrogateescape")
+        if "\0" in text:
+            raise csv.Error("it holds NUL characters")
+        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+        rows: list[dict[str, Any]] = list(reader)
+    except (OSError, csv.Error) as error:
         raise InputError(
             f"{path} cannot be read as CSV ({error}); expected UTF-8 with a header line"
         ) from error
-    for row in rows:
+    for number, row in enumerate(rows, 1):
+        if None in row:
+            raise InputError(
+                f"{path}, row {number} has more cells than the header line; put the cells in quotes"
+            )
         for key in ("lat", "lon", "biome"):
             row[key] = _number(row.get(key))
-    return [{key: value for key, value in row.items() if value is not None} for row in rows]
+    return list(reader.fieldnames or ()), [{k: v for k, v in row.items() if v is not None} for row in rows]
 
 
 def _number(text: str | None) -> float | str | None:
@@ -182,15 +215,13 @@ def _number(text: str | None) -> float | str | None:
         return text
 
 
-def _parquet_rows(path: Path) -> list[dict[str, Any]]:
+def _parquet_rows(path: Path) -> tuple[list[str], list[dict[str, Any]]]:
     from pyarrow import ArrowException, parquet  # type: ignore[import-untyped]
 
     try:
-        names = parquet.read_schema(path).names
-        rows: list[dict[str, Any]] = parquet.read_table(
-            path, columns=[name for name in COLUMNS if name in names] or names
-        ).to_pylist()
-    except (ArrowException, OSError) as error:
+        with open_regular(path, "the manifest") as file:
+            table = parquet.read_table(file)
+            return table.column_names, table.to_pylist()
+    except (ArrowException, OSError, ValueError, MemoryError) as error:
         reason = (str(error).splitlines() or [""])[0][:160]
         raise InputError(f"{path} cannot be read as parquet ({reason}); write it again") from error
-    return rows

@@ -1,6 +1,6 @@
 """Workers on this machine: one process each, started fresh, with a pipe to the process that hands out the work.
 
-In: a job and the number of workers. Out: outcomes, and the news that a process has died. A worker ends when its
+In: a job and the number of workers. Out: outcomes, and word of a process that has ended. A worker ends when its
 supervisor does, however that ended, so no orphan writes into a folder that another job has taken over.
 """
 
@@ -19,7 +19,7 @@ from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 
-from axs_lib.batch.supervise import Death
+from axs_lib.batch.supervise import WorkerExit
 from axs_lib.batch.work import Job, Outcome, Task, Worker
 from axs_lib.errors import InputError, UntrainedHeadWarning
 
@@ -29,12 +29,12 @@ _SPAWN = multiprocessing.get_context(
 
 
 @dataclass
-class _Seat:
+class _Slot:
     process: SpawnProcess
     pipe: Connection
 
 
-class LocalCrew:
+class LocalPool:
     """Worker processes on this machine.
 
     Args:
@@ -56,75 +56,77 @@ class LocalCrew:
             )
         room = math.floor(len(self._gpus) / gpus_per_worker) if self._gpus else cores() // job.threads
         self._size = workers or max(1, room)
-        self._seats: dict[int, _Seat] = {}
+        self._slots: dict[int, _Slot] = {}
 
-    def start(self) -> int:
-        """The number of seats."""
+    def open(self) -> int:
+        """The number of slots."""
         return self._size
 
-    def hire(self, seat: int) -> None:
-        """Start a process; the one before it on this seat is dead."""
-        if seat in self._seats:
-            _end(self._seats.pop(seat))
+    def start(self, slot: int) -> None:
+        """Start a process; the one before it on this slot has ended."""
+        if slot in self._slots:
+            _end(self._slots.pop(slot))
         ours, theirs = _SPAWN.Pipe()
-        gpu = self._gpus[math.floor(seat * self._share) % len(self._gpus)] if self._gpus else None
+        gpu = self._gpus[math.floor(slot * self._share) % len(self._gpus)] if self._gpus else None
         process = _SPAWN.Process(target=_work, args=(self._job, theirs, gpu), daemon=True)
         # Ctrl-C reaches every process of the terminal; the supervisor alone answers it. The mask is inherited.
         resource_tracker.ensure_running()  # which otherwise lifts the mask on its own first start
         previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             process.start()
-            self._seats[seat] = _Seat(process, ours)
+            self._slots[slot] = _Slot(process, ours)
         finally:
             theirs.close()
             signal.pthread_sigmask(signal.SIG_SETMASK, previous)
 
-    def give(self, seat: int, task: Task) -> None:
-        """Send a task; a dead worker does not take it, which ``wait`` reports."""
+    def submit(self, slot: int, task: Task) -> None:
+        """Send a task; a worker that has ended does not take it, which ``wait`` reports."""
         with contextlib.suppress(OSError):
-            self._seats[seat].pipe.send(task)
+            self._slots[slot].pipe.send(task)
 
-    def wait(self, seats: Collection[int]) -> list[tuple[int, Outcome | Death]]:
-        """Outcomes and deaths, at least one."""
-        there = {seat: self._seats[seat] for seat in seats}
+    def wait(self, slots: Collection[int]) -> list[tuple[int, Outcome | WorkerExit]]:
+        """Outcomes and worker exits, at least one."""
+        there = {slot: self._slots[slot] for slot in slots}
         handles = [handle for each in there.values() for handle in (each.pipe, each.process.sentinel)]
         ready = set(wait(handles))
         return [
-            (seat, _outcome(each))
-            for seat, each in there.items()
+            (slot, _outcome(each))
+            for slot, each in there.items()
             if ready & {each.pipe, each.process.sentinel}
         ]
 
-    def dismiss(self) -> None:
+    def shutdown(self) -> None:
         """End all processes; outputs are atomic, so this harms none."""
-        while self._seats:
-            _end(self._seats.popitem()[1])
+        while self._slots:
+            _end(self._slots.popitem()[1])
 
 
-def _outcome(seat: _Seat) -> Outcome | Death:
-    """What a worker says, or how it died."""
+def _outcome(slot: _Slot) -> Outcome | WorkerExit:
+    """What a worker reports, or how it ended."""
     with contextlib.suppress(EOFError, OSError):
-        if seat.pipe.poll():  # also what it said before it died
-            outcome: Outcome = seat.pipe.recv()
+        if slot.pipe.poll():  # also what it sent before it ended
+            outcome: Outcome = slot.pipe.recv()
             return outcome
-    seat.process.join()
-    code = seat.process.exitcode or 0
+    slot.process.join()
+    code = slot.process.exitcode or 0
     if code >= 0:
-        return Death(f"it ended with exit code {code}")
+        return WorkerExit(f"it ended with exit code {code}")
     name = signal.Signals(-code).name
-    return Death(f"killed by {name}" + (", which is what a lack of memory does" if name == "SIGKILL" else ""))
+    return WorkerExit(
+        f"killed by {name}" + (", which is what a lack of memory does" if name == "SIGKILL" else "")
+    )
 
 
-def _end(seat: _Seat) -> None:
-    seat.process.kill()
-    seat.process.join()
-    seat.process.close()
-    seat.pipe.close()
+def _end(slot: _Slot) -> None:
+    slot.process.kill()
+    slot.process.join()
+    slot.process.close()
+    slot.pipe.close()
 
 
 def _work(job: Job, pipe: Connection, gpu: str | None) -> None:
-    """The life of a worker process."""
-    threading.Thread(target=_die_with_supervisor, daemon=True).start()
+    """What a worker process runs."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     warnings.simplefilter("ignore")  # what libraries say of themselves, once a worker
@@ -137,7 +139,7 @@ def _work(job: Job, pipe: Connection, gpu: str | None) -> None:
             return
 
 
-def _die_with_supervisor() -> None:
+def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     wait([parent.sentinel])

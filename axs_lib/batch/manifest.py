@@ -1,9 +1,11 @@
 """The manifest of a batch: one row an item, durable from the moment an item is finished.
 
-In: the folder of the outputs, and a ``Record`` for each finished item. Out: ``manifest.parquet``. A record is first
-appended to a journal, one JSON line flushed to disk, and from time to time all of them are put into the parquet file
-atomically; so a process killed at any moment loses no finished item, and the next one goes on from both files. A
-lock keeps a second job out of the folder as long as the first one lives.
+In: the folder of the outputs, and a ``Record`` for each item. Out: ``manifest.jsonl``, to which every record is
+appended and flushed to disk, so that a process killed at any moment loses no finished item; and ``manifest.parquet``,
+the last record of each item as a table, written when the job ends. A lock keeps a second job out of the folder.
+
+``sqlite3`` was weighed and not taken: its WAL mode needs memory shared between processes, which the network file
+systems of a cluster lack, and one damaged page makes the whole file unreadable, where here one line is lost.
 """
 
 from __future__ import annotations
@@ -13,24 +15,27 @@ import io
 import json
 import os
 import re
-import shutil
 import socket
-from collections.abc import Iterable, Iterator
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from axs_lib.data.atomic import atomic_write
 from axs_lib.errors import AxionError, InputError, OutputError
+from axs_lib.io.atomic import atomic_write, remove_leftovers
+from axs_lib.io.files import open_regular
 
-MANIFEST, JOURNAL, LOCK = "manifest.parquet", "manifest.journal", ".axs-batch.lock"
-COMPACT_FROM = (
-    1000  # lines of the journal; more where the manifest is large, so that the cost stays in proportion
-)
-_TEMPORARY = re.compile(r"\..*\.[0-9a-f]{12}\.tmp(\.\w+)?")  # as axs_lib.data.atomic names them
-_SCENE_FOLDER = re.compile(r"\.axs-(scene|cog)\.\w{8}")  # as axs_lib.scenes names them
+MANIFEST, JOURNAL, LOCK = "manifest.parquet", "manifest.jsonl", ".axs-batch.lock"
+RESERVED = {MANIFEST, JOURNAL, LOCK, "manifest.damaged"}  # no output has such a name
+OVERWRITE = "--overwrite"
+_EXAMPLES = 3
 
-Status = Literal["done", "failed", "crashed"]
+Status = Literal["started", "done", "failed", "crashed"]
+
+
+class ManifestWarning(UserWarning):
+    """Records of a batch could not be read and are left out."""
 
 
 @dataclass(frozen=True)
@@ -41,20 +46,26 @@ class Record:
         id: name of the item.
         s1: path of its SAR image (or of the .npz with everything).
         opt_v2: path of its optical estimate, where it is a file of its own.
+        mask: path of its mask, where it has one.
         metadata: date, place and biome that Stage 2 was given, JSON.
         s1_sha256: SHA-256 of the bytes of ``s1``; empty where it could not be read.
         opt_v2_sha256: the same of ``opt_v2``.
+        mask_sha256: the same of ``mask``.
         weights: SHA-256 of each weights file, JSON.
         settings: everything else that decides the pixels, JSON.
         key: SHA-256 over inputs, metadata, weights and settings; an item is done again where it differs.
-        status: ``done``; ``failed``, the item or the disk is at fault; ``crashed``, its worker died twice.
+        status: ``done``; ``failed``, the item or the disk is at fault; ``crashed``, its worker ended twice;
+            ``started``, the job was killed before the item's end.
         error: why it is not done, else empty.
+        notes: what was assumed of its files, such as the unit of the SAR.
         seconds: time it took, hashing, reading and writing included.
         worker: host and process id.
         device: ``cpu`` or ``cuda``.
-        output: path of the output relative to the folder; empty where there is none.
+        output: path of the output relative to the folder, of this run or of an earlier one; empty where the batch
+            never made one. A file that no record names is not the batch's and is never replaced.
         output_sha256: SHA-256 of its bytes.
         output_bytes: size of it.
+        maps: path and SHA-256 of each further output by its name, JSON.
         version: of this library.
         finished: time, ISO 8601 in UTC.
     """
@@ -62,127 +73,151 @@ class Record:
     id: str
     s1: str
     opt_v2: str | None
+    mask: str | None
     metadata: str
     s1_sha256: str
     opt_v2_sha256: str
+    mask_sha256: str
     weights: str
     settings: str
     key: str
     status: Status
     error: str
+    notes: str
     seconds: float
     worker: str
     device: str
     output: str
     output_sha256: str
     output_bytes: int
+    maps: str
     version: str
     finished: str
 
+    def outputs(self, out: str | os.PathLike[str]) -> dict[str, str]:
+        """SHA-256 of each output by its absolute path; empty where it is not known."""
+        try:
+            maps = {str(each["path"]): str(each["sha256"]) for each in json.loads(self.maps).values()}
+        except (
+            ValueError,
+            RecursionError,
+            AttributeError,
+            KeyError,
+            TypeError,
+        ):  # damaged: then it names none
+            maps = {}
+        return maps | ({str(Path(out, self.output)): self.output_sha256} if self.output else {})
 
-_KINDS = {"seconds": "float64", "output_bytes": "int64"}
+
+_OTHER_TYPES: dict[str, tuple[type, ...]] = {
+    "opt_v2": (str, type(None)),
+    "mask": (str, type(None)),
+    "seconds": (float,),
+    "output_bytes": (int,),
+}
+_TYPES = {field.name: _OTHER_TYPES.get(field.name, (str,)) for field in fields(Record)}
+_COLUMNS = {"seconds": "float64", "output_bytes": "int64"}
 
 
 class Manifest:
     """The records of a folder, by item; open it with ``open_manifest``."""
 
-    def __init__(self, out: Path) -> None:
+    def __init__(self, out: Path, records: dict[str, Record], journal: int, lock: int) -> None:
         self.out = out
-        self._parquet, self._journal = out / MANIFEST, out / JOURNAL
-        lines = _read_journal(
-            self._journal
-        )  # first, since a running job empties it after writing the parquet file
-        self.records = (_read_parquet(self._parquet) if self._parquet.exists() else {}) | lines
-        self._pending = len(lines)
-        self._descriptor: int | None = None
+        self.records = records
+        self.lock = lock
+        self._journal = journal
 
-    def claim(self, outputs: Iterable[Path]) -> None:
-        """Make the folder this job's own, before anything is written to it.
+    def append(self, record: Record, *, durable: bool = True) -> None:
+        """Add a record.
 
-        Raises:
-            OutputError: an output is there already in a folder that never held a batch.
-        """
-        if not self._parquet.exists() and not self._journal.exists():
-            stranger = next((path for path in outputs if path.exists()), None)
-            if stranger is not None:
-                raise OutputError(
-                    f"{stranger} exists already and {self.out} has no {MANIFEST} that accounts for it; expected an"
-                    " empty folder, or one of an earlier axs batch: choose another --out"
-                )
-        self.compact()  # also what an earlier job left in the journal, its torn last line not
-        with _disk(self._journal):
-            self._descriptor = os.open(self._journal, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o666)
-
-    def append(self, record: Record) -> None:
-        """Record a finished item; on return it is on disk.
+        Args:
+            record: of an item; the one before it no longer counts.
+            durable: whether it is on disk on return.
 
         Raises:
-            OutputError: the disk refuses; the record is then not in the manifest.
+            OutputError: the disk refuses, and the record is not in the manifest; or the folder is no longer this job's.
         """
-        assert self._descriptor is not None, "claim() comes first"
+        self.check_lock()
         line = json.dumps(asdict(record), sort_keys=True).encode() + b"\n"
-        end = os.fstat(self._descriptor).st_size
-        with _disk(self._journal):
+        end = os.fstat(self._journal).st_size
+        with _disk(self.out / JOURNAL):
             try:
                 written = 0
                 while written < len(line):
-                    written += os.write(self._descriptor, line[written:])
-                os.fsync(self._descriptor)
+                    written += os.write(self._journal, line[written:])
+                if durable:
+                    os.fsync(self._journal)
             except BaseException:
-                os.ftruncate(self._descriptor, end)
+                os.ftruncate(self._journal, end)
                 raise
         self.records[record.id] = record
-        self._pending += 1
-        if self._pending >= max(COMPACT_FROM, len(self.records) // 4):
-            self.compact()
 
-    def compact(self) -> None:
-        """Put all records into the parquet file and empty the journal.
+    def check_lock(self) -> None:
+        """Check that the folder is still the one that was locked.
 
         Raises:
-            OutputError: the disk refuses; both files are then as they were.
+            OutputError: it was removed or replaced, or another job has taken it over.
         """
-        written = _read_journal(self._journal)  # Ctrl-C may have come between a line and its place in memory
-        self.records |= written
-        if self._pending or written:
-            with atomic_write(self._parquet, overwrite=True) as temporary:
-                temporary.write_bytes(_parquet_bytes(self.records.values()))
-        if self._journal.exists():
-            with _disk(self._journal):
-                os.truncate(self._journal, 0)
-        self._pending = 0
+        if lock_inode(self.out) != self.lock:
+            raise OutputError(
+                f"{self.out} was removed, replaced or taken over by another job while this one ran, and what it had"
+                " done may be gone; leave the folder alone while a job runs, and run the same command again"
+            )
 
-    def close(self) -> None:
-        """Compact, and take the journal away where the parquet file holds everything."""
-        if self._descriptor is None:
-            return
-        os.close(self._descriptor)
-        self._descriptor = None
-        self.compact()
-        if self._parquet.exists():
-            self._journal.unlink(missing_ok=True)
+    def write_table(self) -> None:
+        """Write ``manifest.parquet``.
+
+        Raises:
+            OutputError: the disk refuses, or the folder is no longer this job's.
+        """
+        self.check_lock()
+        records, _ = _read_journal(
+            self.out / JOURNAL
+        )  # Ctrl-C may have come between a line and its place in memory
+        self.records |= records
+        if self.records:
+            with atomic_write(self.out / MANIFEST, overwrite=True) as temporary:
+                temporary.write_bytes(_parquet_bytes(self.records.values()))
 
 
 @contextlib.contextmanager
-def open_manifest(out: Path) -> Iterator[Manifest]:
-    """Lock a folder, made if it is not there, and read its manifest; when the block ends everything is in the parquet.
+def open_manifest(out: Path, outputs: Iterable[Path] = (), *, overwrite: bool = False) -> Iterator[Manifest]:
+    """Lock a folder, made if it is not there, and read its manifest; when the block ends the table is written.
+
+    Args:
+        out: the folder.
+        outputs: what the job is going to write; in a folder without a manifest none of it may exist.
+        overwrite: take a folder without a readable manifest, and outputs of others in it, all the same.
 
     Raises:
-        OutputError: another job works in the folder, or the disk refuses.
-        InputError: the manifest there is damaged.
+        OutputError: another job works in the folder, an output is there already that no manifest accounts for, or the
+            disk refuses.
+        InputError: no manifest of the folder can be read.
     """
-    with _locked(out):
+    with _locked(out) as lock:
         remove_temporaries(out)
-        manifest = Manifest(out)
+        records, damaged = _read_records(out, overwrite)
+        if not records and not overwrite:
+            _refuse_foreign(out, outputs)
+        journal = out / JOURNAL
+        if damaged or not journal.exists():
+            _rewrite_journal(journal, records.values())
+        with _disk(journal):
+            descriptor = os.open(journal, os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW)
+        manifest = Manifest(out, records, descriptor, lock)
         try:
             yield manifest
         except BaseException:
-            with contextlib.suppress(AxionError):  # the journal keeps what the parquet file could not take
-                manifest.close()
+            with contextlib.suppress(
+                AxionError
+            ):  # the journal has everything, and the first error is to be told
+                manifest.write_table()
             raise
         else:
-            manifest.close()
+            manifest.write_table()
         finally:
+            os.close(descriptor)
             with contextlib.suppress(OSError):
                 remove_temporaries(out)
 
@@ -195,8 +230,8 @@ def read_manifest(out: str | os.PathLike[str]) -> list[Record]:
     """
     folder = Path(out)
     if not (folder / MANIFEST).exists() and not (folder / JOURNAL).exists():
-        raise InputError(f"{folder} has no {MANIFEST}; expected the --out of an axs batch")
-    records = Manifest(folder).records
+        raise InputError(f"{folder} has no {JOURNAL} and no {MANIFEST}; expected the --out of an axs batch")
+    records, _ = _read_records(folder, overwrite=False)
     return [records[name] for name in sorted(records)]
 
 
@@ -205,23 +240,26 @@ def remove_temporaries(out: Path) -> None:
     for folder, subfolders, names in os.walk(out):
         if LOCK in names and Path(folder) != out:
             subfolders.clear()
-            continue
-        for name in [name for name in subfolders if _SCENE_FOLDER.fullmatch(name)]:
-            shutil.rmtree(Path(folder, name), ignore_errors=True)
-            subfolders.remove(name)
-        for name in names:
-            if _TEMPORARY.fullmatch(name):
-                Path(folder, name).unlink(missing_ok=True)
+        else:
+            remove_leftovers(folder)
+
+
+def lock_inode(out: str | os.PathLike[str]) -> int:
+    """What tells the lock of a folder from one that was made in its place; 0 where there is none."""
+    try:
+        return Path(out, LOCK).lstat().st_ino
+    except OSError:
+        return 0
 
 
 @contextlib.contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    """Hold the folder's lock, which the system releases when this process ends, however it ends."""
+def _locked(out: Path) -> Iterator[int]:
+    """Hold the folder's lock, which the system releases when this process ends, however it ends; gives its inode."""
     import fcntl
 
     with _disk(out):
         out.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(out / LOCK, os.O_CREAT | os.O_RDWR, 0o666)
+        descriptor = os.open(out / LOCK, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o666)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -233,7 +271,7 @@ def _locked(out: Path) -> Iterator[None]:
         with contextlib.suppress(OSError):  # the name of the owner is a courtesy that a full disk may refuse
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
-        yield
+        yield os.fstat(descriptor).st_ino
     finally:
         os.close(descriptor)
 
@@ -246,34 +284,94 @@ def _disk(path: Path) -> Iterator[None]:
     except OSError as error:
         if isinstance(error, OutputError):
             raise
-        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+        reason = "it is a symbolic link" if path.is_symlink() else error.strerror or error
+        raise OutputError(f"cannot write {path}: {reason}") from error
 
 
-def _read_journal(path: Path) -> dict[str, Record]:
-    """Records of the journal; a torn line is none, so its item is done again."""
-    records = {}
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except FileNotFoundError:
-        return {}
-    for line in lines[:-1]:
-        with contextlib.suppress(ValueError, TypeError):
-            record = Record(**json.loads(line))
-            records[record.id] = record
-    return records
+def _refuse_foreign(out: Path, outputs: Iterable[Path]) -> None:
+    foreign = [path for path in outputs if os.path.lexists(path)]
+    if foreign:
+        names = ", ".join(path.relative_to(out).as_posix() for path in foreign[:_EXAMPLES])
+        raise OutputError(
+            f"{len(foreign)} of the outputs exist already ({names}) and {out} has no manifest that accounts for them;"
+            f" expected an empty folder, or one of an earlier axs batch: choose another --out, or add {OVERWRITE} to"
+            " make them again"
+        )
+
+
+def _read_records(out: Path, overwrite: bool) -> tuple[dict[str, Record], int]:
+    """The last record of each item, and the number of damaged lines, for which the table stands in where it can."""
+    journal, table = out / JOURNAL, out / MANIFEST
+    records, damaged = _read_journal(journal)
+    if damaged:
+        warnings.warn(
+            f"{damaged} lines of {journal} cannot be read and are set aside; their items are taken from {MANIFEST}, or"
+            " done again",
+            ManifestWarning,
+            stacklevel=2,
+        )
+    if table.exists() and (damaged or not journal.exists()):
+        try:
+            records = _read_parquet(table) | records
+        except InputError:
+            if not overwrite and not records:
+                raise
+    return records, damaged
+
+
+def _read_journal(path: Path) -> tuple[dict[str, Record], int]:
+    """Records of the journal and the number of lines that are none, such as one that a killed job had begun."""
+    if not os.path.lexists(path):
+        return {}, 0
+    records, damaged = {}, 0
+    with open_regular(path, "the manifest") as file:
+        for line in file:
+            try:
+                record = _record(json.loads(line)) if line.endswith(b"\n") else None
+            except (ValueError, RecursionError):
+                record = None
+            if record is None:
+                damaged += 1
+            else:
+                records[record.id] = record
+    return records, damaged
+
+
+def _record(value: object) -> Record | None:
+    """The record that a line or row holds; ``None`` where it is none."""
+    if not isinstance(value, dict) or value.keys() != _TYPES.keys():
+        return None
+    right = all(isinstance(value[name], types) for name, types in _TYPES.items())
+    if not right or value["status"] not in get_args(Status) or not 0 <= value["output_bytes"] < 2**63:
+        return None
+    return Record(**value)
+
+
+def _rewrite_journal(path: Path, records: Iterable[Record]) -> None:
+    """A journal without damaged lines; the one that had them is kept beside it."""
+    with _disk(path):
+        if path.exists():
+            path.replace(path.with_suffix(".damaged"))
+        with atomic_write(path, overwrite=True) as temporary:
+            temporary.write_text("".join(f"{json.dumps(asdict(r), sort_keys=True)}\n" for r in records))
 
 
 def _read_parquet(path: Path) -> dict[str, Record]:
     from pyarrow import ArrowException, parquet  # type: ignore[import-untyped]
 
     try:
-        return {row["id"]: Record(**row) for row in parquet.read_table(path).to_pylist()}
-    except (ArrowException, OSError, TypeError, KeyError) as error:
+        with open_regular(path, "the manifest") as file:
+            rows = parquet.read_table(file, memory_map=False).to_pylist()
+        records = [_record({key: _unescaped(value) for key, value in row.items()}) for row in rows]
+        if None in records:
+            raise ValueError("it has other columns or values than this version writes")
+    except (ArrowException, OSError, ValueError, TypeError) as error:
         reason = (str(error).splitlines() or [""])[0][:160]
         raise InputError(
-            f"{path} cannot be read ({reason}); expected the manifest of this version: choose another --out, or remove"
-            " it to compute everything again"
+            f"{path} cannot be read ({reason}), and there is no {JOURNAL} beside it: choose another --out, or run the"
+            f" same command with {OVERWRITE} to make the outputs again"
         ) from error
+    return {record.id: record for record in records if record is not None}
 
 
 def _parquet_bytes(records: Iterable[Record]) -> bytes:
@@ -281,10 +379,23 @@ def _parquet_bytes(records: Iterable[Record]) -> bytes:
     import pyarrow
     from pyarrow import parquet
 
-    schema = pyarrow.schema(
-        [(f.name, getattr(pyarrow, _KINDS.get(f.name, "string"))()) for f in fields(Record)]
-    )
-    rows: list[dict[str, Any]] = [asdict(record) for record in sorted(records, key=lambda record: record.id)]
+    schema = pyarrow.schema([(name, getattr(pyarrow, _COLUMNS.get(name, "string"))()) for name in _TYPES])
+    rows: list[Mapping[str, Any]] = [
+        {key: _escaped(value) for key, value in asdict(record).items()}
+        for record in sorted(records, key=lambda record: record.id)
+    ]
     buffer = io.BytesIO()
     parquet.write_table(pyarrow.Table.from_pylist(rows, schema=schema), buffer, compression="zstd")
     return buffer.getvalue()
+
+
+def _escaped(value: Any) -> Any:
+    """Bytes of a file name that are no UTF-8 as the six characters of Python's escape, since a table holds UTF-8."""
+    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
+
+
+def _unescaped(value: Any) -> Any:
+    def original(match: re.Match[str]) -> str:
+        return chr(int(match[1], 16))
+
+    return re.sub(r"\\u(dc[89a-f][0-9a-f])", original, value) if isinstance(value, str) else value

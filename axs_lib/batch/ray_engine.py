@@ -1,8 +1,9 @@
 """Workers of a Ray cluster, or of a Ray started for this job alone: one actor each.
 
-In: a job, the cluster's address, the number of workers. Out: outcomes, and the news that an actor has died. Ray only
+In: a job, the cluster's address, the number of workers. Out: outcomes, and word of an actor that has ended. Ray only
 places the workers and carries tasks (paths) and outcomes; retries, manifest and resuming are the same as on one
-machine. All machines must see the same files under the same paths.
+machine. All machines must see the same files under the same paths. Where this process is killed, Ray ends the actors,
+which may take half a minute, and a new job must wait for that.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ import os
 from collections.abc import Collection
 from typing import Any
 
-from axs_lib.batch.supervise import Death
+from axs_lib.batch.supervise import WorkerExit
 from axs_lib.batch.work import Job, Outcome, Task, Worker
 from axs_lib.errors import AxionError
 
 
-class RayCrew:
+class RayPool:
     """Workers as Ray actors.
 
     Args:
@@ -43,8 +44,8 @@ class RayCrew:
         self._actors: dict[int, Any] = {}
         self._pending: dict[int, Any] = {}
 
-    def start(self) -> int:
-        """Connect to the cluster, or start one; the number of seats.
+    def open(self) -> int:
+        """Connect to the cluster, or start one; the number of slots.
 
         Raises:
             AxionError: the cluster cannot be reached, or has no room for a single worker.
@@ -72,29 +73,29 @@ class RayCrew:
             )
         return min(self._workers or room_for, room_for)
 
-    def hire(self, seat: int) -> None:
+    def start(self, slot: int) -> None:
         """Start an actor; Ray does not restart it by itself."""
         actor = self._ray.remote(Worker).options(**self._resources, max_restarts=0, max_task_retries=0)
-        self._actors[seat] = actor.remote(self._job)
+        self._actors[slot] = actor.remote(self._job)
 
-    def give(self, seat: int, task: Task) -> None:
+    def submit(self, slot: int, task: Task) -> None:
         """Send a task."""
-        self._pending[seat] = self._actors[seat].run.remote(task)
+        self._pending[slot] = self._actors[slot].run.remote(task)
 
-    def wait(self, seats: Collection[int]) -> list[tuple[int, Outcome | Death]]:
-        """Outcomes and deaths, at least one."""
-        ready, _ = self._ray.wait([self._pending[seat] for seat in seats], num_returns=1)
+    def wait(self, slots: Collection[int]) -> list[tuple[int, Outcome | WorkerExit]]:
+        """Outcomes and worker exits, at least one."""
+        ready, _ = self._ray.wait([self._pending[slot] for slot in slots], num_returns=1)
         done = set(ready)
-        return [(seat, self._outcome(seat)) for seat in list(seats) if self._pending[seat] in done]
+        return [(slot, self._outcome(slot)) for slot in list(slots) if self._pending[slot] in done]
 
-    def _outcome(self, seat: int) -> Outcome | Death:
+    def _outcome(self, slot: int) -> Outcome | WorkerExit:
         try:
-            outcome: Outcome = self._ray.get(self._pending.pop(seat))
+            outcome: Outcome = self._ray.get(self._pending.pop(slot))
             return outcome
         except self._ray.exceptions.RayError as error:  # the actor, its node, or its memory is gone
-            return Death(" ".join(str(error).split())[:300])
+            return WorkerExit(" ".join(str(error).split())[:300])
 
-    def dismiss(self) -> None:
+    def shutdown(self) -> None:
         """End all actors and leave the cluster; one that was started for this job ends, too."""
         for actor in self._actors.values():
             self._ray.kill(actor)

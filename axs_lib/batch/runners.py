@@ -1,25 +1,23 @@
 """What is run on each item: Stage 3 on a pair, or the pipeline on a SAR image, and with which weights.
 
-In: a ``Job``. Out: a function from an item to its output file, holding the model; one function an item kind. Imports
+In: a ``Job``. Out: a function from an item to its output files, holding the model; one function for each stage. Imports
 the models only where they are built, so that the process that hands out the work stays small.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from axs_lib.batch.items import Item
-from axs_lib.batch.work import Job, Runner
+from axs_lib.batch.work import IMAGE, Job, Runner
 from axs_lib.errors import WeightsError
 
 if TYPE_CHECKING:
     from axs_lib.pipeline import Pipeline
     from axs_lib.stage3_tm_ground import Stage3GroundingModel
-
-GROUND_TIMESTEPS = 10
 
 
 def find_weights(settings: Mapping[str, Any], checkpoints: Mapping[str, str]) -> dict[str, str]:
@@ -33,6 +31,7 @@ def find_weights(settings: Mapping[str, Any], checkpoints: Mapping[str, str]) ->
         InputError: unknown variant.
         WeightsError: weights that cannot be had.
     """
+    from axs_lib.grounding.load import corrector_files
     from axs_lib.prithvi.variants import DEFAULT_VARIANT as DEFAULT_PRITHVI
     from axs_lib.prithvi.variants import NANO, PRITHVI_VARIANTS
     from axs_lib.terramind.weights import find_variant, resolve, sha256_file
@@ -40,17 +39,16 @@ def find_weights(settings: Mapping[str, Any], checkpoints: Mapping[str, str]) ->
     variant = find_variant(settings["variant"])
     files = resolve(variant, checkpoints.get("checkpoint"))
     found = {"stage3": dict(files.info.sha256)}
-    if files.info.source != "hub" and not variant.packaged:
-        from axs_lib.terramind.load import HEAD_FILE
-
-        head = files.generator.with_name(HEAD_FILE)
-        if head.is_file():
-            found["stage3"][head.name] = sha256_file(head)
+    found["stage3"] |= corrector_files(files.info).info.sha256
     if settings["stage"] == "pipeline":
         if "stage1_checkpoint" in checkpoints:
             found["stage1"] = dict(resolve(variant, checkpoints["stage1_checkpoint"]).info.sha256)
         prithvi = PRITHVI_VARIANTS[NANO if variant.packaged else DEFAULT_PRITHVI]
         found["stage2"] = dict(resolve(prithvi, checkpoints.get("stage2_checkpoint")).info.sha256)
+    if "adapter" in checkpoints:
+        from axs_lib.adapters import adapter_files
+
+        found["adapter"] = {file.name: sha256_file(file) for file in adapter_files(checkpoints["adapter"])}
     return {f"{stage}/{name}": value for stage, names in found.items() for name, value in names.items()}
 
 
@@ -63,6 +61,8 @@ def build_runner(job: Job) -> Runner:
     """
     import torch
 
+    from axs_lib.adapters import load_adapter
+
     torch.set_num_threads(job.threads)
     settings = job.settings
     if find_weights(settings, job.checkpoints) != job.weights:
@@ -70,134 +70,82 @@ def build_runner(job: Job) -> Runner:
             "the weights here are not those that the job was started with; put the same files on every machine, leave"
             " them alone while a job runs, and start it again"
         )
-    common: dict[str, Any] = {"variant": settings["variant"], "s1_product": settings["s1_product"]}
-    common |= {"device": job.device, **job.checkpoints}
-    dtype = getattr(torch, settings["dtype"]) if "dtype" in settings else None
+    build: dict[str, Any] = {"variant": settings["variant"], "s1_product": settings["s1_product"]}
+    build |= {"device": job.device, **job.checkpoints}
+    adapter = build.pop("adapter", None)
+    if settings.get("correction_mode"):
+        build["correction_mode"] = settings["correction_mode"]
+    model: Any
     if settings["stage"] == "ground":
         from axs_lib import stage3_tm_ground
 
-        model = stage3_tm_ground.build_stage3_model(**common)
-        if dtype is not None:
-            model.use_precision(dtype)
-        return functools.partial(ground_item, model, job)
-    from axs_lib import pipeline
+        model = stage3_tm_ground.build_stage3_model(settings["timesteps"], **build)
+    else:
+        from axs_lib import pipeline
 
-    stages = pipeline.build_pipeline(**common)
-    if dtype is not None:
-        stages.use_precision(dtype)
-    return functools.partial(run_item, stages, job)
+        model = pipeline.build_pipeline(**build)
+    if adapter is not None:
+        load_adapter(model, adapter)
+    if settings["dtype"] != "float32":
+        model.use_precision(getattr(torch, settings["dtype"]))
+    return functools.partial(ground_item if settings["stage"] == "ground" else run_item, model, job)
 
 
-def ground_item(model: Stage3GroundingModel, job: Job, item: Item, output: Path) -> None:
-    """Ground the estimate of an item in its SAR image; ``.npz`` holds the inputs too, a scene is streamed to ``.tif``.
+def ground_item(
+    model: Stage3GroundingModel, job: Job, item: Item, outputs: Mapping[str, Path]
+) -> Sequence[str]:
+    """Ground the estimate of an item in its SAR image; an ``.npz`` holds the inputs too.
+
+    Returns:
+        What was assumed of the files.
 
     Raises:
         InputError: the inputs cannot be read or are not what they should be.
         OutputError: the disk refuses.
     """
-    import torch
+    from axs_lib.io.masks import MaskFile
+    from axs_lib.scenes.api import ground_scene
 
-    from axs_lib.checks import check_pair
-    from axs_lib.data.results import check_suffix, write_image
-    from axs_lib.data.tiles import read_tile
-    from axs_lib.scenes.grid import is_scene
-
-    timesteps = job.settings["timesteps"] or GROUND_TIMESTEPS
-    if item.opt_v2 is not None and is_scene([item.s1], [item.opt_v2], output):
-        from axs_lib.scenes.api import ground_scene
-
-        settings = {"timesteps": timesteps, "seed": job.settings["seed"], "tags": _tags(job)}
-        ground_scene(model, item.s1, item.opt_v2, output, **settings, **_scene_options(job))
-        return
-    tile = read_tile([item.s1], [item.opt_v2] if item.opt_v2 else ())
-    check_suffix(output, len(tile.opt_v2.batch))
-    s1, opt_v2 = (torch.from_numpy(raster.batch).to(job.device) for raster in (tile.s1, tile.opt_v2))
-    trust = None if tile.trust is None else torch.from_numpy(tile.trust).to(job.device)
-    check_pair(s1, opt_v2, trust=trust, source="file", force=job.force)
-    with torch.no_grad():
-        result = model.ground(s1, opt_v2, timesteps, seed=job.settings["seed"], trust=trust)
-    tags = model.provenance | _tags(job) | {"AXS_TIMESTEPS": str(timesteps), "AXS_NFE": str(result.nfe)}
-    write_image(output, result.image.float().cpu().numpy(), tile, tags=tags, overwrite=True)
+    settings = job.settings
+    mask = item.mask or settings["mask"]["path"]
+    how = {key: value for key, value in settings["mask"].items() if key != "path"}
+    result = ground_scene(
+        model,
+        item.s1,
+        item.opt_v2,
+        outputs[IMAGE],
+        trust=MaskFile(mask, **how) if mask else None,
+        boa_offset=settings["boa_offset"],
+        date=item.metadata.get("date"),
+        strength=settings["strength"],
+        **_options(job, outputs),
+    )
+    return result.notes
 
 
-def run_item(pipeline: Pipeline, job: Job, item: Item, output: Path) -> None:
+def run_item(pipeline: Pipeline, job: Job, item: Item, outputs: Mapping[str, Path]) -> Sequence[str]:
     """Run the three stages on the SAR image of an item: ``.npz`` with all images, or ``.tif`` with the last.
 
-    A scene is streamed to ``.tif``.
+    Returns:
+        What was assumed of the files.
 
     Raises:
         InputError: the input cannot be read or is not what it should be.
         OutputError: the disk refuses.
     """
-    from dataclasses import replace
+    from axs_lib.scenes.api import run_scene
 
-    import torch
-
-    from axs_lib.bands import OPTICAL_BANDS, SAR_BANDS
-    from axs_lib.checks import check_sar
-    from axs_lib.data.raster import centre_lat_lon
-    from axs_lib.data.results import check_suffix, write_arrays, write_tiff
-    from axs_lib.data.tiles import read_raster
-    from axs_lib.scenes.grid import is_scene
-
-    if is_scene([item.s1], out=output):
-        _run_scene(pipeline, job, item, output)
-        return
-    raster = read_raster(item.s1, SAR_BANDS)
-    check_suffix(output, len(raster.batch))
-    s1 = torch.from_numpy(raster.batch).to(job.device)
-    check_sar(s1, source="file", force=job.force)
-    place = centre_lat_lon(raster)
-    located = {} if place is None else {"lat": round(place[0], 5), "lon": round(place[1], 5)}
-    metadata = located | dict(item.metadata)
-    result = pipeline(s1, metadata, job.settings["timesteps"], seed=job.settings["seed"])
-    tags = pipeline.provenance | _tags(job) | {"AXS_NFE": " ".join(map(str, result.nfe))}
-    tags |= {f"AXS_METADATA_{key.upper()}": str(value) for key, value in metadata.items()}
-    if job.format == "tif":
-        image = result.opt_v3[0].float().cpu().numpy()
-        like = replace(raster, data=image, bands=OPTICAL_BANDS, nodata=None, tags={**raster.tags, **tags})
-        write_tiff(output, image, like, overwrite=True)
-        return
-    names = ("opt_v1", "opt_v2", "opt_v3")
-    batches = {name: getattr(result, name).float().cpu().numpy() for name in names}
-    arrays = batches if raster.batched else {name: batch[0] for name, batch in batches.items()}
-    sar = {"s1": raster.data} if raster.batched else dict(zip(("s1_vv", "s1_vh"), raster.data, strict=True))
-    write_arrays(output, arrays | sar, raster, tags=tags, overwrite=True)
+    return run_scene(
+        pipeline, item.s1, outputs[IMAGE], metadata=item.metadata, **_options(job, outputs)
+    ).notes
 
 
-def _run_scene(pipeline: Pipeline, job: Job, item: Item, output: Path) -> None:
-    """The pipeline on a scene, of whose files the last is kept."""
-    import tempfile
-
-    from axs_lib.data.atomic import atomic_write
-    from axs_lib.scenes.api import STAGES, run_scene
-
-    with (
-        atomic_write(output, overwrite=True) as temporary,
-        tempfile.TemporaryDirectory(prefix=".axs-scene.", dir=temporary.parent) as folder,
-    ):
-        run_scene(
-            pipeline,
-            item.s1,
-            folder,
-            metadata=item.metadata,
-            timesteps=job.settings["timesteps"],
-            seed=job.settings["seed"],
-            tags=_tags(job),
-            **_scene_options(job),
-        )
-        Path(folder, f"{STAGES[-1]}.tif").replace(temporary)
-
-
-def _scene_options(job: Job) -> dict[str, Any]:
-    """One tile at a time, so that the pixels do not depend on how many fit the device."""
-    return {"deterministic": True, "overwrite": True, "force": job.force}
-
-
-def _tags(job: Job) -> dict[str, str]:
+def _options(job: Job, outputs: Mapping[str, Path]) -> dict[str, Any]:
+    """One tile at a time, so that the pixels do not depend on how many fit the device; no addresses out of files."""
     settings = job.settings
-    return {
-        "AXS_SEED": str(settings["seed"]),
-        "AXS_S1_PRODUCT": str(settings["s1_product"]),
-        "AXS_DTYPE": settings.get("dtype", "float32"),
-    }
+    options: dict[str, Any] = {key: settings[key] for key in ("timesteps", "seed", "s1_unit", "same_grid")}
+    options |= {"ensemble_size": settings["ensemble_size"], "bands": settings["bands"], "force": job.force}
+    options |= {"hold_colour": True} if settings["hold_colour"] else {}
+    options |= {name: path for name, path in outputs.items() if name != IMAGE}
+    tags = {"AXS_S1_PRODUCT": str(settings["s1_product"]), "AXS_DTYPE": str(settings["dtype"])}
+    return options | {"deterministic": True, "addresses": False, "tags": tags}

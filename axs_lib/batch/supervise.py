@@ -1,15 +1,19 @@
 """Hand out the items of a batch to workers, see to it that none is lost, and keep the manifest.
 
-In: a job, its items, and a crew of workers (``LocalCrew`` or ``RayCrew``). Out: outputs, the manifest, and a
-``Summary`` of what became of the items. An item whose worker dies goes to a new worker once; if that one dies, too, it
-is recorded as crashed and the batch goes on.
+In: a job, its items, and a pool of workers (``LocalPool`` or ``RayPool``). Out: outputs, the manifest, and a
+``Summary`` of what became of the items. An item whose worker process ends goes to a new worker once; if that one ends,
+too, it is recorded as crashed and the batch goes on.
+
+A ``concurrent.futures.ProcessPoolExecutor`` was weighed and not taken: when one process is killed it ends all others,
+does not say which item was at fault nor by what signal, and cannot stop an item at Ctrl-C.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections import Counter, deque
-from collections.abc import Collection, Generator, Sequence
+import os
+from collections import Counter
+from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -20,13 +24,13 @@ from axs_lib.batch.work import Job, Outcome, Task, make_record
 from axs_lib.errors import AxionError, InputError, OutputError
 from axs_lib.progress import track
 
-ATTEMPTS = 2  # of an item whose worker dies
-DEATHS_IN_A_ROW = 20  # without an item done between them: then it is not the items
+ATTEMPTS = 2  # of an item whose worker ends
+EXITS_IN_A_ROW = 20  # without an item done between them: then it is not the items
 
 
 @dataclass(frozen=True)
-class Death:
-    """A worker is gone.
+class WorkerExit:
+    """A worker process has ended in the middle of a task.
 
     Attributes:
         cause: what is known of why.
@@ -35,22 +39,22 @@ class Death:
     cause: str
 
 
-class Crew(Protocol):
-    """Workers on numbered seats; each seat has one worker at a time, who does one task at a time."""
+class WorkerPool(Protocol):
+    """Numbered slots; each has one worker at a time, which does one task at a time."""
 
-    def start(self) -> int:
-        """Make ready; the number of seats."""
+    def open(self) -> int:
+        """Make ready; the number of slots."""
 
-    def hire(self, seat: int) -> None:
-        """Put a fresh worker on a seat that has none, or whose worker is dead."""
+    def start(self, slot: int) -> None:
+        """Start a worker on a slot that has none, or whose worker has ended."""
 
-    def give(self, seat: int, task: Task) -> None:
-        """Let the worker begin a task; one that is dead already is reported by ``wait``."""
+    def submit(self, slot: int, task: Task) -> None:
+        """Let the worker begin a task; one that has ended already is reported by ``wait``."""
 
-    def wait(self, seats: Collection[int]) -> list[tuple[int, Outcome | Death]]:
-        """Wait until something happened on at least one of these seats, and say what."""
+    def wait(self, slots: Collection[int]) -> list[tuple[int, Outcome | WorkerExit]]:
+        """Wait until something happened on at least one of these slots, and say what."""
 
-    def dismiss(self) -> None:
+    def shutdown(self) -> None:
         """End all workers at once, also in the middle of a task."""
 
 
@@ -77,87 +81,122 @@ class Summary:
 
 
 def run_batch(
-    job: Job, items: Sequence[Item], crew: Crew, *, fail_fast: bool = False, progress: bool = False
+    job: Job,
+    items: Sequence[Item],
+    pool: WorkerPool,
+    *,
+    fail_fast: bool = False,
+    overwrite: bool = False,
+    progress: bool = False,
 ) -> Summary:
     """Do what is missing or changed.
 
     Args:
         job: what to run, and the folder of the outputs.
         items: what to run it on, each id once.
-        crew: who does it; dismissed when the call ends.
+        pool: who does it; shut down when the call ends.
         fail_fast: stop at the first item that fails.
+        overwrite: replace outputs that the manifest does not account for, or where it cannot be read.
         progress: show a bar on stderr.
 
     Returns:
-        Counts, and the records of what failed.
+        Counts, and the records of what failed. Each output that is counted as done is there.
 
     Raises:
-        OutputError: the folder is another job's or not empty, or the disk is full; the manifest is kept.
-        InputError: an output would replace an input.
-        AxionError: the model cannot be built, or the workers keep dying.
+        OutputError: the folder is another job's, holds files of others, was removed in the meantime, or the disk is
+            full; the manifest is kept.
+        InputError: an output would replace an input, or the manifest is damaged.
+        AxionError: the model cannot be built, or the workers keep ending.
         KeyboardInterrupt: the user's; workers are ended and the manifest is kept.
     """
     _check_outputs(job, items)
     summary = Summary(len(items))
-    with open_manifest(Path(job.out)) as manifest:
-        manifest.claim(job.output(item) for item in items)
-        tasks = [_task(job, item, manifest.records.get(item.id)) for item in items]
-        with contextlib.closing(supervise(job, crew, tasks)) as outcomes:
-            for outcome in track(outcomes, "batch", enabled=progress, total=len(tasks)):
+    kept: set[str] = set()
+    outputs = (path for item in items for path in job.outputs(item).values())
+    with open_manifest(Path(job.out), outputs, overwrite=overwrite) as manifest:
+        tasks = _tasks(job, items, manifest, overwrite)
+        with contextlib.closing(supervise(job, pool, tasks, len(items))) as outcomes:
+            for outcome in track(outcomes, "batch", enabled=progress, total=len(items)):
                 if outcome.stop:
                     with contextlib.suppress(OutputError):  # a full disk may refuse the record, too
                         _take_note(outcome, manifest, summary)
                     raise _stopped(outcome, summary, job)
                 _take_note(outcome, manifest, summary)
+                if outcome.record is None:
+                    kept.add(outcome.id)
                 if fail_fast and summary.failed:
                     break
+        _check_results(job, items, manifest, summary, kept)
     return summary
 
 
-def supervise(job: Job, crew: Crew, tasks: Sequence[Task]) -> Generator[Outcome, None, None]:
-    """Let a crew do tasks; outcomes come as they are ready, exactly one a task. Closing the iterator ends the crew.
+def supervise(
+    job: Job, pool: WorkerPool, tasks: Iterator[Task], count: int
+) -> Generator[Outcome, None, None]:
+    """Let a pool do ``count`` tasks; outcomes come as they are ready, exactly one a task. Closing it ends the pool.
 
     Raises:
-        AxionError: the workers keep dying.
+        AxionError: the workers keep ending.
     """
-    waiting, busy = deque(tasks), dict[int, Task]()
-    deaths, in_a_row = Counter[str](), 0
+    again: list[Task] = []
+    busy: dict[int, Task] = {}
+    exits, in_a_row = Counter[str](), 0
 
-    def occupy(seat: int) -> None:
-        if waiting:
-            busy[seat] = waiting.popleft()
-            crew.give(seat, busy[seat])
+    def occupy(slot: int, *, fresh: bool) -> None:
+        task = again.pop() if again else next(tasks, None)
+        if task is not None:
+            if fresh:
+                pool.start(slot)
+            pool.submit(slot, task)
+            busy[slot] = task
 
     try:
-        for seat in range(min(crew.start(), len(waiting))):
-            crew.hire(seat)
-            occupy(seat)
+        for slot in range(min(pool.open(), count)):
+            occupy(slot, fresh=True)
         while busy:
-            for seat, result in crew.wait(busy.keys()):
-                task = busy.pop(seat)
+            for slot, result in pool.wait(busy.keys()):
+                task = busy.pop(slot)
                 if isinstance(result, Outcome):
                     in_a_row = 0
                     yield result  # and is on record before the worker gets another
-                    occupy(seat)
+                    occupy(slot, fresh=False)
                     continue
                 in_a_row += 1
-                if in_a_row >= DEATHS_IN_A_ROW:
+                if in_a_row >= EXITS_IN_A_ROW:
                     raise AxionError(
-                        f"{in_a_row} workers died one after the other ({result.cause}); the machine's memory may be too"
-                        " small: use fewer --workers or a smaller --variant, and run the batch again"
+                        f"{in_a_row} workers ended one after the other ({result.cause}); the machine's memory may be"
+                        " too small: use fewer --workers or a smaller --variant, and run the batch again"
                     )
-                deaths[task.item.id] += 1
-                crashed = deaths[task.item.id] >= ATTEMPTS
+                exits[task.item.id] += 1
+                crashed = exits[task.item.id] >= ATTEMPTS
                 if not crashed:
-                    waiting.appendleft(task)
-                if waiting:
-                    crew.hire(seat)
-                    occupy(seat)
+                    again.append(task)
+                occupy(slot, fresh=True)
                 if crashed:
-                    error = f"its worker died {ATTEMPTS} times: {result.cause}"
-                    yield Outcome(task.item.id, make_record(job, task.item, "crashed", error, worker=""))
+                    error = f"its worker ended {ATTEMPTS} times: {result.cause}"
+                    record = make_record(job, task, "crashed", error, worker="")
+                    yield Outcome(task.item.id, record)
     finally:
-        crew.dismiss()
+        pool.shutdown()
+
+
+def _tasks(job: Job, items: Iterable[Item], manifest: Manifest, overwrite: bool) -> Iterator[Task]:
+    """What there is to do; the worker finds out whether what is on record as done still holds.
+
+    An output that is begun for the first time is on record before: after a kill, it is known for the batch's own.
+    """
+    for item in items:
+        wanted = {str(path) for path in job.outputs(item).values()}
+        record = manifest.records.get(item.id)
+        known = {} if record is None else record.outputs(job.out)
+        if record is not None and record.status == "done" and known.keys() == wanted:
+            yield Task(item, manifest.lock, frozenset(wanted), record.key, known)
+            continue
+        task = Task(item, manifest.lock, frozenset(wanted) if overwrite else frozenset(known) & wanted)
+        foreign = [path for path in wanted - task.ours if os.path.lexists(path)]
+        if not foreign and not wanted <= known.keys():
+            manifest.append(make_record(job, task, "started", worker=""), durable=False)
+        yield task
 
 
 def _take_note(outcome: Outcome, manifest: Manifest, summary: Summary) -> None:
@@ -178,19 +217,39 @@ def _stopped(outcome: Outcome, summary: Summary, job: Job) -> AxionError:
     return kind(f"{outcome.stop}; {finished}, run the same command again to go on")
 
 
-def _task(job: Job, item: Item, record: Record | None) -> Task:
-    """What there is to do; the worker finds out whether what is on record as done still holds."""
-    output = job.output(item).relative_to(job.out).as_posix()
-    if record is None or record.status != "done" or record.output != output:
-        return Task(item)
-    return Task(item, record.key, record.output_sha256)
-
-
 def _check_outputs(job: Job, items: Sequence[Item]) -> None:
     inputs = {path for item in items for path in item.paths}
     for item in items:
-        output = str(job.output(item).resolve())
-        if output in inputs:
+        outputs = [os.path.realpath(path) for path in job.outputs(item).values()]
+        if len(set(outputs)) < len(outputs):
+            raise InputError(f"two outputs of {item.id} have one name; give each map a folder of its own")
+        for output in inputs.intersection(outputs):
             raise InputError(
                 f"the output of {item.id} would replace the input {output}; choose another --out"
             )
+
+
+def _check_results(
+    job: Job, items: Sequence[Item], manifest: Manifest, summary: Summary, kept: Collection[str]
+) -> None:
+    """At the end of a job, each output that is on record as done is there, or its item has failed."""
+    manifest.check_lock()
+    for item in items:
+        record = manifest.records.get(item.id)
+        if record is None or record.status != "done":
+            continue
+        try:
+            there = job.output(item).lstat().st_size == record.output_bytes
+            there &= all(map(os.path.lexists, record.outputs(job.out)))
+        except OSError:
+            there = False
+        if not there:
+            error = "its output was removed or changed after it was written; run the batch again"
+            ours = frozenset(record.outputs(job.out))
+            lost = make_record(job, Task(item, manifest.lock, ours), "failed", error)
+            manifest.append(lost)
+            summary.failed.append(lost)
+            if item.id in kept:
+                summary.kept -= 1
+            else:
+                summary.done -= 1

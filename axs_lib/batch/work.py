@@ -13,23 +13,29 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from axs_lib import __version__
 from axs_lib.batch.items import Item
-from axs_lib.batch.manifest import Record, Status
-from axs_lib.errors import AxionError, InputError
+from axs_lib.batch.manifest import OVERWRITE, RESERVED, Record, Status, lock_inode
+from axs_lib.errors import AxionError, InputError, OutputError
+from axs_lib.io.atomic import atomic_write, temporary_folder
+from axs_lib.io.files import check_regular, open_regular
 
 _LONGEST_ERROR = 1000
 
 Format = Literal["npz", "tif"]
 Device = Literal["cpu", "cuda"]
-Runner = Callable[[Item, Path], None]
+Runner = Callable[
+    [Item, Mapping[str, Path]], Sequence[str]
+]  # item and paths to write to; what was assumed of it
+IMAGE = "image"
 
 
 @dataclass(frozen=True)
@@ -37,12 +43,13 @@ class Job:
     """What all workers of a batch have in common.
 
     Attributes:
-        make_runner: builds, in the worker, the function that reads an item and writes its output atomically, replacing
-            an older one; importable by name, since it travels to the worker.
+        make_runner: builds, in the worker, the function that reads an item and writes its outputs to paths where
+            nothing is; importable by name, since it travels to the worker.
         settings: everything but weights and inputs that decides the pixels; plain values.
         weights: SHA-256 of each weights file.
-        checkpoints: files or folders of weights, by the argument of ``build_pipeline`` that takes them.
+        checkpoints: files or folders of weights, by the argument of ``build_pipeline`` that takes them; ``adapter``.
         out: absolute folder of the outputs.
+        maps: absolute folders of further outputs: any of ``uncertainty``, ``gate``, ``sar_contribution`` and ``stac``.
         force: whether values that look like another unit are accepted.
         format: of the outputs, ``"npz"`` or ``"tif"``.
         device: ``"cpu"`` or ``"cuda"``.
@@ -53,15 +60,28 @@ class Job:
     settings: Mapping[str, Any]
     weights: Mapping[str, str]
     out: str
+    maps: Mapping[str, str] = field(default_factory=dict)
     checkpoints: Mapping[str, str] = field(default_factory=dict)
     force: bool = False
     format: Format = "npz"
     device: Device = "cpu"
     threads: int = 1
 
+    def output_name(self, item: Item) -> str:
+        """An item's output, relative to the folder."""
+        return f"{item.id}.{self.format}"
+
     def output(self, item: Item) -> Path:
         """Where an item's output goes."""
-        return Path(self.out, f"{item.id}.{self.format}")
+        return Path(self.out, self.output_name(item))
+
+    def outputs(self, item: Item) -> dict[str, Path]:
+        """Where each of an item's outputs goes, by its name; the image first."""
+        maps = {
+            name: Path(folder, f"{item.id}.{'json' if name == 'stac' else self.format}")
+            for name, folder in self.maps.items()
+        }
+        return {IMAGE: self.output(item)} | maps
 
     def key(self, item: Item, hashes: Mapping[str, str]) -> str:
         """What an output is made from, in one hash."""
@@ -75,14 +95,18 @@ class Task:
 
     Attributes:
         item: the item.
+        lock: inode of the folder's lock, by which the worker knows that the folder is still the one of its job.
+        ours: paths of outputs that are this batch's own, and may be replaced.
         done_as: key under which the manifest has it as done; empty where it has not.
-        output_sha256: what the output then held. A job of other settings may have replaced it and died before it could
+        sha256: what each output then held. A job of other settings may have replaced it and been killed before it could
             take note, so that the key alone proves nothing.
     """
 
     item: Item
+    lock: int
+    ours: frozenset[str] = frozenset()
     done_as: str = ""
-    output_sha256: str = ""
+    sha256: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -114,77 +138,124 @@ class Worker:
         """Do a task; every failure is an outcome."""
         item, job, start = task.item, self._job, time.perf_counter()
         hashes: dict[str, str] = {}
+        if lock_inode(job.out) != task.lock:
+            return Outcome(item.id, stop=f"{job.out} was removed or replaced while the job ran")
         try:
             stamps = [_stamp(path) for path in item.paths]
             hashes = {path: _sha256(path) for path in item.paths}
             if task.done_as and task.done_as == job.key(item, _named(item, hashes)):
-                with contextlib.suppress(
-                    InputError
-                ):  # an output that is gone, or cannot be read, is made again
-                    if _sha256(str(job.output(item))) == task.output_sha256:
+                with contextlib.suppress(InputError):  # an output that cannot be read is made again
+                    if {path: _sha256(path) for path in task.sha256} == task.sha256:
                         return Outcome(item.id)
+            _check_places(job, task)
             if self._runner is None:
                 try:
                     self._runner = job.make_runner(job)
                 except Exception as error:  # no item is at fault, and the next one would find the same
                     return Outcome(item.id, stop=f"the model cannot be built: {_in_words(error)}")
-            output = job.output(item)
-            self._runner(item, output)
-            if [_stamp(path) for path in item.paths] != stamps:
-                output.unlink(missing_ok=True)
-                raise InputError(f"{' or '.join(item.paths)} changed while it was read; run the batch again")
-            written, size = _sha256(str(output)), output.stat().st_size
+            with temporary_folder(job.out) as folder:
+                # A tree like that of the outputs, so that a STAC Item links to its files.
+                made = {
+                    name: folder / path.relative_to(path.anchor) for name, path in job.outputs(item).items()
+                }
+                for path in made.values():
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                notes = self._runner(item, made)
+                if [_stamp(path) for path in item.paths] != stamps:
+                    raise InputError(
+                        f"{' or '.join(item.paths)} changed while it was read; run the batch again"
+                    )
+                size = made[IMAGE].stat().st_size
+                written = {str(path): _sha256(str(made[name])) for name, path in job.outputs(item).items()}
+                if lock_inode(job.out) != task.lock:  # nothing is written to a folder that is another job's
+                    raise OutputError(f"{job.out} was removed or replaced while the job ran")
+                for name, path in reversed(job.outputs(item).items()):  # the image last
+                    with atomic_write(path, overwrite=str(path) in task.ours) as temporary:
+                        shutil.move(made[name], temporary)
         except Exception as error:
             seconds = time.perf_counter() - start
-            record = make_record(job, item, "failed", _in_words(error), seconds=seconds, hashes=hashes)
+            record = make_record(job, task, "failed", _in_words(error), seconds=seconds, hashes=hashes)
             return Outcome(item.id, record, stop=_in_words(error) if _disk_full(error) else "")
         seconds = time.perf_counter() - start
         record = make_record(
-            job, item, "done", seconds=seconds, hashes=hashes, output_sha256=written, output_bytes=size
+            job, task, "done", seconds=seconds, hashes=hashes, written=written, size=size, notes=notes
         )
         return Outcome(item.id, record)
 
 
 def make_record(
     job: Job,
-    item: Item,
+    task: Task,
     status: Status,
     error: str = "",
     *,
     seconds: float = 0.0,
     hashes: Mapping[str, str] | None = None,
     worker: str | None = None,
-    output_sha256: str = "",
-    output_bytes: int = 0,
+    written: Mapping[str, str] | None = None,
+    size: int = 0,
+    notes: Sequence[str] = (),
 ) -> Record:
     """The row of the manifest for an item that is finished, one way or the other."""
+    item = task.item
     named = _named(item, hashes or {})
+    outputs = {name: str(path) for name, path in job.outputs(item).items()}
+    if status not in ("started", "done"):  # what is there of an earlier run is still this batch's own
+        outputs = {
+            name: path for name, path in outputs.items() if path in task.ours and os.path.lexists(path)
+        }
+    sha256 = {name: (written or {}).get(path, "") for name, path in outputs.items()}
     return Record(
         id=item.id,
         s1=item.s1,
         opt_v2=item.opt_v2,
+        mask=item.mask,
         metadata=_json(dict(item.metadata)),
         s1_sha256=named.get("s1", ""),
         opt_v2_sha256=named.get("opt_v2", ""),
+        mask_sha256=named.get("mask", ""),
         weights=_json(dict(job.weights)),
         settings=_json(dict(job.settings)),
         key=job.key(item, named) if status == "done" else "",
         status=status,
         error=error,
+        notes="; ".join(notes),
         seconds=round(seconds, 3),
         worker=worker or f"{socket.gethostname()}:{os.getpid()}",
         device=job.device,
-        output=job.output(item).relative_to(job.out).as_posix() if status == "done" else "",
-        output_sha256=output_sha256,
-        output_bytes=output_bytes,
+        output=job.output_name(item) if IMAGE in outputs else "",
+        output_sha256=sha256.get(IMAGE, ""),
+        output_bytes=size,
+        maps=_json(
+            {name: {"path": outputs[name], "sha256": sha256[name]} for name in outputs if name != IMAGE}
+        ),
         version=__version__,
         finished=datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
     )
 
 
+def _check_places(job: Job, task: Task) -> None:
+    """Check that the outputs stay in their folders and replace nothing that is not the batch's own."""
+    if task.item.id.partition("/")[0] in RESERVED:
+        raise InputError(f"the id {task.item.id!r} stands for a file of the manifest; rename the tile")
+    for name, output in job.outputs(task.item).items():
+        root = Path(job.maps.get(name, job.out))
+        if Path(os.path.realpath(output.parent)) != Path(os.path.realpath(root)) / output.parent.relative_to(
+            root
+        ):
+            raise OutputError(
+                f"{output.parent} leads through a symbolic link, which is never written through"
+            )
+        if os.path.lexists(output) and str(output) not in task.ours:
+            raise OutputError(
+                f"{output} exists already and the manifest does not account for it; move it away, or add {OVERWRITE} if"
+                " it may be replaced"
+            )
+
+
 def _named(item: Item, hashes: Mapping[str, str]) -> dict[str, str]:
     """Hashes by the role of the file."""
-    roles = {"s1": item.s1, "opt_v2": item.opt_v2}
+    roles = {"s1": item.s1, "opt_v2": item.opt_v2, "mask": item.mask}
     return {role: hashes[path] for role, path in roles.items() if path is not None and path in hashes}
 
 
@@ -193,19 +264,16 @@ def _json(value: object) -> str:
 
 
 def _stamp(path: str) -> tuple[int, ...]:
-    try:
-        status = Path(path).stat()
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+    status = check_regular(path).stat()
     return status.st_size, status.st_mtime_ns, status.st_ino
 
 
 def _sha256(path: str) -> str:
-    try:
-        with Path(path).open("rb") as file:
+    with open_regular(path) as file:
+        try:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+        except OSError as error:
+            raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
 def _in_words(error: Exception) -> str:

@@ -5,14 +5,17 @@ In: ``sys.argv``. Out: what the commands print and write. Importing this loads n
 
 from __future__ import annotations
 
+import errno
+import io
 import os
+import sys
 from typing import Annotated
 
 import typer
 
 from axs_lib import __version__
 from axs_lib.cli.batch import batch
-from axs_lib.cli.command import AxsGroup, MultiValueCommand
+from axs_lib.cli.command import USER_ERROR, AxsGroup, MultiValueCommand
 from axs_lib.cli.demo import demo
 from axs_lib.cli.evaluate import evaluate
 from axs_lib.cli.fetch import fetch
@@ -69,20 +72,17 @@ train = typer.Typer(help="Train models; a stopped run goes on where it was.", no
 app.add_typer(train, name="train")
 
 TRAINABLE = {
-    "nano": "Train the packaged nano model from nothing on a folder of pairs.",
-    "generator": "Fine-tune nano's generator on the image it makes.",
-    "head": "Train nano's grounding head on its frozen generator.",
-    "stage1": "Train Stage 1, SAR to optical.",
-    "stage2": "Train Stage 2, the Prithvi refiner.",
-    "stage3": "Train Stage 3, grounding in the SAR.",
+    "head": "Train the grounding head beside a frozen generator, on pairs of your own; any variant.",
+    "stage1": "Train Stage 1, SAR to optical; any TerraMind variant.",
+    "stage2": "Train Stage 2, the Prithvi refiner; any Prithvi variant.",
+    "stage3": "Train Stage 3, generator and grounding head together; any TerraMind variant.",
 }
 
 
 def _train(context: typer.Context) -> None:
     from axs_lib.cli.train import main as train_main
 
-    name = str(context.info_name)
-    train_main(context.args if name == "nano" else [name, *context.args])
+    train_main([str(context.info_name), *context.args])
 
 
 for _name, _help in TRAINABLE.items():
@@ -97,7 +97,19 @@ for _name, _help in TRAINABLE.items():
 
 def main() -> None:
     """Entry point of the ``axs`` command."""
-    app(prog_name="axs")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(
+            errors="backslashreplace"
+        )  # a file name may hold what the terminal's encoding lacks
+    try:
+        app(prog_name="axs")
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG):
+            raise
+        # Standard output refuses: what is left in its buffer is not tried again when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        print(f"error: cannot write to standard output: {error.strerror}", file=sys.stderr)  # noqa: T201
+        sys.exit(USER_ERROR)
 
 
 if __name__ == "__main__":

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from axs_lib.cli.ground import DtypeOption, Precision, Product
+from axs_lib.cli import options
+from axs_lib.cli.command import printable
+from axs_lib.cli.options import BoaOffset, MaskKind, Precision, Product, S1Unit
 
 if TYPE_CHECKING:
-    from axs_lib.batch.supervise import Crew, Summary
+    from axs_lib.batch.supervise import Summary, WorkerPool
     from axs_lib.batch.work import Job
 
 SOME_FAILED = 1
@@ -37,7 +39,7 @@ class BatchStage(StrEnum):
     pipeline = "pipeline"
 
 
-class Format(StrEnum):
+class OutputFormat(StrEnum):
     """Output formats."""
 
     npz = "npz"
@@ -50,10 +52,10 @@ def batch(
         typer.Argument(
             metavar="INPUTS",
             help="Folder, quoted glob, or .csv or .parquet manifest with the columns path, or s1 and opt_v2; and as far"
-            " as known id, date, lat, lon, biome.",
+            " as known id, mask, date, lat, lon, biome.",
         ),
     ],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the outputs and manifest.parquet.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the outputs and the manifest.")],
     stage: Annotated[
         BatchStage, typer.Option(help="ground: Stage 3 on SAR and opt_v2; pipeline: all stages on SAR.")
     ] = BatchStage.ground,
@@ -66,88 +68,145 @@ def batch(
         str | None, typer.Option(help="Of a Ray cluster, such as auto; by default Ray is started here.")
     ] = None,
     gpus_per_worker: Annotated[
-        float, typer.Option(min=0, max=1, help="GPU share of a worker, such as 1 or 0.5; 0 is the CPU.")
-    ] = 0,
+        float | None,
+        typer.Option(min=0, max=1, help="GPU share of a worker, such as 1 or 0.5; 0 is the CPU."),
+    ] = None,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of each worker.")] = 1,
-    variant: Annotated[
-        str, typer.Option(help="nano, or terramind_v1_tiny, _small, _base or _large.")
-    ] = DEFAULT_VARIANT,
-    checkpoint: Annotated[
-        Path | None, typer.Option(help="TerraMind weights from this file or folder.")
-    ] = None,
-    stage1_checkpoint: Annotated[
-        Path | None, typer.Option(help="Stage 1 weights, where they are not those of Stage 3.")
-    ] = None,
-    stage2_checkpoint: Annotated[
-        Path | None, typer.Option(help="Stage 2 weights from this file or folder.")
-    ] = None,
-    timesteps: Annotated[
-        int | None,
-        typer.Option(help="Network evaluations, 1 to 1000; by default 10, and 12 in the pipeline's Stage 1."),
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
-    s1_product: Annotated[Product, typer.Option(help="Kind of Sentinel-1 image.")] = Product.S1GRD,
-    dtype: DtypeOption = Precision.float32,
+    mask: options.MaskOption = None,
+    mask_kind: options.MaskKindOption = MaskKind.auto,
+    mask_invert: options.MaskInvertOption = False,
+    drop: options.DropOption = None,
+    mask_buffer: options.MaskBufferOption = 0,
+    timesteps: options.TimestepsOption = None,
+    strength: options.StrengthOption = 1.0,
+    seed: options.SeedOption = 0,
+    variant: options.VariantOption = None,
+    checkpoint: options.CheckpointOption = None,
+    adapter: options.AdapterOption = None,
+    stage1_checkpoint: options.Stage1CheckpointOption = None,
+    stage2_checkpoint: options.Stage2CheckpointOption = None,
+    s1_product: options.S1ProductOption = Product.S1GRD,
+    s1_unit: options.S1UnitOption = S1Unit.auto,
+    boa_offset: options.BoaOffsetOption = BoaOffset.auto,
+    bands: options.BandsOption = None,
+    same_grid: options.SameGridOption = False,
+    correction_mode: options.CorrectionModeOption = None,
+    hold_colour: options.HoldColourOption = False,
+    device: options.DeviceOption = None,
+    dtype: options.DtypeOption = Precision.float32,
+    ensemble_size: options.EnsembleOption = None,
+    uncertainty: options.UncertaintyOption = None,
+    gate: options.GateOption = None,
+    sar_contribution: options.SarContributionOption = None,
+    stac: options.StacOption = None,
+    date: options.DateOption = None,
+    deterministic: Annotated[
+        bool, typer.Option("--deterministic", help="One tile at a time: what axs batch always does.")
+    ] = True,
     format: Annotated[
-        Format, typer.Option(help="Of the outputs; a .tif holds the last image alone.")
-    ] = Format.npz,
+        OutputFormat, typer.Option(help="Of the outputs; a .tif holds the last image alone.")
+    ] = OutputFormat.npz,
     fail_fast: Annotated[
         bool, typer.Option("--fail-fast", help="Stop at the first item that fails.")
     ] = False,
-    force: Annotated[
-        bool, typer.Option("--force", help="Accept values that do not look like dB and DN.")
+    overwrite: Annotated[
+        bool,
+        typer.Option(
+            "--overwrite",
+            help="Replace outputs that the manifest does not account for, or where it cannot be read.",
+        ),
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
+    force: options.ForceOption = False,
+    quiet: options.QuietOption = False,
 ) -> None:
     """Ground many tiles with many workers; run again, it does only what is missing or changed."""
+    from dataclasses import replace
+
     from axs_lib.batch import runners
     from axs_lib.batch.items import list_items
     from axs_lib.batch.supervise import run_batch
     from axs_lib.batch.work import Job
     from axs_lib.errors import InputError
+    from axs_lib.io.raster import parse_bands
+    from axs_lib.terramind.sampler import check_strength, check_timesteps
 
     # 1. What can be refused without reading anything.
-    if timesteps is not None and not 1 <= timesteps <= 1000:
-        raise InputError(f"timesteps is {timesteps}; expected an integer from 1 to 1000")
+    pipeline = stage is BatchStage.pipeline
+    name = variant or DEFAULT_VARIANT
+    steps = options.recommended_timesteps(name) if timesteps is None and not pipeline else timesteps
+    if steps is not None:
+        check_timesteps(steps)
+    check_strength(strength)
     if address is not None and engine is not Engine.ray:
         raise InputError("--address names a Ray cluster and --engine is local; add --engine ray")
+    only_ground = {"--mask": mask, "--correction-mode": correction_mode}
+    only_pipeline = {"--stage1-checkpoint": stage1_checkpoint, "--stage2-checkpoint": stage2_checkpoint}
+    wrong = [option for option, value in (only_ground if pipeline else only_pipeline).items() if value]
+    if wrong:
+        raise InputError(
+            f"--stage {stage.value} has no {wrong[0]}; leave it out, or choose the other --stage"
+        )
+    share = _gpu_share(device, gpus_per_worker)
+    trust = options.mask_file(mask, mask_kind, mask_invert, drop, mask_buffer)
+    how: dict[str, Any] = {"path": None}
+    if trust is not None:
+        how = {"kind": trust.kind, "invert": trust.invert, "buffer": trust.buffer}
+        how |= {
+            "drop": trust.drop and list(trust.drop),
+            "path": None if trust.path == mask else str(trust.path),
+        }
+    folders = {"uncertainty": uncertainty, "gate": gate, "sar_contribution": sar_contribution, "stac": stac}
+    maps = {key: str(folder.resolve()) for key, folder in folders.items() if folder is not None}
+
+    # 2. List the items; find the weights, once for all workers.
+    items = list_items(inputs, stage.value, (out, *map(Path, maps.values())))
+    product = str(mask).lower() == "scl" and mask is not None and not mask.exists()
+    if product:
+        how["path"] = "scl"
+    elif mask is not None:
+        items = [replace(item, mask=item.mask or str(mask.resolve())) for item in items]
+    if date is not None:
+        items = [replace(item, metadata={"date": date, **item.metadata}) for item in items]
+    settings: dict[str, Any] = {
+        "stage": stage.value,
+        "variant": name,
+        "timesteps": steps,
+        "seed": seed,
+        "s1_product": s1_product.value,
+        "s1_unit": s1_unit.value,
+        "boa_offset": boa_offset.value,
+        "bands": parse_bands(bands),
+        "same_grid": same_grid,
+        "strength": strength,
+        "ensemble_size": ensemble_size or (options.DEFAULT_ENSEMBLE if uncertainty or pipeline else 1),
+        "hold_colour": hold_colour,
+        "correction_mode": correction_mode and correction_mode.value,
+        "dtype": dtype.value,
+        "mask": how,
+    }
     given = {
         "checkpoint": checkpoint,
+        "adapter": adapter,
         "stage1_checkpoint": stage1_checkpoint,
         "stage2_checkpoint": stage2_checkpoint,
     }
     checkpoints = {key: str(value.resolve()) for key, value in given.items() if value is not None}
-    if stage is BatchStage.ground and checkpoints.keys() - {"checkpoint"}:
-        raise InputError(
-            "--stage ground runs Stage 3 alone; expected --checkpoint and no other, or --stage pipeline"
-        )
-
-    # 2. List the items; find the weights, once for all workers.
-    items = list_items(inputs, stage.value, out)
-    settings: dict[str, Any] = {
-        "stage": stage.value,
-        "variant": variant,
-        "timesteps": timesteps,
-        "seed": seed,
-        "s1_product": s1_product.value,
-    }
-    if dtype is not Precision.float32:  # an old job's outputs, which know of no precision, stay valid
-        settings["dtype"] = dtype.value
     job = Job(
         make_runner=runners.build_runner,
         settings=settings,
         weights=runners.find_weights(settings, checkpoints),
         out=str(out.resolve()),
+        maps=maps,
         checkpoints=checkpoints,
         force=force,
         format=format.value,
-        device="cuda" if gpus_per_worker > 0 else "cpu",
+        device="cuda" if share > 0 else "cpu",
         threads=threads,
     )
 
     # 3. Run.
-    crew = _crew(engine, job, workers, gpus_per_worker, address)
-    summary = run_batch(job, items, crew, fail_fast=fail_fast, progress=not quiet)
+    pool = _pool(engine, job, workers, share, address)
+    summary = run_batch(job, items, pool, fail_fast=fail_fast, overwrite=overwrite, progress=not quiet)
 
     # 4. Say what became of them.
     _report(summary, out)
@@ -155,14 +214,30 @@ def batch(
         raise typer.Exit(SOME_FAILED)
 
 
-def _crew(engine: Engine, job: Job, workers: int | None, gpus_per_worker: float, address: str | None) -> Crew:
+def _gpu_share(device: str | None, share: float | None) -> float:
+    """Share of a GPU that each worker takes, by ``--device`` and ``--gpus-per-worker``."""
+    from axs_lib.errors import InputError
+
+    if device not in (None, "cpu", "cuda"):
+        raise InputError(
+            f"--device is {device}; expected cpu or cuda: choose GPUs by CUDA_VISIBLE_DEVICES, and workers on each by"
+            " --gpus-per-worker"
+        )
+    if device == "cpu" and share:
+        raise InputError(f"--device is cpu and --gpus-per-worker {share:g}; expected one of them")
+    return share if share is not None else float(device == "cuda")
+
+
+def _pool(
+    engine: Engine, job: Job, workers: int | None, gpus_per_worker: float, address: str | None
+) -> WorkerPool:
     if engine is Engine.ray:
-        from axs_lib.batch.ray_engine import RayCrew
+        from axs_lib.batch.ray_engine import RayPool
 
-        return RayCrew(job, workers, gpus_per_worker, address)
-    from axs_lib.batch.local import LocalCrew
+        return RayPool(job, workers, gpus_per_worker, address)
+    from axs_lib.batch.local import LocalPool
 
-    return LocalCrew(job, workers, gpus_per_worker)
+    return LocalPool(job, workers, gpus_per_worker)
 
 
 def _report(summary: Summary, out: Path) -> None:
@@ -170,8 +245,8 @@ def _report(summary: Summary, out: Path) -> None:
     counts += [f"{summary.kept} done before"] if summary.kept else []
     counts += [f"{len(summary.failed)} failed"] if summary.failed else []
     counts += [f"{summary.left} left"] if summary.left else []
-    typer.echo(f"{summary.total} items: {', '.join(counts)}; {out / 'manifest.parquet'}")
+    typer.echo(printable(f"{summary.total} items: {', '.join(counts)}; {out / 'manifest.parquet'}"))
     for record in summary.failed[:SHOWN_FAILURES]:
-        typer.echo(f"{record.status}: {record.id}: {record.error}", err=True)
+        typer.echo(printable(f"{record.status}: {record.id}: {record.error}"), err=True)
     if len(summary.failed) > SHOWN_FAILURES:
         typer.echo(f"... and {len(summary.failed) - SHOWN_FAILURES} more in the manifest", err=True)

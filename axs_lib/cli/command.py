@@ -29,7 +29,7 @@ class AxsGroup(TyperGroup):
             try:
                 return super().invoke(ctx)
             except AxionError as error:
-                typer.echo(f"error: {error}", err=True)
+                typer.echo(f"error: {printable(str(error))}", err=True)
                 raise typer.Exit(USER_ERROR) from None
             except KeyboardInterrupt:
                 raise typer.Exit(INTERRUPTED) from None
@@ -61,6 +61,11 @@ def spread_values(args: list[str], repeatable: set[str]) -> list[str]:
     return spread
 
 
+def printable(text: str) -> str:
+    """Text that any terminal takes: control characters and bytes that are no UTF-8, as in file names, are escaped."""
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+
+
 def show_warning(
     message: Warning | str,
     category: type[Warning],
@@ -71,4 +76,4 @@ def show_warning(
 ) -> None:
     """One line on stderr for a warning of ours, nothing for those of libraries."""
     if category.__module__.startswith("axs_lib"):
-        typer.echo(f"warning: {message}", err=True)
+        typer.echo(f"warning: {printable(str(message))}", err=True)

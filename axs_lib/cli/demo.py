@@ -1,63 +1,95 @@
-"""``axs demo``: run nano on the packaged real tiles and show what happened.
+"""``axs demo``: run nano on the packaged real tiles and show what it is good for.
 
-In: the sample tiles of BigEarthNet (SAR and clear optical truth). First Stage 3 by itself: its opt_v2 is simulated from
-the truth, so the figures say how well the correction undoes a documented damage. Then the whole pipeline, from the SAR
-and what is known of day and place. Out: a folder with GeoTIFFs, an NPZ and a picture panel a tile and part, the figures
-as JSON, one page to look at, and two tables on the terminal.
+In: the sample tiles of BigEarthNet (SAR and clear optical truth). Three parts: a cloud gap of the real image filled,
+clear pixels bit for bit; a simulated Stage 2 estimate grounded in the SAR; and, last, the three stages from the SAR and
+what is known of day and place, which is an estimate and no observation. Out: a folder with GeoTIFFs and an NPZ a tile
+and part, the figures as JSON, one page to look at, and three tables on the terminal.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from axs_lib.cli import options
+
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor
 
+    from axs_lib.io.raster import Raster
     from axs_lib.pipeline import Pipeline
-    from axs_lib.stage3_tm_ground import Stage3GroundingModel
 
 VARIANT = "nano"
-ENSEMBLE = 4
-PIPELINE_ENSEMBLE = 1  # one run, hence no uncertainty: the whole demo stays under a minute
-PRESET: Final = "test"
+ENSEMBLE = 4  # of the grounded estimate, whose uncertainty is shown
+PRESET = "test"
 RECORD = "demo.json"
 PAGE = "report.html"
 CREATED_BY = "axs demo"
-PIPELINE_FOLDER = "pipeline"
+NOTICE = "estimate, not observation"
 
 # key of axs_lib.metrics, heading, digits; all of it fits a terminal of 80 columns
 COLUMNS = (
     ("mse", "MSE\nx1000", 3),
     ("mae", "MAE\n", 4),
-    ("psnr", "PSNR\ndB", 2),
-    ("ssim", "SSIM\n", 4),
+    ("ssim", "SSIM\n", 3),
     ("sam", "SAM\ndeg", 2),
     ("ndvi", "NDVI\nerror", 4),
-    ("edge_truth", "edge\nmatch", 3),
 )
-PIPELINE_COLUMNS = COLUMNS[:5]
 
-# suffix of the figures, name of the image
-IMAGES = {"v2": "opt_v2", "v3": "opt_v3"}
-PIPELINE_IMAGES = {"v1": "opt_v1", "v2": "opt_v2", "v3": "opt_v3", "mean_colour": "mean colour"}
+Figures = dict[str, dict[str, float]]  # by name of the image
 
-Figures = Mapping[str, Mapping[str, float]]
+
+@dataclass(frozen=True)
+class Sample:
+    """A packaged tile.
+
+    Attributes:
+        name: of the tile.
+        sar: VV and VH in dB, as read.
+        optical: the clear truth in DN, as read.
+        s1: (1,2,H,W) dB.
+        truth: (1,4,H,W) DN.
+        metadata: date and place.
+    """
+
+    name: str
+    sar: Raster
+    optical: Raster
+    s1: Tensor
+    truth: Tensor
+    metadata: Mapping[str, str | float]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What came of one part for one tile.
+
+    Attributes:
+        images: by name (``opt_v2``, ``opt_v3``, ``uncertainty``, ...) arrays without a batch, as written.
+        figures: of the images that are compared.
+        tags: what made them.
+    """
+
+    images: dict[str, NDArray[Any]]
+    figures: Figures
+    tags: dict[str, str]
 
 
 def demo(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the results.")] = Path("demo_output"),
-    timesteps: Annotated[int, typer.Option(help="Network evaluations, 1 to 1000.")] = 10,
-    seed: Annotated[int, typer.Option(help="Seed of the simulated damage and of the noise.")] = 0,
+    timesteps: options.TimestepsOption = None,
+    seed: Annotated[int, typer.Option(help="Seed of the simulated errors and of the noise.")] = 0,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Use a folder that holds other files, too.")
     ] = False,
 ) -> None:
-    """Run nano on the packaged real tiles, Stage 3 by itself and the whole pipeline, and show the results."""
+    """Fill a gap, ground an estimate and run the three stages with nano on real tiles, and show the results."""
     from rich.console import Console
 
     from axs_lib.data.samples import sample_names
@@ -65,50 +97,36 @@ def demo(
     from axs_lib.progress import track
 
     check_folder(out, overwrite)
+    steps = options.recommended_timesteps(VARIANT) if timesteps is None else timesteps
     console = Console(highlight=False)
     with Console(stderr=True).status(f"loading {VARIANT}"):
         from axs_lib import pipeline as stages
 
-        pipeline = stages.build_pipeline(
-            variant=VARIANT, stage1_timesteps=timesteps, stage3_timesteps=timesteps
-        )
-    settings = {"timesteps": timesteps, "seed": seed, "ensemble_size": ENSEMBLE}
-    alone = settings | {"ensemble_size": PIPELINE_ENSEMBLE}
-    figures: dict[str, dict[str, float]] = {}
-    pipeline_figures: dict[str, dict[str, float]] = {}
+        pipeline = stages.build_pipeline(variant=VARIANT, stage1_timesteps=steps, stage3_timesteps=steps)
+    settings = {"timesteps": steps, "seed": seed}
+    record: dict[str, Any] = {
+        "created_by": CREATED_BY,
+        "model": pipeline.provenance,
+        "settings": settings,
+        "parts": {part: {} for part in PARTS},
+    }
+    _write_record(out / RECORD, record)  # from now on the folder is known as a demo's
+    folders = []
+    for part, (_, _, make) in PARTS.items():
+        for name in track(sample_names(), part, enabled=console.is_terminal):
+            sample = _load(name)
+            shown = make(sample, pipeline, settings)
+            folders.append(out / part / name)
+            _write(folders[-1], sample, shown)
+            record["parts"][part][name] = shown.figures
+    _write_record(out / RECORD, record)
+    write_report(out / PAGE, folders, title=f"What {VARIANT} makes of real tiles", overwrite=True)
 
-    def record() -> None:
-        _write_record(out / RECORD, pipeline, (settings, figures), (alone, pipeline_figures))
-
-    record()  # from now on the folder is known as a demo's
-    for name in track(sample_names(), "tiles", enabled=console.is_terminal):
-        figures[name] = run_tile(name, pipeline.stage3, out / name, settings)
-        pipeline_figures[name] = run_pipeline(name, pipeline, out / name / PIPELINE_FOLDER, alone)
-    record()
-    write_report(
-        out / PAGE,
-        [out / name for name in figures],
-        title=f"What {VARIANT} makes of real tiles",
-        overwrite=True,
-    )
-
-    _show_table(console, "Stage 3 on a simulated opt_v2", figures, COLUMNS, IMAGES)
-    _show_wins(console, figures, "v2", "opt_v2")
+    for part, (title, note, _) in PARTS.items():
+        _show_table(console, title, record["parts"][part])
+        console.print(f"{note}\n")
     console.print(
-        f"opt_v2 is simulated: the truth, damaged by the {PRESET!r} preset of axs_lib.data.degrade.\n"
-    )
-    _show_table(
-        console, "The whole pipeline, from SAR and date", pipeline_figures, PIPELINE_COLUMNS, PIPELINE_IMAGES
-    )
-    _show_wins(console, pipeline_figures, "mean_colour", "the mean colour")
-    console.print(
-        f"From SAR alone, {VARIANT} is a demonstration that the stages work together, not a product: SAR does not"
-        " determine colour, and nano is small. The mean colour is that of the tile's own truth, which the pipeline"
-        " does not know; an image with a larger error is no better than one flat colour.\n"
-    )
-    console.print(
-        f"Look at them: {out / PAGE}\nResults: {out}/TILE/ and {out}/TILE/{PIPELINE_FOLDER}/, each with panel.png,"
-        f" GeoTIFFs and an NPZ; figures: {out / RECORD}",
+        f"Look at them: {out / PAGE}\nResults: {out}/PART/TILE/, with GeoTIFFs and an NPZ; figures: {out / RECORD}",
         soft_wrap=True,
     )
 
@@ -137,173 +155,160 @@ def check_folder(out: Path, overwrite: bool) -> None:
         )
 
 
-def run_tile(
-    name: str, model: Stage3GroundingModel, folder: Path, settings: Mapping[str, Any]
-) -> dict[str, float]:
-    """Damage, ground, measure and write one sample tile.
+# -- the parts ----------------------------------------------------------------------------------------------------
 
-    Args:
-        name: of the sample.
-        model: Stage 3.
-        folder: for this tile's files, which replace those of an earlier run.
-        settings: keyword arguments of ``model.ground``.
 
-    Returns:
-        The figures of ``compute_stage3_metrics``.
-    """
+def fill_gap(sample: Sample, pipeline: Pipeline, settings: Mapping[str, Any]) -> Shown:
+    """The real image with a simulated cloud, filled by Stage 3; figures are inside the gap."""
     import torch
 
+    from axs_lib.evaluate.gaps import simulated_trust
+    from axs_lib.metrics import compute_metrics
+    from axs_lib.nodata import fill_nodata, valid_pixels
+
+    trust = simulated_trust(sample.truth[0], sample.name)[None]
+    clouded = sample.truth.masked_fill(trust == 0, torch.nan)
+    output = pipeline.stage3.ground(sample.s1, clouded, trust=trust, **settings)
+    colour = clouded.nanmean((2, 3), keepdim=True).expand_as(clouded)
+    images = {
+        "mean colour": colour,
+        "smooth fill": fill_nodata(clouded, valid_pixels(clouded)),
+        "opt_v3": output.image,
+    }
+    figures = {key: compute_metrics(image, sample.truth, mask=trust == 0) for key, image in images.items()}
+    clear = (trust == 1).expand_as(clouded)
+    changed = (output.image - sample.truth)[clear].abs().max()
+    figures["opt_v3"]["changed_where_clear"] = float(changed)
+    tags = {"AXS_OPT_V2_SOURCE": "observed, with a simulated cloud"}
+    return _shown(pipeline.stage3, settings, tags, figures, opt_v2=clouded, trust=trust, output=output)
+
+
+def ground_estimate(sample: Sample, pipeline: Pipeline, settings: Mapping[str, Any]) -> Shown:
+    """A Stage 2 estimate, simulated from the truth, grounded by Stage 3."""
     from axs_lib.data.degrade import degrade
-    from axs_lib.data.raster import Raster, Tile
-    from axs_lib.data.results import write_arrays, write_image, write_tiff, write_uncertainty
-    from axs_lib.data.samples import load_sample
-    from axs_lib.evaluate.panel import save_panel
-    from axs_lib.stage3_tm_ground import compute_stage3_metrics
+    from axs_lib.metrics import compute_metrics
+
+    opt_v2 = degrade(sample.truth, seed=settings["seed"], preset=PRESET)
+    output = pipeline.stage3.ground(sample.s1, opt_v2, ensemble_size=ENSEMBLE, **settings)
+    images = {"opt_v2": opt_v2, "opt_v3": output.image}
+    figures = {key: compute_metrics(image, sample.truth) for key, image in images.items()}
+    tags = {"AXS_OPT_V2_SOURCE": f"degraded ({PRESET})", "AXS_ENSEMBLE_SIZE": str(ENSEMBLE)}
+    return _shown(pipeline.stage3, settings, tags, figures, opt_v2=opt_v2, output=output)
+
+
+def draw_from_sar(sample: Sample, pipeline: Pipeline, settings: Mapping[str, Any]) -> Shown:
+    """The three stages, from the SAR and what is known of day and place."""
+    from axs_lib.metrics import compute_metrics
+
+    output = pipeline(sample.s1, sample.metadata, ensemble_size=1, **settings)
+    images = {"opt_v1": output.opt_v1, "opt_v2": output.opt_v2, "opt_v3": output.opt_v3}
+    compared = images | {"mean colour": sample.truth.nanmean((2, 3), keepdim=True).expand_as(sample.truth)}
+    figures = {key: compute_metrics(image, sample.truth) for key, image in compared.items()}
+    tags = {"AXS_OPT_V2_SOURCE": "stage2", "AXS_NOTICE": NOTICE}
+    tags |= {f"AXS_METADATA_{key.upper()}": str(value) for key, value in sample.metadata.items()}
+    return _shown(pipeline, settings, tags, figures, **images)
+
+
+PARTS: dict[str, tuple[str, str, Callable[[Sample, Pipeline, Mapping[str, Any]], Shown]]] = {
+    "gap": (
+        "1. A cloud gap filled: figures inside the gap",
+        "The image is real and its cloud simulated; clear pixels come back bit for bit.",
+        fill_gap,
+    ),
+    "estimate": (
+        "2. An estimate grounded in the SAR",
+        f"opt_v2 is simulated: the truth with the errors of preset {PRESET!r} of axs_lib.data.degrade.",
+        ground_estimate,
+    ),
+    "from_sar": (
+        f"3. The three stages from the SAR: {NOTICE}",
+        "SAR does not determine colour, and nano is small: this shows that the stages work together. The mean colour is"
+        " that of\nthe tile's own truth, which the stages do not know; an image with a larger error is no better than"
+        " one flat colour.",
+        draw_from_sar,
+    ),
+}
+
+
+def _shown(
+    model: Any,
+    settings: Mapping[str, Any],
+    tags: Mapping[str, str],
+    figures: Figures,
+    *,
+    output: Any = None,
+    **images: Tensor,
+) -> Shown:
+    if output is not None:
+        images |= {"opt_v3": output.image, "gate": output.gate}
+        images |= {} if output.uncertainty is None else {"uncertainty": output.uncertainty}
+    made = dict(model.provenance) | {f"AXS_{key.upper()}": str(value) for key, value in settings.items()}
+    return Shown({key: image[0].numpy() for key, image in images.items()}, figures, made | dict(tags))
+
+
+# -- reading and writing ------------------------------------------------------------------------------------------
+
+
+def _load(name: str) -> Sample:
+    import torch
+
+    from axs_lib.data.samples import load_sample, sample_metadata
 
     sar, optical = load_sample(name)
     s1, truth = torch.from_numpy(sar.batch), torch.from_numpy(optical.batch)
-    opt_v2 = degrade(truth, seed=settings["seed"], preset=PRESET)
-    with torch.no_grad():
-        output = model.ground(s1, opt_v2, **settings)
-    figures = compute_stage3_metrics(output.image, opt_v2, truth)
+    return Sample(name, sar, optical, s1, truth, sample_metadata(name))
 
-    estimate = Raster(opt_v2[0].numpy(), optical.bands, optical.crs, optical.transform)
-    tile = Tile(sar, estimate, truth=optical)
-    tags = model.provenance | {f"AXS_{key.upper()}": str(value) for key, value in settings.items()}
-    tags |= {"AXS_SAMPLE": name, "AXS_OPT_V2_SOURCE": f"degraded ({PRESET})"}
-    write_tiff(folder / "s1.tif", sar.data, sar, overwrite=True)
-    write_tiff(folder / "truth.tif", optical.data, optical, overwrite=True)
-    write_tiff(folder / "opt_v2.tif", estimate.data, estimate, overwrite=True)
-    image = output.image.numpy()
-    write_image(folder / "opt_v3.tif", image, tile, tags=tags, overwrite=True)
-    arrays = {
-        "opt_v3": image[0],
-        "opt_v2": estimate.data,
-        "s2_real": optical.data,
-        "gate": output.gate[0].numpy(),
-    }
-    arrays |= dict(zip(("s1_vv", "s1_vh"), sar.data, strict=True))
-    write_arrays(folder / "tile.npz", arrays, optical, tags=tags, overwrite=True)
-    if output.uncertainty is not None:
-        write_uncertainty(
-            folder / "uncertainty.tif", output.uncertainty.numpy(), tile, tags=tags, overwrite=True
+
+def _write(folder: Path, sample: Sample, shown: Shown) -> None:
+    """GeoTIFFs of the optical images and an NPZ of everything; files of an earlier run are replaced."""
+    from axs_lib.io.results import grid_like, optical_layer, write_arrays, write_layer
+
+    tags = shown.tags | {"AXS_SAMPLE": sample.name}
+    optical = {key: image for key, image in shown.images.items() if key.startswith("opt_")}
+    for name, image in (optical | {"truth": sample.optical.data}).items():
+        made = {} if name == "truth" else tags
+        write_layer(
+            folder / f"{name}.tif",
+            optical_layer(name),
+            image,
+            grid_like(sample.optical),
+            made,
+            overwrite=True,
         )
-    save_panel(
-        folder / "panel.png",
-        s1=sar.data,
-        opt_v2=estimate.data,
-        opt_v3=image[0],
-        truth=optical.data,
-        uncertainty=None if output.uncertainty is None else output.uncertainty[0].numpy(),
-        title=f"{name}: {model.variant}, {settings['timesteps']} steps",
-        metrics=figures,
+    arrays = dict(zip(("s1_vv", "s1_vh"), sample.sar.data, strict=True)) | shown.images
+    write_arrays(
+        folder / "tile.npz",
+        arrays | {"s2_real": sample.optical.data},
+        sample.optical,
+        tags=tags,
+        overwrite=True,
     )
-    return figures
 
 
-def run_pipeline(
-    name: str, pipeline: Pipeline, folder: Path, settings: Mapping[str, Any]
-) -> dict[str, float]:
-    """Run the whole pipeline on the SAR of one sample tile, measure and write it.
+def _write_record(path: Path, record: Mapping[str, Any]) -> None:
+    from axs_lib.io.atomic import atomic_write
 
-    Args:
-        name: of the sample.
-        pipeline: the three stages.
-        folder: for the files, which replace those of an earlier run.
-        settings: keyword arguments of ``pipeline``.
-
-    Returns:
-        The figures of ``compute_metrics`` for every image of ``PIPELINE_IMAGES``, with its suffix.
-    """
-    import torch
-
-    from axs_lib.cli.run import result_tags, shown, write_results
-    from axs_lib.data.results import write_tiff
-    from axs_lib.data.samples import load_sample, sample_metadata
-    from axs_lib.evaluate.panel import save_pipeline_panel
-    from axs_lib.metrics import compute_metrics
-
-    sar, optical = load_sample(name)
-    truth = torch.from_numpy(optical.batch)
-    metadata = sample_metadata(name)
-    output = pipeline(torch.from_numpy(sar.batch), metadata, **settings)
-    images: dict[str, Tensor] = {"v1": output.opt_v1, "v2": output.opt_v2, "v3": output.opt_v3}
-    images["mean_colour"] = truth.nanmean((2, 3), keepdim=True).expand_as(truth)
-    figures = {
-        f"{key}_{suffix}": value
-        for suffix, image in images.items()
-        for key, value in compute_metrics(image, truth).items()
-    }
-    tags = result_tags(pipeline, output, metadata, settings) | {"AXS_SAMPLE": name}
-    write_results(folder, sar, output, tags, overwrite=True)
-    write_tiff(folder / "truth.tif", optical.data, optical, overwrite=True)
-    known = ", ".join(f"{key} {shown(value)}" for key, value in metadata.items())
-    save_pipeline_panel(
-        folder / "panel.png",
-        s1=sar.data,
-        opt_v1=output.opt_v1,
-        opt_v2=output.opt_v2,
-        opt_v3=output.opt_v3,
-        truth=optical.data,
-        title=f"{name} from SAR and date: {pipeline.variant}, {settings['timesteps']} steps, {known}",
-        metrics=figures,
-    )
-    return figures
-
-
-def _write_record(
-    path: Path,
-    pipeline: Pipeline,
-    grounded: tuple[Mapping[str, Any], Figures],
-    alone: tuple[Mapping[str, Any], Figures],
-) -> None:
-    """Write the figures of both parts, each given as (settings, figures)."""
-    from axs_lib.data.atomic import atomic_write
-
-    record = {
-        "created_by": CREATED_BY,
-        "opt_v2_source": f"degraded ({PRESET})",
-        "model": pipeline.stage3.provenance,
-        "settings": grounded[0],
-        "tiles": grounded[1],
-        "pipeline": {
-            "opt_v2_source": "stage2",
-            "model": pipeline.provenance,
-            "settings": alone[0],
-            "tiles": alone[1],
-        },
-    }
     with atomic_write(path, overwrite=True) as temporary:
         temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
-def _show_table(
-    console: Any,
-    title: str,
-    figures: Figures,
-    columns: Sequence[tuple[str, str, int]],
-    images: Mapping[str, str],
-) -> None:
-    from rich.table import Table
+def _show_table(console: Any, title: str, tiles: Mapping[str, Figures]) -> None:
+    from axs_lib.evaluate.tables import over_tiles, rich_table
 
-    table = Table("tile", "image", title=title, title_justify="left", box=None, pad_edge=False)
-    for _, heading, _ in columns:
-        table.add_column(heading, justify="right", no_wrap=True)
-    rows = dict(figures)
-    rows["mean"] = {
-        key: sum(row[key] for row in figures.values()) / len(figures) for key in next(iter(figures.values()))
-    }
-    for name, row in rows.items():
-        for number, (suffix, image) in enumerate(images.items()):
-            cells = [_cell(key, row[f"{key}_{suffix}"], digits) for key, _, digits in columns]
-            table.add_row("" if number else name, image, *cells)
+    images = list(next(iter(tiles.values())))
+    mean = {image: over_tiles([figures[image] for figures in tiles.values()]) for image in images}
+    rows: list[Sequence[str]] = []
+    for name, figures in (dict(tiles) | {"mean": mean}).items():
+        for number, image in enumerate(images):
+            cells = (
+                f"{figures[image][key] * (1000 if key == 'mse' else 1):.{digits}f}"
+                for key, _, digits in COLUMNS
+            )
+            rows.append(["" if number else name, image, *cells])
+    table = rich_table(title, ("tile", "image", *(heading for _, heading, _ in COLUMNS)), rows)
+    table.title_justify = "left"
     console.print(table)
-
-
-def _show_wins(console: Any, figures: Figures, suffix: str, what: str) -> None:
-    better = sum(row["mse_v3"] < row[f"mse_{suffix}"] for row in figures.values())
-    console.print(f"MSE is lower in opt_v3 than in {what} on {better} of {len(figures)} tiles.")
-
-
-def _cell(key: str, value: float, digits: int) -> str:
-    return f"{value * (1000 if key == 'mse' else 1):.{digits}f}"
+    rivals = [image for image in images if image not in ("opt_v1", "opt_v3")]
+    for rival in rivals:
+        better = sum(figures["opt_v3"]["mse"] < figures[rival]["mse"] for figures in tiles.values())
+        console.print(f"MSE is lower in opt_v3 than in {rival} on {better} of {len(tiles)} tiles.")

@@ -12,30 +12,28 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from axs_lib.cli.ground import Grounding
+from axs_lib.cli.options import AdapterOption, CorrectionMode
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from axs_lib.pipeline import Pipeline
     from axs_lib.stage3_tm_ground import Stage3GroundingModel
 
 
-class Quality(StrEnum):
+class PairQuality(StrEnum):
     """Which pairs to evaluate."""
 
     ok = "ok"
     all = "all"
 
 
-class Stage(StrEnum):
+class EvaluatedStage(StrEnum):
     """What to evaluate."""
 
     ground = "ground"
     pipeline = "pipeline"
 
 
-class Source(StrEnum):
+class EstimateSource(StrEnum):
     """Where opt_v2 comes from."""
 
     file = "file"
@@ -53,16 +51,18 @@ def evaluate(
         Path | None, typer.Option(help="Local weights in place of the variant's own.")
     ] = None,
     stage: Annotated[
-        Stage, typer.Option(help="ground: Stage 3 by itself; pipeline: all three stages, from SAR alone.")
-    ] = Stage.ground,
+        EvaluatedStage,
+        typer.Option(help="ground: Stage 3 by itself; pipeline: all three stages, from SAR alone."),
+    ] = EvaluatedStage.ground,
     opt_v2_source: Annotated[
-        Source | None,
+        EstimateSource | None,
         typer.Option(
             help="What Stage 3 grounds. file: the pair's own opt_v2, simulated from the truth where it has none;"
             " degraded: simulated; cloudy: the pair's cloudy image; stage2: made by Stages 1 and 2. By default"
             " file, and stage2 of the pipeline."
         ),
     ] = None,
+    adapter: AdapterOption = None,
     stage1_checkpoint: Annotated[
         Path | None, typer.Option(help="Stage 1 weights, where they are not those of Stage 3.")
     ] = None,
@@ -77,15 +77,16 @@ def evaluate(
             " are compared.",
         ),
     ] = "10",
-    grounding: Annotated[
-        Grounding | None, typer.Option(help="Way to correct; by default what the weights were trained for.")
+    correction_mode: Annotated[
+        CorrectionMode | None,
+        typer.Option(help="how a correction is made; by default what the weights were trained for."),
     ] = None,
     hold_colour: Annotated[
         bool, typer.Option("--hold-colour", help="Measure Stage 3 where it may change detail only.")
     ] = False,
     quality: Annotated[
-        Quality, typer.Option(help="ok: clear tiles; all: clouds, snow and water too.")
-    ] = Quality.ok,
+        PairQuality, typer.Option(help="ok: clear tiles; all: clouds, snow and water too.")
+    ] = PairQuality.ok,
     groups: Annotated[
         str | None, typer.Option(help="Only these groups (places, dates), with commas between.")
     ] = None,
@@ -108,7 +109,10 @@ def evaluate(
     ] = False,
     damages: Annotated[
         bool,
-        typer.Option("--damages", help="Also ground the truth itself, and the truth with other damage."),
+        typer.Option(
+            "--damages",
+            help="Also ground the truth itself, and estimates of every kind, trained on and left out.",
+        ),
     ] = False,
     gaps: Annotated[bool, typer.Option("--gaps", help="Also fill simulated and real cloud gaps.")] = False,
     uncertainty: Annotated[
@@ -143,25 +147,24 @@ def evaluate(
 
     from rich.console import Console
 
-    from axs_lib.data.atomic import atomic_write, check_output
-    from axs_lib.evaluate.controls import ControlModels
-    from axs_lib.evaluate.damages import evaluate_damages
-    from axs_lib.evaluate.evaluator import evaluate_folder
-    from axs_lib.evaluate.flood import evaluate_flood
-    from axs_lib.evaluate.models import stage3_of
+    from axs_lib.adapters import load_adapter
+    from axs_lib.evaluate import Estimates, Floods, Gaps, Scenario, Uncertainty
+    from axs_lib.evaluate import evaluate as take_over
+    from axs_lib.evaluate.estimates import tile_table, timesteps_rows, timesteps_table
+    from axs_lib.evaluate.kinds import EstimateKinds
     from axs_lib.evaluate.plain import load_plain
-    from axs_lib.evaluate.report import timesteps_rows, timesteps_table
     from axs_lib.evaluate.sources import select_pairs
+    from axs_lib.io.atomic import atomic_write, check_output
     from axs_lib.stage3_tm_ground import Stage3GroundingModel
 
     # 1. What can be refused is refused before the model is loaded.
     steps = _steps(timesteps)
     whole = _is_whole(stage, opt_v2_source, stage1_checkpoint, stage2_checkpoint)
-    source: Any = (opt_v2_source or (Source.stage2 if whole else Source.file)).value
+    source: Any = (opt_v2_source or (EstimateSource.stage2 if whole else EstimateSource.file)).value
     if json_file is not None:
         check_output(json_file, overwrite)
     chosen = None if groups is None else [group.strip() for group in groups.split(",") if group.strip()]
-    select_pairs(data, quality.value, chosen, source)
+    records = select_pairs(data, quality.value, chosen, source)
 
     # 2. The model, and those it is measured against.
     options: dict[str, Any] = {"variant": variant, "device": device, "s1_product": s1_product}
@@ -169,91 +172,89 @@ def evaluate(
     model = _build(
         whole,
         steps[0],
-        grounding,
+        correction_mode,
         checkpoint=None if checkpoint is None else str(checkpoint),
         **options,
         **{name: path for name, path in weights.items() if path is not None},
     )
+    if adapter is not None:
+        load_adapter(model, adapter)
     if hold_colour:
         stage3 = model if isinstance(model, Stage3GroundingModel) else model.stage3
-        stage3.broad_changes = False
+        stage3.hold_colour = True
     no_sar = plain = None
     if no_sar_checkpoint is not None:
-        no_sar = _stage3(steps[0], grounding, checkpoint=str(no_sar_checkpoint), **options)
+        no_sar = _stage3(steps[0], correction_mode, checkpoint=str(no_sar_checkpoint), **options)
     if plain_checkpoint is not None:
         plain = load_plain(plain_checkpoint).to(model.device)
 
-    # 3. One report for each number of timesteps, with the further tests.
-    common: dict[str, Any] = {"quality": quality.value, "groups": chosen, "seed": seed, "progress": not quiet}
-    reports, written = [], []
+    met = sorted({record.group for record in records} & _groups_of_training(model))
+    if met:
+        tiles = sum(record.group in met for record in records)
+        Console(stderr=True).print(
+            f"{tiles} of the {len(records)} tiles are of groups that these weights were trained or chosen on"
+            f" ({', '.join(met)}); their figures tell nothing about new places: choose others with --groups",
+            soft_wrap=True,
+            markup=False,
+            highlight=False,
+        )
+
+    # 3. What is asked of it, in one walk over the tiles for each number of timesteps.
+    estimates = Estimates(controls=controls, members=members, no_sar=no_sar, plain=plain)
+    scenarios: list[Scenario] = [estimates]
+    if flood:
+        scenarios.append(Floods())
+    if damages:
+        scenarios.append(EstimateKinds())
+    if gaps:
+        inpainter = plain if plain is not None and "sar" not in plain.inputs else None
+        scenarios.append(Gaps(inpainter or no_sar, None if inpainter else plain))
+    if uncertainty:
+        scenarios.append(Uncertainty(ensemble_size))
     console = Console()
+    written = {}
     for count in steps:
-        report = evaluate_folder(
+        report = take_over(
             model,
             data,
+            scenarios,
             timesteps=count,
-            opt_v2_source=source,
-            members=members,
-            controls=controls,
-            control_models=ControlModels(no_sar, plain),
+            source=source,
+            quality=quality.value,
+            groups=chosen,
+            seed=seed,
             force=force,
-            **common,
+            progress=not quiet,
         )
-        reports.append(report)
-        content = report.to_json()
-        tables: list[Table] = [] if quiet else [report.tile_table()]
-        tables += [*report.tables(), *report.control_tables()]
-        if flood:
-            flooded = evaluate_flood(model, data, timesteps=count, force=force, **common)
-            content["flood"] = flooded.to_json()
-            tables += flooded.tables()
-        if damages:
-            damaged = evaluate_damages(model, data, timesteps=count, force=force, **common)
-            content["damages"] = damaged.to_json()
-            tables += damaged.tables()
-        if gaps:
-            from axs_lib.evaluate.gaps import evaluate_gaps
-
-            inpainter = plain if plain is not None and "sar" not in plain.inputs else None
-            filled = evaluate_gaps(
-                stage3_of(model),
-                data,
-                timesteps=count,
-                no_sar=inpainter or no_sar,
-                plain=None if inpainter else plain,
-                force=force,
-                **common,
-            )
-            content["gaps"] = filled.to_json()
-            tables += filled.tables()
-        if uncertainty:
-            from axs_lib.evaluate.uncertainty import evaluate_uncertainty
-
-            sure = evaluate_uncertainty(
-                model,
-                data,
-                timesteps=count,
-                ensemble_size=ensemble_size,
-                opt_v2_source=source,
-                force=force,
-                **common,
-            )
-            content["uncertainty"] = sure.to_json()
-            content["ensemble_size"] = ensemble_size
-            tables += sure.tables()
-        written.append(content)
-        for table in tables:
+        written[count] = report.to_json() | {"groups_of_training": met}
+        for table in [*([] if quiet else [tile_table(written[count])]), *report.tables()]:
             console.print(table)
 
     # 4. Compare the numbers of timesteps, and write.
-    rows = timesteps_rows(reports)
+    rows = timesteps_rows(written)
     if len(steps) > 1:
         console.print(timesteps_table(rows))
     if json_file is not None:
-        result = written[0] if len(steps) == 1 else {"timesteps_table": rows, "reports": written}
+        several = {"timesteps_table": rows, "reports": list(written.values())}
+        result = written[steps[0]] if len(steps) == 1 else several
         with atomic_write(json_file, overwrite) as temporary:
             temporary.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         console.print(f"report: {json_file}", soft_wrap=True, markup=False, highlight=False)
+
+
+def _groups_of_training(model: Stage3GroundingModel | Pipeline) -> set[str]:
+    """The groups that the weights of a model, or of its stages, were trained or chosen on, as their headers say."""
+    import json
+
+    from axs_lib.hub import source_header
+
+    stages: list[Any] = [getattr(model, "stage2", None), getattr(model, "stage3", model)]
+    parts = stages + [getattr(stages[1], name, None) for name in ("terramind_generator", "corrector")]
+    groups: set[str] = set()
+    for header in (source_header(getattr(part, "weights", None)) for part in parts):
+        for key in ("train_groups", "validation_groups"):
+            groups |= set(json.loads(header.get(key, "[]")))
+    return groups
 
 
 def _steps(timesteps: str) -> list[int]:
@@ -271,13 +272,16 @@ def _steps(timesteps: str) -> list[int]:
 
 
 def _is_whole(
-    stage: Stage, source: Source | None, stage1_checkpoint: Path | None, stage2_checkpoint: Path | None
+    stage: EvaluatedStage,
+    source: EstimateSource | None,
+    stage1_checkpoint: Path | None,
+    stage2_checkpoint: Path | None,
 ) -> bool:
     """Whether Stages 1 and 2 make the estimate."""
     from axs_lib.errors import InputError
 
-    whole = stage is Stage.pipeline or source is Source.stage2
-    if whole and source not in (None, Source.stage2):
+    whole = stage is EvaluatedStage.pipeline or source is EstimateSource.stage2
+    if whole and source not in (None, EstimateSource.stage2):
         raise InputError(
             f"--opt-v2-source is {source} with --stage pipeline, which makes its own opt_v2; leave --stage out"
         )
@@ -290,21 +294,21 @@ def _is_whole(
 
 
 def _build(
-    whole: bool, timesteps: int, grounding: Grounding | None, **options: Any
+    whole: bool, timesteps: int, correction_mode: CorrectionMode | None, **options: Any
 ) -> Stage3GroundingModel | Pipeline:
     from axs_lib import pipeline
 
     if not whole:
-        return _stage3(timesteps, grounding, **options)
+        return _stage3(timesteps, correction_mode, **options)
     stages = pipeline.build_pipeline(stage1_timesteps=timesteps, stage3_timesteps=timesteps, **options)
-    if grounding is not None:
-        stages.stage3.grounding = grounding.value
+    if correction_mode is not None:
+        stages.stage3.correction_mode = correction_mode.value
     return stages
 
 
-def _stage3(timesteps: int, grounding: Grounding | None, **options: Any) -> Stage3GroundingModel:
+def _stage3(timesteps: int, correction_mode: CorrectionMode | None, **options: Any) -> Stage3GroundingModel:
     from axs_lib import stage3_tm_ground
 
-    if grounding is not None:
-        options["grounding"] = grounding.value
+    if correction_mode is not None:
+        options["correction_mode"] = correction_mode.value
     return stage3_tm_ground.build_stage3_model(timesteps, **options)

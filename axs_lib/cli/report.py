@@ -34,8 +34,8 @@ def report(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
 ) -> None:
     """Write one self-contained page to compare images and judge their figures in a browser."""
-    from axs_lib.data.atomic import check_output
     from axs_lib.evaluate.html.page import write_report
+    from axs_lib.io.atomic import check_output
 
     check_output(out, overwrite)
     given = {"s1": s1, "opt_v2": opt_v2, "truth": truth, "uncertainty": uncertainty, "gate": gate}

@@ -25,8 +25,7 @@ from axs_lib.bands import OPTICAL_BANDS, S1_PRODUCTS, SAR_BANDS, VALID_DN
 from axs_lib.checks import MIN_SIDE
 from axs_lib.cli.command import INTERRUPTED, USER_ERROR, show_warning
 from axs_lib.errors import AxionError
-from axs_lib.lightimport import networks_only
-from axs_lib.stage3_tm_ground import DEFAULT_VARIANT, GROUNDINGS
+from axs_lib.stage3_tm_ground import CORRECTION_MODES, DEFAULT_VARIANT
 
 if TYPE_CHECKING:
     from axs_lib.stage3_tm_ground import Stage3GroundingModel
@@ -100,7 +99,9 @@ def _parser() -> argparse.ArgumentParser:
         "--strength", type=float, default=1.0, help="0 keeps opt_v2, 1 starts from noise (default 1)"
     )
     parser.add_argument(
-        "--grounding", choices=GROUNDINGS, help="way to correct; default what the weights are for"
+        "--correction-mode",
+        choices=CORRECTION_MODES,
+        help="how a correction is made; default what the weights are for",
     )
     parser.add_argument(
         "--bands", help="order of the bands in a stack that has another, such as B04,B03,B02,B08"
@@ -119,7 +120,8 @@ def _files(options: argparse.Namespace) -> dict[str, Path | None]:
 
 
 def _infer(options: argparse.Namespace) -> int:
-    from axs_lib.cli.ground import Grounding, Product, ground
+    from axs_lib.cli.ground import ground
+    from axs_lib.cli.options import CorrectionMode, Product
 
     ground(
         s1=[options.s1],
@@ -132,7 +134,7 @@ def _infer(options: argparse.Namespace) -> int:
         checkpoint=options.checkpoint,
         s1_product=Product(options.s1_product),
         bands=options.bands,
-        grounding=options.grounding and Grounding(options.grounding),
+        correction_mode=options.correction_mode and CorrectionMode(options.correction_mode),
         device=options.device,
         overwrite=options.overwrite,
         force=options.force,
@@ -152,7 +154,7 @@ class Check(NamedTuple):
 
 
 def _test(options: argparse.Namespace) -> int:
-    from axs_lib.cli.ground import torch_device
+    from axs_lib.cli.options import torch_device
 
     device = torch_device(options.device)
     model = stage3_tm_ground.build_stage3_model(
@@ -161,7 +163,7 @@ def _test(options: argparse.Namespace) -> int:
         checkpoint=options.checkpoint and str(options.checkpoint),
         device=str(device),
         s1_product=options.s1_product,
-        grounding=options.grounding,
+        correction_mode=options.correction_mode,
     )
     parameters = sum(parameter.numel() for parameter in model.parameters())
     typer.echo(
@@ -232,22 +234,19 @@ class _WithoutMemory(TorchFunctionMode):
 
 def _info(options: argparse.Namespace) -> int:
     from axs_lib.cli.info import find_weights
-    from axs_lib.terramind.load import load_grounding
+    from axs_lib.grounding.load import load_corrector
+    from axs_lib.terramind.load import load_generator
     from axs_lib.terramind.weights import find_variant
 
     spec = find_variant(options.variant or DEFAULT_VARIANT)
-    # Imported before the mode is on, so that no constant of theirs loses its storage.
-    with networks_only():
-        from terratorch.models.backbones.terramind.model import terramind  # noqa: F401
-        from terratorch.models.backbones.terramind.tokenizer.models.unet import unet  # noqa: F401
-
     with _WithoutMemory():
-        generator, head = load_grounding(spec.name, pretrained=False, s1_product=options.s1_product)
+        generator = load_generator(spec.name, pretrained=False, s1_product=options.s1_product)
+        corrector = load_corrector(None, s1_product=options.s1_product)
     core, layout = generator.core, generator.layout
     parts = {
         "generator core": (core, f"{len(core.encoder)} encoder and {len(core.decoder)} decoder blocks"),
         "detokenizer": (generator.detokenizer, "diffusion U-Net, one evaluation a timestep"),
-        "grounding head": (head, "SAR, estimate and proposal at full resolution"),
+        "grounding head": (corrector, "SAR, estimate and proposal at full resolution"),
     }
     counts = {name: sum(p.numel() for p in module.parameters()) for name, (module, _) in parts.items()}
     entries, numbers = generator.codebook.shape

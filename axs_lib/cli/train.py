@@ -1,104 +1,161 @@
-"""``axs train nano|head|stage1|stage2|stage3``: train from a YAML file and options; a stopped run goes on.
+"""``axs train stage1|stage2|stage3|head``: train from a configuration and options; a stopped run goes on.
 
-In: ``-c FILE`` with any of the options, and options over it. Out: the run folder, and where its weights are.
+In: ``-c`` with a packaged configuration's name or a YAML file, and options over it. Out: the run folder, and where its
+weights are.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import re
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, is_dataclass
+from pathlib import Path
+from typing import Generic, TypeVar, get_args, get_type_hints
 
-# What the stages set themselves; every other argument of Lightning's Trainer is an option.
-NOT_OPTIONS = {
-    *("logger", "callbacks", "plugins", "default_root_dir", "barebones", "model_registry", "inference_mode"),
-    *("enable_checkpointing", "enable_progress_bar", "enable_model_summary", "num_sanity_val_steps"),
-    *("max_steps", "min_steps", "max_epochs", "min_epochs", "max_time", "fast_dev_run", "overfit_batches"),
-    *("val_check_interval", "check_val_every_n_epoch", "reload_dataloaders_every_n_epochs"),
-    *("limit_train_batches", "limit_val_batches", "limit_test_batches", "limit_predict_batches"),
-    *("use_distributed_sampler", "enable_autolog_hparams"),
-}
-PACKAGED = ("nano", "generator", "head")  # all of nano together; then generator and head one after the other
+from axs_lib.errors import InputError
+
+Config = TypeVar("Config")
+PACKAGED = Path(__file__).resolve().parents[1] / "configs"
+MAX_CONFIG_BYTES = 1_000_000
 
 
 def main(arguments: Sequence[str], program: str = "axs train") -> None:
-    """Train what the first argument names (nano where it names nothing), with the options that follow."""
-    from axs_lib.train.config import CONFIGS
+    """Train what the first argument names, with the options that follow."""
+    from rich.console import Console
 
-    named = bool(arguments) and arguments[0] in (*CONFIGS, *PACKAGED)
-    kind, options = (arguments[0], arguments[1:]) if named else ("nano", arguments)
-    if kind in PACKAGED:
-        _train_packaged(kind, options, f"{program} {kind}")
-    elif program.endswith(".py"):
-        _as_script(kind, options, program)
+    kind, *options = arguments
+    if kind == "head":
+        from axs_lib.train.head import HeadConfig, train_head
+
+        head = parse(HeadConfig, options, f"{program} {kind}")
+        weights = train_head(head.config, resume=not head.restart, progress=not head.quiet)
     else:
-        train_stage(kind, options, f"{program} {kind}")
+        from axs_lib.train.config import CONFIGS
+
+        run = parse(CONFIGS[kind], options, f"{program} {kind}")
+        from axs_lib.train.stages import train_stage  # loads Lightning, which --help does not need
+
+        weights = train_stage(run.config, resume=not run.restart, progress=not run.quiet)
+    Console().print(f"weights: {weights}")
 
 
-def _as_script(stage: str, arguments: Sequence[str], program: str) -> None:
-    """``train_stage`` with errors as the ``axs`` command reports them."""
+def as_script(stage: str, arguments: Sequence[str]) -> None:
+    """``main`` for a file that is run by itself, with errors as the ``axs`` command reports them."""
     import typer
 
     from axs_lib.cli.command import USER_ERROR
     from axs_lib.errors import AxionError
 
     try:
-        train_stage(stage, arguments, program)
+        main([stage, *arguments])
     except AxionError as error:
         typer.echo(f"error: {error}", err=True)
         raise SystemExit(USER_ERROR) from None
 
 
-def train_stage(stage: str, arguments: Sequence[str], program: str) -> None:
-    """Parse a stage's configuration, train or resume, and say where the weights are."""
-    from rich.console import Console
-
-    from axs_lib.train.fit import fit
-
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its banners; warnings still come
-    config, flags, parsed = parse_stage(stage, arguments, program)
-    weights = fit(config, flags, resume=not parsed.restart, progress=not parsed.quiet)
-    Console().print(f"weights: {weights}")
+# -- configurations ---------------------------------------------------------------------------------------------------
 
 
-def parse_stage(
-    stage: str, arguments: Sequence[str], program: str = "axs train"
-) -> tuple[Any, dict[str, Any], Any]:
-    """The stage's configuration, Lightning's flags, and everything parsed.
+@dataclass(frozen=True)
+class Parsed(Generic[Config]):
+    """What a command line asks for: the configuration, whether to start anew, whether to be quiet."""
+
+    config: Config
+    restart: bool
+    quiet: bool
+
+
+def parse(configuration: type[Config], arguments: Sequence[str], program: str) -> Parsed[Config]:
+    """Fill a configuration from ``-c`` and options.
+
+    Args:
+        configuration: a dataclass whose fields are plain values, or dataclasses of such.
+        arguments: the command line after the command.
+        program: the command, for help and errors.
 
     Raises:
-        InputError: an unknown field or a value that does not fit, in the file or on the command line.
+        InputError: no such file or packaged name, an unknown field, or a value that does not fit.
     """
-    import lightning
     from jsonargparse import ArgumentError, ArgumentParser
 
-    from axs_lib.errors import InputError
-    from axs_lib.train.config import CONFIGS
-
-    kind = CONFIGS[stage]
-    parser = ArgumentParser(prog=program, description=kind.__doc__, exit_on_error=False)
-    parser.add_argument("-c", "--config", action="config", help="YAML file with any of the options below")
+    parser = ArgumentParser(prog=program, description=configuration.__doc__, exit_on_error=False)
+    parser.add_argument(
+        "-c", "--config", action="config", help="packaged name, or YAML file with any of the options below"
+    )
     parser.add_argument("--restart", action="store_true", help="start anew instead of resuming --out")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
-    parser.add_class_arguments(kind)
-    parser.add_class_arguments(lightning.Trainer, "trainer", skip=NOT_OPTIONS, instantiate=False)
+    parser.add_class_arguments(configuration)
+    hints = get_type_hints(configuration)
+    groups = {name for name, hint in hints.items() if any(map(is_dataclass, (hint, *get_args(hint))))}
+    written = _spelled_out(arguments, groups)
     try:
-        parsed = parser.parse_args(_folders(arguments))
-        settings = parser.instantiate_classes(parsed)
-    except ArgumentError as error:
+        settings = vars(parser.instantiate_classes(parser.parse_args(written)))
+    except (ArgumentError, ValueError, RecursionError) as error:
         raise InputError(_readable(error, parser.get_defaults().keys(), program)) from None
-    flags = vars(settings.pop("trainer"))
-    options = {k: v for k, v in vars(settings).items() if k not in ("config", "restart", "quiet")}
-    return kind(**options), {k: v for k, v in flags.items() if v is not None}, parsed
+    settings.pop("config")
+    restart, quiet = settings.pop("restart"), settings.pop("quiet")
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its banners; warnings still come
+    return Parsed(configuration(**settings), restart, quiet)
 
 
-def _folders(arguments: Sequence[str]) -> list[str]:
-    """``--data DIR`` is short for ``--data.folder DIR``."""
-    return [
-        "--data.folder" + a.removeprefix("--data") if a.partition("=")[0] == "--data" else a
-        for a in arguments
-    ]
+def _spelled_out(arguments: Sequence[str], groups: Collection[str]) -> list[str]:
+    """Arguments with a configuration's content for its name, and ``--data DIR`` as ``--data.folder DIR``."""
+    written: list[str] = []
+    for argument in arguments:
+        option, equals, value = argument.partition("=")
+        if written[-1:] in (["-c"], ["--config"]):
+            written.append(read_config(argument, groups))
+        elif option == "--config" and equals:
+            written.append(f"{option}={read_config(value, groups)}")
+        elif option == "--data" and "data" in groups:
+            written.append(f"--data.folder{equals}{value}")
+        else:
+            written.append(argument)
+    return written
+
+
+def read_config(name: str, groups: Collection[str] = ()) -> str:
+    """A packaged configuration, or a YAML file, as JSON.
+
+    jsonargparse would import what a file names where it expects a dataclass, so such a field must hold fields.
+
+    Args:
+        name: of a packaged configuration, or a path.
+        groups: the fields that are dataclasses.
+
+    Raises:
+        InputError: there is neither; or the file is no YAML mapping, has a name of a class in it, or is too large.
+    """
+    import yaml  # type: ignore[import-untyped]
+    from jsonargparse import get_loader
+
+    packaged = {file.stem: file for file in sorted(PACKAGED.glob("*.yaml"))}
+    path = Path(name) if Path(name).is_file() else packaged.get(name)
+    if path is None:
+        raise InputError(
+            f"{name} is neither a file nor a packaged configuration; expected a YAML file or one of"
+            f" {', '.join(packaged)}"
+        )
+    try:
+        if path.stat().st_size > MAX_CONFIG_BYTES:
+            raise ValueError(f"it has {path.stat().st_size} bytes, more than {MAX_CONFIG_BYTES}")
+        text = path.read_text(encoding="utf-8")
+        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
+            raise ValueError("it has an alias (*name); write the value itself")
+        content = get_loader("yaml")(text)
+        written = json.dumps(content)
+    except (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError) as error:
+        raise InputError(f"{path} is no readable YAML file: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path} holds a {type(content).__name__}; expected fields with values")
+    wrong = [key for key, value in content.items() if key in groups and not isinstance(value, dict | None)]
+    if wrong or re.search(r"class_path|init_args", written):
+        raise InputError(
+            f"{path} names a class or a file{f' as {wrong[0]}' if wrong else ''}; expected fields with plain values"
+        )
+    return written
 
 
 def _readable(error: Exception, known: Iterable[str], program: str) -> str:
@@ -111,31 +168,3 @@ def _readable(error: Exception, known: Iterable[str], program: str) -> str:
     name = (f"{group[1]}." if group else "") + (unknown[1] or unknown[2]) if unknown else ""
     close = difflib.get_close_matches(name, known, n=1)
     return f"{text}; {f'did you mean {close[0]}?' if close else f'{program} --help lists the options'}"
-
-
-def _train_packaged(kind: str, arguments: Sequence[str], program: str) -> None:
-    """Train what is packaged, the same way for all kinds."""
-    from jsonargparse import ArgumentParser
-    from rich.console import Console
-
-    from axs_lib.train.generator import GeneratorConfig, train_generator
-    from axs_lib.train.head import HeadConfig, train_head
-    from axs_lib.train.nano import NanoConfig, train_nano
-
-    kinds: dict[str, tuple[Any, Any, str]] = {
-        "nano": (NanoConfig, train_nano, "the packaged nano model"),
-        "generator": (GeneratorConfig, train_generator, "nano's generator on the image it makes"),
-        "head": (HeadConfig, train_head, "the grounding head of nano on its frozen generator"),
-    }
-    configuration, train, what = kinds[kind]
-    description = f"Train {what} on a folder of pairs; resumes where it was stopped."
-    parser = ArgumentParser(prog=program, description=description, exit_on_error=True)
-    parser.add_argument("--config", action="config", help="YAML file with any of the options below")
-    parser.add_argument("--restart", action="store_true", help="start anew instead of resuming --out")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
-    parser.add_class_arguments(configuration)
-    parsed = parser.parse_args(list(arguments))
-    config = parser.instantiate_classes(parsed)
-    options = {key: value for key, value in vars(config).items() if key not in ("config", "restart", "quiet")}
-    weights = train(configuration(**options), resume=not parsed.restart, progress=not parsed.quiet)
-    Console().print(f"weights: {weights}")

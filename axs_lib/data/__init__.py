@@ -1,1 +1,1 @@
-"""Tiles and pairs on disk: reading, writing, simulating and the packaged samples. Knows no model and no network."""
+"""Real pairs, packaged samples, and simulated estimates, clouds and floods. Knows no model and no network."""

@@ -58,7 +58,7 @@ from torch.nn import functional
 
 from axs_lib.bands import VALID_DN
 from axs_lib.errors import InputError
-from axs_lib.precision import full_float32
+from axs_lib.precision import exact_matmul
 
 Preset = Literal["train", "test"]
 Range = tuple[float, float]
@@ -324,20 +324,21 @@ def gaussian_matrix(outputs: int, inputs: Tensor, sigma: Tensor) -> Tensor:
     return weight / weight.sum(-1, keepdim=True)
 
 
-@full_float32()
 def apply_matrices(image: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
     """Apply per-sample row and column matrices to (B,C,h,w), each as one matrix product a sample."""
     batch, channels, height, width = image.shape
-    image = torch.bmm(image.reshape(batch, channels * height, width), cols.transpose(1, 2))
+    image = exact_matmul(image.reshape(batch, channels * height, width), cols.transpose(1, 2))
     image = image.view(batch, channels, height, -1).transpose(1, 2).reshape(batch, height, -1)
-    return torch.bmm(rows, image).view(batch, rows.shape[1], channels, -1).transpose(1, 2)
+    return exact_matmul(rows, image).view(batch, rows.shape[1], channels, -1).transpose(1, 2)
 
 
 def _blur(image: Tensor, ranges: Degradation, draw: Draw) -> Tensor:
     """Lower the ground resolution with a Gaussian PSF, each axis on its own."""
     height, width = image.shape[-2:]
     sigma = draw.uniform(*ranges.resolution, 2) / (FWHM_PER_SIGMA * METRES_PER_PIXEL)
-    rows = gaussian_matrix(height, torch.arange(height, device=image.device, dtype=torch.float32), sigma[:, 0])
+    rows = gaussian_matrix(
+        height, torch.arange(height, device=image.device, dtype=torch.float32), sigma[:, 0]
+    )
     cols = gaussian_matrix(width, torch.arange(width, device=image.device, dtype=torch.float32), sigma[:, 1])
     return apply_matrices(image, rows, cols)
 
@@ -378,11 +379,15 @@ def band_limited(height: int, width: int, channels: int, scale: Range, draw: Dra
     at_rows = torch.arange(-margin, height + margin, NOISE_STEP, device=sigma.device, dtype=torch.float32)
     at_cols = torch.arange(-margin, width + margin, NOISE_STEP, device=sigma.device, dtype=torch.float32)
     white = draw.normal(channels, at_rows.numel(), at_cols.numel())
-    fine = apply_matrices(white, gaussian_matrix(height, at_rows, sigma), gaussian_matrix(width, at_cols, sigma))
+    fine = apply_matrices(
+        white, gaussian_matrix(height, at_rows, sigma), gaussian_matrix(width, at_cols, sigma)
+    )
     pooled = functional.avg_pool2d(white, BANDPASS_RATIO)  # the outer Gaussian needs no finer grid than this
     at_rows, at_cols = (_block_centres(at, BANDPASS_RATIO) for at in (at_rows, at_cols))
     wide = sigma * BANDPASS_RATIO
-    coarse = apply_matrices(pooled, gaussian_matrix(height, at_rows, wide), gaussian_matrix(width, at_cols, wide))
+    coarse = apply_matrices(
+        pooled, gaussian_matrix(height, at_rows, wide), gaussian_matrix(width, at_cols, wide)
+    )
     field = fine - coarse
     field = field - field.mean((-2, -1), keepdim=True)
     return field / field.std((-2, -1), correction=0, keepdim=True).clamp_min(1e-6)

@@ -29,6 +29,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from axs_lib.bands import OPTICAL_BANDS, VALID_DN
+from axs_lib.blur import gaussian_blur
 from axs_lib.data.degrade import (
     PRESETS,
     Draw,
@@ -41,11 +42,12 @@ from axs_lib.data.degrade import (
     texture,
 )
 from axs_lib.errors import InputError
-from axs_lib.grounding.hold import gaussian_blur
 from axs_lib.nodata import fill_nodata, valid_pixels
 
 Split = Literal["train", "choose", "report"]
-Make = Callable[[Tensor, Draw, Tensor], Tensor]  # truth (B,4,H,W) in DN, draws, strength (B,) in [0,1] -> estimate
+Make = Callable[
+    [Tensor, Draw, Tensor], Tensor
+]  # truth (B,4,H,W) in DN, draws, strength (B,) in [0,1] -> estimate
 
 METRES_PER_PIXEL = 10.0
 FWHM_PER_SIGMA = 2.0 * math.sqrt(2.0 * math.log(2.0))
@@ -319,9 +321,7 @@ def _gaussian_blur(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
 def _motion_blur(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
     length = _each(_between(strength, 1.0, 9.0, log=True))
     angle = _each(draw.uniform(0, math.pi))
-    return _filtered(
-        image, lambda down, across: _sinc(length * (down * angle.sin() + across * angle.cos()))
-    )
+    return _filtered(image, lambda down, across: _sinc(length * (down * angle.sin() + across * angle.cos())))
 
 
 def _defocus_blur(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
@@ -360,9 +360,7 @@ def _over_sharpened(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
     return _filtered(
         image,
         lambda down, across: (
-            1
-            + amount
-            * (1 - torch.exp(-2 * (math.pi * sigma).square() * (down.square() + across.square())))
+            1 + amount * (1 - torch.exp(-2 * (math.pi * sigma).square() * (down.square() + across.square())))
         ),
     )
 
@@ -702,9 +700,7 @@ _TABLE = (
         relative="median_filter",
     ),
     Kind("grey_levels", "choose", "rounded to steps of 10 to 160 DN", _grey_levels),
-    Kind(
-        "line_jitter", "choose", "bands of 6 to 40 rows 1 to 20 m aside", _line_jitter, relative="shift"
-    ),
+    Kind("line_jitter", "choose", "bands of 6 to 40 rows 1 to 20 m aside", _line_jitter, relative="shift"),
     # left out: reported
     Kind(
         "bicubic_30m_noisy",
@@ -749,7 +745,9 @@ _TABLE = (
     Kind("haze", "report", "smooth veil, strongest in B02", _haze, relative="gain_offset"),
     Kind("smooth_warp", "report", "warp of 1 to 25 m (1 std)", _smooth_warp, relative="shift"),
     Kind("speckled", "report", "noise of 0.5 to 12 % of the signal", _speckled, relative="white_noise"),
-    Kind("ringing", "report", "cut-off at 0.40 to 0.10 cycles per pixel", _ringing, relative="over_sharpened"),
+    Kind(
+        "ringing", "report", "cut-off at 0.40 to 0.10 cycles per pixel", _ringing, relative="over_sharpened"
+    ),
     Kind(
         "combined_left_out",
         "report",

@@ -9,9 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from axs_lib.bands import OPTICAL_BANDS, SAR_BANDS
-from axs_lib.data.raster import Raster, centre_lat_lon
-from axs_lib.data.tiles import read_raster
 from axs_lib.errors import InputError
+from axs_lib.io.raster import Raster, centre_lat_lon
+from axs_lib.io.tiles import read_raster
 
 FOLDER = Path(__file__).parent / "samples"
 

@@ -1,1 +1,9 @@
-"""Measure models on folders of real pairs, and draw what they did: ``evaluator`` and ``panel``."""
+"""Measure models on folders of real pairs: one loop (``evaluate``) and the scenarios it puts to a model."""
+
+from axs_lib.evaluate.estimates import Estimates
+from axs_lib.evaluate.evaluator import Report, Scenario, evaluate
+from axs_lib.evaluate.flood import Floods
+from axs_lib.evaluate.gaps import Gaps
+from axs_lib.evaluate.uncertainty import Uncertainty
+
+__all__ = ["Estimates", "Floods", "Gaps", "Report", "Scenario", "Uncertainty", "evaluate"]

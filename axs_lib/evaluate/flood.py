@@ -1,9 +1,9 @@
-"""Flood test: does a flood that the SAR shows and opt_v2 does not come through, and does the rest stay dry?
+"""Flood scenario: does a flood that the SAR shows and opt_v2 does not come through, and does the rest stay dry?
 
-In: a Stage 3 model and a folder of real pairs. Each tile of mostly dry land (NDWI of the truth over 0 on at most 2 % of
-its pixels) is flooded in its SAR by ``axs_lib.data.flood``, from a seed that depends on nothing but the tile's name;
-opt_v2 stays the simulated estimate without the flood. Stage 3 grounds it twice, with the flooded and with the real SAR.
-Out: a ``FloodReport`` of what changed inside the flood and, beyond ``MARGIN`` px from it, outside.
+Each tile of mostly dry land (NDWI of the truth over 0 on at most 2 % of its pixels) is flooded in its SAR by
+``axs_lib.data.flood``, from a seed that depends on nothing but the tile's name; opt_v2 stays the simulated estimate
+without the flood. Stage 3 grounds it twice, with the flooded and with the real SAR. Out: per tile what changed inside
+the flood and, beyond ``MARGIN`` px from it, outside.
 
 Water is where NDWI = (B03 - B08) / (B03 + B08) is over 0 (McFeeters, 1996).
 """
@@ -12,24 +12,20 @@ from __future__ import annotations
 
 import statistics
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from axs_lib.bands import DN_PER_REFLECTANCE, OPTICAL_BANDS
 from axs_lib.data import flood as simulation
-from axs_lib.data.pairs import PairRecord, Quality, load_pair
-from axs_lib.errors import InputError
-from axs_lib.evaluate.models import Grounder, WholePipeline, ground, stage3_of
-from axs_lib.evaluate.report import finite_only
-from axs_lib.evaluate.sources import EvaluationTile, batches_of_one_size, select_pairs
+from axs_lib.data.clouds import spread
+from axs_lib.evaluate.evaluator import Figures, Scenario, TileFigures, Walk
+from axs_lib.evaluate.sources import EvaluationTile, simulated_estimate
+from axs_lib.evaluate.tables import over_tiles, rich_table
 from axs_lib.nodata import valid_pixels
-from axs_lib.progress import track
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -39,120 +35,82 @@ MOST_WATER = 0.02  # share of a dry tile
 WATER_NIR = 300.0  # DN; the NIR of a pixel has fallen where it is nearer to this than to opt_v2's
 MARGIN = 8  # px from the flood to what counts as outside
 CAME_THROUGH = 0.5  # share of the flood that must turn to water
-KEYS = ("water_v2", "water_v3", "turned_to_water", "nir_fell", "ndwi_change", "nir_change")
+PARTS = {
+    "inside": "in the flood",
+    "outside": "outside",
+    "inside_without": "same place, real SAR",
+    "outside_without": "outside, real SAR",
+}
 
 
-@dataclass(frozen=True)
-class FloodedTile:
-    """Figures of one tile; see ``measure_flood`` for those of a dictionary.
+@dataclass(frozen=True, eq=False)
+class Floods(Scenario):
+    """Every dry tile flooded in its SAR; Stage 3 by itself, also of the pipeline."""
 
-    Attributes:
-        record: the tile.
-        flooded_share: of its pixels.
-        inside: the flood.
-        outside: what lies beyond the margin.
-        inside_without: the same pixels as ``inside``, grounded with the real SAR: what would have changed anyway.
-        outside_without: the same pixels as ``outside``, grounded with the real SAR.
-    """
+    name: ClassVar[str] = "flood"
+    needs: ClassVar[str] = (
+        f"tile of dry land (NDWI over {WATER_NDWI:g} on at most {100 * MOST_WATER:g} % of its pixels)"
+    )
 
-    record: PairRecord
-    flooded_share: float
-    inside: dict[str, float]
-    outside: dict[str, float]
-    inside_without: dict[str, float]
-    outside_without: dict[str, float]
+    def measure(self, tiles: Sequence[EvaluationTile], walk: Walk) -> Iterable[TileFigures]:
+        yield from (
+            TileFigures(tile.record, left_out="has water") for tile in tiles if not is_dry(tile.truth)
+        )
+        tiles = [tile for tile in tiles if is_dry(tile.truth)]
+        if not tiles:
+            return
+        floods = [simulate_flood(tile.s1, tile.record.name) for tile in tiles]
+        opt_v2 = torch.stack([simulated_estimate(tile.truth, tile.record.name) for tile in tiles])
+        flooded = walk.run.ground(torch.stack([s1 for s1, _ in floods]), opt_v2).opt_v3
+        real = walk.run.ground(torch.stack([tile.s1 for tile in tiles]), opt_v2).opt_v3
+        for index, (tile, (_, inside)) in enumerate(zip(tiles, floods, strict=True)):
+            outside = outside_of(inside[None])[0]
+            yield TileFigures(
+                tile.record,
+                {
+                    "inside": measure_flood(opt_v2[index], flooded[index], inside),
+                    "outside": measure_flood(opt_v2[index], flooded[index], outside),
+                    "inside_without": measure_flood(opt_v2[index], real[index], inside),
+                    "outside_without": measure_flood(opt_v2[index], real[index], outside),
+                },
+                {"flooded_share": float(inside.float().mean())},
+            )
 
-
-@dataclass(frozen=True)
-class FloodReport:
-    """The outcome of a flood test.
-
-    Attributes:
-        tiles: one result a dry tile.
-        left_out: tiles with water of their own.
-        timesteps: network evaluations.
-        seed: of the model's noise.
-    """
-
-    tiles: list[FloodedTile]
-    left_out: int
-    timesteps: int
-    seed: int
-
-    def summary(self) -> dict[str, Any]:
-        """Means over the tiles, and ``came_through``: share of tiles where half of the flood turned to water."""
-        parts = ("inside", "outside", "inside_without", "outside_without")
-        came = sum(tile.inside["turned_to_water"] >= CAME_THROUGH for tile in self.tiles)
+    def to_json(self, tiles: Sequence[TileFigures], left_out: Sequence[str]) -> dict[str, Any]:
+        came = sum(tile.figures["inside"]["turned_to_water"] >= CAME_THROUGH for tile in tiles)
         return {
-            "came_through": came / len(self.tiles),
-            "flooded_share": statistics.fmean(tile.flooded_share for tile in self.tiles),
-            **{part: _mean([getattr(tile, part) for tile in self.tiles]) for part in parts},
-        }
-
-    def to_json(self) -> dict[str, Any]:
-        """The report as plain JSON types; see ``docs/evaluate.md``."""
-        report = {
-            "tiles": len(self.tiles),
-            "left_out": self.left_out,
+            "tiles": len(tiles),
+            "left_out": len(left_out),
             "opt_v2_source": "degraded",
-            "timesteps": self.timesteps,
-            "seed": self.seed,
             "water_ndwi": WATER_NDWI,
             "water_nir": WATER_NIR / DN_PER_REFLECTANCE,
             "margin_px": MARGIN,
-            **self.summary(),
-            "per_tile": [
-                {
-                    "id": tile.record.id,
-                    "source": tile.record.source,
-                    "group": tile.record.group,
-                    "flooded_share": tile.flooded_share,
-                    "inside": tile.inside,
-                    "outside": tile.outside,
-                }
-                for tile in self.tiles
-            ],
+            "came_through": came / len(tiles),
+            "flooded_share": statistics.fmean(tile.facts["flooded_share"] for tile in tiles),
+            **{part: over_tiles([tile.figures[part] for tile in tiles]) for part in PARTS},
+            "per_tile": [{**tile.named(), **tile.facts, **tile.figures} for tile in tiles],
         }
-        finite: dict[str, Any] = finite_only(report)
-        return finite
 
-    def tables(self) -> list[Table]:
-        """One rich table."""
-        from rich.table import Table
+    def tables(self, outcome: dict[str, Any], caption: str) -> list[Table]:
+        def cell(key: str, value: float | None) -> str:
+            if value is None:
+                return "-"
+            return f"{value:+.3f}" if key.endswith("change") else f"{100 * value:.1f} %"
 
-        summary = self.summary()
-        table = Table(
-            title=f"Flood in the SAR alone: {len(self.tiles)} dry tiles ({self.left_out} with water left out)",
-            caption=(
-                f"{self.timesteps} timesteps · seed {self.seed} · water: NDWI over {WATER_NDWI:g} ·"
-                f" outside: from {MARGIN} px on\n"
-                f"on {100 * summary['came_through']:.0f} % of the tiles half of the flood or more turned to water"
-            ),
-            header_style="bold",
-            box=None,
-            pad_edge=False,
+        rows = [
+            [label, *(cell(key, value) for key, value in outcome[part].items())]
+            for part, label in PARTS.items()
+        ]
+        title = f"Flood in the SAR alone: {outcome['tiles']} dry tiles ({outcome['left_out']} with water left out)"
+        caption += (
+            f" · water: NDWI over {WATER_NDWI:g} · outside: from {MARGIN} px on\non"
+            f" {100 * outcome['came_through']:.0f} % of the tiles half of the flood or more turned to water"
         )
-        table.add_column("", no_wrap=True)
         headings = (
-            "water\nopt_v2",
-            "water\nopt_v3",
-            "turned\nto water",
-            "NIR\nfell",
-            "NDWI\nchange",
-            "NIR\nchange",
+            *("", "water\nopt_v2", "water\nopt_v3", "turned\nto water", "NIR\nfell"),
+            *("NDWI\nchange", "NIR\nchange"),
         )
-        for heading in headings:
-            table.add_column(heading, justify="right", no_wrap=True)
-        for part, label in (
-            ("inside", "in the flood"),
-            ("outside", "outside"),
-            ("inside_without", "same place, real SAR"),
-            ("outside_without", "outside, real SAR"),
-        ):
-            figures = summary[part]
-            shares = [f"{100 * figures[key]:.1f} %" for key in KEYS[:4]]
-            table.add_row(label, *shares, *(f"{figures[key]:+.3f}" for key in KEYS[4:]))
-        return [table]
+        return [rich_table(title, headings, rows, caption)]
 
 
 def simulate_flood(s1: Tensor, name: str) -> tuple[Tensor, Tensor]:
@@ -179,17 +137,16 @@ def ndwi(image: Tensor) -> Tensor:
 def is_dry(truth: Tensor) -> bool:
     """Whether a truth (4, H, W) shows water on at most ``MOST_WATER`` of its valid pixels."""
     index = ndwi(truth)
-    seen = index[~index.isnan()]
-    return bool(seen.numel()) and float((seen > WATER_NDWI).float().mean()) <= MOST_WATER
+    valid = index[~index.isnan()]
+    return bool(valid.numel()) and float((valid > WATER_NDWI).float().mean()) <= MOST_WATER
 
 
 def outside_of(flood: Tensor, margin: int = MARGIN) -> Tensor:
     """(B, 1, H, W) bool: further than ``margin`` px from the flood."""
-    near = F.max_pool2d(flood.float(), 2 * margin + 1, stride=1, padding=margin)
-    return near == 0
+    return spread(flood.float(), margin) == 0
 
 
-def measure_flood(opt_v2: Tensor, opt_v3: Tensor, area: Tensor) -> dict[str, float]:
+def measure_flood(opt_v2: Tensor, opt_v3: Tensor, area: Tensor) -> Figures:
     """What Stage 3 made of an area.
 
     Args:
@@ -218,86 +175,3 @@ def measure_flood(opt_v2: Tensor, opt_v3: Tensor, area: Tensor) -> dict[str, flo
         "nir_change": (nir_v3 - nir_v2) / DN_PER_REFLECTANCE,
     }
     return {key: float(values.mean()) for key, values in figures.items()}
-
-
-def evaluate_flood(
-    model: Grounder | WholePipeline,
-    folder: str | Path,
-    *,
-    timesteps: int | None = None,
-    quality: Quality = "ok",
-    groups: Sequence[str] | None = None,
-    seed: int = 0,
-    batch_size: int = 8,
-    force: bool = False,
-    progress: bool = False,
-) -> FloodReport:
-    """Flood every dry tile of a folder in its SAR and see what Stage 3 makes of it.
-
-    Args:
-        model: Stage 3, or a pipeline, of which Stage 3 is tested.
-        folder: NPZ pairs.
-        timesteps: network evaluations; default the model's.
-        quality: ``"ok"`` or ``"all"``.
-        groups: only these groups.
-        seed: of the model's noise.
-        batch_size: tiles of one size the model sees at once.
-        force: do not refuse values that look like another unit.
-        progress: show a bar on the error stream.
-
-    Raises:
-        InputError: as ``evaluate_folder``, or no tile is dry.
-    """
-    stage3 = stage3_of(model)
-    steps = stage3.timesteps if timesteps is None else timesteps
-    records = select_pairs(folder, quality, groups)
-    tiles: list[FloodedTile] = []
-    with torch.no_grad():
-        for result in track(
-            _flood_tiles(stage3, records, steps, seed, batch_size, force),
-            "flood",
-            enabled=progress,
-            total=len(records),
-        ):
-            if result is not None:
-                tiles.append(result)
-    if not tiles:
-        raise InputError(
-            f"none of the {len(records)} tiles is dry land (NDWI over {WATER_NDWI:g} on at most"
-            f" {100 * MOST_WATER:g} % of the pixels); the flood test needs at least one: choose other --groups"
-        )
-    return FloodReport(tiles, len(records) - len(tiles), steps, seed)
-
-
-def _flood_tiles(
-    stage3: Grounder, records: list[PairRecord], timesteps: int, seed: int, batch_size: int, force: bool
-) -> Iterator[FloodedTile | None]:
-    """The result of every tile, ``None`` where it is not dry."""
-    for chunk in batches_of_one_size(records, batch_size):
-        loaded = [EvaluationTile(load_pair(each), "degraded", force=force) for each in chunk]
-        tiles = [tile for tile in loaded if is_dry(tile.truth)]
-        yield from [None] * (len(loaded) - len(tiles))
-        if not tiles:
-            continue
-        pairs = [simulate_flood(tile.s1, tile.record.name) for tile in tiles]
-        opt_v2 = torch.stack([tile.opt_v2 for tile in tiles])
-        floods = torch.stack([flood for _, flood in pairs])
-        beyond = outside_of(floods)
-        flooded, real = (
-            ground(stage3, torch.stack(sar), opt_v2, timesteps, seed).image.cpu()
-            for sar in ([sar for sar, _ in pairs], [tile.s1 for tile in tiles])
-        )
-        for index, tile in enumerate(tiles):
-            yield FloodedTile(
-                tile.record,
-                float(floods[index].float().mean()),
-                inside=measure_flood(opt_v2[index], flooded[index], floods[index]),
-                outside=measure_flood(opt_v2[index], flooded[index], beyond[index]),
-                inside_without=measure_flood(opt_v2[index], real[index], floods[index]),
-                outside_without=measure_flood(opt_v2[index], real[index], beyond[index]),
-            )
-
-
-def _mean(rows: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Mean of each figure over the tiles where it is defined."""
-    return {key: float(torch.tensor([row[key] for row in rows]).nanmean()) for key in KEYS}

@@ -1,53 +1,51 @@
-"""Evaluate how gaps are filled: error inside them and at their border, beside simpler ways to fill them.
+"""Gap scenario: how gaps are filled, inside and at their border, with proposals of every quality and simpler ways.
 
-In: a Stage 3 model and a folder of NPZ pairs (see ``axs_lib.data.pairs``). Every pair is filled twice where it can be.
-``simulated``: the clear truth with the cloud shapes of ``cloud_trust``, whose seed depends on nothing but the tile's
-name. ``cloudy``: where a pair carries a really cloudy image, that image, clear where ``cloudy_trust`` says so; its
-clear pixels are of another day than the truth. A method is handed the image with NaN inside the gaps and never sees
-what is there. Out: a ``GapReport``. The methods:
+Every pair is filled twice where it can be. ``simulated``: the clear truth with the cloud shapes of ``cloud_trust``,
+whose seed depends on nothing but the tile's name. ``cloudy``: where a pair carries a really cloudy image, that image,
+clear where ``cloudy_trust`` says so; its clear pixels are of another day than the truth. A method is handed the image
+with NaN inside the gaps and never sees what is there, but for the simulated proposals that are made of the truth:
 
-========== ============================================================================================
-stage3     the model
-no_sar     a model trained without SAR, where one is given: a plain U-Net that takes none, or a Stage 3
-           model, which meets mean backscatter everywhere
-plain      a plain U-Net with SAR, where one is given
-smooth     pull-push: each pixel from the finest level of an image pyramid that knows a clear neighbour
-telea      fast marching (Telea 2004) band by band with a radius of 8 px, by OpenCV
-mean       the mean colour of the tile's clear pixels
-========== ============================================================================================
+================ ======================================================================================
+stage3           the model, with its own proposal
+informed         with the simulated proposal of a good generator (``axs_lib.data.proposals``)
+truth_proposal   with the truth as proposal: the most that a generator can bring
+proposal_swapped with the proposal that it drew for another tile
+no_proposal      with the smoothly filled image as proposal, which says nothing new
+sar_withheld     the same weights without the SAR's content
+no_sar           a model trained without SAR, where one is given: a plain U-Net that takes none, or a Stage
+                 3 model, which meets mean backscatter everywhere
+plain            a plain U-Net with SAR, where one is given
+smooth           pull-push: each pixel from the finest level of an image pyramid that knows a clear neighbour
+mean             the mean colour of the tile's clear pixels
+================ ======================================================================================
 
-Inside is where the map is 0 and neither SAR nor truth is nodata; the border is what of it lies within 3 px of clear
-pixels. A tile without any of either, or without clear pixels, is left out and named.
+The rows with other proposals are left out where the model corrects by the difference of two proposals. Inside is where
+the map is 0 and neither SAR nor truth is nodata; the border is what of it lies within 3 px of clear pixels. A tile
+without any of either, or without clear pixels, is left out and named.
 """
 
 from __future__ import annotations
 
 import math
 import statistics
-import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from axs_lib.bands import DN_PER_REFLECTANCE
-from axs_lib.checks import check_pair
 from axs_lib.data.clouds import cloud_trust, cloudy_trust, spread
-from axs_lib.data.pairs import Pair, PairRecord, Quality, load_pair
-from axs_lib.errors import InputError
-from axs_lib.evaluate.controls import without_sar
-from axs_lib.evaluate.evaluator import device_name
-from axs_lib.evaluate.models import Grounder, Plain
-from axs_lib.evaluate.report import finite_only, over_tiles, percent
-from axs_lib.evaluate.sources import batches_of_one_size, select_pairs
+from axs_lib.data.pairs import PairRecord
+from axs_lib.data.proposals import informed_proposal
+from axs_lib.evaluate.evaluator import Figures, Scenario, TileFigures, Walk
+from axs_lib.evaluate.models import Grounder, PlainNetwork
+from axs_lib.evaluate.sources import EvaluationTile, fitted
+from axs_lib.evaluate.tables import over_tiles, percent, rich_table, share, shown_figure
 from axs_lib.metrics import compute_metrics, improvement
 from axs_lib.nodata import fill_nodata, valid_pixels
-from axs_lib.progress import track
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -57,223 +55,140 @@ if TYPE_CHECKING:
 STAGE3 = "stage3"
 SIMULATED, CLOUDY = "simulated", "cloudy"
 BORDER = 3  # px
-TELEA_RADIUS = 8  # px: a lower MSE than 3, and than Navier-Stokes with 3 or 8, on every sixth training pair
 ERRORS = ("mse", "mae", "mse_border", "mae_border")
 STRUCTURE = ("ssim", "edge_truth", "sharpness")
 LABELS = {
     STAGE3: "Stage 3",
-    "no_sar": "without SAR",
+    "informed": "informed proposal",
+    "truth_proposal": "truth as proposal",
+    "proposal_swapped": "another tile's proposal",
+    "no_proposal": "no proposal",
+    "sar_withheld": "SAR withheld",
+    "no_sar": "trained without SAR",
     "plain": "plain U-Net",
     "smooth": "smooth (pull-push)",
-    "telea": "Telea (OpenCV)",
     "mean": "mean colour",
 }
 
-Fill = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+@dataclass(frozen=True, eq=False)
+class Gaps(Scenario):
+    """Simulated gaps in every tile, and the real ones of cloudy images; Stage 3 by itself, also of the pipeline.
+
+    Attributes:
+        no_sar: a model trained without SAR, on the device of the one that is measured.
+        plain: a plain U-Net with SAR.
+    """
+
+    no_sar: Stage3GroundingModel | PlainNetwork | None = None
+    plain: PlainNetwork | None = None
+
+    name: ClassVar[str] = "gaps"
+    needs: ClassVar[str] = "tile with a gap and clear pixels"
+
+    def measure(self, tiles: Sequence[EvaluationTile], walk: Walk) -> Iterable[TileFigures]:
+        gaps = [gap for tile in tiles for gap in gaps_of(tile)]
+        for gap in gaps:
+            if not (gap.inside.any() and gap.clear.any()):
+                missing = "clear pixels" if gap.inside.any() else "gaps"
+                yield TileFigures(gap.record, left_out=f"no {missing} ({gap.gaps})")
+        gaps = [gap for gap in gaps if gap.inside.any() and gap.clear.any()]
+        if not gaps:
+            return
+        filled = self._fill(gaps, {tile.record.name: tile for tile in tiles}, walk)
+        for index, gap in enumerate(gaps):
+            figures = {method: measure_gap(images[index], gap) for method, images in filled.items()}
+            facts = {"gaps": gap.gaps, "unknown": float(gap.inside.float().mean())}
+            yield TileFigures(gap.record, figures, facts)
+
+    def _fill(self, gaps: Sequence[Gap], tiles: dict[str, EvaluationTile], walk: Walk) -> dict[str, Tensor]:
+        """The image (B,4,H,W) of every method."""
+        s1, image, trust, truth = (
+            torch.stack([getattr(gap, key) for gap in gaps]) for key in ("s1", "image", "trust", "truth")
+        )
+        run, smooth = walk.run, fill_nodata(image, valid_pixels(image))
+        filled = {STAGE3: run.ground(s1, image, trust=trust).opt_v3}
+        if run.takes_proposals:
+            proposals = {
+                "informed": torch.stack([simulated_proposal(gap.truth, gap.record.name) for gap in gaps]),
+                "truth_proposal": fill_nodata(truth, valid_pixels(truth)),
+                "no_proposal": smooth,
+            }
+            if walk.donors:
+                others = [_proposal_of_another(tiles[gap.record.name], walk) for gap in gaps]
+                proposals["proposal_swapped"] = torch.stack(others)
+            for key in (key for key in LABELS if key in proposals):
+                filled[key] = run.ground(s1, image, trust=trust, proposal=proposals[key]).opt_v3
+        filled["sar_withheld"] = run.ground(s1, image, trust=trust, use_sar=False).opt_v3
+        if self.no_sar is not None and isinstance(self.no_sar, Grounder):
+            filled["no_sar"] = run.ground_blind(self.no_sar, s1, image, trust)
+        elif self.no_sar is not None:
+            filled["no_sar"] = run.predict(self.no_sar, s1, image, trust)
+        if self.plain is not None:
+            filled["plain"] = run.predict(self.plain, s1, image, trust)
+        filled["smooth"] = smooth
+        colour = image.nanmean(dim=(-2, -1), keepdim=True)
+        filled["mean"] = torch.where(valid_pixels(image), image, colour)
+        return filled
+
+    def to_json(self, tiles: Sequence[TileFigures], left_out: Sequence[str]) -> dict[str, Any]:
+        parts = {name: [tile for tile in tiles if tile.facts["gaps"] == name] for name in (SIMULATED, CLOUDY)}
+        return {
+            "units": "mse and mae in reflectance (DN / 10000); changed in DN",
+            "border_px": BORDER,
+            "summary": {name: _summary(part) for name, part in parts.items() if part},
+            "skipped": list(left_out),
+            "tiles": [
+                {**tile.named(), **tile.facts, "methods": tile.figures}
+                for part in parts.values()
+                for tile in part
+            ],
+        }
+
+    def tables(self, outcome: dict[str, Any], caption: str) -> list[Table]:
+        return [_table(name, part, caption) for name, part in outcome["summary"].items()]
 
 
 @dataclass(frozen=True)
-class GapTile:
-    """Figures of one tile with one map.
+class Gap:
+    """A tile with gaps.
 
     Attributes:
         record: the tile.
         gaps: ``simulated`` or ``cloudy``.
-        unknown: share of the pixels inside gaps.
-        methods: for each method ``mse``, ``mae`` (reflectance), ``ssim``, ``edge_truth`` and ``sharpness`` inside the
-            gaps (see ``axs_lib.metrics``), ``mse_border`` and ``mae_border`` at their border, and ``changed``, the
-            greatest change of a clear pixel in DN, which is 0 where a method keeps its promise.
+        s1: (2,H,W) dB.
+        image: (4,H,W) DN, NaN inside the gaps.
+        truth: (4,H,W) DN.
+        trust: (1,H,W), 1 clear and 0 unknown.
     """
 
     record: PairRecord
     gaps: str
-    unknown: float
-    methods: dict[str, dict[str, float]]
+    s1: Tensor
+    image: Tensor
+    truth: Tensor
+    trust: Tensor
 
-    def win(self, other: str) -> bool:
-        """Whether Stage 3 has the smaller MSE inside the gaps than this method."""
-        return self.methods[STAGE3]["mse"] < self.methods[other]["mse"]
+    @property
+    def inside(self) -> Tensor:
+        """Pixels to fill (1,H,W) bool: in the gap, where neither SAR nor truth is nodata."""
+        return valid_pixels(self.s1[None], self.truth[None])[0] & (self.trust == 0)
 
-
-@dataclass(frozen=True)
-class GapReport:
-    """The outcome of an evaluation of gaps.
-
-    Attributes:
-        data: the folder.
-        quality: ``ok`` or ``all``.
-        tiles: one result for each tile and map.
-        provenance: what the model is (version, variant, weights, hash).
-        timesteps: network evaluations.
-        seed: of the model's noise.
-        device: where it ran.
-        seconds: wall time of everything.
-        skipped: what was left out, ``source/id (gaps): why``.
-    """
-
-    data: str
-    quality: str
-    tiles: list[GapTile]
-    provenance: dict[str, str]
-    timesteps: int
-    seed: int
-    device: str
-    seconds: float
-    skipped: list[str] = field(default_factory=list)
-
-    def summary(self) -> dict[str, dict[str, Any]]:
-        """For ``simulated`` and, where there are any, ``cloudy`` gaps: figures over the tiles.
-
-        Each holds ``tiles``, ``unknown`` (mean share of the pixels), ``changed_where_clear`` (the greatest change of a
-        clear pixel by Stage 3, in DN), ``mean`` and ``median`` of every figure for each method, and for each method
-        but Stage 3 ``improvement_of_mean_%`` (100 (other - stage3) / other of the mean MSE and MAE, inside and at the
-        border) and ``wins`` (share of tiles where Stage 3 has the smaller MSE inside).
-        """
-        parts = {name: [tile for tile in self.tiles if tile.gaps == name] for name in (SIMULATED, CLOUDY)}
-        return {name: _summarise(tiles) for name, tiles in parts.items() if tiles}
-
-    def to_json(self) -> dict[str, Any]:
-        """The report as plain JSON types; a figure that is not finite is null.
-
-        Keys: ``data``, ``quality``, ``model`` (provenance), ``timesteps``, ``seed``, ``device``, ``seconds``,
-        ``units``, ``border_px``, ``summary`` (see ``summary``), ``skipped``, and ``tiles``: for each ``id``,
-        ``source``, ``group``, ``quality``, ``gaps``, ``unknown`` and ``methods`` (see ``GapTile``).
-        """
-        tiles = [
-            {
-                "id": tile.record.id,
-                "source": tile.record.source,
-                "group": tile.record.group,
-                "quality": tile.record.quality,
-                "gaps": tile.gaps,
-                "unknown": tile.unknown,
-                "methods": tile.methods,
-            }
-            for tile in self.tiles
-        ]
-        report = {
-            "data": self.data,
-            "quality": self.quality,
-            "model": dict(self.provenance),
-            "timesteps": self.timesteps,
-            "seed": self.seed,
-            "device": self.device,
-            "seconds": round(self.seconds, 2),
-            "units": "mse and mae in reflectance (DN / 10000); changed in DN",
-            "border_px": BORDER,
-            "summary": self.summary(),
-            "skipped": self.skipped,
-            "tiles": tiles,
-        }
-        finite: dict[str, Any] = finite_only(report)
-        return finite
-
-    def tables(self) -> list[Table]:
-        """One rich table for each kind of gaps, one line a method."""
-        return [self._table(name, figures) for name, figures in self.summary().items()]
-
-    def _table(self, name: str, figures: dict[str, Any]) -> Table:
-        from rich.table import Table
-
-        tiles = "tile" if figures["tiles"] == 1 else "tiles"
-        caption = (
-            f"{self.timesteps} timesteps · seed {self.seed} · {self.device} · the greatest change of a clear pixel by"
-            f" Stage 3: {figures['changed_where_clear']:g} DN"
-        )
-        table = Table(
-            title=f"{name.capitalize()} gaps: {figures['tiles']} {tiles},"
-            f" {100 * figures['unknown']:.0f} % of their pixels",
-            caption=caption,
-            header_style="bold",
-            box=None,
-            pad_edge=False,
-        )
-        table.add_column("filled by", no_wrap=True)
-        for heading in (
-            "MSE\n10⁻⁴",
-            "MSE at\nborder",
-            "MAE",
-            "SSIM",
-            "edges",
-            "Stage 3\nbetter by",
-            "on %\ntiles",
-        ):
-            table.add_column(heading, justify="right", no_wrap=True)
-        for method, mean in figures["mean"].items():
-            rival = method != STAGE3
-            table.add_row(
-                LABELS[method],
-                f"{1e4 * mean['mse']:.2f}",
-                f"{1e4 * mean['mse_border']:.2f}",
-                f"{mean['mae']:.4f}",
-                f"{mean['ssim']:.2f}",
-                f"{mean['edge_truth']:.2f}",
-                percent(figures["improvement_of_mean_%"][method]["mse"]) if rival else "",
-                f"{100 * figures['wins'][method]:.0f}" if rival else "",
-            )
-        return table
+    @property
+    def clear(self) -> Tensor:
+        """Pixels to keep (1,H,W) bool."""
+        return valid_pixels(self.s1[None], self.truth[None], self.image[None])[0] & (self.trust == 1)
 
 
-def evaluate_gaps(
-    model: Grounder,
-    folder: str | Path,
-    *,
-    groups: Sequence[str] | None = None,
-    quality: Quality = "ok",
-    timesteps: int = 1,
-    seed: int = 0,
-    no_sar: Stage3GroundingModel | Plain | None = None,
-    plain: Plain | None = None,
-    batch_size: int = 8,
-    force: bool = False,
-    progress: bool = False,
-) -> GapReport:
-    """Fill simulated gaps in every pair of a folder, and the real ones of cloudy images, and compare with the truth.
-
-    Args:
-        model: the Stage 3 model.
-        folder: NPZ pairs, see ``axs_lib.data.pairs``.
-        groups: only these groups, e.g. those the model was not trained on.
-        quality: ``"ok"`` or ``"all"``.
-        timesteps: network evaluations.
-        seed: of the model's noise; the simulated clouds do not depend on it.
-        no_sar: a model trained without SAR, on the device of ``model``.
-        plain: a plain U-Net with SAR, on the device of ``model``.
-        batch_size: tiles of one size the models see at once.
-        force: do not refuse values that look like another unit.
-        progress: show a bar on the error stream.
-
-    Raises:
-        InputError: no pairs, an unknown group, no pair with a gap, or a pair that is broken or in another unit.
-    """
-    started = time.perf_counter()
-    records = select_pairs(folder, quality, groups)
-    methods: dict[str, Fill] = {STAGE3: _stage3(model, timesteps, seed)}
-    if no_sar is not None:
-        methods["no_sar"] = _without_sar(no_sar, timesteps, seed, model.device)
-    if plain is not None:
-        methods["plain"] = _plain(plain, model.device)
-    methods |= {"smooth": _smooth, "telea": _telea, "mean": _mean_colour}
-    skipped: list[str] = []
-    results: list[GapTile] = []
-    chunks = list(batches_of_one_size(records, batch_size))
-    with torch.no_grad():
-        for chunk in track(chunks, "fill gaps", enabled=progress):
-            results += _fill_chunk(chunk, methods, force, skipped)
-    if not results:
-        raise InputError(f"no tile of {folder} has a gap and clear pixels; left out: {'; '.join(skipped)}")
-    order = {record.name: place for place, record in enumerate(records)}
-    return GapReport(
-        data=str(folder),
-        quality=quality,
-        tiles=sorted(results, key=lambda tile: (tile.gaps != SIMULATED, order[tile.record.name])),
-        provenance=dict(model.provenance),
-        timesteps=timesteps,
-        seed=seed,
-        device=device_name(model.device),
-        seconds=time.perf_counter() - started,
-        skipped=skipped,
-    )
+def gaps_of(tile: EvaluationTile) -> Iterator[Gap]:
+    """The tile with simulated gaps, and with its real ones where it has a cloudy image."""
+    trust = simulated_trust(tile.truth, tile.record.name)
+    image = tile.truth.masked_fill(trust == 0, torch.nan)
+    yield Gap(tile.record, SIMULATED, tile.s1, image, tile.truth, trust)
+    if tile.s2_cloudy is not None:
+        trust = cloudy_trust(tile.truth, tile.s2_cloudy)
+        image = tile.s2_cloudy.masked_fill(trust == 0, torch.nan)
+        yield Gap(tile.record, CLOUDY, tile.s1, image, tile.truth, trust)
 
 
 def simulated_trust(truth: Tensor, name: str) -> Tensor:
@@ -285,77 +200,20 @@ def simulated_trust(truth: Tensor, name: str) -> Tensor:
             return trust
 
 
-@dataclass(frozen=True)
-class _Gap:
-    """A tile with gaps: SAR, the image with NaN inside them, truth, and (1,H,W) maps."""
-
-    record: PairRecord
-    gaps: str
-    s1: Tensor
-    image: Tensor
-    truth: Tensor
-    trust: Tensor
-
-    @property
-    def valid(self) -> Tensor:
-        """Where neither SAR nor truth is nodata."""
-        return valid_pixels(self.s1[None], self.truth[None])[0]
-
-    @property
-    def inside(self) -> Tensor:
-        """Pixels to fill, bool."""
-        return self.valid & (self.trust == 0)
-
-    @property
-    def clear(self) -> Tensor:
-        """Pixels to keep, bool."""
-        return self.valid & (self.trust == 1) & self.image.isfinite().all(0)
+def simulated_proposal(truth: Tensor, name: str) -> Tensor:
+    """What a good generator might draw of a tile, (4,H,W) DN: the same wherever and whenever it is evaluated."""
+    generator = torch.Generator().manual_seed(zlib.crc32(f"proposal {name}".encode()))
+    return informed_proposal(fill_nodata(truth[None], valid_pixels(truth[None])), generator=generator)[0]
 
 
-def _gaps_of(pair: Pair, force: bool) -> Iterator[_Gap]:
-    """The tile with simulated gaps, and with its real ones."""
-    s1, truth = torch.from_numpy(pair.s1), torch.from_numpy(pair.s2)
-    images = {SIMULATED: truth}
-    if pair.s2_cloudy is not None:
-        images[CLOUDY] = torch.from_numpy(pair.s2_cloudy)
-    for name, image in images.items():
-        try:
-            check_pair(s1, image, source="file", force=force)
-        except InputError as error:
-            raise InputError(f"{pair.record.path}: {error}") from error
-        simulated = name == SIMULATED
-        trust = simulated_trust(truth, pair.record.name) if simulated else cloudy_trust(truth, image)
-        yield _Gap(pair.record, name, s1, image.masked_fill(trust == 0, torch.nan), truth, trust)
+def measure_gap(image: Tensor, gap: Gap) -> Figures:
+    """Figures of one filled image (4,H,W); where a pixel was left unfilled every error is infinite.
 
-
-def _fill_chunk(
-    records: list[PairRecord], methods: Mapping[str, Fill], force: bool, skipped: list[str]
-) -> Iterator[GapTile]:
-    """Fill and measure tiles of one size."""
-    gaps = []
-    for record in records:
-        for gap in _gaps_of(load_pair(record), force):
-            if gap.inside.any() and gap.clear.any():
-                gaps.append(gap)
-            else:
-                what = "clear pixels" if gap.inside.any() else "gaps"
-                skipped.append(f"{record.name} ({gap.gaps}): no {what}")
-    if not gaps:
-        return
-    s1, image = torch.stack([gap.s1 for gap in gaps]), torch.stack([gap.image for gap in gaps])
-    trust = torch.stack([gap.trust for gap in gaps])
-    filled = {name: fill(s1, image, trust).cpu() for name, fill in methods.items()}
-    for index, gap in enumerate(gaps):
-        yield GapTile(
-            gap.record,
-            gap.gaps,
-            float(gap.inside.float().mean()),
-            {name: _measure(images[index], gap) for name, images in filled.items()},
-        )
-
-
-def _measure(image: Tensor, gap: _Gap) -> dict[str, float]:
-    """Figures of one filled image (4,H,W); where a pixel was left unfilled every error is infinite."""
+    Returns:
+        Inside the gaps ``mse``, ``mae`` (reflectance), ``ssim``, ``edge_truth`` and ``sharpness`` (see
+        ``axs_lib.metrics``), at their border ``mse_border`` and ``mae_border``, and ``changed``, the greatest change of
+        a clear pixel in DN, which is 0 where a method keeps its promise.
+    """
     inside, clear = gap.inside, gap.clear
     changed = float((image - gap.image).abs()[:, clear[0]].nan_to_num(math.inf).max())
     if not image[:, inside[0]].isfinite().all():
@@ -371,66 +229,58 @@ def _measure(image: Tensor, gap: _Gap) -> dict[str, float]:
     }
 
 
-def _stage3(model: Grounder, timesteps: int, seed: int) -> Fill:
-    def fill(s1: Tensor, image: Tensor, trust: Tensor) -> Tensor:
-        s1, image, trust = (each.to(model.device) for each in (s1, image, trust))
-        filled: Tensor = model.ground(s1, image, timesteps, seed=seed, trust=trust).image
-        return filled
-
-    return fill
-
-
-def _plain(model: Plain, device: torch.device) -> Fill:
-    return lambda s1, image, trust: model.predict(s1.to(device), image.to(device), trust.to(device))
+def _proposal_of_another(tile: EvaluationTile, walk: Walk) -> Tensor:
+    """What Stage 3 draws for another tile in that one's own simulated gap, (4,H,W) DN."""
+    other = next(gaps_of(walk.donor(tile)))
+    drawn = walk.run.ground(other.s1[None], other.image[None], trust=other.trust[None]).proposal
+    assert drawn is not None
+    return fitted(drawn[0], tile.size)
 
 
-def _without_sar(
-    model: Stage3GroundingModel | Plain, timesteps: int, seed: int, device: torch.device
-) -> Fill:
-    """A plain network that takes no SAR, or Stage 3 with mean backscatter everywhere."""
-    if not isinstance(model, Grounder):
-        return _plain(model, device)
-    fill, mean = _stage3(model, timesteps, seed), model.terramind_generator.sar.mean.cpu()
-    return lambda s1, image, trust: fill(without_sar(s1, mean), image, trust)
-
-
-def _smooth(s1: Tensor, image: Tensor, trust: Tensor) -> Tensor:
-    return fill_nodata(image, valid_pixels(image))
-
-
-def _mean_colour(s1: Tensor, image: Tensor, trust: Tensor) -> Tensor:
-    return torch.where(valid_pixels(image), image, image.nanmean(dim=(-2, -1), keepdim=True))
-
-
-def _telea(s1: Tensor, image: Tensor, trust: Tensor) -> Tensor:
-    import cv2
-
-    filled = image.clone()
-    for tile in filled:
-        unknown = (~tile.isfinite().all(0)).numpy().astype(np.uint8)
-        for band in tile:
-            known = band.nan_to_num(
-                0
-            ).numpy()  # in DN: Telea's gradient term is about one unit, whatever the unit
-            band.copy_(torch.from_numpy(cv2.inpaint(known, unknown, TELEA_RADIUS, cv2.INPAINT_TELEA)))
-    return torch.where(valid_pixels(image), image, filled)
-
-
-def _summarise(tiles: list[GapTile]) -> dict[str, Any]:
-    names = list(tiles[0].methods)
-    mean = {name: over_tiles([tile.methods[name] for tile in tiles], statistics.fmean) for name in names}
-    own = mean[STAGE3]
-    rivals = [name for name in names if name != STAGE3]
+def _summary(tiles: Sequence[TileFigures]) -> dict[str, Any]:
+    names = list(tiles[0].figures)
+    mean = {name: over_tiles([tile.figures[name] for tile in tiles]) for name in names}
+    median = {name: over_tiles([tile.figures[name] for tile in tiles], statistics.median) for name in names}
+    wins = {
+        name: statistics.fmean(tile.figures[STAGE3]["mse"] < tile.figures[name]["mse"] for tile in tiles)
+        for name in names
+    }
     return {
         "tiles": len(tiles),
-        "unknown": statistics.fmean(tile.unknown for tile in tiles),
-        "changed_where_clear": max(tile.methods[STAGE3]["changed"] for tile in tiles),
+        "unknown": statistics.fmean(tile.facts["unknown"] for tile in tiles),
+        "changed_where_clear": max(tile.figures[STAGE3]["changed"] for tile in tiles),
         "mean": mean,
-        "median": {
-            name: over_tiles([tile.methods[name] for tile in tiles], statistics.median) for name in names
-        },
+        "median": median,
         "improvement_of_mean_%": {
-            name: {key: improvement(mean[name][key], own[key]) for key in ERRORS} for name in rivals
+            name: {key: improvement(mean[name][key], mean[STAGE3][key]) for key in ERRORS}
+            for name in names[1:]
         },
-        "wins": {name: sum(tile.win(name) for tile in tiles) / len(tiles) for name in rivals},
+        "better_than_smooth_%": {
+            name: improvement(mean["smooth"]["mse"], mean[name]["mse"]) for name in names if name != "smooth"
+        },
+        "wins": {name: wins[name] for name in names[1:]},
     }
+
+
+def _table(name: str, part: dict[str, Any], caption: str) -> Table:
+    rows = []
+    for method, mean in part["mean"].items():
+        rival = method != STAGE3
+        rows.append(
+            [
+                LABELS[method],
+                *("-" if mean[key] is None else f"{1e4 * mean[key]:.2f}" for key in ("mse", "mse_border")),
+                shown_figure("mae", mean["mae"]),
+                "-" if mean["ssim"] is None else f"{mean['ssim']:.2f}",
+                percent(part["better_than_smooth_%"].get(method)),
+                share(part["wins"][method]) if rival else "",
+            ]
+        )
+    tiles = "tile" if part["tiles"] == 1 else "tiles"
+    title = f"{name.capitalize()} gaps: {part['tiles']} {tiles}, {share(part['unknown'])} of their pixels"
+    caption += f" · the greatest change of a clear pixel by Stage 3: {part['changed_where_clear']:g} DN"
+    headings = (
+        *("filled by", "MSE\n10⁻⁴", "MSE at\nborder", "MAE", "SSIM"),
+        *("better\nthan smooth", "Stage 3\nwins"),
+    )
+    return rich_table(title, headings, rows, caption)

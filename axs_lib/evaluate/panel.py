@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from axs_lib.bands import DN_PER_REFLECTANCE
-from axs_lib.data.tiles import TRUTH_KEYS
 from axs_lib.errors import InputError
 from axs_lib.evaluate.colour import (
     FALSE_COLOUR,
@@ -29,12 +28,13 @@ from axs_lib.evaluate.colour import (
     stretch_of,
     top_of,
 )
+from axs_lib.io.tiles import TRUTH_KEYS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from axs_lib.data.saved import Result
+    from axs_lib.io.saved import Result
 
 DOTS_PER_INCH = 100
 CELL_INCHES = 2.75
@@ -133,7 +133,7 @@ def _save(figure: Figure, path: str | Path, overwrite: bool) -> Path:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from PIL import Image
 
-    from axs_lib.data.atomic import atomic_write
+    from axs_lib.io.atomic import atomic_write
 
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
@@ -218,7 +218,7 @@ def plot_panel(
     """The panel of a result, for notebooks: of Stage 3, or with opt_v1 of the pipeline.
 
     Args:
-        result: a saved result (``axs_lib.data.saved``), the path of one, or images by name: ``s1`` (or ``s1_vv`` and
+        result: a saved result (``axs_lib.io.saved``), the path of one, or images by name: ``s1`` (or ``s1_vv`` and
             ``s1_vh``), ``opt_v2``, ``opt_v3``, and as far as known ``opt_v1``, ``truth`` (or ``s2_real``) and
             ``uncertainty``, as arrays or tensors of one tile; other names are ignored.
         title: first line; by default the saved result's name.
@@ -230,7 +230,7 @@ def plot_panel(
     Raises:
         InputError: SAR, opt_v2 or opt_v3 is missing, shapes that do not belong to one tile, or an unreadable file.
     """
-    from axs_lib.data.saved import Result, read_results
+    from axs_lib.io.saved import Result, read_results
 
     if isinstance(result, str | os.PathLike):
         result = next(read_results(result))

@@ -2,7 +2,7 @@
 
 A dense U-Net, given what is known (SAR, the estimate and where it was observed, or SAR alone) and asked for the image
 directly. What Stage 3 gains over it is what its architecture is worth; what the same plain net
-loses without SAR is what the SAR is worth. ``axs_lib.train.plain`` trains one, ``save_plain`` keeps it.
+loses without SAR is what the SAR is worth. ``experiments/nano/plain.py`` trains one.
 """
 
 from __future__ import annotations
@@ -13,12 +13,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from axs_lib.bands import VALID_DN, sar_stats
-from axs_lib.checks import ESTIMATE_TRUST
+from axs_lib.bands import OPTICAL_MEAN, OPTICAL_STD, VALID_DN, sar_stats
+from axs_lib.checks import Trust
 from axs_lib.errors import InputError, WeightsError
 from axs_lib.grounding.unet import UNet, fine_detail
 from axs_lib.nodata import fill_nodata, pad_square, valid_pixels
-from axs_lib.terramind.build import NANO_OPTICAL_MEAN, NANO_OPTICAL_STD
 
 Inputs = Literal["sar", "optical", "sar+optical"]
 INPUTS: tuple[Inputs, ...] = ("sar", "optical", "sar+optical")
@@ -45,7 +44,7 @@ class PlainModel(nn.Module):
         self.inputs, self.widths = inputs, tuple(widths)
         channels = 2 * ("sar" in inputs) + (4 + 1 + 8) * ("optical" in inputs)
         self.body = UNet(channels, 4, self.widths)
-        for name, values in (("", (NANO_OPTICAL_MEAN, NANO_OPTICAL_STD)), ("sar_", sar_stats("S1GRD"))):
+        for name, values in (("", (OPTICAL_MEAN, OPTICAL_STD)), ("sar_", sar_stats("S1GRD"))):
             for key, value in zip(("mean", "std"), values, strict=True):
                 self.register_buffer(name + key, torch.tensor(value)[:, None, None], persistent=False)
 
@@ -64,7 +63,7 @@ class PlainModel(nn.Module):
             if opt_v2 is None:
                 raise InputError(f"this plain model needs opt_v2 (its inputs are {self.inputs})")
             base = (opt_v2 - self.mean) / self.std
-            known = torch.full_like(base[:, :1], ESTIMATE_TRUST) if trust is None else trust
+            known = torch.full_like(base[:, :1], Trust.ESTIMATE) if trust is None else trust
             parts += [base, known, *fine_detail(base)]
         return (base + self.body(torch.cat(parts, dim=1))) * self.std + self.mean
 
@@ -107,7 +106,7 @@ def load_plain(path: str | Path) -> PlainModel:
 
     header = read_metadata(Path(path))
     if header.get("kind") != "plain" or header.get("inputs") not in INPUTS:
-        raise WeightsError(f"{path} is no plain U-Net; expected a file that save_plain wrote")
+        raise WeightsError(f"{path} is no plain U-Net; expected a file of experiments/nano/plain.py")
     inputs: Inputs = next(known for known in INPUTS if known == header["inputs"])
     model = PlainModel(inputs, tuple(int(width) for width in header["widths"].split(",")))
     load_strict(model, read_state(Path(path)), what=f"the plain U-Net ({path})")

@@ -1,69 +1,105 @@
 """The tiles of an evaluation: which pairs, in which batches, and where their opt_v2 comes from.
 
-In: a folder of NPZ pairs (see ``axs_lib.data.pairs``). Out: ``EvaluationTile``, a pair as tensors with the estimate
+In: a folder of NPZ pairs (see ``axs_lib.data.pairs``). Out: ``EvaluationTile``, a pair as tensors, and the estimate
 that is to be grounded. A simulated estimate depends on nothing but the truth and the tile's name, so that all models
-meet the same one.
+meet the same one. Control experiments borrow
+the SAR or the proposal of another tile: ``find_donors``, ``fitted``.
 """
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from axs_lib.bands import OPTICAL_BANDS
 from axs_lib.checks import check_pair
 from axs_lib.data.degrade import degrade
-from axs_lib.data.pairs import Pair, PairRecord, Quality, list_pairs, load_pair
+from axs_lib.data.pairs import PairRecord, Quality, list_pairs, load_pair
 from axs_lib.errors import InputError
+from axs_lib.grounding.sar_inconsistency import open_water
+from axs_lib.nodata import fill_nodata, pad_square, valid_pixels
 
 OptV2Source = Literal["file", "stage2", "degraded", "cloudy"]
 """Where opt_v2 comes from: the pair's own (simulated where it has none), made by Stages 1 and 2, simulated from the
 truth, or the pair's cloudy image."""
 
 
+@dataclass(frozen=True)
 class EvaluationTile:
-    """A pair as tensors.
+    """A pair as tensors, NaN = nodata.
 
     Attributes:
         record: the pair.
         s1: (2,H,W) dB.
         truth: (4,H,W) DN.
-        opt_v2: (4,H,W) DN, the estimate; all NaN where Stages 1 and 2 will make it.
-        opt_v2_source: ``file``, ``degraded``, ``cloudy`` or ``stage2``.
-
-    Raises:
-        InputError: values in another unit, unless ``force``; the message names the file.
+        opt_v2: (4,H,W) DN, the pair's own estimate, if it has one.
+        s2_cloudy: (4,H,W) DN, a cloudy image of the same place, if the pair has one.
     """
 
-    def __init__(self, pair: Pair, source: OptV2Source, *, force: bool = False) -> None:
-        self.record = pair.record
-        self.s1 = torch.from_numpy(pair.s1)
-        self.truth = torch.from_numpy(pair.s2)
-        if source == "file" and pair.opt_v2 is None:
-            source = "degraded"
-        self.opt_v2_source = source
-        try:
-            check_pair(self.s1, self.truth, source="file", force=force)
-            if source == "stage2":
-                self.opt_v2 = torch.full_like(self.truth, torch.nan)
-            elif source == "degraded":
-                self.opt_v2 = simulated_estimate(self.truth, pair.record.name)
-            else:
-                given = pair.s2_cloudy if source == "cloudy" else pair.opt_v2
-                assert given is not None  # select_pairs keeps cloudy pairs only, and file has one here
-                self.opt_v2 = torch.from_numpy(given)
-                check_pair(self.s1, self.opt_v2, source="file", force=force)
-        except InputError as error:
-            raise InputError(f"{pair.record.path}: {error}") from error
+    record: PairRecord
+    s1: Tensor
+    truth: Tensor
+    opt_v2: Tensor | None = None
+    s2_cloudy: Tensor | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return self.truth.shape[-2], self.truth.shape[-1]
+
+    def estimate(self, source: OptV2Source) -> tuple[Tensor, str]:
+        """What is grounded, (4,H,W) DN, and its source; all NaN where Stages 1 and 2 will make it.
+
+        ``select_pairs`` sees to it that every pair of source ``cloudy`` has a cloudy image.
+        """
+        given = self.s2_cloudy if source == "cloudy" else self.opt_v2 if source == "file" else None
+        if given is not None:
+            return given, source
+        if source == "stage2":
+            return torch.full_like(self.truth, torch.nan), source
+        return simulated_estimate(self.truth, self.record.name), "degraded"
+
+
+def read_tile(record: PairRecord, *, force: bool = False) -> EvaluationTile:
+    """Read one pair and check its units.
+
+    Raises:
+        InputError: a broken file, or values in another unit, unless ``force``; the message names the file.
+    """
+    pair = load_pair(record)
+    s1, truth = torch.from_numpy(pair.s1), torch.from_numpy(pair.s2)
+    opt_v2, s2_cloudy = (
+        None if image is None else torch.from_numpy(image) for image in (pair.opt_v2, pair.s2_cloudy)
+    )
+    try:
+        for image in (truth, opt_v2, s2_cloudy):
+            if image is not None:
+                check_pair(s1, image, source="file", force=force)
+    except InputError as error:
+        raise InputError(f"{record.path}: {error}") from error
+    return EvaluationTile(record, s1, truth, opt_v2, s2_cloudy)
 
 
 def simulated_estimate(truth: Tensor, name: str) -> Tensor:
     """The simulated Stage 2 estimate (4,H,W) of a tile: the same wherever and whenever it is evaluated."""
     return degrade(truth, seed=zlib.crc32(name.encode()), preset="test")
+
+
+def water_on_land(s1: Tensor, truth: Tensor) -> float:
+    """Share of the valid pixels that are open water in the SAR (2,H,W) and, by NDWI, dry land in the truth (4,H,W)."""
+    valid = valid_pixels(s1[None], truth[None])
+    if not bool(valid.any()):
+        return 0.0
+    filled = fill_nodata(truth[None], valid)
+    green, nir = filled[:, OPTICAL_BANDS.index("B03")], filled[:, OPTICAL_BANDS.index("B08")]
+    wet = open_water(fill_nodata(s1[None], valid))[:, 0] > 0.5
+    return float((wet & (green < nir))[valid[:, 0]].float().mean())
 
 
 def select_pairs(
@@ -103,3 +139,49 @@ def batches_of_one_size(records: Sequence[PairRecord], size: int) -> Iterator[li
     for shape in shapes:
         same = [record for record in records if (record.height, record.width) == shape]
         yield from (same[start : start + size] for start in range(0, len(same), size))
+
+
+def find_donors(records: Sequence[PairRecord]) -> dict[str, PairRecord]:
+    """For each tile's name another tile, the next in the list of another group and of the same size where there is one.
+
+    Nothing where there is only one tile.
+    """
+    donors = {}
+    for index, record in enumerate(records if len(records) > 1 else []):
+
+        def merit(other: PairRecord, record: PairRecord = record) -> tuple[bool, bool]:
+            return other.group != record.group, (other.height, other.width) == (record.height, record.width)
+
+        donors[record.name] = max([*records[index + 1 :], *records[:index]], key=merit)
+    return donors
+
+
+def find_other_dates(records: Sequence[PairRecord]) -> dict[str, PairRecord]:
+    """For each tile's name the same place at another date, the nearest one before it in the list where there is one.
+
+    That is a tile of the same group and size whose date or month differs and whose location, where known, does not.
+    """
+    found = {}
+    for index, record in enumerate(records):
+        for other in (*reversed(records[:index]), *records[index + 1 :]):
+            same_tile = [(each.group, each.height, each.width, _place(each)) for each in (record, other)]
+            day, other_day = (_day(each) for each in (record, other))
+            if same_tile[0] == same_tile[1] and day and other_day and day != other_day:
+                found[record.name] = other
+                break
+    return found
+
+
+def _day(record: PairRecord) -> tuple[object, ...]:
+    return tuple(record.metadata[key] for key in ("date", "year", "month") if key in record.metadata)
+
+
+def _place(record: PairRecord) -> tuple[object, ...]:
+    return tuple(record.metadata.get(key) for key in ("lat", "lon"))
+
+
+def fitted(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """Another tile's image (C,h,w), nodata filled with the band's mean, reflected and cropped to (C,*size)."""
+    filled = torch.where(image.isnan(), image.nanmean((1, 2), keepdim=True), image)
+    height, width = size
+    return pad_square(filled[None], max(*image.shape[1:], *size))[0, :, :height, :width]

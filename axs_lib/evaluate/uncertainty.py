@@ -20,27 +20,24 @@ crps         reflectance continuous ranked probability score of a Gaussian aroun
 reliability  reflectance [predicted RMSE, observed RMSE] of each bin, from the most certain to the least
 ============ =========== ============================================================================================
 
-All but ``retention`` are by band. ``measure_uncertainty`` takes the pairs of a folder through a model.
+All but ``retention`` are by band. ``Uncertainty`` is the scenario that pools the pixels of all tiles.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from axs_lib.bands import DN_PER_REFLECTANCE, OPTICAL_BANDS
-from axs_lib.data.pairs import Quality, load_pair
 from axs_lib.errors import InputError
-from axs_lib.evaluate.models import Grounder, WholePipeline, run, stage3_of
-from axs_lib.evaluate.report import finite_only, percent
-from axs_lib.evaluate.sources import EvaluationTile, OptV2Source, batches_of_one_size, select_pairs
-from axs_lib.progress import track
+from axs_lib.evaluate.evaluator import Scenario, TileFigures, Walk
+from axs_lib.evaluate.sources import EvaluationTile
+from axs_lib.evaluate.tables import percent, rich_table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -188,168 +185,89 @@ def _quantiles(values: Tensor, levels: Sequence[float]) -> Tensor:
     return ordered[at]
 
 
-# -- a folder -----------------------------------------------------------------------------------------------------
+# -- the scenario -------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Measured:
-    """Predicted deviations and errors over the valid pixels of a folder.
+@dataclass(frozen=True, eq=False)
+class Uncertainty(Scenario):
+    """The main scenario's estimates grounded with an ensemble, whose uncertainty map is held against the errors.
 
     Attributes:
-        predicted: (N,4) standard deviations in reflectance.
-        error: (N,4) opt_v3 minus truth in reflectance.
-        tiles: how many.
-        nfe: network evaluations of a denoising run; of the pipeline, of both together.
-        members: of the ensemble where the deviations are its bare spread; ``None`` where they are calibrated.
-    """
-
-    predicted: Tensor
-    error: Tensor
-    tiles: int
-    nfe: int
-    members: int | None
-
-
-@dataclass(frozen=True)
-class UncertaintyReport:
-    """Figures of ``uncertainty_figures`` over a folder, and what they were measured on."""
-
-    figures: dict[str, Any]
-    tiles: int
-    pixels: int
-    ensemble_size: int
-    calibrated: bool
-
-    def to_json(self) -> dict[str, Any]:
-        """The figures as plain JSON types; what is not finite is null."""
-        figures: dict[str, Any] = finite_only(self.figures)
-        return figures
-
-    def tables(self) -> list[Table]:
-        """By band, and the retention curve."""
-        from rich.table import Table
-
-        kind = "calibrated" if self.calibrated else "spread of the ensemble alone"
-        by_band = Table(
-            title=f"Uncertainty: {self.tiles} tiles, {self.pixels} pixels, ensemble of {self.ensemble_size}, {kind}",
-            caption="spread-skill: 1 is calibrated, below is overconfident · others: less is better",
-            header_style="bold",
-        )
-        by_band.add_column("band")
-        for heading in ("spread-skill", "UCE (reflectance)", "AUCE", "CRPS (reflectance)"):
-            by_band.add_column(heading, justify="right")
-        for band in OPTICAL_BANDS:
-            spread, uce, area, crps = (self.figures[k][band] for k in ("spread_skill", "uce", "auce", "crps"))
-            by_band.add_row(band, f"{spread:.3f}", f"{uce:.5f}", f"{area:.3f}", f"{crps:.5f}")
-        curve = Table(title="Least certain pixels dropped", header_style="bold")
-        curve.add_column("share")
-        for heading in ("MSE", "better"):
-            curve.add_column(heading, justify="right")
-        whole = self.figures["retention"][0][1]
-        for share, mse in self.figures["retention"]:
-            gain = percent(100 * (1 - mse / whole)) if whole > 0 else "-"
-            curve.add_row(f"{100 * share:.0f} %", f"{mse:.6f}", gain)
-        return [by_band, curve]
-
-
-def evaluate_uncertainty(
-    model: Grounder | WholePipeline,
-    folder: str | Path,
-    *,
-    ensemble_size: int = 4,
-    **options: Any,
-) -> UncertaintyReport:
-    """Measure the uncertainty map of a model on a folder of pairs.
-
-    Args:
-        model: Stage 3, or the pipeline.
-        folder: NPZ pairs, see ``axs_lib.data.pairs``.
         ensemble_size: members that are averaged.
-        **options: of ``measure_uncertainty``.
-
-    Raises:
-        InputError: as ``measure_uncertainty``.
     """
-    measured = measure_uncertainty(model, folder, ensemble_size=ensemble_size, **options)
-    return UncertaintyReport(
-        figures=uncertainty_figures(measured.predicted, measured.error, members=measured.members),
-        tiles=measured.tiles,
-        pixels=len(measured.error),
-        ensemble_size=ensemble_size,
-        calibrated=measured.members is None,
-    )
 
+    ensemble_size: int = 4
 
-@torch.no_grad()
-def measure_uncertainty(
-    model: Grounder | WholePipeline,
-    folder: str | Path,
-    *,
-    timesteps: int | None = None,
-    ensemble_size: int = 4,
-    opt_v2_source: OptV2Source = "file",
-    quality: Quality = "ok",
-    groups: Sequence[str] | None = None,
-    seed: int = 0,
-    batch_size: int = 8,
-    force: bool = False,
-    progress: bool = False,
-) -> Measured:
-    """Predicted deviation and error of every valid pixel of a folder; 32 bytes of memory a pixel.
+    name: ClassVar[str] = "uncertainty"
+    needs: ClassVar[str] = "tile with a valid pixel"
 
-    Args:
-        model: Stage 3, or the pipeline (then ``opt_v2_source`` is ``stage2``).
-        folder: NPZ pairs, see ``axs_lib.data.pairs``.
-        timesteps: network evaluations; default those of the Stage 3 model.
-        ensemble_size: members that are averaged.
-        opt_v2_source: what is grounded.
-        quality: ``"ok"`` or ``"all"``.
-        groups: only these groups.
-        seed: of the model's noise.
-        batch_size: tiles of one size the model sees at once.
-        force: do not refuse values that look like another unit.
-        progress: show a bar on the error stream.
-
-    Raises:
-        InputError: no pairs, a broken pair, no pixel that counts, or a model that gives no uncertainty.
-    """
-    records = select_pairs(folder, quality, groups, opt_v2_source)
-    stage3 = stage3_of(model)
-    steps = stage3.timesteps if timesteps is None else timesteps
-    predicted: list[Tensor] = []
-    errors: list[Tensor] = []
-    nfe = 0
-    chunks = list(batches_of_one_size(records, batch_size))
-    for chunk in track(chunks, "uncertainty", enabled=progress):
-        tiles = [EvaluationTile(load_pair(record), opt_v2_source, force=force) for record in chunk]
-        images = run(
-            model,
+    def measure(self, tiles: Sequence[EvaluationTile], walk: Walk) -> Iterable[TileFigures]:
+        """Of each tile as facts: ``predicted`` and ``error`` (N,4) in reflectance, ``members``; see ``pool``."""
+        run = walk.run
+        images = run.run(
             torch.stack([tile.s1 for tile in tiles]),
-            torch.stack([tile.opt_v2 for tile in tiles]),
+            torch.stack([tile.estimate(walk.source)[0] for tile in tiles]),
             [tile.record.metadata for tile in tiles],
-            steps,
-            seed,
-            ensemble_size=ensemble_size,
+            ensemble_size=self.ensemble_size,
         )
         if images.uncertainty is None:
             raise InputError(
-                f"the model gives no uncertainty with an ensemble of {ensemble_size}: use 4 (--ensemble-size 4), or"
-                " weights whose head predicts its own error"
+                f"the model gives no uncertainty with an ensemble of {self.ensemble_size}: use 4 (--ensemble-size 4),"
+                " or weights whose head predicts its own error"
             )
-        nfe = max(nfe, images.nfe)
-        error = images.opt_v3 - torch.stack([tile.truth for tile in tiles])
-        sigma = images.uncertainty
-        keep = (~(error.isnan() | sigma.isnan())).all(1)
-        for kept, values in ((predicted, sigma), (errors, error)):
-            kept.append(values.permute(0, 2, 3, 1)[keep].float() / DN_PER_REFLECTANCE)
-    if not any(len(values) for values in errors):
-        raise InputError(f"no pixel of {folder} counts: every one is nodata in an image or in the truth")
-    # The pipeline runs Stage 3 once a member and gives the spread of its whole runs.
-    calibrated = isinstance(model, Grounder) and CALIBRATED in model.provenance
-    return Measured(
-        predicted=torch.cat(predicted),
-        error=torch.cat(errors),
-        tiles=len(records),
-        nfe=nfe,
-        members=None if calibrated or ensemble_size < 2 else ensemble_size,
-    )
+        # The pipeline runs Stage 3 once a member and gives the spread of its whole runs.
+        calibrated = not run.whole and CALIBRATED in run.model.provenance
+        members = None if calibrated or self.ensemble_size < 2 else self.ensemble_size
+        for tile, opt_v3, sigma in zip(tiles, images.opt_v3, images.uncertainty, strict=True):
+            error = opt_v3 - tile.truth
+            keep = (~(error.isnan() | sigma.isnan())).all(0)
+            pixels = [values[:, keep].T.float() / DN_PER_REFLECTANCE for values in (sigma, error)]
+            facts = {"predicted": pixels[0], "error": pixels[1], "members": members, "nfe": images.nfe}
+            yield TileFigures(tile.record, {}, facts, "" if keep.any() else "no valid pixel")
+
+    def to_json(self, tiles: Sequence[TileFigures], left_out: Sequence[str]) -> dict[str, Any]:
+        predicted, error = pool(tiles)
+        members = tiles[0].facts["members"]
+        return {
+            "tiles": len(tiles),
+            "pixels": len(error),
+            "ensemble_size": self.ensemble_size,
+            "calibrated": members is None,
+            **uncertainty_figures(predicted, error, members=members),
+        }
+
+    def tables(self, outcome: dict[str, Any], caption: str) -> list[Table]:
+        kind = "calibrated" if outcome["calibrated"] else "spread of the ensemble alone"
+        title = (
+            f"Uncertainty: {outcome['tiles']} tiles, {outcome['pixels']} pixels, ensemble of"
+            f" {outcome['ensemble_size']}, {kind}"
+        )
+        keys = {"spread_skill": 3, "uce": 5, "auce": 3, "crps": 5}
+        rows = [
+            [
+                band,
+                *(
+                    "-" if (v := outcome[key][band]) is None else f"{v:.{digits}f}"
+                    for key, digits in keys.items()
+                ),
+            ]
+            for band in OPTICAL_BANDS
+        ]
+        note = "spread-skill: 1 is calibrated, below is overconfident · others: less is better"
+        headings = ("band", "spread-skill", "UCE (reflectance)", "AUCE", "CRPS (reflectance)")
+        curve = outcome["retention"]
+        whole = curve[0][1]
+        kept = [
+            [f"{100 * dropped:.0f} %", f"{mse:.6f}", percent(100 * (1 - mse / whole)) if whole > 0 else "-"]
+            for dropped, mse in curve
+        ]
+        return [
+            rich_table(title, headings, rows, note),
+            rich_table("Error of the rest", ("least certain\npixels dropped", "MSE", "better"), kept),
+        ]
+
+
+def pool(tiles: Sequence[TileFigures]) -> tuple[Tensor, Tensor]:
+    """Predicted deviation and error (N,4) in reflectance of what ``Uncertainty.measure`` gave; 32 bytes a pixel."""
+    predicted, error = (torch.cat([tile.facts[key] for tile in tiles]) for key in ("predicted", "error"))
+    return predicted, error

@@ -1,1 +1,1 @@
-"""How a proposal corrects an estimate: the learned head, the training-free difference, and the low-frequency hold."""
+"""How a proposal corrects an estimate: ``corrector`` and its parts, its weights, and images larger than a tile."""

@@ -2,7 +2,7 @@
 
 In go pairs of predicted deviations and errors on places kept out of training (``fit_scale``); out comes one scale a
 band and number of network evaluations, kept as JSON in the header of the weights it belongs to (``HEADER_KEY``).
-``tools/calibrate.py`` fits and writes it; Stage 3 multiplies its uncertainty by ``Calibration.scale(nfe)``.
+``experiments/calibrate.py`` fits and writes it; Stage 3 multiplies its uncertainty by ``Calibration.scale(nfe)``.
 """
 
 from __future__ import annotations
@@ -75,15 +75,15 @@ class Calibration:
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise WeightsError(
                 f"the calibration in the weights' header is not readable ({type(error).__name__}: {error}); write it"
-                " again with tools/calibrate.py"
+                " again with experiments/calibrate.py"
             ) from None
 
 
 def cautious_scale(scales: Sequence[tuple[float, ...]]) -> tuple[float, ...]:
-    """One scale a band for the next place, from the scales of places that are known, each counting alike.
+    """One scale a band for a new place, from the scales of measured places, each with the same weight.
 
-    Few places say little of the next one, and too little doubt does more harm than too much: the square of the scale is
-    the mean of theirs and its standard error.
+    Few places leave the scale of a new one uncertain, and an uncertainty that is too small does more harm than one that
+    is too large: the square of the scale is the mean of theirs plus its standard error.
 
     >>> cautious_scale([(1.0, 1.0, 1.0, 3.0), (1.0, 1.0, 1.0, 4.0)])  # squares 9 and 16: 12.5 and 3.5
     (1.0, 1.0, 1.0, 4.0)

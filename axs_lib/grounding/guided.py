@@ -1,4 +1,4 @@
-"""What the SAR says of the estimate by the estimate's own rules: a guided filter, fitted anew around every pixel.
+"""The estimate as a local linear function of the SAR: a guided filter, fitted anew around every pixel.
 
 In go SAR, estimate and trust; out comes how the estimate, as a local linear function of the backscatter, differs from
 what it is. How colour follows backscatter differs from place to place, and a network trained on few places learns it
@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from axs_lib.blur import gaussian_blur
 from axs_lib.grounding.gap import unknown_share
-from axs_lib.grounding.hold import gaussian_blur
 
-GUIDE_SIGMA_PX = 2.0  # the SAR is smoothed by so much: speckle guides nobody
+GUIDE_SIGMA_PX = 2.0  # the SAR is smoothed by so much, against speckle
 WINDOW_SIGMA_PX = 8.0
-WIDE_WEIGHT = 0.02  # of the whole tile beside the window: its relation holds where nothing near is known
+WIDE_WEIGHT = 0.02  # of the whole tile beside the window: its relation is used where no pixel nearby is valid
 RIDGE = 0.02  # z-units squared: guides that vary less explain nothing
 LEAST_VARIANCE = 0.002  # z-units squared, of an image beside which there is something to explain
 MOST_SLOPE = 2.0  # of the estimate over the proposal
@@ -44,8 +44,8 @@ def guided_difference(s1: Tensor, estimate: Tensor, trust: Tensor) -> tuple[Tens
 
         # 1. Weighted means of the images and of their products in every window, from half the resolution: the guide is
         #    smooth, and detail that it cannot explain is no part of the fit.
-        known = 1.0 - unknown_share(trust.float())
-        halved = F.avg_pool2d(torch.cat([guide, estimate.float(), known], dim=1), 2)
+        fitted = 1.0 - unknown_share(trust.float())
+        halved = F.avg_pool2d(torch.cat([guide, estimate.float(), fitted], dim=1), 2)
         vv, vh, image, weight = halved.split([1, 1, 4, 1], dim=1)
         products = [vv * vv, vv * vh, vh * vh, vv * image, vh * image, image * image]
         weighted = weight * torch.cat([torch.ones_like(weight), vv, vh, image, *products], dim=1)
@@ -108,6 +108,8 @@ def proposal_guided_difference(proposal: Tensor, estimate: Tensor, trust: Tensor
         share = (covariance * slope / (e_e - of_e**2 + LEAST_VARIANCE)).clamp(0.0, 1.0)
         relation = torch.cat([slope, of_e - slope * of_p], dim=1)
         size = estimate.shape[-2:]
-        slope, offset = F.interpolate(relation, size=size, mode="bilinear", align_corners=False).split(4, dim=1)
+        slope, offset = F.interpolate(relation, size=size, mode="bilinear", align_corners=False).split(
+            4, dim=1
+        )
         share = F.interpolate(share, size=p.shape[-2:], mode="bilinear", align_corners=False)
         return slope * proposal.float() + offset - estimate.float(), share

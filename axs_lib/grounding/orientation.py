@@ -1,7 +1,7 @@
 """The eight orientations of a square tile: an ensemble that looks at a tile from several sides errs less.
 
-A network answers a turned tile a little differently, and neither answer is the better one. Their mean is: noise of the
-denoiser, which is all that the members of an ensemble would differ by otherwise, hardly reaches the correction.
+A network corrects a turned tile a little differently, and the mean over orientations has the smaller error. The noise
+of the denoiser, by which alone the members would differ otherwise, hardly reaches the correction.
 """
 
 from __future__ import annotations

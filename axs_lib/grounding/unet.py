@@ -3,7 +3,7 @@
 In go channels at full resolution, out come channels at full resolution. All convolutions work from half resolution down
 (pixels are folded into channels on entry and unfolded on exit), are dense and lie in memory channels last, which is
 what keeps a processor's matrix units busy. There is no normalisation; only with ``statistics`` does a pixel depend on
-means over the tile. The last layer starts at zero, so a fresh network answers 0.
+means over the tile. The last layer starts at zero, so the output of a fresh network is 0.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from axs_lib.grounding.hold import gaussian_blur
+from axs_lib.blur import gaussian_blur
 
 DETAIL_SIGMAS_PX = (1.0, 2.5)
 DETAIL_GAINS = (20.0, 8.0)  # bring detail to about the strength of colour, so that it is learned as fast
@@ -75,7 +75,9 @@ class Context(nn.Module):
             pooled += [mean, (level.square().mean((2, 3)) + 1e-4).sqrt()]
         hidden = F.silu(self.first(torch.cat([*(each.asinh() for each in pooled), statistics], dim=1)))
         hidden = hidden + F.silu(self.second(hidden))
-        *modulations, offsets = self.last(hidden).split([*self.sizes, self.last.out_features - sum(self.sizes)], dim=1)
+        *modulations, offsets = self.last(hidden).split(
+            [*self.sizes, self.last.out_features - sum(self.sizes)], dim=1
+        )
         return modulations, offsets
 
 

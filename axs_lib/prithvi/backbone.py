@@ -1,7 +1,7 @@
 """Prithvi-EO-2.0 as Stage 2 uses it: four bands and metadata in, token features from several depths out.
 
 The network is terratorch's ``PrithviViT`` and its weights are the published ones; what is added is a vector for
-"unknown" in place of each coordinate that nobody gave and an embedding of the biome, all starting at zero, which is
+"unknown" in place of each coordinate that was not given and an embedding of the biome, all starting at zero, which is
 what Prithvi's own pretraining put where it dropped the metadata. What terratorch does that one has to know, and why
 the ViT is built directly rather than through its registry, is listed in ``docs/stage2.md``.
 """
@@ -16,27 +16,42 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from axs_lib.bands import BANDS, OPTICAL_BANDS
+from axs_lib.bands import BANDS, OPTICAL_BANDS, OPTICAL_MEAN, OPTICAL_STD
 from axs_lib.errors import WeightsError
-from axs_lib.lightimport import networks_only
+from axs_lib.fresh import fresh_weights
 from axs_lib.prithvi.metadata import BIOMES, EncodedMetadata
 from axs_lib.prithvi.variants import NANO, PRITHVI_VARIANTS
 from axs_lib.terramind.adapters import OpticalAdapter
-from axs_lib.terramind.build import NANO_OPTICAL_MEAN, NANO_OPTICAL_STD
 from axs_lib.terramind.weights import load_strict, substate
 
 MAX_SIDE = 256  # larger images are tiled
 TAPS = 4  # depths from which features are taken
 
-# The size of nano: 8 px patches, so that a 128 px tile has 16 x 16 tokens as Prithvi has of its 224 px.
-_NANO_VIT: dict[str, Any] = {
-    "img_size": 128,
-    "patch_size": (1, 8, 8),
-    "embed_dim": 144,
-    "depth": 4,
-    "num_heads": 3,
-    "mlp_ratio": 4.0,
+
+@dataclass(frozen=True)
+class VitSize:
+    """What Prithvi's sizes differ in: side of the image and of a patch in pixels, channels, blocks, heads."""
+
+    image: int
+    patch: int
+    dim: int
+    depth: int
+    heads: int
+
+
+# nano has patches of 8 px, so that a 128 px tile has 16 x 16 tokens as Prithvi has of its 224 px. The others as
+# published; a test compares them with terratorch's.
+VIT_SIZES: dict[str, VitSize] = {
+    NANO: VitSize(128, 8, 144, 4, 3),
+    "prithvi_eo_v2_tiny_tl": VitSize(224, 16, 192, 12, 3),
+    "prithvi_eo_v2_300_tl": VitSize(224, 16, 1024, 24, 16),
+    "prithvi_eo_v2_600_tl": VitSize(224, 14, 1280, 32, 16),
 }
+
+# The bands that Prithvi-EO-2.0 was trained on, in its order, with their means and standard deviations in DN.
+PRITHVI_BANDS = ("BLUE", "GREEN", "RED", "NIR_NARROW", "SWIR_1", "SWIR_2")
+PRITHVI_MEAN = (1087.0, 1342.0, 1433.0, 2734.0, 1958.0, 1363.0)
+PRITHVI_STD = (2248.0, 2179.0, 2178.0, 1850.0, 1242.0, 1049.0)
 
 # HLS, on which Prithvi was trained, has the narrow near infrared (B8A); B08 is the wide one around the same wavelength
 # and takes over its kernel and statistics.
@@ -135,6 +150,7 @@ class PrithviBackbone(nn.Module):
         return [tokens[depth][:, 1:].mT.unflatten(-1, (height, width)) for depth in self.layout.depths]
 
 
+@fresh_weights()
 def build_backbone(
     variant: str, state: Mapping[str, Tensor] | None = None, *, what: str = "the checkpoint"
 ) -> PrithviBackbone:
@@ -148,19 +164,21 @@ def build_backbone(
     Raises:
         WeightsError: the state does not fit.
     """
-    with networks_only():
-        from terratorch.models.backbones.prithvi_mae import PrithviViT
+    from axs_lib.networks.prithvi_mae import (
+        PrithviViT,  # imports timm, half a second that Stage 3 does without
+    )
 
-    sizes, optical = _NANO_VIT, OpticalAdapter(NANO_OPTICAL_MEAN, NANO_OPTICAL_STD)
+    size, optical = VIT_SIZES[variant], OpticalAdapter(OPTICAL_MEAN, OPTICAL_STD)
     if variant != NANO:
-        from terratorch.models.backbones.prithvi_vit import PRITHVI_V2_MEAN, PRITHVI_V2_STD, prithvi_cfgs
-
         index = prithvi_band_index()
-        sizes = prithvi_cfgs[variant]
-        optical = OpticalAdapter([PRITHVI_V2_MEAN[i] for i in index], [PRITHVI_V2_STD[i] for i in index])
-    chosen = ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio")
+        optical = OpticalAdapter([PRITHVI_MEAN[i] for i in index], [PRITHVI_STD[i] for i in index])
     vit = PrithviViT(
-        **{key: sizes[key] for key in chosen},
+        img_size=size.image,
+        patch_size=(1, size.patch, size.patch),
+        embed_dim=size.dim,
+        depth=size.depth,
+        num_heads=size.heads,
+        mlp_ratio=4.0,
         num_frames=1,
         in_chans=len(OPTICAL_BANDS),
         coords_encoding=["time", "location"],
@@ -168,22 +186,18 @@ def build_backbone(
     )
     if state is not None:
         _load_published(vit, state, what)
-    dim, depth, patch = int(sizes["embed_dim"]), int(sizes["depth"]), int(sizes["patch_size"][1])
-    vit.temporal_embed_enc = CoordinateEncoder(vit.temporal_embed_enc, dim)
-    vit.location_embed_enc = PlaceEncoder(vit.location_embed_enc, dim)
+    vit.temporal_embed_enc = CoordinateEncoder(vit.temporal_embed_enc, size.dim)
+    vit.location_embed_enc = PlaceEncoder(vit.location_embed_enc, size.dim)
 
-    depths = tuple(depth * (tap + 1) // TAPS - 1 for tap in range(TAPS))
-    layout = BackboneLayout(variant, dim, patch, depths, min_side=8 * patch)
+    depths = tuple(size.depth * (tap + 1) // TAPS - 1 for tap in range(TAPS))
+    layout = BackboneLayout(variant, size.dim, size.patch, depths, min_side=8 * size.patch)
     return PrithviBackbone(vit, layout, optical)
 
 
 def prithvi_band_index() -> list[int]:
     """Position of B02, B03, B04 and B08 among the six bands Prithvi was trained on, found by name."""
-    from terratorch.models.backbones.prithvi_vit import PRETRAINED_BANDS
-
-    pretrained = [band.value for band in PRETRAINED_BANDS]
     names = [str(BANDS[band].prithvi_name) for band in OPTICAL_BANDS]
-    return [pretrained.index(PRITHVI_STAND_IN.get(name, name)) for name in names]
+    return [PRITHVI_BANDS.index(PRITHVI_STAND_IN.get(name, name)) for name in names]
 
 
 def _load_published(vit: nn.Module, state: Mapping[str, Tensor], what: str) -> None:

@@ -1,4 +1,4 @@
-"""The season's colour: what the calendar says of a pixel before Prithvi looks at the picture.
+"""The season's colour: a linear function of pixel colour and time of year, added before Prithvi.
 
 SAR hardly tells a meadow in June from one in October; the date does. In go the first estimate and the metadata, out
 comes a shift of each pixel's colour, a linear function of its own four bands and of the season. It knows no other
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from axs_lib.bands import OPTICAL_BANDS
-from axs_lib.precision import full_float32
+from axs_lib.precision import exact_matmul
 from axs_lib.prithvi.metadata import EncodedMetadata
 
 TROPIC = 23.44  # degrees of latitude
@@ -42,8 +42,8 @@ class SeasonalColour(nn.Module):
             image: (B, 4, H, W) in z-units.
             metadata: of the B samples.
         """
-        with torch.autocast(image.device.type, enabled=False), full_float32():
-            return torch.einsum("kf,bfhw->bkhw", self.weight, regressors(image.float(), metadata))
+        features = regressors(image.float(), metadata)
+        return exact_matmul(self.weight, features.flatten(2)).unflatten(2, image.shape[2:])
 
 
 def regressors(image: Tensor, metadata: EncodedMetadata) -> Tensor:

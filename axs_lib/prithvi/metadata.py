@@ -50,7 +50,7 @@ MetadataLike = Mapping[str, object] | Sequence[Mapping[str, object] | None] | No
 
 @dataclass(frozen=True)
 class Metadata:
-    """What is known of one image.
+    """Date, place and biome of one image.
 
     Attributes:
         year: calendar year.
@@ -140,7 +140,7 @@ def encode_metadata(
 
 
 def parse_metadata(metadata: Mapping[str, object] | None, name: str = "metadata") -> Metadata:
-    """Check what is known of one sample.
+    """Check the metadata of one sample.
 
     Args:
         metadata: any of ``date`` (ISO text, ``datetime.date`` or ``datetime``), ``year``, ``month`` (1 to 12; alone it
@@ -183,14 +183,14 @@ def _when(given: Mapping[str, object], name: str) -> tuple[int | None, int | Non
     day_of_year = _whole(given, "day_of_year", 1, 366, name, " (1 is 1 January)")
     if "date" in given:
         date = _date(given["date"], name)
-        said = {"year": date.year, "month": date.month, "day_of_year": date.timetuple().tm_yday}
+        of_date = {"year": date.year, "month": date.month, "day_of_year": date.timetuple().tm_yday}
         for key, value in (("year", year), ("month", month), ("day_of_year", day_of_year)):
-            if value is not None and value != said[key]:
+            if value is not None and value != of_date[key]:
                 raise InputError(
-                    f"{name} contradicts itself: date {date.isoformat()} has {key} {said[key]}, and {key} is {value};"
+                    f"{name} is inconsistent: date {date.isoformat()} has {key} {of_date[key]}, and {key} is {value};"
                     f" leave {key} out or correct it"
                 )
-        return said["year"], said["day_of_year"]
+        return of_date["year"], of_date["day_of_year"]
     if day_of_year == 366 and year is not None and not calendar.isleap(year):
         raise InputError(f"{name}: day_of_year is 366, and {year} has 365 days; expected 1 to 365")
     if day_of_year is None:
@@ -200,7 +200,7 @@ def _when(given: Mapping[str, object], name: str) -> tuple[int | None, int | Non
         months = {(datetime.date(y, 1, 1) + datetime.timedelta(day_of_year - 1)).month for y in years}
         if month not in months:
             raise InputError(
-                f"{name} contradicts itself: day_of_year {day_of_year} lies in month {min(months)}, and month is"
+                f"{name} is inconsistent: day_of_year {day_of_year} lies in month {min(months)}, and month is"
                 f" {month}; leave one of them out"
             )
     return year, day_of_year

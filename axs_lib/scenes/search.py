@@ -22,15 +22,16 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from axs_lib.bands import DN_PER_REFLECTANCE, OPTICAL_BANDS, SAR_BANDS
-from axs_lib.data.atomic import atomic_write, check_output
-from axs_lib.data.masks import scl_trust
-from axs_lib.data.raster import FloatArray, band_name, listed
 from axs_lib.errors import AxionError, InputError
-from axs_lib.scenes.cog import CogWriter, Layer, optical_layer
-from axs_lib.scenes.source import TRUST, Source, open_source
-from axs_lib.scenes.stac import parse_date
+from axs_lib.io.atomic import atomic_write, check_output
+from axs_lib.io.masks import scl_trust
+from axs_lib.io.pixels import TRUST
+from axs_lib.io.products import Source, open_source
+from axs_lib.io.raster import FloatArray, band_name, listed
+from axs_lib.io.results import SAR, CogWriter, Layer, optical_layer
+from axs_lib.io.stac import parse_date
+from axs_lib.io.warp import MARGIN_PX, to_db
 from axs_lib.scenes.stream import WINDOW_ROWS
-from axs_lib.scenes.warp import MARGIN_PX, to_db
 from axs_lib.tilegrid import Tile
 
 if TYPE_CHECKING:
@@ -130,11 +131,13 @@ def find_pair(
     with _catalogue_errors(catalog):
         opened = _open(catalog)
         found = {name: _items(opened, name, place, span) for name in (sar_collection, optical_collection)}
+    bands = {sar_collection: SAR_BANDS, optical_collection: OPTICAL_BANDS}
+    found = {name: [item for item in items if _has(item, bands[name])] for name, items in found.items()}
     for name, items in found.items():
         if not items:
             raise InputError(
-                f"{_label(catalog)} has no item of {name} within {listed(place)} (west, south, east, north) in {dates};"
-                " expected some: widen --bounds or --dates, or name another collection"
+                f"{_label(catalog)} has no item of {name} with {listed(bands[name])} within {listed(place)} (west, south,"
+                f" east, north) in {dates}; expected some: widen --bounds or --dates, or name another collection"
             )
     days = _groups(found[optical_collection], lambda item: _moment(item).date())
     clear = {
@@ -215,7 +218,7 @@ def save_pair(arrays: PairArrays, folder: str | os.PathLike[str], *, overwrite: 
         OutputError: a file exists, or the disk refuses. Nothing is then left under any name.
         AxionError: the pixels cannot be read.
     """
-    kinds = {Layer("s1", SAR_BANDS, "float32", np.nan, "dB"): arrays.s1, optical_layer("s2"): arrays.opt_v2}
+    kinds = {SAR: arrays.s1, optical_layer("s2"): arrays.opt_v2}
     if arrays.trust is not None:
         kinds[Layer("trust", TRUST, "float32", np.nan, "1")] = arrays.trust
     targets = [check_output(Path(folder, f"{layer.name}.tif"), overwrite) for layer in kinds]
@@ -273,13 +276,16 @@ def _items(catalog: Catalog, collection: str, bounds: Bounds, span: tuple[dateti
 def _coverage(items: Sequence[Item], bounds: Bounds) -> float:
     """Share of the bounds under the items' footprints."""
     import shapely
+    import shapely.affinity
 
     place = shapely.box(*bounds)
-    seen = [
+    footprints = [
         shapely.make_valid(shapely.geometry.shape(item.geometry))
         for item in items
         if item.geometry is not None
     ]
+    # A footprint across 180 degrees may be written on either side of it.
+    seen = [shapely.affinity.translate(each, turn) for each in footprints for turn in (-360, 0, 360)]
     return float(shapely.union_all(seen).intersection(place).area / place.area)
 
 
@@ -292,7 +298,8 @@ def _groups(items: Iterable[Item], key: Callable[[Item], Any]) -> dict[Any, list
 
 def _cloud_cover(items: Sequence[Item]) -> float:
     """Mean cloud cover in percent; an item that says nothing may be all cloud."""
-    return float(np.mean([item.properties.get("eo:cloud_cover", 100.0) for item in items]))
+    covers = [item.properties.get("eo:cloud_cover") for item in items]
+    return float(np.mean([100.0 if cover is None else float(cover) for cover in covers]))
 
 
 def _moment(item: Item) -> datetime:
@@ -376,6 +383,11 @@ def _band_assets(item: Item, wanted: tuple[str, ...]) -> dict[str, str]:
     return {band: key for band, key in found.items() if key is not None}
 
 
+def _has(item: Item, wanted: tuple[str, ...]) -> bool:
+    """Whether an item has all bands; a pass of one polarisation is none for this purpose."""
+    return all(any(_asset_band(key, asset) == band for key, asset in item.assets.items()) for band in wanted)
+
+
 def _class_asset(item: Item) -> str | None:
     """The asset key of the scene classification, if there is one."""
     return _best_asset(item, lambda key, asset: "scl" in re.findall(r"[a-z]+", key.lower()))
@@ -447,7 +459,9 @@ def _read(item: Item, keys: Mapping[str, str], geobox: Any) -> DataArray:
         bands.append(
             (values if nodata is None or np.isnan(nodata) else values.where(raw != nodata)).rename(name)
         )
-    return _stacked(bands)
+    stack = _stacked(bands)
+    # 0 in all bands lies outside of the swath, whatever the type and whether declared or not.
+    return stack.where((stack != 0).any("band")) if len(bands) > 1 else stack
 
 
 def _stacked(bands: Sequence[DataArray]) -> DataArray:

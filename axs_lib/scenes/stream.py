@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from axs_lib.data.raster import FloatArray
-from axs_lib.scenes.source import Source
+from axs_lib.io.raster import FloatArray
+from axs_lib.io.warp import Readable
 from axs_lib.tilegrid import Tile, TileGrid
 
 WINDOW_ROWS = 256
@@ -51,7 +51,7 @@ def tile_count(grid: TileGrid, height: int, width: int) -> int:
 
 
 def stream_tiles(
-    sources: Sequence[Source],
+    sources: Sequence[Readable],
     network: TileFunction,
     layers: int,
     grid: TileGrid,
@@ -117,6 +117,37 @@ def stream_tiles(
             weight = torch.cat([weight[done:], torch.zeros_like(weight[:done])])
 
 
+def stream_stack(
+    sources: Sequence[Readable],
+    network: TileFunction,
+    count: int,
+    *,
+    batch_size: int,
+    advance: Callable[[int], None] = lambda tiles: None,
+) -> Generator[Rows, None, None]:
+    """What a network makes of a batch of tiles that lie one under another, each of which it sees whole.
+
+    Args:
+        sources: on one grid.
+        network: see ``TileFunction``; every tile has the origin of its own.
+        count: tiles.
+        batch_size: tiles the network sees at once.
+        advance: told how many tiles are done.
+
+    Yields:
+        The rows of one batch after the other.
+    """
+    height, width = sources[0].grid.height // count, sources[0].grid.width
+    for start in range(0, count, batch_size):
+        stop = min(start + batch_size, count)
+        rows = Tile(start * height, 0, stop * height, width)
+        inputs = [source.read(rows) for source in sources]
+        images = [torch.from_numpy(np.stack(np.split(data, stop - start, axis=1))) for data in inputs]
+        values = network(images, [Tile(0, 0, height, width)] * (stop - start)).float().cpu()
+        yield Rows(rows.top, np.concatenate(list(values.numpy()), axis=1), inputs)
+        advance(stop - start)
+
+
 def _batches(tiles: Sequence[Tile], size: int) -> Iterator[list[Tile]]:
     for _, group in itertools.groupby(tiles, key=lambda tile: tile.shape):
         run = list(group)
@@ -125,7 +156,9 @@ def _batches(tiles: Sequence[Tile], size: int) -> Iterator[list[Tile]]:
 
 
 @contextmanager
-def _windows(sources: Sequence[Source], window_rows: int) -> Iterator[Iterator[tuple[int, list[FloatArray]]]]:
+def _windows(
+    sources: Sequence[Readable], window_rows: int
+) -> Iterator[Iterator[tuple[int, list[FloatArray]]]]:
     """First row and pixels of each window of whole rows, read ahead by a thread of their own."""
     height, width = sources[0].grid.size
 

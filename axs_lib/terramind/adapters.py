@@ -13,7 +13,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from axs_lib.precision import full_float32
+from axs_lib.bands import (
+    SPECTRAL_LIFT_BIAS,
+    SPECTRAL_LIFT_MATRIX,
+    TERRAMIND_BOA_OFFSET,
+    TERRAMIND_OPTICAL_INDEX,
+    TERRAMIND_S2_MEAN,
+    TERRAMIND_S2_STD,
+)
+from axs_lib.precision import exact_matmul
 
 
 def _column(values: Sequence[float]) -> Tensor:
@@ -87,18 +95,14 @@ class OpticalAdapter(nn.Module):
         """DN (B, 4, H, W) of z-units."""
         return z * self.std + self.mean - self.boa_offset
 
-    def lift(self, z: Tensor) -> Tensor:
+    def expand_bands(self, z: Tensor) -> Tensor:
         """Network channels (B, C, H, W) from the four bands in z-units; known bands pass unchanged."""
         if not self.lifts:
             return z
-        with (
-            torch.autocast(z.device.type, enabled=False),
-            full_float32(),
-        ):  # as a convolution a GPU would round it
-            lifted = (
-                torch.einsum("kc,bchw->bkhw", self.lift_weight, z.float()) + self.lift_bias[:, None, None]
-            )
-        lifted[:, self.index] = z.float()
+        z = z.float()
+        lifted = exact_matmul(self.lift_weight, z.flatten(2)).unflatten(2, z.shape[2:])
+        lifted = lifted + self.lift_bias[:, None, None]
+        lifted[:, self.index] = z
         return lifted
 
     def select(self, channels: Tensor) -> Tensor:
@@ -109,17 +113,8 @@ class OpticalAdapter(nn.Module):
 def terramind_spectral_lift() -> tuple[Tensor, Tensor, Sequence[int]]:
     """The fixed 4 -> 12 band lift in z-units of TerraMind's S2L2A statistics.
 
-    Fitted in DN without offset by ``tools/fit_spectral_lift.py``; unmeasured with IBM's weights.
+    Fitted in DN without offset by ``experiments/fit_spectral_lift.py``; unmeasured with IBM's weights.
     """
-    from axs_lib.bands import (
-        SPECTRAL_LIFT_BIAS,
-        SPECTRAL_LIFT_MATRIX,
-        TERRAMIND_BOA_OFFSET,
-        TERRAMIND_OPTICAL_INDEX,
-        TERRAMIND_S2_MEAN,
-        TERRAMIND_S2_STD,
-    )
-
     index = list(TERRAMIND_OPTICAL_INDEX)
     matrix = torch.tensor(SPECTRAL_LIFT_MATRIX, dtype=torch.float64)  # (12, 4), DN per DN
     bias = torch.tensor(SPECTRAL_LIFT_BIAS, dtype=torch.float64)  # (12,), DN

@@ -1,8 +1,8 @@
 """Builders of TerraMind generators: the published v1 variants and the small packaged ``nano``.
 
-The modules are terratorch's, with faster layers in the detokenizer (``layers.py``); only what generation needs is
-built, so the S2L2A tokenizer's 92 M parameter encoder is left out. Weights are loaded elsewhere (``weights.py``); a
-fresh model is random.
+Encoder, decoder and codebook are terratorch's modules, the detokenizer is ours. Only what generation needs is built, so
+the S2L2A tokenizer's encoder of 92 M parameters is left out. Weights are loaded elsewhere (``weights.py``); a fresh
+model has random ones, which follow ``torch.manual_seed`` and advance nobody's random state.
 """
 
 from __future__ import annotations
@@ -15,16 +15,23 @@ from torch import nn
 
 from axs_lib.bands import (
     OPTICAL_BANDS,
+    OPTICAL_MEAN,
+    OPTICAL_STD,
     TERRAMIND_BOA_OFFSET,
     TERRAMIND_S2_BANDS,
     TERRAMIND_S2_MEAN,
     TERRAMIND_S2_STD,
     sar_stats,
 )
-from axs_lib.lightimport import networks_only
+from axs_lib.fresh import fresh_weights
+from axs_lib.networks.decoder_embeddings import ImageTokenDecoderEmbedding
+from axs_lib.networks.encoder_embeddings import ImageEncoderEmbedding
+from axs_lib.networks.quantize_finite_scalar import FiniteScalarQuantizer
+from axs_lib.networks.terramind import TerraMind
+from axs_lib.networks.tm_utils import LayerNorm
 from axs_lib.terramind.adapters import OpticalAdapter, SarAdapter, terramind_spectral_lift
+from axs_lib.terramind.detokenizer import Detokenizer
 from axs_lib.terramind.generator import GeneratorLayout, TerraMindGenerator
-from axs_lib.terramind.layers import speed_up
 
 TARGET_KEY = "tok_sen2l2a@224"
 OPTICAL_KEY = "untok_sen2l2a@224"
@@ -53,18 +60,11 @@ V1_CORES: dict[str, CoreConfig] = {
 NANO_CORE = CoreConfig(192, 3, 4, 2, swiglu=True)
 NANO_FSQ_LEVELS = "8-8-8"
 NANO_IMAGE_SIZE = 128
-# Mean and standard deviation of nano's training tiles, DN without offset.
-NANO_OPTICAL_MEAN = (470.0, 585.0, 555.0, 2135.0)
-NANO_OPTICAL_STD = (380.0, 370.0, 475.0, 1125.0)
 
 
 def _core(
     config: CoreConfig, encoder_embeddings: dict[str, nn.Module], decoder_embeddings: dict[str, nn.Module]
 ) -> Any:
-    with networks_only():
-        from terratorch.models.backbones.terramind.model.terramind import TerraMind
-        from terratorch.models.backbones.terramind.model.tm_utils import LayerNorm
-
     return TerraMind(
         encoder_embeddings=encoder_embeddings,
         decoder_embeddings=decoder_embeddings,
@@ -86,10 +86,6 @@ def _core(
 def _embeddings(
     config: CoreConfig, sar_key: str, optical_channels: int, vocabulary: int, image_size: int
 ) -> tuple[dict[str, nn.Module], dict[str, nn.Module]]:
-    with networks_only():
-        from terratorch.models.backbones.terramind.model.decoder_embeddings import ImageTokenDecoderEmbedding
-        from terratorch.models.backbones.terramind.model.encoder_embeddings import ImageEncoderEmbedding
-
     common = {"patch_size": 16, "dim_tokens": config.dim, "image_size": image_size}
     encoders = {
         sar_key: ImageEncoderEmbedding(num_channels=2, **common),
@@ -99,12 +95,9 @@ def _embeddings(
     return encoders, decoders
 
 
+@fresh_weights()
 def build_v1(variant: str, *, s1_product: str = "S1GRD") -> TerraMindGenerator:
     """A TerraMind v1 generator with random weights: 2-band SAR, 12-band optical, FSQ codebook of 15360."""
-    with networks_only():
-        from terratorch.models.backbones.terramind.tokenizer.models.unet.unet import unet_patched
-        from terratorch.models.backbones.terramind.tokenizer.quantizers import FiniteScalarQuantizer
-
     sar_mean, sar_std = sar_stats(s1_product)
     config = V1_CORES[variant]
     quantizer = FiniteScalarQuantizer(codebook_size=FSQ_LEVELS)
@@ -115,7 +108,7 @@ def build_v1(variant: str, *, s1_product: str = "S1GRD") -> TerraMindGenerator:
     index = [TERRAMIND_S2_BANDS.index(band) for band in OPTICAL_BANDS]
     return TerraMindGenerator(
         _core(config, encoders, decoders),
-        speed_up(unet_patched(in_channels=bands, out_channels=bands, cond_channels=5, image_size=256)),
+        Detokenizer(bands, code_channels=quantizer.codebook.shape[1]),
         quantizer,
         sar=SarAdapter(sar_mean, sar_std),
         optical=OpticalAdapter(
@@ -128,12 +121,9 @@ def build_v1(variant: str, *, s1_product: str = "S1GRD") -> TerraMindGenerator:
     )
 
 
+@fresh_weights()
 def build_nano(*, s1_product: str = "S1GRD") -> TerraMindGenerator:
     """The small four-band generator with random weights: dim 192, 4 + 2 blocks, codebook of 512, 32-channel U-Net."""
-    with networks_only():
-        from terratorch.models.backbones.terramind.tokenizer.models.unet.unet import PatchedUNetCondCat
-        from terratorch.models.backbones.terramind.tokenizer.quantizers import FiniteScalarQuantizer
-
     sar_mean, sar_std = sar_stats(s1_product)
     quantizer = FiniteScalarQuantizer(codebook_size=NANO_FSQ_LEVELS)
     bands = len(OPTICAL_BANDS)
@@ -141,30 +131,18 @@ def build_nano(*, s1_product: str = "S1GRD") -> TerraMindGenerator:
     encoders, decoders = _embeddings(NANO_CORE, sar_key, bands, quantizer.codebook_size, NANO_IMAGE_SIZE)
     return TerraMindGenerator(
         _core(NANO_CORE, encoders, decoders),
-        speed_up(
-            PatchedUNetCondCat(
-                in_channels=bands,
-                out_channels=bands,
-                cond_channels=quantizer.codebook.shape[1],
-                patch_size=4,
-                image_size=NANO_IMAGE_SIZE,
-                model_channels=32,
-                num_res_blocks=2,
-                attention_resolutions=[4, 8],
-                channel_mult=(1, 2, 2, 2),
-            )
-        ),
+        Detokenizer(bands, code_channels=quantizer.codebook.shape[1], width=32, residual_blocks=2),
         quantizer,
         sar=SarAdapter(sar_mean, sar_std),
-        optical=OpticalAdapter(NANO_OPTICAL_MEAN, NANO_OPTICAL_STD),
+        optical=OpticalAdapter(OPTICAL_MEAN, OPTICAL_STD),
         layout=GeneratorLayout("nano", sar_key, OPTICAL_KEY, TARGET_KEY, min_side=64),
     )
 
 
+@fresh_weights()
 def build_nano_tokenizer() -> nn.Module:
     """nano's tokenizer encoder, needed for training only: image (B, 4, H, W) in z-units -> FSQ latent (B, 3, h, w)."""
-    with networks_only():
-        from terratorch.models.backbones.terramind.tokenizer.models.vit_models import ViTEncoder
+    from axs_lib.networks.vit_models import ViTEncoder
 
     latent = len(NANO_FSQ_LEVELS.split("-"))
     encoder = ViTEncoder(

@@ -1,7 +1,7 @@
 """TerraMind as a conditional generator: SAR and optical pixels in, codes and a decoded image out.
 
-``TerraMindGenerator`` holds terratorch's own modules (the dual encoder with its decoder, the FSQ codebook and the
-diffusion detokenizer) and runs them without the traps of ``TerraMindGeneration``: no global random state, no
+``TerraMindGenerator`` holds terratorch's dual encoder with its decoder and its FSQ codebook, and the diffusion
+detokenizer (``detokenizer.py``), and runs them without the traps of ``TerraMindGeneration``: no global random state, no
 modified inputs, no clamped output, no tokenizer encoder, exact step counts. One class serves Stage 1 (SAR alone) and
 Stage 3 (SAR and optical). It works in z-units; its adapters translate to dB and DN.
 """
@@ -18,11 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from axs_lib.errors import InputError
-from axs_lib.precision import full_float32
+from axs_lib.networks.tm_utils import interpolate_pos_encoding
 from axs_lib.terramind.adapters import OpticalAdapter, SarAdapter
-from axs_lib.terramind.integers import gains_by_words, round_convolutions, round_linears
+from axs_lib.terramind.detokenizer import Detokenizer
 from axs_lib.terramind.noise import gumbel_field
-from axs_lib.terramind.packed import PackedLinear
 from axs_lib.terramind.sampler import Schedule, denoise
 from axs_lib.terramind.winograd import WinogradConv2d
 
@@ -62,7 +61,7 @@ class TerraMindGenerator(nn.Module):
 
     Args:
         core: terratorch's ``TerraMind`` module (encoder and decoder with their embeddings).
-        detokenizer: terratorch's ``PatchedUNetCondCat``, ``(x_t, t, codes) -> x0``.
+        detokenizer: ``(x_t, t, codes) -> x0``, with its last layers in ``out``.
         quantizer: terratorch's ``FiniteScalarQuantizer``; only its codebook is used.
         sar: adapter of the SAR modality.
         optical: adapter of the optical modality.
@@ -71,13 +70,12 @@ class TerraMindGenerator(nn.Module):
 
     # terratorch's modules are untyped; their attributes are used as its source defines them.
     core: Any
-    detokenizer: Any
     quantizer: Any
 
     def __init__(
         self,
         core: nn.Module,
-        detokenizer: nn.Module,
+        detokenizer: Detokenizer,
         quantizer: nn.Module,
         *,
         sar: SarAdapter,
@@ -101,10 +99,6 @@ class TerraMindGenerator(nn.Module):
         return self.quantizer.codebook
 
     @property
-    def _device(self) -> torch.device:
-        return next(self.detokenizer.parameters()).device
-
-    @property
     def image_channels(self) -> int:
         """Channels of the detokenizer's image."""
         return self.optical.channels
@@ -121,78 +115,53 @@ class TerraMindGenerator(nn.Module):
     # -- speed ----------------------------------------------------------------------------------------------------
 
     def use_precision(self, dtype: torch.dtype) -> None:
-        """Keep and compute matrix products and convolutions in a lower precision, for inference.
+        """Keep and compute linear layers and convolutions in a lower precision, for inference.
 
-        bfloat16 takes half the memory, and is faster where the processor or GPU has instructions for it. Autocast alone
-        would convert the frozen weights anew at every evaluation. Normalisation, the image's last layers, the codes and
-        the scheduler's steps stay in float32; on a processor with ``amx_int8`` the wide convolutions of the
-        detokenizer's finest grid, where nine tenths of the error would arise, are made in 16-bit integers.
-
-        Integers are for a CPU: the products of encoder and decoder, and on a processor that multiplies bytes the
-        detokenizer's wide convolutions but the first and the last (nano has none so wide). With these a tile differs
-        with its batch by as much as by the rounding. 16 bits are nearly float32's image in less time on a processor
-        with ``amx_int8``; elsewhere they would take longer, and the model stays in float32.
+        They are converted once and take half the memory; autocast alone would convert the frozen weights anew at every
+        evaluation. Normalisation, the image's last layers, the codes and the solver's steps stay in float32. bfloat16
+        is faster where the processor or GPU has instructions for it. There is no way back but building anew.
 
         Args:
-            dtype: ``torch.bfloat16``, ``torch.float16`` on a GPU, or ``torch.int8`` or ``torch.int16`` on a CPU. There
-                is no way back but building anew, and what is rounded to integers can be neither saved nor moved.
+            dtype: ``torch.bfloat16``, or ``torch.float16`` on a GPU.
 
         Raises:
-            InputError: another one, or integers on a GPU.
+            InputError: another one.
         """
-        if dtype in (torch.int8, torch.int16):
-            self._use_integers(dtype)
-            return
-        if not dtype.is_floating_point:
+        if dtype not in (torch.bfloat16, torch.float16):
             raise InputError(
-                f"precision is {dtype}; expected torch.bfloat16, torch.float16, torch.int16 or torch.int8"
+                f"precision is {dtype}; expected torch.bfloat16, or torch.float16 on a GPU (float32 is what a model is"
+                " built in)"
             )
-        if dtype == torch.bfloat16 and self._device.type == "cpu" and gains_by_words():
-            round_convolutions(self.detokenizer, torch.int16.itemsize, finest_only=True)
         kept = set(self.detokenizer.out.modules())
         for part in (self.core, self.detokenizer):
             for module in part.modules():
                 if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d) and module not in kept:
                     module.to(dtype)
-                if type(module) is nn.Linear:
-                    module.__class__ = PackedLinear
         self.precision = dtype
 
-    def _use_integers(self, dtype: torch.dtype) -> None:
-        if self._device.type != "cpu":
-            raise InputError(
-                f"integers are for a CPU and the model is on {self._device}; there use_precision(torch.bfloat16)"
-            )
-        if dtype == torch.int16 and not gains_by_words():
-            return
-        for part in (self.core.encoder, self.core.decoder, self.core.decoder_embeddings):
-            round_linears(part, dtype.itemsize)
-        round_convolutions(self.detokenizer, dtype.itemsize)
-
     def use_winograd(self, use: bool = True) -> None:
-        """Whether the detokenizer's 3 x 3 convolutions may take the way of fewer multiplications on a CPU.
+        """Whether the detokenizer's 3 x 3 convolutions may be Winograd's, with fewer multiplications, on a CPU.
 
-        They do unless told otherwise. The transformed kernels are kept: up to 1.9 GB for the published variants, none
+        They are unless told otherwise. The transformed kernels are kept: up to 1.9 GB for the published variants, none
         for nano, whose convolutions are too narrow to gain. The image is the same to float32's rounding.
 
         Args:
-            use: ``False`` takes the direct way and frees the kernels.
+            use: ``False`` takes the direct convolutions and frees the kernels.
         """
         for module in self.detokenizer.modules():
             if isinstance(module, WinogradConv2d):
                 module.use_winograd(use)
 
-    def compile(self, *args: Any, **options: Any) -> None:
-        """Compile the detokenizer with ``torch.compile``: opt in, for many batches of one shape.
+    def compile_denoiser(self, **options: Any) -> None:
+        """Compile the detokenizer with ``torch.compile``: for many batches of one shape.
 
         Every new shape is compiled at its first use, which takes minutes for the published variants; torch keeps the
-        result on disk for the next process. Names of weights stay.
+        result on disk for the next process. Names of weights stay. Convolutions are direct then, not Winograd's.
 
         Args:
-            *args: of ``torch.compile``.
             **options: of ``torch.compile``; by default shapes are fixed (``dynamic=False``).
         """
-        self.detokenizer.compile(*args, **({"dynamic": False} | options))
+        self.detokenizer.compile(**({"dynamic": False} | options))
 
     def _autocast(self, tensor: Tensor) -> AbstractContextManager[Any]:
         """The precision asked for; without one the caller's own autocast holds."""
@@ -215,7 +184,7 @@ class TerraMindGenerator(nn.Module):
         tokens, positions = [], []
         for name, image in inputs.items():
             key = layout.sar_key if name == "s1" else layout.optical_key
-            pixels = image if name == "s1" else self.optical.lift(image)
+            pixels = image if name == "s1" else self.optical.expand_bands(image)
             with self._autocast(pixels):
                 embedded = core.encoder_embeddings[key]({"tensor": pixels})
             tokens.append(embedded["x"] + embedded["emb"])
@@ -232,8 +201,6 @@ class TerraMindGenerator(nn.Module):
 
     def _target_positions(self, height: int, width: int) -> Tensor:
         """(1, h*w, dim) positional and modality embedding of the tokens to predict."""
-        from terratorch.models.backbones.terramind.model.tm_utils import interpolate_pos_encoding
-
         embedding = self.core.decoder_embeddings[self.layout.target_key]
         positions = embedding.pos_emb
         if (height, width) != tuple(embedding.image_size):
@@ -267,8 +234,9 @@ class TerraMindGenerator(nn.Module):
         codebook = self.codebook
         logits = logits.float()
         if tokens == "soft":
-            with full_float32():
-                codes = (logits / temperature).softmax(-1) @ codebook.float()
+            weight = (logits / temperature).softmax(-1)
+            # No matrix product, which the process may round.
+            codes = torch.stack([(weight * values).sum(-1) for values in codebook.float().mT], dim=-1)
         elif tokens == "argmax":
             codes = codebook[logits.argmax(-1)]
         elif tokens == "sample":
@@ -295,8 +263,28 @@ class TerraMindGenerator(nn.Module):
         with self._autocast(x_t):
             return self.detokenizer(x_t, t, codes)
 
+    @torch.no_grad()
     def decode(
-        self, codes: Tensor, noise: Tensor, schedule: Schedule, *, start: Tensor | None = None
+        self,
+        codes: Tensor,
+        noise: Tensor,
+        schedule: Schedule,
+        *,
+        start: Tensor | None = None,
+        batch_size: int | None = None,
     ) -> Tensor:
-        """Image channels (B, C, H, W) in z-units, after exactly ``schedule.nfe`` evaluations."""
-        return denoise(self.denoise_once, codes, noise, schedule, start=start)
+        """Image channels (B, C, H, W) in z-units, after exactly ``schedule.nfe`` evaluations of each image.
+
+        Args:
+            codes: (B, D, h, w).
+            noise: (B, C, H, W), standard normal.
+            schedule: the steps.
+            start: (B, C, H, W) to start from, where the schedule does not start from pure noise.
+            batch_size: images the network is given at once; default all.
+        """
+        images = []
+        for first in range(0, len(codes), batch_size or len(codes)):
+            part = slice(first, first + (batch_size or len(codes)))
+            begun = None if start is None else start[part]
+            images.append(denoise(self.denoise_once, codes[part], noise[part], schedule, start=begun))
+        return torch.cat(images)

@@ -1,15 +1,13 @@
-"""From a variant's name to a generator and a grounding head with weights in them.
+"""From a variant's name to a generator with weights in it.
 
-Published TerraMind checkpoints are loaded strictly through their own layout; nano's packaged file holds generator,
-tokenizer encoder and head in one. Loading either succeeds completely or raises.
+Published TerraMind checkpoints are loaded strictly through their own layout; nano's packaged file holds generator and
+tokenizer encoder in one. Loading either succeeds completely or raises.
 """
 
 from __future__ import annotations
 
 from torch import nn
 
-from axs_lib.grounding.calibration import Calibration
-from axs_lib.grounding.head import GroundingHead
 from axs_lib.terramind.build import build_nano, build_nano_tokenizer, build_v1
 from axs_lib.terramind.generator import TerraMindGenerator
 from axs_lib.terramind.weights import (
@@ -17,14 +15,9 @@ from axs_lib.terramind.weights import (
     find_variant,
     load_strict,
     other_modalities,
-    read_metadata,
     read_state,
     resolve,
     substate,
-)
-
-HEAD_FILE = (
-    "grounding_head.safetensors"  # what `axs train stage3` writes beside a published variant's weights
 )
 
 
@@ -53,38 +46,6 @@ def load_generator(
         _load_published(generator, files)
     generator.weights = files.info
     return generator
-
-
-def load_grounding(
-    variant: str,
-    *,
-    pretrained: bool = True,
-    checkpoint: str | None = None,
-    revision: str | None = None,
-    s1_product: str = "S1GRD",
-) -> tuple[TerraMindGenerator, GroundingHead]:
-    """A generator and its grounding head: nano's, the one beside a checkpoint of one's own, or else a fresh one."""
-    generator = load_generator(
-        variant, pretrained=pretrained, checkpoint=checkpoint, revision=revision, s1_product=s1_product
-    )
-    head = GroundingHead()
-    if pretrained:
-        files = resolve(variant, checkpoint=checkpoint, revision=revision)
-        trained = files.generator.with_name(HEAD_FILE)
-        if variant == "nano":
-            _load_nano(files, {"head": head})
-        elif files.info.source != "hub" and trained.is_file():
-            load_strict(head, read_state(trained), what=f"the grounding head ({trained})")
-    return generator, head
-
-
-def load_calibration(generator: TerraMindGenerator) -> Calibration | None:
-    """The calibration in the header of the file that the generator's grounding head came from, where it has one."""
-    paths = list(generator.weights.paths.values()) if generator.weights is not None else []
-    if not paths:
-        return None
-    path = paths[0] if generator.layout.variant == "nano" else paths[0].with_name(HEAD_FILE)
-    return Calibration.from_header(read_metadata(path)) if path.is_file() else None
 
 
 def load_nano_tokenizer(checkpoint: str | None = None) -> nn.Module:

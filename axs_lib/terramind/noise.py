@@ -12,10 +12,14 @@ deviates come from it by Box-Muller.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from axs_lib.errors import InputError
 
 PIXEL_STREAM = 1  # the denoiser's starting noise
 TOKEN_STREAM = 2  # Gumbel noise of sampled tokens
@@ -98,36 +102,31 @@ def gumbel_field(
     return uniform.log_().neg_().log_().neg_()
 
 
-def sample_seeds(
-    seed: int | Sequence[int] | Tensor,
-    batch: int,
-    *,
-    generator: torch.Generator | Sequence[torch.Generator] | None = None,
-    device: torch.device | str = "cpu",
-) -> Tensor:
+Seed = int | Sequence[int] | Tensor | torch.Generator | Sequence[torch.Generator]
+
+
+def sample_seeds(seed: Seed, batch: int, *, device: torch.device | str = "cpu") -> Tensor:
     """One int64 seed a sample, shape (B,).
 
-    One integer serves every sample alike, which keeps a tile's result independent of its place in the batch. A
-    ``torch.Generator`` (or one a sample) is drawn from instead where given, and only it advances.
+    One integer serves every sample alike, which keeps a tile's result independent of its place in the batch. From a
+    ``torch.Generator`` (or one a sample) the seeds are drawn, and only it advances.
 
     Raises:
-        InputError: the number of seeds or generators is not the batch size.
+        InputError: something else, or the number of seeds or generators is not the batch size.
     """
-    from axs_lib.errors import InputError
-
-    def draw(g: torch.Generator, n: int) -> Tensor:
-        return torch.randint(2**62, (n,), generator=g, device=g.device, dtype=torch.int64).cpu()
-
-    if generator is not None:
-        if isinstance(generator, torch.Generator):
-            seeds = draw(generator, batch)
-        else:
-            seeds = torch.cat([draw(g, 1) for g in generator])
-    elif isinstance(seed, int):
-        seeds = torch.tensor([_signed(seed)], dtype=torch.int64).expand(batch)
+    value: Any = seed.tolist() if hasattr(seed, "tolist") else seed  # of a tensor, or of NumPy
+    if isinstance(value, torch.Generator):
+        seeds = _drawn_seeds(value, batch)
+    elif isinstance(value, int):
+        seeds = torch.tensor([_signed(value)], dtype=torch.int64).expand(batch)
     else:
-        values = seed.tolist() if isinstance(seed, Tensor) else list(seed)
-        seeds = torch.tensor([_signed(int(s)) for s in values], dtype=torch.int64)
+        try:
+            each = [_drawn_seeds(s, 1) if isinstance(s, torch.Generator) else _one_seed(s) for s in value]
+        except TypeError:
+            raise InputError(
+                f"seed is {seed!r}; expected an integer, one a sample, or torch.Generator objects"
+            ) from None
+        seeds = torch.cat(each) if each else torch.zeros(0, dtype=torch.int64)
     if len(seeds) != batch:
         raise InputError(
             f"got {len(seeds)} seeds (or generators) for a batch of {batch}; pass one seed for all samples or exactly"
@@ -136,9 +135,23 @@ def sample_seeds(
     return seeds.to(device)
 
 
+def _one_seed(value: object) -> Tensor:
+    return torch.tensor([_signed(operator.index(value))], dtype=torch.int64)  # type: ignore[arg-type]
+
+
+def _drawn_seeds(generator: torch.Generator, count: int) -> Tensor:
+    drawn = torch.randint(2**62, (count,), generator=generator, device=generator.device, dtype=torch.int64)
+    return drawn.cpu()
+
+
 def member_seeds(seeds: Tensor, member: int) -> Tensor:
     """Seeds of ensemble member ``member`` (0 keeps the seeds, so one member equals no ensemble)."""
     return seeds if member == 0 else _mix(seeds ^ _mix(torch.full_like(seeds, _signed(member * _GOLDEN))))
+
+
+def ensemble_seeds(seeds: Tensor, ensemble_size: int) -> Tensor:
+    """Seeds (M * B,) of all members of an ensemble, those of the first member first."""
+    return torch.cat([member_seeds(seeds, member) for member in range(ensemble_size)])
 
 
 def stage_seeds(seeds: Tensor, stage: int) -> Tensor:

@@ -1,11 +1,11 @@
 """The exact sampler: from noise and codes to an image in exactly ``timesteps`` network evaluations.
 
 TerraMind's detokenizer is a diffusion decoder that predicts the clean image x0 (linear betas 1e-4..0.02 over 1000
-steps, zero terminal SNR). A schedule here is the list of the time steps the network sees plus a diffusers scheduler
-that combines its answers; ``denoise`` is the loop. diffusers' own DDIM spaces steps by ``1000 // n``, which is exact
-only where n divides 1000, so the DDIM scheduler is built on the sub-sampled process itself ("respacing", Nichol &
-Dhariwal 2021): its betas are those between the chosen steps, and every count from 1 to 1000 is exact. Multistep
-solvers take the chosen steps directly. Neither thresholds nor clips: snow, cloud and dark water stay expressible.
+steps, zero terminal SNR). A schedule is the list of the time steps that the network sees plus the solver that makes
+the next x_t of its output; ``denoise`` is the loop. diffusers' DDIM spaces steps by ``1000 // n``, which is exact only
+where n divides 1000, so DDIM's update is written here for the chosen steps themselves, whatever they are: every count
+from 1 to 1000 is exact. The multistep solver is diffusers'. Neither thresholds nor clips: snow, cloud and dark water
+stay expressible.
 
 With one step from pure noise the answer is the network's posterior mean, the most accurate image it can give; more
 steps give a sharper sample.
@@ -13,22 +13,26 @@ steps give a sharper sample.
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from axs_lib.checks import check_number
 from axs_lib.errors import InputError
 
 TRAIN_TIMESTEPS = 1000
 SCHEDULERS = ("ddim", "dpmsolver++")
 
+# (x0, number of the evaluation, x_t) -> x_t of the next evaluation, or the image after the last one
+Update = Callable[[Tensor, int, Tensor], Tensor]
+
 
 @lru_cache(maxsize=1)
+@torch.inference_mode(False)  # kept, so it must serve training as well
 def alphas_cumprod() -> Tensor:
     """The training process' cumulative signal power, float64 (1000,), exactly 0 at the last step.
 
@@ -60,11 +64,8 @@ def check_strength(strength: float) -> float:
     Raises:
         InputError: it is outside 0..1 or not a number.
     """
-    if not 0.0 <= float(strength) <= 1.0:
-        raise InputError(
-            f"strength is {strength!r}; expected a number from 0 (keep opt_v2 exactly) to 1 (start from pure noise)"
-        )
-    return float(strength)
+    expected = "a number from 0 (keep opt_v2 exactly) to 1 (start from pure noise)"
+    return check_number("strength", strength, 0, 1, expected)
 
 
 def spaced_timesteps(timesteps: int, strength: float = 1.0) -> list[int]:
@@ -78,26 +79,25 @@ def spaced_timesteps(timesteps: int, strength: float = 1.0) -> list[int]:
 
 @dataclass(frozen=True)
 class Schedule:
-    """What one run of the denoiser needs: the steps and the rule that combines the network's answers.
+    """What the denoiser needs: the steps and the rule that combines the network's outputs.
 
     Attributes:
         network_timesteps: time step told to the network at each evaluation, descending, 0..999.
-        scheduler: a diffusers-style scheduler (``timesteps``, ``step(x0, t, x).prev_sample``).
-        starts_from_noise: whether the first step is the pure-noise end of the process.
+        solver: starts a run and returns its update rule, which may keep state from evaluation to evaluation.
     """
 
     network_timesteps: tuple[int, ...]
-    scheduler: Any
-    starts_from_noise: bool
+    solver: Callable[[], Update]
 
     @property
     def nfe(self) -> int:
         """Number of network evaluations."""
         return len(self.network_timesteps)
 
-    def fresh(self) -> Schedule:
-        """The same schedule for another run: schedulers keep state between steps, so no two runs may share one."""
-        return replace(self, scheduler=copy.deepcopy(self.scheduler))
+    @property
+    def starts_from_noise(self) -> bool:
+        """Whether the first step is the pure-noise end of the process."""
+        return self.network_timesteps[0] == TRAIN_TIMESTEPS - 1
 
 
 def build_schedule(name: str, timesteps: int, strength: float = 1.0) -> Schedule:
@@ -109,44 +109,39 @@ def build_schedule(name: str, timesteps: int, strength: float = 1.0) -> Schedule
         strength: share of the diffusion process that is run, 0 < strength <= 1.
 
     Raises:
-        InputError: unknown name, timesteps or strength out of range.
+        InputError: unknown name, timesteps or strength out of range, or too few distinct steps for a multistep
+            solver.
     """
     check_timesteps(timesteps)
-    steps = spaced_timesteps(timesteps, check_strength(strength))
+    steps = tuple(spaced_timesteps(timesteps, check_strength(strength)))
     if name == "ddim":
-        scheduler = _respaced_ddim(steps)
-    elif name == "dpmsolver++":
-        scheduler = _multistep(steps)
-    else:
+        return Schedule(steps, lambda: ddim(steps))
+    if name != "dpmsolver++":
         raise InputError(f"scheduler is {name!r}; expected one of {', '.join(SCHEDULERS)}")
-    return Schedule(tuple(steps), scheduler, starts_from_noise=steps[0] == TRAIN_TIMESTEPS - 1)
-
-
-def _respaced_ddim(steps: list[int]) -> Any:
-    from diffusers import DDIMScheduler
-
-    alpha = alphas_cumprod()[sorted(steps)]
-    previous = torch.cat([alpha.new_ones(1), alpha[:-1]])
-    scheduler = DDIMScheduler(
-        num_train_timesteps=len(steps),
-        trained_betas=(1.0 - alpha / previous).tolist(),
-        prediction_type="sample",
-        clip_sample=False,
-        thresholding=False,
-        timestep_spacing="trailing",
-    )
-    scheduler.set_timesteps(len(steps))
-    return scheduler
-
-
-def _multistep(steps: list[int]) -> Any:
-    from diffusers import DPMSolverMultistepScheduler
-
     if len(set(steps)) < len(steps):
         raise InputError(
             f"strength leaves {len(set(steps))} distinct steps for {len(steps)} timesteps, which a multistep solver"
             " cannot use; raise strength, lower timesteps or use scheduler='ddim'"
         )
+    return Schedule(steps, lambda: multistep(steps))
+
+
+def ddim(steps: Sequence[int]) -> Update:
+    """DDIM without added noise (Song et al. 2021, arXiv:2010.02502, equation 12) between the given time steps."""
+    signal = [*alphas_cumprod()[list(steps)].tolist(), 1.0]
+
+    def update(x0: Tensor, number: int, x: Tensor) -> Tensor:
+        now, following = signal[number], signal[number + 1]
+        share = math.sqrt((1.0 - following) / (1.0 - now))  # of the noise that stays
+        return (math.sqrt(following) - share * math.sqrt(now)) * x0 + share * x
+
+    return update
+
+
+def multistep(steps: Sequence[int]) -> Update:
+    """DPM-Solver++ of second order (Lu et al. 2022, arXiv:2211.01095) by diffusers, at the given time steps."""
+    from diffusers import DPMSolverMultistepScheduler
+
     scheduler = DPMSolverMultistepScheduler(
         num_train_timesteps=TRAIN_TIMESTEPS,
         beta_start=1e-4,
@@ -157,8 +152,13 @@ def _multistep(steps: list[int]) -> Any:
         lower_order_final=True,
         rescale_betas_zero_snr=True,
     )
-    scheduler.set_timesteps(timesteps=steps)
-    return scheduler
+    scheduler.set_timesteps(timesteps=list(steps))
+
+    def update(x0: Tensor, number: int, x: Tensor) -> Tensor:
+        out: Tensor = scheduler.step(x0, scheduler.timesteps[number], x).prev_sample
+        return out
+
+    return update
 
 
 def add_noise(clean: Tensor, noise: Tensor, timesteps: Tensor | int) -> Tensor:
@@ -186,7 +186,7 @@ def denoise(
         start: clean image (B, C, H, W) to start from where the schedule does not start from pure noise.
 
     Returns:
-        x0, (B, C, H, W) float32. The scheduler's arithmetic stays in float32 under autocast.
+        x0, (B, C, H, W) float32. The solver's arithmetic stays in float32 under autocast.
     """
     if schedule.starts_from_noise:
         x = noise
@@ -196,8 +196,8 @@ def denoise(
         )
     else:
         x = add_noise(start, noise, schedule.network_timesteps[0])
-    for step, t in zip(schedule.network_timesteps, schedule.scheduler.timesteps, strict=True):
+    update = schedule.solver()
+    for number, step in enumerate(schedule.network_timesteps):
         time = torch.full((1,), step, dtype=torch.int64, device=x.device)
-        x0 = network(x, time, codes).float()
-        x = schedule.scheduler.step(x0, t, x).prev_sample
+        x = update(network(x, time, codes).float(), number, x)
     return x

@@ -1,4 +1,4 @@
-"""What the stages that hold a TerraMind generator have in common: defaults, where they are, what made an output."""
+"""What the stages around a TerraMind generator share: defaults, device, precision, provenance."""
 
 from __future__ import annotations
 

@@ -348,7 +348,7 @@ def _record(
 
 
 def _check_packaged(path: Path, digest: str) -> None:
-    """Compare a packaged file with the list beside it, which ``tools/hash_weights.py`` writes."""
+    """Compare a packaged file with the list beside it, which ``experiments/hash_weights.py`` writes."""
     listed = path.with_name(HASH_LIST)
     try:
         lines = listed.read_text(encoding="utf-8").splitlines()
@@ -360,7 +360,7 @@ def _check_packaged(path: Path, digest: str) -> None:
         raise WeightsError(
             f"{path} is not what this package was released with: its SHA-256 is {digest}, expected {expected}."
             " Reinstall axion-sat (pip install --force-reinstall axion-sat); if you replaced the file on purpose, run"
-            " python tools/hash_weights.py, or leave it where it was and pass checkpoint="
+            " python experiments/hash_weights.py, or leave it where it was and pass checkpoint="
         )
 
 
@@ -493,6 +493,47 @@ def _short(error: BaseException) -> str:
     """First line of an error, cut to a readable length."""
     line = (str(error) or type(error).__name__).splitlines()[0]
     return line if len(line) <= 120 else line[:117] + "..."
+
+
+# -- writing ------------------------------------------------------------------------------------------------------
+
+
+def write_state(
+    path: str | os.PathLike[str],
+    state: Mapping[str, Tensor],
+    header: Mapping[str, str] | None = None,
+    *,
+    half: bool = False,
+    overwrite: bool = False,
+) -> None:
+    """Write a state dict as safetensors, atomically.
+
+    Args:
+        path: the file; its folder is created.
+        state: tensors by name.
+        header: text for the file's header.
+        half: store floating-point values as float16, as packaged weights are.
+        overwrite: whether a file that is there may be replaced.
+
+    Raises:
+        OutputError: the file exists and ``overwrite`` is false, or the disk refuses.
+    """
+    from safetensors.torch import save
+
+    from axs_lib.io.atomic import atomic_write
+
+    tensors = {
+        # Own copies: safetensors refuses tensors that share memory (token embedding and logit weights do).
+        name: (value.half() if half and value.is_floating_point() else value)
+        .detach()
+        .cpu()
+        .clone()
+        .contiguous()
+        for name, value in state.items()
+    }
+    # As bytes, not by safetensors' save_file, whose files only their owner may read.
+    with atomic_write(path, overwrite=overwrite) as temporary:
+        temporary.write_bytes(save(tensors, metadata=dict(header or {})))
 
 
 # -- loading ------------------------------------------------------------------------------------------------------

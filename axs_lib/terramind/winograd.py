@@ -1,4 +1,4 @@
-"""3 x 3 convolutions with a quarter of the multiplications: Winograd's minimal filtering, for the CPU.
+"""3 x 3 convolutions with a quarter of the multiplications: Winograd's minimal filtering, for the CPU in float32.
 
 Most of the time of a published variant on a CPU goes into the 3 x 3 convolutions of its detokenizer. A tile of m x m
 output pixels needs 9 m^2 multiplications per pair of channels done directly, and (m + 2)^2 after both the tile and the
@@ -7,32 +7,105 @@ arXiv:1509.09308): 2.25 times fewer at m = 2, 4 times fewer at m = 4. What is le
 the channels, which a processor does near its peak.
 
 The usual points 0, 1, -1, 2, -2 lose a digit at m = 4. Those used here, 0, 0.7, -0.7, 1.4, -1.4, keep it: of an output
-of order 1 the largest error stays under 1e-5 at 192 channels and under 2e-5 at 512; directly it is 1e-5.
-
-Transformed kernels are kept as long as their weights and are (m + 2)^2 / 9 times their size. Gradients, lower
-precision, other devices and images of few pixels take the direct way.
+of order 1 the largest error stays under 1e-5 at 192 channels and under 2e-5 at 512; directly it is 1e-5. The transforms
+subtract nearly equal numbers, so they need products in full float32. Where the process allows less, as
+``import terratorch`` does on a processor that multiplies bfloat16, the direct convolution is taken.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-
-from axs_lib.precision import full_float32
-from axs_lib.terramind.kept import KeptByWeight
-from axs_lib.terramind.packed import PackedConv2d, add, shifted
-from axs_lib.terramind.rooms import Rooms
+from torch.nn import functional as F
 
 POINTS = {2: (0.0, 1.0, -1.0), 4: (0.0, 0.7, -0.7, 1.4, -1.4)}
 LARGE_PIXELS = 144  # from here on tiles of 4 x 4, below tiles of 2 x 2
 FEW_TILES = 32  # of 4 x 4 in a batch; fewer do not pay for reading kernels of twice the size
 SMALL_PIXELS = 16  # below, the kernels would be read for too few tiles
 TILES_AT_ONCE = 256  # rows of the matrix products; more would only fall out of the processor's cache
+PROBE = 20  # side of a product that PyTorch would round; it never rounds those of up to 16
 MIN_CHANNELS = 192  # in and out; below, moving the tiles costs more than is saved
+
+
+class WinogradConv2d(nn.Conv2d):
+    """A 3 x 3 convolution with padding 1, by Winograd's filtering where that is faster and exact.
+
+    Parameters, names and results are those of ``nn.Conv2d``. The direct convolution is taken with gradients, under
+    autocast and ``torch.compile``, in another precision, on another device, for images of few pixels, and where matrix
+    products are not made in full float32. The transformed kernel is made at the first call and kept, (m + 2)^2 / 9
+    times the size of the weight; it is neither saved nor copied. It is made anew for another weight, which is noticed
+    by its place in memory and the sum of its middle taps.
+
+    Args:
+        channels: in.
+        out_channels: out.
+    """
+
+    def __init__(self, channels: int, out_channels: int) -> None:
+        super().__init__(channels, out_channels, 3, padding=1)
+        self.direct = False  # whether the direct convolution is always taken
+        self._kept: tuple[Any, Tensor] | None = None  # what the transformed kernel was made of, and itself
+
+    @classmethod
+    def gains(cls, channels: int, out_channels: int) -> bool:
+        """Whether convolutions between so many channels are faster this way."""
+        return min(channels, out_channels) >= MIN_CHANNELS
+
+    def use_winograd(self, use: bool) -> None:
+        """Allow Winograd's filtering, or forbid it and free the transformed kernel."""
+        self.direct = not use
+        self._kept = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        m = self.tile_side(x)
+        return super().forward(x) if m == 0 else winograd(x, self.kernel(m), self.bias, m)
+
+    def tile_side(self, x: Tensor) -> int:
+        """Side m of the tiles that an image (B, C, H, W) is cut into; 0 where the direct convolution is taken."""
+        height, width = x.shape[-2:]
+        weight = self.weight
+        if (
+            self.direct
+            or height * width < SMALL_PIXELS
+            or x.device.type != "cpu"
+            or not x.dtype == weight.dtype == torch.float32
+            or torch.is_autocast_enabled("cpu")
+            or torch.compiler.is_compiling()
+            or (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad))
+            or not products_are_full()
+        ):
+            return 0
+        tiles = x.shape[0] * math.ceil(height / 4) * math.ceil(width / 4)
+        return 4 if height * width >= LARGE_PIXELS and tiles >= FEW_TILES else 2
+
+    def kernel(self, m: int) -> Tensor:
+        """The transformed kernel ((m + 2)^2, C, K) of the weight as it is now."""
+        made_of = (m, self.weight.data_ptr(), float(self.weight[..., 1, 1].sum()))
+        kept = self._kept
+        if kept is None or kept[0] != made_of:
+            self._kept = kept = (made_of, transform_kernel(self.weight.detach(), m))
+        return kept[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_kept": None}
+
+
+def products_are_full() -> bool:
+    """Whether float32 matrices are multiplied in full float32 here and now."""
+    value, one = probe()
+    return torch.equal(value @ one, value)
+
+
+@cache
+@torch.inference_mode(False)
+def probe() -> tuple[Tensor, Tensor]:
+    """A matrix that rounding would change, and the identity."""
+    return torch.full((PROBE, PROBE), 1.0 + 2.0**-20), torch.eye(PROBE)
 
 
 class Transforms(NamedTuple):
@@ -50,6 +123,7 @@ class Transforms(NamedTuple):
 
 
 @cache
+@torch.inference_mode(False)  # kept, so they must serve outside of inference mode as well
 def transforms(m: int) -> Transforms:
     """The transforms for tiles of m x m output pixels, by the Cook-Toom construction in float64."""
     points = POINTS[m]
@@ -57,15 +131,15 @@ def transforms(m: int) -> Transforms:
     image, kernel = [], []
     for i, p in enumerate(points):
         others = [q for j, q in enumerate(points) if j != i]
-        image.append([*_polynomial(others), 0.0])
+        image.append([*polynomial(others), 0.0])
         kernel.append([p**power / math.prod(p - q for q in others) for power in range(3)])
-    image.append(_polynomial(points))
+    image.append(polynomial(points))
     kernel.append([0.0, 0.0, 1.0])
     square = [torch.tensor(matrix, dtype=torch.float64) for matrix in (image, kernel, result)]
     return Transforms(*(torch.kron(matrix, matrix).float() for matrix in square))
 
 
-def _polynomial(roots: Any) -> list[float]:
+def polynomial(roots: Sequence[float]) -> list[float]:
     """Coefficients of the product of (x - root), lowest power first."""
     coefficients = [1.0]
     for root in roots:
@@ -74,135 +148,47 @@ def _polynomial(roots: Any) -> list[float]:
     return coefficients
 
 
-@full_float32()
 def transform_kernel(weight: Tensor, m: int) -> Tensor:
     """((m + 2)^2, C, K) of a weight (K, C, 3, 3)."""
     taps = weight.permute(2, 3, 1, 0).reshape(9, -1)
     return (transforms(m).kernel @ taps).view(-1, weight.shape[1], weight.shape[0])
 
 
-@full_float32()
+@torch.no_grad()
 def winograd(x: Tensor, kernel: Tensor, bias: Tensor | None, m: int) -> Tensor:
     """A 3 x 3 convolution with padding 1.
 
     Args:
         x: (B, C, H, W) float32; fastest with channels last in memory.
-        kernel: of ``transform_kernel``.
+        kernel: of ``transform_kernel``, for K output channels.
         bias: (K,) or ``None``.
         m: side of the tiles.
 
     Returns:
         (B, K, H, W), channels last in memory.
     """
-    batch, _, height, width = x.shape
-    rows, cols, channels = math.ceil(height / m), math.ceil(width / m), kernel.shape[-1]
-    images = x.permute(0, 2, 3, 1)
-    out = x.new_empty(batch, rows, m, cols, m, channels)
-    step = max(1, TILES_AT_ONCE // (rows * cols))
-    for start in range(0, batch, step):
-        part = slice(start, start + step)
-        _winograd(images[part], kernel, bias, m, out[part])
-    return out.view(batch, rows * m, cols * m, channels)[:, :height, :width].permute(0, 3, 1, 2)
-
-
-def _winograd(x: Tensor, kernel: Tensor, bias: Tensor | None, m: int, out: Tensor) -> None:
-    """The same with channels last, for a few images, into ``out`` (B, rows, m, cols, m, K)."""
-    batch, height, width, channels = x.shape
-    rows, cols, n = out.shape[1], out.shape[3], m + 2
-    tiles, wanted = batch * rows * cols, out.shape[-1]
-    padded = _rooms.take(0, batch, rows * m + 2, cols * m + 2, channels)
-    padded[:, 0] = 0
-    padded[:, 1 + height :] = 0
-    padded[:, :, 0] = 0
-    padded[:, :, 1 + width :] = 0
-    padded[:, 1 : 1 + height, 1 : 1 + width] = x
-    image, row, col, channel = padded.stride()
-    overlapping = padded.as_strided(
-        (n, n, batch, rows, cols, channels), (row, col, image, m * row, m * col, channel)
-    )
+    (batch, channels, height, width), out_channels = x.shape, kernel.shape[-1]
+    n, rows, cols = m + 2, math.ceil(height / m), math.ceil(width / m)
+    padded = F.pad(x, (1, 1 + cols * m - width, 1, 1 + rows * m - height)).permute(0, 2, 3, 1).contiguous()
+    out = x.new_empty(batch, rows, m, cols, m, out_channels)
+    at_once = max(1, TILES_AT_ONCE // (rows * cols))  # images
+    most = min(at_once, batch) * rows * cols  # tiles
+    # Scratch memory for the steps, in turn: fresh memory for each would cost as much as the arithmetic.
+    first = x.new_empty(n * n * most * max(channels, out_channels))
+    second = x.new_empty(most * max(n * n * channels, m * m * out_channels))
     matrices = transforms(m)
-    pixels = _rooms.take(1, n, n, batch, rows, cols, channels).copy_(overlapping).view(n * n, -1)
-    values = torch.mm(matrices.image, pixels, out=_rooms.take(2, n * n, tiles * channels))
-    values = values.view(n * n, tiles, channels)
-    products = torch.bmm(values, kernel, out=_rooms.take(1, n * n, tiles, wanted)).view(n * n, -1)
-    results = torch.mm(matrices.result, products, out=_rooms.take(2, m * m, tiles * wanted))
-    results = results.view(m, m, batch, rows, cols, wanted).permute(2, 3, 0, 4, 1, 5)
-    if bias is None:
-        out.copy_(results)
-    else:
-        torch.add(results, bias, out=out)
-
-
-_rooms = Rooms()  # at most about 100 MB for the published variants
-_kernels = KeptByWeight()
-
-
-def kept_kernel(weight: Tensor, m: int) -> Tensor:
-    """The transformed kernel of a weight, made anew where the weight has changed."""
-    return _kernels.get(weight, m, lambda: transform_kernel(weight, m))
-
-
-@torch.library.custom_op("axs::winograd_conv2d", mutates_args=())
-def compiled_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, m: int) -> Tensor:
-    """What ``torch.compile`` calls: it sees no inside, so that the kept kernel stays out of the compiled graph."""
-    return winograd(x, kept_kernel(weight, m), bias, m).contiguous(memory_format=torch.channels_last)
-
-
-@compiled_convolution.register_fake
-def _(x: Tensor, weight: Tensor, bias: Tensor | None, m: int) -> Tensor:
-    shape = (x.shape[0], weight.shape[0], x.shape[2], x.shape[3])
-    return x.new_empty(shape).contiguous(memory_format=torch.channels_last)
-
-
-class WinogradConv2d(PackedConv2d):
-    """A 3 x 3 convolution that takes the shorter way where there is one; weights, names and results stay.
-
-    Made of an ``nn.Conv2d`` by setting its ``__class__``.
-    """
-
-    _direct = False  # whether the shorter way is forbidden
-
-    @classmethod
-    def fits(cls, layer: nn.Module) -> bool:
-        """Whether a layer's convolution is one that this class computes faster."""
-        return (
-            PackedConv2d.fits(layer)
-            and isinstance(layer, nn.Conv2d)
-            and layer.kernel_size == (3, 3)
-            and layer.stride == (1, 1)
-            and layer.padding == (1, 1)
-            and min(layer.in_channels, layer.out_channels) >= MIN_CHANNELS
-        )
-
-    def use_winograd(self, use: bool) -> None:
-        """Allow the shorter way, or forbid it and free the transformed kernel."""
-        self._direct = not use
-        _kernels.forget(self.weight)
-
-    def forward(self, x: Tensor, shift: Tensor | None = None, onto: Tensor | None = None) -> Tensor:
-        m = self._tile_side(x)
-        if m == 0:
-            return super().forward(x, shift, onto)
-        bias = shifted(self.bias, shift)
-        if torch.compiler.is_compiling():
-            return add(compiled_convolution(x, self.weight, bias, m), None, onto)
-        out = winograd(x, kept_kernel(self.weight, m), bias, m)
-        return out if onto is None else out.add_(onto)
-
-    def _tile_side(self, x: Tensor) -> int:
-        """Side of the tiles to cut the image into; 0 for the direct way."""
-        pixels = x.shape[-2] * x.shape[-1]
-        weight = self.weight
-        direct = (
-            self._direct
-            or pixels < SMALL_PIXELS
-            or x.device.type != "cpu"
-            or x.dtype != torch.float32
-            or weight.dtype != torch.float32
-            or torch.is_autocast_enabled("cpu")
-            or (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad))
-        )
-        if direct:
-            return 0
-        tiles = x.shape[0] * math.ceil(x.shape[-2] / 4) * math.ceil(x.shape[-1] / 4)
-        return 4 if pixels >= LARGE_PIXELS and tiles >= FEW_TILES else 2
+    for images, results in zip(padded.split(at_once), out.split(at_once), strict=True):
+        tiles = len(images) * rows * cols
+        overlapping = (
+            images.unfold(1, n, m).unfold(2, n, m).permute(4, 5, 0, 1, 2, 3)
+        )  # (n, n, B, rows, cols, C)
+        pixels = first[: n * n * tiles * channels].view(overlapping.shape).copy_(overlapping).view(n * n, -1)
+        values = torch.mm(matrices.image, pixels, out=second[: pixels.numel()].view(n * n, -1))
+        products = first[: n * n * tiles * out_channels].view(n * n, tiles, out_channels)
+        torch.bmm(values.view(n * n, tiles, channels), kernel, out=products)
+        sums = second[: m * m * tiles * out_channels].view(m * m, -1)
+        torch.mm(matrices.result, products.view(n * n, -1), out=sums)
+        results.copy_(sums.view(m, m, len(images), rows, cols, out_channels).permute(2, 3, 0, 4, 1, 5))
+        if bias is not None:
+            results += bias
+    return out.view(batch, rows * m, cols * m, out_channels)[:, :height, :width].permute(0, 3, 1, 2)

@@ -1,6 +1,7 @@
-"""What a training run is: one dataclass a stage, filled from YAML and the command line, written into every checkpoint.
+"""What a training run is: dataclasses that are filled from YAML and the command line and written into checkpoints.
 
-Lightning's own settings (devices, precision, accumulation, clipping) are not repeated here; they go to its Trainer.
+``LoopConfig`` is what the one training loop (``axs_lib.train.trainer``) needs; a stage, the grounding head and nano's
+own trainings each add to it. Fields are plain values: nothing in a configuration names code.
 """
 
 from __future__ import annotations
@@ -12,52 +13,48 @@ from axs_lib.train.readers import DataConfig
 
 
 @dataclass(frozen=True)
-class LoraConfig:
-    """Low-rank adapters in place of full training.
+class TrainerConfig:
+    """Arguments of Lightning's ``Trainer``, by its own names.
 
     Attributes:
-        rank: of the update matrices.
-        alpha: their scale is alpha / rank.
-        target_modules: attention layers that get one; see ``train_stage1.apply_lora_to_linear``.
+        accelerator: ``auto``, ``cpu`` or ``gpu``.
+        devices: how many, or ``auto``.
+        num_nodes: machines.
+        strategy: by name, such as ``ddp``.
+        precision: bf16-mixed and 16-mixed take less memory on a GPU.
+        accumulate_grad_batches: batches of an optimiser step.
+        gradient_clip_val: norm to which gradients are clipped.
+        log_every_n_steps: steps between two points of the logged curves.
     """
 
-    rank: int = 8
-    alpha: float = 16.0
-    target_modules: tuple[str, ...] = ("proj", "q_proj", "k_proj", "v_proj")
+    accelerator: str = "auto"
+    devices: int | str = "auto"
+    num_nodes: int = 1
+    strategy: str = "auto"
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    accumulate_grad_batches: int = 1
+    gradient_clip_val: float = 1.0
+    log_every_n_steps: int = 25
 
 
-@dataclass(frozen=True)
-class RunConfig:
-    """What all stages share.
+@dataclass(frozen=True, kw_only=True)
+class LoopConfig:
+    """What every training shares.
 
     Attributes:
-        data: the data folder and how it is split and cropped.
-        out: run folder: checkpoint, logs and, at the end, ``weights/``.
-        variant: architecture.
-        pretrained: start from weights; False starts from random ones.
-        checkpoint: weights to start from instead of the variant's own: a file or folder.
-        revision: Hub revision of the variant's own weights.
-        lora: train adapters; null trains all weights.
+        out: run folder: checkpoints, logs and, at the end, the weights.
         steps: optimiser steps.
         learning_rate: peak, after ``warmup`` steps, before the cosine to zero.
         weight_decay: of AdamW.
         ema: decay of the averaged weights, which are those validated and written out.
-        check_every: steps between checkpoints, each with a validation.
+        check_every: steps between checkpoints, each with a validation where something is held out.
         patience: validations without a better one after which training stops; 0 never stops early.
-        sar_jitter: standard deviation in dB of a random calibration error of each training crop's bands.
-        loss: weights and other arguments of ``Stage2Loss``, or for stages 1 and 3 of ``Stage3Loss``; token
-            cross-entropy comes in where variant and weights hold a tokenizer's encoder, which nano's do.
         seed: of data order, crops and every other draw.
         threads: CPU threads; null leaves them.
+        trainer: arguments of Lightning's Trainer.
     """
 
-    data: DataConfig
     out: str
-    variant: str = "nano"
-    pretrained: bool = True
-    checkpoint: str | None = None
-    revision: str | None = None
-    lora: LoraConfig | None = None
     steps: int = 3000
     learning_rate: float = 3e-4
     weight_decay: float = 0.02
@@ -65,15 +62,55 @@ class RunConfig:
     ema: float = 0.998
     check_every: int = 250
     patience: int = 10
-    sar_jitter: float = 0.5
-    loss: dict[str, float] = field(default_factory=dict)
     seed: int = 0
     threads: int | None = None
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
 
 
 @dataclass(frozen=True)
+class LoraSettings:
+    """Low-rank adapters in place of full training.
+
+    Attributes:
+        rank: of the update matrices.
+        alpha: their scale is alpha / rank.
+        target_modules: attention layers that get one; see ``axs_lib.adapters.apply_lora_to_linear``.
+    """
+
+    rank: int = 8
+    alpha: float = 16.0
+    target_modules: tuple[str, ...] = ("proj", "q_proj", "k_proj", "v_proj")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(LoopConfig):
+    """What the stages share.
+
+    Attributes:
+        data: the data folder and how it is split and cropped.
+        variant: architecture.
+        pretrained: start from weights; False starts from random ones.
+        checkpoint: weights to start from instead of the variant's own: a file or folder.
+        revision: Hub revision of the variant's own weights.
+        lora: train adapters; null trains all weights.
+        sar_jitter: standard deviation in dB of a random calibration error of each training crop's bands.
+        loss: weights and other arguments of ``Stage2Loss``, or for stages 1 and 3 of ``Stage3Loss``; token
+            cross-entropy comes in where variant and weights hold a tokenizer's encoder, which nano's do.
+    """
+
+    data: DataConfig
+    variant: str = "nano"
+    pretrained: bool = True
+    checkpoint: str | None = None
+    revision: str | None = None
+    lora: LoraSettings | None = None
+    sar_jitter: float = 0.5
+    loss: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Stage1Config(RunConfig):
-    """Stage 1, SAR to optical.
+    """Stage 1, SAR to optical; variants nano and terramind_v1_tiny, _small, _base, _large.
 
     Attributes:
         s1_product: ``S1GRD`` or ``S1RTC``.
@@ -82,9 +119,9 @@ class Stage1Config(RunConfig):
     s1_product: Literal["S1GRD", "S1RTC"] = "S1GRD"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Stage2Config(RunConfig):
-    """Stage 2, the Prithvi refiner.
+    """Stage 2, the Prithvi refiner; variants nano and prithvi_eo_v2_300_tl, prithvi_eo_v2_600_tl and such.
 
     Attributes:
         estimate: where opt_v1 comes from: ``file`` (``axs precompute --stage stage1``), ``degraded`` (simulated from
@@ -104,9 +141,11 @@ class Stage2Config(RunConfig):
     needs_season: bool | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Stage3Config(RunConfig):
-    """Stage 3, grounding in the SAR.
+    """Stage 3, grounding in the SAR; variants nano and terramind_v1_tiny, _small, _base, _large.
+
+    The grounding head starts as the packaged one, or as the one beside ``checkpoint``.
 
     Attributes:
         s1_product: ``S1GRD`` or ``S1RTC``.

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from axs_lib.bands import VALID_DN
-from axs_lib.checks import ESTIMATE_TRUST
+from axs_lib.checks import Trust
 from axs_lib.data.clouds import cloud_trust
 from axs_lib.data.degrade import degrade, degrade_lightly
 from axs_lib.data.flood import simulate_flood
@@ -35,7 +35,7 @@ class Examples:
     Attributes:
         s1: (B, 2, H, W) in dB.
         estimate: opt_v2 (B, 4, H, W) in DN, smooth where unknown, no NaN.
-        trust: (B, 1, H, W): 1 observed, 0 unknown, ``ESTIMATE_TRUST`` where it is an estimate.
+        trust: (B, 1, H, W): 1 observed, 0 unknown, ``Trust.ESTIMATE`` where it is an estimate.
         truth: (B, 4, H, W) in DN.
     """
 
@@ -75,7 +75,7 @@ def make_examples(kind: Kind, s1: Tensor, truth: Tensor, random: torch.Generator
         trust = cloud_trust(len(truth), *truth.shape[-2:], generator=random)
         filled = fill_nodata(truth, trust > 0, fallback=truth.mean((0, 2, 3))[:, None, None])
         return Examples(s1, filled, trust, truth)
-    everywhere = torch.full_like(truth[:, :1], ESTIMATE_TRUST)
+    everywhere = torch.full_like(truth[:, :1], Trust.ESTIMATE)
     if kind == "light":
         return Examples(s1, degrade_lightly(truth, generator=random), everywhere, truth)
     degraded = degrade(truth, generator=random, preset="train")

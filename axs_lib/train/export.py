@@ -1,7 +1,7 @@
 """Trained weights in the files that the stages load by ``checkpoint=``, with their provenance in the header.
 
-Adapters are merged first, so that what is written is an ordinary set of weights; they are also kept by themselves in
-``adapter/``. Floating-point weights are float16, as packaged ones are.
+An adapter is first written by itself, with the grounding head that was trained beside it, to ``adapter/``, and then
+merged, so that what lies above it is an ordinary set of weights. Those are float16, as packaged ones are.
 """
 
 from __future__ import annotations
@@ -11,98 +11,78 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from axs_lib.data.atomic import atomic_write
-from axs_lib.terramind.load import HEAD_FILE
-from axs_lib.train.tasks import StageTask
+from axs_lib.adapters import merge_adapter, save_adapter
+from axs_lib.grounding.load import CORRECTOR_FILE
+from axs_lib.terramind.weights import write_state
+
+ADAPTER = "adapter"
 
 
-def export_weights(task: StageTask, folder: Path, header: dict[str, str]) -> None:
-    """Write a task's weights.
-
-    TerraMind stages: ``nano.safetensors`` (``core.``, ``detokenizer.``, ``head.``, ``tokenizer.``), or for published
-    variants the generator and the tokenizer's decoder under their published names, and ``grounding_head.safetensors``.
-    Stage 2: one file under its packaged or published name.
-
-    Args:
-        task: after training; its adapters are merged into it.
-        folder: where to.
-        header: text for each file's header.
+def export_refiner(model: Any, folder: Path, header: dict[str, str], *, variant: str) -> None:
+    """Write Stage 2 as one file under its packaged or published name; an adapter is merged.
 
     Raises:
         OutputError: the disk refuses.
     """
-    if task.config.lora is not None:
-        _merge(task, folder)
-    if task.stage == "stage2":
-        from axs_lib.stage2_prithvi_refine import save_refiner
+    from axs_lib.prithvi.variants import PRITHVI_VARIANTS
+    from axs_lib.stage2_prithvi_refine import save_refiner
 
-        save_refiner(
-            task.model, folder / _stage2_name(task.config.variant), half=True, notes=header, overwrite=True
-        )
-        return
-    for name, state in _files(task).items():
-        save_state(folder / name, state, header)
-
-
-def save_state(path: Path, state: dict[str, Tensor], header: dict[str, str]) -> None:
-    """Write a state dict as float16 safetensors, atomically, over what is there."""
-    from safetensors.torch import save
-
-    tensors = {
-        # Own copies: safetensors refuses tensors that share memory (token embedding and logit weights do).
-        name: (value.half() if value.is_floating_point() else value).detach().cpu().clone().contiguous()
-        for name, value in state.items()
-    }
-    with atomic_write(path, overwrite=True) as temporary:
-        temporary.write_bytes(save(tensors, metadata=header))
+    if _has_adapter(model):
+        merge_adapter(model)
+    spec = PRITHVI_VARIANTS[variant]
+    name = (
+        f"{spec.packaged_name}.safetensors" if spec.generator is None else _safetensors(spec.generator.name)
+    )
+    save_refiner(model, folder / name, half=True, notes=header, overwrite=True)
 
 
-def _files(task: StageTask) -> dict[str, dict[str, Tensor]]:
-    from axs_lib.grounding.head import GroundingHead
+def export_terramind(
+    model: Any, folder: Path, header: dict[str, str], *, tokenizer: nn.Module | None
+) -> None:
+    """Write Stage 1 or 3.
+
+    ``nano.safetensors`` (``core.``, ``detokenizer.``, ``tokenizer.``), or for published variants generator and
+    tokenizer's decoder under their published names; Stage 3's ``grounding.safetensors``; an adapter to ``adapter/``.
+
+    Raises:
+        OutputError: the disk refuses.
+    """
+    if _has_adapter(model):
+        save_adapter(model, folder / ADAPTER, overwrite=True, notes=header)
+        merge_adapter(model)
+    for name, state in _files(model, tokenizer).items():
+        write_state(folder / name, state, header, half=True, overwrite=True)
+
+
+def _files(model: Any, tokenizer: nn.Module | None) -> dict[str, dict[str, Tensor]]:
     from axs_lib.terramind.build import build_nano_tokenizer
     from axs_lib.terramind.weights import find_variant
 
-    generator = task.model.terramind_generator
-    head = task.model.head if task.stage == "stage3" else GroundingHead()
-    spec = find_variant(task.config.variant)
+    generator = model.terramind_generator
+    corrector = getattr(model, "corrector", None)  # Stage 3's
+    files = {} if corrector is None else {CORRECTOR_FILE: dict(corrector.state_dict())}
+    spec = find_variant(generator.layout.variant)
     if spec.generator is None or spec.tokenizer is None:
-        parts: dict[str, Any] = {
+        parts: dict[str, nn.Module] = {
             "core": generator.core,
             "detokenizer": generator.detokenizer,
-            "head": head,
-            "tokenizer": task.tokenizer or build_nano_tokenizer(),
+            "tokenizer": tokenizer or build_nano_tokenizer(),
         }
-        return {
-            f"{spec.name}.safetensors": {
-                k: v for name, part in parts.items() for k, v in _prefixed(name, part)
-            }
-        }
+        state = {key: value for name, part in parts.items() for key, value in _prefixed(name, part).items()}
+        return files | {f"{spec.name}.safetensors": state}
     # The generator's file comes last, so that a folder that has it is complete.
-    files = {HEAD_FILE: dict(head.state_dict())} if task.stage == "stage3" else {}
-    files[_safetensors(spec.tokenizer.name)] = dict(_prefixed("decoder", generator.detokenizer))
+    files[_safetensors(spec.tokenizer.name)] = _prefixed("decoder", generator.detokenizer)
     files[_safetensors(spec.generator.name)] = dict(generator.core.state_dict())
     return files
 
 
-def _stage2_name(variant: str) -> str:
-    from axs_lib.prithvi.variants import PRITHVI_VARIANTS
-
-    spec = PRITHVI_VARIANTS[variant]
-    return (
-        f"{spec.packaged_name}.safetensors" if spec.generator is None else _safetensors(spec.generator.name)
-    )
+def _has_adapter(model: nn.Module) -> bool:
+    return any(".lora_" in name for name, _ in model.named_parameters())
 
 
 def _safetensors(name: str) -> str:
     return Path(name).with_suffix(".safetensors").name
 
 
-def _prefixed(prefix: str, module: nn.Module) -> list[tuple[str, Tensor]]:
-    return [(f"{prefix}.{name}", value) for name, value in module.state_dict().items()]
-
-
-def _merge(task: StageTask, folder: Path) -> None:
-    from axs_lib.train.lora import merge_adapter, save_adapter
-
-    save_adapter(task.model, folder / "adapter", overwrite=True)
-    merge_adapter(task.model)
+def _prefixed(prefix: str, module: nn.Module) -> dict[str, Tensor]:
+    return {f"{prefix}.{name}": value for name, value in module.state_dict().items()}

@@ -23,9 +23,9 @@ import torch
 from torch import Tensor
 
 from axs_lib.bands import VALID_DN
-from axs_lib.data.atomic import atomic_write
 from axs_lib.data.pairs import split_groups
 from axs_lib.errors import InputError
+from axs_lib.io.atomic import atomic_write
 from axs_lib.progress import track
 from axs_lib.terramind.weights import read_metadata
 from axs_lib.train.config import RunConfig
@@ -49,7 +49,6 @@ class PrecomputeConfig:
         folds: number of folds, at most the number of groups.
         checkpoints: weights of each fold's model, in the order of the folds; none where ``train`` is given.
         train: how to train a fold's model.
-        flags: arguments of Lightning's ``Trainer``.
         variant: of the checkpoints, where their files do not say it.
         s1_product: of Stage 1.
         timesteps: network evaluations of Stage 1; 1 is the most accurate.
@@ -65,7 +64,6 @@ class PrecomputeConfig:
     folds: int = 5
     checkpoints: tuple[str, ...] = ()
     train: RunConfig | None = None
-    flags: Mapping[str, Any] | None = None
     variant: str | None = None
     s1_product: str = "S1GRD"
     timesteps: int = 1
@@ -76,7 +74,7 @@ class PrecomputeConfig:
 
 
 @dataclass(frozen=True)
-class Job:
+class Output:
     """One file to write: a window of a sample."""
 
     sample: Sample
@@ -107,7 +105,7 @@ def precompute(config: PrecomputeConfig, *, progress: bool = True) -> Path:
                 f"{len(lacking)} of {len(samples)} pairs in {config.data.folder} have no opt_v1 ({lacking[0]}, ...);"
                 " make them with `axs precompute --stage stage1` and pass its output folder as --data"
             )
-    folds = _folds(samples, config)
+    folds = deal_folds(samples, config)
     done: list[dict[str, Any]] = []
     rows: list[dict[str, Any]] = []
     for number, fold in enumerate(folds):
@@ -115,15 +113,15 @@ def precompute(config: PrecomputeConfig, *, progress: bool = True) -> Path:
         weights = _weights(config, number, groups, out, progress)
         predict, provenance = _load(config, weights)
         note = json.dumps({"fold": number, "timesteps": config.timesteps} | provenance, sort_keys=True)
-        jobs = [job for sample in fold for job in _jobs(sample, config, out)]
-        todo = [job for job in jobs if not _is_done(job.path, ESTIMATE[config.stage], note)]
+        outputs = [output for sample in fold for output in _outputs(sample, config, out)]
+        todo = [output for output in outputs if not _is_done(output.path, ESTIMATE[config.stage], note)]
         text = f"{config.stage}, fold {number + 1} of {len(folds)}"
         skipped: set[str] = set()
         for batch in track(list(_batches(todo, config.batch_size)), text, enabled=progress):
             skipped |= _compute(batch, predict, config, note)
-        written = [job for job in jobs if job.id not in skipped]
-        rows += [_row(job) for job in written]
-        done.append({"groups": groups, "weights": provenance, "files": [job.id for job in written]})
+        written = [output for output in outputs if output.id not in skipped]
+        rows += [_row(output) for output in written]
+        done.append({"groups": groups, "weights": provenance, "files": [output.id for output in written]})
         _write_index(out, rows)
         _write_json(out / "manifest.json", {"stage": config.stage, "seed": config.seed, "folds": done})
     return out
@@ -150,7 +148,7 @@ def _check(config: PrecomputeConfig, out: Path) -> None:
         raise InputError("both checkpoints and a training configuration are given; pass one of them")
 
 
-def _folds(samples: Sequence[Sample], config: PrecomputeConfig) -> list[list[Sample]]:
+def deal_folds(samples: Sequence[Sample], config: PrecomputeConfig) -> list[list[Sample]]:
     """Samples by fold; test samples, which no model sees, go with the first."""
     test = split_samples(samples, config.data, config.seed).test
     names = {sample.name for sample in test}
@@ -167,14 +165,18 @@ def _weights(config: PrecomputeConfig, number: int, groups: list[str], out: Path
         return path
     run = out / "models" / f"fold{number}"
     training = replace(
-        config.train, data=without_groups(config.data, groups), out=str(run), seed=config.train.seed + number
+        config.train,
+        data=without_groups(config.data, groups),
+        out=str(run),
+        seed=config.train.seed + number,
+        # One device: the processes of several would all go on to compute and write the same files.
+        trainer=replace(config.train.trainer, devices=1, num_nodes=1, strategy="auto"),
     )
     header = _header(run / "weights")
     if header is None:
-        from axs_lib.train.fit import fit
+        from axs_lib.train.stages import train_stage
 
-        # One device: the processes of several would all go on to compute and write the same files.
-        return fit(training, {**(config.flags or {}), "devices": 1, "strategy": "auto"}, progress=progress)
+        return train_stage(training, progress=progress)
     settings = {key: value for key, value in asdict(training).items() if key not in ("data", "out")}
     if json.loads(header["config"]) != json.loads(json.dumps(settings)):
         raise InputError(
@@ -254,18 +256,18 @@ def _load(config: PrecomputeConfig, weights: Path) -> tuple[Predict, dict[str, A
 # -- files --------------------------------------------------------------------------------------------------------
 
 
-def _jobs(sample: Sample, config: PrecomputeConfig, out: Path) -> Iterator[Job]:
+def _outputs(sample: Sample, config: PrecomputeConfig, out: Path) -> Iterator[Output]:
     """The files of a sample: itself, or the tiles of an image that is larger than a tile."""
     folder = out / "pairs" / sample.source
     if max(sample.height, sample.width) <= config.tile:
-        yield Job(sample, None, sample.id, folder / f"{sample.id}.npz")
+        yield Output(sample, None, sample.id, folder / f"{sample.id}.npz")
         return
     rows, columns = (_edges(length, config.tile) for length in (sample.height, sample.width))
     for top, bottom in rows:
         for left, right in columns:
             name = f"{sample.id}_{top}_{left}"
             window = Window(top, left, bottom - top, right - left)
-            yield Job(sample, window, name, folder / f"{name}.npz")
+            yield Output(sample, window, name, folder / f"{name}.npz")
 
 
 def _edges(length: int, tile: int) -> list[tuple[int, int]]:
@@ -275,52 +277,56 @@ def _edges(length: int, tile: int) -> list[tuple[int, int]]:
     return list(itertools.pairwise(cuts))
 
 
-def _batches(jobs: Sequence[Job], size: int) -> Iterator[list[Job]]:
-    """Runs of neighbouring jobs of one shape."""
-    batch: list[Job] = []
-    for job in jobs:
-        if batch and (len(batch) == size or _shape(job) != _shape(batch[0])):
+def _batches(outputs: Sequence[Output], size: int) -> Iterator[list[Output]]:
+    """Runs of neighbouring outputs of one shape."""
+    batch: list[Output] = []
+    for output in outputs:
+        if batch and (len(batch) == size or _shape(output) != _shape(batch[0])):
             yield batch
             batch = []
-        batch.append(job)
+        batch.append(output)
     if batch:
         yield batch
 
 
-def _shape(job: Job) -> tuple[int, int]:
-    return (job.window.height, job.window.width) if job.window else (job.sample.height, job.sample.width)
+def _shape(output: Output) -> tuple[int, int]:
+    return (
+        (output.window.height, output.window.width)
+        if output.window
+        else (output.sample.height, output.sample.width)
+    )
 
 
-def _compute(batch: list[Job], predict: Predict, config: PrecomputeConfig, note: str) -> set[str]:
+def _compute(batch: list[Output], predict: Predict, config: PrecomputeConfig, note: str) -> set[str]:
     """Write a batch's files; returns the ids left out because they cannot be read (or hold no data)."""
-    read: list[tuple[Job, Crop]] = []
+    read: list[tuple[Output, Crop]] = []
     skipped: set[str] = set()
-    for job in batch:
+    for output in batch:
         try:
-            crop = job.sample.read(job.window)
+            crop = output.sample.read(output.window)
         except InputError as error:
             if config.data.on_bad == "refuse":
                 raise
             warnings.warn(f"left out: {error}", BadDataWarning, stacklevel=2)
-            skipped.add(job.id)
+            skipped.add(output.id)
             continue
         if np.isfinite(crop.s1).all(0).any() and np.isfinite(crop.s2).all(0).any():
-            read.append((job, crop))
+            read.append((output, crop))
         else:
-            skipped.add(job.id)
+            skipped.add(output.id)
     if read:
         images = predict([crop for _, crop in read]).float().cpu().numpy()
-        for (job, crop), image in zip(read, images, strict=True):
-            _write_pair(job, crop, ESTIMATE[config.stage], image, note)
+        for (output, crop), image in zip(read, images, strict=True):
+            _write_pair(output, crop, ESTIMATE[config.stage], image, note)
     return skipped
 
 
-def _write_pair(job: Job, crop: Crop, key: str, image: np.ndarray[Any, Any], note: str) -> None:
+def _write_pair(output: Output, crop: Crop, key: str, image: np.ndarray[Any, Any], note: str) -> None:
     arrays: dict[str, Any] = {"s1": crop.s1, "s2": _stored(crop.s2)}
     arrays |= {name: _stored(estimate) for name, estimate in crop.estimates.items()}
     arrays |= {key: _stored(image), f"{key}_provenance": np.array(note)}
     arrays["metadata"] = np.array(json.dumps(dict(crop.metadata)))
-    with atomic_write(job.path, overwrite=True) as temporary:
+    with atomic_write(output.path, overwrite=True) as temporary:
         np.savez(temporary, **arrays)
 
 
@@ -340,14 +346,14 @@ def _is_done(path: Path, key: str, note: str) -> bool:
         return False
 
 
-def _row(job: Job) -> dict[str, Any]:
-    with np.load(job.path, allow_pickle=False) as stored:
+def _row(output: Output) -> dict[str, Any]:
+    with np.load(output.path, allow_pickle=False) as stored:
         metadata = json.loads(str(stored["metadata"]))
-    height, width = _shape(job)
-    sample = job.sample
+    height, width = _shape(output)
+    sample = output.sample
     return {
         "source": sample.source,
-        "id": job.id,
+        "id": output.id,
         "group": sample.group,
         "quality": sample.quality,
         "h": height,

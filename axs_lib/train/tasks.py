@@ -1,20 +1,22 @@
-"""The three stages as Lightning modules: what a batch costs, what is trained, how good it is on held-out tiles.
+"""The three stages as tasks of the training loop: what a batch costs, what is trained, how good held-out tiles are.
 
-In: batches of ``axs_lib.train.readers.batches``. Out: the loss of a step, and ``val_mse``, the mean squared error of
-the held-out tiles in (reflectance x 10)^2, by which training stops and weights are chosen. Every random draw of a step
-is a function of (seed, batch index); the caller's random states are left as they were.
+In: batches of ``axs_lib.train.readers.batches``. Out: the loss of a step, ``val_mse``, the mean squared error of the
+held-out tiles in (reflectance x 10)^2, by which training stops and weights are chosen, and the weights in the files
+that the stages load by ``checkpoint=``. Every random draw of a step is a function of (seed, batch index); the caller's
+random states are left as they were.
 """
 
 from __future__ import annotations
 
-import contextlib
+import json
 import math
 import warnings
-from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
-import lightning
 import torch
 from torch import Tensor, nn
 
@@ -22,40 +24,40 @@ from axs_lib.bands import VALID_DN
 from axs_lib.data.degrade import degrade
 from axs_lib.errors import UntrainedHeadWarning
 from axs_lib.train.config import RunConfig, Stage1Config, Stage2Config, Stage3Config
+from axs_lib.train.export import export_refiner, export_terramind
 from axs_lib.train.readers.batches import Batch
+from axs_lib.train.trainer import SEED_STRIDE, TrainingTask, own_random
 
 DN_SCALE = 1000.0  # held-out errors are in tenths of reflectance
-SEED_STRIDE = 7_368_787
 
 
-@contextlib.contextmanager
-def own_random(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
-    """Seed torch's global generators for a block and put them back as they were."""
-    device = torch.device(device)
-    index = device.index or 0
-    with torch.random.fork_rng(devices=[index] if device.type == "cuda" else []):
-        torch.default_generator.manual_seed(seed % 2**63)
-        if device.type == "cuda":
-            torch.cuda.default_generators[index].manual_seed(seed % 2**63)
-        yield
-
-
-class StageTask(lightning.LightningModule, ABC):
-    """What the stages share: optimiser, schedule, seeded steps, held-out error, small checkpoints.
+class StageTask(TrainingTask):
+    """What the stages share: seeded steps, held-out error, the header of the weights.
 
     Subclasses build ``model``, set ``requires_grad`` of what is trained, and say what a batch costs.
+
+    Args:
+        config: the run.
+        estimate_source: ``file``, or ``degraded`` where the stage's estimate is simulated from the truth.
+        notes: text for the weights' header, such as the groups trained on.
     """
 
     stage: str
     model: Any
     estimate_key: str | None = None
+    config: RunConfig
 
-    def __init__(self, config: RunConfig, *, estimate_source: str = "degraded") -> None:
-        super().__init__()
-        self.config = config
-        self.estimate_source = estimate_source
-        self.strict_loading = False  # frozen weights are not in the checkpoint; they come with the model
-        self._held_out: list[tuple[float, float]] = []
+    def __init__(
+        self,
+        config: RunConfig,
+        *,
+        estimate_source: str = "degraded",
+        notes: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(config, self.stage)
+        self.estimate_source, self.notes = estimate_source, dict(notes or {})
+        self.tokenizer: nn.Module | None = None  # where there is one: it makes token targets
+        self.held_out: list[tuple[float, float]] = []  # error of each tile, and that of the estimate
 
     # -- for the stages to say ------------------------------------------------------------------------------------
 
@@ -67,20 +69,20 @@ class StageTask(lightning.LightningModule, ABC):
     def predict(self, batch: Batch) -> Tensor:
         """The stage's image (B, 4, H, W) in DN for a validation batch, with one time step."""
 
-    # -- Lightning ------------------------------------------------------------------------------------------------
+    # -- the loop's ------------------------------------------------------------------------------------------------
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         with own_random(self.config.seed * SEED_STRIDE + batch["index"], self.device):
             size = (len(batch["s1"]), 2, 1, 1)
-            jitter = torch.randn(size, generator=self._random(batch, 1)) * self.config.sar_jitter
+            jitter = torch.randn(size, generator=self.random(batch, 1)) * self.config.sar_jitter
             batch = batch | {"s1": batch["s1"] + jitter.to(batch["s1"].device)}
-            loss = self.loss(self._with_estimate(batch, "train"))
+            loss = self.loss(self.with_estimate(batch, "train"))
         self.log("loss", loss.detach(), prog_bar=True, batch_size=1)
         return loss
 
     @torch.no_grad()
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        batch = self._with_estimate(batch, "test")
+        batch = self.with_estimate(batch, "test")
         mask = batch["mask"].expand_as(batch["truth"])
 
         def mse(image: Tensor) -> float:
@@ -89,53 +91,55 @@ class StageTask(lightning.LightningModule, ABC):
         before = mse(batch[self.estimate_key]) if self.estimate_key else math.nan
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UntrainedHeadWarning)  # being trained is what it is here for
-            self._held_out.append((mse(self.predict(batch)), before))
+            self.held_out.append((mse(self.predict(batch)), before))
 
     def on_validation_epoch_end(self) -> None:
-        errors = torch.tensor(self._held_out or [(math.inf, math.nan)], device=self.device)
-        self._held_out.clear()
+        errors = torch.tensor(self.held_out or [(math.inf, math.nan)], device=self.device)
+        self.held_out.clear()
         mse, before = errors.mean(0)
         self.log("val_mse", mse, prog_bar=True, sync_dist=True)
         if self.estimate_key:
             self.log("val_mse_before", before, sync_dist=True)
             self.log("val_ratio", mse / before, prog_bar=True, sync_dist=True)
 
-    def configure_optimizers(self) -> Any:
-        config = self.config
-        optimizer = torch.optim.AdamW(
-            [p for p in self.parameters() if p.requires_grad],
-            lr=config.learning_rate,
-            weight_decay=config.weight_decay,
-            betas=(0.9, 0.98),
-        )
+    def export(self, step: int, error: float | None) -> Path:
+        folder = Path(self.config.out) / "weights"
+        header = self.header(step, error)
+        if self.stage == "stage2":
+            export_refiner(self.model, folder, header, variant=self.config.variant)
+        else:
+            export_terramind(self.model, folder, header, tokenizer=self.tokenizer)
+        return folder
 
-        def factor(step: int) -> float:
-            if step < config.warmup:
-                return (step + 1) / (config.warmup + 1)
-            done = (step - config.warmup) / max(1, config.steps - config.warmup)
-            return 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
+    def header(self, step: int, error: float | None) -> dict[str, str]:
+        """What the weights are, for their files' headers."""
+        from axs_lib import __version__
 
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what is trained, and buffers; frozen weights are rebuilt from where they came from."""
-        frozen = {name for name, p in self.named_parameters() if not p.requires_grad}
-        state = checkpoint["state_dict"]
-        checkpoint["state_dict"] = {name: value for name, value in state.items() if name not in frozen}
+        settings = {key: value for key, value in asdict(self.config).items() if key not in ("data", "out")}
+        header = self.notes | {
+            "variant": self.config.variant,
+            "stage": self.stage.removeprefix("stage"),
+            "steps": str(step),
+            "config": json.dumps(settings),
+            "axs_version": __version__,
+            "torch_version": torch.__version__,
+        }
+        header |= {"estimate_source": self.estimate_source} if self.estimate_key else {}
+        return header | ({} if error is None else {"val_mse": f"{error:.6g}"})
 
     # -- helpers --------------------------------------------------------------------------------------------------
 
-    def _random(self, batch: Batch, stream: int) -> torch.Generator:
+    def random(self, batch: Batch, stream: int) -> torch.Generator:
+        """A generator of one of the batch's streams of draws."""
         return torch.Generator().manual_seed(
             (self.config.seed * SEED_STRIDE + batch["index"]) * 16 % 2**62 + stream
         )
 
-    def _with_estimate(self, batch: Batch, preset: Any) -> Batch:
+    def with_estimate(self, batch: Batch, preset: Any) -> Batch:
         """The batch with the estimate that the stage starts from, simulated where the files do not carry it."""
         if self.estimate_key is None or self.estimate_source == "file":
             return batch
-        simulated = degrade(batch["truth"], generator=self._random(batch, 2), preset=preset)
+        simulated = degrade(batch["truth"], generator=self.random(batch, 2), preset=preset)
         return batch | {self.estimate_key: simulated}
 
 
@@ -199,7 +203,7 @@ class Stage2Task(StageTask):
 
     def loss(self, batch: Batch) -> Tensor:
         size = (len(batch["truth"]), 4, 1, 1)
-        gain = torch.exp(torch.randn(size, generator=self._random(batch, 3)) * self.config.brightness_jitter)
+        gain = torch.exp(torch.randn(size, generator=self.random(batch, 3)) * self.config.brightness_jitter)
         batch = batch | {
             key: (batch[key] * gain.to(batch[key])).clamp(*VALID_DN) for key in ("opt_v1", "truth")
         }
@@ -230,21 +234,21 @@ class Stage3Task(StageTask):
             checkpoint=config.checkpoint,
             revision=config.revision,
             s1_product=config.s1_product,
-            grounding="learned",
+            correction_mode="learned",
         )
         self.criterion = Stage3Loss(**config.loss)
         self.tokenizer = nano_tokenizer(config)
         choose_trained(self.model, config)
 
     def loss(self, batch: Batch) -> Tensor:
-        image, logits, _ = self.model.training_pass(batch["s1"], batch["opt_v2"])
+        output = self.model.training_pass(batch["s1"], batch["opt_v2"])
         targets = truth_tokens(self.tokenizer, self.model.terramind_generator, batch)
         loss: Tensor = self.criterion(
-            image,
+            output.image,
             batch["truth"],
             batch["mask"],
             s1=batch["s1"],
-            logits=None if targets is None else logits,
+            logits=None if targets is None else output.token_logits,
             targets=targets,
         )
         return loss
@@ -257,10 +261,8 @@ class Stage3Task(StageTask):
 def build_task(config: RunConfig, **options: Any) -> StageTask:
     """The task of a configuration, in training mode; its random weights are a function of the seed."""
     kinds: dict[type[RunConfig], Any] = {
-        Stage1Config: Stage1Task,
-        Stage2Config: Stage2Task,
-        Stage3Config: Stage3Task,
-    }
+        Stage1Config: Stage1Task, Stage2Config: Stage2Task, Stage3Config: Stage3Task
+    }  # fmt: skip
     with own_random(config.seed):
         task: StageTask = kinds[type(config)](config, **options)
     task.model.train()  # builders return models in eval() mode
@@ -272,7 +274,7 @@ def choose_trained(model: Any, config: RunConfig) -> None:
     if config.lora is None:
         model.requires_grad_(True)
         return
-    from axs_lib.train.lora import apply_lora_to_linear
+    from axs_lib.adapters import apply_lora_to_linear
 
     apply_lora_to_linear(
         model,
@@ -281,7 +283,9 @@ def choose_trained(model: Any, config: RunConfig) -> None:
         target_modules=config.lora.target_modules,
     )
     for name, parameter in model.named_parameters():
-        if name.startswith(("head.", "colour.")) or name.endswith(("_enc.unknown", "_enc.biome.weight")):
+        if name.startswith(("corrector.", "colour.", "head.")) or name.endswith(
+            ("_enc.unknown", "_enc.biome.weight")
+        ):
             parameter.requires_grad_(True)
 
 
@@ -305,7 +309,8 @@ def truth_tokens(tokenizer: nn.Module | None, generator: Any, batch: Batch) -> T
         return None
     truth, mask = batch["truth"], batch["mask"]
     side = network_side(generator.layout, *truth.shape[-2:])
-    z = to_network(truth, torch.ones_like(mask), side, generator.optical, standardize=True)
+    filled = to_network(truth, torch.ones_like(mask), side, generator.optical, standardize=True)
+    z = generator.optical.to_z(filled)
     _, index = generator.quantizer.latent_to_code_and_indice(tokenizer(z).permute(0, 2, 3, 1).float())
     valid = nn.functional.avg_pool2d(pad_square(mask.float(), side), generator.layout.patch) > 0.5
     return index.flatten(1).long().masked_fill(~valid.flatten(1), IGNORED_TOKEN)

@@ -97,7 +97,7 @@ class Batch:
             size = int(text.split()[1]) if text.startswith("big") else 0
             assert (self.out / f"{name}.npz").read_bytes() == result_of(text, seed, size)
         assert sorted(p.name for p in self.out.iterdir()) == sorted(
-            [".axs-batch.lock", "manifest.parquet", *(f"{name}.npz" for name in done)]
+            [".axs-batch.lock", "manifest.jsonl", "manifest.parquet", *(f"{name}.npz" for name in done)]
         )
 
 

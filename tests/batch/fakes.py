@@ -11,13 +11,13 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from axs_lib.batch import runners
 from axs_lib.batch.items import Item
-from axs_lib.batch.work import Job, Runner
+from axs_lib.batch.work import IMAGE, Job, Runner
 from axs_lib.cli.app import main
-from axs_lib.data.atomic import atomic_write
 from axs_lib.errors import InputError, WeightsError
 
 FAKE_WEIGHTS = {"fake.safetensors": "0" * 64}
@@ -34,8 +34,8 @@ def make_runner(job: Job) -> Runner:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     seed = job.settings["seed"]
 
-    def run(item: Item, output: Path) -> None:
-        source = Path(item.s1)
+    def run(item: Item, outputs: Mapping[str, Path]) -> list[str]:
+        source, output = Path(item.s1), outputs[IMAGE]
         with (source.parent / f"{source.name}.runs").open("a") as log:  # how often each item was worked on
             log.write(f"{os.getpid()}\n")
         word, *numbers = source.read_text().split()
@@ -44,15 +44,18 @@ def make_runner(job: Job) -> Runner:
         if word == "bug":
             raise ZeroDivisionError("division by zero")
         result = result_of(source.read_text(), seed, int(numbers[0]) if word == "big" else 0)
-        with atomic_write(output, overwrite=True) as temporary:
-            temporary.write_bytes(result[: len(result) // 2])
-            if word == "crash":
-                os.kill(os.getpid(), signal.SIGKILL)
-            if word == "wait":
-                Path(f"{source}.begun").write_text(str(os.getpid()))
-                while not Path(f"{source}.go").exists():
-                    time.sleep(0.005)
-            temporary.write_bytes(result)
+        output.write_bytes(result[: len(result) // 2])
+        if word == "crash":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if word == "wait":
+            Path(f"{source}.begun").write_text(str(os.getpid()))
+            while not Path(f"{source}.go").exists():
+                time.sleep(0.005)
+        output.write_bytes(result)
+        for name, path in outputs.items():
+            if name != IMAGE:
+                path.write_text(f"{name} of {item.id}")
+        return ["the unit is assumed"]
 
     return run
 

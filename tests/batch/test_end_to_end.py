@@ -22,7 +22,9 @@ from tests.published import redraw_zero_parameters
 @pytest.mark.slow
 def test_the_pixels_do_not_depend_on_engine_and_number_of_workers(tmp_path: Path, repository: Path) -> None:
     weights, inputs = tmp_path / "nano.safetensors", tmp_path / "in"
-    model = build_stage3_model(pretrained=False, variant="nano", grounding="learned").requires_grad_(False)
+    model = build_stage3_model(pretrained=False, variant="nano", correction_mode="learned").requires_grad_(
+        False
+    )
     redraw_zero_parameters(model)
     parts = {
         "core": model.terramind_generator.core,

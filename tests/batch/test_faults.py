@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from axs_lib.batch.manifest import JOURNAL, MANIFEST
+from axs_lib.batch.manifest import JOURNAL, LOCK, MANIFEST
 from tests.batch.conftest import Batch, until
-from tests.batch.fakes import FILE_LIMIT
+from tests.batch.fakes import FILE_LIMIT, result_of
 
 pytestmark = pytest.mark.slow  # processes are really killed; minutes
 
@@ -44,7 +44,7 @@ def test_an_item_that_kills_its_workers_is_recorded_and_the_rest_is_done(batch: 
     batch.write(a="crash", b="ok b", c="ok c", d="crash d")
     result = batch.run("--workers", 2)
     assert result.returncode == 1
-    assert "crashed: a: its worker died 2 times: killed by SIGKILL" in result.stderr
+    assert "crashed: a: its worker ended 2 times: killed by SIGKILL" in result.stderr
     assert batch.statuses() == {"a": "crashed", "b": "done", "c": "done", "d": "crashed"}
     assert batch.runs("a") == 2 and batch.runs("b") == 1
     batch.check_outputs()
@@ -58,7 +58,7 @@ def test_a_killed_driver_takes_its_workers_along_and_the_next_job_goes_on(batch:
     job.wait()
     until(lambda: "" if alive(worker) else "gone")
     assert (batch.out / JOURNAL).exists() and not (batch.out / MANIFEST).exists()
-    assert batch.statuses() == {"a": "done", "b": "done"}
+    assert batch.statuses() == {"a": "done", "b": "done", "c": "started"}
     assert {p.name for p in batch.out.glob("[!.]*.npz")} == {"a.npz", "b.npz"}
     batch.allow("c")
     result = batch.run("--workers", 2)
@@ -77,7 +77,7 @@ def test_ctrl_c_stops_cleanly(batch: Batch) -> None:
     assert job.returncode == 130
     assert output == errors == ""
     assert not any(alive(worker) for worker in workers)
-    assert batch.statuses() == {"a": "done"}
+    assert batch.statuses() == {"a": "done", "b": "started", "c": "started"}
     batch.check_outputs()
     batch.allow("b", "c")
     assert batch.run().returncode == 0
@@ -108,7 +108,7 @@ def test_garbage_among_good_ones_fails_alone(batch: Batch) -> None:
     assert result.stdout.startswith("5 items: 2 done, 3 failed;")
     assert "failed: b: " in result.stderr and "b.npz is bad" in result.stderr
     assert "failed: c: ZeroDivisionError: division by zero" in result.stderr
-    assert "f.npz cannot be read: No such file" in result.stderr
+    assert "f.npz does not exist" in result.stderr
     assert batch.statuses() == {"a": "done", "b": "failed", "c": "failed", "d": "done", "f": "failed"}
     assert "b.npz is bad" in batch.records()["b"].error
     batch.check_outputs()
@@ -260,3 +260,164 @@ def test_an_output_of_other_settings_whose_job_was_killed_is_not_taken_for_the_f
     (batch.out / MANIFEST).write_bytes(manifest)
     assert batch.run().stdout.startswith("1 items: 1 done;")
     batch.check_outputs(seed=0)
+
+
+def test_a_file_that_the_batch_never_made_is_refused_by_name_and_kept(batch: Batch) -> None:
+    batch.write(a="ok a")
+    assert batch.run().returncode == 0
+    mine = batch.out / "b.npz"
+    mine.write_text("mine")
+    batch.write(b="ok b", c="ok c")
+    for _ in range(2):  # neither does a failed item account for it
+        result = batch.run()
+        assert result.returncode == 1
+        assert f"failed: b: {mine} exists already and the manifest does not account for it" in result.stderr
+        assert mine.read_text() == "mine"
+    assert batch.statuses() == {"a": "done", "b": "failed", "c": "done"}
+    assert batch.runs("b") == 0
+    assert batch.run("--overwrite").returncode == 0
+    batch.check_outputs()
+
+
+def test_an_output_of_other_settings_is_still_the_batchs_own_after_a_failure(batch: Batch) -> None:
+    batch.write(a="ok a")
+    batch.run()
+    batch.write(a="bad")
+    assert batch.run().returncode == 1 and (batch.out / "a.npz").exists()
+    batch.write(a="ok again")
+    assert batch.run().returncode == 0
+    batch.check_outputs()
+
+
+def test_links_in_the_folder_are_not_written_through(batch: Batch, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    (elsewhere / "sub").mkdir(parents=True)
+    (elsewhere / "precious").write_text("precious")
+    batch.write(a="ok a")
+    batch.run()
+    batch.write(b="ok b")
+    (batch.inputs / "sub").mkdir()
+    (batch.inputs / "sub" / "c.npz").write_text("ok c")
+    (batch.out / "b.npz").symlink_to(elsewhere / "precious")
+    (batch.out / "sub").symlink_to(elsewhere / "sub")
+    for options in ((), ("--overwrite",)):
+        result = batch.run(*options)
+        assert result.returncode == 1 and "sub leads through a symbolic link" in result.stderr
+        assert "failed: b: " in result.stderr
+    assert (elsewhere / "precious").read_text() == "precious" and not list((elsewhere / "sub").iterdir())
+
+
+def test_every_input_fails_alone_whatever_it_is_called(batch: Batch) -> None:
+    batch.write(a="ok a")
+    names = [
+        b"\xff\xe9.npz",
+        b"new\nline.npz",
+        b"esc\x1b[31m.npz",
+        b"b\\udcff.npz",
+        "ä.npz".encode(),
+        b"-x.npz",
+    ]
+    for name in names:
+        (batch.inputs / os.fsdecode(name)).write_text("ok it is")
+        (batch.inputs / os.fsdecode(b"bad" + name)).write_text("bad")
+    (batch.inputs / "manifest.parquet").mkdir()
+    (batch.inputs / "manifest.parquet" / "k.npz").write_text("ok k")
+    os.mkfifo(batch.inputs / "pipe.npz")
+    (batch.inputs / "zero.npz").symlink_to("/dev/zero")
+    for number in range(2):
+        result = batch.run("--workers", 2)
+        assert result.returncode == 1 and "Traceback" not in result.stderr
+        before = "0 done, 7 done before" if number else "7 done"
+        assert result.stdout.startswith(f"16 items: {before}, 9 failed;")
+        assert "\x1b" not in result.stderr and r"bad\udcff\udce9" in result.stderr
+        assert "pipe.npz is a named pipe" in result.stderr and "zero.npz is a device" in result.stderr
+        assert "the id 'manifest.parquet/k' stands for a file of the manifest" in result.stderr
+    for name in names:
+        assert (batch.out / os.fsdecode(name)).read_bytes() == result_of("ok it is")
+        assert batch.records()[os.fsdecode(name).removesuffix(".npz")].status == "done"
+
+
+def test_a_folder_that_is_removed_in_mid_job_is_told(batch: Batch) -> None:
+    batch.write(a="ok a", b="wait b", c="ok c")
+    job = batch.start("--workers", 1)
+    batch.begun("b")
+    shutil.rmtree(batch.out)
+    batch.allow("b")
+    _, errors = job.communicate(timeout=60)
+    assert job.returncode == 2
+    assert "was removed, replaced or taken over" in errors and "Traceback" not in errors
+    assert not batch.out.exists() or not list(batch.out.iterdir())
+    assert batch.run().stdout.startswith("3 items: 3 done;")
+    batch.check_outputs()
+
+
+def test_a_job_whose_lock_was_removed_gives_way_to_the_next(batch: Batch) -> None:
+    batch.write(a="wait a", b="ok b")
+    first = batch.start("--workers", 1)
+    batch.begun("a")
+    (batch.out / LOCK).unlink()
+    batch.allow("a")
+    second = batch.run()
+    first.communicate(timeout=60)
+    assert first.returncode == 2 and second.returncode == 0
+    batch.check_outputs()
+
+
+def test_an_output_that_is_removed_in_mid_job_fails_at_its_end(batch: Batch) -> None:
+    batch.write(a="ok a", b="wait b")
+    job = batch.start("--workers", 1)
+    batch.begun("b")
+    (batch.out / "a.npz").unlink()
+    batch.allow("b")
+    output, errors = job.communicate(timeout=60)
+    assert job.returncode == 1 and output.startswith("2 items: 1 done, 1 failed;")
+    assert "failed: a: its output was removed or changed after it was written" in errors
+    assert batch.run().stdout.startswith("2 items: 1 done, 1 done before;")
+    batch.check_outputs()
+
+
+def test_an_output_whose_record_was_lost_to_a_kill_is_the_batchs_own(batch: Batch) -> None:
+    """The job was killed after the output was put in place and before it was recorded."""
+    batch.write(a="ok a", b="ok b")
+    batch.run("--workers", 1)
+    (batch.out / MANIFEST).unlink()
+    lines = (batch.out / JOURNAL).read_bytes().splitlines(keepends=True)
+    assert b'"done"' in lines[-1] and b'"started"' in lines[-2]
+    (batch.out / JOURNAL).write_bytes(b"".join(lines[:-1]))
+    assert batch.run().stdout.startswith("2 items: 1 done, 1 done before;")
+    batch.check_outputs()
+
+
+def test_a_manifest_of_which_nothing_can_be_read_is_rebuilt_by_one_command(batch: Batch) -> None:
+    batch.write(a="ok a", b="ok b")
+    batch.run()
+    (batch.out / JOURNAL).unlink()
+    (batch.out / MANIFEST).write_bytes((batch.out / MANIFEST).read_bytes()[:300])
+    result = batch.run()
+    assert result.returncode == 2 and "--overwrite" in result.stderr
+    assert batch.run("--overwrite").stdout.startswith("2 items: 2 done;")
+    batch.check_outputs()
+    assert batch.run().stdout.startswith("2 items: 0 done, 2 done before;")
+
+
+@pytest.mark.parametrize(
+    "arguments", [("batch", "in", "--out", "out", "-q"), ("--help",), ("weights", "list")]
+)
+def test_standard_output_on_a_full_device_is_one_line(batch: Batch, arguments: tuple[str, ...]) -> None:
+    batch.write(a="ok a")
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "tests.batch.fakes", *arguments]
+        environment = {**os.environ, "PYTHONPATH": str(batch.repository)}
+        result = subprocess.run(
+            command,
+            cwd=batch.inputs.parent,
+            env=environment,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+        )
+    assert result.returncode == 2
+    assert result.stderr == "error: cannot write to standard output: No space left on device\n"
+    if arguments[0] == "batch":
+        batch.check_outputs()

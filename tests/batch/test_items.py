@@ -47,7 +47,7 @@ def test_a_folder_at_any_depth(folder: Path) -> None:
 def test_outputs_inside_the_folder_are_no_inputs(folder: Path) -> None:
     (folder / "out").mkdir()
     (folder / "out" / "a.npz").touch()
-    assert [item.id for item in list_items(folder, out=folder / "out")] == ["a", "c", "d", "sub/b"]
+    assert [item.id for item in list_items(folder, outputs=[folder / "out"])] == ["a", "c", "d", "sub/b"]
 
 
 @pytest.mark.parametrize(
@@ -73,11 +73,17 @@ def test_a_glob_names_items_below_its_fixed_part(
 def test_a_csv_manifest(folder: Path) -> None:
     manifest = folder / "list.csv"
     manifest.write_text(
-        "id,s1,opt_v2,date,lat,lon,biome,note\nx/y,c_s1.tif,c_opt_v2.tif,2021-07-14,48.2,,4,fine\n,a.npz,,,,,,\n"
+        "id,s1,opt_v2,mask,date,lat,lon,biome\nx/y,c_s1.tif,c_opt_v2.tif,m.tif,2021-07-14,48.2,,4\n,a.npz,,,,,,\n"
     )
     assert list_items(manifest) == [
         Item("a", str(folder / "a.npz")),
-        Item("x/y", str(folder / "c_s1.tif"), str(folder / "c_opt_v2.tif")),
+        Item(
+            "x/y",
+            str(folder / "c_s1.tif"),
+            str(folder / "c_opt_v2.tif"),
+            {"date": "2021-07-14"},
+            str(folder / "m.tif"),
+        ),
     ]
     assert list_items(manifest, "pipeline")[1] == Item(
         "x/y", str(folder / "c_s1.tif"), None, {"date": "2021-07-14", "lat": 48.2, "biome": 4.0}
@@ -86,7 +92,7 @@ def test_a_csv_manifest(folder: Path) -> None:
 
 def test_a_parquet_manifest(folder: Path) -> None:
     manifest = folder.parent / "list.parquet"
-    table = {"path": ["in/a.npz", str(folder / "sub" / "b.npz")], "lat": [None, 48.2], "other": [1, 2]}
+    table = {"path": ["in/a.npz", str(folder / "sub" / "b.npz")], "lat": [None, 48.2]}
     parquet.write_table(pyarrow.table(table), manifest)
     assert list_items(manifest, "pipeline") == [
         Item("a", str(folder / "a.npz")),
@@ -97,11 +103,17 @@ def test_a_parquet_manifest(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("id,file\nx,a.npz\n", "has the columns id, file; expected path"),
+        ("id,file\nx,a.npz\n", "has the columns id, file, and axs batch does not know 'file'; expected path"),
         ("path,id\na.npz,x\nsub/b.npz,x\n", "1 name.s. stand for more than one tile"),
         ("path,id\na.npz,../x\n", "row 1 has the id '../x'"),
         ("path,id\na.npz,/x\n", "row 1 has the id '/x'"),
         ("path,id\na.npz,x\n,y\n", "row 2 names no file"),
+        ("path,id\na.npz,manifest.parquet/k\n", "row 1 has the id 'manifest.parquet/k'"),
+        (f"path,id\na.npz,{'x' * 300}\n", "row 1 has the id 'x+'; expected parts of at most 250 bytes"),
+        ("path,id\na.npz,x\0y\n", "cannot be read as CSV .it holds NUL"),
+        ('path,id\n"a.npz"z,x\n', "cannot be read as CSV"),
+        ("path,id\na.npz,x,y\n", "row 1 has more cells than the header"),
+        ("path,masks\na.npz,m.tif\n", "does not know 'masks'; .* remove or rename"),
         ("path\n", "holds no tile"),
         ("", "holds no tile"),
     ],
@@ -110,6 +122,23 @@ def test_a_manifest_that_cannot_be(folder: Path, content: str, message: str) -> 
     (folder / "list.csv").write_text(content)
     with pytest.raises(InputError, match=message):
         list_items(folder / "list.csv")
+
+
+def test_names_that_are_no_utf8(tmp_path: Path) -> None:
+    name = os.fsdecode(b"t\xff\xe9")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / f"{name}.npz").touch()
+    expected = [Item(name, str(tmp_path / "in" / f"{name}.npz"))]
+    assert list_items(tmp_path / "in") == expected
+    (tmp_path / "list.csv").write_bytes(b"path\nin/t\xff\xe9.npz\n")
+    assert list_items(tmp_path / "list.csv") == expected
+
+
+def test_a_pipe_as_a_manifest_is_refused(tmp_path: Path) -> None:
+    for name in ("list.csv", "list.parquet"):
+        os.mkfifo(tmp_path / name)
+        with pytest.raises(InputError, match=r"the manifest .* is a named pipe"):
+            list_items(tmp_path / name)
 
 
 def test_what_is_not_there(tmp_path: Path) -> None:

@@ -1,9 +1,10 @@
-"""The manifest holds what was appended, whatever happened to the process since."""
+"""The manifest holds what was appended, whatever happened to the process or to its files since."""
 
 from __future__ import annotations
 
 import dataclasses
 import errno
+import json
 import os
 from pathlib import Path
 
@@ -12,8 +13,16 @@ from pyarrow import parquet
 
 from axs_lib.batch import manifest as module
 from axs_lib.batch.items import Item
-from axs_lib.batch.manifest import JOURNAL, LOCK, MANIFEST, Manifest, Record, open_manifest, read_manifest
-from axs_lib.batch.work import Job, make_record
+from axs_lib.batch.manifest import (
+    JOURNAL,
+    LOCK,
+    MANIFEST,
+    ManifestWarning,
+    Record,
+    open_manifest,
+    read_manifest,
+)
+from axs_lib.batch.work import Job, Task, make_record
 from axs_lib.errors import InputError, OutputError
 
 from .fakes import make_runner
@@ -21,9 +30,14 @@ from .fakes import make_runner
 
 def record(name: str, error: str = "") -> Record:
     job = Job(make_runner, {"stage": "ground"}, {"w": "0"}, "/out")
-    return make_record(
-        job, Item(name, f"/in/{name}.npz"), "failed" if error else "done", error, output_bytes=5
-    )
+    task = Task(Item(name, f"/in/{name}.npz"), 0)
+    return make_record(job, task, "failed" if error else "done", error, size=5)
+
+
+def fill(folder: Path, *names: str) -> None:
+    with open_manifest(folder) as manifest:
+        for name in names:
+            manifest.append(record(name))
 
 
 def names(folder: Path) -> list[str]:
@@ -33,46 +47,88 @@ def names(folder: Path) -> list[str]:
 def test_records_come_back_as_they_were_and_the_last_one_counts(tmp_path: Path) -> None:
     first, second, again = record("b", "bad"), record("a"), record("b")
     with open_manifest(tmp_path) as manifest:
-        manifest.claim([])
         for each in (first, second, again):
             manifest.append(each)
     assert read_manifest(tmp_path) == [second, again]
-    assert not (tmp_path / JOURNAL).exists()
     table = parquet.read_table(tmp_path / MANIFEST)
     assert table.column_names == [field.name for field in dataclasses.fields(Record)]
     assert table.column("output_bytes").to_pylist() == [5, 5]
+    (tmp_path / JOURNAL).unlink()  # then the table stands in for it
+    assert read_manifest(tmp_path) == [second, again]
+    fill(tmp_path, "c")
+    assert names(tmp_path) == ["a", "b", "c"]
 
 
-def test_a_record_is_durable_before_the_parquet_file_is_written(tmp_path: Path) -> None:
+def test_a_record_is_durable_before_the_table_is_written(tmp_path: Path) -> None:
     with open_manifest(tmp_path) as manifest:
-        manifest.claim([])
         manifest.append(record("a"))
         assert not (tmp_path / MANIFEST).exists()
         assert names(tmp_path) == ["a"]
 
 
-def test_a_torn_line_is_forgotten_and_does_not_harm_the_next(tmp_path: Path) -> None:
+def test_names_that_are_no_utf8_come_back(tmp_path: Path) -> None:
+    odd = record(os.fsdecode(b"tile_\xff\xe9 \\ \n"))
     with open_manifest(tmp_path) as manifest:
-        manifest.claim([])
-        manifest.append(record("a"))
-        kept = (tmp_path / JOURNAL).read_bytes()
+        manifest.append(odd)
+    assert read_manifest(tmp_path) == [odd]
+    (tmp_path / JOURNAL).unlink()
+    assert read_manifest(tmp_path) == [odd]
+
+
+WRONG = [
+    b"not json",
+    b"[" * 100_000,
+    b'{"id":' * 5000,
+    b"null",
+    b"[]",
+    b"{}",
+    b"\xff\xfe",
+    b"1" * 5000,
+    json.dumps(dataclasses.asdict(record("w")) | {"id": ["w"]}).encode(),
+    json.dumps(dataclasses.asdict(record("w")) | {"id": 3}).encode(),
+    json.dumps(dataclasses.asdict(record("w")) | {"status": "fine"}).encode(),
+    json.dumps(dataclasses.asdict(record("w")) | {"output_bytes": 2**70}).encode(),
+    json.dumps(dataclasses.asdict(record("w")) | {"seconds": {"a": 1}}).encode(),
+    json.dumps(dataclasses.asdict(record("w")) | {"more": 1}).encode(),
+]
+
+
+@pytest.mark.parametrize("line", WRONG, ids=range(len(WRONG)))
+def test_a_line_that_is_no_record_is_set_aside_with_a_word(tmp_path: Path, line: bytes) -> None:
+    fill(tmp_path, "a", "b")
     (tmp_path / MANIFEST).unlink()
-    (tmp_path / JOURNAL).write_bytes(kept + b"not json\n" + kept[: len(kept) // 2])
-    with open_manifest(tmp_path) as manifest:
-        manifest.claim([])
-        manifest.append(record("b"))
+    first, second = (tmp_path / JOURNAL).read_bytes().splitlines(keepends=True)
+    (tmp_path / JOURNAL).write_bytes(first + line + b"\n" + second)
+    with pytest.warns(ManifestWarning, match=r"1 lines of .*manifest\.jsonl cannot be read"):
+        fill(tmp_path, "c")
+    assert names(tmp_path) == ["a", "b", "c"]
+    assert line in (tmp_path / "manifest.damaged").read_bytes()
+
+
+def test_a_torn_line_is_forgotten_and_does_not_harm_the_next(tmp_path: Path) -> None:
+    fill(tmp_path, "a")
+    (tmp_path / MANIFEST).unlink()
+    kept = (tmp_path / JOURNAL).read_bytes()
+    (tmp_path / JOURNAL).write_bytes(kept + kept[: len(kept) // 2])
+    with pytest.warns(ManifestWarning):
+        fill(tmp_path, "b")
     assert names(tmp_path) == ["a", "b"]
 
 
-def test_the_journal_is_compacted_on_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "COMPACT_FROM", 3)
-    with open_manifest(tmp_path) as manifest:
-        manifest.claim([])
-        for number in range(4):
-            manifest.append(record(f"t{number}"))
-        assert parquet.read_metadata(tmp_path / MANIFEST).num_rows == 3
-        assert (tmp_path / JOURNAL).read_bytes().count(b"\n") == 1
-        assert names(tmp_path) == ["t0", "t1", "t2", "t3"]
+def test_a_damaged_line_is_made_good_from_the_table(tmp_path: Path) -> None:
+    fill(tmp_path, "a", "b")
+    lines = (tmp_path / JOURNAL).read_bytes().splitlines(keepends=True)
+    (tmp_path / JOURNAL).write_bytes(lines[0][:50] + b"\n" + lines[1])
+    with pytest.warns(ManifestWarning):
+        assert names(tmp_path) == ["a", "b"]
+
+
+def test_a_truncated_table_is_written_anew_from_the_journal(tmp_path: Path) -> None:
+    fill(tmp_path, "a", "b")
+    whole = (tmp_path / MANIFEST).read_bytes()
+    (tmp_path / MANIFEST).write_bytes(whole[:100])
+    fill(tmp_path)
+    assert (tmp_path / MANIFEST).read_bytes() == whole
 
 
 def test_a_disk_that_refuses_half_a_line_leaves_whole_ones(
@@ -86,10 +142,9 @@ def test_a_disk_that_refuses_half_a_line_leaves_whole_ones(
         return written(descriptor, data[: room.pop()])
 
     with open_manifest(tmp_path) as manifest:
-        manifest.claim([])
         manifest.append(record("a"))
         monkeypatch.setattr(os, "write", full)
-        with pytest.raises(OutputError, match=r"manifest\.journal: No space left"):
+        with pytest.raises(OutputError, match=r"manifest\.jsonl: No space left"):
             manifest.append(record("b"))
         monkeypatch.setattr(os, "write", written)
         assert (tmp_path / JOURNAL).read_bytes().endswith(b"}\n")
@@ -97,42 +152,28 @@ def test_a_disk_that_refuses_half_a_line_leaves_whole_ones(
     assert names(tmp_path) == ["a", "c"]
 
 
-def test_a_line_that_ctrl_c_kept_out_of_memory_is_not_lost(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    flush = os.fsync
-
-    def stopped(descriptor: int) -> None:
-        flush(descriptor)
-        monkeypatch.setattr(Manifest, "records", property(lambda manifest: interrupt()), raising=False)
-
-    def interrupt() -> dict[str, Record]:
-        monkeypatch.delattr(Manifest, "records")
-        raise KeyboardInterrupt
-
+def test_a_line_that_ctrl_c_kept_out_of_memory_is_not_lost(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt), open_manifest(tmp_path) as manifest:
-        manifest.claim([])
         manifest.append(record("a"))
-        monkeypatch.setattr(os, "fsync", stopped)
+        before = dict(manifest.records)
         manifest.append(record("b"))
-    monkeypatch.undo()
-    assert names(tmp_path) == ["a", "b"]
+        manifest.records = before
+        raise KeyboardInterrupt
+    assert [row["id"] for row in parquet.read_table(tmp_path / MANIFEST).to_pylist()] == ["a", "b"]
 
 
-def test_a_parquet_file_that_cannot_be_written_leaves_the_journal(
+def test_a_table_that_cannot_be_written_leaves_the_journal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> bytes:
         raise OutputError("the disk is full")
 
     with pytest.raises(OutputError, match="full"), open_manifest(tmp_path) as manifest:
-        manifest.claim([])
         manifest.append(record("a"))
         monkeypatch.setattr(module, "_parquet_bytes", full)
     assert names(tmp_path) == ["a"]
     monkeypatch.undo()
-    with open_manifest(tmp_path) as manifest:
-        manifest.claim([])
+    fill(tmp_path)
     assert parquet.read_metadata(tmp_path / MANIFEST).num_rows == 1
 
 
@@ -141,39 +182,75 @@ def test_a_folder_with_files_of_others_is_refused_and_left_alone(tmp_path: Path)
     precious.write_bytes(b"precious")
     for _ in range(2):
         with (
-            pytest.raises(OutputError, match=r"has no manifest\.parquet that accounts for it"),
-            open_manifest(tmp_path) as manifest,
+            pytest.raises(OutputError, match=r"1 of the outputs exist already \(a\.npz\) .*--overwrite"),
+            open_manifest(tmp_path, [tmp_path / "b.npz", precious]),
         ):
-            manifest.claim([tmp_path / "b.npz", precious])
+            pytest.fail("the block must not run")
     assert precious.read_bytes() == b"precious"
     assert not (tmp_path / MANIFEST).exists() and not (tmp_path / JOURNAL).exists()
 
 
+@pytest.mark.parametrize("name", [JOURNAL, LOCK, MANIFEST])
+def test_files_of_the_manifest_are_never_written_through_a_link(tmp_path: Path, name: str) -> None:
+    precious = tmp_path / "precious"
+    precious.write_bytes(b"")
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / name).symlink_to(precious)
+    with pytest.raises((OutputError, InputError), match=r"link|cannot be read"):
+        fill(out, "a")
+    assert precious.read_bytes() == b""
+
+
+@pytest.mark.parametrize("name", [JOURNAL, MANIFEST])
+def test_a_pipe_in_place_of_the_manifest_is_refused(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    with pytest.raises((InputError, OutputError), match=r"is a named pipe|not a regular file"):
+        fill(tmp_path, "a")
+
+
+def test_a_folder_that_is_removed_or_replaced_is_noticed(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with (
+        pytest.raises(OutputError, match="removed, replaced or taken over"),
+        open_manifest(out) as manifest,
+    ):
+        manifest.append(record("a"))
+        out.rename(tmp_path / "away")
+        fill(out, "b")
+        manifest.append(record("c"))
+    assert names(out) == ["b"]
+
+
 def test_temporary_files_of_killed_workers_go_and_others_stay(tmp_path: Path) -> None:
-    (tmp_path / "sub" / ".axs-cog.abcd1234").mkdir(parents=True)
-    (tmp_path / "sub" / ".axs-cog.abcd1234" / "rows.tif").touch()  # of a scene
-    for name in (".a.0123456789ab.tmp.npz", "sub/.b.0123456789ab.tmp.tif", ".a.tmp.npz", "a.npz"):
+    left_behind = (".axs-0123456789abcdef.tmp", "sub/.axs-0123456789abcdea.tmp")
+    for name in left_behind:
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "rows.tif").touch()
+    for name in (".a.tmp.npz", "a.npz"):
         (tmp_path / name).touch()
     with open_manifest(tmp_path):
         left = sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*"))
-    assert left == [".a.tmp.npz", ".axs-batch.lock", "a.npz", "sub"]
+    assert left == [".a.tmp.npz", ".axs-batch.lock", "a.npz", "manifest.jsonl", "sub"]
 
 
 def test_temporary_files_of_a_batch_in_a_folder_below_stay(tmp_path: Path) -> None:
-    other = tmp_path / "sub" / "other"
+    other = tmp_path / "sub" / "other" / ".axs-0123456789abcdef.tmp"
     other.mkdir(parents=True)
-    (other / ".a.0123456789ab.tmp.npz").touch()
-    (other / LOCK).touch()
+    (other.parent / LOCK).touch()
     with open_manifest(tmp_path):
         pass
-    assert (other / ".a.0123456789ab.tmp.npz").exists()
+    assert other.exists()
 
 
-def test_a_damaged_manifest_is_said_in_words(tmp_path: Path) -> None:
+def test_a_manifest_of_which_nothing_is_left_names_the_way_out(tmp_path: Path) -> None:
     (tmp_path / MANIFEST).write_bytes(b"PAR1 garbage")
-    with pytest.raises(InputError, match=r"cannot be read .*choose another --out"), open_manifest(tmp_path):
+    with pytest.raises(InputError, match=r"cannot be read .*--overwrite"), open_manifest(tmp_path):
         pytest.fail("the block must not run")
-    with pytest.raises(InputError, match=r"has no manifest\.parquet"):
+    with open_manifest(tmp_path, overwrite=True) as manifest:
+        manifest.append(record("a"))
+    assert names(tmp_path) == ["a"]
+    with pytest.raises(InputError, match=r"has no manifest\.jsonl"):
         read_manifest(tmp_path / "nowhere")
 
 

@@ -1,4 +1,4 @@
-"""Ray workers do what local ones do: the same outputs, the same records, the same answer to a worker's death."""
+"""Ray workers do what local ones do: the same outputs, the same records, the same answer where a worker ends."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import signal
 import pytest
 
 from axs_lib.batch import ray_engine
-from axs_lib.batch.ray_engine import RayCrew
+from axs_lib.batch.ray_engine import RayPool
 from axs_lib.batch.work import Job
 from axs_lib.errors import AxionError
 from tests.batch.conftest import Batch
@@ -22,7 +22,7 @@ def test_without_ray_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(ray_engine.importlib, "import_module", missing)
     with pytest.raises(AxionError, match=r"pip install 'axion-sat\[ray\]'"):
-        RayCrew(Job(make_runner, {}, {}, "/out"))
+        RayPool(Job(make_runner, {}, {}, "/out"))
 
 
 @pytest.mark.slow

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import json
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,26 +15,35 @@ import torch
 
 from axs_lib.batch import runners
 from axs_lib.batch.items import Item
-from axs_lib.batch.work import Job, Task, Worker
+from axs_lib.batch.work import Job, Outcome, Task, Worker
 from axs_lib.data.samples import load_sample, sample_paths
-from axs_lib.errors import InputError, OutputError, WeightsError
+from axs_lib.errors import OutputError, WeightsError
 from axs_lib.pipeline import PipelineOutput
-from axs_lib.stage3_tm_ground import DEFAULT_VARIANT, Stage3Output
-from axs_lib.terramind.integers import IntegerLinear
-from tests.scenes.conftest import BoxGrounder, scene_arrays, write_scene
+from axs_lib.scenes.api import ground_scene
+from axs_lib.stage3_tm_ground import DEFAULT_VARIANT
+from tests.scenes.conftest import BoxGrounder
 
 NAME = "ireland_fields"
 S1, S2 = map(str, sample_paths(NAME))
 
 
-class FakeStage3:
-    """Adds 100 DN."""
-
-    provenance = {"AXS_VARIANT": "fake"}  # noqa: RUF012
-
-    def ground(self, s1: torch.Tensor, opt_v2: torch.Tensor, timesteps: int, **options: Any) -> Stage3Output:
-        self.options = {"timesteps": timesteps} | options
-        return Stage3Output(opt_v2 + 100, opt_v2, opt_v2[:, :1], None, timesteps)
+SETTINGS: dict[str, Any] = {
+    "stage": "ground",
+    "variant": "nano",
+    "timesteps": 2,
+    "seed": 3,
+    "s1_product": "S1GRD",
+    "s1_unit": "auto",
+    "boa_offset": "auto",
+    "bands": None,
+    "same_grid": False,
+    "strength": 1.0,
+    "ensemble_size": 1,
+    "hold_colour": False,
+    "correction_mode": None,
+    "dtype": "float32",
+    "mask": {"path": None, "kind": "auto", "invert": False, "drop": None, "buffer": 0},
+}
 
 
 class FakePipeline:
@@ -42,89 +52,94 @@ class FakePipeline:
     device = torch.device("cpu")
     provenance = {"AXS_VARIANT": "fake"}  # noqa: RUF012
 
-    def __call__(
-        self, s1: torch.Tensor, metadata: Any, timesteps: int | None, **options: Any
-    ) -> PipelineOutput:
-        self.metadata, self.options = metadata, {"timesteps": timesteps} | options
+    def __call__(self, s1: torch.Tensor, metadata: Any, **options: Any) -> PipelineOutput:
+        self.metadata, self.options = metadata, options
         images = [torch.full((len(s1), 4, *s1.shape[-2:]), value) for value in (100.0, 200.0, 300.0)]
         return PipelineOutput(*images, None, (12, 10))
 
 
-def job_of(out: Path, **options: Any) -> Job:
-    settings = {"stage": "ground", "variant": "nano", "timesteps": None, "seed": 3, "s1_product": "S1GRD"}
-    settings |= options.pop("settings", {})
+def job_of(out: Path, settings: dict[str, Any] | None = None, **options: Any) -> Job:
     weights = options.pop("weights", {})
-    return Job(runners.build_runner, settings, weights, str(out), **options)
+    return Job(runners.build_runner, SETTINGS | (settings or {}), weights, str(out), **options)
 
 
-def test_lower_precision_is_part_of_the_job(tmp_path: Path) -> None:
-    item, plain = Item("a", S1, S2), job_of(tmp_path)
-    assert (
-        "dtype" not in plain.settings
-    )  # so that outputs of jobs that knew of no precision are not made again
-    settings = {"dtype": "int8"}
-    job = job_of(tmp_path, settings=settings, weights=runners.find_weights(plain.settings, {}))
+def ground(job: Job, item: Item) -> Outcome:
+    """What a worker makes of an item, with a stand-in for the model."""
+    worker = Worker(replace(job, make_runner=lambda job: partial(runners.ground_item, BoxGrounder(), job)))
+    Path(job.out).mkdir(parents=True, exist_ok=True)
+    return worker.run(Task(item, 0))
+
+
+def test_the_runner_is_built_in_the_precision_of_the_job(tmp_path: Path) -> None:
+    settings = {"dtype": "bfloat16"}
+    job = job_of(tmp_path, settings, weights=runners.find_weights(SETTINGS, {}))
     runner = runners.build_runner(job)
-    assert isinstance(runner, functools.partial)
-    assert any(isinstance(module, IntegerLinear) for module in runner.args[0].modules())
-    model = FakeStage3()
-    runners.ground_item(model, job, item, job.output(item))  # type: ignore[arg-type]
-    with np.load(tmp_path / "a.npz") as written:
-        assert json.loads(str(written["provenance"]))["AXS_DTYPE"] == "int8"
+    assert isinstance(runner, partial)
+    assert any(p.dtype == torch.bfloat16 for p in runner.args[0].parameters())
 
 
 @pytest.mark.parametrize("format", ["npz", "tif"])
-def test_a_pair_is_grounded(tmp_path: Path, format: Any) -> None:
-    model, item, job = FakeStage3(), Item("a", S1, S2), job_of(tmp_path, format=format)
-    runners.ground_item(model, job, item, job.output(item))  # type: ignore[arg-type]
-    truth = load_sample(NAME)[1].data + 100
-    assert model.options == {"timesteps": 10, "seed": 3, "trust": None}
+def test_a_pair_is_grounded_as_the_command_does_it(tmp_path: Path, format: Any) -> None:
+    job = job_of(tmp_path / "out", format=format)
+    outcome = ground(job, Item("sub/a", S1, S2))
+    assert outcome.record is not None and outcome.record.status == "done", outcome
+    like = tmp_path / f"like.{format}"
+    ground_scene(BoxGrounder(), S1, S2, like, timesteps=2, seed=3, deterministic=True)  # type: ignore[arg-type]
     if format == "npz":
-        with np.load(tmp_path / "a.npz") as written:
-            np.testing.assert_array_equal(written["opt_v3"], truth)
+        with np.load(tmp_path / "out" / "sub" / "a.npz") as written, np.load(like) as wanted:
+            np.testing.assert_array_equal(written["opt_v3"], wanted["opt_v3"])
             tags = json.loads(str(written["provenance"]))
     else:
-        with rasterio.open(tmp_path / "a.tif") as dataset:
-            np.testing.assert_array_equal(dataset.read(), truth)
-            tags = dataset.tags()
-    assert (tags["AXS_VARIANT"], tags["AXS_SEED"], tags["AXS_TIMESTEPS"]) == ("fake", "3", "10")
+        with rasterio.open(tmp_path / "out" / "sub" / "a.tif") as written, rasterio.open(like) as wanted:
+            np.testing.assert_array_equal(written.read(), wanted.read())
+            tags = written.tags()
+    assert (tags["AXS_SEED"], tags["AXS_TIMESTEPS"], tags["AXS_DTYPE"]) == ("3", "2", "float32")
+    assert [path.name for path in (tmp_path / "out" / "sub").iterdir()] == [f"a.{format}"]
 
 
-def test_a_scene_is_streamed_one_tile_at_a_time(tmp_path: Path) -> None:
-    sar, optical = scene_arrays(300, 270)
-    files = write_scene(tmp_path / "a_s1.tif", sar), write_scene(tmp_path / "a_opt_v2.tif", optical)
-    item, job, grounder = (
-        Item("sub/a", *map(str, files)),
-        job_of(tmp_path / "out", format="tif"),
-        BoxGrounder(),
-    )
-    runners.ground_item(grounder, job, item, job.output(item))  # type: ignore[arg-type]
-    assert grounder.calls == [1] * 4
-    with rasterio.open(job.output(item)) as dataset:
-        assert dataset.shape == (300, 270) and dataset.overviews(1) == []
-        assert dataset.tags()["AXS_TILE_OVERLAP"] == "64" and dataset.tags()["AXS_S1_PRODUCT"] == "S1GRD"
-    assert [path.name for path in (tmp_path / "out" / "sub").iterdir()] == ["a.tif"]
+def test_maps_go_to_their_folders_and_the_stac_item_links_to_the_image(tmp_path: Path) -> None:
+    maps = {name: str(tmp_path / "maps" / name) for name in ("uncertainty", "gate", "stac")}
+    job = job_of(tmp_path / "out", {"ensemble_size": 2}, format="tif", maps=maps)
+    outcome = ground(job, Item("sub/a", S1, S2, {"date": "2021-07-14"}))
+    assert outcome.record is not None and outcome.record.status == "done", outcome
+    assert set(outcome.record.outputs(job.out)) == {
+        str(path) for path in job.outputs(Item("sub/a", "")).values()
+    }
+    item = tmp_path / "maps" / "stac" / "sub" / "a.json"
+    hrefs = [asset["href"] for asset in json.loads(item.read_text())["assets"].values()]
+    assert (tmp_path / "out" / "sub" / "a.tif").resolve() in [
+        (item.parent / href).resolve() for href in hrefs
+    ]
+    assert all((item.parent / href).exists() for href in hrefs)
 
 
-def test_the_last_image_of_a_pipeline_on_a_scene_is_kept(tmp_path: Path) -> None:
-    file = write_scene(tmp_path / "a.tif", scene_arrays(300, 270)[0])
-    item = Item("a", str(file), metadata={"date": "2021-07-14"})
-    job = job_of(tmp_path / "out", format="tif", settings={"stage": "pipeline", "timesteps": 2})
-    runners.run_item(FakePipeline(), job, item, job.output(item))  # type: ignore[arg-type]
-    with rasterio.open(job.output(item)) as dataset:
-        assert (dataset.read() == 300).all() and dataset.tags()["AXS_METADATA_DATE"] == "2021-07-14"
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.tif"]
+def test_a_mask_of_the_item_keeps_what_was_observed(tmp_path: Path) -> None:
+    clear = np.ones((120, 120), dtype=np.uint8)
+    clear[:40] = 0
+    np.savez(tmp_path / "mask.npz", mask=clear)
+    job = job_of(tmp_path / "out")
+    assert ground(job, Item("a", S1, S2, mask=str(tmp_path / "mask.npz"))).record.status == "done"  # type: ignore[union-attr]
+    with np.load(tmp_path / "out" / "a.npz") as written:
+        unchanged = (written["opt_v3"] == load_sample(NAME)[1].data).all(axis=0)
+    assert unchanged[40:].all() and not unchanged[:40].all()
+
+
+def test_addresses_in_a_manifest_are_never_opened(tmp_path: Path) -> None:
+    for address in ("/vsicurl/http://127.0.0.1:9/a.tif", "http://127.0.0.1:9/a.tif", "s3://bucket/a.tif"):
+        for item in (Item("a", address, S2), Item("a", S1, address), Item("a", S1, S2, mask=address)):
+            record = ground(job_of(tmp_path / "out"), item).record
+            assert record is not None and record.status == "failed" and "does not exist" in record.error
 
 
 @pytest.mark.parametrize("format", ["npz", "tif"])
 def test_the_pipeline_gets_place_and_date(tmp_path: Path, format: Any) -> None:
     pipeline, item = FakePipeline(), Item("sub/a", S1, metadata={"date": "2021-07-14"})
-    job = job_of(tmp_path, format=format, settings={"stage": "pipeline", "timesteps": 2})
-    runners.run_item(pipeline, job, item, job.output(item))  # type: ignore[arg-type]
-    assert pipeline.metadata.keys() == {"date", "lat", "lon"} and pipeline.options == {
-        "timesteps": 2,
-        "seed": 3,
-    }
+    job = job_of(tmp_path, {"stage": "pipeline"}, format=format)
+    outputs = job.outputs(item)
+    outputs["image"].parent.mkdir()
+    runners.run_item(pipeline, job, item, outputs)  # type: ignore[arg-type]
+    assert pipeline.metadata[0].keys() == {"date", "lat", "lon"}
+    assert (pipeline.options["timesteps"], pipeline.options["seed"]) == (2, 3)
     if format == "npz":
         with np.load(tmp_path / "sub" / "a.npz") as written:
             assert [written[f"opt_v{stage}"].mean() for stage in (1, 2, 3)] == [100, 200, 300]
@@ -137,18 +152,20 @@ def test_the_pipeline_gets_place_and_date(tmp_path: Path, format: Any) -> None:
 
 def test_units_that_cannot_be_need_force(tmp_path: Path) -> None:
     s1, s2 = load_sample(NAME)
-    np.savez(tmp_path / "a.npz", s1=10 ** (s1.data / 10), opt_v2=s2.data)
-    item, out = Item("a", str(tmp_path / "a.npz")), tmp_path / "out"
-    with pytest.raises(InputError, match="linear power"):
-        runners.ground_item(FakeStage3(), job_of(out), item, out / "a.npz")  # type: ignore[arg-type]
-    runners.ground_item(FakeStage3(), job_of(out, force=True), item, out / "a.npz")  # type: ignore[arg-type]
+    np.savez(tmp_path / "a.npz", s1=s1.data, opt_v2=s2.data / 10_000)
+    item = Item("a", str(tmp_path / "a.npz"))
+    record = ground(job_of(tmp_path / "out"), item).record
+    assert record is not None and record.status == "failed" and "reflectance" in record.error
+    record = ground(job_of(tmp_path / "out", force=True), item).record
+    assert record is not None and record.status == "done", record
 
 
 def test_the_weights_are_known_before_a_model_is_built(tmp_path: Path) -> None:
     ground = runners.find_weights({"stage": "ground", "variant": "nano"}, {})
-    assert list(ground) == ["stage3/nano.safetensors"] and len(ground["stage3/nano.safetensors"]) == 64
+    assert ground.keys() == {"stage3/nano.safetensors", "stage3/grounding.safetensors"}
+    assert len(ground["stage3/nano.safetensors"]) == 64
     whole = runners.find_weights({"stage": "pipeline", "variant": "nano"}, {})
-    assert whole.keys() == {"stage3/nano.safetensors", "stage2/nano_stage2.safetensors"}
+    assert whole.keys() == ground.keys() | {"stage2/nano_stage2.safetensors"}
     (tmp_path / "own.safetensors").write_bytes(b"other")
     other = runners.find_weights(
         {"stage": "pipeline", "variant": "nano"},
@@ -180,13 +197,13 @@ def test_a_full_disk_stops_the_job_and_another_failure_does_not(tmp_path: Path) 
     item = Item("a", str(tmp_path / "a.npz"))
 
     def full(job: Job) -> Any:
-        def run(item: Item, output: Path) -> None:
+        def run(item: Item, outputs: Any) -> None:
             raise OutputError("cannot write: the disk is full") from OSError(job.settings["errno"], "")
 
         return run
 
     for errno, stops in ((28, True), (122, True), (27, False), (13, False)):
-        job = Job(full, {"errno": errno}, {}, str(tmp_path))
-        outcome = Worker(job).run(Task(item))
+        job = Job(full, {"errno": errno}, {}, str(tmp_path / "out"))
+        outcome = Worker(job).run(Task(item, 0))
         assert outcome.record is not None and outcome.record.status == "failed"
         assert bool(outcome.stop) == stops

@@ -40,6 +40,7 @@ class FakeModel:
     precision: torch.dtype = torch.float32
     variant: str = "fake"
     provenance: dict[str, str] = field(default_factory=lambda: {"AXS_VARIANT": "fake"})
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     def use_precision(self, dtype: torch.dtype) -> None:
         self.precision = dtype
@@ -81,6 +82,7 @@ class FakePipeline:
     stage3: FakeModel = field(default_factory=FakeModel)
     variant: str = "fake"
     provenance: dict[str, str] = field(default_factory=lambda: {"AXS_VARIANT": "fake"})
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     def use_precision(self, dtype: torch.dtype) -> None:
         self.stage3.use_precision(dtype)
@@ -92,7 +94,10 @@ class FakePipeline:
             for value in (100.0, 200.0, 300.0, 7.0)
         ]
         many = settings["ensemble_size"] > 1
-        return PipelineOutput(images[0], images[1], images[2], images[3] if many else None, (12, 10))
+        last = images[3] if many else None
+        return PipelineOutput(
+            *images[:3], last, (12, 10), gate=images[0][:, :1] / 100, sar_contribution=images[1]
+        )
 
 
 @pytest.fixture

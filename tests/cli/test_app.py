@@ -64,8 +64,8 @@ def test_options_of_training_reach_training(axs: Callable[..., Any], monkeypatch
 
     seen: list[list[str]] = []
     monkeypatch.setattr(train, "main", lambda arguments: seen.append(list(arguments)))
-    assert axs("train", "nano", "--config", "nano.yaml", "--help").exit_code == 0
-    assert seen == [["--config", "nano.yaml", "--help"]]
+    assert axs("train", "head", "--config", "mine.yaml", "--help").exit_code == 0
+    assert seen == [["head", "--config", "mine.yaml", "--help"]]
 
 
 @pytest.mark.parametrize("kind", [InputError, WeightsError, OutputError])

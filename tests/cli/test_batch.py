@@ -10,8 +10,8 @@ import pytest
 
 from axs_lib.batch import ray_engine, runners, supervise
 from axs_lib.batch.items import Item
-from axs_lib.batch.supervise import Crew, Summary
-from axs_lib.batch.work import Job, make_record
+from axs_lib.batch.supervise import Summary, WorkerPool
+from axs_lib.batch.work import Job, Task, make_record
 
 Run = Callable[..., Any]
 
@@ -22,12 +22,12 @@ class Called:
     def __init__(self) -> None:
         self.job: Job | None = None
         self.items: list[Item] = []
-        self.crew: Any = None
+        self.pool: Any = None
         self.options: dict[str, Any] = {}
         self.summary = Summary(1, done=1)
 
-    def run_batch(self, job: Job, items: list[Item], crew: Crew, **options: Any) -> Summary:
-        self.job, self.items, self.crew, self.options = job, items, crew, options
+    def run_batch(self, job: Job, items: list[Item], pool: WorkerPool, **options: Any) -> Summary:
+        self.job, self.items, self.pool, self.options = job, items, pool, options
         return self.summary
 
 
@@ -52,23 +52,40 @@ def test_the_options_reach_the_job(axs: Run, called: Called, tmp_path: Path) -> 
     assert result.output == "1 items: 1 done; out/manifest.parquet\n"
     job = called.job
     assert job is not None and called.items == [Item("a", str(tmp_path / "in" / "a.npz"))]
-    assert job.settings == {
-        "stage": "pipeline", "variant": "nano", "timesteps": 3, "seed": 5, "s1_product": "S1RTC",
+    wanted = {
+        "stage": "pipeline", "variant": "nano", "timesteps": 3, "seed": 5, "s1_product": "S1RTC", "dtype": "float32",
     }  # fmt: skip
+    assert wanted.items() <= job.settings.items()
     assert job.checkpoints == {"stage2_checkpoint": str(tmp_path / "w.safetensors")}
     assert (job.out, job.format, job.force, job.threads) == (str(tmp_path / "out"), "tif", True, 2)
     assert (job.device, job.weights) == ("cpu", {"w": "0"})
-    assert called.options == {"fail_fast": True, "progress": False} and called.crew.start() == 3
+    assert (
+        called.options == {"fail_fast": True, "overwrite": False, "progress": False}
+        and called.pool.open() == 3
+    )
+
+
+def test_masks_and_maps_reach_the_job(axs: Run, called: Called, tmp_path: Path) -> None:
+    (tmp_path / "m.tif").touch()
+    arguments = ("--mask", "m.tif", "--mask-buffer", 2, "--uncertainty", "u", "--date", "2021-07-14")
+    assert axs("batch", "in", "--out", "out", *arguments).exit_code == 0
+    job = called.job
+    assert job is not None and called.items[0].mask == str(tmp_path / "m.tif")
+    assert called.items[0].metadata == {"date": "2021-07-14"}
+    assert job.settings["mask"]["buffer"] == 2 and job.settings["ensemble_size"] == 4
+    assert job.maps == {"uncertainty": str(tmp_path / "u")}
 
 
 def test_lower_precision_reaches_the_job(axs: Run, called: Called) -> None:
-    assert axs("batch", "in", "--out", "out", "--dtype", "int8").exit_code == 0
-    assert called.job is not None and called.job.settings["dtype"] == "int8"
+    assert axs("batch", "in", "--out", "out", "--dtype", "bfloat16").exit_code == 0
+    assert called.job is not None and called.job.settings["dtype"] == "bfloat16"
 
 
 def test_failures_are_named_and_counted(axs: Run, called: Called) -> None:
     job = Job(runners.build_runner, {}, {}, "/out")
-    failed = [make_record(job, Item(f"t{n}", f"/in/{n}.npz"), "failed", "it is bad") for n in range(12)]
+    failed = [
+        make_record(job, Task(Item(f"t{n}", f"/in/{n}.npz"), 0), "failed", "it is bad") for n in range(12)
+    ]
     called.summary = Summary(20, done=3, kept=4, failed=failed)
     result = axs("batch", "in", "--out", "out")
     assert result.exit_code == 1
@@ -83,7 +100,10 @@ def test_failures_are_named_and_counted(axs: Run, called: Called) -> None:
     [
         (("in", "--timesteps", "0"), "timesteps is 0"),
         (("in", "--address", "auto"), "add --engine ray"),
-        (("in", "--stage2-checkpoint", "w"), "--stage ground runs Stage 3 alone"),
+        (("in", "--stage2-checkpoint", "w"), "--stage ground has no --stage2-checkpoint"),
+        (("in", "--stage", "pipeline", "--mask", "m.tif"), "--stage pipeline has no --mask"),
+        (("in", "--device", "cuda:1"), "choose GPUs by CUDA_VISIBLE_DEVICES"),
+        (("in", "--mask-buffer", "3"), "add --mask FILE"),
         (("nowhere",), "holds no tile; expected tiles as NAME.npz"),
         (("in", "--workers", "0"), "--workers"),
         (("in", "--stage", "stage9"), "stage9"),

@@ -19,25 +19,14 @@ from axs_lib.pipeline import Pipeline, build_pipeline
 from .conftest import FakePipeline
 
 Run = Callable[..., Any]
-FILES = {
-    "s1.tif",
-    "truth.tif",
-    "opt_v2.tif",
-    "opt_v3.tif",
-    "uncertainty.tif",
-    "tile.npz",
-    "panel.png",
-    "pipeline",
-}
-PIPELINE_FILES = {"opt_v1.tif", "opt_v2.tif", "opt_v3.tif", "truth.tif", "result.npz", "panel.png"}
+PARTS = ("gap", "estimate", "from_sar")
+FILES = {"truth.tif", "opt_v2.tif", "opt_v3.tif", "tile.npz"}
 
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One tile and no picture: drawing takes seconds."""
+    """One tile only."""
     monkeypatch.setattr("axs_lib.data.samples.sample_names", lambda: ("finland_lake",))
-    for name in ("save_panel", "save_pipeline_panel"):
-        monkeypatch.setattr(f"axs_lib.evaluate.panel.{name}", lambda path, **_: path)
 
 
 def test_everything_is_written_and_the_figures_are_true(
@@ -49,70 +38,80 @@ def test_everything_is_written_and_the_figures_are_true(
     assert fake_pipeline.built == {"variant": "nano", "stage1_timesteps": 5, "stage3_timesteps": 5}
     assert fake_pipeline.stage3.called == {"timesteps": 5, "seed": 3, "ensemble_size": 4}
     assert fake_pipeline.settings == {"timesteps": 5, "seed": 3, "ensemble_size": 1}
-    check_files(folder)
-    check_figures(folder, result.output)
-    check_pipeline(folder, result.output)
+    assert {path.name for path in folder.iterdir()} == {*PARTS, "demo.json", "report.html"}
+    for part in PARTS:
+        for name in sample_names():
+            extra = {"opt_v1.tif"} if part == "from_sar" else set()
+            assert {path.name for path in (folder / part / name).iterdir()} == FILES | extra
     page = (folder / "report.html").read_text()
-    assert "report.html" in result.output and page.count("data-result") == 2 * len(sample_names()) + 1
-    for name in sample_names():
-        assert f"<b>{name}</b>" in page and f"<b>{name}/<wbr>pipeline</b>" in page
-
-
-def check_pipeline(folder: Path, printed: str) -> None:
-    """The second part: the fake's three images are 100, 200 and 300 DN everywhere."""
-    record = json.loads((folder / "demo.json").read_text())["pipeline"]
-    assert record["opt_v2_source"] == "stage2" and record["settings"]["ensemble_size"] == 1
-    for name in sample_names():
-        results = folder / name / "pipeline"
-        assert {p.name for p in results.iterdir()} == PIPELINE_FILES
-        assert (results / "panel.png").read_bytes().startswith(b"\x89PNG")
-        truth = load_sample(name)[1]
-        for image, value in (("opt_v1", 100), ("opt_v2", 200), ("opt_v3", 300)):
-            with rasterio.open(results / f"{image}.tif") as written:
-                assert (written.read() == value).all() and written.descriptions == OPTICAL_BANDS
-                assert tuple(written.transform)[:6] == truth.transform
-                assert written.tags()["AXS_SAMPLE"] == name
-                assert written.tags()["AXS_METADATA_DATE"].startswith("2017-")
-            mse = np.mean(((value - truth.data) / 10_000) ** 2)
-            assert record["tiles"][name][f"mse_{image.removeprefix('opt_')}"] == pytest.approx(mse, rel=1e-4)
-        variance = truth.data.astype(float).var((1, 2)).mean() / 10_000**2
-        assert record["tiles"][name]["mse_mean_colour"] == pytest.approx(variance, rel=1e-4)
-    words = " ".join(printed.split())
-    assert "from SAR and date" in words and "opt_v1" in words and "mean colour" in words
-    assert "nano is a demonstration" in words
-    assert "MSE is lower in opt_v3 than in the mean colour on 0 of 3 tiles." in words
-
-
-def check_files(folder: Path) -> None:
-    assert {p.name for p in folder.iterdir()} == {*sample_names(), "demo.json", "report.html"}
-    for name in sample_names():
-        assert {p.name for p in (folder / name).iterdir()} == FILES
-        assert (folder / name / "panel.png").read_bytes().startswith(b"\x89PNG")
-        truth = load_sample(name)[1]
-        with (
-            rasterio.open(folder / name / "opt_v3.tif") as after,
-            rasterio.open(folder / name / "opt_v2.tif") as before,
-        ):
-            assert after.descriptions == before.descriptions == OPTICAL_BANDS
-            assert tuple(after.transform)[:6] == truth.transform and after.crs == before.crs
-            assert after.tags()["AXS_SAMPLE"] == name and "degraded" in after.tags()["AXS_OPT_V2_SOURCE"]
-            estimate = before.read().astype(float)
-            np.testing.assert_allclose(after.read(), estimate + 100, atol=1)
-            assert not np.array_equal(estimate, truth.data)
-        with np.load(folder / name / "tile.npz", allow_pickle=False) as data:
-            assert {"opt_v3", "opt_v2", "s1_vv", "s1_vh", "s2_real", "gate"} <= set(data.files)
-            np.testing.assert_array_equal(data["s2_real"], truth.data)
-
-
-def check_figures(folder: Path, printed: str) -> None:
-    for word in (*sample_names(), "mean", "opt_v2", "opt_v3", "MSE", "PSNR", "SSIM", "SAM", "simulated"):
-        assert word in printed
+    assert page.count("data-result") == len(PARTS) * len(sample_names()) + 1
+    assert page.index("gap/") < page.index("estimate/") < page.index("from_sar/")
+    words = " ".join(result.output.split())
+    for word in (*sample_names(), "opt_v2", "smooth fill", "mean colour", "simulated", "report.html"):
+        assert word in words, word
+    assert words.index("1. A cloud gap") < words.index("2. An estimate") < words.index("3. The three stages")
     record = json.loads((folder / "demo.json").read_text())
-    assert record["opt_v2_source"] == "degraded (test)" and record["settings"]["seed"] == 3
-    assert set(record["tiles"]) == set(sample_names())
-    with np.load(folder / "ireland_fields" / "tile.npz", allow_pickle=False) as data:
+    assert record["settings"] == {"timesteps": 5, "seed": 3}
+    for part in PARTS:
+        assert list(record["parts"][part]) == list(sample_names())
+
+
+@pytest.mark.usefixtures("quick", "fake_pipeline")
+def test_the_grounded_estimate(axs: Run, tmp_path: Path) -> None:
+    assert axs("demo", "--out", tmp_path / "demo").exit_code == 0
+    folder = tmp_path / "demo" / "estimate" / "finland_lake"
+    truth = load_sample("finland_lake")[1]
+    with rasterio.open(folder / "opt_v3.tif") as after, rasterio.open(folder / "opt_v2.tif") as before:
+        assert after.descriptions == before.descriptions == OPTICAL_BANDS
+        assert tuple(after.transform)[:6] == truth.transform and after.crs == before.crs
+        assert (
+            after.tags()["AXS_SAMPLE"] == "finland_lake" and "degraded" in after.tags()["AXS_OPT_V2_SOURCE"]
+        )
+        estimate = before.read().astype(float)
+        np.testing.assert_allclose(after.read(), estimate + 100, atol=1)
+    with np.load(folder / "tile.npz", allow_pickle=False) as data:
+        assert {"opt_v3", "opt_v2", "s1_vv", "s1_vh", "s2_real", "gate", "uncertainty"} <= set(data.files)
+        np.testing.assert_array_equal(data["s2_real"], truth.data)
         mse = np.mean(((data["opt_v3"] - data["s2_real"]) / 10_000) ** 2)
-    assert record["tiles"]["ireland_fields"]["mse_v3"] == pytest.approx(mse, rel=1e-3)
+    figures = json.loads((tmp_path / "demo" / "demo.json").read_text())["parts"]["estimate"]["finland_lake"]
+    assert figures["opt_v3"]["mse"] == pytest.approx(mse, rel=1e-3)
+
+
+@pytest.mark.usefixtures("quick", "fake_pipeline")
+def test_the_filled_gap(axs: Run, tmp_path: Path) -> None:
+    assert axs("demo", "--out", tmp_path / "demo").exit_code == 0
+    truth = load_sample("finland_lake")[1].data
+    with np.load(tmp_path / "demo" / "gap" / "finland_lake" / "tile.npz", allow_pickle=False) as data:
+        gap = data["trust"][0] == 0
+        assert 0 < gap.mean() < 1
+        assert np.isnan(data["opt_v2"][:, gap]).all()
+        np.testing.assert_array_equal(data["opt_v2"][:, ~gap], truth[:, ~gap])
+    figures = json.loads((tmp_path / "demo" / "demo.json").read_text())["parts"]["gap"]["finland_lake"]
+    assert set(figures) == {"mean colour", "smooth fill", "opt_v3"}
+    colour = truth[:, ~gap].mean(1, dtype=np.float64)[:, None]
+    expected = np.square((truth[:, gap] - colour) / 10_000).mean()
+    assert figures["mean colour"]["mse"] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.usefixtures("quick", "fake_pipeline")
+def test_the_three_stages_are_an_estimate_beside_one_flat_colour(axs: Run, tmp_path: Path) -> None:
+    """The fake's three images are 100, 200 and 300 DN everywhere."""
+    result = axs("demo", "--out", tmp_path / "demo")
+    folder, truth = tmp_path / "demo" / "from_sar" / "finland_lake", load_sample("finland_lake")[1]
+    figures = json.loads((tmp_path / "demo" / "demo.json").read_text())["parts"]["from_sar"]["finland_lake"]
+    for image, value in (("opt_v1", 100), ("opt_v2", 200), ("opt_v3", 300)):
+        with rasterio.open(folder / f"{image}.tif") as written:
+            assert (written.read() == value).all() and written.descriptions == OPTICAL_BANDS
+            assert written.tags()["AXS_NOTICE"] == "estimate, not observation"
+            assert written.tags()["AXS_METADATA_DATE"].startswith("2017-")
+        mse = np.mean(((value - truth.data) / 10_000) ** 2)
+        assert figures[image]["mse"] == pytest.approx(mse, rel=1e-4)
+    variance = truth.data.astype(float).var((1, 2)).mean() / 10_000**2
+    assert figures["mean colour"]["mse"] == pytest.approx(variance, rel=1e-4)
+    words = " ".join(result.output.split())
+    assert "estimate, not observation" in words
+    assert "MSE is lower in opt_v3 than in mean colour on 0 of 1 tiles." in words
+    assert "estimate, not observation" in (tmp_path / "demo" / "report.html").read_text()
 
 
 @pytest.mark.usefixtures("quick", "fake_pipeline")
@@ -120,7 +119,7 @@ def test_it_runs_again_over_its_own_folder_and_the_seed_decides(axs: Run, tmp_pa
     folder = tmp_path / "demo"
 
     def estimate() -> bytes:
-        return (folder / "finland_lake" / "opt_v2.tif").read_bytes()
+        return (folder / "estimate" / "finland_lake" / "opt_v2.tif").read_bytes()
 
     assert axs("demo", "--out", folder, "--seed", 3).exit_code == 0
     first = estimate()
@@ -140,6 +139,7 @@ def test_a_folder_with_other_files_is_refused(axs: Run, fake_pipeline: FakePipel
     assert result.exit_code == 2 and "is a file" in result.stderr
     assert axs("demo", "--out", tmp_path, "--overwrite").exit_code == 0
     assert (tmp_path / "thesis.txt").read_text() == "precious"
+    assert fake_pipeline.built["stage3_timesteps"] == 1, "what nano recommends"
 
 
 @pytest.mark.usefixtures("quick")
@@ -156,25 +156,28 @@ def test_an_interrupted_demo_may_be_run_again(
 
 
 @pytest.mark.usefixtures("quick")
-@pytest.mark.filterwarnings("ignore::axs_lib.errors.UntrainedHeadWarning")
-def test_the_real_stages_share_one_generator(
+def test_nano_itself_fills_the_gap_and_keeps_what_is_clear(
     axs: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """nano's architecture with random weights; Stage 2 has the day and the place of the tile."""
+    """Packaged weights; Stage 2 has the day and the place of the tile, and stages share one generator."""
     built: list[Pipeline] = []
     known: list[Any] = []
 
     def build(**options: Any) -> Pipeline:
-        built.append(build_pipeline(pretrained=False, **options))
+        built.append(build_pipeline(**options))
         built[0].stage2.register_forward_pre_hook(lambda _, given: known.append(given[1]))
         return built[0]
 
     monkeypatch.setattr(pipeline_module, "build_pipeline", build)
-    result = axs("demo", "--out", tmp_path / "demo", "--timesteps", 1)
+    result = axs("demo", "--out", tmp_path / "demo")
     assert result.exit_code == 0, result.output
     assert built[0].shares_generator
     assert known == [sample_metadata("finland_lake")]
-    folder = tmp_path / "demo" / "finland_lake"
-    for name in ("opt_v3.tif", "pipeline/opt_v3.tif"):
-        with rasterio.open(folder / name) as written:
+    record = json.loads((tmp_path / "demo" / "demo.json").read_text())
+    gap, estimate = (record["parts"][part]["finland_lake"] for part in ("gap", "estimate"))
+    assert gap["opt_v3"]["changed_where_clear"] == 0
+    assert gap["opt_v3"]["mse"] < gap["mean colour"]["mse"]
+    assert estimate["opt_v3"]["mse"] < estimate["opt_v2"]["mse"]
+    for part in PARTS:
+        with rasterio.open(tmp_path / "demo" / part / "finland_lake" / "opt_v3.tif") as written:
             assert written.read().min() >= 1 and written.tags()["AXS_VARIANT"] == "nano"

@@ -15,8 +15,8 @@ import torch
 
 from axs_lib import stage3_tm_ground
 from axs_lib.bands import OPTICAL_BANDS, SAR_BANDS
-from axs_lib.data.masks import SCL_CLASSES, SCL_DROPPED
 from axs_lib.data.samples import load_sample, sample_paths
+from axs_lib.io.masks import SCL_CLASSES, SCL_DROPPED
 
 from .conftest import FakeModel
 
@@ -71,41 +71,40 @@ def test_the_librarys_defaults_are_the_commands_defaults(
     axs("ground", "--s1", S1, "--opt-v2", S2, "--out", tmp_path / "o.tif")
     assert "variant" not in fake_model.built and "grounding" not in fake_model.built
     assert fake_model.built["timesteps"] == 10 and fake_model.built["s1_product"] == "S1GRD"
-    assert fake_model.called == {
-        "timesteps": 10, "strength": 1.0, "seed": 0, "ensemble_size": 1, "trust": None,
-    }  # fmt: skip
+    expected = {"timesteps": 10, "strength": 1.0, "seed": 0, "ensemble_size": 1, "trust": None}
+    assert expected.items() <= fake_model.called.items() and "hold_colour" not in fake_model.called
     assert fake_model.precision == torch.float32
 
 
 def test_every_option_reaches_the_model(axs: Run, fake_model: FakeModel, npz: Path, tmp_path: Path) -> None:
     result = axs(
         "ground", "--s1", npz, "--out", tmp_path / "o.npz", "--variant", "nano", "--checkpoint", "w.safetensors",
-        "--s1-product", "S1RTC", "--grounding", "difference", "--device", "cpu", "--dtype", "bfloat16",
+        "--s1-product", "S1RTC", "--correction-mode", "difference", "--device", "cpu", "--dtype", "bfloat16",
         "--strength", "0.5", "--ensemble-size", "2", "--hold-colour",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     assert fake_model.built == {
-        "timesteps": 10, "variant": "nano", "checkpoint": "w.safetensors", "s1_product": "S1RTC",
-        "grounding": "difference", "device": "cpu",
+        "timesteps": 1, "variant": "nano", "checkpoint": "w.safetensors", "s1_product": "S1RTC",
+        "correction_mode": "difference", "device": "cpu",
     }  # fmt: skip
     assert fake_model.called["strength"] == 0.5 and fake_model.called["ensemble_size"] == 2
-    assert fake_model.called["broad_changes"] is False
+    assert fake_model.called["hold_colour"] is True
     assert fake_model.precision == torch.bfloat16
 
 
-def test_eight_bit_integers_change_the_image_by_next_to_nothing(axs: Run, tmp_path: Path) -> None:
+def test_bfloat16_changes_the_image_by_next_to_nothing(axs: Run, tmp_path: Path) -> None:
     images = {}
-    for dtype in ("float32", "int8"):
+    for dtype in ("float32", "bfloat16"):
         out = tmp_path / f"{dtype}.tif"
         result = axs(
             "ground", "--s1", S1, "--opt-v2", S2, "--out", out, "--variant", "nano", "--timesteps", 1,
-            "--grounding", "difference", "--device", "cpu", "--dtype", dtype,
+            "--correction-mode", "difference", "--device", "cpu", "--dtype", dtype,
         )  # fmt: skip
         assert result.exit_code == 0, result.output
         with rasterio.open(out) as written:
             assert written.tags()["AXS_DTYPE"] == dtype
             images[dtype] = written.read().astype(np.float64)
-    difference = images["int8"] - images["float32"]
+    difference = images["bfloat16"] - images["float32"]
     assert 0 < np.sqrt(np.mean(difference**2)) < 5
 
 
@@ -179,21 +178,37 @@ def test_the_change_that_the_sar_asked_for(
 ) -> None:
     real = fake_model.ground
 
-    def ground(s1: torch.Tensor, opt_v2: torch.Tensor, use_sar: bool = True, **settings: object) -> object:
-        return real(s1, opt_v2 if use_sar else opt_v2 - 30, **settings)
+    def ground(s1: torch.Tensor, opt_v2: torch.Tensor, **settings: Any) -> object:
+        return real(s1, opt_v2 if settings["controls"].use_sar else opt_v2 - 30, **settings)
 
     monkeypatch.setattr(fake_model, "ground", ground)
     result = axs(
-        "ground", "--s1", S1, "--opt-v2", S2, "--out", tmp_path / "o.tif", "--by-sar", tmp_path / "b.tif"
+        "ground",
+        "--s1",
+        S1,
+        "--opt-v2",
+        S2,
+        "--out",
+        tmp_path / "o.tif",
+        "--sar-contribution",
+        tmp_path / "b.tif",
     )
     assert result.exit_code == 0, result.output
     with rasterio.open(tmp_path / "b.tif") as written:
         assert written.descriptions == ("B02", "B03", "B04", "B08") and written.dtypes[0] == "float32"
         assert np.allclose(written.read(), 30.0, atol=0.01)
     same = axs(
-        "ground", "--s1", S1, "--opt-v2", S2, "--out", tmp_path / "x.tif", "--by-sar", tmp_path / "x.tif"
+        "ground",
+        "--s1",
+        S1,
+        "--opt-v2",
+        S2,
+        "--out",
+        tmp_path / "x.tif",
+        "--sar-contribution",
+        tmp_path / "x.tif",
     )
-    assert same.exit_code != 0 and "different names" in same.output
+    assert same.exit_code != 0 and "name one file twice" in same.output
 
 
 def test_an_uncertainty_that_there_is_not_is_refused(axs: Run, fake_model: FakeModel, tmp_path: Path) -> None:
@@ -234,7 +249,7 @@ def test_an_existing_output_is_refused_before_anything_runs(
 def test_implausible_values_need_force(axs: Run, fake_model: FakeModel, tmp_path: Path) -> None:
     s1, s2 = load_sample(NAME)
     cases = {
-        "linear": {"s1": 10 ** (s1.data / 10), "opt_v2": s2.data},
+        "digital": {"s1": 3000 * 10 ** (s1.data / 20), "opt_v2": s2.data},
         "reflectance": {"s1": s1.data, "opt_v2": s2.data / 10_000},
     }
     for name, arrays in cases.items():
@@ -252,7 +267,7 @@ def test_implausible_values_need_force(axs: Run, fake_model: FakeModel, tmp_path
     [
         (("--out", "o.jpg"), "ends in .jpg"),
         (("--out", "o.tif", "--uncertainty", "u.gif"), "ends in .gif"),
-        (("--out", "o.tif", "--uncertainty", "o.tif"), "give them different names"),
+        (("--out", "o.tif", "--uncertainty", "o.tif"), "name one file twice"),
         (("--out", "o.tif", "--variant", "giant"), "unknown variant 'giant'"),
         (("--out", "o.tif", "--device", "tpu9"), "--device tpu9 cannot be used"),
         (("--out", "o.tif", "--bands", "B04,B03"), "names 2"),
@@ -331,7 +346,7 @@ def test_a_mask_fills_the_gap_and_keeps_the_rest(
     out = tmp_path / "o.tif"
     result = axs("ground", "--s1", S1, "--opt-v2", S2, "--mask", mask_file, "--out", out)
     assert result.exit_code == 0, result.output
-    assert "25.0 % of the pixels were unknown" in result.output
+    assert "10,800 kept as observed (75.0 %), 3,600 filled (25.0 %)" in result.output
     with rasterio.open(out) as written, rasterio.open(S2) as given:
         assert (written.crs, written.transform) == (given.crs, given.transform)
         image, before, tags = written.read(), given.read(), written.tags()

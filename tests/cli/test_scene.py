@@ -109,14 +109,24 @@ def test_a_mask_of_a_scene(axs: Run, model: FakeModel, scene: tuple[Path, Path],
         assert written.tags()["AXS_MASK_DROP"] == "cloud_high" and written.tags()["AXS_MASK_KIND"] == "scl"
 
 
-def test_what_only_scenes_have_is_refused_for_tiles(
-    axs: Run, model: FakeModel, fake_pipeline: FakePipeline, tmp_path: Path
+def test_every_option_works_for_a_tile_and_for_a_scene(
+    axs: Run, model: FakeModel, fake_pipeline: FakePipeline, scene: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    for option in (("--gate", "g.tif"), ("--stac", "i.json"), ("--deterministic",)):
-        result = axs("ground", "--s1", S1, "--opt-v2", S2, "--out", tmp_path / "o.tif", *option)
-        assert result.exit_code == 2 and f"{option[0]} is for scenes" in result.output
-    result = axs("run", "--s1", S1, "--out", tmp_path / "run", "--deterministic")
-    assert result.exit_code == 2 and "--deterministic is for scenes" in result.output
+    for size, (s1, s2) in {"tile": (S1, S2), "scene": scene}.items():
+        out = tmp_path / size
+        maps = [w for n in ("uncertainty", "gate", "sar-contribution") for w in (f"--{n}", out / f"{n}.tif")]
+        common = [*maps, "--stac", out / "i.json", "--date", "2017-06-17", "--deterministic", "--hold-colour"]
+        common += ["--ensemble-size", 2, "--timesteps", 1, "--overwrite"]
+        result = axs("ground", "--s1", s1, "--opt-v2", s2, "--out", out / "opt_v3.tif", *common)
+        assert result.exit_code == 0, result.output
+        assert model.called["hold_colour"] is True
+        made = {"opt_v3.tif", "uncertainty.tif", "gate.tif", "sar-contribution.tif", "i.json"}
+        assert {path.name for path in out.iterdir()} == made
+        result = axs("run", "--s1", s1, "--out", out, *common)
+        assert result.exit_code == 0, result.output
+        assert fake_pipeline.settings["hold_colour"] is True and fake_pipeline.settings["sar_contribution"]
+        with rasterio.open(out / "gate.tif") as gate:
+            assert gate.count == 1 and (gate.read() == 1).all()
 
 
 def test_a_scene_through_the_pipeline(

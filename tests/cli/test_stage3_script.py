@@ -115,7 +115,7 @@ def test_every_option_reaches_the_model(fake_model: FakeModel, files: Files) -> 
     code = main(
         files.arguments(
             "--timesteps", 20, "--variant", "nano", "--checkpoint", "w.safetensors", "--s1-product", "S1RTC",
-            "--seed", 7, "--strength", 0.5, "--grounding", "difference", "--device", "cpu",
+            "--seed", 7, "--strength", 0.5, "--correction-mode", "difference", "--device", "cpu",
         )
     )  # fmt: skip
     assert code == 0

@@ -2,65 +2,151 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from axs_lib.cli.train import main, parse_stage
+from axs_lib.cli.train import PACKAGED, as_script, parse, read_config
 from axs_lib.errors import InputError
-
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+from axs_lib.train.config import CONFIGS
+from tests.models import plausible_pair
 
 
 @pytest.fixture
 def trained(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """What training was asked for, in place of training."""
-    from axs_lib.train import fit
+    from axs_lib.train import stages
 
     seen: list[dict[str, Any]] = []
 
-    def stub(config: Any, flags: Any, **options: Any) -> Path:
-        seen.append({"config": config, "flags": flags} | options)
+    def stub(config: Any, **options: Any) -> Path:
+        seen.append({"config": config} | options)
         return Path("weights")
 
-    monkeypatch.setattr(fit, "fit", stub)
+    monkeypatch.setattr(stages, "train_stage", stub)
     return seen
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("stage*.yaml")), ids=lambda path: path.stem)
-def test_every_configuration_parses(path: Path) -> None:
-    stage = path.stem.split("_")[0]
-    config, flags, _ = parse_stage(stage, ["-c", str(path), "--data", "DIR"])
-    assert config.data.folder == "DIR" and config.out == f"runs/{path.stem}"
-    assert (config.lora is not None) == ("lora" in path.stem)
-    assert flags.get("precision") == ("bf16-mixed" if "lora" in path.stem else None)
+@pytest.mark.parametrize("name", sorted(path.stem for path in PACKAGED.glob("*.yaml")))
+def test_every_packaged_configuration_is_found_by_name(name: str) -> None:
+    run = parse(CONFIGS[name.split("_")[0]], ["-c", name, "--data", "DIR"], "axs train")
+    assert run.config.data.folder == "DIR" and run.config.out == f"runs/{name}"
+    assert (run.config.lora is not None) == ("lora" in name)
+    assert run.config.trainer.precision == ("bf16-mixed" if "lora" in name else "32-true")
+
+
+def test_a_name_that_there_is_not_gets_the_list_of_those_that_there_are(axs: Any, tmp_path: Path) -> None:
+    result = axs("train", "stage3", "-c", "stage3_lora_bse", "--data", "DIR")
+    assert result.exit_code == 2 and "stage1_nano" in result.stderr and "stage3_lora_base" in result.stderr
+    with pytest.raises(InputError, match="neither a file nor"):
+        read_config(str(tmp_path))
 
 
 def test_options_go_over_the_file_and_lightning_gets_its_flags(
     axs: Any, trained: list[dict[str, Any]]
 ) -> None:
-    file = CONFIGS / "stage3_nano.yaml"
     result = axs(
-        "train", "stage3", "-c", file, "--data", "DIR", "--steps", 7, "--data.crop_sizes", "[64]",
+        "train", "stage3", "--config=stage3_nano", "--data", "DIR", "--steps", 7, "--data.crop_sizes", "[64]",
         "--loss.sar", 0.5, "--trainer.devices", 2, "--trainer.strategy", "ddp", "--restart", "--quiet",
     )  # fmt: skip
     assert result.exit_code == 0 and "weights" in result.stdout, result.output
     (run,) = trained
     assert run["config"].steps == 7 and run["config"].data.crop_sizes == (64,)
     assert run["config"].loss == {"sar": 0.5} and run["config"].variant == "nano"
-    assert str(run["flags"]["devices"]) == "2" and run["flags"]["strategy"] == "ddp"
+    assert run["config"].trainer.devices == 2 and run["config"].trainer.strategy == "ddp"
     assert run["resume"] is False and run["progress"] is False
 
 
-def test_the_doors_of_the_stages_take_the_same_options(
+def test_the_script_of_stage_1_takes_the_same_options(
     trained: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    main(["stage2", "-c", str(CONFIGS / "stage2_nano.yaml"), "--data=DIR"], program="train_stage2.py")
-    assert type(trained[0]["config"]).__name__ == "Stage2Config" and trained[0]["config"].data.folder == "DIR"
+    as_script("stage1", ["-c", "stage1_nano", "--data=DIR"])
+    assert type(trained[0]["config"]).__name__ == "Stage1Config" and trained[0]["config"].data.folder == "DIR"
     with pytest.raises(SystemExit) as end:
-        main(["stage2", "--stepz", "3"], program="train_stage2.py")
+        as_script("stage1", ["--stepz", "3"])
     assert end.value.code == 2 and capsys.readouterr().err.startswith("error: ")
+
+
+def test_what_axs_train_writes_with_lora_loads(axs: Any, tmp_path: Path) -> None:
+    """From ``axs train stage3 --lora.rank`` to the adapter in a model: LoRA and the head that was trained beside it."""
+    import torch
+
+    from axs_lib.adapters import load_adapter
+    from axs_lib.stage3_tm_ground import build_stage3_model
+    from tests.train.conftest import write_pairs
+
+    result = axs(
+        "train", "stage3", "--data", write_pairs(tmp_path / "data", count=2), "--out", tmp_path / "run", "--quiet",
+        "--lora.rank", 2, "--steps", 2, "--warmup", 0, "--learning_rate", 0.01, "--data.crop_sizes", "[64]",
+        "--data.batch_size", 1, "--data.validation_share", 0, "--trainer.accelerator", "cpu",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    model, generator_alone = (build_stage3_model(variant="nano") for _ in range(2))
+    s1, opt_v2 = plausible_pair(1)
+    before = model.ground(s1, opt_v2, 1).image
+    adapter = tmp_path / "run" / "weights" / "adapter"
+    assert load_adapter(model, adapter) == load_adapter(generator_alone.terramind_generator, adapter) > 0
+    images = [each.ground(s1, opt_v2, 1).image for each in (model, generator_alone)]
+    assert not torch.equal(images[0], before) and not torch.equal(images[0], images[1])
+    settings = json.loads((adapter / "adapter_config.json").read_text())
+    assert settings["r"] == 2 and settings["base_model_name_or_path"] == "nano"
+
+    # Through the commands' --adapter, alone and in a batch, and not without it.
+    (tmp_path / "tiles").mkdir()
+    tile = tmp_path / "tiles" / "t.npz"
+    np.savez(tile, s1_vv=s1[0, 0], s1_vh=s1[0, 1], opt_v2=opt_v2[0])
+    common = ("--variant", "nano", "--timesteps", 1, "--quiet")
+    for name, extra in (("with", ("--adapter", adapter)), ("without", ())):
+        result = axs("ground", "--s1", tile, "--out", tmp_path / f"{name}.npz", *common, *extra)
+        assert result.exit_code == 0, result.output
+        expected = images[0] if extra else before
+        image = np.load(tmp_path / f"{name}.npz")["opt_v3"].reshape(4, 64, 64)
+        assert np.abs(image - expected[0].numpy()).max() <= 1.0
+    out = tmp_path / "batch"
+    result = axs("batch", tmp_path / "tiles", "--out", out, "--workers", 1, *common, "--adapter", adapter)
+    assert result.exit_code == 0, result.output
+    assert np.abs(np.load(out / "t.npz")["opt_v3"].reshape(4, 64, 64) - images[0][0].numpy()).max() <= 1.0
+    result = axs(
+        "ground", "--s1", tile, "--out", tmp_path / "no.npz", *common, "--adapter", tmp_path / "tiles"
+    )
+    assert result.exit_code == 2 and "holds no adapter" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "class_path: evil.Thing",
+        "data: {class_path: evil.Thing}",
+        "data: evil.Thing",
+        "data: {class_path: evil.Thing, init_args: {folder: x}}",
+        "data.class_path: evil.Thing",
+        "lora: evil.Thing",
+        "trainer: evil.Thing",
+        "lora: {class_path: evil.Thing}",
+        "trainer: {class_path: evil.Thing}",
+        "trainer: {strategy: {class_path: evil.Thing}}",
+        "trainer: {callbacks: [{class_path: evil.Thing}]}",
+        "loss: {charbonnier: {class_path: evil.Thing}}",
+        "variant: {class_path: evil.Thing}",
+        "steps: !!python/object/apply:evil.call []",
+        "steps: !!python/name:evil.call",
+    ],
+)
+def test_no_configuration_can_import(
+    axs: Any, tmp_path: Path, trained: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nThing = call = dict\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    file = tmp_path / "run.yaml"
+    file.write_text(f"out: run\n{text}\n")
+    result = axs("train", "stage3", "-c", file, "--data", "DIR")
+    assert result.exit_code == 2 and result.stderr.startswith("error: "), result.output
+    assert "Traceback" not in result.output and not trained
+    assert "evil" not in sys.modules and not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize(
@@ -73,6 +159,10 @@ def test_the_doors_of_the_stages_take_the_same_options(
         ("steps: many", "steps.*many"),
         ("data: {format: zip}", "format.*zip"),
         ("variant: [", "expected|parse|while"),
+        ("steps: &a [*a]", "alias"),
+        ("steps: " + "[" * 5000, "no readable YAML"),
+        ("steps: \0", "no readable YAML"),
+        ("learning_rate: 1e-5\nsteps: 2020-01-01", "no readable YAML|steps"),
     ],
 )
 def test_what_is_wrong_in_a_configuration_is_named(
@@ -90,9 +180,9 @@ def test_what_is_wrong_in_a_configuration_is_named(
 
 def test_unknown_options_and_missing_ones_are_named() -> None:
     with pytest.raises(InputError, match=r"--stepz(.|\n)*did you mean steps"):
-        parse_stage("stage1", ["--data", "DIR", "--out", "run", "--stepz", "3"])
+        parse(CONFIGS["stage1"], ["--data", "DIR", "--out", "run", "--stepz", "3"], "axs train stage1")
     with pytest.raises(InputError, match=r"data\.folder"):
-        parse_stage("stage1", ["--out", "run"])
+        parse(CONFIGS["stage1"], ["--out", "run"], "axs train stage1")
 
 
 def test_precompute_passes_on_what_it_is_told(
@@ -119,14 +209,12 @@ def test_precompute_passes_on_what_it_is_told(
         "--out",
         tmp_path,
         "-c",
-        CONFIGS / "stage2_nano.yaml",
+        "stage2_nano",
     )
     assert result.exit_code == 0, result.output
     assert seen[1].train.variant == "nano" and seen[1].data.folder == "DIR" and seen[1].data.batch_size == 8
 
 
 def test_a_folder_without_data_is_an_error_of_one_line(axs: Any, tmp_path: Path) -> None:
-    result = axs(
-        "train", "stage2", "-c", CONFIGS / "stage2_nano.yaml", "--data", tmp_path, "--out", tmp_path / "run"
-    )
+    result = axs("train", "stage2", "-c", "stage2_nano", "--data", tmp_path, "--out", tmp_path / "run")
     assert result.exit_code == 2 and "no *.npz file" in result.stderr and "Traceback" not in result.output

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,51 +13,21 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from axs_lib.errors import InputError
-from axs_lib.evaluate.flood import (
-    MARGIN,
-    evaluate_flood,
-    is_dry,
-    measure_flood,
-    ndwi,
-    outside_of,
-    simulate_flood,
-)
+from axs_lib.evaluate import Floods, evaluate
+from axs_lib.evaluate.flood import MARGIN, is_dry, measure_flood, ndwi, outside_of, simulate_flood
+from tests.evaluate.fakes import FakeModel
 
 WATER = torch.tensor([300.0, 400.0, 250.0, 100.0]).view(1, 4, 1, 1)
 LAND = torch.tensor([400.0, 600.0, 500.0, 3000.0]).view(4, 1, 1)
-
-
-@dataclass
-class Output:
-    image: Tensor
-    proposal: Tensor
-    nfe: int
-
-
-@dataclass
-class FakeModel:
-    """Grounds with a function of (s1, opt_v2)."""
-
-    correct: Callable[[Tensor, Tensor], Tensor]
-    timesteps: int = 10
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    provenance: dict[str, str] = field(default_factory=dict)
-    asked: list[tuple[int | None, int]] = field(default_factory=list)
-
-    def ground(self, s1: Tensor, opt_v2: Tensor, timesteps: int | None = None, *, seed: int = 0) -> Output:
-        self.asked.append((timesteps, seed))
-        image = self.correct(s1, opt_v2)
-        return Output(image, image, timesteps or 0)
 
 
 def see_water(s1: Tensor, opt_v2: Tensor) -> Tensor:
     return torch.where(s1[:, :1] < -14.5, WATER, opt_v2)
 
 
-def evaluate(model: FakeModel, folder: Path, **options: object) -> dict[str, object]:
-    report = evaluate_flood(model, folder, **options)  # type: ignore[arg-type]
-    written: dict[str, object] = json.loads(json.dumps(report.to_json(), allow_nan=False))
+def outcome(model: FakeModel, folder: Path, **options: Any) -> dict[str, Any]:
+    report = evaluate(model, folder, [Floods()], **options)
+    written: dict[str, Any] = json.loads(json.dumps(report.to_json(), allow_nan=False))["flood"]
     return written
 
 
@@ -78,50 +47,39 @@ def folder(tmp_path: Path) -> Path:
 
 def test_a_flood_that_comes_through(folder: Path) -> None:
     model = FakeModel(see_water)
-    report = evaluate(model, folder, timesteps=3, seed=5)
-    assert set(model.asked) == {(3, 5)}
-    assert (report["tiles"], report["left_out"], report["timesteps"], report["seed"]) == (2, 1, 3, 5)
-    assert report["came_through"] == 1
-    inside, outside = report["inside"], report["outside"]
-    assert isinstance(inside, dict) and isinstance(outside, dict)
+    flood = outcome(model, folder, timesteps=3, seed=5)
+    assert {(call.timesteps, call.seed) for call in model.calls} == {(3, 5)}
+    assert (flood["tiles"], flood["left_out"], flood["came_through"]) == (2, 1, 1)
+    inside, outside = flood["inside"], flood["outside"]
     assert inside["water_v2"] == 0 and inside["turned_to_water"] > 0.8 < inside["nir_fell"]
     assert inside["ndwi_change"] > 0.8 and inside["nir_change"] < -0.2
     assert outside == {
         "water_v2": 0, "water_v3": 0, "turned_to_water": 0, "nir_fell": 0, "ndwi_change": 0, "nir_change": 0,
     }  # fmt: skip
-    assert report["inside_without"] == outside == report["outside_without"]
-    tiles = report["per_tile"]
-    assert isinstance(tiles, list) and [tile["id"] for tile in tiles] == ["a", "b"]
-    assert all(0.05 < tile["flooded_share"] < 0.3 for tile in tiles)
+    assert flood["inside_without"] == outside == flood["outside_without"]
+    assert [tile["id"] for tile in flood["per_tile"]] == ["a", "b"]
+    assert all(0.05 < tile["flooded_share"] < 0.3 for tile in flood["per_tile"])
 
 
 def test_a_copy_lets_no_flood_through(folder: Path) -> None:
-    report = evaluate(FakeModel(lambda s1, opt_v2: opt_v2), folder)
-    assert report["came_through"] == 0
-    assert report["inside"] == report["outside"]
+    flood = outcome(FakeModel(), folder)
+    assert flood["came_through"] == 0
+    assert flood["inside"] == flood["outside"]
 
 
 def test_water_where_the_sar_is_unchanged_is_seen(folder: Path) -> None:
-    report = evaluate(FakeModel(lambda s1, opt_v2: WATER.expand_as(opt_v2)), folder)
+    flood = outcome(FakeModel(lambda s1, opt_v2: WATER.expand_as(opt_v2)), folder)
     for part in ("outside", "inside_without", "outside_without"):
-        figures = report[part]
-        assert isinstance(figures, dict) and figures["turned_to_water"] == 1 == figures["nir_fell"]
+        assert flood[part]["turned_to_water"] == 1 == flood[part]["nir_fell"]
 
 
 def test_the_table_says_what_was_measured(folder: Path) -> None:
     console = Console(file=io.StringIO(), width=80)
-    for table in evaluate_flood(FakeModel(see_water), folder).tables():
+    for table in evaluate(FakeModel(see_water), folder, [Floods()]).tables():
         console.print(table)
     text = console.file.getvalue()  # type: ignore[attr-defined]
     for word in ("2 dry tiles (1 with water left out)", "in the flood", "real SAR", "on 100 % of the tiles"):
         assert word in text, word
-
-
-def test_without_dry_land_there_is_no_flood(folder: Path) -> None:
-    for name in "ab":
-        (folder / f"{name}.npz").unlink()
-    with pytest.raises(InputError, match="none of the 1 tiles is dry land"):
-        evaluate_flood(FakeModel(see_water), folder)
 
 
 def test_the_flood_depends_on_the_name_alone() -> None:

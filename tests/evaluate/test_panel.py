@@ -11,7 +11,6 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from axs_lib.data.saved import read_results
 from axs_lib.errors import InputError, OutputError
 from axs_lib.evaluate.panel import (
     MOST_BYTES,
@@ -21,6 +20,7 @@ from axs_lib.evaluate.panel import (
     save_panel,
     save_pipeline_panel,
 )
+from axs_lib.io.saved import read_results
 from axs_lib.metrics import compute_metrics, stage3_metrics
 
 

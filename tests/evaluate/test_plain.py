@@ -11,8 +11,8 @@ import torch
 from axs_lib.data.pairs import list_pairs
 from axs_lib.errors import InputError, WeightsError
 from axs_lib.evaluate.plain import INPUTS, Inputs, PlainModel, load_plain
-from axs_lib.train.export import save_state
-from axs_lib.train.plain import PlainConfig, save_plain, train_plain
+from axs_lib.terramind.weights import write_state
+from experiments.nano.plain import PlainConfig, save_plain, train_plain
 from tests.models import plausible_pair
 
 
@@ -55,10 +55,21 @@ def test_training_repairs_is_repeatable_and_leaves_the_callers_random_state(tmp_
         s1, s2 = plausible_pair(1, 64, 64, seed=number)
         np.savez(tmp_path / f"t{number}.npz", s1=s1[0].numpy(), s2=s2[0].round().numpy().astype(np.uint16))
     records = list_pairs(tmp_path, quality="all")
-    config = PlainConfig(inputs="optical", kinds=("gaps",), steps=25, warmup=2, crop_sizes=(64,), ema=0.5)
+    options = {
+        "inputs": "optical",
+        "kinds": ("gaps",),
+        "steps": 25,
+        "warmup": 2,
+        "crop_sizes": (64,),
+        "ema": 0.5,
+    }
     state = torch.get_rng_state()
-    model, again = (train_plain(config, records) for _ in range(2))
+    files = [
+        train_plain(PlainConfig(out=str(tmp_path / run), **options), records, progress=False)  # type: ignore[arg-type]
+        for run in ("first", "second")
+    ]
     assert torch.equal(torch.get_rng_state(), state)
+    model, again = map(load_plain, files)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
     s1, s2 = plausible_pair(1, 64, 64, seed=0)
     trust = torch.ones(1, 1, 64, 64)
@@ -76,7 +87,7 @@ def test_its_file_brings_it_back_and_others_are_refused(tmp_path: Path) -> None:
     loaded = load_plain(tmp_path / "plain.safetensors")
     assert loaded.inputs == "sar+optical"
     assert (loaded.predict(s1, opt_v2) - model.predict(s1, opt_v2)).abs().max() < 5.0  # stored as float16
-    save_state(tmp_path / "other.safetensors", dict(model.state_dict()), {"variant": "nano"})
+    write_state(tmp_path / "other.safetensors", model.state_dict(), {"variant": "nano"})
     with pytest.raises(WeightsError, match="no plain U-Net"):
         load_plain(tmp_path / "other.safetensors")
     with pytest.raises(InputError, match="needs opt_v2"):

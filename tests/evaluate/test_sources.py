@@ -1,19 +1,23 @@
-"""Which pairs are evaluated, and where their opt_v2 comes from."""
+"""Which pairs are evaluated, where their opt_v2 comes from, and which tile lends its SAR."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from axs_lib.data.pairs import list_pairs, load_pair
+from axs_lib.data.pairs import PairRecord, list_pairs
 from axs_lib.errors import InputError
 from axs_lib.evaluate.sources import (
-    EvaluationTile,
     OptV2Source,
     batches_of_one_size,
+    find_donors,
+    find_other_dates,
+    fitted,
+    read_tile,
     select_pairs,
     simulated_estimate,
 )
@@ -35,22 +39,24 @@ def folder(tmp_path: Path) -> Path:
     [("file", ["file", "degraded", "degraded"]), ("degraded", ["degraded"] * 3), ("stage2", ["stage2"] * 3)],
 )
 def test_sources_of_the_estimate(folder: Path, source: OptV2Source, expected: list[str]) -> None:
-    tiles = [EvaluationTile(load_pair(record), source) for record in select_pairs(folder, "ok", None, source)]
-    assert [tile.opt_v2_source for tile in tiles] == expected
-    for tile in tiles:
-        if tile.opt_v2_source == "file":
-            assert torch.equal(tile.opt_v2, tile.truth + 100)
-        elif tile.opt_v2_source == "degraded":
-            assert torch.equal(tile.opt_v2, simulated_estimate(tile.truth, tile.record.name))
+    tiles = [read_tile(record) for record in select_pairs(folder, "ok", None, source)]
+    for tile, name in zip(tiles, expected, strict=True):
+        opt_v2, found = tile.estimate(source)
+        assert found == name
+        if found == "file":
+            assert torch.equal(opt_v2, tile.truth + 100)
+        elif found == "degraded":
+            assert torch.equal(opt_v2, simulated_estimate(tile.truth, tile.record.name))
         else:
-            assert tile.opt_v2.isnan().all()
+            assert opt_v2.isnan().all()
 
 
 def test_cloudy_pairs_are_those_with_a_cloudy_image(folder: Path) -> None:
     records = select_pairs(folder, "ok", None, "cloudy")
     assert [record.id for record in records] == ["b"]
-    tile = EvaluationTile(load_pair(records[0]), "cloudy")
-    assert tile.opt_v2_source == "cloudy" and torch.equal(tile.opt_v2, tile.truth + 4000)
+    tile = read_tile(records[0])
+    opt_v2, found = tile.estimate("cloudy")
+    assert found == "cloudy" and torch.equal(opt_v2, tile.truth + 4000)
     (folder / "b.npz").unlink()
     with pytest.raises(InputError, match=r"none of the 2 pairs .* holds s2_cloudy"):
         select_pairs(folder, "ok", None, "cloudy")
@@ -63,3 +69,49 @@ def test_batches_hold_tiles_of_one_size(folder: Path) -> None:
         ["c"],
     ]
     assert [len(batch) for batch in batches_of_one_size(records, 1)] == [1, 1, 1]
+
+
+def test_simulated_estimates_differ_by_name() -> None:
+    truth = torch.full((4, 16, 16), 1000.0)
+    assert not torch.equal(simulated_estimate(truth, "one"), simulated_estimate(truth, "two"))
+
+
+def record(name: str, group: str, side: int) -> PairRecord:
+    return PairRecord(Path(name), name, group, "ok", "src", "", side, side)
+
+
+def test_the_other_tile_is_of_another_group_and_of_one_size_where_it_can_be() -> None:
+    records = [record("a", "g1", 8), record("b", "g1", 8), record("c", "g2", 9), record("d", "g3", 8)]
+    donors = {name: donor.id for name, donor in find_donors(records).items()}
+    assert donors == {"src/a": "d", "src/b": "d", "src/c": "d", "src/d": "a"}
+    assert find_donors(records[:1]) == {}
+    assert [donor.id for donor in find_donors(records[:2]).values()] == ["b", "a"]
+
+
+def test_the_same_place_at_another_date() -> None:
+    def at(name: str, group: str, month: int | None, side: int = 8, lat: float | None = None) -> PairRecord:
+        known = {"month": month} if month else {}
+        return replace(record(name, group, side), metadata=known | ({} if lat is None else {"lat": lat}))
+
+    records = [
+        at("a", "g", 5),
+        at("b", "g", 6),
+        at("c", "g", 6),
+        at("d", "g", 7, 9),
+        at("e", "h", 8),
+        at("f", "g", None),
+    ]
+    found = {name: other.id for name, other in find_other_dates(records).items()}
+    assert found == {"src/a": "b", "src/b": "a", "src/c": "a"}
+    assert not find_other_dates([at("a", "g", 5, lat=1.0), at("b", "g", 6, lat=2.0)]), "another place"
+
+
+@pytest.mark.parametrize("have", [(8, 8), (20, 6), (5, 30), (40, 40)])
+def test_another_tiles_image_fits(have: tuple[int, int]) -> None:
+    image = torch.arange(2.0 * have[0] * have[1]).view(2, *have)
+    image[:, 0, 0] = torch.nan
+    result = fitted(image, (16, 12))
+    assert result.shape == (2, 16, 12) and result.isfinite().all()
+    rows, cols = min(16, have[0]), min(12, have[1])
+    assert torch.equal(result[:, 1:rows, 1:cols], image[:, 1:rows, 1:cols])
+    assert result[0, 0, 0] == pytest.approx(float(image[0].nanmean()))

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,18 +14,19 @@ from torch import Tensor
 
 from axs_lib.bands import OPTICAL_BANDS
 from axs_lib.errors import InputError
+from axs_lib.evaluate import Uncertainty, evaluate
 from axs_lib.evaluate.uncertainty import (
     CALIBRATED,
     DROPPED,
     auce,
-    evaluate_uncertainty,
     gaussian_crps,
-    measure_uncertainty,
+    pool,
     reliability_bins,
     retention_curve,
     spread_skill,
     uncertainty_figures,
 )
+from tests.evaluate.fakes import FakeModel, FakePipeline
 
 COUNT = 200_000
 
@@ -138,34 +137,8 @@ def test_what_cannot_be_measured_is_refused(predicted: Tensor, error: Tensor) ->
 # -- a folder -----------------------------------------------------------------------------------------------------
 
 
-@dataclass
-class Doubtful:
-    """opt_v3 is opt_v2; it doubts by ``doubt`` DN, from an ensemble of two on (with ``head``, always)."""
-
-    doubt: float = 100.0
-    head: bool = False
-    provenance: dict[str, str] = field(default_factory=dict)
-    asked: list[tuple[int | None, int]] = field(default_factory=list)
-    timesteps: int = 3
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-
-    def ground(
-        self,
-        s1: Tensor,
-        opt_v2: Tensor,
-        timesteps: int | None = None,
-        *,
-        seed: int = 0,
-        ensemble_size: int = 1,
-    ) -> Any:
-        self.asked.append((timesteps, ensemble_size))
-        sure = ensemble_size < 2 and not self.head
-        uncertainty = None if sure else torch.full_like(opt_v2, self.doubt)
-        return SimpleNamespace(image=opt_v2, proposal=opt_v2, nfe=timesteps, uncertainty=uncertainty)
-
-
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def bright(tmp_path: Path) -> Path:
     """Two tiles whose opt_v2 is 200 DN too bright, with a nodata pixel each."""
     for name, side in (("a", 16), ("b", 24)):
         s2 = np.full((4, side, side), 1000, np.uint16)
@@ -175,52 +148,43 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_folder_is_pooled_without_nodata(folder: Path) -> None:
-    model = Doubtful()
-    report = evaluate_uncertainty(model, folder, ensemble_size=4)
-    assert (report.tiles, report.pixels) == (2, 16 * 16 + 24 * 24 - 2)
-    assert model.asked == [(3, 4), (3, 4)]
-    figures = report.to_json()
-    assert set(figures) == {"spread_skill", "uce", "auce", "retention", "crps", "reliability"}
+def outcome(model: Any, folder: Path, ensemble_size: int = 4, **options: Any) -> dict[str, Any]:
+    report = evaluate(model, folder, [Uncertainty(ensemble_size)], **options)
+    written: dict[str, Any] = json.loads(json.dumps(report.to_json(), allow_nan=False))["uncertainty"]
+    return written
+
+
+def test_a_folder_is_pooled_without_nodata(bright: Path) -> None:
+    model = FakeModel(uncertainty=100.0)
+    figures = outcome(model, bright)
+    assert (figures["tiles"], figures["pixels"]) == (2, 16 * 16 + 24 * 24 - 2)
+    assert [call.ensemble_size for call in model.calls] == [4, 4]
     assert figures["spread_skill"]["B02"] == pytest.approx(0.5 * math.sqrt(5 / 4))
     assert figures["uce"]["B02"] == pytest.approx(0.01, rel=1e-5)
     assert figures["reliability"]["B04"] == [pytest.approx([0.01, 0.02])]
     assert figures["retention"][3] == pytest.approx([0.2, 4e-4], rel=1e-5)
-    assert "spread of the ensemble alone" in str(report.tables()[0].title)
+    title = evaluate(model, bright, [Uncertainty()]).tables()[0].title
+    assert "spread of the ensemble alone" in str(title)
 
 
-def test_calibrated_deviations_are_taken_as_they_are(folder: Path) -> None:
-    model = Doubtful(head=True, provenance={CALIBRATED: "nfe 1, 10"})
-    report = evaluate_uncertainty(model, folder, ensemble_size=1)
-    assert report.calibrated
-    assert report.figures["spread_skill"]["B08"] == pytest.approx(0.5)
-    assert measure_uncertainty(model, folder, ensemble_size=4).members is None
-    assert measure_uncertainty(Doubtful(head=True), folder, ensemble_size=1).members is None
-    assert measure_uncertainty(Doubtful(), folder, ensemble_size=3, timesteps=7).nfe == 7
+def test_calibrated_deviations_are_taken_as_they_are(bright: Path) -> None:
+    model = FakeModel(uncertainty=100.0, provenance={CALIBRATED: "nfe 1, 10"})
+    for size in (1, 4):
+        figures = outcome(model, bright, size)
+        assert figures["calibrated"] and figures["spread_skill"]["B08"] == pytest.approx(0.5)
+    assert outcome(FakeModel(uncertainty=100.0), bright, 1)["calibrated"], "the head's own, of one run"
 
 
-def test_a_model_without_uncertainty_is_told_what_to_do(folder: Path) -> None:
+def test_a_model_without_uncertainty_is_told_what_to_do(bright: Path) -> None:
     with pytest.raises(InputError, match="--ensemble-size 4"):
-        evaluate_uncertainty(Doubtful(), folder, ensemble_size=1)
+        outcome(FakeModel(), bright)
 
 
-def test_the_pipelines_own_estimate_is_measured(folder: Path) -> None:
-    @dataclass
-    class Whole:
-        stage3: Doubtful = field(default_factory=lambda: Doubtful(provenance={CALIBRATED: "yes"}))
-        device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-        provenance: dict[str, str] = field(default_factory=lambda: {CALIBRATED: "yes"})
-
-        def __call__(
-            self, s1: Tensor, metadata: Any, timesteps: int, *, seed: int = 0, ensemble_size: int = 1
-        ) -> Any:
-            image = torch.full((len(s1), 4, *s1.shape[-2:]), 1300.0)
-            return SimpleNamespace(
-                opt_v1=image, opt_v2=image, opt_v3=image, nfe=(1, 2), uncertainty=torch.full_like(image, 30.0)
-            )
-
-    measured = measure_uncertainty(Whole(), folder, opt_v2_source="stage2", ensemble_size=2)
-    assert measured.members == 2  # the spread over whole runs, which Stage 3's calibration does not cover
-    assert measured.nfe == 3
-    assert measured.error.unique().tolist() == pytest.approx([0.03])
-    assert measured.predicted.unique().tolist() == pytest.approx([0.003])
+def test_the_pipelines_own_estimate_is_measured(bright: Path) -> None:
+    """Its spread is over whole runs, which Stage 3's calibration does not cover."""
+    pipeline = FakePipeline(uncertainty=30.0, provenance={CALIBRATED: "yes"})
+    tiles = next(iter(evaluate(pipeline, bright, [Uncertainty(2)], source="stage2").tiles.values()))
+    assert tiles[0].facts["members"] == 2 and tiles[0].facts["nfe"] == 22
+    predicted, error = pool(tiles)
+    assert error[:, :3].unique().tolist() == pytest.approx([0.1])
+    assert predicted.unique().tolist() == pytest.approx([0.003])

@@ -63,7 +63,7 @@ def test_a_header_keeps_it_by_band_name() -> None:
     "entry", ["", "[]", "3", '{"1": [1, 2, 3, 4]}', '{"1": {"B02": 1}}', '{"a": {}}', "{}"]
 )
 def test_a_broken_header_names_the_tool(entry: str) -> None:
-    with pytest.raises(WeightsError, match=r"tools/calibrate\.py"):
+    with pytest.raises(WeightsError, match=r"experiments/calibrate\.py"):
         Calibration.from_header({HEADER_KEY: entry})
 
 

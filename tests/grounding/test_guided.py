@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from axs_lib.blur import gaussian_blur
 from axs_lib.grounding.guided import guided_difference
-from axs_lib.grounding.hold import gaussian_blur
 
 SLOPES = torch.tensor([[0.8, -0.3], [0.5, 0.2], [-0.6, 0.9], [1.0, 0.4]])  # of each band on VV and VH
 

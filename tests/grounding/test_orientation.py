@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from axs_lib.grounding.head import Correction
 from axs_lib.grounding.orientation import ORIENTATIONS, turn, turn_back
-from axs_lib.stage3_tm_ground import Stage3GroundingModel, build_stage3_model
+from axs_lib.stage3_tm_ground import GroundingControls, Stage3GroundingModel, build_stage3_model
 from axs_lib.terramind.noise import member_seeds
 from tests.models import plausible_pair
 
@@ -29,13 +28,6 @@ def test_there_are_eight_and_each_is_undone() -> None:
     assert torch.equal(turned[1], image.flip(-1, -2))
 
 
-def test_every_part_of_a_correction_is_turned_back() -> None:
-    parts = [torch.randn(1, bands, 4, 4) for bands in (4, 1, 1, 4)]
-    back = Correction(*(turn(part, 5) for part in parts)).turned_back(5)
-    assert all(torch.equal(a, b) for a, b in zip(back, parts, strict=True))
-    assert Correction(*parts[:3]).turned_back(5).error is None
-
-
 @pytest.mark.parametrize("orientation", range(1, 8))
 def test_it_is_the_answer_to_the_turned_tile(nano: Stage3GroundingModel, orientation: int) -> None:
     s1, opt_v2 = plausible_pair(1, 128, 128)
@@ -44,10 +36,15 @@ def test_it_is_the_answer_to_the_turned_tile(nano: Stage3GroundingModel, orienta
     def seen(image: torch.Tensor) -> torch.Tensor:
         return turn(image, orientation)
 
-    turned = nano.ground(s1, opt_v2, proposal=proposal, orientation=orientation).image
-    expected = turn_back(nano.ground(seen(s1), seen(opt_v2), proposal=seen(proposal)).image, orientation)
+    turned = nano.ground(
+        s1, opt_v2, controls=GroundingControls(proposal=proposal, orientation=orientation)
+    ).image
+    expected = turn_back(
+        nano.ground(seen(s1), seen(opt_v2), controls=GroundingControls(proposal=seen(proposal))).image,
+        orientation,
+    )
     torch.testing.assert_close(turned, expected, atol=0.5, rtol=0)
-    straight = nano.ground(s1, opt_v2, proposal=proposal).image
+    straight = nano.ground(s1, opt_v2, controls=GroundingControls(proposal=proposal)).image
     assert (turned - straight).abs().max() > 2.0
 
 
@@ -56,8 +53,14 @@ def test_members_take_the_orientations_in_turn(nano: Stage3GroundingModel) -> No
     both = nano.ground(s1, opt_v2, ensemble_size=2, seed=3)
     seeds = torch.tensor([3])
     alone = [
-        nano.ground(s1, opt_v2, orientation=member, seed=member_seeds(seeds, member)) for member in (0, 1)
+        nano.ground(
+            s1,
+            opt_v2,
+            seed=member_seeds(seeds, member),
+            controls=GroundingControls(orientation=member),
+        )
+        for member in (0, 1)
     ]
     torch.testing.assert_close(both.image, (alone[0].image + alone[1].image) / 2, atol=0.05, rtol=0)
-    other = nano.ground(s1, opt_v2, ensemble_size=2, seed=3, orientation=2)
+    other = nano.ground(s1, opt_v2, ensemble_size=2, seed=3, controls=GroundingControls(orientation=2))
     assert (other.image - both.image).abs().max() > 1.0

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from axs_lib.errors import InputError, WeightsError
+from axs_lib.prithvi.backbone import PRITHVI_BANDS, PRITHVI_MEAN, PRITHVI_STD, VIT_SIZES
 from axs_lib.prithvi.variants import DEFAULT_VARIANT, PRITHVI_VARIANTS
 from axs_lib.terramind.weights import VARIANTS, download, find_variant, resolve, sha256_file
 
@@ -28,7 +29,14 @@ def test_the_published_files_are_terratorchs() -> None:
             theirs["hf_hub_id"],
             theirs["hf_hub_filename"],
         )
-        assert spec.dim == prithvi_cfgs[name]["embed_dim"]
+        sizes, ours = prithvi_cfgs[name], VIT_SIZES[name]
+        assert spec.dim == ours.dim == sizes["embed_dim"]
+        assert (ours.image, ours.depth, ours.heads) == tuple(
+            sizes[key] for key in ("img_size", "depth", "num_heads")
+        )
+        assert sizes["patch_size"] == [1, ours.patch, ours.patch] and sizes["mlp_ratio"] == 4.0
+        assert list(PRITHVI_MEAN) == sizes["mean"] and list(PRITHVI_STD) == sizes["std"]
+        assert list(PRITHVI_BANDS) == [band.value for band in sizes["bands"]]
     assert set(VARIANTS) & set(PRITHVI_VARIANTS) == {"nano"}
 
 

@@ -21,8 +21,8 @@ from typer.testing import CliRunner
 from axs_lib.bands import OPTICAL_BANDS, SAR_BANDS
 from axs_lib.cli.app import app
 from axs_lib.errors import AxionError, InputError, OutputError
+from axs_lib.io.masks import MaskFile
 from axs_lib.scenes.api import ground_scene
-from axs_lib.scenes.masks import MaskFile
 from axs_lib.scenes.search import Pair, find_pair, load_pair, save_pair
 
 from .conftest import CORNER, CRS, GRID, BoxGrounder, scene_arrays, write_scene

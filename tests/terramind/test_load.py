@@ -20,14 +20,18 @@ TINY = "terramind_v1_tiny"
 
 
 def test_a_published_checkpoint_grounds_out_of_the_box(
-    published_tiny: Published, monkeypatch: pytest.MonkeyPatch
+    published_tiny: Published, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """By ``AXS_WEIGHTS``: frozen, recorded with its hash, and the training-free way does something."""
+    """By ``AXS_WEIGHTS``: frozen, recorded with its hash, with the packaged head; what is not measured is said once."""
     monkeypatch.setenv("AXS_WEIGHTS", str(published_tiny.checkpoint.parent))
-    model = build_stage3_model(variant=TINY)
+    with caplog.at_level("WARNING", logger="axs"):
+        model = build_stage3_model(variant=TINY)
+        build_stage3_model(variant=TINY)
+    assert [record.getMessage().count("not measured") for record in caplog.records] == [1]
     assert not any(p.requires_grad for p in model.parameters())
-    assert model.grounding == "difference"
+    assert model.correction_mode == "learned"
     tags = model.provenance
+    assert tags["AXS_HEAD"] == "packaged"
     assert tags["AXS_VARIANT"] == TINY
     assert sha256_file(published_tiny.checkpoint) in " ".join(tags.values())
     s1, opt_v2 = plausible_pair(1, 40, 100)

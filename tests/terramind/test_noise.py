@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -66,12 +67,12 @@ def test_seeds_streams_and_members_differ() -> None:
 def test_one_seed_serves_all_samples_and_generators_are_drawn_from() -> None:
     assert sample_seeds(7, 3).tolist() == [7, 7, 7]
     assert sample_seeds([1, 2], 2).tolist() == [1, 2]
-    first = sample_seeds(0, 2, generator=torch.Generator().manual_seed(4))
-    again = sample_seeds(0, 2, generator=torch.Generator().manual_seed(4))
+    first = sample_seeds(torch.Generator().manual_seed(4), 2)
+    again = sample_seeds(torch.Generator().manual_seed(4), 2)
     assert torch.equal(first, again)
     assert first[0] != first[1]
     each = [torch.Generator().manual_seed(1), torch.Generator().manual_seed(1)]
-    assert len(set(sample_seeds(0, 2, generator=each).tolist())) == 1
+    assert len(set(sample_seeds(each, 2).tolist())) == 1
     with pytest.raises(InputError, match=r"2 seeds .* batch of 3"):
         sample_seeds([1, 2], 3)
 
@@ -79,7 +80,7 @@ def test_one_seed_serves_all_samples_and_generators_are_drawn_from() -> None:
 def test_global_random_states_are_untouched() -> None:
     torch_state, python_state, numpy_state = torch.get_rng_state(), random.getstate(), np.random.get_state()
     gaussian_field(sample_seeds(0, 2), (4, 32, 32))
-    gumbel_field(sample_seeds(0, 2, generator=torch.Generator()), (4, 8, 8))
+    gumbel_field(sample_seeds(torch.Generator(), 2), (4, 8, 8))
     assert torch.equal(torch.get_rng_state(), torch_state)
     assert random.getstate() == python_state
     assert np.array_equal(np.random.get_state()[1], numpy_state[1])
@@ -115,3 +116,18 @@ def test_it_is_the_documented_hash() -> None:
         for channel, row, column in ((0, 0, 0), (1, 2, 3), (0, 1, 2)):
             expected = value(seed & bits, channel, 5 + row, column)
             assert abs(float(field[index, channel, row, column]) - expected) < 1e-4
+
+
+@pytest.mark.parametrize(
+    "seed", [3, np.int64(3), torch.tensor(3), [3], torch.tensor([3]), np.array([3], dtype=np.uint8)]
+)
+def test_seeds_of_every_kind_are_one_seed(seed: Any) -> None:
+    assert sample_seeds(seed, 1).tolist() == [3]
+
+
+@pytest.mark.parametrize(
+    "seed", ["x", "3", 1.5, None, torch.tensor([1.5]), {"a": 1}, [1, "x"], [None], object()]
+)
+def test_what_is_no_seed_is_refused(seed: Any) -> None:
+    with pytest.raises(InputError, match=r"seed is .*; expected an integer"):
+        sample_seeds(seed, 1)

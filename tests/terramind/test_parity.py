@@ -48,7 +48,7 @@ class Twins:
         tokenizer.decode_tokens = partial(original, tokenizer, generator=random)
         with torch.random.fork_rng(), torch.no_grad():
             out = self.reference(
-                {self.product: s1.clone(), "S2L2A": self.ours.optical.lift(optical)},
+                {self.product: s1.clone(), "S2L2A": self.ours.optical.expand_bands(optical)},
                 standardize=False,
                 timesteps=timesteps,
             )
@@ -84,7 +84,11 @@ def original_schedule(timesteps: int) -> Schedule:
         zero_terminal_snr=True,
     )
     scheduler.set_timesteps(timesteps, mode="trailing")
-    return Schedule(tuple(scheduler.timesteps.tolist()), scheduler, starts_from_noise=True)
+
+    def update(x0: Tensor, number: int, x: Tensor) -> Tensor:
+        return scheduler.step(x0, scheduler.timesteps[number], x).prev_sample
+
+    return Schedule(tuple(scheduler.timesteps.tolist()), lambda: update)
 
 
 def twins_of(published: Published, product: str) -> Twins:
@@ -130,7 +134,7 @@ def test_argmax_tokens_equal_terratorchs(tiny: Twins) -> None:
     tokenizer.decode_tokens = lambda tokens, **_: seen.append(tokens) or torch.zeros(1, 12, SIDE, SIDE)
     with torch.random.fork_rng(), torch.no_grad():
         tiny.reference(
-            {tiny.product: s1.clone(), "S2L2A": tiny.ours.optical.lift(optical)},
+            {tiny.product: s1.clone(), "S2L2A": tiny.ours.optical.expand_bands(optical)},
             standardize=False,
             timesteps=1,
         )

@@ -26,7 +26,7 @@ from axs_lib.terramind.weights import (
     sha256_file,
     substate,
 )
-from tools.hash_weights import write_hashes
+from experiments.hash_weights import write_hashes
 
 GENERATOR, TOKENIZER = "TerraMind_v1_small.pt", "TerraMind_Tokenizer_S2L2A.pt"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -178,7 +178,7 @@ def test_packaged_weights_are_checked_by_hash(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(weights, "_PACKAGED", tmp_path)
     path = tmp_path / "nano.safetensors"
     save_file({"w": torch.ones(2)}, path)
-    with pytest.raises(WeightsError, match=r"no entry for it.*Reinstall.*tools/hash_weights\.py"):
+    with pytest.raises(WeightsError, match=r"no entry for it.*Reinstall.*experiments/hash_weights\.py"):
         resolve("nano")
     write_hashes(tmp_path)
     info = resolve("nano").info

@@ -34,11 +34,12 @@ def pairs(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def nano_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A nano file with random weights, none of them zero but the head's last layer."""
+    """A nano file with random weights, none of them zero, and a grounding head beside it."""
     import torch
 
+    from axs_lib.grounding.load import CORRECTOR_FILE
     from axs_lib.terramind.build import build_nano_tokenizer
-    from axs_lib.train.export import save_state
+    from axs_lib.terramind.weights import write_state
     from tests.models import random_nano
 
     model = random_nano()
@@ -49,10 +50,10 @@ def nano_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     parts = {
         "core": generator.core,
         "detokenizer": generator.detokenizer,
-        "head": model.head,
         "tokenizer": tokenizer,
     }
     state = {f"{name}.{k}": v for name, part in parts.items() for k, v in part.state_dict().items()}
     path = tmp_path_factory.mktemp("weights") / "nano.safetensors"
-    save_state(path, state, {"variant": "nano"})
+    write_state(path, state, {"variant": "nano"}, half=True)
+    write_state(path.with_name(CORRECTOR_FILE), model.corrector.state_dict(), half=True)
     return path

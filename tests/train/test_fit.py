@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 import torch
 
-from axs_lib.data import atomic
 from axs_lib.errors import InputError, OutputError, WeightsError
-from axs_lib.train.config import CONFIGS, LoraConfig, RunConfig
+from axs_lib.io import atomic
+from axs_lib.train.config import CONFIGS, LoraSettings, RunConfig, TrainerConfig
 from axs_lib.train.readers import DataConfig
 from tests.models import plausible_pair
 
@@ -32,9 +32,10 @@ def config(stage: str, data: Path, out: Path, **options: Any) -> Any:
 
 
 def fit(run: RunConfig, flags: dict[str, Any] | None = None, **options: Any) -> Path:
-    from axs_lib.train.fit import fit as train
+    from axs_lib.train.stages import train_stage
 
-    return train(run, {"accelerator": "cpu"} | (flags or {}), progress=False, **options)
+    trainer = TrainerConfig(accelerator="cpu", **(flags or {}))
+    return train_stage(replace(run, trainer=trainer), progress=False, **options)
 
 
 def checkpoint(out: Path) -> dict[str, Any]:
@@ -56,7 +57,10 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(pairs: Path, tmp_path: Path,
     out = tmp_path / "killed"
     command = [
         sys.executable,
-        "train_stage3.py",
+        "-m",
+        "axs_lib",
+        "train",
+        "stage3",
         "-c",
         str(file),
         "--data",
@@ -78,8 +82,8 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(pairs: Path, tmp_path: Path,
     assert not list(out.glob(".*.tmp.*"))
     whole, killed = checkpoint(tmp_path / "whole"), checkpoint(out)
     assert whole["global_step"] == killed["global_step"] == 4
-    averages = [c["callbacks"]["AverageWeights"]["average"] for c in (whole, killed)]
-    for one, other in ((whole["state_dict"], killed["state_dict"]), averages):
+    for key in ("state_dict", "current_model_state"):  # the average, and what is being trained
+        one, other = whole[key], killed[key]
         assert max(float((one[name] - other[name]).abs().max()) for name in one) <= 1e-6
     from axs_lib.train.tasks import build_task
 
@@ -127,7 +131,7 @@ def test_stage3_weights_load_as_nano_and_say_where_they_come_from(
     s1, opt_v2 = plausible_pair(1)
     before, after = (
         stage3_inference(
-            build_stage3_model(variant="nano", checkpoint=str(file), grounding="learned"), s1, opt_v2, 1
+            build_stage3_model(variant="nano", checkpoint=str(file), correction_mode="learned"), s1, opt_v2, 1
         )
         for file in (nano_weights, weights)
     )
@@ -150,48 +154,45 @@ def test_stage1_with_tokens_trains_and_its_weights_load(
     assert image.shape == (1, 4, 64, 64) and float(image.std()) > 1
 
 
-def test_lora_trains_adapters_and_head_and_writes_merged_weights(
+def test_lora_trains_adapters_and_head_and_writes_both_alone_and_merged(
     pairs: Path, tmp_path: Path, nano_weights: Path
 ) -> None:
+    from axs_lib.adapters import load_adapter
+    from axs_lib.stage3_tm_ground import build_stage3_model
     from axs_lib.terramind.weights import read_state
     from axs_lib.train.tasks import build_task
 
-    run = config(
-        "stage3",
-        pairs,
-        tmp_path / "run",
-        pretrained=True,
-        checkpoint=str(nano_weights),
-        lora=LoraConfig(rank=2),
-    )
+    start = {"pretrained": True, "checkpoint": str(nano_weights), "lora": LoraSettings(rank=2)}
+    run = config("stage3", pairs, tmp_path / "run", learning_rate=1e-2, **start)
     trained = {name for name, p in build_task(run).named_parameters() if p.requires_grad}
-    assert trained and all(".lora_" in name or name.startswith("model.head.") for name in trained)
-    weights = fit(replace(run, learning_rate=1e-2))
-    assert not [
-        name for name in checkpoint(tmp_path / "run")["state_dict"] if name.endswith("base_layer.weight")
-    ]
-    assert {path.name for path in (weights / "adapter").iterdir()} == {
-        "adapter_config.json",
-        "adapter_model.safetensors",
-    }
+    assert trained and all(".lora_" in name or ".corrector." in name for name in trained)
+    weights = fit(run)
+    assert not [n for n in checkpoint(tmp_path / "run")["state_dict"] if n.endswith("base_layer.weight")]
     before, after = read_state(nano_weights), read_state(weights / "nano.safetensors")
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert before.keys() == after.keys()
     assert "core.encoder.0.attn.qkv.weight" in changed
-    assert not {
-        name for name in changed if name.startswith(("detokenizer.", "tokenizer.")) or ".mlp." in name
-    }
+    assert not {n for n in changed if n.startswith(("detokenizer.", "tokenizer.")) or ".mlp." in n}
+
+    # The adapter on what it was trained on is the merged weights, but for their float16.
+    s1, opt_v2 = plausible_pair(1)
+    base, adapted = (build_stage3_model(variant="nano", checkpoint=str(nano_weights)) for _ in range(2))
+    assert load_adapter(adapted, weights / "adapter") == 18
+    merged = build_stage3_model(variant="nano", checkpoint=str(weights))
+    images = [each.ground(s1, opt_v2, 1).image for each in (base, adapted, merged)]
+    assert (images[1] - images[2]).abs().max() < 0.1 * (images[1] - images[0]).abs().max()
+    assert "sha256" in adapted.provenance["AXS_ADAPTER"]
 
 
 def test_a_checkpoint_of_another_run_or_a_damaged_one_is_refused(pairs: Path, tmp_path: Path) -> None:
     run = config("stage2", pairs, tmp_path)
     fit(run)
-    with pytest.raises(WeightsError, match="checkpoint with stage stage2, and this run has stage stage3"):
+    with pytest.raises(WeightsError, match="checkpoint with kind stage2, and this run has kind stage3"):
         fit(config("stage3", pairs, tmp_path))
     with pytest.raises(WeightsError, match="variant nano, and this run has variant prithvi_eo_v2_300_tl"):
         fit(replace(run, variant="prithvi_eo_v2_300_tl"))
     with pytest.raises(WeightsError, match="lora None, and this run has lora"):
-        fit(replace(run, lora=LoraConfig()))
+        fit(replace(run, lora=LoraSettings()))
     with pytest.warns(UserWarning, match=r"weight_decay 0\.02 -> 0\.5"):
         fit(replace(run, weight_decay=0.5))
     (tmp_path / "last.ckpt").write_bytes((tmp_path / "last.ckpt").read_bytes()[:1000])
@@ -209,7 +210,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint(
 
     def full_at_last(path: Path) -> None:
         written.append(path.suffix)
-        if written.count(".ckpt") == 2:
+        if written.count(".ckpt") == 3:  # best and last of step 2, then step 4's
             raise OSError(errno.ENOSPC, "No space left on device")
         flush(path)
 
@@ -225,12 +226,12 @@ def test_a_full_disk_leaves_the_previous_checkpoint(
 def test_estimates_come_from_the_files_or_are_simulated_but_never_both(pairs: Path, tmp_path: Path) -> None:
     import numpy as np
 
-    from axs_lib.train.fit import _estimate_source
     from axs_lib.train.readers import list_samples, split_samples
+    from axs_lib.train.stages import estimate_source
 
     def source(estimate: str) -> str:
         run = config("stage3", pairs, tmp_path, estimate=estimate)
-        return _estimate_source(run, split_samples(list_samples(run.data), run.data))
+        return estimate_source(run, split_samples(list_samples(run.data), run.data))
 
     assert source("auto") == "degraded"
     with pytest.raises(InputError, match=r"0 of 3 pairs(.|\n)*axs precompute --stage stage2"):
@@ -254,10 +255,10 @@ def test_a_published_variant_is_tuned_and_loads_with_its_head(pairs: Path, tmp_p
         pairs,
         tmp_path,
         variant="terramind_v1_tiny",
-        lora=LoraConfig(rank=2),
+        lora=LoraSettings(rank=2),
         steps=1,
         check_every=1,
     )
     weights = fit(replace(run, warmup=0), {"precision": "bf16-mixed"})
     model = build_stage3_model(variant="terramind_v1_tiny", checkpoint=str(weights))
-    assert model.grounding == "learned" and not model.head.untrained
+    assert model.correction_mode == "learned" and not model.corrector.untrained

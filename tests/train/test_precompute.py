@@ -12,19 +12,17 @@ import pytest
 
 from axs_lib.data.pairs import load_pair
 from axs_lib.errors import InputError
-from axs_lib.train import precompute as module
 from axs_lib.train.config import Stage1Config, Stage2Config
-from axs_lib.train.precompute import PrecomputeConfig, precompute
+from axs_lib.train.precompute import PrecomputeConfig, deal_folds, precompute
 from axs_lib.train.readers import BadDataWarning, DataConfig, list_samples
 from tests.train.conftest import write_pairs
 
 
 def with_header(nano_weights: Path, path: Path, train_groups: list[str]) -> str:
-    from axs_lib.terramind.weights import read_state
-    from axs_lib.train.export import save_state
+    from axs_lib.terramind.weights import read_state, write_state
 
     header = {"variant": "nano", "train_groups": json.dumps(train_groups), "validation_groups": "[]"}
-    save_state(path, read_state(nano_weights), header)
+    write_state(path, read_state(nano_weights), header)
     return str(path)
 
 
@@ -33,7 +31,7 @@ def settings(data: Path, out: Path, **options: Any) -> PrecomputeConfig:
 
 
 def fold_groups(config: PrecomputeConfig) -> list[set[str]]:
-    return [{s.group for s in fold} for fold in module._folds(list_samples(config.data), config)]
+    return [{s.group for s in fold} for fold in deal_folds(list_samples(config.data), config)]
 
 
 @pytest.fixture
@@ -115,7 +113,7 @@ def test_models_are_trained_on_the_other_folds_and_stage2_follows_stage1(
     data = DataConfig(str(pairs), crop_sizes=(64,), batch_size=1, test_groups=("g3",), validation_share=0.0)
     short = {"steps": 1, "warmup": 0, "check_every": 1, "out": "unused"}
     first = Stage1Config(data=data, checkpoint=str(nano_weights), **short)  # type: ignore[arg-type]
-    one = replace(settings(pairs, tmp_path / "v1", train=first, flags={"accelerator": "cpu"}), data=data)
+    one = replace(settings(pairs, tmp_path / "v1", train=first), data=data)
     v1 = precompute(one, progress=False)
     for number, groups in enumerate(fold_groups(one)):
         header = read_metadata(v1 / "models" / f"fold{number}" / "weights" / "nano.safetensors")

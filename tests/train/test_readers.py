@@ -15,8 +15,9 @@ from rasterio.transform import from_origin
 
 from axs_lib.errors import InputError
 from axs_lib.train.readers import BadDataWarning, DataConfig, list_samples, split_samples, without_groups
-from axs_lib.train.readers.batches import CropDataset, Indices, TileDataset
+from axs_lib.train.readers.batches import CropDataset, TileDataset
 from axs_lib.train.readers.sample import Window
+from axs_lib.train.trainer import Indices
 from tests.models import plausible_pair
 from tests.train.conftest import write_pairs
 

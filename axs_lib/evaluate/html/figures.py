@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from axs_lib.bands import DN_PER_REFLECTANCE, OPTICAL_BANDS, SAR_BANDS
-from axs_lib.data.saved import Result
 from axs_lib.errors import InputError
-from axs_lib.evaluate.controls import CONTROL_LABELS
+from axs_lib.evaluate.estimates import CONTROL_LABELS, ERRORS, METRIC_LABELS
 from axs_lib.evaluate.html.charts import Series, line_chart
-from axs_lib.evaluate.report import ERRORS, METRIC_LABELS, percent, shown_figure
+from axs_lib.evaluate.tables import percent, shown_figure
+from axs_lib.io.saved import Result
 from axs_lib.metrics import LOWER_IS_BETTER, improvement
 
 BINS = 48

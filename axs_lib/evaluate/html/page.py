@@ -1,6 +1,6 @@
 """Write the report page: one HTML file that needs no server, asks for nothing outside itself, and works offline.
 
-In: saved results (``axs_lib.data.saved``) and the JSON of ``axs evaluate``, either may be missing. Out: the page, with
+In: saved results (``axs_lib.io.saved``) and the JSON of ``axs evaluate``, either may be missing. Out: the page, with
 a swipe view, metrics, histograms, trust and provenance of every result. Everything from files is escaped, and the
 page's own content security policy runs no script but its own.
 """
@@ -19,9 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from axs_lib import __version__
-from axs_lib.data.atomic import atomic_write
-from axs_lib.data.raster import centre_lat_lon
-from axs_lib.data.saved import LONGEST, Result, find_results, read_results
 from axs_lib.errors import InputError
 from axs_lib.evaluate.html.charts import Series, bar_chart, line_chart
 from axs_lib.evaluate.html.figures import (
@@ -40,7 +37,10 @@ from axs_lib.evaluate.html.figures import (
     trust_of,
 )
 from axs_lib.evaluate.html.views import SMALL, View, thumbnail, views_of
-from axs_lib.evaluate.report import percent
+from axs_lib.evaluate.tables import percent
+from axs_lib.io.atomic import atomic_write
+from axs_lib.io.raster import centre_lat_lon
+from axs_lib.io.saved import LONGEST, Result, find_results, read_results
 
 PathLike = str | os.PathLike[str]
 
@@ -98,7 +98,7 @@ def write_report(
 
     Args:
         path: the file.
-        results: folders and files, see ``axs_lib.data.saved.find_results``.
+        results: folders and files, see ``axs_lib.io.saved.find_results``.
         evaluation: JSON of ``axs evaluate``.
         companions: GeoTIFFs of further layers by name (``s1``, ``opt_v2``, ``truth``, ...), for a single result.
         title: of the page.

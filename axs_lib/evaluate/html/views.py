@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from axs_lib.bands import DN_PER_REFLECTANCE
-from axs_lib.data.saved import Result
 from axs_lib.evaluate.colour import (
     FALSE_COLOUR,
     NODATA_GREY,
@@ -25,6 +24,7 @@ from axs_lib.evaluate.colour import (
     stretch_of,
     top_of,
 )
+from axs_lib.io.saved import Result
 
 SMALL = 256  # px: up to here every pixel is seen, and colour is not thinned
 QUALITY = 88

@@ -7,15 +7,14 @@ devices share the work by taking every n-th index.
 
 from __future__ import annotations
 
-import itertools
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
 from axs_lib.bands import sar_stats
 from axs_lib.errors import InputError
@@ -26,16 +25,6 @@ from axs_lib.train.readers.sample import Crop, Sample, Window
 Batch = dict[str, Any]
 MIN_VALID = 0.5  # share of a training crop's pixels that must hold data
 TRIES = 100
-
-
-class Indices(Sampler[int]):
-    """Endless batch indices of one device: rank, rank + world, ... from the ``start``-th on."""
-
-    def __init__(self, start: int = 0, rank: int = 0, world: int = 1) -> None:
-        self.start, self.rank, self.world = start, rank, world
-
-    def __iter__(self) -> Iterator[int]:
-        return itertools.count(self.start * self.world + self.rank, self.world)
 
 
 class CropDataset(Dataset[Batch]):

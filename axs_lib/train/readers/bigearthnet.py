@@ -19,9 +19,9 @@ from pathlib import Path
 import numpy as np
 
 from axs_lib.bands import OPTICAL_BANDS, SAR_BANDS, VALID_DN
-from axs_lib.data.raster import Raster, check_same_grid
-from axs_lib.data.tiles import read_raster
 from axs_lib.errors import InputError
+from axs_lib.io.raster import Raster, check_same_grid
+from axs_lib.io.tiles import read_raster
 from axs_lib.train.readers.sample import Crop, Listing, Sample, Window
 
 SIDE = 120  # pixels of a patch

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from axs_lib.bands import DN_PER_REFLECTANCE, OPTICAL_BANDS, SAR_BANDS, VALID_DN
-from axs_lib.data.raster import Raster, band_name
 from axs_lib.errors import InputError
+from axs_lib.io.raster import Raster, band_name
 from axs_lib.train.readers.bigearthnet import place
 from axs_lib.train.readers.sample import Array, Crop, Listing, Sample, Window
 

@@ -1,0 +1,528 @@
+"""LoRA adapters: train a few low-rank matrices beside a frozen network, save them, load them, fold them in.
+
+In goes a model of a stage, or the network inside it (TerraMind's generator, Prithvi's backbone); its attention and MLP
+layers are wrapped in place by ``peft``. Out comes a folder: ``adapter_config.json`` and ``adapter_model.safetensors``
+in PEFT's format, with names relative to the network, and for a Stage 3 model ``grounding.safetensors``, the
+grounding head that was trained beside it. Of the configuration only the fields in ``FIELDS`` are read, so that a
+folder from elsewhere can name no code to run. Tokenizer, detokenizer, embeddings and heads are never wrapped.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from axs_lib.errors import InputError, WeightsError
+from axs_lib.grounding.calibration import Calibration
+from axs_lib.grounding.corrector import GroundingCorrector
+from axs_lib.grounding.load import CORRECTOR, CORRECTOR_FILE
+from axs_lib.io.atomic import atomic_write, check_output
+from axs_lib.terramind.weights import (
+    load_strict,
+    read_metadata,
+    read_state,
+    resolve,
+    sha256_file,
+    write_state,
+)
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
+__all__ = [
+    "adapter_files",
+    "apply_lora_to_linear",
+    "load_adapter",
+    "merge_adapter",
+    "save_adapter",
+    "unload_adapter",
+]
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+DEFAULT_TARGETS = ("proj", "q_proj", "k_proj", "v_proj")
+ALL_LINEAR = "all-linear"
+
+# What users call a layer, and what it is called here: TerraMind's and Prithvi's blocks fuse query, key and value
+# (qkv), and TerraMind's cross-attention fuses key and value (kv).
+LAYERS: dict[str, tuple[str, ...]] = {
+    "proj": ("proj",),
+    "q_proj": ("qkv", "q"),
+    "k_proj": ("qkv", "kv"),
+    "v_proj": ("qkv", "kv"),
+    "qkv": ("qkv",),
+    "q": ("q",),
+    "kv": ("kv",),
+    "fc1": ("fc1",),
+    "fc2": ("fc2",),
+    "fc3": ("fc3",),
+}
+_ADAPTER = "default"
+_PEFT_PREFIX = "base_model.model."
+# Nothing below these is ever wrapped: tokenizers, embeddings, and heads, which are trained whole or not at all.
+_OUTSIDE = ("tokenizer", "detokenizer", "quantizer", "encoder_embeddings", "decoder_embeddings", "head")
+_PATH = rf"(?:(?!(?:{'|'.join(_OUTSIDE)})\.)[^.]+\.)*"
+_BLOCK = r"(?:encoder|decoder|blocks)\.\d+\.(?:attn|self_attn|cross_attn|mlp)\."
+
+
+def apply_lora_to_linear(
+    module: nn.Module,
+    rank: int = 8,
+    alpha: float = 16,
+    target_modules: Sequence[str] | str = DEFAULT_TARGETS,
+    dropout: float = 0.0,
+) -> int:
+    """Wrap attention and MLP layers of a module's transformer blocks with LoRA, in place.
+
+    The wrapped module gives the same output as before (LoRA starts at zero), and its LoRA weights are its only
+    trainable ones. Their random part is drawn from torch's global generator, as every layer's is.
+
+    Args:
+        module: for example ``model.terramind_generator``, a whole Stage 3 model, or a Stage 2 refiner.
+        rank: of the added matrices.
+        alpha: their output is scaled by ``alpha / rank``.
+        target_modules: names of layers: any of ``LAYERS``, or ``"all-linear"`` for all of them. ``q_proj``, ``k_proj``
+            and ``v_proj`` mean the fused layers that hold them.
+        dropout: on the input of the added matrices, in training.
+
+    Returns:
+        The number of wrapped layers.
+
+    Raises:
+        InputError: unknown layer names, no such layer in the module, numbers out of range, or a module that already
+            has an adapter.
+    """
+    from peft import LoraConfig
+
+    if not _is_rank(rank):
+        raise InputError(f"rank is {rank!r}; expected an integer from 1, such as 8")
+    if not _is_positive(alpha):
+        raise InputError(f"alpha is {alpha!r}; expected a number above 0, such as 2 * rank")
+    if not _is_share(dropout):
+        raise InputError(f"dropout is {dropout!r}; expected a number from 0 to below 1")
+    pattern, network = _target_pattern(target_modules), _network(module)
+    _check_bare(module)
+    linear = {name for name, layer in network.named_modules() if isinstance(layer, nn.Linear)}
+    wanted = sorted(name for name in linear if re.fullmatch(pattern, name))
+    if not wanted:
+        blocks = _target_pattern(ALL_LINEAR)
+        there = sorted({name.rpartition(".")[2] for name in linear if re.fullmatch(blocks, name)})
+        raise InputError(
+            f"{type(module).__name__} has no layer {target_modules!r} in a transformer block; it has"
+            f" {', '.join(there) or 'no transformer block: pass a module with some, such as model.terramind_generator'}"
+        )
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=wanted,
+        base_model_name_or_path=_base_name(network),
+        revision=_base_hash(module),
+    )
+    count = _inject(network, config)
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(_is_lora(name))
+    _describe(network, f"lora rank {rank}")
+    return count
+
+
+def _target_pattern(target_modules: Sequence[str] | str) -> str:
+    """The regular expression of full module names that layer names stand for."""
+    names = (target_modules,) if isinstance(target_modules, str) else tuple(target_modules)
+    if names == (ALL_LINEAR,):
+        names = tuple(LAYERS)
+    unknown = [name for name in names if name not in LAYERS]
+    if unknown or not names:
+        raise InputError(
+            f"target_modules names {', '.join(map(repr, unknown)) or 'nothing'}; expected any of {', '.join(LAYERS)},"
+            f" or '{ALL_LINEAR}'"
+        )
+    layers = sorted({layer for name in names for layer in LAYERS[name]})
+    return rf"{_PATH}{_BLOCK}(?:{'|'.join(layers)})"
+
+
+# -- saving -----------------------------------------------------------------------------------------------------------
+
+
+def save_adapter(
+    model: nn.Module,
+    folder: str | os.PathLike[str],
+    *,
+    overwrite: bool = False,
+    notes: Mapping[str, str] | None = None,
+) -> Path:
+    """Write a model's adapter, and a Stage 3 model's grounding head beside it.
+
+    ``peft.PeftModel.from_pretrained(model.terramind_generator, folder)`` reads the LoRA part, too.
+
+    Args:
+        model: what ``apply_lora_to_linear`` or ``load_adapter`` was given, or a model around it.
+        folder: created where missing.
+        overwrite: whether an adapter that is there already may be replaced.
+        notes: text for the headers of the weights, such as what they were trained on.
+
+    Returns:
+        The folder.
+
+    Raises:
+        InputError: the model has no adapter.
+        OutputError: the folder holds one already, or the disk refuses.
+    """
+    from peft import get_peft_model_state_dict
+
+    adapted, target = _adapted(model), Path(folder)
+    corrector = _corrector(model)
+    for name in (WEIGHTS_FILE, CONFIG_FILE, *((CORRECTOR_FILE,) if corrector is not None else ())):
+        check_output(target / name, overwrite)
+    config = adapted.peft_config[_ADAPTER].to_dict()
+    settings = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
+    # "auto" would look the base model up on the Hub to learn about its word embeddings.
+    state = get_peft_model_state_dict(adapted, adapter_name=_ADAPTER, save_embedding_layers=False)
+    header = {"format": "pt", **(notes or {})}
+    if corrector is not None:
+        extra = corrector.calibration.to_header() if corrector.calibration is not None else {}
+        write_state(target / CORRECTOR_FILE, corrector.state_dict(), header | extra, overwrite=overwrite)
+    named = {_PEFT_PREFIX + name: value for name, value in state.items()}
+    write_state(target / WEIGHTS_FILE, named, header, overwrite=overwrite)
+    text = json.dumps(settings | {"inference_mode": True}, indent=2, sort_keys=True) + "\n"
+    with atomic_write(target / CONFIG_FILE, overwrite=overwrite) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return target
+
+
+# -- loading ----------------------------------------------------------------------------------------------------------
+
+
+def load_adapter(model: nn.Module, folder: str | os.PathLike[str], *, trainable: bool = False) -> int:
+    """Put an adapter from disk into a model, completely or not at all.
+
+    Args:
+        model: a Stage 3 model gets LoRA and, where the folder holds one, the grounding head that was trained beside it;
+            so does a pipeline's Stage 3, with a generator of its own where Stage 1 shares it; any other module that
+            holds the network (such as ``model.terramind_generator``) gets LoRA alone.
+        folder: written by ``save_adapter``, by PEFT, or by ``axs train``: ``weights/adapter`` of a run with LoRA, or
+            ``weights`` of ``axs train head``, which holds a grounding head alone.
+        trainable: whether the LoRA weights are to be trained further; everything else comes frozen either way.
+
+    Returns:
+        The number of wrapped layers; 0 where the folder holds a grounding head alone.
+
+    Raises:
+        InputError: the model has an adapter already.
+        WeightsError: the folder lacks a file, a file cannot be read, its configuration has a field that is not in
+            ``FIELDS``, or the adapter is of another base model, layout or rank. The model is then as it was.
+    """
+    stage3: Any = getattr(model, "stage3", None)
+    if stage3 is not None:  # a pipeline, whose Stage 1 stays as it is
+        shared = stage3.terramind_generator
+        if shared is model.stage1.terramind_generator:
+            stage3.terramind_generator = copy.deepcopy(shared)
+        try:
+            return load_adapter(stage3, folder, trainable=trainable)
+        except (InputError, WeightsError):
+            stage3.terramind_generator = shared
+            raise
+    path, network = Path(folder), _network(model)
+    _check_bare(model)
+    if not (path / CONFIG_FILE).exists() and not (path / WEIGHTS_FILE).exists():
+        if not _load_head(model, path / CORRECTOR_FILE):
+            raise _nothing(path)
+        model.requires_grad_(False)
+        return 0
+    weights = {_inner_name(name): value for name, value in _read_weights(path / WEIGHTS_FILE).items()}
+    config = _read_config(path / CONFIG_FILE, weights)
+    _check_base(_base_name(network), config.base_model_name_or_path, "model", path)
+    _check_base(_base_hash(model), config.revision, "weights", path)
+    trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    what = f"the adapter in {path}"
+    try:
+        with torch.random.fork_rng(
+            devices=[]
+        ):  # the random start is overwritten: nobody's draw is spent on it
+            count = _inject(network, config)
+    except ValueError as error:
+        raise WeightsError(f"{what} does not fit {type(model).__name__}: {error}") from None
+    try:
+        load_strict(network, _without_lora(network) | weights, what=what)
+        _load_head(model, path / CORRECTOR_FILE)
+    except WeightsError:
+        unload_adapter(network)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(trained[name])
+        raise
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(trainable and _is_lora(name))
+    _describe(network, f"lora rank {config.r} sha256 {sha256_file(path / WEIGHTS_FILE)}")
+    return count
+
+
+def adapter_files(folder: str | os.PathLike[str]) -> list[Path]:
+    """The files of an adapter, for hashing.
+
+    Raises:
+        WeightsError: there are none.
+    """
+    path = Path(folder)
+    files = [path / name for name in (CONFIG_FILE, WEIGHTS_FILE, CORRECTOR_FILE) if (path / name).is_file()]
+    if not {WEIGHTS_FILE, CORRECTOR_FILE} & {file.name for file in files}:
+        raise _nothing(path)
+    return files
+
+
+def _load_head(model: nn.Module, file: Path) -> bool:
+    """Load the grounding head beside an adapter, where there are both; returns whether there were."""
+    corrector = _corrector(model)
+    if corrector is None or not file.is_file():
+        return False
+    files = resolve(CORRECTOR, checkpoint=file)
+    calibration = Calibration.from_header(read_metadata(file))
+    load_strict(corrector, read_state(file), what=f"the grounding head ({file})")
+    corrector.calibration, corrector.weights = calibration, files.info
+    return True
+
+
+def _nothing(folder: Path, lacking: str = "") -> WeightsError:
+    return WeightsError(
+        f"{folder} holds no adapter{lacking and f': it has no file {lacking}'}; expected a folder written by"
+        f" `axs train`, save_adapter or PEFT, with {CONFIG_FILE} and {WEIGHTS_FILE}, or for a Stage 3 model with"
+        f" {CORRECTOR_FILE} alone"
+    )
+
+
+def _read_weights(file: Path) -> dict[str, Tensor]:
+    if not file.is_file():
+        raise _nothing(file.parent, file.name)
+    return read_state(file)
+
+
+def _is_rank(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _is_positive(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+
+
+def _is_share(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1
+
+
+def _is_plain(value: object) -> bool:
+    """Part of a module's name; anything else would be run as a regular expression by peft."""
+    return isinstance(value, str) and re.fullmatch(r"\w+(?:\.\w+)*", value) is not None
+
+
+def _is_pattern(of: Callable[[object], bool]) -> Callable[[object], bool]:
+    return lambda value: isinstance(value, dict) and all(_is_plain(k) and of(v) for k, v in value.items())
+
+
+# The fields of adapter_config.json that are read, and what each may hold.
+FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "r": (_is_rank, "an integer from 1"),
+    "lora_alpha": (_is_positive, "a number above 0"),
+    "lora_dropout": (_is_share, "a number from 0 to below 1"),
+    "target_modules": (
+        lambda value: isinstance(value, str) or (isinstance(value, list) and all(map(_is_plain, value))),
+        "a list of layer names",
+    ),
+    "rank_pattern": (_is_pattern(_is_rank), "layer names, each with an integer from 1"),
+    "alpha_pattern": (_is_pattern(_is_positive), "layer names, each with a number above 0"),
+    "use_rslora": (lambda value: isinstance(value, bool), "true or false"),
+    "bias": (lambda value: value == "none", "'none'"),
+    "base_model_name_or_path": (lambda value: value is None or isinstance(value, str), "a name"),
+    "revision": (lambda value: value is None or isinstance(value, str), "a hash"),
+}
+# PEFT's notes on who wrote the file. They are neither read nor passed on: auto_mapping names a module to import.
+NOTES = ("auto_mapping", "inference_mode", "peft_type", "peft_version", "task_type")
+MAX_CONFIG_BYTES = 1_000_000
+
+
+def _read_config(path: Path, weights: Mapping[str, Tensor]) -> LoraConfig:
+    """The configuration, of the fields that are known, where every other one is left at peft's default.
+
+    A regular expression in place of layer names is not run; the names then come from the weights.
+    """
+    from peft import LoraConfig
+
+    settings = _read_json(path)
+    if settings.get("peft_type") != "LORA":
+        raise WeightsError(
+            f"{path} describes {settings.get('peft_type')!r}; expected an adapter of peft_type 'LORA'"
+        )
+    default = LoraConfig().to_dict()
+    for name, value in settings.items():
+        if name in FIELDS:
+            check, expected = FIELDS[name]
+            if not check(value):
+                raise WeightsError(f"{path}: {name} is {_short(value)}; expected {expected}")
+        elif name not in NOTES and value and value != default.get(name):
+            raise WeightsError(
+                f"{path} sets {name} to {_short(value)}, which is not supported; expected a LoRA adapter of the fields"
+                f" {', '.join(FIELDS)}"
+            )
+    known = {name: value for name, value in settings.items() if name in FIELDS}
+    ranks = {len(value) for name, value in weights.items() if ".lora_A." in name and value.ndim}
+    declared = {known.get("r", default["r"]), *known.get("rank_pattern", {}).values()}
+    if max(declared) > max(ranks, default=0):
+        raise WeightsError(
+            f"{path} says rank {max(declared)}, and {WEIGHTS_FILE} holds rank {max(ranks, default=0)}"
+        )
+    if not isinstance(known.get("target_modules"), list):
+        known["target_modules"] = sorted({name.partition(".lora_")[0] for name in weights})
+    return LoraConfig(**known)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise _nothing(path.parent, path.name)
+    try:
+        if path.stat().st_size > MAX_CONFIG_BYTES:
+            raise ValueError(f"{path.stat().st_size} bytes, more than {MAX_CONFIG_BYTES}")
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise WeightsError(f"{path} is not readable JSON ({_short(error)}); save the adapter again") from None
+    if not isinstance(settings, dict):
+        raise WeightsError(f"{path} holds a {type(settings).__name__}; expected a JSON object")
+    return settings
+
+
+def _short(value: object) -> str:
+    text = repr(value) if not isinstance(value, Exception) else str(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _check_base(seen: str | None, expected: str | None, what: str, path: Path) -> None:
+    if seen and expected and seen != expected:
+        raise WeightsError(
+            f"the adapter in {path} was trained on the {what} {expected} and this is {seen}; load it into a model"
+            " built with the same variant and weights"
+        )
+
+
+# -- folding in and taking off ----------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def merge_adapter(module: nn.Module) -> int:
+    """Fold a module's adapter into its weights, which leaves plain layers and no adapter; returns their number.
+
+    Raises:
+        InputError: the module has no adapter.
+    """
+    return _remove(module, merge=True)
+
+
+def unload_adapter(module: nn.Module) -> int:
+    """Take a module's adapter off: names and weights are as before it came; returns the number of layers.
+
+    A grounding head that ``load_adapter`` brought stays.
+
+    Raises:
+        InputError: the module has no adapter.
+    """
+    return _remove(module, merge=False)
+
+
+def _remove(module: nn.Module, *, merge: bool) -> int:
+    adapted = _adapted(module)
+    wrapped = list(_wrapped(adapted))
+    for name, layer in wrapped:
+        if merge:
+            layer.merge(safe_merge=True)
+        parent, _, child = name.rpartition(".")
+        setattr(adapted.get_submodule(parent), child, layer.get_base_layer())
+    del adapted.peft_config
+    if hasattr(adapted, "adapter"):
+        adapted.adapter = f"{adapted.adapter} merged" if merge else None
+    return len(wrapped)
+
+
+# -- the parts of a model ---------------------------------------------------------------------------------------------
+
+
+def _network(module: nn.Module) -> nn.Module:
+    """What an adapter's names are relative to: the TerraMind generator or Prithvi backbone in a module, or itself."""
+    found = [part for part in module.modules() if {"layout", "adapter"} <= vars(part).keys()]
+    return found[0] if len(found) == 1 else module
+
+
+def _corrector(module: nn.Module) -> GroundingCorrector | None:
+    """The grounding corrector of a Stage 3 model; ``None`` in any other module."""
+    return next((part for part in module.modules() if isinstance(part, GroundingCorrector)), None)
+
+
+def _inject(network: nn.Module, config: LoraConfig) -> int:
+    from peft import inject_adapter_in_model
+
+    modes = {name: layer.training for name, layer in network.named_modules()}
+    inject_adapter_in_model(config, network, adapter_name=_ADAPTER)
+    wrapped = list(_wrapped(network))
+    for name, layer in wrapped:
+        layer.train(modes[name])  # peft's new parts are in training mode whatever the network is in
+    return len(wrapped)
+
+
+def _wrapped(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    from peft.tuners.lora import LoraLayer
+
+    for name, layer in module.named_modules():
+        if isinstance(layer, LoraLayer):
+            yield name, layer
+
+
+def _check_bare(module: nn.Module) -> None:
+    if any("peft_config" in vars(part) for part in module.modules()):
+        raise InputError(
+            f"{type(module).__name__} already has an adapter; take it off with unload_adapter(module), or fold it in"
+            " with merge_adapter(module)"
+        )
+
+
+def _adapted(module: nn.Module) -> Any:
+    """The network in the module that has the adapter."""
+    found = [part for part in module.modules() if "peft_config" in vars(part)]
+    if len(found) != 1:
+        raise InputError(
+            f"{type(module).__name__} has {len(found)} adapters; expected one: pass the module that"
+            " apply_lora_to_linear was given"
+        )
+    return found[0]
+
+
+def _without_lora(network: nn.Module) -> dict[str, Tensor]:
+    return {name: value for name, value in network.state_dict().items() if not _is_lora(name)}
+
+
+def _is_lora(name: str) -> bool:
+    return ".lora_" in name
+
+
+def _inner_name(name: str) -> str:
+    """A name in an adapter file as the network calls it: no PEFT prefix, with the adapter's name."""
+    return re.sub(r"(\.lora_[AB])\.", rf"\1.{_ADAPTER}.", name.removeprefix(_PEFT_PREFIX))
+
+
+def _base_name(network: nn.Module) -> str | None:
+    """The variant of a network, where it says."""
+    layout = getattr(network, "layout", None)
+    return None if layout is None else str(layout.variant)
+
+
+def _base_hash(module: nn.Module) -> str | None:
+    """SHA-256 of the files the module's weights came from, where they are known."""
+    weights = [w for part in module.modules() if (w := getattr(part, "weights", None)) is not None]
+    return ",".join(sorted(weights[0].sha256.values())) if weights else None
+
+
+def _describe(network: nn.Module, adapter: str) -> None:
+    if hasattr(network, "adapter"):
+        network.adapter = adapter  # type: ignore[assignment]

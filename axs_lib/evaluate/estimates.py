@@ -1,0 +1,457 @@
+"""The main scenario: an estimate is grounded, and opt_v2 and opt_v3 are compared with the truth beside controls.
+
+In: tiles with the estimate that ``axs evaluate --opt-v2-source`` chose; of the pipeline, its own opt_v1 and opt_v2 are
+measured, too. Out: per tile the figures of ``axs_lib.metrics.stage3_metrics``, and of every control those of
+``compute_metrics`` of an image in the place of opt_v3. A control shows what a gain would be without its supposed cause:
+
+==================== ================================================================================================
+key                  opt_v3 is replaced by
+==================== ================================================================================================
+sar_swapped          Stage 3 with another tile's SAR and the same opt_v2
+proposal_swapped     Stage 3 with the proposal that it drew for another tile, and the tile's own SAR and opt_v2 (not
+                     where it corrects by the difference of two proposals)
+sar_withheld         Stage 3, the same weights, without the SAR's content
+no_sar               Stage 3 retrained without SAR: it is given the mean backscatter everywhere
+plain                one plain U-Net
+mean_colour          the mean colour of nano's training tiles everywhere
+tile_mean            the true mean colour of the tile: an oracle that knows place and season, and nothing else
+no_date, no_date_v2  the pipeline's opt_v3, and opt_v2, where nothing is known of date and place
+==================== ================================================================================================
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from axs_lib.bands import OPTICAL_MEAN
+from axs_lib.checks import Trust
+from axs_lib.data.pairs import QUALITY_OK
+from axs_lib.evaluate.evaluator import Figures, Scenario, TileFigures, Walk
+from axs_lib.evaluate.models import Images, PlainNetwork
+from axs_lib.evaluate.sources import EvaluationTile, fitted, water_on_land
+from axs_lib.evaluate.tables import finite_only, over_tiles, percent, rich_table, share, shown_figure
+from axs_lib.metrics import METRIC_KEYS, SAR_KEY, compute_metrics, improvement, stage3_metrics
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from axs_lib.stage3_tm_ground import Stage3GroundingModel
+
+OPT_V3 = "opt_v3"
+CONTROL_LABELS = {
+    "sar_swapped": "another tile's SAR",
+    "proposal_swapped": "another tile's proposal",
+    "sar_withheld": "SAR withheld",
+    "no_sar": "retrained without SAR",
+    "plain": "one plain U-Net",
+    "mean_colour": "mean colour",
+    "tile_mean": "tile's true mean colour",
+    "no_date": "date and place withheld",
+    "no_date_v2": "opt_v2, date and place withheld",
+}
+ERRORS = ("mse", "mae")
+METRIC_LABELS = {
+    "mse": "MSE (reflectance²)",
+    "mae": "MAE (reflectance)",
+    "psnr": "PSNR (dB)",
+    "ssim": "SSIM",
+    "sam": "spectral angle (°)",
+    "ergas": "ERGAS (%)",
+    "ndvi": "NDVI error",
+    "ndwi": "NDWI error",
+    "edge_truth": "edges, with truth",
+    "edge_sar": "edges, with SAR",
+    "sharpness": "sharpness (truth = 1)",
+}
+TIMESTEPS_METRICS = ("mse", "mae", "ssim", "sharpness", "edge_truth", "edge_sar")
+# Share of a tile that is open water in the SAR and dry land in the truth, beyond which the two show another day.
+INCONSISTENT_SHARE = 0.05
+NAME_WIDTH = 22
+
+
+@dataclass(frozen=True, eq=False)
+class Estimates(Scenario):
+    """The estimate grounded, with the controls that were asked for.
+
+    Attributes:
+        controls: also measure those that need no further model.
+        members: of the ensemble whose mean opt_v3 is; the controls are of one.
+        no_sar: Stage 3 retrained without SAR.
+        plain: one plain network.
+    """
+
+    controls: bool = False
+    members: int = 1
+    no_sar: Stage3GroundingModel | None = None
+    plain: PlainNetwork | None = None
+
+    name: ClassVar[str] = ""
+
+    def measure(self, tiles: Sequence[EvaluationTile], walk: Walk) -> Iterable[TileFigures]:
+        estimates = [tile.estimate(walk.source) for tile in tiles]
+        s1, opt_v2 = torch.stack([tile.s1 for tile in tiles]), torch.stack([image for image, _ in estimates])
+        clock = time.perf_counter()
+        images = walk.run.run(
+            s1, opt_v2, [tile.record.metadata for tile in tiles], ensemble_size=self.members
+        )
+        seconds = (time.perf_counter() - clock) / len(tiles)
+        others = self._controls(tiles, s1, images.opt_v2, walk)
+        for index, (tile, (_, source)) in enumerate(zip(tiles, estimates, strict=True)):
+            figures = {OPT_V3: _metrics(images, index, tile)}
+            for key, other in others.items():
+                figures[key] = compute_metrics(other[index], tile.truth, s1=tile.s1)
+            facts = {
+                "level": tile.record.level,
+                "height": tile.record.height,
+                "width": tile.record.width,
+                "opt_v2_source": source,
+                "seconds": round(seconds, 4),
+                "nfe": images.nfe,
+                "sar_water_on_land": round(water_on_land(tile.s1, tile.truth), 4),
+            }
+            if "sar_swapped" in others:
+                facts["donor"] = walk.donors[tile.record.name].name
+            yield TileFigures(tile.record, figures, facts)
+
+    def _controls(
+        self, tiles: Sequence[EvaluationTile], s1: Tensor, opt_v2: Tensor, walk: Walk
+    ) -> dict[str, Tensor]:
+        """The image (B,4,H,W) of every control."""
+        run, images = walk.run, dict[str, Tensor]()
+        trust = torch.full_like(opt_v2[:, :1], Trust.SAR_ONLY) if run.whole else None
+        if self.controls:
+            if walk.donors:
+                others = [walk.donor(tile) for tile in tiles]
+                swapped = torch.stack(
+                    [fitted(other.s1, tile.size) for tile, other in zip(tiles, others, strict=True)]
+                )
+                swapped = swapped.masked_fill(s1.isnan(), torch.nan)
+                images["sar_swapped"] = run.ground(swapped, opt_v2, trust=trust).opt_v3
+                if run.takes_proposals:
+                    proposals = torch.stack(
+                        [
+                            fitted(_proposal(other, walk), tile.size)
+                            for tile, other in zip(tiles, others, strict=True)
+                        ]
+                    )
+                    images["proposal_swapped"] = run.ground(
+                        s1, opt_v2, trust=trust, proposal=proposals
+                    ).opt_v3
+            images["sar_withheld"] = run.ground(s1, opt_v2, trust=trust, use_sar=False).opt_v3
+        if self.no_sar is not None:
+            images["no_sar"] = run.ground_blind(self.no_sar, s1, opt_v2, trust)
+        if self.plain is not None:
+            images["plain"] = run.predict(self.plain, s1, opt_v2)
+        if self.controls:
+            images |= _flat_colours(tiles)
+            if run.whole and walk.dated:
+                undated = run.run(s1, opt_v2, [{} for _ in tiles])
+                images |= {"no_date": undated.opt_v3, "no_date_v2": undated.opt_v2}
+        return images
+
+    def to_json(self, tiles: Sequence[TileFigures], left_out: Sequence[str]) -> dict[str, Any]:
+        sources = dict(Counter(tile.facts["opt_v2_source"] for tile in tiles))
+        parts = {"ok": [tile for tile in tiles if tile.record.quality == QUALITY_OK]}
+        if len(parts["ok"]) < len(tiles):
+            parts["all"] = list(tiles)
+        described = {} if self.no_sar is None else {"no_sar": dict(self.no_sar.provenance)}
+        described |= {} if self.plain is None else {"plain": {"inputs": self.plain.inputs}}
+        return {
+            "opt_v2_source": sources,
+            "opt_v2_preset": "test" if "degraded" in sources else None,
+            "control_models": described,
+            "nfe": max(tile.facts["nfe"] for tile in tiles),
+            "members": self.members,
+            "seconds_per_tile": statistics.median(tile.facts["seconds"] for tile in tiles),
+            "units": "mse and mae in reflectance (DN / 10000); sam in degrees; psnr in dB",
+            "summary": {name: _summary(part) for name, part in parts.items() if part},
+            "tiles": [
+                {
+                    **tile.named(),
+                    **tile.facts,
+                    "win": _win(tile),
+                    "metrics": tile.figures[OPT_V3],
+                    **{key: each for key, each in tile.figures.items() if key != OPT_V3},
+                }
+                for tile in tiles
+            ],
+        }
+
+    def tables(self, outcome: dict[str, Any], caption: str) -> list[Table]:
+        caption += f" · nfe {outcome['nfe']} · {outcome['seconds_per_tile']:.2f} s a tile"
+        parts = outcome["summary"].items()
+        return [
+            *(_metrics_table(name, part, caption) for name, part in parts),
+            *(_control_table(name, part) for name, part in parts if _controls_in(part)),
+        ]
+
+
+# -- per tile -----------------------------------------------------------------------------------------------------
+
+
+def _metrics(images: Images, index: int, tile: EvaluationTile) -> Figures:
+    metrics = stage3_metrics(images.opt_v3[index], images.opt_v2[index], tile.truth, s1=tile.s1)
+    if images.opt_v1 is not None:
+        first = compute_metrics(images.opt_v1[index], tile.truth, s1=tile.s1)
+        metrics |= {f"{key}_v1": value for key, value in first.items()}
+    return metrics
+
+
+def _proposal(tile: EvaluationTile, walk: Walk) -> Tensor:
+    """What Stage 3 draws for a tile by itself, (4,H,W) DN."""
+    s1, opt_v2 = tile.s1[None], tile.estimate(walk.source)[0][None]
+    if not walk.run.whole:
+        proposal = walk.run.ground(s1, opt_v2).proposal
+    else:  # the pipeline does not hand its proposal out
+        opt_v2 = walk.run.run(s1, opt_v2, [tile.record.metadata]).opt_v2
+        proposal = walk.run.ground(s1, opt_v2, trust=torch.full_like(opt_v2[:, :1], Trust.SAR_ONLY)).proposal
+    assert proposal is not None
+    return proposal[0]
+
+
+def _flat_colours(tiles: Sequence[EvaluationTile]) -> dict[str, Tensor]:
+    truth = torch.stack([tile.truth for tile in tiles])
+    return {
+        "mean_colour": torch.tensor(OPTICAL_MEAN)[None, :, None, None].expand_as(truth),
+        "tile_mean": truth.nanmean((2, 3), keepdim=True).expand_as(truth),
+    }
+
+
+def _win(tile: TileFigures) -> bool:
+    """Whether opt_v3 has the smaller MSE."""
+    return tile.figures[OPT_V3]["mse_v3"] < tile.figures[OPT_V3]["mse_v2"]
+
+
+def sar_is_inconsistent(tile: TileFigures) -> bool:
+    """Whether SAR and truth plainly show the place on different days, so that grounding has to look wrong."""
+    return bool(tile.facts["sar_water_on_land"] > INCONSISTENT_SHARE)
+
+
+# -- over the tiles -----------------------------------------------------------------------------------------------
+
+
+def _summary(tiles: Sequence[TileFigures]) -> dict[str, Any]:
+    metrics = [tile.figures[OPT_V3] for tile in tiles]
+    gains = [each["mse_improvement_%"] for each in metrics]
+    summary: dict[str, Any] = {
+        "opt_v2_source": dict(Counter(tile.facts["opt_v2_source"] for tile in tiles)),
+        "improvement_quartiles_%": gains * 3
+        if len(gains) == 1
+        else statistics.quantiles(gains, n=4, method="inclusive"),
+        "mean": over_tiles(metrics),
+        "median": over_tiles(metrics, statistics.median),
+        **_headline(tiles),
+    }
+    consistent = [tile for tile in tiles if not sar_is_inconsistent(tile)]
+    if 0 < len(consistent) < len(tiles):
+        summary["sar_inconsistent_tiles"] = [tile.record.name for tile in tiles if sar_is_inconsistent(tile)]
+        summary["sar_consistent"] = _headline(consistent)
+    for key in CONTROL_LABELS:
+        controlled = [tile for tile in tiles if key in tile.figures]
+        if controlled:
+            summary[key] = _control_summary(key, controlled)
+    return summary
+
+
+def _headline(tiles: Sequence[TileFigures]) -> dict[str, Any]:
+    mean = over_tiles([tile.figures[OPT_V3] for tile in tiles])
+    return {
+        "tiles": len(tiles),
+        "wins": sum(map(_win, tiles)) / len(tiles),
+        "worst_tile_%": -min(tile.figures[OPT_V3]["mse_improvement_%"] for tile in tiles),
+        "improvement_of_mean_%": {key: improvement(mean[f"{key}_v2"], mean[f"{key}_v3"]) for key in ERRORS},
+    }
+
+
+def _control_summary(key: str, tiles: Sequence[TileFigures]) -> dict[str, Any]:
+    """Means of a control's metrics, its improvement over opt_v2, and how opt_v3 stands to it."""
+    mean, own = (over_tiles([tile.figures[each] for tile in tiles]) for each in (key, OPT_V3))
+    wins = sum(tile.figures[OPT_V3]["mse_v3"] < tile.figures[key]["mse"] for tile in tiles)
+    entry: dict[str, Any] = {
+        "tiles": len(tiles),
+        "mean": mean,
+        "improvement_of_mean_%": {error: improvement(own[f"{error}_v2"], mean[error]) for error in ERRORS},
+        "v3_improvement_over_it_%": {error: improvement(mean[error], own[f"{error}_v3"]) for error in ERRORS},
+        "wins_over": wins / len(tiles),
+    }
+    if key == "no_sar":
+        gain = improvement(own["mse_v2"], own["mse_v3"])
+        entry["sar_worth_%"] = gain - entry["improvement_of_mean_%"]["mse"]
+    return entry
+
+
+def timesteps_rows(outcomes: Mapping[int, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What more network evaluations cost and bring: one row for each quality and number of timesteps.
+
+    Args:
+        outcomes: by timesteps what ``Estimates.to_json`` returned.
+
+    Returns:
+        Of each ``quality``, ``tiles``, ``timesteps``, ``nfe``, ``mse_improvement_%``, ``seconds_per_tile`` and the
+        means of MSE, MAE, SSIM, sharpness and edge agreement of opt_v2 (suffix ``_v2``) and opt_v3 (``_v3``).
+    """
+    rows = []
+    for quality in next(iter(outcomes.values()))["summary"]:
+        for timesteps, outcome in outcomes.items():
+            figures = outcome["summary"][quality]
+            keys = [f"{key}_{suffix}" for key in TIMESTEPS_METRICS for suffix in ("v2", "v3")]
+            rows.append(
+                {
+                    "quality": quality,
+                    "tiles": figures["tiles"],
+                    "timesteps": timesteps,
+                    "nfe": outcome["nfe"],
+                    **{key: figures["mean"][key] for key in keys},
+                    "mse_improvement_%": figures["improvement_of_mean_%"]["mse"],
+                    "seconds_per_tile": outcome["seconds_per_tile"],
+                }
+            )
+    finite: list[dict[str, Any]] = finite_only(rows)
+    return finite
+
+
+# -- tables -------------------------------------------------------------------------------------------------------
+
+
+def timesteps_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """The rows of ``timesteps_rows`` as a rich table; the first line of a quality is opt_v2."""
+
+    def cells(row: Mapping[str, Any], suffix: str, better: str, seconds: str) -> list[str]:
+        mse, *others = (shown_figure(key, row[f"{key}_{suffix}"]) for key in TIMESTEPS_METRICS)
+        return [mse, better, *others, seconds]
+
+    lines = []
+    for index, row in enumerate(rows):
+        if index == 0 or rows[index - 1]["quality"] != row["quality"]:
+            lines.append([f"(opt_v2, {row['quality']})", *cells(row, "v2", "", "")])
+        seconds = f"{row['seconds_per_tile']:.2f}"
+        lines.append([str(row["timesteps"]), *cells(row, "v3", percent(row["mse_improvement_%"]), seconds)])
+    headings = (
+        "opt_v3 after",
+        "MSE",
+        "better",
+        "MAE",
+        "SSIM",
+        "sharp-\nness",
+        "edges\ntruth",
+        "edges\nSAR",
+        "s a tile",
+    )
+    return rich_table("Timesteps", headings, lines)
+
+
+def tile_table(outcome: Mapping[str, Any]) -> Table:
+    """One line a tile, of what ``Estimates.to_json`` returned."""
+    tiles = outcome["tiles"]
+    extra = [key for key in ("quality", "opt_v2_source") if len({tile[key] for tile in tiles}) > 1]
+    names = _suffixes(tiles[0]["metrics"])
+    lines = []
+    for tile in tiles:
+        metrics, name = tile["metrics"], f"{tile['source']}/{tile['id']}"
+        lines.append(
+            [
+                name if len(name) <= NAME_WIDTH else f"…{name[1 - NAME_WIDTH :]}",
+                *(tile[key] for key in extra),
+                *(f"{1e4 * metrics[f'mse_{suffix}']:.2f}" for suffix in names),
+                percent(metrics["mse_improvement_%"]),
+                *(shown_figure("ssim", metrics[f"ssim_{suffix}"]) for suffix in names),
+            ]
+        )
+    figures = (*(f"MSE {name}" for name in names), "better", *(f"SSIM {name}" for name in names))
+    return rich_table("Per tile (MSE in 10⁻⁴ reflectance²)", ("tile", *extra, *figures), lines)
+
+
+def _suffixes(metrics: Mapping[str, Any]) -> list[str]:
+    """Of the images that were measured: ``v2`` and ``v3``, and of the pipeline ``v1``."""
+    return [suffix for suffix in ("v1", "v2", "v3") if f"mse_{suffix}" in metrics]
+
+
+def _metrics_table(name: str, part: dict[str, Any], caption: str) -> Table:
+    mean, median = part["mean"], part["median"]
+    names, last_two = _suffixes(mean), ("v2", "v3")
+    lines = []
+    for key in (*METRIC_KEYS, SAR_KEY):
+        better = part["improvement_of_mean_%"].get(key)
+        lines.append(
+            [
+                METRIC_LABELS[key],
+                *(shown_figure(key, mean[f"{key}_{suffix}"]) for suffix in names),
+                "" if better is None else percent(better),
+                *(shown_figure(key, median[f"{key}_{suffix}"]) for suffix in last_two),
+            ]
+        )
+    headings = [
+        "metric",
+        *(f"opt_{each}\nmean" for each in names),
+        "better",
+        *(f"opt_{e}\nmedian" for e in last_two),
+    ]
+    return rich_table(_title(name, part), headings, lines, f"{_sources(part)} · {caption}\n{_said(part)}")
+
+
+def _said(part: dict[str, Any]) -> str:
+    """What the table has no column for."""
+    mean = part["mean"]
+    kinds = ", ".join(f"{key} {share(mean[key])}" for key in ("improved", "omitted", "hallucinated"))
+    unchanged = round(mean["identity_collapse"] * part["tiles"])
+    lines = [
+        f"opt_v3 has the smaller MSE on {share(part['wins'])} of the tiles · copy ratio"
+        f" {shown_figure('copy_ratio', mean['copy_ratio'])}",
+        f"better by tile, quartiles: {', '.join(map(percent, part['improvement_quartiles_%']))} · worst tile's MSE"
+        f" {percent(part['worst_tile_%'])}",
+        f"pixels: {kinds}" + (f" · OPT_V3 IS OPT_V2 UNCHANGED on {unchanged} tiles" if unchanged else ""),
+    ]
+    rest = part.get("sar_consistent")
+    if rest is not None:
+        lines.append(
+            f"on {len(part['sar_inconsistent_tiles'])} tiles the SAR shows water on land of the truth, another day;"
+            f" without them: MSE {percent(rest['improvement_of_mean_%']['mse'])} better, worst tile"
+            f" {percent(rest['worst_tile_%'])}"
+        )
+    return "\n".join(lines)
+
+
+def _control_table(name: str, part: dict[str, Any]) -> Table:
+    mean, better = part["mean"], part["improvement_of_mean_%"]
+    rows = [("opt_v2", {key: mean[f"{key}_v2"] for key in ERRORS}, dict.fromkeys(ERRORS, 0.0), part["wins"])]
+    rows += [("opt_v3", {key: mean[f"{key}_v3"] for key in ERRORS}, better, None)]
+    rows += [
+        (CONTROL_LABELS[key], entry["mean"], entry["improvement_of_mean_%"], entry["wins_over"])
+        for key, entry in _controls_in(part).items()
+    ]
+    lines = [
+        [
+            label,
+            *(shown_figure(key, means[key]) for key in ERRORS),
+            *(percent(gains[key]) for key in ERRORS),
+            "" if wins is None else share(wins),
+        ]
+        for label, means, gains, wins in rows
+    ]
+    worth = part.get("no_sar", {}).get("sar_worth_%")
+    caption = "opt_v3 wins: share of tiles where its MSE is smaller than that of the line"
+    if worth is not None:
+        caption += f"\nwith SAR instead of without: {percent(worth)} of opt_v2's MSE"
+    headings = ("", "MSE", "MAE", "MSE better\nthan opt_v2", "MAE better\nthan opt_v2", "opt_v3\nwins")
+    return rich_table(f"Controls: {_title(name, part)}", headings, lines, caption)
+
+
+def _controls_in(part: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    return {key: part[key] for key in CONTROL_LABELS if key in part}
+
+
+def _sources(part: Mapping[str, Any]) -> str:
+    counts = ", ".join(f"{source} ({count})" for source, count in part["opt_v2_source"].items())
+    return f"opt_v2 from: {counts}"
+
+
+def _title(name: str, part: Mapping[str, Any]) -> str:
+    return f"{part['tiles']} {'tile' if part['tiles'] == 1 else 'tiles'}, quality {name}"

@@ -1,0 +1,240 @@
+"""Kinds of estimates: what Stage 3 makes of estimates that were made in many ways, most of all of kinds it never met.
+
+Every truth is turned into an estimate of each kind of ``axs_lib.data.estimates``, the truth itself among them, and
+grounded; a kind that needs an image of another date counts where the folder has one. A kind whose ``split`` is not
+``train`` was left out of training, and one whose ``split`` is ``report`` had no part in any choice either: the median
+over those is the figure to quote. Draws depend on nothing but the names of kind and tile. Out: a row for each kind.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from axs_lib.bands import DN_PER_REFLECTANCE, OPTICAL_BANDS
+from axs_lib.data.estimates import KINDS, make_estimate
+from axs_lib.evaluate.estimates import INCONSISTENT_SHARE
+from axs_lib.evaluate.evaluator import Figures, Scenario, TileFigures, Walk
+from axs_lib.evaluate.sources import EvaluationTile, water_on_land
+from axs_lib.evaluate.tables import over_tiles, percent, rich_table, share
+from axs_lib.metrics import improvement
+from axs_lib.nodata import valid_pixels
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+REPORT = "report"
+SPLITS = {"train": "trained on", "choose": "left out, used for choices", REPORT: "left out"}
+SAME_DN = 10.0  # RMSE of an estimate that is as good as the truth: its relative change tells nothing
+
+
+@dataclass(frozen=True, eq=False)
+class EstimateKinds(Scenario):
+    """An estimate of every kind of every tile; Stage 3 by itself, also of the pipeline."""
+
+    name: ClassVar[str] = "damages"
+
+    def measure(self, tiles: Sequence[EvaluationTile], walk: Walk) -> Iterable[TileFigures]:
+        figures: list[dict[str, Figures]] = [{} for _ in tiles]
+        others = [walk.other_date(tile) for tile in tiles]
+        for kind in KINDS:
+            made = [
+                estimate_of(kind, tile.truth, tile.record.name, None if other is None else other.truth)
+                for tile, other in zip(tiles, others, strict=True)
+            ]
+            chosen = [index for index, estimate in enumerate(made) if estimate is not None]
+            if not chosen:
+                continue
+            opt_v2 = torch.stack([estimate for estimate in made if estimate is not None])
+            images = walk.run.ground(torch.stack([tiles[index].s1 for index in chosen]), opt_v2)
+            for place, index in enumerate(chosen):
+                sigma = None if images.uncertainty is None else images.uncertainty[place]
+                of_kind = measure_kind(opt_v2[place], images.opt_v3[place], tiles[index].truth, sigma)
+                figures[index][kind] = of_kind
+        for tile, of_tile in zip(tiles, figures, strict=True):
+            yield TileFigures(tile.record, of_tile, {"sar_water_on_land": water_on_land(tile.s1, tile.truth)})
+
+    def to_json(self, tiles: Sequence[TileFigures], left_out: Sequence[str]) -> dict[str, Any]:
+        consistent = [tile for tile in tiles if tile.facts["sar_water_on_land"] <= INCONSISTENT_SHARE]
+        parts = {"all_tiles": tiles}
+        if 0 < len(consistent) < len(tiles):
+            parts["sar_consistent"] = consistent
+        outcome: dict[str, Any] = {"tiles": len(tiles)}
+        for name, part in parts.items():
+            rows = [_row(kind, part) for kind in KINDS if any(kind in tile.figures for tile in part)]
+            outcome[name] = {"tiles": len(part), "summary": summary_of(rows), "rows": rows}
+        outcome["per_tile"] = [{**tile.named(), "kinds": tile.figures} for tile in tiles]
+        return outcome
+
+    def tables(self, outcome: dict[str, Any], caption: str) -> list[Table]:
+        titles = {"all_tiles": "tiles", "sar_consistent": "tiles whose SAR and truth agree about water"}
+        return [_table(outcome[key], title, caption) for key, title in titles.items() if key in outcome]
+
+
+def estimate_of(kind: str, truth: Tensor, tile: str, older: Tensor | None = None) -> Tensor | None:
+    """The estimate of one kind for one tile, by the names of both; None where the kind needs what there is not.
+
+    Args:
+        kind: key of ``KINDS``.
+        truth: (4, H, W) in DN, NaN = nodata.
+        tile: name of the tile.
+        older: (4, H, W) in DN, the same place at another date.
+
+    Returns:
+        (4, H, W) in DN, NaN where the truth is.
+    """
+    needs = KINDS[kind].needs
+    if needs and (needs != "older" or older is None):
+        return None
+    generator = torch.Generator().manual_seed(zlib.crc32(f"{kind} {tile}".encode()))
+    given = {"older": older[None]} if needs and older is not None else {}
+    return make_estimate(kind, truth[None], generator=generator, **given)[0]
+
+
+def measure_kind(opt_v2: Tensor, opt_v3: Tensor, truth: Tensor, sigma: Tensor | None = None) -> Figures:
+    """Errors of one tile before and after, in reflectance; all inputs (4, H, W) in DN, NaN = nodata.
+
+    Returns:
+        ``mse_v2``, ``mse_v3``, ``mae_v2``, ``mae_v3``, ``change`` (mean squared, of opt_v3 from opt_v2), and for each
+        band ``error_B`` and ``predicted_B``, mean squared error of opt_v3 and mean predicted variance (NaN without
+        ``sigma``).
+    """
+    keep = valid_pixels(truth[None], opt_v3[None])[0, 0]
+    before, after, real = (image[:, keep].double() / DN_PER_REFLECTANCE for image in (opt_v2, opt_v3, truth))
+    squared = (after - real).square().mean(1)
+    spread = (
+        torch.full((4,), math.nan)
+        if sigma is None
+        else (sigma[:, keep] / DN_PER_REFLECTANCE).square().mean(1)
+    )
+    return {
+        "mse_v2": float((before - real).square().mean()),
+        "mse_v3": float((after - real).square().mean()),
+        "mae_v2": float((before - real).abs().mean()),
+        "mae_v3": float((after - real).abs().mean()),
+        "change": float((after - before).square().mean()),
+        **{f"error_{band}": float(value) for band, value in zip(OPTICAL_BANDS, squared, strict=True)},
+        **{f"predicted_{band}": float(value) for band, value in zip(OPTICAL_BANDS, spread, strict=True)},
+    }
+
+
+def summary_of(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What to quote: the median over the kinds left out of training and choices, the worst of them, the worst tile.
+
+    Args:
+        rows: of ``to_json``.
+
+    Returns:
+        ``kinds`` (how many are left out), ``median_mse_change_%``, ``worst_kind``, ``worst_kind_mse_change_%``,
+        ``worst_tile_%`` and ``worst_tile_kind`` (over all kinds); None where there is no such kind.
+    """
+    changes = {row["kind"]: row["mse_change_%"] for row in rows if row["split"] == REPORT}
+    changes = {kind: change for kind, change in changes.items() if change is not None}
+    tiles = {row["kind"]: row["worst_tile_%"] for row in rows if row["worst_tile_%"] is not None}
+    worst = max(changes, key=lambda kind: changes[kind], default=None)
+    worst_tile = max(tiles, key=lambda kind: tiles[kind], default=None)
+    return {
+        "kinds": len(changes),
+        "median_mse_change_%": statistics.median(changes.values()) if changes else None,
+        "worst_kind": worst,
+        "worst_kind_mse_change_%": None if worst is None else changes[worst],
+        "worst_tile_%": None if worst_tile is None else tiles[worst_tile],
+        "worst_tile_kind": worst_tile,
+    }
+
+
+def card_lines(outcome: dict[str, Any]) -> list[str]:
+    """The table in Markdown, for a model card.
+
+    Args:
+        outcome: the report's ``damages``; of its tiles those whose SAR and truth agree.
+    """
+    part = outcome.get("sar_consistent", outcome["all_tiles"])
+    lines = [
+        "| kind of estimate | in training | opt_v2, DN | opt_v3, DN | MSE | MAE | tiles better | worst tile |"
+        " spread-skill |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---|",
+    ]
+    for row in part["rows"]:
+        kind, *cells = _cells(row)
+        lines.append("| " + " | ".join([kind, SPLITS[row["split"]], *cells, _spread(row)]) + " |")
+    return [*lines, "", f"{said(part['summary'])}. {part['tiles']} tiles."]
+
+
+def said(summary: dict[str, Any]) -> str:
+    """``summary_of`` in words."""
+    return (
+        f"{summary['kinds']} kinds left out of training: median MSE change {percent(summary['median_mse_change_%'])},"
+        f" worst kind {percent(summary['worst_kind_mse_change_%'])} ({summary['worst_kind']}); worst tile of all kinds"
+        f" {percent(summary['worst_tile_%'])} ({summary['worst_tile_kind']})"
+    )
+
+
+def _row(kind: str, tiles: Sequence[TileFigures]) -> dict[str, Any]:
+    of_tiles = [tile.figures[kind] for tile in tiles if kind in tile.figures]
+    mean = over_tiles(of_tiles)
+    least = (SAME_DN / DN_PER_REFLECTANCE) ** 2
+    ratios = [each["mse_v3"] / each["mse_v2"] for each in of_tiles if each["mse_v2"] > least]
+    wrong = mean["mse_v2"] > least
+    return {
+        "kind": kind,
+        "split": KINDS[kind].split,
+        "tiles": len(of_tiles),
+        "rmse_v2": mean["mse_v2"] ** 0.5,
+        "rmse_v3": mean["mse_v3"] ** 0.5,
+        "rms_change": mean["change"] ** 0.5,
+        "mse_change_%": -improvement(mean["mse_v2"], mean["mse_v3"]) if wrong else None,
+        "mae_change_%": -improvement(mean["mae_v2"], mean["mae_v3"]) if wrong else None,
+        "wins": statistics.fmean(ratio < 1 for ratio in ratios) if ratios else None,
+        "worst_tile_%": 100 * (max(ratios) - 1) if ratios else None,
+        "spread_skill": {
+            band: math.sqrt(mean[f"predicted_{band}"] / mean[f"error_{band}"])
+            if mean[f"error_{band}"] > 0
+            else None
+            for band in OPTICAL_BANDS
+        },
+    }
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    return [
+        row["kind"],
+        *(f"{DN_PER_REFLECTANCE * row[key]:.0f}" for key in ("rmse_v2", "rmse_v3")),
+        percent(row["mse_change_%"]),
+        percent(row["mae_change_%"]),
+        share(row["wins"]),
+        percent(row["worst_tile_%"], 0),
+    ]
+
+
+def _spread(row: dict[str, Any]) -> str:
+    """The least and the greatest spread-skill of a band."""
+    ratios = [ratio for ratio in row["spread_skill"].values() if ratio is not None]
+    return f"{min(ratios):.2f} to {max(ratios):.2f}" if ratios else "-"
+
+
+def _table(part: dict[str, Any], title: str, caption: str) -> Table:
+    rows = [[*_cells(row)[:1], row["split"], *_cells(row)[1:]] for row in part["rows"]]
+    splits = " · ".join(f"{split}: {words}" for split, words in SPLITS.items())
+    note = (
+        f"{caption}\nRMSE in DN (reflectance x 10000) · change: below zero is better · better and worst tile: where"
+        f" opt_v2 is over {SAME_DN:g} DN off\n{splits}\n{said(part['summary'])}"
+    )
+    headings = (
+        "kind",
+        "split",
+        "RMSE\nopt_v2",
+        "RMSE\nopt_v3",
+        "MSE\nchange",
+        "MAE\nchange",
+        "tiles\nbetter",
+        "worst\ntile",
+    )
+    return rich_table(f"Estimates of every kind: {part['tiles']} {title}", headings, rows, note)

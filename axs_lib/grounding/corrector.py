@@ -1,0 +1,204 @@
+"""The corrector: from SAR, estimate and TerraMind's proposal to a bounded correction of the estimate.
+
+In go tiles in dB and DN (``GroundingTiles``) and a proposal in DN; out comes a ``Correction``: what to add to the
+estimate, how far the gate is open, and the error to expect. Everything that limits a correction is here: the gate, the
+mask of where broad colour may change, the low-frequency constraint, and the feathering at the borders of gaps. The
+statistics are the corrector's own, so one trained head serves every TerraMind variant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from axs_lib.bands import OPTICAL_MEAN, OPTICAL_STD, sar_stats
+from axs_lib.grounding.calibration import Calibration
+from axs_lib.grounding.gap import fit_to_observed, unknown_share
+from axs_lib.grounding.head import GroundingHead
+from axs_lib.grounding.low_freq import LowFrequencyConstraint
+from axs_lib.grounding.orientation import turn, turn_back
+from axs_lib.grounding.sar_inconsistency import open_water
+
+if TYPE_CHECKING:
+    from axs_lib.terramind.weights import WeightsInfo
+
+
+@dataclass(frozen=True)
+class GroundingTiles:
+    """Tiles without nodata, padded to the network's side S.
+
+    Attributes:
+        s1: backscatter (B, 2, S, S) in dB, VV and VH.
+        estimate: opt_v2 (B, 4, S, S) in DN, B02 B03 B04 B08; filled from neighbours where it is unknown.
+        trust: (B, 1, S, S), values of ``axs_lib.checks.Trust``; 0 also where either image has no data.
+        sar_inconsistency: (B, 1, S, S) in [0, 1], from ``axs_lib.grounding.sar_inconsistency``.
+    """
+
+    s1: Tensor
+    estimate: Tensor
+    trust: Tensor
+    sar_inconsistency: Tensor
+
+    def without_sar(self, s1: Tensor) -> GroundingTiles:
+        """The tiles with ``s1`` (dB, broadcast) in the place of the SAR's content."""
+        consistent = torch.zeros_like(self.sar_inconsistency)
+        return GroundingTiles(s1.expand_as(self.s1), self.estimate, self.trust, consistent)
+
+
+@dataclass(frozen=True)
+class Correction:
+    """What the corrector makes of one proposal.
+
+    Attributes:
+        change: (B, 4, S, S) in DN, to be added to the estimate; exactly 0 where gate or residual is 0, and where the
+            estimate was observed.
+        residual: (B, 4, S, S) in DN, before gate, constraint and feathering.
+        gate: (B, 1, S, S) in [0, 1], how much of the residual is used.
+        low_freq_mask: (B, 1, S, S) in [0, 1], where broad colour may change.
+        error: predicted standard error of estimate + change, (B, 4, S, S) in DN, not calibrated, 0 where the estimate
+            was observed; ``None`` where none is predicted (difference).
+    """
+
+    change: Tensor
+    residual: Tensor
+    gate: Tensor
+    low_freq_mask: Tensor
+    error: Tensor | None = None
+
+
+class GroundingCorrector(nn.Module):
+    """Head, masks, low-frequency constraint, feathering and predicted error.
+
+    Args:
+        head: the grounding head; a fresh one changes nothing.
+        s1_product: ``"S1GRD"`` or ``"S1RTC"``, whose statistics the backscatter is z-scored with.
+    """
+
+    s1_mean: Tensor
+    s1_std: Tensor
+    optical_mean: Tensor
+    optical_std: Tensor
+
+    def __init__(self, head: GroundingHead, *, s1_product: str = "S1GRD") -> None:
+        super().__init__()
+        self.head = head
+        self.low_freq = LowFrequencyConstraint()
+        self.calibration: Calibration | None = None
+        self.weights: WeightsInfo | None = None
+        s1_mean, s1_std = sar_stats(s1_product)
+        for name, values in (
+            ("s1_mean", s1_mean),
+            ("s1_std", s1_std),
+            ("optical_mean", OPTICAL_MEAN),
+            ("optical_std", OPTICAL_STD),
+        ):
+            self.register_buffer(name, torch.tensor(values)[:, None, None], persistent=False)
+
+    @property
+    def untrained(self) -> bool:
+        """Whether the head is fresh, so that nothing is corrected."""
+        return self.head.untrained
+
+    @property
+    def provenance(self) -> dict[str, str]:
+        """What made an output, for file tags: the head's weights, their hash, and what it is calibrated for."""
+        tags = self.weights.tags() if self.weights else {"AXS_WEIGHTS": "random"}
+        tags = {name.replace("AXS_WEIGHTS", "AXS_HEAD", 1): value for name, value in tags.items()}
+        if self.calibration is not None:
+            tags["AXS_CALIBRATION"] = f"nfe {','.join(map(str, sorted(self.calibration.scales)))}"
+        return tags
+
+    def forward(
+        self, tiles: GroundingTiles, proposal: Tensor, *, hold_colour: bool = False, orientation: int = 0
+    ) -> Correction:
+        """The learned correction.
+
+        Args:
+            tiles: SAR, estimate, trust and SAR inconsistency.
+            proposal: TerraMind's image (B, 4, S, S) in DN.
+            hold_colour: change detail only, never the broad colour of an estimate; gaps are filled all the same.
+            orientation: how the tile is turned or mirrored for the head, 0 to 7.
+        """
+        images = (
+            (tiles.s1 - self.s1_mean) / self.s1_std,  # (B, 2, S, S)
+            (tiles.estimate - self.optical_mean) / self.optical_std,  # (B, 4, S, S)
+            (proposal - self.optical_mean) / self.optical_std,  # (B, 4, S, S)
+            tiles.trust,  # (B, 1, S, S)
+            tiles.sar_inconsistency,  # (B, 1, S, S)
+        )
+        predicted = self.head(*(turn(image, orientation) for image in images))
+        residual, gate, mask, error = (turn_back(part, orientation) for part in predicted)
+        unknown = unknown_share(tiles.trust)
+        # Broad colour of an estimate changes only where it and the SAR disagree and the SAR looks like open water: a
+        # flood is the one broad change that the head was trained on. Unknown pixels may change in everything.
+        mask = mask * torch.maximum(tiles.sar_inconsistency, unknown)
+        mask = mask * torch.maximum(open_water(tiles.s1), unknown)
+        if hold_colour:
+            mask = torch.zeros_like(mask)
+        change = self.constrain(residual, gate, mask, tiles.trust)
+        observed = tiles.trust == 1
+        return Correction(
+            change * self.optical_std,
+            residual * self.optical_std,
+            gate,
+            mask,
+            error.masked_fill(observed, 0.0) * self.optical_std,
+        )
+
+    def difference(
+        self,
+        tiles: GroundingTiles,
+        with_sar: Tensor,
+        without_sar: Tensor,
+        *,
+        confidence: Tensor,
+        hold_colour: bool = False,
+    ) -> Correction:
+        """The correction that needs no training (experimental): what the SAR changes in the proposal.
+
+        Both proposals are decoded from the same noise, so their difference is free of what both lose in the tokenizer.
+
+        Args:
+            tiles: SAR, estimate, trust and SAR inconsistency.
+            with_sar: proposal (B, 4, S, S) in DN, conditioned on SAR and estimate.
+            without_sar: proposal (B, 4, S, S) in DN, conditioned on the estimate alone.
+            confidence: of the tokens, (B, 1, h, w) in [0, 1].
+            hold_colour: change detail only, never the broad colour of an estimate.
+        """
+        residual = with_sar - without_sar
+        gate = F.interpolate(confidence, size=residual.shape[-2:], mode="bilinear", align_corners=False)
+        gate = gate.clamp(0.0, 1.0)
+        mask = tiles.sar_inconsistency * (not hold_colour)
+        return Correction(self.constrain(residual, gate, mask, tiles.trust), residual, gate, mask)
+
+    def constrain(self, residual: Tensor, gate: Tensor, low_freq_mask: Tensor, trust: Tensor) -> Tensor:
+        """The residual (B, 4, S, S) after constraint, gate and feathering, in its unit."""
+        constrained = self.low_freq(residual, torch.maximum(low_freq_mask, unknown_share(trust)))
+        return fit_to_observed(gate * constrained, trust)
+
+    def deviation(self, corrections: Sequence[Correction], nfe: int) -> Tensor | None:
+        """Standard deviation of the error to expect of the mean over an ensemble, (B, 4, S, S) in DN.
+
+        The predicted error and the spread of the members together, calibrated where the head is; ``None`` where there
+        is neither.
+
+        Args:
+            corrections: one a member.
+            nfe: network evaluations of the denoiser, by which the calibration is chosen.
+        """
+        errors = [each.error for each in corrections if each.error is not None]
+        changes = torch.stack([each.change for each in corrections])  # (M, B, 4, S, S)
+        if not errors and len(changes) == 1:
+            return None
+        variance = changes.var(0) if len(changes) > 1 else torch.zeros_like(changes[0])
+        if errors:
+            variance = variance + torch.stack(errors).square().mean(0)
+        deviation = variance.sqrt()
+        if errors and self.calibration is not None:
+            deviation = deviation * self.calibration.scale(nfe).to(deviation)[:, None, None]
+        return deviation

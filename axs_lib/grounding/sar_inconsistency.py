@@ -1,0 +1,76 @@
+"""Where SAR and optical estimate are inconsistent: a map in [0, 1] from broad backscatter against what colour predicts.
+
+Broad (about 100 m) VV and VH are regressed on the estimate's broad colour; the map is a smooth step of the Mahalanobis
+distance between the two. Open water is the clearest case: a field of -25 dB is no longer a field. The regression is
+linear in log-reflectance and two indices, fitted by ``experiments/fit_sar_inconsistency.py`` on clear pairs; it needs
+no network and serves both correction modes.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from axs_lib.blur import gaussian_blur
+from axs_lib.precision import exact_matmul
+
+SIGMA_PX = 5.0
+# Rows: 1, ln B02, ln B03, ln B04, ln B08 (reflectance), NDVI, NDWI -> VV, VH in dB; then the residual's inverse
+# covariance. Printed by experiments/fit_sar_inconsistency.py.
+COEFFICIENTS: tuple[tuple[float, float], ...] = (
+    (-15.8808, -22.8447),
+    (0.9458, 1.1389),
+    (10.4969, 7.3734),
+    (-3.8311, -2.0945),
+    (-7.5291, -6.2235),
+    (-13.367, -3.9368),
+    (-41.019, -30.4862),
+)
+INVERSE_COVARIANCE: tuple[tuple[float, float], ...] = ((0.6566, -0.47126), (-0.47126, 0.52403))
+ONSET, FULL = (
+    2.5,
+    4.5,
+)  # Mahalanobis distance where the map begins to rise and is 1; 90 % of clear ground lies below 2.2
+# Broad backscatter in dB where open water begins to be likely and is plain. The open water of the project's pairs has
+# VV -18.2 to -21.0 and VH -26.3 to -32.9; smooth dry fields come down to about -17 and -24.
+WATER_SIGMA_PX = 2.5
+WATER_VV, WATER_VH = (-16.0, -18.0), (-24.0, -26.5)
+
+
+def optical_features(dn: Tensor) -> Tensor:
+    """(B, 7, H, W) regressors of a (B, 4, H, W) DN image: 1, log-reflectances, NDVI, NDWI."""
+    reflectance = (dn / 10_000.0).clamp(1e-3, 2.0)
+    blue, green, red, nir = reflectance.unbind(1)
+    ndvi = (nir - red) / (nir + red)
+    ndwi = (green - nir) / (green + nir)
+    ones = torch.ones_like(blue)
+    return torch.stack([ones, blue.log(), green.log(), red.log(), nir.log(), ndvi, ndwi], dim=1)
+
+
+def mahalanobis_distance(s1_db: Tensor, opt_dn: Tensor) -> Tensor:
+    """Mahalanobis distance (B, 1, H, W) between broad backscatter and what the estimate's colour predicts."""
+    with torch.autocast(opt_dn.device.type, enabled=False):
+        features = optical_features(gaussian_blur(opt_dn, SIGMA_PX))
+        coefficients = torch.tensor(COEFFICIENTS, dtype=features.dtype, device=features.device)
+        expected = exact_matmul(coefficients.mT, features.flatten(2)).unflatten(2, features.shape[2:])
+        vv, vh = (gaussian_blur(s1_db, SIGMA_PX) - expected).unbind(1)
+    (vv_vv, vv_vh), (_, vh_vh) = INVERSE_COVARIANCE  # symmetric
+    squared = vv_vv * vv * vv + 2.0 * vv_vh * vv * vh + vh_vh * vh * vh
+    return squared.clamp_min(0.0).sqrt()[:, None]
+
+
+def sar_inconsistency(s1_db: Tensor, opt_dn: Tensor) -> Tensor:
+    """SAR inconsistency map (B, 1, H, W) in [0, 1] of backscatter in dB (B, 2, H, W) and DN (B, 4, H, W)."""
+    return _smoothstep(mahalanobis_distance(s1_db, opt_dn), ONSET, FULL)
+
+
+def open_water(s1_db: Tensor) -> Tensor:
+    """How much backscatter in dB (B, 2, H, W) looks like open water: (B, 1, H, W) in [0, 1]."""
+    vv, vh = gaussian_blur(s1_db, WATER_SIGMA_PX).split(1, dim=1)
+    return _smoothstep(vv, *WATER_VV) * _smoothstep(vh, *WATER_VH)
+
+
+def _smoothstep(x: Tensor, start: float, end: float) -> Tensor:
+    """0 up to ``start``, 1 from ``end`` on, smooth between."""
+    ramp = ((x - start) / (end - start)).clamp(0.0, 1.0)
+    return ramp * ramp * (3.0 - 2.0 * ramp)

@@ -1,0 +1,227 @@
+"""Atomic output files: a reader sees the whole new file or none of it; nothing is overwritten by accident.
+
+In: the path of an output and whether it may replace an existing file. Out: a path to write to, in a temporary folder
+beside the output, which becomes the output only when the block ends without an exception. Symbolic links are never
+written through. What a killed process left behind is removed by the next one that writes to the same folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import os
+import re
+import secrets
+import shutil
+import stat
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from axs_lib.errors import AxionError, OutputError
+
+if sys.platform != "win32":  # which has no flock; what a killed process left behind stays there
+    import fcntl
+
+_REASONS = {
+    errno.ENOSPC: "the disk is full: free some space or choose another folder",
+    errno.EDQUOT: "the disk quota is used up: free some space or choose another folder",
+    errno.EACCES: "permission denied: choose a folder you may write to",
+    errno.EPERM: "permission denied: choose a folder you may write to",
+    errno.EROFS: "the file system is read-only: choose another folder",
+    errno.ENOTDIR: "a part of its path is a file, not a folder: choose another folder",
+    errno.EEXIST: "a part of its path is a file, not a folder: choose another folder",
+    errno.ENAMETOOLONG: "the name is too long: choose a shorter one",
+    errno.ELOOP: "its path leads through a circle of symbolic links: choose another folder",
+    errno.EIO: "the disk reported an input/output error",
+    errno.EFBIG: "the file is too large for this file system",
+}
+_TEMPORARY = re.compile(r"\.axs-[0-9a-f]{16}\.tmp")
+
+
+def check_output(path: str | os.PathLike[str], overwrite: bool = False) -> Path:
+    """Check, before any long computation, that an output may be written.
+
+    Args:
+        path: where the output will go.
+        overwrite: whether an existing regular file may be replaced.
+
+    Returns:
+        The path with the symbolic links of its folder resolved.
+
+    Raises:
+        OutputError: the path is a symbolic link, a folder or a special file; it exists and ``overwrite`` is false; or
+            it is no valid path.
+    """
+    try:
+        target = Path(path)
+        target = target.parent.resolve() / target.name
+        mode = target.lstat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return target
+    except ValueError as error:
+        raise OutputError(
+            f"{str(path)!r} is no valid path ({error}): give the name of a file to write"
+        ) from None
+    except (OSError, RuntimeError) as error:
+        raise _refused(path, error) from error
+    if stat.S_ISLNK(mode):
+        raise OutputError(
+            f"{path} is a symbolic link, which is never written through: give the name of the file that it points to,"
+            " or remove it"
+        )
+    if stat.S_ISDIR(mode):
+        raise OutputError(f"{path} is a folder: give the name of a file to write")
+    if not stat.S_ISREG(mode):
+        raise OutputError(f"{path} is not a regular file: give the name of a file to write")
+    if not overwrite:
+        raise OutputError(_exists(path))
+    return target
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | os.PathLike[str], overwrite: bool = False) -> Iterator[Path]:
+    """Give a temporary path to write to; put the file there in the output's place when the block succeeds.
+
+    The temporary path has the output's name and lies in a folder of its own beside the output. File and folder are
+    flushed to disk when the block ends. Without ``overwrite`` a file that appears at ``path`` in the meantime is kept.
+
+    Args:
+        path: the output; its folder is created.
+        overwrite: whether an existing file may be replaced.
+
+    Yields:
+        The path to write to, at which nothing is yet.
+
+    Raises:
+        OutputError: see ``check_output``; or the disk refuses (full, no permission, read-only).
+    """
+    target = check_output(path, overwrite)
+    try:
+        with temporary_folder(target.parent) as folder:
+            yield folder / target.name
+            _flush(folder / target.name)
+            _put_in_place(folder / target.name, target, overwrite)
+            _flush_folder(target.parent)
+    except AxionError:
+        raise
+    except OSError as error:
+        if error.errno in _REASONS:
+            raise _refused(path, error) from error
+        raise
+
+
+@contextlib.contextmanager
+def temporary_folder(beside: str | os.PathLike[str] | None = None) -> Iterator[Path]:
+    """A folder of an unpredictable name that only this user may enter; removed when the block ends.
+
+    It is locked as long as this process lives, by which ``remove_leftovers`` tells it from those of killed processes.
+    The first one of a process in a folder removes what is left there.
+
+    Args:
+        beside: the folder to make it in, which is made where it is missing; by default the system's for such files.
+
+    Raises:
+        OutputError: the disk refuses.
+    """
+    parent = Path(tempfile.gettempdir() if beside is None else beside)
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers_once(parent.resolve())
+        while True:
+            folder = parent / f".axs-{secrets.token_hex(8)}.tmp"
+            folder.mkdir(mode=0o700)
+            lock = _lock(folder, wait=True)
+            if folder.exists():  # else another process took it for a leftover before it was locked
+                break
+            _unlock(lock)
+    except OSError as error:
+        raise _refused(parent, error) from error
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        _unlock(lock)
+
+
+def remove_leftovers(folder: str | os.PathLike[str]) -> None:
+    """Remove the temporary folders that processes left behind when they were killed; those of living ones stay.
+
+    Folders below are not searched. A file system that cannot lock folders keeps all of them.
+    """
+    try:
+        names = [entry.path for entry in os.scandir(folder) if _TEMPORARY.fullmatch(entry.name)]
+    except OSError:
+        return
+    for name in names:
+        lock = _lock(Path(name), wait=False)
+        if lock is not None:
+            shutil.rmtree(name, ignore_errors=True)
+            _unlock(lock)
+
+
+# A folder of many outputs is listed once a process.
+_remove_leftovers_once = functools.lru_cache(maxsize=1000)(remove_leftovers)
+
+
+def _lock(folder: Path, wait: bool) -> int | None:
+    """A descriptor that locks a folder; ``None`` where another process has locked it, or it cannot be locked."""
+    if sys.platform == "win32":
+        return None
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _unlock(descriptor: int | None) -> None:
+    if descriptor is not None:
+        os.close(descriptor)
+
+
+def _put_in_place(temporary: Path, target: Path, overwrite: bool) -> None:
+    if not overwrite:
+        try:
+            target.hardlink_to(temporary)  # fails where the target exists, so no other writer's file is lost
+            return
+        except FileExistsError as error:
+            raise OutputError(_exists(target)) from error
+        except OSError:  # a file system without hard links
+            check_output(target)
+    temporary.replace(target)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _flush_folder(path: Path) -> None:
+    """Make the new name durable, too, where the file system can."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _exists(path: str | os.PathLike[str]) -> str:
+    return f"{path} exists already: choose another name, or pass --overwrite (overwrite=True in Python)"
+
+
+def _refused(path: str | os.PathLike[str], error: OSError | RuntimeError) -> OutputError:
+    number = getattr(error, "errno", None) or 0
+    reason = _REASONS.get(number) or getattr(error, "strerror", None) or str(error)
+    return OutputError(f"cannot write {path}: {reason}")

@@ -1,0 +1,191 @@
+"""The pixel grid of a scene: its size and where it lies on the ground.
+
+In: a raster file, a CRS with a resolution and bounds, or an xarray object. Out: a ``SceneGrid``, which tells whether
+another grid is the same, the same but shifted by whole pixels, or one that has to be warped, and which coordinates
+its noise has.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from axs_lib.errors import InputError
+from axs_lib.io.formats import PathLike, open_raster
+from axs_lib.io.raster import GRID_TOLERANCE_PX, Raster, centre_lat_lon, listed
+from axs_lib.tilegrid import Tile
+
+TILE_SIDE = 256  # px; larger images do not fit the network at once
+
+
+@dataclass(frozen=True)
+class SceneGrid:
+    """Size and georeference.
+
+    Attributes:
+        height: rows.
+        width: columns.
+        crs: coordinate reference system as WKT, or None.
+        transform: (a, b, c, d, e, f) of the affine pixel-to-map transform, or None.
+    """
+
+    height: int
+    width: int
+    crs: str | None = None
+    transform: tuple[float, ...] | None = None
+
+    @classmethod
+    def like(cls, path: PathLike) -> SceneGrid:
+        """The grid of a raster file.
+
+        Raises:
+            InputError: GDAL cannot open it.
+        """
+        with open_raster(path, addresses=True) as dataset:
+            return grid_of(dataset)
+
+    @classmethod
+    def of(cls, crs: str, resolution: float, bounds: Sequence[float]) -> SceneGrid:
+        """A north-up grid whose pixel edges lie on multiples of the resolution, widened to hold the bounds.
+
+        Args:
+            crs: anything that PROJ understands, such as ``EPSG:32633``.
+            resolution: pixel side in units of the CRS.
+            bounds: left, bottom, right, top in units of the CRS.
+
+        Raises:
+            InputError: the CRS is unknown, the resolution not positive or the bounds empty.
+        """
+        from rasterio.crs import CRS
+        from rasterio.errors import CRSError
+
+        try:
+            wkt = CRS.from_user_input(crs).to_wkt()
+        except CRSError as error:
+            raise InputError(f"the CRS {crs!r} is unknown; expected for example EPSG:32633") from error
+        if not (math.isfinite(resolution) and resolution > 0):
+            raise InputError(
+                f"the resolution is {resolution}; expected a positive pixel side in units of the CRS"
+            )
+        if len(bounds) != 4 or not (bounds[0] < bounds[2] and bounds[1] < bounds[3]):
+            raise InputError(
+                f"the bounds are {listed(bounds)}; expected left, bottom, right, top in units of the CRS"
+            )
+        slack = 1e-6  # of a pixel, so that bounds written in decimals do not grow the grid by a row
+        left, bottom = (math.floor(edge / resolution + slack) for edge in bounds[:2])
+        right, top = (math.ceil(edge / resolution - slack) for edge in bounds[2:])
+        transform = (resolution, 0.0, left * resolution, 0.0, -resolution, top * resolution)
+        return cls(top - bottom, right - left, wkt, transform)
+
+    @property
+    def located(self) -> bool:
+        """Whether it says where it lies."""
+        return self.crs is not None and self.transform is not None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return self.height, self.width
+
+    @property
+    def whole(self) -> Tile:
+        """All of it."""
+        return Tile(0, 0, self.height, self.width)
+
+    @property
+    def noise_origin(self) -> tuple[int, int]:
+        """(row, column) of the upper left pixel, counted in pixels from the origin of the CRS.
+
+        A part of a scene, and a neighbour on the same pixel grid, so have the noise of the whole. (0, 0) where there
+        is no georeference or the grid is turned.
+        """
+        if self.transform is None:
+            return 0, 0
+        a, b, c, d, e, f = self.transform
+        if b or d:
+            return 0, 0
+        # Edges lie on whole, half or quarter pixels: none is near the step of this floor.
+        return math.floor(f / e + 0.1), math.floor(c / a + 0.1)
+
+    def offset_in(self, other: SceneGrid) -> tuple[int, int] | None:
+        """(row, column) in ``other`` of this grid's upper left pixel, where both are one lattice of pixels.
+
+        Without a georeference on either side, two grids of one size are taken for the same.
+        """
+        if self.transform is None or other.transform is None or not (self.crs and other.crs):
+            return (0, 0) if self.size == other.size else None
+        if not same_crs(self.crs, other.crs):
+            return None
+        a, b, c, d, e, f = self.transform
+        pixel = max(abs(a), abs(b))
+        reach = max(*self.size, *other.size)
+        if any(
+            abs(ours - theirs) * reach > GRID_TOLERANCE_PX * pixel
+            for ours, theirs in zip((a, b, d, e), _linear(other.transform), strict=True)
+        ):
+            return None
+        determinant = a * e - b * d
+        east, south = c - other.transform[2], f - other.transform[5]
+        column, row = (e * east - b * south) / determinant, (a * south - d * east) / determinant
+        if max(abs(column - round(column)), abs(row - round(row))) > GRID_TOLERANCE_PX:
+            return None
+        return round(row), round(column)
+
+    def same_as(self, other: SceneGrid) -> bool:
+        """Whether both have one size and lie on one place."""
+        return self.size == other.size and self.offset_in(other) == (0, 0)
+
+    def bounds(self, tile: Tile | None = None) -> tuple[float, float, float, float]:
+        """Left, bottom, right, top of the grid, or of a part of it, in units of the CRS."""
+        from rasterio.transform import Affine
+
+        assert self.transform is not None
+        part = tile or self.whole
+        to_map = Affine(*self.transform)
+        corners = [to_map * (x, y) for x in (part.left, part.right) for y in (part.top, part.bottom)]
+        xs, ys = zip(*corners, strict=True)
+        return min(xs), min(ys), max(xs), max(ys)
+
+    def centre_lat_lon(self, tile: Tile | None = None) -> tuple[float, float] | None:
+        """Latitude and longitude (degrees) of the middle of the grid, or of a part; None without georeference."""
+        if self.transform is None:
+            return None
+        from rasterio.transform import Affine
+
+        part = tile or self.whole
+        corner = Affine(*self.transform) * Affine.translation(part.left, part.top)
+        shape_alone = np.broadcast_to(np.float32(np.nan), (1, *part.shape))
+        return centre_lat_lon(Raster(shape_alone, (), self.crs, tuple(corner)[:6]))
+
+    def __str__(self) -> str:
+        from rasterio.crs import CRS
+
+        place = "no georeference"
+        if self.crs is not None and self.transform is not None:
+            a, _, c, _, e, f = self.transform
+            name = CRS.from_wkt(self.crs).to_string()[:60]
+            place = f"{name}, pixels of {a:g} x {e:g} from ({c:.10g}, {f:.10g})"
+        return f"{self.height}x{self.width} px (height x width), {place}"
+
+
+def grid_of(dataset: Any) -> SceneGrid:
+    """The grid of an open rasterio dataset."""
+    crs = dataset.crs.to_wkt() if dataset.crs else None
+    transform = None if dataset.transform.is_identity else tuple(dataset.transform)[:6]
+    return SceneGrid(dataset.height, dataset.width, crs, transform)
+
+
+def same_crs(a: str, b: str) -> bool:
+    """Whether two WKT texts name one coordinate reference system."""
+    from rasterio.crs import CRS
+
+    return a == b or bool(CRS.from_wkt(a) == CRS.from_wkt(b))
+
+
+def _linear(transform: Sequence[float]) -> tuple[float, float, float, float]:
+    a, b, _, d, e, _ = transform
+    return a, b, d, e

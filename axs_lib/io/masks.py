@@ -1,0 +1,396 @@
+"""Masks: what says where an optical image was observed clear, as GeoTIFF, JPEG 2000, PNG or .npz, read by windows.
+
+In: a path, what its values mean, and the grid of the image that the mask is for. Out: a source of one band, the trust
+map that Stage 3 takes, 1 where the image was observed and 0 where it is unknown or the mask has no data. Understood are
+boolean masks, trust maps in 0..1 and the scene classification (SCL) of Sentinel-2 L2A, of which these classes are
+dropped unless others are named:
+
+====== ======================= ======== ==========================================================
+number name                    dropped  what it is
+====== ======================= ======== ==========================================================
+0      no_data                 yes      outside the swath
+1      saturated_or_defective  yes
+2      dark_area               no       topographic shadow and other dark ground
+3      cloud_shadow            yes
+4      vegetation              no
+5      not_vegetated           no       bare ground, built-up land
+6      water                   no
+7      unclassified            no       often thin cloud at the rim of a cloud; drop it to be strict
+8      cloud_medium            yes      cloud, medium probability
+9      cloud_high              yes      cloud, high probability
+10     thin_cirrus             yes
+11     snow                    no       snow or ice is what was there to be seen
+====== ======================= ======== ==========================================================
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from axs_lib.errors import InputError
+from axs_lib.io.formats import PathLike, open_npz, open_raster
+from axs_lib.io.grid import SceneGrid, grid_of
+from axs_lib.io.pixels import TRUST
+from axs_lib.io.raster import FloatArray, listed
+from axs_lib.io.warp import TOLERANCE_PX
+from axs_lib.tilegrid import Tile
+
+SCL_CLASSES: tuple[str, ...] = (
+    "no_data",
+    "saturated_or_defective",
+    "dark_area",
+    "cloud_shadow",
+    "vegetation",
+    "not_vegetated",
+    "water",
+    "unclassified",
+    "cloud_medium",
+    "cloud_high",
+    "thin_cirrus",
+    "snow",
+)
+SCL_DROPPED: tuple[str, ...] = (
+    "no_data",
+    "saturated_or_defective",
+    "cloud_shadow",
+    "cloud_medium",
+    "cloud_high",
+    "thin_cirrus",
+)
+MASK_SUFFIXES = (".tif", ".tiff", ".jp2", ".png", ".npz")
+MASK_KEYS = ("trust", "mask", "scl")
+MASK_KINDS = ("auto", "boolean", "trust", "scl")
+CHUNK_ROWS = 1024
+
+
+@dataclass(frozen=True)
+class MaskFile:
+    """A mask and how to read it.
+
+    Attributes:
+        path: GeoTIFF, JPEG 2000 or PNG of one band, or .npz with ``trust``, ``mask`` or ``scl`` (or one array), (H,W) or
+            (N,H,W) for a batch. ``"scl"`` is the scene classification of the Sentinel-2 product given as the image.
+        kind: ``boolean`` (0 is unknown, everything else clear), ``trust`` (numbers in 0..1), ``scl``, or ``auto``: SCL
+            where name or band description say so, boolean where all values are 0 and 1 or 0 and 255, SCL where they
+            are whole numbers in 0..11, trust where they lie in 0..1.
+        invert: 1 means unknown, as in a cloud mask; for boolean masks and trust maps.
+        drop: SCL classes that count as unknown, by name or number; None for ``SCL_DROPPED``.
+        buffer: pixels of the image by which what is unknown grows in every direction, diagonals included.
+
+    Raises:
+        InputError: there is no such kind or class, or the buffer is negative.
+    """
+
+    path: PathLike
+    kind: str = "auto"
+    invert: bool = False
+    drop: Iterable[str | int] | None = None
+    buffer: int = 0
+
+    def __post_init__(self) -> None:
+        if self.buffer < 0 or self.kind not in MASK_KINDS:
+            raise InputError(
+                f"the buffer of the mask is {self.buffer} px and its kind {self.kind!r}; expected 0 or more and one of"
+                f" {listed(MASK_KINDS)}"
+            )
+        scl_numbers(SCL_DROPPED if self.drop is None else self.drop)
+
+
+class MaskSource:
+    """The trust map that a mask gives.
+
+    Args:
+        mask: the file and how to read it.
+        grid: of the image; a georeferenced mask on another grid is brought there by nearest neighbour.
+        stack: closes the file.
+        tiles: of the image, one under another.
+        addresses: whether the path may be an address.
+
+    Raises:
+        InputError: the mask cannot be read, lies elsewhere or does not cover the image, its values are not what its kind
+            says, an option does not fit the kind, or nothing is clear.
+    """
+
+    def __init__(
+        self, mask: MaskFile, grid: SceneGrid, stack: ExitStack, *, tiles: int = 1, addresses: bool = True
+    ) -> None:
+        self.grid, self.label = grid, f"mask {mask.path}"
+        self.bands: tuple[str, ...] = TRUST
+        self.tags: Mapping[str, str] = {}
+        self._mask, self._tiles = mask, tiles
+        self._values: FloatArray | None = None
+        suffix = Path(mask.path).suffix.lower()
+        if suffix == ".npz":
+            self._values, named = _read_npz(Path(mask.path), grid, tiles)
+        elif suffix in MASK_SUFFIXES:
+            dataset = stack.enter_context(open_raster(mask.path, addresses=addresses))
+            if dataset.count != 1:
+                raise InputError(f"the {self.label} has {dataset.count} bands; expected one")
+            self._nodata = dataset.nodata or None  # 0 is unknown already, or clear in an inverted mask
+            named = f"{Path(mask.path).stem} {dataset.descriptions[0] or ''}"
+            self._dataset = _on_grid(dataset, grid, self._nodata, self.label, stack)
+        else:
+            raise InputError(
+                f"the {self.label} ends in {suffix or 'no suffix'}; expected one of {listed(MASK_SUFFIXES)}"
+            )
+        values = self._values_found()
+        self.kind = (
+            mask.kind if mask.kind != "auto" else mask_kind(values, named.replace("_", " "), self.label)
+        )
+        if self.kind == "scl" and mask.invert:
+            raise InputError(
+                f"the {self.label} is a scene classification, which has no inverse; name classes with --drop"
+            )
+        if self.kind != "scl" and mask.drop is not None:
+            raise InputError(
+                f"the {self.label} was taken for a {self.kind} mask, which has no classes to drop; leave --drop out, or say"
+                " --mask-kind scl"
+            )
+        self._dropped = scl_numbers(SCL_DROPPED if mask.drop is None else mask.drop)
+        if not self._trust(values).any():
+            raise InputError(self.nothing_clear())
+
+    def nothing_clear(self) -> str:
+        """What to say of a mask that leaves nothing clear."""
+        hint = "drop fewer classes" if self.kind == "scl" else "if 1 means cloud in it, give --mask-invert"
+        after = f" after a buffer of {self._mask.buffer} px" if self._mask.buffer else ""
+        return (
+            f"the {self.label} leaves nothing clear{after}; expected 1 where the image was observed: {hint}. To draw an"
+            " image from SAR alone use axs run"
+        )
+
+    @property
+    def provenance(self) -> dict[str, str]:
+        """How the mask was read, for file tags."""
+        mask = self._mask
+        name = Path(mask.path).name
+        tags = {"AXS_MASK": name, "AXS_MASK_KIND": self.kind, "AXS_MASK_BUFFER": str(mask.buffer)}
+        if self.kind == "scl":
+            return tags | {"AXS_MASK_DROP": ",".join(SCL_CLASSES[number] for number in self._dropped)}
+        return tags | {"AXS_MASK_INVERT": str(mask.invert)}
+
+    def read(self, window: Tile) -> FloatArray:
+        """(1, h, w) in [0, 1] of a window."""
+        reach = self._mask.buffer
+        height, width = self.grid.size
+        tile = height // self._tiles  # what is unknown does not grow from one tile of a batch into the next
+        first = window.top // tile * tile if self._tiles > 1 else 0
+        last = first + tile if self._tiles > 1 else height
+        wide = Tile(
+            max(window.top - reach, first),
+            max(window.left - reach, 0),
+            min(window.bottom + reach, last),
+            min(window.right + reach, width),
+        )
+        grown = grow_unknown(self._trust(self._read(wide))[None, None], reach)[0]
+        top, left = window.top - wide.top, window.left - wide.left
+        return grown[:, top : top + window.shape[0], left : left + window.shape[1]]
+
+    def _trust(self, values: FloatArray) -> FloatArray:
+        if self.kind == "scl":
+            return scl_trust(values, self._dropped, source=f"the {self.label}")
+        return mask_trust(values, self.kind, self._mask.invert, f"the {self.label}")
+
+    def _read(self, window: Tile) -> FloatArray:
+        if self._values is not None:
+            return self._values[window.top : window.bottom, window.left : window.right]
+        part = ((window.top, window.bottom), (window.left, window.right))
+        values: FloatArray = self._dataset.read(1, window=part).astype(np.float32)
+        if self._nodata is not None:
+            values[values == self._nodata] = np.nan
+        return values
+
+    def _values_found(self) -> FloatArray:
+        """Every value of the mask, once."""
+        found: FloatArray = np.empty(0, dtype=np.float32)
+        height, width = self.grid.size
+        for top in range(0, height, CHUNK_ROWS):
+            rows = self._read(Tile(top, 0, min(top + CHUNK_ROWS, height), width))
+            found = np.union1d(found, rows[~np.isnan(rows)])
+        if not found.size:
+            raise InputError(
+                f"the {self.label} has no data on the image's grid ({self.grid}); expected one that covers it"
+            )
+        return found
+
+
+def scl_numbers(classes: Iterable[str | int]) -> list[int]:
+    """The numbers of SCL classes given by name or number, sorted.
+
+    Raises:
+        InputError: there is no such class, or none is given.
+    """
+    numbers, unknown = set(), []
+    for each in classes:
+        word = re.sub(r"[ -]+", "_", str(each).strip().lower())
+        number = int(word) if word.isdecimal() else SCL_CLASSES.index(word) if word in SCL_CLASSES else -1
+        if 0 <= number < len(SCL_CLASSES):
+            numbers.add(number)
+        else:
+            unknown.append(str(each))
+    if unknown or not numbers:
+        table = ", ".join(f"{number} {name}" for number, name in enumerate(SCL_CLASSES))
+        raise InputError(
+            f"--drop names {listed(unknown) or 'nothing'}; expected classes of the scene classification by name or"
+            f" number: {table}"
+        )
+    return sorted(numbers)
+
+
+def scl_trust(
+    values: NDArray[Any], drop: Iterable[str | int] = SCL_DROPPED, *, source: str = "the mask"
+) -> FloatArray:
+    """The trust map of a scene classification of any shape: 0 where a dropped class is, or NaN, 1 elsewhere.
+
+    Raises:
+        InputError: a value that is no class, or a class to drop that there is not.
+    """
+    dropped = scl_numbers(drop)
+    classes = np.nan_to_num(values, nan=0)
+    wrong = np.unique(classes[~np.isin(classes, range(len(SCL_CLASSES)))])
+    if wrong.size:
+        raise InputError(
+            f"{source} holds {listed(f'{value:g}' for value in wrong[:5])}; expected the classes 0 to"
+            f" {len(SCL_CLASSES) - 1} of a Sentinel-2 scene classification (SCL)"
+        )
+    kept = ~np.isin(classes, dropped) & ~np.isnan(values)
+    return kept.astype(np.float32)
+
+
+def grow_unknown(trust: FloatArray, pixels: int) -> FloatArray:
+    """Trust maps (N,1,H,W) in which each pixel has the least trust within a square of this radius."""
+    if pixels == 0:
+        return trust
+    import torch
+
+    from axs_lib.data.clouds import spread
+
+    return np.abs(spread(-torch.from_numpy(trust), pixels).numpy())
+
+
+def mask_trust(values: FloatArray, kind: str, invert: bool, source: str) -> FloatArray:
+    """Trust of boolean masks and trust maps of any shape; NaN is unknown, inverted or not.
+
+    Raises:
+        InputError: a trust map leaves 0..1.
+    """
+    unknown = np.isnan(values)
+    if kind == "boolean":
+        values = (values != 0).astype(np.float32)
+    else:
+        low, high = float(np.nanmin(values, initial=0)), float(np.nanmax(values, initial=0))
+        if low < 0 or high > 1:
+            raise InputError(
+                f"{source} runs from {low:g} to {high:g}; expected trust in 0..1, 1 where the image was observed and 0"
+                " where it is unknown: divide percentages by 100"
+            )
+    return np.where(unknown, 0, 1 - values if invert else values).astype(np.float32)
+
+
+def mask_kind(values: FloatArray, named: str, source: str) -> str:
+    """What the values look like, helped by the name of file, key or band.
+
+    Raises:
+        InputError: like nothing that a mask holds.
+    """
+    known = set(np.unique(values[~np.isnan(values)]).tolist())
+    whole = all(value.is_integer() for value in known)
+    if whole and "scl" in re.findall(r"[a-z]+", named.lower()) and known <= set(range(len(SCL_CLASSES))):
+        return "scl"
+    if known <= {0.0, 1.0} or known <= {0.0, 255.0}:
+        return "boolean"
+    if whole and known <= set(range(len(SCL_CLASSES))):
+        return "scl"
+    if min(known) >= 0 and max(known) <= 1:
+        return "trust"
+    raise InputError(
+        f"the {source} holds {len(known)} values from {min(known):g} to {max(known):g}, which look neither like a boolean"
+        " mask (0 and 1, or 0 and 255), a trust map (0..1) nor a scene classification (0 to 11); say which it is:"
+        " --mask-kind boolean, trust or scl"
+    )
+
+
+def _read_npz(path: Path, grid: SceneGrid, tiles: int) -> tuple[FloatArray, str]:
+    """Values (N*H, W) of an .npz, and the name of the array."""
+    with open_npz(path) as arrays:
+        key = next((key for key in MASK_KEYS if key in arrays), None)
+        if key is None and len(arrays.names) == 1:
+            key = arrays.names[0]
+        if key is None:
+            raise InputError(
+                f"{path} holds {listed(arrays.names) or 'no arrays'}; expected one of {listed(MASK_KEYS)}:"
+                " np.savez(path, mask=array)"
+            )
+        values = arrays.numbers(key)
+    height = grid.height // tiles
+    if (
+        values.size != grid.height * grid.width
+        or values.ndim not in (2, 3, 4)
+        or values.shape[-2:] != (height, grid.width)
+    ):
+        raise InputError(
+            f"{path}: {key} has shape {values.shape}; expected ({height},{grid.width}), or ({tiles},{height},{grid.width})"
+            " for a batch, as the image has"
+        )
+    return values.reshape(grid.size), key
+
+
+def _on_grid(dataset: Any, grid: SceneGrid, nodata: float | None, label: str, stack: ExitStack) -> Any:
+    """The dataset, or a view of it on the grid, NaN outside."""
+    from rasterio.crs import CRS
+    from rasterio.enums import Resampling
+    from rasterio.transform import Affine
+    from rasterio.vrt import WarpedVRT
+
+    own = grid_of(dataset)
+    if own.same_as(grid):
+        return dataset
+    if own.crs is None or own.transform is None or grid.crs is None or grid.transform is None:
+        raise InputError(
+            f"the {label} is {own} and the scene {grid}; expected one size, or a georeference on both so that the mask"
+            " can be brought onto the scene's grid"
+        )
+    if not _covers(own, grid):
+        raise InputError(
+            f"the {label} ({own}) does not cover the scene ({grid}); expected one that covers it all"
+        )
+    return stack.enter_context(
+        WarpedVRT(
+            dataset,
+            crs=CRS.from_wkt(grid.crs),
+            transform=Affine(*grid.transform),
+            width=grid.width,
+            height=grid.height,
+            resampling=Resampling.nearest,
+            src_nodata=nodata,
+            nodata=np.nan,
+            dtype="float32",
+            tolerance=TOLERANCE_PX,
+        )
+    )
+
+
+def _covers(mask: SceneGrid, grid: SceneGrid) -> bool:
+    """Whether the middles of the grid's outermost pixels, at 21 places a side, lie in the mask."""
+    from rasterio.errors import RasterioError
+    from rasterio.transform import Affine
+    from rasterio.warp import transform
+
+    assert mask.transform is not None and grid.transform is not None
+    down, across = (np.linspace(0.5, length - 0.5, 21) for length in grid.size)
+    rim = [(x, y) for y in down for x in across if y in (down[0], down[-1]) or x in (across[0], across[-1])]
+    places = [Affine(*grid.transform) * point for point in rim]
+    try:
+        xs, ys = transform(grid.crs, mask.crs, [x for x, _ in places], [y for _, y in places])[:2]
+    except RasterioError:  # the scene lies outside of the mask's projection
+        return False
+    pixels = [~Affine(*mask.transform) * point for point in zip(xs, ys, strict=True)]
+    return all(0 <= column <= mask.width and 0 <= row <= mask.height for column, row in pixels)

@@ -1,0 +1,410 @@
+"""The pixels of raster files and arrays as they declare them: which band is which, nodata, scale, offset, unit.
+
+In: paths of GeoTIFF, COG or JPEG 2000 files, .npz and .pt, or NumPy arrays, and the bands wanted. Out: ``Pixels``, read
+by windows; what they mean is the business of ``axs_lib.io.products``.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from axs_lib.bands import DN_PER_REFLECTANCE, OPTICAL_BANDS, SAR_BANDS
+from axs_lib.errors import InputError
+from axs_lib.io.formats import PathLike, open_npz, open_raster, unreadable
+from axs_lib.io.grid import SceneGrid, grid_of
+from axs_lib.io.raster import FloatArray, band_name, listed
+from axs_lib.io.safe import GEOCODING, Offset, metadata_offset
+from axs_lib.tilegrid import Tile
+
+TRUST = ("trust",)  # the band of a trust map
+S1_UNITS = ("auto", "db", "power", "amplitude")
+BOA_OFFSETS = ("auto", "0", "1000")
+KEYS = {
+    SAR_BANDS: "s1_vv and s1_vh (H,W), or s1 (2,H,W) or (N,2,H,W)",
+    OPTICAL_BANDS: "opt_v2 (4,H,W) or (N,4,H,W)",
+}
+
+Order = tuple[str, ...] | None
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How inputs are read.
+
+    Attributes:
+        bands: names of the bands in their order, where the files do not say it or say it wrong.
+        s1_unit: one of ``S1_UNITS``.
+        boa_offset: one of ``BOA_OFFSETS``; a number is what the file's DN hold too much.
+        same_grid: lay SAR and optical of one size on each other, although one of them does not say where it lies.
+        force: accept values that look like another unit.
+        addresses: open addresses (``https://``, ``/vsi...``), because the user wrote the paths.
+    """
+
+    bands: Order = None
+    s1_unit: str = "auto"
+    boa_offset: str = "auto"
+    same_grid: bool = False
+    force: bool = False
+    addresses: bool = True
+
+    def __post_init__(self) -> None:
+        if self.s1_unit not in S1_UNITS or self.boa_offset not in BOA_OFFSETS:
+            raise InputError(
+                f"--s1-unit is {self.s1_unit} and --boa-offset {self.boa_offset}; expected one of {listed(S1_UNITS)} and"
+                f" one of {listed(BOA_OFFSETS)}"
+            )
+
+
+AS_DECLARED = Reading()
+
+
+class Pixels(Protocol):
+    """The pixels of one kind of input, as it declares them.
+
+    Attributes:
+        grid: of the pixels; tiles of a batch lie one under another.
+        bands: names, in the order of what ``read`` returns.
+        dtype: as stored.
+        tags: metadata of the file.
+        label: the file or array, for messages.
+        notes: what was assumed of the bands.
+        texts: names of file and bands, which may tell the unit.
+        tiles: how many lie one under another.
+        batched: whether the input has an axis for tiles.
+        offset_declared: whether the file gives an additive offset of its own.
+        may_lie: whether this kind of input can say where it lies.
+    """
+
+    grid: SceneGrid
+    bands: tuple[str, ...]
+    dtype: np.dtype[Any]
+    tags: Mapping[str, str]
+    label: str
+    notes: list[str]
+    texts: Sequence[str]
+    tiles: int
+    batched: bool
+    offset_declared: bool
+    may_lie: bool
+
+    def read(self, window: Tile) -> tuple[FloatArray, NDArray[np.bool_]]:
+        """(C, h, w) with the file's scale applied, NaN where it declares no data; and (h, w): 0 in all bands."""
+        ...
+
+
+class FilePixels:
+    """A stack of bands, or one file a band, that GDAL opens."""
+
+    def __init__(
+        self,
+        paths: Sequence[PathLike],
+        wanted: tuple[str, ...],
+        order: Order,
+        stack: ExitStack,
+        reading: Reading,
+        *,
+        inside_zip: bool = False,
+    ) -> None:
+        self.bands, self.tiles, self.batched, self.may_lie = wanted, 1, False, True
+        self.notes: list[str] = []
+        datasets = [
+            stack.enter_context(open_raster(path, addresses=reading.addresses, inside_zip=inside_zip))
+            for path in paths
+        ]
+        first = datasets[0]
+        self.label = os.fspath(paths[0]) + (f" (and {len(paths) - 1} more)" if len(paths) > 1 else "")
+        self.grid = grid_of(first)
+        self.dtype = np.result_type(*(dtype for dataset in datasets for dtype in dataset.dtypes))
+        if self.dtype.kind == "c":
+            raise InputError(
+                f"{self.label} holds complex numbers; expected backscatter in dB or power, or reflectance in DN"
+            )
+        self.tags: Mapping[str, str] = {k: str(v) for k, v in first.tags().items() if k != "AREA_OR_POINT"}
+        self._parts = (
+            [(first, self._stack_indexes(first, paths[0], order), os.fspath(paths[0]))]
+            if len(paths) == 1
+            else self._band_parts(datasets, paths, order)
+        )
+        for dataset, _, path in self._parts:
+            if not grid_of(dataset).same_as(self.grid):
+                raise InputError(
+                    f"the grids of {paths[0]} and {path} differ: {self.grid} against {grid_of(dataset)}; expected one"
+                    " grid for all bands (B02, B03, B04 and B08 of 10 m): resample them first, for example with rio warp --like"
+                )
+        self.has_gcps = bool(first.gcps[0]) and self.grid.transform is None
+        if self.has_gcps and not reading.same_grid:
+            raise InputError(
+                f"{self.label} has ground control points only and lies in radar geometry; {GEOCODING}"
+            )
+        self.offset_declared = any(d.offsets[i - 1] != 0 for d, indexes, _ in self._parts for i in indexes)
+        self.offset: Offset | None = None
+        if (
+            wanted == OPTICAL_BANDS
+            and not self.offset_declared
+            and not {"AXS_VERSION", "AXS_DATE"} & self.tags.keys()
+        ):
+            self.offset = metadata_offset(paths[0])
+        units = [unit or "" for d, indexes, _ in self._parts for unit in (d.units[i - 1] for i in indexes)]
+        self.texts = [*(Path(path).stem for path in paths), *units, *(d or "" for d in first.descriptions)]
+        self._ignore_offset = reading.boa_offset != "auto" and wanted == OPTICAL_BANDS
+
+    def read(self, window: Tile) -> tuple[FloatArray, NDArray[np.bool_]]:
+        """See ``Pixels``."""
+        from rasterio.errors import RasterioError
+
+        part = (window.top, window.bottom), (window.left, window.right)
+        data = np.empty((len(self.bands), *window.shape), dtype=np.float32)
+        zero = np.ones(window.shape, dtype=bool)
+        unit = DN_PER_REFLECTANCE if self.bands == OPTICAL_BANDS else 1.0
+        at = 0
+        for dataset, indexes, path in self._parts:
+            try:
+                raw = dataset.read(indexes, window=part)
+                valid = dataset.read_masks(indexes, window=part) != 0
+                for alpha in _alpha_bands(dataset):
+                    valid &= dataset.read(alpha, window=part) != 0
+            except (RasterioError, OSError) as error:
+                raise InputError(unreadable(path, "a complete image", error)) from error
+            zero &= (raw == 0).all(axis=0)
+            for band, index in enumerate(indexes):
+                scale, offset = dataset.scales[index - 1], dataset.offsets[index - 1]
+                if (scale, offset) == (1.0, 0.0):
+                    with np.errstate(over="ignore"):
+                        data[at] = raw[band]
+                else:
+                    shift = 0.0 if self._ignore_offset else offset * unit
+                    data[at] = raw[band].astype(np.float64) * (scale * unit) + shift
+                data[at][~valid[band]] = np.nan
+                at += 1
+        return data, zero
+
+    def _stack_indexes(self, dataset: Any, path: PathLike, order: Order) -> list[int]:
+        if self.bands == TRUST:
+            if dataset.count != 1:
+                raise InputError(
+                    f"{path} has {dataset.count} bands; expected a trust map of one band, 0 to 1"
+                )
+            return [1]
+        alpha = _alpha_bands(dataset)
+        there = [index for index in dataset.indexes if index not in alpha]
+        names: Sequence[str | None]
+        if order is not None:
+            names = ordered_bands(order, len(there), path)
+        else:
+            texts = [dataset.descriptions[i - 1] for i in there]
+            names = [band_name(text) for text in texts]
+            if any(names):
+                names = [name or text or None for name, text in zip(names, texts, strict=True)]
+            if not any(names) and any(dataset.descriptions[i - 1] for i in there):
+                names = [dataset.descriptions[i - 1] or None for i in there]
+                if len(there) != len(self.bands) or _is_named(names):
+                    band_positions(names, self.bands, path)
+                names = [None] * len(there)
+            if not any(names):
+                names = [band_name(dataset.colorinterp[i - 1].name) for i in there]
+            if not any(names):
+                names, note = assumed_bands(len(there), self.bands, path)
+                self.notes.append(note)
+        return [there[at] for at in band_positions(names, self.bands, path)]
+
+    def _band_parts(
+        self, datasets: Sequence[Any], paths: Sequence[PathLike], order: Order
+    ) -> list[tuple[Any, list[int], str]]:
+        """One file a band, in the order of ``bands``."""
+        if order is not None and len(order) != len(paths):
+            raise InputError(
+                f"{len(paths)} files are given and --bands names {len(order)} ({listed(order)}); expected one name a file"
+            )
+        found: dict[str, tuple[Any, list[int], str]] = {}
+        for position, (dataset, path) in enumerate(zip(datasets, paths, strict=True)):
+            colours = len(_alpha_bands(dataset))
+            if dataset.count - colours != 1:
+                raise InputError(
+                    f"{path} is one of {len(paths)} files and has {dataset.count} bands; expected one band in each file,"
+                    " or one stack alone"
+                )
+            stem = Path(path).stem
+            name = (
+                order[position]
+                if order
+                else band_name(dataset.descriptions[0]) or band_name(stem) or _other_band(stem)
+            )
+            if name is None:
+                raise InputError(
+                    f"neither the name of {path} nor its band description says which band it is; expected for example"
+                    f" tile_{self.bands[0]}.tif, or the names in the order of the files: --bands {','.join(self.bands)}"
+                )
+            if name in found:
+                raise InputError(f"{found[name][2]} and {path} both hold {name}; expected one file a band")
+            found[name] = (dataset, [1], os.fspath(path))
+        missing = [band for band in self.bands if band not in found]
+        if missing:
+            coarse = " B8A is the band of 20 m." if "B8A" in found and "B08" in missing else ""
+            raise InputError(
+                f"{listed(paths)} hold {listed(found)} and lack {listed(missing)}; expected one file for each of"
+                f" {listed(self.bands)}, named for example tile_{missing[0]}.tif.{coarse}"
+            )
+        return [found[band] for band in self.bands]
+
+
+class MemoryPixels:
+    """An array (C,H,W), or a batch of tiles (N,C,H,W), which lie one under another.
+
+    Args:
+        data: numbers.
+        wanted: the bands.
+        order: of the bands, or None for the library's.
+        label: for messages.
+        crs: WKT, or None.
+        transform: or None.
+    """
+
+    def __init__(
+        self,
+        data: NDArray[Any],
+        wanted: tuple[str, ...],
+        order: Order,
+        label: str,
+        crs: str | None = None,
+        transform: tuple[float, ...] | None = None,
+    ) -> None:
+        if data.dtype.kind not in "fiu" or data.ndim not in (3, 4) or data.size == 0:
+            raise InputError(
+                f"{label}: the array is {data.dtype} of shape {data.shape}; expected real numbers"
+                f" ({len(wanted)},H,W), or (N,{len(wanted)},H,W) for a batch, not empty"
+            )
+        count = data.shape[-3]
+        if count != len(wanted) and data.shape[-1] == len(wanted):
+            raise InputError(
+                f"{label} has shape {data.shape}, bands last; expected bands first, ({len(wanted)},H,W):"
+                " np.moveaxis(array, -1, -3)"
+            )
+        self.bands, self.dtype, self.label = wanted, data.dtype, label
+        self.batched, self.tiles = data.ndim == 4, len(data) if data.ndim == 4 else 1
+        self.tags: Mapping[str, str] = {}
+        self.texts: Sequence[str] = [Path(label).stem]
+        self.offset_declared = False
+        self.may_lie = crs is not None
+        if order is not None:
+            names: Sequence[str | None] = ordered_bands(order, count, label)
+            self.notes: list[str] = []
+        else:
+            names, note = assumed_bands(count, wanted, label)
+            self.notes = [note]
+        stacked = np.take(
+            data.reshape(self.tiles, *data.shape[-3:]), band_positions(names, wanted, label), axis=1
+        )
+        self._data = np.concatenate(list(stacked), axis=1)
+        self.grid = SceneGrid(self._data.shape[1], self._data.shape[2], crs, transform if crs else None)
+
+    def read(self, window: Tile) -> tuple[FloatArray, NDArray[np.bool_]]:
+        """See ``Pixels``."""
+        raw = self._data[:, window.top : window.bottom, window.left : window.right]
+        with np.errstate(over="ignore"):
+            return raw.astype(np.float32), (raw == 0).all(axis=0)
+
+
+def read_npz(path: Path, wanted: tuple[str, ...], order: Order = None) -> MemoryPixels:
+    """The SAR (``s1``, or ``s1_vv`` and ``s1_vh``), ``opt_v2`` or ``trust`` of an .npz.
+
+    Raises:
+        InputError: it holds something else, or bands of different size.
+    """
+    with open_npz(path) as arrays:
+        crs, transform = arrays.georeference()
+        if wanted == SAR_BANDS and "s1" not in arrays:
+            shapes = [arrays.shape(key, KEYS[wanted]) for key in ("s1_vv", "s1_vh")]
+            if shapes[0] != shapes[1] or len(shapes[0]) not in (2, 3):
+                raise InputError(
+                    f"{path}: s1_vv has shape {shapes[0]} and s1_vh {shapes[1]}; expected one shape, (H,W), or (N,H,W)"
+                    " for a batch"
+                )
+            data = np.stack([arrays.numbers("s1_vv"), arrays.numbers("s1_vh")], axis=-3)
+        else:
+            key = {SAR_BANDS: "s1", OPTICAL_BANDS: "opt_v2"}[wanted]
+            shape = arrays.shape(key, KEYS[wanted])
+            if len(shape) not in (3, 4) or shape[-3] != len(order or wanted):
+                raise InputError(
+                    f"{path}: {key} has shape {shape}; expected ({len(wanted)},H,W), or (N,{len(wanted)},H,W) for a"
+                    " batch; or name every band in its order: --bands NAME,NAME,..."
+                )
+            data = arrays.numbers(key)
+        pixels = MemoryPixels(data, wanted, order, str(path), crs, transform)
+        if order is None:
+            pixels.notes = []  # the names of the arrays, or this library's format, give the order
+        if arrays.text("provenance"):
+            pixels.tags = {"AXS_VERSION": "npz"}
+        return pixels
+
+
+# Names of bands
+
+
+def ordered_bands(order: tuple[str, ...], count: int, path: PathLike) -> tuple[str, ...]:
+    """The order that a user gives to the ``count`` bands of a stack; ``InputError`` where it names more or fewer."""
+    if len(order) != count:
+        raise InputError(
+            f"{path} has {count} band(s) and --bands names {len(order)} ({listed(order)}); expected a name for every band"
+            " of the stack, in its order"
+        )
+    return order
+
+
+def assumed_bands(count: int, wanted: tuple[str, ...], path: PathLike) -> tuple[tuple[str, ...], str]:
+    """The library's order for a stack without names, and what to say of it."""
+    if count != len(wanted):
+        raise InputError(
+            f"{path} has {count} band(s) without names; expected the {len(wanted)} bands {listed(wanted)} in this order,"
+            " or a name for every band in the order of the stack: --bands NAME,NAME,..."
+        )
+    return (
+        wanted,
+        f"{path}: names no bands; taken for {listed(wanted)} in this order, --bands says it otherwise",
+    )
+
+
+def band_positions(names: Sequence[str | None], wanted: tuple[str, ...], path: PathLike) -> list[int]:
+    """Where the wanted bands stand among the names, from 0; ``InputError`` where one is missing or stands twice."""
+    twice = [band for band in wanted if names.count(band) > 1]
+    if twice:
+        raise InputError(
+            f"{path} names more than one band {listed(twice)}; name every band in the order of the stack: --bands"
+        )
+    missing = [band for band in wanted if band not in names]
+    if missing:
+        hint = " HH and HV are backscatter of another polarisation, which the networks do not know."
+        polar = hint if any(re.search(r"\bH[HV]\b|_H[HV]_", f"{name}") for name in names) else ""
+        raise InputError(
+            f"{path} holds the bands {listed(name or '(unnamed)' for name in names)} and lacks {listed(missing)}; expected"
+            f" {listed(wanted)}.{polar} Where its band descriptions are wrong or incomplete, name every band in the order of"
+            f" the stack, for example --bands {','.join(reversed(wanted))}"
+        )
+    return [names.index(band) for band in wanted]
+
+
+def _is_named(names: Iterable[str | None]) -> bool:
+    """Whether descriptions name other bands than ours, and are no mere numbers as ``Band 1``."""
+    return any(_other_band(name or "") for name in names)
+
+
+def _other_band(text: str) -> str | None:
+    """HH, HV or another band that a text names and this library does not use."""
+    match = re.search(r"(?:^|[^A-Za-z])(HH|HV)(?:[^A-Za-z]|$)", text, re.IGNORECASE)
+    return match[1].upper() if match else None
+
+
+def _alpha_bands(dataset: Any) -> list[int]:
+    return [
+        index
+        for index, colour in zip(dataset.indexes, dataset.colorinterp, strict=True)
+        if colour.name == "alpha"
+    ]

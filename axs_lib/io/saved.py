@@ -1,0 +1,286 @@
+"""Find saved results and read them to be looked at: what ``axs ground``, ``run``, ``batch`` and ``demo`` wrote.
+
+In: folders and files. Out: ``Result``, one a tile or scene: SAR, the optical images, and as far as they are there the
+truth, uncertainty, gate and trust on one grid, large scenes reduced, and the tags that say what made them. Nothing is
+unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from axs_lib.bands import OPTICAL_BANDS, SAR_BANDS
+from axs_lib.errors import InputError
+from axs_lib.io.formats import open_npz, open_raster
+from axs_lib.io.raster import TIFF_SUFFIXES, FloatArray, Raster, check_same_grid, listed
+from axs_lib.io.tiles import TRUTH_KEYS, read_overview
+
+PathLike = str | os.PathLike[str]
+
+MAIN = "opt_v3"
+LAYERS = {
+    "s1": SAR_BANDS,
+    "opt_v1": OPTICAL_BANDS,
+    "opt_v2": OPTICAL_BANDS,
+    MAIN: OPTICAL_BANDS,
+    "truth": OPTICAL_BANDS,
+    "uncertainty": OPTICAL_BANDS,
+    "gate": ("gate",),
+    "trust": ("trust",),
+}
+LONGEST = 1024  # px
+_GENERIC = {MAIN, "tile", "result"}  # names of files that say less than their folder's
+
+
+@dataclass(frozen=True)
+class Result:
+    """One tile or scene.
+
+    Attributes:
+        name: for people.
+        source: the file.
+        layers: float32 (bands,h,w) by the names of ``LAYERS``, NaN where there is no data, all of one size; always
+            ``opt_v3``. Optical images and their uncertainty are DN, SAR is dB, gate and trust 0 to 1.
+        size: height and width of the file in pixels; ``layers`` may be smaller.
+        tags: what made it.
+        crs: coordinate reference system as WKT, or None.
+        transform: of the layers' pixels, or None.
+    """
+
+    name: str
+    source: str
+    layers: Mapping[str, FloatArray]
+    size: tuple[int, int]
+    tags: Mapping[str, str] = field(default_factory=dict)
+    crs: str | None = None
+    transform: tuple[float, ...] | None = None
+
+    @property
+    def raster(self) -> Raster:
+        """The grounded image with its georeference."""
+        return Raster(self.layers[MAIN], OPTICAL_BANDS, self.crs, self.transform, source=self.source)
+
+    @property
+    def reduction(self) -> float:
+        """Pixels of the file along one pixel of the layers; 1 for a tile."""
+        return self.size[1] / self.layers[MAIN].shape[-1]
+
+
+def find_results(paths: Sequence[PathLike]) -> list[tuple[str, Path]]:
+    """Names and paths of the results in folders, and of files.
+
+    In a folder and those below it a result is an .npz with ``opt_v3``, or a GeoTIFF named ``opt_v3.tif`` (unless an
+    .npz lies beside it, which then is the same result) or ``NAME_opt_v3.tif``. A file given itself may have any name.
+
+    Raises:
+        InputError: a path does not exist, or there is no result at all.
+    """
+    found: dict[Path, str] = {}
+    for path in map(Path, paths):
+        if path.is_dir():
+            folder = path.resolve().name
+            for file in _results_below(path):
+                inside = file.relative_to(path)
+                found.setdefault(file, _name(inside if len(paths) == 1 else folder / inside, folder))
+        elif path.exists():
+            found.setdefault(path, _name(Path(path.name), path.resolve().parent.name))
+        else:
+            raise InputError(f"{path} does not exist; expected a folder with results, .npz or .tif files")
+    if not found:
+        raise InputError(
+            f"{listed(paths)} holds no results; expected .npz files with opt_v3, or opt_v3.tif, as axs ground, axs run,"
+            " axs batch and axs demo write them"
+        )
+    return [(name, path) for path, name in found.items()]
+
+
+def read_results(
+    path: PathLike,
+    name: str | None = None,
+    *,
+    longest: int = LONGEST,
+    companions: Mapping[str, PathLike] | None = None,
+) -> Iterator[Result]:
+    """Read the results of one file: one, or the tiles of a batch.
+
+    Layers that the file does not hold are taken from the GeoTIFFs beside it: ``s1.tif``, ``opt_v2.tif``, ``truth.tif``,
+    ``uncertainty.tif``, ``gate.tif`` and so on beside ``opt_v3.tif`` or the only .npz of a folder,
+    ``NAME_s1.tif`` and so on beside ``NAME_opt_v3.tif``.
+
+    Args:
+        path: an .npz with ``opt_v3``, or a GeoTIFF.
+        name: for people; by default from the path.
+        longest: longest side in pixels; larger GeoTIFFs are averaged to it, larger arrays thinned.
+        companions: paths of layers by their name, before those found beside the file.
+
+    Raises:
+        InputError: a file cannot be read, is not what it should be, or does not lie where ``opt_v3`` does.
+    """
+    path = Path(path)
+    name = name or _name(Path(path.name), path.resolve().parent.name)
+    beside = {layer: Path(file) for layer, file in (companions or {}).items()}
+    unknown = [layer for layer in beside if layer not in LAYERS or layer == MAIN]
+    if unknown:
+        raise InputError(f"{listed(unknown)} is no layer of a result; expected some of {listed(LAYERS)}")
+    beside = _companions(path) | beside
+    if path.suffix.lower() in TIFF_SUFFIXES:
+        yield _read_tiff(path, name, beside, longest)
+    else:
+        yield from _read_npz(path, name, beside, longest)
+
+
+def _results_below(folder: Path) -> Iterator[Path]:
+    for parent, folders, files in os.walk(folder):
+        folders[:] = sorted(f for f in folders if not f.startswith("."))
+        here = [Path(parent, file) for file in sorted(files) if not file.startswith(".")]
+        archives = [file for file in here if file.suffix.lower() == ".npz" and _holds_result(file)]
+        yield from archives
+        for file in here:
+            if file.suffix.lower() in TIFF_SUFFIXES and (
+                file.stem.endswith(f"_{MAIN}") or (file.stem == MAIN and not archives)
+            ):
+                yield file
+
+
+def _holds_result(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return f"{MAIN}.npy" in archive.namelist()
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
+def _name(path: Path, folder: str) -> str:
+    stem = path.stem.removesuffix(f"_{MAIN}")
+    if stem not in _GENERIC:
+        return path.with_name(stem).as_posix()
+    return folder if path.parent == Path() else path.parent.as_posix()
+
+
+def _companions(path: Path) -> dict[str, Path]:
+    """GeoTIFFs beside a result that hold layers of it, by the layers' names."""
+    if path.suffix.lower() in TIFF_SUFFIXES:
+        if not path.stem.endswith(MAIN):
+            return {}
+        prefix = path.stem.removesuffix(MAIN)
+    else:
+        prefix = ""
+        if sum(file.suffix.lower() == ".npz" for file in path.parent.iterdir()) > 1:
+            return {}
+    found = {}
+    for layer in LAYERS:
+        names = (layer, *TRUTH_KEYS) if layer == "truth" else (layer,)
+        files = (path.parent / f"{prefix}{name}{suffix}" for name in names for suffix in TIFF_SUFFIXES)
+        file = next((file for file in files if layer != MAIN and file.is_file()), None)
+        if file is not None:
+            found[layer] = file
+    return found
+
+
+def _read_tiff(path: Path, name: str, beside: Mapping[str, Path], longest: int) -> Result:
+    main = read_overview(path, OPTICAL_BANDS, longest)
+    with open_raster(path) as dataset:
+        size = dataset.height, dataset.width
+    layers = {MAIN: main.data} | _read_beside(beside, main, longest)
+    return Result(name, str(path), _in_order(layers), size, main.tags, main.crs, main.transform)
+
+
+def _read_npz(path: Path, name: str, beside: Mapping[str, Path], longest: int) -> Iterator[Result]:
+    with open_npz(path) as arrays:
+        stacks: dict[str, FloatArray] = {}
+        keys = {layer: TRUTH_KEYS if layer == "truth" else (layer,) for layer in LAYERS}
+        for layer, names in keys.items():
+            key = next((key for key in names if key in arrays), None)
+            if key is not None or layer == MAIN:
+                stacks[layer] = arrays.numbers(key or MAIN, expected=f"{MAIN} (4,H,W) or (N,4,H,W)")
+        if "s1" not in stacks and "s1_vv" in arrays and "s1_vh" in arrays:
+            vv, vh = arrays.numbers("s1_vv"), arrays.numbers("s1_vh")
+            if vv.shape == vh.shape:
+                stacks["s1"] = np.stack([vv, vh], axis=-3)
+        crs, transform = arrays.georeference()
+        tags = _tags(arrays.text("provenance"))
+    main = stacks[MAIN]
+    if main.ndim not in (3, 4) or main.shape[-3] != len(OPTICAL_BANDS) or main.size == 0:
+        raise InputError(f"{path}: {MAIN} has shape {main.shape}; expected (4,H,W) or (N,4,H,W)")
+    count, (height, width) = (len(main) if main.ndim == 4 else 1), main.shape[-2:]
+    for layer, data in stacks.items():
+        wanted = (count, len(LAYERS[layer]), height, width)
+        spread = layer == "uncertainty" and data.size == count * height * width  # one map for all the bands
+        if spread:
+            data = np.repeat(data.reshape(count, 1, height, width), len(OPTICAL_BANDS), axis=1)
+        if data.size != np.prod(wanted) or data.shape[-2:] != wanted[-2:]:
+            raise InputError(f"{path}: {layer} has shape {data.shape}; expected {wanted} as {MAIN} has")
+        stacks[layer] = data.reshape(wanted)
+    step = -(-max(height, width) // longest)
+    if transform is not None:
+        a, b, c, d, e, f = transform
+        transform = (a * step, b * step, c, d * step, e * step, f)
+    for index in range(count):
+        thinned = {layer: data[index, :, ::step, ::step] for layer, data in stacks.items()}
+        layers = {layer: np.where(np.isfinite(data), data, np.nan) for layer, data in thinned.items()}
+        if count == 1 and step == 1:
+            grid = Raster(layers[MAIN], OPTICAL_BANDS, crs, transform, source=str(path))
+            layers |= _read_beside(beside, grid, longest, layers)
+        title = name if count == 1 else f"{name} #{index + 1}"
+        yield Result(title, str(path), _in_order(layers), (height, width), tags, crs, transform)
+
+
+def _read_beside(
+    files: Mapping[str, Path], grid: Raster, longest: int, known: Mapping[str, Any] | None = None
+) -> dict[str, FloatArray]:
+    wanted = {layer: file for layer, file in files.items() if layer not in (known or {})}
+    return {
+        layer: _onto(read_overview(file, LAYERS[layer], longest), grid).data for layer, file in wanted.items()
+    }
+
+
+def _onto(raster: Raster, grid: Raster) -> Raster:
+    """The raster on the grid of another; resampled where both say where they lie and that differs."""
+    if None in (raster.crs, raster.transform, grid.crs, grid.transform):
+        check_same_grid(raster, grid)
+        return raster
+    try:
+        check_same_grid(raster, grid)
+        return raster
+    except InputError:
+        pass
+    from rasterio.enums import Resampling
+    from rasterio.transform import Affine
+    from rasterio.warp import reproject
+
+    data = np.full((len(raster.bands), *grid.size), np.nan, dtype=np.float32)
+    source, target = Affine(*(raster.transform or ())), Affine(*(grid.transform or ()))
+    reproject(
+        raster.data,
+        data,
+        src_transform=source,
+        src_crs=raster.crs,
+        src_nodata=np.nan,
+        dst_transform=target,
+        dst_crs=grid.crs,
+        dst_nodata=np.nan,
+        resampling=Resampling.bilinear,
+    )
+    if not np.isfinite(data).any():
+        raise InputError(f"{raster.source} and {grid.source} do not overlap; expected layers of one place")
+    return replace(raster, data=data, crs=grid.crs, transform=grid.transform)
+
+
+def _in_order(layers: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
+    return {layer: layers[layer] for layer in LAYERS if layer in layers}
+
+
+def _tags(text: str | None) -> dict[str, str]:
+    try:
+        stored = json.loads(text or "{}")
+    except ValueError:
+        return {}
+    return {str(key): str(value) for key, value in stored.items()} if isinstance(stored, dict) else {}

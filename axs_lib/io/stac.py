@@ -1,0 +1,143 @@
+"""A STAC Item beside a scene, so that catalogues and odc-stac find what was made, where, when and how.
+
+In: the grid, the files with their layers, the day the image stands for and the tags. Out: a STAC 1.1 Item as a JSON
+file, with the projection, processing, eo and raster extensions.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from axs_lib.errors import InputError
+from axs_lib.io.atomic import atomic_write
+from axs_lib.io.grid import SceneGrid
+from axs_lib.io.results import Layer
+
+_COMMON_NAMES = {"B02": "blue", "B03": "green", "B04": "red", "B08": "nir"}
+_EXTENSIONS = [
+    "https://stac-extensions.github.io/projection/v2.0.0/schema.json",
+    "https://stac-extensions.github.io/processing/v1.2.0/schema.json",
+    "https://stac-extensions.github.io/eo/v2.0.0/schema.json",
+    "https://stac-extensions.github.io/raster/v2.0.0/schema.json",
+]
+
+
+def parse_date(text: str) -> datetime:
+    """A day or a moment in ISO form, in UTC where it does not say.
+
+    Raises:
+        InputError: it is neither.
+    """
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise InputError(f"the date is {text!r}; expected for example 2021-07-14") from error
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+
+
+def write_item(
+    path: str | os.PathLike[str],
+    grid: SceneGrid,
+    assets: Mapping[Path, Layer],
+    date: str,
+    tags: Mapping[str, str],
+    *,
+    overwrite: bool = False,
+) -> None:
+    """Write the Item of a scene.
+
+    Args:
+        path: the JSON file; links to the assets are relative to it.
+        grid: of the scene.
+        assets: COGs and what they hold.
+        date: the day or moment the image stands for, in ISO form.
+        tags: provenance.
+        overwrite: whether an existing file may be replaced.
+
+    Raises:
+        InputError: the scene has no georeference, or the date is none.
+        OutputError: the file exists, or the disk refuses.
+    """
+    item = make_item(Path(path), grid, assets, date, tags)
+    with atomic_write(path, overwrite=overwrite) as temporary:
+        temporary.write_text(json.dumps(item, indent=2) + "\n", encoding="utf-8")
+
+
+def make_item(
+    path: Path, grid: SceneGrid, assets: Mapping[Path, Layer], date: str, tags: Mapping[str, str]
+) -> dict[str, Any]:
+    """The Item as a dictionary; see ``write_item``."""
+    from rasterio.crs import CRS
+    from rasterio.warp import transform_bounds, transform_geom
+
+    check_located(grid)
+    assert grid.transform is not None
+    west, south, east, north = grid.bounds()
+    ring = [(west, south), (east, south), (east, north), (west, north), (west, south)]
+    crs = CRS.from_wkt(grid.crs)
+    authority = crs.to_authority()
+    projection: dict[str, Any] = (
+        {"proj:code": ":".join(authority)} if authority else {"proj:code": None, "proj:wkt2": grid.crs}
+    )
+    return {
+        "type": "Feature",
+        "stac_version": "1.1.0",
+        "stac_extensions": _EXTENSIONS,
+        "id": path.stem,
+        "geometry": transform_geom(crs, "EPSG:4326", {"type": "Polygon", "coordinates": [ring]}),
+        "bbox": list(transform_bounds(crs, "EPSG:4326", west, south, east, north)),
+        "properties": {
+            "datetime": parse_date(date).isoformat().replace("+00:00", "Z"),
+            **projection,
+            "proj:shape": list(grid.size),
+            "proj:transform": [*grid.transform, 0.0, 0.0, 1.0],
+            "processing:software": {"axion-sat": tags.get("AXS_VERSION", "unknown")},
+            **{_property(key): value for key, value in tags.items() if key.startswith("AXS_")},
+        },
+        "links": [],
+        "assets": {layer.name: _asset(path, file, layer) for file, layer in assets.items()},
+    }
+
+
+def check_located(grid: SceneGrid) -> None:
+    """Check that a scene has a place, as every STAC Item has.
+
+    Raises:
+        InputError: it has none.
+    """
+    if grid.crs is None or grid.transform is None:
+        raise InputError("the scene has no georeference, which a STAC Item needs; give one with a CRS")
+
+
+def _asset(item: Path, file: Path, layer: Layer) -> dict[str, Any]:
+    bands: list[dict[str, Any]] = []
+    for band in layer.bands:
+        common = {"eo:common_name": _COMMON_NAMES[band]} if band in _COMMON_NAMES else {}
+        bands.append({"name": band, **common})
+    # JSON has no NaN; STAC spells it out
+    about: dict[str, Any] = {
+        "data_type": layer.dtype,
+        "nodata": "nan" if math.isnan(layer.nodata) else layer.nodata,
+    }
+    if layer.unit != "1":
+        about["unit"] = layer.unit
+    if layer.scale is not None:
+        about |= {"raster:scale": layer.scale, "raster:offset": 0.0}
+    return {
+        "href": Path(os.path.relpath(file.resolve(), item.resolve().parent)).as_posix(),
+        "type": "image/tiff; application=geotiff; profile=cloud-optimized",
+        "roles": ["data"] if layer.scale is not None else ["metadata"],
+        **about,
+        "bands": bands,
+    }
+
+
+def _property(tag: str) -> str:
+    """``AXS_WEIGHTS_SHA256`` -> ``axs:weights_sha256``."""
+    return "axs:" + tag.removeprefix("AXS_").lower()

@@ -1,0 +1,222 @@
+"""TerraMind's detokenizer: a U-Net that predicts the clean image from a noisy one, the time step and the codes.
+
+The layers, their order and the names of their weights are those of terratorch's ``PatchedUNetCondCat`` (Dhariwal and
+Nichol 2021, arXiv:2105.05233; the image enters in patches of 4 x 4 pixels, the codes are enlarged and concatenated), so
+that published weights load as they are, and a test holds the outputs to terratorch's. It is written here because
+terratorch's is slower, and because it cannot be imported without diffusers, transformers and peft, a third of the start
+of a command: here activations lie channels last in memory, attention is PyTorch's, 1 x 1 convolutions are matrix
+products, and wide 3 x 3 convolutions may be Winograd's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from axs_lib.terramind.winograd import WinogradConv2d
+
+Layer = TypeVar("Layer", bound=nn.Module)
+
+PATCH = 4  # side in pixels of the patches that the image enters and leaves in
+GROUPS = 32  # of every normalisation
+
+
+class GroupNorm(nn.GroupNorm):
+    """Group normalisation in float32 whatever the precision of its input (B, C, H, W), which its output keeps."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(GROUPS, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type == "cpu":  # there the kernel itself computes in float32
+            return super().forward(x)
+        return super().forward(x.float()).to(x.dtype)
+
+
+class PointwiseConv2d(nn.Conv2d):
+    """A 1 x 1 convolution as a matrix product over the channels; with channels last nothing is copied."""
+
+    def __init__(self, channels: int, out_channels: int) -> None:
+        super().__init__(channels, out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
+
+
+class ResidualBlock(nn.Module):
+    """Two 3 x 3 convolutions with the time step's embedding between them."""
+
+    def __init__(self, channels: int, embedding: int, out_channels: int) -> None:
+        super().__init__()
+        self.in_layers = nn.Sequential(GroupNorm(channels), nn.SiLU(), conv3x3(channels, out_channels))
+        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(embedding, out_channels))
+        self.out_layers = nn.Sequential(
+            GroupNorm(out_channels), nn.SiLU(), nn.Identity(), zeroed(conv3x3(out_channels, out_channels))
+        )
+        self.skip_connection = (
+            nn.Identity() if channels == out_channels else PointwiseConv2d(channels, out_channels)
+        )
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, K, H, W), given the embedding (B, E) or (1, E)."""
+        h = self.in_layers(x)
+        h = h + self.emb_layers(emb)[..., None, None].to(h.dtype)
+        return self.skip_connection(x) + self.out_layers(h)
+
+
+class SpatialAttention(nn.Module):
+    """Self-attention over the pixels of (B, C, H, W), with one head."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = GroupNorm(channels)
+        # Kept as convolutions of one tap, as which the published weights are stored.
+        self.qkv = nn.Conv1d(channels, 3 * channels, 1)
+        self.proj_out = zeroed(nn.Conv1d(channels, channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.norm(x).permute(0, 2, 3, 1).flatten(1, 2)  # (B, H*W, C)
+        query, key, value = F.linear(tokens, self.qkv.weight[..., 0], self.qkv.bias).chunk(3, dim=-1)
+        mixed = F.scaled_dot_product_attention(query, key, value)
+        out = F.linear(mixed, self.proj_out.weight[..., 0], self.proj_out.bias)
+        return x + out.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
+
+
+class Downsample(nn.Module):
+    """Half the resolution, by a convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.op(x)
+
+
+class Upsample(nn.Module):
+    """Twice the resolution, by repetition and a convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = conv3x3(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class Block(nn.Sequential):
+    """Layers one after the other; a residual block also gets the time step's embedding."""
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:  # type: ignore[override]
+        for layer in self:
+            x = layer(x, emb) if isinstance(layer, ResidualBlock) else layer(x)
+        return x
+
+
+class Detokenizer(nn.Module):
+    """The network that predicts the clean image.
+
+    Args:
+        channels: of the image.
+        code_channels: of the codes.
+        width: channels of the first level, a multiple of 32.
+        multipliers: width of each level in units of ``width``; the resolution halves from level to level.
+        residual_blocks: of each level on the way down; one more on the way up.
+        attention: levels with attention, by how many times smaller than the first they are.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        code_channels: int,
+        *,
+        width: int = 256,
+        multipliers: Sequence[int] = (1, 2, 2, 2),
+        residual_blocks: int = 3,
+        attention: Sequence[int] = (4, 8),
+    ) -> None:
+        super().__init__()
+        self.channels = channels
+        self.width = width
+        embedding = 4 * width
+        self.time_embed = nn.Sequential(
+            nn.Linear(width, embedding), nn.SiLU(), nn.Linear(embedding, embedding)
+        )
+        now = width * multipliers[0]
+        self.input_blocks = nn.ModuleList([Block(conv3x3(channels * PATCH**2 + code_channels, now))])
+        skips = [now]
+
+        def level(entering: int, leaving: int, factor: int) -> list[nn.Module]:
+            block = ResidualBlock(entering, embedding, leaving)
+            return [block, SpatialAttention(leaving)] if factor in attention else [block]
+
+        for depth, multiplier in enumerate(multipliers):
+            for _ in range(residual_blocks):
+                self.input_blocks.append(Block(*level(now, width * multiplier, 2**depth)))
+                now = width * multiplier
+                skips.append(now)
+            if depth < len(multipliers) - 1:
+                self.input_blocks.append(Block(Downsample(now)))
+                skips.append(now)
+        self.middle_block = Block(
+            ResidualBlock(now, embedding, now), SpatialAttention(now), ResidualBlock(now, embedding, now)
+        )
+        self.output_blocks = nn.ModuleList()
+        for depth, multiplier in reversed(list(enumerate(multipliers))):
+            for number in range(residual_blocks + 1):
+                layers = level(now + skips.pop(), width * multiplier, 2**depth)
+                now = width * multiplier
+                if depth > 0 and number == residual_blocks:
+                    layers.append(Upsample(now))
+                self.output_blocks.append(Block(*layers))
+        self.out = nn.Sequential(GroupNorm(now), nn.SiLU(), zeroed(conv3x3(now, channels * PATCH**2)))
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, image: Tensor, timesteps: Tensor, codes: Tensor) -> Tensor:
+        """The clean image (B, C, H, W) that a noisy one comes from, float32 also under autocast.
+
+        Args:
+            image: (B, C, H, W), noisy; H and W a multiple of 4 times the smallest level's factor.
+            timesteps: (B,) or (1,), 0..999.
+            codes: (B, D, h, w).
+        """
+        emb = self.time_embed(timestep_embedding(timesteps, self.width))
+        h = F.pixel_unshuffle(image, PATCH)  # (B, C*16, H/4, W/4)
+        h = torch.cat([h, F.interpolate(codes, h.shape[-2:], mode="nearest")], dim=1)
+        h = h.contiguous(memory_format=torch.channels_last)
+        skips = []
+        for block in self.input_blocks:
+            h = block(h, emb)
+            skips.append(h)
+        h = self.middle_block(h, emb)
+        for block in self.output_blocks:
+            h = block(torch.cat([h, skips.pop()], dim=1), emb)
+        with torch.autocast(h.device.type, enabled=False):  # the last layers' rounding would be the image's
+            return F.pixel_shuffle(self.out(h.float()), PATCH)
+
+
+def conv3x3(channels: int, out_channels: int) -> nn.Conv2d:
+    """A 3 x 3 convolution that keeps the image's size: Winograd's where it is wide enough to gain."""
+    if WinogradConv2d.gains(channels, out_channels):
+        return WinogradConv2d(channels, out_channels)
+    return nn.Conv2d(channels, out_channels, 3, padding=1)
+
+
+def zeroed(layer: Layer) -> Layer:
+    """The layer with all weights 0: a fresh block changes nothing."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
+
+
+def timestep_embedding(timesteps: Tensor, width: int) -> Tensor:
+    """Cosines and sines of time steps (B,) at ``width / 2`` frequencies: (B, width)."""
+    half = width // 2
+    steps = torch.arange(half, dtype=torch.float32, device=timesteps.device)
+    angle = timesteps[:, None].float() * torch.exp(-math.log(10_000) / half * steps)
+    return torch.cat([angle.cos(), angle.sin()], dim=-1)

@@ -1,0 +1,442 @@
+"""The one training loop, Lightning's: averaged weights, warm-up and cosine, checkpoints that survive a kill, resume.
+
+In: a task (what a batch costs), its batches by step, and a ``LoopConfig``. Out: what the task exports of the averaged
+weights of its best validation, or of the last step where nothing is held out. A run that was stopped or killed goes on
+from ``<out>/last.ckpt`` as if nothing had happened: data order and every draw are functions of (seed, step), and
+everything else is in the checkpoint, which is read without running anything in it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import errno
+import io
+import itertools
+import json
+import math
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch.callbacks import (
+    Checkpoint,
+    EarlyStopping,
+    LearningRateMonitor,
+    ModelCheckpoint,
+    TQDMProgressBar,
+    WeightAveraging,
+)
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from axs_lib.errors import InputError, OutputError, WeightsError
+from axs_lib.io.atomic import atomic_write
+from axs_lib.train.config import LoopConfig
+
+__all__ = ["LAST", "SEED_STRIDE", "ByStep", "ModuleTask", "TrainingTask", "fit", "own_random"]
+
+Batch = dict[str, Any]
+LAST, BEST = "last.ckpt", "best.ckpt"
+SEED_STRIDE = 7_368_787
+# Settings that may differ between a run and its continuation without changing the result, and those that may not.
+FREE = ("out", "threads", "data", "data.folder", "data.workers", "data.on_bad")
+FIXED = ("variant", "lora")
+
+
+@contextlib.contextmanager
+def own_random(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
+    """Seed torch's global generators for a block and put them back as they were."""
+    device = torch.device(device)
+    index = device.index or 0
+    with torch.random.fork_rng(devices=[index] if device.type == "cuda" else []):
+        torch.default_generator.manual_seed(seed % 2**63)
+        if device.type == "cuda":
+            torch.cuda.default_generators[index].manual_seed(seed % 2**63)
+        yield
+
+
+# -- what is trained --------------------------------------------------------------------------------------------------
+
+
+class TrainingTask(lightning.LightningModule, ABC):
+    """What all trainings share: optimiser, schedule, small checkpoints.
+
+    A subclass sets ``requires_grad`` of what is trained and defines Lightning's ``training_step``, ``export``, and
+    where something is held out ``validation_step``, which logs ``val_mse``.
+
+    Args:
+        config: the run.
+        kind: what is trained, such as ``stage3``; a checkpoint of another kind is refused.
+    """
+
+    def __init__(self, config: LoopConfig, kind: str) -> None:
+        super().__init__()
+        self.config, self.kind = config, kind
+
+    @abstractmethod
+    def export(self, step: int, error: float | None) -> Path:
+        """Write the weights, which are in the task, and say where.
+
+        Args:
+            step: optimiser steps behind these weights.
+            error: their ``val_mse``; ``None`` where nothing was held out.
+        """
+
+    def configure_optimizers(self) -> Any:
+        config = self.config
+        optimizer = torch.optim.AdamW(
+            [p for p in self.parameters() if p.requires_grad],
+            lr=config.learning_rate,
+            weight_decay=config.weight_decay,
+            betas=(0.9, 0.98),
+        )
+
+        def share_of_peak(step: int) -> float:
+            if step < config.warmup:
+                return (step + 1) / (config.warmup + 1)
+            done = (step - config.warmup) / max(1, config.steps - config.warmup)
+            return 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, share_of_peak)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    # Frozen weights are not in a checkpoint: they come with the model, and the averaged copy shares them.
+
+    def frozen(self) -> dict[str, nn.Parameter]:
+        """The parameters that are not trained, by name."""
+        return {name: p for name, p in self.named_parameters() if not p.requires_grad}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        frozen = self.frozen()
+        for key in checkpoint.keys() & {"state_dict", "current_model_state"}:
+            checkpoint[key] = {name: value for name, value in checkpoint[key].items() if name not in frozen}
+        checkpoint["axs"] = {"kind": self.kind, "config": json.dumps(asdict(self.config))}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        for key in checkpoint.keys() & {"state_dict", "current_model_state"}:
+            checkpoint[key] = self.frozen() | checkpoint[key]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TrainingTask:
+        memo.update((id(parameter), parameter) for parameter in self.frozen().values())
+        twin = type(self).__new__(type(self))
+        memo[id(self)] = twin
+        twin.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        return twin
+
+
+class ModuleTask(TrainingTask):
+    """The training of a single module by a function of the batch.
+
+    Args:
+        config: the run.
+        kind: what is trained.
+        module: trained in place, as far as its parameters require gradients.
+        loss: what a batch costs; it calls the module.
+        write: writes the module's weights, given the steps behind them, and returns where.
+    """
+
+    def __init__(
+        self,
+        config: LoopConfig,
+        kind: str,
+        module: nn.Module,
+        loss: Callable[[Any], Tensor],
+        write: Callable[[int], Path],
+    ) -> None:
+        super().__init__(config, kind)
+        self.module, self.loss, self.write = module, loss, write
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = self.loss(batch)
+        self.log("loss", loss.detach(), prog_bar=True, batch_size=1)
+        return loss
+
+    def export(self, step: int, error: float | None) -> Path:
+        return self.write(step)
+
+
+# -- batches ----------------------------------------------------------------------------------------------------------
+
+
+class ByStep(Dataset[Any]):
+    """Training batches made by a function of the step."""
+
+    def __init__(self, make: Callable[[int], Any]) -> None:
+        self.make = make
+
+    def __getitem__(self, index: int) -> Any:
+        return self.make(index)
+
+
+class Indices(Sampler[int]):
+    """Endless batch indices of one device: rank, rank + world, ... from the ``start``-th on."""
+
+    def __init__(self, start: int = 0, rank: int = 0, world: int = 1) -> None:
+        self.start, self.rank, self.world = start, rank, world
+
+    def __iter__(self) -> Iterator[int]:
+        return itertools.count(self.start * self.world + self.rank, self.world)
+
+
+class Batches(lightning.LightningDataModule):
+    """Loaders of a run; each device takes its own batches, from the step that the trainer stands at.
+
+    Args:
+        training: item ``index`` is a whole batch, for any index.
+        held_out: validation batches.
+        workers: processes that read training batches.
+    """
+
+    def __init__(self, training: Dataset[Any], held_out: Any, workers: int) -> None:
+        super().__init__()
+        self.training, self.held_out, self.workers = training, held_out, workers
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        trainer = self.trainer
+        assert trainer is not None
+        start = trainer.global_step * trainer.accumulate_grad_batches
+        return DataLoader(
+            self.training,
+            batch_size=None,
+            sampler=Indices(start, trainer.global_rank, trainer.world_size),
+            num_workers=self.workers,
+            persistent_workers=self.workers > 0,
+            generator=torch.Generator(),  # else the loader draws a seed from the caller's
+        )
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        trainer = self.trainer
+        assert trainer is not None
+        count, world = len(self.held_out), trainer.world_size
+        mine = [(trainer.global_rank + turn * world) % count for turn in range(-(-count // world))]
+        return DataLoader(self.held_out, batch_size=None, sampler=mine, generator=torch.Generator())
+
+
+# -- the loop ---------------------------------------------------------------------------------------------------------
+
+
+def fit(
+    task: TrainingTask,
+    training: Dataset[Any],
+    held_out: Any = (),
+    *,
+    workers: int = 0,
+    resume: bool = True,
+    progress: bool = True,
+) -> Path:
+    """Train a task, or go on where a stopped run left off, and export its weights.
+
+    Args:
+        task: what is trained; its ``config`` is the run.
+        training: item ``index`` is a whole batch, for any index.
+        held_out: validation batches; where there are some, the best validation's weights are exported.
+        workers: processes that read training batches.
+        resume: continue from the run folder's checkpoint where there is one.
+        progress: show Lightning's bar.
+
+    Returns:
+        What the task's ``export`` returned, where the weights are; on all but the first device the run folder.
+
+    Raises:
+        InputError: a configuration that makes no sense.
+        WeightsError: a checkpoint of another kind of training, or of another variant.
+        OutputError: the disk refuses; the previous checkpoint is intact.
+    """
+    config = task.config
+    out = Path(config.out)
+    last = out / LAST
+    changed = check_run(config, task.kind) if resume else []
+    if changed:
+        warnings.warn(
+            f"{last} was made with other settings ({', '.join(changed)}); the run goes on with the new ones",
+            stacklevel=2,
+        )
+    resumed = resume and last.is_file()
+    for leftover in out.glob(".*.tmp.*"):  # of a run that was killed while writing
+        leftover.unlink(missing_ok=True)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    best = ModelCheckpoint(out, "best", monitor="val_mse", enable_version_counter=False) if held_out else None
+    stopper = EarlyStopping("val_mse", patience=config.patience, mode="min") if config.patience else None
+    callbacks: list[Any] = [
+        Average(config.ema),
+        LearningRateMonitor("step"),
+        *([StepBar()] if progress else []),
+        *([stopper] if stopper and held_out else []),
+        *([best] if best else []),
+        SaveLast(last, config.check_every, watched=bool(held_out)),
+    ]
+    trainer = lightning.Trainer(
+        **asdict(config.trainer),
+        max_steps=config.steps,
+        default_root_dir=out,
+        logger=TensorBoardLogger(str(out), name="log", version=""),
+        plugins=[AtomicCheckpoints()],
+        callbacks=callbacks,
+        val_check_interval=config.check_every * config.trainer.accumulate_grad_batches if held_out else None,
+        check_val_every_n_epoch=None,
+        limit_val_batches=1.0 if held_out else 0,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        enable_progress_bar=progress,
+        enable_model_summary=False,
+    )
+    data = Batches(training, held_out, workers)
+    try:
+        with warnings.catch_warnings():
+            noise = "num_workers|is not resumable|LeafSpec|in eval mode|is not empty|no `validation_step`"
+            warnings.filterwarnings("ignore", message=f".*({noise}).*")
+            trainer.fit(task, datamodule=data, ckpt_path=last if resumed else None, weights_only=True)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT) or isinstance(error, OutputError):
+            raise
+        raise OutputError(
+            f"cannot write below {out}: the disk is full: free some space and run again"
+        ) from error
+    step, score = _load_final(task, out, best)
+    weights = task.export(step, score) if trainer.is_global_zero else out
+    trainer.strategy.barrier("weights are written")
+    return weights
+
+
+def check_run(config: LoopConfig, kind: str) -> list[str]:
+    """Refuse numbers that make no sense, and to continue another kind of run or another variant's.
+
+    Args:
+        config: the run.
+        kind: what is trained.
+
+    Returns:
+        Settings that differ from those of the run folder's checkpoint, in words; empty where there is none.
+
+    Raises:
+        InputError: a number out of range.
+        WeightsError: the run folder's checkpoint is damaged, or of another run.
+    """
+    if config.steps < 1 or config.check_every < 1 or not 0.0 <= config.ema < 1.0:
+        raise InputError(
+            f"steps is {config.steps}, check_every {config.check_every} and ema {config.ema}; expected at least 1, at"
+            " least 1 and 0 to below 1"
+        )
+    path = Path(config.out) / LAST
+    if not path.is_file():
+        return []
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["axs"]
+        before, old = saved["kind"], _flat(json.loads(saved["config"]))
+    except Exception as error:  # torch raises half a dozen kinds for a damaged archive
+        raise WeightsError(
+            f"{path} is no checkpoint of `axs train` ({type(error).__name__}): it is damaged or of another kind; move"
+            " it away, or start anew with --restart"
+        ) from error
+    new = _flat(json.loads(json.dumps(asdict(config))))
+    fixed = [(key, old.get(key), new[key]) for key in FIXED if key in new]
+    for name, was, now in (("kind", before, kind), *fixed):
+        if was != now:
+            raise WeightsError(
+                f"{path} is a checkpoint with {name} {was}, and this run has {name} {now}; give another --out, or start"
+                " anew with --restart"
+            )
+    changed = [key for key in new if key not in FREE and old.get(key) != new[key]]
+    return [f"{key} {old.get(key)} -> {new[key]}" for key in changed]
+
+
+def _load_final(task: TrainingTask, out: Path, best: ModelCheckpoint | None) -> tuple[int, float | None]:
+    """Put the averaged weights of the best validation, or else of the last step, into the task."""
+    watched = best is not None and best.best_model_score is not None
+    saved = torch.load(out / (BEST if watched else LAST), map_location="cpu", weights_only=True, mmap=True)
+    task.load_state_dict(task.frozen() | saved["state_dict"])
+    score = float(best.best_model_score) if best is not None and best.best_model_score is not None else None
+    return int(saved["global_step"]), score
+
+
+class Average(WeightAveraging):
+    """Exponential moving average of what is trained, which is what is validated and saved.
+
+    The decay warms up, so that the first hundred steps are not remembered for a thousand.
+    """
+
+    def __init__(self, decay: float) -> None:
+        def average(averaged: list[Tensor], current: list[Tensor], count: Tensor) -> None:
+            share = 1.0 - min(decay, float((1 + count) / (10 + count)))
+            for mean, value in zip(averaged, current, strict=True):
+                mean.lerp_(value, share)
+
+        super().__init__(use_buffers=False, multi_avg_fn=torch.no_grad()(average))
+
+    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        pl_module.to(trainer.strategy.root_device)  # where the average is made, too
+        super().setup(trainer, pl_module, stage)
+
+
+class SaveLast(Checkpoint):
+    """Writes ``last.ckpt`` every so many steps, after the validation where there is one, and at the end."""
+
+    def __init__(self, path: Path, every: int, *, watched: bool) -> None:
+        self.path, self.every, self.watched, self.saved = path, every, watched, 0
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self.saved = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: Any
+    ) -> None:
+        due = trainer.global_step % self.every == 0
+        if (due and not self.watched) or (trainer.global_step == trainer.max_steps and not due):
+            self._save(trainer)
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self._save(trainer)
+
+    def _save(self, trainer: lightning.Trainer) -> None:
+        if trainer.global_step != self.saved:  # the same while gradients are being accumulated
+            self.saved = trainer.global_step
+            trainer.save_checkpoint(self.path)
+
+
+class AtomicCheckpoints(TorchCheckpointIO):
+    """Writes checkpoints so that a reader, or the next run after a kill, sees a whole one."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        try:
+            with atomic_write(path, overwrite=True) as temporary:
+                temporary.write_bytes(buffer.getbuffer())
+        except OutputError as error:
+            kept = (
+                "the previous checkpoint is intact" if Path(path).exists() else "there is no checkpoint yet"
+            )
+            raise OutputError(
+                f"{error}; {kept}: run the same command again to go on from it, once there is space"
+            ) from error
+
+
+class StepBar(TQDMProgressBar):
+    """Lightning's bar over the optimiser steps of an endless loader."""
+
+    @property
+    def total_train_batches(self) -> int:
+        """Batches of the whole run."""
+        return self.trainer.max_steps * self.trainer.accumulate_grad_batches
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        self.train_progress_bar.total = self.total_train_batches  # a resumed run starts in the middle
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings with dotted names; ``lora`` stays whole."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        nested = isinstance(value, Mapping) and key in ("data", "trainer")
+        flat |= _flat(value, f"{key}.") if nested else {prefix + key: value}
+    return flat

@@ -1,0 +1,80 @@
+"""Calibrate the uncertainty of Stage 3 weights on places that they were not trained on.
+
+Usage: python experiments/calibrate.py DATA --checkpoint F --groups A,B --out NEW [--timesteps 1,10] [--variant nano]
+
+Grounds the pairs of DATA in the given validation groups (never the test groups, whose figures it would spoil), once
+for each number of timesteps, fits one scale a band (``axs_lib/grounding/calibration.py``) and writes the weights to NEW
+with the scales in their header. Every group counts alike, whatever its number of pixels: the next place will be one
+more group, and a place of many tiles would otherwise speak for all. The scale errs on the side of doubt, by one
+standard error of the mean over the groups. A calibration that F has already is replaced. F and
+NEW are a .safetensors file: ``grounding.safetensors``, beside the generator's weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save
+
+from axs_lib.bands import OPTICAL_BANDS
+from axs_lib.evaluate import Uncertainty, evaluate
+from axs_lib.evaluate.uncertainty import pool
+from axs_lib.grounding.calibration import HEADER_KEY, Calibration, cautious_scale, fit_scale
+from axs_lib.io.atomic import atomic_write, check_output
+from axs_lib.stage3_tm_ground import build_stage3_model
+from axs_lib.terramind.weights import read_metadata
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--checkpoint", type=Path, required=True)
+    parser.add_argument("--groups", required=True, help="validation groups, with commas between")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--timesteps", default="1,10", help="with commas between")
+    parser.add_argument("--ensemble-size", type=int, default=1)
+    parser.add_argument("--opt-v2-source", default="file", choices=("file", "degraded", "cloudy"))
+    parser.add_argument("--variant", default="nano")
+    parser.add_argument("--overwrite", action="store_true")
+    arguments = parser.parse_args(words)
+    check_output(arguments.out, arguments.overwrite)
+    # A published variant's weights are a folder, of which the head is one file.
+    path = arguments.checkpoint if arguments.variant == "nano" else arguments.checkpoint.parent
+    model = build_stage3_model(variant=arguments.variant, checkpoint=str(path))
+    header = read_metadata(arguments.checkpoint)
+    before = Calibration.from_header(header)
+    scales: dict[int, tuple[float, ...]] = {}
+    for timesteps in (int(part) for part in arguments.timesteps.split(",")):
+        fitted: list[tuple[float, ...]] = []
+        tiles = 0
+        for group in arguments.groups.split(","):
+            scenario = Uncertainty(arguments.ensemble_size)
+            measured = evaluate(
+                model,
+                arguments.data,
+                [scenario],
+                timesteps=timesteps,
+                source=arguments.opt_v2_source,
+                groups=[group],
+            ).tiles[scenario]
+            predicted, error = pool(measured)
+            nfe = measured[0].facts["nfe"]
+            # What is measured carries the scales that the weights came with, where the model has them.
+            applied = torch.ones(len(OPTICAL_BANDS)) if before is None else before.scale(nfe)
+            fitted.append(fit_scale(predicted / applied, error))
+            tiles += len(measured)
+        scales[nfe] = cautious_scale(fitted)
+        shown = ", ".join(f"{b} {s:.3f}" for b, s in zip(OPTICAL_BANDS, scales[nfe], strict=True))
+        print(f"nfe {nfe}: {shown}  ({len(fitted)} groups, {tiles} tiles)")
+    header |= Calibration(scales).to_header() | {f"{HEADER_KEY}_groups": arguments.groups}
+    with atomic_write(arguments.out, overwrite=arguments.overwrite) as temporary:
+        temporary.write_bytes(save(load_file(arguments.checkpoint), metadata=header))
+
+
+if __name__ == "__main__":
+    main()

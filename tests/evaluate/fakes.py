@@ -1,0 +1,146 @@
+"""Models whose figures are known, and a folder of tiles whose SAR determines their NIR."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from axs_lib.grounding.large import GroundingControls
+
+CPU = torch.device("cpu")
+
+
+def copy(s1: Tensor, opt_v2: Tensor) -> Tensor:
+    return opt_v2
+
+
+def follow_sar(s1: Tensor, opt_v2: Tensor) -> Tensor:
+    """NIR as the SAR of ``tile`` has it."""
+    image = opt_v2.clone()
+    image[:, 3] = 10 ** ((s1[:, 0] + 5) / 10) * 10_000
+    return image
+
+
+@dataclass(eq=False)
+class FakeModel:
+    """Grounds with a function of (s1, opt_v2) and records how it was called.
+
+    Its proposal is ``propose(s1)``; a proposal that it is given is added to what it returns. Without the SAR's content
+    it meets -10 dB everywhere.
+    """
+
+    correct: Callable[[Tensor, Tensor], Tensor] = copy
+    propose: Callable[[Tensor], Tensor] = lambda s1: torch.zeros(len(s1), 4, *s1.shape[-2:])
+    uncertainty: float | None = None
+    timesteps: int = 10
+    device: torch.device = CPU
+    provenance: dict[str, str] = field(default_factory=lambda: {"AXS_VARIANT": "fake"})
+    calls: list[SimpleNamespace] = field(default_factory=list)
+    terramind_generator: Any = field(
+        default_factory=lambda: SimpleNamespace(
+            sar=SimpleNamespace(mean=torch.tensor([-12.0, -20.0]).view(1, 2, 1, 1))
+        )
+    )
+
+    def ground(
+        self,
+        s1: Tensor,
+        opt_v2: Tensor,
+        timesteps: int | None = None,
+        *,
+        seed: int = 0,
+        trust: Tensor | None = None,
+        ensemble_size: int = 1,
+        controls: GroundingControls = GroundingControls(),
+    ) -> Any:
+        assert not torch.is_grad_enabled()
+        proposal, use_sar = controls.proposal, controls.use_sar
+        self.calls.append(
+            SimpleNamespace(
+                s1=s1, opt_v2=opt_v2, timesteps=timesteps, seed=seed, trust=trust, ensemble_size=ensemble_size,
+                proposal=proposal, use_sar=use_sar,
+            )
+        )  # fmt: skip
+        image = self.correct(s1 if use_sar else torch.full_like(s1, -10.0), opt_v2)
+        doubt = None if self.uncertainty is None else torch.full_like(image, self.uncertainty)
+        if proposal is not None:
+            assert bool(proposal.isfinite().all())
+            return SimpleNamespace(image=image + proposal, proposal=proposal, nfe=0, uncertainty=doubt)
+        nfe = self.timesteps if timesteps is None else timesteps
+        return SimpleNamespace(image=image, proposal=self.propose(s1), nfe=nfe, uncertainty=doubt)
+
+
+@dataclass
+class FakePlain:
+    """A plain network that gives opt_v2 back, one colour where nothing is known, or 1000 DN where it is given none."""
+
+    inputs: str
+    value: float = 1000.0
+
+    def predict(self, s1: Tensor, opt_v2: Tensor | None = None, trust: Tensor | None = None) -> Tensor:
+        assert (opt_v2 is not None) == ("optical" in self.inputs)
+        flat = torch.full((len(s1), 4, *s1.shape[-2:]), self.value)
+        if opt_v2 is None:
+            return flat
+        return opt_v2 if trust is None else torch.where(trust == 1, opt_v2, flat)
+
+
+@dataclass
+class FakePipeline:
+    """Draws 1000 DN, refines to 2000 DN, and grounds with ``follow_sar``."""
+
+    stage3: FakeModel = field(default_factory=lambda: FakeModel(follow_sar))
+    uncertainty: float | None = None
+    metadata: list[Mapping[str, object]] = field(default_factory=list)
+    asked: list[tuple[int | None, int]] = field(default_factory=list)
+    device: torch.device = CPU
+    provenance: dict[str, str] = field(default_factory=lambda: {"AXS_STAGE2_VARIANT": "fake"})
+
+    def __call__(
+        self,
+        s1: Tensor,
+        metadata: Any = None,
+        timesteps: int | None = None,
+        *,
+        seed: int = 0,
+        ensemble_size: int = 1,
+    ) -> Any:
+        assert not torch.is_grad_enabled()
+        self.metadata += metadata
+        self.asked.append((timesteps, seed))
+        drawn = torch.full((len(s1), 4, *s1.shape[-2:]), 1000.0)
+        doubt = None if self.uncertainty is None else torch.full_like(drawn, self.uncertainty)
+        return SimpleNamespace(
+            opt_v1=drawn, opt_v2=drawn * 2, opt_v3=follow_sar(s1, drawn * 2), nfe=(12, 10), uncertainty=doubt
+        )
+
+
+def tile(rng: np.random.Generator, side: int) -> dict[str, np.ndarray]:
+    """A tile whose SAR tells its NIR: VV = 10 log10(B08 / 10000) - 5."""
+    coarse = rng.integers(800, 4000, (4, side // 8, side // 8))
+    s2 = coarse.repeat(8, 1).repeat(8, 2).astype(np.uint16)
+    vv = 10 * np.log10(s2[3] / 10_000) - 5
+    return {"s1": np.stack([vv, vv - 6]).astype(np.float32), "s2": s2}
+
+
+def write_folder(folder: Path) -> Path:
+    """Tiles a and b of group g1, c of g2, and the clouded and larger d of g2; a has an opt_v2, 300 DN too bright."""
+    rng = np.random.default_rng(0)
+    rows = ["source,id,group,quality"]
+    tiles = (("a", "g1", "ok", 32), ("b", "g1", "ok", 32), ("c", "g2", "ok", 32), ("d", "g2", "cloud", 40))
+    for name, group, quality, side in tiles:
+        content = tile(rng, side)
+        if name == "a":
+            content["opt_v2"] = content["s2"].astype(np.float32) + 300
+        (folder / "pairs" / "src").mkdir(parents=True, exist_ok=True)
+        np.savez(folder / "pairs" / "src" / f"{name}.npz", **content)
+        rows.append(f"src,{name},{group},{quality}")
+    (folder / "index.csv").write_text("\n".join(rows))
+    return folder

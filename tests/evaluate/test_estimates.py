@@ -1,0 +1,397 @@
+"""The main scenario with models whose figures are known: a perfect one, a copy, one that only follows the SAR."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from axs_lib.bands import OPTICAL_MEAN
+from axs_lib.checks import Trust
+from axs_lib.data.pairs import PairRecord, list_pairs, load_pair
+from axs_lib.evaluate import Estimates, Report, evaluate
+from axs_lib.evaluate.estimates import tile_table, timesteps_rows, timesteps_table
+from axs_lib.evaluate.evaluator import TileFigures
+from axs_lib.evaluate.sources import simulated_estimate
+from axs_lib.metrics import METRIC_KEYS, SAR_KEY, compute_metrics, improvement, stage3_metrics
+from tests.evaluate.fakes import FakeModel, FakePipeline, FakePlain, follow_sar
+
+
+def outcome(model: Any, folder: Path, settings: Estimates | None = None, **options: Any) -> dict[str, Any]:
+    report = evaluate(model, folder, [settings or Estimates()], **options)
+    written: dict[str, Any] = json.loads(json.dumps(report.to_json(), allow_nan=False))
+    return written
+
+
+def of_pair(folder: Path, name: str) -> tuple[Tensor, Tensor, Tensor]:
+    """SAR, truth, and what is grounded by default."""
+    pair = load_pair(next(record for record in list_pairs(folder, "all") if record.id == name))
+    s1, truth = torch.from_numpy(pair.s1), torch.from_numpy(pair.s2)
+    given = pair.opt_v2
+    return (
+        s1,
+        truth,
+        simulated_estimate(truth, pair.record.name) if given is None else torch.from_numpy(given),
+    )
+
+
+def test_a_copy_changes_nothing_and_wins_nothing(folder: Path) -> None:
+    summary = outcome(FakeModel(), folder)["summary"]
+    assert list(summary) == ["ok"]
+    figures = summary["ok"]
+    assert (figures["tiles"], figures["wins"]) == (3, 0)
+    assert figures["mean"]["copy_ratio"] == 0
+    assert figures["improvement_of_mean_%"] == {"mse": 0, "mae": 0}
+    for key in METRIC_KEYS:
+        assert figures["mean"][f"{key}_v2"] == figures["mean"][f"{key}_v3"]
+
+
+def test_figures_are_those_of_the_metrics(folder: Path) -> None:
+    written = outcome(FakeModel(follow_sar), folder, quality="all")
+    for entry in written["tiles"]:
+        s1, truth, opt_v2 = of_pair(folder, entry["id"])
+        opt_v3 = follow_sar(s1[None], opt_v2[None])[0]
+        assert entry["metrics"] == pytest.approx(stage3_metrics(opt_v3, opt_v2, truth, s1=s1))
+        assert entry["win"]
+    mean, median = written["summary"]["all"]["mean"], written["summary"]["ok"]["median"]
+    assert mean["mse_v3"] == pytest.approx(np.mean([t["metrics"]["mse_v3"] for t in written["tiles"]]))
+    clear = [t["metrics"]["sam_v2"] for t in written["tiles"] if t["quality"] == "ok"]
+    assert median["sam_v2"] == pytest.approx(np.median(clear))
+    gain = written["summary"]["all"]["improvement_of_mean_%"]["mse"]
+    assert gain == pytest.approx(100 * (1 - mean["mse_v3"] / mean["mse_v2"]))
+
+
+def test_sources_of_the_estimate_are_named(folder: Path) -> None:
+    written = outcome(FakeModel(), folder, quality="all")
+    sources = {tile["id"]: tile["opt_v2_source"] for tile in written["tiles"]}
+    assert sources == {"a": "file", "b": "degraded", "c": "degraded", "d": "degraded"}
+    assert written["opt_v2_source"] == {"file": 1, "degraded": 3} and written["opt_v2_preset"] == "test"
+    assert written["tiles"][0]["metrics"]["mae_v2"] == pytest.approx(0.03, rel=1e-4)
+    assert outcome(FakeModel(), folder, source="degraded")["opt_v2_source"] == {"degraded": 3}
+
+
+def test_qualities_are_reported_apart(folder: Path) -> None:
+    summary = outcome(FakeModel(), folder, quality="all")["summary"]
+    assert {name: figures["tiles"] for name, figures in summary.items()} == {"ok": 3, "all": 4}
+
+
+def test_an_ensembles_mean_is_measured_on_request(folder: Path) -> None:
+    model = FakeModel()
+    assert outcome(model, folder, Estimates(members=4, controls=True))["members"] == 4
+    assert {call.ensemble_size for call in model.calls} == {1, 4}, "the controls are of one member"
+
+
+def test_water_of_the_sar_on_land_of_the_truth_is_counted(tmp_path: Path) -> None:
+    """A quarter of the tile is water in the SAR, less its shore; of that half is water in the truth, too."""
+    s1 = np.full((2, 64, 64), -10, np.float32)
+    s1[:, :32, :32] = np.array([-21, -28], np.float32)[:, None, None]
+    s2 = np.broadcast_to(np.array([400, 600, 500, 2500], np.uint16)[:, None, None], (4, 64, 64)).copy()
+    s2[:, :16, :32] = np.array([400, 600, 300, 150], np.uint16)[:, None, None]
+    np.savez(tmp_path / "a.npz", s1=s1, s2=s2)
+    assert 0.08 < outcome(FakeModel(), tmp_path, timesteps=1)["tiles"][0]["sar_water_on_land"] < 1 / 8
+
+
+# -- controls -----------------------------------------------------------------------------------------------------
+
+
+def test_swapped_sar_shows_what_the_sar_brings(folder: Path) -> None:
+    written = outcome(FakeModel(follow_sar), folder, Estimates(controls=True), quality="all")
+    donors = {tile["id"]: tile["donor"] for tile in written["tiles"]}
+    assert donors == {"a": "src/c", "b": "src/c", "c": "src/a", "d": "src/a"}, (
+        "another group, of one size if it can be"
+    )
+    for tile in written["tiles"]:
+        assert tile["sar_swapped"]["mse"] > tile["metrics"]["mse_v3"]
+        assert tile["sar_withheld"]["mse"] > tile["metrics"]["mse_v3"]
+    figures = written["summary"]["all"]
+    assert figures["sar_swapped"]["wins_over"] == 1
+    better = figures["sar_swapped"]["improvement_of_mean_%"]["mse"]
+    assert better < figures["improvement_of_mean_%"]["mse"]
+    s1, truth, opt_v2 = of_pair(folder, "a")
+    swapped = follow_sar(of_pair(folder, "c")[0][None], opt_v2[None])[0]
+    assert written["tiles"][0]["sar_swapped"] == pytest.approx(compute_metrics(swapped, truth, s1=s1))
+    withheld = follow_sar(torch.full_like(s1, -10.0)[None], opt_v2[None])[0]
+    assert written["tiles"][0]["sar_withheld"] == pytest.approx(compute_metrics(withheld, truth, s1=s1))
+    assert "sar_swapped" not in outcome(FakeModel(), folder)["tiles"][0]
+
+
+def test_another_tiles_proposal(folder: Path) -> None:
+    """A model that adds the proposal it is given is worse by just that."""
+    model = FakeModel(propose=lambda s1: s1[:, :1].expand(-1, 4, -1, -1))
+    written = outcome(model, folder, Estimates(controls=True))
+    for tile in written["tiles"]:
+        s1, truth, opt_v2 = of_pair(folder, tile["id"])
+        other = of_pair(folder, tile["donor"][-1])[0]
+        expected = compute_metrics(opt_v2 + other[:1], truth, s1=s1)
+        assert tile["proposal_swapped"] == pytest.approx(expected)
+    assert written["summary"]["ok"]["proposal_swapped"]["tiles"] == 3
+    model.provenance["AXS_CORRECTION_MODE"] = "difference"
+    assert "proposal_swapped" not in outcome(model, folder, Estimates(controls=True))["tiles"][0]
+
+
+def test_one_tile_has_no_other(folder: Path) -> None:
+    for name in "abd":
+        (folder / "pairs" / "src" / f"{name}.npz").unlink()
+    (folder / "index.csv").unlink()
+    figures = outcome(FakeModel(), folder, Estimates(controls=True))["summary"]["ok"]
+    assert not {"sar_swapped", "proposal_swapped"} & set(figures)
+    assert "mean_colour" in figures, "a floor needs no other tile"
+
+
+def test_the_floors_are_constant_colours(folder: Path) -> None:
+    for tile in outcome(FakeModel(), folder, Estimates(controls=True))["tiles"]:
+        truth = of_pair(folder, tile["id"])[1] / 10_000
+        variance = truth.var((1, 2), correction=0).mean()
+        assert tile["tile_mean"]["mse"] == pytest.approx(float(variance), rel=1e-4)
+        nano = torch.tensor(OPTICAL_MEAN)[:, None, None] / 10_000
+        assert tile["mean_colour"]["mse"] == pytest.approx(float((truth - nano).square().mean()), rel=1e-4)
+        assert tile["tile_mean"]["mse"] < tile["mean_colour"]["mse"]
+
+
+def test_models_beside_the_model_are_measured_as_it_is(folder: Path) -> None:
+    """Without the SAR nothing is gained here, so the SAR is worth the whole gain."""
+    blind, plain = FakeModel(), FakePlain("sar+optical")
+    written = outcome(FakeModel(follow_sar), folder, Estimates(no_sar=blind, plain=plain))  # type: ignore[arg-type]
+    mean = blind.terramind_generator.sar.mean
+    assert torch.equal(blind.calls[0].s1, mean.expand_as(blind.calls[0].s1))
+    figures = written["summary"]["ok"]
+    assert not {"sar_swapped", "mean_colour", "proposal_swapped"} & set(figures)
+    without, own = figures["no_sar"], figures["mean"]
+    assert without["mean"]["mse"] == pytest.approx(own["mse_v2"])
+    assert without["improvement_of_mean_%"]["mse"] == pytest.approx(0)
+    assert without["sar_worth_%"] == pytest.approx(100 * (own["mse_v2"] - own["mse_v3"]) / own["mse_v2"])
+    assert without["wins_over"] == 1
+    assert figures["plain"]["mean"]["mse"] == pytest.approx(own["mse_v2"])
+    assert written["control_models"] == {
+        "no_sar": {"AXS_VARIANT": "fake"},
+        "plain": {"inputs": "sar+optical"},
+    }
+
+
+def test_a_plain_network_that_takes_no_estimate_is_given_none(folder: Path) -> None:
+    written = outcome(FakeModel(), folder, Estimates(plain=FakePlain("sar")))
+    s1, truth, _ = of_pair(folder, "a")
+    constant = compute_metrics(torch.full_like(truth, 1000.0), truth, s1=s1)
+    assert written["tiles"][0]["plain"] == pytest.approx(constant)
+
+
+# -- the pipeline -------------------------------------------------------------------------------------------------
+
+
+def test_the_whole_pipeline_from_sar_alone(folder: Path) -> None:
+    """Its own opt_v1 and opt_v2 are measured, also where a pair carries an opt_v2."""
+    index = (folder / "index.csv").read_text().splitlines()
+    dated = [f"{index[0]},date,lat", f"{index[1]},2021-07-14,48.2", *(f"{row},," for row in index[2:])]
+    (folder / "index.csv").write_text("\n".join(dated))
+    pipeline = FakePipeline()
+    written = outcome(pipeline, folder, timesteps=3, seed=5, source="stage2")
+    assert pipeline.metadata == [{"date": "2021-07-14", "lat": 48.2}, {}, {}]
+    assert pipeline.asked == [(3, 5)] and (written["timesteps"], written["nfe"]) == (3, 22)
+    assert written["opt_v2_source"] == {"stage2": 3}
+    for tile in written["tiles"]:
+        s1, truth, _ = of_pair(folder, tile["id"])
+        opt_v2 = torch.full_like(truth, 2000.0)
+        expected = stage3_metrics(follow_sar(s1[None], opt_v2[None])[0], opt_v2, truth, s1=s1)
+        drawn = compute_metrics(torch.full_like(truth, 1000.0), truth, s1=s1)
+        assert tile["metrics"] == pytest.approx(expected | {f"{key}_v1": v for key, v in drawn.items()})
+
+
+def test_controls_of_the_pipeline_ground_its_own_estimate(folder: Path) -> None:
+    pipeline = FakePipeline(FakeModel(follow_sar, propose=lambda s1: s1[:, :1].expand(-1, 4, -1, -1)))
+    written = outcome(pipeline, folder, Estimates(controls=True), source="stage2")
+    assert all((call.trust == Trust.SAR_ONLY).all() for call in pipeline.stage3.calls)
+    tile = written["tiles"][0]
+    s1, truth, _ = of_pair(folder, tile["id"])
+    other, opt_v2 = of_pair(folder, tile["donor"][-1])[0], torch.full_like(truth, 2000.0)
+    swapped = follow_sar(other[None], opt_v2[None])[0]
+    assert tile["sar_swapped"] == pytest.approx(compute_metrics(swapped, truth, s1=s1))
+    proposed = follow_sar(s1[None], opt_v2[None])[0] + other[:1]
+    assert tile["proposal_swapped"] == pytest.approx(compute_metrics(proposed, truth, s1=s1))
+
+
+def test_what_the_date_is_worth(folder: Path) -> None:
+    """With dates in the index the pipeline runs again without them; without any it does not."""
+    controls = Estimates(controls=True)
+    assert "no_date" not in outcome(FakePipeline(), folder, controls, source="stage2")["summary"]["ok"]
+    index = (folder / "index.csv").read_text().splitlines()
+    dated = [f"{index[0]},date", f"{index[1]},2021-07-14", *(f"{row}," for row in index[2:])]
+    (folder / "index.csv").write_text("\n".join(dated))
+    written = outcome(FakePipeline(), folder, controls, source="stage2")
+    for tile in written["tiles"]:  # this one's images do not depend on the date
+        assert tile["no_date_v2"]["mse"] == pytest.approx(tile["metrics"]["mse_v2"])
+        assert tile["no_date"]["mse"] == pytest.approx(tile["metrics"]["mse_v3"])
+
+
+# -- the summary --------------------------------------------------------------------------------------------------
+
+
+def measured(
+    name: str, mse_v2: float, mse_v3: float, no_sar: float | None = None, **facts: Any
+) -> TileFigures:
+    metrics = {f"{key}_{suffix}": 0.5 for key in (*METRIC_KEYS, SAR_KEY) for suffix in ("v2", "v3")}
+    shares = dict.fromkeys(("copy_ratio", "improved", "omitted", "hallucinated", "identity_collapse"), 0.25)
+    metrics |= shares | {"mse_v2": mse_v2, "mse_v3": mse_v3}
+    metrics |= {"mse_improvement_%": improvement(mse_v2, mse_v3), "mae_improvement_%": 0.0}
+    figures = {"opt_v3": metrics}
+    if no_sar is not None:
+        figures["no_sar"] = dict.fromkeys((*METRIC_KEYS, SAR_KEY), 0.5) | {"mse": no_sar}
+    record = PairRecord(Path(name), name, name, "ok", "src", "", 8, 8)
+    defaults = {"opt_v2_source": "degraded", "seconds": 0.1, "nfe": 10, "sar_water_on_land": 0.0}
+    return TileFigures(record, figures, defaults | facts)
+
+
+def report(*tiles: TileFigures) -> Report:
+    scenario = Estimates()
+    return Report("folder", "ok", {}, 10, 0, "cpu", 1.0, {scenario: list(tiles)}, {scenario: []})
+
+
+def summary_of(*tiles: TileFigures) -> dict[str, Any]:
+    summary: dict[str, Any] = report(*tiles).to_json()["summary"]["ok"]
+    return summary
+
+
+def test_wins_worst_tile_and_quartiles() -> None:
+    """Improvements of 50, 30, 10, 0 and -20 %."""
+    summary = summary_of(*(measured(str(value), 1.0, value) for value in (0.5, 0.7, 0.9, 1.0, 1.2)))
+    assert summary["wins"] == pytest.approx(0.6)
+    assert summary["worst_tile_%"] == pytest.approx(20)
+    assert summary["improvement_quartiles_%"] == pytest.approx([0, 10, 30])
+    assert summary["mean"]["copy_ratio"] == 0.25
+
+
+def test_the_worst_tile_is_negative_where_all_are_better_and_one_tile_is_its_quartiles() -> None:
+    summary = summary_of(measured("a", 1.0, 0.9))
+    assert summary["worst_tile_%"] == pytest.approx(-10)
+    assert summary["improvement_quartiles_%"] == pytest.approx([10, 10, 10])
+
+
+def test_a_tile_whose_sar_shows_another_day_is_named_and_set_aside() -> None:
+    flooded = measured("flooded", 1.0, 4.0, sar_water_on_land=0.06)
+    summary = summary_of(measured("a", 1.0, 0.8), measured("b", 1.0, 0.9), flooded)
+    assert summary["worst_tile_%"] == pytest.approx(300)  # the headline counts every tile
+    assert summary["sar_inconsistent_tiles"] == [flooded.record.name]
+    rest = summary["sar_consistent"]
+    assert (rest["tiles"], rest["wins"]) == (2, 1)
+    assert rest["worst_tile_%"] == pytest.approx(-10)
+    assert rest["improvement_of_mean_%"]["mse"] == pytest.approx(15)
+    for share in (0.0, 0.05):
+        summary = summary_of(*(measured(name, 1.0, 0.9, sar_water_on_land=share) for name in "ab"))
+        assert not {"sar_inconsistent_tiles", "sar_consistent"} & set(summary)
+
+
+def test_what_the_sar_is_worth() -> None:
+    """opt_v2 2.0, without SAR 1.6, with it 1.2: 20 % of opt_v2's MSE, 25 % of that without SAR."""
+    control = summary_of(measured("a", 3.0, 2.0, 1.9), measured("b", 1.0, 0.4, 1.3))["no_sar"]
+    assert control["mean"]["mse"] == pytest.approx(1.6)
+    assert control["improvement_of_mean_%"]["mse"] == pytest.approx(20)
+    assert control["v3_improvement_over_it_%"]["mse"] == pytest.approx(25)
+    assert control["sar_worth_%"] == pytest.approx(20)
+    assert control["wins_over"] == 0.5
+
+
+def test_a_perfect_estimate_is_no_number_in_the_json() -> None:
+    written = json.loads(json.dumps(report(measured("a", 0.0, 0.5)).to_json(), allow_nan=False))
+    assert written["summary"]["ok"]["worst_tile_%"] is None
+
+
+def test_timesteps_side_by_side() -> None:
+    first = report(measured("a", 1.0, 0.5, nfe=1)).to_json()
+    rows = timesteps_rows({1: first, 10: report(measured("a", 1.0, 0.8)).to_json()})
+    assert [(row["timesteps"], row["nfe"], row["mse_v3"], row["mse_v2"]) for row in rows] == [
+        (1, 1, 0.5, 1.0),
+        (10, 10, 0.8, 1.0),
+    ]
+    assert [row["mse_improvement_%"] for row in rows] == pytest.approx([50, 20])
+    assert rows[0]["seconds_per_tile"] == 0.1
+    text = shown(timesteps_table(rows), width=80)
+    assert "+50.0 %" in text and "(opt_v2, ok)" in text and "…" not in text
+
+
+def shown(*tables: Any, width: int = 160) -> str:
+    console = Console(file=io.StringIO(), width=width)
+    for table in tables:
+        console.print(table)
+    return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
+
+
+def test_tables_tell_what_was_measured(folder: Path) -> None:
+    settings = Estimates(controls=True, no_sar=FakeModel())  # type: ignore[arg-type]
+    report = evaluate(FakeModel(follow_sar), folder, [settings], quality="all")
+    text = shown(*report.tables(), tile_table(report.to_json()))
+    for word in (
+        *("3 tiles, quality ok", "4 tiles, quality all", "degraded (3)", "file (1)", "10 timesteps"),
+        *(
+            "MSE",
+            "SSIM",
+            "edges, with SAR",
+            "smaller MSE on 100 %",
+            "quartiles",
+            "worst tile",
+            "src/d",
+            "cloud",
+        ),
+        *(
+            "Controls: 3 tiles",
+            "another tile's SAR",
+            "another tile's proposal",
+            "mean colour",
+            "SAR withheld",
+        ),
+        *("retrained without SAR", "with SAR instead of without"),
+    ):
+        assert word in text, word
+    assert "Controls" not in shown(*evaluate(FakeModel(), folder, [Estimates()]).tables())
+    pipeline = outcome(FakePipeline(), folder, source="stage2")
+    assert "opt_v1" in shown(*Estimates().tables(pipeline, ""), width=80)
+    assert "MSE v1" in shown(tile_table(pipeline))
+
+
+def test_the_json_is_complete(folder: Path) -> None:
+    truths: dict[tuple[float, ...], Tensor] = {}
+    for record in list_pairs(folder, "all"):
+        pair = load_pair(record)
+        truths[tuple(pair.s1[:, 0, :3].ravel().tolist())] = torch.from_numpy(pair.s2)
+
+    def oracle(s1: Tensor, opt_v2: Tensor) -> Tensor:
+        return torch.stack([truths[tuple(sar[:, 0, :3].flatten().tolist())] for sar in s1])
+
+    written = outcome(FakeModel(oracle), folder, quality="all")
+    assert set(written) == {
+        "data", "quality", "opt_v2_source", "opt_v2_preset", "model", "control_models", "timesteps", "nfe", "seed",
+        "members", "device", "seconds", "seconds_per_tile", "units", "summary", "tiles",
+    }  # fmt: skip
+    assert written["model"] == {"AXS_VARIANT": "fake"}
+    assert written["summary"]["all"]["wins"] == 1
+    assert written["summary"]["all"]["improvement_of_mean_%"]["mse"] == 100
+    assert written["tiles"][0]["metrics"]["psnr_v3"] is None
+    assert written["tiles"][0]["metrics"]["mse_v3"] == 0
+    assert {"group", "quality", "opt_v2_source", "seconds", "win", "height", "width"} <= set(
+        written["tiles"][0]
+    )
+
+
+def test_nodata_is_left_out(folder: Path) -> None:
+    path = folder / "pairs" / "src" / "b.npz"
+    content = dict(np.load(path))
+    content["s1"][:, :4] = np.nan
+    content["s2"][:, :, :4] = 0
+    np.savez(path, **content)
+    tile = outcome(FakeModel(follow_sar), folder, Estimates(controls=True))["tiles"][1]
+    assert all(math.isfinite(value) for value in tile["metrics"].values())
+
+
+def test_real_pairs(shared_pairs: Path) -> None:
+    """A copy of the simulated estimates: its figures are those of the simulation."""
+    written = outcome(FakeModel(), shared_pairs, groups=["ben_20170906", "wct_b"])
+    figures = written["summary"]["ok"]["mean"]
+    assert 1e-4 < figures["mse_v2"] < 3e-3
+    assert 0.5 < figures["ssim_v2"] < 0.98
+    assert written["opt_v2_source"] == {"degraded": len(written["tiles"])}

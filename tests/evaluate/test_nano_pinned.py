@@ -1,0 +1,66 @@
+"""What packaged nano does to the packaged tiles, so that no change of code or weights spoils it unseen.
+
+``EXPECTED`` holds the figures of the weights in the package. New weights get new figures, and a commit that says so.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from axs_lib.data.samples import load_sample
+from axs_lib.evaluate.gaps import simulated_trust
+from axs_lib.evaluate.sources import simulated_estimate
+from axs_lib.metrics import compute_metrics
+from axs_lib.stage3_tm_ground import Stage3GroundingModel, build_stage3_model
+
+
+@dataclass(frozen=True)
+class Pinned:
+    """MSE in 10⁻⁴ of reflectance squared: of opt_v3 from the simulated estimate, and of a filled gap inside it; RMS in
+    DN of what the truth itself is changed by."""
+
+    estimate: float
+    gap: float
+    truth_dn: float
+
+
+EXPECTED = {
+    "finland_lake": Pinned(estimate=2.976, gap=8.754, truth_dn=6.6),
+    "ireland_fields": Pinned(estimate=4.629, gap=19.847, truth_dn=4.4),
+    "portugal_hills": Pinned(estimate=4.564, gap=8.600, truth_dn=0.6),
+}
+TOLERANCE = 0.05
+TOLERANCE_DN = 1.0
+
+
+@pytest.fixture(scope="module")
+def nano() -> Stage3GroundingModel:
+    return build_stage3_model(1, variant="nano")
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_nano_is_what_it_was(nano: Stage3GroundingModel, name: str) -> None:
+    sar, optical = load_sample(name)
+    s1, truth = torch.from_numpy(sar.batch), torch.from_numpy(optical.batch)
+    expected = EXPECTED[name]
+
+    opt_v2 = simulated_estimate(truth[0], name)[None]
+    before, after = (
+        1e4 * compute_metrics(image, truth)["mse"] for image in (opt_v2, nano.ground(s1, opt_v2).image)
+    )
+    assert after == pytest.approx(expected.estimate, rel=TOLERANCE)
+    assert after < 0.85 * before
+
+    trust = simulated_trust(truth[0], name)[None]
+    filled = nano.ground(s1, truth.masked_fill(trust == 0, torch.nan), trust=trust).image
+    assert torch.equal(filled[:, :, trust[0, 0] == 1], truth[:, :, trust[0, 0] == 1]), (
+        "clear pixels, bit for bit"
+    )
+    inside = 1e4 * compute_metrics(filled, truth, mask=trust == 0)["mse"]
+    assert inside == pytest.approx(expected.gap, rel=TOLERANCE)
+
+    changed = float((nano.ground(s1, truth).image - truth).square().mean().sqrt())
+    assert changed == pytest.approx(expected.truth_dn, abs=TOLERANCE_DN)

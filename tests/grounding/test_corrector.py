@@ -1,0 +1,106 @@
+"""The corrector: nothing from a fresh head, broad colour only where it may change, observed pixels never."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from axs_lib.checks import Trust
+from axs_lib.grounding.corrector import Correction, GroundingCorrector, GroundingTiles
+from axs_lib.grounding.head import GroundingHead, HeadOutput
+from axs_lib.grounding.low_freq import LowFrequencyConstraint
+
+LAND, WATER = torch.tensor([-11.0, -18.0]), torch.tensor([-21.0, -29.0])
+FIELD = torch.tensor([500.0, 700.0, 800.0, 2400.0])
+
+
+class DarkerEverywhere(GroundingHead):
+    """A head that wants everything half a standard deviation darker, with the gate fully open."""
+
+    def forward(self, s1: torch.Tensor, *_: torch.Tensor) -> HeadOutput:
+        one = torch.ones_like(s1[:, :1])
+        return HeadOutput(-0.5 * one.expand(-1, 4, -1, -1), one, one, 0.1 * one.expand(-1, 4, -1, -1))
+
+
+def tiles(trust: float = Trust.ESTIMATE, side: int = 128) -> GroundingTiles:
+    """Fields, whose right half the SAR shows under water."""
+    s1 = LAND[:, None, None].repeat(1, 1, side, side)
+    s1[..., side // 2 :] = WATER[:, None, None]
+    inconsistency = torch.zeros(1, 1, side, side)
+    inconsistency[..., side // 2 :] = 1.0
+    return GroundingTiles(
+        s1,
+        FIELD[:, None, None].repeat(1, 1, side, side),
+        torch.full((1, 1, side, side), trust),
+        inconsistency,
+    )
+
+
+def test_a_fresh_head_changes_nothing() -> None:
+    corrector = GroundingCorrector(GroundingHead())
+    assert corrector.untrained
+    assert not corrector(tiles(), tiles().estimate + 100).change.any()
+
+
+def test_broad_colour_changes_only_under_water_that_the_estimate_lacks() -> None:
+    corrector = GroundingCorrector(DarkerEverywhere())
+    change = corrector(tiles(), tiles().estimate).change
+    wanted = (-0.5 * corrector.optical_std).expand(1, 4, 128, 30)
+    assert torch.allclose(change[..., 90:120], wanted, rtol=0.05)
+    assert change[..., :30].abs().max() < 1.0
+    held = corrector(tiles(), tiles().estimate, hold_colour=True)
+    assert held.change.abs().max() < 1.0 and not held.low_freq_mask.any()
+
+
+@pytest.mark.parametrize("hold_colour", [False, True])
+def test_where_nothing_is_known_everything_may_change(hold_colour: bool) -> None:
+    corrector = GroundingCorrector(DarkerEverywhere())
+    change = corrector(tiles(Trust.UNKNOWN), tiles().estimate, hold_colour=hold_colour).change
+    assert torch.allclose(change, (-0.5 * corrector.optical_std).expand_as(change), rtol=1e-3)
+
+
+def test_observed_pixels_do_not_change_and_are_certain() -> None:
+    corrector = GroundingCorrector(DarkerEverywhere())
+    correction = corrector(tiles(Trust.OBSERVED), tiles().estimate)
+    assert not correction.change.any()
+    assert correction.error is not None and not correction.error.any()
+
+
+def test_detail_is_never_held() -> None:
+    random = torch.Generator().manual_seed(0)
+    residual = torch.randn(1, 4, 64, 64, generator=random)
+    one = torch.ones(1, 1, 64, 64)
+    corrector = GroundingCorrector(GroundingHead())
+    kept = corrector.constrain(residual, one, 0 * one, Trust.ESTIMATE * one)
+    low = LowFrequencyConstraint()(residual, 0 * one)
+    assert torch.equal(kept, low)
+    assert kept.std() > 0.9
+
+
+def test_difference_is_zero_where_the_sar_changes_nothing_and_weighted_by_confidence() -> None:
+    corrector = GroundingCorrector(GroundingHead())
+    given = tiles(side=32)
+    confidence = torch.tensor([[[[0.0, 1.0], [0.0, 1.0]]]])
+    same = corrector.difference(given, given.estimate, given.estimate, confidence=confidence)
+    assert not same.change.any() and same.error is None
+    out = corrector.difference(given, given.estimate + 1, given.estimate, confidence=confidence)
+    assert torch.allclose(out.residual, torch.ones_like(given.estimate))
+    assert out.gate[..., 0].max() == 0 and out.gate[..., -1].min() == 1
+    assert torch.equal(out.low_freq_mask, given.sar_inconsistency)
+
+
+def test_deviation_joins_predicted_error_and_spread() -> None:
+    corrector = GroundingCorrector(GroundingHead())
+    one = torch.ones(1, 4, 8, 8)
+    members = [Correction(k * one, one, one[:, :1], one[:, :1], 3 * one) for k in (0.0, 2.0)]
+    deviation = corrector.deviation(members, nfe=1)
+    assert deviation is not None and torch.allclose(deviation, (2 + 9) ** 0.5 * one)
+    alone = [Correction(one, one, one[:, :1], one[:, :1])]
+    assert corrector.deviation(alone, nfe=1) is None
+
+
+def test_the_corrector_follows_to_and_copies() -> None:
+    corrector = copy.deepcopy(GroundingCorrector(GroundingHead())).to("meta")
+    assert all(t.device.type == "meta" for t in [*corrector.parameters(), *corrector.buffers()])

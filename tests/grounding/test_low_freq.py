@@ -1,0 +1,84 @@
+"""The hold keeps broad colour where nothing releases it, and detail everywhere."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import axs_lib.grounding.low_freq as hold_module
+from axs_lib.blur import gaussian_blur
+from axs_lib.grounding.low_freq import LowFrequencyConstraint
+
+
+def correction(seed: int = 0) -> torch.Tensor:
+    return torch.randn(1, 4, 128, 128, generator=torch.Generator().manual_seed(seed))
+
+
+def test_no_release_keeps_the_broad_colour() -> None:
+    """A uniform shift is removed to 1e-6 of its size; the mean of any correction nearly so."""
+    hold = LowFrequencyConstraint()
+    shift = torch.full((1, 4, 128, 128), 1.0)
+    assert hold(shift, torch.zeros(1, 1, 128, 128)).abs().max() < 1e-6
+    held = hold(correction() + 1.0, torch.zeros(1, 1, 128, 128))
+    assert held.mean().abs() < 1e-2
+
+
+def test_full_release_is_the_correction_itself() -> None:
+    hold, x = LowFrequencyConstraint(), correction()
+    assert torch.equal(hold(x, torch.ones(1, 1, 128, 128)), x)
+
+
+def test_detail_passes_without_release() -> None:
+    stripes = torch.zeros(1, 1, 128, 128)
+    stripes[..., ::2] = 1.0
+    held = LowFrequencyConstraint()(stripes - 0.5, torch.zeros(1, 1, 128, 128))
+    assert (held - (stripes - 0.5)).abs()[..., 16:-16].max() < 0.05
+
+
+def test_release_is_local() -> None:
+    release = torch.zeros(1, 1, 128, 128)
+    release[..., :64] = 1.0
+    held = LowFrequencyConstraint()(torch.ones(1, 4, 128, 128), release)
+    assert (held[..., :64] - 1.0).abs().max() < 1e-6 and held[..., 64:].abs().max() < 1e-6
+
+
+def test_zero_stays_exactly_zero() -> None:
+    assert not LowFrequencyConstraint()(torch.zeros(1, 4, 32, 32), torch.rand(1, 1, 32, 32)).any()
+
+
+def test_blur_keeps_constants_and_works_on_images_smaller_than_its_kernel() -> None:
+    for size in ((8, 8), (8, 64), (40, 9)):
+        assert (gaussian_blur(torch.full((1, 2, *size), 5.0), sigma=5.0) - 5.0).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("sigma", [0.6, 1.0, 5.0])
+@pytest.mark.parametrize("size", [(33, 64), (128, 50)])
+def test_the_blur_is_the_same_by_product_and_by_convolution(
+    monkeypatch: pytest.MonkeyPatch, sigma: float, size: tuple[int, int]
+) -> None:
+    image = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))
+    by_product = gaussian_blur(image, sigma)
+    monkeypatch.setattr(hold_module, "PRODUCT_SIDE", 0)
+    by_convolution = gaussian_blur(image, sigma)
+    assert (by_product - by_convolution).abs().max() < 1e-5
+    assert (by_product - image).abs().max() > 0.1
+
+
+def test_the_blur_reflects_then_repeats_at_borders() -> None:
+    row = torch.tensor([[[[1.0, 2.0, 4.0]]]])
+    kernel = torch.exp(-0.5 * torch.arange(-3.0, 4.0) ** 2)
+    padded = torch.tensor(
+        [4.0, 4.0, 2.0, 1.0, 2.0, 4.0, 2.0, 1.0, 1.0]
+    )  # reflected by two, then repeated by one
+    expected = padded.unfold(0, 7, 1) @ (kernel / kernel.sum())
+    assert (gaussian_blur(row, 1.0)[0, 0, 0] - expected).abs().max() < 1e-6
+
+
+def test_a_blur_first_used_in_inference_serves_training() -> None:
+    image = torch.randn(1, 1, 37, 41)
+    with torch.inference_mode():
+        expected = gaussian_blur(image, 1.7)
+    leaf = image.clone().requires_grad_()
+    blurred = gaussian_blur(leaf, 1.7)
+    blurred.sum().backward()
+    assert torch.equal(blurred.detach(), expected) and leaf.grad is not None

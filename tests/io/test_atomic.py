@@ -1,0 +1,200 @@
+"""Outputs appear whole or not at all, and never replace a file by accident."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from axs_lib.errors import InputError, OutputError
+from axs_lib.io.atomic import atomic_write, check_output, remove_leftovers, temporary_folder
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir())
+
+
+def test_the_output_appears_with_its_content_and_its_folder(tmp_path: Path) -> None:
+    target = tmp_path / "new" / "deep" / "tile.tif"
+    with atomic_write(target) as temporary:
+        assert temporary.parent.parent == target.parent
+        assert temporary.name == "tile.tif"
+        assert not target.exists()
+        temporary.write_bytes(b"whole")
+    assert target.read_bytes() == b"whole"
+    assert names(target.parent) == ["tile.tif"]
+
+
+def test_permissions_follow_the_umask(tmp_path: Path) -> None:
+    with atomic_write(tmp_path / "a.npz") as temporary:
+        temporary.write_bytes(b"x")
+    (tmp_path / "b.npz").write_bytes(b"x")
+    assert (tmp_path / "a.npz").stat().st_mode == (tmp_path / "b.npz").stat().st_mode
+
+
+def test_a_failure_leaves_the_old_file_and_no_rubbish(tmp_path: Path) -> None:
+    target = tmp_path / "tile.npz"
+    target.write_bytes(b"old")
+    with pytest.raises(ZeroDivisionError), atomic_write(target, overwrite=True) as temporary:
+        temporary.write_bytes(b"half")
+        raise ZeroDivisionError
+    assert target.read_bytes() == b"old"
+    assert names(tmp_path) == ["tile.npz"]
+
+
+def test_an_interruption_leaves_no_rubbish(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), atomic_write(tmp_path / "tile.npz") as temporary:
+        temporary.write_bytes(b"half")
+        raise KeyboardInterrupt
+    assert names(tmp_path) == []
+
+
+def test_an_existing_file_is_refused_by_name_of_the_switch(tmp_path: Path) -> None:
+    target = tmp_path / "tile.npz"
+    target.write_bytes(b"old")
+    with pytest.raises(OutputError, match=r"--overwrite .*overwrite=True"), atomic_write(target):
+        pytest.fail("the block must not run")
+    with atomic_write(target, overwrite=True) as temporary:
+        temporary.write_bytes(b"new")
+    assert target.read_bytes() == b"new"
+
+
+def test_a_file_that_appears_meanwhile_is_kept(tmp_path: Path) -> None:
+    target = tmp_path / "tile.npz"
+    with pytest.raises(OutputError, match="exists already"), atomic_write(target) as temporary:
+        temporary.write_bytes(b"mine")
+        target.write_bytes(b"theirs")
+    assert target.read_bytes() == b"theirs"
+    assert names(tmp_path) == ["tile.npz"]
+
+
+def test_without_hard_links_the_file_is_still_put_in_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_links(self: Path, target: Path) -> None:
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    monkeypatch.setattr(Path, "hardlink_to", no_links)
+    with atomic_write(tmp_path / "a.pt") as temporary:
+        temporary.write_bytes(b"x")
+    assert names(tmp_path) == ["a.pt"]
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_link_is_never_written_through(tmp_path: Path, exists: bool) -> None:
+    real, link = tmp_path / "real.npz", tmp_path / "link.npz"
+    if exists:
+        real.write_bytes(b"old")
+    link.symlink_to(real)
+    for overwrite in (True, False):
+        with pytest.raises(OutputError, match=r"link\.npz is a symbolic link"), atomic_write(link, overwrite):
+            pytest.fail("the block must not run")
+    assert link.is_symlink() and real.exists() == exists
+    assert not exists or real.read_bytes() == b"old"
+
+
+def test_a_link_that_appears_meanwhile_is_not_written_through(tmp_path: Path) -> None:
+    real, link = tmp_path / "real.npz", tmp_path / "link.npz"
+    real.write_bytes(b"old")
+    with atomic_write(link, overwrite=True) as temporary:
+        temporary.write_bytes(b"new")
+        link.symlink_to(real)
+    assert real.read_bytes() == b"old" and link.read_bytes() == b"new" and not link.is_symlink()
+
+
+def test_temporary_names_cannot_be_foreseen(tmp_path: Path) -> None:
+    with temporary_folder(tmp_path) as first, temporary_folder(tmp_path) as second:
+        assert first != second and first.stat().st_mode & 0o777 == 0o700
+    assert names(tmp_path) == []
+
+
+KILLED = """
+import os, signal, sys
+from axs_lib.io.atomic import atomic_write
+with atomic_write(sys.argv[1]) as temporary:
+    temporary.write_bytes(b"half")
+    print("ready", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_what_a_killed_process_left_goes_and_what_a_living_one_writes_stays(
+    tmp_path: Path, repository: Path
+) -> None:
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", KILLED, str(tmp_path / name)],
+            cwd=repository,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        for name in ("a.npz", "b.npz")
+    ]
+    for process in started:
+        assert process.stdout is not None and process.stdout.readline() == b"ready\n"
+    assert len(names(tmp_path)) == 2
+    started[0].kill()
+    started[0].communicate()
+    assert len(names(tmp_path)) == 2
+    with atomic_write(tmp_path / "c.npz") as temporary:  # the first write of this process in this folder
+        temporary.write_bytes(b"whole")
+    assert len(names(tmp_path)) == 2  # b's temporary folder and c.npz
+    started[1].communicate(b"")
+    assert names(tmp_path) == ["b.npz", "c.npz"]
+
+
+def test_only_temporary_folders_are_removed(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "precious").touch()
+    (tmp_path / ".axs-0123456789abcdef.tmp").symlink_to(tmp_path / "real")
+    (tmp_path / ".axs-0123456789abcdea.tmp").write_bytes(b"a file")
+    (tmp_path / ".axs-0123456789abcdeb.tmp").mkdir()
+    remove_leftovers(tmp_path)
+    assert names(tmp_path) == [".axs-0123456789abcdea.tmp", ".axs-0123456789abcdef.tmp", "real"]
+    assert (tmp_path / "real" / "precious").exists()
+    remove_leftovers(tmp_path / "missing")
+
+
+def test_a_full_disk_is_an_output_error_with_its_reason(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="disk is full"), atomic_write(tmp_path / "tile.npz"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert names(tmp_path) == []
+
+
+def test_errors_of_other_kinds_pass_through(tmp_path: Path) -> None:
+    with pytest.raises(InputError), atomic_write(tmp_path / "a.npz"):
+        raise InputError("bad tile")
+    with pytest.raises(FileNotFoundError), atomic_write(tmp_path / "a.npz"):
+        (tmp_path / "missing").read_bytes()
+
+
+def test_a_missing_permission_is_an_output_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(OutputError, match="permission denied"), atomic_write(tmp_path / "tile.npz"):
+        pytest.fail("the block must not run")
+
+
+def test_a_file_where_a_folder_is_needed(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(OutputError, match="not a folder"), atomic_write(tmp_path / "file" / "tile.npz"):
+        pytest.fail("the block must not run")
+
+
+def test_folders_and_special_files_are_never_replaced(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="is a folder"):
+        check_output(tmp_path, overwrite=True)
+    with pytest.raises(OutputError, match="not a regular file"):
+        check_output("/dev/null", overwrite=True)
+
+
+@pytest.mark.parametrize(("name", "message"), [("a\0b", "no valid path"), ("x" * 300, "name is too long")])
+def test_names_that_no_file_can_have(tmp_path: Path, name: str, message: str) -> None:
+    with pytest.raises(OutputError, match=message):
+        check_output(tmp_path / name)

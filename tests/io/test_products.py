@@ -1,0 +1,409 @@
+"""What an input is taken for: units, offsets, nodata pixel by pixel, band order, products; what is refused, by its name."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import warnings
+import zipfile
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+from rasterio.control import GroundControlPoint
+from rasterio.transform import Affine
+
+from axs_lib.bands import OPTICAL_BANDS, SAR_BANDS
+from axs_lib.errors import InputError
+from axs_lib.io.pixels import Reading
+from axs_lib.io.products import ReadingWarning, Source, open_source
+
+CRS, PLACE = "EPSG:32633", Affine(10, 0, 500_000, 0, -10, 6_000_000)
+H, W = 60, 50
+
+
+@pytest.fixture
+def sar() -> np.ndarray:
+    rng = np.random.default_rng(1)
+    return (np.array([-11.0, -18.0])[:, None, None] + rng.normal(0, 2, (2, H, W))).astype("float32")
+
+
+@pytest.fixture
+def optical() -> np.ndarray:
+    rng = np.random.default_rng(2)
+    level = np.array([400, 700, 600, 2500])[:, None, None]
+    return (level * (1 + 0.2 * rng.standard_normal((4, H, W)))).clip(60, 9000).astype("uint16")
+
+
+def write(path: Path, data: np.ndarray, names: tuple[str, ...] | None = None, **more: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tags, scale, colours, gcps = (more.pop(key, None) for key in ("tags", "scale", "colours", "gcps"))
+    place = {} if gcps else {"crs": CRS, "transform": PLACE}
+    profile = {"driver": "GTiff", "count": len(data), "height": data.shape[1], "width": data.shape[2]}
+    with rasterio.open(path, "w", **(profile | {"dtype": data.dtype} | place | more)) as file:
+        if colours:
+            file.colorinterp = colours
+        file.write(data)
+        if names:
+            file.descriptions = names
+        if tags:
+            file.update_tags(**tags)
+        if scale:
+            file.scales, file.offsets = ((value,) * len(data) for value in scale)
+        if gcps:
+            file.gcps = gcps
+    return path
+
+
+def opened(what: Any, wanted: tuple[str, ...], **how: Any) -> tuple[Source, np.ndarray]:
+    with ExitStack() as stack:
+        source = open_source(what, wanted, stack, Reading(**how))
+        source.look()
+        data = source.read(source.grid.whole)
+        source.check_counts()
+        return source, data
+
+
+def read_sar(what: Any, **how: Any) -> tuple[Source, np.ndarray]:
+    return opened(what, SAR_BANDS, **how)
+
+
+def read_optical(what: Any, **how: Any) -> tuple[Source, np.ndarray]:
+    return opened(what, OPTICAL_BANDS, **how)
+
+
+# The unit of SAR
+
+
+@pytest.mark.parametrize("given", ["auto", "power"])
+def test_power_becomes_db_and_a_border_of_zeros_nodata(tmp_path: Path, sar: np.ndarray, given: str) -> None:
+    power = 10 ** (sar / 10)
+    power[:, :, :10], power[:, 30, 30] = 0, -1e-4
+    source, data = read_sar(write(tmp_path / "s1.tif", power, SAR_BANDS), s1_unit=given)
+    hole = np.zeros((H, W), bool)
+    hole[:, :10] = hole[30, 30] = True
+    np.testing.assert_array_equal(np.isnan(data).all(axis=0), hole)
+    np.testing.assert_allclose(data[:, ~hole], sar[:, ~hole], atol=1e-4)
+    assert source.facts == {"AXS_S1_UNIT": "power"} and "linear power" in source.report()[0]
+    assert any("power 0 or less" in note for note in source.report())
+
+
+def test_amplitude_is_converted_where_its_name_or_the_user_says_so(tmp_path: Path, sar: np.ndarray) -> None:
+    amplitude = 10 ** (sar / 20)
+    for name, how in (("s1", {"s1_unit": "amplitude"}), ("s1_amplitude", {})):
+        _, data = read_sar(write(tmp_path / f"{name}.tif", amplitude, SAR_BANDS), **how)
+        np.testing.assert_allclose(data, sar, atol=1e-4)
+
+
+def test_products_of_hyp3_snap_and_earth_engine(tmp_path: Path, sar: np.ndarray) -> None:
+    stem = "S1A_IW_20210714T175000_DVP_RTC10_G_g{}unem_1A2B"
+    for code, values in (("p", 10 ** (sar / 10)), ("d", sar), ("a", 10 ** (sar / 20))):
+        files = [
+            write(tmp_path / code / f"{stem.format(code)}_{name}.tif", values[i : i + 1], nodata=0)
+            for i, name in enumerate(SAR_BANDS)
+        ]
+        np.testing.assert_allclose(read_sar(files)[1], sar, atol=1e-4)
+    planetary = 10 ** (sar / 10)
+    planetary[:, :5] = -32768
+    files = [
+        write(tmp_path / f"iw-{name.lower()}.rtc.tiff", planetary[i : i + 1], nodata=-32768)
+        for i, name in enumerate(SAR_BANDS)
+    ]
+    data = read_sar(files)[1]
+    assert np.isnan(data[:, :5]).all() and np.isfinite(data[:, 5:]).all()
+    snap = write(tmp_path / "snap.tif", sar[::-1], ("Sigma0_VH_db", "Sigma0_VV_db"))
+    np.testing.assert_array_equal(read_sar(snap)[1], sar)
+    np.testing.assert_array_equal(read_sar(write(tmp_path / "gee.tif", sar.astype("f8"), SAR_BANDS))[1], sar)
+
+
+@pytest.mark.parametrize(
+    ("change", "how", "message"),
+    [
+        (lambda s: 10 ** (s / 10), {"s1_unit": "db"}, "--s1-unit power"),
+        (lambda s: s, {"s1_unit": "power"}, "--s1-unit db"),
+        (lambda s: 10 ** (s / 10) - 0.08, {"s1_unit": "db"}, "linear power with negative pixels"),
+        (lambda s: np.round(3000 * 10 ** (s / 20)), {}, "uncalibrated digital numbers"),
+        (lambda s: s - 60, {}, "backscatter in dB has one between"),
+    ],
+)
+def test_sar_of_another_unit_is_refused_by_its_name(
+    tmp_path: Path, sar: np.ndarray, change: Any, how: Any, message: str
+) -> None:
+    path = write(tmp_path / "s1.tif", change(sar).astype("float32"), SAR_BANDS)
+    with pytest.raises(InputError, match=message):
+        read_sar(path, **how)
+    read_sar(path, force=True, **how)
+
+
+# Nodata of SAR
+
+
+@pytest.mark.parametrize("value", [0.0, -60.0, -100.0, -30.0, -9999.0])
+def test_a_border_of_one_number_is_nodata(tmp_path: Path, sar: np.ndarray, value: float) -> None:
+    sar[:, np.tri(H, W, -20, dtype=bool)] = value  # a corner, as of a swath
+    source, data = read_sar(write(tmp_path / "s1.tif", sar, SAR_BANDS))
+    np.testing.assert_array_equal(np.isnan(data).all(axis=0), np.tri(H, W, -20, dtype=bool))
+    assert any("taken for nodata" in note for note in source.report())
+
+
+@pytest.mark.parametrize("fill", [-9999.0, -999.0, -3.4028235e38, 200.0, 0.0, -np.inf])
+def test_a_few_fill_numbers_of_sar_are_nodata_and_counted(
+    tmp_path: Path, sar: np.ndarray, fill: float
+) -> None:
+    expected = sar.copy()
+    sar[:, 10, 10:14], expected[:, 10, 10:14] = fill, np.nan
+    source, data = read_sar(write(tmp_path / "s1.tif", sar, SAR_BANDS))
+    np.testing.assert_array_equal(data, expected)
+    assert any(": 4 " in note for note in source.report())
+
+
+def test_many_fill_numbers_are_refused(tmp_path: Path, sar: np.ndarray, optical: np.ndarray) -> None:
+    sar[:, 10:30:2, 10:30:2] = -9999
+    with pytest.raises(InputError, match=r"3\.3 % of the pixels.*gdal_edit"):
+        read_sar(write(tmp_path / "s1.tif", sar, SAR_BANDS))
+    optical[:, 10:30:2, 10:30:2] = 65535
+    with pytest.raises(InputError, match=r"outside of|wrapped around"):
+        read_optical(write(tmp_path / "s2.tif", optical, OPTICAL_BANDS))
+
+
+# Optical
+
+
+@pytest.mark.parametrize(
+    ("change", "dtype", "message"),
+    [
+        (lambda x: x / 1e4, "float32", "reflectance in 0-1; multiply by 10000"),
+        (lambda x: x / 100, "float32", "reflectance in percent; multiply by 100"),
+        (lambda x: (x / 3000 * 255).clip(1, 255), "uint8", "8 bits"),
+        (lambda x: (x / 3000 * 255).clip(1, 255), "uint16", "8 bits"),
+        (lambda x: 64000 + x % 1000, "uint16", "damaged or otherwise scaled"),
+        (lambda x: (x - 400.0) % 65536, "uint16", "wrapped around 65536"),
+        (lambda x: x * 10.0, "float32", "too much of it is above 20,000|too many"),
+        (lambda x: x - 500.0, "float32", "taken off twice"),
+        (lambda x: (x - 1500.0) / 1900, "float32", "z-scores"),
+    ],
+)
+def test_an_image_of_another_unit_is_refused_by_its_name(
+    tmp_path: Path, optical: np.ndarray, change: Any, dtype: str, message: str
+) -> None:
+    image = change(optical.astype("f8")).astype(dtype)
+    path = write(tmp_path / "s2.tif", image, OPTICAL_BANDS, photometric="MINISBLACK")
+    with pytest.raises(InputError, match=message):
+        read_optical(path)
+    read_optical(path, force=True)
+
+
+@pytest.mark.parametrize("dtype", ["uint16", "int16", "float32", "float64"])
+@pytest.mark.parametrize("declared", [None, 9999])
+def test_zero_in_all_bands_is_nodata_for_every_type(
+    tmp_path: Path, optical: np.ndarray, dtype: str, declared: float | None
+) -> None:
+    optical[:, :, :10], optical[1, 30, 30] = 0, 0
+    path = write(tmp_path / "s2.tif", optical.astype(dtype), OPTICAL_BANDS, nodata=declared)
+    _, data = read_optical(path)
+    assert np.isnan(data[:, :, :10]).all() and np.isfinite(data[:, :, 10:]).all() and data[1, 30, 30] == 0
+
+
+@pytest.mark.parametrize(
+    ("fill", "dtype"), [(-9999, "int16"), (-3.4e38, "float32"), (65535, "uint16"), (1e30, "float32")]
+)
+def test_a_few_fill_numbers_of_an_image_are_nodata_and_counted(
+    tmp_path: Path, optical: np.ndarray, fill: float, dtype: str
+) -> None:
+    image = optical.astype(dtype)
+    image[:, 20, 20:25] = fill
+    source, data = read_optical(write(tmp_path / "s2.tif", image, OPTICAL_BANDS))
+    assert np.isnan(data[:, 20, 20:25]).all() and np.isnan(data).sum() == 20
+    assert source.counts["impossible"] == 5 and any(": 5 pixels" in note for note in source.report())
+
+
+def test_slightly_negative_reflectance_is_clipped_and_counted(tmp_path: Path, optical: np.ndarray) -> None:
+    image = optical.astype("int16")
+    image[0, :12] = -30
+    source, data = read_optical(write(tmp_path / "s2.tif", image, OPTICAL_BANDS))
+    assert (data[0, :12] == 1).all() and source.counts["negative"] == 12 * W
+    np.testing.assert_array_equal(data[1:], optical[1:])
+
+
+def test_a_fifth_band_of_alpha_is_a_mask(tmp_path: Path, optical: np.ndarray) -> None:
+    alpha = np.full((1, H, W), 255, "uint16")
+    alpha[:, 5:9] = 0
+    colours = [rasterio.enums.ColorInterp[name] for name in ("blue", "green", "red", "undefined", "alpha")]
+    path = write(
+        tmp_path / "a.tif", np.concatenate([optical, alpha]), (*OPTICAL_BANDS, ""), colours=colours,
+        photometric="MINISBLACK", ALPHA="YES",
+    )  # fmt: skip
+    data = read_optical(path)[1]
+    assert np.isnan(data[:, 5:9]).all() and np.isfinite(data[:, 9:]).all()
+
+
+# Order of bands
+
+
+def test_other_polarisations_are_refused_by_name(tmp_path: Path, sar: np.ndarray) -> None:
+    for names in (("HH", "HV"), ("Sigma0_HH_db", "Sigma0_HV_db"), ("VV", "HH")):
+        with pytest.raises(InputError, match=r"HH.*lacks V"):
+            read_sar(write(tmp_path / "s1.tif", sar, names))
+    files = [write(tmp_path / f"s_{n}.tif", sar[i : i + 1]) for i, n in enumerate(("HH", "HV"))]
+    with pytest.raises(InputError, match="HH, HV and lack VV, VH"):
+        read_sar(files)
+
+
+def test_an_order_that_is_assumed_is_said_and_a_doubtful_one_warned_of(
+    tmp_path: Path, sar: np.ndarray
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        source, _ = read_sar(write(tmp_path / "a.tif", sar))
+    assert "taken for VV, VH in this order" in source.report()[0]
+    with pytest.warns(ReadingWarning, match="--bands VH,VV"):
+        read_sar(write(tmp_path / "b.tif", sar[::-1]))
+    np.testing.assert_array_equal(read_sar(tmp_path / "b.tif", bands=("VH", "VV"))[1], sar)
+
+
+def test_a_tile_cut_short_by_one_byte_is_an_error(tmp_path: Path, optical: np.ndarray) -> None:
+    path = write(tmp_path / "s2.tif", optical[[2, 1, 0, 3]], ("B04", "B03", "B02", "B08"))
+    whole = path.read_bytes()
+    for cut in (1, 100, len(whole) // 2):
+        path.write_bytes(whole[:-cut])
+        with pytest.raises(InputError, match=r"cut short|descriptions|cannot be read"):
+            read_optical(path)
+
+
+def test_bands_of_other_sizes_are_told_by_their_cause(tmp_path: Path, optical: np.ndarray) -> None:
+    np.savez(tmp_path / "t.npz", s1_vv=np.ones((9, 9)), s1_vh=np.ones((9, 8)))
+    with pytest.raises(InputError, match="s1_vv has shape"):
+        read_sar(tmp_path / "t.npz")
+    names = ("B02", "B03", "B04", "B8A")
+    files = [write(tmp_path / f"T_{n}_20m.tif", optical[i : i + 1]) for i, n in enumerate(names)]
+    with pytest.raises(InputError, match="B8A is the band of 20 m"):
+        read_optical(files)
+
+
+# Products and places
+
+
+METADATA = (
+    '<n1:Level-2A_User_Product xmlns:n1="x"><BOA_ADD_OFFSET_VALUES_LIST>'
+    + "".join(f'<BOA_ADD_OFFSET band_id="{i}">-1000</BOA_ADD_OFFSET>' for i in range(13))
+    + "</BOA_ADD_OFFSET_VALUES_LIST></n1:Level-2A_User_Product>"
+)
+NAME = "S2A_MSIL2A_20210714T112121_N0500_R037_T29UPU_20230120T101010.SAFE"
+
+
+@pytest.fixture
+def safe(tmp_path: Path, optical: np.ndarray) -> Path:
+    """A product of JPEG 2000 files with DN + 1000."""
+    root = tmp_path / NAME
+    folder = root / "GRANULE" / "L2A_T29UPU_A031" / "IMG_DATA"
+    lossless = {"driver": "JP2OpenJPEG", "QUALITY": "100", "REVERSIBLE": "YES"}
+    for i, band in enumerate(OPTICAL_BANDS):
+        path = folder / "R10m" / f"T29UPU_20210714T112121_{band}_10m.jp2"
+        write(path, optical[i : i + 1] + 1000, **lossless)
+    classes = np.full((1, H // 2, W // 2), 4, "uint8")
+    classes[:, :6] = 9
+    path = folder / "R20m" / "T29UPU_20210714T112121_SCL_20m.jp2"
+    write(path, classes, **lossless, transform=PLACE * Affine.scale(2))
+    (root / "MTD_MSIL2A.xml").write_text(METADATA)
+    return root
+
+
+def test_a_sentinel_2_product_in_every_form(tmp_path: Path, safe: Path, optical: np.ndarray) -> None:
+    archive = shutil.make_archive(str(tmp_path / "product"), "zip", tmp_path, NAME)
+    stack = write(safe / "stack.tif", optical + 1000, OPTICAL_BANDS)
+    for what in (safe, archive, next(safe.glob("GRANULE/*/IMG_DATA/R10m")), stack):
+        source, data = read_optical(what)
+        np.testing.assert_array_equal(data, optical)
+        assert source.facts == {"AXS_BOA_OFFSET_REMOVED": "1000"} and "MTD_MSIL2A.xml" in source.notes[-1]
+    (safe / "MTD_MSIL2A.xml").unlink()
+    source, data = read_optical(safe)
+    np.testing.assert_array_equal(data, optical)
+    assert "N0500" in source.notes[-1]
+    np.testing.assert_array_equal(read_optical(safe, boa_offset="0")[1], optical + 1000.0)
+
+
+def test_an_offset_that_was_taken_off_already_is_not_taken_off_twice(safe: Path, optical: np.ndarray) -> None:
+    with pytest.raises(InputError, match="--boa-offset 0"):
+        read_optical(write(safe / "done.tif", optical, OPTICAL_BANDS))
+    np.testing.assert_array_equal(read_optical(safe / "done.tif", boa_offset="0")[1], optical)
+    own = write(safe / "own.tif", optical, OPTICAL_BANDS, tags={"AXS_VERSION": "1"})
+    np.testing.assert_array_equal(read_optical(own)[1], optical)
+    declared = write(safe / "declared.tif", optical + 1000, OPTICAL_BANDS, scale=(1e-4, -0.1))
+    np.testing.assert_allclose(read_optical(declared)[1], optical, atol=1e-2)
+
+
+def test_a_dark_end_near_1000_is_warned_of(tmp_path: Path, optical: np.ndarray) -> None:
+    path = write(tmp_path / "s2.tif", optical + 1000, OPTICAL_BANDS)
+    with pytest.warns(ReadingWarning, match="--boa-offset 1000"):
+        read_optical(path)
+    np.testing.assert_array_equal(read_optical(path, boa_offset="1000")[1], optical)
+
+
+def test_what_is_no_level_2a_product_is_refused(tmp_path: Path, safe: Path) -> None:
+    for path in (safe / "GRANULE/L2A_T29UPU_A031/IMG_DATA/R20m", tmp_path / "S2A_MSIL1C_x.SAFE"):
+        path.mkdir(exist_ok=True)
+        with pytest.raises(InputError, match=r"no 10 m image.*Expected a Sentinel-2 L2A"):
+            read_optical(path)
+    bomb = '<!DOCTYPE x [<!ENTITY a "b">]>' + METADATA
+    (safe / "MTD_MSIL2A.xml").write_text(bomb)
+    with pytest.raises(InputError, match="document type"):
+        read_optical(safe)
+
+
+def test_radar_geometry_is_refused_with_the_ways_to_geocode_it(tmp_path: Path, sar: np.ndarray) -> None:
+    points = [
+        GroundControlPoint(r, c, 15 + c / 1e4, 54 - r / 1e4) for r, c in ((0, 0), (0, W), (H, 0), (H, W))
+    ]
+    raw = write(tmp_path / "grd.tif", sar, SAR_BANDS, gcps=(points, rasterio.CRS.from_epsg(4326)))
+    product = tmp_path / "S1A_IW_GRDH_1SDV_20210714T175000.SAFE"
+    (product / "measurement").mkdir(parents=True)
+    shutil.copy(raw, product / "measurement" / "vv.tiff")
+    for path in (raw, product, product / "measurement" / "vv.tiff"):
+        with pytest.raises(InputError, match=r"radar geometry.*SNAP.*HyP3.*Planetary"):
+            read_sar(path)
+    read_sar(raw, same_grid=True)
+
+
+# What is opened
+
+
+def test_only_allowed_drivers_and_regular_files_are_opened(tmp_path: Path, sar: np.ndarray) -> None:
+    good = write(tmp_path / "good.tif", sar, SAR_BANDS)
+    vrt = tmp_path / "v.tif"
+    vrt.write_text(
+        f'<VRTDataset rasterXSize="{W}" rasterYSize="{H}"><VRTRasterBand dataType="Float32" band="1"><SimpleSource>'
+        f"<SourceFilename>{good}</SourceFilename></SimpleSource></VRTRasterBand></VRTDataset>"
+    )
+    shutil.copy(vrt, tmp_path / "v.vrt")
+    shutil.copy(vrt, tmp_path / "v.jp2")
+    for path in ("v.tif", "v.vrt", "v.jp2"):
+        with pytest.raises(InputError, match="is no GeoTIFF, COG, JPEG 2000 or PNG"):
+            read_sar(tmp_path / path)
+    shutil.copy(vrt, f"{good}.ovr")
+    with pytest.raises(InputError, match="is no TIFF"):
+        read_sar(good)
+    os.mkfifo(tmp_path / "pipe.tif")
+    for path in (tmp_path / "pipe.tif", Path("/dev/zero"), tmp_path):
+        with pytest.raises(InputError):
+            read_sar(path)
+    for address in ("/vsicurl/http://127.0.0.1:9/a.tif", "http://127.0.0.1:9/a.tif", "s3://bucket/a.tif"):
+        with pytest.raises(InputError, match="is an address"):
+            read_sar(address, addresses=False)
+
+
+def test_claims_of_size_are_checked_before_pixels_are_read(tmp_path: Path) -> None:
+    import torch
+
+    header = tmp_path / "opt_v2.npy"
+    np.save(header, np.zeros(3))
+    claim = header.read_bytes().replace(b"(3,), }   ", b"(4, 60000, 60000), }")[:128]
+    with zipfile.ZipFile(tmp_path / "bomb.npz", "w") as archive:
+        archive.writestr("opt_v2.npy", claim)
+    with pytest.raises(InputError, match=r"expected at most|cannot be read"):
+        read_optical(tmp_path / "bomb.npz")
+    torch.save(torch.zeros(1).expand(1, 4, 30_000, 30_000), tmp_path / "bomb.pt")
+    with pytest.raises(InputError, match="claims"):
+        read_optical(tmp_path / "bomb.pt")

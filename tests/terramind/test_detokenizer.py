@@ -1,0 +1,163 @@
+"""The detokenizer equals terratorch's U-Net; lower precision and compilation change next to nothing."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from axs_lib.errors import InputError
+from axs_lib.stage3_tm_ground import build_stage3_model
+from axs_lib.terramind.detokenizer import Detokenizer, PointwiseConv2d, SpatialAttention
+from axs_lib.terramind.generator import TerraMindGenerator
+from axs_lib.terramind.noise import gaussian_field, sample_seeds
+from axs_lib.terramind.sampler import build_schedule
+from axs_lib.terramind.winograd import WinogradConv2d
+from tests.models import random_nano
+from tests.published import our_unet, terratorch_unet, wide_unet
+
+TOLERANCE = 1e-4  # z-units, of an output of order 1
+
+
+@pytest.fixture(scope="module")
+def original() -> Any:
+    return terratorch_unet(in_channels=4, out_channels=4, model_channels=32, channel_mult=(1, 2))
+
+
+def unet_inputs(channels: int = 4) -> tuple[Tensor, Tensor, Tensor]:
+    random = torch.Generator().manual_seed(0)
+    x = torch.randn(2, channels, 64, 64, generator=random)
+    return x, torch.tensor([999, 300]), torch.rand(2, 3, 4, 4, generator=random)
+
+
+def test_it_equals_terratorchs(original: Any) -> None:
+    ours = our_unet(original)
+    x, t, codes = unet_inputs()
+    with torch.no_grad():
+        expected = original(x, t, codes)
+        assert expected.std() > 0.1
+        assert (ours(x, t, codes) - expected).abs().max() < TOLERANCE
+        # The comparison can fail: the layers that are other than terratorch's have an effect.
+        for kind in (SpatialAttention, PointwiseConv2d):
+            broken = copy.deepcopy(ours)
+            layer: Any = next(module for module in broken.modules() if isinstance(module, kind))
+            (layer.proj_out if kind is SpatialAttention else layer).weight.mul_(1.5)
+            assert (broken(x, t, codes) - expected).abs().max() > 10 * TOLERANCE
+
+
+def test_a_wide_one_equals_terratorchs_too() -> None:
+    original = wide_unet()
+    ours = our_unet(original)
+    x, t, codes = unet_inputs(12)
+    with torch.no_grad():
+        expected = original(x, t, codes)
+        assert expected.std() > 0.1
+        assert (ours(x, t, codes) - expected).abs().max() < TOLERANCE
+    assert sum(isinstance(part, WinogradConv2d) for part in ours.modules()) >= 8
+
+
+def test_a_fresh_one_starts_as_terratorchs_does() -> None:
+    """The layers that terratorch sets to zero are zero, so that training starts from the same place."""
+    from terratorch.models.backbones.terramind.tokenizer.models.unet.unet import PatchedUNetCondCat
+
+    theirs = PatchedUNetCondCat(
+        in_channels=4,
+        out_channels=4,
+        cond_channels=3,
+        patch_size=4,
+        model_channels=32,
+        num_res_blocks=1,
+        attention_resolutions=[2],
+        channel_mult=(1, 2),
+    )
+    ours = Detokenizer(4, 3, width=32, multipliers=(1, 2), residual_blocks=1, attention=(2,))
+    zero = {name for name, p in theirs.named_parameters() if not p.any()}
+    assert zero and zero == {name for name, p in ours.named_parameters() if not p.any()}
+    assert ours.out[-1].weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_gradients_equal_terratorchs(original: Any) -> None:
+    theirs, ours = copy.deepcopy(original), our_unet(original)
+    x, t, codes = unet_inputs()
+    gradients = []
+    for unet in (theirs, ours):
+        unet(x, t, codes).square().mean().backward()
+        gradients.append({name: p.grad for name, p in unet.named_parameters()})
+    for name, expected in gradients[0].items():
+        assert torch.allclose(gradients[1][name], expected, rtol=1e-3, atol=1e-5), name
+
+
+def decode(generator: TerraMindGenerator, timesteps: int) -> Tensor:
+    random = torch.Generator().manual_seed(0)
+    inputs = {
+        "s1": torch.randn(2, 2, 64, 64, generator=random),
+        "optical": torch.randn(2, 4, 64, 64, generator=random),
+    }
+    codes = generator.codes(generator.logits(inputs), (64, 64))
+    noise = gaussian_field(sample_seeds(0, 2), (4, 64, 64))
+    return generator.decode(codes, noise, build_schedule("ddim", timesteps))
+
+
+@torch.no_grad()
+def test_bfloat16_stays_close_and_repeats() -> None:
+    """Of the trained nano, whose z-units are of order 1, at one evaluation; docs/performance.md says how it grows."""
+    exact = build_stage3_model(variant="nano").terramind_generator
+    rough = copy.deepcopy(exact)
+    rough.use_precision(torch.bfloat16)
+    expected, actual = decode(exact, 1), decode(rough, 1)
+    assert actual.dtype == torch.float32 and expected.std() > 0.1
+    error = (actual - expected).square().mean().sqrt()
+    assert 0 < error < 1e-2
+    assert torch.equal(decode(rough, 1), actual)
+
+
+@torch.no_grad()
+def test_bfloat16_can_be_saved_copied_and_pickled() -> None:
+    rough = random_nano().terramind_generator
+    rough.use_precision(torch.bfloat16)
+    file = io.BytesIO()
+    torch.save(rough.state_dict(), file)
+    file.seek(0)
+    again = random_nano(seed=1).terramind_generator
+    again.use_precision(torch.bfloat16)
+    again.load_state_dict(torch.load(file, weights_only=True), strict=True)
+    expected = decode(rough, 2)
+    for other in (again, copy.deepcopy(rough), pickle.loads(pickle.dumps(rough))):
+        assert torch.equal(decode(other, 2), expected)
+
+
+def test_lower_precision_takes_half_the_memory_and_spares_the_last_layers() -> None:
+    generator = random_nano().terramind_generator
+    before = sum(p.nbytes for p in generator.parameters())
+    generator.use_precision(torch.bfloat16)
+    assert sum(p.nbytes for p in generator.parameters()) < 0.55 * before
+    assert {p.dtype for p in generator.detokenizer.out.parameters()} == {torch.float32}
+    norms = [m for m in generator.modules() if isinstance(m, nn.GroupNorm)]
+    assert norms and all(norm.weight.dtype == torch.float32 for norm in norms)
+
+
+@pytest.mark.parametrize("other", [torch.int8, torch.float64])
+def test_other_precisions_are_refused(other: torch.dtype) -> None:
+    with pytest.raises(InputError, match=r"expected torch\.bfloat16"):
+        random_nano().terramind_generator.use_precision(other)
+
+
+@torch.no_grad()
+def test_compiling_changes_neither_names_nor_results() -> None:
+    plain = random_nano().terramind_generator
+    compiled = copy.deepcopy(plain)
+    calls: list[int] = []
+
+    def backend(graph: torch.fx.GraphModule, _: object) -> Any:
+        calls.append(1)
+        return graph.forward
+
+    compiled.compile_denoiser(backend=backend)
+    assert (decode(compiled, 2) - decode(plain, 2)).abs().max() < TOLERANCE
+    assert calls
+    assert compiled.state_dict().keys() == plain.state_dict().keys()

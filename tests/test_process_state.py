@@ -1,0 +1,119 @@
+"""Nothing of the process is changed: no random state, no precision, nothing of terratorch's in ``sys.modules``."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+
+import pytest
+import torch
+
+from axs_lib.fresh import fresh_weights
+from axs_lib.terramind.build import build_nano
+
+STATE = """
+import copy, pickle, random, sys
+import numpy, torch
+from torch.utils.data import DataLoader, Dataset
+
+def state():
+    backends = torch.backends
+    return (
+        torch.get_rng_state().tolist(), random.getstate(), str(numpy.random.get_state()),
+        torch.get_float32_matmul_precision(), backends.cuda.matmul.allow_tf32, backends.cudnn.allow_tf32,
+        backends.cudnn.benchmark, backends.cudnn.deterministic, torch.get_default_dtype(), torch.get_num_threads(),
+        torch.is_grad_enabled(), torch.are_deterministic_algorithms_enabled(),
+    )
+
+class Tiles(Dataset):
+    def __init__(self, model): self.model = model
+    def __len__(self): return 2
+    def __getitem__(self, index):
+        heavy = [name for name in ("terratorch", "diffusers", "transformers", "lightning") if name in sys.modules]
+        precision = torch.get_float32_matmul_precision()
+        return self.model(torch.full((1, 2, 64, 64), -12.0), torch.full((1, 4, 64, 64), 900.0)).shape, heavy, precision
+
+def main():
+    before = state()
+    from axs_lib.pipeline import build_pipeline
+    from axs_lib.stage3_tm_ground import build_stage3_model
+    from axs_lib.terramind.build import build_nano_tokenizer
+    assert state() == before, "import"
+    model = build_pipeline(variant="nano").stage3
+    assert state() == before, "build"
+    build_stage3_model(variant="nano", pretrained=False)
+    build_nano_tokenizer()
+    assert state() == before, "random weights"
+    copy.deepcopy(model)
+    pickle.loads(pickle.dumps(model))
+    assert state() == before, "pickle"
+    loader = DataLoader(Tiles(model), batch_size=None, num_workers=1, multiprocessing_context="spawn",
+                        generator=torch.Generator())
+    for shape, heavy, precision in loader:
+        assert tuple(shape) == (1, 4, 64, 64) and heavy == [] and precision == "highest", (heavy, precision)
+    assert state() == before, "loader"
+    model(torch.full((1, 2, 64, 64), -12.0), torch.full((1, 4, 64, 64), 900.0))
+    assert state() == before, "call"
+    print("LOADED", *[n for n in sys.modules if n.split(".")[0] in HEAVY])
+
+HEAVY = ("terratorch", "torchgeo", "diffusers", "transformers", "peft", "lightning", "kornia", "rasterio")
+if __name__ == "__main__":
+    main()
+"""
+WHOLE = """
+from axs_lib.stage3_tm_ground import build_stage3_model
+import sys
+
+model = build_stage3_model(variant="nano")
+import terratorch
+from terratorch.models.backbones.terramind.model.terramind import TerraMind
+
+assert type(model.terramind_generator.core) is not TerraMind
+assert "terramind_v1_base_generate" in terratorch.FULL_MODEL_REGISTRY
+print(sorted({"terratorch.datasets", "terratorch.tasks"} - set(sys.modules)))
+"""
+
+
+def run(*arguments: str) -> str:
+    command = [sys.executable, "-W", "ignore", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout.splitlines()[-1]
+
+
+def test_building_copying_pickling_and_running_change_nothing(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    script = tmp_path_factory.mktemp("state") / "state.py"
+    script.write_text(STATE, encoding="utf-8")
+    assert run(str(script)) == "LOADED"
+
+
+@pytest.mark.slow
+def test_the_whole_of_terratorch_still_loads() -> None:
+    assert run("-c", WHOLE) == "[]"
+
+
+def test_fresh_weights_follow_the_seed() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        first, again = build_nano().state_dict(), build_nano().state_dict()
+        torch.manual_seed(2)
+        other = build_nano().state_dict()
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+def test_other_threads_draw_as_ever() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        expected = torch.rand(5)
+        torch.manual_seed(3)
+        drawn: list[torch.Tensor] = []
+        with fresh_weights():
+            torch.nn.Linear(4, 4)
+            thread = threading.Thread(target=lambda: drawn.append(torch.rand(5)))
+            thread.start()
+            thread.join()
+    assert torch.equal(drawn[0], expected)
