@@ -242,8 +242,13 @@ class ExampleSampler:
         simulated = torch.tensor(["informed" in name or "foreign" in name for name in names])
         if bool(simulated.any()):  # so far what they are made of
             layers[2][simulated] = informed_proposal(layers[2][simulated], generator=random)
+        s1, estimate, proposal, trust, truth = layers
         return ExampleBatch(
-            *layers,
+            s1,
+            estimate,
+            proposal,
+            trust,
+            truth,
             own=torch.tensor(["own" in name for name in names]),
             blind=torch.tensor(["blind" in name for name in names]),
             names=names,
