@@ -221,10 +221,11 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike[str], *, trainable:
         WeightsError: the folder lacks a file, a file cannot be read, its configuration has a field that is not in
             ``FIELDS``, or the adapter is of another base model, layout or rank. The model is then as it was.
     """
-    stage3: Any = getattr(model, "stage3", None)
+    pipeline: Any = model
+    stage3 = getattr(pipeline, "stage3", None)
     if stage3 is not None:  # a pipeline, whose Stage 1 stays as it is
         shared = stage3.terramind_generator
-        if shared is model.stage1.terramind_generator:
+        if shared is pipeline.stage1.terramind_generator:
             stage3.terramind_generator = copy.deepcopy(shared)
         try:
             return load_adapter(stage3, folder, trainable=trainable)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from axs_lib.bands import OPTICAL_BANDS, SAR_BANDS
-from axs_lib.errors import InputError
+from axs_lib.errors import AxionError, InputError
 
 MIN_SIDE = 8
 
@@ -200,6 +200,25 @@ def check_device(image: Tensor, device: torch.device) -> None:
         )
 
 
+def check_result(name: str, image: Tensor, nodata: Tensor) -> None:
+    """Check that what was made of valid pixels is a number.
+
+    Args:
+        name: of the image, for the error.
+        image: (B, C, H, W).
+        nodata: (B, 1, H, W) bool, where it need not be.
+
+    Raises:
+        AxionError: it is not.
+    """
+    wrong = ~(torch.isfinite(image) | nodata)
+    if bool(wrong.any()):
+        raise AxionError(
+            f"{name} has {int(wrong.any(1).sum())} pixels that are not finite although the inputs are: the weights are"
+            " damaged, or the arithmetic overflows; use float32 (--dtype float32), or other weights"
+        )
+
+
 def check_count(name: str, value: object, low: int = 1) -> int:
     """A whole number from ``low`` on, as a Python integer.
 
@@ -335,7 +354,7 @@ def _sar_range(s1: Tensor) -> str | None:
     if low >= 0 and high > 0:
         return (
             "s1 has no negative value, so it looks like linear power (or DN), not dB; convert with"
-            f" s1_db = 10 * torch.log10(s1.clamp_min(1e-6)) [seen {low:.4g} to {high:.4g}]"
+            f" s1_db = torch.where(s1 > 0, 10 * torch.log10(s1), torch.nan) [seen {low:.4g} to {high:.4g}]"
         )
     if not -45.0 <= mean <= -2.0:
         return (

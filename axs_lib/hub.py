@@ -18,6 +18,7 @@ from huggingface_hub import ModelCard, ModelHubMixin
 
 from axs_lib.bands import S1_PRODUCTS, sar_stats
 from axs_lib.errors import InputError, WeightsError
+from axs_lib.io.files import check_regular
 
 if TYPE_CHECKING:
     import torch
@@ -69,6 +70,9 @@ class HubMixin(ModelHubMixin):
         Raises:
             WeightsError: the repository, its revision or a file cannot be had, or does not fit the model.
         """
+        folder = Path(pretrained_model_name_or_path)
+        if folder.is_dir() and (folder / CONFIG_FILE).exists():
+            check_regular(folder / CONFIG_FILE, "the configuration", WeightsError)
         with readable_errors(str(pretrained_model_name_or_path), options.get("revision")):
             model: Loaded = super().from_pretrained(pretrained_model_name_or_path, **options)
         return model
@@ -95,7 +99,7 @@ class HubMixin(ModelHubMixin):
         from axs_lib.grounding.load import load_corrector
         from axs_lib.terramind.load import load_generator
 
-        variant = (config or {}).get("variant")
+        variant = config.get("variant") if isinstance(config, Mapping) else None
         if config is None or not isinstance(variant, str):
             raise WeightsError(
                 f"{model_id} has no {CONFIG_FILE} that names a variant; expected a folder of save_pretrained, or a"
@@ -279,6 +283,10 @@ def readable_errors(model_id: str, revision: str | None) -> Iterator[None]:
             f"{what} cannot be had: {reason} Expected a folder of save_pretrained, or a repository 'name/repository'"
             " that exists and that you may read, and a network or a cache that has it"
         ) from None
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise WeightsError(
+            f"the {CONFIG_FILE} of {model_id} is damaged ({type(error).__name__}); save the model again"
+        ) from None
 
 
 # -- the card -----------------------------------------------------------------------------------------------------
@@ -309,8 +317,9 @@ def data_section(header: Mapping[str, str], text: str) -> str:
     lines = [text] if text else []
     try:
         settings = json.loads(header.get("config", "{}"))
-    except ValueError:
+    except (ValueError, RecursionError):
         settings = {}
+    settings = settings if isinstance(settings, dict) else {}
     rows: dict[str, Any] = {k: v for k, v in header.items() if k not in ("config", "calibration")}
     rows |= {k: settings[k] for k in ("qualities", "test_groups", "validation_groups") if settings.get(k)}
     rows = {k: ", ".join(map(str, v)) if isinstance(v, list) else v for k, v in rows.items()}

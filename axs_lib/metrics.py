@@ -305,7 +305,8 @@ def _index(pixels: Tensor, plus: str, minus: str) -> Tensor:
 def _ssim(estimate: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
     """SSIM averaged over the pixels that count; both images hold the truth's band mean in the others.
 
-    torchmetrics takes no mask, so its map of SSIM is averaged here. In float32: ten times as fast as float64 on a CPU, and the constants of the formula dwarf the rounding.
+    torchmetrics takes no mask, so its map of SSIM is averaged here. In float32: ten times as fast as float64 on a CPU,
+    and the constants of the formula dwarf the rounding.
     """
     from torchmetrics.functional.image import structural_similarity_index_measure
 

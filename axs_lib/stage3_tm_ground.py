@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from axs_lib.bands import VALID_DN
-from axs_lib.checks import CheckedPair, check_device, check_pair, check_tensor
+from axs_lib.checks import CheckedPair, check_device, check_pair, check_result, check_tensor
 from axs_lib.errors import InputError, UntrainedHeadWarning
 from axs_lib.grounding.corrector import Correction, GroundingCorrector, GroundingTiles
 from axs_lib.grounding.large import NO_CONTROLS, GroundingControls, in_tiles
@@ -297,6 +297,7 @@ class Stage3GroundingModel(GeneratorStage, HubMixin):
 
         # 8. The result, with nodata where either image has none.
         nodata = ~(valid_pixels(pair.s1) & (valid_pixels(pair.opt_v2) | unknown))  # (B, 1, H, W)
+        check_result("opt_v3", image, nodata)
         if deviation is not None:
             deviation = self._scaled(deviation)[..., :height, :width].masked_fill(nodata, torch.nan)
         proposal = self._from_dn(proposals.mean(0))[..., :height, :width]  # (B, 4, H, W)

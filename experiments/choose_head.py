@@ -5,7 +5,7 @@ The cases (estimate, proposal, SAR) of every tile are made once and kept (``--ca
     python experiments/choose_head.py --data DIR --cases runs/cases.pt runs/head/grounding.safetensors [...]
     python experiments/choose_head.py --data DIR --cases runs/test.pt --part test runs/head/grounding.safetensors
 
-``--part validation`` uses the kinds of the splits train and choose; ``--part test`` those of report, too. Tiles over
+``--part validation`` uses the kinds of the splits train and choose; ``--part test`` those of choose and report. Tiles over
 ``SIDE`` px are cut to their middle in validation. Changes are of the mean MSE over tiles, and of single tiles.
 """
 
@@ -26,7 +26,7 @@ from axs_lib.bands import DN_PER_REFLECTANCE, VALID_DN
 from axs_lib.checks import Trust
 from axs_lib.data.clouds import cloud_trust
 from axs_lib.data.degrade import degrade
-from axs_lib.data.estimates import KINDS, make_estimate
+from axs_lib.data.estimates import KINDS, kinds_of, make_estimate
 from axs_lib.data.pairs import PairRecord, list_pairs, load_pair
 from axs_lib.data.proposals import informed_proposal
 from axs_lib.evaluate.flood import CAME_THROUGH, is_dry, measure_flood, outside_of, simulate_flood
@@ -38,9 +38,10 @@ from axs_lib.stage1_tm_s2o import Stage1Model
 from axs_lib.stage2_prithvi_refine import build_prithvi_refiner
 from axs_lib.stage3_tm_ground import build_stage3_model
 from axs_lib.terramind.weights import load_strict, read_state
-from axs_lib.train.head import own_proposals
+from axs_lib.train.head import HeadBatch, own_proposals
 
 SIDE = 128
+TEST_KINDS = ("truth", "gaussian_blur", "refiner", "stage2")  # beside those of choose and report
 CONFIG = Path(__file__).resolve().parent / "nano" / "nano_head.yaml"
 
 
@@ -90,11 +91,18 @@ def make_cases(records: list[PairRecord], kinds: list[str], side: int | None) ->
         given = more.pop("s1", s1)
         blind = bool(more.pop("blind", False))
         layers = [pad_square(each, square) for each in (given, estimate, trust, truth)]
-        if proposal is None:
-            seeds = torch.randint(2**62, (1,), generator=seeded("own", record.name))
-            proposal = own_proposals(generator, None if blind else layers[0], layers[1], seeds)
-        else:
-            proposal = pad_square(proposal, square)
+        own = proposal is None
+        drawn = HeadBatch(
+            s1=layers[0],
+            estimate=layers[1],
+            proposal=layers[1] if own else pad_square(proposal, square),
+            trust=layers[2],
+            truth=layers[3],
+            own=torch.tensor([own]),
+            blind=torch.tensor([blind]),
+            noise=torch.randint(2**62, (1,), generator=seeded("own", record.name)),
+        )
+        proposal = own_proposals(drawn, generator)
         s1, estimate, trust, truth = layers
         cases.append(
             Case(name, index, s1, estimate, proposal, trust, truth, valid, size, blind=blind, **more)
@@ -177,9 +185,7 @@ def run(corrector: GroundingCorrector, cases: list[Case]) -> list[tuple[Tensor, 
     results = []
     for case in cases:
         height, width = case.size
-        tiles = GroundingTiles(
-            case.s1, case.estimate, case.trust, sar_inconsistency(case.s1, case.estimate)
-        )
+        tiles = GroundingTiles(case.s1, case.estimate, case.trust, sar_inconsistency(case.s1, case.estimate))
         if case.blind:
             tiles = tiles.without_sar(corrector.s1_mean)
         correction = corrector(tiles, case.proposal)
@@ -253,7 +259,8 @@ def show(rows: dict[str, dict[str, float]], title: str) -> str:
         split = KINDS[name].split[0] if name in KINDS else " "
         lines.append(
             f"{split} {name:24s} {row['tiles']:2d} {row['rmse_v2']:6.1f} {row['rmse_v3']:6.1f} {row['mse_%']:+6.1f}"
-            f" {row['mae_%']:+6.1f} {row['mean_tile_%']:+6.1f} {row['worst_%']:+6.0f} {100 * row['better']:4.0f} %   {ratio}"
+            f" {row['mae_%']:+6.1f} {row['mean_tile_%']:+6.1f} {row['worst_%']:+6.0f}"
+            f" {100 * row['better']:4.0f} %   {ratio}"
         )
     gaps = {name: row for name, row in rows.items() if name.startswith("gaps")}
     if gaps:
@@ -292,7 +299,9 @@ def main() -> None:
         config = yaml.safe_load(CONFIG.read_text())
         groups = set(config[f"{arguments.part}_groups"])
         records = [record for record in list_pairs(arguments.data) if record.group in groups]
-        kinds = [kind for kind in KINDS if KINDS[kind].split != "report" or arguments.part == "test"]
+        kinds = [kind for kind in KINDS if KINDS[kind].split != "report"]
+        if arguments.part == "test":
+            kinds = [*TEST_KINDS, *kinds_of("choose"), *kinds_of("report")]
         with torch.no_grad():
             cases = make_cases(records, kinds, SIDE if arguments.part == "validation" else None)
         arguments.cases.parent.mkdir(parents=True, exist_ok=True)

@@ -17,9 +17,10 @@ from axs_lib.checks import (
     check_device,
     check_number,
     check_pair,
+    check_result,
     check_sar,
 )
-from axs_lib.errors import InputError
+from axs_lib.errors import AxionError, InputError
 from tests.models import plausible_pair
 
 
@@ -221,3 +222,13 @@ def test_what_is_no_number_in_range_is_refused(value: object) -> None:
     with pytest.raises(InputError, match=r"strength is .*; expected a share"):
         check_number("strength", value, 0, 1, "a share")
     assert check_number("strength", np.float32(0.5), 0, 1, "a share") == 0.5
+
+
+def test_a_result_that_is_no_number_is_an_error_and_nodata_none() -> None:
+    image = torch.ones(1, 4, 8, 8)
+    image[:, :, 0] = torch.nan
+    nodata = torch.zeros(1, 1, 8, 8, dtype=torch.bool)
+    with pytest.raises(AxionError, match="opt_v3 has 8 pixels that are not finite although the inputs are"):
+        check_result("opt_v3", image, nodata)
+    nodata[:, :, 0] = True
+    check_result("opt_v3", image, nodata)

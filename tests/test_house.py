@@ -69,7 +69,9 @@ def imports(path: Path, known: dict[str, Path]) -> Iterator[tuple[str, str | Non
             assert node.module is not None and node.level == 0
             for alias in node.names:
                 inner = f"{node.module}.{alias.name}"
-                yield (inner, None) if inner in known else (node.module, alias.name)
+                # What ``networks`` loads of terratorch has no file here; it counts as the package.
+                module = node.module if node.module in known else node.module.rpartition(".")[0]
+                yield (inner, None) if inner in known else (module, alias.name)
 
 
 def part_of(module: str) -> str:
@@ -97,7 +99,9 @@ def test_there_is_no_circle() -> None:
         name: {
             other
             for other, _ in imports(path, known)
-            if other != name and not (name == f"{PACKAGE}.stage3_tm_ground" and part_of(other) == "cli")
+            if other != name
+            and other in known
+            and not (name == f"{PACKAGE}.stage3_tm_ground" and part_of(other) == "cli")
         }
         for name, path in known.items()
     }

@@ -16,7 +16,6 @@ import axs_lib
 
 IMPORT_NAMES = {
     "pillow": "PIL",
-    "opencv-python-headless": "cv2",
     "odc-stac": "odc",
     "pystac-client": "pystac_client",
     "pyyaml": "yaml",

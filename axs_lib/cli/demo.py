@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 VARIANT = "nano"
 ENSEMBLE = 4  # of the grounded estimate, whose uncertainty is shown
-PRESET = "test"
+PRESET: Final = "test"
 RECORD = "demo.json"
 PAGE = "report.html"
 CREATED_BY = "axs demo"
@@ -46,7 +46,7 @@ Figures = dict[str, dict[str, float]]  # by name of the image
 
 
 @dataclass(frozen=True)
-class Sample:
+class DemoTile:
     """A packaged tile.
 
     Attributes:
@@ -111,16 +111,19 @@ def demo(
         "parts": {part: {} for part in PARTS},
     }
     _write_record(out / RECORD, record)  # from now on the folder is known as a demo's
-    folders = []
     for part, (_, _, make) in PARTS.items():
         for name in track(sample_names(), part, enabled=console.is_terminal):
             sample = _load(name)
             shown = make(sample, pipeline, settings)
-            folders.append(out / part / name)
-            _write(folders[-1], sample, shown)
+            _write(out / part / name, sample, shown)
             record["parts"][part][name] = shown.figures
     _write_record(out / RECORD, record)
-    write_report(out / PAGE, folders, title=f"What {VARIANT} makes of real tiles", overwrite=True)
+    write_report(
+        out / PAGE,
+        [out / part for part in PARTS],
+        title=f"What {VARIANT} makes of real tiles",
+        overwrite=True,
+    )
 
     for part, (title, note, _) in PARTS.items():
         _show_table(console, title, record["parts"][part])
@@ -158,7 +161,7 @@ def check_folder(out: Path, overwrite: bool) -> None:
 # -- the parts ----------------------------------------------------------------------------------------------------
 
 
-def fill_gap(sample: Sample, pipeline: Pipeline, settings: Mapping[str, Any]) -> Shown:
+def fill_gap(sample: DemoTile, pipeline: Pipeline, settings: Mapping[str, Any]) -> Shown:
     """The real image with a simulated cloud, filled by Stage 3; figures are inside the gap."""
     import torch
 
@@ -183,7 +186,7 @@ def fill_gap(sample: Sample, pipeline: Pipeline, settings: Mapping[str, Any]) ->
     return _shown(pipeline.stage3, settings, tags, figures, opt_v2=clouded, trust=trust, output=output)
 
 
-def ground_estimate(sample: Sample, pipeline: Pipeline, settings: Mapping[str, Any]) -> Shown:
+def ground_estimate(sample: DemoTile, pipeline: Pipeline, settings: Mapping[str, Any]) -> Shown:
     """A Stage 2 estimate, simulated from the truth, grounded by Stage 3."""
     from axs_lib.data.degrade import degrade
     from axs_lib.metrics import compute_metrics
@@ -196,7 +199,7 @@ def ground_estimate(sample: Sample, pipeline: Pipeline, settings: Mapping[str, A
     return _shown(pipeline.stage3, settings, tags, figures, opt_v2=opt_v2, output=output)
 
 
-def draw_from_sar(sample: Sample, pipeline: Pipeline, settings: Mapping[str, Any]) -> Shown:
+def draw_from_sar(sample: DemoTile, pipeline: Pipeline, settings: Mapping[str, Any]) -> Shown:
     """The three stages, from the SAR and what is known of day and place."""
     from axs_lib.metrics import compute_metrics
 
@@ -209,7 +212,7 @@ def draw_from_sar(sample: Sample, pipeline: Pipeline, settings: Mapping[str, Any
     return _shown(pipeline, settings, tags, figures, **images)
 
 
-PARTS: dict[str, tuple[str, str, Callable[[Sample, Pipeline, Mapping[str, Any]], Shown]]] = {
+PARTS: dict[str, tuple[str, str, Callable[[DemoTile, Pipeline, Mapping[str, Any]], Shown]]] = {
     "gap": (
         "1. A cloud gap filled: figures inside the gap",
         "The image is real and its cloud simulated; clear pixels come back bit for bit.",
@@ -249,17 +252,17 @@ def _shown(
 # -- reading and writing ------------------------------------------------------------------------------------------
 
 
-def _load(name: str) -> Sample:
+def _load(name: str) -> DemoTile:
     import torch
 
     from axs_lib.data.samples import load_sample, sample_metadata
 
     sar, optical = load_sample(name)
     s1, truth = torch.from_numpy(sar.batch), torch.from_numpy(optical.batch)
-    return Sample(name, sar, optical, s1, truth, sample_metadata(name))
+    return DemoTile(name, sar, optical, s1, truth, sample_metadata(name))
 
 
-def _write(folder: Path, sample: Sample, shown: Shown) -> None:
+def _write(folder: Path, sample: DemoTile, shown: Shown) -> None:
     """GeoTIFFs of the optical images and an NPZ of everything; files of an earlier run are replaced."""
     from axs_lib.io.results import grid_like, optical_layer, write_arrays, write_layer
 
@@ -306,7 +309,7 @@ def _show_table(console: Any, title: str, tiles: Mapping[str, Figures]) -> None:
             )
             rows.append(["" if number else name, image, *cells])
     table = rich_table(title, ("tile", "image", *(heading for _, heading, _ in COLUMNS)), rows)
-    table.title_justify = "left"
+    table.title_justify, table.columns[1].justify = "left", "left"
     console.print(table)
     rivals = [image for image in images if image not in ("opt_v1", "opt_v3")]
     for rival in rivals:

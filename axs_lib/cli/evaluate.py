@@ -1,7 +1,8 @@
 """``axs evaluate``: measure a Stage 3 model, or the whole pipeline, on a folder of real pairs.
 
-In goes a folder of NPZ pairs; out come a table of opt_v2 beside opt_v3 (and opt_v1, of the pipeline), the controls, the
-flood, damage and gap tests that were asked for and, with ``--json``, everything for a script (``docs/evaluate.md``).
+In goes a folder of NPZ pairs; out come a table of opt_v2 beside opt_v3 (and opt_v1, of the pipeline), the controls,
+the flood, kinds of estimates and gaps that were asked for and, with ``--json``, everything for a script
+(``docs/evaluate.md``).
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from axs_lib.cli.options import AdapterOption, CorrectionMode
+from axs_lib.cli import options
+from axs_lib.cli.options import CorrectionMode, Precision, Product
 
 if TYPE_CHECKING:
     from axs_lib.pipeline import Pipeline
@@ -47,9 +49,8 @@ def evaluate(
         Path, typer.Option(help="Folder of NPZ pairs with s1 (2,H,W) dB, s2 (4,H,W) DN, optionally opt_v2.")
     ],
     variant: Annotated[str, typer.Option(help="nano, or terramind_v1_tiny, _small, _base, _large.")] = "nano",
-    checkpoint: Annotated[
-        Path | None, typer.Option(help="Local weights in place of the variant's own.")
-    ] = None,
+    checkpoint: options.CheckpointOption = None,
+    adapter: options.AdapterOption = None,
     stage: Annotated[
         EvaluatedStage,
         typer.Option(help="ground: Stage 3 by itself; pipeline: all three stages, from SAR alone."),
@@ -62,40 +63,30 @@ def evaluate(
             " file, and stage2 of the pipeline."
         ),
     ] = None,
-    adapter: AdapterOption = None,
-    stage1_checkpoint: Annotated[
-        Path | None, typer.Option(help="Stage 1 weights, where they are not those of Stage 3.")
-    ] = None,
-    stage2_checkpoint: Annotated[
-        Path | None, typer.Option(help="Stage 2 weights from this file or folder.")
-    ] = None,
+    stage1_checkpoint: options.Stage1CheckpointOption = None,
+    stage2_checkpoint: options.Stage2CheckpointOption = None,
     timesteps: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="N[,N ...]",
             help="Network evaluations, 1 to 1000; of the pipeline, for Stages 1 and 3 each. Several, as 1,5,10,"
-            " are compared.",
+            " are compared. By default what the weights recommend (nano: 1).",
         ),
-    ] = "10",
-    correction_mode: Annotated[
-        CorrectionMode | None,
-        typer.Option(help="how a correction is made; by default what the weights were trained for."),
     ] = None,
-    hold_colour: Annotated[
-        bool, typer.Option("--hold-colour", help="Measure Stage 3 where it may change detail only.")
-    ] = False,
+    correction_mode: options.CorrectionModeOption = None,
+    hold_colour: options.HoldColourOption = False,
     quality: Annotated[
         PairQuality, typer.Option(help="ok: clear tiles; all: clouds, snow and water too.")
     ] = PairQuality.ok,
     groups: Annotated[
         str | None, typer.Option(help="Only these groups (places, dates), with commas between.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the model's noise.")] = 0,
+    seed: options.SeedOption = 0,
     controls: Annotated[
         bool,
         typer.Option(
             "--controls",
-            help="Also with another tile's SAR, with another tile's proposal, and constant colours.",
+            help="Also with another tile's SAR, another tile's proposal, no SAR, and constant colours.",
         ),
     ] = False,
     no_sar_checkpoint: Annotated[
@@ -125,15 +116,14 @@ def evaluate(
     members: Annotated[
         int, typer.Option(min=1, help="Members of the ensemble whose mean is measured as opt_v3.")
     ] = 1,
-    s1_product: Annotated[str, typer.Option(help="S1GRD or S1RTC.")] = "S1GRD",
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; the CPU when left out.")] = None,
+    s1_product: options.S1ProductOption = Product.S1GRD,
+    device: options.DeviceOption = None,
+    dtype: options.DtypeOption = Precision.float32,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write the whole report here.")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing report.")] = False,
-    force: Annotated[
-        bool, typer.Option("--force", help="Accept values that do not look like dB or DN.")
-    ] = False,
+    force: options.ForceOption = False,
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="No progress bar and no line per tile.")
     ] = False,
@@ -158,7 +148,7 @@ def evaluate(
     from axs_lib.stage3_tm_ground import Stage3GroundingModel
 
     # 1. What can be refused is refused before the model is loaded.
-    steps = _steps(timesteps)
+    steps = [options.recommended_timesteps(variant)] if timesteps is None else _steps(timesteps)
     whole = _is_whole(stage, opt_v2_source, stage1_checkpoint, stage2_checkpoint)
     source: Any = (opt_v2_source or (EstimateSource.stage2 if whole else EstimateSource.file)).value
     if json_file is not None:
@@ -167,24 +157,29 @@ def evaluate(
     records = select_pairs(data, quality.value, chosen, source)
 
     # 2. The model, and those it is measured against.
-    options: dict[str, Any] = {"variant": variant, "device": device, "s1_product": s1_product}
+    import torch
+
+    target = options.torch_device(device)
+    build: dict[str, Any] = {"variant": variant, "device": str(target), "s1_product": s1_product.value}
     weights = {"stage1_checkpoint": stage1_checkpoint, "stage2_checkpoint": stage2_checkpoint}
     model = _build(
         whole,
         steps[0],
         correction_mode,
         checkpoint=None if checkpoint is None else str(checkpoint),
-        **options,
+        **build,
         **{name: path for name, path in weights.items() if path is not None},
     )
     if adapter is not None:
         load_adapter(model, adapter)
+    if dtype != Precision.float32:
+        model.use_precision(getattr(torch, dtype))
     if hold_colour:
         stage3 = model if isinstance(model, Stage3GroundingModel) else model.stage3
         stage3.hold_colour = True
     no_sar = plain = None
     if no_sar_checkpoint is not None:
-        no_sar = _stage3(steps[0], correction_mode, checkpoint=str(no_sar_checkpoint), **options)
+        no_sar = _stage3(steps[0], correction_mode, checkpoint=str(no_sar_checkpoint), **build)
     if plain_checkpoint is not None:
         plain = load_plain(plain_checkpoint).to(model.device)
 
@@ -294,21 +289,21 @@ def _is_whole(
 
 
 def _build(
-    whole: bool, timesteps: int, correction_mode: CorrectionMode | None, **options: Any
+    whole: bool, timesteps: int, correction_mode: CorrectionMode | None, **given: Any
 ) -> Stage3GroundingModel | Pipeline:
     from axs_lib import pipeline
 
     if not whole:
-        return _stage3(timesteps, correction_mode, **options)
-    stages = pipeline.build_pipeline(stage1_timesteps=timesteps, stage3_timesteps=timesteps, **options)
+        return _stage3(timesteps, correction_mode, **given)
+    stages = pipeline.build_pipeline(stage1_timesteps=timesteps, stage3_timesteps=timesteps, **given)
     if correction_mode is not None:
         stages.stage3.correction_mode = correction_mode.value
     return stages
 
 
-def _stage3(timesteps: int, correction_mode: CorrectionMode | None, **options: Any) -> Stage3GroundingModel:
+def _stage3(timesteps: int, correction_mode: CorrectionMode | None, **given: Any) -> Stage3GroundingModel:
     from axs_lib import stage3_tm_ground
 
     if correction_mode is not None:
-        options["correction_mode"] = correction_mode.value
-    return stage3_tm_ground.build_stage3_model(timesteps, **options)
+        given["correction_mode"] = correction_mode.value
+    return stage3_tm_ground.build_stage3_model(timesteps, **given)

@@ -6,52 +6,44 @@ extra ``[stac]``.
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-
-class Unit(StrEnum):
-    """What a collection's backscatter is in."""
-
-    power = "power"
-    dB = "dB"
+from axs_lib.cli import options
+from axs_lib.cli.options import S1Unit
 
 
 def fetch(
     catalog: Annotated[
         str, typer.Argument(metavar="CATALOG", help="Address of a STAC API, or path of a static catalogue.")
     ],
-    bounds: Annotated[str, typer.Option(metavar="WEST,SOUTH,EAST,NORTH", help="The place, in degrees.")],
+    bounds: options.BoundsOption,
     dates: Annotated[str, typer.Option(help="First and last day, as 2021-07-01/2021-07-31.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for s1.tif, s2.tif and trust.tif.")],
     sar_collection: Annotated[
         str, typer.Option(help="Collection of terrain-corrected Sentinel-1 backscatter.")
     ] = "sentinel-1-rtc",
     optical_collection: Annotated[str, typer.Option(help="Collection of Sentinel-2 L2A.")] = "sentinel-2-l2a",
-    sar_unit: Annotated[
-        Unit | None, typer.Option(help="Of the backscatter; by default as the items say, else power.")
-    ] = None,
-    crs: Annotated[str | None, typer.Option(help="CRS of s2.tif; by default that of the products.")] = None,
-    res: Annotated[float | None, typer.Option(help="Its pixel side, in units of the CRS.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")] = False,
+    s1_unit: options.S1UnitOption = S1Unit.auto,
+    crs: options.CrsOption = None,
+    res: options.ResOption = None,
+    overwrite: options.OverwriteOption = False,
+    quiet: options.QuietOption = False,
 ) -> None:
     """Fetch the clearest Sentinel-2 day of a place and the Sentinel-1 pass nearest to it."""
-    from axs_lib.errors import InputError
     from axs_lib.scenes.search import find_pair, load_pair, save_pair
 
-    try:
-        edges = [float(edge) for edge in bounds.split(",")]
-    except ValueError as error:
-        raise InputError(f"--bounds is {bounds!r}; expected four numbers WEST,SOUTH,EAST,NORTH") from error
+    place = options.parse_edges(bounds or "", crs)
     pair = find_pair(
-        catalog, edges, dates, sar_collection=sar_collection, optical_collection=optical_collection
+        catalog, place, dates, sar_collection=sar_collection, optical_collection=optical_collection
     )
+    arrays = load_pair(pair, crs=crs, resolution=res, s1_unit=s1_unit.value)
+    s1, s2, *trust = save_pair(arrays, out, overwrite=overwrite)
+    if quiet:
+        return
     typer.echo(f"Sentinel-2 of {pair.date}, {100 * pair.clear:.0f} % clear: {pair.tags['AXS_S2_ITEMS']}")
     typer.echo(f"Sentinel-1 of {pair.sar_date}: {pair.tags['AXS_S1_ITEMS']}")
-    arrays = load_pair(pair, crs=crs, resolution=res, sar_unit=None if sar_unit is None else sar_unit.value)
-    s1, s2, *trust = save_pair(arrays, out, overwrite=overwrite)
     mask = f" --mask {trust[0]}" if trust else ""
     typer.echo(f"next: axs ground --s1 {s1} --opt-v2 {s2}{mask} --out grounded.tif")

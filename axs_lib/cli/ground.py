@@ -1,8 +1,8 @@
 """``axs ground``: ground one optical tile, one batch of tiles, or a scene of any size in its SAR image.
 
 In: GeoTIFF, COG, JPEG 2000, .npz or .pt files, or a Sentinel-2 product. Out: the grounded image (and its maps) in the
-format that its name asks for, with the georeference, band names and nodata of the input and the provenance of the model.
-With a mask, only what it calls unknown is filled and the rest comes back as it was.
+format that its name asks for, with the georeference, band names and nodata of the input and the provenance of the
+model. With a mask, only what it calls unknown is filled and the rest comes back as it was.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ def ground(
         list[str] | None,
         typer.Option(
             metavar="FILE [FILE ...]",
-            help="B02, B03, B04, B08 in DN (reflectance x 10000): one stack, one file a band, or a Sentinel-2 L2A product"
-            " (.SAFE, .zip or R10m). Left out where the .npz given as --s1 holds opt_v2 too.",
+            help="B02, B03, B04, B08 in DN (reflectance x 10000): one stack, one file a band, or a Sentinel-2 L2A"
+            " product (.SAFE, .zip or R10m). Left out where the .npz given as --s1 holds opt_v2 too.",
         ),
     ] = None,
     mask: options.MaskOption = None,

@@ -78,7 +78,8 @@ S1Option = Annotated[
     list[str],
     typer.Option(
         metavar="FILE [FILE]",
-        help="VV and VH: one stack, or one file a band: GeoTIFF, COG, JPEG 2000, .npz or .pt. On another grid it is warped.",
+        help="VV and VH: one stack, or one file a band: GeoTIFF, COG, JPEG 2000, .npz or .pt. On another grid it"
+        " is warped.",
     ),
 ]
 BandsOption = Annotated[
@@ -222,11 +223,11 @@ def mask_file(
     return MaskFile(path, kind.value, invert, dropped, buffer)
 
 
-def parse_edges(bounds: str) -> list[float]:
-    """The four numbers of ``--bounds``.
+def parse_edges(bounds: str, crs: str | None = None) -> list[float]:
+    """The four numbers of ``--bounds``; given a CRS in whose units they are, as degrees.
 
     Raises:
-        InputError: they are none, or another count.
+        InputError: they are none, or another count, or the CRS is unknown.
     """
     from axs_lib.errors import InputError
 
@@ -236,7 +237,15 @@ def parse_edges(bounds: str) -> list[float]:
         edges = []
     if len(edges) != 4:
         raise InputError(f"--bounds is {bounds!r}; expected four numbers LEFT,BOTTOM,RIGHT,TOP")
-    return edges
+    if crs is None:
+        return edges
+    from rasterio.errors import RasterioError
+    from rasterio.warp import transform_bounds
+
+    try:
+        return list(transform_bounds(crs, "EPSG:4326", *edges))
+    except (RasterioError, ValueError) as error:
+        raise InputError(f"--bounds {bounds} are no place in --crs {crs}: {error}") from error
 
 
 def grid_from(like: Path | None, crs: str | None, res: float | None, bounds: str | None) -> SceneGrid | None:

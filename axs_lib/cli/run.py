@@ -101,6 +101,7 @@ def run(
         return pipeline
 
     # 3. Run it.
+    settings: dict[str, Any] = {"hold_colour": True} if hold_colour else {}
     with options.memory_errors(str(target)):
         result = run_scene(
             build_stages,
@@ -123,7 +124,7 @@ def run(
             overwrite=overwrite,
             force=force,
             progress=not quiet,
-            **({"hold_colour": True} if hold_colour else {}),
+            **settings,
         )
     if not quiet:
         known = options.shown({key: value for key, value in result.metadata.items() if value is not None})

@@ -9,8 +9,8 @@ same places with one kind of error. ``KINDS`` names every kind and says what it 
 
 The table is fixed: a kind never changes its split, since published figures depend on it. Some kinds of the three splits
 are related (a motion blur is a blur); ``relative`` names the nearest kind that is trained on. A kind draws everything
-from the generator it is given; ``strength`` runs from 0 (light) to 1 (strong) and is drawn for each tile where it is not
-given. Lengths in the table are in metres (a pixel is 10 m).
+from the generator it is given; ``strength`` runs from 0 (light) to 1 (strong) and is drawn for each tile where it is
+not given. Lengths in the table are in metres (a pixel is 10 m).
 
 Sources: JPEG's quantisation table K.1 (ITU-T T.81); the reversible 5/3 wavelet of JPEG 2000 (ITU-T T.800); bilateral
 filter (Tomasi and Manduchi, 1998); guided filter (He, Sun, Tang, 2013); bicubic kernel (Keys, 1981, a = -0.5).
@@ -589,7 +589,8 @@ def _shift(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
 
 
 def _smooth_warp(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
-    field = band_limited(*image.shape[-2:], 2, (100, 400), draw)
+    height, width = image.shape[-2:]
+    field = band_limited(height, width, 2, (100, 400), draw)
     field = field * _each(_between(strength, 0.1, 2.5, log=True))
     return _warped(image, field[:, 0], field[:, 1])
 

@@ -72,7 +72,7 @@ class Calibration:
         try:
             named = json.loads(header[HEADER_KEY])
             return cls({int(n): tuple(float(by[band]) for band in OPTICAL_BANDS) for n, by in named.items()})
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise WeightsError(
                 f"the calibration in the weights' header is not readable ({type(error).__name__}: {error}); write it"
                 " again with experiments/calibrate.py"

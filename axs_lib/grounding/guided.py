@@ -94,8 +94,8 @@ def proposal_guided_difference(proposal: Tensor, estimate: Tensor, trust: Tensor
         that the proposal explains, (B, 4, H/2, W/2) in [0, 1].
     """
     with torch.autocast(proposal.device.type, enabled=False):
-        known = 1.0 - unknown_share(trust.float())
-        halved = F.avg_pool2d(torch.cat([proposal.float(), estimate.float(), known], dim=1), 2)
+        fitted = 1.0 - unknown_share(trust.float())
+        halved = F.avg_pool2d(torch.cat([proposal.float(), estimate.float(), fitted], dim=1), 2)
         p, e, weight = halved.split([4, 4, 1], dim=1)
         weighted = weight * torch.cat([torch.ones_like(weight), p, e, p * p, p * e, e * e], dim=1)
         coarse = F.avg_pool2d(weighted, STEP // 2)

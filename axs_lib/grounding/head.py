@@ -1,11 +1,10 @@
 """The grounding head: SAR, estimate and proposal at full resolution in, a residual and its gate out.
 
 TerraMind's tokens cover 16 x 16 pixels and cannot carry edges. This small dense U-Net brings the structure of SAR and
-proposal to pixels. It is given the backscatter, the estimate and its fine detail, the estimate as a local linear function
-of the backscatter and of the proposal (``guided``), the proposal less the estimate, the trust map and the SAR
-inconsistency. Means over the tile, among them of the estimate's spectrum, tell it which kind of error the estimate may
-have. Its last layer starts at zero, so a fresh head changes nothing. What limits its output is in
-``axs_lib.grounding.corrector``.
+proposal to pixels. It is given backscatter, estimate, the estimate's fine detail, the estimate as a local function of
+the SAR and of the proposal (``guided``), the proposal less the estimate, the trust map and the SAR inconsistency. Means
+over the tile, among them of the estimate's spectrum, tell which kind of error the estimate may have. Its last layer
+starts at zero, so a fresh head changes nothing. What limits its output is in ``axs_lib.grounding.corrector``.
 """
 
 from __future__ import annotations
@@ -62,8 +61,8 @@ class GroundingHead(nn.Module):
         self.body = UNet(
             INPUT_CHANNELS, OUTPUT_CHANNELS, widths, half_channels=HALF_CHANNELS, statistics=STATISTICS
         )
-        # Gates below the floor are closed, and ``gate_scale`` of the others is used: chosen after training, on kinds of
-        # estimates that were not trained on.
+        # Gates below the floor are closed, and the others let ``gate_scale`` of the residual through: chosen after
+        # training, on estimates of kinds that were not trained on.
         self.register_buffer("gate_floor", torch.zeros(()))
         self.register_buffer("gate_scale", torch.ones(()))
 
@@ -88,36 +87,41 @@ class GroundingHead(nn.Module):
         fitted, agreement = proposal_guided_difference(
             proposal, estimate, trust
         )  # (B, 4, H, W), (B, 4, H/2, W/2)
-        detail = fine_detail(estimate)
-        difference = proposal - estimate
+        detail, difference = fine_detail(estimate), proposal - estimate
         inputs = [s1, estimate, difference, trust, sar_inconsistency, *detail, fitted]
         half = torch.cat([GUIDED_GAIN * guided, explained, agreement], dim=1)
-        maps = (agreement, (trust == 1).float(), unknown_share(trust), sar_inconsistency)
-        statistics = tile_statistics(estimate, (*detail, guided, fitted, difference), maps)
-        out = self.body(torch.cat(inputs, dim=1), half, statistics).float()  # (B, 10, H, W)
-        residual, gate, mask, log_error = out.split([4, 1, 1, 4], dim=1)
-        gate = (gate.sigmoid() - self.gate_floor).clamp_min(0.0) / (1.0 - self.gate_floor)
+        images = [*detail, guided, fitted, difference]
+        maps = [agreement, (trust == 1).float(), unknown_share(trust), sar_inconsistency]
+        out = self.body(torch.cat(inputs, dim=1), half, tile_statistics(estimate, images, maps)).float()
+        residual, gate, mask, log_error = out.split([4, 1, 1, 4], dim=1)  # (B, C, H, W) each
+        gate = ((gate.sigmoid() - self.gate_floor) / (1.0 - self.gate_floor)).clamp_min(0.0)
         error = FRESH_ERROR * log_error.clamp(*LOG_ERROR_RANGE).exp()
         return HeadOutput(residual, self.gate_scale * gate, mask.sigmoid(), error)
 
 
 def tile_statistics(estimate: Tensor, images: Sequence[Tensor], maps: Sequence[Tensor]) -> Tensor:
-    """(B, STATISTICS) of each tile: the estimate's spectrum, logarithms of the energy of images, means of maps.
+    """What a tile is like as a whole: (B, STATISTICS).
 
     Args:
-        estimate: (B, 4, H, W) in z-units; its spectrum is the energy of its differences over ``STRIDES_PX``.
-        images: (B, C, h, w) in z-units.
-        maps: (B, C, h, w) in [0, 1].
+        estimate: (B, 4, H, W) in z-units, whose spectrum is taken.
+        images: in z-units, whose energy is taken.
+        maps: whose mean is taken.
+
+    Returns:
+        Logarithms of the energy of the estimate's differences over some pixels and of the images, and means of the
+        maps.
     """
 
     def energy(image: Tensor) -> Tensor:
         return (image.float().square().mean((2, 3)) + LEAST_ENERGY).log() / 4.0 + 1.5
 
-    differences = []
-    for stride in STRIDES_PX:
-        differences += [
+    differences = [
+        difference
+        for stride in STRIDES_PX
+        for difference in (
             estimate[..., stride:, :] - estimate[..., :-stride, :],
             estimate[..., stride:] - estimate[..., :-stride],
-        ]
+        )
+    ]
     values = [energy(image) for image in (*differences, *images)]
     return torch.cat([*values, *(each.float().mean((2, 3)) for each in maps)], dim=1)

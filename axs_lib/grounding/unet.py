@@ -46,14 +46,14 @@ class ConvBlock(nn.Module):
 
 
 class Context(nn.Module):
-    """What the whole tile is like, from means over it: shifts and scales of the decoder, offsets of the output.
+    """Scales and shifts of the decoder and offsets of the output, from means over the whole tile.
 
-    Which kind of error an estimate has cannot be told from one pixel's surroundings; over a whole tile it can. Starts at
-    zero, so a fresh one changes nothing.
+    The kind of error of an estimate does not show in the surroundings of one pixel; over a whole tile it does. Starts
+    at zero, so a fresh one changes nothing. (FiLM: Perez et al. 2018, arXiv:1709.07871.)
 
     Args:
         widths: channels of the levels.
-        statistics: values (B, statistics) that the caller knows of the tile.
+        statistics: values of the tile that the caller adds.
         out_channels: of the U-Net.
         hidden: width.
     """

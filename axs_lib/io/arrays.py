@@ -1,7 +1,7 @@
 """``xarray`` objects as inputs and results: named bands read by windows, coordinates and CRS kept.
 
-In: a DataArray (band, y, x) in any order of axes, or a Dataset with one variable a band; axes may be called lat and lon.
-Out: ``ArrayPixels`` for ``axs_lib.io.products``, and results in the form of the input.
+In: a DataArray (band, y, x) in any order of axes, or a Dataset with one variable a band; axes may be called lat and
+lon. Out: ``ArrayPixels`` for ``axs_lib.io.products``, and results in the form of the input.
 """
 
 from __future__ import annotations
@@ -72,7 +72,8 @@ class ArrayPixels:
             crs, nodata = array.rio.crs, array.rio.nodata
         except Exception as error:  # rioxarray has no class of its own for every case
             raise InputError(
-                f"{self.label} has the axes {listed(array.dims)}; expected (band, y, x), or lat and lon: rename them, or"
+                f"{self.label} has the axes {listed(array.dims)}; expected (band, y, x), or lat and lon: rename"
+                " them, or"
                 " use array.rio.set_spatial_dims"
             ) from error
         bands = [dim for dim in array.dims if dim not in (y, x)]
@@ -82,17 +83,16 @@ class ArrayPixels:
             )
         if array.dtype.kind not in "fiu":
             raise InputError(f"{self.label} holds {array.dtype}; expected real numbers")
+        names: Sequence[str | None]
         stacked = array.transpose(*bands, y, x) if bands else array.expand_dims("band")
         if order is not None:
-            names: Sequence[str | None] = ordered_bands(order, len(stacked), self.label)
+            names = ordered_bands(order, len(stacked), self.label)
         elif wanted == TRUST and len(stacked) == 1:
             names = TRUST
         else:
             found = _names(stacked, bands)
-            if found is None:
-                found, note = assumed_bands(len(stacked), wanted, self.label)
-                self.notes.append(note)
-            names = found
+            names, note = (found, "") if found else assumed_bands(len(stacked), wanted, self.label)
+            self.notes += [note] if note else []
         self._array = stacked.isel({stacked.dims[0]: band_positions(names, wanted, self.label)})
         self._axes = (y, x)
         self.dtype = self._array.dtype
@@ -108,7 +108,9 @@ class ArrayPixels:
         )
         self.tags: Mapping[str, str] = {}
         values, titles = _texts(stacked, bands)
-        self.texts = [str(n) for n in (array.name, array.attrs.get("units"), *values, *titles) if n]
+        self.texts: Sequence[str] = [
+            str(n) for n in (array.name, array.attrs.get("units"), *values, *titles) if n
+        ]
 
     def read(self, window: Tile) -> tuple[FloatArray, NDArray[np.bool_]]:
         """See ``axs_lib.io.pixels.Pixels``."""

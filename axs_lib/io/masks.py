@@ -76,8 +76,8 @@ class MaskFile:
     """A mask and how to read it.
 
     Attributes:
-        path: GeoTIFF, JPEG 2000 or PNG of one band, or .npz with ``trust``, ``mask`` or ``scl`` (or one array), (H,W) or
-            (N,H,W) for a batch. ``"scl"`` is the scene classification of the Sentinel-2 product given as the image.
+        path: GeoTIFF, JPEG 2000 or PNG of one band, or .npz with ``trust``, ``mask`` or ``scl`` (or one array), (H,W)
+            or (N,H,W) for a batch. ``"scl"`` is the scene classification of the Sentinel-2 product given as the image.
         kind: ``boolean`` (0 is unknown, everything else clear), ``trust`` (numbers in 0..1), ``scl``, or ``auto``: SCL
             where name or band description say so, boolean where all values are 0 and 1 or 0 and 255, SCL where they
             are whole numbers in 0..11, trust where they lie in 0..1.
@@ -115,8 +115,8 @@ class MaskSource:
         addresses: whether the path may be an address.
 
     Raises:
-        InputError: the mask cannot be read, lies elsewhere or does not cover the image, its values are not what its kind
-            says, an option does not fit the kind, or nothing is clear.
+        InputError: the mask cannot be read, lies elsewhere or does not cover the image, its values are not what its
+            kind says, an option does not fit the kind, or nothing is clear.
     """
 
     def __init__(
@@ -151,7 +151,8 @@ class MaskSource:
             )
         if self.kind != "scl" and mask.drop is not None:
             raise InputError(
-                f"the {self.label} was taken for a {self.kind} mask, which has no classes to drop; leave --drop out, or say"
+                f"the {self.label} was taken for a {self.kind} mask, which has no classes to drop; leave --drop out,"
+                " or say"
                 " --mask-kind scl"
             )
         self._dropped = scl_numbers(SCL_DROPPED if mask.drop is None else mask.drop)
@@ -270,10 +271,11 @@ def grow_unknown(trust: FloatArray, pixels: int) -> FloatArray:
     if pixels == 0:
         return trust
     import torch
+    from torch.nn import functional
 
-    from axs_lib.data.clouds import spread
-
-    return np.abs(spread(-torch.from_numpy(trust), pixels).numpy())
+    side = 2 * pixels + 1
+    rows = functional.max_pool2d(-torch.from_numpy(trust), (side, 1), stride=1, padding=(pixels, 0))
+    return np.abs(functional.max_pool2d(rows, (1, side), stride=1, padding=(0, pixels)).numpy())
 
 
 def mask_trust(values: FloatArray, kind: str, invert: bool, source: str) -> FloatArray:
@@ -312,7 +314,8 @@ def mask_kind(values: FloatArray, named: str, source: str) -> str:
     if min(known) >= 0 and max(known) <= 1:
         return "trust"
     raise InputError(
-        f"the {source} holds {len(known)} values from {min(known):g} to {max(known):g}, which look neither like a boolean"
+        f"the {source} holds {len(known)} values from {min(known):g} to {max(known):g}, which look neither like a"
+        " boolean"
         " mask (0 and 1, or 0 and 255), a trust map (0..1) nor a scene classification (0 to 11); say which it is:"
         " --mask-kind boolean, trust or scl"
     )
@@ -337,7 +340,8 @@ def _read_npz(path: Path, grid: SceneGrid, tiles: int) -> tuple[FloatArray, str]
         or values.shape[-2:] != (height, grid.width)
     ):
         raise InputError(
-            f"{path}: {key} has shape {values.shape}; expected ({height},{grid.width}), or ({tiles},{height},{grid.width})"
+            f"{path}: {key} has shape {values.shape}; expected ({height},{grid.width}), or"
+            f" ({tiles},{height},{grid.width})"
             " for a batch, as the image has"
         )
     return values.reshape(grid.size), key

@@ -59,7 +59,8 @@ class Reading:
     def __post_init__(self) -> None:
         if self.s1_unit not in S1_UNITS or self.boa_offset not in BOA_OFFSETS:
             raise InputError(
-                f"--s1-unit is {self.s1_unit} and --boa-offset {self.boa_offset}; expected one of {listed(S1_UNITS)} and"
+                f"--s1-unit is {self.s1_unit} and --boa-offset {self.boa_offset}; expected one of {listed(S1_UNITS)}"
+                " and"
                 f" one of {listed(BOA_OFFSETS)}"
             )
 
@@ -138,7 +139,8 @@ class FilePixels:
             if not grid_of(dataset).same_as(self.grid):
                 raise InputError(
                     f"the grids of {paths[0]} and {path} differ: {self.grid} against {grid_of(dataset)}; expected one"
-                    " grid for all bands (B02, B03, B04 and B08 of 10 m): resample them first, for example with rio warp --like"
+                    " grid for all bands (B02, B03, B04 and B08 of 10 m): resample them first, for example with rio"
+                    " warp --like"
                 )
         self.has_gcps = bool(first.gcps[0]) and self.grid.transform is None
         if self.has_gcps and not reading.same_grid:
@@ -154,7 +156,11 @@ class FilePixels:
         ):
             self.offset = metadata_offset(paths[0])
         units = [unit or "" for d, indexes, _ in self._parts for unit in (d.units[i - 1] for i in indexes)]
-        self.texts = [*(Path(path).stem for path in paths), *units, *(d or "" for d in first.descriptions)]
+        self.texts: Sequence[str] = [
+            *(Path(path).stem for path in paths),
+            *units,
+            *(d or "" for d in first.descriptions),
+        ]
         self._ignore_offset = reading.boa_offset != "auto" and wanted == OPTICAL_BANDS
 
     def read(self, window: Tile) -> tuple[FloatArray, NDArray[np.bool_]]:
@@ -222,14 +228,16 @@ class FilePixels:
         """One file a band, in the order of ``bands``."""
         if order is not None and len(order) != len(paths):
             raise InputError(
-                f"{len(paths)} files are given and --bands names {len(order)} ({listed(order)}); expected one name a file"
+                f"{len(paths)} files are given and --bands names {len(order)} ({listed(order)}); expected one name a"
+                " file"
             )
         found: dict[str, tuple[Any, list[int], str]] = {}
         for position, (dataset, path) in enumerate(zip(datasets, paths, strict=True)):
             colours = len(_alpha_bands(dataset))
             if dataset.count - colours != 1:
                 raise InputError(
-                    f"{path} is one of {len(paths)} files and has {dataset.count} bands; expected one band in each file,"
+                    f"{path} is one of {len(paths)} files and has {dataset.count} bands; expected one band in each"
+                    " file,"
                     " or one stack alone"
                 )
             stem = Path(path).stem
@@ -353,7 +361,8 @@ def ordered_bands(order: tuple[str, ...], count: int, path: PathLike) -> tuple[s
     """The order that a user gives to the ``count`` bands of a stack; ``InputError`` where it names more or fewer."""
     if len(order) != count:
         raise InputError(
-            f"{path} has {count} band(s) and --bands names {len(order)} ({listed(order)}); expected a name for every band"
+            f"{path} has {count} band(s) and --bands names {len(order)} ({listed(order)}); expected a name for every"
+            " band"
             " of the stack, in its order"
         )
     return order
@@ -363,7 +372,8 @@ def assumed_bands(count: int, wanted: tuple[str, ...], path: PathLike) -> tuple[
     """The library's order for a stack without names, and what to say of it."""
     if count != len(wanted):
         raise InputError(
-            f"{path} has {count} band(s) without names; expected the {len(wanted)} bands {listed(wanted)} in this order,"
+            f"{path} has {count} band(s) without names; expected the {len(wanted)} bands {listed(wanted)} in this"
+            " order,"
             " or a name for every band in the order of the stack: --bands NAME,NAME,..."
         )
     return (
@@ -384,8 +394,10 @@ def band_positions(names: Sequence[str | None], wanted: tuple[str, ...], path: P
         hint = " HH and HV are backscatter of another polarisation, which the networks do not know."
         polar = hint if any(re.search(r"\bH[HV]\b|_H[HV]_", f"{name}") for name in names) else ""
         raise InputError(
-            f"{path} holds the bands {listed(name or '(unnamed)' for name in names)} and lacks {listed(missing)}; expected"
-            f" {listed(wanted)}.{polar} Where its band descriptions are wrong or incomplete, name every band in the order of"
+            f"{path} holds the bands {listed(name or '(unnamed)' for name in names)} and lacks {listed(missing)};"
+            " expected"
+            f" {listed(wanted)}.{polar} Where its band descriptions are wrong or incomplete, name every band in the"
+            " order of"
             f" the stack, for example --bands {','.join(reversed(wanted))}"
         )
     return [names.index(band) for band in wanted]

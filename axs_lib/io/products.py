@@ -230,10 +230,14 @@ class Source:
             possible = values[(values > POSSIBLE_DB[0]) & (values < POSSIBLE_DB[1])]
             mean = float(possible.mean()) if possible.size else middle
             if (values > 0).mean() >= 0.8:
-                wrong = f"most values are above 0, as of linear power or amplitude (median {middle:.4g}); --s1-unit power converts it"
+                wrong = (
+                    f"most values are above 0, as of linear power or amplitude (median {middle:.4g});"
+                    " --s1-unit power converts it"
+                )
             elif np.quantile(np.abs(values), 0.98) < 2 and mean > -2:
                 wrong = (
-                    f"values around {middle:.4g} look like linear power with negative pixels, or like z-scores; expected dB."
+                    f"values around {middle:.4g} look like linear power with negative pixels, or like z-scores;"
+                    " expected dB."
                     " --s1-unit power takes power of 0 or less for nodata"
                 )
             elif not -45 <= mean <= -2:
@@ -252,7 +256,8 @@ class Source:
                 )
         if wrong:
             raise InputError(
-                f"{self.label} does not look like {_UNIT_WORDS[self._unit]}: {wrong}. If the values are right, pass --force (force=True)"
+                f"{self.label} does not look like {_UNIT_WORDS[self._unit]}: {wrong}. If the values are right, pass"
+                " --force (force=True)"
             )
         if share > MANY:
             raise InputError(self._many(share))
@@ -260,7 +265,10 @@ class Source:
     def _look_at_optical(self, values: FloatArray) -> None:
         offset, why = self._find_offset()
         # Fill numbers that the file does not declare, a few, are no evidence of the unit.
-        seen = values[:, (np.abs(values) < 1e6).all(axis=0)]
+        seen = values[:, (np.abs(values) < FORCED).all(axis=0)]
+        gone = values.shape[1] - seen.shape[1]
+        if gone > MANY * values.shape[1] and not self.reading.force:
+            raise InputError(self._many(gone / values.shape[1]))
         if any(offset.dn.values()):
             self._offset = np.array([offset.dn[band] for band in self.bands], dtype=np.float32)
             seen = seen - self._offset[:, None]
@@ -283,7 +291,8 @@ class Source:
         dark = float(np.quantile(seen, 0.005, axis=1).min()) if seen.size else 0.0
         if not why and 950 <= dark <= 1300 and self.reading.boa_offset == "auto":
             warnings.warn(
-                f"{self.label}: the darkest pixels are near {dark:.0f} DN and nothing says whether the BOA offset of 1000"
+                f"{self.label}: the darkest pixels are near {dark:.0f} DN and nothing says whether the BOA offset of"
+                " 1000"
                 " DN (processing baseline 04.00 and later) was taken off. It is taken for removed, so that they are"
                 f" {dark / DN_PER_REFLECTANCE:.2f} reflectance; with --boa-offset 1000 they are"
                 f" {(dark - 1000) / DN_PER_REFLECTANCE:.2f}",
@@ -326,7 +335,10 @@ class Source:
         elif usual.size and top <= 255:
             wrong = "a picture of 8 bits (0-255)"
         elif (values > 60_000).any(axis=0).mean() > 0.01 and middle < BRIGHTEST_DN:
-            wrong = "DN that wrapped around 65536 when an offset was taken off; give the file as it was, and --boa-offset 1000"
+            wrong = (
+                "DN that wrapped around 65536 when an offset was taken off; give the file as it was, and"
+                " --boa-offset 1000"
+            )
         elif middle > BRIGHTEST_DN:
             wrong = "damaged or otherwise scaled numbers: no surface has reflectances above 2"
         elif share <= MANY and (usual > BRIGHTEST_DN).any(axis=0).mean() > MOST:
@@ -347,7 +359,8 @@ class Source:
         low, high = POSSIBLE_DB if self.bands == SAR_BANDS else POSSIBLE_DN
         unit = "dB" if self.bands == SAR_BANDS else "DN"
         return (
-            f"{100 * share:.1f} % of the pixels of {self.label} are outside of {low:g} to {high:g} {unit}, too many for a"
+            f"{100 * share:.1f} % of the pixels of {self.label} are outside of {low:g} to {high:g} {unit}, too many"
+            " for a"
             " few fill numbers; if they are nodata, say so in the file (for example gdal_edit.py -a_nodata -9999 FILE)"
         )
 
@@ -380,7 +393,8 @@ def open_source(
     if is_xarray(what):
         return Source(ArrayPixels(what, wanted, order), reading)
     raise InputError(
-        f"{listed(wanted)} is given as {type(what).__module__}.{type(what).__qualname__}; expected a path, paths, a NumPy"
+        f"{listed(wanted)} is given as {type(what).__module__}.{type(what).__qualname__}; expected a path, paths, a"
+        " NumPy"
         " array (C,H,W), or an xarray DataArray or Dataset: for a tensor give tensor.numpy()"
     )
 

@@ -1,6 +1,6 @@
 """Rasters with named bands on a grid: what readers return, what writers take, how bands are recognised.
 
-In: arrays, band names as people write them, georeferences. Out: ``Raster`` and ``Tile`` (float32, NaN is nodata,
+In: arrays, band names as people write them, georeferences. Out: ``Raster`` and ``TilePair`` (float32, NaN is nodata,
 bands in the library's order), and the check that SAR and optical lie on one grid.
 """
 
@@ -85,7 +85,7 @@ class Raster:
 
 
 @dataclass(frozen=True)
-class Tile:
+class TilePair:
     """What Stage 3 needs of one tile (or batch): SAR and optical estimate on one grid, and optional
     companions.
 

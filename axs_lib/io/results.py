@@ -1,7 +1,8 @@
 """Write results: Cloud Optimized GeoTIFFs row by row, .npz and .pt at once, atomically and with provenance.
 
-In: rows or whole arrays in DN with NaN for nodata, the grid, and tags. Out: files whose format is named by their suffix,
-with named bands, georeference, nodata, units, scale, colours, overviews and tags. Rows of a GeoTIFF go to a plain tiled
+In: rows or whole arrays in DN with NaN for nodata, the grid, and tags. Out: files whose format is named by their
+suffix, with named bands, georeference, nodata, units, scale, colours, overviews and tags. Rows of a GeoTIFF go to a
+plain tiled
 one in a folder beside the output, which GDAL then copies with all cores; the folder is removed whatever happens.
 """
 
@@ -25,7 +26,7 @@ from axs_lib.bands import DN_PER_REFLECTANCE, OPTICAL_BANDS, SAR_BANDS, VALID_DN
 from axs_lib.errors import InputError, OutputError
 from axs_lib.io.atomic import atomic_write, temporary_folder
 from axs_lib.io.grid import SceneGrid
-from axs_lib.io.raster import SUFFIXES, TIFF_SUFFIXES, FloatArray, Raster, Tile, listed
+from axs_lib.io.raster import SUFFIXES, TIFF_SUFFIXES, FloatArray, Raster, TilePair, listed
 
 PathLike = str | os.PathLike[str]
 Tags = Mapping[str, str]
@@ -229,7 +230,7 @@ def write_layer(
 
 
 def write_image(
-    path: PathLike, image: NDArray[Any], tile: Tile, *, tags: Tags | None = None, overwrite: bool = False
+    path: PathLike, image: NDArray[Any], tile: TilePair, *, tags: Tags | None = None, overwrite: bool = False
 ) -> None:
     """Write a grounded optical image in the format its suffix names.
 
@@ -252,7 +253,7 @@ def write_image(
 
 
 def write_uncertainty(
-    path: PathLike, spread: NDArray[Any], tile: Tile, *, tags: Tags | None = None, overwrite: bool = False
+    path: PathLike, spread: NDArray[Any], tile: TilePair, *, tags: Tags | None = None, overwrite: bool = False
 ) -> None:
     """Write an uncertainty map (N,4,H,W), standard deviation in DN, as float32; else as ``write_image``."""
     write_result(path, UNCERTAINTY, spread, tile, tags=tags, overwrite=overwrite)
@@ -262,7 +263,7 @@ def write_result(
     path: PathLike,
     layer: Layer,
     values: NDArray[Any],
-    tile: Tile,
+    tile: TilePair,
     *,
     tags: Tags | None = None,
     overwrite: bool = False,
@@ -324,7 +325,7 @@ def to_uint16(data: NDArray[Any]) -> NDArray[np.uint16]:
     return np.where(nodata, 0, np.clip(np.rint(np.where(nodata, 1, data)), *VALID_DN)).astype(np.uint16)
 
 
-def _npz(key: str, values: FloatArray, tile: Tile, tags: Tags) -> bytes:
+def _npz(key: str, values: FloatArray, tile: TilePair, tags: Tags) -> bytes:
     one = not tile.opt_v2.batched
     arrays: dict[str, Any] = {key: values[0] if one else values, "opt_v2": tile.opt_v2.data}
     if one:

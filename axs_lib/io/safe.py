@@ -88,7 +88,8 @@ def open_safe(path: PathLike) -> Safe | None:
         )
         other = " It holds pixels of 20 or 60 m." if re.search(r"R[26]0m", str(path)) else ""
         raise InputError(
-            f"{path} holds no 10 m image of {listed(missing)}.{level}{other} Expected a Sentinel-2 L2A product: its .SAFE"
+            f"{path} holds no 10 m image of {listed(missing)}.{level}{other} Expected a Sentinel-2 L2A product: its"
+            " .SAFE"
             " folder, its .zip, or its folder R10m"
         )
     if any(len(each) > 1 for each in found.values()):
@@ -97,7 +98,7 @@ def open_safe(path: PathLike) -> Safe | None:
 
 
 def metadata_offset(path: PathLike) -> Offset | None:
-    """The BOA offset of a product's file or folder: by metadata in its folder or one above, else by its baseline's name."""
+    """The BOA offset of a product's file or folder: by metadata there or above, else by the baseline in its name."""
     if is_address(path):
         return None
     place = Path(path).resolve()

@@ -1,8 +1,8 @@
 """Read whole images at once: tiles and batches of tiles for training, batches and displays.
 
-In: paths, and how to read them. Out: a ``Tile`` of named float32 rasters (NaN is nodata) on one grid, with the
-georeference of the files; the rules are those of ``axs_lib.io.products``. Nothing is unpickled, and the network is never
-used unless a path is an address.
+In: paths, and how to read them. Out: a ``TilePair`` of named float32 rasters (NaN is nodata) on one grid, with the
+georeference of the files; the rules are those of ``axs_lib.io.products``. Nothing is unpickled, and the network is
+never used unless a path is an address.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from axs_lib.io.formats import open_npz, open_raster
 from axs_lib.io.grid import grid_of
 from axs_lib.io.pixels import Reading
 from axs_lib.io.products import Source, open_source
-from axs_lib.io.raster import FloatArray, Raster, Tile, check_same_grid, listed
+from axs_lib.io.raster import FloatArray, Raster, TilePair, check_same_grid, listed
 
 TRUTH_KEYS = ("s2_real", "s2_truth", "s2")
 
@@ -30,7 +30,7 @@ Order = tuple[str, ...] | None
 Paths = Sequence[str | os.PathLike[str]]
 
 
-def read_tile(s1_paths: Paths, optical_paths: Paths = (), bands: Sequence[str] | None = None) -> Tile:
+def read_tile(s1_paths: Paths, optical_paths: Paths = (), bands: Sequence[str] | None = None) -> TilePair:
     """Read the SAR and optical inputs of Stage 3 and check that they lie on one grid.
 
     Args:
@@ -55,7 +55,7 @@ def read_tile(s1_paths: Paths, optical_paths: Paths = (), bands: Sequence[str] |
     if s1.batched != opt_v2.batched:  # (1,C,H,W) beside (C,H,W): one tile either way
         s1, opt_v2 = replace(s1, data=s1.batch), replace(opt_v2, data=opt_v2.batch)
     truth, trust = read_companions(optical_paths[0], opt_v2)
-    return Tile(s1, opt_v2, truth, trust)
+    return TilePair(s1, opt_v2, truth, trust)
 
 
 def pair_file(s1_paths: Paths) -> Paths:
@@ -66,7 +66,8 @@ def pair_file(s1_paths: Paths) -> Paths:
     """
     if [Path(p).suffix.lower() for p in s1_paths] != [".npz"]:
         raise InputError(
-            f"no optical file is given and {listed(s1_paths) or 'no SAR file'} holds SAR alone; expected --opt-v2 FILE, or"
+            f"no optical file is given and {listed(s1_paths) or 'no SAR file'} holds SAR alone; expected --opt-v2"
+            " FILE, or"
             " one .npz that holds s1_vv, s1_vh and opt_v2"
         )
     return s1_paths
@@ -161,7 +162,8 @@ def read_companions(path: str | os.PathLike[str], opt_v2: Raster) -> tuple[Raste
             data = arrays.numbers("trust")
             if data.size != count * height * width or data.shape[-2:] != (height, width):
                 raise InputError(
-                    f"{path}: trust has shape {data.shape}; expected ({count},1,{height},{width}) or ({height},{width}), 1"
+                    f"{path}: trust has shape {data.shape}; expected ({count},1,{height},{width}) or"
+                    f" ({height},{width}), 1"
                     " where opt_v2 was observed and 0 where it is unknown"
                 )
             trust = data.reshape(count, 1, height, width)

@@ -70,13 +70,16 @@ def to_grid(
     if not (source.grid.located and grid.located):
         if source.grid.size != grid.size:
             raise InputError(
-                f"{source.label} is {source.grid} and the optical grid is {grid}; expected one size, or a georeference on"
+                f"{source.label} is {source.grid} and the optical grid is {grid}; expected one size, or a"
+                " georeference on"
                 " both so that the SAR can be warped: geocode it first"
             )
         if source.grid.located != grid.located and not same_grid:
             raise InputError(
-                f"{source.label} is {source.grid} and the optical grid is {grid}: only one of them says where it lies, so"
-                " that they may be kilometres apart. Geocode the other one; or, if both are known to have one grid, give"
+                f"{source.label} is {source.grid} and the optical grid is {grid}: only one of them says where it"
+                " lies, so"
+                " that they may be kilometres apart. Geocode the other one; or, if both are known to have one grid,"
+                " give"
                 " --same-grid (same_grid=True)"
             )
         return source

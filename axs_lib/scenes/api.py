@@ -35,8 +35,7 @@ from axs_lib.io.grid import TILE_SIDE, SceneGrid
 from axs_lib.io.masks import MaskFile, MaskSource
 from axs_lib.io.pixels import TRUST, MemoryPixels, Reading
 from axs_lib.io.products import Source, open_source
-from axs_lib.io.raster import TIFF_SUFFIXES, FloatArray, Raster, listed
-from axs_lib.io.raster import Tile as Inputs
+from axs_lib.io.raster import TIFF_SUFFIXES, FloatArray, Raster, TilePair, listed
 from axs_lib.io.results import (
     GATE,
     SAR_CONTRIBUTION,
@@ -77,7 +76,7 @@ STAGES = ("opt_v1", "opt_v2", "opt_v3")
 ARRAYS = "result.npz"  # of the pipeline, beside the GeoTIFFs of an image of one tile
 
 
-class Grounder(Protocol):
+class SceneGrounder(Protocol):
     """What ``ground_scene`` needs of a model; ``Stage3GroundingModel`` is one."""
 
     @property
@@ -126,8 +125,8 @@ class SceneResult:
         files: the outputs and what each holds.
         arrays: the layers by name as DataArrays (band, y, x), where no output file was asked for.
         notes: what was assumed of the inputs, and what was found in them that is no measurement.
-        counts: pixels that were ``kept`` (observed), ``filled`` (unknown before), ``corrected`` (an estimate before) and
-            left ``empty``.
+        counts: pixels that were ``kept`` (observed), ``filled`` (unknown before), ``corrected`` (an estimate before)
+            and left ``empty``.
         image: the grounded image in the form of opt_v2: a NumPy array, a DataArray or a Dataset; None for files.
         metadata: what the pipeline was told of time and place.
     """
@@ -149,7 +148,11 @@ def _each_time(ground: Callable[..., SceneResult]) -> Callable[..., SceneResult]
 
     @functools.wraps(ground)
     def mapped(
-        model: Grounder, s1: SceneInput, opt_v2: SceneInput | None = None, out: Any = None, **options: Any
+        model: SceneGrounder,
+        s1: SceneInput,
+        opt_v2: SceneInput | None = None,
+        out: Any = None,
+        **options: Any,
     ) -> SceneResult:
         steps = {length for each in (s1, opt_v2, options.get("trust")) if (length := times(each) or 1) > 1}
         if not steps:
@@ -168,7 +171,7 @@ def _each_time(ground: Callable[..., SceneResult]) -> Callable[..., SceneResult]
         for index in range(steps.pop()):
             trust = {"trust": step(options["trust"], index)} if "trust" in options else {}
             results.append(ground(model, step(s1, index), step(opt_v2, index), None, **options | trust))
-        timed = next(each for each in (opt_v2, s1, options.get("trust")) if (times(each) or 1) > 1)
+        timed: Any = next(each for each in (opt_v2, s1, options.get("trust")) if (times(each) or 1) > 1)
         along = timed["time"] if "time" in timed.coords else "time"
         arrays = {
             name: xarray.concat([r.arrays[name].drop_vars("time", errors="ignore") for r in results], along)
@@ -190,7 +193,7 @@ def _each_time(ground: Callable[..., SceneResult]) -> Callable[..., SceneResult]
 
 @_each_time
 def ground_scene(
-    model: Grounder | Callable[[], Grounder],
+    model: SceneGrounder | Callable[[], SceneGrounder],
     s1: SceneInput,
     opt_v2: SceneInput | None = None,
     out: PathLike | None = None,
@@ -223,12 +226,14 @@ def ground_scene(
 
     Args:
         model: from ``build_stage3_model``, or a function that builds it, called when the inputs were found good.
-        s1: VV and VH, (2, H, W): a path, one path a band, a NumPy array, a DataArray (band, y, x) or a Dataset of bands;
-            .npz and .pt may hold a batch (N, 2, H, W). In dB, or in linear power or amplitude, see ``s1_unit``. Where it
-            lies on another grid it is warped onto that of ``opt_v2``, in linear power.
-        opt_v2: B02, B03, B04, B08 in DN (reflectance x 10000), (4, H, W), as ``s1``, or a Sentinel-2 L2A product; its grid
-            is that of the result. None where the .npz of ``s1`` holds it, too. Arrays with an axis ``time`` are taken one
-            step after the other.
+        s1: VV and VH, (2, H, W): a path, one path a band, a NumPy array, a DataArray (band, y, x) or a Dataset of
+            bands; .npz and .pt may hold a batch (N, 2, H, W). In dB, or in linear power or amplitude, see ``s1_unit``.
+            Where
+            it lies on another grid it is warped onto that of ``opt_v2``, in linear power.
+        opt_v2: B02, B03, B04, B08 in DN (reflectance x 10000), (4, H, W), as ``s1``, or a Sentinel-2 L2A product; its
+            grid is that of the result. None where the .npz of ``s1`` holds it, too. Arrays with an axis ``time`` are
+            taken
+            one step after the other.
         out: the grounded image: .tif (a COG), .npz or .pt; None gives arrays and needs an array as ``opt_v2``.
         timesteps: network evaluations; default the model's.
         seed: of the noise.
@@ -300,11 +305,11 @@ def ground_scene(
         sources: list[Readable] = [warped, optical, *([] if certainty is None else [certainty])]
         tiles = grid or TileGrid()
         whole = count > 1 or tile_count(tiles, *optical.grid.size) == 1
-        model = model if hasattr(model, "ground") else model()
+        grounder: Any = model if hasattr(model, "ground") else model()
         if (
             uncertainty
             and options.get("ensemble_size", 1) < 2
-            and not getattr(model, "estimates_error", False)
+            and not getattr(grounder, "estimates_error", False)
         ):
             raise InputError(
                 "this model does not predict its error, so that --uncertainty is the spread of an ensemble, and"
@@ -321,7 +326,7 @@ def ground_scene(
 
         def ground(images: list[Tensor], tiles: list[Tile]) -> Tensor:
             nonlocal nfe
-            given = [image.to(model.device) for image in images]
+            given = [image.to(grounder.device) for image in images]
             controls = GroundingControls(origin=_origins(corner, tiles), ranges_checked=True)
             settings = {
                 "timesteps": timesteps,
@@ -330,7 +335,7 @@ def ground_scene(
                 "batch_size": len(tiles),
                 **options,
             }
-            output = model.ground(given[0], given[1], controls=controls, **settings)
+            output = grounder.ground(given[0], given[1], controls=controls, **settings)
             nfe = output.nfe
             layers = {
                 "opt_v3": output.image.cpu()
@@ -340,7 +345,7 @@ def ground_scene(
             }
             if sar_contribution:
                 plain = replace(controls, use_sar=False)
-                without = model.ground(given[0], given[1], controls=plain, **settings)
+                without = grounder.ground(given[0], given[1], controls=plain, **settings)
                 layers["sar_contribution"] = output.image - without.image
             return torch.cat([layers[layer.name].float().cpu() for layer in targets], dim=1)
 
@@ -370,7 +375,7 @@ def ground_scene(
             raise InputError(certainty.nothing_clear())
         _check_read(scene.counts, sar, optical)
         settings = {"timesteps": timesteps, "seed": seed, **options, "nfe": nfe}
-        provenance = model.provenance | _tags(settings, tiles, corner) | sar.facts | optical.facts
+        provenance = grounder.provenance | _tags(settings, tiles, corner) | sar.facts | optical.facts
         if isinstance(certainty, MaskSource):
             share = scene.counts["filled"] / (optical.grid.height * optical.grid.width)
             provenance |= certainty.provenance | {"AXS_UNKNOWN_PERCENT": f"{100 * share:.2f}"}
@@ -384,7 +389,7 @@ def ground_scene(
 
 
 def fill_gaps(
-    model: Grounder,
+    model: SceneGrounder,
     s1: SceneInput,
     opt_v2: SceneInput,
     mask: SceneInput | MaskFile,
@@ -397,8 +402,8 @@ def fill_gaps(
         model: from ``build_stage3_model``.
         s1: VV and VH, as for ``ground_scene``.
         opt_v2: the clouded image, B02, B03, B04, B08 in DN.
-        mask: 1 where it was observed clear, 0 where it is unknown: a path, an array, or a ``MaskFile``; ``"scl"`` is the
-            scene classification of the Sentinel-2 product given as ``opt_v2``.
+        mask: 1 where it was observed clear, 0 where it is unknown: a path, an array, or a ``MaskFile``; ``"scl"`` is
+            the scene classification of the Sentinel-2 product given as ``opt_v2``.
         out: as for ``ground_scene``.
         **options: any keyword of ``ground_scene``.
 
@@ -444,9 +449,9 @@ def run_scene(
     Args:
         pipeline: from ``build_pipeline``, or a function that builds it, called when the input was found good.
         s1: VV and VH, as for ``ground_scene``.
-        out: folder for ``opt_v1.tif``, ``opt_v2.tif``, ``opt_v3.tif`` and, with an ensemble, ``uncertainty.tif``, and of
-            an image of one tile ``result.npz`` with all of them (a batch gives that alone); or a file: an .npz with all,
-            or a .tif with the last. None gives arrays.
+        out: folder for ``opt_v1.tif``, ``opt_v2.tif``, ``opt_v3.tif`` and, with an ensemble, ``uncertainty.tif``, and
+            of an image of one tile ``result.npz`` with all of them (a batch gives that alone); or a file: an .npz with
+            all, or a .tif with the last. None gives arrays.
         scene_grid: of the results: ``SceneGrid.like(file)`` or ``SceneGrid.of(crs, resolution, bounds)``; default
             that of ``s1``.
         metadata: what is known of time and place; where it has no ``lat`` and ``lon`` each tile has its own.
@@ -510,7 +515,7 @@ def run_scene(
         scene.check(given, stac, place)
         given.look()
         sar = to_grid(given, place, scene.stack, scene.work, same_grid=same_grid)
-        pipeline = pipeline if hasattr(pipeline, "provenance") else pipeline()
+        stages: Any = pipeline if hasattr(pipeline, "provenance") else pipeline()
         corner = _corner(origin, place, whole and scene_grid is None)
         if whole:
             known = _located(known, place, place.whole, digits=5)
@@ -519,8 +524,8 @@ def run_scene(
         # 3. The network's part.
         def draw(images: list[Tensor], tiles: list[Tile]) -> Tensor:
             nonlocal nfe
-            output = pipeline(
-                images[0].to(pipeline.device),
+            output = stages(
+                images[0].to(stages.device),
                 [known if whole else _located(known, place, tile) for tile in tiles],
                 timesteps=timesteps,
                 seed=seed,
@@ -545,7 +550,7 @@ def run_scene(
         _check_read(scene.counts, given)
         settings = {"timesteps": timesteps, "seed": seed, "ensemble_size": ensemble_size, **options}
         settings |= {f"metadata_{key}": value for key, value in known.items()}
-        provenance = pipeline.provenance | _tags(settings | {"nfe": " ".join(map(str, nfe))}, tiles, corner)
+        provenance = stages.provenance | _tags(settings | {"nfe": " ".join(map(str, nfe))}, tiles, corner)
         provenance |= given.facts | dict(tags or {})
         scene.finish(provenance, stac, date)
         if together is not None:
@@ -688,7 +693,7 @@ class _Scene:
         tags: Mapping[str, str],
         stac: PathLike | None,
         date: str | None,
-        inputs: Callable[[], Inputs] | None = None,
+        inputs: Callable[[], TilePair] | None = None,
     ) -> None:
         """Make every file, then give all their names, the first output last."""
         links: dict[Path, Layer] = {}
@@ -715,7 +720,7 @@ class _Scene:
     ) -> SceneResult:
         """The report, with arrays made like the source where there are any."""
         arrays: dict[str, DataArray] = {}
-        image = None
+        image: Any = None
         if self._together is None and all(path is None for path in self._targets.values()):
             for layer, writer in self.memory.items():
                 arrays[layer.name] = _array(writer.data, layer, like)
@@ -842,7 +847,8 @@ def _check_read(counts: Mapping[str, int], *sources: Source) -> None:
         )
     if not (counts["kept"] or counts["filled"] or counts["corrected"]):
         raise InputError(
-            f"no pixel is valid in {' and '.join(source.label for source in sources)} at once; expected images of one place"
+            f"no pixel is valid in {' and '.join(source.label for source in sources)} at once; expected images of"
+            " one place"
         )
 
 
@@ -885,7 +891,8 @@ def _product_mask(mask: MaskFile, estimate: Any) -> MaskFile:
     product = open_safe(paths[0]) if isinstance(paths, Sequence) and len(paths) == 1 else None
     if product is None or product.classification is None:
         raise InputError(
-            "--mask scl is the scene classification of a Sentinel-2 product, and opt_v2 is none that has one (SCL at 20 m);"
+            "--mask scl is the scene classification of a Sentinel-2 product, and opt_v2 is none that has one (SCL at"
+            " 20 m);"
             " give the .SAFE folder or .zip as opt_v2, or the file of the classification as --mask"
         )
     return replace(mask, path=product.classification, kind="scl")
@@ -909,7 +916,7 @@ class _TrustSource:
         return trust
 
 
-def _inputs(scene: _Scene, sar: Source, optical: Source, estimate: Any) -> Inputs:
+def _inputs(scene: _Scene, sar: Source, optical: Source, estimate: Any) -> TilePair:
     """The inputs of an image in memory, on the grid of the estimate, as they go into an .npz."""
     estimates = as_raster(optical, scene.inputs[1].data)
     s1 = replace(
@@ -921,7 +928,7 @@ def _inputs(scene: _Scene, sar: Source, optical: Source, estimate: Any) -> Input
     paths = [estimate] if isinstance(estimate, str | os.PathLike) else estimate
     one_file = isinstance(paths, Sequence) and len(paths) == 1
     truth, _ = read_companions(paths[0], estimates) if one_file else (None, None)
-    return Inputs(s1, estimates, truth, trust)
+    return TilePair(s1, estimates, truth, trust)
 
 
 def _array(data: FloatArray, layer: Layer, like: Source) -> DataArray:

@@ -1,7 +1,8 @@
 """Find Sentinel-1 and Sentinel-2 of one place in a STAC catalogue and bring them into the library's units.
 
-In: a catalogue (a STAC API, or a static catalogue on disk or on the web), a place and a range of dates. Out: a ``Pair``
-of items, and of it the SAR in dB, the optical image in DN and a trust map, as lazily read ``xarray.DataArray`` that
+In: a catalogue (a STAC API, or a static catalogue on disk or on the web), a place and a range of dates. Out: a
+``ScenePair`` of items, and of it the SAR in dB, the optical image in DN and a trust map, as lazily read
+``xarray.DataArray`` that
 ``axs_lib.scenes.api`` takes. Needs the extra ``[stac]``: pystac-client searches, odc-stac reads.
 """
 
@@ -17,7 +18,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime, time, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
     from xarray import DataArray, Dataset
 
 Bounds = tuple[float, float, float, float]
-SarUnit = Literal["power", "dB"]
 
 SAR_COLLECTION, OPTICAL_COLLECTION = "sentinel-1-rtc", "sentinel-2-l2a"
 CHUNK_COLUMNS = 2048
@@ -50,7 +50,7 @@ _OFFSET_GONE = ("earthsearch:boa_offset_applied", "sentinel:boa_offset_applied")
 
 
 @dataclass(frozen=True)
-class Pair:
+class ScenePair:
     """Items of one place: Sentinel-2 of one day, and the Sentinel-1 pass nearest to it.
 
     Attributes:
@@ -111,7 +111,7 @@ def find_pair(
     *,
     sar_collection: str = SAR_COLLECTION,
     optical_collection: str = OPTICAL_COLLECTION,
-) -> Pair:
+) -> ScenePair:
     """Find the day that shows most of a place clear, and the Sentinel-1 pass nearest to it.
 
     Args:
@@ -136,7 +136,8 @@ def find_pair(
     for name, items in found.items():
         if not items:
             raise InputError(
-                f"{_label(catalog)} has no item of {name} with {listed(bands[name])} within {listed(place)} (west, south,"
+                f"{_label(catalog)} has no item of {name} with {listed(bands[name])} within {listed(place)} (west,"
+                " south,"
                 f" east, north) in {dates}; expected some: widen --bounds or --dates, or name another collection"
             )
     days = _groups(found[optical_collection], lambda item: _moment(item).date())
@@ -156,11 +157,15 @@ def find_pair(
     share = {number: _coverage(items, place) for number, items in enumerate(passes)}
     enough = [items for number, items in enumerate(passes) if share[number] >= COVERS * max(share.values())]
     s1 = min(enough, key=apart)
-    return Pair(tuple(sorted(s1, key=lambda item: apart([item]))), s2, place, clear[best])
+    return ScenePair(tuple(sorted(s1, key=lambda item: apart([item]))), s2, place, clear[best])
 
 
 def load_pair(
-    pair: Pair, *, crs: str | None = None, resolution: float | None = None, sar_unit: SarUnit | None = None
+    pair: ScenePair,
+    *,
+    crs: str | None = None,
+    resolution: float | None = None,
+    s1_unit: str = "auto",
 ) -> PairArrays:
     """The pixels of a pair in the library's units; nothing but metadata is read before they are asked for.
 
@@ -171,8 +176,8 @@ def load_pair(
         pair: of ``find_pair``.
         crs: of the optical grid; default that of the items.
         resolution: of the optical grid; default that of the items.
-        sar_unit: what the SAR holds; default the unit that the items declare, else linear power, as the collections of
-            terrain-corrected backscatter do.
+        s1_unit: ``"db"``, ``"power"`` or ``"amplitude"``; ``"auto"`` is the unit that the items declare, else linear
+            power, as the collections of terrain-corrected backscatter do.
 
     Raises:
         InputError: an item lacks a band, or says nothing of its grid.
@@ -199,7 +204,7 @@ def load_pair(
     # 2. The SAR on its own grid: the scene way warps it, in linear power.
     own = _grid_of(pair.s1[0], sar_keys[0], geopolygon=place.pad(MARGIN_PX).extent)
     backscatter = [
-        _to_db(item, keys, _read(item, keys, own), sar_unit)
+        _to_db(item, keys, _read(item, keys, own), s1_unit)
         for item, keys in zip(pair.s1, sar_keys, strict=True)
     ]
     return PairArrays(_mosaic(backscatter), _mosaic(images), trust, pair.date, pair.tags)
@@ -491,7 +496,7 @@ def _to_dn(item: Item, keys: Mapping[str, str], raw: DataArray) -> DataArray:
     return _scaled(raw, factors, shifts)
 
 
-def _to_db(item: Item, keys: Mapping[str, str], raw: DataArray, unit: SarUnit | None) -> DataArray:
+def _to_db(item: Item, keys: Mapping[str, str], raw: DataArray, unit: str) -> DataArray:
     """Backscatter in dB of the raw values of a Sentinel-1 item."""
     import xarray
 
@@ -500,7 +505,7 @@ def _to_db(item: Item, keys: Mapping[str, str], raw: DataArray, unit: SarUnit | 
     units = {
         str(fields.get("unit", "")).lower() for k in keys.values() for fields in _declared(item.assets[k])
     }
-    if (unit or ("dB" if "db" in units else "power")) == "dB":
+    if unit == "db" or (unit == "auto" and "db" in units):
         return values
 
     def convert(power: FloatArray) -> FloatArray:
@@ -508,9 +513,9 @@ def _to_db(item: Item, keys: Mapping[str, str], raw: DataArray, unit: SarUnit | 
         if seen.size and np.median(seen) < -1:
             raise InputError(
                 f"the SAR of {item.id} was taken for linear power and half of it is below {np.median(seen):.4g};"
-                " expected sar_unit='dB'"
+                " expected --s1-unit db (s1_unit='db')"
             )
-        return to_db(power)
+        return to_db(power * power if unit == "amplitude" else power)
 
     result: DataArray = xarray.apply_ufunc(
         convert, values, dask="parallelized", output_dtypes=[np.float32], keep_attrs=True

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from axs_lib.errors import InputError, WeightsError
+from axs_lib.io.files import check_regular, open_regular
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -30,6 +31,7 @@ HASH_LIST = "SHA256SUMS"  # beside the packaged weights, in the format of sha256
 _PACKAGED = Path(__file__).resolve().parents[1] / "weights"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _EXAMPLES = 5
+_LFS = b"version https://git-lfs"
 
 
 @dataclass(frozen=True)
@@ -380,10 +382,10 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
     """SHA-256 of a file's content in hexadecimal; asked twice, an unchanged file is read once.
 
     Raises:
-        WeightsError: the file cannot be read.
+        WeightsError: the file cannot be read, or is no regular file.
     """
     try:
-        file = Path(path).resolve()
+        file = check_regular(Path(path).resolve(), "the weights file", WeightsError)
         status = file.stat()
         return _sha256(file, status.st_size, status.st_mtime_ns)
     except OSError as error:
@@ -392,7 +394,7 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
 
 @functools.lru_cache(maxsize=64)
 def _sha256(path: Path, size: int, modified: int) -> str:
-    with path.open("rb") as file:
+    with open_regular(path, "the weights file", WeightsError) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -409,13 +411,18 @@ def read_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         Tensors on the CPU by name, mapped from the file where its format allows.
 
     Raises:
-        WeightsError: missing, empty, truncated or not a weights file, or it holds anything but tensors.
+        WeightsError: missing, no regular file, empty, truncated, not a weights file; or it holds anything but tensors
+            that its bytes have room for.
     """
-    file = Path(path)
-    if not file.is_file():
-        raise WeightsError(f"{file} is not a file; expected a .pt or .safetensors file of weights")
-    if file.stat().st_size == 0:
+    file = check_regular(path, "the weights file", WeightsError)
+    with open_regular(file, "the weights file", WeightsError) as opened:
+        start = opened.read(len(_LFS))
+    if not start:
         raise WeightsError(f"{file} is empty: the download or copy was cut off; fetch it again")
+    if start == _LFS:
+        raise WeightsError(
+            f"{file} is a pointer of Git LFS and not the weights: fetch them with git lfs pull"
+        )
     content = _read_safetensors(file) if file.suffix == ".safetensors" else _read_torch(file)
     return _flat_tensors(content, file)
 
@@ -428,6 +435,7 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
     """
     from safetensors import SafetensorError, safe_open
 
+    check_regular(path, "the weights file", WeightsError)
     try:
         with safe_open(os.fspath(path), framework="pt") as file:
             return dict(file.metadata() or {})
@@ -453,8 +461,13 @@ def _read_torch(file: Path) -> object:
 
     import torch
 
+    if not zipfile.is_zipfile(file):  # torch's format before 1.6 reserves whatever size the file claims
+        raise WeightsError(
+            f"{file} is not a readable torch file: it may be truncated, or older than torch 1.6; fetch it again, save"
+            " it again with torch.save, or give .safetensors"
+        )
     try:
-        return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError:
         raise WeightsError(
             f"{file} is not a file of plain tensors: it is damaged, or its pickle asks to run code, which is refused."
@@ -486,7 +499,20 @@ def _flat_tensors(content: object, file: Path) -> dict[str, Tensor]:
                 f"{file} holds {name!r}, a {type(value).__name__}, where only tensors are expected; save the model's"
                 " state_dict() alone"
             )
+        _check_tensor(name, value, file)
     return dict(content)
+
+
+def _check_tensor(name: str, value: Tensor, file: Path) -> None:
+    """Check that a tensor has values, and that they lie in the file."""
+    import torch
+
+    plain = value.layout is torch.strided and value.device.type == "cpu" and not value.is_quantized
+    if not plain or value.numel() * value.element_size() > file.stat().st_size:
+        raise WeightsError(
+            f"{file} is damaged: {name} claims to be {_describe(value)}, {value.layout} on {value.device}, for which"
+            " the file has no room; fetch it again"
+        )
 
 
 def _short(error: BaseException) -> str:
@@ -577,7 +603,8 @@ def load_strict(
         what: how to call the state in an error, such as its file.
 
     Raises:
-        WeightsError: entries are missing, unexpected or of another shape or kind; up to five of each are named.
+        WeightsError: entries are missing, unexpected, of another shape or kind, or hold numbers that are not finite; up
+            to five of each are named.
     """
     wanted = module.state_dict()
     prefixes = tuple(ignore_prefixes)
@@ -589,18 +616,31 @@ def load_strict(
         if name in state
         and (state[name].shape != value.shape or state[name].is_floating_point() != value.is_floating_point())
     ]
-    if missing or unexpected or misfits:
+    endless = [] if misfits else [name for name in wanted if name in state and not _is_finite(state[name])]
+    if missing or unexpected or misfits or endless:
         problems = [
             f"{len(names)} {problem} ({', '.join(names[:_EXAMPLES])}{', ...' if len(names) > _EXAMPLES else ''})"
             for problem, names in (
                 ("missing", missing),
                 ("unexpected", unexpected),
                 ("of another shape", misfits),
+                ("with numbers that are not finite", endless),
             )
             if names
         ]
         raise WeightsError(f"{what} does not fit the model: {'; '.join(problems)}.{_hint(state, wanted)}")
     module.load_state_dict({name: state[name] for name in wanted}, strict=True)
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    import torch
+
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
+    extremes = torch.aminmax(
+        tensor if tensor.element_size() > 1 else tensor.float()
+    )  # NaN comes through both
+    return all(bool(torch.isfinite(extreme)) for extreme in extremes)
 
 
 def _describe(tensor: Tensor) -> str:

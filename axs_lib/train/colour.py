@@ -17,7 +17,7 @@ from axs_lib.prithvi.colour import REGRESSORS, regressors
 from axs_lib.prithvi.metadata import encode_metadata
 from axs_lib.progress import track
 from axs_lib.stage2_prithvi_refine import PrithviRefiner
-from axs_lib.train.readers.sample import Sample
+from axs_lib.train.readers.sample import TrainingSample
 
 MOST_SAMPLES = 2000  # evenly spread; more would only take longer to read
 RIDGE, RIDGE_OF_CONSTANT = 0.3, 0.01  # beside the tiles' mean squares, which are of order 1
@@ -25,7 +25,7 @@ SIDE = 256  # px of a sample that are read
 
 
 @torch.no_grad()
-def fit_colour(refiner: PrithviRefiner, samples: Sequence[Sample], *, progress: bool = False) -> int:
+def fit_colour(refiner: PrithviRefiner, samples: Sequence[TrainingSample], *, progress: bool = False) -> int:
     """Set the season's colour of a refiner to the best of the given pairs.
 
     A tile counts by its mean, whatever its size, and a group by the root of the number of its tiles, so that neither

@@ -1,50 +1,75 @@
-"""Train the grounding head: estimates of many kinds, proposals of many qualities, one head for every generator.
+"""Train the grounding head: estimates of every kind, proposals of every quality, one head for all generators.
 
-The head starts as the packaged one, or the one beside a checkpoint. Every step makes its examples anew
-(``axs_lib.train.head_examples``), a function of (seed, step), so that a stopped run goes on from its last checkpoint; the
-generator draws its own proposals within the step. The loss counts harm more than gain, in places and over whole tiles, so
-that the gate opens only where a correction is likely right. Out comes a folder with the new head, which ``--adapter`` and
-``axs_lib.adapters.load_adapter`` take.
+Tiles in memory are cropped, turned and varied, and each crop of a batch becomes an example of its own: an estimate of
+one kind (``axs_lib.data.estimates``, only those of the split ``train``), clear pixels around clouds, what Stages 1 and
+2 draw from the SAR, or an estimate that misses a flood which the SAR shows; beside it a proposal
+(``axs_lib.data.proposals``): the generator's own, drawn in the loop, an informed one, one that does not fit, or none;
+and the SAR, sometimes another place's or none. Everything is drawn anew at every step, and a step is a function of
+(seed, step), so that a stopped run goes on from its last checkpoint.
+
+The loss counts what makes an estimate worse more than what makes it better: the aim is a gate that opens only where the
+correction is likely right. Out comes a folder with the head, which works in units of its own and serves every
+generator; ``--adapter`` and ``axs_lib.adapters.load_adapter`` take it.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from axs_lib.data.pairs import PairRecord, list_pairs
+from axs_lib.bands import VALID_DN
+from axs_lib.checks import Trust
+from axs_lib.data.clouds import cloud_trust
+from axs_lib.data.estimates import kinds_of, make_estimate
+from axs_lib.data.flood import simulate_flood
+from axs_lib.data.pairs import PairRecord, list_pairs, load_pair
+from axs_lib.data.proposals import TURNED_CHANCE, informed_proposal
+from axs_lib.errors import InputError
 from axs_lib.grounding.corrector import GroundingCorrector, GroundingTiles
 from axs_lib.grounding.head import GroundingHead
 from axs_lib.grounding.load import CORRECTOR_FILE
-from axs_lib.grounding.sar_inconsistency import sar_inconsistency
+from axs_lib.grounding.sar_inconsistency import open_water, sar_inconsistency
+from axs_lib.io.atomic import atomic_write
+from axs_lib.nodata import fill_nodata, pad_square, valid_pixels
+from axs_lib.progress import track
 from axs_lib.stage1_tm_s2o import Stage1Model
 from axs_lib.stage2_prithvi_refine import build_prithvi_refiner
 from axs_lib.stage3_tm_ground import Stage3GroundingModel, build_stage3_model
 from axs_lib.terramind.generator import TerraMindGenerator
-from axs_lib.terramind.noise import gaussian_field
+from axs_lib.terramind.noise import gaussian_field, sample_seeds
 from axs_lib.terramind.sampler import build_schedule
 from axs_lib.terramind.weights import load_strict, read_metadata, read_state, sha256_file, write_state
 from axs_lib.train.config import LoopConfig
-from axs_lib.train.head_examples import ExampleSampler, FromSar, Metadata, Shares, load_tiles
+from axs_lib.train.examples import SAR_JITTER_DB, draw_gain, water_colour
 from axs_lib.train.trainer import SEED_STRIDE, ByStep, ModuleTask, fit, own_random
 
-FROM_SAR = "from_sar.pt"
-FRESH = "fresh"
+STAGE2, FRESH = "stage2.pt", "fresh"
+
 ERROR_WEIGHT = 0.05  # of the expected error's likelihood beside the image's own loss
 UNLIKELY = 16.0  # squared ratio of error to expected error beyond which a pixel counts no more
-SCALE_DN = 1000.0
-LEAST_MSE = 1e-4  # (10 DN / SCALE_DN) squared
-ROBUST = 2.0  # cost of a tile from which on it counts by its logarithm: one flood of another day is not all of a step
+INCONSISTENT_WEIGHT = 8.0  # of a tile's mean SAR inconsistency, beside 1: smooth dark fields look like water
+DONOR_WATER = 0.01  # of a tile at most, whose SAR is shown to another place
+CALIBRATION_DB, SPECKLE_DB = 0.8, 1.4
+SAR_ONLY_COMMON, SAR_ONLY_BAND = 0.15, 0.10  # brightness of an estimate from SAR alone, as fractions (1 std)
+DATE_KNOWN = 0.7  # of the estimates from SAR alone, where the pair has one
+STAGE2_DRAWS = 3  # estimates from SAR alone of each tile
+SHIFTED_WEIGHT, SHIFTED_PX = 0.3, 2  # of a pair whose note names a shift over so many pixels
+LIGHT_CHANCE = 0.3  # of an estimate to be of light strength
 HARM_PX = 5  # px over which squared errors before and after are averaged before they are compared
-FLOOR_DN = 6.0  # a tile whose estimate is nearer to the truth counts as if it were so far
+LEAST_MSE = 1e-4  # (10 DN / 1000) squared
+ROBUST = 2.0  # weighed squared error of a tile from which on it counts by its logarithm
+DN_FLOOR = 6.0  # DN: a tile whose estimate is nearer to the truth counts as if it were so far
+MODES = ("estimate", "gaps", "stage2", "flood")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,10 +86,17 @@ class HeadConfig(LoopConfig):
         test_groups: groups never seen.
         validation_groups: groups kept out for choices.
         qualities: tiles that are trained on.
-        shares: what the examples are.
-        harm: weight of what becomes worse within a tile.
-        relative: weight of each tile's error relative to its estimate's.
+        fitted_sources: sources that the generator was trained on. Its proposals for the tiles of others are more like
+            those in use, so that where it draws these are drawn ``unfitted_weight`` times as often.
+        unfitted_weight: see there.
+        modes: share of the examples that are estimates, gaps, estimates from SAR alone, and missed floods.
+        kinds: weight of kinds of estimates beside 1.
+        proposals: share of the proposals that are own, informed, foreign and none.
+        swapped: share of the examples beside another tile's SAR.
+        blind: share of the examples without SAR.
         use_sar: False trains the control that meets mean backscatter everywhere, as ``axs evaluate`` runs it.
+        harm: weight of local harm in the loss.
+        relative: weight of each tile's error relative to its estimate's in the loss.
         crop_sizes: sides of the crops in pixels, multiples of 32.
         batch_pixels: pixels of a batch.
     """
@@ -79,15 +111,19 @@ class HeadConfig(LoopConfig):
     test_groups: tuple[str, ...] = ()
     validation_groups: tuple[str, ...] = ()
     qualities: tuple[str, ...] = ("ok", "open_water")
-    shares: Shares = field(
-        default_factory=lambda: Shares(
-            kinds={"truth": 2.0, "refiner": 5.0, "combined": 4.0, "gaussian_blur": 2.0}
-        )
+    fitted_sources: tuple[str, ...] = ()
+    unfitted_weight: float = 3.0
+    modes: tuple[float, ...] = (0.67, 0.16, 0.09, 0.08)
+    kinds: Mapping[str, float] = field(
+        default_factory=lambda: {"truth": 2.0, "refiner": 5.0, "combined": 4.0, "gaussian_blur": 2.0}
     )
-    harm: float = 0.3
-    relative: float = 0.03
+    proposals: tuple[float, ...] = (0.50, 0.30, 0.13, 0.07)
+    swapped: float = 0.07
+    blind: float = 0.09
     use_sar: bool = True
-    steps: int = 9000
+    harm: float = 0.05
+    relative: float = 0.006
+    steps: int = 10000
     learning_rate: float = 1.5e-3
     warmup: int = 100
     check_every: int = 100
@@ -95,12 +131,62 @@ class HeadConfig(LoopConfig):
     batch_pixels: int = 6 * 96 * 96
 
 
+@dataclass(frozen=True)
+class TrainingTile:
+    """One pair in memory.
+
+    Attributes:
+        record: where it came from.
+        s1: (2, H, W) in dB, no nodata.
+        truth: (4, H, W) in DN, no nodata.
+        stage2: estimates from SAR alone, (n, 4, H, W) in DN.
+        offsets: (n, 2) in dB, of the SAR that they came from.
+        weight: how often it is drawn where the generator takes no part.
+        generator_weight: how often, where it does.
+        wet: whether its SAR shows open water.
+    """
+
+    record: PairRecord
+    s1: Tensor
+    truth: Tensor
+    stage2: Tensor
+    offsets: Tensor
+    weight: float
+    generator_weight: float
+    wet: bool
+
+
+@dataclass
+class HeadBatch:
+    """Examples of one size; images in dB and DN.
+
+    Attributes:
+        s1: (B, 2, H, W).
+        estimate: (B, 4, H, W).
+        proposal: (B, 4, H, W); that of ``own`` examples is drawn by the generator.
+        trust: (B, 1, H, W).
+        truth: (B, 4, H, W).
+        own: (B,) bool, the generator draws the proposal.
+        blind: (B,) bool, no SAR.
+        noise: (B,) int64, seeds of the generator's noise.
+    """
+
+    s1: Tensor
+    estimate: Tensor
+    proposal: Tensor
+    trust: Tensor
+    truth: Tensor
+    own: Tensor
+    blind: Tensor
+    noise: Tensor
+
+
 def train_head(config: HeadConfig, *, resume: bool = True, progress: bool = True) -> Path:
     """Train a head, or go on where a stopped run left off.
 
     Args:
         config: the run.
-        resume: continue from the run folder's checkpoint where it is there.
+        resume: continue from the run folder's checkpoint where there is one.
         progress: show progress bars.
 
     Returns:
@@ -119,39 +205,17 @@ def train_head(config: HeadConfig, *, resume: bool = True, progress: bool = True
         s1_product=config.s1_product,
         correction_mode="learned",
     )
+    _start_head(config, model.corrector)
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
-    tiles = load_tiles(
-        training_records(config),
-        _stages_1_and_2(model),
-        out / FROM_SAR,
-        shares=config.shares,
-        seed=config.seed,
-        progress=progress,
-    )
-    sampler = ExampleSampler(tiles, config.shares, config.crop_sizes, config.batch_pixels)
-    _start_head(config, model.corrector)
+    tiles = load_tiles(config, model.terramind_generator, out / STAGE2, progress=progress)
+    sampler = ExampleSampler(config, tiles)
 
     def make_batch(step: int) -> dict[str, Tensor]:
-        random = torch.Generator().manual_seed(config.seed * SEED_STRIDE + step)
-        batch = sampler.batch(random)
-        seeds = torch.randint(2**62, (len(batch.own),), generator=random)
-        if not config.use_sar:
-            batch.blind[:] = True
-        return {key: value for key, value in vars(batch).items() if key != "names"} | {"seeds": seeds}
+        return vars(sampler.batch(torch.Generator().manual_seed(config.seed * SEED_STRIDE + step)))
 
-    task = ModuleTask(config, "head", model, partial(_loss, config, model), partial(_write, config, model))
+    task = ModuleTask(config, "head", model, partial(_loss, model, config), partial(_write, config, model))
     return fit(task, ByStep(make_batch), resume=resume, progress=progress)
-
-
-def training_records(config: HeadConfig) -> list[PairRecord]:
-    """The pairs of the folder that may be trained on."""
-    held_out = {*config.test_groups, *config.validation_groups}
-    return [
-        record
-        for record in list_pairs(config.data, quality="all")
-        if record.quality in config.qualities and record.group not in held_out
-    ]
 
 
 def _start_head(config: HeadConfig, corrector: GroundingCorrector) -> None:
@@ -165,107 +229,322 @@ def _start_head(config: HeadConfig, corrector: GroundingCorrector) -> None:
     corrector.requires_grad_(True)
 
 
-def _stages_1_and_2(model: Stage3GroundingModel) -> FromSar:
-    """Stage 1 with the model's own generator and the packaged Stage 2, one time step."""
-    stage1 = Stage1Model(model.terramind_generator, timesteps=1).eval()
-    stage2 = build_prithvi_refiner(variant="nano")
-
-    def from_sar(s1: Tensor, metadata: list[Metadata | None]) -> Tensor:
-        image: Tensor = stage2(stage1.generate(s1).image, metadata)
-        return image
-
-    return from_sar
-
-
-# -- a step -----------------------------------------------------------------------------------------------------------
-
-
-@torch.no_grad()
-def own_proposals(
-    generator: TerraMindGenerator, s1: Tensor | None, estimate: Tensor, seeds: Tensor
-) -> Tensor:
-    """The generator's one-step proposals (B, 4, H, W) in DN.
-
-    Args:
-        generator: conditional generator.
-        s1: (B, 2, H, W) in dB; ``None`` leaves the SAR out.
-        estimate: (B, 4, H, W) in DN.
-        seeds: (B,) int64.
-    """
-    conditions = {} if s1 is None else {"s1": generator.sar.to_z(s1)}
-    conditions["optical"] = generator.optical.to_z(estimate)
-    size = (estimate.shape[-2], estimate.shape[-1])
-    codes = generator.codes(generator.logits(conditions), size)
-    noise = gaussian_field(seeds, (generator.image_channels, *size))
-    channels = generator.decode(codes, noise, build_schedule("ddim", 1))
-    return generator.optical.from_z(generator.optical.select(channels))
-
-
-def with_own_proposals(generator: TerraMindGenerator, batch: Mapping[str, Tensor]) -> Tensor:
-    """The proposals (B, 4, H, W) of a batch in DN, the generator's where they are to be its own."""
-    proposal = batch["proposal"].clone()
-    for blind in (False, True):
-        chosen = (batch["own"] & (batch["blind"] == blind)).nonzero()[:, 0]
-        if len(chosen):
-            s1 = None if blind else batch["s1"][chosen]
-            proposal[chosen] = own_proposals(generator, s1, batch["estimate"][chosen], batch["seeds"][chosen])
-    return proposal
-
-
-def _loss(config: HeadConfig, model: Stage3GroundingModel, batch: Mapping[str, Tensor]) -> Tensor:
-    """Error of opt_v3, harm, and how unlikely the error was by the head's prediction."""
-    estimate, trust, truth = batch["estimate"], batch["trust"], batch["truth"]
-    proposal = with_own_proposals(model.terramind_generator, batch)
-    seen = ~batch["blind"][:, None, None, None]
-    with torch.no_grad():
-        s1 = torch.where(seen, batch["s1"], model.corrector.s1_mean)
-        tiles = GroundingTiles(s1, estimate, trust, sar_inconsistency(s1, estimate) * seen)
-    correction = model.corrector(tiles, proposal)
-    image = estimate + correction.change
-
-    # What each tile's error costs, beside the root of what its estimate began with: a plain mean would be ruled by the
-    # few tiles of highest contrast, a mean of ratios by those that are nearly right.
-    error, began = (image - truth) / SCALE_DN, (estimate - truth) / SCALE_DN
-    after, before = error.square().mean(1, keepdim=True), began.square().mean(1, keepdim=True)
-    start = before.mean((1, 2, 3))
-    least = start.clamp_min(LEAST_MSE)
-    weight = (least * least.mean()).rsqrt()
-    squared = _robust(after.mean((1, 2, 3)) * weight).mean()
-    absolute = (error.abs().mean((1, 2, 3)) * weight.sqrt()).mean()
-
-    # Harm: where squared errors averaged over a few pixels became larger, and tiles that became worse.
-    grown = F.avg_pool2d(after - before, HARM_PX, 2, HARM_PX // 2, count_include_pad=False).relu()
-    harm = _robust(grown.mean((1, 2, 3)) * weight).mean()
-    floor = (FLOOR_DN / SCALE_DN) ** 2
-    ratio = after.mean((1, 2, 3)) / (start + floor)
-    relative = _robust(ratio + (ratio - start / (start + floor)).relu()).mean()
-
-    # The predicted error, where something is predicted.
-    assert correction.error is not None
-    std = model.corrector.optical_std
-    unknown = trust < 1
-    predicted = torch.where(unknown, correction.error / std, 1.0)
-    apart = ((image.detach() - truth) / std / predicted).square().clamp_max(UNLIKELY)
-    unlikely = ((0.5 * apart + predicted.log()) * unknown).mean()
-    return (
-        squared + 0.3 * absolute + config.harm * harm + config.relative * relative + ERROR_WEIGHT * unlikely
-    )
-
-
-def _robust(cost: Tensor) -> Tensor:
-    """Costs that count by their logarithm from ``ROBUST`` on."""
-    return torch.where(cost > ROBUST, ROBUST * (1.0 + (cost / ROBUST).clamp_min(1.0).log()), cost)
-
-
 def _write(config: HeadConfig, model: Stage3GroundingModel, step: int) -> Path:
     """Write the head with the run's settings in its header; returns the folder."""
-    unsaid = ("data", "out", "checkpoint", "start")
-    settings: dict[str, Any] = {key: value for key, value in asdict(config).items() if key not in unsaid}
+    left_out = ("data", "out", "checkpoint", "start")
+    settings = {key: value for key, value in asdict(config).items() if key not in left_out}
     header = {"variant": config.variant, "head_config": json.dumps(settings)}
     if config.start not in (None, FRESH):
-        step += int(read_metadata(config.start).get("head_steps", 0))
-        header["head_start"] = sha256_file(config.start)
+        step += int(read_metadata(str(config.start)).get("head_steps", 0))
+        header["head_start"] = sha256_file(str(config.start))
     folder = Path(config.out) / "weights"
     header["head_steps"] = str(step)
     write_state(folder / CORRECTOR_FILE, model.corrector.state_dict(), header, half=True, overwrite=True)
     return folder
+
+
+def training_records(config: HeadConfig) -> list[PairRecord]:
+    """The pairs of the folder that may be trained on."""
+    held_out = {*config.test_groups, *config.validation_groups}
+    return [
+        record
+        for record in list_pairs(config.data, quality="all")
+        if record.quality in config.qualities and record.group not in held_out
+    ]
+
+
+# -- tiles --------------------------------------------------------------------------------------------------------
+
+
+def load_tiles(
+    config: HeadConfig, generator: TerraMindGenerator, path: Path, *, progress: bool = False
+) -> list[TrainingTile]:
+    """The training pairs with the estimates of Stages 1 and 2, which are stored in ``path`` for the next start.
+
+    Raises:
+        InputError: there is nothing to train on.
+    """
+    records = training_records(config)
+    if not records:
+        raise InputError(f"{config.data} has no pair to train on outside the groups that are held out")
+    stored: dict[str, dict[str, Tensor]] = torch.load(path, weights_only=True) if path.exists() else {}
+    stage1 = Stage1Model(generator, timesteps=1).eval()
+    stage2 = build_prithvi_refiner(variant="nano")
+    groups = Counter(record.group for record in records)
+    tiles = []
+    for number, record in track(enumerate(records), "tiles", enabled=progress, total=len(records)):
+        pair = load_pair(record)
+        s1, truth = torch.as_tensor(pair.s1)[None].float(), torch.as_tensor(pair.s2)[None].float()
+        valid = valid_pixels(s1, truth)
+        s1, truth = fill_nodata(s1, valid), fill_nodata(truth, valid)
+        if record.name not in stored:
+            random = torch.Generator().manual_seed(config.seed * SEED_STRIDE + number)
+            offsets = SAR_JITTER_DB * torch.randn(STAGE2_DRAWS, 2, generator=random)
+            dated = torch.rand(STAGE2_DRAWS, generator=random) < DATE_KNOWN
+            with torch.no_grad():
+                images = stage2(
+                    stage1.generate(s1 + offsets[..., None, None]).image,
+                    [record.metadata if each else None for each in dated.tolist()],
+                )
+            stored[record.name] = {"stage2": images.round().to(torch.int16), "offsets": offsets}
+        with torch.no_grad():
+            inconsistent = float(sar_inconsistency(s1, truth).mean())
+        weight = min(record.height, record.width) * groups[record.group] ** -0.35
+        weight *= 1.0 + INCONSISTENT_WEIGHT * inconsistent
+        weight *= SHIFTED_WEIGHT if shifted(record.note) else 1.0
+        weight *= 1.0 if record.quality == "ok" else 0.4
+        trained = record.source in config.fitted_sources
+        tiles.append(
+            TrainingTile(
+                record,
+                s1[0],
+                truth[0],
+                stored[record.name]["stage2"],
+                stored[record.name]["offsets"],
+                weight,
+                weight * (1.0 if trained else config.unfitted_weight),
+                float(open_water(s1).mean()) >= DONOR_WATER,
+            )
+        )
+    with atomic_write(path, overwrite=True) as temporary:
+        torch.save(stored, temporary)
+    return tiles
+
+
+def shifted(note: str) -> bool:
+    """Whether a pair's note names a shift of SAR against optical over 2 px that its correlation makes likely."""
+    found = re.search(r"shift (-?\d+),(-?\d+) c=([\d.]+)", note)
+    if not found:
+        return False
+    return max(abs(int(found[1])), abs(int(found[2]))) > SHIFTED_PX and float(found[3]) > 0.12
+
+
+# -- examples -----------------------------------------------------------------------------------------------------
+
+
+class ExampleSampler:
+    """Batches of examples, each crop another.
+
+    Args:
+        config: shares and sizes.
+        tiles: the training pairs.
+    """
+
+    def __init__(self, config: HeadConfig, tiles: Sequence[TrainingTile]) -> None:
+        self.config = config
+        self.tiles = tiles
+        self.kinds = list(kinds_of("train", without_needs=True))
+        self.kind_weights = torch.tensor([float(config.kinds.get(name, 1.0)) for name in self.kinds])
+        self.sides = torch.tensor([min(tile.truth.shape[-2:]) for tile in tiles])
+        self.weights = torch.tensor([tile.weight for tile in tiles])
+        self.generator_weights = torch.tensor([tile.generator_weight for tile in tiles])
+        self.dry = torch.tensor([not tile.wet for tile in tiles])
+
+    def batch(self, random: torch.Generator) -> HeadBatch:
+        """One batch; everything is drawn from ``random``."""
+        sizes = self.config.crop_sizes
+        size = sizes[int(torch.randint(len(sizes), (), generator=random))]
+        count = max(1, self.config.batch_pixels // size**2)
+        parts = [self._example(size, random) for _ in range(count)]
+        names, images = [part[0] for part in parts], [part[1] for part in parts]
+        s1, estimate, proposal, trust, truth = (
+            torch.cat([pad_square(image, size) for image in layer]) for layer in zip(*images, strict=True)
+        )
+        simulated = torch.tensor(["informed" in name or "foreign" in name for name in names])
+        if bool(simulated.any()):  # so far what they are made of
+            proposal[simulated] = informed_proposal(proposal[simulated], generator=random)
+        blind = torch.tensor(["blind" in name or not self.config.use_sar for name in names])
+        own = torch.tensor(["own" in name for name in names])
+        noise = sample_seeds(random, count)
+        return HeadBatch(s1, estimate, proposal, trust, truth, own, blind, noise)
+
+    def _example(self, size: int, random: torch.Generator) -> tuple[str, list[Tensor]]:
+        """Its name, and s1, estimate, proposal, trust and truth (1, C, h, w) of ``size`` px or a little less."""
+        config = self.config
+
+        def share(shares: Sequence[float]) -> int:
+            return int(torch.multinomial(torch.tensor(shares), 1, generator=random))
+
+        def uniform() -> float:
+            return float(torch.rand((), generator=random))
+
+        mode = MODES[share(config.modes)]
+        proposal_kind = ("own", "informed", "foreign", "none")[share(config.proposals)]
+        generated = mode == "stage2" or proposal_kind == "own"
+        tile = self.tiles[
+            self._draw_tile(size, random, self.generator_weights if generated else self.weights)
+        ]
+        place = _Place.draw(tile.truth, size, random)
+        s1, truth = place.of(tile.s1), place.of(tile.truth)
+
+        # 1. Another calibration of the SAR, more speckle, another brightness of the ground.
+        if mode != "stage2":
+            s1 = s1 + CALIBRATION_DB * torch.randn(1, 2, 1, 1, generator=random)
+        gain = draw_gain(1, random)
+        truth = (truth * gain).clamp(*VALID_DN)
+
+        # 2. The estimate.
+        trust = torch.full_like(truth[:, :1], Trust.ESTIMATE)
+        name = mode
+        if mode == "gaps":
+            trust = cloud_trust(1, *truth.shape[-2:], generator=random)
+            estimate = fill_nodata(truth, trust > 0, fallback=truth.mean((2, 3), keepdim=True))
+        elif mode == "stage2":
+            chosen = int(torch.randint(len(tile.stage2), (), generator=random))
+            trust = torch.full_like(trust, Trust.SAR_ONLY)
+            s1 = s1 + tile.offsets[chosen][None, :, None, None]
+            estimate = place.of(tile.stage2[chosen].float()) * gain
+            estimate = estimate * draw_gain(1, random, SAR_ONLY_COMMON, SAR_ONLY_BAND)
+        else:
+            kind = "refiner" if mode == "flood" else self.kinds[share(self.kind_weights.tolist())]
+            strength = uniform() * (0.3 if uniform() < LIGHT_CHANCE else 1.0)
+            estimate = make_estimate(kind, truth, generator=random, strength=strength).round()
+            name = kind if mode == "estimate" else mode
+        s1 = s1 + SPECKLE_DB * uniform() * torch.randn(s1.shape, generator=random)
+        if mode == "flood":
+            s1, water = simulate_flood(s1, generator=random)
+            truth = torch.where(water, water_colour(truth, random), truth)
+        estimate = estimate.clamp(*VALID_DN)
+
+        # 3. What the proposal is made of.
+        if proposal_kind == "informed":
+            proposal = truth
+        elif proposal_kind == "foreign":
+            turned = uniform() < TURNED_CHANCE
+            proposal = truth.flip((2, 3)) if turned else self._elsewhere(tile, size, random)
+        else:
+            proposal = estimate
+
+        # 4. Another tile's SAR, or none.
+        chance = uniform()
+        if mode in ("estimate", "gaps") and chance < config.swapped:
+            donor = self.tiles[
+                self._draw_tile(size, random, self.weights * self.dry, other=tile.record.group)
+            ]
+            s1 = _fitted(_Place.draw(donor.truth, size, random).of(donor.s1), truth)
+            proposal_kind += " swapped"
+        elif mode in ("estimate", "gaps") and chance < config.swapped + config.blind:
+            proposal_kind += " blind"
+        return f"{name} {proposal_kind}", [s1, estimate, proposal, trust, truth]
+
+    def _elsewhere(self, tile: TrainingTile, size: int, random: torch.Generator) -> Tensor:
+        other = self.tiles[self._draw_tile(size, random, self.weights, other=tile.record.group)]
+        like = torch.empty(1, 4, *(min(size, side) for side in tile.truth.shape[-2:]))
+        return _fitted(_Place.draw(other.truth, size, random).of(other.truth), like)
+
+    def _draw_tile(
+        self, size: int, random: torch.Generator, weights: Tensor, other: str | None = None
+    ) -> int:
+        """Index of a tile that is large enough (a little less is padded), of another group than ``other``."""
+        large = self.sides >= size - (8 if size >= 128 else 0)
+        if other is not None:
+            large = large & torch.tensor([tile.record.group != other for tile in self.tiles])
+        return int(torch.multinomial(weights * large, 1, generator=random))
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a crop lies in its tile, and how it is turned."""
+
+    rows: slice
+    columns: slice
+    quarters: int
+    mirrored: bool
+
+    @classmethod
+    def draw(cls, image: Tensor, size: int, random: torch.Generator) -> _Place:
+        def draw(high: int) -> int:
+            return int(torch.randint(high, (), generator=random))
+
+        height, width = image.shape[-2:]
+        rows, columns = min(size, height), min(size, width)
+        top, left = draw(height - rows + 1), draw(width - columns + 1)
+        return cls(slice(top, top + rows), slice(left, left + columns), draw(4), bool(draw(2)))
+
+    def of(self, image: Tensor) -> Tensor:
+        """(1, C, h, w) of (C, H, W)."""
+        crop = image[:, self.rows, self.columns].rot90(self.quarters, (1, 2))
+        return (crop.flip(2) if self.mirrored else crop)[None]
+
+
+def _fitted(image: Tensor, like: Tensor) -> Tensor:
+    """Padded or cut to the height and width of ``like``."""
+    height, width = like.shape[-2:]
+    side = max(height, width)
+    return pad_square(image, side)[..., :height, :width]
+
+
+# -- the step -----------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def own_proposals(batch: HeadBatch, generator: TerraMindGenerator) -> Tensor:
+    """The proposals (B, 4, H, W) in DN, the generator's own one-step images where a batch has its own."""
+    proposal = batch.proposal.clone()
+    for blind in (False, True):
+        chosen = (batch.own & (batch.blind == blind)).nonzero()[:, 0]
+        if not len(chosen):
+            continue
+        conditions = {} if blind else {"s1": generator.sar.to_z(batch.s1[chosen])}
+        conditions["optical"] = generator.optical.to_z(batch.estimate[chosen])
+        size = (proposal.shape[-2], proposal.shape[-1])
+        codes = generator.codes(generator.logits(conditions), size)
+        noise = gaussian_field(batch.noise[chosen], (generator.image_channels, *size))
+        decoded = generator.decode(codes, noise, build_schedule("ddim", 1))
+        proposal[chosen] = generator.optical.from_z(generator.optical.select(decoded))
+    return proposal
+
+
+def _loss(model: Stage3GroundingModel, config: HeadConfig, batch: Mapping[str, Tensor]) -> Tensor:
+    examples = HeadBatch(**batch)
+    examples.proposal = own_proposals(examples, model.terramind_generator)
+    return loss_of_batch(model.corrector, examples, harm=config.harm, relative=config.relative)
+
+
+def tiles_of(corrector: GroundingCorrector, batch: HeadBatch) -> GroundingTiles:
+    """A batch as the corrector takes it: mean backscatter, consistent with everything, where there is no SAR."""
+    blind = batch.blind[:, None, None, None]
+    with torch.no_grad():
+        inconsistency = sar_inconsistency(batch.s1, batch.estimate).masked_fill(blind, 0.0)
+    s1 = torch.where(blind, corrector.s1_mean, batch.s1)
+    return GroundingTiles(s1, batch.estimate, batch.trust, inconsistency)
+
+
+def loss_of_batch(corrector: GroundingCorrector, batch: HeadBatch, *, harm: float, relative: float) -> Tensor:
+    """The loss: error of opt_v3, harm done to opt_v2, and the likelihood of the predicted error."""
+    correction = corrector(tiles_of(corrector, batch), batch.proposal)
+    assert correction.error is not None
+    image = batch.estimate + correction.change
+    unknown = batch.trust < 1
+    predicted = torch.where(unknown, correction.error, corrector.optical_std)
+
+    # What each tile's error costs beside the root of what its estimate began with; a tile that is far off counts less
+    # and less, so that one flood of another day does not make up a step.
+    error = (image - batch.truth) / 1000.0
+    with torch.no_grad():
+        began = ((batch.estimate - batch.truth) / 1000.0).square().mean((1, 2, 3)).clamp_min(LEAST_MSE)
+        weight = (began * began.mean()).rsqrt()
+    squared = error.square().mean((1, 2, 3)) * weight
+    balanced = _by_logarithm(squared).mean() + 0.3 * (error.abs().mean((1, 2, 3)) * weight.sqrt()).mean()
+
+    # Harm counts more than gain: locally, and of a tile relative to what its estimate began with.
+    after, before = ((each - batch.truth).square().mean(1, keepdim=True) for each in (image, batch.estimate))
+    with torch.no_grad():
+        began = before.mean((1, 2, 3))
+        weight = (began.clamp_min(100.0) * began.mean().clamp_min(100.0)).rsqrt()
+    pad = HARM_PX // 2
+    local = F.avg_pool2d(after - before, HARM_PX, stride=2, padding=pad, count_include_pad=False).relu()
+    harmed = _by_logarithm(local.mean((1, 2, 3)) * weight).mean()
+    ratio = after.mean((1, 2, 3)) / (began + DN_FLOOR**2)
+    start = began / (began + DN_FLOOR**2)
+    worse = (ratio - start).relu()
+    ratios = _by_logarithm(ratio + worse).mean()
+
+    apart = ((image.detach() - batch.truth) / predicted).square().clamp_max(UNLIKELY)
+    unlikely = ((0.5 * apart + (predicted / corrector.optical_std).log()) * unknown).mean()
+    return balanced + harm * harmed + relative * ratios + ERROR_WEIGHT * unlikely
+
+
+def _by_logarithm(cost: Tensor) -> Tensor:
+    """Costs that count by their logarithm from ``ROBUST`` on."""
+    return torch.where(cost > ROBUST, ROBUST * (1.0 + (cost / ROBUST).clamp_min(1.0).log()), cost)

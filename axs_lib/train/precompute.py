@@ -30,7 +30,7 @@ from axs_lib.progress import track
 from axs_lib.terramind.weights import read_metadata
 from axs_lib.train.config import RunConfig
 from axs_lib.train.readers import BadDataWarning, DataConfig, list_samples, split_samples, without_groups
-from axs_lib.train.readers.sample import Crop, Sample, Window
+from axs_lib.train.readers.sample import Crop, TrainingSample, Window
 
 ESTIMATE = {"stage1": "opt_v1", "stage2": "opt_v2"}
 WHEN_AND_WHERE = ("date", "year", "month", "lat", "lon")
@@ -77,7 +77,7 @@ class PrecomputeConfig:
 class Output:
     """One file to write: a window of a sample."""
 
-    sample: Sample
+    sample: TrainingSample
     window: Window | None
     id: str
     path: Path
@@ -148,7 +148,7 @@ def _check(config: PrecomputeConfig, out: Path) -> None:
         raise InputError("both checkpoints and a training configuration are given; pass one of them")
 
 
-def deal_folds(samples: Sequence[Sample], config: PrecomputeConfig) -> list[list[Sample]]:
+def deal_folds(samples: Sequence[TrainingSample], config: PrecomputeConfig) -> list[list[TrainingSample]]:
     """Samples by fold; test samples, which no model sees, go with the first."""
     test = split_samples(samples, config.data, config.seed).test
     names = {sample.name for sample in test}
@@ -256,7 +256,7 @@ def _load(config: PrecomputeConfig, weights: Path) -> tuple[Predict, dict[str, A
 # -- files --------------------------------------------------------------------------------------------------------
 
 
-def _outputs(sample: Sample, config: PrecomputeConfig, out: Path) -> Iterator[Output]:
+def _outputs(sample: TrainingSample, config: PrecomputeConfig, out: Path) -> Iterator[Output]:
     """The files of a sample: itself, or the tiles of an image that is larger than a tile."""
     folder = out / "pairs" / sample.source
     if max(sample.height, sample.width) <= config.tile:

@@ -18,8 +18,10 @@ from axs_lib import pipeline as pipeline_module
 from axs_lib import stage3_tm_ground
 from axs_lib.cli.app import app
 from axs_lib.evaluate import plain as plain_module
-from axs_lib.grounding.large import GroundingControls
+from axs_lib.grounding.large import NO_CONTROLS, GroundingControls
 from axs_lib.pipeline import PipelineOutput
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @dataclass
@@ -48,7 +50,7 @@ class HalfWay:
         *,
         seed: int = 0,
         trust: Tensor | None = None,
-        controls: GroundingControls = GroundingControls(),
+        controls: GroundingControls = NO_CONTROLS,
     ) -> Output:
         proposal = controls.proposal
         opt_v2 = opt_v2.nan_to_num(2000.0)
@@ -110,7 +112,7 @@ def test_tables_and_report(folder: Path, tmp_path: Path, built: list[dict[str, A
     assert (report["timesteps"], report["nfe"], report["seed"], len(report["tiles"])) == (4, 4, 3, 3)
     assert report["summary"]["ok"]["sar_swapped"]["tiles"] == 3
     assert built == [
-        {"timesteps": 4, "variant": "nano", "checkpoint": None, "device": None, "s1_product": "S1GRD"}
+        {"timesteps": 4, "variant": "nano", "checkpoint": None, "device": DEVICE, "s1_product": "S1GRD"}
     ]
 
 
@@ -149,7 +151,7 @@ def test_the_whole_pipeline(
     assert result.exit_code == 0, result.output
     assert not built, "Stage 3 comes with the pipeline"
     assert [options for options, _ in built_pipelines] == [
-        {"stage1_timesteps": 4, "stage3_timesteps": 4, "variant": "nano", "checkpoint": None, "device": None,
+        {"stage1_timesteps": 4, "stage3_timesteps": 4, "variant": "nano", "checkpoint": None, "device": DEVICE,
          "s1_product": "S1GRD"}
     ]  # fmt: skip
     report = json.loads(target.read_text())

@@ -121,7 +121,7 @@ def test_every_option_reaches_the_model(fake_model: FakeModel, files: Files) -> 
     assert code == 0
     assert fake_model.built == {
         "timesteps": 20, "variant": "nano", "checkpoint": "w.safetensors", "s1_product": "S1RTC",
-        "grounding": "difference", "device": "cpu",
+        "correction_mode": "difference", "device": "cpu",
     }  # fmt: skip
     assert fake_model.called["seed"] == 7 and fake_model.called["strength"] == 0.5
 
@@ -167,9 +167,9 @@ S1, OPT_V2 = plausible_pair(1)
         (S1, OPT_V2[:, :3], "B02, B03, B04, B08"),
         (S1[..., :60], OPT_V2, "64x60"),
         (S1.repeat(2, 1, 1, 1), OPT_V2, "2 tile"),
-        (10 ** (S1 / 10), OPT_V2, "linear power"),
+        (3000 * 10 ** (S1 / 20), OPT_V2, "uncalibrated digital numbers"),
         (S1, OPT_V2 / 10_000, "multiply by 10000"),
-        (S1, OPT_V2 * torch.inf, "infinite"),
+        (S1, OPT_V2 * torch.inf, "too many"),
         (S1, {"opt_v2": OPT_V2}, "dict"),
         (S1, OPT_V2[:, :, :0], "empty"),
     ],

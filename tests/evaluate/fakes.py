@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from axs_lib.grounding.large import GroundingControls
+from axs_lib.grounding.large import NO_CONTROLS, GroundingControls
 
 CPU = torch.device("cpu")
 
@@ -58,7 +58,7 @@ class FakeModel:
         seed: int = 0,
         trust: Tensor | None = None,
         ensemble_size: int = 1,
-        controls: GroundingControls = GroundingControls(),
+        controls: GroundingControls = NO_CONTROLS,
     ) -> Any:
         assert not torch.is_grad_enabled()
         proposal, use_sar = controls.proposal, controls.use_sar

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-import axs_lib.grounding.low_freq as hold_module
+import axs_lib.blur as blur_module
 from axs_lib.blur import gaussian_blur
 from axs_lib.grounding.low_freq import LowFrequencyConstraint
 
@@ -58,7 +58,7 @@ def test_the_blur_is_the_same_by_product_and_by_convolution(
 ) -> None:
     image = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))
     by_product = gaussian_blur(image, sigma)
-    monkeypatch.setattr(hold_module, "PRODUCT_SIDE", 0)
+    monkeypatch.setattr(blur_module, "PRODUCT_SIDE", 0)
     by_convolution = gaussian_blur(image, sigma)
     assert (by_product - by_convolution).abs().max() < 1e-5
     assert (by_product - image).abs().max() > 0.1

@@ -1,4 +1,4 @@
-"""What an input is taken for: units, offsets, nodata pixel by pixel, band order, products; what is refused, by its name."""
+"""What an input is taken for: units, offsets, nodata, band order, products; what is refused, by its name."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ import torch
 
 from axs_lib.bands import OPTICAL_BANDS, SAR_BANDS
 from axs_lib.errors import InputError, OutputError
-from axs_lib.io.raster import Raster, Tile
+from axs_lib.io.raster import Raster, TilePair
 from axs_lib.io.results import (
     check_suffix,
     to_uint16,
@@ -29,12 +29,12 @@ CRS = rasterio.crs.CRS.from_epsg(32633).to_wkt()
 TRANSFORM = (10.0, 0.0, 500_000.0, 0.0, -10.0, 6_000_000.0)
 
 
-def make_tile(batch: int | None = None) -> Tile:
+def make_tile(batch: int | None = None) -> TilePair:
     rng = np.random.default_rng(0)
     lead = () if batch is None else (batch,)
     s1 = rng.uniform(-25, -5, (*lead, 2, H, W)).astype("float32")
     opt = rng.uniform(200, 5000, (*lead, 4, H, W)).astype("float32")
-    return Tile(
+    return TilePair(
         Raster(s1, SAR_BANDS, CRS, TRANSFORM),
         Raster(opt, OPTICAL_BANDS, CRS, TRANSFORM, tags={"SCENE": "T33UUP"}),
         truth=Raster(opt + 1, OPTICAL_BANDS),

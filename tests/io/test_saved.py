@@ -13,7 +13,7 @@ import pytest
 from axs_lib.bands import OPTICAL_BANDS
 from axs_lib.data.samples import load_sample
 from axs_lib.errors import InputError
-from axs_lib.io.raster import Raster, Tile
+from axs_lib.io.raster import Raster, TilePair
 from axs_lib.io.results import write_image, write_tiff, write_uncertainty
 from axs_lib.io.saved import find_results, read_results
 
@@ -32,7 +32,7 @@ def scene(folder: Path, times: int = 3) -> tuple[Path, Raster]:
     write_tiff(folder / "evora_opt_v3.tif", data, optical)
     write_tiff(folder / "evora_opt_v2.tif", data + 100, optical)
     write_tiff(folder / "evora_s1.tif", sar.data, sar)
-    write_uncertainty(folder / "evora_uncertainty.tif", np.ones_like(data)[None], Tile(sar, optical))
+    write_uncertainty(folder / "evora_uncertainty.tif", np.ones_like(data)[None], TilePair(sar, optical))
     return folder / "evora_opt_v3.tif", optical
 
 
@@ -62,7 +62,7 @@ def test_a_tile_is_read_as_it_was_written(tmp_path: Path) -> None:
     sar, optical = load_sample("finland_lake")
     image = optical.data + 5
     image[:, :3, :3] = np.nan
-    tile = Tile(sar, optical, truth=optical)
+    tile = TilePair(sar, optical, truth=optical)
     write_image(tmp_path / "t" / "tile.npz", image[None], tile, tags={"AXS_SEED": "3"})
     write_uncertainty(tmp_path / "t" / "uncertainty.tif", np.full_like(image, 7)[None], tile)
     (result,) = read_results(tmp_path / "t" / "tile.npz")

@@ -125,7 +125,7 @@ def test_what_is_no_scene(tmp_path: Path, scene: SceneFiles) -> None:
     refused("lacks B02", scene.s1)
     refused("lacks B08", opt_v2.isel(band=slice(3)).assign_attrs(long_name=OPTICAL_BANDS[:3]))
     refused("has 3 band.s. without names", opt_v2.isel(band=slice(3)))
-    refused("has the axes", opt_v2.expand_dims("time"))
+    refused("has the axes", opt_v2.expand_dims("when"))
     refused("has 4 bands; expected a trust map", scene.opt_v2, ("trust",))
     small = write_scene(tmp_path / "B03.tif", np.ones((1, 9, 9)), ("B03",), dtype="uint16")
     big = [
@@ -134,4 +134,4 @@ def test_what_is_no_scene(tmp_path: Path, scene: SceneFiles) -> None:
     ]
     refused("differ", [*big, small])
     refused("has 4 bands; expected one band", [scene.opt_v2, small])
-    refused("as another file does", [small, small])
+    refused("both hold B03", [small, small])

@@ -91,9 +91,7 @@ def test_an_image_that_does_not_say_where_it_lies(
 
 
 @pytest.mark.parametrize("west", [179.90, -180.10])
-def test_sar_in_degrees_beyond_the_seam(
-    grounder: BoxGrounder, tmp_path: Path, west: float
-) -> None:
+def test_sar_in_degrees_beyond_the_seam(grounder: BoxGrounder, tmp_path: Path, west: float) -> None:
     """A scene across 180 degrees, SAR beyond it on either side: as GDAL warps the same SAR elsewhere."""
     crs = rasterio.CRS.from_epsg(32660)
     (x,), (y,) = rasterio.warp.transform("EPSG:4326", crs, [180.0], [10.0])[:2]

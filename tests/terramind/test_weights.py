@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import pickle
 import shutil
 from collections.abc import Callable
@@ -287,7 +288,7 @@ def test_hash_is_of_the_content_now(tmp_path: Path) -> None:
     assert sha256_file(file) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     file.write_bytes(b"abcd")
     assert sha256_file(file).startswith("88d4266fd4e6338d")
-    with pytest.raises(WeightsError, match="cannot read"):
+    with pytest.raises(WeightsError, match="does not exist"):
         sha256_file(tmp_path / "missing")
 
 
@@ -295,11 +296,10 @@ def test_hash_is_of_the_content_now(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("wrap", [None, "model", "state_dict"])
-@pytest.mark.parametrize("legacy", [False, True])
-def test_torch_files_flat_or_wrapped(tmp_path: Path, wrap: str | None, legacy: bool) -> None:
+def test_torch_files_flat_or_wrapped(tmp_path: Path, wrap: str | None) -> None:
     state = {"a": torch.arange(3.0), "b": torch.tensor([1, 2])}
     content = state if wrap is None else {wrap: state, "epoch": 3}
-    torch.save(content, tmp_path / "w.pt", _use_new_zipfile_serialization=not legacy)
+    torch.save(content, tmp_path / "w.pt")
     read = read_state(tmp_path / "w.pt")
     assert read.keys() == state.keys()
     assert all(torch.equal(read[name], value) for name, value in state.items())
@@ -375,10 +375,73 @@ def test_truncated_safetensors_are_refused(tmp_path: Path) -> None:
         read_state(file)
 
 
-def test_folder_or_nothing_is_refused(tmp_path: Path) -> None:
-    for path in (tmp_path, tmp_path / "missing.pt"):
-        with pytest.raises(WeightsError, match="not a file"):
-            read_state(path)
+def test_what_is_no_regular_file_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.pt")
+    zero = tmp_path / "zero.safetensors"
+    zero.symlink_to("/dev/zero")
+    for path, said in (
+        (tmp_path, "a folder"),
+        (tmp_path / "missing.pt", "does not exist"),
+        (tmp_path / "pipe.pt", "a named pipe"),
+        (zero, "a device"),
+    ):
+        for read in (read_state, read_metadata, sha256_file):
+            with pytest.raises(WeightsError, match=said):
+                read(path)
+    with pytest.raises(WeightsError, match="a named pipe"):
+        resolve("nano", checkpoint=tmp_path / "pipe.pt")
+
+
+def test_a_pointer_of_git_lfs_is_no_weights(tmp_path: Path) -> None:
+    (tmp_path / "w.safetensors").write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+    )
+    with pytest.raises(WeightsError, match="git lfs pull"):
+        read_state(tmp_path / "w.safetensors")
+
+
+@pytest.mark.parametrize("length", [0, 10**3, 10**9, 2**62, 2**64 - 1])
+def test_headers_that_claim_too_much_are_refused(tmp_path: Path, length: int) -> None:
+    file = tmp_path / "w.safetensors"
+    file.write_bytes(
+        length.to_bytes(8, "little") + b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}' + bytes(8)
+    )
+    for read in (read_state, read_metadata):
+        with pytest.raises(WeightsError, match="not a readable safetensors"):
+            read(file)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b'{"a":{"dtype":"F32","shape":[4294967296,4294967296],"data_offsets":[0,8]}}',
+        b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,800000000000]}}',
+        b'{"a":' + b"[" * 100_000 + b"}",
+        b'{"a":{"dtype":"os.system","shape":[2],"data_offsets":[0,8]}}',
+        b'{"__metadata__":{"a":{"b":1}},"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}',
+    ],
+)
+def test_hostile_headers_are_refused(tmp_path: Path, header: bytes) -> None:
+    file = tmp_path / "w.safetensors"
+    file.write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
+    with pytest.raises(WeightsError, match="not a readable safetensors"):
+        read_state(file)
+
+
+def test_a_tensor_for_which_the_file_has_no_room_is_refused(tmp_path: Path) -> None:
+    torch.save({"a": torch.ones(1).expand(10**5, 10**5)}, tmp_path / "w.pt")
+    with pytest.raises(WeightsError, match=r"a claims to be \(100000, 100000\)"):
+        read_state(tmp_path / "w.pt")
+    for value in (torch.ones(2, 2).to_sparse(), torch.ones(2, device="meta")):
+        torch.save({"a": value}, tmp_path / "w.pt")
+        with pytest.raises(WeightsError):
+            read_state(tmp_path / "w.pt")
+
+
+def test_torch_files_of_the_old_format_are_refused(tmp_path: Path) -> None:
+    torch.save({"a": torch.ones(2)}, tmp_path / "w.pt", _use_new_zipfile_serialization=False)
+    with pytest.raises(WeightsError, match=r"older than torch 1\.6"):
+        read_state(tmp_path / "w.pt")
 
 
 # -- loading ----------------------------------------------------------------------------------------------------
@@ -433,6 +496,20 @@ def test_float_for_an_integer_buffer_is_refused() -> None:
     state = {**Small().state_dict(), "levels": torch.tensor([8.5, 6.5])}
     with pytest.raises(WeightsError, match=r"levels \(2,\) float32, expected \(2,\) int64"):
         load_strict(Small(), state)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_numbers_that_are_not_finite_are_refused(value: float, dtype: torch.dtype) -> None:
+    model = Small()
+    state = {k: v.clone().to(dtype) if v.is_floating_point() else v for k, v in model.state_dict().items()}
+    state["encoder.0.norm1.weight"][3] = value
+    before = {name: each.clone() for name, each in model.state_dict().items()}
+    with pytest.raises(
+        WeightsError, match=r"1 with numbers that are not finite \(encoder\.0\.norm1\.weight\)"
+    ):
+        load_strict(model, state)
+    assert all(torch.equal(before[name], each) for name, each in model.state_dict().items())
 
 
 def test_prefixed_names_and_tokenizers_are_recognised() -> None:

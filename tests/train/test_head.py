@@ -10,14 +10,21 @@ import pytest
 import torch
 
 from axs_lib.adapters import load_adapter
-from axs_lib.data.pairs import PairRecord
-from axs_lib.errors import InputError
+from axs_lib.grounding.corrector import Correction, GroundingCorrector, GroundingTiles
+from axs_lib.grounding.head import GroundingHead
 from axs_lib.grounding.load import CORRECTOR_FILE
 from axs_lib.stage3_tm_ground import build_stage3_model
 from axs_lib.terramind.weights import read_metadata, read_state, sha256_file
-from axs_lib.train.examples import make_examples
-from axs_lib.train.head import HeadConfig, own_proposals, train_head, with_own_proposals
-from axs_lib.train.head_examples import ExampleSampler, Shares, TrainingTile, shifted
+from axs_lib.train.head import (
+    ExampleSampler,
+    HeadConfig,
+    load_tiles,
+    loss_of_batch,
+    own_proposals,
+    shifted,
+    tiles_of,
+    train_head,
+)
 from axs_lib.train.trainer import LAST
 from tests.models import plausible_pair
 
@@ -29,20 +36,23 @@ def folder_of_pairs(folder: Path) -> str:
     return str(folder)
 
 
+def config_of(data: Path, out: Path, nano_weights: Path, **options: object) -> HeadConfig:
+    settings = {
+        "checkpoint": str(nano_weights),
+        "start": "fresh",
+        "qualities": ("ok", ""),
+        "steps": 4,
+        "warmup": 0,
+        "crop_sizes": (64,),
+        "batch_pixels": 2 * 64 * 64,
+        "check_every": 2,
+    }
+    data.mkdir(exist_ok=True)
+    return HeadConfig(data=folder_of_pairs(data), out=str(out), **(settings | options))  # type: ignore[arg-type]
+
+
 def test_only_the_head_is_trained_and_a_stopped_run_goes_on(nano_weights: Path, tmp_path: Path) -> None:
-    (tmp_path / "pairs").mkdir()
-    config = HeadConfig(
-        data=folder_of_pairs(tmp_path / "pairs"),
-        out=str(tmp_path / "a"),
-        checkpoint=str(nano_weights),
-        start="fresh",
-        qualities=("ok", ""),
-        steps=4,
-        warmup=0,
-        crop_sizes=(64,),
-        batch_pixels=64 * 64,
-        check_every=2,
-    )
+    config = config_of(tmp_path / "pairs", tmp_path / "a", nano_weights)
     folder = train_head(config, progress=False)
     straight = read_state(folder / CORRECTOR_FILE)
     assert straight["head.body.out.weight"].any()
@@ -51,7 +61,7 @@ def test_only_the_head_is_trained_and_a_stopped_run_goes_on(nano_weights: Path, 
         n for n in trained if n.endswith("qkv.weight")
     ]
 
-    # The same run, cut off after two of its four steps, goes on to the same weights.
+    # The same run, cut off after two of its four steps, goes on to its end.
     other = dataclasses.replace(config, out=str(tmp_path / "b"))
     train_head(dataclasses.replace(other, steps=2), progress=False)
     assert torch.load(tmp_path / "b" / LAST, weights_only=True)["global_step"] == 2
@@ -76,104 +86,70 @@ def test_only_the_head_is_trained_and_a_stopped_run_goes_on(nano_weights: Path, 
 
 
 def test_a_run_starts_from_the_head_beside_the_weights(nano_weights: Path, tmp_path: Path) -> None:
-    (tmp_path / "pairs").mkdir()
-    config = HeadConfig(
-        data=folder_of_pairs(tmp_path / "pairs"),
-        out=str(tmp_path / "a"),
-        checkpoint=str(nano_weights),
-        qualities=("ok", ""),
-        steps=1,
-        learning_rate=0.0,
-        crop_sizes=(64,),
-        batch_pixels=64 * 64,
+    config = config_of(
+        tmp_path / "pairs", tmp_path / "a", nano_weights, start=None, steps=1, learning_rate=0.0
     )
     head = read_state(train_head(config, progress=False) / CORRECTOR_FILE)
     before = read_state(nano_weights.with_name(CORRECTOR_FILE))
     assert all(torch.equal(head[name], value) for name, value in before.items())
 
 
-def test_examples_say_what_is_known() -> None:
-    s1, truth = plausible_pair(4, 64, 64)
-    random = torch.Generator().manual_seed(0)
-    gaps = make_examples("gaps", s1, truth, random)
-    clear = (gaps.trust == 1).expand_as(truth)
-    assert set(gaps.trust.unique().tolist()) == {0.0, 1.0}
-    assert torch.equal(gaps.estimate[clear], truth[clear]) and torch.isfinite(gaps.estimate).all()
-    assert (gaps.estimate[~clear] - truth[~clear]).abs().max() > 1.0
-    flood = make_examples("flood", s1, truth, random)
-    water = (flood.truth != truth).any(1, keepdim=True)
-    assert water.any() and not water.all()
-    assert (flood.s1 != s1).any() and (flood.trust == 0.5).all()
-    assert flood.truth[:, 3:][water].mean() < truth[:, 3:][water].mean()
-    degraded = make_examples("degraded", s1, truth, random)
-    assert torch.equal(degraded.truth, truth) and torch.equal(degraded.s1, s1)
-    light = make_examples("light", s1, truth, random)
-    assert torch.equal(light.truth, truth) and (light.trust == 0.5).all()
-    error = ((light.estimate - truth).square().mean(), (degraded.estimate - truth).square().mean())
-    assert 0 < error[0] < error[1]
+@pytest.fixture
+def sampler(nano_weights: Path, tmp_path: Path) -> ExampleSampler:
+    config = config_of(tmp_path / "pairs", tmp_path / "out", nano_weights, batch_pixels=32 * 64 * 64)
+    model = build_stage3_model(variant="nano", checkpoint=str(nano_weights))
+    return ExampleSampler(config, load_tiles(config, model.terramind_generator, tmp_path / "stage2.pt"))
 
 
-def tile(number: int, side: int = 64, **known: str) -> TrainingTile:
-    s1, truth = plausible_pair(1, side, side, seed=number)
-    record = PairRecord(
-        Path(f"{number}.npz"), str(number), f"g{number}", "ok", "src", "L2A", side, side, **known
-    )
-    stage2 = (truth + 50).round().to(torch.int16)
-    return TrainingTile(record, s1[0], truth[0], stage2, torch.zeros(1, 2), 1.0, 1.0, False)
+def test_a_batch_is_a_function_of_its_step_and_holds_what_it_says(sampler: ExampleSampler) -> None:
+    batch, again = (sampler.batch(torch.Generator().manual_seed(7)) for _ in range(2))
+    for name, value in vars(batch).items():
+        assert torch.equal(value, vars(again)[name]), name
+    other = sampler.batch(torch.Generator().manual_seed(8))
+    assert not torch.equal(batch.estimate, other.estimate)
+    for image in (batch.s1, batch.estimate, batch.proposal, batch.truth):
+        assert torch.isfinite(image).all()
+    assert batch.estimate.min() >= 1 and batch.truth.min() >= 1
+    assert {0.0, 0.25, 0.5, 1.0} >= set(batch.trust.unique().tolist())
+    assert batch.own.any() and not batch.own.all()
+    clear = (batch.trust == 1).expand_as(batch.truth)
+    assert clear.any() and torch.equal(batch.estimate[clear], batch.truth[clear])
 
 
-def sampler(shares: Shares) -> ExampleSampler:
-    return ExampleSampler([tile(number) for number in range(3)], shares, (64,), 8 * 64 * 64)
-
-
-def test_a_batch_is_a_function_of_its_generator() -> None:
-    made = [sampler(Shares()).batch(torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)]
-    assert made[0].names == made[1].names and torch.equal(made[0].estimate, made[1].estimate)
-    assert torch.equal(made[0].proposal, made[1].proposal)
-    assert not torch.equal(made[0].truth, made[2].truth)
-    for batch in made:
-        assert all(bool(image.isfinite().all()) for image in (batch.s1, batch.estimate, batch.proposal))
-
-
-@pytest.mark.parametrize("mode", range(4))
-def test_modes_have_their_trust(mode: int) -> None:
-    modes = tuple(float(mode == each) for each in range(4))
-    batch = sampler(Shares(modes=modes)).batch(torch.Generator().manual_seed(0))
-    values = set(batch.trust.unique().tolist())
-    assert values <= ({0.0, 1.0} if mode == 1 else {0.25} if mode == 2 else {0.5})
-
-
-def test_proposals_of_every_quality() -> None:
-    def batch(which: int) -> object:
-        proposals = tuple(float(which == each) for each in range(4))
-        only_truth = {name: float(name == "truth") for name in sampler(Shares()).kinds}
-        shares = Shares(modes=(1.0, 0.0, 0.0, 0.0), kinds=only_truth, proposals=proposals)
-        return sampler(shares).batch(torch.Generator().manual_seed(0))
-
-    own, informed, foreign, none = (batch(which) for which in range(4))
-    assert own.own.all() and not informed.own.any()
-    assert torch.equal(none.proposal, none.estimate)
-    near, far = ((each.proposal - each.truth).square().mean() for each in (informed, foreign))
-    assert 0 < near < far
-
-
-def test_own_proposals_are_drawn_in_the_step(nano_weights: Path) -> None:
+def test_the_generator_draws_the_own_proposals_alone(sampler: ExampleSampler, nano_weights: Path) -> None:
     generator = build_stage3_model(variant="nano", checkpoint=str(nano_weights)).terramind_generator
-    batch = sampler(Shares(proposals=(0.5, 0.5, 0.0, 0.0))).batch(torch.Generator().manual_seed(0))
-    seeds = torch.arange(len(batch.own))
-    layers = {key: value for key, value in vars(batch).items() if key != "names"} | {"seeds": seeds}
-    drawn = with_own_proposals(generator, layers)
-    assert torch.equal(drawn[~batch.own], batch.proposal[~batch.own])
-    seeing = batch.own & ~batch.blind
-    expected = own_proposals(generator, batch.s1[seeing], batch.estimate[seeing], seeds[seeing])
-    torch.testing.assert_close(drawn[seeing], expected)
+    batch = sampler.batch(torch.Generator().manual_seed(7))
+    proposal = own_proposals(batch, generator)
+    assert torch.equal(proposal[~batch.own], batch.proposal[~batch.own])
+    assert (proposal[batch.own] != batch.proposal[batch.own]).any()
 
 
-def test_likely_shifts_are_known_from_the_note() -> None:
-    assert shifted("shift -1,4 c=0.30") and shifted("x | shift 3,5 c=0.21")
-    assert not shifted("shift 1,-2 c=0.77") and not shifted("shift -6,-5 c=0.06") and not shifted("")
+def test_without_sar_nothing_is_inconsistent(sampler: ExampleSampler) -> None:
+    batch = sampler.batch(torch.Generator().manual_seed(7))
+    batch.blind = torch.ones_like(batch.blind)
+    corrector = GroundingCorrector(GroundingHead())
+    tiles = tiles_of(corrector, batch)
+    assert torch.equal(tiles.s1, corrector.s1_mean.expand_as(tiles.s1)) and not tiles.sar_inconsistency.any()
 
 
-def test_tiles_smaller_than_a_crop_are_named() -> None:
-    with pytest.raises(InputError, match="64 px"):
-        ExampleSampler([tile(0)], Shares(), (96,), 96 * 96)
+def test_harm_costs_more_than_the_same_gain_brings(sampler: ExampleSampler) -> None:
+    batch = sampler.batch(torch.Generator().manual_seed(7))
+    corrector = GroundingCorrector(GroundingHead())
+
+    def loss(towards: float) -> float:
+        change = towards * (batch.truth - batch.estimate)
+
+        class Fixed(GroundingCorrector):
+            def forward(self, tiles: GroundingTiles, proposal: torch.Tensor, **_: object) -> Correction:
+                one = torch.ones_like(batch.truth)
+                return Correction(change, change, one[:, :1], one[:, :1], 100 * one)
+
+        return float(loss_of_batch(Fixed(corrector.head), batch, harm=1.0, relative=0.1))
+
+    nothing = loss(0.0)
+    assert loss(0.2) < nothing < loss(-0.2)
+    assert loss(-0.2) - nothing > nothing - loss(0.2)
+
+
+def test_a_named_shift_is_found() -> None:
+    assert shifted("shift 3,0 c=0.35") and not shifted("shift 1,2 c=0.35") and not shifted("")

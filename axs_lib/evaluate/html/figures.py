@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from axs_lib.bands import DN_PER_REFLECTANCE, OPTICAL_BANDS, SAR_BANDS
-from axs_lib.errors import InputError
 from axs_lib.evaluate.estimates import CONTROL_LABELS, ERRORS, METRIC_LABELS
 from axs_lib.evaluate.html.charts import Series, line_chart
+from axs_lib.evaluate.measured import Measured
 from axs_lib.evaluate.tables import percent, shown_figure
 from axs_lib.io.saved import Result
 from axs_lib.metrics import LOWER_IS_BETTER, improvement
@@ -73,28 +73,29 @@ class Charts:
     note: str = ""
 
 
-def metrics_of(result: Result) -> dict[str, float]:
-    """Figures of ``axs_lib.metrics`` for every optical image, with its suffix; none without truth and opt_v2."""
-    if not {"truth", "opt_v2"} <= set(result.layers):
-        return {}
-    import torch
+def badge(measured: Measured, controls: Mapping[str, Mapping[str, Any]]) -> Cell:
+    """What a result comes to in a word: green only where opt_v3 beats the baseline and every control.
 
-    from axs_lib.metrics import compute_metrics, stage3_metrics
+    Args:
+        measured: of the result.
+        controls: by key of the evaluation its ``mse``; another tile's SAR counts here.
+    """
+    own = measured.metrics["mse_v3"]
+    rivals = {"one flat colour": measured.flat["mse"]}
+    if "sar_swapped" in controls:
+        rivals[CONTROL_LABELS["sar_swapped"]] = number(controls["sar_swapped"].get("mse"))
+    lost = [name for name, mse in rivals.items() if own >= mse]
+    change = error_change(measured.metrics["mse_improvement_%"])
+    beside = "" if measured.baseline == "opt_v2" else f" beside {measured.baseline}"
+    if change.verdict == "gain" and lost:
+        return Cell(f"MSE {change.text}{beside}, {lost[0]} is nearer")
+    return replace(change, text=f"MSE {change.text}{beside}")
 
-    layers = {name: torch.from_numpy(layer) for name, layer in result.layers.items()}
-    s1 = layers.get("s1")
-    try:
-        metrics = stage3_metrics(layers["opt_v3"], layers["opt_v2"], layers["truth"], s1=s1)
-        if "opt_v1" in layers:
-            drawn = compute_metrics(layers["opt_v1"], layers["truth"], s1=s1)
-            metrics |= {f"{key}_v1": value for key, value in drawn.items()}
-    except InputError:  # not one pixel that counts
-        return {}
-    return metrics
 
-
-def metrics_table(metrics: Mapping[str, Any], title: str, *, note: str = "") -> Table:
-    """Metrics of opt_v1 (where measured), opt_v2 and opt_v3, and what changed from opt_v2 to opt_v3."""
+def metrics_table(
+    metrics: Mapping[str, Any], title: str, *, baseline: str = "opt_v2", note: str = ""
+) -> Table:
+    """Metrics of opt_v1 (where measured), the baseline and opt_v3, and what changed from the baseline to opt_v3."""
     suffixes = [s for s in ("v1", "v2", "v3") if f"mse_{s}" in metrics]
     rows = []
     for key, label in METRIC_LABELS.items():
@@ -108,41 +109,56 @@ def metrics_table(metrics: Mapping[str, Any], title: str, *, note: str = "") -> 
         else:
             change = Cell(_signed(_text(key, after - before)), verdict(_gain(key, before, after)))
         rows.append(Row(FACTORS[key][1] if key in FACTORS else label, [*cells, change]))
-    return Table(title, ["", *(f"opt_{suffix}" for suffix in suffixes), "change"], rows, note)
+    names = [baseline if suffix == "v2" else f"opt_{suffix}" for suffix in suffixes]
+    return Table(title, ["", *names, "change"], rows, note)
 
 
-def correctness(metrics: Mapping[str, Any]) -> str:
+def correctness(metrics: Mapping[str, Any], baseline: str = "opt_v2") -> str:
     """The shares of pixels that were improved, omitted and hallucinated, in words; empty where not measured."""
     shares = {key: number(metrics.get(key)) for key in ("improved", "omitted", "hallucinated")}
     if not all(map(math.isfinite, shares.values())):
         return ""
     text = "pixels: " + ", ".join(f"{100 * value:.0f} % {key}" for key, value in shares.items())
-    return text + (" (opt_v3 is opt_v2 unchanged)" if number(metrics.get("identity_collapse")) == 1 else "")
+    if number(metrics.get("identity_collapse")) == 1:
+        return f"{text} (opt_v3 is {baseline} unchanged)"
+    return (
+        f"{text} (improved: nearer to the truth than to {baseline}; omitted: still as in {baseline}; hallucinated: far"
+        " from both)"
+    )
 
 
-def controls_table(
-    entries: Mapping[str, Mapping[str, Any]], own: Mapping[str, Any], title: str, *, note: str = ""
-) -> Table | None:
-    """MSE and MAE of opt_v3 beside those of the controls, by their keys; None without controls.
+def comparison_table(
+    rows: Mapping[str, Mapping[str, Any]], baseline: str, title: str, *, note: str = ""
+) -> Table:
+    """MSE and MAE of images by their names, and the change of the MSE from that of the baseline.
 
     Args:
-        entries: by control its ``mse`` and ``mae``.
-        own: ``mse_v2``, ``mse_v3`` and so on of the same tiles.
+        rows: by name its ``mse`` and ``mae``; the baseline's among them.
+        baseline: name of the row that others are compared with.
         title: of the table.
         note: below it.
     """
-    entries = {key: entry for key, entry in entries.items() if key in CONTROL_LABELS and "mse" in entry}
-    if not entries:
-        return None
-    lines = {"opt_v3": {error: own.get(f"{error}_v3") for error in ERRORS}}
-    lines |= {CONTROL_LABELS[key]: dict(entry) for key, entry in entries.items()}
-    rows = []
-    for name, values in lines.items():
+    lines = []
+    for name, values in rows.items():
         cells = [Cell(_text(error, number(values.get(error)))) for error in ERRORS]
-        gain = improvement(number(own.get("mse_v2")), number(values.get("mse")))
-        rows.append(Row(name, [*cells, error_change(gain)]))
-    headings = ["in the place of opt_v3", *(FACTORS[error][1] for error in ERRORS), "MSE change"]
-    return Table(title, headings, rows, note)
+        gain = improvement(number(rows[baseline].get("mse")), number(values.get("mse")))
+        lines.append(Row(name, [*cells, Cell("") if name == baseline else error_change(gain)]))
+    return Table(title, ["image", *(FACTORS[error][1] for error in ERRORS), "MSE change"], lines, note)
+
+
+def rows_of(
+    metrics: Mapping[str, Any], controls: Mapping[str, Any], baseline: str = "opt_v2"
+) -> dict[str, Mapping[str, Any]]:
+    """Rows of ``comparison_table``: the baseline, opt_v3, and controls of the evaluation by the names people read."""
+    rows: dict[str, Mapping[str, Any]] = {
+        name: {error: metrics.get(f"{error}_{suffix}") for error in ERRORS}
+        for name, suffix in ((baseline, "v2"), ("opt_v3", "v3"))
+    }
+    for key, label in CONTROL_LABELS.items():
+        entry = controls.get(key)
+        if isinstance(entry, Mapping):
+            rows[label] = entry.get("mean", entry)
+    return rows
 
 
 def histograms(result: Result) -> Charts | None:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from axs_lib.bands import DN_PER_REFLECTANCE
+from axs_lib.checks import Trust
 from axs_lib.evaluate.colour import (
     FALSE_COLOUR,
     NODATA_GREY,
@@ -27,10 +28,10 @@ from axs_lib.evaluate.colour import (
 from axs_lib.io.saved import Result
 
 SMALL = 256  # px: up to here every pixel is seen, and colour is not thinned
-QUALITY = 88
+QUALITY = 78
 THUMBNAIL = 72  # px
 OPTICAL = {
-    "opt_v1": "opt_v1 · drawn",
+    "opt_v1": "opt_v1 · from SAR",
     "opt_v2": "opt_v2 · estimate",
     "opt_v3": "opt_v3 · grounded",
     "truth": "truth · Sentinel-2",
@@ -69,12 +70,16 @@ class View:
 
 
 def views_of(result: Result) -> list[View]:
-    """The pictures of a result, optical ones on one stretch: the truth's, else opt_v2's, else opt_v3's."""
+    """The pictures of a result, optical ones on one stretch: the truth's, else that of opt_v2 and opt_v3 together."""
     layers = {name: layer.astype(np.float64) for name, layer in result.layers.items()}
-    reference = next(layers[name] for name in ("truth", "opt_v2", "opt_v3") if name in layers)
+    names = ["truth"] if "truth" in layers else [name for name in ("opt_v2", "opt_v3") if name in layers]
+    reference = np.concatenate([layers[name] for name in names], axis=1)
     stretches = {bands: stretch_of(reference, bands) for bands in (TRUE_COLOUR, FALSE_COLOUR)}
+    labels = dict(OPTICAL)
+    if "trust" in layers and np.isin(layers["trust"], (Trust.UNKNOWN, Trust.OBSERVED)).all():
+        labels["opt_v2"] = "opt_v2 · observed"
     views = []
-    for name, label in OPTICAL.items():
+    for name, label in labels.items():
         if name in layers:
             pictures = {
                 kind: _uri(optical_colour(layers[name], bands, stretches[bands]))

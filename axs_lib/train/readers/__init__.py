@@ -14,7 +14,7 @@ from typing import Literal
 
 from axs_lib.data.pairs import split_groups
 from axs_lib.errors import InputError
-from axs_lib.train.readers.sample import Listing, Sample
+from axs_lib.train.readers.sample import Listing, TrainingSample
 
 SHOWN = 10  # bad files named in a message
 CHECKED = 8  # samples whose units are looked at before a run
@@ -41,8 +41,8 @@ class DataConfig:
         crop_sizes: sides of the random crops in pixels, one drawn for each batch.
         batch_size: crops in a batch, on each device.
         workers: processes that read; the batches are the same for any number.
-        s1_unit: ``dB`` or ``power``, unit of the SAR in scenes.
-        boa_offset: DN on top of reflectance x 10000 in scenes; 1000 for Sentinel-2 files of 2022 and later.
+        s1_unit: unit of the SAR in scenes; ``auto`` goes by names and values.
+        boa_offset: BOA offset in the DN of scenes; ``auto`` goes by the product's metadata.
     """
 
     folder: str
@@ -56,20 +56,20 @@ class DataConfig:
     crop_sizes: tuple[int, ...] = (64, 96, 128)
     batch_size: int = 8
     workers: int = 0
-    s1_unit: Literal["dB", "power"] = "dB"
-    boa_offset: float = 0.0
+    s1_unit: Literal["auto", "db", "power", "amplitude"] = "auto"
+    boa_offset: Literal["auto", "0", "1000"] = "auto"
 
 
 @dataclass(frozen=True)
 class Split:
     """Samples by use; no group is in two of them unless the data set's own split has it so."""
 
-    train: list[Sample]
-    validation: list[Sample]
-    test: list[Sample]
+    train: list[TrainingSample]
+    validation: list[TrainingSample]
+    test: list[TrainingSample]
 
 
-def list_samples(config: DataConfig) -> list[Sample]:
+def list_samples(config: DataConfig) -> list[TrainingSample]:
     """Every usable pair of the folder, sorted by name.
 
     Raises:
@@ -98,7 +98,7 @@ def list_samples(config: DataConfig) -> list[Sample]:
     return sorted(samples, key=lambda sample: sample.name)
 
 
-def split_samples(samples: Sequence[Sample], config: DataConfig, seed: int = 0) -> Split:
+def split_samples(samples: Sequence[TrainingSample], config: DataConfig, seed: int = 0) -> Split:
     """Divide samples into training, validation and test.
 
     Groups that the configuration names come first, then the split of the data set's metadata; without either,
@@ -108,7 +108,7 @@ def split_samples(samples: Sequence[Sample], config: DataConfig, seed: int = 0) 
         InputError: a group that is not there or on both sides, or nothing left to train on.
     """
     _check_groups(samples, config)
-    use: dict[str, list[Sample]] = {"train": [], "validation": [], "test": []}
+    use: dict[str, list[TrainingSample]] = {"train": [], "validation": [], "test": []}
     for sample in samples:
         if sample.group in config.test_groups:
             use["test"].append(sample)
@@ -140,6 +140,7 @@ def without_groups(config: DataConfig, groups: Sequence[str]) -> DataConfig:
 
 
 def _list(config: DataConfig) -> Listing:
+    from axs_lib.io.pixels import Reading
     from axs_lib.train.readers.bigearthnet import list_bigearthnet_v1, list_bigearthnet_v2
     from axs_lib.train.readers.npz import list_npz
     from axs_lib.train.readers.scenes import list_scenes
@@ -150,11 +151,13 @@ def _list(config: DataConfig) -> Listing:
     if config.format == "bigearthnet_v2":
         return list_bigearthnet_v2(folder)
     if config.format == "scenes":
-        return list_scenes(folder, config.s1_unit, config.boa_offset)
+        return list_scenes(
+            folder, Reading(s1_unit=config.s1_unit, boa_offset=config.boa_offset, addresses=False)
+        )
     return list_npz(folder)
 
 
-def _check_groups(samples: Sequence[Sample], config: DataConfig) -> None:
+def _check_groups(samples: Sequence[TrainingSample], config: DataConfig) -> None:
     known = {sample.group for sample in samples}
     unknown = [g for g in (*config.test_groups, *config.validation_groups) if g not in known]
     if unknown:
@@ -169,7 +172,7 @@ def _check_groups(samples: Sequence[Sample], config: DataConfig) -> None:
         )
 
 
-def _check_units(samples: Sequence[Sample]) -> None:
+def _check_units(samples: Sequence[TrainingSample]) -> None:
     """Look at a few samples, so that linear power or reflectance in 0-1 is an error before the run, not a bad model."""
     import torch
 

@@ -20,7 +20,7 @@ from axs_lib.bands import sar_stats
 from axs_lib.errors import InputError
 from axs_lib.nodata import fill_nodata, valid_pixels
 from axs_lib.train.readers import BadDataWarning
-from axs_lib.train.readers.sample import Crop, Sample, Window
+from axs_lib.train.readers.sample import Crop, TrainingSample, Window
 
 Batch = dict[str, Any]
 MIN_VALID = 0.5  # share of a training crop's pixels that must hold data
@@ -48,7 +48,7 @@ class CropDataset(Dataset[Batch]):
 
     def __init__(
         self,
-        samples: Sequence[Sample],
+        samples: Sequence[TrainingSample],
         *,
         crop_sizes: Sequence[int] = (64, 96, 128),
         batch_size: int = 8,
@@ -118,7 +118,7 @@ class TileDataset(Dataset[Batch]):
 
     def __init__(
         self,
-        samples: Sequence[Sample],
+        samples: Sequence[TrainingSample],
         count: int,
         *,
         estimates: Sequence[str] = (),

@@ -13,35 +13,50 @@ import csv
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from axs_lib.bands import OPTICAL_BANDS, SAR_BANDS, VALID_DN
 from axs_lib.errors import InputError
-from axs_lib.io.raster import Raster, check_same_grid
-from axs_lib.io.tiles import read_raster
-from axs_lib.train.readers.sample import Crop, Listing, Sample, Window
+from axs_lib.io.pixels import Reading
+from axs_lib.io.products import open_source
+from axs_lib.train.readers.sample import Crop, Listing, TrainingSample, Window
 
 SIDE = 120  # pixels of a patch
 SPLITS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
 METADATA = "metadata.parquet"
+READING = Reading(
+    s1_unit="db", boa_offset="0", force=True, addresses=False
+)  # whatever the patches' names say
 
 
 @dataclass(frozen=True, kw_only=True)
-class PatchSample(Sample):
+class PatchSample(TrainingSample):
     """One BigEarthNet pair: two folders with one file a band."""
 
     s1: Path
     s2: Path
 
     def read(self, window: Window | None = None) -> Crop:
-        sar = read_raster(band_files(self.s1, SAR_BANDS), SAR_BANDS, order=SAR_BANDS)
-        optical = read_raster(band_files(self.s2, OPTICAL_BANDS), OPTICAL_BANDS, order=OPTICAL_BANDS)
-        check_same_grid(sar, optical)
-        truth = np.maximum(optical.data, VALID_DN[0])  # NaN stays NaN
-        crop = Crop(sar.data, truth, metadata=_date(self.s2.name) | place(optical))
+        with ExitStack() as stack:
+            sar, optical = (
+                open_source(band_files(patch, bands), bands, stack, replace(READING, bands=bands))
+                for patch, bands in ((self.s1, SAR_BANDS), (self.s2, OPTICAL_BANDS))
+            )
+            if not sar.grid.same_as(optical.grid):
+                raise InputError(
+                    f"{sar.label} is {sar.grid} and {optical.label} is {optical.grid}; expected one grid"
+                )
+            for source in (sar, optical):
+                source.look()
+            s1, s2 = sar.read(sar.grid.whole), optical.read(optical.grid.whole)
+        truth = np.maximum(s2, VALID_DN[0])  # NaN stays NaN
+        place = optical.grid.centre_lat_lon()
+        known = {} if place is None else {"lat": round(place[0], 4), "lon": round(place[1], 4)}
+        crop = Crop(s1, truth, metadata=_date(self.s2.name) | known)
         return crop.window(window)
 
 
@@ -111,20 +126,6 @@ def list_bigearthnet_v2(folder: Path) -> Listing:
 def band_files(patch: Path, bands: tuple[str, ...]) -> list[Path]:
     """The files of a patch folder, one a band."""
     return [patch / f"{patch.name}_{band}.tif" for band in bands]
-
-
-def place(raster: Raster) -> dict[str, str | float]:
-    """Latitude and longitude of an image's middle; empty without georeference."""
-    if raster.crs is None or raster.transform is None:
-        return {}
-    from rasterio.warp import transform
-
-    a, b, c, d, e, f = raster.transform
-    row, column = raster.size[0] / 2, raster.size[1] / 2
-    (lon,), (lat,) = transform(
-        raster.crs, "EPSG:4326", [a * column + b * row + c], [d * column + e * row + f]
-    )
-    return {"lat": round(lat, 4), "lon": round(lon, 4)}
 
 
 def _add(listing: Listing, source: str, s1: Path, s2: Path, split: str) -> None:

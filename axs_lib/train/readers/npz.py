@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from axs_lib.data.pairs import PairRecord, list_pairs, load_pair
-from axs_lib.train.readers.sample import ESTIMATES, Crop, Listing, Sample, Window
+from axs_lib.train.readers.sample import ESTIMATES, Crop, Listing, TrainingSample, Window
 
 
 @dataclass(frozen=True, kw_only=True)
-class NpzSample(Sample):
+class NpzSample(TrainingSample):
     """One NPZ pair."""
 
     record: PairRecord

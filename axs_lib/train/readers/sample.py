@@ -54,7 +54,7 @@ class Crop:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sample(ABC):
+class TrainingSample(ABC):
     """One pair, not yet read.
 
     Attributes:
@@ -103,5 +103,5 @@ class Sample(ABC):
 class Listing:
     """What a folder holds: the pairs, and one line for each file that is missing, unpaired, empty or broken."""
 
-    samples: list[Sample] = field(default_factory=list)
+    samples: list[TrainingSample] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)

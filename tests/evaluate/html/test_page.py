@@ -92,6 +92,43 @@ def test_two_results_have_an_index(save: Save, tmp_path: Path) -> None:
     assert "Without a clear truth" in page.words
 
 
+def test_an_error_is_green_only_where_a_flat_colour_is_beaten(save: Save, tmp_path: Path) -> None:
+    """opt_v3 is better than opt_v2 in both; in ``bad`` one flat colour is nearer still."""
+    truth = np.random.default_rng(1).uniform(900, 1100, (4, SIDE, SIDE))
+    save("all/bad.npz", opt_v2=truth + 2000, opt_v3=truth + 1000, s2_real=truth)
+    save("all/good.npz", opt_v2=truth + 20, opt_v3=truth + 10, s2_real=truth)
+    page = report(tmp_path, tmp_path / "all")
+    verdicts = [small["class"] for small in page.all("small")]
+    assert verdicts == ["", "gain"]
+    assert "MSE −75.0 %, one flat colour is nearer" in page.words and "Beside simpler images" in page.words
+
+
+def test_a_filled_gap_is_measured_inside_and_beside_a_smooth_fill(save: Save, tmp_path: Path) -> None:
+    truth = np.random.default_rng(1).uniform(500, 3000, (4, SIDE, SIDE))
+    gap = np.zeros((1, SIDE, SIDE), dtype=bool)
+    gap[:, 5:15, 5:15] = True
+    opt_v2, opt_v3 = np.where(gap, np.nan, truth), np.where(gap, truth + 100, truth)
+    page = report(tmp_path, save("x.npz", opt_v2=opt_v2, opt_v3=opt_v3, s2_real=truth, trust=1.0 - gap))
+    assert "Inside the gaps, against the clear truth" in page.words and "smooth fill" in page.words
+    assert "1.00" in page.words and "opt_v2 · observed" in page.source
+
+
+def test_without_truth_opt_v2_and_opt_v3_share_one_stretch(save: Save, tmp_path: Path) -> None:
+    """opt_v3 ten times as bright as opt_v2 is drawn bright and opt_v2 dark, and neither is saturated."""
+    import io
+
+    from PIL import Image
+
+    dark = np.random.default_rng(1).uniform(200, 400, (4, SIDE, SIDE))
+    page = report(tmp_path, save("x.npz", opt_v2=dark, opt_v3=dark * 10, s2_real=None))
+    means = {}
+    for picture in page.all("img"):
+        if picture.get("data-colour") == "true":
+            content = base64.b64decode((picture["src"] or "").partition(",")[2])
+            means[picture["data-view"]] = np.asarray(Image.open(io.BytesIO(content))).mean()
+    assert means["opt_v2"] < 60 and 120 < means["opt_v3"] < 245
+
+
 def test_little_is_enough(save: Save, tmp_path: Path) -> None:
     """opt_v3 alone, all of it nodata."""
     nothing = dict.fromkeys(("s1_vv", "s1_vh", "opt_v2", "s2_real", "uncertainty", "gate", "provenance"))
@@ -223,7 +260,9 @@ def test_an_evaluation_is_shown_with_its_controls(save: Save, tmp_path: Path) ->
         assert word in page.words, word
     assert "Controls of the evaluation, this tile" in page.words and "9.00" in page.words
     assert "B02 0.97" in page.words and "SHA-256" in page.words and "abc123" in page.words
-    assert "pixels: 60 % improved, 30 % omitted, 10 % hallucinated" in page.words
+    assert (
+        "pixels: 60 % improved, 30 % omitted, 10 % hallucinated (improved: nearer to the truth" in page.words
+    )
     assert "worst tile +5.0 %" in page.words and "<pairs>" in page.words and "<u>lake" in page.words
     assert {"pairs", "u", "lake"} & {tag for tag, _ in page.elements} == set()
 

@@ -1,0 +1,63 @@
+"""One saved result against the clear truth, beside the simplest images that could stand in its place.
+
+In: the layers of a result by name. Out: ``Measured``; the report page and the panels show it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from numpy.typing import NDArray
+
+from axs_lib.errors import InputError
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A result against the clear truth.
+
+    Attributes:
+        baseline: what opt_v3 is compared with: ``opt_v2``, or ``smooth fill`` inside gaps.
+        metrics: of ``axs_lib.metrics`` for opt_v1 (where there is one), the baseline (suffix ``_v2``) and opt_v3.
+        flat: the same of one flat colour, without a suffix: the truth's mean, or that of the clear pixels around gaps.
+    """
+
+    baseline: str
+    metrics: dict[str, float]
+    flat: dict[str, float]
+
+
+def measure_layers(images: Mapping[str, NDArray[Any]]) -> Measured | None:
+    """Figures of a result, of one with gaps inside them.
+
+    Args:
+        images: (C,H,W) by the names of ``axs_lib.io.saved.LAYERS``; gaps are where ``trust`` is 0.
+
+    Returns:
+        None without truth and opt_v2, and where not one pixel counts.
+    """
+    if not {"truth", "opt_v2"} <= set(images):
+        return None
+    import torch
+
+    from axs_lib.metrics import compute_metrics, stage3_metrics
+    from axs_lib.nodata import fill_nodata, valid_pixels
+
+    layers = {name: torch.from_numpy(image)[None] for name, image in images.items()}
+    truth, opt_v2, s1 = layers["truth"], layers["opt_v2"], layers.get("s1")
+    gap = layers["trust"] == 0 if "trust" in layers else torch.zeros_like(truth[:, :1], dtype=torch.bool)
+    baseline, mask, colour = "opt_v2", None, truth
+    if bool(gap.any()):
+        colour = opt_v2.masked_fill(gap, torch.nan)
+        baseline, mask, opt_v2 = "smooth fill", gap, fill_nodata(colour, valid_pixels(colour))
+    flat = colour.nanmean((2, 3), keepdim=True).expand_as(truth)
+    try:
+        metrics = stage3_metrics(layers["opt_v3"], opt_v2, truth, mask, s1)
+        if "opt_v1" in layers:
+            first = compute_metrics(layers["opt_v1"], truth, s1=s1, mask=mask)
+            metrics |= {f"{key}_v1": value for key, value in first.items()}
+        return Measured(baseline, metrics, compute_metrics(flat, truth, s1=s1, mask=mask))
+    except InputError:  # not one pixel that counts
+        return None
