@@ -68,7 +68,7 @@ LIGHT_CHANCE = 0.3  # of an estimate to be of light strength
 HARM_PX = 5  # px over which squared errors before and after are averaged before they are compared
 LEAST_MSE = 1e-4  # (10 DN / 1000) squared
 ROBUST = 2.0  # weighed squared error of a tile from which on it counts by its logarithm
-DN_FLOOR = 4.0  # DN: a tile whose estimate is nearer to the truth counts as if it were so far
+DN_FLOOR = 6.0  # DN: a tile whose estimate is nearer to the truth counts as if it were so far
 MODES = ("estimate", "gaps", "stage2", "flood")
 
 
@@ -113,16 +113,16 @@ class HeadConfig(LoopConfig):
     qualities: tuple[str, ...] = ("ok", "open_water")
     fitted_sources: tuple[str, ...] = ()
     unfitted_weight: float = 3.0
-    modes: tuple[float, ...] = (0.58, 0.25, 0.09, 0.08)
+    modes: tuple[float, ...] = (0.67, 0.16, 0.09, 0.08)
     kinds: Mapping[str, float] = field(
         default_factory=lambda: {"truth": 2.0, "refiner": 5.0, "combined": 4.0, "gaussian_blur": 2.0}
     )
-    proposals: tuple[float, ...] = (0.38, 0.42, 0.14, 0.06)
+    proposals: tuple[float, ...] = (0.50, 0.30, 0.13, 0.07)
     swapped: float = 0.07
     blind: float = 0.09
     use_sar: bool = True
-    harm: float = 1.0
-    relative: float = 0.1
+    harm: float = 0.05
+    relative: float = 0.006
     steps: int = 10000
     learning_rate: float = 1.5e-3
     warmup: int = 100
@@ -540,7 +540,7 @@ def loss_of_batch(corrector: GroundingCorrector, batch: HeadBatch, *, harm: floa
     ratio = after.mean((1, 2, 3)) / (began + DN_FLOOR**2)
     start = began / (began + DN_FLOOR**2)
     worse = (ratio - start).relu()
-    ratios = _by_logarithm(ratio + 2.0 * worse).mean()
+    ratios = _by_logarithm(ratio + worse).mean()
 
     apart = ((image.detach() - batch.truth) / predicted).square().clamp_max(UNLIKELY)
     unlikely = ((0.5 * apart + (predicted / corrector.optical_std).log()) * unknown).mean()
