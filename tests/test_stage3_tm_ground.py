@@ -317,6 +317,8 @@ def test_broad_colour_moves_where_the_sar_shows_water_that_opt_v2_does_not_and_n
 ) -> None:
     model = copy.deepcopy(nano)
     with torch.no_grad():  # a head that wants everything darker, everywhere
+        for parameter in model.corrector.head.body.context.last.parameters():
+            parameter.zero_()
         model.corrector.head.body.out.weight.fill_(1e-9)
         model.corrector.head.body.out.bias[:16] = -0.5
         model.corrector.head.body.out.bias[16:24] = 20.0

@@ -17,8 +17,7 @@ from axs_lib.stage3_tm_ground import Stage3Output
 from axs_lib.tilegrid import TileGrid
 from benchmarks.seam_jumps import SeamJumps, borders, seam_jumps
 from tests.models import plausible_pair, random_nano
-
-from .conftest import BoxGrounder, scene_arrays
+from tests.scenes.conftest import BoxGrounder, scene_arrays
 
 
 def test_borders_are_where_tiles_begin_and_end() -> None:

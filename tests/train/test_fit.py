@@ -180,7 +180,8 @@ def test_lora_trains_adapters_and_head_and_writes_both_alone_and_merged(
     assert load_adapter(adapted, weights / "adapter") == 18
     merged = build_stage3_model(variant="nano", checkpoint=str(weights))
     images = [each.ground(s1, opt_v2, 1).image for each in (base, adapted, merged)]
-    assert (images[1] - images[2]).abs().max() < 0.1 * (images[1] - images[0]).abs().max()
+    apart, moved = ((images[1] - images[index]).abs().mean() for index in (2, 0))
+    assert apart < 0.1 * moved
     assert "sha256" in adapted.provenance["AXS_ADAPTER"]
 
 
