@@ -4,11 +4,12 @@ OUT ?= demo_output
 WORKERS ?= 2
 
 VENV := .venv
+VENV_LOWEST := .venv-lowest
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint types docs clean
+.PHONY: help demo test test-slow test-lowest lint types docs clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -33,6 +34,13 @@ test: $(STAMP) ## the fast tests, offline
 test-slow: $(STAMP) ## the slow tests: full-size parity, training, end to end
 	@$(BIN)/python -m pytest -m slow $(ARGS)
 
+# The doors to the libraries that change most: adapters, schedulers, loading, and the stages that use them.
+test-lowest: ## the tests of the doors with the lowest allowed versions (needs uv)
+	@uv venv --quiet --allow-existing $(VENV_LOWEST)
+	@uv pip install --quiet --python $(VENV_LOWEST) --resolution lowest-direct --editable '.[dev]'
+	@OMP_NUM_THREADS=1 $(VENV_LOWEST)/bin/python -m pytest tests/test_adapters.py tests/terramind \
+		tests/test_stage3_tm_ground.py tests/test_user_document.py $(ARGS)
+
 lint: $(STAMP) ## ruff
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -45,5 +53,5 @@ docs: $(STAMP) ## the documentation as a site, in site/
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 clean: ## remove what make and the tools wrote, the environment included
-	rm -rf $(VENV) $(OUT) build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV_LOWEST) $(OUT) build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -167,11 +167,11 @@ def write_config(folder: Path, config: Mapping[str, Any]) -> None:
 
 def save_weights(path: Path, state: Mapping[str, Tensor], header: Mapping[str, str]) -> None:
     """Write safetensors; what float16 holds without loss is stored so, everything else as it is."""
-    from safetensors.torch import save_file
+    from axs_lib.terramind.weights import write_state
 
-    # Own copies: safetensors refuses tensors that share memory (token embedding and logit weights do).
-    tensors = {name: _shortest(value.detach().cpu()).clone().contiguous() for name, value in state.items()}
-    save_file(tensors, path, metadata=dict(header))
+    write_state(
+        path, {name: _shortest(value.detach()) for name, value in state.items()}, header, overwrite=True
+    )
 
 
 def _shortest(value: Tensor) -> Tensor:

@@ -20,9 +20,10 @@ from axs_lib.checks import Trust, check_device, check_sar
 from axs_lib.errors import InputError
 from axs_lib.stage1_tm_s2o import Stage1Model
 from axs_lib.stage2_prithvi_refine import PrithviRefiner
-from axs_lib.stage3_tm_ground import DEFAULT_VARIANT, GroundingControls, Stage3GroundingModel
+from axs_lib.stage3_tm_ground import GroundingControls, Stage3GroundingModel
 from axs_lib.terramind.noise import Seed, member_seeds, sample_seeds
 from axs_lib.terramind.tiles import check_sampling, mean_and_spread, unbatch
+from axs_lib.terramind.weights import DEFAULT_VARIANT
 
 if TYPE_CHECKING:
     from axs_lib.prithvi.metadata import MetadataLike

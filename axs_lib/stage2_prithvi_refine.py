@@ -36,7 +36,14 @@ from axs_lib.prithvi.head import RefinementHead
 from axs_lib.prithvi.metadata import EncodedMetadata, MetadataLike, encode_metadata
 from axs_lib.prithvi.variants import DEFAULT_VARIANT, NANO, PRITHVI_VARIANTS
 from axs_lib.terramind.tiles import to_network
-from axs_lib.terramind.weights import find_variant, load_strict, read_metadata, read_state, resolve
+from axs_lib.terramind.weights import (
+    find_variant,
+    load_strict,
+    read_metadata,
+    read_state,
+    resolve,
+    write_state,
+)
 from axs_lib.tilegrid import Mosaic
 
 if TYPE_CHECKING:
@@ -319,24 +326,11 @@ def save_refiner(
     Raises:
         OutputError: the file exists, or the disk refuses.
     """
-    from safetensors.torch import save_file
-
-    from axs_lib.io.atomic import atomic_write
-
-    def stored(value: Tensor) -> Tensor:
-        value = value.detach().to("cpu", copy=True).contiguous()
-        return value.half() if half and value.is_floating_point() else value
-
     target = Path(path)
     header = {"stage": "2", "variant": refiner.variant} | dict(notes or {})
     if refiner.needs_season:
         header["needs_season"] = "yes"
-    with atomic_write(target, overwrite=overwrite) as temporary:
-        save_file(
-            {name: stored(value) for name, value in refiner.state_dict().items()},
-            str(temporary),
-            metadata=header,
-        )
+    write_state(target, refiner.state_dict(), header, half=half, overwrite=overwrite)
     return target
 
 

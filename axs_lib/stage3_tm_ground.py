@@ -43,6 +43,7 @@ from axs_lib.terramind.tiles import (
     training_start,
     unbatch,
 )
+from axs_lib.terramind.weights import DEFAULT_VARIANT
 
 if TYPE_CHECKING:
     from axs_lib.terramind.generator import TerraMindGenerator
@@ -60,7 +61,6 @@ __all__ = [
 ]
 
 CORRECTION_MODES = ("learned", "difference")
-DEFAULT_VARIANT = "terramind_v1_base"
 _UNTRAINED = (
     "the grounding head is untrained, so opt_v3 equals opt_v2: load trained weights (variant='nano'), train with"
     " `axs train stage3`, or use correction_mode='difference'"

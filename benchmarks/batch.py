@@ -2,7 +2,7 @@
 
 In: a variant and the ways to run it. Out: one line a way (tiles a second, speed-up over the first) and, from the
 fastest one, the time, storage and reading that a country or the world's land would take. The tiles are copies of the
-packaged samples with a little noise, so that no two have the same bytes. See docs/scaling.md for the method. The bars
+packaged samples with a little noise, so that no two have the same bytes. See docs/batch.md for the method. The bars
 of this project are 1.7 times for local:2 over local:1, and 0.8 for ray:2 over local:2; --tiles 60 gives a first idea.
 
     python -m benchmarks.batch --variant nano --tiles 1000 --way local:1 --way local:2 --way ray:2

@@ -118,7 +118,7 @@ def test_tests_and_files_named_in_the_documentation_exist(repository: Path) -> N
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
         if isinstance(node, ast.FunctionDef)
     }
-    for page in (repository / "docs").glob("*.md"):
+    for page in (*(repository / "docs").glob("*.md"), repository / "SECURITY.md"):
         text = page.read_text(encoding="utf-8")
         assert set(re.findall(r"`(test_\w+)`", text)) <= tests, page.name
         for name in re.findall(r"`((?:axs_lib|benchmarks|tests|experiments)/[\w/.]+\.\w+)`", text):

@@ -75,7 +75,7 @@ def test_a_trained_head_changes_something_and_warns_of_nothing(refiner: PrithviR
 
 @torch.no_grad()
 def test_nano_is_small(refiner: PrithviRefiner) -> None:
-    """What docs/stage2.md says of it: attention counted too, a multiply-add is two."""
+    """Attention counted too, a multiply-add is two."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 

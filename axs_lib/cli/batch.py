@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 SOME_FAILED = 1
 SHOWN_FAILURES = 10
-DEFAULT_VARIANT = "terramind_v1_base"
 
 
 class Engine(StrEnum):
@@ -128,15 +127,17 @@ def batch(
     from axs_lib.batch.work import Job
     from axs_lib.errors import InputError
     from axs_lib.io.raster import parse_bands
-    from axs_lib.terramind.sampler import check_strength, check_timesteps
+    from axs_lib.terramind.weights import DEFAULT_VARIANT
 
     # 1. What can be refused without reading anything.
     pipeline = stage is BatchStage.pipeline
     name = variant or DEFAULT_VARIANT
     steps = options.recommended_timesteps(name) if timesteps is None and not pipeline else timesteps
-    if steps is not None:
-        check_timesteps(steps)
-    check_strength(strength)
+    # Torch, which the stages' own checks bring, is left to the workers: this process stays small.
+    if steps is not None and not 1 <= steps <= 1000:
+        raise InputError(f"--timesteps is {steps}; expected an integer from 1 to 1000")
+    if not 0 <= strength <= 1:
+        raise InputError(f"--strength is {strength}; expected a number from 0 (keep the estimate) to 1")
     if address is not None and engine is not Engine.ray:
         raise InputError("--address names a Ray cluster and --engine is local; add --engine ray")
     only_ground = {"--mask": mask, "--correction-mode": correction_mode}
@@ -147,21 +148,19 @@ def batch(
             f"--stage {stage.value} has no {wrong[0]}; leave it out, or choose the other --stage"
         )
     share = _gpu_share(device, gpus_per_worker)
-    trust = options.mask_file(mask, mask_kind, mask_invert, drop, mask_buffer)
-    how: dict[str, Any] = {"path": None}
-    if trust is not None:
-        how = {"kind": trust.kind, "invert": trust.invert, "buffer": trust.buffer}
-        how |= {
-            "drop": trust.drop and list(trust.drop),
-            "path": None if trust.path == mask else str(trust.path),
-        }
     folders = {"uncertainty": uncertainty, "gate": gate, "sar_contribution": sar_contribution, "stac": stac}
     maps = {key: str(folder.resolve()) for key, folder in folders.items() if folder is not None}
 
     # 2. List the items; find the weights, once for all workers.
     items = list_items(inputs, stage.value, (out, *map(Path, maps.values())))
-    product = str(mask).lower() == "scl" and mask is not None and not mask.exists()
-    if product:
+    how: dict[str, Any] = {"path": None}
+    if mask is not None or mask_kind is not MaskKind.auto or mask_invert or drop or mask_buffer:
+        named = mask or next((Path(item.mask) for item in items if item.mask), None)
+        trust = options.mask_file(named, mask_kind, mask_invert, drop, mask_buffer)
+        if trust is not None:
+            dropped = None if trust.drop is None else list(trust.drop)
+            how |= {"kind": trust.kind, "invert": trust.invert, "buffer": trust.buffer, "drop": dropped}
+    if mask is not None and str(mask).lower() == "scl" and not mask.exists():
         how["path"] = "scl"
     elif mask is not None:
         items = [replace(item, mask=item.mask or str(mask.resolve())) for item in items]

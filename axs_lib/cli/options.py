@@ -132,7 +132,10 @@ VariantOption = Annotated[
 CheckpointOption = Annotated[Path | None, _path("TerraMind weights from this file or folder.")]
 AdapterOption = Annotated[
     Path | None,
-    _path("LoRA adapter and grounding head for Stage 3, from this folder of `axs train stage3` or `head`.", "DIR"),
+    _path(
+        "LoRA adapter and grounding head for Stage 3, from this folder of `axs train stage3` or `head`.",
+        "DIR",
+    ),
 ]
 Stage1CheckpointOption = Annotated[
     Path | None, _path("Stage 1 weights, where they are not those of Stage 3.")
@@ -267,10 +270,15 @@ def grid_from(like: Path | None, crs: str | None, res: float | None, bounds: str
     return SceneGrid.of(crs, res, parse_edges(bounds))
 
 
-def recommended_timesteps(variant: str | None, model: Any = None) -> int:
-    """Network evaluations that the weights recommend; the commands take them where ``--timesteps`` is left out."""
-    own = getattr(model, "recommended_timesteps", None)
-    return int(own) if own is not None else 1 if variant == "nano" else 10
+def recommended_timesteps(variant: str | None) -> int:
+    """Network evaluations that a variant's weights recommend, where ``--timesteps`` is left out.
+
+    Raises:
+        InputError: unknown variant.
+    """
+    from axs_lib.terramind.weights import DEFAULT_VARIANT, find_variant
+
+    return find_variant(variant or DEFAULT_VARIANT).timesteps
 
 
 def torch_device(name: str | None) -> Any:

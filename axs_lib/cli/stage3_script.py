@@ -25,7 +25,8 @@ from axs_lib.bands import OPTICAL_BANDS, S1_PRODUCTS, SAR_BANDS, VALID_DN
 from axs_lib.checks import MIN_SIDE
 from axs_lib.cli.command import INTERRUPTED, USER_ERROR, show_warning
 from axs_lib.errors import AxionError
-from axs_lib.stage3_tm_ground import CORRECTION_MODES, DEFAULT_VARIANT
+from axs_lib.stage3_tm_ground import CORRECTION_MODES
+from axs_lib.terramind.weights import DEFAULT_VARIANT
 
 if TYPE_CHECKING:
     from axs_lib.stage3_tm_ground import Stage3GroundingModel

@@ -1,8 +1,9 @@
 """The main scenario: an estimate is grounded, and opt_v2 and opt_v3 are compared with the truth beside controls.
 
-In: tiles with the estimate that ``axs evaluate --opt-v2-source`` chose; of the pipeline, its own opt_v1 and opt_v2 are
-measured, too. Out: per tile the figures of ``axs_lib.metrics.stage3_metrics``, and of every control those of
-``compute_metrics`` of an image in the place of opt_v3. A control shows what a gain would be without its supposed cause:
+In: tiles with the estimate that ``axs evaluate --opt-v2-source`` chose; of the pipeline, its own opt_v1 and opt_v2
+are measured, too. Out: per tile the figures of ``axs_lib.metrics.stage3_metrics``, and of every control those of
+``compute_metrics`` of an image in the place of opt_v3. A control shows what a gain would be without its supposed
+cause:
 
 ==================== ================================================================================================
 key                  opt_v3 is replaced by
@@ -158,6 +159,27 @@ class Estimates(Scenario):
         return images
 
     def to_json(self, tiles: Sequence[TileFigures], left_out: Sequence[str]) -> dict[str, Any]:
+        """Where opt_v2 came from, how long it took, the figures over all tiles, and those of every tile.
+
+        ``opt_v2_source`` number of tiles by source; ``opt_v2_preset`` of simulated errors; ``control_models`` what
+        ``no_sar`` and ``plain`` are; ``nfe`` evaluations counted; ``members`` of the ensemble; ``seconds_per_tile``
+        median, without the controls; ``units``; ``tiles`` a list with ``win``, ``metrics``, ``donor`` and the
+        controls of each.
+
+        ``summary`` holds ``ok`` and, with ``--quality all``, ``all``:
+
+        - ``tiles``, ``opt_v2_source``; ``wins`` share of tiles where opt_v3 has the smaller MSE;
+        - ``worst_tile_%`` largest increase of a tile's MSE; ``improvement_quartiles_%`` over the tiles;
+        - ``improvement_of_mean_%`` of ``mse`` and ``mae``: 100 (v2 - v3) / v2 of the means, the figure to quote;
+        - ``mean``, ``median`` of every metric, with suffix ``_v2`` and ``_v3``, of the pipeline ``_v1``; without
+          suffix ``copy_ratio``, the sum of |v3 - v2| over that of |v3 - truth|; ``d_improvement``, ``d_omission``,
+          ``d_hallucination`` and the shares of pixels ``improved``, ``omitted``, ``hallucinated`` as opensr-test has
+          them; ``identity_collapse`` 1 where opt_v3 is opt_v2 unchanged;
+        - ``sar_inconsistent_tiles`` whose SAR shows water on land of the truth, another day; ``sar_consistent`` the
+          others; - each control under its key: ``mean``, ``improvement_of_mean_%`` over opt_v2,
+          ``v3_improvement_over_it_%``, ``wins_over`` share of tiles where opt_v3 has the smaller MSE; of ``no_sar``
+          also ``sar_worth_%``.
+        """
         sources = dict(Counter(tile.facts["opt_v2_source"] for tile in tiles))
         parts = {"ok": [tile for tile in tiles if tile.record.quality == QUALITY_OK]}
         if len(parts["ok"]) < len(tiles):

@@ -103,7 +103,7 @@ class Scenario(ABC):
 
     @abstractmethod
     def to_json(self, tiles: Sequence[TileFigures], left_out: Sequence[str]) -> dict[str, Any]:
-        """The outcome of all tiles that count, and of those left out ``source/id: why``; see ``docs/evaluate.md``."""
+        """The outcome of all tiles that count, and of those left out ``source/id: why``."""
 
     @abstractmethod
     def tables(self, outcome: dict[str, Any], caption: str) -> list[Table]:
@@ -142,7 +142,14 @@ class Report:
         return content
 
     def to_json(self) -> dict[str, Any]:
-        """Everything as plain JSON types; see ``docs/evaluate.md``."""
+        """Everything as plain JSON types.
+
+        ``data`` the folder, ``quality`` ok or all, ``model`` version, variant, weights and their SHA-256,
+        ``timesteps`` asked for, ``seed`` of the noise, ``device``, ``seconds`` of everything. What
+        ``Estimates.to_json`` returns stands beside them, and the other scenarios' outcomes under ``flood``,
+        ``damages``, ``gaps`` and ``uncertainty``. The command adds ``groups_of_training``: groups of the tiles that
+        the weights were trained or chosen on.
+        """
         report: dict[str, Any] = {
             "data": self.data,
             "quality": self.quality,

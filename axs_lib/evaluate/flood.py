@@ -77,6 +77,13 @@ class Floods(Scenario):
             )
 
     def to_json(self, tiles: Sequence[TileFigures], left_out: Sequence[str]) -> dict[str, Any]:
+        """What became of the floods.
+
+        ``tiles`` dry ones; ``left_out`` how many are not; ``opt_v2_source``; ``water_ndwi``, ``water_nir``
+        (reflectance), ``margin_px`` the thresholds; ``came_through`` share of tiles where at least half of the flood
+        turned to water; ``flooded_share`` of the pixels; the figures of ``measure_flood`` under ``inside`` the flood
+        and ``outside`` of it, and under ``inside_without`` and ``outside_without`` with the real SAR; ``per_tile``.
+        """
         came = sum(tile.figures["inside"]["turned_to_water"] >= CAME_THROUGH for tile in tiles)
         return {
             "tiles": len(tiles),
@@ -154,11 +161,10 @@ def measure_flood(opt_v2: Tensor, opt_v3: Tensor, area: Tensor) -> Figures:
         opt_v3: (4, H, W) DN.
         area: (1, H, W) bool; pixels that are NaN in either image do not count.
 
-    Returns:
-        ``water_v2`` and ``water_v3``, shares of the area that are water; ``turned_to_water``, the share of what was
-        none; ``nir_fell``, the share of pixels whose B08 is nearer to that of water (``WATER_NIR``) than to opt_v2's,
-        of those where opt_v2's is over twice that of water; ``ndwi_change`` and ``nir_change`` (reflectance), the mean
-        of opt_v3 - opt_v2. NaN where no pixel counts.
+    Returns: ``water_v2`` and ``water_v3``, shares of the area that are water; ``turned_to_water``, the share of what
+    was none; ``nir_fell``, the share of pixels whose B08 is nearer to that of water (``WATER_NIR``) than to opt_v2's,
+    of those where opt_v2's is over twice that of water; ``ndwi_change`` and ``nir_change`` (reflectance), the mean of
+    opt_v3 - opt_v2. NaN where no pixel counts.
     """
     keep = (area & valid_pixels(opt_v2[None], opt_v3[None])[0])[0]
     index_v2, index_v3 = (ndwi(image)[0][keep] for image in (opt_v2, opt_v3))

@@ -19,9 +19,9 @@ smooth           pull-push: each pixel from the finest level of an image pyramid
 mean             the mean colour of the tile's clear pixels
 ================ ======================================================================================
 
-The rows with other proposals are left out where the model corrects by the difference of two proposals. Inside is where
-the map is 0 and neither SAR nor truth is nodata; the border is what of it lies within 3 px of clear pixels. A tile
-without any of either, or without clear pixels, is left out and named.
+The rows with other proposals are left out where the model corrects by the difference of two proposals. Inside is
+where the map is 0 and neither SAR nor truth is nodata; the border is what of it lies within 3 px of clear pixels. A
+tile without any of either, or without clear pixels, is left out and named.
 """
 
 from __future__ import annotations
@@ -132,6 +132,14 @@ class Gaps(Scenario):
         return filled
 
     def to_json(self, tiles: Sequence[TileFigures], left_out: Sequence[str]) -> dict[str, Any]:
+        """The errors inside the gaps, by method.
+
+        ``units``, ``border_px``, ``skipped`` (tiles without a gap, and why), ``tiles``, and ``summary`` with
+        ``simulated`` and, where there are any, ``cloudy``: ``tiles``; ``unknown`` mean share of the pixels inside
+        gaps; ``changed_where_clear`` greatest change of a clear pixel by Stage 3 in DN, which is 0; ``mean`` and
+        ``median`` by method of ``mse``, ``mae``, ``ssim`` inside, and of ``mse_border`` and ``mae_border`` near clear
+        pixels; ``improvement_of_mean_%`` and ``wins`` of Stage 3 by other method; ``better_than_smooth_%`` by method.
+        """
         parts = {name: [tile for tile in tiles if tile.facts["gaps"] == name] for name in (SIMULATED, CLOUDY)}
         return {
             "units": "mse and mae in reflectance (DN / 10000); changed in DN",
@@ -209,10 +217,9 @@ def simulated_proposal(truth: Tensor, name: str) -> Tensor:
 def measure_gap(image: Tensor, gap: Gap) -> Figures:
     """Figures of one filled image (4,H,W); where a pixel was left unfilled every error is infinite.
 
-    Returns:
-        Inside the gaps ``mse``, ``mae`` (reflectance), ``ssim``, ``edge_truth`` and ``sharpness`` (see
-        ``axs_lib.metrics``), at their border ``mse_border`` and ``mae_border``, and ``changed``, the greatest change of
-        a clear pixel in DN, which is 0 where a method keeps its promise.
+    Returns: Inside the gaps ``mse``, ``mae`` (reflectance), ``ssim``, ``edge_truth`` and ``sharpness`` (see
+    ``axs_lib.metrics``), at their border ``mse_border`` and ``mae_border``, and ``changed``, the greatest change of a
+    clear pixel in DN, which is 0 where a method keeps its promise.
     """
     inside, clear = gap.inside, gap.clear
     changed = float((image - gap.image).abs()[:, clear[0]].nan_to_num(math.inf).max())

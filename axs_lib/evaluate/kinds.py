@@ -62,6 +62,15 @@ class EstimateKinds(Scenario):
             yield TileFigures(tile.record, of_tile, {"sar_water_on_land": water_on_land(tile.s1, tile.truth)})
 
     def to_json(self, tiles: Sequence[TileFigures], left_out: Sequence[str]) -> dict[str, Any]:
+        """The errors of every kind of estimate.
+
+        ``tiles`` how many; ``all_tiles`` with ``tiles``, ``summary`` (see ``summary_of``) and ``rows``;
+        ``sar_consistent`` the same without the tiles whose SAR shows another day; ``per_tile`` the errors of each
+        kind. A row: ``kind``; ``split`` (train, choose: left out of training and used for choices, report: no part in
+        either); ``tiles``; ``rmse_v2``, ``rmse_v3``, ``rms_change`` (reflectance); ``mse_change_%``, ``mae_change_%``
+        of the means, below zero is better; ``wins``, ``worst_tile_%`` over the tiles whose opt_v2 is wrong;
+        ``spread_skill`` by band.
+        """
         consistent = [tile for tile in tiles if tile.facts["sar_water_on_land"] <= INCONSISTENT_SHARE]
         parts = {"all_tiles": tiles}
         if 0 < len(consistent) < len(tiles):

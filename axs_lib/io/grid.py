@@ -87,6 +87,17 @@ class SceneGrid:
         return self.crs is not None and self.transform is not None
 
     @property
+    def pixel_metres(self) -> float | None:
+        """Side of a pixel in metres, or None where there is no projected CRS."""
+        from rasterio.crs import CRS
+
+        if self.crs is None or self.transform is None:
+            return None
+        crs = CRS.from_wkt(self.crs)
+        a, b = self.transform[:2]
+        return math.hypot(a, b) * crs.linear_units_factor[1] if crs.is_projected else None
+
+    @property
     def size(self) -> tuple[int, int]:
         """Height and width in pixels."""
         return self.height, self.width

@@ -263,6 +263,11 @@ class Source:
             raise InputError(self._many(share))
 
     def _look_at_optical(self, values: FloatArray) -> None:
+        side = self.grid.pixel_metres
+        if side is not None and not 5 < side < 15:
+            self.notes.append(
+                f"{self.label}: its pixels are of {side:g} m, and the networks know those of 10 m"
+            )
         offset, why = self._find_offset()
         # Fill numbers that the file does not declare, a few, are no evidence of the unit.
         seen = values[:, (np.abs(values) < FORCED).all(axis=0)]

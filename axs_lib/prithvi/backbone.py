@@ -2,8 +2,22 @@
 
 The network is terratorch's ``PrithviViT`` and its weights are the published ones; what is added is a vector for
 "unknown" in place of each coordinate that was not given and an embedding of the biome, all starting at zero, which is
-what Prithvi's own pretraining put where it dropped the metadata. What terratorch does that one has to know, and why
-the ViT is built directly rather than through its registry, is listed in ``docs/stage2.md``.
+what Prithvi's own pretraining put where it dropped the metadata.
+
+What terratorch 1.2.11 does, and what is done here (``tests/prithvi`` guards it):
+
+- B08 (``NIR_BROAD``) is not among the pretrained bands, and its patch kernel would be drawn at random: it takes kernel,
+  mean and std of B8A (``NIR_NARROW``), chosen by name.
+- ``ckpt_path=`` loads with ``strict=False``: the file's encoder is loaded strictly, its decoder left out.
+- The registry's model has ``forward`` closed over the original, so that a copy runs the original's weights and does not
+  pickle: ``PrithviViT`` is built directly.
+- ``forward`` is the masked autoencoder's and drops three quarters of the tokens: ``forward_features`` is called.
+- The grid's height is taken as the square root of the token count: tokens are folded by height and width here.
+- Sides that are not whole patches lose their border: padded by reflection, cropped back.
+- Only the last depth is normalised: the head normalises each depth.
+- Time is (year, day of year), place (latitude, longitude). terratorch's data sets count days from 0 or from 1: from 1
+  here, as the model card does. Coordinates stay float32; in bfloat16 the year 2021 is 2024.
+- Coordinates are known for all samples or none: each of the four may be unknown here, sample by sample.
 """
 
 from __future__ import annotations

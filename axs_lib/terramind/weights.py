@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 WEIGHTS_VARIABLE = "AXS_WEIGHTS"
+DEFAULT_VARIANT = "terramind_v1_base"
 HUB_TIMEOUT = 5.0  # seconds until an unreachable Hub is reported
 HASH_LIST = "SHA256SUMS"  # beside the packaged weights, in the format of sha256sum
 _PACKAGED = Path(__file__).resolve().parents[1] / "weights"
@@ -61,6 +62,7 @@ class Variant:
         generator: published file of the network itself; ``None`` for a packaged variant.
         tokenizer: published file of TerraMind's tokenizer; ``None`` where the first file holds everything.
         packaged_name: the packaged file without suffix, where it is not the variant's name.
+        timesteps: network evaluations that these weights are most accurate with, the default of the commands.
     """
 
     name: str
@@ -68,6 +70,7 @@ class Variant:
     generator: HubFile | None = None
     tokenizer: HubFile | None = None
     packaged_name: str | None = None
+    timesteps: int = 10
 
     @property
     def packaged(self) -> bool:
@@ -91,7 +94,7 @@ def _published(size: str, dim: int, commit: str | None = None, sha256: str | Non
 VARIANTS: dict[str, Variant] = {
     v.name: v
     for v in (
-        Variant("nano", 192),
+        Variant("nano", 192, timesteps=1),
         _published(
             "tiny",
             192,
@@ -281,7 +284,7 @@ def _no_weights(spec: Variant, file: HubFile, reason: str) -> WeightsError:
         f"the weights of {spec.name} are not here and cannot be fetched ({file.repo}/{file.name}: {reason})."
         " Three ways out:\n"
         f"  1. on a machine with network: axs weights download {spec.name} --to DIR, and bring DIR here;\n"
-        f"  2. point to local files: checkpoint=DIR, or {WEIGHTS_VARIABLE}=DIR;\n"
+        f"  2. point to local files: checkpoint=DIR (--checkpoint DIR), or {WEIGHTS_VARIABLE}=DIR;\n"
         '  3. use the small weights that ship with this package: variant="nano" (--variant nano).'
     )
 

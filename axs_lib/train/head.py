@@ -267,7 +267,9 @@ def load_tiles(
     records = training_records(config)
     if not records:
         raise InputError(f"{config.data} has no pair to train on outside the groups that are held out")
-    stored: dict[str, dict[str, Tensor]] = torch.load(path, weights_only=True) if path.exists() else {}
+    drawn_with = [config.variant, config.checkpoint, config.revision, config.s1_product, config.seed]
+    earlier = torch.load(path, weights_only=True) if path.exists() else {}
+    stored: dict[str, dict[str, Tensor]] = earlier["tiles"] if earlier.get("drawn_with") == drawn_with else {}
     stage1 = Stage1Model(generator, timesteps=1).eval()
     stage2 = build_prithvi_refiner(variant="nano")
     groups = Counter(record.group for record in records)
@@ -307,7 +309,7 @@ def load_tiles(
             )
         )
     with atomic_write(path, overwrite=True) as temporary:
-        torch.save(stored, temporary)
+        torch.save({"drawn_with": drawn_with, "tiles": stored}, temporary)
     return tiles
 
 

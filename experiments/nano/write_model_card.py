@@ -106,7 +106,7 @@ CONTROLS = {
 
 KINDS_HEAD = [
     "",
-    "What becomes of the truth itself, and of estimates of every kind (`--damages`, RMSE in DN of reflectance x 10000),",
+    "What becomes of the truth itself, and of estimates of every kind (`--damages`, RMSE in DN = reflectance x 10000),",
     "on the tiles whose SAR and truth agree ¹. A change below zero is better.",
     "",
 ]

@@ -19,13 +19,15 @@ from axs_lib.batch.items import Item
 from axs_lib.batch.work import IMAGE, Job, Runner
 from axs_lib.cli.app import main
 from axs_lib.errors import InputError, WeightsError
+from axs_lib.io.atomic import atomic_write
 
 FAKE_WEIGHTS = {"fake.safetensors": "0" * 64}
+UNBUILDABLE = 404  # a seed with which there is no model
 FILE_LIMIT = "AXS_TEST_FILE_LIMIT"  # bytes, as a quota on each file a worker writes
 
 
 def make_runner(job: Job) -> Runner:
-    if job.settings["variant"] == "unbuildable":
+    if job.settings["seed"] == UNBUILDABLE:
         raise WeightsError("these weights cannot be had")
     if FILE_LIMIT in os.environ:
         import resource
@@ -44,14 +46,15 @@ def make_runner(job: Job) -> Runner:
         if word == "bug":
             raise ZeroDivisionError("division by zero")
         result = result_of(source.read_text(), seed, int(numbers[0]) if word == "big" else 0)
-        output.write_bytes(result[: len(result) // 2])
-        if word == "crash":
-            os.kill(os.getpid(), signal.SIGKILL)
-        if word == "wait":
-            Path(f"{source}.begun").write_text(str(os.getpid()))
-            while not Path(f"{source}.go").exists():
-                time.sleep(0.005)
-        output.write_bytes(result)
+        with atomic_write(output) as temporary:
+            temporary.write_bytes(result[: len(result) // 2])
+            if word == "crash":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if word == "wait":
+                Path(f"{source}.begun").write_text(str(os.getpid()))
+                while not Path(f"{source}.go").exists():
+                    time.sleep(0.005)
+            temporary.write_bytes(result)
         for name, path in outputs.items():
             if name != IMAGE:
                 path.write_text(f"{name} of {item.id}")

@@ -1,4 +1,4 @@
-"""The whole command with a real (random) model: one worker, two workers and Ray write the same bytes."""
+"""The whole command with the packaged model: one worker, two workers and Ray write the same bytes."""
 
 from __future__ import annotations
 
@@ -10,29 +10,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from safetensors.torch import save_file
 
 from axs_lib.batch.manifest import Record, read_manifest
 from axs_lib.stage3_tm_ground import build_stage3_model
 from tests.models import plausible_pair
-from tests.published import redraw_zero_parameters
 
 
 @pytest.mark.slow
 def test_the_pixels_do_not_depend_on_engine_and_number_of_workers(tmp_path: Path, repository: Path) -> None:
-    weights, inputs = tmp_path / "nano.safetensors", tmp_path / "in"
-    model = build_stage3_model(pretrained=False, variant="nano", correction_mode="learned").requires_grad_(
-        False
-    )
-    redraw_zero_parameters(model)
-    parts = {
-        "core": model.terramind_generator.core,
-        "detokenizer": model.terramind_generator.detokenizer,
-        "head": model.head,
-    }
-    named = {f"{part}.{name}": v for part, each in parts.items() for name, v in each.state_dict().items()}
-    save_file({name: v.clone(memory_format=torch.contiguous_format) for name, v in named.items()}, weights)
+    inputs = tmp_path / "in"
+    model = build_stage3_model(variant="nano")
     inputs.mkdir()
     for number in range(4):
         s1, opt_v2 = plausible_pair(1, 40, 56, seed=number)
@@ -41,7 +28,7 @@ def test_the_pixels_do_not_depend_on_engine_and_number_of_workers(tmp_path: Path
 
     def run(out: Path, *options: str) -> tuple[int, list[Record]]:
         command = [sys.executable, "-m", "axs_lib", "batch", str(inputs), "--out", str(out), "-q"]
-        command += ["--variant", "nano", "--checkpoint", str(weights), "--timesteps", "2", *options]
+        command += ["--variant", "nano", "--timesteps", "2", *options]
         environment = {**os.environ, "OMP_NUM_THREADS": "2"}  # the command's own setting wins
         result = subprocess.run(
             command, cwd=repository, env=environment, capture_output=True, text=True, timeout=600, check=False

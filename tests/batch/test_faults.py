@@ -13,7 +13,7 @@ import pytest
 
 from axs_lib.batch.manifest import JOURNAL, LOCK, MANIFEST
 from tests.batch.conftest import Batch, until
-from tests.batch.fakes import FILE_LIMIT, result_of
+from tests.batch.fakes import FILE_LIMIT, UNBUILDABLE, result_of
 
 pytestmark = pytest.mark.slow  # processes are really killed; minutes
 
@@ -203,7 +203,7 @@ def test_a_full_disk_stops_the_job_and_keeps_the_manifest(batch: Batch) -> None:
 
 def test_a_job_without_a_model_stops_at_once(batch: Batch) -> None:
     batch.write(a="ok a", b="ok b")
-    result = batch.run("--variant", "unbuildable")
+    result = batch.run("--seed", UNBUILDABLE)
     assert result.returncode == 2
     assert result.stderr.startswith("error: the model cannot be built: these weights cannot be had")
     assert not (batch.out / "a.npz").exists() and batch.runs("a") == 0

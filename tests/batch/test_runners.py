@@ -20,7 +20,6 @@ from axs_lib.data.samples import load_sample, sample_paths
 from axs_lib.errors import OutputError, WeightsError
 from axs_lib.pipeline import PipelineOutput
 from axs_lib.scenes.api import ground_scene
-from axs_lib.stage3_tm_ground import DEFAULT_VARIANT
 from tests.scenes.conftest import BoxGrounder
 
 NAME = "ireland_fields"
@@ -184,12 +183,6 @@ def test_the_weights_are_known_before_a_model_is_built(tmp_path: Path) -> None:
 def test_weights_that_changed_since_the_start_are_refused(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="not those that the job was started with"):
         runners.build_runner(job_of(tmp_path))
-
-
-def test_the_commands_default_is_the_librarys() -> None:
-    from axs_lib.cli.batch import DEFAULT_VARIANT as COMMANDS
-
-    assert COMMANDS == DEFAULT_VARIANT
 
 
 def test_a_full_disk_stops_the_job_and_another_failure_does_not(tmp_path: Path) -> None:

@@ -76,6 +76,15 @@ def test_masks_and_maps_reach_the_job(axs: Run, called: Called, tmp_path: Path) 
     assert job.maps == {"uncertainty": str(tmp_path / "u")}
 
 
+def test_masks_of_a_manifest_are_read_as_the_options_say(axs: Run, called: Called, tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("path,mask\nin/a.npz,m.tif\n")
+    assert axs("batch", "list.csv", "--out", "out", "--mask-kind", "scl", "--drop", "3").exit_code == 0
+    assert called.job is not None and called.items[0].mask == str(tmp_path / "m.tif")
+    assert called.job.settings["mask"] == {
+        "path": None, "kind": "scl", "invert": False, "buffer": 0, "drop": [3],
+    }  # fmt: skip
+
+
 def test_lower_precision_reaches_the_job(axs: Run, called: Called) -> None:
     assert axs("batch", "in", "--out", "out", "--dtype", "bfloat16").exit_code == 0
     assert called.job is not None and called.job.settings["dtype"] == "bfloat16"
@@ -98,7 +107,8 @@ def test_failures_are_named_and_counted(axs: Run, called: Called) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("in", "--timesteps", "0"), "timesteps is 0"),
+        (("in", "--timesteps", "0"), "--timesteps is 0"),
+        (("in", "--strength", "2"), "--strength is 2"),
         (("in", "--address", "auto"), "add --engine ray"),
         (("in", "--stage2-checkpoint", "w"), "--stage ground has no --stage2-checkpoint"),
         (("in", "--stage", "pipeline", "--mask", "m.tif"), "--stage pipeline has no --mask"),

@@ -276,9 +276,7 @@ def test_manifest_of_a_batch(tmp_path: Path, name: str) -> None:
 
 def test_configurations_of_training(tmp_path: Path) -> None:
     whole, bad = tmp_path / "whole.yaml", tmp_path / "bad.yaml"
-    whole.write_text(
-        "out: run\nseed: 3\nsteps: 20\nlora:\n  rank: 8\ndata:\n  folder: pairs\n"
-    )
+    whole.write_text("out: run\nseed: 3\nsteps: 20\nlora:\n  rank: 8\ndata:\n  folder: pairs\n")
     name = "stage3"
     attack(whole, bad, 60, lambda: parse(CONFIGS[name], ["-c", str(bad)], f"axs train {name}"))
 

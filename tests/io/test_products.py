@@ -283,6 +283,12 @@ def test_bands_of_other_sizes_are_told_by_their_cause(tmp_path: Path, optical: n
         read_optical(files)
 
 
+def test_pixels_of_another_size_are_said(tmp_path: Path, optical: np.ndarray) -> None:
+    path = write(tmp_path / "s2.tif", optical, OPTICAL_BANDS, transform=PLACE * Affine.scale(2))
+    assert any("pixels are of 20 m" in note for note in read_optical(path)[0].notes)
+    assert not any("pixels are of" in note for note in read_optical(optical)[0].notes)
+
+
 # Products and places
 
 

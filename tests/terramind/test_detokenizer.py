@@ -105,7 +105,7 @@ def decode(generator: TerraMindGenerator, timesteps: int) -> Tensor:
 
 @torch.no_grad()
 def test_bfloat16_stays_close_and_repeats() -> None:
-    """Of the trained nano, whose z-units are of order 1, at one evaluation; docs/performance.md says how it grows."""
+    """Of the trained nano, whose z-units are of order 1, at one evaluation."""
     exact = build_stage3_model(variant="nano").terramind_generator
     rough = copy.deepcopy(exact)
     rough.use_precision(torch.bfloat16)

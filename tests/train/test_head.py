@@ -116,6 +116,20 @@ def test_a_batch_is_a_function_of_its_step_and_holds_what_it_says(sampler: Examp
     assert clear.any() and torch.equal(batch.estimate[clear], batch.truth[clear])
 
 
+def test_estimates_from_sar_are_stored_for_the_same_run_alone(
+    nano_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(tmp_path / "pairs", tmp_path / "out", nano_weights)
+    generator = build_stage3_model(variant="nano", checkpoint=str(nano_weights)).terramind_generator
+    stored = tmp_path / "stage2.pt"
+    first = load_tiles(config, generator, stored)
+    other = load_tiles(dataclasses.replace(config, seed=1), generator, stored)
+    assert not torch.equal(first[0].offsets, other[0].offsets)
+    monkeypatch.setattr("axs_lib.train.head.Stage1Model.generate", None)  # nothing is drawn again
+    again = load_tiles(dataclasses.replace(config, seed=1), generator, stored)
+    assert torch.equal(again[0].stage2, other[0].stage2)
+
+
 def test_the_generator_draws_the_own_proposals_alone(sampler: ExampleSampler, nano_weights: Path) -> None:
     generator = build_stage3_model(variant="nano", checkpoint=str(nano_weights)).terramind_generator
     batch = sampler.batch(torch.Generator().manual_seed(7))
