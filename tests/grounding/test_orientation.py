@@ -61,6 +61,9 @@ def test_members_take_the_orientations_in_turn(nano: Stage3GroundingModel) -> No
         )
         for member in (0, 1)
     ]
-    torch.testing.assert_close(both.image, (alone[0].image + alone[1].image) / 2, atol=0.05, rtol=0)
+    inside = (alone[0].image > 1) & (alone[1].image > 1)  # a member by itself is clipped before the mean
+    assert inside.float().mean() > 0.99
+    mean = (alone[0].image + alone[1].image) / 2
+    torch.testing.assert_close(both.image[inside], mean[inside], atol=0.05, rtol=0)
     other = nano.ground(s1, opt_v2, ensemble_size=2, seed=3, controls=GroundingControls(orientation=2))
     assert (other.image - both.image).abs().max() > 1.0
