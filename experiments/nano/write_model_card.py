@@ -43,7 +43,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--note", default="", help="what the header cannot say about this run")
     arguments = parser.parse_args()
-    header = read_metadata(arguments.weights)
+    head = arguments.weights.with_name("grounding.safetensors")
+    header = read_metadata(head) | read_metadata(arguments.weights)
     config = json.loads(header["head_config"])
     reports = [json.loads(path.read_text()) for path in arguments.reports]
     reports.sort(key=lambda report: report["timesteps"])
@@ -52,6 +53,8 @@ def main() -> None:
         TEXT.format(
             sha=sha256_file(arguments.weights),
             megabytes=arguments.weights.stat().st_size / 1e6,
+            head_sha=sha256_file(head),
+            head_megabytes=head.stat().st_size / 1e6,
             steps=header["steps"],
             generator_steps=header["generator_steps"],
             head_steps=header["head_steps"],
@@ -114,23 +117,24 @@ KINDS_HEAD = [
 TEXT = """# nano, Stage 3
 
 A small TerraMind: terratorch's encoder-decoder (dim 192, 4 + 2 blocks), an FSQ codebook of 512, a 32-channel
-diffusion detokenizer and the grounding head, four bands throughout. {megabytes:.1f} MB in float16,
-SHA-256 `{sha}`.
+diffusion detokenizer, four bands throughout (`nano.safetensors`, {megabytes:.1f} MB in float16, SHA-256 `{sha}`), and the
+grounding head, which serves every TerraMind variant (`grounding.safetensors`, {head_megabytes:.1f} MB, SHA-256
+`{head_sha}`).
 
 **What it is for**: trying Axion-Sat on any machine, the tests and the demo. Generator and tokenizer were trained for
 {steps} steps, the generator for {generator_steps} more on its one-step image, the grounding head on top of them for
-{head_steps}, on a CPU, on about a hundred small real tiles, mostly European summers. It is a demonstration model: do
+{head_steps}, on a CPU: the generator on 87 small real tiles, the head's last 7,950 steps on 158, mostly European summers. It is a demonstration model: do
 not map floods or crops with it. For that, use IBM's TerraMind weights and fine-tune on your own area.
 
 **Training data**: co-registered Sentinel-1/Sentinel-2 pairs of quality {qualities} from BigEarthNet v1 and v2
 (CDLA-Permissive-1.0), SEN12MS-CR, BioMassters and SSL4EO-S12 (CC BY 4.0) and WorldCereal extracts (MIT); contains
-modified Copernicus Sentinel data. opt_v2 is simulated (`axs_lib.data.degrade`: preset `train`, and light damage), or
-what Stages 1 and 2 draw of the training tiles. Commands, each with `--data DIR`:
+modified Copernicus Sentinel data. opt_v2 is simulated (the kinds of `axs_lib.data.estimates` whose split is `train`), or
+what Stages 1 and 2 make of the training tiles; the proposal is nano's own, simulated (`axs_lib.data.proposals`), of
+another tile, or none. Commands, each with `--data DIR`:
 `python -m experiments.nano.joint --config experiments/nano/nano_stage3.yaml`,
 `python -m experiments.nano.generator --config experiments/nano/nano_generator.yaml`,
-`axs train head -c experiments/nano/nano_head_first.yaml`, `experiments/nano/nano_head_second.yaml` and
-`experiments/nano/nano_head.yaml`,
-the first two beside the Stage 2 that was packaged then.{note}
+`axs train head -c experiments/nano/nano_head.yaml`, which goes on from an earlier head (`experiments/nano.md`). The last
+run changed its settings by hand between its parts and cannot be repeated bit for bit; its file names the parts.{note}
 
 Kept out of training: the test groups
 {test}
