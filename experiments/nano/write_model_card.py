@@ -117,23 +117,25 @@ KINDS_HEAD = [
 TEXT = """# nano, Stage 3
 
 A small TerraMind: terratorch's encoder-decoder (dim 192, 4 + 2 blocks), an FSQ codebook of 512, a 32-channel
-diffusion detokenizer, four bands throughout (`nano.safetensors`, {megabytes:.1f} MB in float16, SHA-256 `{sha}`), and the
-grounding head, which serves every TerraMind variant (`grounding.safetensors`, {head_megabytes:.1f} MB, SHA-256
+diffusion detokenizer, four bands throughout (`nano.safetensors`, {megabytes:.1f} MB in float16, SHA-256
+`{sha}`), and the grounding head, which serves every
+TerraMind variant (`grounding.safetensors`, {head_megabytes:.1f} MB, SHA-256
 `{head_sha}`).
 
 **What it is for**: trying Axion-Sat on any machine, the tests and the demo. Generator and tokenizer were trained for
 {steps} steps, the generator for {generator_steps} more on its one-step image, the grounding head on top of them for
-{head_steps}, on a CPU: the generator on 87 small real tiles, the head's last 7,950 steps on 158, mostly European summers. It is a demonstration model: do
-not map floods or crops with it. For that, use IBM's TerraMind weights and fine-tune on your own area.
+{head_steps}, on a CPU: the generator on 87 small real tiles, the head's last 7,950 steps on 158, mostly European
+summers. It is a demonstration model: do not map floods or crops with it. For that, use IBM's TerraMind weights and fine-tune on
+your own area.
 
 **Training data**: co-registered Sentinel-1/Sentinel-2 pairs of quality {qualities} from BigEarthNet v1 and v2
 (CDLA-Permissive-1.0), SEN12MS-CR, BioMassters and SSL4EO-S12 (CC BY 4.0) and WorldCereal extracts (MIT); contains
-modified Copernicus Sentinel data. opt_v2 is simulated (the kinds of `axs_lib.data.estimates` whose split is `train`), or
+modified Copernicus Sentinel data. opt_v2 is simulated (kinds of `axs_lib.data.estimates` whose split is `train`), or
 what Stages 1 and 2 make of the training tiles; the proposal is nano's own, simulated (`axs_lib.data.proposals`), of
 another tile, or none. Commands, each with `--data DIR`:
 `python -m experiments.nano.joint --config experiments/nano/nano_stage3.yaml`,
 `python -m experiments.nano.generator --config experiments/nano/nano_generator.yaml`,
-`axs train head -c experiments/nano/nano_head.yaml`, which goes on from an earlier head (`experiments/nano.md`). The last
+`axs train head -c experiments/nano/nano_head.yaml`, which goes on from an earlier head (`experiments/nano.md`). That
 run changed its settings by hand between its parts and cannot be repeated bit for bit; its file names the parts.{note}
 
 Kept out of training: the test groups
