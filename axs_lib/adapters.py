@@ -26,26 +26,12 @@ from axs_lib.grounding.calibration import Calibration
 from axs_lib.grounding.corrector import GroundingCorrector
 from axs_lib.grounding.load import CORRECTOR, CORRECTOR_FILE
 from axs_lib.io.atomic import atomic_write, check_output
-from axs_lib.terramind.weights import (
-    load_strict,
-    read_metadata,
-    read_state,
-    resolve,
-    sha256_file,
-    write_state,
-)
+from axs_lib.terramind.weights import load_strict, read_metadata, read_state, resolve, sha256_file, write_state
 
 if TYPE_CHECKING:
     from peft import LoraConfig
 
-__all__ = [
-    "adapter_files",
-    "apply_lora_to_linear",
-    "load_adapter",
-    "merge_adapter",
-    "save_adapter",
-    "unload_adapter",
-]
+__all__ = ["adapter_files", "apply_lora_to_linear", "load_adapter", "merge_adapter", "save_adapter", "unload_adapter"]
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -154,11 +140,7 @@ def _target_pattern(target_modules: Sequence[str] | str) -> str:
 
 
 def save_adapter(
-    model: nn.Module,
-    folder: str | os.PathLike[str],
-    *,
-    overwrite: bool = False,
-    notes: Mapping[str, str] | None = None,
+    model: nn.Module, folder: str | os.PathLike[str], *, overwrite: bool = False, notes: Mapping[str, str] | None = None
 ) -> Path:
     """Write a model's adapter, and a Stage 3 model's grounding head beside it.
 
@@ -246,9 +228,7 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike[str], *, trainable:
     trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     what = f"the adapter in {path}"
     try:
-        with torch.random.fork_rng(
-            devices=[]
-        ):  # the random start is overwritten: nobody's draw is spent on it
+        with torch.random.fork_rng(devices=[]):  # the random start is overwritten: nobody's draw is spent on it
             count = _inject(network, config)
     except ValueError as error:
         raise WeightsError(f"{what} does not fit {type(model).__name__}: {error}") from None
@@ -356,9 +336,7 @@ def _read_config(path: Path, weights: Mapping[str, Tensor]) -> LoraConfig:
 
     settings = _read_json(path)
     if settings.get("peft_type") != "LORA":
-        raise WeightsError(
-            f"{path} describes {settings.get('peft_type')!r}; expected an adapter of peft_type 'LORA'"
-        )
+        raise WeightsError(f"{path} describes {settings.get('peft_type')!r}; expected an adapter of peft_type 'LORA'")
     default = LoraConfig().to_dict()
     for name, value in settings.items():
         if name in FIELDS:
@@ -374,9 +352,7 @@ def _read_config(path: Path, weights: Mapping[str, Tensor]) -> LoraConfig:
     ranks = {len(value) for name, value in weights.items() if ".lora_A." in name and value.ndim}
     declared = {known.get("r", default["r"]), *known.get("rank_pattern", {}).values()}
     if max(declared) > max(ranks, default=0):
-        raise WeightsError(
-            f"{path} says rank {max(declared)}, and {WEIGHTS_FILE} holds rank {max(ranks, default=0)}"
-        )
+        raise WeightsError(f"{path} says rank {max(declared)}, and {WEIGHTS_FILE} holds rank {max(ranks, default=0)}")
     if not isinstance(known.get("target_modules"), list):
         known["target_modules"] = sorted({name.partition(".lora_")[0] for name in weights})
     return LoraConfig(**known)

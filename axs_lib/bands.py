@@ -74,20 +74,7 @@ SPECTRAL_LIFT_MATRIX: tuple[tuple[float, float, float, float], ...] = (
     (-2.53009, -0.80886, 3.14419, 0.44615),  # B11
     (-1.82819, -0.46045, 2.42221, 0.17313),  # B12
 )
-SPECTRAL_LIFT_BIAS: tuple[float, ...] = (
-    -33.64,
-    0.0,
-    0.0,
-    0.0,
-    3.17,
-    -31.26,
-    -18.26,
-    0.0,
-    35.93,
-    60.35,
-    316.11,
-    216.98,
-)
+SPECTRAL_LIFT_BIAS: tuple[float, ...] = (-33.64, 0.0, 0.0, 0.0, 3.17, -31.26, -18.26, 0.0, 35.93, 60.35, 316.11, 216.98)
 
 _SAR_STATS: dict[str, tuple[tuple[float, float], tuple[float, float]]] = {
     "S1GRD": ((-12.599, -20.293), (5.195, 5.890)),

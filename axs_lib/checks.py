@@ -110,9 +110,7 @@ def check_pair(
             " as one tile (C, H, W), e.g. with .unsqueeze(0)"
         )
     if s1.device != opt_v2.device:
-        raise InputError(
-            f"s1 is on {s1.device} and opt_v2 on {opt_v2.device}; move both to one device with .to()"
-        )
+        raise InputError(f"s1 is on {s1.device} and opt_v2 on {opt_v2.device}; move both to one device with .to()")
     unbatched = s1.ndim == 3
     if unbatched:
         s1, opt_v2 = s1[None], opt_v2[None]
@@ -136,9 +134,7 @@ def check_pair(
     return CheckedPair(s1.float(), opt_v2, certainty, unbatched)
 
 
-def check_sar(
-    s1: Tensor, *, source: str = "tensor", standardize: bool = True, force: bool = False
-) -> CheckedSar:
+def check_sar(s1: Tensor, *, source: str = "tensor", standardize: bool = True, force: bool = False) -> CheckedSar:
     """Validate SAR alone, as ``check_pair`` does for SAR and optical together.
 
     Args:
@@ -289,13 +285,9 @@ def check_tensor(name: str, value: object, example: str = "array") -> Tensor:
         )
     if value.is_meta or value.layout is not torch.strided or value.is_quantized:
         kind = "on the meta device, without values" if value.is_meta else f"of layout {value.layout}"
-        raise InputError(
-            f"{name} is a tensor {kind}; expected a dense tensor with values, e.g. by .to_dense()"
-        )
+        raise InputError(f"{name} is a tensor {kind}; expected a dense tensor with values, e.g. by .to_dense()")
     if value.is_complex():
-        raise InputError(
-            f"{name} has dtype {value.dtype}; expected real numbers (for complex SAR: 20*log10(abs(x)))"
-        )
+        raise InputError(f"{name} has dtype {value.dtype}; expected real numbers (for complex SAR: 20*log10(abs(x)))")
     return value
 
 

@@ -54,9 +54,7 @@ class HubMixin(ModelHubMixin):
         scheduler: str
 
     @classmethod
-    def from_pretrained(
-        cls: type[Loaded], pretrained_model_name_or_path: str | Path, **options: Any
-    ) -> Loaded:
+    def from_pretrained(cls: type[Loaded], pretrained_model_name_or_path: str | Path, **options: Any) -> Loaded:
         """Load a model from a folder or from the Hub.
 
         Args:
@@ -125,12 +123,7 @@ class HubMixin(ModelHubMixin):
         return model.to(device) if device is not None else model
 
     def generate_model_card(
-        self,
-        *,
-        report: Mapping[str, Any] | None = None,
-        data: str = "",
-        limits: str = "",
-        licence: str = LICENCE,
+        self, *, report: Mapping[str, Any] | None = None, data: str = "", limits: str = "", licence: str = LICENCE
     ) -> ModelCard:
         """The model card: what it is and how to use it, data, scores, limits, provenance and licence.
 
@@ -169,9 +162,7 @@ def save_weights(path: Path, state: Mapping[str, Tensor], header: Mapping[str, s
     """Write safetensors; what float16 holds without loss is stored so, everything else as it is."""
     from axs_lib.terramind.weights import write_state
 
-    write_state(
-        path, {name: _shortest(value.detach()) for name, value in state.items()}, header, overwrite=True
-    )
+    write_state(path, {name: _shortest(value.detach()) for name, value in state.items()}, header, overwrite=True)
 
 
 def _shortest(value: Tensor) -> Tensor:
@@ -267,12 +258,7 @@ def fetch(model_id: str, names: Sequence[str], **options: Any) -> Path:
 @contextlib.contextmanager
 def readable_errors(model_id: str, revision: str | None) -> Iterator[None]:
     """Turn the Hub client's errors into one sentence."""
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        HfHubHTTPError,
-        HFValidationError,
-        OfflineModeIsEnabled,
-    )
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
     try:
         yield
@@ -365,9 +351,7 @@ def scores_section(report: Mapping[str, Any] | None) -> str:
     return "\n".join(lines)
 
 
-def _card_text(
-    model: HubMixin, report: Mapping[str, Any] | None, data: str, limits: str, licence: str
-) -> str:
+def _card_text(model: HubMixin, report: Mapping[str, Any] | None, data: str, limits: str, licence: str) -> str:
     variant = model.terramind_generator.layout.variant
     weights = model.terramind_generator.weights
     parts = [

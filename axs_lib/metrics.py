@@ -81,11 +81,7 @@ def compute_metrics(
 
 @torch.no_grad()
 def stage3_metrics(
-    opt_v3: Tensor,
-    opt_v2: Tensor,
-    s2_truth: Tensor,
-    mask: Tensor | None = None,
-    s1: Tensor | None = None,
+    opt_v3: Tensor, opt_v2: Tensor, s2_truth: Tensor, mask: Tensor | None = None, s1: Tensor | None = None
 ) -> dict[str, float]:
     """Compare the Stage 3 image and the Stage 2 image with the truth, over the same pixels.
 
@@ -119,9 +115,7 @@ def stage3_metrics(
 
 
 @torch.no_grad()
-def correctness(
-    opt_v3: Tensor, opt_v2: Tensor, s2_truth: Tensor, mask: Tensor | None = None
-) -> dict[str, float]:
+def correctness(opt_v3: Tensor, opt_v2: Tensor, s2_truth: Tensor, mask: Tensor | None = None) -> dict[str, float]:
     """What became of opt_v2's errors: corrected, left in, or replaced by others.
 
     The triple of opensr-test (Aybar et al. 2024) with opt_v2 as the low-resolution image, the truth as the
@@ -152,9 +146,7 @@ def correctness(
 
 def _correctness(v3: Tensor, v2: Tensor, truth: Tensor, valid: Tensor) -> dict[str, float]:
     keep = valid[:, 0]
-    missing, wrong, changed = (
-        (one - other).abs().mean(1)[keep] for one, other in ((v2, truth), (v3, truth), (v3, v2))
-    )
+    missing, wrong, changed = ((one - other).abs().mean(1)[keep] for one, other in ((v2, truth), (v3, truth), (v3, v2)))
 
     def relative(distance: Tensor) -> float:
         above, below = float(distance.mean()), float(missing.mean())
@@ -165,9 +157,7 @@ def _correctness(v3: Tensor, v2: Tensor, truth: Tensor, valid: Tensor) -> dict[s
     figures["d_hallucination"] = total - 1.0 if total > 0 else 0.0
     d_im, d_om = (distance / missing.clamp_min(1e-12) for distance in (wrong, changed))
     excess = 1 - torch.exp(-SHARPNESS_OF_CLASSES * (d_im + d_om - 1).clamp_min(0))
-    scores = torch.stack(
-        [d_im + d_om * excess, d_om + d_im * excess, torch.exp(-SHARPNESS_OF_CLASSES * d_im * d_om)]
-    )
+    scores = torch.stack([d_im + d_om * excess, d_om + d_im * excess, torch.exp(-SHARPNESS_OF_CLASSES * d_im * d_om)])
     seen = torch.stack([missing, wrong, changed]).amax(0) > VISIBLE
     kind = scores.argmin(0).masked_fill(~seen, -1)
     shares = ((kind == index).double().mean().item() for index in range(3))
@@ -241,12 +231,7 @@ def pixel_mask(mask: Tensor, shape: torch.Size, device: torch.device) -> Tensor:
         mask = mask[None, None]
     elif mask.ndim == 3:
         mask = mask[:, None]
-    if (
-        mask.ndim != 4
-        or mask.shape[1] != 1
-        or mask.shape[0] not in (1, batch)
-        or mask.shape[2:] != (height, width)
-    ):
+    if mask.ndim != 4 or mask.shape[1] != 1 or mask.shape[0] not in (1, batch) or mask.shape[2:] != (height, width):
         raise InputError(
             f"mask has shape {seen}; expected ({batch},1,{height},{width}), ({batch},{height},{width}) or"
             f" ({height},{width})."
@@ -264,9 +249,7 @@ def _measure(estimate: Tensor, truth: Tensor, sar: Tensor | None, valid: Tensor)
 
     keep = valid[:, 0]
     seen, real = (image.permute(0, 2, 3, 1)[keep].contiguous() for image in (estimate, truth))  # (pixels, 4)
-    seen_column, real_column = (
-        pixels.T[None, :, :, None].contiguous() for pixels in (seen, real)
-    )  # (1,4,pixels,1)
+    seen_column, real_column = (pixels.T[None, :, :, None].contiguous() for pixels in (seen, real))  # (1,4,pixels,1)
     mse = mean_squared_error(seen, real)
     figures = {
         "mse": mse,
@@ -297,9 +280,7 @@ def _index(pixels: Tensor, plus: str, minus: str) -> Tensor:
     """Normalised difference of two bands of (pixels, 4); 0 where both are 0."""
     first, second = (pixels[:, OPTICAL_BANDS.index(band)] for band in (plus, minus))
     total = first + second
-    return torch.where(total > 0, (first - second) / total.clamp_min(1e-8), torch.zeros_like(total)).clamp(
-        -1, 1
-    )
+    return torch.where(total > 0, (first - second) / total.clamp_min(1e-8), torch.zeros_like(total)).clamp(-1, 1)
 
 
 def _ssim(estimate: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
@@ -362,14 +343,10 @@ def _correlation(first: Tensor, second: Tensor, valid: Tensor) -> Tensor:
         if a.numel() == 0:
             continue
         flat = (
-            a.numel() < 2
-            or bool(a.std() <= 1e-9 * (1 + a.abs().max()))
-            or bool(b.std() <= 1e-9 * (1 + b.abs().max()))
+            a.numel() < 2 or bool(a.std() <= 1e-9 * (1 + a.abs().max())) or bool(b.std() <= 1e-9 * (1 + b.abs().max()))
         )
         # Centred and scaled first: pearson_corrcoef loses small variances otherwise.
-        results.append(
-            torch.zeros((), dtype=a.dtype, device=a.device) if flat else pearson_corrcoef(_z(a), _z(b))
-        )
+        results.append(torch.zeros((), dtype=a.dtype, device=a.device) if flat else pearson_corrcoef(_z(a), _z(b)))
     return torch.stack(results).mean() if results else torch.zeros((), dtype=first.dtype, device=first.device)
 
 

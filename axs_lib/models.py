@@ -91,6 +91,4 @@ def _s1_product(names: tuple[str, ...]) -> str:
         if OUTPUT_MODALITY in names
         else ""
     )
-    raise InputError(
-        f"input_modalities is {names}; expected one of {', '.join(str((p,)) for p in S1_PRODUCTS)}{fix}"
-    )
+    raise InputError(f"input_modalities is {names}; expected one of {', '.join(str((p,)) for p in S1_PRODUCTS)}{fix}")

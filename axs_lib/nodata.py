@@ -36,9 +36,7 @@ def _pull_push(weighted: Tensor, mask: Tensor, fallback: Tensor | float) -> Tens
     value = weighted / mask.clamp_min(1e-12)
     if bool((mask > 0).all()) or max(mask.shape[-2:]) == 1:
         return torch.where(mask > 0, value, torch.as_tensor(fallback, dtype=value.dtype, device=value.device))
-    coarse = _pull_push(
-        F.avg_pool2d(weighted, 2, ceil_mode=True), F.avg_pool2d(mask, 2, ceil_mode=True), fallback
-    )
+    coarse = _pull_push(F.avg_pool2d(weighted, 2, ceil_mode=True), F.avg_pool2d(mask, 2, ceil_mode=True), fallback)
     pushed = F.interpolate(coarse, scale_factor=2, mode="bilinear", align_corners=False)
     pushed = pushed[..., : mask.shape[-2], : mask.shape[-1]]
     return torch.where(mask > 0, value, pushed)

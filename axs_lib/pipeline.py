@@ -196,9 +196,7 @@ class Pipeline(nn.Module):
             uncertainty = (spread[2].square() + predicted).sqrt()
         gate = torch.stack(gates).mean(0)
         contribution = torch.stack(contributions).mean(0) if contributions else None
-        output = PipelineOutput(
-            opt_v1, opt_v2, opt_v3, uncertainty, (first.nfe, last.nfe), gate, contribution
-        )
+        output = PipelineOutput(opt_v1, opt_v2, opt_v3, uncertainty, (first.nfe, last.nfe), gate, contribution)
         return unbatch(output) if sar.unbatched else output
 
 
@@ -256,9 +254,7 @@ def build_pipeline(
         device=device,
     )
     if stage1_checkpoint is None:
-        stage1 = Stage1Model(
-            stage3.terramind_generator, timesteps=stage1_timesteps, scheduler=scheduler
-        ).eval()
+        stage1 = Stage1Model(stage3.terramind_generator, timesteps=stage1_timesteps, scheduler=scheduler).eval()
     else:
         stage1 = build_terramind_generator(
             (s1_product,),

@@ -8,9 +8,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def track(
-    items: Iterable[T], description: str, *, enabled: bool = True, total: int | None = None
-) -> Iterator[T]:
+def track(items: Iterable[T], description: str, *, enabled: bool = True, total: int | None = None) -> Iterator[T]:
     """Iterate with a bar on stderr showing count, speed and time left; silent where not ``enabled``."""
     if not enabled:
         yield from items

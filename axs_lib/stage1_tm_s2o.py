@@ -83,9 +83,7 @@ class Stage1Model(GeneratorStage):
         standardize: bool = True,
         scheduler: str = "ddim",
     ) -> None:
-        super().__init__(
-            terramind_generator, timesteps=timesteps, standardize=standardize, scheduler=scheduler
-        )
+        super().__init__(terramind_generator, timesteps=timesteps, standardize=standardize, scheduler=scheduler)
 
     # -- the method -----------------------------------------------------------------------------------------------
 
@@ -157,9 +155,7 @@ class Stage1Model(GeneratorStage):
         output = Stage1Output(image, uncertainty, schedule.nfe)
         return unbatch(output) if sar.unbatched else output
 
-    def _generate_tiles(
-        self, s1: Tensor, seeds: Tensor, origins: Tensor, draw: Drawing
-    ) -> tuple[Tensor, Tensor]:
+    def _generate_tiles(self, s1: Tensor, seeds: Tensor, origins: Tensor, draw: Drawing) -> tuple[Tensor, Tensor]:
         """Image and spread (n, 4, h, w) of tiles (n, 2, h, w) of one shape, in the caller's unit."""
         generator, optical = self.terramind_generator, self.terramind_generator.optical
         count, _, height, width = s1.shape

@@ -67,13 +67,7 @@ class Stage2Loss(nn.Module):
         data_range: float = 1.0,
     ) -> None:
         super().__init__()
-        self.weights = {
-            "charbonnier": charbonnier,
-            "l1": l1,
-            "ms_ssim": ms_ssim,
-            "sam": sam,
-            "gradient": gradient,
-        }
+        self.weights = {"charbonnier": charbonnier, "l1": l1, "ms_ssim": ms_ssim, "sam": sam, "gradient": gradient}
         self.epsilon = epsilon
         self.data_range = data_range
         self.check_weights()
@@ -113,9 +107,7 @@ class Stage2Loss(nn.Module):
 
     def weighted_sum(self, measures: dict[str, Callable[[], Tensor]]) -> Tensor:
         weighted = {name: measure for name, measure in measures.items() if self.weights[name]}
-        return torch.stack(
-            [self.weights[name] * value for name, value in evaluate_terms(weighted).items()]
-        ).sum()
+        return torch.stack([self.weights[name] * value for name, value in evaluate_terms(weighted).items()]).sum()
 
     def measures(self, images: ComparedImages) -> dict[str, Callable[[], Tensor]]:
         """How to compute each term."""
@@ -142,12 +134,7 @@ class ComparedImages:
 
     def __init__(self, pred: Tensor, truth: Tensor, mask: Tensor | None) -> None:
         bands = len(OPTICAL_BANDS)
-        if (
-            pred.shape != truth.shape
-            or pred.ndim not in (3, 4)
-            or pred.shape[-3] != bands
-            or not pred.numel()
-        ):
+        if pred.shape != truth.shape or pred.ndim not in (3, 4) or pred.shape[-3] != bands or not pred.numel():
             raise InputError(
                 f"the estimate has shape {tuple(pred.shape)} and the truth {tuple(truth.shape)}; expected two of"
                 f" (B, {bands}, H, W) or ({bands}, H, W), not empty"
@@ -232,9 +219,7 @@ def _ssim_parts(first: Tensor, second: Tensor, weight: Tensor, data_range: float
 
     mean_1, mean_2 = mean(first), mean(second)
     # Moments about the image's own mean: those about 0 lose small variances in float32.
-    middle = (second * weight).flatten(2).sum(2)[..., None, None] / weight.sum(
-        (2, 3), keepdim=True
-    ).clamp_min(_TINY)
+    middle = (second * weight).flatten(2).sum(2)[..., None, None] / weight.sum((2, 3), keepdim=True).clamp_min(_TINY)
     one, two = first - middle, second - middle
     low_1, low_2 = mean_1 - middle, mean_2 - middle
     variance_1 = (mean(one.square()) - low_1.square()).clamp_min(0)

@@ -36,14 +36,7 @@ from axs_lib.prithvi.head import RefinementHead
 from axs_lib.prithvi.metadata import EncodedMetadata, MetadataLike, encode_metadata
 from axs_lib.prithvi.variants import DEFAULT_VARIANT, NANO, PRITHVI_VARIANTS
 from axs_lib.terramind.tiles import to_network
-from axs_lib.terramind.weights import (
-    find_variant,
-    load_strict,
-    read_metadata,
-    read_state,
-    resolve,
-    write_state,
-)
+from axs_lib.terramind.weights import find_variant, load_strict, read_metadata, read_state, resolve, write_state
 from axs_lib.tilegrid import Mosaic
 
 if TYPE_CHECKING:
@@ -89,14 +82,10 @@ class RefinerConfig:
             )
         object.__setattr__(self, "head_widths", widths)
         if not 0.0 <= self.metadata_dropout < 1.0:
-            raise InputError(
-                f"metadata_dropout is {self.metadata_dropout}; expected 0 up to, not including, 1"
-            )
+            raise InputError(f"metadata_dropout is {self.metadata_dropout}; expected 0 up to, not including, 1")
 
     @classmethod
-    def read(
-        cls, config: RefinerConfig | Mapping[str, Any] | None, fields: Mapping[str, Any]
-    ) -> RefinerConfig:
+    def read(cls, config: RefinerConfig | Mapping[str, Any] | None, fields: Mapping[str, Any]) -> RefinerConfig:
         """A configuration from a mapping or another configuration, with some fields replaced.
 
         Raises:
@@ -112,9 +101,7 @@ class RefinerConfig:
             if name not in known:
                 close = difflib.get_close_matches(str(name), known, n=1)
                 guess = f" Did you mean {close[0]!r}?" if close else ""
-                raise InputError(
-                    f"unknown field {name!r} of Stage 2; the fields are {', '.join(known)}.{guess}"
-                )
+                raise InputError(f"unknown field {name!r} of Stage 2; the fields are {', '.join(known)}.{guess}")
         return cls(**(start | dict(fields)))
 
 
@@ -247,9 +234,7 @@ class PrithviRefiner(nn.Module):
 
 
 @fresh_weights()
-def build_prithvi_refiner(
-    config: RefinerConfig | Mapping[str, Any] | None = None, **kwargs: Any
-) -> PrithviRefiner:
+def build_prithvi_refiner(config: RefinerConfig | Mapping[str, Any] | None = None, **kwargs: Any) -> PrithviRefiner:
     """Build Stage 2.
 
     Loaded weights come frozen. The published files hold Prithvi without a head: the head, the season's colour (and the
@@ -280,9 +265,7 @@ def build_prithvi_refiner(
             needs_season = header.get("needs_season") == "yes"
         state, info = read_state(files.generator), files.info
         what = f"{settings.variant} ({files.generator})"
-    whole = state is not None and (
-        settings.variant == NANO or any(name.startswith("head.") for name in state)
-    )
+    whole = state is not None and (settings.variant == NANO or any(name.startswith("head.") for name in state))
 
     backbone = build_backbone(settings.variant, None if whole else state, what=what)
     head = RefinementHead(backbone.layout.dim, TAPS, settings.head_widths)

@@ -104,9 +104,7 @@ class Stage3Loss(Stage2Loss):
         if logits is not None and targets is not None:
             measures["tokens"] = lambda: token_cross_entropy(logits, targets)
         elif logits is not None or targets is not None:
-            raise InputError(
-                "the token term needs logits and targets together; pass both, or neither to leave it out"
-            )
+            raise InputError("the token term needs logits and targets together; pass both, or neither to leave it out")
         return measures
 
 
@@ -188,12 +186,7 @@ def _edges(image: Tensor) -> Tensor:
 def _check_sar(s1: Tensor, image: Tensor) -> Tensor:
     bands = len(SAR_BANDS)
     sar = s1[None] if s1.ndim == 3 else s1
-    if (
-        sar.ndim != 4
-        or sar.shape[1] != bands
-        or sar.shape[0] != len(image)
-        or sar.shape[2:] != image.shape[2:]
-    ):
+    if sar.ndim != 4 or sar.shape[1] != bands or sar.shape[0] != len(image) or sar.shape[2:] != image.shape[2:]:
         batch, _, height, width = image.shape
         raise InputError(
             f"s1 has shape {tuple(s1.shape)}; expected VV and VH on the image's grid, ({batch}, {bands}, {height},"

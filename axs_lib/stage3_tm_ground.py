@@ -143,9 +143,7 @@ class Stage3GroundingModel(GeneratorStage, HubMixin):
         scheduler: str = "ddim",
         hold_colour: bool = False,
     ) -> None:
-        super().__init__(
-            terramind_generator, timesteps=timesteps, standardize=standardize, scheduler=scheduler
-        )
+        super().__init__(terramind_generator, timesteps=timesteps, standardize=standardize, scheduler=scheduler)
         self.corrector = corrector
         self.correction_mode = _check_correction_mode(correction_mode)
         self.hold_colour = hold_colour
@@ -216,9 +214,7 @@ class Stage3GroundingModel(GeneratorStage, HubMixin):
         generator, optical = self.terramind_generator, self.terramind_generator.optical
 
         # 1. Check what came in.
-        pair = check_pair(
-            s1, opt_v2, trust=trust, standardize=self.standardize, force=controls.ranges_checked
-        )
+        pair = check_pair(s1, opt_v2, trust=trust, standardize=self.standardize, force=controls.ranges_checked)
         check_device(pair.s1, self.device)
         check_sampling(temperature, ensemble_size, batch_size)
         mode = _check_correction_mode(self.correction_mode if correction_mode is None else correction_mode)
@@ -243,12 +239,7 @@ class Stage3GroundingModel(GeneratorStage, HubMixin):
         origins = controls.origins(batch, seeds.device).repeat(ensemble_size, 1)  # (M*B, 2)
         noise = gaussian_field(seeds, (generator.image_channels, *size), origins=origins)  # (M*B, C, S, S)
         start = optical.expand_bands(conditions["optical"]).repeat(ensemble_size, 1, 1, 1)  # (M*B, C, S, S)
-        drawing: dict[str, Any] = {
-            "tokens": tokens,
-            "temperature": temperature,
-            "seeds": seeds,
-            "origins": origins,
-        }
+        drawing: dict[str, Any] = {"tokens": tokens, "temperature": temperature, "seeds": seeds, "origins": origins}
         denoising: dict[str, Any] = {"schedule": schedule, "start": start, "batch_size": batch_size}
 
         if given is None:
@@ -268,9 +259,7 @@ class Stage3GroundingModel(GeneratorStage, HubMixin):
         # 6. Correct: a residual, how much of it is used, and where broad colour may change.
         if mode == "learned":
             corrections = [
-                self.corrector(
-                    tiles, each, hold_colour=hold_colour, orientation=controls.orientation + member
-                )
+                self.corrector(tiles, each, hold_colour=hold_colour, orientation=controls.orientation + member)
                 for member, each in enumerate(proposals)
             ]  # M corrections of (B, 4, S, S)
         else:  # "difference": the same noise decoded a second time, from the estimate alone
@@ -326,9 +315,7 @@ class Stage3GroundingModel(GeneratorStage, HubMixin):
         """
         controls = options.pop("controls", GroundingControls())
         with_sar, without = (
-            self.ground(
-                s1, opt_v2, timesteps, seed=seed, controls=replace(controls, use_sar=use_sar), **options
-            ).image
+            self.ground(s1, opt_v2, timesteps, seed=seed, controls=replace(controls, use_sar=use_sar), **options).image
             for use_sar in (True, False)
         )
         return GroundingMap(change=with_sar - opt_v2, sar_contribution=with_sar - without)
@@ -548,9 +535,7 @@ def stage3_batch_inference(
     for batch in track(dataloader, "Stage 3", enabled=verbose):
         s1, opt_v2, trust = _batch_parts(batch)
         batch_options = options if trust is None else options | {"trust": _move(trust, model.device)}
-        output = model.ground(
-            _move(s1, model.device), _move(opt_v2, model.device), timesteps, **batch_options
-        )
+        output = model.ground(_move(s1, model.device), _move(opt_v2, model.device), timesteps, **batch_options)
         if images and output.image.shape[1:] != images[0].shape[1:]:
             raise InputError(
                 f"a batch holds tiles of {tuple(output.image.shape[1:])} after tiles of {tuple(images[0].shape[1:])};"
@@ -567,11 +552,7 @@ def stage3_batch_inference(
 
 
 def compute_stage3_metrics(
-    opt_v3: Tensor,
-    opt_v2: Tensor,
-    s2_truth: Tensor,
-    mask: Tensor | None = None,
-    s1: Tensor | None = None,
+    opt_v3: Tensor, opt_v2: Tensor, s2_truth: Tensor, mask: Tensor | None = None, s1: Tensor | None = None
 ) -> dict[str, float]:
     """Compare opt_v3 and opt_v2 with the truth.
 
@@ -602,9 +583,7 @@ def _notice_unmeasured(variant: str) -> None:
 
 def _check_correction_mode(correction_mode: str) -> str:
     if correction_mode not in CORRECTION_MODES:
-        raise InputError(
-            f"correction_mode is {correction_mode!r}; expected one of {', '.join(CORRECTION_MODES)}"
-        )
+        raise InputError(f"correction_mode is {correction_mode!r}; expected one of {', '.join(CORRECTION_MODES)}")
     return correction_mode
 
 

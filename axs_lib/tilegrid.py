@@ -142,14 +142,7 @@ class Mosaic:
     """
 
     def __init__(
-        self,
-        batch: int,
-        height: int,
-        width: int,
-        *,
-        side: int,
-        batch_size: int,
-        device: torch.device | str = "cpu",
+        self, batch: int, height: int, width: int, *, side: int, batch_size: int, device: torch.device | str = "cpu"
     ) -> None:
         self.grid, self.size, self.batch, self.batch_size = TileGrid(side), (height, width), batch, batch_size
         self.device = torch.device(device)
@@ -168,15 +161,12 @@ class Mosaic:
     def add(self, batch: TileBatch, **layers: Tensor) -> None:
         """Add what was made of a batch of tiles: named layers (n, C, h, w)."""
         for name, values in layers.items():
-            blenders = self._blenders.setdefault(
-                name, [Blender(self.grid, *self.size) for _ in range(self.batch)]
-            )
+            blenders = self._blenders.setdefault(name, [Blender(self.grid, *self.size) for _ in range(self.batch)])
             for sample, tile, value in zip(batch.samples.tolist(), batch.tiles, values, strict=True):
                 blenders[sample].add(tile, value)
 
     def result(self) -> dict[str, Tensor]:
         """The blended layers (B, C, H, W) by name."""
         return {
-            name: torch.stack([blender.result() for blender in blenders])
-            for name, blenders in self._blenders.items()
+            name: torch.stack([blender.result() for blender in blenders]) for name, blenders in self._blenders.items()
         }

@@ -9,12 +9,7 @@ from __future__ import annotations
 PIXEL_KM = 0.01
 STORAGE_MB_S = 1000
 # Land areas in km2: CIA World Factbook; the world without Antarctica.
-AREAS = {
-    "Austria": 82_445,
-    "Germany": 348_672,
-    "France (metropolitan)": 549_970,
-    "the world's land": 134_740_000,
-}
+AREAS = {"Austria": 82_445, "Germany": 348_672, "France (metropolitan)": 549_970, "the world's land": 134_740_000}
 
 
 def cost_table(km2_per_s: float, read: float, written: float, unit: str, unit_km2: float) -> str:

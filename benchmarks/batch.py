@@ -45,9 +45,7 @@ def run(tiles: Path, out: Path, way: str, options: list[str]) -> tuple[float, fl
     engine, _, workers = way.partition(":")
     command = [sys.executable, "-m", "axs_lib", "batch", str(tiles), "--out", str(out), "-q"]
     start = time.perf_counter()
-    subprocess.run(
-        [*command, "--engine", engine, "--workers", workers, *options], check=True, stdout=sys.stderr
-    )
+    subprocess.run([*command, "--engine", engine, "--workers", workers, *options], check=True, stdout=sys.stderr)
     wall = time.perf_counter() - start
     records = read_manifest(out)
     # From the moment every worker has its first item behind it, which waited for the model.
@@ -91,9 +89,7 @@ def main(
                 f" {wall:.1f} s in all for {tiles} tiles ({tiles / wall:.2f} tiles/s)"
             )
     best = max(rates.values())
-    typer.echo(
-        f"\n{variant}, {stage}, timesteps {timesteps}, {format}; a tile is {area:.2f} km2 without overlap,"
-    )
+    typer.echo(f"\n{variant}, {stage}, timesteps {timesteps}, {format}; a tile is {area:.2f} km2 without overlap,")
     typer.echo(f"{read / 1e3:.0f} kB to read and {written / 1e3:.0f} kB written. At {best:.2f} tiles/s:\n")
     typer.echo(cost_table(best * area, read / area, written / area, "tiles", area))
 

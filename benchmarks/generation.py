@@ -106,9 +106,7 @@ def ours_of(reference: Any, variant: str) -> TerraMindGenerator:
     return generator.eval().requires_grad_(False)
 
 
-def run_reference(
-    model: Any, lift: Callable[[Tensor], Tensor], s1: Tensor, optical: Tensor, timesteps: int
-) -> Tensor:
+def run_reference(model: Any, lift: Callable[[Tensor], Tensor], s1: Tensor, optical: Tensor, timesteps: int) -> Tensor:
     """terratorch's image (B, 12, H, W) in z-units, in the precision that its import leaves behind."""
     torch.set_float32_matmul_precision("medium")
     try:
@@ -200,11 +198,7 @@ def difference_from_terratorch(model: Any, generator: TerraMindGenerator, case: 
     finally:
         del tokenizer.decode_tokens
     scheduler = DDIMScheduler(
-        thresholding=True,
-        clip_sample=True,
-        beta_schedule="linear",
-        prediction_type="sample",
-        zero_terminal_snr=True,
+        thresholding=True, clip_sample=True, beta_schedule="linear", prediction_type="sample", zero_terminal_snr=True
     )
     scheduler.set_timesteps(case.timesteps, mode="trailing")
 
@@ -239,34 +233,24 @@ def show(record: dict[str, Any]) -> None:
     """Print a case's tables."""
     print(", ".join(f"{key} {record[key]}" for key in Case._fields))
     rows = [
-        {
-            "way": name,
-            f"times {next(iter(record['ms_a_tile']))}": times,
-            "ms a tile": record["ms_a_tile"][name],
-        }
+        {"way": name, f"times {next(iter(record['ms_a_tile']))}": times, "ms a tile": record["ms_a_tile"][name]}
         for name, times in record["times_first"].items()
     ]
     print(table(rows))
     floors = [{"floor": name} | figures for name, figures in record["floors"].items()]
     if floors:
         print(table(floors))
-    differences = {
-        key: value for key, value in record.items() if key.endswith(("largest", "rms", "_%", "std"))
-    }
+    differences = {key: value for key, value in record.items() if key.endswith(("largest", "rms", "_%", "std"))}
     print(table([differences | {"largest_difference": record.get("largest_difference")}]), flush=True)
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--variants", nargs="+", default=["base"], help="tiny, small, base, large")
     parser.add_argument("--sides", nargs="+", type=int, default=[128])
     parser.add_argument("--timesteps", nargs="+", type=int, default=[10], help="divisors of 1000")
     parser.add_argument("--batches", nargs="+", type=int, default=[4])
-    parser.add_argument(
-        "--ways", nargs="+", default=list(WAYS), help="the first is the baseline of the table"
-    )
+    parser.add_argument("--ways", nargs="+", default=list(WAYS), help="the first is the baseline of the table")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())

@@ -62,9 +62,7 @@ def pipeline_call(pipeline: Pipeline, batch: int, timesteps: int = 1) -> Callabl
     return functools.partial(pipeline, tiles(batch)[0], None, timesteps, batch_size=batch)
 
 
-def throughput(
-    pipeline: Pipeline, timesteps: list[int], batches: list[int], rounds: int
-) -> list[dict[str, Any]]:
+def throughput(pipeline: Pipeline, timesteps: list[int], batches: list[int], rounds: int) -> list[dict[str, Any]]:
     """Tiles a second."""
     rows = []
     for steps in timesteps:
@@ -100,12 +98,7 @@ def precision(model: Stage3GroundingModel) -> list[dict[str, Any]]:
     """RMS in DN of what bfloat16 changes, and the error of opt_v3, at one evaluation."""
     rough = copy.deepcopy(model)
     rough.use_precision(torch.bfloat16)
-    figures: dict[str, list[float]] = {
-        "proposal_dn": [],
-        "opt_v3_dn": [],
-        "error_dn": [],
-        "float32_error_dn": [],
-    }
+    figures: dict[str, list[float]] = {"proposal_dn": [], "opt_v3_dn": [], "error_dn": [], "float32_error_dn": []}
     for name in sample_names():
         s1, truth = (torch.from_numpy(raster.batch) for raster in load_sample(name))
         opt_v2 = degrade(truth, seed=0, preset="test")
@@ -140,18 +133,7 @@ def start(rounds: int) -> list[dict[str, Any]]:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         out = str(Path(folder) / "out.tif")
-        ground = [
-            "ground",
-            "--s1",
-            str(s1),
-            "--opt-v2",
-            str(s2),
-            "--out",
-            out,
-            "--variant",
-            "nano",
-            "--overwrite",
-        ]
+        ground = ["ground", "--s1", str(s1), "--opt-v2", str(s2), "--out", out, "--variant", "nano", "--overwrite"]
         for words in (["--help"], ["info"], ground):
             walls = []
             for _ in range(rounds):
@@ -178,9 +160,7 @@ def measure(pipeline: Pipeline, arguments: argparse.Namespace) -> dict[str, Any]
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS[:-1]))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--timesteps", nargs="+", type=int, default=[1, 10])

@@ -58,13 +58,9 @@ def time_tiles(model: Stage3GroundingModel, count: int) -> tuple[float, float]:
 
 @torch.no_grad()
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=2048, help="of the scene; 10980 is a granule")
-    parser.add_argument(
-        "--tiles-before", type=int, default=24, help="tiles timed before the scene, and after it"
-    )
+    parser.add_argument("--tiles-before", type=int, default=24, help="tiles timed before the scene, and after it")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     arguments = parser.parse_args()
     model = build_stage3_model(variant="nano")

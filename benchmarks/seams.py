@@ -38,9 +38,7 @@ def array(image: np.ndarray, bands: tuple[str, ...]) -> xarray.DataArray:
 
 @torch.no_grad()
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pairs", type=Path, nargs="+")
     parser.add_argument("--variant", default="nano")
     parser.add_argument("--checkpoint", type=str)

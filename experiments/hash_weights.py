@@ -26,9 +26,7 @@ def write_hashes(folder: Path) -> Path:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, nargs="?", default=WEIGHTS)
     print(write_hashes(parser.parse_args().folder).read_text(encoding="utf-8"), end="")
 

@@ -37,9 +37,7 @@ CHOSEN = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--wheel", type=Path, help=f"wheel of {REQUIREMENT}; downloaded with pip when left out"
-    )
+    parser.add_argument("--wheel", type=Path, help=f"wheel of {REQUIREMENT}; downloaded with pip when left out")
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder for the GeoTIFFs")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

@@ -31,8 +31,7 @@ def main() -> None:
         stretch = stretch_of(tile["s2_real"].astype(float), TRUE_COLOUR)
         views = [sar_colour(np.stack([tile["s1_vv"], tile["s1_vh"]]).astype(float))]
         views += [
-            optical_colour(tile[name].astype(float), TRUE_COLOUR, stretch)
-            for name in ("opt_v2", "opt_v3", "s2_real")
+            optical_colour(tile[name].astype(float), TRUE_COLOUR, stretch) for name in ("opt_v2", "opt_v3", "s2_real")
         ]
         row = Image.new("RGB", (len(views) * (SIDE + GAP) - GAP, SIDE), "white")
         for index, view in enumerate(views):

@@ -66,9 +66,7 @@ def save_published(model: Any, folder: Path, variant: str) -> Path:
     core["decoder_embeddings.tok_lulc@224.token_emb.weight"] = torch.zeros(8, 8)
     tokenizer = model.tokenizer[TARGET].state_dict()
     for state, file in ((core, spec.generator), (tokenizer, spec.tokenizer)):
-        halved = {
-            k: v.half() if v.is_floating_point() and "pos_emb" not in k else v for k, v in state.items()
-        }
+        halved = {k: v.half() if v.is_floating_point() and "pos_emb" not in k else v for k, v in state.items()}
         torch.save({k: v.clone() for k, v in halved.items()}, folder / file.name)
     return folder / spec.generator.name
 

@@ -73,10 +73,7 @@ def disturb(module: nn.Module, seed: int = 1) -> None:
 def answer(model: Any) -> torch.Tensor:
     """Token logits of a fixed input, which everything LoRA touches goes through."""
     random = torch.Generator().manual_seed(3)
-    inputs = {
-        "s1": torch.randn(1, 2, 64, 64, generator=random),
-        "optical": torch.randn(1, 4, 64, 64, generator=random),
-    }
+    inputs = {"s1": torch.randn(1, 2, 64, 64, generator=random), "optical": torch.randn(1, 4, 64, 64, generator=random)}
     return model.terramind_generator.logits(inputs)
 
 
@@ -96,9 +93,7 @@ def answer(model: Any) -> torch.Tensor:
         (["all-linear"], ENCODER * 5 + DECODER * 8),
     ],
 )
-def test_the_number_of_wrapped_layers(
-    model: Stage3GroundingModel, targets: list[str] | str, expected: int
-) -> None:
+def test_the_number_of_wrapped_layers(model: Stage3GroundingModel, targets: list[str] | str, expected: int) -> None:
     assert apply_lora_to_linear(model.terramind_generator, target_modules=targets) == expected
 
 
@@ -272,9 +267,7 @@ def test_loaded_to_be_trained_further(shared: Stage3GroundingModel, adapter: Pat
     assert {n for n, p in fresh.named_parameters() if p.requires_grad} == set(lora_parameters(fresh))
 
 
-def test_peft_itself_reads_the_folder(
-    model: Stage3GroundingModel, shared: Stage3GroundingModel, adapter: Path
-) -> None:
+def test_peft_itself_reads_the_folder(model: Stage3GroundingModel, shared: Stage3GroundingModel, adapter: Path) -> None:
     fresh = copy.deepcopy(shared)
     wrapped = peft.PeftModel.from_pretrained(fresh.terramind_generator, adapter)
     fresh.terramind_generator = wrapped.base_model.model
@@ -285,9 +278,7 @@ def test_peft_itself_reads_the_folder(
     ("targets", "count"),
     [(["encoder.0.attn.qkv", "encoder.1.attn.qkv"], 2), (r"core\.encoder\.\d+\.attn\.qkv", ENCODER)],
 )
-def test_a_folder_that_peft_wrote_loads(
-    shared: Stage3GroundingModel, tmp_path: Path, targets: Any, count: int
-) -> None:
+def test_a_folder_that_peft_wrote_loads(shared: Stage3GroundingModel, tmp_path: Path, targets: Any, count: int) -> None:
     config = peft.LoraConfig(r=2, lora_alpha=6, target_modules=targets)
     wrapped = peft.get_peft_model(copy.deepcopy(shared).terramind_generator, config)
     disturb(wrapped)

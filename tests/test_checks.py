@@ -11,15 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from axs_lib.checks import (
-    RangeWarning,
-    check_count,
-    check_device,
-    check_number,
-    check_pair,
-    check_result,
-    check_sar,
-)
+from axs_lib.checks import RangeWarning, check_count, check_device, check_number, check_pair, check_result, check_sar
 from axs_lib.errors import AxionError, InputError
 from tests.models import plausible_pair
 
@@ -67,9 +59,7 @@ RANGES = [
 
 
 @pytest.mark.parametrize(("case", "change", "fix"), RANGES, ids=[r[0] for r in RANGES])
-def test_implausible_ranges_raise_from_files_and_warn_from_tensors(
-    case: str, change: object, fix: str
-) -> None:
+def test_implausible_ranges_raise_from_files_and_warn_from_tensors(case: str, change: object, fix: str) -> None:
     s1, opt_v2 = change(*plausible_pair(1))  # type: ignore[operator]
     with pytest.raises(InputError, match=fix) as caught:
         check_pair(s1, opt_v2, source="file")

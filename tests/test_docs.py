@@ -34,9 +34,7 @@ output = model.ground(s1, opt_v2)
 # Pages whose Python runs as it stands, one block after the other; the others need files, a GPU or published weights.
 RUNS = ("gaps", "hub", "report", "stage2", "tutorial")
 MOST_LINES = 1100
-DOCTESTED = sorted(
-    file for file in (ROOT / "axs_lib").rglob("*.py") if ">>> " in file.read_text(encoding="utf-8")
-)
+DOCTESTED = sorted(file for file in (ROOT / "axs_lib").rglob("*.py") if ">>> " in file.read_text(encoding="utf-8"))
 
 
 def name(path: Path) -> str:

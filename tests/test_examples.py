@@ -37,8 +37,7 @@ def test_a_notebook_runs(repository: Path, tmp_path: Path, name: str, pictures: 
     done = subprocess.run(
         [sys.executable, "-c", RUN, str(repository / "examples" / f"{name}.ipynb")],
         cwd=tmp_path,
-        env=os.environ
-        | {"PYTHONPATH": str(repository), "MPLBACKEND": "module://matplotlib_inline.backend_inline"},
+        env=os.environ | {"PYTHONPATH": str(repository), "MPLBACKEND": "module://matplotlib_inline.backend_inline"},
         capture_output=True,
         text=True,
         timeout=1800,

@@ -59,9 +59,7 @@ def test_keywords_go_before_what_was_saved(model: OnHub, tmp_path: Path) -> None
 
 
 def test_what_changed_after_building_is_saved(model: OnHub, tmp_path: Path) -> None:
-    changed = copy.deepcopy(
-        model
-    )  # the mixin must survive a copy, as the averaged weights of training are one
+    changed = copy.deepcopy(model)  # the mixin must survive a copy, as the averaged weights of training are one
     changed.timesteps = 7
     changed.correction_mode = "difference"
     changed.corrector.calibration = Calibration({1: (2.0, 2.0, 2.0, 2.0)})
@@ -73,10 +71,7 @@ def test_what_changed_after_building_is_saved(model: OnHub, tmp_path: Path) -> N
     }  # fmt: skip
     loaded = OnHub.from_pretrained(tmp_path)
     assert (loaded.timesteps, loaded.corrector.calibration) == (7, changed.corrector.calibration)
-    assert (
-        Calibration.from_header(read_metadata(tmp_path / "grounding.safetensors"))
-        == changed.corrector.calibration
-    )
+    assert Calibration.from_header(read_metadata(tmp_path / "grounding.safetensors")) == changed.corrector.calibration
 
 
 def test_weights_from_a_packaged_file_stay_as_short_and_keep_their_header(tmp_path: Path) -> None:
@@ -154,12 +149,7 @@ def test_the_card_says_what_it_is_given(model: OnHub, tmp_path: Path) -> None:
         "sar_swapped": {"improvement_of_mean_%": {"mse": 6.78}},
     }  # fmt: skip
     report = {"summary": {"ok": ok}, "timesteps": 10, "uncertainty": {"spread_skill": {"B02": 0.93}}}
-    settings = {
-        "report": report,
-        "data": "Our own fields.",
-        "limits": "Not for snow.",
-        "licence": "cc-by-4.0",
-    }
+    settings = {"report": report, "data": "Our own fields.", "limits": "Not for snow.", "licence": "cc-by-4.0"}
     model.save_pretrained(tmp_path, model_card_kwargs=settings)
     card = ModelCard.load(tmp_path / "README.md")
     assert card.data.license == "cc-by-4.0" and card.data.library_name == "axion-sat"

@@ -102,9 +102,7 @@ def test_mask_shapes_and_types(shape: tuple[int, ...], dtype: torch.dtype) -> No
 
 
 @given(
-    dtype=st.sampled_from(
-        [torch.float32, torch.float64, torch.float16, torch.int16, torch.int32, torch.uint16]
-    ),
+    dtype=st.sampled_from([torch.float32, torch.float64, torch.float16, torch.int16, torch.int32, torch.uint16]),
     batched=st.booleans(),
 )
 def test_any_type_batched_or_not(dtype: torch.dtype, batched: bool) -> None:

@@ -10,9 +10,7 @@ from hypothesis import strategies as st
 from axs_lib.nodata import fill_nodata, pad_square, valid_pixels
 
 
-@given(
-    height=st.integers(8, 70), width=st.integers(8, 70), share=st.floats(0.0, 0.95), seed=st.integers(0, 99)
-)
+@given(height=st.integers(8, 70), width=st.integers(8, 70), share=st.floats(0.0, 0.95), seed=st.integers(0, 99))
 def test_filling_is_finite_within_range_and_leaves_valid_pixels(
     height: int, width: int, share: float, seed: int
 ) -> None:

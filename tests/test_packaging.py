@@ -14,12 +14,7 @@ import pytest
 
 import axs_lib
 
-IMPORT_NAMES = {
-    "pillow": "PIL",
-    "odc-stac": "odc",
-    "pystac-client": "pystac_client",
-    "pyyaml": "yaml",
-}
+IMPORT_NAMES = {"pillow": "PIL", "odc-stac": "odc", "pystac-client": "pystac_client", "pyyaml": "yaml"}
 HEAVY = ("torch", "terratorch", "diffusers", "rasterio", "matplotlib", "lightning", "transformers")
 
 
@@ -94,11 +89,7 @@ def test_package_data_is_not_ignored(repository: Path) -> None:
     if not (repository / ".git").exists():
         return
     ignored = subprocess.run(
-        ["git", "check-ignore", "--stdin"],
-        cwd=repository,
-        input="\n".join(wanted),
-        capture_output=True,
-        text=True,
+        ["git", "check-ignore", "--stdin"], cwd=repository, input="\n".join(wanted), capture_output=True, text=True
     )
     assert ignored.stdout == ""
 

@@ -162,9 +162,7 @@ def test_a_generator_of_its_own_stays_its_own(change: str) -> None:
 
 
 def test_build_pipeline_builds_one_generator(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = build_pipeline(
-        "nano", pretrained=False, stage1_timesteps=3, stage3_timesteps=4, s1_product="S1RTC"
-    )
+    whole = build_pipeline("nano", pretrained=False, stage1_timesteps=3, stage3_timesteps=4, s1_product="S1RTC")
     assert whole.shares_generator
     assert (whole.stage1.timesteps, whole.stage3.timesteps) == (3, 4)
     assert whole.variant == whole.stage2.variant == "nano"

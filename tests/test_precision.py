@@ -34,10 +34,7 @@ class RoundedProducts(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if getattr(func, "__name__", "") in PRODUCTS:
-            args = [
-                a.bfloat16().float() if isinstance(a, Tensor) and a.dtype == torch.float32 else a
-                for a in args
-            ]
+            args = [a.bfloat16().float() if isinstance(a, Tensor) and a.dtype == torch.float32 else a for a in args]
         return func(*args, **(kwargs or {}))
 
 

@@ -82,9 +82,7 @@ def run(*arguments: str) -> str:
     return done.stdout.splitlines()[-1]
 
 
-def test_building_copying_pickling_and_running_change_nothing(
-    tmp_path_factory: pytest.TempPathFactory,
-) -> None:
+def test_building_copying_pickling_and_running_change_nothing(tmp_path_factory: pytest.TempPathFactory) -> None:
     script = tmp_path_factory.mktemp("state") / "state.py"
     script.write_text(STATE, encoding="utf-8")
     assert run(str(script)) == "LOADED"

@@ -133,9 +133,7 @@ def test_stage_3_starts_from_other_noise_of_the_same_seed(nano: Stage1Model) -> 
     """Else Stage 3 would draw again what its input was drawn from."""
     seen: list[torch.Tensor] = []
     model = random_nano()
-    hook = model.terramind_generator.detokenizer.register_forward_pre_hook(
-        lambda _, i: seen.append(i[0].clone())
-    )
+    hook = model.terramind_generator.detokenizer.register_forward_pre_hook(lambda _, i: seen.append(i[0].clone()))
     try:
         s1, opt_v2 = plausible_pair(1)
         Stage1Model(model.terramind_generator).generate(s1, 1, seed=7)

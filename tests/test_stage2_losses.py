@@ -206,9 +206,7 @@ def test_structure_equals_torchmetrics_away_from_the_border() -> None:
     inside = torch.zeros(1, 1, 16, 40, dtype=torch.bool)
     inside[..., 5:-5, 5:-5] = True
     _, full = structural_similarity_index_measure(estimate, truth, data_range=0.3, return_full_image=True)
-    luminance, contrast = _ssim_parts(
-        estimate, truth, torch.ones(1, 1, 16, 40, dtype=torch.float64), data_range=0.3
-    )
+    luminance, contrast = _ssim_parts(estimate, truth, torch.ones(1, 1, 16, 40, dtype=torch.float64), data_range=0.3)
     mine = (luminance * contrast)[..., 5:-5, 5:-5]
     assert torch.allclose(mine, full[..., 5:-5, 5:-5], atol=1e-6)
     assert mine.std() > 0.01

@@ -50,9 +50,7 @@ def images(batch: int = 2, height: int = 64, width: int = 64, seed: int = 0) -> 
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_fresh_head_returns_opt_v1_bit_for_bit_and_says_so(
-    fresh: PrithviRefiner, dtype: torch.dtype
-) -> None:
+def test_a_fresh_head_returns_opt_v1_bit_for_bit_and_says_so(fresh: PrithviRefiner, dtype: torch.dtype) -> None:
     opt_v1 = images().to(dtype)
     opt_v1[0, :, 3:5, 7] = torch.nan
     opt_v1[1, 2, 9, 9] = -12.5  # out of range, and not ours to change
@@ -276,9 +274,7 @@ def test_only_training_forgets_metadata() -> None:
 
 def test_config_and_keywords() -> None:
     by_mapping = RefinerConfig.read({"variant": "nano", "head_widths": [8, 8, 8]}, {"pretrained": False})
-    by_config = RefinerConfig.read(
-        RefinerConfig(variant="nano", head_widths=(8, 8, 8)), {"pretrained": False}
-    )
+    by_config = RefinerConfig.read(RefinerConfig(variant="nano", head_widths=(8, 8, 8)), {"pretrained": False})
     assert by_mapping == by_config
     assert by_mapping.head_widths == (8, 8, 8)
     assert RefinerConfig().variant == "prithvi_eo_v2_300_tl"
@@ -325,9 +321,7 @@ def test_saved_refiners_load_frozen_and_equal(refiner: PrithviRefiner, tmp_path:
         save_refiner(refiner, path)
     short = save_refiner(refiner, tmp_path / "short.safetensors", half=True)
     assert short.stat().st_size < 0.6 * path.stat().st_size
-    assert (
-        build_prithvi_refiner(variant="nano", checkpoint=short)(opt_v1) - refiner(opt_v1)
-    ).abs().max() < 20
+    assert (build_prithvi_refiner(variant="nano", checkpoint=short)(opt_v1) - refiner(opt_v1)).abs().max() < 20
 
 
 def test_nano_is_read_from_the_package(

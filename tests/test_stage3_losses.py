@@ -77,9 +77,7 @@ def test_pixels_without_sar_or_truth_do_not_count() -> None:
     holed = s1.masked_fill(~mask, torch.nan)
     assert torch.equal(Stage3Loss().terms(other, alike, s1=holed)["sar"], expected)
     # Elsewhere the other terms still count pixels without SAR.
-    assert torch.equal(
-        Stage3Loss().terms(other, alike, s1=holed)["l1"], Stage2Loss().terms(other, alike)["l1"]
-    )
+    assert torch.equal(Stage3Loss().terms(other, alike, s1=holed)["l1"], Stage2Loss().terms(other, alike)["l1"])
 
 
 def test_token_cross_entropy() -> None:
@@ -94,9 +92,7 @@ def test_token_cross_entropy() -> None:
     assert token_cross_entropy(sharp, torch.full_like(targets, IGNORED_TOKEN)) == 0
     _, image, truth = scene()
     with_tokens = Stage3Loss(tokens=0.5)(image, truth, logits=logits, targets=targets)
-    assert with_tokens.item() == pytest.approx(
-        float(Stage2Loss()(image, truth)) + 0.5 * math.log(8), rel=1e-5
-    )
+    assert with_tokens.item() == pytest.approx(float(Stage2Loss()(image, truth)) + 0.5 * math.log(8), rel=1e-5)
     with_tokens.backward()
     assert logits.grad is not None
     assert not logits.grad[1, 1].any()

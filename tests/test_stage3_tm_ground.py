@@ -140,11 +140,7 @@ def test_callers_tensors_and_global_random_states_are_untouched(nano: Stage3Grou
     s1[0, 0, 3, 3] = torch.nan
     trust = torch.ones(2, 1, 64, 64)
     before = [x.clone() for x in (s1, opt_v2, trust)]
-    torch_state, python_state, numpy_state = (
-        torch.get_rng_state(),
-        random.getstate(),
-        np.random.get_state()[1],
-    )
+    torch_state, python_state, numpy_state = (torch.get_rng_state(), random.getstate(), np.random.get_state()[1])
     for mode in CORRECTION_MODES:
         ground(nano, s1, opt_v2, trust=trust, tokens="sample", ensemble_size=2, correction_mode=mode)
     stage3_batch_inference(nano, [{"s1": s1, "opt_v2": opt_v2}], 1, verbose=False)
@@ -221,9 +217,7 @@ def test_ensemble_mean_and_spread(nano: Stage3GroundingModel) -> None:
 
 
 @pytest.mark.parametrize("mode", CORRECTION_MODES)
-def test_the_grounding_map_says_what_changed_and_what_the_sar_asked_for(
-    nano: Stage3GroundingModel, mode: str
-) -> None:
+def test_the_grounding_map_says_what_changed_and_what_the_sar_asked_for(nano: Stage3GroundingModel, mode: str) -> None:
     s1, opt_v2 = plausible_pair(1)
     s1[..., :8, :8] = torch.nan
     found = nano.grounding_map(s1, opt_v2, 2, correction_mode=mode)
@@ -271,9 +265,7 @@ def test_large_images_are_anchored_and_seamless(nano: Stage3GroundingModel) -> N
     """Away from a new edge a cut along the grid gives the same pixels, and tile borders do not show."""
     s1, opt_v2 = plausible_pair(1, 600, 256)
     whole = ground(nano, s1, opt_v2, timesteps=1)
-    cut = ground(
-        nano, s1[..., 192:, :], opt_v2[..., 192:, :], timesteps=1, controls=GroundingControls(origin=(192, 0))
-    )
+    cut = ground(nano, s1[..., 192:, :], opt_v2[..., 192:, :], timesteps=1, controls=GroundingControls(origin=(192, 0)))
     assert (whole.image[..., 256 : 256 + 128, :] - cut.image[..., 64 : 64 + 128, :]).abs().max() < 1.0
     change = whole.image - opt_v2
     steps = (change[..., 1:, :] - change[..., :-1, :]).abs().mean(dim=(0, 1, 3))
@@ -343,9 +335,7 @@ def test_broad_colour_moves_where_the_sar_shows_water_that_opt_v2_does_not_and_n
 def test_valid_pixels_never_become_nodata_zero(nano: Stage3GroundingModel) -> None:
     model = copy.deepcopy(nano)
     with torch.no_grad():
-        model.corrector.head.body.out.bias[:16] = torch.tensor([-50.0, 50.0]).repeat(
-            8
-        )  # detail, which is never held
+        model.corrector.head.body.out.bias[:16] = torch.tensor([-50.0, 50.0]).repeat(8)  # detail, which is never held
         model.corrector.head.body.out.bias[16:20] = 20.0
     s1, opt_v2 = plausible_pair(1)
     image = ground(model, s1, opt_v2).image
@@ -356,8 +346,7 @@ def test_valid_pixels_never_become_nodata_zero(nano: Stage3GroundingModel) -> No
 
 
 @pytest.mark.parametrize(
-    ("dtype", "expected"),
-    [(torch.float64, torch.float64), (torch.int16, torch.float32), (torch.uint16, torch.float32)],
+    ("dtype", "expected"), [(torch.float64, torch.float64), (torch.int16, torch.float32), (torch.uint16, torch.float32)]
 )
 def test_number_types(nano: Stage3GroundingModel, dtype: torch.dtype, expected: torch.dtype) -> None:
     s1, opt_v2 = plausible_pair(1)
@@ -476,11 +465,7 @@ def test_batch_inference_equals_single(nano: Stage3GroundingModel) -> None:
 
 @pytest.mark.parametrize(
     ("loader", "message"),
-    [
-        ([], "no batch"),
-        ([{"s1": torch.zeros(1, 2, 64, 64)}], "opt_v2"),
-        ([torch.zeros(1, 2, 64, 64)], "mapping"),
-    ],
+    [([], "no batch"), ([{"s1": torch.zeros(1, 2, 64, 64)}], "opt_v2"), ([torch.zeros(1, 2, 64, 64)], "mapping")],
 )
 def test_bad_loaders(nano: Stage3GroundingModel, loader: list[object], message: str) -> None:
     with pytest.raises(InputError, match=message):
@@ -534,9 +519,7 @@ def test_inference_moves_its_inputs_to_the_model_and_the_result_back(nano: Stage
     class Recorder:
         device = torch.device("meta")
 
-        def ground(
-            self, s1: torch.Tensor, opt_v2: torch.Tensor, _: object, **options: object
-        ) -> Stage3Output:
+        def ground(self, s1: torch.Tensor, opt_v2: torch.Tensor, _: object, **options: object) -> Stage3Output:
             assert s1.device == opt_v2.device == options["trust"].device == self.device  # type: ignore[attr-defined]
             return Stage3Output(torch.zeros(opt_v2.shape), opt_v2, opt_v2, None, 1)
 
@@ -588,8 +571,7 @@ def test_without_sar_nothing_depends_on_its_content() -> None:
     model = random_nano()
     s1, opt_v2 = plausible_pair(1, 64, 64)
     first, second = (
-        model.ground(image, opt_v2, 1, controls=GroundingControls(use_sar=False)).image
-        for image in (s1, s1 + 3.0)
+        model.ground(image, opt_v2, 1, controls=GroundingControls(use_sar=False)).image for image in (s1, s1 + 3.0)
     )
     assert torch.equal(first, second)
     assert not torch.equal(first, model.ground(s1, opt_v2, 1).image)

@@ -293,9 +293,7 @@ class Tiles(Dataset[dict[str, Tensor]]):
         return {"s1": self.s1[index], "opt_v2": self.opt_v2[index]}
 
 
-def command(
-    text: str, repository: Path, *more: object, **environment: str
-) -> subprocess.CompletedProcess[str]:
+def command(text: str, repository: Path, *more: object, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run one of the document's commands (and ``more`` arguments) in a shell's place.
 
     ``python`` is this one, and the script is that of this checkout, as the working folder is a temporary one.
@@ -413,9 +411,7 @@ def test_batch_processing(model: Stage3GroundingModel, capsys: pytest.CaptureFix
     assert captured.out == "Processed 3 samples\nOutput shape: torch.Size([3, 4, 64, 64])\n"
     assert "2/2" in captured.err  # the progress bar, in batches
     for index in range(3):
-        alone = stage3_inference(
-            model, tiles.s1[index].to(DEVICE), tiles.opt_v2[index].to(DEVICE), timesteps=10
-        )
+        alone = stage3_inference(model, tiles.s1[index].to(DEVICE), tiles.opt_v2[index].to(DEVICE), timesteps=10)
         assert (results["opt_v3"][index] - alone.cpu()).abs().max() < 1.0
 
 
@@ -619,9 +615,7 @@ def test_out_of_memory(nano_by_default: object, pair: tuple[Tensor, Tensor]) -> 
     assert names["opt_v3"].shape == (1, 4, 64, 64)
 
 
-def test_poor_quality(
-    nano_by_default: object, pair: tuple[Tensor, Tensor], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_poor_quality(nano_by_default: object, pair: tuple[Tensor, Tensor], capsys: pytest.CaptureFixture[str]) -> None:
     s1, opt_v2 = pair
     names = run(POOR_QUALITY, s1=s1, opt_v2=opt_v2)
     assert names["model"].standardize

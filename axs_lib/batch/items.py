@@ -61,9 +61,7 @@ class Item:
         return tuple(path for path in (self.s1, self.opt_v2, self.mask) if path is not None)
 
 
-def list_items(
-    inputs: str | os.PathLike[str], stage: Stage = "ground", outputs: Collection[Path] = ()
-) -> list[Item]:
+def list_items(inputs: str | os.PathLike[str], stage: Stage = "ground", outputs: Collection[Path] = ()) -> list[Item]:
     """List the items that a user means.
 
     Args:
@@ -136,11 +134,7 @@ def _from_manifest(path: Path, stage: Stage) -> list[Item]:
     columns, rows = _parquet_rows(path) if path.suffix.lower() == ".parquet" else _csv_rows(path)
     unknown = [column for column in columns if column not in COLUMNS]
     if columns and (unknown or not {"path", "s1"} & {*columns}):
-        fault = (
-            f"does not know {', '.join(map(repr, unknown))}"
-            if unknown
-            else "finds neither path nor s1 among them"
-        )
+        fault = f"does not know {', '.join(map(repr, unknown))}" if unknown else "finds neither path nor s1 among them"
         raise InputError(
             f"{path} has the columns {', '.join(columns)}, and axs batch {fault}; expected path (an .npz), or s1 and"
             f" opt_v2, and as far as known {', '.join(c for c in COLUMNS if c not in ('path', 's1', 'opt_v2'))}: remove"
@@ -159,9 +153,7 @@ def _item_of_row(row: Mapping[str, Any], where: str, folder: Path, stage: Stage)
         raise InputError(f"{where} names no file; expected a path in the column path, or in s1 and opt_v2")
     name = str(known.get("id", PurePosixPath(sar).stem.removesuffix(SAR_ENDING)))
     parts = name.split("/")
-    printable = "".join(
-        character for character in name if not "\udc80" <= character <= "\udcff"
-    ).isprintable()
+    printable = "".join(character for character in name if not "\udc80" <= character <= "\udcff").isprintable()
     if "\\" in name or not printable or any(part.startswith(".") or not part for part in parts):
         raise InputError(
             f"{where} has the id {name!r}; expected a relative name without hidden parts, such as tile_1 or"
@@ -194,14 +186,10 @@ def _csv_rows(path: Path) -> tuple[list[str], list[dict[str, Any]]]:
         reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
         rows: list[dict[str, Any]] = list(reader)
     except (OSError, csv.Error) as error:
-        raise InputError(
-            f"{path} cannot be read as CSV ({error}); expected UTF-8 with a header line"
-        ) from error
+        raise InputError(f"{path} cannot be read as CSV ({error}); expected UTF-8 with a header line") from error
     for number, row in enumerate(rows, 1):
         if None in row:
-            raise InputError(
-                f"{path}, row {number} has more cells than the header line; put the cells in quotes"
-            )
+            raise InputError(f"{path}, row {number} has more cells than the header line; put the cells in quotes")
         for key in ("lat", "lon", "biome"):
             row[key] = _number(row.get(key))
     return list(reader.fieldnames or ()), [{k: v for k, v in row.items() if v is not None} for row in rows]

@@ -23,9 +23,7 @@ from axs_lib.batch.supervise import WorkerExit
 from axs_lib.batch.work import Job, Outcome, Task, Worker
 from axs_lib.errors import InputError, UntrainedHeadWarning
 
-_SPAWN = multiprocessing.get_context(
-    "spawn"
-)  # a fork would copy the threads' locks, and CUDA does not survive it
+_SPAWN = multiprocessing.get_context("spawn")  # a fork would copy the threads' locks, and CUDA does not survive it
 
 
 @dataclass
@@ -51,9 +49,7 @@ class LocalPool:
         self._share = gpus_per_worker
         self._gpus = visible_gpus() if gpus_per_worker > 0 else []
         if gpus_per_worker > 0 and not self._gpus:
-            raise InputError(
-                "--gpus-per-worker asks for GPU workers and there is no CUDA GPU here; leave it out"
-            )
+            raise InputError("--gpus-per-worker asks for GPU workers and there is no CUDA GPU here; leave it out")
         room = math.floor(len(self._gpus) / gpus_per_worker) if self._gpus else cores() // job.threads
         self._size = workers or max(1, room)
         self._slots: dict[int, _Slot] = {}
@@ -89,11 +85,7 @@ class LocalPool:
         there = {slot: self._slots[slot] for slot in slots}
         handles = [handle for each in there.values() for handle in (each.pipe, each.process.sentinel)]
         ready = set(wait(handles))
-        return [
-            (slot, _outcome(each))
-            for slot, each in there.items()
-            if ready & {each.pipe, each.process.sentinel}
-        ]
+        return [(slot, _outcome(each)) for slot, each in there.items() if ready & {each.pipe, each.process.sentinel}]
 
     def shutdown(self) -> None:
         """End all processes; outputs are atomic, so this harms none."""
@@ -112,9 +104,7 @@ def _outcome(slot: _Slot) -> Outcome | WorkerExit:
     if code >= 0:
         return WorkerExit(f"it ended with exit code {code}")
     name = signal.Signals(-code).name
-    return WorkerExit(
-        f"killed by {name}" + (", which is what a lack of memory does" if name == "SIGKILL" else "")
-    )
+    return WorkerExit(f"killed by {name}" + (", which is what a lack of memory does" if name == "SIGKILL" else ""))
 
 
 def _end(slot: _Slot) -> None:

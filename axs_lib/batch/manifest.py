@@ -98,13 +98,7 @@ class Record:
         """SHA-256 of each output by its absolute path; empty where it is not known."""
         try:
             maps = {str(each["path"]): str(each["sha256"]) for each in json.loads(self.maps).values()}
-        except (
-            ValueError,
-            RecursionError,
-            AttributeError,
-            KeyError,
-            TypeError,
-        ):  # damaged: then it names none
+        except (ValueError, RecursionError, AttributeError, KeyError, TypeError):  # damaged: then it names none
             maps = {}
         return maps | ({str(Path(out, self.output)): self.output_sha256} if self.output else {})
 
@@ -172,9 +166,7 @@ class Manifest:
             OutputError: the disk refuses, or the folder is no longer this job's.
         """
         self.check_lock()
-        records, _ = _read_journal(
-            self.out / JOURNAL
-        )  # Ctrl-C may have come between a line and its place in memory
+        records, _ = _read_journal(self.out / JOURNAL)  # Ctrl-C may have come between a line and its place in memory
         self.records |= records
         if self.records:
             with atomic_write(self.out / MANIFEST, overwrite=True) as temporary:
@@ -209,9 +201,7 @@ def open_manifest(out: Path, outputs: Iterable[Path] = (), *, overwrite: bool = 
         try:
             yield manifest
         except BaseException:
-            with contextlib.suppress(
-                AxionError
-            ):  # the journal has everything, and the first error is to be told
+            with contextlib.suppress(AxionError):  # the journal has everything, and the first error is to be told
                 manifest.write_table()
             raise
         else:

@@ -91,9 +91,7 @@ def build_runner(job: Job) -> Runner:
     return functools.partial(ground_item if settings["stage"] == "ground" else run_item, model, job)
 
 
-def ground_item(
-    model: Stage3GroundingModel, job: Job, item: Item, outputs: Mapping[str, Path]
-) -> Sequence[str]:
+def ground_item(model: Stage3GroundingModel, job: Job, item: Item, outputs: Mapping[str, Path]) -> Sequence[str]:
     """Ground the estimate of an item in its SAR image; an ``.npz`` holds the inputs too.
 
     Returns:
@@ -135,9 +133,7 @@ def run_item(pipeline: Pipeline, job: Job, item: Item, outputs: Mapping[str, Pat
     """
     from axs_lib.scenes.api import run_scene
 
-    return run_scene(
-        pipeline, item.s1, outputs[IMAGE], metadata=item.metadata, **_options(job, outputs)
-    ).notes
+    return run_scene(pipeline, item.s1, outputs[IMAGE], metadata=item.metadata, **_options(job, outputs)).notes
 
 
 def _options(job: Job, outputs: Mapping[str, Path]) -> dict[str, Any]:

@@ -130,9 +130,7 @@ def run_batch(
     return summary
 
 
-def supervise(
-    job: Job, pool: WorkerPool, tasks: Iterator[Task], count: int
-) -> Generator[Outcome, None, None]:
+def supervise(job: Job, pool: WorkerPool, tasks: Iterator[Task], count: int) -> Generator[Outcome, None, None]:
     """Let a pool do ``count`` tasks; outcomes come as they are ready, exactly one a task. Closing it ends the pool.
 
     Raises:
@@ -224,9 +222,7 @@ def _check_outputs(job: Job, items: Sequence[Item]) -> None:
         if len(set(outputs)) < len(outputs):
             raise InputError(f"two outputs of {item.id} have one name; give each map a folder of its own")
         for output in inputs.intersection(outputs):
-            raise InputError(
-                f"the output of {item.id} would replace the input {output}; choose another --out"
-            )
+            raise InputError(f"the output of {item.id} would replace the input {output}; choose another --out")
 
 
 def _check_results(

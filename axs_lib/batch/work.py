@@ -32,9 +32,7 @@ _LONGEST_ERROR = 1000
 
 Format = Literal["npz", "tif"]
 Device = Literal["cpu", "cuda"]
-Runner = Callable[
-    [Item, Mapping[str, Path]], Sequence[str]
-]  # item and paths to write to; what was assumed of it
+Runner = Callable[[Item, Mapping[str, Path]], Sequence[str]]  # item and paths to write to; what was assumed of it
 IMAGE = "image"
 
 
@@ -155,16 +153,12 @@ class Worker:
                     return Outcome(item.id, stop=f"the model cannot be built: {_in_words(error)}")
             with temporary_folder(job.out) as folder:
                 # A tree like that of the outputs, so that a STAC Item links to its files.
-                made = {
-                    name: folder / path.relative_to(path.anchor) for name, path in job.outputs(item).items()
-                }
+                made = {name: folder / path.relative_to(path.anchor) for name, path in job.outputs(item).items()}
                 for path in made.values():
                     path.parent.mkdir(parents=True, exist_ok=True)
                 notes = self._runner(item, made)
                 if [_stamp(path) for path in item.paths] != stamps:
-                    raise InputError(
-                        f"{' or '.join(item.paths)} changed while it was read; run the batch again"
-                    )
+                    raise InputError(f"{' or '.join(item.paths)} changed while it was read; run the batch again")
                 size = made[IMAGE].stat().st_size
                 written = {str(path): _sha256(str(made[name])) for name, path in job.outputs(item).items()}
                 if lock_inode(job.out) != task.lock:  # nothing is written to a folder that is another job's
@@ -177,9 +171,7 @@ class Worker:
             record = make_record(job, task, "failed", _in_words(error), seconds=seconds, hashes=hashes)
             return Outcome(item.id, record, stop=_in_words(error) if _disk_full(error) else "")
         seconds = time.perf_counter() - start
-        record = make_record(
-            job, task, "done", seconds=seconds, hashes=hashes, written=written, size=size, notes=notes
-        )
+        record = make_record(job, task, "done", seconds=seconds, hashes=hashes, written=written, size=size, notes=notes)
         return Outcome(item.id, record)
 
 
@@ -201,9 +193,7 @@ def make_record(
     named = _named(item, hashes or {})
     outputs = {name: str(path) for name, path in job.outputs(item).items()}
     if status not in ("started", "done"):  # what is there of an earlier run is still this batch's own
-        outputs = {
-            name: path for name, path in outputs.items() if path in task.ours and os.path.lexists(path)
-        }
+        outputs = {name: path for name, path in outputs.items() if path in task.ours and os.path.lexists(path)}
     sha256 = {name: (written or {}).get(path, "") for name, path in outputs.items()}
     return Record(
         id=item.id,
@@ -226,9 +216,7 @@ def make_record(
         output=job.output_name(item) if IMAGE in outputs else "",
         output_sha256=sha256.get(IMAGE, ""),
         output_bytes=size,
-        maps=_json(
-            {name: {"path": outputs[name], "sha256": sha256[name]} for name in outputs if name != IMAGE}
-        ),
+        maps=_json({name: {"path": outputs[name], "sha256": sha256[name]} for name in outputs if name != IMAGE}),
         version=__version__,
         finished=datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
     )
@@ -240,12 +228,8 @@ def _check_places(job: Job, task: Task) -> None:
         raise InputError(f"the id {task.item.id!r} stands for a file of the manifest; rename the tile")
     for name, output in job.outputs(task.item).items():
         root = Path(job.maps.get(name, job.out))
-        if Path(os.path.realpath(output.parent)) != Path(os.path.realpath(root)) / output.parent.relative_to(
-            root
-        ):
-            raise OutputError(
-                f"{output.parent} leads through a symbolic link, which is never written through"
-            )
+        if Path(os.path.realpath(output.parent)) != Path(os.path.realpath(root)) / output.parent.relative_to(root):
+            raise OutputError(f"{output.parent} leads through a symbolic link, which is never written through")
         if os.path.lexists(output) and str(output) not in task.ours:
             raise OutputError(
                 f"{output} exists already and the manifest does not account for it; move it away, or add {OVERWRITE} if"

@@ -50,8 +50,7 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def axs(
     version: Annotated[
-        bool,
-        typer.Option("--version", help="Show the version and exit.", callback=_print_version, is_eager=True),
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_print_version, is_eager=True)
     ] = False,
 ) -> None:
     """Ground an optical satellite estimate in real Sentinel-1 radar with TerraMind."""
@@ -98,9 +97,7 @@ for _name, _help in TRAINABLE.items():
 def main() -> None:
     """Entry point of the ``axs`` command."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(
-            errors="backslashreplace"
-        )  # a file name may hold what the terminal's encoding lacks
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file name may hold what the terminal's encoding lacks
     try:
         app(prog_name="axs")
     except OSError as error:

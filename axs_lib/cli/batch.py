@@ -60,15 +60,13 @@ def batch(
     ] = BatchStage.ground,
     engine: Annotated[Engine, typer.Option(help="This machine's processes, or Ray.")] = Engine.local,
     workers: Annotated[
-        int | None,
-        typer.Option(min=1, help="Workers, one model each; by default one a core, or as GPUs allow."),
+        int | None, typer.Option(min=1, help="Workers, one model each; by default one a core, or as GPUs allow.")
     ] = None,
     address: Annotated[
         str | None, typer.Option(help="Of a Ray cluster, such as auto; by default Ray is started here.")
     ] = None,
     gpus_per_worker: Annotated[
-        float | None,
-        typer.Option(min=0, max=1, help="GPU share of a worker, such as 1 or 0.5; 0 is the CPU."),
+        float | None, typer.Option(min=0, max=1, help="GPU share of a worker, such as 1 or 0.5; 0 is the CPU.")
     ] = None,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of each worker.")] = 1,
     mask: options.MaskOption = None,
@@ -105,14 +103,11 @@ def batch(
     format: Annotated[
         OutputFormat, typer.Option(help="Of the outputs; a .tif holds the last image alone.")
     ] = OutputFormat.npz,
-    fail_fast: Annotated[
-        bool, typer.Option("--fail-fast", help="Stop at the first item that fails.")
-    ] = False,
+    fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at the first item that fails.")] = False,
     overwrite: Annotated[
         bool,
         typer.Option(
-            "--overwrite",
-            help="Replace outputs that the manifest does not account for, or where it cannot be read.",
+            "--overwrite", help="Replace outputs that the manifest does not account for, or where it cannot be read."
         ),
     ] = False,
     force: options.ForceOption = False,
@@ -144,9 +139,7 @@ def batch(
     only_pipeline = {"--stage1-checkpoint": stage1_checkpoint, "--stage2-checkpoint": stage2_checkpoint}
     wrong = [option for option, value in (only_ground if pipeline else only_pipeline).items() if value]
     if wrong:
-        raise InputError(
-            f"--stage {stage.value} has no {wrong[0]}; leave it out, or choose the other --stage"
-        )
+        raise InputError(f"--stage {stage.value} has no {wrong[0]}; leave it out, or choose the other --stage")
     share = _gpu_share(device, gpus_per_worker)
     folders = {"uncertainty": uncertainty, "gate": gate, "sar_contribution": sar_contribution, "stac": stac}
     maps = {key: str(folder.resolve()) for key, folder in folders.items() if folder is not None}
@@ -227,9 +220,7 @@ def _gpu_share(device: str | None, share: float | None) -> float:
     return share if share is not None else float(device == "cuda")
 
 
-def _pool(
-    engine: Engine, job: Job, workers: int | None, gpus_per_worker: float, address: str | None
-) -> WorkerPool:
+def _pool(engine: Engine, job: Job, workers: int | None, gpus_per_worker: float, address: str | None) -> WorkerPool:
     if engine is Engine.ray:
         from axs_lib.batch.ray_engine import RayPool
 

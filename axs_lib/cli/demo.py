@@ -85,9 +85,7 @@ def demo(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the results.")] = Path("demo_output"),
     timesteps: options.TimestepsOption = None,
     seed: Annotated[int, typer.Option(help="Seed of the simulated errors and of the noise.")] = 0,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Use a folder that holds other files, too.")
-    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Use a folder that holds other files, too.")] = False,
 ) -> None:
     """Fill a gap, ground an estimate and run the three stages with nano on real tiles, and show the results."""
     from rich.console import Console
@@ -119,10 +117,7 @@ def demo(
             record["parts"][part][name] = shown.figures
     _write_record(out / RECORD, record)
     write_report(
-        out / PAGE,
-        [out / part for part in PARTS],
-        title=f"What {VARIANT} makes of real tiles",
-        overwrite=True,
+        out / PAGE, [out / part for part in PARTS], title=f"What {VARIANT} makes of real tiles", overwrite=True
     )
 
     for part, (title, note, _) in PARTS.items():
@@ -173,11 +168,7 @@ def fill_gap(sample: DemoTile, pipeline: Pipeline, settings: Mapping[str, Any]) 
     clouded = sample.truth.masked_fill(trust == 0, torch.nan)
     output = pipeline.stage3.ground(sample.s1, clouded, trust=trust, **settings)
     colour = clouded.nanmean((2, 3), keepdim=True).expand_as(clouded)
-    images = {
-        "mean colour": colour,
-        "smooth fill": fill_nodata(clouded, valid_pixels(clouded)),
-        "opt_v3": output.image,
-    }
+    images = {"mean colour": colour, "smooth fill": fill_nodata(clouded, valid_pixels(clouded)), "opt_v3": output.image}
     figures = {key: compute_metrics(image, sample.truth, mask=trust == 0) for key, image in images.items()}
     clear = (trust == 1).expand_as(clouded)
     changed = (output.image - sample.truth)[clear].abs().max()
@@ -270,21 +261,10 @@ def _write(folder: Path, sample: DemoTile, shown: Shown) -> None:
     optical = {key: image for key, image in shown.images.items() if key.startswith("opt_")}
     for name, image in (optical | {"truth": sample.optical.data}).items():
         made = {} if name == "truth" else tags
-        write_layer(
-            folder / f"{name}.tif",
-            optical_layer(name),
-            image,
-            grid_like(sample.optical),
-            made,
-            overwrite=True,
-        )
+        write_layer(folder / f"{name}.tif", optical_layer(name), image, grid_like(sample.optical), made, overwrite=True)
     arrays = dict(zip(("s1_vv", "s1_vh"), sample.sar.data, strict=True)) | shown.images
     write_arrays(
-        folder / "tile.npz",
-        arrays | {"s2_real": sample.optical.data},
-        sample.optical,
-        tags=tags,
-        overwrite=True,
+        folder / "tile.npz", arrays | {"s2_real": sample.optical.data}, sample.optical, tags=tags, overwrite=True
     )
 
 
@@ -303,10 +283,7 @@ def _show_table(console: Any, title: str, tiles: Mapping[str, Figures]) -> None:
     rows: list[Sequence[str]] = []
     for name, figures in (dict(tiles) | {"mean": mean}).items():
         for number, image in enumerate(images):
-            cells = (
-                f"{figures[image][key] * (1000 if key == 'mse' else 1):.{digits}f}"
-                for key, _, digits in COLUMNS
-            )
+            cells = (f"{figures[image][key] * (1000 if key == 'mse' else 1):.{digits}f}" for key, _, digits in COLUMNS)
             rows.append(["" if number else name, image, *cells])
     table = rich_table(title, ("tile", "image", *(heading for _, heading, _ in COLUMNS)), rows)
     table.title_justify, table.columns[1].justify = "left", "left"

@@ -52,8 +52,7 @@ def evaluate(
     checkpoint: options.CheckpointOption = None,
     adapter: options.AdapterOption = None,
     stage: Annotated[
-        EvaluatedStage,
-        typer.Option(help="ground: Stage 3 by itself; pipeline: all three stages, from SAR alone."),
+        EvaluatedStage, typer.Option(help="ground: Stage 3 by itself; pipeline: all three stages, from SAR alone.")
     ] = EvaluatedStage.ground,
     opt_v2_source: Annotated[
         EstimateSource | None,
@@ -78,15 +77,12 @@ def evaluate(
     quality: Annotated[
         PairQuality, typer.Option(help="ok: clear tiles; all: clouds, snow and water too.")
     ] = PairQuality.ok,
-    groups: Annotated[
-        str | None, typer.Option(help="Only these groups (places, dates), with commas between.")
-    ] = None,
+    groups: Annotated[str | None, typer.Option(help="Only these groups (places, dates), with commas between.")] = None,
     seed: options.SeedOption = 0,
     controls: Annotated[
         bool,
         typer.Option(
-            "--controls",
-            help="Also with another tile's SAR, another tile's proposal, no SAR, and constant colours.",
+            "--controls", help="Also with another tile's SAR, another tile's proposal, no SAR, and constant colours."
         ),
     ] = False,
     no_sar_checkpoint: Annotated[
@@ -95,27 +91,19 @@ def evaluate(
     plain_checkpoint: Annotated[
         Path | None, typer.Option(help="Also measure this plain U-Net; with --gaps, trained to fill gaps.")
     ] = None,
-    flood: Annotated[
-        bool, typer.Option("--flood", help="Also simulate a flood that only the SAR shows.")
-    ] = False,
+    flood: Annotated[bool, typer.Option("--flood", help="Also simulate a flood that only the SAR shows.")] = False,
     damages: Annotated[
         bool,
         typer.Option(
-            "--damages",
-            help="Also ground the truth itself, and estimates of every kind, trained on and left out.",
+            "--damages", help="Also ground the truth itself, and estimates of every kind, trained on and left out."
         ),
     ] = False,
     gaps: Annotated[bool, typer.Option("--gaps", help="Also fill simulated and real cloud gaps.")] = False,
     uncertainty: Annotated[
-        bool,
-        typer.Option("--uncertainty", help="Also ask whether the uncertainty map says how wrong opt_v3 is."),
+        bool, typer.Option("--uncertainty", help="Also ask whether the uncertainty map says how wrong opt_v3 is.")
     ] = False,
-    ensemble_size: Annotated[
-        int, typer.Option(min=1, help="Members of the ensemble that --uncertainty measures.")
-    ] = 4,
-    members: Annotated[
-        int, typer.Option(min=1, help="Members of the ensemble whose mean is measured as opt_v3.")
-    ] = 1,
+    ensemble_size: Annotated[int, typer.Option(min=1, help="Members of the ensemble that --uncertainty measures.")] = 4,
+    members: Annotated[int, typer.Option(min=1, help="Members of the ensemble whose mean is measured as opt_v3.")] = 1,
     s1_product: options.S1ProductOption = Product.S1GRD,
     device: options.DeviceOption = None,
     dtype: options.DtypeOption = Precision.float32,
@@ -124,9 +112,7 @@ def evaluate(
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing report.")] = False,
     force: options.ForceOption = False,
-    quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="No progress bar and no line per tile.")
-    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar and no line per tile.")] = False,
 ) -> None:
     """Measure opt_v3 beside opt_v2 on real pairs: per tile, in the mean and in the median.
 
@@ -267,10 +253,7 @@ def _steps(timesteps: str) -> list[int]:
 
 
 def _is_whole(
-    stage: EvaluatedStage,
-    source: EstimateSource | None,
-    stage1_checkpoint: Path | None,
-    stage2_checkpoint: Path | None,
+    stage: EvaluatedStage, source: EstimateSource | None, stage1_checkpoint: Path | None, stage2_checkpoint: Path | None
 ) -> bool:
     """Whether Stages 1 and 2 make the estimate."""
     from axs_lib.errors import InputError

@@ -36,9 +36,7 @@ def fetch(
     from axs_lib.scenes.search import find_pair, load_pair, save_pair
 
     place = options.parse_edges(bounds or "", crs)
-    pair = find_pair(
-        catalog, place, dates, sar_collection=sar_collection, optical_collection=optical_collection
-    )
+    pair = find_pair(catalog, place, dates, sar_collection=sar_collection, optical_collection=optical_collection)
     arrays = load_pair(pair, crs=crs, resolution=res, s1_unit=s1_unit.value)
     s1, s2, *trust = save_pair(arrays, out, overwrite=overwrite)
     if quiet:

@@ -91,9 +91,7 @@ def ground(
     models: list[Any] = []
 
     def build_model() -> Any:
-        model = stage3_tm_ground.build_stage3_model(
-            steps, device=str(target), s1_product=s1_product.value, **given
-        )
+        model = stage3_tm_ground.build_stage3_model(steps, device=str(target), s1_product=s1_product.value, **given)
         if adapter is not None:
             load_adapter(model, adapter)
         if dtype != Precision.float32:
@@ -102,9 +100,7 @@ def ground(
         return model
 
     # 3. Run it.
-    settings: dict[str, Any] = (
-        {"strength": strength, "hold_colour": True} if hold_colour else {"strength": strength}
-    )
+    settings: dict[str, Any] = {"strength": strength, "hold_colour": True} if hold_colour else {"strength": strength}
     with options.memory_errors(str(target)):
         result = ground_scene(
             build_model,

@@ -83,8 +83,7 @@ S1Option = Annotated[
     ),
 ]
 BandsOption = Annotated[
-    str | None,
-    typer.Option(help="Order of the bands in the files, as B04,B03,B02,B08, where they do not say it."),
+    str | None, typer.Option(help="Order of the bands in the files, as B04,B03,B02,B08, where they do not say it.")
 ]
 S1UnitOption = Annotated[
     S1Unit, typer.Option(help="Unit of the SAR; auto goes by names and values and prints what it decided.")
@@ -95,9 +94,7 @@ BoaOffsetOption = Annotated[
 ]
 SameGridOption = Annotated[
     bool,
-    typer.Option(
-        "--same-grid", help="Lay images of one size on each other, although one does not say where it lies."
-    ),
+    typer.Option("--same-grid", help="Lay images of one size on each other, although one does not say where it lies."),
 ]
 ForceOption = Annotated[bool, typer.Option("--force", help="Accept values that do not look like dB and DN.")]
 MaskOption = Annotated[
@@ -110,9 +107,7 @@ MaskOption = Annotated[
     ),
 ]
 MaskKindOption = Annotated[MaskKind, typer.Option(help="What the values of --mask mean.")]
-MaskInvertOption = Annotated[
-    bool, typer.Option("--mask-invert", help="1 is unknown in --mask, as in a cloud mask.")
-]
+MaskInvertOption = Annotated[bool, typer.Option("--mask-invert", help="1 is unknown in --mask, as in a cloud mask.")]
 DropOption = Annotated[
     str | None,
     typer.Option(
@@ -121,9 +116,7 @@ DropOption = Annotated[
         "cloud_shadow,cloud_medium,cloud_high,thin_cirrus.",
     ),
 ]
-MaskBufferOption = Annotated[
-    int, typer.Option(metavar="PX", min=0, help="Pixels by which what is unknown grows.")
-]
+MaskBufferOption = Annotated[int, typer.Option(metavar="PX", min=0, help="Pixels by which what is unknown grows.")]
 
 # The model
 VariantOption = Annotated[
@@ -132,14 +125,9 @@ VariantOption = Annotated[
 CheckpointOption = Annotated[Path | None, _path("TerraMind weights from this file or folder.")]
 AdapterOption = Annotated[
     Path | None,
-    _path(
-        "LoRA adapter and grounding head for Stage 3, from this folder of `axs train stage3` or `head`.",
-        "DIR",
-    ),
+    _path("LoRA adapter and grounding head for Stage 3, from this folder of `axs train stage3` or `head`.", "DIR"),
 ]
-Stage1CheckpointOption = Annotated[
-    Path | None, _path("Stage 1 weights, where they are not those of Stage 3.")
-]
+Stage1CheckpointOption = Annotated[Path | None, _path("Stage 1 weights, where they are not those of Stage 3.")]
 Stage2CheckpointOption = Annotated[Path | None, _path("Stage 2 weights from this file or folder.")]
 DeviceOption = Annotated[
     str | None, typer.Option(help="cpu, cuda, cuda:1 ...; by default a GPU where there is one, else the CPU.")
@@ -159,20 +147,16 @@ StrengthOption = Annotated[
 ]
 SeedOption = Annotated[int, typer.Option(help="Seed of the noise.")]
 EnsembleOption = Annotated[
-    int | None,
-    typer.Option(min=1, help="Members averaged; by default 4 where an uncertainty map is written, else 1."),
+    int | None, typer.Option(min=1, help="Members averaged; by default 4 where an uncertainty map is written, else 1.")
 ]
 CorrectionModeOption = Annotated[
-    CorrectionMode | None,
-    typer.Option(help="How a correction is made; by default what the weights were trained for."),
+    CorrectionMode | None, typer.Option(help="How a correction is made; by default what the weights were trained for.")
 ]
 HoldColourOption = Annotated[
-    bool,
-    typer.Option("--hold-colour", help="Change detail only: no flood comes through, none is invented."),
+    bool, typer.Option("--hold-colour", help="Change detail only: no flood comes through, none is invented.")
 ]
 DeterministicOption = Annotated[
-    bool,
-    typer.Option("--deterministic", help="One tile at a time, so that runs agree to the last DN; slower."),
+    bool, typer.Option("--deterministic", help="One tile at a time, so that runs agree to the last DN; slower.")
 ]
 
 # Outputs
@@ -180,16 +164,12 @@ UncertaintyOption = Annotated[
     Path | None, _path("Also write the error to expect (1 std), in DN; of axs batch a folder.")
 ]
 GateOption = Annotated[
-    Path | None,
-    _path("Also write how much of the correction was let through, 0 to 1; of axs batch a folder."),
+    Path | None, _path("Also write how much of the correction was let through, 0 to 1; of axs batch a folder.")
 ]
 SarContributionOption = Annotated[
-    Path | None,
-    _path("Also write the change that the SAR makes, in DN (a second run); of axs batch a folder."),
+    Path | None, _path("Also write the change that the SAR makes, in DN (a second run); of axs batch a folder.")
 ]
-StacOption = Annotated[
-    Path | None, _path("Also write a STAC Item, which needs --date; of axs batch a folder.")
-]
+StacOption = Annotated[Path | None, _path("Also write a STAC Item, which needs --date; of axs batch a folder.")]
 DateOption = Annotated[str | None, typer.Option(help="Day the image stands for, as 2021-07-14.")]
 LikeOption = Annotated[Path | None, _path("Draw on the grid of this raster.", "FILE")]
 CrsOption = Annotated[str | None, typer.Option(help="CRS of the output, such as EPSG:32633.")]
@@ -204,9 +184,7 @@ OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace exis
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 
 
-def mask_file(
-    path: Path | None, kind: MaskKind, invert: bool, drop: str | None, buffer: int
-) -> MaskFile | None:
+def mask_file(path: Path | None, kind: MaskKind, invert: bool, drop: str | None, buffer: int) -> MaskFile | None:
     """The mask that ``--mask`` and its options describe.
 
     Raises:
@@ -331,12 +309,7 @@ def report(result: SceneResult, variant: str, known: Sequence[str] = ()) -> None
         f"{height}x{width} px, {variant}{about}, {result.tiles} tiles in {result.seconds:.0f} s ({speed:.1f} tiles/s),"
         f" {evaluations} network evaluations"
     )
-    words = {
-        "kept": "kept as observed",
-        "filled": "filled",
-        "corrected": "corrected",
-        "empty": "left empty (nodata)",
-    }
+    words = {"kept": "kept as observed", "filled": "filled", "corrected": "corrected", "empty": "left empty (nodata)"}
     total = sum(result.counts.values())
     shares = [
         f"{result.counts[key]:,} {text} ({100 * result.counts[key] / total:.1f} %)"
@@ -350,7 +323,4 @@ def report(result: SceneResult, variant: str, known: Sequence[str] = ()) -> None
 
 def shown(metadata: Mapping[str, Any]) -> list[str]:
     """What is known of time and place, for people."""
-    return [
-        f"{key} {value:.2f}" if isinstance(value, float) else f"{key} {value}"
-        for key, value in metadata.items()
-    ]
+    return [f"{key} {value:.2f}" if isinstance(value, float) else f"{key} {value}" for key, value in metadata.items()]

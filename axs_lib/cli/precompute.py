@@ -19,28 +19,20 @@ def precompute(
         Literal["stage1", "stage2"], typer.Option(help="stage1 makes opt_v1; stage2 makes opt_v2 from it.")
     ],
     data: Annotated[Path, typer.Option(help="Data folder; for stage2 the output of stage1.")],
-    out: Annotated[
-        Path, typer.Option(help="Folder for the pairs; what is there already is not computed again.")
-    ],
+    out: Annotated[Path, typer.Option(help="Folder for the pairs; what is there already is not computed again.")],
     folds: Annotated[int, typer.Option(min=2, help="Number of folds.")] = 5,
     config: Annotated[
         str | None,
         typer.Option(
-            "--config",
-            "-c",
-            help="Train a model for each fold: name or file of an `axs train` configuration.",
+            "--config", "-c", help="Train a model for each fold: name or file of an `axs train` configuration."
         ),
     ] = None,
     checkpoint: Annotated[
-        list[Path] | None,
-        typer.Option(help="Or: the weights of each fold's model, in the order of the folds."),
+        list[Path] | None, typer.Option(help="Or: the weights of each fold's model, in the order of the folds.")
     ] = None,
-    variant: Annotated[
-        str | None, typer.Option(help="Variant of the checkpoints, where they do not say it.")
-    ] = None,
+    variant: Annotated[str | None, typer.Option(help="Variant of the checkpoints, where they do not say it.")] = None,
     format: Annotated[
-        Literal["npz", "bigearthnet_v1", "bigearthnet_v2", "scenes"],
-        typer.Option(help="Layout of the data folder."),
+        Literal["npz", "bigearthnet_v1", "bigearthnet_v2", "scenes"], typer.Option(help="Layout of the data folder.")
     ] = "npz",
     on_bad: Annotated[Literal["refuse", "skip"], typer.Option(help="What to do about bad files.")] = "refuse",
     s1_product: Annotated[Literal["S1GRD", "S1RTC"], typer.Option(help="SAR product.")] = "S1GRD",

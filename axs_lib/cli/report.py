@@ -15,9 +15,7 @@ import typer
 def report(
     results: Annotated[
         list[Path] | None,
-        typer.Argument(
-            metavar="[DIR_OR_FILES]...", help="Folders with results; .npz with opt_v3; opt_v3 GeoTIFFs."
-        ),
+        typer.Argument(metavar="[DIR_OR_FILES]...", help="Folders with results; .npz with opt_v3; opt_v3 GeoTIFFs."),
     ] = None,
     out: Annotated[Path, typer.Option(metavar="FILE", help="The page.")] = Path("report.html"),
     evaluation: Annotated[
@@ -50,6 +48,4 @@ def report(
     )
     if not quiet:
         size = out.stat().st_size / 1e6
-        typer.echo(
-            f"{out}: {count} {'result' if count == 1 else 'results'}, {size:.1f} MB; open it in a browser"
-        )
+        typer.echo(f"{out}: {count} {'result' if count == 1 else 'results'}, {size:.1f} MB; open it in a browser")

@@ -78,35 +78,21 @@ def _parser() -> argparse.ArgumentParser:
         mode.add_argument(f"--{name}", dest="mode", action="store_const", const=name, help=text)
     parser.add_argument("--s1", type=Path, metavar="FILE", help="(B,2,H,W) or (2,H,W): VV, VH in dB")
     parser.add_argument(
-        "--opt_v2",
-        "--opt-v2",
-        type=Path,
-        metavar="FILE",
-        help="(B,4,H,W) or (4,H,W): B02, B03, B04, B08 in DN",
+        "--opt_v2", "--opt-v2", type=Path, metavar="FILE", help="(B,4,H,W) or (4,H,W): B02, B03, B04, B08 in DN"
     )
     parser.add_argument("--output", type=Path, metavar="FILE", help="opt_v3, shaped like opt_v2")
-    parser.add_argument(
-        "--timesteps", type=int, default=10, help="network evaluations, 1 to 1000 (default 10)"
-    )
+    parser.add_argument("--timesteps", type=int, default=10, help="network evaluations, 1 to 1000 (default 10)")
     parser.add_argument(
         "--variant", help=f"nano or terramind_v1_*; default {DEFAULT_VARIANT}, for --test {TEST_VARIANT}"
     )
     parser.add_argument("--checkpoint", type=Path, metavar="PATH", help="weights from this file or folder")
-    parser.add_argument(
-        "--s1-product", choices=S1_PRODUCTS, default=S1_PRODUCTS[0], help="kind of Sentinel-1 image"
-    )
+    parser.add_argument("--s1-product", choices=S1_PRODUCTS, default=S1_PRODUCTS[0], help="kind of Sentinel-1 image")
     parser.add_argument("--seed", type=int, default=0, help="of the noise (default 0)")
+    parser.add_argument("--strength", type=float, default=1.0, help="0 keeps opt_v2, 1 starts from noise (default 1)")
     parser.add_argument(
-        "--strength", type=float, default=1.0, help="0 keeps opt_v2, 1 starts from noise (default 1)"
+        "--correction-mode", choices=CORRECTION_MODES, help="how a correction is made; default what the weights are for"
     )
-    parser.add_argument(
-        "--correction-mode",
-        choices=CORRECTION_MODES,
-        help="how a correction is made; default what the weights are for",
-    )
-    parser.add_argument(
-        "--bands", help="order of the bands in a stack that has another, such as B04,B03,B02,B08"
-    )
+    parser.add_argument("--bands", help="order of the bands in a stack that has another, such as B04,B03,B02,B08")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 ...; default the GPU where there is one")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
     parser.add_argument("--force", action="store_true", help="accept values that do not look like dB and DN")
@@ -167,9 +153,7 @@ def _test(options: argparse.Namespace) -> int:
         correction_mode=options.correction_mode,
     )
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    typer.echo(
-        f"{model.variant}, {parameters / 1e6:.1f} M parameters, weights: {model.provenance['AXS_WEIGHTS']}"
-    )
+    typer.echo(f"{model.variant}, {parameters / 1e6:.1f} M parameters, weights: {model.provenance['AXS_WEIGHTS']}")
     s1, opt_v2 = (image.to(device) for image in _synthetic_pair(TEST_SIDE, options.seed))
     failed = 0
     with torch.no_grad():
@@ -180,9 +164,7 @@ def _test(options: argparse.Namespace) -> int:
     return FAILED if failed else 0
 
 
-def _checks(
-    model: Stage3GroundingModel, s1: Tensor, opt_v2: Tensor, options: argparse.Namespace
-) -> Iterator[Check]:
+def _checks(model: Stage3GroundingModel, s1: Tensor, opt_v2: Tensor, options: argparse.Namespace) -> Iterator[Check]:
     low, high = VALID_DN
     for timesteps in sorted({1, options.timesteps}):
         name = f"timesteps={timesteps}"
@@ -261,9 +243,7 @@ def _info(options: argparse.Namespace) -> int:
         typer.echo(f"  {name:<16}{counts[name] / 1e6:>8.2f} M  {text}")
     typer.echo(f"  {'total':<16}{sum(counts.values()) / 1e6:>8.2f} M")
     typer.echo("\ntokens")
-    typer.echo(
-        f"  width           {core.mask_token.shape[-1]}, {core.encoder[0].attn.num_heads} attention heads"
-    )
+    typer.echo(f"  width           {core.mask_token.shape[-1]}, {core.encoder[0].attn.num_heads} attention heads")
     typer.echo(f"  pixels          {layout.patch}x{layout.patch} each")
     typer.echo(f"  codebook        {entries} entries of {numbers} numbers (finite scalar quantization)")
     typer.echo("\ninputs")

@@ -19,13 +19,9 @@ def download(
     variant: Annotated[str, typer.Argument(help="A name that `axs weights list` shows.")],
     revision: Annotated[
         str | None,
-        typer.Option(
-            help="Branch, tag or commit of the generator's repository; GENERATOR:TOKENIZER pins both."
-        ),
+        typer.Option(help="Branch, tag or commit of the generator's repository; GENERATOR:TOKENIZER pins both."),
     ] = None,
-    to: Annotated[
-        Path | None, typer.Option(help="Folder for the files; the Hub's cache when left out.")
-    ] = None,
+    to: Annotated[Path | None, typer.Option(help="Folder for the files; the Hub's cache when left out.")] = None,
 ) -> None:
     """Fetch the files of a variant from the Hugging Face Hub."""
     from rich.console import Console

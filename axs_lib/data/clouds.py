@@ -36,12 +36,7 @@ BUFFER = 3  # px
 
 
 def cloud_trust(
-    batch: int,
-    height: int,
-    width: int,
-    *,
-    generator: torch.Generator,
-    cover: Range = (0.1, 0.7),
+    batch: int, height: int, width: int, *, generator: torch.Generator, cover: Range = (0.1, 0.7)
 ) -> Tensor:
     """Draw trust maps with the shapes of clouds and of their shadows.
 
@@ -135,11 +130,7 @@ def cloudy_trust(s2: Tensor, s2_cloudy: Tensor) -> Tensor:
     images = torch.stack([s2, s2_cloudy]).float()
     valid = valid_pixels(images[:1], images[1:])
     clear, cloudy = functional.avg_pool2d(
-        fill_nodata(images, valid.expand(2, -1, -1, -1)),
-        WINDOW,
-        stride=1,
-        padding=WINDOW // 2,
-        count_include_pad=False,
+        fill_nodata(images, valid.expand(2, -1, -1, -1)), WINDOW, stride=1, padding=WINDOW // 2, count_include_pad=False
     )
     brighter = (cloudy - clear)[:3].mean(0)
     cloud = brighter > CLOUD_DN

@@ -133,11 +133,7 @@ PRESETS: dict[str, Degradation] = {
 
 
 def degrade(
-    truth: Tensor,
-    *,
-    generator: torch.Generator | None = None,
-    seed: int | None = None,
-    preset: Preset = "train",
+    truth: Tensor, *, generator: torch.Generator | None = None, seed: int | None = None, preset: Preset = "train"
 ) -> Tensor:
     """Return a simulated Stage 2 estimate of a clean optical tile.
 
@@ -156,9 +152,7 @@ def degrade(
     """
     _check_shape(truth)
     if preset not in PRESETS:
-        raise InputError(
-            f"unknown degradation preset {preset!r}; choose one of {', '.join(map(repr, PRESETS))}."
-        )
+        raise InputError(f"unknown degradation preset {preset!r}; choose one of {', '.join(map(repr, PRESETS))}.")
     if generator is not None and seed is not None:
         raise InputError("degrade got both a generator and a seed; give one of them.")
     ranges = PRESETS[preset]
@@ -318,9 +312,7 @@ def gaussian_matrix(outputs: int, inputs: Tensor, sigma: Tensor) -> Tensor:
     """(B, outputs, inputs) matrices that smooth along one axis; rows sum to 1, so borders keep their level."""
     centre = torch.arange(outputs, device=sigma.device, dtype=torch.float32)
     distance = (centre[:, None] - inputs[None, :]) / sigma[:, None, None]
-    weight = torch.exp(
-        -0.5 * distance.square().clamp_max(40.0)
-    )  # the tail is flat: denormal numbers are slow
+    weight = torch.exp(-0.5 * distance.square().clamp_max(40.0))  # the tail is flat: denormal numbers are slow
     return weight / weight.sum(-1, keepdim=True)
 
 
@@ -336,9 +328,7 @@ def _blur(image: Tensor, ranges: Degradation, draw: Draw) -> Tensor:
     """Lower the ground resolution with a Gaussian PSF, each axis on its own."""
     height, width = image.shape[-2:]
     sigma = draw.uniform(*ranges.resolution, 2) / (FWHM_PER_SIGMA * METRES_PER_PIXEL)
-    rows = gaussian_matrix(
-        height, torch.arange(height, device=image.device, dtype=torch.float32), sigma[:, 0]
-    )
+    rows = gaussian_matrix(height, torch.arange(height, device=image.device, dtype=torch.float32), sigma[:, 0])
     cols = gaussian_matrix(width, torch.arange(width, device=image.device, dtype=torch.float32), sigma[:, 1])
     return apply_matrices(image, rows, cols)
 
@@ -379,15 +369,11 @@ def band_limited(height: int, width: int, channels: int, scale: Range, draw: Dra
     at_rows = torch.arange(-margin, height + margin, NOISE_STEP, device=sigma.device, dtype=torch.float32)
     at_cols = torch.arange(-margin, width + margin, NOISE_STEP, device=sigma.device, dtype=torch.float32)
     white = draw.normal(channels, at_rows.numel(), at_cols.numel())
-    fine = apply_matrices(
-        white, gaussian_matrix(height, at_rows, sigma), gaussian_matrix(width, at_cols, sigma)
-    )
+    fine = apply_matrices(white, gaussian_matrix(height, at_rows, sigma), gaussian_matrix(width, at_cols, sigma))
     pooled = functional.avg_pool2d(white, BANDPASS_RATIO)  # the outer Gaussian needs no finer grid than this
     at_rows, at_cols = (_block_centres(at, BANDPASS_RATIO) for at in (at_rows, at_cols))
     wide = sigma * BANDPASS_RATIO
-    coarse = apply_matrices(
-        pooled, gaussian_matrix(height, at_rows, wide), gaussian_matrix(width, at_cols, wide)
-    )
+    coarse = apply_matrices(pooled, gaussian_matrix(height, at_rows, wide), gaussian_matrix(width, at_cols, wide))
     field = fine - coarse
     field = field - field.mean((-2, -1), keepdim=True)
     return field / field.std((-2, -1), correction=0, keepdim=True).clamp_min(1e-6)

@@ -45,9 +45,7 @@ from axs_lib.errors import InputError
 from axs_lib.nodata import fill_nodata, valid_pixels
 
 Split = Literal["train", "choose", "report"]
-Make = Callable[
-    [Tensor, Draw, Tensor], Tensor
-]  # truth (B,4,H,W) in DN, draws, strength (B,) in [0,1] -> estimate
+Make = Callable[[Tensor, Draw, Tensor], Tensor]  # truth (B,4,H,W) in DN, draws, strength (B,) in [0,1] -> estimate
 
 METRES_PER_PIXEL = 10.0
 FWHM_PER_SIGMA = 2.0 * math.sqrt(2.0 * math.log(2.0))
@@ -132,9 +130,7 @@ def make_estimate(
         given = {"older": older, "stage2": stage2}[chosen.needs]
         if given is None or given.shape != truth.shape:
             shape = "nothing" if given is None else f"shape {tuple(given.shape)}"
-            raise InputError(
-                f"kind {kind!r} needs {chosen.needs}= of shape {tuple(truth.shape)} and got {shape}"
-            )
+            raise InputError(f"kind {kind!r} needs {chosen.needs}= of shape {tuple(truth.shape)} and got {shape}")
         estimate = torch.where(given.isfinite(), given.float(), image)
     else:
         estimate = chosen.make(image, draw, level)
@@ -148,11 +144,7 @@ def kinds_of(split: Split, *, without_needs: bool = False) -> list[str]:
         split: ``train``, ``choose`` or ``report``.
         without_needs: only those that need nothing but the truth.
     """
-    return [
-        name
-        for name, kind in KINDS.items()
-        if kind.split == split and not (without_needs and kind.make is None)
-    ]
+    return [name for name, kind in KINDS.items() if kind.split == split and not (without_needs and kind.make is None)]
 
 
 # -- parts --------------------------------------------------------------------------------------------------------
@@ -337,9 +329,7 @@ def _defocus_blur(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
 def _bicubic_noisy(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
     factor = torch.full_like(strength, 3.0)
     gaussian = draw.uniform(0, 1) < 0.5
-    matrices = [
-        _resampling(size, factor, draw.uniform(0, 1), gaussian, "bicubic") for size in image.shape[-2:]
-    ]
+    matrices = [_resampling(size, factor, draw.uniform(0, 1), gaussian, "bicubic") for size in image.shape[-2:]]
     level = _each(_between(strength, 5, 60, log=True))
     return apply_matrices(image, *matrices) + level * draw.normal(*image.shape[1:])
 
@@ -582,8 +572,7 @@ def _shift(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
     length, angle = _between(strength, 0.05, 3.0, log=True), draw.uniform(0, 2 * math.pi)
     whole = draw.uniform(0, 1) < 0.3
     down, across = (
-        torch.where(whole, part.round(), part)[:, None, None]
-        for part in (length * angle.sin(), length * angle.cos())
+        torch.where(whole, part.round(), part)[:, None, None] for part in (length * angle.sin(), length * angle.cos())
     )
     return _warped(image, down, across)
 
@@ -710,19 +699,9 @@ _TABLE = (
         _bicubic_noisy,
         relative="enlarged_lanczos",
     ),
+    Kind("jpeg_blocks", "report", "JPEG's blocks of 8 x 8 px, quality 95 to 30", _jpeg_blocks, relative="wavelet"),
     Kind(
-        "jpeg_blocks",
-        "report",
-        "JPEG's blocks of 8 x 8 px, quality 95 to 30",
-        _jpeg_blocks,
-        relative="wavelet",
-    ),
-    Kind(
-        "edge_preserving",
-        "report",
-        "bilateral filter, twice, 60 to 600 DN",
-        _edge_preserving,
-        relative="median_filter",
+        "edge_preserving", "report", "bilateral filter, twice, 60 to 600 DN", _edge_preserving, relative="median_filter"
     ),
     Kind(
         "patch_offsets_16",
@@ -732,23 +711,12 @@ _TABLE = (
         relative="patch_offsets",
     ),
     Kind("median_composite", "report", "median of five simulated dates", _median_composite),
-    Kind(
-        "older_image",
-        "report",
-        "the same place at another date",
-        None,
-        "older",
-        relative="changed_fields",
-    ),
-    Kind(
-        "motion_blur", "report", "10 to 90 m in a line, any direction", _motion_blur, relative="gaussian_blur"
-    ),
+    Kind("older_image", "report", "the same place at another date", None, "older", relative="changed_fields"),
+    Kind("motion_blur", "report", "10 to 90 m in a line, any direction", _motion_blur, relative="gaussian_blur"),
     Kind("haze", "report", "smooth veil, strongest in B02", _haze, relative="gain_offset"),
     Kind("smooth_warp", "report", "warp of 1 to 25 m (1 std)", _smooth_warp, relative="shift"),
     Kind("speckled", "report", "noise of 0.5 to 12 % of the signal", _speckled, relative="white_noise"),
-    Kind(
-        "ringing", "report", "cut-off at 0.40 to 0.10 cycles per pixel", _ringing, relative="over_sharpened"
-    ),
+    Kind("ringing", "report", "cut-off at 0.40 to 0.10 cycles per pixel", _ringing, relative="over_sharpened"),
     Kind(
         "combined_left_out",
         "report",

@@ -33,9 +33,7 @@ WATER_VV = (-22.0, -17.0)  # dB
 VH_BELOW_VV = (6.0, 12.0)  # dB
 LOOKS = (4.0, 36.0)
 OCTAVES = ((32, 1.0), (16, 0.4), (8, 0.15))  # px, weight
-NEIGHBOUR = (
-    0.3  # weight of a neighbour beside 1: correlates neighbours by 2 * 0.3 / (1 + 2 * 0.3 ** 2) = 0.51
-)
+NEIGHBOUR = 0.3  # weight of a neighbour beside 1: correlates neighbours by 2 * 0.3 / (1 + 2 * 0.3 ** 2) = 0.51
 
 
 def simulate_flood(s1: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -118,9 +118,7 @@ class Grouped(Protocol):
 G = TypeVar("G", bound=Grouped)
 
 
-def list_pairs(
-    folder: str | Path, quality: Quality = "ok", *, bad: list[str] | None = None
-) -> list[PairRecord]:
+def list_pairs(folder: str | Path, quality: Quality = "ok", *, bad: list[str] | None = None) -> list[PairRecord]:
     """List the pairs of a folder, sorted by source and id.
 
     Args:
@@ -163,9 +161,7 @@ def load_pair(record: PairRecord | str | Path) -> Pair:
     sar = _sar(path, arrays)
     truth_key = "s2" if "s2" in arrays else "s2_real"
     if truth_key not in arrays:
-        raise InputError(
-            f"{path} has the keys {_keys(path)}; expected s2, the clear optical truth (4,H,W) in DN."
-        )
+        raise InputError(f"{path} has the keys {_keys(path)}; expected s2, the clear optical truth (4,H,W) in DN.")
     truth = _optical(path, truth_key, arrays[truth_key], sar.shape[1:])
     extra = {
         key: _optical(path, key, arrays[key], sar.shape[1:])
@@ -187,9 +183,7 @@ def split_groups(records: Sequence[G], folds: int, seed: int = 0) -> list[list[G
     for record in sorted(records, key=lambda record: (record.group, record.source, record.id)):
         groups.setdefault(record.group, []).append(record)
     if not 2 <= folds <= len(groups):
-        raise InputError(
-            f"cannot split {len(groups)} groups into {folds} folds; expected 2 to {len(groups)} folds."
-        )
+        raise InputError(f"cannot split {len(groups)} groups into {folds} folds; expected 2 to {len(groups)} folds.")
     names = list(groups)
     shuffled = [names[i] for i in np.random.default_rng(seed).permutation(len(names))]
     sizes = {name: sum(record.pixels for record in groups[name]) for name in names}
@@ -210,9 +204,7 @@ def _from_index(folder: Path, index: Path, bad: list[str] | None) -> list[PairRe
             columns = list(reader.fieldnames or [])
             rows = list(reader)
     except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(
-            f"{index} cannot be read as CSV ({error}); expected UTF-8 with a header line."
-        ) from error
+        raise InputError(f"{index} cannot be read as CSV ({error}); expected UTF-8 with a header line.") from error
     missing = [column for column in ("source", "id") if column not in columns]
     if missing:
         raise InputError(f"{index} has the columns {', '.join(columns)}; {' and '.join(missing)} missing.")
@@ -317,11 +309,7 @@ def _read(path: Path, keys: Iterable[str] | None = None) -> dict[str, NDArray[np
     except InputError:
         raise
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        why = (
-            "it holds pickled objects"
-            if "pickle" in str(error).lower()
-            else str(error) or type(error).__name__
-        )
+        why = "it holds pickled objects" if "pickle" in str(error).lower() else str(error) or type(error).__name__
         raise InputError(
             f"{path} is no readable NPZ ({why}); write it again with numpy.savez and plain arrays."
         ) from error
@@ -343,9 +331,7 @@ def _sar(path: Path, arrays: dict[str, NDArray[np.generic]]) -> Array:
             raise InputError(f"{path}: s1_vv is {vv.shape} and s1_vh {vh.shape}; expected one size (H,W).")
         sar = np.stack([vv, vh])
     else:
-        raise InputError(
-            f"{path} has the keys {_keys(path)}; expected s1 (2,H,W), or s1_vv and s1_vh (H,W), in dB."
-        )
+        raise InputError(f"{path} has the keys {_keys(path)}; expected s1 (2,H,W), or s1_vv and s1_vh (H,W), in dB.")
     _expect(path, "s1", sar, 2)
     return np.array(sar, dtype=np.float32)
 
@@ -372,6 +358,4 @@ def _expect(path: Path, key: str, image: NDArray[np.generic], bands: int) -> Non
     if image.dtype.kind not in "iuf":
         raise InputError(f"{path}: {key} has dtype {image.dtype}; expected integers or floats.")
     if image.dtype.kind == "f" and np.isinf(image).any():
-        raise InputError(
-            f"{path}: {key} holds {int(np.isinf(image).sum())} infinite values; mark nodata as NaN."
-        )
+        raise InputError(f"{path}: {key} holds {int(np.isinf(image).sum())} infinite values; mark nodata as NaN.")

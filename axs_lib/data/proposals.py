@@ -21,21 +21,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from axs_lib.bands import (
-    TERRAMIND_BOA_OFFSET,
-    TERRAMIND_OPTICAL_INDEX,
-    TERRAMIND_S2_MEAN,
-    TERRAMIND_S2_STD,
-    VALID_DN,
-)
-from axs_lib.data.degrade import (
-    PRESETS,
-    Draw,
-    apply_matrices,
-    band_limited,
-    displace_patches,
-    gaussian_matrix,
-)
+from axs_lib.bands import TERRAMIND_BOA_OFFSET, TERRAMIND_OPTICAL_INDEX, TERRAMIND_S2_MEAN, TERRAMIND_S2_STD, VALID_DN
+from axs_lib.data.degrade import PRESETS, Draw, apply_matrices, band_limited, displace_patches, gaussian_matrix
 
 Proposal = Literal["own", "informed", "foreign", "none"]
 
@@ -50,9 +37,7 @@ SMOOTH_NOISE_DN = (0.0, 120.0)
 FINE_NOISE_DN = (0.0, 60.0)
 
 
-def informed_proposal(
-    truth: Tensor, *, generator: torch.Generator, quality: Tensor | float | None = None
-) -> Tensor:
+def informed_proposal(truth: Tensor, *, generator: torch.Generator, quality: Tensor | float | None = None) -> Tensor:
     """The truth as a generator of some quality might draw it.
 
     Args:
@@ -65,11 +50,7 @@ def informed_proposal(
     """
     batch, _, height, width = truth.shape
     draw = Draw(generator, batch, truth.device)
-    worse = (
-        draw.uniform(0.1, 1)
-        if quality is None
-        else 1 - torch.as_tensor(quality, dtype=torch.float32).expand(batch)
-    )
+    worse = draw.uniform(0.1, 1) if quality is None else 1 - torch.as_tensor(quality, dtype=torch.float32).expand(batch)
     if quality is None:
         worse = torch.where(draw.uniform(0, 1) < SHARP_CHANCE, 0.1 * worse, worse)
 

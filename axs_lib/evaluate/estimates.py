@@ -100,9 +100,7 @@ class Estimates(Scenario):
         estimates = [tile.estimate(walk.source) for tile in tiles]
         s1, opt_v2 = torch.stack([tile.s1 for tile in tiles]), torch.stack([image for image, _ in estimates])
         clock = time.perf_counter()
-        images = walk.run.run(
-            s1, opt_v2, [tile.record.metadata for tile in tiles], ensemble_size=self.members
-        )
+        images = walk.run.run(s1, opt_v2, [tile.record.metadata for tile in tiles], ensemble_size=self.members)
         seconds = (time.perf_counter() - clock) / len(tiles)
         others = self._controls(tiles, s1, images.opt_v2, walk)
         for index, (tile, (_, source)) in enumerate(zip(tiles, estimates, strict=True)):
@@ -122,30 +120,21 @@ class Estimates(Scenario):
                 facts["donor"] = walk.donors[tile.record.name].name
             yield TileFigures(tile.record, figures, facts)
 
-    def _controls(
-        self, tiles: Sequence[EvaluationTile], s1: Tensor, opt_v2: Tensor, walk: Walk
-    ) -> dict[str, Tensor]:
+    def _controls(self, tiles: Sequence[EvaluationTile], s1: Tensor, opt_v2: Tensor, walk: Walk) -> dict[str, Tensor]:
         """The image (B,4,H,W) of every control."""
         run, images = walk.run, dict[str, Tensor]()
         trust = torch.full_like(opt_v2[:, :1], Trust.SAR_ONLY) if run.whole else None
         if self.controls:
             if walk.donors:
                 others = [walk.donor(tile) for tile in tiles]
-                swapped = torch.stack(
-                    [fitted(other.s1, tile.size) for tile, other in zip(tiles, others, strict=True)]
-                )
+                swapped = torch.stack([fitted(other.s1, tile.size) for tile, other in zip(tiles, others, strict=True)])
                 swapped = swapped.masked_fill(s1.isnan(), torch.nan)
                 images["sar_swapped"] = run.ground(swapped, opt_v2, trust=trust).opt_v3
                 if run.takes_proposals:
                     proposals = torch.stack(
-                        [
-                            fitted(_proposal(other, walk), tile.size)
-                            for tile, other in zip(tiles, others, strict=True)
-                        ]
+                        [fitted(_proposal(other, walk), tile.size) for tile, other in zip(tiles, others, strict=True)]
                     )
-                    images["proposal_swapped"] = run.ground(
-                        s1, opt_v2, trust=trust, proposal=proposals
-                    ).opt_v3
+                    images["proposal_swapped"] = run.ground(s1, opt_v2, trust=trust, proposal=proposals).opt_v3
             images["sar_withheld"] = run.ground(s1, opt_v2, trust=trust, use_sar=False).opt_v3
         if self.no_sar is not None:
             images["no_sar"] = run.ground_blind(self.no_sar, s1, opt_v2, trust)
@@ -410,12 +399,7 @@ def _metrics_table(name: str, part: dict[str, Any], caption: str) -> Table:
                 *(shown_figure(key, median[f"{key}_{suffix}"]) for suffix in last_two),
             ]
         )
-    headings = [
-        "metric",
-        *(f"opt_{each}\nmean" for each in names),
-        "better",
-        *(f"opt_{e}\nmedian" for e in last_two),
-    ]
+    headings = ["metric", *(f"opt_{each}\nmean" for each in names), "better", *(f"opt_{e}\nmedian" for e in last_two)]
     return rich_table(_title(name, part), headings, lines, f"{_sources(part)} · {caption}\n{_said(part)}")
 
 

@@ -53,9 +53,7 @@ class Floods(Scenario):
     )
 
     def measure(self, tiles: Sequence[EvaluationTile], walk: Walk) -> Iterable[TileFigures]:
-        yield from (
-            TileFigures(tile.record, left_out="has water") for tile in tiles if not is_dry(tile.truth)
-        )
+        yield from (TileFigures(tile.record, left_out="has water") for tile in tiles if not is_dry(tile.truth))
         tiles = [tile for tile in tiles if is_dry(tile.truth)]
         if not tiles:
             return
@@ -104,10 +102,7 @@ class Floods(Scenario):
                 return "-"
             return f"{value:+.3f}" if key.endswith("change") else f"{100 * value:.1f} %"
 
-        rows = [
-            [label, *(cell(key, value) for key, value in outcome[part].items())]
-            for part, label in PARTS.items()
-        ]
+        rows = [[label, *(cell(key, value) for key, value in outcome[part].items())] for part, label in PARTS.items()]
         title = f"Flood in the SAR alone: {outcome['tiles']} dry tiles ({outcome['left_out']} with water left out)"
         caption += (
             f" · water: NDWI over {WATER_NDWI:g} · outside: from {MARGIN} px on\non"

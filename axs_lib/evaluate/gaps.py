@@ -147,9 +147,7 @@ class Gaps(Scenario):
             "summary": {name: _summary(part) for name, part in parts.items() if part},
             "skipped": list(left_out),
             "tiles": [
-                {**tile.named(), **tile.facts, "methods": tile.figures}
-                for part in parts.values()
-                for tile in part
+                {**tile.named(), **tile.facts, "methods": tile.figures} for part in parts.values() for tile in part
             ],
         }
 
@@ -259,8 +257,7 @@ def _summary(tiles: Sequence[TileFigures]) -> dict[str, Any]:
         "mean": mean,
         "median": median,
         "improvement_of_mean_%": {
-            name: {key: improvement(mean[name][key], mean[STAGE3][key]) for key in ERRORS}
-            for name in names[1:]
+            name: {key: improvement(mean[name][key], mean[STAGE3][key]) for key in ERRORS} for name in names[1:]
         },
         "better_than_smooth_%": {
             name: improvement(mean["smooth"]["mse"], mean[name]["mse"]) for name in names if name != "smooth"
@@ -286,8 +283,5 @@ def _table(name: str, part: dict[str, Any], caption: str) -> Table:
     tiles = "tile" if part["tiles"] == 1 else "tiles"
     title = f"{name.capitalize()} gaps: {part['tiles']} {tiles}, {share(part['unknown'])} of their pixels"
     caption += f" · the greatest change of a clear pixel by Stage 3: {part['changed_where_clear']:g} DN"
-    headings = (
-        *("filled by", "MSE\n10⁻⁴", "MSE at\nborder", "MAE", "SSIM"),
-        *("better\nthan smooth", "Stage 3\nwins"),
-    )
+    headings = (*("filled by", "MSE\n10⁻⁴", "MSE at\nborder", "MAE", "SSIM"), *("better\nthan smooth", "Stage 3\nwins"))
     return rich_table(title, headings, rows, caption)

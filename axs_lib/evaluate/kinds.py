@@ -118,11 +118,7 @@ def measure_kind(opt_v2: Tensor, opt_v3: Tensor, truth: Tensor, sigma: Tensor | 
     keep = valid_pixels(truth[None], opt_v3[None])[0, 0]
     before, after, real = (image[:, keep].double() / DN_PER_REFLECTANCE for image in (opt_v2, opt_v3, truth))
     squared = (after - real).square().mean(1)
-    spread = (
-        torch.full((4,), math.nan)
-        if sigma is None
-        else (sigma[:, keep] / DN_PER_REFLECTANCE).square().mean(1)
-    )
+    spread = torch.full((4,), math.nan) if sigma is None else (sigma[:, keep] / DN_PER_REFLECTANCE).square().mean(1)
     return {
         "mse_v2": float((before - real).square().mean()),
         "mse_v3": float((after - real).square().mean()),
@@ -204,9 +200,7 @@ def _row(kind: str, tiles: Sequence[TileFigures]) -> dict[str, Any]:
         "wins": statistics.fmean(ratio < 1 for ratio in ratios) if ratios else None,
         "worst_tile_%": 100 * (max(ratios) - 1) if ratios else None,
         "spread_skill": {
-            band: math.sqrt(mean[f"predicted_{band}"] / mean[f"error_{band}"])
-            if mean[f"error_{band}"] > 0
-            else None
+            band: math.sqrt(mean[f"predicted_{band}"] / mean[f"error_{band}"]) if mean[f"error_{band}"] > 0 else None
             for band in OPTICAL_BANDS
         },
     }

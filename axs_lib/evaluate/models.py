@@ -59,13 +59,7 @@ class WholePipeline(Protocol):
         """The last stage, whose number of network evaluations is the default."""
 
     def __call__(
-        self,
-        s1: Tensor,
-        metadata: Any = None,
-        timesteps: int | None = None,
-        *,
-        seed: int = 0,
-        ensemble_size: int = 1,
+        self, s1: Tensor, metadata: Any = None, timesteps: int | None = None, *, seed: int = 0, ensemble_size: int = 1
     ) -> Any:
         """Return ``opt_v1``, ``opt_v2``, ``opt_v3``, ``uncertainty`` (or None) (B,4,H,W), ``nfe`` of Stages 1 and 3."""
 
@@ -122,12 +116,7 @@ class Runner:
         return self.stage3.provenance.get("AXS_CORRECTION_MODE") != "difference"
 
     def run(
-        self,
-        s1: Tensor,
-        opt_v2: Tensor,
-        metadata: Sequence[Mapping[str, Any]],
-        *,
-        ensemble_size: int = 1,
+        self, s1: Tensor, opt_v2: Tensor, metadata: Sequence[Mapping[str, Any]], *, ensemble_size: int = 1
     ) -> Images:
         """Run the model as a user would.
 
@@ -190,9 +179,7 @@ class Runner:
         blind = torch.where(s1.isnan(), s1, mean.to(s1))
         return self.ground(blind, opt_v2, trust=trust, model=model).opt_v3
 
-    def predict(
-        self, network: PlainNetwork, s1: Tensor, opt_v2: Tensor, trust: Tensor | None = None
-    ) -> Tensor:
+    def predict(self, network: PlainNetwork, s1: Tensor, opt_v2: Tensor, trust: Tensor | None = None) -> Tensor:
         """The image of a plain network on the model's device, which gets no estimate where it takes none."""
         device = self.model.device
         estimate = opt_v2.to(device) if "optical" in network.inputs else None

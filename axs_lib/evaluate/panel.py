@@ -76,19 +76,13 @@ def plot_panel(
     given = dict(result.layers if isinstance(result, Result) else result)
     if "s1" not in given and {"s1_vv", "s1_vh"} <= set(given):
         given["s1"] = np.stack([np.squeeze(given["s1_vv"]), np.squeeze(given["s1_vh"])])
-    given["truth"] = next(
-        (given[key] for key in TRUTH_KEYS if given.get(key) is not None), given.get("truth")
-    )
+    given["truth"] = next((given[key] for key in TRUTH_KEYS if given.get(key) is not None), given.get("truth"))
     missing = [key for key in ("s1", "opt_v2", "opt_v3") if given.get(key) is None]
     if missing:
-        raise InputError(
-            f"the result has no {', '.join(missing)}; a panel needs s1 (2,H,W), opt_v2 and opt_v3 (4,H,W)"
-        )
+        raise InputError(f"the result has no {', '.join(missing)}; a panel needs s1 (2,H,W), opt_v2 and opt_v3 (4,H,W)")
     size = _image("s1", given["s1"], len(LAYERS["s1"])).shape[1:]
     layers = {
-        key: _image(key, given[key], len(bands), size)
-        for key, bands in LAYERS.items()
-        if given.get(key) is not None
+        key: _image(key, given[key], len(bands), size) for key, bands in LAYERS.items() if given.get(key) is not None
     }
     measured = measure_layers(layers) if metrics is None else None
     figures = metrics if measured is None else measured.metrics
@@ -151,10 +145,7 @@ def _show_views(
     """
     _show(axes[0, 0], sar_colour(sar), "SAR", "red VV, green VH, blue VV − VH")
     _show(axes[1, 0], grey(sar[0]), "SAR", "VV (dB)")
-    for row, bands, kind in (
-        (0, TRUE_COLOUR, "true colour"),
-        (1, FALSE_COLOUR, "false colour: NIR, red, green"),
-    ):
+    for row, bands, kind in ((0, TRUE_COLOUR, "true colour"), (1, FALSE_COLOUR, "false colour: NIR, red, green")):
         stretch = stretch_of(reference, bands)
         for column, (name, image, suffix) in enumerate(optical, start=1):
             subtitle = (_figures(metrics, suffix) or kind) if row == 0 else kind
@@ -193,9 +184,7 @@ def _show(axes: Axes, image: Array, title: str, subtitle: str) -> None:
     _dress(axes, title, subtitle)
 
 
-def _map(
-    figure: Figure, axes: Axes, layer: Array, palette: str, title: str, *, centred: bool = False
-) -> None:
+def _map(figure: Figure, axes: Axes, layer: Array, palette: str, title: str, *, centred: bool = False) -> None:
     """A scalar map in reflectance with its colour bar."""
     from matplotlib import colormaps
 

@@ -74,9 +74,7 @@ def read_tile(record: PairRecord, *, force: bool = False) -> EvaluationTile:
     """
     pair = load_pair(record)
     s1, truth = torch.from_numpy(pair.s1), torch.from_numpy(pair.s2)
-    opt_v2, s2_cloudy = (
-        None if image is None else torch.from_numpy(image) for image in (pair.opt_v2, pair.s2_cloudy)
-    )
+    opt_v2, s2_cloudy = (None if image is None else torch.from_numpy(image) for image in (pair.opt_v2, pair.s2_cloudy))
     try:
         for image in (truth, opt_v2, s2_cloudy):
             if image is not None:
@@ -103,10 +101,7 @@ def water_on_land(s1: Tensor, truth: Tensor) -> float:
 
 
 def select_pairs(
-    folder: str | Path,
-    quality: Quality,
-    groups: Sequence[str] | None,
-    source: OptV2Source = "file",
+    folder: str | Path, quality: Quality, groups: Sequence[str] | None, source: OptV2Source = "file"
 ) -> list[PairRecord]:
     """The pairs to evaluate; of source ``cloudy`` those that hold a cloudy image.
 

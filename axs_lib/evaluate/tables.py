@@ -47,9 +47,7 @@ def shown_figure(key: str, value: float | None) -> str:
     return "-" if value is None or math.isnan(value) else f"{value:.{digits}f}"
 
 
-def rich_table(
-    title: str, headings: Sequence[str], rows: Sequence[Sequence[str]], caption: str = ""
-) -> Table:
+def rich_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "") -> Table:
     """A table of text: names on the left, figures on the right, no frame."""
     from rich.table import Table
 

@@ -110,8 +110,7 @@ def reliability_bins(predicted: Tensor, error: Tensor, bins: int = BINS) -> list
     which = torch.bucketize(predicted, edges, right=True)
     count = torch.bincount(which, minlength=len(edges) + 1)
     seen, found = (
-        torch.bincount(which, weights=values.square(), minlength=len(edges) + 1)
-        for values in (predicted, error)
+        torch.bincount(which, weights=values.square(), minlength=len(edges) + 1) for values in (predicted, error)
     )
     return [
         (int(n), math.sqrt(float(p / n)), math.sqrt(float(o / n)))
@@ -134,9 +133,7 @@ def auce(predicted: Tensor, error: Tensor, levels: int = 99) -> float:
         levels: of confidence, evenly between 0 and 1.
     """
     # The level whose interval just reaches the error; without a deviation 0 or 1.
-    needed = torch.special.erf(
-        (error.abs() / predicted / math.sqrt(2.0)).nan_to_num(nan=0.0, posinf=math.inf)
-    )
+    needed = torch.special.erf((error.abs() / predicted / math.sqrt(2.0)).nan_to_num(nan=0.0, posinf=math.inf))
     level = torch.arange(1, levels + 1, dtype=needed.dtype) / (levels + 1)
     inside = torch.searchsorted(needed.sort().values, level, right=True) / len(needed)
     return float((inside - level).abs().mean())
@@ -154,9 +151,7 @@ def gaussian_crps(predicted: Tensor, error: Tensor) -> float:
     return float(score.mean())
 
 
-def retention_curve(
-    predicted: Tensor, error: Tensor, dropped: Sequence[float] = DROPPED
-) -> list[list[float]]:
+def retention_curve(predicted: Tensor, error: Tensor, dropped: Sequence[float] = DROPPED) -> list[list[float]]:
     """[share dropped, MSE of the pixels that are left], the least certain dropped first.
 
     Pixels with equal certainty are dropped alike, so a deviation that says nothing gives a flat curve.
@@ -244,13 +239,7 @@ class Uncertainty(Scenario):
         )
         keys = {"spread_skill": 3, "uce": 5, "auce": 3, "crps": 5}
         rows = [
-            [
-                band,
-                *(
-                    "-" if (v := outcome[key][band]) is None else f"{v:.{digits}f}"
-                    for key, digits in keys.items()
-                ),
-            ]
+            [band, *("-" if (v := outcome[key][band]) is None else f"{v:.{digits}f}" for key, digits in keys.items())]
             for band in OPTICAL_BANDS
         ]
         note = "spread-skill: 1 is calibrated, below is overconfident · others: less is better"

@@ -36,9 +36,7 @@ class Calibration:
 
     def __post_init__(self) -> None:
         if not self.scales:
-            raise InputError(
-                "a calibration without scales; expected those of at least one number of evaluations"
-            )
+            raise InputError("a calibration without scales; expected those of at least one number of evaluations")
         for nfe, values in self.scales.items():
             if nfe < 0 or len(values) != len(OPTICAL_BANDS) or not all(0 < v < math.inf for v in values):
                 raise InputError(

@@ -108,8 +108,6 @@ def proposal_guided_difference(proposal: Tensor, estimate: Tensor, trust: Tensor
         share = (covariance * slope / (e_e - of_e**2 + LEAST_VARIANCE)).clamp(0.0, 1.0)
         relation = torch.cat([slope, of_e - slope * of_p], dim=1)
         size = estimate.shape[-2:]
-        slope, offset = F.interpolate(relation, size=size, mode="bilinear", align_corners=False).split(
-            4, dim=1
-        )
+        slope, offset = F.interpolate(relation, size=size, mode="bilinear", align_corners=False).split(4, dim=1)
         share = F.interpolate(share, size=p.shape[-2:], mode="bilinear", align_corners=False)
         return slope * proposal.float() + offset - estimate.float(), share

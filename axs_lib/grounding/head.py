@@ -58,9 +58,7 @@ class GroundingHead(nn.Module):
 
     def __init__(self, widths: tuple[int, ...] = (32, 64, 96, 128)) -> None:
         super().__init__()
-        self.body = UNet(
-            INPUT_CHANNELS, OUTPUT_CHANNELS, widths, half_channels=HALF_CHANNELS, statistics=STATISTICS
-        )
+        self.body = UNet(INPUT_CHANNELS, OUTPUT_CHANNELS, widths, half_channels=HALF_CHANNELS, statistics=STATISTICS)
         # Gates below the floor are closed, and the others let ``gate_scale`` of the residual through: chosen after
         # training, on estimates of kinds that were not trained on.
         self.register_buffer("gate_floor", torch.zeros(()))
@@ -84,9 +82,7 @@ class GroundingHead(nn.Module):
             sar_inconsistency: (B, 1, H, W) in [0, 1].
         """
         guided, explained = guided_difference(s1, estimate, trust)  # (B, 4, H/2, W/2), (B, 1, H/2, W/2)
-        fitted, agreement = proposal_guided_difference(
-            proposal, estimate, trust
-        )  # (B, 4, H, W), (B, 4, H/2, W/2)
+        fitted, agreement = proposal_guided_difference(proposal, estimate, trust)  # (B, 4, H, W), (B, 4, H/2, W/2)
         detail, difference = fine_detail(estimate), proposal - estimate
         inputs = [s1, estimate, difference, trust, sar_inconsistency, *detail, fitted]
         half = torch.cat([GUIDED_GAIN * guided, explained, agreement], dim=1)

@@ -10,15 +10,7 @@ from axs_lib.fresh import fresh_weights
 from axs_lib.grounding.calibration import Calibration
 from axs_lib.grounding.corrector import GroundingCorrector
 from axs_lib.grounding.head import GroundingHead
-from axs_lib.terramind.weights import (
-    Variant,
-    WeightFiles,
-    WeightsInfo,
-    load_strict,
-    read_metadata,
-    read_state,
-    resolve,
-)
+from axs_lib.terramind.weights import Variant, WeightFiles, WeightsInfo, load_strict, read_metadata, read_state, resolve
 
 CORRECTOR = Variant("grounding", 0)
 CORRECTOR_FILE = f"{CORRECTOR.name}.safetensors"

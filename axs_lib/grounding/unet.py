@@ -75,9 +75,7 @@ class Context(nn.Module):
             pooled += [mean, (level.square().mean((2, 3)) + 1e-4).sqrt()]
         hidden = F.silu(self.first(torch.cat([*(each.asinh() for each in pooled), statistics], dim=1)))
         hidden = hidden + F.silu(self.second(hidden))
-        *modulations, offsets = self.last(hidden).split(
-            [*self.sizes, self.last.out_features - sum(self.sizes)], dim=1
-        )
+        *modulations, offsets = self.last(hidden).split([*self.sizes, self.last.out_features - sum(self.sizes)], dim=1)
         return modulations, offsets
 
 

@@ -78,9 +78,7 @@ class ArrayPixels:
             ) from error
         bands = [dim for dim in array.dims if dim not in (y, x)]
         if len(bands) > 1:
-            raise InputError(
-                f"{self.label} has the axes {listed(array.dims)}; expected (band, y, x) or (y, x)"
-            )
+            raise InputError(f"{self.label} has the axes {listed(array.dims)}; expected (band, y, x) or (y, x)")
         if array.dtype.kind not in "fiu":
             raise InputError(f"{self.label} holds {array.dtype}; expected real numbers")
         names: Sequence[str | None]
@@ -108,9 +106,7 @@ class ArrayPixels:
         )
         self.tags: Mapping[str, str] = {}
         values, titles = _texts(stacked, bands)
-        self.texts: Sequence[str] = [
-            str(n) for n in (array.name, array.attrs.get("units"), *values, *titles) if n
-        ]
+        self.texts: Sequence[str] = [str(n) for n in (array.name, array.attrs.get("units"), *values, *titles) if n]
 
     def read(self, window: Tile) -> tuple[FloatArray, NDArray[np.bool_]]:
         """See ``axs_lib.io.pixels.Pixels``."""

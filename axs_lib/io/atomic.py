@@ -62,9 +62,7 @@ def check_output(path: str | os.PathLike[str], overwrite: bool = False) -> Path:
     except (FileNotFoundError, NotADirectoryError):
         return target
     except ValueError as error:
-        raise OutputError(
-            f"{str(path)!r} is no valid path ({error}): give the name of a file to write"
-        ) from None
+        raise OutputError(f"{str(path)!r} is no valid path ({error}): give the name of a file to write") from None
     except (OSError, RuntimeError) as error:
         raise _refused(path, error) from error
     if stat.S_ISLNK(mode):

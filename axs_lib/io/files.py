@@ -21,9 +21,7 @@ _KINDS = {
 }
 
 
-def check_regular(
-    path: str | os.PathLike[str], what: str = "the file", error: type[AxionError] = InputError
-) -> Path:
+def check_regular(path: str | os.PathLike[str], what: str = "the file", error: type[AxionError] = InputError) -> Path:
     """Check that a path names a regular file, directly or through symbolic links.
 
     Args:

@@ -38,24 +38,7 @@ LARGEST = 2**29  # values of an .npz or .pt array, which has to fit in memory: 2
 LARGEST_SIDE = 2**20  # px
 LARGEST_XML = 2**25  # bytes
 _ADDRESS = re.compile(r"/vsi|[a-z][a-z0-9+.-]*://", re.IGNORECASE)
-_TIFF_TYPES = {
-    1: 1,
-    2: 1,
-    3: 2,
-    4: 4,
-    5: 8,
-    6: 1,
-    7: 1,
-    8: 2,
-    9: 4,
-    10: 8,
-    11: 4,
-    12: 8,
-    13: 4,
-    16: 8,
-    17: 8,
-    18: 8,
-}
+_TIFF_TYPES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 _OFFSETS, _COUNTS = (273, 324), (279, 325)  # of strips and of tiles
 _MOST_DIRECTORIES = 1000
 
@@ -84,9 +67,7 @@ def check_file(path: PathLike, what: str = "the file") -> Path:
 def unreadable(path: PathLike, expected: str, error: Exception) -> str:
     """What to say of a file that a library cannot read."""
     reason = (str(error).splitlines() or [""])[0].strip()[:160] or type(error).__name__
-    return (
-        f"{path} cannot be read; expected {expected}: it is damaged, truncated or of another kind ({reason})"
-    )
+    return f"{path} cannot be read; expected {expected}: it is damaged, truncated or of another kind ({reason})"
 
 
 # Rasters
@@ -127,9 +108,7 @@ def open_raster(path: PathLike, *, addresses: bool = False, inside_zip: bool = F
             raise InputError(unreadable(path, "a GeoTIFF, COG or JPEG 2000 image", error)) from error
         with dataset:
             if "OVERVIEW_FILE" in dataset.tags(ns="OVERVIEWS"):
-                raise InputError(
-                    f"{path} names another file as its overviews, which is not opened; write it again"
-                )
+                raise InputError(f"{path} names another file as its overviews, which is not opened; write it again")
             if max(dataset.width, dataset.height) > LARGEST_SIDE:
                 raise InputError(
                     f"{path} is {dataset.height}x{dataset.width} px; expected at most {LARGEST_SIDE} px a side"
@@ -172,9 +151,7 @@ def check_whole(path: Path, *, must_be_tiff: bool = False) -> None:
             version = struct.unpack(f"{order}H", file.read(2))[0] if order else 0
             if order is None or version not in (42, 43):
                 if must_be_tiff:
-                    raise InputError(
-                        f"{path} is no TIFF; expected overviews or a mask as GDAL writes them: remove it"
-                    )
+                    raise InputError(f"{path} is no TIFF; expected overviews or a mask as GDAL writes them: remove it")
                 return
             _walk_tiff(file, order, version == 43, size)
         except (struct.error, EOFError) as error:
@@ -247,9 +224,7 @@ class Arrays:
         """Shape and type of an array, without reading it."""
         if key not in self:
             keys = listed(self.names) or "no arrays"
-            raise InputError(
-                f"{self._path} holds {keys}; expected {expected or key}: np.savez(path, {key}=array, ...)"
-            )
+            raise InputError(f"{self._path} holds {keys}; expected {expected or key}: np.savez(path, {key}=array, ...)")
         with self._errors(key), self._archive.open(f"{key}.npy") as member:
             version = npy.read_magic(member)
             read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
@@ -345,9 +320,7 @@ def read_pt(path: PathLike) -> FloatArray:
         with zipfile.ZipFile(file) as archive:
             size = sum(member.file_size for member in archive.infolist())
         if size > file.stat().st_size:
-            raise InputError(
-                f"{path} inflates to {size:,} bytes; expected {expected}, which is not compressed"
-            )
+            raise InputError(f"{path} inflates to {size:,} bytes; expected {expected}, which is not compressed")
         loaded = torch.load(file, map_location="cpu", weights_only=True)
     except InputError:
         raise
@@ -369,9 +342,7 @@ def read_pt(path: PathLike) -> FloatArray:
         or loaded.layout != torch.strided
         or loaded.device.type != "cpu"
     ):
-        raise InputError(
-            f"{path} holds a {loaded.layout} tensor of {loaded.dtype}; expected dense real numbers"
-        )
+        raise InputError(f"{path} holds a {loaded.layout} tensor of {loaded.dtype}; expected dense real numbers")
     if loaded.numel() * loaded.element_size() > loaded.untyped_storage().nbytes() or loaded.numel() > LARGEST:
         raise InputError(
             f"{path} claims {tuple(loaded.shape)} and holds {loaded.untyped_storage().nbytes():,} bytes; expected"

@@ -68,13 +68,9 @@ class SceneGrid:
         except CRSError as error:
             raise InputError(f"the CRS {crs!r} is unknown; expected for example EPSG:32633") from error
         if not (math.isfinite(resolution) and resolution > 0):
-            raise InputError(
-                f"the resolution is {resolution}; expected a positive pixel side in units of the CRS"
-            )
+            raise InputError(f"the resolution is {resolution}; expected a positive pixel side in units of the CRS")
         if len(bounds) != 4 or not (bounds[0] < bounds[2] and bounds[1] < bounds[3]):
-            raise InputError(
-                f"the bounds are {listed(bounds)}; expected left, bottom, right, top in units of the CRS"
-            )
+            raise InputError(f"the bounds are {listed(bounds)}; expected left, bottom, right, top in units of the CRS")
         slack = 1e-6  # of a pixel, so that bounds written in decimals do not grow the grid by a row
         left, bottom = (math.floor(edge / resolution + slack) for edge in bounds[:2])
         right, top = (math.ceil(edge / resolution - slack) for edge in bounds[2:])

@@ -142,9 +142,7 @@ class MaskSource:
                 f"the {self.label} ends in {suffix or 'no suffix'}; expected one of {listed(MASK_SUFFIXES)}"
             )
         values = self._values_found()
-        self.kind = (
-            mask.kind if mask.kind != "auto" else mask_kind(values, named.replace("_", " "), self.label)
-        )
+        self.kind = mask.kind if mask.kind != "auto" else mask_kind(values, named.replace("_", " "), self.label)
         if self.kind == "scl" and mask.invert:
             raise InputError(
                 f"the {self.label} is a scene classification, which has no inverse; name classes with --drop"
@@ -246,9 +244,7 @@ def scl_numbers(classes: Iterable[str | int]) -> list[int]:
     return sorted(numbers)
 
 
-def scl_trust(
-    values: NDArray[Any], drop: Iterable[str | int] = SCL_DROPPED, *, source: str = "the mask"
-) -> FloatArray:
+def scl_trust(values: NDArray[Any], drop: Iterable[str | int] = SCL_DROPPED, *, source: str = "the mask") -> FloatArray:
     """The trust map of a scene classification of any shape: 0 where a dropped class is, or NaN, 1 elsewhere.
 
     Raises:
@@ -363,9 +359,7 @@ def _on_grid(dataset: Any, grid: SceneGrid, nodata: float | None, label: str, st
             " can be brought onto the scene's grid"
         )
     if not _covers(own, grid):
-        raise InputError(
-            f"the {label} ({own}) does not cover the scene ({grid}); expected one that covers it all"
-        )
+        raise InputError(f"the {label} ({own}) does not cover the scene ({grid}); expected one that covers it all")
     return stack.enter_context(
         WarpedVRT(
             dataset,

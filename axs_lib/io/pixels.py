@@ -28,10 +28,7 @@ from axs_lib.tilegrid import Tile
 TRUST = ("trust",)  # the band of a trust map
 S1_UNITS = ("auto", "db", "power", "amplitude")
 BOA_OFFSETS = ("auto", "0", "1000")
-KEYS = {
-    SAR_BANDS: "s1_vv and s1_vh (H,W), or s1 (2,H,W) or (N,2,H,W)",
-    OPTICAL_BANDS: "opt_v2 (4,H,W) or (N,4,H,W)",
-}
+KEYS = {SAR_BANDS: "s1_vv and s1_vh (H,W), or s1 (2,H,W) or (N,2,H,W)", OPTICAL_BANDS: "opt_v2 (4,H,W) or (N,4,H,W)"}
 
 Order = tuple[str, ...] | None
 
@@ -118,8 +115,7 @@ class FilePixels:
         self.bands, self.tiles, self.batched, self.may_lie = wanted, 1, False, True
         self.notes: list[str] = []
         datasets = [
-            stack.enter_context(open_raster(path, addresses=reading.addresses, inside_zip=inside_zip))
-            for path in paths
+            stack.enter_context(open_raster(path, addresses=reading.addresses, inside_zip=inside_zip)) for path in paths
         ]
         first = datasets[0]
         self.label = os.fspath(paths[0]) + (f" (and {len(paths) - 1} more)" if len(paths) > 1 else "")
@@ -144,16 +140,10 @@ class FilePixels:
                 )
         self.has_gcps = bool(first.gcps[0]) and self.grid.transform is None
         if self.has_gcps and not reading.same_grid:
-            raise InputError(
-                f"{self.label} has ground control points only and lies in radar geometry; {GEOCODING}"
-            )
+            raise InputError(f"{self.label} has ground control points only and lies in radar geometry; {GEOCODING}")
         self.offset_declared = any(d.offsets[i - 1] != 0 for d, indexes, _ in self._parts for i in indexes)
         self.offset: Offset | None = None
-        if (
-            wanted == OPTICAL_BANDS
-            and not self.offset_declared
-            and not {"AXS_VERSION", "AXS_DATE"} & self.tags.keys()
-        ):
+        if wanted == OPTICAL_BANDS and not self.offset_declared and not {"AXS_VERSION", "AXS_DATE"} & self.tags.keys():
             self.offset = metadata_offset(paths[0])
         units = [unit or "" for d, indexes, _ in self._parts for unit in (d.units[i - 1] for i in indexes)]
         self.texts: Sequence[str] = [
@@ -196,9 +186,7 @@ class FilePixels:
     def _stack_indexes(self, dataset: Any, path: PathLike, order: Order) -> list[int]:
         if self.bands == TRUST:
             if dataset.count != 1:
-                raise InputError(
-                    f"{path} has {dataset.count} bands; expected a trust map of one band, 0 to 1"
-                )
+                raise InputError(f"{path} has {dataset.count} bands; expected a trust map of one band, 0 to 1")
             return [1]
         alpha = _alpha_bands(dataset)
         there = [index for index in dataset.indexes if index not in alpha]
@@ -242,9 +230,7 @@ class FilePixels:
                 )
             stem = Path(path).stem
             name = (
-                order[position]
-                if order
-                else band_name(dataset.descriptions[0]) or band_name(stem) or _other_band(stem)
+                order[position] if order else band_name(dataset.descriptions[0]) or band_name(stem) or _other_band(stem)
             )
             if name is None:
                 raise InputError(
@@ -308,9 +294,7 @@ class MemoryPixels:
         else:
             names, note = assumed_bands(count, wanted, label)
             self.notes = [note]
-        stacked = np.take(
-            data.reshape(self.tiles, *data.shape[-3:]), band_positions(names, wanted, label), axis=1
-        )
+        stacked = np.take(data.reshape(self.tiles, *data.shape[-3:]), band_positions(names, wanted, label), axis=1)
         self._data = np.concatenate(list(stacked), axis=1)
         self.grid = SceneGrid(self._data.shape[1], self._data.shape[2], crs, transform if crs else None)
 
@@ -376,10 +360,7 @@ def assumed_bands(count: int, wanted: tuple[str, ...], path: PathLike) -> tuple[
             " order,"
             " or a name for every band in the order of the stack: --bands NAME,NAME,..."
         )
-    return (
-        wanted,
-        f"{path}: names no bands; taken for {listed(wanted)} in this order, --bands says it otherwise",
-    )
+    return (wanted, f"{path}: names no bands; taken for {listed(wanted)} in this order, --bands says it otherwise")
 
 
 def band_positions(names: Sequence[str | None], wanted: tuple[str, ...], path: PathLike) -> list[int]:
@@ -415,8 +396,4 @@ def _other_band(text: str) -> str | None:
 
 
 def _alpha_bands(dataset: Any) -> list[int]:
-    return [
-        index
-        for index, colour in zip(dataset.indexes, dataset.colorinterp, strict=True)
-        if colour.name == "alpha"
-    ]
+    return [index for index, colour in zip(dataset.indexes, dataset.colorinterp, strict=True) if colour.name == "alpha"]

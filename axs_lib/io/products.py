@@ -41,10 +41,7 @@ POSSIBLE_DB = (-60.0, 40.0)  # both excluded
 POSSIBLE_DN = (-1000.0, 30_000.0)
 FORCED = 1e6  # beyond it no number is accepted, with --force neither
 BRIGHTEST_DN = 20_000.0  # few pixels of an image are brighter
-MANY, MOST = (
-    0.005,
-    0.05,
-)  # share of impossible pixels from which an image is refused: by its sample, by all of it
+MANY, MOST = (0.005, 0.05)  # share of impossible pixels from which an image is refused: by its sample, by all of it
 BORDER_PIXELS = 6  # of one number side by side along an edge, from which they are a border
 SAMPLE_SIDE = 128
 
@@ -138,9 +135,7 @@ class Source:
             "infinite": "pixels are infinite and are taken for nodata",
             "negative": "values below 0 DN are clipped to 1",
         }
-        return self.notes + [
-            f"{self.label}: {self.counts[k]:,} {text}" for k, text in said.items() if self.counts[k]
-        ]
+        return self.notes + [f"{self.label}: {self.counts[k]:,} {text}" for k, text in said.items() if self.counts[k]]
 
     # -- one window -----------------------------------------------------------------------------------------------
 
@@ -251,9 +246,7 @@ class Source:
                     " picture of 8 bits; calibrate it to sigma0 or gamma0 first"
                 )
             elif (values > 0).mean() < 0.5:
-                wrong = (
-                    f"most values are not above 0, as of dB (median {middle:.4g}); --s1-unit db takes it so"
-                )
+                wrong = f"most values are not above 0, as of dB (median {middle:.4g}); --s1-unit db takes it so"
         if wrong:
             raise InputError(
                 f"{self.label} does not look like {_UNIT_WORDS[self._unit]}: {wrong}. If the values are right, pass"
@@ -265,9 +258,7 @@ class Source:
     def _look_at_optical(self, values: FloatArray) -> None:
         side = self.grid.pixel_metres
         if side is not None and not 5 < side < 15:
-            self.notes.append(
-                f"{self.label}: its pixels are of {side:g} m, and the networks know those of 10 m"
-            )
+            self.notes.append(f"{self.label}: its pixels are of {side:g} m, and the networks know those of 10 m")
         offset, why = self._find_offset()
         # Fill numbers that the file does not declare, a few, are no evidence of the unit.
         seen = values[:, (np.abs(values) < FORCED).all(axis=0)]
@@ -284,13 +275,9 @@ class Source:
                     f" {100 * below:.0f} % of the pixels below 0, so that it seems to have been taken off already: give"
                     " --boa-offset 0, or --boa-offset 1000 if it is in the values"
                 )
-        self.facts["AXS_BOA_OFFSET_REMOVED"] = " ".join(
-            f"{value:g}" for value in sorted(set(offset.dn.values()))
-        )
+        self.facts["AXS_BOA_OFFSET_REMOVED"] = " ".join(f"{value:g}" for value in sorted(set(offset.dn.values())))
         if why:
-            self.notes.append(
-                f"{self.label}: BOA offset taken off: {self.facts['AXS_BOA_OFFSET_REMOVED']} DN, {why}"
-            )
+            self.notes.append(f"{self.label}: BOA offset taken off: {self.facts['AXS_BOA_OFFSET_REMOVED']} DN, {why}")
         if seen.size and not self.reading.force:
             self._check_optical(seen)
         dark = float(np.quantile(seen, 0.005, axis=1).min()) if seen.size else 0.0
@@ -330,12 +317,7 @@ class Source:
             wrong = "no DN: nearly no value is above 20; z-scores and other units are not read"
         elif usual.size and self.pixels.dtype == np.uint8:
             wrong = "a picture of 8 bits (0-255)"
-        elif (
-            usual.size
-            and top <= 150
-            and self.pixels.dtype.kind == "f"
-            and bool((usual % 1 != 0).mean() > 0.5)
-        ):
+        elif usual.size and top <= 150 and self.pixels.dtype.kind == "f" and bool((usual % 1 != 0).mean() > 0.5):
             wrong = "reflectance in percent; multiply by 100"
         elif usual.size and top <= 255:
             wrong = "a picture of 8 bits (0-255)"
@@ -349,9 +331,7 @@ class Source:
         elif share <= MANY and (usual > BRIGHTEST_DN).any(axis=0).mean() > MOST:
             wrong = "another scale than reflectance x 10000: too much of it is above 20,000"
         elif usual.size and (usual < 0).any(axis=0).mean() > 0.25:
-            wrong = (
-                "DN from which the BOA offset was taken off twice: over a quarter of the pixels are below 0"
-            )
+            wrong = "DN from which the BOA offset was taken off twice: over a quarter of the pixels are below 0"
         if wrong:
             raise InputError(
                 f"{self.label} does not look like DN (reflectance x 10000) but like {wrong}{seen}. If the values are"
@@ -373,9 +353,7 @@ class Source:
 _UNIT_WORDS = {"db": "dB", "power": "linear power", "amplitude": "amplitude"}
 
 
-def open_source(
-    what: Any, wanted: tuple[str, ...], stack: ExitStack, reading: Reading = AS_DECLARED
-) -> Source:
+def open_source(what: Any, wanted: tuple[str, ...], stack: ExitStack, reading: Reading = AS_DECLARED) -> Source:
     """Open an input; its values are looked at by ``Source.look``.
 
     Args:
@@ -413,9 +391,7 @@ def _open_paths(
         refuse_radar_geometry(path)
     suffix = Path(paths[0]).suffix.lower()
     if len(paths) > 1 and any(Path(path).suffix.lower() in (".npz", ".pt") for path in paths):
-        raise InputError(
-            f"{listed(paths)} are several files; expected GeoTIFFs, one a band, or one .npz or .pt alone"
-        )
+        raise InputError(f"{listed(paths)} are several files; expected GeoTIFFs, one a band, or one .npz or .pt alone")
     if len(paths) == 1 and suffix == ".npz":
         return read_npz(Path(paths[0]), wanted, order)
     if len(paths) == 1 and suffix == ".pt":
@@ -423,9 +399,7 @@ def _open_paths(
     if len(paths) == 1 and wanted == OPTICAL_BANDS:
         product = open_safe(paths[0])
         if product is not None:
-            files = FilePixels(
-                list(product.bands.values()), wanted, OPTICAL_BANDS, stack, reading, inside_zip=True
-            )
+            files = FilePixels(list(product.bands.values()), wanted, OPTICAL_BANDS, stack, reading, inside_zip=True)
             files.offset = product.offset
             files.label = os.fspath(paths[0])
             return files
@@ -436,9 +410,7 @@ def _declared_unit(texts: Iterable[str]) -> str | None:
     """The unit of backscatter that names of files and bands, or units, tell."""
     for text in texts:
         lower = text.lower()
-        if match := re.search(
-            r"_rtc\d+_[a-z]_[gs]([pda])[uw][nf][ec][dm]_", lower
-        ):  # as ASF HyP3 names its products
+        if match := re.search(r"_rtc\d+_[a-z]_[gs]([pda])[uw][nf][ec][dm]_", lower):  # as ASF HyP3 names its products
             return {"p": "power", "d": "db", "a": "amplitude"}[match[1]]
         words = set(re.findall(r"[a-z]+", lower))
         for unit, known in (

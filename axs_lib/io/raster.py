@@ -137,9 +137,7 @@ def parse_bands(text: str | None) -> tuple[str, ...] | None:
         )
     known = tuple(name for name in names if name is not None)
     if len(set(known)) != len(known):
-        raise InputError(
-            f"--bands {text} names a band twice; name every band of the stack once, in its order"
-        )
+        raise InputError(f"--bands {text} names a band twice; name every band of the stack once, in its order")
     return known
 
 

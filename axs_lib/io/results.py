@@ -207,9 +207,7 @@ def check_suffix(path: PathLike, batch: int = 1) -> str:
     """
     suffix = Path(path).suffix.lower()
     if suffix not in SUFFIXES:
-        raise InputError(
-            f"{path} ends in {suffix or 'no suffix'}; expected an output named {listed(SUFFIXES)}"
-        )
+        raise InputError(f"{path} ends in {suffix or 'no suffix'}; expected an output named {listed(SUFFIXES)}")
     if suffix in TIFF_SUFFIXES and batch != 1:
         raise InputError(f"{path}: a GeoTIFF holds one tile and the input holds {batch}; name it .npz or .pt")
     return suffix
@@ -273,12 +271,7 @@ def write_result(
     suffix = check_suffix(path, len(values))
     if suffix in TIFF_SUFFIXES:
         write_layer(
-            path,
-            layer,
-            values[0],
-            grid_like(tile.opt_v2),
-            {**tile.opt_v2.tags, **(tags or {})},
-            overwrite=overwrite,
+            path, layer, values[0], grid_like(tile.opt_v2), {**tile.opt_v2.tags, **(tags or {})}, overwrite=overwrite
         )
     elif suffix == ".npz":
         _write_bytes(path, _npz(layer.name, values, tile, tags or {}), overwrite)
@@ -293,9 +286,7 @@ def write_tiff(path: PathLike, data: NDArray[Any], like: Raster, *, overwrite: b
         OutputError: the file exists, or the disk refuses.
     """
     layer = SAR if len(data) == len(SAR_BANDS) else optical_layer("opt_v3")
-    write_layer(
-        path, layer, np.asarray(data, dtype=np.float32), grid_like(like), like.tags, overwrite=overwrite
-    )
+    write_layer(path, layer, np.asarray(data, dtype=np.float32), grid_like(like), like.tags, overwrite=overwrite)
 
 
 def grid_like(raster: Raster) -> SceneGrid:

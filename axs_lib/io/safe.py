@@ -82,9 +82,7 @@ def open_safe(path: PathLike) -> Safe | None:
     missing = [band for band in OPTICAL_BANDS if band not in found]
     if missing:
         level = (
-            " It is a Level-1C product, of reflectance above the atmosphere."
-            if "MSIL1C" in str(path).upper()
-            else ""
+            " It is a Level-1C product, of reflectance above the atmosphere." if "MSIL1C" in str(path).upper() else ""
         )
         other = " It holds pixels of 20 or 60 m." if re.search(r"R[26]0m", str(path)) else ""
         raise InputError(
@@ -127,9 +125,7 @@ def read_offset(text: bytes, source: str) -> Offset:
             try:
                 dn[_BAND_IDS[str(element.get("band_id"))]] = -float(element.text or "")
             except ValueError as error:
-                raise InputError(
-                    f"{source} gives the BOA offset {element.text!r}; expected a number"
-                ) from error
+                raise InputError(f"{source} gives the BOA offset {element.text!r}; expected a number") from error
     return Offset(dn, source)
 
 
@@ -157,14 +153,8 @@ def _folder_files(folder: Path) -> list[Path]:
 def _zip_files(path: Path) -> tuple[dict[str, str], Offset | None]:
     try:
         with zipfile.ZipFile(path) as archive:
-            names = [
-                name
-                for name in archive.namelist()
-                if ".." not in PurePosixPath(name).parts and name[:1] != "/"
-            ]
-            metadata = min(
-                (name for name in names if PurePosixPath(name).name == METADATA), key=len, default=None
-            )
+            names = [name for name in archive.namelist() if ".." not in PurePosixPath(name).parts and name[:1] != "/"]
+            metadata = min((name for name in names if PurePosixPath(name).name == METADATA), key=len, default=None)
             offset = metadata_offset(path)
             if metadata is not None and archive.getinfo(metadata).file_size <= LARGEST_XML:
                 offset = read_offset(archive.read(metadata), f"{path}/{metadata}")

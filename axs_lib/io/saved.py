@@ -103,11 +103,7 @@ def find_results(paths: Sequence[PathLike]) -> list[tuple[str, Path]]:
 
 
 def read_results(
-    path: PathLike,
-    name: str | None = None,
-    *,
-    longest: int = LONGEST,
-    companions: Mapping[str, PathLike] | None = None,
+    path: PathLike, name: str | None = None, *, longest: int = LONGEST, companions: Mapping[str, PathLike] | None = None
 ) -> Iterator[Result]:
     """Read the results of one file: one, or the tiles of a batch.
 
@@ -237,9 +233,7 @@ def _read_beside(
     files: Mapping[str, Path], grid: Raster, longest: int, known: Mapping[str, Any] | None = None
 ) -> dict[str, FloatArray]:
     wanted = {layer: file for layer, file in files.items() if layer not in (known or {})}
-    return {
-        layer: _onto(read_overview(file, LAYERS[layer], longest), grid).data for layer, file in wanted.items()
-    }
+    return {layer: _onto(read_overview(file, LAYERS[layer], longest), grid).data for layer, file in wanted.items()}
 
 
 def _onto(raster: Raster, grid: Raster) -> Raster:

@@ -121,10 +121,7 @@ def _asset(item: Path, file: Path, layer: Layer) -> dict[str, Any]:
         common = {"eo:common_name": _COMMON_NAMES[band]} if band in _COMMON_NAMES else {}
         bands.append({"name": band, **common})
     # JSON has no NaN; STAC spells it out
-    about: dict[str, Any] = {
-        "data_type": layer.dtype,
-        "nodata": "nan" if math.isnan(layer.nodata) else layer.nodata,
-    }
+    about: dict[str, Any] = {"data_type": layer.dtype, "nodata": "nan" if math.isnan(layer.nodata) else layer.nodata}
     if layer.unit != "1":
         about["unit"] = layer.unit
     if layer.scale is not None:

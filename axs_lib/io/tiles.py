@@ -48,9 +48,7 @@ def read_tile(s1_paths: Paths, optical_paths: Paths = (), bands: Sequence[str] |
     optical_paths = optical_paths or pair_file(s1_paths)
     order = tuple(bands or ())
     s1 = read_raster(s1_paths, SAR_BANDS, order=tuple(b for b in order if b in SAR_BANDS) or None)
-    opt_v2 = read_raster(
-        optical_paths, OPTICAL_BANDS, order=tuple(b for b in order if b not in SAR_BANDS) or None
-    )
+    opt_v2 = read_raster(optical_paths, OPTICAL_BANDS, order=tuple(b for b in order if b not in SAR_BANDS) or None)
     check_same_grid(s1, opt_v2)
     if s1.batched != opt_v2.batched:  # (1,C,H,W) beside (C,H,W): one tile either way
         s1, opt_v2 = replace(s1, data=s1.batch), replace(opt_v2, data=opt_v2.batch)
@@ -73,9 +71,7 @@ def pair_file(s1_paths: Paths) -> Paths:
     return s1_paths
 
 
-def read_raster(
-    paths: str | os.PathLike[str] | Paths, wanted: tuple[str, ...], *, order: Order = None
-) -> Raster:
+def read_raster(paths: str | os.PathLike[str] | Paths, wanted: tuple[str, ...], *, order: Order = None) -> Raster:
     """Read the wanted bands from one stack or from one file a band, SAR in dB; no unit is refused.
 
     Args:
@@ -154,9 +150,7 @@ def read_companions(path: str | os.PathLike[str], opt_v2: Raster) -> tuple[Raste
         if key is not None:
             data = arrays.numbers(key)
             if data.size != opt_v2.data.size or data.shape[-3:] != opt_v2.data.shape[-3:]:
-                raise InputError(
-                    f"{path}: {key} has shape {data.shape}; expected that of opt_v2, {opt_v2.data.shape}"
-                )
+                raise InputError(f"{path}: {key} has shape {data.shape}; expected that of opt_v2, {opt_v2.data.shape}")
             truth = replace(opt_v2, data=data.reshape(opt_v2.data.shape))
         if "trust" in arrays:
             data = arrays.numbers("trust")

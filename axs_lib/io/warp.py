@@ -23,9 +23,7 @@ from axs_lib.io.grid import SceneGrid
 from axs_lib.io.raster import FloatArray
 from axs_lib.tilegrid import Tile
 
-TOLERANCE_PX = (
-    1e-9  # of the coordinates: exact; at 1e-6 a cut scene differs by 5e-6 dB, and GDAL crashes on 0
-)
+TOLERANCE_PX = 1e-9  # of the coordinates: exact; at 1e-6 a cut scene differs by 5e-6 dB, and GDAL crashes on 0
 NEAR_SEAM = 179  # degrees
 MARGIN_PX = 16  # source pixels kept around what the target covers
 COARSER = 0.75  # target pixels a source pixel, below which the kernel widens to average the source
@@ -237,14 +235,10 @@ def _overlap(source: SceneGrid, grid: SceneGrid) -> Tile | None:
     points |= {(x, y) for x in coarse for y in coarse}
     places = [Affine(*grid.transform) * (x * grid.width, y * grid.height) for x, y in points]
     try:
-        xs, ys = map(
-            np.array, transform(grid.crs, source.crs, [x for x, _ in places], [y for _, y in places])[:2]
-        )
+        xs, ys = map(np.array, transform(grid.crs, source.crs, [x for x, _ in places], [y for _, y in places])[:2])
     except RasterioError:  # the grid lies outside of the source's projection
         return None
-    if CRS.from_wkt(
-        source.crs
-    ).is_geographic:  # longitudes of one turn around the middle of the source, as GDAL has it
+    if CRS.from_wkt(source.crs).is_geographic:  # longitudes of one turn around the middle of the source, as GDAL has it
         middle, _ = Affine(*source.transform) * (source.width / 2, source.height / 2)
         xs = xs + 360 * np.round((middle - xs) / 360)
     there = np.isfinite(xs) & np.isfinite(ys)
@@ -259,9 +253,7 @@ def _shifted_overlap(source: SceneGrid, grid: SceneGrid, offset: tuple[int, int]
     return _clipped(source, row, column, row + grid.height, column + grid.width, 0)
 
 
-def _clipped(
-    source: SceneGrid, top: float, left: float, bottom: float, right: float, margin: int
-) -> Tile | None:
+def _clipped(source: SceneGrid, top: float, left: float, bottom: float, right: float, margin: int) -> Tile | None:
     """A window in whole pixels with a margin, cut to the source; None where it lies outside."""
     if top >= source.height or left >= source.width or bottom <= 0 or right <= 0:
         return None

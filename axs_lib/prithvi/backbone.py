@@ -178,9 +178,7 @@ def build_backbone(
     Raises:
         WeightsError: the state does not fit.
     """
-    from axs_lib.networks.prithvi_mae import (
-        PrithviViT,  # imports timm, half a second that Stage 3 does without
-    )
+    from axs_lib.networks.prithvi_mae import PrithviViT  # imports timm, half a second that Stage 3 does without
 
     size, optical = VIT_SIZES[variant], OpticalAdapter(OPTICAL_MEAN, OPTICAL_STD)
     if variant != NANO:

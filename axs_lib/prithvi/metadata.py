@@ -99,9 +99,7 @@ class EncodedMetadata:
         )
 
 
-def encode_metadata(
-    metadata: MetadataLike, batch: int, device: torch.device | str = "cpu"
-) -> EncodedMetadata:
+def encode_metadata(metadata: MetadataLike, batch: int, device: torch.device | str = "cpu") -> EncodedMetadata:
     """Metadata of a batch.
 
     Args:
@@ -161,9 +159,7 @@ def parse_metadata(metadata: Mapping[str, object] | None, name: str = "metadata"
         if key not in METADATA_KEYS:
             close = difflib.get_close_matches(str(key), METADATA_KEYS, n=1)
             guess = f" Did you mean {close[0]!r}?" if close else ""
-            raise InputError(
-                f"{name} has the unknown key {key!r}; the keys are {', '.join(METADATA_KEYS)}.{guess}"
-            )
+            raise InputError(f"{name} has the unknown key {key!r}; the keys are {', '.join(METADATA_KEYS)}.{guess}")
     given = {key: value for key, value in metadata.items() if value is not None}
     year, day_of_year = _when(given, name)
     biome = _biome(given["biome"], name) if "biome" in given else UNKNOWN_BIOME
@@ -223,17 +219,13 @@ def _date(value: object, name: str) -> datetime.date:
                 f"{name}: date is {value!r}; expected a day that exists, as YYYY-MM-DD such as '2021-07-14'"
             ) from None
     else:
-        raise InputError(
-            f"{name}: date is a {type(value).__name__}; expected text as YYYY-MM-DD or a datetime.date"
-        )
+        raise InputError(f"{name}: date is a {type(value).__name__}; expected text as YYYY-MM-DD or a datetime.date")
     if not YEARS[0] <= date.year <= YEARS[1]:
         raise InputError(f"{name}: date is {date.isoformat()}; expected a year from {YEARS[0]} to {YEARS[1]}")
     return date
 
 
-def _number(
-    given: Mapping[str, object], key: str, low: float, high: float, name: str, note: str = ""
-) -> float | None:
+def _number(given: Mapping[str, object], key: str, low: float, high: float, name: str, note: str = "") -> float | None:
     if key not in given:
         return None
     value = given[key]
@@ -245,9 +237,7 @@ def _number(
     return number
 
 
-def _whole(
-    given: Mapping[str, object], key: str, low: int, high: int, name: str, note: str = ""
-) -> int | None:
+def _whole(given: Mapping[str, object], key: str, low: int, high: int, name: str, note: str = "") -> int | None:
     number = _number(given, key, low, high, name, note)
     if number is None:
         return None

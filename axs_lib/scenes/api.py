@@ -60,15 +60,7 @@ if TYPE_CHECKING:
 
     SceneInput = PathLike | Sequence[PathLike] | NDArray[Any] | DataArray | Dataset
 
-GROUND_OPTIONS = (
-    "strength",
-    "tokens",
-    "temperature",
-    "ensemble_size",
-    "hold_colour",
-    "correction_mode",
-    "scheduler",
-)
+GROUND_OPTIONS = ("strength", "tokens", "temperature", "ensemble_size", "hold_colour", "correction_mode", "scheduler")
 PIPELINE_OPTIONS = ("tokens", "temperature", "hold_colour")
 GDAL_CACHE_BYTES = 256 * 1024**2
 MAPS = (UNCERTAINTY, GATE, SAR_CONTRIBUTION)
@@ -148,11 +140,7 @@ def _each_time(ground: Callable[..., SceneResult]) -> Callable[..., SceneResult]
 
     @functools.wraps(ground)
     def mapped(
-        model: SceneGrounder,
-        s1: SceneInput,
-        opt_v2: SceneInput | None = None,
-        out: Any = None,
-        **options: Any,
+        model: SceneGrounder, s1: SceneInput, opt_v2: SceneInput | None = None, out: Any = None, **options: Any
     ) -> SceneResult:
         steps = {length for each in (s1, opt_v2, options.get("trust")) if (length := times(each) or 1) > 1}
         if not steps:
@@ -306,11 +294,7 @@ def ground_scene(
         tiles = grid or TileGrid()
         whole = count > 1 or tile_count(tiles, *optical.grid.size) == 1
         grounder: Any = model if hasattr(model, "ground") else model()
-        if (
-            uncertainty
-            and options.get("ensemble_size", 1) < 2
-            and not getattr(grounder, "estimates_error", False)
-        ):
+        if uncertainty and options.get("ensemble_size", 1) < 2 and not getattr(grounder, "estimates_error", False):
             raise InputError(
                 "this model does not predict its error, so that --uncertainty is the spread of an ensemble, and"
                 " --ensemble-size is 1; expected 2 or more"
@@ -338,8 +322,7 @@ def ground_scene(
             output = grounder.ground(given[0], given[1], controls=controls, **settings)
             nfe = output.nfe
             layers = {
-                "opt_v3": output.image.cpu()
-                - torch.from_numpy(base(*(image.numpy() for image in images[1:]))),
+                "opt_v3": output.image.cpu() - torch.from_numpy(base(*(image.numpy() for image in images[1:]))),
                 "uncertainty": output.uncertainty,
                 "gate": output.gate,
             }
@@ -380,12 +363,8 @@ def ground_scene(
             share = scene.counts["filled"] / (optical.grid.height * optical.grid.width)
             provenance |= certainty.provenance | {"AXS_UNKNOWN_PERCENT": f"{100 * share:.2f}"}
         provenance |= dict(tags or {})
-        scene.finish(
-            {**optical.tags, **provenance}, stac, date, lambda: _inputs(scene, sar, optical, estimate)
-        )
-        return scene.result(
-            optical, count if whole else tile_count(tiles, *optical.grid.size), nfe, [sar, optical]
-        )
+        scene.finish({**optical.tags, **provenance}, stac, date, lambda: _inputs(scene, sar, optical, estimate))
+        return scene.result(optical, count if whole else tile_count(tiles, *optical.grid.size), nfe, [sar, optical])
 
 
 def fill_gaps(
@@ -489,16 +468,10 @@ def run_scene(
     known = {key: value for key, value in (metadata or {}).items() if value is not None}
     date = str(known["date"]) if "date" in known else None
     if uncertainty and ensemble_size < 2:
-        raise InputError(
-            "the uncertainty of the pipeline is that of an ensemble; expected --ensemble-size 2 or more"
-        )
+        raise InputError("the uncertainty of the pipeline is that of an ensemble; expected --ensemble-size 2 or more")
     layers = [optical_layer(name) for name in reversed(STAGES)] + ([UNCERTAINTY] if ensemble_size > 1 else [])
-    maps = {
-        layer: path for layer, path in zip(MAPS, (uncertainty, gate, sar_contribution), strict=True) if path
-    }
-    reading = Reading(
-        tuple(bands or ()) or None, s1_unit, same_grid=same_grid, force=force, addresses=addresses
-    )
+    maps = {layer: path for layer, path in zip(MAPS, (uncertainty, gate, sar_contribution), strict=True) if path}
+    reading = Reading(tuple(bands or ()) or None, s1_unit, same_grid=same_grid, force=force, addresses=addresses)
 
     with ExitStack() as files:
         # 2. Open the SAR on the grid; what it is says which files there are.
@@ -556,11 +529,7 @@ def run_scene(
         if together is not None:
             arrays = {layer.name: as_raster(given, scene.memory[layer].data).data for layer in targets}
             raster = as_raster(given, scene.inputs[0].data)
-            names = (
-                {"s1": raster.data}
-                if raster.batched
-                else dict(zip(("s1_vv", "s1_vh"), raster.data, strict=True))
-            )
+            names = {"s1": raster.data} if raster.batched else dict(zip(("s1_vv", "s1_vh"), raster.data, strict=True))
             like = replace(raster, crs=place.crs, transform=place.transform)
             write_arrays(together, arrays | names, like, tags=provenance, overwrite=overwrite)
             scene.files[together] = "all of them, with the SAR"
@@ -572,23 +541,14 @@ class _Scene:
     """The life of one run: open files, two threads, temporary outputs, final names."""
 
     def __init__(
-        self,
-        targets: Mapping[Layer, Path | None],
-        overwrite: bool,
-        progress: bool,
-        together: Path | None = None,
+        self, targets: Mapping[Layer, Path | None], overwrite: bool, progress: bool, together: Path | None = None
     ) -> None:
         self.stack = ExitStack()
         self.counts: Counter[str] = Counter()
         self.files: dict[Path, str] = {}
         self.inputs: list[ArrayWriter] = []
         self.memory: dict[Layer, ArrayWriter] = {}  # of what does not go to a GeoTIFF row by row
-        self._targets, self._overwrite, self._progress, self._together = (
-            targets,
-            overwrite,
-            progress,
-            together,
-        )
+        self._targets, self._overwrite, self._progress, self._together = (targets, overwrite, progress, together)
         self._started = time.monotonic()
         self._cogs: dict[Layer, CogWriter] = {}
 
@@ -624,9 +584,7 @@ class _Scene:
             raise InputError(f"{source.label} is {height}x{width} px; expected at least {MIN_SIDE} px a side")
         if stac is not None:
             check_located(place or source.grid)
-            if any(
-                path is None or path.suffix.lower() not in TIFF_SUFFIXES for path in self._targets.values()
-            ):
+            if any(path is None or path.suffix.lower() not in TIFF_SUFFIXES for path in self._targets.values()):
                 raise InputError("a STAC Item links to GeoTIFFs; give the outputs names that end in .tif")
 
     def run(
@@ -700,9 +658,7 @@ class _Scene:
         given = None if inputs is None or not self.inputs else inputs()
         for layer, path in self._targets.items():
             if path is not None and layer in self.memory and layer not in self._cogs and given is not None:
-                values = self.memory[layer].data.reshape(
-                    len(layer.bands), len(given.opt_v2.batch), *given.opt_v2.size
-                )
+                values = self.memory[layer].data.reshape(len(layer.bands), len(given.opt_v2.batch), *given.opt_v2.size)
                 write_result(path, layer, values.swapaxes(0, 1), given, tags=tags, overwrite=self._overwrite)
                 self.files[path] = layer.name
         with ExitStack() as stack:
@@ -750,13 +706,7 @@ def tile_bar(description: str, total: int, enabled: bool) -> Iterator[Callable[[
             speed = task.finished_speed or task.speed
             return Text("" if speed is None else f"{speed:.1f} tiles/s")
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        Speed(),
-        TimeLeft(),
-    )
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Speed(), TimeLeft())
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task(description, total=total)
         yield lambda tiles: progress.advance(task, tiles)
@@ -799,9 +749,7 @@ def _targets(
     together: Path | None = None,
 ) -> dict[Layer, Path | None]:
     """Paths of the outputs, absolute and writable; None for arrays."""
-    named = [
-        path for path in (*wanted.values(), stac, together) if path is not None and not isinstance(path, bool)
-    ]
+    named = [path for path in (*wanted.values(), stac, together) if path is not None and not isinstance(path, bool)]
     paths = [check_output(path, overwrite) for path in named]
     if len(set(paths)) < len(paths):
         raise InputError(f"{listed(named)} name one file twice; give the outputs different names")
@@ -866,15 +814,11 @@ def _trust(what: Any, estimate: Any, optical: Source, stack: ExitStack, reading:
             return None
         what = trust if count > 1 else trust[0]
     if isinstance(what, MaskFile):
-        return MaskSource(
-            _product_mask(what, estimate), optical.grid, stack, tiles=count, addresses=reading.addresses
-        )
+        return MaskSource(_product_mask(what, estimate), optical.grid, stack, tiles=count, addresses=reading.addresses)
     if isinstance(what, np.ndarray) and what.ndim == 2:
         what = what[None]
     source = open_source(what, TRUST, stack, reading)
-    fits = (
-        source.grid.same_as(optical.grid) if source.pixels.may_lie else source.grid.size == optical.grid.size
-    )
+    fits = source.grid.same_as(optical.grid) if source.pixels.may_lie else source.grid.size == optical.grid.size
     if not fits:
         raise InputError(
             f"the trust map {source.label} is {source.grid} and opt_v2 {optical.grid}; expected one grid: resample it,"
@@ -919,9 +863,7 @@ class _TrustSource:
 def _inputs(scene: _Scene, sar: Source, optical: Source, estimate: Any) -> TilePair:
     """The inputs of an image in memory, on the grid of the estimate, as they go into an .npz."""
     estimates = as_raster(optical, scene.inputs[1].data)
-    s1 = replace(
-        estimates, data=as_raster(optical, scene.inputs[0].data).data, bands=SAR_BANDS, tags=sar.tags
-    )
+    s1 = replace(estimates, data=as_raster(optical, scene.inputs[0].data).data, bands=SAR_BANDS, tags=sar.tags)
     trust = None
     if len(scene.inputs) > 2:
         trust = scene.inputs[2].data.reshape(len(estimates.batch), 1, *estimates.size)
@@ -973,9 +915,7 @@ def _origins(corner: tuple[int, int], tiles: Sequence[Tile]) -> Tensor:
     return torch.tensor([[corner[0] + tile.top, corner[1] + tile.left] for tile in tiles], dtype=torch.int64)
 
 
-def _located(
-    metadata: Mapping[str, Any], grid: SceneGrid, tile: Tile, digits: int | None = None
-) -> dict[str, Any]:
+def _located(metadata: Mapping[str, Any], grid: SceneGrid, tile: Tile, digits: int | None = None) -> dict[str, Any]:
     """Metadata of a tile: its own place, as far as that of the scene is not given."""
     place = grid.centre_lat_lon(tile)
     if place is not None and digits is not None:

@@ -141,9 +141,7 @@ def find_pair(
                 f" east, north) in {dates}; expected some: widen --bounds or --dates, or name another collection"
             )
     days = _groups(found[optical_collection], lambda item: _moment(item).date())
-    clear = {
-        day: _coverage(items, place) * (1 - _cloud_cover(items) / 100) for day, items in sorted(days.items())
-    }
+    clear = {day: _coverage(items, place) * (1 - _cloud_cover(items) / 100) for day, items in sorted(days.items())}
     best = max(clear, key=lambda day: clear[day])
     s2 = tuple(sorted(days[best], key=lambda item: (_cloud_cover([item]), item.id)))
     when = _moment(s2[0])
@@ -161,11 +159,7 @@ def find_pair(
 
 
 def load_pair(
-    pair: ScenePair,
-    *,
-    crs: str | None = None,
-    resolution: float | None = None,
-    s1_unit: str = "auto",
+    pair: ScenePair, *, crs: str | None = None, resolution: float | None = None, s1_unit: str = "auto"
 ) -> PairArrays:
     """The pixels of a pair in the library's units; nothing but metadata is read before they are asked for.
 
@@ -188,9 +182,7 @@ def load_pair(
     # 1. The optical image, mosaicked in DN, and the scene classification of the same items.
     wanted = {name: value for name, value in (("crs", crs), ("resolution", resolution)) if value is not None}
     place = _grid_of(pair.s2[0], optical_keys[0], bbox=pair.bounds, **wanted)
-    images = [
-        _to_dn(item, keys, _read(item, keys, place)) for item, keys in zip(pair.s2, optical_keys, strict=True)
-    ]
+    images = [_to_dn(item, keys, _read(item, keys, place)) for item, keys in zip(pair.s2, optical_keys, strict=True)]
     classes = [_class_asset(item) for item in pair.s2]
     trust = None
     if all(classes):
@@ -204,8 +196,7 @@ def load_pair(
     # 2. The SAR on its own grid: the scene way warps it, in linear power.
     own = _grid_of(pair.s1[0], sar_keys[0], geopolygon=place.pad(MARGIN_PX).extent)
     backscatter = [
-        _to_db(item, keys, _read(item, keys, own), s1_unit)
-        for item, keys in zip(pair.s1, sar_keys, strict=True)
+        _to_db(item, keys, _read(item, keys, own), s1_unit) for item, keys in zip(pair.s1, sar_keys, strict=True)
     ]
     return PairArrays(_mosaic(backscatter), _mosaic(images), trust, pair.date, pair.tags)
 
@@ -272,9 +263,7 @@ def _items(catalog: Catalog, collection: str, bounds: Bounds, span: tuple[dateti
     return [
         item
         for item in branch.get_items(recursive=True)
-        if item.collection_id == collection
-        and span[0] <= _moment(item) <= span[1]
-        and _coverage([item], bounds) > 0
+        if item.collection_id == collection and span[0] <= _moment(item) <= span[1] and _coverage([item], bounds) > 0
     ]
 
 
@@ -285,9 +274,7 @@ def _coverage(items: Sequence[Item], bounds: Bounds) -> float:
 
     place = shapely.box(*bounds)
     footprints = [
-        shapely.make_valid(shapely.geometry.shape(item.geometry))
-        for item in items
-        if item.geometry is not None
+        shapely.make_valid(shapely.geometry.shape(item.geometry)) for item in items if item.geometry is not None
     ]
     # A footprint across 180 degrees may be written on either side of it.
     seen = [shapely.affinity.translate(each, turn) for each in footprints for turn in (-360, 0, 360)]
@@ -322,9 +309,7 @@ def _span(dates: str) -> tuple[datetime, datetime]:
     if end.time() == time(0) and len((last if slash else first).strip()) <= len("2021-07-14"):
         end += timedelta(days=1, microseconds=-1)
     if end < start:
-        raise InputError(
-            f"the dates are {dates!r}; expected the first before the last, as 2021-07-01/2021-07-31"
-        )
+        raise InputError(f"the dates are {dates!r}; expected the first before the last, as 2021-07-01/2021-07-31")
     return start, end
 
 
@@ -461,9 +446,7 @@ def _read(item: Item, keys: Mapping[str, str], geobox: Any) -> DataArray:
         raw = found[key].isel(time=0, drop=True)
         nodata = raw.attrs.get("nodata", 0 if raw.dtype.kind in "iu" else None)
         values = raw.astype("float32")
-        bands.append(
-            (values if nodata is None or np.isnan(nodata) else values.where(raw != nodata)).rename(name)
-        )
+        bands.append((values if nodata is None or np.isnan(nodata) else values.where(raw != nodata)).rename(name))
     stack = _stacked(bands)
     # 0 in all bands lies outside of the swath, whatever the type and whether declared or not.
     return stack.where((stack != 0).any("band")) if len(bands) > 1 else stack
@@ -474,9 +457,7 @@ def _stacked(bands: Sequence[DataArray]) -> DataArray:
 
     names = [str(band.name) for band in bands]
     plain = [band.drop_attrs(deep=False) for band in bands]
-    stack: DataArray = xarray.concat(
-        plain, dim=xarray.Variable("band", names), coords="minimal", compat="override"
-    )
+    stack: DataArray = xarray.concat(plain, dim=xarray.Variable("band", names), coords="minimal", compat="override")
     return stack
 
 
@@ -502,9 +483,7 @@ def _to_db(item: Item, keys: Mapping[str, str], raw: DataArray, unit: str) -> Da
 
     declared = [_scaling(item.assets[key]) or (1.0, 0.0) for key in keys.values()]
     values = _scaled(raw, [scale for scale, _ in declared], [offset for _, offset in declared])
-    units = {
-        str(fields.get("unit", "")).lower() for k in keys.values() for fields in _declared(item.assets[k])
-    }
+    units = {str(fields.get("unit", "")).lower() for k in keys.values() for fields in _declared(item.assets[k])}
     if unit == "db" or (unit == "auto" and "db" in units):
         return values
 

@@ -92,15 +92,11 @@ def stream_tiles(
 
             # 1. The tiles of this row, in batches of one shape; those without data are left out.
             tiles = [Tile(top, left, bottom, min(left + grid.side, width)) for left in grid.starts(width)]
-            views = {
-                tile: [rows[:, : bottom - top, tile.left : tile.right] for rows in band] for tile in tiles
-            }
+            views = {tile: [rows[:, : bottom - top, tile.left : tile.right] for rows in band] for tile in tiles}
             needed = [tile for tile in tiles if wanted(views[tile])]
             advance(len(tiles) - len(needed))
             for batch in _batches(needed, batch_size):
-                images = [
-                    torch.from_numpy(np.stack(each)) for each in zip(*(views[t] for t in batch), strict=True)
-                ]
+                images = [torch.from_numpy(np.stack(each)) for each in zip(*(views[t] for t in batch), strict=True)]
                 values = network(images, batch).float().cpu()
 
                 # 2. Blended into the band, whose first row is the scene's row `top`.
@@ -156,9 +152,7 @@ def _batches(tiles: Sequence[Tile], size: int) -> Iterator[list[Tile]]:
 
 
 @contextmanager
-def _windows(
-    sources: Sequence[Readable], window_rows: int
-) -> Iterator[Iterator[tuple[int, list[FloatArray]]]]:
+def _windows(sources: Sequence[Readable], window_rows: int) -> Iterator[Iterator[tuple[int, list[FloatArray]]]]:
     """First row and pixels of each window of whole rows, read ahead by a thread of their own."""
     height, width = sources[0].grid.size
 

@@ -102,9 +102,7 @@ def build_v1(variant: str, *, s1_product: str = "S1GRD") -> TerraMindGenerator:
     config = V1_CORES[variant]
     quantizer = FiniteScalarQuantizer(codebook_size=FSQ_LEVELS)
     bands = len(TERRAMIND_S2_BANDS)
-    encoders, decoders = _embeddings(
-        config, SAR_KEYS[s1_product], bands, quantizer.codebook_size, image_size=224
-    )
+    encoders, decoders = _embeddings(config, SAR_KEYS[s1_product], bands, quantizer.codebook_size, image_size=224)
     index = [TERRAMIND_S2_BANDS.index(band) for band in OPTICAL_BANDS]
     return TerraMindGenerator(
         _core(config, encoders, decoders),
@@ -146,11 +144,6 @@ def build_nano_tokenizer() -> nn.Module:
 
     latent = len(NANO_FSQ_LEVELS.split("-"))
     encoder = ViTEncoder(
-        in_channels=len(OPTICAL_BANDS),
-        patch_size=16,
-        resolution=NANO_IMAGE_SIZE,
-        dim_tokens=128,
-        depth=3,
-        num_heads=4,
+        in_channels=len(OPTICAL_BANDS), patch_size=16, resolution=NANO_IMAGE_SIZE, dim_tokens=128, depth=3, num_heads=4
     )
     return nn.Sequential(encoder, nn.Conv2d(128, latent, kernel_size=1))

@@ -58,9 +58,7 @@ class ResidualBlock(nn.Module):
         self.out_layers = nn.Sequential(
             GroupNorm(out_channels), nn.SiLU(), nn.Identity(), zeroed(conv3x3(out_channels, out_channels))
         )
-        self.skip_connection = (
-            nn.Identity() if channels == out_channels else PointwiseConv2d(channels, out_channels)
-        )
+        self.skip_connection = nn.Identity() if channels == out_channels else PointwiseConv2d(channels, out_channels)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, K, H, W), given the embedding (B, E) or (1, E)."""
@@ -144,9 +142,7 @@ class Detokenizer(nn.Module):
         self.channels = channels
         self.width = width
         embedding = 4 * width
-        self.time_embed = nn.Sequential(
-            nn.Linear(width, embedding), nn.SiLU(), nn.Linear(embedding, embedding)
-        )
+        self.time_embed = nn.Sequential(nn.Linear(width, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
         now = width * multipliers[0]
         self.input_blocks = nn.ModuleList([Block(conv3x3(channels * PATCH**2 + code_channels, now))])
         skips = [now]

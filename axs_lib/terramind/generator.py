@@ -204,9 +204,7 @@ class TerraMindGenerator(nn.Module):
         embedding = self.core.decoder_embeddings[self.layout.target_key]
         positions = embedding.pos_emb
         if (height, width) != tuple(embedding.image_size):
-            positions = interpolate_pos_encoding(
-                positions, height, width, embedding.patch_size, embedding.dim_tokens
-            )
+            positions = interpolate_pos_encoding(positions, height, width, embedding.patch_size, embedding.dim_tokens)
         return positions + embedding.mod_emb
 
     def codes(

@@ -56,9 +56,7 @@ def load_nano_tokenizer(checkpoint: str | None = None) -> nn.Module:
 
 
 def _build(variant: str, s1_product: str) -> TerraMindGenerator:
-    return (
-        build_nano(s1_product=s1_product) if variant == "nano" else build_v1(variant, s1_product=s1_product)
-    )
+    return build_nano(s1_product=s1_product) if variant == "nano" else build_v1(variant, s1_product=s1_product)
 
 
 def _load_nano(files: WeightFiles, modules: dict[str, nn.Module]) -> None:

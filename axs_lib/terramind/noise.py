@@ -47,9 +47,7 @@ def _mix(x: Tensor) -> Tensor:
     return _shift_right(x, 31).bitwise_xor_(x)
 
 
-def _hash_field(
-    seeds: Tensor, stream: int, channels: int, height: int, width: int, origins: Tensor
-) -> Tensor:
+def _hash_field(seeds: Tensor, stream: int, channels: int, height: int, width: int, origins: Tensor) -> Tensor:
     """int64 hashes of shape (B, channels, height, width)."""
     device = seeds.device
     key = _mix(_mix(seeds + _GOLDEN) + _signed(stream * _GOLDEN))  # (B,)

@@ -191,9 +191,7 @@ def denoise(
     if schedule.starts_from_noise:
         x = noise
     elif start is None:
-        raise InputError(
-            "a schedule with strength < 1 needs the image to start from; pass start=opt_v2 in z-units"
-        )
+        raise InputError("a schedule with strength < 1 needs the image to start from; pass start=opt_v2 in z-units")
     else:
         x = add_noise(start, noise, schedule.network_timesteps[0])
     update = schedule.solver()

@@ -167,9 +167,7 @@ def find_variant(name: str, variants: Mapping[str, Variant] = VARIANTS) -> Varia
 
 
 def resolve(
-    variant: str | Variant,
-    checkpoint: str | os.PathLike[str] | None = None,
-    revision: str | None = None,
+    variant: str | Variant, checkpoint: str | os.PathLike[str] | None = None, revision: str | None = None
 ) -> WeightFiles:
     """Find the weight files of a variant: ``checkpoint``, then ``AXS_WEIGHTS``, then the Hub's cache, then the Hub.
 
@@ -324,9 +322,7 @@ def _named(folder: Path, name: str) -> Path | None:
     return next((c for c in candidates if c.is_file()), None)
 
 
-def _record(
-    spec: Variant, source: str, revision: str | None, files: Mapping[Path, HubFile | None]
-) -> WeightsInfo:
+def _record(spec: Variant, source: str, revision: str | None, files: Mapping[Path, HubFile | None]) -> WeightsInfo:
     """Hash the files and compare them with what is known of them.
 
     A file fetched from the Hub at a known commit must have the known content; ``files`` maps it to its ``HubFile``.
@@ -345,9 +341,7 @@ def _record(
     if source == "packaged":
         for path in files:
             _check_packaged(path, hashes[path.name])
-    verified = source == "packaged" or (
-        bool(known) and all(hashes.get(n) == value for n, value in known.items())
-    )
+    verified = source == "packaged" or (bool(known) and all(hashes.get(n) == value for n, value in known.items()))
     paths = {path.name: path for path in files}
     return WeightsInfo(spec.name, source, revision, commits, hashes, verified, paths)
 
@@ -423,9 +417,7 @@ def read_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     if not start:
         raise WeightsError(f"{file} is empty: the download or copy was cut off; fetch it again")
     if start == _LFS:
-        raise WeightsError(
-            f"{file} is a pointer of Git LFS and not the weights: fetch them with git lfs pull"
-        )
+        raise WeightsError(f"{file} is a pointer of Git LFS and not the weights: fetch them with git lfs pull")
     content = _read_safetensors(file) if file.suffix == ".safetensors" else _read_torch(file)
     return _flat_tensors(content, file)
 
@@ -487,13 +479,9 @@ def _flat_tensors(content: object, file: Path) -> dict[str, Tensor]:
     import torch
 
     if isinstance(content, Mapping):
-        content = next(
-            (content[k] for k in ("state_dict", "model") if isinstance(content.get(k), Mapping)), content
-        )
+        content = next((content[k] for k in ("state_dict", "model") if isinstance(content.get(k), Mapping)), content)
     if not isinstance(content, Mapping):
-        raise WeightsError(
-            f"{file} holds a {type(content).__name__}; expected a state dict (names to tensors)"
-        )
+        raise WeightsError(f"{file} holds a {type(content).__name__}; expected a state dict (names to tensors)")
     if not content:
         raise WeightsError(f"{file} holds an empty state dict; expected the weights of a model")
     for name, value in content.items():
@@ -553,11 +541,7 @@ def write_state(
 
     tensors = {
         # Own copies: safetensors refuses tensors that share memory (token embedding and logit weights do).
-        name: (value.half() if half and value.is_floating_point() else value)
-        .detach()
-        .cpu()
-        .clone()
-        .contiguous()
+        name: (value.half() if half and value.is_floating_point() else value).detach().cpu().clone().contiguous()
         for name, value in state.items()
     }
     # As bytes, not by safetensors' save_file, whose files only their owner may read.
@@ -589,11 +573,7 @@ def _modality(name: str) -> str:
 
 
 def load_strict(
-    module: nn.Module,
-    state: Mapping[str, Tensor],
-    *,
-    ignore_prefixes: Iterable[str] = (),
-    what: str = "the checkpoint",
+    module: nn.Module, state: Mapping[str, Tensor], *, ignore_prefixes: Iterable[str] = (), what: str = "the checkpoint"
 ) -> None:
     """Load a state dict into a module so that every parameter and buffer comes from it.
 
@@ -640,9 +620,7 @@ def _is_finite(tensor: Tensor) -> bool:
 
     if not tensor.is_floating_point() or not tensor.numel():
         return True
-    extremes = torch.aminmax(
-        tensor if tensor.element_size() > 1 else tensor.float()
-    )  # NaN comes through both
+    extremes = torch.aminmax(tensor if tensor.element_size() > 1 else tensor.float())  # NaN comes through both
     return all(bool(torch.isfinite(extreme)) for extreme in extremes)
 
 

@@ -179,9 +179,7 @@ def winograd(x: Tensor, kernel: Tensor, bias: Tensor | None, m: int) -> Tensor:
     matrices = transforms(m)
     for images, results in zip(padded.split(at_once), out.split(at_once), strict=True):
         tiles = len(images) * rows * cols
-        overlapping = (
-            images.unfold(1, n, m).unfold(2, n, m).permute(4, 5, 0, 1, 2, 3)
-        )  # (n, n, B, rows, cols, C)
+        overlapping = images.unfold(1, n, m).unfold(2, n, m).permute(4, 5, 0, 1, 2, 3)  # (n, n, B, rows, cols, C)
         pixels = first[: n * n * tiles * channels].view(overlapping.shape).copy_(overlapping).view(n * n, -1)
         values = torch.mm(matrices.image, pixels, out=second[: pixels.numel()].view(n * n, -1))
         products = first[: n * n * tiles * out_channels].view(n * n, tiles, out_channels)

@@ -52,13 +52,10 @@ def augment(s1: Tensor, truth: Tensor, random: torch.Generator) -> tuple[Tensor,
     return s1, (truth * draw_gain(count, random)).clamp(*VALID_DN)
 
 
-def draw_gain(
-    count: int, random: torch.Generator, common: float = GAIN_COMMON, band: float = GAIN_BAND
-) -> Tensor:
+def draw_gain(count: int, random: torch.Generator, common: float = GAIN_COMMON, band: float = GAIN_BAND) -> Tensor:
     """(count, 4, 1, 1): how much brighter each crop is, in all bands and in each (standard deviations)."""
     return torch.exp(
-        torch.randn(count, 1, 1, 1, generator=random) * common
-        + torch.randn(count, 4, 1, 1, generator=random) * band
+        torch.randn(count, 1, 1, 1, generator=random) * common + torch.randn(count, 4, 1, 1, generator=random) * band
     )
 
 

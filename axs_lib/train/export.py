@@ -30,15 +30,11 @@ def export_refiner(model: Any, folder: Path, header: dict[str, str], *, variant:
     if _has_adapter(model):
         merge_adapter(model)
     spec = PRITHVI_VARIANTS[variant]
-    name = (
-        f"{spec.packaged_name}.safetensors" if spec.generator is None else _safetensors(spec.generator.name)
-    )
+    name = f"{spec.packaged_name}.safetensors" if spec.generator is None else _safetensors(spec.generator.name)
     save_refiner(model, folder / name, half=True, notes=header, overwrite=True)
 
 
-def export_terramind(
-    model: Any, folder: Path, header: dict[str, str], *, tokenizer: nn.Module | None
-) -> None:
+def export_terramind(model: Any, folder: Path, header: dict[str, str], *, tokenizer: nn.Module | None) -> None:
     """Write Stage 1 or 3.
 
     ``nano.safetensors`` (``core.``, ``detokenizer.``, ``tokenizer.``), or for published variants generator and

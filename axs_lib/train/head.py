@@ -373,9 +373,7 @@ class ExampleSampler:
         mode = MODES[share(config.modes)]
         proposal_kind = ("own", "informed", "foreign", "none")[share(config.proposals)]
         generated = mode == "stage2" or proposal_kind == "own"
-        tile = self.tiles[
-            self._draw_tile(size, random, self.generator_weights if generated else self.weights)
-        ]
+        tile = self.tiles[self._draw_tile(size, random, self.generator_weights if generated else self.weights)]
         place = _Place.draw(tile.truth, size, random)
         s1, truth = place.of(tile.s1), place.of(tile.truth)
 
@@ -420,9 +418,7 @@ class ExampleSampler:
         # 4. Another tile's SAR, or none.
         chance = uniform()
         if mode in ("estimate", "gaps") and chance < config.swapped:
-            donor = self.tiles[
-                self._draw_tile(size, random, self.weights * self.dry, other=tile.record.group)
-            ]
+            donor = self.tiles[self._draw_tile(size, random, self.weights * self.dry, other=tile.record.group)]
             s1 = _fitted(_Place.draw(donor.truth, size, random).of(donor.s1), truth)
             proposal_kind += " swapped"
         elif mode in ("estimate", "gaps") and chance < config.swapped + config.blind:
@@ -434,9 +430,7 @@ class ExampleSampler:
         like = torch.empty(1, 4, *(min(size, side) for side in tile.truth.shape[-2:]))
         return _fitted(_Place.draw(other.truth, size, random).of(other.truth), like)
 
-    def _draw_tile(
-        self, size: int, random: torch.Generator, weights: Tensor, other: str | None = None
-    ) -> int:
+    def _draw_tile(self, size: int, random: torch.Generator, weights: Tensor, other: str | None = None) -> int:
         """Index of a tile that is large enough (a little less is padded), of another group than ``other``."""
         large = self.sides >= size - (8 if size >= 128 else 0)
         if other is not None:

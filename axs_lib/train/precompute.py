@@ -132,13 +132,9 @@ def precompute(config: PrecomputeConfig, *, progress: bool = True) -> Path:
 
 def _check(config: PrecomputeConfig, out: Path) -> None:
     if config.stage not in ESTIMATE:
-        raise InputError(
-            f"stage is {config.stage!r}; expected stage1 (makes opt_v1) or stage2 (makes opt_v2)"
-        )
+        raise InputError(f"stage is {config.stage!r}; expected stage1 (makes opt_v1) or stage2 (makes opt_v2)")
     if out.resolve() == Path(config.data.folder).resolve():
-        raise InputError(
-            f"{out} is the data folder itself; choose another --out, so that no input is overwritten"
-        )
+        raise InputError(f"{out} is the data folder itself; choose another --out, so that no input is overwritten")
     if config.train is None and len(config.checkpoints) != config.folds:
         raise InputError(
             f"{len(config.checkpoints)} checkpoints are given for {config.folds} folds; pass --checkpoint once for each"
@@ -229,11 +225,7 @@ def _load(config: PrecomputeConfig, weights: Path) -> tuple[Predict, dict[str, A
         from axs_lib.stage1_tm_s2o import tm_sar2opt
 
         generator = build_terramind_generator(
-            (config.s1_product,),
-            timesteps=config.timesteps,
-            variant=variant,
-            checkpoint=weights,
-            device=device,
+            (config.s1_product,), timesteps=config.timesteps, variant=variant, checkpoint=weights, device=device
         )
         info = generator.terramind_generator.weights
 
@@ -290,11 +282,7 @@ def _batches(outputs: Sequence[Output], size: int) -> Iterator[list[Output]]:
 
 
 def _shape(output: Output) -> tuple[int, int]:
-    return (
-        (output.window.height, output.window.width)
-        if output.window
-        else (output.sample.height, output.sample.width)
-    )
+    return (output.window.height, output.window.width) if output.window else (output.sample.height, output.sample.width)
 
 
 def _compute(batch: list[Output], predict: Predict, config: PrecomputeConfig, note: str) -> set[str]:

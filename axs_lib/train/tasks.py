@@ -48,11 +48,7 @@ class StageTask(TrainingTask):
     config: RunConfig
 
     def __init__(
-        self,
-        config: RunConfig,
-        *,
-        estimate_source: str = "degraded",
-        notes: Mapping[str, str] | None = None,
+        self, config: RunConfig, *, estimate_source: str = "degraded", notes: Mapping[str, str] | None = None
     ) -> None:
         super().__init__(config, self.stage)
         self.estimate_source, self.notes = estimate_source, dict(notes or {})
@@ -131,9 +127,7 @@ class StageTask(TrainingTask):
 
     def random(self, batch: Batch, stream: int) -> torch.Generator:
         """A generator of one of the batch's streams of draws."""
-        return torch.Generator().manual_seed(
-            (self.config.seed * SEED_STRIDE + batch["index"]) * 16 % 2**62 + stream
-        )
+        return torch.Generator().manual_seed((self.config.seed * SEED_STRIDE + batch["index"]) * 16 % 2**62 + stream)
 
     def with_estimate(self, batch: Batch, preset: Any) -> Batch:
         """The batch with the estimate that the stage starts from, simulated where the files do not carry it."""
@@ -204,9 +198,7 @@ class Stage2Task(StageTask):
     def loss(self, batch: Batch) -> Tensor:
         size = (len(batch["truth"]), 4, 1, 1)
         gain = torch.exp(torch.randn(size, generator=self.random(batch, 3)) * self.config.brightness_jitter)
-        batch = batch | {
-            key: (batch[key] * gain.to(batch[key])).clamp(*VALID_DN) for key in ("opt_v1", "truth")
-        }
+        batch = batch | {key: (batch[key] * gain.to(batch[key])).clamp(*VALID_DN) for key in ("opt_v1", "truth")}
         image = self.model(batch["opt_v1"], batch["metadata"])
         loss: Tensor = self.criterion(image, batch["truth"], batch["mask"])
         return loss
@@ -277,15 +269,10 @@ def choose_trained(model: Any, config: RunConfig) -> None:
     from axs_lib.adapters import apply_lora_to_linear
 
     apply_lora_to_linear(
-        model,
-        rank=config.lora.rank,
-        alpha=config.lora.alpha,
-        target_modules=config.lora.target_modules,
+        model, rank=config.lora.rank, alpha=config.lora.alpha, target_modules=config.lora.target_modules
     )
     for name, parameter in model.named_parameters():
-        if name.startswith(("corrector.", "colour.", "head.")) or name.endswith(
-            ("_enc.unknown", "_enc.biome.weight")
-        ):
+        if name.startswith(("corrector.", "colour.", "head.")) or name.endswith(("_enc.unknown", "_enc.biome.weight")):
             parameter.requires_grad_(True)
 
 

@@ -298,9 +298,7 @@ def fit(
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT) or isinstance(error, OutputError):
             raise
-        raise OutputError(
-            f"cannot write below {out}: the disk is full: free some space and run again"
-        ) from error
+        raise OutputError(f"cannot write below {out}: the disk is full: free some space and run again") from error
     step, score = _load_final(task, out, best)
     weights = task.export(step, score) if trainer.is_global_zero else out
     trainer.strategy.barrier("weights are written")
@@ -386,9 +384,7 @@ class SaveLast(Checkpoint):
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self.saved = trainer.global_step
 
-    def on_train_batch_end(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: Any
-    ) -> None:
+    def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: Any) -> None:
         due = trainer.global_step % self.every == 0
         if (due and not self.watched) or (trainer.global_step == trainer.max_steps and not due):
             self._save(trainer)
@@ -412,9 +408,7 @@ class AtomicCheckpoints(TorchCheckpointIO):
             with atomic_write(path, overwrite=True) as temporary:
                 temporary.write_bytes(buffer.getbuffer())
         except OutputError as error:
-            kept = (
-                "the previous checkpoint is intact" if Path(path).exists() else "there is no checkpoint yet"
-            )
+            kept = "the previous checkpoint is intact" if Path(path).exists() else "there is no checkpoint yet"
             raise OutputError(
                 f"{error}; {kept}: run the same command again to go on from it, once there is space"
             ) from error

@@ -30,9 +30,7 @@ class Crops:
         InputError: no pair is large enough.
     """
 
-    def __init__(
-        self, records: Sequence[PairRecord], sizes: Sequence[int], batch_pixels: int, seed: int
-    ) -> None:
+    def __init__(self, records: Sequence[PairRecord], sizes: Sequence[int], batch_pixels: int, seed: int) -> None:
         self.batch_pixels, self.seed = batch_pixels, seed
         self.tiles: list[tuple[Tensor, Tensor]] = []
         for record in records:

@@ -59,16 +59,11 @@ def train_generator(config: GeneratorConfig, *, resume: bool = True, progress: b
     batches = ByStep(lambda step: crops.batch(step) | {"step": step})
     loss = partial(_loss, config, generator, tokenizer)
     write = partial(_write, config, generator)
-    return fit(
-        ModuleTask(config, "generator", generator, loss, write), batches, resume=resume, progress=progress
-    )
+    return fit(ModuleTask(config, "generator", generator, loss, write), batches, resume=resume, progress=progress)
 
 
 def _loss(
-    config: GeneratorConfig,
-    generator: TerraMindGenerator,
-    tokenizer: nn.Module,
-    batch: Mapping[str, Tensor],
+    config: GeneratorConfig, generator: TerraMindGenerator, tokenizer: nn.Module, batch: Mapping[str, Tensor]
 ) -> Tensor:
     """Error of the one-step image against the truth, and of the tokens against the truth's."""
     step = int(batch["step"])

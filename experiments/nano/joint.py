@@ -123,16 +123,10 @@ class NanoTask(TrainingTask):
         side = network_side(generator.layout, *truth.shape[-2:])
         z_s1, z_truth, z_estimate = (
             adapter.to_z(to_network(image, valid, side, adapter, standardize=True))
-            for image, adapter in (
-                (s1, generator.sar),
-                (truth, generator.optical),
-                (opt_v2, generator.optical),
-            )
+            for image, adapter in ((s1, generator.sar), (truth, generator.optical), (opt_v2, generator.optical))
         )
         latent = self.tokenizer(z_truth).permute(0, 2, 3, 1)
-        codes, tokens = generator.quantizer.latent_to_code_and_indice(
-            latent
-        )  # with straight-through gradients
+        codes, tokens = generator.quantizer.latent_to_code_and_indice(latent)  # with straight-through gradients
         half = max(1, len(truth) // 2)  # half a batch is enough for the two helper losses
         clean, noise = z_truth[:half], torch.randn_like(z_truth[:half])
         t = torch.randint(TRAIN_TIMESTEPS, (half,), device=clean.device)
@@ -155,11 +149,7 @@ class NanoTask(TrainingTask):
         loss = config.reconstruction_weight * reconstruction
         loss = loss + config.token_weight * token + config.ground_weight * ground
         before = ((opt_v2 - truth) / DN_SCALE).square().mean()
-        parts = {
-            "reconstruction": reconstruction,
-            "token": token / 2,
-            "ratio": error.square().mean() / before,
-        }
+        parts = {"reconstruction": reconstruction, "token": token / 2, "ratio": error.square().mean() / before}
         self.log_dict({"loss": loss} | parts, prog_bar=True, batch_size=1)
         return loss
 
@@ -167,8 +157,7 @@ class NanoTask(TrainingTask):
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         opt_v3 = self.model.ground(batch["s1"], batch["opt_v2"], 1).image
         error, before = (
-            float(((image - batch["truth"]) / DN_SCALE).square().nanmean())
-            for image in (opt_v3, batch["opt_v2"])
+            float(((image - batch["truth"]) / DN_SCALE).square().nanmean()) for image in (opt_v3, batch["opt_v2"])
         )
         self.errors.append((error, before))
 
@@ -180,11 +169,7 @@ class NanoTask(TrainingTask):
 
     def export(self, step: int, error: float | None) -> Path:
         generator = self.model.terramind_generator
-        parts = {
-            "core": generator.core,
-            "detokenizer": generator.detokenizer,
-            "tokenizer": self.tokenizer,
-        }
+        parts = {"core": generator.core, "detokenizer": generator.detokenizer, "tokenizer": self.tokenizer}
         state = {f"{name}.{key}": v for name, part in parts.items() for key, v in part.state_dict().items()}
         header = {"variant": "nano", "steps": str(step), "config": self.config.settings()}
         target = Path(self.config.out) / "nano.safetensors"

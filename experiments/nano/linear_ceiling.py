@@ -74,9 +74,7 @@ def system(record: PairRecord, kind: str | None, preset: str, seed: int) -> tupl
     parts += [gain * part for gain, part in zip(gains, bands(estimate), strict=False)]
     if kind is not None:
         parts += [3.0 * part for part in bands(second_image(s1, estimate, kind))]
-    return torch.cat(parts, 1)[0].flatten(1).double(), ((truth - MEAN) / STD - estimate)[0].flatten(
-        1
-    ).double()
+    return torch.cat(parts, 1)[0].flatten(1).double(), ((truth - MEAN) / STD - estimate)[0].flatten(1).double()
 
 
 def normal_equations(record: PairRecord, kind: str | None, seed: int) -> tuple[Tensor, Tensor]:
@@ -88,9 +86,7 @@ def normal_equations(record: PairRecord, kind: str | None, seed: int) -> tuple[T
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data")
     parser.add_argument("--exclude", nargs="*", default=[])
     parser.add_argument("--folds", type=int, default=5)
@@ -99,9 +95,7 @@ def main() -> None:
     folds = split_groups(records, arguments.folds)
     seeds = {record.name: 7 * number for number, record in enumerate(records)}
     scale = STD.flatten()[:, None].double() / 10_000.0
-    print(
-        f"| {len(records)} tiles | change of the mean MSE | mean of the tiles' changes | worst tile | better |"
-    )
+    print(f"| {len(records)} tiles | change of the mean MSE | mean of the tiles' changes | worst tile | better |")
     print("|---|---|---|---|---|")
     for name, kind in SETTINGS.items():
         sums = []

@@ -49,18 +49,12 @@ class PlainConfig(PairsConfig):
 
 
 def train_plain(
-    config: PlainConfig,
-    records: Sequence[PairRecord] | None = None,
-    *,
-    resume: bool = True,
-    progress: bool = True,
+    config: PlainConfig, records: Sequence[PairRecord] | None = None, *, resume: bool = True, progress: bool = True
 ) -> Path:
     """Train on the given pairs, or on those of the configuration, and write ``plain.safetensors``."""
     with own_random(config.seed):
         model = PlainModel(config.inputs)
-    crops = Crops(
-        config.records() if records is None else records, config.crop_sizes, config.batch_pixels, config.seed
-    )
+    crops = Crops(config.records() if records is None else records, config.crop_sizes, config.batch_pixels, config.seed)
     batches = ByStep(lambda step: crops.batch(step) | {"step": step})
     task = ModuleTask(config, "plain", model, partial(_loss, config, model), partial(_write, config, model))
     return fit(task, batches, resume=resume, progress=progress)

@@ -35,9 +35,7 @@ def images(model: PlainModel, record: PairRecord) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data")
     parser.add_argument("--plain-checkpoint", required=True)
     parser.add_argument("--groups", nargs="+", required=True, help="measured on")

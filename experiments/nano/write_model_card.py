@@ -89,10 +89,7 @@ SUMMARY = (
     ("tiles better in MSE", lambda ok: f"{100 * ok['wins']:.0f} %"),
     ("MSE of the worst tile", lambda ok: f"{ok['worst_tile_%']:+.1f} %"),
     *(
-        (
-            f"{label}, tiles whose SAR and truth agree ¹",
-            lambda ok, get=get: get(ok.get("sar_consistent", ok)),
-        )
+        (f"{label}, tiles whose SAR and truth agree ¹", lambda ok, get=get: get(ok.get("sar_consistent", ok)))
         for label, get in (
             ("MSE improvement of the mean", lambda ok: f"{ok['improvement_of_mean_%']['mse']:.1f} %"),
             ("MSE of the worst tile", lambda ok: f"{ok['worst_tile_%']:+.1f} %"),

@@ -34,17 +34,7 @@ class Batch:
             (self.inputs / f"{name}.npz").write_text(text)
 
     def start(self, *options: object, **environment: str) -> subprocess.Popen[str]:
-        command = [
-            sys.executable,
-            "-m",
-            "tests.batch.fakes",
-            "batch",
-            self.inputs,
-            "--out",
-            self.out,
-            "-q",
-            *options,
-        ]
+        command = [sys.executable, "-m", "tests.batch.fakes", "batch", self.inputs, "--out", self.out, "-q", *options]
         job = subprocess.Popen(
             [str(part) for part in command],
             cwd=self.repository,

@@ -186,9 +186,7 @@ def test_a_full_disk_stops_the_job_and_keeps_the_manifest(batch: Batch) -> None:
         batch.out.mkdir()
         command = [sys.executable, "-m", "tests.batch.fakes", "batch", batch.inputs, "--out", batch.out, "-q"]
         shell = [*way, "sh", "-c", SMALL_DISK, str(batch.out), *map(str, command), "--workers", "1"]
-        result = subprocess.run(
-            shell, cwd=batch.repository, capture_output=True, text=True, timeout=60, check=False
-        )
+        result = subprocess.run(shell, cwd=batch.repository, capture_output=True, text=True, timeout=60, check=False)
         assert result.returncode == 2, result.stderr
         assert "c.npz: the disk is full" in result.stderr and "2 of 4 items are done" in result.stderr
         assert "Traceback" not in result.stderr
@@ -309,14 +307,7 @@ def test_links_in_the_folder_are_not_written_through(batch: Batch, tmp_path: Pat
 
 def test_every_input_fails_alone_whatever_it_is_called(batch: Batch) -> None:
     batch.write(a="ok a")
-    names = [
-        b"\xff\xe9.npz",
-        b"new\nline.npz",
-        b"esc\x1b[31m.npz",
-        b"b\\udcff.npz",
-        "ä.npz".encode(),
-        b"-x.npz",
-    ]
+    names = [b"\xff\xe9.npz", b"new\nline.npz", b"esc\x1b[31m.npz", b"b\\udcff.npz", "ä.npz".encode(), b"-x.npz"]
     for name in names:
         (batch.inputs / os.fsdecode(name)).write_text("ok it is")
         (batch.inputs / os.fsdecode(b"bad" + name)).write_text("bad")
@@ -400,9 +391,7 @@ def test_a_manifest_of_which_nothing_can_be_read_is_rebuilt_by_one_command(batch
     assert batch.run().stdout.startswith("2 items: 0 done, 2 done before;")
 
 
-@pytest.mark.parametrize(
-    "arguments", [("batch", "in", "--out", "out", "-q"), ("--help",), ("weights", "list")]
-)
+@pytest.mark.parametrize("arguments", [("batch", "in", "--out", "out", "-q"), ("--help",), ("weights", "list")])
 def test_standard_output_on_a_full_device_is_one_line(batch: Batch, arguments: tuple[str, ...]) -> None:
     batch.write(a="ok a")
     with Path("/dev/full").open("w") as full:

@@ -15,16 +15,7 @@ from axs_lib.errors import InputError
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    names = (
-        "a.npz",
-        "sub/b.npz",
-        "c_s1.tif",
-        "c_opt_v2.tif",
-        "d_s1.pt",
-        "note.txt",
-        "other.tif",
-        ".hidden.npz",
-    )
+    names = ("a.npz", "sub/b.npz", "c_s1.tif", "c_opt_v2.tif", "d_s1.pt", "note.txt", "other.tif", ".hidden.npz")
     for name in names:
         path = tmp_path / "in" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -36,9 +27,7 @@ def test_a_folder_at_any_depth(folder: Path) -> None:
     assert list_items(folder) == [
         Item("a", str(folder / "a.npz")),
         Item("c", str(folder / "c_s1.tif"), str(folder / "c_opt_v2.tif")),
-        Item(
-            "d", str(folder / "d_s1.pt"), str(folder / "d_opt_v2.pt")
-        ),  # missing, so it fails when its turn comes
+        Item("d", str(folder / "d_s1.pt"), str(folder / "d_opt_v2.pt")),  # missing, so it fails when its turn comes
         Item("sub/b", str(folder / "sub" / "b.npz")),
     ]
     assert [item.opt_v2 for item in list_items(folder, "pipeline")] == [None] * 4
@@ -52,13 +41,7 @@ def test_outputs_inside_the_folder_are_no_inputs(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("pattern", "names"),
-    [
-        ("*.npz", ["a"]),
-        ("**/*.npz", ["a", "sub/b"]),
-        ("s*/b.npz", ["sub/b"]),
-        ("sub/*", ["b"]),
-        ("a.npz", ["a"]),
-    ],
+    [("*.npz", ["a"]), ("**/*.npz", ["a", "sub/b"]), ("s*/b.npz", ["sub/b"]), ("sub/*", ["b"]), ("a.npz", ["a"])],
 )
 def test_a_glob_names_items_below_its_fixed_part(
     folder: Path, monkeypatch: pytest.MonkeyPatch, pattern: str, names: list[str]
@@ -78,11 +61,7 @@ def test_a_csv_manifest(folder: Path) -> None:
     assert list_items(manifest) == [
         Item("a", str(folder / "a.npz")),
         Item(
-            "x/y",
-            str(folder / "c_s1.tif"),
-            str(folder / "c_opt_v2.tif"),
-            {"date": "2021-07-14"},
-            str(folder / "m.tif"),
+            "x/y", str(folder / "c_s1.tif"), str(folder / "c_opt_v2.tif"), {"date": "2021-07-14"}, str(folder / "m.tif")
         ),
     ]
     assert list_items(manifest, "pipeline")[1] == Item(

@@ -13,15 +13,7 @@ from pyarrow import parquet
 
 from axs_lib.batch import manifest as module
 from axs_lib.batch.items import Item
-from axs_lib.batch.manifest import (
-    JOURNAL,
-    LOCK,
-    MANIFEST,
-    ManifestWarning,
-    Record,
-    open_manifest,
-    read_manifest,
-)
+from axs_lib.batch.manifest import JOURNAL, LOCK, MANIFEST, ManifestWarning, Record, open_manifest, read_manifest
 from axs_lib.batch.work import Job, Task, make_record
 from axs_lib.errors import InputError, OutputError
 
@@ -131,9 +123,7 @@ def test_a_truncated_table_is_written_anew_from_the_journal(tmp_path: Path) -> N
     assert (tmp_path / MANIFEST).read_bytes() == whole
 
 
-def test_a_disk_that_refuses_half_a_line_leaves_whole_ones(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_disk_that_refuses_half_a_line_leaves_whole_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written, room = os.write, [50]
 
     def full(descriptor: int, data: bytes) -> int:
@@ -162,9 +152,7 @@ def test_a_line_that_ctrl_c_kept_out_of_memory_is_not_lost(tmp_path: Path) -> No
     assert [row["id"] for row in parquet.read_table(tmp_path / MANIFEST).to_pylist()] == ["a", "b"]
 
 
-def test_a_table_that_cannot_be_written_leaves_the_journal(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_table_that_cannot_be_written_leaves_the_journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> bytes:
         raise OutputError("the disk is full")
 
@@ -211,10 +199,7 @@ def test_a_pipe_in_place_of_the_manifest_is_refused(tmp_path: Path, name: str) -
 
 def test_a_folder_that_is_removed_or_replaced_is_noticed(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    with (
-        pytest.raises(OutputError, match="removed, replaced or taken over"),
-        open_manifest(out) as manifest,
-    ):
+    with pytest.raises(OutputError, match="removed, replaced or taken over"), open_manifest(out) as manifest:
         manifest.append(record("a"))
         out.rename(tmp_path / "away")
         fill(out, "b")

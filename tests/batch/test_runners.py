@@ -101,14 +101,10 @@ def test_maps_go_to_their_folders_and_the_stac_item_links_to_the_image(tmp_path:
     job = job_of(tmp_path / "out", {"ensemble_size": 2}, format="tif", maps=maps)
     outcome = ground(job, Item("sub/a", S1, S2, {"date": "2021-07-14"}))
     assert outcome.record is not None and outcome.record.status == "done", outcome
-    assert set(outcome.record.outputs(job.out)) == {
-        str(path) for path in job.outputs(Item("sub/a", "")).values()
-    }
+    assert set(outcome.record.outputs(job.out)) == {str(path) for path in job.outputs(Item("sub/a", "")).values()}
     item = tmp_path / "maps" / "stac" / "sub" / "a.json"
     hrefs = [asset["href"] for asset in json.loads(item.read_text())["assets"].values()]
-    assert (tmp_path / "out" / "sub" / "a.tif").resolve() in [
-        (item.parent / href).resolve() for href in hrefs
-    ]
+    assert (tmp_path / "out" / "sub" / "a.tif").resolve() in [(item.parent / href).resolve() for href in hrefs]
     assert all((item.parent / href).exists() for href in hrefs)
 
 
@@ -168,16 +164,9 @@ def test_the_weights_are_known_before_a_model_is_built(tmp_path: Path) -> None:
     (tmp_path / "own.safetensors").write_bytes(b"other")
     other = runners.find_weights(
         {"stage": "pipeline", "variant": "nano"},
-        {
-            "stage1_checkpoint": str(tmp_path / "own.safetensors"),
-            "checkpoint": str(tmp_path / "own.safetensors"),
-        },
+        {"stage1_checkpoint": str(tmp_path / "own.safetensors"), "checkpoint": str(tmp_path / "own.safetensors")},
     )
-    assert (
-        other["stage1/own.safetensors"]
-        == other["stage3/own.safetensors"]
-        != ground["stage3/nano.safetensors"]
-    )
+    assert other["stage1/own.safetensors"] == other["stage3/own.safetensors"] != ground["stage3/nano.safetensors"]
 
 
 def test_weights_that_changed_since_the_start_are_refused(tmp_path: Path) -> None:

@@ -18,9 +18,7 @@ from .fakes import FAKE_WEIGHTS, make_runner
 class ScriptedPool:
     """Workers whose tasks end as a script says: by item, the ends of its attempts (``ok`` or ``exit``)."""
 
-    def __init__(
-        self, slots: int, script: dict[str, Sequence[str]] | None = None, default: str = "ok"
-    ) -> None:
+    def __init__(self, slots: int, script: dict[str, Sequence[str]] | None = None, default: str = "ok") -> None:
         self.slots, self.script, self.default = slots, dict(script or {}), default
         self.started: list[int] = []
         self.given: dict[int, Task] = {}

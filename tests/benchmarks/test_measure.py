@@ -62,11 +62,7 @@ def test_nanos_figures(tmp_path: Path) -> None:
     torch.nn.init.normal_(stage2.head.out.weight, std=0.01)
     pipeline = Pipeline(Stage1Model(model.terramind_generator).eval(), stage2, model)
     arguments = argparse.Namespace(
-        only=["memory", "throughput", "growth", "precision"],
-        timesteps=[1],
-        batches=[1],
-        rounds=1,
-        quick=True,
+        only=["memory", "throughput", "growth", "precision"], timesteps=[1], batches=[1], rounds=1, quick=True
     )
     with torch.inference_mode():
         figures = nano.measure(pipeline, arguments)

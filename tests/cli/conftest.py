@@ -98,9 +98,7 @@ class FakePipeline:
         ]
         many = settings["ensemble_size"] > 1
         last = images[3] if many else None
-        return PipelineOutput(
-            *images[:3], last, (12, 10), gate=images[0][:, :1] / 100, sar_contribution=images[1]
-        )
+        return PipelineOutput(*images[:3], last, (12, 10), gate=images[0][:, :1] / 100, sar_contribution=images[1])
 
 
 @pytest.fixture

@@ -22,9 +22,7 @@ HEAVY = ("torch", "terratorch", "rasterio", "numpy", "matplotlib", "huggingface_
 
 
 def python(code: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60
-    )
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
 
 
 def test_help_lists_the_commands_without_loading_anything_heavy() -> None:

@@ -59,10 +59,7 @@ def test_the_options_reach_the_job(axs: Run, called: Called, tmp_path: Path) -> 
     assert job.checkpoints == {"stage2_checkpoint": str(tmp_path / "w.safetensors")}
     assert (job.out, job.format, job.force, job.threads) == (str(tmp_path / "out"), "tif", True, 2)
     assert (job.device, job.weights) == ("cpu", {"w": "0"})
-    assert (
-        called.options == {"fail_fast": True, "overwrite": False, "progress": False}
-        and called.pool.open() == 3
-    )
+    assert called.options == {"fail_fast": True, "overwrite": False, "progress": False} and called.pool.open() == 3
 
 
 def test_masks_and_maps_reach_the_job(axs: Run, called: Called, tmp_path: Path) -> None:
@@ -92,9 +89,7 @@ def test_lower_precision_reaches_the_job(axs: Run, called: Called) -> None:
 
 def test_failures_are_named_and_counted(axs: Run, called: Called) -> None:
     job = Job(runners.build_runner, {}, {}, "/out")
-    failed = [
-        make_record(job, Task(Item(f"t{n}", f"/in/{n}.npz"), 0), "failed", "it is bad") for n in range(12)
-    ]
+    failed = [make_record(job, Task(Item(f"t{n}", f"/in/{n}.npz"), 0), "failed", "it is bad") for n in range(12)]
     called.summary = Summary(20, done=3, kept=4, failed=failed)
     result = axs("batch", "in", "--out", "out")
     assert result.exit_code == 1

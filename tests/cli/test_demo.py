@@ -48,9 +48,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("axs_lib.data.samples.sample_names", lambda: ("finland_lake",))
 
 
-def test_everything_is_written_and_the_figures_are_true(
-    axs: Run, fake_pipeline: FakePipeline, tmp_path: Path
-) -> None:
+def test_everything_is_written_and_the_figures_are_true(axs: Run, fake_pipeline: FakePipeline, tmp_path: Path) -> None:
     folder = tmp_path / "demo"
     result = axs("demo", "--out", folder, "--seed", 3, "--timesteps", 5)
     assert result.exit_code == 0, result.output
@@ -83,9 +81,7 @@ def test_the_grounded_estimate(axs: Run, tmp_path: Path) -> None:
     with rasterio.open(folder / "opt_v3.tif") as after, rasterio.open(folder / "opt_v2.tif") as before:
         assert after.descriptions == before.descriptions == OPTICAL_BANDS
         assert tuple(after.transform)[:6] == truth.transform and after.crs == before.crs
-        assert (
-            after.tags()["AXS_SAMPLE"] == "finland_lake" and "degraded" in after.tags()["AXS_OPT_V2_SOURCE"]
-        )
+        assert after.tags()["AXS_SAMPLE"] == "finland_lake" and "degraded" in after.tags()["AXS_OPT_V2_SOURCE"]
         estimate = before.read().astype(float)
         np.testing.assert_allclose(after.read(), estimate + 100, atol=1)
     with np.load(folder / "tile.npz", allow_pickle=False) as data:

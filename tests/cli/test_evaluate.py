@@ -111,9 +111,7 @@ def test_tables_and_report(folder: Path, tmp_path: Path, built: list[dict[str, A
     report = json.loads(target.read_text())
     assert (report["timesteps"], report["nfe"], report["seed"], len(report["tiles"])) == (4, 4, 3, 3)
     assert report["summary"]["ok"]["sar_swapped"]["tiles"] == 3
-    assert built == [
-        {"timesteps": 4, "variant": "nano", "checkpoint": None, "device": DEVICE, "s1_product": "S1GRD"}
-    ]
+    assert built == [{"timesteps": 4, "variant": "nano", "checkpoint": None, "device": DEVICE, "s1_product": "S1GRD"}]
 
 
 def test_options_reach_the_model(folder: Path, tmp_path: Path, built: list[dict[str, Any]]) -> None:
@@ -234,28 +232,20 @@ def test_the_flood_the_kinds_and_the_gaps(folder: Path, tmp_path: Path, built: l
     report = json.loads(target.read_text())
     assert (report["timesteps"], report["flood"]["tiles"], report["damages"]["tiles"]) == (2, 2, 2)
     assert report["gaps"]["summary"]["simulated"]["tiles"] == 2
-    for title in (
-        "Flood in the SAR alone: 2 dry tiles",
-        "Estimates of every kind: 2 tiles",
-        "Simulated gaps: 2 tiles",
-    ):
+    for title in ("Flood in the SAR alone: 2 dry tiles", "Estimates of every kind: 2 tiles", "Simulated gaps: 2 tiles"):
         assert title in result.stdout
 
 
 def test_tiles_of_the_weights_own_training_are_named(
     folder: Path, tmp_path: Path, built: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    header = {
-        "train_groups": json.dumps(["pairs/a", "elsewhere"]),
-        "validation_groups": json.dumps(["pairs/c"]),
-    }
+    header = {"train_groups": json.dumps(["pairs/a", "elsewhere"]), "validation_groups": json.dumps(["pairs/c"])}
     monkeypatch.setattr("axs_lib.hub.source_header", lambda weights: header)
     target = tmp_path / "report.json"
     result = run("--data", folder, "--json", target)
     assert result.exit_code == 0, result.output
-    assert (
-        "2 of the 3 tiles are of groups that these weights were trained or chosen on (pairs/a, pairs/c)"
-        in (result.stderr)
+    assert "2 of the 3 tiles are of groups that these weights were trained or chosen on (pairs/a, pairs/c)" in (
+        result.stderr
     )
     assert json.loads(target.read_text())["groups_of_training"] == ["pairs/a", "pairs/c"]
     assert "trained or chosen" not in run("--data", folder, "--groups", "pairs/b").stderr
@@ -268,9 +258,7 @@ def test_quiet_leaves_the_summary(folder: Path, built: list[dict[str, Any]]) -> 
     assert "3 tiles, quality ok" in result.stdout
 
 
-def test_reports_are_not_overwritten_unasked(
-    folder: Path, tmp_path: Path, built: list[dict[str, Any]]
-) -> None:
+def test_reports_are_not_overwritten_unasked(folder: Path, tmp_path: Path, built: list[dict[str, Any]]) -> None:
     target = tmp_path / "report.json"
     target.write_text("mine")
     refused = run("--data", folder, "--json", target)

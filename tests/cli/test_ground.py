@@ -65,9 +65,7 @@ def test_tif_to_tif(axs: Run, fake_model: FakeModel, tmp_path: Path) -> None:
     assert tags["AXS_S1_PRODUCT"] == "S1GRD" and tags["AXS_STRENGTH"] == "1.0" and tags["AXS_NFE"] == "3"
 
 
-def test_the_librarys_defaults_are_the_commands_defaults(
-    axs: Run, fake_model: FakeModel, tmp_path: Path
-) -> None:
+def test_the_librarys_defaults_are_the_commands_defaults(axs: Run, fake_model: FakeModel, tmp_path: Path) -> None:
     axs("ground", "--s1", S1, "--opt-v2", S2, "--out", tmp_path / "o.tif")
     assert "variant" not in fake_model.built and "grounding" not in fake_model.built
     assert fake_model.built["timesteps"] == 10 and fake_model.built["s1_product"] == "S1GRD"
@@ -163,10 +161,7 @@ def test_nodata_stays_nodata(axs: Run, fake_model: FakeModel, tmp_path: Path) ->
     with rasterio.open(tmp_path / "holes.tif", "w", **profile) as dataset:
         dataset.write(data)
         dataset.descriptions = OPTICAL_BANDS
-    assert (
-        axs("ground", "--s1", S1, "--opt-v2", tmp_path / "holes.tif", "--out", tmp_path / "o.tif").exit_code
-        == 0
-    )
+    assert axs("ground", "--s1", S1, "--opt-v2", tmp_path / "holes.tif", "--out", tmp_path / "o.tif").exit_code == 0
     with rasterio.open(tmp_path / "o.tif") as written:
         assert written.nodata == 0
         image = written.read()
@@ -183,47 +178,27 @@ def test_the_change_that_the_sar_asked_for(
 
     monkeypatch.setattr(fake_model, "ground", ground)
     result = axs(
-        "ground",
-        "--s1",
-        S1,
-        "--opt-v2",
-        S2,
-        "--out",
-        tmp_path / "o.tif",
-        "--sar-contribution",
-        tmp_path / "b.tif",
+        "ground", "--s1", S1, "--opt-v2", S2, "--out", tmp_path / "o.tif", "--sar-contribution", tmp_path / "b.tif"
     )
     assert result.exit_code == 0, result.output
     with rasterio.open(tmp_path / "b.tif") as written:
         assert written.descriptions == ("B02", "B03", "B04", "B08") and written.dtypes[0] == "float32"
         assert np.allclose(written.read(), 30.0, atol=0.01)
     same = axs(
-        "ground",
-        "--s1",
-        S1,
-        "--opt-v2",
-        S2,
-        "--out",
-        tmp_path / "x.tif",
-        "--sar-contribution",
-        tmp_path / "x.tif",
+        "ground", "--s1", S1, "--opt-v2", S2, "--out", tmp_path / "x.tif", "--sar-contribution", tmp_path / "x.tif"
     )
     assert same.exit_code != 0 and "name one file twice" in same.output
 
 
 def test_an_uncertainty_that_there_is_not_is_refused(axs: Run, fake_model: FakeModel, tmp_path: Path) -> None:
     out, sigma = tmp_path / "o.tif", tmp_path / "u.tif"
-    result = axs(
-        "ground", "--s1", S1, "--opt-v2", S2, "--out", out, "--uncertainty", sigma, "--ensemble-size", "1"
-    )
+    result = axs("ground", "--s1", S1, "--opt-v2", S2, "--out", out, "--uncertainty", sigma, "--ensemble-size", "1")
     assert result.exit_code == 2 and "expected 2 or more" in result.output
     assert not out.exists() and not sigma.exists()
 
 
 def test_uncertainty_is_written_beside_the_image(axs: Run, fake_model: FakeModel, tmp_path: Path) -> None:
-    result = axs(
-        "ground", "--s1", S1, "--opt-v2", S2, "--out", tmp_path / "o.tif", "--uncertainty", tmp_path / "u.tif"
-    )
+    result = axs("ground", "--s1", S1, "--opt-v2", S2, "--out", tmp_path / "o.tif", "--uncertainty", tmp_path / "u.tif")
     assert result.exit_code == 0, result.output
     assert fake_model.called["ensemble_size"] == 4
     with rasterio.open(tmp_path / "u.tif") as dataset:
@@ -234,9 +209,7 @@ def test_quiet_says_nothing(axs: Run, fake_model: FakeModel, tmp_path: Path) -> 
     assert axs("ground", "--s1", S1, "--opt-v2", S2, "--out", tmp_path / "o.tif", "--quiet").output == ""
 
 
-def test_an_existing_output_is_refused_before_anything_runs(
-    axs: Run, fake_model: FakeModel, tmp_path: Path
-) -> None:
+def test_an_existing_output_is_refused_before_anything_runs(axs: Run, fake_model: FakeModel, tmp_path: Path) -> None:
     out = tmp_path / "o.tif"
     out.write_bytes(b"precious")
     result = axs("ground", "--s1", S1, "--opt-v2", S2, "--out", out)
@@ -366,9 +339,7 @@ def test_what_lies_in_the_gap_is_neither_checked_nor_seen(
     s1 = load_sample(NAME)[0].data
     np.savez(tmp_path / "t.npz", s1=s1, opt_v2=s2)
     np.savez(tmp_path / "m.npz", mask=np.r_[np.ones((30, 120)), np.zeros((30, 120)), np.ones((60, 120))])
-    result = axs(
-        "ground", "--s1", tmp_path / "t.npz", "--mask", tmp_path / "m.npz", "--out", tmp_path / "o.tif"
-    )
+    result = axs("ground", "--s1", tmp_path / "t.npz", "--mask", tmp_path / "m.npz", "--out", tmp_path / "o.tif")
     assert result.exit_code == 0, result.output
     assert filling_model.opt_v2[:, :, 30:60].isnan().all()
     with rasterio.open(tmp_path / "o.tif") as written:

@@ -30,9 +30,7 @@ def test_it_does_not_load_torch() -> None:
         "try: app(['info'])\n"
         "except SystemExit: print('LOADED', [m for m in ('torch', 'terratorch') if m in sys.modules])"
     )
-    result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
-    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert "LOADED []" in result.stdout
 
 

@@ -40,11 +40,7 @@ def test_layers_of_a_file_with_any_name(axs: Run, tmp_path: Path) -> None:
 
 def test_nothing_to_show_is_one_line(axs: Run, tmp_path: Path) -> None:
     out = tmp_path / "page.html"
-    for arguments, word in (
-        ([], "nothing is given"),
-        ([tmp_path], "no results"),
-        ([tmp_path / "none"], "not exist"),
-    ):
+    for arguments, word in (([], "nothing is given"), ([tmp_path], "no results"), ([tmp_path / "none"], "not exist")):
         result = axs("report", *arguments, "--out", out)
         assert result.exit_code == 2 and word in result.stderr, result.output
     assert not out.exists()

@@ -32,9 +32,7 @@ def model(fake_model: FakeModel) -> FakeModel:
 def scene(tmp_path: Path) -> tuple[Path, Path]:
     """The sample three times side by side, as S1 and S2: 120x360 px."""
     paths = []
-    for raster, path, names in zip(
-        load_sample("ireland_fields"), (S1, S2), (SAR_BANDS, OPTICAL_BANDS), strict=True
-    ):
+    for raster, path, names in zip(load_sample("ireland_fields"), (S1, S2), (SAR_BANDS, OPTICAL_BANDS), strict=True):
         paths.append(tmp_path / f"scene_{path.name}")
         with rasterio.open(path) as one:
             profile = {**one.profile, "width": 360}
@@ -44,9 +42,7 @@ def scene(tmp_path: Path) -> tuple[Path, Path]:
     return paths[0], paths[1]
 
 
-def test_a_scene_is_streamed_to_a_cog(
-    axs: Run, model: FakeModel, scene: tuple[Path, Path], tmp_path: Path
-) -> None:
+def test_a_scene_is_streamed_to_a_cog(axs: Run, model: FakeModel, scene: tuple[Path, Path], tmp_path: Path) -> None:
     s1, s2 = scene
     out = tmp_path / "out.tif"
     result = axs(
@@ -91,17 +87,7 @@ def test_a_mask_of_a_scene(axs: Run, model: FakeModel, scene: tuple[Path, Path],
         mask.write(classes, 1)
     out = tmp_path / "out.tif"
     result = axs(
-        "ground",
-        "--s1",
-        s1,
-        "--opt-v2",
-        s2,
-        "--out",
-        out,
-        "--mask",
-        tmp_path / "T_SCL.tif",
-        "--drop",
-        "cloud_high",
+        "ground", "--s1", s1, "--opt-v2", s2, "--out", out, "--mask", tmp_path / "T_SCL.tif", "--drop", "cloud_high"
     )
     assert result.exit_code == 0, result.output
     assert set(model.called["trust"].unique().tolist()) == {0.0, 1.0}

@@ -146,9 +146,7 @@ def test_an_existing_output_is_refused_before_the_model_is_built(
     assert files.output.stat().st_size > 1000
 
 
-def test_a_failure_leaves_no_output(
-    fake_model: FakeModel, files: Files, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failure_leaves_no_output(fake_model: FakeModel, files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
@@ -175,12 +173,7 @@ S1, OPT_V2 = plausible_pair(1)
     ],
 )
 def test_bad_tensors_are_one_line_and_no_model(
-    fake_model: FakeModel,
-    files: Files,
-    capsys: pytest.CaptureFixture[str],
-    s1: object,
-    opt_v2: object,
-    message: str,
+    fake_model: FakeModel, files: Files, capsys: pytest.CaptureFixture[str], s1: object, opt_v2: object, message: str
 ) -> None:
     files.save(s1, opt_v2)
     assert main(files.arguments()) == 2
@@ -214,11 +207,7 @@ def test_bad_files(fake_model: FakeModel, files: Files, capsys: pytest.CaptureFi
     ],
 )
 def test_impossible_options(
-    fake_model: FakeModel,
-    files: Files,
-    capsys: pytest.CaptureFixture[str],
-    arguments: list[str],
-    message: str,
+    fake_model: FakeModel, files: Files, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
     assert main(files.arguments(*arguments)) == 2
     assert message in capsys.readouterr().err
@@ -314,13 +303,7 @@ def test_info_counts_every_variants_parameters_without_its_memory(
 def test_info_describes_the_default_variant(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--info"]) == 0
     shown = capsys.readouterr().out
-    for word in (
-        "terramind_v1_base",
-        "VV, VH in dB",
-        "B02, B03, B04, B08 in DN",
-        "timesteps=10",
-        "not cached",
-    ):
+    for word in ("terramind_v1_base", "VV, VH in dB", "B02, B03, B04, B08 in DN", "timesteps=10", "not cached"):
         assert word in shown
     assert main(["--info", "--variant", "giant"]) == 2
 

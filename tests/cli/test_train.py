@@ -46,9 +46,7 @@ def test_a_name_that_there_is_not_gets_the_list_of_those_that_there_are(axs: Any
         read_config(str(tmp_path))
 
 
-def test_options_go_over_the_file_and_lightning_gets_its_flags(
-    axs: Any, trained: list[dict[str, Any]]
-) -> None:
+def test_options_go_over_the_file_and_lightning_gets_its_flags(axs: Any, trained: list[dict[str, Any]]) -> None:
     result = axs(
         "train", "stage3", "--config=stage3_nano", "--data", "DIR", "--steps", 7, "--data.crop_sizes", "[64]",
         "--loss.sar", 0.5, "--trainer.devices", 2, "--trainer.strategy", "ddp", "--restart", "--quiet",
@@ -110,9 +108,7 @@ def test_what_axs_train_writes_with_lora_loads(axs: Any, tmp_path: Path) -> None
     result = axs("batch", tmp_path / "tiles", "--out", out, "--workers", 1, *common, "--adapter", adapter)
     assert result.exit_code == 0, result.output
     assert np.abs(np.load(out / "t.npz")["opt_v3"].reshape(4, 64, 64) - images[0][0].numpy()).max() <= 1.0
-    result = axs(
-        "ground", "--s1", tile, "--out", tmp_path / "no.npz", *common, "--adapter", tmp_path / "tiles"
-    )
+    result = axs("ground", "--s1", tile, "--out", tmp_path / "no.npz", *common, "--adapter", tmp_path / "tiles")
     assert result.exit_code == 2 and "holds no adapter" in result.stderr
 
 
@@ -185,32 +181,18 @@ def test_unknown_options_and_missing_ones_are_named() -> None:
         parse(CONFIGS["stage1"], ["--out", "run"], "axs train stage1")
 
 
-def test_precompute_passes_on_what_it_is_told(
-    axs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_precompute_passes_on_what_it_is_told(axs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from axs_lib.train import precompute
 
     seen: list[Any] = []
-    monkeypatch.setattr(
-        precompute, "precompute", lambda config, progress: seen.append(config) or Path("pairs")
-    )
+    monkeypatch.setattr(precompute, "precompute", lambda config, progress: seen.append(config) or Path("pairs"))
     result = axs(
         "precompute", "--stage", "stage1", "--data", "DIR", "--out", tmp_path, "--folds", 2, "--quiet",
         "--checkpoint", "a.safetensors", "b.safetensors", "--variant", "nano",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     assert seen[0].checkpoints == ("a.safetensors", "b.safetensors") and seen[0].train is None
-    result = axs(
-        "precompute",
-        "--stage",
-        "stage2",
-        "--data",
-        "DIR",
-        "--out",
-        tmp_path,
-        "-c",
-        "stage2_nano",
-    )
+    result = axs("precompute", "--stage", "stage2", "--data", "DIR", "--out", tmp_path, "-c", "stage2_nano")
     assert result.exit_code == 0, result.output
     assert seen[1].train.variant == "nano" and seen[1].data.folder == "DIR" and seen[1].data.batch_size == 8
 

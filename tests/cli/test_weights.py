@@ -19,9 +19,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A stand-in for the Hub with files whose content is their name; gives the folder of its cache."""
     cache = tmp_path / "cache"
 
-    def fetch(
-        repo: str, name: str, revision: str | None = None, local_dir: Path | None = None, **_: object
-    ) -> str:
+    def fetch(repo: str, name: str, revision: str | None = None, local_dir: Path | None = None, **_: object) -> str:
         place = local_dir or cache / f"models--{repo.replace('/', '--')}" / "snapshots" / COMMIT
         place.mkdir(parents=True, exist_ok=True)
         (place / name).write_text(name)
@@ -36,9 +34,7 @@ def test_download_to_a_folder_prints_what_makes_it_found(
     hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target = tmp_path / "my weights"
-    result = CliRunner().invoke(
-        app, ["download", "terramind_v1_base", "--to", str(target)], catch_exceptions=False
-    )
+    result = CliRunner().invoke(app, ["download", "terramind_v1_base", "--to", str(target)], catch_exceptions=False)
     assert result.exit_code == 0
     for name in ("TerraMind_v1_base.pt", "TerraMind_Tokenizer_S2L2A.pt"):
         assert str(target / name) in result.output

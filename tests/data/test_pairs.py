@@ -29,12 +29,7 @@ def write(path: Path, **content: Any) -> Path:
 @pytest.fixture
 def indexed(tmp_path: Path) -> Path:
     rows = ["source,id,group,quality,level,h,w,note"]
-    for tile, group, quality in (
-        ("b", "g1", "ok"),
-        ("a", "g1", "ok"),
-        ("c", "g2", "cloud"),
-        ("d", "g3", "bad"),
-    ):
+    for tile, group, quality in (("b", "g1", "ok"), ("a", "g1", "ok"), ("c", "g2", "cloud"), ("d", "g3", "bad")):
         write(tmp_path / "pairs" / "src" / f"{tile}.npz", **arrays())
         rows.append(f'src,{tile},{group},{quality},L2A,16,12,"a note, with a comma"')
     (tmp_path / "index.csv").write_text("\n".join(rows) + "\n")
@@ -80,14 +75,7 @@ def test_optional_images_and_the_documents_own_keys(tmp_path: Path) -> None:
     vv, vh = content["s1"]
     opt_v2 = content["s2"].astype(np.float64) + 5
     pair = load_pair(
-        write(
-            tmp_path / "a.npz",
-            s1_vv=vv,
-            s1_vh=vh,
-            s2_real=content["s2"],
-            opt_v2=opt_v2,
-            s2_cloudy=content["s2"],
-        )
+        write(tmp_path / "a.npz", s1_vv=vv, s1_vh=vh, s2_real=content["s2"], opt_v2=opt_v2, s2_cloudy=content["s2"])
     )
     assert np.array_equal(pair.s1, content["s1"])
     assert pair.opt_v2 is not None
@@ -167,10 +155,7 @@ def test_index_needs_no_more_than_source_and_id(indexed: Path) -> None:
 @pytest.mark.parametrize(
     ("columns", "expected"),
     [
-        (
-            {"date": "2021-07-14", "lat": "48.2", "lon": "16.4"},
-            {"date": "2021-07-14", "lat": 48.2, "lon": 16.4},
-        ),
+        ({"date": "2021-07-14", "lat": "48.2", "lon": "16.4"}, {"date": "2021-07-14", "lat": 48.2, "lon": 16.4}),
         ({"year": "2020", "month": "11"}, {"year": 2020, "month": 11}),
         ({"month": "3"}, {"month": 3}),
         ({"dates": "S1 20170612 / S2 20170613"}, {"date": "2017-06-13"}),

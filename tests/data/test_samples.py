@@ -56,9 +56,7 @@ def test_an_unknown_tile_lists_those_there_are() -> None:
         ("portugal_hills", (36, 43), (-10, -6)),
     ],
 )
-def test_day_and_place_are_those_of_the_patch(
-    name: str, lat: tuple[float, float], lon: tuple[float, float]
-) -> None:
+def test_day_and_place_are_those_of_the_patch(name: str, lat: tuple[float, float], lon: tuple[float, float]) -> None:
     known = sample_metadata(name)
     assert set(known) == {"date", "lat", "lon"}
     readme = (FOLDER / "README.md").read_text(encoding="utf-8")

@@ -44,9 +44,7 @@ class FakeModel:
     provenance: dict[str, str] = field(default_factory=lambda: {"AXS_VARIANT": "fake"})
     calls: list[SimpleNamespace] = field(default_factory=list)
     terramind_generator: Any = field(
-        default_factory=lambda: SimpleNamespace(
-            sar=SimpleNamespace(mean=torch.tensor([-12.0, -20.0]).view(1, 2, 1, 1))
-        )
+        default_factory=lambda: SimpleNamespace(sar=SimpleNamespace(mean=torch.tensor([-12.0, -20.0]).view(1, 2, 1, 1)))
     )
 
     def ground(
@@ -104,13 +102,7 @@ class FakePipeline:
     provenance: dict[str, str] = field(default_factory=lambda: {"AXS_STAGE2_VARIANT": "fake"})
 
     def __call__(
-        self,
-        s1: Tensor,
-        metadata: Any = None,
-        timesteps: int | None = None,
-        *,
-        seed: int = 0,
-        ensemble_size: int = 1,
+        self, s1: Tensor, metadata: Any = None, timesteps: int | None = None, *, seed: int = 0, ensemble_size: int = 1
     ) -> Any:
         assert not torch.is_grad_enabled()
         self.metadata += metadata

@@ -36,11 +36,7 @@ def of_pair(folder: Path, name: str) -> tuple[Tensor, Tensor, Tensor]:
     pair = load_pair(next(record for record in list_pairs(folder, "all") if record.id == name))
     s1, truth = torch.from_numpy(pair.s1), torch.from_numpy(pair.s2)
     given = pair.opt_v2
-    return (
-        s1,
-        truth,
-        simulated_estimate(truth, pair.record.name) if given is None else torch.from_numpy(given),
-    )
+    return (s1, truth, simulated_estimate(truth, pair.record.name) if given is None else torch.from_numpy(given))
 
 
 def test_a_copy_changes_nothing_and_wins_nothing(folder: Path) -> None:
@@ -105,9 +101,7 @@ def test_water_of_the_sar_on_land_of_the_truth_is_counted(tmp_path: Path) -> Non
 def test_swapped_sar_shows_what_the_sar_brings(folder: Path) -> None:
     written = outcome(FakeModel(follow_sar), folder, Estimates(controls=True), quality="all")
     donors = {tile["id"]: tile["donor"] for tile in written["tiles"]}
-    assert donors == {"a": "src/c", "b": "src/c", "c": "src/a", "d": "src/a"}, (
-        "another group, of one size if it can be"
-    )
+    assert donors == {"a": "src/c", "b": "src/c", "c": "src/a", "d": "src/a"}, "another group, of one size if it can be"
     for tile in written["tiles"]:
         assert tile["sar_swapped"]["mse"] > tile["metrics"]["mse_v3"]
         assert tile["sar_withheld"]["mse"] > tile["metrics"]["mse_v3"]
@@ -170,10 +164,7 @@ def test_models_beside_the_model_are_measured_as_it_is(folder: Path) -> None:
     assert without["sar_worth_%"] == pytest.approx(100 * (own["mse_v2"] - own["mse_v3"]) / own["mse_v2"])
     assert without["wins_over"] == 1
     assert figures["plain"]["mean"]["mse"] == pytest.approx(own["mse_v2"])
-    assert written["control_models"] == {
-        "no_sar": {"AXS_VARIANT": "fake"},
-        "plain": {"inputs": "sar+optical"},
-    }
+    assert written["control_models"] == {"no_sar": {"AXS_VARIANT": "fake"}, "plain": {"inputs": "sar+optical"}}
 
 
 def test_a_plain_network_that_takes_no_estimate_is_given_none(folder: Path) -> None:
@@ -233,9 +224,7 @@ def test_what_the_date_is_worth(folder: Path) -> None:
 # -- the summary --------------------------------------------------------------------------------------------------
 
 
-def measured(
-    name: str, mse_v2: float, mse_v3: float, no_sar: float | None = None, **facts: Any
-) -> TileFigures:
+def measured(name: str, mse_v2: float, mse_v3: float, no_sar: float | None = None, **facts: Any) -> TileFigures:
     metrics = {f"{key}_{suffix}": 0.5 for key in (*METRIC_KEYS, SAR_KEY) for suffix in ("v2", "v3")}
     shares = dict.fromkeys(("copy_ratio", "improved", "omitted", "hallucinated", "identity_collapse"), 0.25)
     metrics |= shares | {"mse_v2": mse_v2, "mse_v3": mse_v3}
@@ -328,23 +317,8 @@ def test_tables_tell_what_was_measured(folder: Path) -> None:
     text = shown(*report.tables(), tile_table(report.to_json()))
     for word in (
         *("3 tiles, quality ok", "4 tiles, quality all", "degraded (3)", "file (1)", "10 timesteps"),
-        *(
-            "MSE",
-            "SSIM",
-            "edges, with SAR",
-            "smaller MSE on 100 %",
-            "quartiles",
-            "worst tile",
-            "src/d",
-            "cloud",
-        ),
-        *(
-            "Controls: 3 tiles",
-            "another tile's SAR",
-            "another tile's proposal",
-            "mean colour",
-            "SAR withheld",
-        ),
+        *("MSE", "SSIM", "edges, with SAR", "smaller MSE on 100 %", "quartiles", "worst tile", "src/d", "cloud"),
+        *("Controls: 3 tiles", "another tile's SAR", "another tile's proposal", "mean colour", "SAR withheld"),
         *("retrained without SAR", "with SAR instead of without"),
     ):
         assert word in text, word
@@ -373,9 +347,7 @@ def test_the_json_is_complete(folder: Path) -> None:
     assert written["summary"]["all"]["improvement_of_mean_%"]["mse"] == 100
     assert written["tiles"][0]["metrics"]["psnr_v3"] is None
     assert written["tiles"][0]["metrics"]["mse_v3"] == 0
-    assert {"group", "quality", "opt_v2_source", "seconds", "win", "height", "width"} <= set(
-        written["tiles"][0]
-    )
+    assert {"group", "quality", "opt_v2_source", "seconds", "win", "height", "width"} <= set(written["tiles"][0])
 
 
 def test_nodata_is_left_out(folder: Path) -> None:

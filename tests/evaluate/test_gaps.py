@@ -69,9 +69,7 @@ def gaps(model: FakeModel, folder: Path, settings: Gaps | None = None, **options
     return evaluate(model, folder, [settings or Gaps()], **options)
 
 
-def tiles_of(
-    model: FakeModel, folder: Path, settings: Gaps | None = None, **options: Any
-) -> list[TileFigures]:
+def tiles_of(model: FakeModel, folder: Path, settings: Gaps | None = None, **options: Any) -> list[TileFigures]:
     return next(iter(gaps(model, folder, settings, **options).tiles.values()))
 
 

@@ -26,9 +26,7 @@ SIMPLE = {"truth": "train", "brighter": "choose", "noisy": "report", "coarse": "
 def simple(monkeypatch: pytest.MonkeyPatch) -> None:
     """Four kinds whose errors are known."""
 
-    def make_estimate(
-        kind: str, truth: Tensor, *, generator: torch.Generator, older: Tensor | None = None
-    ) -> Tensor:
+    def make_estimate(kind: str, truth: Tensor, *, generator: torch.Generator, older: Tensor | None = None) -> Tensor:
         if older is not None:
             return older
         if kind == "noisy":
@@ -65,9 +63,7 @@ def test_a_copy_is_no_worse_and_no_better(folder: Path) -> None:
     assert rows["truth"]["rmse_v2"] == 0 and rows["truth"]["mse_change_%"] is None is rows["truth"]["wins"]
     assert rows["brighter"]["rmse_v2"] == pytest.approx(0.01)
     assert rows["noisy"]["rmse_v2"] == pytest.approx(0.005, rel=0.05)
-    assert all(
-        rows[kind]["mse_change_%"] == 0 == rows[kind]["wins"] for kind in ("brighter", "noisy", "coarse")
-    )
+    assert all(rows[kind]["mse_change_%"] == 0 == rows[kind]["wins"] for kind in ("brighter", "noisy", "coarse"))
 
 
 @pytest.mark.usefixtures("simple")
@@ -83,9 +79,7 @@ def test_what_is_repaired_and_what_is_spoilt(folder: Path) -> None:
     left_out = [rows[kind]["mse_change_%"] for kind in ("noisy", "coarse")]
     assert summary["median_mse_change_%"] == pytest.approx(sum(left_out) / 2)
     assert summary["worst_kind"] == "noisy" and summary["worst_kind_mse_change_%"] == max(left_out)
-    assert summary["worst_tile_%"] == max(
-        row["worst_tile_%"] for row in rows.values() if row["wins"] is not None
-    )
+    assert summary["worst_tile_%"] == max(row["worst_tile_%"] for row in rows.values() if row["wins"] is not None)
 
 
 @pytest.mark.usefixtures("simple")
@@ -130,20 +124,12 @@ def test_tiles_of_another_day_are_counted_and_left_out(folder: Path) -> None:
 
 @pytest.mark.usefixtures("simple")
 def test_table_and_card_tell_what_was_measured(folder: Path) -> None:
-    report = evaluate(
-        FakeModel(lambda s1, opt_v2: opt_v2 - 100.0, uncertainty=50.0), folder, [EstimateKinds()]
-    )
+    report = evaluate(FakeModel(lambda s1, opt_v2: opt_v2 - 100.0, uncertainty=50.0), folder, [EstimateKinds()])
     console = Console(file=io.StringIO(), width=140)
     for table in report.tables():
         console.print(table)
     text = console.file.getvalue()  # type: ignore[attr-defined]
-    for word in (
-        "3 tiles",
-        "brighter",
-        "-100.0 %",
-        "2 kinds left out of training",
-        "noisy",
-    ):
+    for word in ("3 tiles", "brighter", "-100.0 %", "2 kinds left out of training", "noisy"):
         assert word in text, word
     lines = card_lines(report.to_json()["damages"])
     assert lines[0].startswith("| kind of estimate | in training | opt_v2, DN |")

@@ -48,17 +48,13 @@ def test_nano_is_what_it_was(nano: Stage3GroundingModel, name: str) -> None:
     expected = EXPECTED[name]
 
     opt_v2 = simulated_estimate(truth[0], name)[None]
-    before, after = (
-        1e4 * compute_metrics(image, truth)["mse"] for image in (opt_v2, nano.ground(s1, opt_v2).image)
-    )
+    before, after = (1e4 * compute_metrics(image, truth)["mse"] for image in (opt_v2, nano.ground(s1, opt_v2).image))
     assert after == pytest.approx(expected.estimate, rel=TOLERANCE)
     assert after < 0.95 * before
 
     trust = simulated_trust(truth[0], name)[None]
     filled = nano.ground(s1, truth.masked_fill(trust == 0, torch.nan), trust=trust).image
-    assert torch.equal(filled[:, :, trust[0, 0] == 1], truth[:, :, trust[0, 0] == 1]), (
-        "clear pixels, bit for bit"
-    )
+    assert torch.equal(filled[:, :, trust[0, 0] == 1], truth[:, :, trust[0, 0] == 1]), "clear pixels, bit for bit"
     inside = 1e4 * compute_metrics(filled, truth, mask=trust == 0)["mse"]
     assert inside == pytest.approx(expected.gap, rel=TOLERANCE)
 

@@ -22,12 +22,7 @@ def images(side: tuple[int, int] = (120, 120)) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
     truth = rng.uniform(300, 4000, (4, *side))
     opt_v2 = truth + rng.normal(0, 200, truth.shape)
-    return {
-        "s1": rng.normal(-12, 3, (2, *side)),
-        "opt_v2": opt_v2,
-        "opt_v3": (opt_v2 + truth) / 2,
-        "truth": truth,
-    }
+    return {"s1": rng.normal(-12, 3, (2, *side)), "opt_v2": opt_v2, "opt_v3": (opt_v2 + truth) / 2, "truth": truth}
 
 
 def heads(figure: Figure) -> list[str]:
@@ -72,9 +67,7 @@ def test_optical_views_share_one_stretch() -> None:
     content["opt_v2"] = content["truth"] * 2
     figure = plot_panel(content)
     views = {axes.get_title(loc="left"): axes.images[0].get_array() for axes in figure.axes[:5]}
-    bright, real = (
-        np.asarray(view).mean() for name, view in views.items() if name.split()[0] in ("opt_v2", "truth")
-    )
+    bright, real = (np.asarray(view).mean() for name, view in views.items() if name.split()[0] in ("opt_v2", "truth"))
     assert bright > real + 0.15
 
 

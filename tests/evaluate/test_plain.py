@@ -42,9 +42,7 @@ def test_observed_pixels_stay_and_gaps_are_never_looked_at() -> None:
     trust = torch.ones(1, 1, 64, 64)
     trust[..., 20:40, 20:40] = 0
     s1[..., :3, :3] = torch.nan
-    first, second = (
-        model.predict(s1, opt_v2.masked_fill(trust == 0, value), trust) for value in (torch.nan, 9000.0)
-    )
+    first, second = (model.predict(s1, opt_v2.masked_fill(trust == 0, value), trust) for value in (torch.nan, 9000.0))
     assert torch.equal(first.nan_to_num(), second.nan_to_num())
     assert torch.isnan(first[..., :3, :3]).all() and torch.isfinite(first[..., 3:, :]).all()
     assert torch.equal(first[..., 40:, :], opt_v2[..., 40:, :])
@@ -55,14 +53,7 @@ def test_training_repairs_is_repeatable_and_leaves_the_callers_random_state(tmp_
         s1, s2 = plausible_pair(1, 64, 64, seed=number)
         np.savez(tmp_path / f"t{number}.npz", s1=s1[0].numpy(), s2=s2[0].round().numpy().astype(np.uint16))
     records = list_pairs(tmp_path, quality="all")
-    options = {
-        "inputs": "optical",
-        "kinds": ("gaps",),
-        "steps": 25,
-        "warmup": 2,
-        "crop_sizes": (64,),
-        "ema": 0.5,
-    }
+    options = {"inputs": "optical", "kinds": ("gaps",), "steps": 25, "warmup": 2, "crop_sizes": (64,), "ema": 0.5}
     state = torch.get_rng_state()
     files = [
         train_plain(PlainConfig(out=str(tmp_path / run), **options), records, progress=False)  # type: ignore[arg-type]

@@ -64,10 +64,7 @@ def test_cloudy_pairs_are_those_with_a_cloudy_image(folder: Path) -> None:
 
 def test_batches_hold_tiles_of_one_size(folder: Path) -> None:
     records = list_pairs(folder)
-    assert [[record.id for record in batch] for batch in batches_of_one_size(records, 8)] == [
-        ["a", "b"],
-        ["c"],
-    ]
+    assert [[record.id for record in batch] for batch in batches_of_one_size(records, 8)] == [["a", "b"], ["c"]]
     assert [len(batch) for batch in batches_of_one_size(records, 1)] == [1, 1, 1]
 
 

@@ -88,9 +88,7 @@ def test_the_retention_curve_of_known_errors() -> None:
     sigma = torch.arange(1.0, 11.0)[:, None].expand(-1, 4)
     error = sigma.clone()
     curve = dict(retention_curve(sigma, error))
-    assert (
-        list(curve) == list(DROPPED) == pytest.approx([0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9])
-    )
+    assert list(curve) == list(DROPPED) == pytest.approx([0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9])
     assert curve[0.0] == pytest.approx(38.5)  # mean of 1, 4, ..., 100
     assert curve[0.05] == pytest.approx((385 - 50) / 9.5)  # half of the worst pixel
     assert curve[0.2] == pytest.approx((385 - 181) / 8)

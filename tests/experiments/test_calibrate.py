@@ -46,9 +46,7 @@ def test_scales_are_written_and_replaced(
     save_file(weights, tmp_path / "nano.safetensors", metadata={"steps": "7"})
     fresh, again = tmp_path / "fresh.safetensors", tmp_path / "again.safetensors"
     for source, target in ((tmp_path / "nano.safetensors", fresh), (fresh, again)):
-        calibrate.main(
-            [str(tmp_path), "--checkpoint", str(source), "--out", str(target), "--groups", "inside/a"]
-        )
+        calibrate.main([str(tmp_path), "--checkpoint", str(source), "--out", str(target), "--groups", "inside/a"])
         header = read_metadata(target)
         assert header["steps"] == "7" and header["calibration_groups"] == "inside/a"
         calibration = Calibration.from_header(header)

@@ -144,11 +144,7 @@ def files(tmp_path: Path) -> Path:
     np.savez(tmp_path / "mask.npz", mask=mask)
     torch.save(s1[0], tmp_path / "s1.pt")
     torch.save(opt_v2[0], tmp_path / "opt_v2.pt")
-    for name, data in (
-        ("s1", s1[0].numpy()),
-        ("opt_v2", opt_v2[0].numpy().astype("uint16")),
-        ("mask", mask[None]),
-    ):
+    for name, data in (("s1", s1[0].numpy()), ("opt_v2", opt_v2[0].numpy().astype("uint16")), ("mask", mask[None])):
         profile = {"driver": "GTiff", "height": 40, "width": 56, "count": len(data), "dtype": data.dtype}
         profile |= {"crs": "EPSG:32633", "transform": rasterio.Affine(10, 0, 500000, 0, -10, 5000000)}
         with rasterio.open(tmp_path / f"{name}.tif", "w", **profile) as dataset:
@@ -236,9 +232,7 @@ def test_adapters(tmp_path: Path) -> None:
     for name, count in (("adapter_config.json", 25), ("adapter_model.safetensors", 10)):
         content = (tmp_path / name).read_bytes()
         (tmp_path / "whole").write_bytes(content)
-        attack(
-            tmp_path / "whole", tmp_path / name, count, lambda: load_adapter(copy.deepcopy(bare), tmp_path)
-        )
+        attack(tmp_path / "whole", tmp_path / name, count, lambda: load_adapter(copy.deepcopy(bare), tmp_path))
         (tmp_path / name).write_bytes(content)
 
 

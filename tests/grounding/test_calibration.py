@@ -59,9 +59,7 @@ def test_a_header_keeps_it_by_band_name() -> None:
     assert Calibration.from_header({"steps": "5"}) is None
 
 
-@pytest.mark.parametrize(
-    "entry", ["", "[]", "3", '{"1": [1, 2, 3, 4]}', '{"1": {"B02": 1}}', '{"a": {}}', "{}"]
-)
+@pytest.mark.parametrize("entry", ["", "[]", "3", '{"1": [1, 2, 3, 4]}', '{"1": {"B02": 1}}', '{"a": {}}', "{}"])
 def test_a_broken_header_names_the_tool(entry: str) -> None:
     with pytest.raises(WeightsError, match=r"experiments/calibrate\.py"):
         Calibration.from_header({HEADER_KEY: entry})

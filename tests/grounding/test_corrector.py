@@ -31,10 +31,7 @@ def tiles(trust: float = Trust.ESTIMATE, side: int = 128) -> GroundingTiles:
     inconsistency = torch.zeros(1, 1, side, side)
     inconsistency[..., side // 2 :] = 1.0
     return GroundingTiles(
-        s1,
-        FIELD[:, None, None].repeat(1, 1, side, side),
-        torch.full((1, 1, side, side), trust),
-        inconsistency,
+        s1, FIELD[:, None, None].repeat(1, 1, side, side), torch.full((1, 1, side, side), trust), inconsistency
     )
 
 

@@ -55,9 +55,7 @@ def test_nano_head_and_one_step_stay_within_their_budget() -> None:
     model = random_nano()
     z = torch.zeros(1, 4, 128, 128)
     with FlopCounterMode(display=False) as counter:
-        model.corrector.head.body(
-            torch.zeros(1, INPUT_CHANNELS, 128, 128), torch.zeros(1, HALF_CHANNELS, 64, 64)
-        )
+        model.corrector.head.body(torch.zeros(1, INPUT_CHANNELS, 128, 128), torch.zeros(1, HALF_CHANNELS, 64, 64))
         model.terramind_generator.denoise_once(z, torch.tensor([999]), torch.zeros(1, 3, 8, 8))
     taps = sum(2 * math.ceil(3 * sigma) + 1 for sigma in DETAIL_SIGMAS_PX)
     blurs = 2 * 2 * taps * z.numel()

@@ -67,9 +67,7 @@ def test_the_blur_is_the_same_by_product_and_by_convolution(
 def test_the_blur_reflects_then_repeats_at_borders() -> None:
     row = torch.tensor([[[[1.0, 2.0, 4.0]]]])
     kernel = torch.exp(-0.5 * torch.arange(-3.0, 4.0) ** 2)
-    padded = torch.tensor(
-        [4.0, 4.0, 2.0, 1.0, 2.0, 4.0, 2.0, 1.0, 1.0]
-    )  # reflected by two, then repeated by one
+    padded = torch.tensor([4.0, 4.0, 2.0, 1.0, 2.0, 4.0, 2.0, 1.0, 1.0])  # reflected by two, then repeated by one
     expected = padded.unfold(0, 7, 1) @ (kernel / kernel.sum())
     assert (gaussian_blur(row, 1.0)[0, 0, 0] - expected).abs().max() < 1e-6
 

@@ -36,12 +36,9 @@ def test_it_is_the_answer_to_the_turned_tile(nano: Stage3GroundingModel, orienta
     def seen(image: torch.Tensor) -> torch.Tensor:
         return turn(image, orientation)
 
-    turned = nano.ground(
-        s1, opt_v2, controls=GroundingControls(proposal=proposal, orientation=orientation)
-    ).image
+    turned = nano.ground(s1, opt_v2, controls=GroundingControls(proposal=proposal, orientation=orientation)).image
     expected = turn_back(
-        nano.ground(seen(s1), seen(opt_v2), controls=GroundingControls(proposal=seen(proposal))).image,
-        orientation,
+        nano.ground(seen(s1), seen(opt_v2), controls=GroundingControls(proposal=seen(proposal))).image, orientation
     )
     torch.testing.assert_close(turned, expected, atol=0.5, rtol=0)
     straight = nano.ground(s1, opt_v2, controls=GroundingControls(proposal=proposal)).image
@@ -53,12 +50,7 @@ def test_members_take_the_orientations_in_turn(nano: Stage3GroundingModel) -> No
     both = nano.ground(s1, opt_v2, ensemble_size=2, seed=3)
     seeds = torch.tensor([3])
     alone = [
-        nano.ground(
-            s1,
-            opt_v2,
-            seed=member_seeds(seeds, member),
-            controls=GroundingControls(orientation=member),
-        )
+        nano.ground(s1, opt_v2, seed=member_seeds(seeds, member), controls=GroundingControls(orientation=member))
         for member in (0, 1)
     ]
     inside = (alone[0].image > 1) & (alone[1].image > 1)  # a member by itself is clipped before the mean

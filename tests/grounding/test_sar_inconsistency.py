@@ -48,9 +48,7 @@ def test_clear_ground_stays_quiet(shared_pairs: Path) -> None:
         pair = load_pair(record)
         means.append(
             float(
-                sar_inconsistency(
-                    torch.as_tensor(pair.s1)[None].float(), torch.as_tensor(pair.s2)[None].float()
-                ).mean()
+                sar_inconsistency(torch.as_tensor(pair.s1)[None].float(), torch.as_tensor(pair.s2)[None].float()).mean()
             )
         )
     assert sorted(means)[len(means) // 2] < 0.1

@@ -72,9 +72,7 @@ def test_a_file_that_appears_meanwhile_is_kept(tmp_path: Path) -> None:
     assert names(tmp_path) == ["tile.npz"]
 
 
-def test_without_hard_links_the_file_is_still_put_in_place(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_hard_links_the_file_is_still_put_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_links(self: Path, target: Path) -> None:
         raise OSError(errno.EOPNOTSUPP, "Operation not supported")
 
@@ -122,9 +120,7 @@ with atomic_write(sys.argv[1]) as temporary:
 """
 
 
-def test_what_a_killed_process_left_goes_and_what_a_living_one_writes_stays(
-    tmp_path: Path, repository: Path
-) -> None:
+def test_what_a_killed_process_left_goes_and_what_a_living_one_writes_stays(tmp_path: Path, repository: Path) -> None:
     started = [
         subprocess.Popen(
             [sys.executable, "-c", KILLED, str(tmp_path / name)],

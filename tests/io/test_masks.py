@@ -61,18 +61,11 @@ def read_mask(path: Path, like: Raster, **options: Any) -> SimpleNamespace:
 
 
 def write_tiff(
-    path: Path,
-    values: np.ndarray,
-    *,
-    crs: CRS | None = UTM33,
-    transform: Affine | None = GRID,
-    **profile: Any,
+    path: Path, values: np.ndarray, *, crs: CRS | None = UTM33, transform: Affine | None = GRID, **profile: Any
 ) -> Path:
     stack = values if values.ndim == 3 else values[None]
     profile = {"driver": "GTiff", "dtype": values.dtype, "crs": crs, "transform": transform} | profile
-    with rasterio.open(
-        path, "w", count=len(stack), height=stack.shape[1], width=stack.shape[2], **profile
-    ) as dataset:
+    with rasterio.open(path, "w", count=len(stack), height=stack.shape[1], width=stack.shape[2], **profile) as dataset:
         dataset.write(stack)
     return path
 
@@ -277,9 +270,7 @@ def test_without_georeference_the_size_must_be_the_same(tmp_path: Path) -> None:
         (np.stack([CLEAR, CLEAR]), {}, "has 2 bands; expected one"),
     ],
 )
-def test_what_cannot_be_is_refused(
-    tmp_path: Path, values: np.ndarray, options: dict[str, Any], message: str
-) -> None:
+def test_what_cannot_be_is_refused(tmp_path: Path, values: np.ndarray, options: dict[str, Any], message: str) -> None:
     path = write_tiff(tmp_path / "m.tif", values)
     with pytest.raises(InputError, match=message):
         read_mask(path, image(), **options)
@@ -316,9 +307,7 @@ def scene_scl(tmp_path: Path) -> Path:
     classes[:, 30:45, 10:40] = 9
     classes[:, 80, 70] = 3
     place = Affine(20, 0, CORNER[0], 0, -20, CORNER[1])
-    return write_scene(
-        tmp_path / "T33_SCL_20m.tif", classes, ("SCL",), dtype="uint8", nodata=0, transform=place
-    )
+    return write_scene(tmp_path / "T33_SCL_20m.tif", classes, ("SCL",), dtype="uint8", nodata=0, transform=place)
 
 
 @pytest.mark.parametrize("buffer", [0, 3])
@@ -344,9 +333,7 @@ def test_boolean_masks_and_their_nodata(scene: SceneFiles, tmp_path: Path) -> No
         np.testing.assert_array_equal(source.read(grid.whole), clouds == 0)
 
 
-def test_gaps_of_a_scene_are_filled(
-    grounder: BoxGrounder, scene: SceneFiles, scene_scl: Path, tmp_path: Path
-) -> None:
+def test_gaps_of_a_scene_are_filled(grounder: BoxGrounder, scene: SceneFiles, scene_scl: Path, tmp_path: Path) -> None:
     ground_scene(grounder, scene.s1, scene.opt_v2, tmp_path / "o.tif", trust=MaskFile(scene_scl), grid=TILES)
     with rasterio.open(tmp_path / "o.tif") as file:
         result = file.read()

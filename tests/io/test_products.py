@@ -150,9 +150,7 @@ def test_a_border_of_one_number_is_nodata(tmp_path: Path, sar: np.ndarray, value
 
 
 @pytest.mark.parametrize("fill", [-9999.0, -999.0, -3.4028235e38, 200.0, 0.0, -np.inf])
-def test_a_few_fill_numbers_of_sar_are_nodata_and_counted(
-    tmp_path: Path, sar: np.ndarray, fill: float
-) -> None:
+def test_a_few_fill_numbers_of_sar_are_nodata_and_counted(tmp_path: Path, sar: np.ndarray, fill: float) -> None:
     expected = sar.copy()
     sar[:, 10, 10:14], expected[:, 10, 10:14] = fill, np.nan
     source, data = read_sar(write(tmp_path / "s1.tif", sar, SAR_BANDS))
@@ -252,9 +250,7 @@ def test_other_polarisations_are_refused_by_name(tmp_path: Path, sar: np.ndarray
         read_sar(files)
 
 
-def test_an_order_that_is_assumed_is_said_and_a_doubtful_one_warned_of(
-    tmp_path: Path, sar: np.ndarray
-) -> None:
+def test_an_order_that_is_assumed_is_said_and_a_doubtful_one_warned_of(tmp_path: Path, sar: np.ndarray) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         source, _ = read_sar(write(tmp_path / "a.tif", sar))
@@ -360,9 +356,7 @@ def test_what_is_no_level_2a_product_is_refused(tmp_path: Path, safe: Path) -> N
 
 
 def test_radar_geometry_is_refused_with_the_ways_to_geocode_it(tmp_path: Path, sar: np.ndarray) -> None:
-    points = [
-        GroundControlPoint(r, c, 15 + c / 1e4, 54 - r / 1e4) for r, c in ((0, 0), (0, W), (H, 0), (H, W))
-    ]
+    points = [GroundControlPoint(r, c, 15 + c / 1e4, 54 - r / 1e4) for r, c in ((0, 0), (0, W), (H, 0), (H, W))]
     raw = write(tmp_path / "grd.tif", sar, SAR_BANDS, gcps=(points, rasterio.CRS.from_epsg(4326)))
     product = tmp_path / "S1A_IW_GRDH_1SDV_20210714T175000.SAFE"
     (product / "measurement").mkdir(parents=True)

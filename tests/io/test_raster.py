@@ -33,9 +33,7 @@ def test_sample_tiles_lie_where_their_names_say() -> None:
     assert 59 < lat < 71 and 20 < lon < 32
 
 
-@pytest.mark.parametrize(
-    "crs", [None, CRS.from_epsg(32633), CRS.from_wkt('LOCAL_CS["here",UNIT["metre",1]]')]
-)
+@pytest.mark.parametrize("crs", [None, CRS.from_epsg(32633), CRS.from_wkt('LOCAL_CS["here",UNIT["metre",1]]')])
 def test_nowhere(crs: CRS | None) -> None:
     transform = (1.0, 0.0, 0.0, 0.0, -1.0, 0.0) if crs is not None and not crs.is_epsg_code else None
     assert centre_lat_lon(located(crs, transform)) is None

@@ -14,14 +14,7 @@ import torch
 from axs_lib.bands import OPTICAL_BANDS, SAR_BANDS
 from axs_lib.errors import InputError, OutputError
 from axs_lib.io.raster import Raster, TilePair
-from axs_lib.io.results import (
-    check_suffix,
-    to_uint16,
-    write_arrays,
-    write_image,
-    write_tiff,
-    write_uncertainty,
-)
+from axs_lib.io.results import check_suffix, to_uint16, write_arrays, write_image, write_tiff, write_uncertainty
 from axs_lib.io.tiles import read_raster, read_tile
 
 H, W = 40, 21
@@ -55,9 +48,7 @@ def test_a_geotiff_says_everything_about_itself(tmp_path: Path, image: np.ndarra
         assert dataset.dtypes == ("uint16",) * 4 and dataset.nodata == 0
         assert dataset.descriptions == OPTICAL_BANDS
         assert [c.name for c in dataset.colorinterp][:3] == ["blue", "green", "red"]
-        assert (
-            dataset.scales == (1e-4,) * 4 and dataset.offsets == (0.0,) * 4 and dataset.units == ("DN",) * 4
-        )
+        assert dataset.scales == (1e-4,) * 4 and dataset.offsets == (0.0,) * 4 and dataset.units == ("DN",) * 4
         assert dataset.crs.to_epsg() == 32633 and tuple(dataset.transform)[:6] == TRANSFORM
         assert dataset.profile["tiled"] and dataset.profile["compress"] == "deflate"
         tags = dataset.tags()

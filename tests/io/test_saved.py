@@ -50,9 +50,7 @@ def test_results_of_a_tree_have_short_names(tmp_path: Path) -> None:
     found = dict(find_results([tmp_path]))
     assert set(found) == {"a", "a/pipeline", "alone", "batch/one", "batch/two", "scene/evora"}
     assert found["a"].name == "tile.npz"
-    names = [
-        name for name, _ in find_results([tmp_path / "a", tmp_path / "batch", tmp_path / "a" / "tile.npz"])
-    ]
+    names = [name for name, _ in find_results([tmp_path / "a", tmp_path / "batch", tmp_path / "a" / "tile.npz"])]
     assert names == ["a", "a/pipeline", "batch/one", "batch/two"]
     (result,) = read_results(found["alone"])
     assert set(result.layers) == {"s1", "opt_v3"} and result.name == "alone"

@@ -22,10 +22,7 @@ from .conftest import GRID, BoxGrounder, SceneFiles, write_scene
 
 
 def both(scene: SceneFiles, **options: Any) -> tuple[xr.DataArray, xr.DataArray]:
-    return (
-        rioxarray.open_rasterio(scene.s1, **options),
-        rioxarray.open_rasterio(scene.opt_v2, **options),
-    )
+    return (rioxarray.open_rasterio(scene.s1, **options), rioxarray.open_rasterio(scene.opt_v2, **options))
 
 
 def read_file(path: Path) -> np.ndarray:
@@ -34,9 +31,7 @@ def read_file(path: Path) -> np.ndarray:
 
 
 @pytest.mark.parametrize("masked", [False, True])
-def test_arrays_give_what_files_give(
-    grounder: BoxGrounder, scene: SceneFiles, tmp_path: Path, masked: bool
-) -> None:
+def test_arrays_give_what_files_give(grounder: BoxGrounder, scene: SceneFiles, tmp_path: Path, masked: bool) -> None:
     ground_scene(grounder, scene.s1, scene.opt_v2, tmp_path / "f.tif", grid=GRID)
     expected = read_file(tmp_path / "f.tif")
     s1, opt_v2 = both(scene, masked=masked)
@@ -129,8 +124,7 @@ def test_what_is_no_scene(tmp_path: Path, scene: SceneFiles) -> None:
     refused("has 4 bands; expected a trust map", scene.opt_v2, ("trust",))
     small = write_scene(tmp_path / "B03.tif", np.ones((1, 9, 9)), ("B03",), dtype="uint16")
     big = [
-        write_scene(tmp_path / f"{n}.tif", np.ones((1, 20, 20)), (n,), dtype="uint16")
-        for n in ("B02", "B04", "B08")
+        write_scene(tmp_path / f"{n}.tif", np.ones((1, 20, 20)), (n,), dtype="uint16") for n in ("B02", "B04", "B08")
     ]
     refused("differ", [*big, small])
     refused("has 4 bands; expected one band", [scene.opt_v2, small])

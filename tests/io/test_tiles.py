@@ -36,9 +36,7 @@ def optical() -> np.ndarray:
     return np.random.default_rng(2).integers(100, 5000, (4, H, W)).astype("uint16")
 
 
-def write_tif(
-    path: Path, data: np.ndarray, names: Sequence[str | None] | None = None, **options: Any
-) -> Path:
+def write_tif(path: Path, data: np.ndarray, names: Sequence[str | None] | None = None, **options: Any) -> Path:
     colours, scale = options.pop("colours", None), options.pop("scale", None)
     profile = {"crs": "EPSG:32633", "transform": TRANSFORM, "dtype": data.dtype.name} | options
     with rasterio.open(
@@ -158,14 +156,10 @@ def test_rgb_colours_without_names_are_not_taken_for_blue_first(tmp_path: Path, 
 def test_one_file_a_band_by_file_name_description_or_order(tmp_path: Path, optical: np.ndarray) -> None:
     files = [write_tif(tmp_path / f"tile_{b}.tif", optical[i : i + 1]) for i, b in enumerate(OPTICAL_BANDS)]
     np.testing.assert_array_equal(read_raster(files[::-1], OPTICAL_BANDS).data, optical)
-    described = [
-        write_tif(tmp_path / f"{i}.tif", optical[i : i + 1], [b]) for i, b in enumerate(OPTICAL_BANDS)
-    ]
+    described = [write_tif(tmp_path / f"{i}.tif", optical[i : i + 1], [b]) for i, b in enumerate(OPTICAL_BANDS)]
     np.testing.assert_array_equal(read_raster(described[::-1], OPTICAL_BANDS).data, optical)
     plain = [write_tif(tmp_path / f"part{i}.tif", optical[i : i + 1]) for i in (2, 1, 0, 3)]
-    np.testing.assert_array_equal(
-        read_raster(plain, OPTICAL_BANDS, order=("B04", "B03", "B02", "B08")).data, optical
-    )
+    np.testing.assert_array_equal(read_raster(plain, OPTICAL_BANDS, order=("B04", "B03", "B02", "B08")).data, optical)
 
 
 def test_nodata_of_every_file_becomes_nan(tmp_path: Path, s1: np.ndarray, optical: np.ndarray) -> None:
@@ -181,9 +175,7 @@ def test_nodata_of_every_file_becomes_nan(tmp_path: Path, s1: np.ndarray, optica
     assert np.isnan(sar[0, 2, 2]) and np.isnan(sar[1, 4, 4]) and np.isnan(sar).sum() == 2
 
 
-def test_an_undeclared_zero_is_nodata_only_where_all_bands_are_zero(
-    tmp_path: Path, optical: np.ndarray
-) -> None:
+def test_an_undeclared_zero_is_nodata_only_where_all_bands_are_zero(tmp_path: Path, optical: np.ndarray) -> None:
     optical[:, 0, 0], optical[2, 5, 5] = 0, 0
     stack = write_tif(tmp_path / "o.tif", optical)
     files = [write_tif(tmp_path / f"t_{b}.tif", optical[i : i + 1]) for i, b in enumerate(OPTICAL_BANDS)]
@@ -198,9 +190,7 @@ def test_scale_and_offset_of_the_file_are_applied(tmp_path: Path, optical: np.nd
     with_offset = write_tif(tmp_path / "p.tif", optical + 1000, scale=(1e-4, -0.1))
     np.testing.assert_allclose(read_optical(with_offset), optical, atol=1e-3)
     hundredths = write_tif(
-        tmp_path / "s.tif",
-        np.stack([np.full((H, W), db, "int16") for db in (-1250, -1900)]),
-        scale=(0.01, 0.0),
+        tmp_path / "s.tif", np.stack([np.full((H, W), db, "int16") for db in (-1250, -1900)]), scale=(0.01, 0.0)
     )
     np.testing.assert_allclose(read_raster(hundredths, SAR_BANDS).data[0], -12.5, rtol=1e-6)
 
@@ -229,9 +219,7 @@ def test_different_grids_are_refused_with_the_way_to_resample(
         with pytest.raises(InputError, match=message) as caught:
             read_tile([path], [good])
         assert "rio warp" in str(caught.value) and name in str(caught.value)
-    nearly = write_tif(
-        tmp_path / "near.tif", s1, SAR_BANDS, transform=TRANSFORM * rasterio.Affine.translation(1e-6, 0)
-    )
+    nearly = write_tif(tmp_path / "near.tif", s1, SAR_BANDS, transform=TRANSFORM * rasterio.Affine.translation(1e-6, 0))
     assert read_tile([nearly], [good]).s1.size == (H, W)
 
 
@@ -303,12 +291,8 @@ def bad_files(folder: Path) -> dict[str, Path]:
     files["tif_noise"] = folder / "tif_noise.tif"
     files["tif_noise"].write_bytes(b"no image at all" * 20)
     files["tif_count"] = write_tif(folder / "count.tif", np.ones((5, H, W), "uint16"))
-    files["tif_names"] = write_tif(
-        folder / "names.tif", np.ones((4, H, W), "uint16"), ("B02", "B03", "B04", "B11")
-    )
-    files["tif_twice"] = write_tif(
-        folder / "twice.tif", np.ones((4, H, W), "uint16"), ("B02", "B02", "B04", "B08")
-    )
+    files["tif_names"] = write_tif(folder / "names.tif", np.ones((4, H, W), "uint16"), ("B02", "B03", "B04", "B11"))
+    files["tif_twice"] = write_tif(folder / "twice.tif", np.ones((4, H, W), "uint16"), ("B02", "B02", "B04", "B08"))
     files["tif_complex"] = write_tif(folder / "cpx.tif", np.ones((4, H, W), "complex64"))
     return files
 

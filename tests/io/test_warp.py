@@ -22,9 +22,7 @@ from axs_lib.tilegrid import Tile
 
 from .conftest import CORNER, CRS, GRID, BoxGrounder, SceneFiles, scene_arrays, write_scene
 
-OPTICAL = SceneGrid(
-    200, 150, rasterio.crs.CRS.from_string(CRS).to_wkt(), (10, 0, CORNER[0], 0, -10, CORNER[1])
-)
+OPTICAL = SceneGrid(200, 150, rasterio.crs.CRS.from_string(CRS).to_wkt(), (10, 0, CORNER[0], 0, -10, CORNER[1]))
 ELSEWHERE = "EPSG:32632"
 
 
@@ -102,9 +100,7 @@ def test_no_pixel_depends_on_where_the_scene_is_cut(tmp_path: Path) -> None:
         whole = read(to_grid(opened, OPTICAL, stack, lambda: tmp_path))
     with ExitStack() as stack:
         opened = open_source(tmp_path / "s1.tif", SAR_BANDS, stack)
-        np.testing.assert_array_equal(
-            read(to_grid(opened, part, stack, lambda: tmp_path)), whole[:, 96:, 48:]
-        )
+        np.testing.assert_array_equal(read(to_grid(opened, part, stack, lambda: tmp_path)), whole[:, 96:, 48:])
 
 
 def test_finer_sar_is_averaged(tmp_path: Path) -> None:

@@ -26,18 +26,11 @@ dates = st.dates(datetime.date(YEARS[0], 1, 1), datetime.date(YEARS[1], 12, 31))
 
 def told(date: datetime.date) -> dict[str, object]:
     """Every way to say a date."""
-    return {
-        "date": date.isoformat(),
-        "year": date.year,
-        "month": date.month,
-        "day_of_year": date.timetuple().tm_yday,
-    }
+    return {"date": date.isoformat(), "year": date.year, "month": date.month, "day_of_year": date.timetuple().tm_yday}
 
 
 @given(dates, st.sets(st.sampled_from(["year", "month", "day_of_year"])), st.integers(0, 2))
-def test_a_date_is_its_year_and_day_however_it_is_said(
-    date: datetime.date, beside: set[str], form: int
-) -> None:
+def test_a_date_is_its_year_and_day_however_it_is_said(date: datetime.date, beside: set[str], form: int) -> None:
     said = {key: value for key, value in told(date).items() if key in beside}
     moment = datetime.datetime.combine(date, datetime.time(10, 20), datetime.UTC)
     said["date"] = (date, moment, moment.isoformat())[form]

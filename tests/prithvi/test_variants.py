@@ -25,15 +25,10 @@ def test_the_published_files_are_terratorchs() -> None:
             assert name == "nano"
             continue
         theirs = pretrained_weights[name]
-        assert (spec.generator.repo, spec.generator.name) == (
-            theirs["hf_hub_id"],
-            theirs["hf_hub_filename"],
-        )
+        assert (spec.generator.repo, spec.generator.name) == (theirs["hf_hub_id"], theirs["hf_hub_filename"])
         sizes, ours = prithvi_cfgs[name], VIT_SIZES[name]
         assert spec.dim == ours.dim == sizes["embed_dim"]
-        assert (ours.image, ours.depth, ours.heads) == tuple(
-            sizes[key] for key in ("img_size", "depth", "num_heads")
-        )
+        assert (ours.image, ours.depth, ours.heads) == tuple(sizes[key] for key in ("img_size", "depth", "num_heads"))
         assert sizes["patch_size"] == [1, ours.patch, ours.patch] and sizes["mlp_ratio"] == 4.0
         assert list(PRITHVI_MEAN) == sizes["mean"] and list(PRITHVI_STD) == sizes["std"]
         assert list(PRITHVI_BANDS) == [band.value for band in sizes["bands"]]

@@ -33,14 +33,10 @@ class BoxGrounder:
 
     calls: list[int] = field(default_factory=list)
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    provenance: dict[str, str] = field(
-        default_factory=lambda: {"AXS_VERSION": "9.9", "AXS_WEIGHTS_SHA256": "abc"}
-    )
+    provenance: dict[str, str] = field(default_factory=lambda: {"AXS_VERSION": "9.9", "AXS_WEIGHTS_SHA256": "abc"})
     before: Callable[[], None] = lambda: None
 
-    def ground(
-        self, s1: Tensor, opt_v2: Tensor, timesteps: int | None = None, **settings: Any
-    ) -> Stage3Output:
+    def ground(self, s1: Tensor, opt_v2: Tensor, timesteps: int | None = None, **settings: Any) -> Stage3Output:
         self.before()
         self.calls.append(len(s1))
         trust, many = settings["trust"], settings.get("ensemble_size", 1) > 1
@@ -134,6 +130,4 @@ def scene(tmp_path: Path) -> SceneFiles:
     optical[:, 120:, 90:] = np.nan
     folder = tmp_path / "in"
     folder.mkdir()
-    return SceneFiles(
-        write_scene(folder / "s1.tif", sar), write_scene(folder / "opt.tif", optical), sar, optical
-    )
+    return SceneFiles(write_scene(folder / "s1.tif", sar), write_scene(folder / "opt.tif", optical), sar, optical)

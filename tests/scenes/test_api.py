@@ -36,9 +36,7 @@ def read(path: Path) -> np.ndarray:
         return file.read()
 
 
-def ground(
-    grounder: BoxGrounder, scene: SceneFiles, out: Path, name: str = "out.tif", **settings: Any
-) -> np.ndarray:
+def ground(grounder: BoxGrounder, scene: SceneFiles, out: Path, name: str = "out.tif", **settings: Any) -> np.ndarray:
     options = {"seed": 5, "grid": GRID, "batch_size": 4, "window_rows": 64} | settings
     ground_scene(grounder, scene.s1, scene.opt_v2, out / name, **options)
     return read(out / name)
@@ -82,9 +80,7 @@ def test_deterministic_shows_the_network_one_tile_at_a_time(
     assert set(grounder.calls) == {1}
 
 
-def test_a_cut_along_the_grid_has_the_same_pixels(
-    grounder: BoxGrounder, scene: SceneFiles, tmp_path: Path
-) -> None:
+def test_a_cut_along_the_grid_has_the_same_pixels(grounder: BoxGrounder, scene: SceneFiles, tmp_path: Path) -> None:
     whole = ground(grounder, scene, tmp_path)
     top, left = 2 * GRID.stride, GRID.stride
     part = SceneFiles(
@@ -121,9 +117,7 @@ def test_nodata_of_either_input_is_nodata_and_does_not_bleed(
 def test_dark_pixels_do_not_become_nodata(grounder: BoxGrounder, tmp_path: Path) -> None:
     sar, optical = scene_arrays(80, 80)
     optical[:, :40] = 1.0
-    files = SceneFiles(
-        write_scene(tmp_path / "s1.tif", sar), write_scene(tmp_path / "o.tif", optical), sar, optical
-    )
+    files = SceneFiles(write_scene(tmp_path / "s1.tif", sar), write_scene(tmp_path / "o.tif", optical), sar, optical)
     result = ground(grounder, files, tmp_path)
     assert result.min() == 1
 
@@ -145,9 +139,7 @@ def test_what_is_trusted_stays_bit_for_bit(grounder: BoxGrounder, scene: SceneFi
         ground(grounder, scene, tmp_path, "x.tif", trust=tmp_path / "percent.tif")
 
 
-def test_a_file_says_everything_about_itself(
-    grounder: BoxGrounder, scene: SceneFiles, tmp_path: Path
-) -> None:
+def test_a_file_says_everything_about_itself(grounder: BoxGrounder, scene: SceneFiles, tmp_path: Path) -> None:
     with rasterio.open(scene.opt_v2, "r+") as file:
         file.update_tags(SCENE="T33UUP")
     ground(
@@ -181,9 +173,7 @@ def test_a_file_says_everything_about_itself(
 
 def test_it_is_a_valid_cog(grounder: BoxGrounder, tmp_path: Path) -> None:
     sar, optical = scene_arrays(600, 700)
-    files = SceneFiles(
-        write_scene(tmp_path / "s1.tif", sar), write_scene(tmp_path / "o.tif", optical), sar, optical
-    )
+    files = SceneFiles(write_scene(tmp_path / "s1.tif", sar), write_scene(tmp_path / "o.tif", optical), sar, optical)
     ground(grounder, files, tmp_path, gate=tmp_path / "gate.tif", deterministic=True)
     for name in ("out.tif", "gate.tif"):
         assert cog_validate(tmp_path / name, strict=True) == (True, [], [])
@@ -208,9 +198,7 @@ def test_one_file_a_band_and_named_bands(grounder: BoxGrounder, scene: SceneFile
         ground_scene(grounder, scene.s1, files[1:], tmp_path / "d.tif")
 
 
-def test_wrong_units_are_refused_before_any_tile(
-    grounder: BoxGrounder, scene: SceneFiles, tmp_path: Path
-) -> None:
+def test_wrong_units_are_refused_before_any_tile(grounder: BoxGrounder, scene: SceneFiles, tmp_path: Path) -> None:
     write_scene(scene.opt_v2, scene.optical / 1e4, dtype="float32")
     with pytest.raises(InputError, match="like reflectance in 0-1"):
         ground(grounder, scene, tmp_path)
@@ -375,13 +363,7 @@ class BoxPipeline:
 def test_the_pipeline_on_a_scene(scene: SceneFiles, tmp_path: Path) -> None:
     pipeline, out = BoxPipeline(), tmp_path / "out"
     result = run_scene(
-        pipeline,
-        scene.s1,
-        out,
-        metadata={"date": "2021-07-14"},
-        ensemble_size=2,
-        stac=out / "item.json",
-        grid=GRID,
+        pipeline, scene.s1, out, metadata={"date": "2021-07-14"}, ensemble_size=2, stac=out / "item.json", grid=GRID
     )
     assert {path.name: what for path, what in result.files.items()} == {
         "opt_v1.tif": "opt_v1",

@@ -57,9 +57,7 @@ def test_clear_pixels_survive_without_sar(grounder: BoxGrounder, tmp_path: Path)
 
 
 @pytest.mark.parametrize("what", ["sar", "estimate", "apart"])
-def test_what_has_no_valid_pixel_is_said(
-    grounder: BoxGrounder, scene: SceneFiles, tmp_path: Path, what: str
-) -> None:
+def test_what_has_no_valid_pixel_is_said(grounder: BoxGrounder, scene: SceneFiles, tmp_path: Path, what: str) -> None:
     sar, optical = scene.sar.copy(), scene.optical.copy()
     if what == "sar":
         sar[:] = np.nan
@@ -74,9 +72,7 @@ def test_what_has_no_valid_pixel_is_said(
     assert not (tmp_path / "o.tif").exists()
 
 
-def test_an_image_that_does_not_say_where_it_lies(
-    grounder: BoxGrounder, scene: SceneFiles, tmp_path: Path
-) -> None:
+def test_an_image_that_does_not_say_where_it_lies(grounder: BoxGrounder, scene: SceneFiles, tmp_path: Path) -> None:
     bare = tmp_path / "bare.tif"
     with rasterio.open(scene.s1) as file:
         profile = {k: v for k, v in file.profile.items() if k not in ("crs", "transform")}
@@ -126,9 +122,7 @@ def arrays() -> tuple[xr.DataArray, xr.DataArray]:
     import rioxarray  # noqa: F401
 
     return tuple(
-        xr.DataArray(
-            data, dims=("band", "y", "x"), coords={"band": list(names), "y": y, "x": x}
-        ).rio.write_crs(CRS)
+        xr.DataArray(data, dims=("band", "y", "x"), coords={"band": list(names), "y": y, "x": x}).rio.write_crs(CRS)
         for data, names in ((sar, SAR_BANDS), (optical, OPTICAL_BANDS))
     )  # type: ignore[return-value]
 
@@ -181,9 +175,7 @@ def test_an_axis_of_time_is_taken_step_by_step(grounder: BoxGrounder, arrays: tu
         ground_scene(grounder, series, opt_v2, "o.tif")
 
 
-def test_a_product_and_its_own_classification(
-    grounder: BoxGrounder, scene: SceneFiles, tmp_path: Path
-) -> None:
+def test_a_product_and_its_own_classification(grounder: BoxGrounder, scene: SceneFiles, tmp_path: Path) -> None:
     folder = tmp_path / "S2B_MSIL2A_20210714T112121_N0209_R037_T29UPU_20210714T143000.SAFE" / "R10m"
     for i, band in enumerate(OPTICAL_BANDS):
         write_scene(
@@ -199,9 +191,7 @@ def test_a_product_and_its_own_classification(
     classes_at = folder.parent / "R20m" / "T29_SCL_20m.tif"
     classes_at.parent.mkdir()
     write_scene(classes_at, classes, ("",), dtype="uint8", nodata=0, transform=PLACE * Affine.scale(2))
-    result = ground_scene(
-        grounder, scene.s1, folder.parent, tmp_path / "o.tif", trust=MaskFile("scl"), grid=GRID
-    )
+    result = ground_scene(grounder, scene.s1, folder.parent, tmp_path / "o.tif", trust=MaskFile("scl"), grid=GRID)
     assert result.counts["filled"] == 20 * 50
     with rasterio.open(tmp_path / "o.tif") as file:
         assert file.tags()["AXS_MASK_KIND"] == "scl" and file.tags()["AXS_BOA_OFFSET_REMOVED"] == "0"

@@ -68,12 +68,7 @@ class Catalogue:
             transform_geom(CRS, "EPSG:4326", {"type": "Polygon", "coordinates": [ring]}),
             list(transform_bounds(CRS, "EPSG:4326", *corners)),
             datetime.fromisoformat(date).replace(tzinfo=UTC),
-            {
-                "proj:code": CRS,
-                "proj:shape": [height, width],
-                "proj:transform": list(transform)[:6],
-                **properties,
-            },
+            {"proj:code": CRS, "proj:shape": [height, width], "proj:transform": list(transform)[:6], **properties},
             stac_extensions=["https://stac-extensions.github.io/projection/v2.0.0/schema.json"],
         )
         for key, image in images.items():
@@ -94,9 +89,7 @@ class Catalogue:
         return self.folder / "stac" / "catalog.json"
 
 
-def optical(
-    image: np.ndarray, dtype: str = "uint16", keys: dict[str, str] = COLOURS
-) -> dict[str, np.ndarray]:
+def optical(image: np.ndarray, dtype: str = "uint16", keys: dict[str, str] = COLOURS) -> dict[str, np.ndarray]:
     return {keys[band]: values.astype(dtype) for band, values in zip(OPTICAL_BANDS, image, strict=True)}
 
 
@@ -144,9 +137,7 @@ def full(catalogue: Catalogue) -> Iterator[Path]:
     catalogue.add("later", "2021-08-07T10:00:00", optical(dn), declared, **{"eo:cloud_cover": 0.0})
     for name, date in (("far", "2021-07-01T05:00:00"), ("near", "2021-07-08T17:00:00")):
         catalogue.add(name, date, sar(power(db if name == "near" else db - 3)), collection="sentinel-1-rtc")
-    catalogue.add(
-        "half", "2021-07-07T05:00:00", sar(power(db - 9)), left=SIDE // 2, collection="sentinel-1-rtc"
-    )
+    catalogue.add("half", "2021-07-07T05:00:00", sar(power(db - 9)), left=SIDE // 2, collection="sentinel-1-rtc")
     yield catalogue.save()
 
 
@@ -179,13 +170,7 @@ def test_a_found_pair_goes_through_a_scene(full: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.tif"
     settings: dict[str, Any] = {"grid": GRID, "seed": 5, "tags": arrays.tags, "date": arrays.date}
     ground_scene(
-        BoxGrounder(),
-        arrays.s1,
-        arrays.opt_v2,
-        out,
-        trust=arrays.trust,
-        stac=tmp_path / "item.json",
-        **settings,
+        BoxGrounder(), arrays.s1, arrays.opt_v2, out, trust=arrays.trust, stac=tmp_path / "item.json", **settings
     )
     with rasterio.open(out) as file:
         result, tags = file.read(), file.tags()
@@ -206,12 +191,7 @@ OLD = {"raster:bands": [{"scale": 2e-4, "offset": 0.01, "nodata": 0}]}
         (BAND, {}, 2.0, 100.0),
         (OLD, {}, 2.0, 100.0),
         ({"raster:scale": 1e-4, "raster:offset": -0.1}, {"earthsearch:boa_offset_applied": True}, 1.0, 0.0),
-        (
-            {"raster:scale": 1e-4, "raster:offset": -0.1},
-            {"earthsearch:boa_offset_applied": False},
-            1.0,
-            -1000.0,
-        ),
+        ({"raster:scale": 1e-4, "raster:offset": -0.1}, {"earthsearch:boa_offset_applied": False}, 1.0, -1000.0),
         ({}, {}, 1.0, 0.0),
         ({}, {"s2:processing_baseline": "02.14"}, 1.0, 0.0),
         ({}, {"s2:processing_baseline": "05.10"}, 1.0, -1000.0),
@@ -234,10 +214,7 @@ def test_items_of_a_day_are_joined_each_with_its_own_offset(catalogue: Catalogue
     db, dn = scene_arrays(SIDE, SIDE)
     half = SIDE // 2
     catalogue.add(
-        "west",
-        "2021-07-07T10:00:00",
-        optical(dn[..., :half] + 1000),
-        {"raster:scale": 1e-4, "raster:offset": -0.1},
+        "west", "2021-07-07T10:00:00", optical(dn[..., :half] + 1000), {"raster:scale": 1e-4, "raster:offset": -0.1}
     )
     catalogue.add("east", "2021-07-07T10:00:20", optical(dn[..., half - 20 :]), left=half - 20)
     catalogue.add("s1", "2021-07-07", sar(power(db)), collection="sentinel-1-rtc")
@@ -265,9 +242,7 @@ def test_sar_in_db_is_told_by_its_items_or_by_the_user(catalogue: Catalogue) -> 
 
 def test_the_finest_and_plainest_asset_of_a_band_is_read(catalogue: Catalogue) -> None:
     db, dn = scene_arrays(SIDE, SIDE)
-    images = optical(dn) | {
-        f"{colour}-jp2": np.ones((SIDE, SIDE), dtype="uint16") for colour in COLOURS.values()
-    }
+    images = optical(dn) | {f"{colour}-jp2": np.ones((SIDE, SIDE), dtype="uint16") for colour in COLOURS.values()}
     item = catalogue.add("s2", "2021-07-07", images)
     coarse = item.assets["red"].clone()
     coarse.extra_fields["gsd"] = item.assets["red"].extra_fields["gsd"] = 10
@@ -312,9 +287,7 @@ def test_an_api_searches_for_itself(full: Path, monkeypatch: pytest.MonkeyPatch)
 
     def search(client: Client, *, collections: list[str], **where: Any) -> Any:
         asked.append((collections, where))
-        return SimpleNamespace(
-            items=lambda: [i for i in items if i.collection_id in collections and i.id != "later"]
-        )
+        return SimpleNamespace(items=lambda: [i for i in items if i.collection_id in collections and i.id != "later"])
 
     monkeypatch.setattr(Client, "search", search)
     client = Client("api", "an API")
@@ -323,10 +296,7 @@ def test_an_api_searches_for_itself(full: Path, monkeypatch: pytest.MonkeyPatch)
     assert pair.tags == {"AXS_S1_ITEMS": "near", "AXS_S2_ITEMS": "clear"}
     assert [collections for collections, _ in asked] == [["sentinel-1-rtc"], ["sentinel-2-l2a"]]
     start, end = asked[0][1]["datetime"]
-    assert (start.isoformat(), end.isoformat()) == (
-        "2021-07-01T00:00:00+00:00",
-        "2021-07-31T23:59:59.999999+00:00",
-    )
+    assert (start.isoformat(), end.isoformat()) == ("2021-07-01T00:00:00+00:00", "2021-07-31T23:59:59.999999+00:00")
     assert asked[0][1]["bbox"] == pytest.approx(inside(30))
 
 
@@ -339,9 +309,7 @@ def test_a_pair_is_saved_as_files_that_a_scene_takes(full: Path, tmp_path: Path)
     with rasterio.open(folder / "s2.tif") as file:
         assert file.descriptions == OPTICAL_BANDS and file.tags()["AXS_S2_ITEMS"] == "clear"
         np.testing.assert_array_equal(file.read(), window(arrays.opt_v2, dn))
-    direct = ground_scene(BoxGrounder(), arrays.s1, arrays.opt_v2, trust=arrays.trust, grid=GRID).arrays[
-        "opt_v3"
-    ]
+    direct = ground_scene(BoxGrounder(), arrays.s1, arrays.opt_v2, trust=arrays.trust, grid=GRID).arrays["opt_v3"]
     ground_scene(BoxGrounder(), *files[:2], tmp_path / "o.tif", trust=MaskFile(files[2]), grid=GRID)
     with rasterio.open(tmp_path / "o.tif") as file:
         np.testing.assert_array_equal(file.read(), np.rint(direct.values))
@@ -357,16 +325,7 @@ def test_the_command_fetches_a_pair(full: Path, tmp_path: Path) -> None:
     where = ",".join(map(str, inside(30)))
     result = CliRunner().invoke(
         app,
-        [
-            "fetch",
-            str(full),
-            "--bounds",
-            where,
-            "--dates",
-            "2021-07-01/2021-07-31",
-            "--out",
-            str(tmp_path / "pair"),
-        ],
+        ["fetch", str(full), "--bounds", where, "--dates", "2021-07-01/2021-07-31", "--out", str(tmp_path / "pair")],
     )
     assert result.exit_code == 0, result.output
     assert "2021-07-07, 95 % clear: clear" in result.stdout and "2021-07-08: near" in result.stdout

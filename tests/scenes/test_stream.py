@@ -81,9 +81,7 @@ def test_tiles_that_overlap_by_more_than_half() -> None:
 @pytest.mark.parametrize("batch_size", [1, 2, 100])
 def test_windows_and_batches_change_nothing(window_rows: int, batch_size: int) -> None:
     data = noise(200, 150)
-    np.testing.assert_array_equal(
-        streamed(data, window_rows=window_rows, batch_size=batch_size), blended(data)
-    )
+    np.testing.assert_array_equal(streamed(data, window_rows=window_rows, batch_size=batch_size), blended(data))
 
 
 def test_tiles_without_data_are_left_out_and_are_nodata() -> None:

@@ -94,10 +94,7 @@ def test_gradients_equal_terratorchs(original: Any) -> None:
 
 def decode(generator: TerraMindGenerator, timesteps: int) -> Tensor:
     random = torch.Generator().manual_seed(0)
-    inputs = {
-        "s1": torch.randn(2, 2, 64, 64, generator=random),
-        "optical": torch.randn(2, 4, 64, 64, generator=random),
-    }
+    inputs = {"s1": torch.randn(2, 2, 64, 64, generator=random), "optical": torch.randn(2, 4, 64, 64, generator=random)}
     codes = generator.codes(generator.logits(inputs), (64, 64))
     noise = gaussian_field(sample_seeds(0, 2), (4, 64, 64))
     return generator.decode(codes, noise, build_schedule("ddim", timesteps))

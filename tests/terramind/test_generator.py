@@ -80,9 +80,7 @@ def test_sampled_tokens_need_seeds_and_repeat(generator: TerraMindGenerator) -> 
     seeds = sample_seeds(3, 2)
     first = generator.codes(logits, SIZE, tokens="sample", seeds=seeds)
     assert torch.equal(first, generator.codes(logits, SIZE, tokens="sample", seeds=seeds))
-    moved = generator.codes(
-        logits, SIZE, tokens="sample", seeds=seeds, origins=torch.tensor([[64, 0], [64, 0]])
-    )
+    moved = generator.codes(logits, SIZE, tokens="sample", seeds=seeds, origins=torch.tensor([[64, 0], [64, 0]]))
     assert not torch.equal(first, moved)
 
 

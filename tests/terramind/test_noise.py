@@ -13,14 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from axs_lib.errors import InputError
-from axs_lib.terramind.noise import (
-    PIXEL_STREAM,
-    gaussian_field,
-    gumbel_field,
-    member_seeds,
-    sample_seeds,
-    stage_seeds,
-)
+from axs_lib.terramind.noise import PIXEL_STREAM, gaussian_field, gumbel_field, member_seeds, sample_seeds, stage_seeds
 
 
 def seeds(*values: int) -> torch.Tensor:
@@ -125,9 +118,7 @@ def test_seeds_of_every_kind_are_one_seed(seed: Any) -> None:
     assert sample_seeds(seed, 1).tolist() == [3]
 
 
-@pytest.mark.parametrize(
-    "seed", ["x", "3", 1.5, None, torch.tensor([1.5]), {"a": 1}, [1, "x"], [None], object()]
-)
+@pytest.mark.parametrize("seed", ["x", "3", 1.5, None, torch.tensor([1.5]), {"a": 1}, [1, "x"], [None], object()])
 def test_what_is_no_seed_is_refused(seed: Any) -> None:
     with pytest.raises(InputError, match=r"seed is .*; expected an integer"):
         sample_seeds(seed, 1)

@@ -77,11 +77,7 @@ def original_schedule(timesteps: int) -> Schedule:
     from terratorch.models.backbones.terramind.tokenizer.scheduling import DDIMScheduler
 
     scheduler = DDIMScheduler(
-        thresholding=True,
-        clip_sample=True,
-        beta_schedule="linear",
-        prediction_type="sample",
-        zero_terminal_snr=True,
+        thresholding=True, clip_sample=True, beta_schedule="linear", prediction_type="sample", zero_terminal_snr=True
     )
     scheduler.set_timesteps(timesteps, mode="trailing")
 
@@ -134,9 +130,7 @@ def test_argmax_tokens_equal_terratorchs(tiny: Twins) -> None:
     tokenizer.decode_tokens = lambda tokens, **_: seen.append(tokens) or torch.zeros(1, 12, SIDE, SIDE)
     with torch.random.fork_rng(), torch.no_grad():
         tiny.reference(
-            {tiny.product: s1.clone(), "S2L2A": tiny.ours.optical.expand_bands(optical)},
-            standardize=False,
-            timesteps=1,
+            {tiny.product: s1.clone(), "S2L2A": tiny.ours.optical.expand_bands(optical)}, standardize=False, timesteps=1
         )
         ours = tiny.ours.logits({"s1": s1, "optical": optical}).argmax(-1)
     assert seen[0].unique().numel() > 3

@@ -47,9 +47,7 @@ def test_every_count_is_exact(name: str, n: int) -> None:
     """terratorch makes 4, 7, 8, 9, 16 and 31 evaluations for 3, 6, 7, 8, 15 and 30."""
     network = GaussianNetwork()
     schedule = build_schedule(name, n)
-    out = denoise(
-        network, CODES, torch.randn(1, 1, 4, 4, generator=torch.Generator().manual_seed(0)), schedule
-    )
+    out = denoise(network, CODES, torch.randn(1, 1, 4, 4, generator=torch.Generator().manual_seed(0)), schedule)
     assert len(network.calls) == n == schedule.nfe
     assert network.calls[0] == TRAIN_TIMESTEPS - 1
     assert network.calls == sorted(network.calls, reverse=True)

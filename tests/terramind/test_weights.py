@@ -36,17 +36,11 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 class Small(nn.Module):
     """The published generator's names at a toy size, with the modalities asked for."""
 
-    def __init__(
-        self, dim: int = 8, modalities: tuple[str, ...] = ("untok_sen1grd@224", "untok_sen2l2a@224")
-    ) -> None:
+    def __init__(self, dim: int = 8, modalities: tuple[str, ...] = ("untok_sen1grd@224", "untok_sen2l2a@224")) -> None:
         super().__init__()
         self.encoder = nn.ModuleList([nn.ModuleDict({"norm1": nn.LayerNorm(dim, bias=False)})])
-        self.encoder_embeddings = nn.ModuleDict(
-            {m: nn.ModuleDict({"proj": nn.Linear(4, dim)}) for m in modalities}
-        )
-        self.decoder_embeddings = nn.ModuleDict(
-            {"tok_sen2l2a@224": nn.ModuleDict({"token_emb": nn.Embedding(5, dim)})}
-        )
+        self.encoder_embeddings = nn.ModuleDict({m: nn.ModuleDict({"proj": nn.Linear(4, dim)}) for m in modalities})
+        self.decoder_embeddings = nn.ModuleDict({"tok_sen2l2a@224": nn.ModuleDict({"token_emb": nn.Embedding(5, dim)})})
         self.register_buffer("levels", torch.tensor([8, 6]))
 
 
@@ -62,9 +56,7 @@ def folder(tmp_path: Path) -> Path:
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[dict[str, object]]]:
     """A stand-in for the Hub: serves given files in the cache's layout and notes what was asked for."""
 
-    def install(
-        files: dict[str, bytes], commit: str = COMMIT, cached: bool = False
-    ) -> list[dict[str, object]]:
+    def install(files: dict[str, bytes], commit: str = COMMIT, cached: bool = False) -> list[dict[str, object]]:
         from huggingface_hub.errors import LocalEntryNotFoundError
 
         asked: list[dict[str, object]] = []
@@ -135,10 +127,7 @@ def test_missing_checkpoint_is_named(tmp_path: Path) -> None:
 
 
 def test_environment_comes_before_the_hub_and_after_checkpoint(
-    folder: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-    monkeypatch: pytest.MonkeyPatch,
-    hub: Callable[..., object],
+    folder: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, hub: Callable[..., object]
 ) -> None:
     asked = hub({})
     monkeypatch.setenv("AXS_WEIGHTS", str(folder))
@@ -185,9 +174,7 @@ def test_packaged_weights_are_checked_by_hash(tmp_path: Path, monkeypatch: pytes
     info = resolve("nano").info
     assert info.verified and info.paths == {"nano.safetensors": path}
     save_file({"w": torch.zeros(2)}, path)
-    with pytest.raises(
-        WeightsError, match=f"SHA-256 is {sha256_file(path)}, expected {info.sha256[path.name]}"
-    ):
+    with pytest.raises(WeightsError, match=f"SHA-256 is {sha256_file(path)}, expected {info.sha256[path.name]}"):
         resolve("nano")
     assert not resolve("nano", checkpoint=path).info.verified  # a file of one's own may be anything
 
@@ -195,8 +182,7 @@ def test_packaged_weights_are_checked_by_hash(tmp_path: Path, monkeypatch: pytes
 def test_the_packaged_weights_have_their_listed_hashes(repository: Path) -> None:
     folder = repository / "axs_lib" / "weights"
     listed = dict(
-        reversed(line.split("  "))
-        for line in (folder / "SHA256SUMS").read_text(encoding="utf-8").splitlines()
+        reversed(line.split("  ")) for line in (folder / "SHA256SUMS").read_text(encoding="utf-8").splitlines()
     )
     files = sorted(folder.glob("*.safetensors"))
     assert files
@@ -238,10 +224,7 @@ def test_hub_download_records_commit_and_hash(hub: Callable[..., list[dict[str, 
     asked = hub({GENERATOR: b"generator", TOKENIZER: b"tokenizer"})
     files = resolve("terramind_v1_small", revision="main:v2")
     assert files.generator.read_bytes() == b"generator"
-    assert [(a["name"], a["revision"]) for a in asked if not a["local"]] == [
-        (GENERATOR, "main"),
-        (TOKENIZER, "v2"),
-    ]
+    assert [(a["name"], a["revision"]) for a in asked if not a["local"]] == [(GENERATOR, "main"), (TOKENIZER, "v2")]
     assert files.info.commit == {GENERATOR: COMMIT, TOKENIZER: COMMIT}
     tags = files.info.tags()
     assert tags["AXS_WEIGHTS"] == "hub"
@@ -263,9 +246,7 @@ def test_revision_of_one_part_leaves_the_tokenizer_alone(hub: Callable[..., list
         resolve("terramind_v1_small", revision="a:b:c")
 
 
-def test_known_hash_is_pinned_and_enforced(
-    hub: Callable[..., list[dict[str, object]]], tmp_path: Path
-) -> None:
+def test_known_hash_is_pinned_and_enforced(hub: Callable[..., list[dict[str, object]]], tmp_path: Path) -> None:
     published = VARIANTS["terramind_v1_tiny"].generator
     assert published is not None and published.commit is not None
     files = {published.name: b"something else", TOKENIZER: b"tokenizer"}
@@ -321,9 +302,7 @@ class Hostile:
 
 
 @pytest.mark.parametrize("writer", [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value))])
-def test_pickled_code_is_refused_and_not_run(
-    tmp_path: Path, writer: Callable[[object, Path], object]
-) -> None:
+def test_pickled_code_is_refused_and_not_run(tmp_path: Path, writer: Callable[[object, Path], object]) -> None:
     mark = tmp_path / "ran"
     writer({"a": Hostile(mark)}, tmp_path / "w.pt")
     with pytest.raises(WeightsError) as caught:
@@ -393,9 +372,7 @@ def test_what_is_no_regular_file_is_refused_at_once(tmp_path: Path) -> None:
 
 
 def test_a_pointer_of_git_lfs_is_no_weights(tmp_path: Path) -> None:
-    (tmp_path / "w.safetensors").write_text(
-        "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
-    )
+    (tmp_path / "w.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
     with pytest.raises(WeightsError, match="git lfs pull"):
         read_state(tmp_path / "w.safetensors")
 
@@ -468,9 +445,7 @@ def test_published_modalities_that_the_module_lacks_are_allowed_and_no_others() 
     load_strict(module, published, ignore_prefixes=extra)
 
     del published["encoder_embeddings.untok_sen1grd@224.proj.weight"]
-    with pytest.raises(
-        WeightsError, match=r"1 missing \(encoder_embeddings\.untok_sen1grd@224\.proj\.weight\)"
-    ):
+    with pytest.raises(WeightsError, match=r"1 missing \(encoder_embeddings\.untok_sen1grd@224\.proj\.weight\)"):
         load_strict(module, published, ignore_prefixes=other_modalities(module, published))
 
 
@@ -505,9 +480,7 @@ def test_numbers_that_are_not_finite_are_refused(value: float, dtype: torch.dtyp
     state = {k: v.clone().to(dtype) if v.is_floating_point() else v for k, v in model.state_dict().items()}
     state["encoder.0.norm1.weight"][3] = value
     before = {name: each.clone() for name, each in model.state_dict().items()}
-    with pytest.raises(
-        WeightsError, match=r"1 with numbers that are not finite \(encoder\.0\.norm1\.weight\)"
-    ):
+    with pytest.raises(WeightsError, match=r"1 with numbers that are not finite \(encoder\.0\.norm1\.weight\)"):
         load_strict(model, state)
     assert all(torch.equal(before[name], each) for name, each in model.state_dict().items())
 

@@ -65,8 +65,7 @@ def test_the_points_keep_the_digit_that_the_usual_ones_lose() -> None:
 
 
 @pytest.mark.parametrize(
-    ("batch", "side", "taken"),
-    [(1, 32, 4), (2, 16, 4), (1, 16, 2), (8, 8, 2), (1, 4, 2), (9, 2, 0)],
+    ("batch", "side", "taken"), [(1, 32, 4), (2, 16, 4), (1, 16, 2), (8, 8, 2), (1, 4, 2), (9, 2, 0)]
 )
 def test_tiles_fit_the_image(batch: int, side: int, taken: int) -> None:
     made = layer()

@@ -47,11 +47,7 @@ def nano_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
         torch.manual_seed(1)
         tokenizer = build_nano_tokenizer()
     generator = model.terramind_generator
-    parts = {
-        "core": generator.core,
-        "detokenizer": generator.detokenizer,
-        "tokenizer": tokenizer,
-    }
+    parts = {"core": generator.core, "detokenizer": generator.detokenizer, "tokenizer": tokenizer}
     state = {f"{name}.{k}": v for name, part in parts.items() for k, v in part.state_dict().items()}
     path = tmp_path_factory.mktemp("weights") / "nano.safetensors"
     write_state(path, state, {"variant": "nano"}, half=True)

@@ -24,9 +24,7 @@ from tests.models import plausible_pair
 
 
 def config(stage: str, data: Path, out: Path, **options: Any) -> Any:
-    reading = DataConfig(
-        str(data), crop_sizes=(64,), batch_size=1, validation_groups=("g0",), test_groups=("g3",)
-    )
+    reading = DataConfig(str(data), crop_sizes=(64,), batch_size=1, validation_groups=("g0",), test_groups=("g3",))
     settings = {"pretrained": False, "warmup": 1, "check_every": 2, "steps": 2} | options
     return CONFIGS[stage](data=reading, out=str(out), **settings)
 
@@ -118,14 +116,10 @@ def test_stage3_weights_load_as_nano_and_say_where_they_come_from(
     from axs_lib.stage3_tm_ground import build_stage3_model, stage3_inference
     from axs_lib.terramind.weights import read_metadata
 
-    run = config(
-        "stage3", pairs, tmp_path / "run", pretrained=True, checkpoint=str(nano_weights), learning_rate=1e-3
-    )
+    run = config("stage3", pairs, tmp_path / "run", pretrained=True, checkpoint=str(nano_weights), learning_rate=1e-3)
     weights = fit(run, {"precision": "bf16-mixed"})
     header = read_metadata(weights / "nano.safetensors")
-    assert json.loads(header["train_groups"]) == ["g1", "g2"] and json.loads(header["validation_groups"]) == [
-        "g0"
-    ]
+    assert json.loads(header["train_groups"]) == ["g1", "g2"] and json.loads(header["validation_groups"]) == ["g0"]
     assert (header["variant"], header["stage"], header["estimate_source"]) == ("nano", "3", "degraded")
     assert str(tmp_path) not in header.get("data", "") + header["config"].replace(str(nano_weights), "")
     s1, opt_v2 = plausible_pair(1)
@@ -138,9 +132,7 @@ def test_stage3_weights_load_as_nano_and_say_where_they_come_from(
     assert torch.isfinite(after).all() and 0 < float((after - before).abs().max()) < 2000
 
 
-def test_stage1_with_tokens_trains_and_its_weights_load(
-    pairs: Path, tmp_path: Path, nano_weights: Path
-) -> None:
+def test_stage1_with_tokens_trains_and_its_weights_load(pairs: Path, tmp_path: Path, nano_weights: Path) -> None:
     from axs_lib.models import build_terramind_generator
     from axs_lib.stage1_tm_s2o import tm_sar2opt
     from axs_lib.train.tasks import build_task
@@ -252,13 +244,7 @@ def test_a_published_variant_is_tuned_and_loads_with_its_head(pairs: Path, tmp_p
     from axs_lib.stage3_tm_ground import build_stage3_model
 
     run = config(
-        "stage3",
-        pairs,
-        tmp_path,
-        variant="terramind_v1_tiny",
-        lora=LoraSettings(rank=2),
-        steps=1,
-        check_every=1,
+        "stage3", pairs, tmp_path, variant="terramind_v1_tiny", lora=LoraSettings(rank=2), steps=1, check_every=1
     )
     weights = fit(replace(run, warmup=0), {"precision": "bf16-mixed"})
     model = build_stage3_model(variant="terramind_v1_tiny", checkpoint=str(weights))

@@ -57,9 +57,7 @@ def test_only_the_head_is_trained_and_a_stopped_run_goes_on(nano_weights: Path, 
     straight = read_state(folder / CORRECTOR_FILE)
     assert straight["head.body.out.weight"].any()
     trained = torch.load(tmp_path / "a" / LAST, weights_only=True)["state_dict"]
-    assert "module.corrector.head.body.out.weight" in trained and not [
-        n for n in trained if n.endswith("qkv.weight")
-    ]
+    assert "module.corrector.head.body.out.weight" in trained and not [n for n in trained if n.endswith("qkv.weight")]
 
     # The same run, cut off after two of its four steps, goes on to its end.
     other = dataclasses.replace(config, out=str(tmp_path / "b"))
@@ -71,9 +69,7 @@ def test_only_the_head_is_trained_and_a_stopped_run_goes_on(nano_weights: Path, 
     assert read_metadata(weights / CORRECTOR_FILE)["head_steps"] == "4"
 
     # Another run may start from that head.
-    further = dataclasses.replace(
-        config, out=str(tmp_path / "c"), start=str(weights / CORRECTOR_FILE), steps=1
-    )
+    further = dataclasses.replace(config, out=str(tmp_path / "c"), start=str(weights / CORRECTOR_FILE), steps=1)
     header = read_metadata(train_head(further, progress=False) / CORRECTOR_FILE)
     assert header["head_steps"] == "5" and header["head_start"] == sha256_file(weights / CORRECTOR_FILE)
 
@@ -86,9 +82,7 @@ def test_only_the_head_is_trained_and_a_stopped_run_goes_on(nano_weights: Path, 
 
 
 def test_a_run_starts_from_the_head_beside_the_weights(nano_weights: Path, tmp_path: Path) -> None:
-    config = config_of(
-        tmp_path / "pairs", tmp_path / "a", nano_weights, start=None, steps=1, learning_rate=0.0
-    )
+    config = config_of(tmp_path / "pairs", tmp_path / "a", nano_weights, start=None, steps=1, learning_rate=0.0)
     head = read_state(train_head(config, progress=False) / CORRECTOR_FILE)
     before = read_state(nano_weights.with_name(CORRECTOR_FILE))
     assert all(torch.equal(head[name], value) for name, value in before.items())

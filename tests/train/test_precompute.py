@@ -53,9 +53,7 @@ def test_outputs_are_out_of_fold_and_read_by_the_next_stage(
     config = settings(pairs, tmp_path / "out", checkpoints=fold_weights)
     out = precompute(config, progress=False)
     samples = list_samples(DataConfig(str(out)))
-    assert [(s.id, s.group, s.estimates) for s in samples] == [
-        (f"t{n}", f"g{n}", ("opt_v1",)) for n in range(4)
-    ]
+    assert [(s.id, s.group, s.estimates) for s in samples] == [(f"t{n}", f"g{n}", ("opt_v1",)) for n in range(4)]
     source, made = load_pair(pairs / "pairs/src/t2.npz"), samples[2].read()
     np.testing.assert_array_equal(made.s1, source.s1)
     np.testing.assert_array_equal(made.s2, source.s2)

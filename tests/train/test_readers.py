@@ -67,9 +67,7 @@ def write_v2(root: Path) -> Path:
     from pyarrow import Table, parquet
 
     rows = []
-    for number, (split, country) in enumerate(
-        [("train", "Austria"), ("validation", "Austria"), ("test", "Finland")]
-    ):
+    for number, (split, country) in enumerate([("train", "Austria"), ("validation", "Austria"), ("test", "Finland")]):
         s2_scene = "S2A_MSIL2A_20170613T101031_N9999_R022_T33UUP"
         s1_scene = "S1A_IW_GRDH_1SDV_20170613T165043"
         s2_name, s1_name = f"{s2_scene}_26_{number}", f"{s1_scene}_33UUP_26_{number}"
@@ -77,13 +75,7 @@ def write_v2(root: Path) -> Path:
         write_patch(root / "BigEarthNet-S2" / s2_scene / s2_name, BANDS, s2)
         write_patch(root / "BigEarthNet-S1" / s1_scene / s1_name, ("VV", "VH"), s1)
         rows.append(
-            {
-                "patch_id": s2_name,
-                "labels": ["Pastures"],
-                "split": split,
-                "country": country,
-                "s1_name": s1_name,
-            }
+            {"patch_id": s2_name, "labels": ["Pastures"], "split": split, "country": country, "s1_name": s1_name}
         )
     parquet.write_table(Table.from_pylist(rows), root / "metadata.parquet")
     return root
@@ -154,11 +146,7 @@ def test_bigearthnet_v1_names_unpaired_missing_and_empty_files(tmp_path: Path) -
     (tmp_path / "BigEarthNet-v1.0" / V1[2][0] / f"{V1[2][0]}_B08.tif").unlink()
     with pytest.raises(InputError) as error:
         list_samples(DataConfig(str(tmp_path), format="bigearthnet_v1"))
-    for name in (
-        f"{V1[0][1]}_labels_metadata.json",
-        f"{V1[1][1]}_VH.tif is empty",
-        f"{V1[2][0]}_B08.tif is missing",
-    ):
+    for name in (f"{V1[0][1]}_labels_metadata.json", f"{V1[1][1]}_VH.tif is empty", f"{V1[2][0]}_B08.tif is missing"):
         assert name in str(error.value)
     assert f"{V1[0][0]}: no Sentinel-1 patch names it" in str(error.value)
 
@@ -238,9 +226,7 @@ def test_scene_crops_are_georeferenced_windows_of_the_whole(tmp_path: Path) -> N
     crop = sample.read(Window(30, 50, 64, 48))
     np.testing.assert_array_equal(crop.s2, whole.s2[:, 30:94, 50:98])
     np.testing.assert_allclose(crop.s1, whole.s1[:, 30:94, 50:98], atol=1e-3)
-    assert (
-        crop.metadata["date"] == "2020-06-15" and whole.metadata["lat"] < crop.metadata["lat"]
-    )  # further north
+    assert crop.metadata["date"] == "2020-06-15" and whole.metadata["lat"] < crop.metadata["lat"]  # further north
     _, s2 = pair_arrays(3, 160)
     np.testing.assert_array_equal(whole.s2, s2)  # bands found by name, stored the other way round
 
@@ -308,14 +294,9 @@ def test_a_batch_is_a_function_of_seed_and_index(pairs: Path) -> None:
     one, other = (CropDataset(samples, crop_sizes=(32, 64), batch_size=3, seed=5) for _ in range(2))
     for index in (0, 7, 3):
         a, b = one[index], other[index]
-        assert (
-            all(torch.equal(a[key], b[key]) for key in ("s1", "truth", "mask"))
-            and a["metadata"] == b["metadata"]
-        )
+        assert all(torch.equal(a[key], b[key]) for key in ("s1", "truth", "mask")) and a["metadata"] == b["metadata"]
     assert not torch.equal(one[0]["truth"], one[1]["truth"])
-    assert not torch.equal(
-        one[0]["truth"], CropDataset(samples, crop_sizes=(32, 64), batch_size=3, seed=6)[0]["truth"]
-    )
+    assert not torch.equal(one[0]["truth"], CropDataset(samples, crop_sizes=(32, 64), batch_size=3, seed=6)[0]["truth"])
 
 
 def test_sar_and_truth_are_turned_together_and_nodata_is_masked(tmp_path: Path) -> None:

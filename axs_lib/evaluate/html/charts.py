@@ -127,14 +127,10 @@ class _Plot:
             parts.append(f'<text x="{LEFT - 5}" y="{y + 3.5}" text-anchor="end">{_number(tick)}</text>')
         if x_ticks:
             for tick in x_ticks:
-                parts.append(
-                    f'<text x="{self.x(tick)}" y="{bottom + 14}" text-anchor="middle">{_number(tick)}</text>'
-                )
+                parts.append(f'<text x="{self.x(tick)}" y="{bottom + 14}" text-anchor="middle">{_number(tick)}</text>')
             parts.append(f'<path class="axis" d="M{LEFT} {bottom}H{WIDTH - RIGHT}"/>')
         middle = (LEFT + WIDTH - RIGHT) / 2
-        parts.append(
-            f'<text class="label" x="{middle}" y="{HEIGHT - 4}" text-anchor="middle">{escape(x_label)}</text>'
-        )
+        parts.append(f'<text class="label" x="{middle}" y="{HEIGHT - 4}" text-anchor="middle">{escape(x_label)}</text>')
         place = (TOP + bottom) / 2
         parts.append(
             f'<text class="label" transform="translate(10 {place}) rotate(-90)" text-anchor="middle">'

@@ -92,9 +92,7 @@ def badge(measured: Measured, controls: Mapping[str, Mapping[str, Any]]) -> Cell
     return replace(change, text=f"MSE {change.text}{beside}")
 
 
-def metrics_table(
-    metrics: Mapping[str, Any], title: str, *, baseline: str = "opt_v2", note: str = ""
-) -> Table:
+def metrics_table(metrics: Mapping[str, Any], title: str, *, baseline: str = "opt_v2", note: str = "") -> Table:
     """Metrics of opt_v1 (where measured), the baseline and opt_v3, and what changed from the baseline to opt_v3."""
     suffixes = [s for s in ("v1", "v2", "v3") if f"mse_{s}" in metrics]
     rows = []
@@ -127,9 +125,7 @@ def correctness(metrics: Mapping[str, Any], baseline: str = "opt_v2") -> str:
     )
 
 
-def comparison_table(
-    rows: Mapping[str, Mapping[str, Any]], baseline: str, title: str, *, note: str = ""
-) -> Table:
+def comparison_table(rows: Mapping[str, Mapping[str, Any]], baseline: str, title: str, *, note: str = "") -> Table:
     """MSE and MAE of images by their names, and the change of the MSE from that of the baseline.
 
     Args:
@@ -233,9 +229,7 @@ def trust_charts(figures: Mapping[str, Any], note: str = "") -> Charts | None:
         return None
     says = "Falling: the uncertainty finds the wrong pixels. On the dashed line: it also says how wrong they are."
     spread = figures.get("spread_skill") or {}
-    ratios = ", ".join(
-        f"{band} {number(value):.2f}" for band, value in spread.items() if band in OPTICAL_BANDS
-    )
+    ratios = ", ".join(f"{band} {number(value):.2f}" for band, value in spread.items() if band in OPTICAL_BANDS)
     if ratios:
         says += f" Spread over error (1 is calibrated, less is overconfident): {ratios}."
     return Charts("Uncertainty", charts, [(band, band) for band in bins], f"{says} {note}".strip())
@@ -295,11 +289,7 @@ def _densities(layers: Iterable[tuple[str, str, NDArray[Any]]]) -> list[Series]:
     edges = np.linspace(low, high if high > low else low + 1e-3, BINS + 1)
     middle = (edges[1:] + edges[:-1]) / 2
     return [
-        Series(
-            name,
-            key,
-            list(zip(middle.tolist(), (100 * np.histogram(v, edges)[0] / v.size).tolist(), strict=True)),
-        )
+        Series(name, key, list(zip(middle.tolist(), (100 * np.histogram(v, edges)[0] / v.size).tolist(), strict=True)))
         for name, key, v in valid
     ]
 

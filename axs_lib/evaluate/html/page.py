@@ -129,10 +129,7 @@ def write_report(
 
 
 def render(
-    title: str,
-    results: Sequence[Entry],
-    evaluation: Mapping[str, Any] | None = None,
-    problems: Sequence[str] = (),
+    title: str, results: Sequence[Entry], evaluation: Mapping[str, Any] | None = None, problems: Sequence[str] = ()
 ) -> str:
     """The page as text."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -177,9 +174,7 @@ def _read(
     problems: list[str] = []
     for index, (name, path) in enumerate(found):
         if len(entries) >= most:
-            problems.append(
-                f"{len(found) - index} further files are not shown: the page holds {most} results."
-            )
+            problems.append(f"{len(found) - index} further files are not shown: the page holds {most} results.")
             break
         try:
             for result in read_results(path, name, longest=longest, companions=companions):
@@ -212,14 +207,10 @@ def _entry(identity: str, result: Result, tiles: Mapping[str, Mapping[str, Any]]
         notes = ["measured on the reduced image"] if result.reduction > 1 else []
         notes.append(correctness(metrics, baseline))
         note = " · ".join(note for note in notes if note)
-        where = (
-            "Inside the gaps, against the clear truth" if baseline != "opt_v2" else "Against the clear truth"
-        )
+        where = "Inside the gaps, against the clear truth" if baseline != "opt_v2" else "Against the clear truth"
         tables.append(metrics_table(metrics, where, baseline=baseline, note=note))
         rows = rows_of(metrics, {}, baseline)
-        tables.append(
-            comparison_table(rows | {"one flat colour": measured.flat}, baseline, "Beside simpler images")
-        )
+        tables.append(comparison_table(rows | {"one flat colour": measured.flat}, baseline, "Beside simpler images"))
         headline = badge(measured, controls)
     if controls:
         rows = rows_of(tile.get("metrics") or {}, controls)
@@ -253,9 +244,7 @@ def _facts(result: Result) -> list[str]:
     place = centre_lat_lon(result.raster)
     if place is not None:
         lat, lon = place
-        facts.append(
-            f"{abs(lat):.3f}° {'N' if lat >= 0 else 'S'}, {abs(lon):.3f}° {'E' if lon >= 0 else 'W'}"
-        )
+        facts.append(f"{abs(lat):.3f}° {'N' if lat >= 0 else 'S'}, {abs(lon):.3f}° {'E' if lon >= 0 else 'W'}")
     tags = result.tags
     facts += [tags[key] for key in ("AXS_VARIANT",) if key in tags]
     if "AXS_TIMESTEPS" in tags:
@@ -362,10 +351,7 @@ def _trade_off(reports: Sequence[Mapping[str, Any]]) -> Part:
     points = {}
     for report in reports:
         quality = "all" if "all" in report["summary"] else next(iter(report["summary"]))
-        points[int(report["timesteps"])] = (
-            report["summary"][quality]["mean"],
-            number(report["seconds_per_tile"]),
-        )
+        points[int(report["timesteps"])] = (report["summary"][quality]["mean"], number(report["seconds_per_tile"]))
     steps = sorted(points)
 
     def chart(title: str, key: str, label: str, factor: float = 1.0) -> Chart:
@@ -376,9 +362,7 @@ def _trade_off(reports: Sequence[Mapping[str, Any]]) -> Part:
 
     def draw(title: str, series: Sequence[Series], label: str, y_from_zero: bool = False) -> Chart:
         named = f"{title} by timesteps"
-        svg = line_chart(
-            named, series, x_label="timesteps", y_label=label, y_from_zero=y_from_zero, x_ticks=steps
-        )
+        svg = line_chart(named, series, x_label="timesteps", y_label=label, y_from_zero=y_from_zero, x_ticks=steps)
         return Chart(title, svg)
 
     time = [Series("opt_v3", "v3", [(float(n), points[n][1]) for n in steps], marks=True)]

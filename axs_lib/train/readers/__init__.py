@@ -84,9 +84,7 @@ def list_samples(config: DataConfig) -> list[TrainingSample]:
                 f"{config.folder}: {count} pairs are missing, unpaired, empty or corrupt:\n  {shown}\n"
                 "Mend them, or leave them out with data.on_bad: skip"
             )
-        warnings.warn(
-            f"{config.folder}: {count} pairs are left out:\n  {shown}", BadDataWarning, stacklevel=2
-        )
+        warnings.warn(f"{config.folder}: {count} pairs are left out:\n  {shown}", BadDataWarning, stacklevel=2)
     samples = [sample for sample in listing.samples if sample.quality in config.qualities]
     if not samples:
         found = f"{len(listing.samples)} pairs, none of quality {', '.join(config.qualities)}"
@@ -127,9 +125,7 @@ def split_samples(samples: Sequence[TrainingSample], config: DataConfig, seed: i
         raise InputError(
             f"no training pair is left of {len(samples)} after test and validation groups are held out; hold out fewer"
         )
-    return Split(
-        *(sorted(use[key], key=lambda sample: sample.name) for key in ("train", "validation", "test"))
-    )
+    return Split(*(sorted(use[key], key=lambda sample: sample.name) for key in ("train", "validation", "test")))
 
 
 def without_groups(config: DataConfig, groups: Sequence[str]) -> DataConfig:
@@ -151,9 +147,7 @@ def _list(config: DataConfig) -> Listing:
     if config.format == "bigearthnet_v2":
         return list_bigearthnet_v2(folder)
     if config.format == "scenes":
-        return list_scenes(
-            folder, Reading(s1_unit=config.s1_unit, boa_offset=config.boa_offset, addresses=False)
-        )
+        return list_scenes(folder, Reading(s1_unit=config.s1_unit, boa_offset=config.boa_offset, addresses=False))
     return list_npz(folder)
 
 
@@ -167,9 +161,7 @@ def _check_groups(samples: Sequence[TrainingSample], config: DataConfig) -> None
         )
     both = set(config.test_groups) & set(config.validation_groups)
     if both:
-        raise InputError(
-            f"the groups {', '.join(sorted(both))} are test and validation groups; name each once"
-        )
+        raise InputError(f"the groups {', '.join(sorted(both))} are test and validation groups; name each once")
 
 
 def _check_units(samples: Sequence[TrainingSample]) -> None:

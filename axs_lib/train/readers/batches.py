@@ -65,17 +65,13 @@ class CropDataset(Dataset[Batch]):
                 f"the largest pair is {int(sides.max())} px; expected at least {min(crop_sizes)} px: give smaller"
                 " data.crop_sizes"
             )
-        self._chances = {
-            size: torch.where(sides >= size, sides.double(), 0.0).cumsum(0) for size in self.crop_sizes
-        }
+        self._chances = {size: torch.where(sides >= size, sides.double(), 0.0).cumsum(0) for size in self.crop_sizes}
         self._reported: set[str] = set()
 
     def __getitem__(self, index: int) -> Batch:
         random = torch.Generator().manual_seed((self.seed * 1_000_003 + index) % 2**63)
         size = self.crop_sizes[_draw(random, len(self.crop_sizes))]
-        return _stack([self._crop(size, random) for _ in range(self.batch_size)], self.estimates) | {
-            "index": index
-        }
+        return _stack([self._crop(size, random) for _ in range(self.batch_size)], self.estimates) | {"index": index}
 
     def _crop(self, size: int, random: torch.Generator) -> Crop:
         error: InputError | None = None
@@ -89,9 +85,7 @@ class CropDataset(Dataset[Batch]):
                 crop = sample.read(Window(top, left, size, size))
             except InputError as problem:
                 if not self.skip_bad:
-                    raise InputError(
-                        f"{problem}\nTo train without such files: data.on_bad: skip"
-                    ) from problem
+                    raise InputError(f"{problem}\nTo train without such files: data.on_bad: skip") from problem
                 error = problem
                 if sample.name not in self._reported:
                     self._reported.add(sample.name)
@@ -168,9 +162,7 @@ def _turned(crop: Crop, turns: int, mirror: bool) -> Crop:
 
 def _stack(crops: Sequence[Crop], estimates: Sequence[str]) -> Batch:
     s1, truth = _tensor([c.s1 for c in crops]), _tensor([c.s2 for c in crops])
-    images = {"s1": s1, "truth": truth} | {
-        key: _tensor([c.estimates[key] for c in crops]) for key in estimates
-    }
+    images = {"s1": s1, "truth": truth} | {key: _tensor([c.estimates[key] for c in crops]) for key in estimates}
     mask = valid_pixels(*images.values())
     dark = torch.tensor(sar_stats("S1GRD")[0])[None, :, None, None]
     batch: Batch = {

@@ -28,9 +28,7 @@ from axs_lib.train.readers.sample import Crop, Listing, TrainingSample, Window
 SIDE = 120  # pixels of a patch
 SPLITS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
 METADATA = "metadata.parquet"
-READING = Reading(
-    s1_unit="db", boa_offset="0", force=True, addresses=False
-)  # whatever the patches' names say
+READING = Reading(s1_unit="db", boa_offset="0", force=True, addresses=False)  # whatever the patches' names say
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,9 +45,7 @@ class PatchSample(TrainingSample):
                 for patch, bands in ((self.s1, SAR_BANDS), (self.s2, OPTICAL_BANDS))
             )
             if not sar.grid.same_as(optical.grid):
-                raise InputError(
-                    f"{sar.label} is {sar.grid} and {optical.label} is {optical.grid}; expected one grid"
-                )
+                raise InputError(f"{sar.label} is {sar.grid} and {optical.label} is {optical.grid}; expected one grid")
             for source in (sar, optical):
                 source.look()
             s1, s2 = sar.read(sar.grid.whole), optical.read(optical.grid.whole)
@@ -70,9 +66,7 @@ def list_bigearthnet_v1(folder: Path) -> Listing:
     s2_root = _root(folder, ("BigEarthNet-v1.0", "BigEarthNet-S2-v1.0", "BigEarthNet-S2"))
     listing = Listing()
     seen = set()
-    split_files = {
-        f: SPLITS[split] for split in ("train", "val", "test") for f in _split_files(folder, split)
-    }
+    split_files = {f: SPLITS[split] for split in ("train", "val", "test") for f in _split_files(folder, split)}
     pairs = _pairs_of_splits(split_files) if split_files else _pairs_of_json(s1_root, listing.problems)
     for s2_name, s1_name, split in pairs:
         seen.add(s2_name)
@@ -103,20 +97,14 @@ def list_bigearthnet_v2(folder: Path) -> Listing:
         columns = parquet.read_schema(table_file).names
         missing = [column for column in wanted if column not in columns]
         if missing:
-            raise InputError(
-                f"{table_file} has the columns {', '.join(columns)}; {', '.join(missing)} missing"
-            )
+            raise InputError(f"{table_file} has the columns {', '.join(columns)}; {', '.join(missing)} missing")
         rows = zip(*parquet.read_table(table_file, columns=wanted).to_pydict().values(), strict=True)
     except (OSError, ArrowException) as error:
-        raise InputError(
-            f"{table_file} is no readable parquet file ({str(error)[:100]}); fetch it again"
-        ) from error
+        raise InputError(f"{table_file} is no readable parquet file ({str(error)[:100]}); fetch it again") from error
     listing = Listing()
     for s2_name, s1_name, split in rows:
         if split not in SPLITS:
-            raise InputError(
-                f"{table_file} says split {split!r} of {s2_name}; expected train, validation or test"
-            )
+            raise InputError(f"{table_file} says split {split!r} of {s2_name}; expected train, validation or test")
         s1 = s1_root / "_".join(s1_name.split("_")[:-3]) / s1_name
         s2 = s2_root / "_".join(s2_name.split("_")[:-2]) / s2_name
         _add(listing, "bigearthnet_v2", s1, s2, SPLITS[split])
@@ -135,9 +123,7 @@ def _add(listing: Listing, source: str, s1: Path, s2: Path, split: str) -> None:
         listing.problems.append(problem)
         return
     tile = s1.name.split("_")[-3].removeprefix("T")
-    sample = PatchSample(
-        source=source, id=s2.name, group=tile, height=SIDE, width=SIDE, split=split, s1=s1, s2=s2
-    )
+    sample = PatchSample(source=source, id=s2.name, group=tile, height=SIDE, width=SIDE, split=split, s1=s1, s2=s2)
     listing.samples.append(sample)
 
 
@@ -167,9 +153,7 @@ def _pairs_of_splits(files: dict[Path, str]) -> Iterator[tuple[str, str, str]]:
         with file.open(newline="", encoding="utf-8") as stream:
             for number, row in enumerate(csv.reader(stream), 1):
                 if len(row) != 2:
-                    raise InputError(
-                        f"{file}, line {number} has {len(row)} columns; expected S2 patch, S1 patch"
-                    )
+                    raise InputError(f"{file}, line {number} has {len(row)} columns; expected S2 patch, S1 patch")
                 yield row[0].strip(), row[1].strip(), split
 
 

@@ -63,9 +63,7 @@ class SceneSample(TrainingSample):
 def _opened(s1: Path, s2: Path, reading: Reading, process: int) -> tuple[Source, Source, ExitStack]:
     """The two images of a pair, kept open in this process: every crop would otherwise look at them anew."""
     stack = ExitStack()
-    sar, optical = (
-        open_source(path, bands, stack, reading) for path, bands in ((s1, SAR_BANDS), (s2, OPTICAL_BANDS))
-    )
+    sar, optical = (open_source(path, bands, stack, reading) for path, bands in ((s1, SAR_BANDS), (s2, OPTICAL_BANDS)))
     for source in (sar, optical):
         if not source.grid.located:
             raise InputError(f"{source.label} has no CRS; expected a georeferenced GeoTIFF")
@@ -86,9 +84,7 @@ def _warped(sar: Source, grid: SceneGrid) -> Array:
     """(2, h, w) dB on a grid, NaN outside the SAR image."""
     with ExitStack() as stack:
         try:
-            source = to_grid(
-                sar, grid, stack, lambda: Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            )
+            source = to_grid(sar, grid, stack, lambda: Path(stack.enter_context(tempfile.TemporaryDirectory())))
         except InputError:  # the crop lies outside of the SAR image
             return np.full((len(SAR_BANDS), *grid.size), np.nan, dtype=np.float32)
         return source.read(grid.whole)
@@ -112,9 +108,7 @@ def list_scenes(folder: Path, reading: Reading) -> Listing:
     for stem, files in found.items():
         lacking = {"s1", "s2"} - set(files)
         if lacking:
-            listing.problems.append(
-                f"{next(iter(files.values()))}: {stem.name}_{lacking.pop()}.tif is missing"
-            )
+            listing.problems.append(f"{next(iter(files.values()))}: {stem.name}_{lacking.pop()}.tif is missing")
             continue
         try:
             height, width, footprint = _check_scene(files["s1"], files["s2"], reading)

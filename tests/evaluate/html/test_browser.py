@@ -67,9 +67,7 @@ def brightness(page: Page, share: float) -> float:
 
     box = box_of(page)
     with Image.open(io.BytesIO(page.screenshot())) as shot:
-        pixel = shot.convert("L").getpixel(
-            (int(box["x"] + share * box["width"]), int(box["y"] + 0.9 * box["height"]))
-        )
+        pixel = shot.convert("L").getpixel((int(box["x"] + share * box["width"]), int(box["y"] + 0.9 * box["height"])))
     assert isinstance(pixel, int)
     return pixel
 
@@ -147,9 +145,7 @@ def test_lists_and_colours_choose_what_is_seen(browser: Browser, page_file: Path
 def test_a_phone_scrolls_down_only_and_the_dark_is_dark(browser: Browser, page_file: Path) -> None:
     shades = {}
     for scheme in ("light", "dark"):
-        page = opened(
-            browser, page_file, viewport={"width": 375, "height": 740}, color_scheme=scheme, is_mobile=True
-        )
+        page = opened(browser, page_file, viewport={"width": 375, "height": 740}, color_scheme=scheme, is_mobile=True)
         assert page.evaluate("document.documentElement.scrollWidth") == 375
         colour = page.evaluate("getComputedStyle(document.body).backgroundColor")
         shades[scheme] = sum(int(part) for part in colour[4:-1].split(","))

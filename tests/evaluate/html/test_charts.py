@@ -45,9 +45,7 @@ def test_ticks_are_round_or_those_asked_for() -> None:
 def test_what_is_not_finite_or_all_the_same_does_not_break_it() -> None:
     assert line_chart("t", [Series("a", "v3", [(0, math.nan), (math.inf, 1)])]) == ""
     assert bar_chart("t", [("a", math.nan)]) == "" and bar_chart("t", []) == ""
-    assert (
-        len(circles(line_chart("t", [Series("a", "v3", [(0, 5), (1, 5), (2, math.nan)], marks=True)]))) == 2
-    )
+    assert len(circles(line_chart("t", [Series("a", "v3", [(0, 5), (1, 5), (2, math.nan)], marks=True)]))) == 2
     assert len(circles(line_chart("t", [Series("a", "v3", [(0, 0)])]))) == 1
 
 

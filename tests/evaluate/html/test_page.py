@@ -60,9 +60,7 @@ def test_every_layer_can_be_chosen_and_is_drawn(save: Save, tmp_path: Path) -> N
     drawn = {(image["data-view"], image["data-colour"]) for image in page.all("img") if "data-view" in image}
     optical = {(view, colour) for view in views[:4] for colour in ("true", "false")}
     assert drawn == optical | {(view, "any") for view in views[4:]}
-    at_first = {
-        (image["class"] or "").strip(): image["data-view"] for image in page.all("img") if image.get("class")
-    }
+    at_first = {(image["class"] or "").strip(): image["data-view"] for image in page.all("img") if image.get("class")}
     assert at_first == {"is-left": "opt_v2", "is-right": "opt_v3"}
     for image in page.all("img"):
         kind, _, content = (image["src"] or "").partition(",")
@@ -144,9 +142,7 @@ def test_everything_is_in_the_file_and_nothing_else_may_load(save: Save, tmp_pat
     for _, attributes in page.elements:
         for key in ("src", "href"):
             assert (attributes.get(key) or "data:").startswith(("data:", "#"))
-    (policy,) = (
-        m["content"] or "" for m in page.all("meta") if m.get("http-equiv") == "Content-Security-Policy"
-    )
+    (policy,) = (m["content"] or "" for m in page.all("meta") if m.get("http-equiv") == "Content-Security-Policy")
     (script,) = re.findall(r"<script>(.*?)</script>", page.source, re.S)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     assert "default-src 'none'" in policy and f"script-src 'sha256-{digest}'" in policy
@@ -196,14 +192,7 @@ def test_it_replaces_nothing_by_accident(save: Save, tmp_path: Path) -> None:
 def evaluation() -> dict[str, Any]:
     """As ``axs evaluate --json`` writes it, with what the page reads."""
     mean = {f"{key}_{suffix}": 0.5 for key in ("ssim", "sharpness", "edge_truth") for suffix in ("v2", "v3")}
-    mean |= {
-        "mse_v2": 8e-4,
-        "mse_v3": 6e-4,
-        "mae_v2": 2e-2,
-        "mae_v3": 1.5e-2,
-        "psnr_v2": None,
-        "psnr_v3": None,
-    }
+    mean |= {"mse_v2": 8e-4, "mse_v3": 6e-4, "mae_v2": 2e-2, "mae_v3": 1.5e-2, "psnr_v2": None, "psnr_v3": None}
     mean |= {"improved": 0.6, "omitted": 0.3, "hallucinated": 0.1, "identity_collapse": 0.0}
     control = {"mean": {"mse": 10e-4, "mae": 2.2e-2}, "wins_over": 1.0}
     tiles = [
@@ -248,21 +237,11 @@ def written(tmp_path: Path, content: Any) -> Path:
 
 def test_an_evaluation_is_shown_with_its_controls(save: Save, tmp_path: Path) -> None:
     page = report(tmp_path, save("field.npz"), evaluation=written(tmp_path, evaluation()))
-    for word in (
-        "Mean over 2 tiles",
-        "8.00",
-        "6.00",
-        "−25.0 %",
-        "+25.0 %",
-        "retrained without SAR",
-        "+12.5 %",
-    ):
+    for word in ("Mean over 2 tiles", "8.00", "6.00", "−25.0 %", "+25.0 %", "retrained without SAR", "+12.5 %"):
         assert word in page.words, word
     assert "Controls of the evaluation, this tile" in page.words and "9.00" in page.words
     assert "B02 0.97" in page.words and "SHA-256" in page.words and "abc123" in page.words
-    assert (
-        "pixels: 60 % improved, 30 % omitted, 10 % hallucinated (improved: nearer to the truth" in page.words
-    )
+    assert "pixels: 60 % improved, 30 % omitted, 10 % hallucinated (improved: nearer to the truth" in page.words
     assert "worst tile +5.0 %" in page.words and "<pairs>" in page.words and "<u>lake" in page.words
     assert {"pairs", "u", "lake"} & {tag for tag, _ in page.elements} == set()
 
