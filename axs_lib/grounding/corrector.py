@@ -55,13 +55,14 @@ class Correction:
     """What the corrector makes of one proposal.
 
     Attributes:
-        change: (B, 4, S, S) in DN, to be added to the estimate; exactly 0 where gate or residual is 0, and where the
+        change: (B, 4, S, S) in DN, to be added to the estimate; exactly 0 from a fresh head, and where the
             estimate was observed.
         residual: (B, 4, S, S) in DN, before gate, constraint and feathering.
         gate: (B, 1, S, S) in [0, 1], how much of the residual is used.
         low_freq_mask: (B, 1, S, S) in [0, 1], where broad colour may change.
         error: predicted standard error of estimate + change, (B, 4, S, S) in DN, not calibrated, 0 where the estimate
             was observed; ``None`` where none is predicted (difference).
+        filtered: the part of the change that the tile's filter makes, (B, 4, S, S) in DN (learned).
     """
 
     change: Tensor
@@ -69,6 +70,7 @@ class Correction:
     gate: Tensor
     low_freq_mask: Tensor
     error: Tensor | None = None
+    filtered: Tensor | None = None
 
 
 class GroundingCorrector(nn.Module):
@@ -132,7 +134,7 @@ class GroundingCorrector(nn.Module):
             tiles.sar_inconsistency,  # (B, 1, S, S)
         )
         predicted = self.head(*(turn(image, orientation) for image in images))
-        residual, gate, mask, error = (turn_back(part, orientation) for part in predicted)
+        residual, gate, mask, error, filtered = (turn_back(part, orientation) for part in predicted)
         unknown = unknown_share(tiles.trust)
         # Broad colour of an estimate changes only where it and the SAR disagree and the SAR looks like open water: a
         # flood is the one broad change that the head was trained on. Unknown pixels may change in everything.
@@ -140,7 +142,7 @@ class GroundingCorrector(nn.Module):
         mask = mask * torch.maximum(open_water(tiles.s1), unknown)
         if hold_colour:
             mask = torch.zeros_like(mask)
-        change = self.constrain(residual, gate, mask, tiles.trust)
+        change = self.constrain(residual, gate, mask, tiles.trust, filtered)
         observed = tiles.trust == 1
         return Correction(
             change * self.optical_std,
@@ -148,6 +150,7 @@ class GroundingCorrector(nn.Module):
             gate,
             mask,
             error.masked_fill(observed, 0.0) * self.optical_std,
+            filtered * self.optical_std,
         )
 
     def difference(
@@ -176,10 +179,12 @@ class GroundingCorrector(nn.Module):
         mask = tiles.sar_inconsistency * (not hold_colour)
         return Correction(self.constrain(residual, gate, mask, tiles.trust), residual, gate, mask)
 
-    def constrain(self, residual: Tensor, gate: Tensor, low_freq_mask: Tensor, trust: Tensor) -> Tensor:
-        """The residual (B, 4, S, S) after constraint, gate and feathering, in its unit."""
+    def constrain(
+        self, residual: Tensor, gate: Tensor, low_freq_mask: Tensor, trust: Tensor, filtered: Tensor | float = 0.0
+    ) -> Tensor:
+        """The residual (B, 4, S, S) after constraint and gate, with what the filter changes, feathered, in its unit."""
         constrained = self.low_freq(residual, torch.maximum(low_freq_mask, unknown_share(trust)))
-        return fit_to_observed(gate * constrained, trust)
+        return fit_to_observed(gate * constrained + filtered, trust)
 
     def deviation(self, corrections: Sequence[Correction], nfe: int) -> Tensor | None:
         """Standard deviation of the error to expect of the mean over an ensemble, (B, 4, S, S) in DN.

@@ -3,8 +3,9 @@
 TerraMind's tokens cover 16 x 16 pixels and cannot carry edges. This small dense U-Net brings the structure of SAR and
 proposal to pixels. It is given backscatter, estimate, the estimate's fine detail, the estimate as a local function of
 the SAR and of the proposal (``guided``), the proposal less the estimate, the trust map and the SAR inconsistency. Means
-over the tile, among them of the estimate's spectrum, tell which kind of error the estimate may have. Its last layer
-starts at zero, so a fresh head changes nothing. What limits its output is in ``axs_lib.grounding.corrector``.
+over the tile, among them of the estimate's spectrum, tell which kind of error it may have; from them come also the
+coefficients of one filter for the tile, which sharpens or smooths it. The last layers start at zero, so a fresh head
+changes nothing. What limits its output is in ``axs_lib.grounding.corrector``.
 """
 
 from __future__ import annotations
@@ -17,15 +18,17 @@ from torch import Tensor, nn
 
 from axs_lib.grounding.gap import unknown_share
 from axs_lib.grounding.guided import guided_difference, proposal_guided_difference
-from axs_lib.grounding.unet import DETAIL_SIGMAS_PX, UNet, fine_detail
+from axs_lib.grounding.unet import DETAIL_GAINS, DETAIL_SIGMAS_PX, UNet, fine_detail
 
 INPUT_CHANNELS = 2 + 4 + 4 + 1 + 1 + 4 * len(DETAIL_SIGMAS_PX) + 4
 HALF_CHANNELS = 4 + 1 + 4  # inputs at half resolution
 STRIDES_PX = (1, 2, 4)  # of the differences whose energy stands for the estimate's spectrum
 STATISTICS = 4 * 2 * len(STRIDES_PX) + 4 * len(DETAIL_SIGMAS_PX) + 4 + 4 + 4 + 4 + 3
 LEAST_ENERGY = 1e-5  # z-units squared: about 3 DN
+ENERGY_OFFSET = 2.4  # brings the logarithm of an energy to about zero
 GUIDED_GAIN = 3.0  # brings the guided image's difference to about the strength of colour
 OUTPUT_CHANNELS = 4 + 1 + 1 + 4
+FILTER = 4 * len(DETAIL_SIGMAS_PX)  # coefficients of the tile's filter
 FRESH_ERROR = 0.1  # expected error of a fresh head in z-units
 LOG_ERROR_RANGE = (-5.0, 4.0)
 
@@ -38,12 +41,14 @@ class HeadOutput(NamedTuple):
         gate: (B, 1, H, W) in [0, 1].
         low_freq_mask: (B, 1, H, W) in [0, 1], where the head would let broad colour change.
         error: standard error of the corrected image, (B, 4, H, W) in z-units, above 0.
+        filtered: what the tile's filter changes, (B, 4, H, W) in z-units; not gated.
     """
 
     residual: Tensor
     gate: Tensor
     low_freq_mask: Tensor
     error: Tensor
+    filtered: Tensor
 
 
 class GroundingHead(nn.Module):
@@ -54,14 +59,23 @@ class GroundingHead(nn.Module):
     """
 
     gate_floor: Tensor
+    filter_floor: Tensor
     gate_scale: Tensor
 
     def __init__(self, widths: tuple[int, ...] = (32, 64, 96, 128)) -> None:
         super().__init__()
-        self.body = UNet(INPUT_CHANNELS, OUTPUT_CHANNELS, widths, half_channels=HALF_CHANNELS, statistics=STATISTICS)
-        # Gates below the floor are closed, and the others let ``gate_scale`` of the residual through: chosen after
-        # training, on estimates of kinds that were not trained on.
+        self.body = UNet(
+            INPUT_CHANNELS,
+            OUTPUT_CHANNELS,
+            widths,
+            half_channels=HALF_CHANNELS,
+            statistics=STATISTICS,
+            tile_values=FILTER,
+        )
+        # Gates below the floor are closed, and the others let ``gate_scale`` of the residual through; coefficients of
+        # the filter come nearer to 0 by ``filter_floor``. Chosen after training, on kinds that were not trained on.
         self.register_buffer("gate_floor", torch.zeros(()))
+        self.register_buffer("filter_floor", torch.zeros(()))
         self.register_buffer("gate_scale", torch.ones(()))
 
     @property
@@ -88,11 +102,17 @@ class GroundingHead(nn.Module):
         half = torch.cat([GUIDED_GAIN * guided, explained, agreement], dim=1)
         images = [*detail, guided, fitted, difference]
         maps = [agreement, (trust == 1).float(), unknown_share(trust), sar_inconsistency]
-        out = self.body(torch.cat(inputs, dim=1), half, tile_statistics(estimate, images, maps)).float()
-        residual, gate, mask, log_error = out.split([4, 1, 1, 4], dim=1)  # (B, C, H, W) each
+        statistics = tile_statistics(estimate, images, maps)
+        out, coefficients = self.body.with_context(torch.cat(inputs, dim=1), half, statistics)
+        residual, gate, mask, log_error = out.float().split([4, 1, 1, 4], dim=1)  # (B, C, H, W) each
+        coefficients = coefficients.float()
+        coefficients = coefficients.sign() * (coefficients.abs() - self.filter_floor).clamp_min(0.0)
+        filtered = torch.zeros_like(residual)
+        for band, gain, coefficient in zip(detail, DETAIL_GAINS, coefficients.chunk(2, dim=1), strict=True):
+            filtered = filtered + coefficient[..., None, None] / gain * band
         gate = ((gate.sigmoid() - self.gate_floor) / (1.0 - self.gate_floor)).clamp_min(0.0)
         error = FRESH_ERROR * log_error.clamp(*LOG_ERROR_RANGE).exp()
-        return HeadOutput(residual, self.gate_scale * gate, mask.sigmoid(), error)
+        return HeadOutput(residual, self.gate_scale * gate, mask.sigmoid(), error, filtered)
 
 
 def tile_statistics(estimate: Tensor, images: Sequence[Tensor], maps: Sequence[Tensor]) -> Tensor:
@@ -109,7 +129,7 @@ def tile_statistics(estimate: Tensor, images: Sequence[Tensor], maps: Sequence[T
     """
 
     def energy(image: Tensor) -> Tensor:
-        return (image.float().square().mean((2, 3)) + LEAST_ENERGY).log() / 4.0 + 1.5
+        return (image.float().square().mean((2, 3)) + LEAST_ENERGY).log() + ENERGY_OFFSET
 
     differences = [
         difference

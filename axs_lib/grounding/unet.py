@@ -46,37 +46,34 @@ class ConvBlock(nn.Module):
 
 
 class Context(nn.Module):
-    """Scales and shifts of the decoder and offsets of the output, from means over the whole tile.
+    """Scales and shifts of the decoder and values for the whole tile, from statistics of it.
 
     The kind of error of an estimate does not show in the surroundings of one pixel; over a whole tile it does. Starts
     at zero, so a fresh one changes nothing. (FiLM: Perez et al. 2018, arXiv:1709.07871.)
 
     Args:
         widths: channels of the levels.
-        statistics: values of the tile that the caller adds.
-        out_channels: of the U-Net.
+        statistics: values of the tile, of about zero mean and unit deviation.
+        values: what is predicted of the whole tile.
         hidden: width.
     """
 
-    def __init__(self, widths: tuple[int, ...], statistics: int, out_channels: int, hidden: int = 64) -> None:
+    def __init__(self, widths: tuple[int, ...], statistics: int, values: int, hidden: int = 96) -> None:
         super().__init__()
         self.sizes = [2 * width for width in widths[:-1]]
-        self.first = nn.Linear(2 * sum(widths) + statistics, hidden)
+        self.first = nn.Linear(statistics, hidden)
+        self.norm = nn.LayerNorm(hidden)  # without it the units die: none was alive after some thousand steps
         self.second = nn.Linear(hidden, hidden)
-        self.last = nn.Linear(hidden, sum(self.sizes) + out_channels)
+        self.last = nn.Linear(hidden, sum(self.sizes) + values)
         for parameter in self.last.parameters():
             nn.init.zeros_(parameter)
 
-    def forward(self, levels: list[Tensor], statistics: Tensor) -> tuple[list[Tensor], Tensor]:
-        """For each decoder (B, 2 * width) scales and shifts, and (B, out_channels) offsets."""
-        pooled = []
-        for level in levels:
-            mean = level.mean((2, 3))
-            pooled += [mean, (level.square().mean((2, 3)) + 1e-4).sqrt()]
-        hidden = F.silu(self.first(torch.cat([*(each.asinh() for each in pooled), statistics], dim=1)))
+    def forward(self, statistics: Tensor) -> tuple[list[Tensor], Tensor]:
+        """For each decoder (B, 2 * width) scales and shifts, and (B, values)."""
+        hidden = F.silu(self.norm(self.first(statistics)))
         hidden = hidden + F.silu(self.second(hidden))
-        *modulations, offsets = self.last(hidden).split([*self.sizes, self.last.out_features - sum(self.sizes)], dim=1)
-        return modulations, offsets
+        *modulations, values = self.last(hidden).split([*self.sizes, self.last.out_features - sum(self.sizes)], dim=1)
+        return modulations, values
 
 
 class UNet(nn.Module):
@@ -89,6 +86,7 @@ class UNet(nn.Module):
         half_channels: of a second input (B, half_channels, H/2, W/2), for what is smooth.
         statistics: values of a third input (B, statistics), for what is known of the whole tile; with it the decoder
             depends on means over the tile (``Context``).
+        tile_values: values that are then predicted of the whole tile beside the image.
     """
 
     def __init__(
@@ -99,8 +97,10 @@ class UNet(nn.Module):
         *,
         half_channels: int = 0,
         statistics: int = 0,
+        tile_values: int = 0,
     ) -> None:
         super().__init__()
+        self.out_channels = out_channels
         self.stem = nn.Conv2d(in_channels * 4 + half_channels, widths[0], 3, padding=1)
         self.encoders = nn.ModuleList(ConvBlock(width) for width in widths)
         self.downs = nn.ModuleList(nn.Conv2d(a, b, 2, stride=2) for a, b in itertools.pairwise(widths))
@@ -109,29 +109,37 @@ class UNet(nn.Module):
         self.out = nn.Conv2d(widths[0], out_channels * 4, 3, padding=1)
         for parameter in self.out.parameters():
             nn.init.zeros_(parameter)
-        self.context = Context(widths, statistics, out_channels) if statistics else None
+        self.context = Context(widths, statistics, out_channels + tile_values) if statistics else None
         self.to(memory_format=torch.channels_last)
 
-    def forward(self, x: Tensor, half: Tensor | None = None, statistics: Tensor | None = None) -> Tensor:
-        """(B, out_channels, H, W) of (B, in_channels, H, W) and, where there are any, the other inputs."""
+    def forward(self, x: Tensor, half: Tensor | None = None) -> Tensor:
+        """(B, out_channels, H, W) of (B, in_channels, H, W) and, where there is one, the second input."""
+        return self._decode(self._encode(x, half), [])
+
+    def with_context(self, x: Tensor, half: Tensor, statistics: Tensor) -> tuple[Tensor, Tensor]:
+        """The image (B, out_channels, H, W), and the values of the tile (B, tile_values)."""
+        assert self.context is not None
+        modulations, values = self.context(statistics)
+        offsets, values = values.tensor_split([self.out_channels], dim=1)
+        return self._decode(self._encode(x, half), modulations) + offsets[..., None, None], values
+
+    def _encode(self, x: Tensor, half: Tensor | None) -> list[Tensor]:
+        """Features of every level, finest first."""
         layout = torch.channels_last  # from the start: a fold of channels-first memory takes longer
         x = F.pixel_unshuffle(x.contiguous(memory_format=layout), 2)
         x = x if half is None else torch.cat([x, half.contiguous(memory_format=layout)], dim=1)
-        x = self.stem(x.contiguous(memory_format=layout))
-        skips = []
-        for level, encoder in enumerate(self.encoders):
-            if level:
-                x = self.downs[level - 1](x)
-            x = encoder(x)
-            skips.append(x)
-        modulations, offsets = [], None
-        if self.context is not None and statistics is not None:
-            modulations, offsets = self.context(skips, statistics)
+        x = self.encoders[0](self.stem(x.contiguous(memory_format=layout)))
+        skips = [x]
+        for down, encoder in zip(self.downs, self.encoders[1:], strict=True):
+            skips.append(encoder(down(skips[-1])))
+        return skips
+
+    def _decode(self, skips: list[Tensor], modulations: list[Tensor]) -> Tensor:
+        x = skips[-1]
         for level in reversed(range(len(self.decoders))):
             x = skips[level] + F.pixel_shuffle(self.ups[level](x), 2)
             if modulations:
                 scale, shift = modulations[level][..., None, None].chunk(2, dim=1)
                 x = x * (1.0 + scale) + shift
             x = self.decoders[level](x)
-        out = F.pixel_shuffle(self.out(F.silu(x)), 2)
-        return out if offsets is None else out + offsets[..., None, None]
+        return F.pixel_shuffle(self.out(F.silu(x)), 2)

@@ -7,9 +7,9 @@ one kind (``axs_lib.data.estimates``, only those of the split ``train``), clear 
 and the SAR, sometimes another place's or none. Everything is drawn anew at every step, and a step is a function of
 (seed, step), so that a stopped run goes on from its last checkpoint.
 
-The loss counts what makes an estimate worse more than what makes it better: the aim is a gate that opens only where the
-correction is likely right. Out comes a folder with the head, which works in units of its own and serves every
-generator; ``--adapter`` and ``axs_lib.adapters.load_adapter`` take it.
+The loss counts a tile that became worse twice: the aim is a gate that opens only where the correction is likely right.
+Out comes a folder with the head, which works in units of its own and serves every generator; ``--adapter`` and
+``axs_lib.adapters.load_adapter`` take it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from axs_lib.bands import VALID_DN
 from axs_lib.checks import Trust
@@ -55,9 +54,10 @@ from axs_lib.train.trainer import SEED_STRIDE, ByStep, ModuleTask, fit, own_rand
 
 STAGE2, FRESH = "stage2.pt", "fresh"
 
+FILTER_WEIGHT = 0.3  # of the error that the tile's filter leaves by itself
 ERROR_WEIGHT = 0.05  # of the expected error's likelihood beside the image's own loss
 UNLIKELY = 16.0  # squared ratio of error to expected error beyond which a pixel counts no more
-INCONSISTENT_WEIGHT = 8.0  # of a tile's mean SAR inconsistency, beside 1: smooth dark fields look like water
+INCONSISTENT_WEIGHT = 4.0  # of a tile's mean SAR inconsistency, beside 1: smooth dark fields look like water
 DONOR_WATER = 0.01  # of a tile at most, whose SAR is shown to another place
 CALIBRATION_DB, SPECKLE_DB = 0.8, 1.4
 SAR_ONLY_COMMON, SAR_ONLY_BAND = 0.15, 0.10  # brightness of an estimate from SAR alone, as fractions (1 std)
@@ -65,8 +65,7 @@ DATE_KNOWN = 0.7  # of the estimates from SAR alone, where the pair has one
 STAGE2_DRAWS = 3  # estimates from SAR alone of each tile
 SHIFTED_WEIGHT, SHIFTED_PX = 0.3, 2  # of a pair whose note names a shift over so many pixels
 LIGHT_CHANCE = 0.3  # of an estimate to be of light strength
-HARM_PX = 5  # px over which squared errors before and after are averaged before they are compared
-LEAST_MSE = 1e-4  # (10 DN / 1000) squared
+LEAST_MSE = 4e-4  # (20 DN / 1000) squared
 ROBUST = 2.0  # weighed squared error of a tile from which on it counts by its logarithm
 DN_FLOOR = 6.0  # DN: a tile whose estimate is nearer to the truth counts as if it were so far
 MODES = ("estimate", "gaps", "stage2", "flood")
@@ -95,7 +94,6 @@ class HeadConfig(LoopConfig):
         swapped: share of the examples beside another tile's SAR.
         blind: share of the examples without SAR.
         use_sar: False trains the control that meets mean backscatter everywhere, as ``axs evaluate`` runs it.
-        harm: weight of local harm in the loss.
         relative: weight of each tile's error relative to its estimate's in the loss.
         crop_sizes: sides of the crops in pixels, multiples of 32.
         batch_pixels: pixels of a batch.
@@ -121,10 +119,9 @@ class HeadConfig(LoopConfig):
     swapped: float = 0.07
     blind: float = 0.09
     use_sar: bool = True
-    harm: float = 0.05
-    relative: float = 0.006
+    relative: float = 0.003
     steps: int = 10000
-    learning_rate: float = 1.5e-3
+    learning_rate: float = 1e-3
     warmup: int = 100
     check_every: int = 100
     crop_sizes: tuple[int, ...] = (64, 96, 96, 128)
@@ -225,7 +222,11 @@ def _start_head(config: HeadConfig, corrector: GroundingCorrector) -> None:
             corrector.head = GroundingHead()
     elif config.start is not None:
         load_strict(corrector, read_state(config.start), what=f"the grounding head ({config.start})")
-    corrector.calibration = None  # it was that of the head before
+    # Calibration, floor and scale were chosen for the head before; a gate below a floor has no gradient.
+    corrector.calibration = None
+    corrector.head.gate_floor.zero_()
+    corrector.head.filter_floor.zero_()
+    corrector.head.gate_scale.fill_(1.0)
     corrector.requires_grad_(True)
 
 
@@ -494,7 +495,7 @@ def own_proposals(batch: HeadBatch, generator: TerraMindGenerator) -> Tensor:
 def _loss(model: Stage3GroundingModel, config: HeadConfig, batch: Mapping[str, Tensor]) -> Tensor:
     examples = HeadBatch(**batch)
     examples.proposal = own_proposals(examples, model.terramind_generator)
-    return loss_of_batch(model.corrector, examples, harm=config.harm, relative=config.relative)
+    return loss_of_batch(model.corrector, examples, relative=config.relative)
 
 
 def tiles_of(corrector: GroundingCorrector, batch: HeadBatch) -> GroundingTiles:
@@ -506,8 +507,8 @@ def tiles_of(corrector: GroundingCorrector, batch: HeadBatch) -> GroundingTiles:
     return GroundingTiles(s1, batch.estimate, batch.trust, inconsistency)
 
 
-def loss_of_batch(corrector: GroundingCorrector, batch: HeadBatch, *, harm: float, relative: float) -> Tensor:
-    """The loss: error of opt_v3, harm done to opt_v2, and the likelihood of the predicted error."""
+def loss_of_batch(corrector: GroundingCorrector, batch: HeadBatch, *, relative: float) -> Tensor:
+    """The loss: error of opt_v3, of the filter alone, relative to opt_v2's, and likelihood of the expected error."""
     correction = corrector(tiles_of(corrector, batch), batch.proposal)
     assert correction.error is not None
     image = batch.estimate + correction.change
@@ -523,22 +524,21 @@ def loss_of_batch(corrector: GroundingCorrector, batch: HeadBatch, *, harm: floa
     squared = error.square().mean((1, 2, 3)) * weight
     balanced = _by_logarithm(squared).mean() + 0.3 * (error.abs().mean((1, 2, 3)) * weight.sqrt()).mean()
 
-    # Harm counts more than gain: locally, and of a tile relative to what its estimate began with.
-    after, before = ((each - batch.truth).square().mean(1, keepdim=True) for each in (image, batch.estimate))
-    with torch.no_grad():
-        began = before.mean((1, 2, 3))
-        weight = (began.clamp_min(100.0) * began.mean().clamp_min(100.0)).rsqrt()
-    pad = HARM_PX // 2
-    local = F.avg_pool2d(after - before, HARM_PX, stride=2, padding=pad, count_include_pad=False).relu()
-    harmed = _by_logarithm(local.mean((1, 2, 3)) * weight).mean()
-    ratio = after.mean((1, 2, 3)) / (began + DN_FLOOR**2)
-    start = began / (began + DN_FLOOR**2)
-    worse = (ratio - start).relu()
+    # The tile's filter is to be right by itself, so that the gate opens for what it cannot do.
+    assert correction.filtered is not None
+    sharp = (batch.estimate + correction.filtered - batch.truth) / 1000.0
+    guessed = (batch.trust > 0) & unknown
+    filtering = _by_logarithm((sharp * guessed).square().mean((1, 2, 3)) * weight).mean()
+
+    # Harm to a whole tile counts twice, relative to what its estimate began with.
+    after, before = ((each - batch.truth).square().mean((1, 2, 3)) for each in (image, batch.estimate))
+    ratio = after / (before + DN_FLOOR**2)
+    worse = (ratio - before / (before + DN_FLOOR**2)).relu()
     ratios = _by_logarithm(ratio + worse).mean()
 
     apart = ((image.detach() - batch.truth) / predicted).square().clamp_max(UNLIKELY)
     unlikely = ((0.5 * apart + (predicted / corrector.optical_std).log()) * unknown).mean()
-    return balanced + harm * harmed + relative * ratios + ERROR_WEIGHT * unlikely
+    return balanced + FILTER_WEIGHT * filtering + relative * ratios + ERROR_WEIGHT * unlikely
 
 
 def _by_logarithm(cost: Tensor) -> Tensor:

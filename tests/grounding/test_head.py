@@ -27,6 +27,22 @@ def test_a_fresh_head_answers_zero() -> None:
     assert head(*inputs()).residual.any()
 
 
+def test_the_filter_follows_the_kind_of_error() -> None:
+    """Noise and blur leave other statistics, and what the context makes of them differs: its units are alive."""
+    torch.manual_seed(0)
+    head = GroundingHead()
+    context = head.body.context
+    assert context is not None
+    torch.nn.init.normal_(context.last.weight)
+    s1, estimate, *others = inputs(64)
+    smooth = torch.nn.functional.avg_pool2d(estimate, 5, 1, 2)
+    noisy, blurred = (head(s1, image, *others).filtered for image in (smooth + 0.2 * estimate, smooth))
+    assert noisy.any() and blurred.any()
+    assert (noisy.std() / blurred.std() - 1).abs() > 0.1
+    head.filter_floor.fill_(1e6)
+    assert not head(s1, smooth, *others).filtered.any()
+
+
 def test_every_input_matters() -> None:
     head = GroundingHead()
     torch.nn.init.normal_(head.body.out.weight)

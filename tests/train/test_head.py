@@ -152,7 +152,7 @@ def test_harm_costs_more_than_the_same_gain_brings(sampler: ExampleSampler) -> N
                 one = torch.ones_like(batch.truth)
                 return Correction(change, change, one[:, :1], one[:, :1], 100 * one)
 
-        return float(loss_of_batch(Fixed(corrector.head), batch, harm=1.0, relative=0.1))
+        return float(loss_of_batch(Fixed(corrector.head), batch, relative=0.1))
 
     nothing = loss(0.0)
     assert loss(0.2) < nothing < loss(-0.2)
