@@ -52,6 +52,51 @@ def find_weights(settings: Mapping[str, Any], checkpoints: Mapping[str, str]) ->
     return {f"{stage}/{name}": value for stage, names in found.items() for name, value in names.items()}
 
 
+def build_model(
+    stage: str,
+    timesteps: int | None,
+    *,
+    correction_mode: str | None = None,
+    adapter: str | Path | None = None,
+    dtype: str = "float32",
+    **given: Any,
+) -> Any:
+    """The model that a command asks for; what is None is left to the library's own defaults.
+
+    Args:
+        stage: ``"ground"`` for Stage 3, ``"pipeline"`` for the three stages.
+        timesteps: default number of network evaluations.
+        correction_mode: of Stage 3.
+        adapter: folder of a LoRA adapter and a grounding head.
+        dtype: ``"float32"`` or ``"bfloat16"``.
+        **given: further keywords of ``build_stage3_model`` or ``build_pipeline``.
+
+    Raises:
+        InputError: settings that there are not.
+        WeightsError: weights that cannot be had.
+    """
+    import torch
+
+    from axs_lib import pipeline, stage3_tm_ground
+    from axs_lib.adapters import load_adapter
+
+    given = {key: value for key, value in given.items() if value is not None}
+    model: Any
+    if stage == "ground":
+        mode = {} if correction_mode is None else {"correction_mode": str(correction_mode)}
+        model = stage3_tm_ground.build_stage3_model(timesteps, **mode, **given)
+    else:
+        steps = {} if timesteps is None else {"stage1_timesteps": timesteps, "stage3_timesteps": timesteps}
+        model = pipeline.build_pipeline(**steps, **given)
+        if correction_mode is not None:
+            model.stage3.correction_mode = str(correction_mode)
+    if adapter is not None:
+        load_adapter(model, adapter)
+    if dtype != "float32":
+        model.use_precision(getattr(torch, dtype))
+    return model
+
+
 def build_runner(job: Job) -> Runner:
     """Build the model of a job in this process.
 
@@ -61,52 +106,26 @@ def build_runner(job: Job) -> Runner:
     """
     import torch
 
-    from axs_lib.adapters import load_adapter
-
     torch.set_num_threads(job.threads)
-    settings = job.settings
-    if find_weights(settings, job.checkpoints) != job.weights:
+    if find_weights(job.settings, job.checkpoints) != job.weights:
         raise WeightsError(
             "the weights here are not those that the job was started with; put the same files on every machine, leave"
             " them alone while a job runs, and start it again"
         )
-    build: dict[str, Any] = {"variant": settings["variant"], "s1_product": settings["s1_product"]}
-    build |= {"device": job.device, **job.checkpoints}
-    adapter = build.pop("adapter", None)
-    if settings.get("correction_mode"):
-        build["correction_mode"] = settings["correction_mode"]
-    model: Any
-    if settings["stage"] == "ground":
-        from axs_lib import stage3_tm_ground
-
-        model = stage3_tm_ground.build_stage3_model(settings["timesteps"], **build)
-    else:
-        from axs_lib import pipeline
-
-        model = pipeline.build_pipeline(**build)
-    if adapter is not None:
-        load_adapter(model, adapter)
-    if settings["dtype"] != "float32":
-        model.use_precision(getattr(torch, settings["dtype"]))
-    return functools.partial(ground_item if settings["stage"] == "ground" else run_item, model, job)
+    names = ("stage", "timesteps", "variant", "s1_product", "correction_mode", "dtype")
+    settings = {name: job.settings[name] for name in names}
+    model = build_model(**settings, device=job.device, **job.checkpoints)
+    return functools.partial(ground_item if job.settings["stage"] == "ground" else run_item, model, job)
 
 
 def ground_item(model: Stage3GroundingModel, job: Job, item: Item, outputs: Mapping[str, Path]) -> Sequence[str]:
-    """Ground the estimate of an item in its SAR image; an ``.npz`` holds the inputs too.
-
-    Returns:
-        What was assumed of the files.
-
-    Raises:
-        InputError: the inputs cannot be read or are not what they should be.
-        OutputError: the disk refuses.
-    """
+    """Ground the estimate of an item in its SAR image; an ``.npz`` holds the inputs too. Gives what was assumed."""
     from axs_lib.io.masks import MaskFile
     from axs_lib.scenes.api import ground_scene
 
     settings = job.settings
-    mask = item.mask or settings["mask"]["path"]
     how = {key: value for key, value in settings["mask"].items() if key != "path"}
+    mask = item.mask or settings["mask"]["path"]
     result = ground_scene(
         model,
         item.s1,
@@ -122,15 +141,7 @@ def ground_item(model: Stage3GroundingModel, job: Job, item: Item, outputs: Mapp
 
 
 def run_item(pipeline: Pipeline, job: Job, item: Item, outputs: Mapping[str, Path]) -> Sequence[str]:
-    """Run the three stages on the SAR image of an item: ``.npz`` with all images, or ``.tif`` with the last.
-
-    Returns:
-        What was assumed of the files.
-
-    Raises:
-        InputError: the input cannot be read or is not what it should be.
-        OutputError: the disk refuses.
-    """
+    """Run the three stages on the SAR of an item: ``.npz`` with all images, ``.tif`` with the last. Gives notes."""
     from axs_lib.scenes.api import run_scene
 
     return run_scene(pipeline, item.s1, outputs[IMAGE], metadata=item.metadata, **_options(job, outputs)).notes
@@ -139,9 +150,9 @@ def run_item(pipeline: Pipeline, job: Job, item: Item, outputs: Mapping[str, Pat
 def _options(job: Job, outputs: Mapping[str, Path]) -> dict[str, Any]:
     """One tile at a time, so that the pixels do not depend on how many fit the device; no addresses out of files."""
     settings = job.settings
-    options: dict[str, Any] = {key: settings[key] for key in ("timesteps", "seed", "s1_unit", "same_grid")}
-    options |= {"ensemble_size": settings["ensemble_size"], "bands": settings["bands"], "force": job.force}
+    names = ("timesteps", "seed", "s1_unit", "same_grid", "ensemble_size", "bands")
+    options: dict[str, Any] = {name: settings[name] for name in names}
     options |= {"hold_colour": True} if settings["hold_colour"] else {}
     options |= {name: path for name, path in outputs.items() if name != IMAGE}
     tags = {"AXS_S1_PRODUCT": str(settings["s1_product"]), "AXS_DTYPE": str(settings["dtype"])}
-    return options | {"deterministic": True, "addresses": False, "tags": tags}
+    return options | {"force": job.force, "deterministic": True, "addresses": False, "tags": tags}

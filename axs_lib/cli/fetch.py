@@ -12,7 +12,6 @@ from typing import Annotated
 import typer
 
 from axs_lib.cli import options
-from axs_lib.cli.options import S1Unit
 
 
 def fetch(
@@ -26,7 +25,7 @@ def fetch(
         str, typer.Option(help="Collection of terrain-corrected Sentinel-1 backscatter.")
     ] = "sentinel-1-rtc",
     optical_collection: Annotated[str, typer.Option(help="Collection of Sentinel-2 L2A.")] = "sentinel-2-l2a",
-    s1_unit: options.S1UnitOption = S1Unit.auto,
+    s1_unit: options.S1UnitOption = options.S1Unit.auto,
     crs: options.CrsOption = None,
     res: options.ResOption = None,
     overwrite: options.OverwriteOption = False,

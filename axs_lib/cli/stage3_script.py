@@ -13,7 +13,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 import torch
 import typer
@@ -25,15 +25,12 @@ from axs_lib.bands import OPTICAL_BANDS, S1_PRODUCTS, SAR_BANDS, VALID_DN
 from axs_lib.checks import MIN_SIDE
 from axs_lib.cli.command import INTERRUPTED, USER_ERROR, show_warning
 from axs_lib.errors import AxionError
-from axs_lib.stage3_tm_ground import CORRECTION_MODES
 from axs_lib.terramind.weights import DEFAULT_VARIANT
-
-if TYPE_CHECKING:
-    from axs_lib.stage3_tm_ground import Stage3GroundingModel
 
 FAILED = 1
 TEST_VARIANT = "nano"
 TEST_SIDE = 120
+Check = tuple[str, bool, str]  # name, whether it passed, detail
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,15 +44,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = _parser()
     options = parser.parse_args(argv)
-    run = {"test": _test, "info": _info, "infer": _infer}[options.mode]
-    missing = [flag for flag, value in _files(options).items() if value is None]
-    if options.mode == "infer" and missing:
+    files = {"--s1": options.s1, "--opt_v2": options.opt_v2, "--output": options.output}
+    missing = [flag for flag, value in files.items() if value is None]
+    if options.mode is _infer and missing:
         parser.error(f"--infer needs {', '.join(missing)}")
     with warnings.catch_warnings():
         if not sys.warnoptions:
             warnings.showwarning = show_warning
         try:
-            return run(options)
+            code: int = options.mode(options)
+            return code
         except AxionError as error:
             typer.echo(f"error: {error}", err=True)
             return USER_ERROR
@@ -69,75 +67,43 @@ def _parser() -> argparse.ArgumentParser:
         description="Stage 3: ground an optical estimate in its SAR image with TerraMind.",
         allow_abbrev=False,
     )
-    mode = parser.add_mutually_exclusive_group(required=True)
-    for name, text in (
-        ("test", "build the model, run it on synthetic input and check what comes out"),
-        ("info", "show the architecture, its parameters and where its weights come from"),
-        ("infer", "ground the tensors of --s1 and --opt_v2 and write --output"),
+    add, mode = parser.add_argument, parser.add_mutually_exclusive_group(required=True)
+    for name, run, text in (
+        ("--test", _test, "build the model, run it on synthetic input and check what comes out"),
+        ("--info", _info, "show the architecture, its parameters and where its weights come from"),
+        ("--infer", _infer, "ground the tensors of --s1 and --opt_v2 and write --output"),
     ):
-        mode.add_argument(f"--{name}", dest="mode", action="store_const", const=name, help=text)
-    parser.add_argument("--s1", type=Path, metavar="FILE", help="(B,2,H,W) or (2,H,W): VV, VH in dB")
-    parser.add_argument(
-        "--opt_v2", "--opt-v2", type=Path, metavar="FILE", help="(B,4,H,W) or (4,H,W): B02, B03, B04, B08 in DN"
-    )
-    parser.add_argument("--output", type=Path, metavar="FILE", help="opt_v3, shaped like opt_v2")
-    parser.add_argument("--timesteps", type=int, default=10, help="network evaluations, 1 to 1000 (default 10)")
-    parser.add_argument(
-        "--variant", help=f"nano or terramind_v1_*; default {DEFAULT_VARIANT}, for --test {TEST_VARIANT}"
-    )
-    parser.add_argument("--checkpoint", type=Path, metavar="PATH", help="weights from this file or folder")
-    parser.add_argument("--s1-product", choices=S1_PRODUCTS, default=S1_PRODUCTS[0], help="kind of Sentinel-1 image")
-    parser.add_argument("--seed", type=int, default=0, help="of the noise (default 0)")
-    parser.add_argument("--strength", type=float, default=1.0, help="0 keeps opt_v2, 1 starts from noise (default 1)")
-    parser.add_argument(
-        "--correction-mode", choices=CORRECTION_MODES, help="how a correction is made; default what the weights are for"
-    )
-    parser.add_argument("--bands", help="order of the bands in a stack that has another, such as B04,B03,B02,B08")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1 ...; default the GPU where there is one")
-    parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
-    parser.add_argument("--force", action="store_true", help="accept values that do not look like dB and DN")
+        mode.add_argument(name, dest="mode", action="store_const", const=run, help=text)
+    add("--s1", type=Path, metavar="FILE", help="(B,2,H,W) or (2,H,W): VV, VH in dB")
+    add("--opt_v2", "--opt-v2", type=Path, metavar="FILE", help="(B,4,H,W) or (4,H,W): B02, B03, B04, B08 in DN")
+    add("--output", type=Path, metavar="FILE", help="opt_v3, shaped like opt_v2")
+    add("--timesteps", type=int, default=10, help="network evaluations, 1 to 1000 (default 10)")
+    add("--variant", help=f"nano or terramind_v1_*; default {DEFAULT_VARIANT}, for --test {TEST_VARIANT}")
+    add("--checkpoint", type=Path, metavar="PATH", help="weights from this file or folder")
+    add("--s1-product", choices=S1_PRODUCTS, default=S1_PRODUCTS[0], help="kind of Sentinel-1 image")
+    add("--seed", type=int, default=0, help="of the noise (default 0)")
+    add("--strength", type=float, default=1.0, help="0 keeps opt_v2, 1 starts from noise (default 1)")
+    modes = stage3_tm_ground.CORRECTION_MODES
+    add("--correction-mode", choices=modes, help="how a correction is made; default what the weights are for")
+    add("--bands", help="order of the bands in a stack that has another, such as B04,B03,B02,B08")
+    add("--device", help="cpu, cuda, cuda:1 ...; default the GPU where there is one")
+    add("--overwrite", action="store_true", help="replace an existing output")
+    add("--force", action="store_true", help="accept values that do not look like dB and DN")
     return parser
-
-
-def _files(options: argparse.Namespace) -> dict[str, Path | None]:
-    return {"--s1": options.s1, "--opt_v2": options.opt_v2, "--output": options.output}
-
-
-# -- --infer ------------------------------------------------------------------------------------------------------
 
 
 def _infer(options: argparse.Namespace) -> int:
     from axs_lib.cli.ground import ground
     from axs_lib.cli.options import CorrectionMode, Product
 
-    ground(
-        s1=[options.s1],
-        opt_v2=[options.opt_v2],
-        out=options.output,
-        timesteps=options.timesteps,
-        strength=options.strength,
-        seed=options.seed,
-        variant=options.variant,
-        checkpoint=options.checkpoint,
-        s1_product=Product(options.s1_product),
-        bands=options.bands,
-        correction_mode=options.correction_mode and CorrectionMode(options.correction_mode),
-        device=options.device,
-        overwrite=options.overwrite,
-        force=options.force,
-    )
+    given = vars(options) | {"s1": [options.s1], "opt_v2": [options.opt_v2], "out": options.output}
+    given["s1_product"] = Product(options.s1_product)
+    given["correction_mode"] = options.correction_mode and CorrectionMode(options.correction_mode)
+    ground(**{name: value for name, value in given.items() if name not in ("mode", "output")})
     return 0
 
 
 # -- --test -------------------------------------------------------------------------------------------------------
-
-
-class Check(NamedTuple):
-    """One line of the test's table."""
-
-    name: str
-    passed: bool
-    detail: str = ""
 
 
 def _test(options: argparse.Namespace) -> int:
@@ -148,7 +114,7 @@ def _test(options: argparse.Namespace) -> int:
         options.timesteps,
         variant=options.variant or TEST_VARIANT,
         checkpoint=options.checkpoint and str(options.checkpoint),
-        device=str(device),
+        device=device,
         s1_product=options.s1_product,
         correction_mode=options.correction_mode,
     )
@@ -156,34 +122,29 @@ def _test(options: argparse.Namespace) -> int:
     typer.echo(f"{model.variant}, {parameters / 1e6:.1f} M parameters, weights: {model.provenance['AXS_WEIGHTS']}")
     s1, opt_v2 = (image.to(device) for image in _synthetic_pair(TEST_SIDE, options.seed))
     failed = 0
-    with torch.no_grad():
-        for check in _checks(model, s1, opt_v2, options):
-            failed += not check.passed
-            typer.echo(f"{'OK' if check.passed else 'FAILED':<8}{check.name:<32}{check.detail}".rstrip())
+    for name, passed, detail in _checks(model, s1, opt_v2, options.timesteps, options.seed):
+        failed += not passed
+        typer.echo(f"{'OK' if passed else 'FAILED':<8}{name:<32}{detail}".rstrip())
     typer.echo(f"{failed} check(s) failed" if failed else "all checks passed")
     return FAILED if failed else 0
 
 
-def _checks(model: Stage3GroundingModel, s1: Tensor, opt_v2: Tensor, options: argparse.Namespace) -> Iterator[Check]:
+def _checks(model: Any, s1: Tensor, opt_v2: Tensor, most: int, seed: int) -> Iterator[Check]:
     low, high = VALID_DN
-    for timesteps in sorted({1, options.timesteps}):
+    for timesteps in sorted({1, most}):
         name = f"timesteps={timesteps}"
         begin = time.perf_counter()
-        output = model.ground(s1, opt_v2, timesteps, seed=options.seed)
+        output = model.ground(s1, opt_v2, timesteps, seed=seed)
         image = output.image
-        finite = bool(torch.isfinite(image).all())  # waits for a GPU, so it belongs to the time
+        valid = bool(((image >= low) & (image <= high)).all())  # waits for a GPU, so it belongs to the time
         seconds = time.perf_counter() - begin
-        yield Check(f"{name}: shape", image.shape == opt_v2.shape, "x".join(map(str, image.shape)))
-        yield Check(
-            f"{name}: finite, valid DN",
-            finite and bool(((image >= low) & (image <= high)).all()),
-            f"{float(image.min()):.0f} to {float(image.max()):.0f} DN",
-        )
-        yield Check(f"{name}: evaluations", output.nfe == timesteps, f"{output.nfe}, {seconds:.2f} s")
-    again = model.ground(s1, opt_v2, timesteps, seed=options.seed).image
-    yield Check("the same again", torch.equal(image, again))
-    kept = model.ground(s1, opt_v2, timesteps, seed=options.seed, strength=0.0).image
-    yield Check("strength=0 returns opt_v2", torch.equal(kept, opt_v2))
+        yield f"{name}: shape", image.shape == opt_v2.shape, "x".join(map(str, image.shape))
+        yield f"{name}: finite, valid DN", valid, f"{float(image.min()):.0f} to {float(image.max()):.0f} DN"
+        yield f"{name}: evaluations", output.nfe == timesteps, f"{output.nfe}, {seconds:.2f} s"
+    again = model.ground(s1, opt_v2, timesteps, seed=seed).image
+    yield "the same again", torch.equal(image, again), ""
+    kept = model.ground(s1, opt_v2, timesteps, seed=seed, strength=0.0).image
+    yield "strength=0 returns opt_v2", torch.equal(kept, opt_v2), ""
 
 
 def _synthetic_pair(side: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -226,33 +187,36 @@ def _info(options: argparse.Namespace) -> int:
         generator = load_generator(spec.name, pretrained=False, s1_product=options.s1_product)
         corrector = load_corrector(None, s1_product=options.s1_product)
     core, layout = generator.core, generator.layout
-    parts = {
-        "generator core": (core, f"{len(core.encoder)} encoder and {len(core.decoder)} decoder blocks"),
-        "detokenizer": (generator.detokenizer, "diffusion U-Net, one evaluation a timestep"),
-        "grounding head": (corrector, "SAR, estimate and proposal at full resolution"),
-    }
-    counts = {name: sum(p.numel() for p in module.parameters()) for name, (module, _) in parts.items()}
+    modules = (core, generator.detokenizer, corrector)
+    millions = [sum(parameter.numel() for parameter in module.parameters()) / 1e6 for module in modules]
     entries, numbers = generator.codebook.shape
-    weights = str(options.checkpoint) if options.checkpoint else find_weights(spec).source
     defaults = inspect.signature(stage3_tm_ground.build_stage3_model).parameters
     shown = ("timesteps", "standardize", "pretrained", "scheduler", "s1_product")
+    typer.echo(
+        f"""Stage 3, TerraMind grounding: {spec.name}
 
-    typer.echo(f"Stage 3, TerraMind grounding: {spec.name}")
-    typer.echo("\nparameters")
-    for name, (_, text) in parts.items():
-        typer.echo(f"  {name:<16}{counts[name] / 1e6:>8.2f} M  {text}")
-    typer.echo(f"  {'total':<16}{sum(counts.values()) / 1e6:>8.2f} M")
-    typer.echo("\ntokens")
-    typer.echo(f"  width           {core.mask_token.shape[-1]}, {core.encoder[0].attn.num_heads} attention heads")
-    typer.echo(f"  pixels          {layout.patch}x{layout.patch} each")
-    typer.echo(f"  codebook        {entries} entries of {numbers} numbers (finite scalar quantization)")
-    typer.echo("\ninputs")
-    typer.echo(f"  s1              (B,2,H,W) {', '.join(SAR_BANDS)} in dB, {options.s1_product}")
-    typer.echo(f"  opt_v2          (B,4,H,W) {', '.join(OPTICAL_BANDS)} in DN (reflectance x 10000)")
-    typer.echo(f"  channels        the network's image has {generator.image_channels}")
-    typer.echo(f"  size            H, W from {MIN_SIDE} px; above {layout.max_side} px in tiles")
-    typer.echo(f"  padded to       a square multiple of {layout.multiple}, at least {layout.min_side} px")
-    typer.echo("\ndefaults")
-    typer.echo("  " + ", ".join(f"{name}={defaults[name].default}" for name in shown))
-    typer.echo(f"\nweights\n  {weights}")
+parameters
+  generator core  {millions[0]:>8.2f} M  {len(core.encoder)} encoder and {len(core.decoder)} decoder blocks
+  detokenizer     {millions[1]:>8.2f} M  diffusion U-Net, one evaluation a timestep
+  grounding head  {millions[2]:>8.2f} M  SAR, estimate and proposal at full resolution
+  total           {sum(millions):>8.2f} M
+
+tokens
+  width           {core.mask_token.shape[-1]}, {core.encoder[0].attn.num_heads} attention heads
+  pixels          {layout.patch}x{layout.patch} each
+  codebook        {entries} entries of {numbers} numbers (finite scalar quantization)
+
+inputs
+  s1              (B,2,H,W) {", ".join(SAR_BANDS)} in dB, {options.s1_product}
+  opt_v2          (B,4,H,W) {", ".join(OPTICAL_BANDS)} in DN (reflectance x 10000)
+  channels        the network's image has {generator.image_channels}
+  size            H, W from {MIN_SIDE} px; above {layout.max_side} px in tiles
+  padded to       a square multiple of {layout.multiple}, at least {layout.min_side} px
+
+defaults
+  {", ".join(f"{name}={defaults[name].default}" for name in shown)}
+
+weights
+  {options.checkpoint or find_weights(spec).source}"""
+    )
     return 0

@@ -111,7 +111,7 @@ def test_tables_and_report(folder: Path, tmp_path: Path, built: list[dict[str, A
     report = json.loads(target.read_text())
     assert (report["timesteps"], report["nfe"], report["seed"], len(report["tiles"])) == (4, 4, 3, 3)
     assert report["summary"]["ok"]["sar_swapped"]["tiles"] == 3
-    assert built == [{"timesteps": 4, "variant": "nano", "checkpoint": None, "device": DEVICE, "s1_product": "S1GRD"}]
+    assert built == [{"timesteps": 4, "variant": "nano", "device": DEVICE, "s1_product": "S1GRD"}]
 
 
 def test_options_reach_the_model(folder: Path, tmp_path: Path, built: list[dict[str, Any]]) -> None:
@@ -149,8 +149,7 @@ def test_the_whole_pipeline(
     assert result.exit_code == 0, result.output
     assert not built, "Stage 3 comes with the pipeline"
     assert [options for options, _ in built_pipelines] == [
-        {"stage1_timesteps": 4, "stage3_timesteps": 4, "variant": "nano", "checkpoint": None, "device": DEVICE,
-         "s1_product": "S1GRD"}
+        {"stage1_timesteps": 4, "stage3_timesteps": 4, "variant": "nano", "device": DEVICE, "s1_product": "S1GRD"}
     ]  # fmt: skip
     report = json.loads(target.read_text())
     assert report["opt_v2_source"] == {"stage2": 3} and (report["timesteps"], report["nfe"]) == (4, 8)
@@ -212,7 +211,7 @@ def test_models_to_compare_with(
                  "--plain-checkpoint", tmp_path / "plain", "--json", target)  # fmt: skip
     assert result.exit_code == 0, result.output
     assert loaded == [tmp_path / "plain"]
-    assert [options["checkpoint"] for options in built] == [None, str(tmp_path / "blind")]
+    assert [options.get("checkpoint") for options in built] == [None, str(tmp_path / "blind")]
     assert [options["correction_mode"] for options in built] == ["learned", "learned"]
     written = json.loads(target.read_text())
     summary = written["summary"]["ok"]

@@ -54,7 +54,7 @@ def test_georeferenced_files_and_an_npz(axs: Run, fake: FakePipeline, tmp_path: 
         assert json.loads(str(arrays["provenance"]))["AXS_ENSEMBLE_SIZE"] == "4"
         assert arrays["transform"].shape == (6,)
     assert {"timesteps": 10, "seed": 5, "ensemble_size": 4}.items() <= fake.settings.items()
-    assert fake.built == {"device": "cpu", "s1_product": "S1GRD"}
+    assert fake.built == {"device": "cpu", "s1_product": "S1GRD", "stage1_timesteps": 10, "stage3_timesteps": 10}
     assert "no --date" not in result.stderr
     assert "opt_v3.tif: opt_v3" in result.output.replace("\n", "")
 
