@@ -65,21 +65,12 @@ class Job:
     device: Device = "cpu"
     threads: int = 1
 
-    def output_name(self, item: Item) -> str:
-        """An item's output, relative to the folder."""
-        return f"{item.id}.{self.format}"
-
-    def output(self, item: Item) -> Path:
-        """Where an item's output goes."""
-        return Path(self.out, self.output_name(item))
-
     def outputs(self, item: Item) -> dict[str, Path]:
         """Where each of an item's outputs goes, by its name; the image first."""
-        maps = {
-            name: Path(folder, f"{item.id}.{'json' if name == 'stac' else self.format}")
-            for name, folder in self.maps.items()
-        }
-        return {IMAGE: self.output(item)} | maps
+        paths = {IMAGE: Path(self.out, f"{item.id}.{self.format}")}
+        for name, folder in self.maps.items():
+            paths[name] = Path(folder, f"{item.id}.{'json' if name == 'stac' else self.format}")
+        return paths
 
     def key(self, item: Item, hashes: Mapping[str, str]) -> str:
         """What an output is made from, in one hash."""
@@ -109,17 +100,11 @@ class Task:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a task.
+    """What became of a task."""
 
-    Attributes:
-        id: of the item.
-        record: for the manifest; ``None`` where the item was done already, or the job cannot go on.
-        stop: why the whole job cannot go on, else empty.
-    """
-
-    id: str
-    record: Record | None = None
-    stop: str = ""
+    id: str  # of the item
+    record: Record | None = None  # for the manifest; None where the item was done already, or the job cannot go on
+    stop: str = ""  # why the whole job cannot go on
 
 
 class Worker:
@@ -135,12 +120,16 @@ class Worker:
     def run(self, task: Task) -> Outcome:
         """Do a task; every failure is an outcome."""
         item, job, start = task.item, self._job, time.perf_counter()
-        hashes: dict[str, str] = {}
+        made: dict[str, Any] = {}  # what the record says of it
+
+        def record(status: Status, error: str = "") -> Record:
+            return make_record(job, task, status, error, seconds=time.perf_counter() - start, **made)
+
         if lock_inode(job.out) != task.lock:
             return Outcome(item.id, stop=f"{job.out} was removed or replaced while the job ran")
         try:
             stamps = [_stamp(path) for path in item.paths]
-            hashes = {path: _sha256(path) for path in item.paths}
+            made["hashes"] = hashes = {path: _sha256(path) for path in item.paths}
             if task.done_as and task.done_as == job.key(item, _named(item, hashes)):
                 with contextlib.suppress(InputError):  # an output that cannot be read is made again
                     if {path: _sha256(path) for path in task.sha256} == task.sha256:
@@ -153,26 +142,26 @@ class Worker:
                     return Outcome(item.id, stop=f"the model cannot be built: {_in_words(error)}")
             with temporary_folder(job.out) as folder:
                 # A tree like that of the outputs, so that a STAC Item links to its files.
-                made = {name: folder / path.relative_to(path.anchor) for name, path in job.outputs(item).items()}
-                for path in made.values():
+                outputs = job.outputs(item)
+                places = {name: folder / path.relative_to(path.anchor) for name, path in outputs.items()}
+                for path in places.values():
                     path.parent.mkdir(parents=True, exist_ok=True)
-                notes = self._runner(item, made)
+                made["notes"] = self._runner(item, places)
                 if [_stamp(path) for path in item.paths] != stamps:
                     raise InputError(f"{' or '.join(item.paths)} changed while it was read; run the batch again")
-                size = made[IMAGE].stat().st_size
-                written = {str(path): _sha256(str(made[name])) for name, path in job.outputs(item).items()}
+                size = places[IMAGE].stat().st_size
+                written = {str(path): _sha256(str(places[name])) for name, path in outputs.items()}
                 if lock_inode(job.out) != task.lock:  # nothing is written to a folder that is another job's
                     raise OutputError(f"{job.out} was removed or replaced while the job ran")
-                for name, path in reversed(job.outputs(item).items()):  # the image last
+                for name, path in reversed(outputs.items()):  # the image last
                     with atomic_write(path, overwrite=str(path) in task.ours) as temporary:
-                        shutil.move(made[name], temporary)
+                        shutil.move(places[name], temporary)
         except Exception as error:
-            seconds = time.perf_counter() - start
-            record = make_record(job, task, "failed", _in_words(error), seconds=seconds, hashes=hashes)
-            return Outcome(item.id, record, stop=_in_words(error) if _disk_full(error) else "")
-        seconds = time.perf_counter() - start
-        record = make_record(job, task, "done", seconds=seconds, hashes=hashes, written=written, size=size, notes=notes)
-        return Outcome(item.id, record)
+            made.pop("notes", None)
+            words = _in_words(error)
+            return Outcome(item.id, record("failed", words), stop=words if _disk_full(error) else "")
+        made |= {"written": written, "size": size}
+        return Outcome(item.id, record("done"))
 
 
 def make_record(
@@ -194,7 +183,8 @@ def make_record(
     outputs = {name: str(path) for name, path in job.outputs(item).items()}
     if status not in ("started", "done"):  # what is there of an earlier run is still this batch's own
         outputs = {name: path for name, path in outputs.items() if path in task.ours and os.path.lexists(path)}
-    sha256 = {name: (written or {}).get(path, "") for name, path in outputs.items()}
+    maps = {name: {"path": path, "sha256": (written or {}).get(path, "")} for name, path in outputs.items()}
+    image = maps.pop(IMAGE, None)
     return Record(
         id=item.id,
         s1=item.s1,
@@ -213,10 +203,10 @@ def make_record(
         seconds=round(seconds, 3),
         worker=worker or f"{socket.gethostname()}:{os.getpid()}",
         device=job.device,
-        output=job.output_name(item) if IMAGE in outputs else "",
-        output_sha256=sha256.get(IMAGE, ""),
+        output=f"{item.id}.{job.format}" if image else "",
+        output_sha256=image["sha256"] if image else "",
         output_bytes=size,
-        maps=_json({name: {"path": outputs[name], "sha256": sha256[name]} for name in outputs if name != IMAGE}),
+        maps=_json(maps),
         version=__version__,
         finished=datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
     )

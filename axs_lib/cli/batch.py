@@ -7,9 +7,8 @@ changed. Exit code 0 when every item is done, 1 when some failed, 2 when the job
 from __future__ import annotations
 
 from dataclasses import asdict, replace
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -22,27 +21,6 @@ if TYPE_CHECKING:
 
 SOME_FAILED = 1
 SHOWN_FAILURES = 10
-
-
-class Engine(StrEnum):
-    """What runs the workers."""
-
-    local = "local"
-    ray = "ray"
-
-
-class BatchStage(StrEnum):
-    """What is run on each item."""
-
-    ground = "ground"
-    pipeline = "pipeline"
-
-
-class OutputFormat(StrEnum):
-    """Output formats."""
-
-    npz = "npz"
-    tif = "tif"
 
 
 @options.with_shared
@@ -60,9 +38,10 @@ def batch(
     scene: options.SceneOptions,
     stages: options.StageOptions,
     stage: Annotated[
-        BatchStage, typer.Option(help="ground: Stage 3 on SAR and opt_v2; pipeline: all stages on SAR.")
-    ] = BatchStage.ground,
-    engine: Annotated[Engine, typer.Option(help="This machine's processes, or Ray.")] = Engine.local,
+        Literal["ground", "pipeline"],
+        typer.Option(help="ground: Stage 3 on SAR and opt_v2; pipeline: all stages on SAR."),
+    ] = "ground",
+    engine: Annotated[Literal["local", "ray"], typer.Option(help="This machine's processes, or Ray.")] = "local",
     workers: Annotated[
         int | None, typer.Option(min=1, help="Workers, one model each; by default one a core, or as GPUs allow.")
     ] = None,
@@ -77,8 +56,8 @@ def batch(
         bool, typer.Option("--deterministic", help="One tile at a time: what axs batch always does.")
     ] = True,
     format: Annotated[
-        OutputFormat, typer.Option(help="Of the outputs; a .tif holds the last image alone.")
-    ] = OutputFormat.npz,
+        Literal["npz", "tif"], typer.Option(help="Of the outputs; a .tif holds the last image alone.")
+    ] = "npz",
     fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at the first item that fails.")] = False,
     overwrite: Annotated[
         bool,
@@ -95,23 +74,23 @@ def batch(
     from axs_lib.terramind.weights import DEFAULT_VARIANT
 
     # 1. What can be refused without reading anything. Torch is left to the workers: this process stays small.
-    pipeline = stage is BatchStage.pipeline
+    pipeline = stage == "pipeline"
     steps = scene.steps() if scene.timesteps is not None or not pipeline else None
     estimate.check_strength()
-    if address is not None and engine is not Engine.ray:
+    if address is not None and engine != "ray":
         raise InputError("--address names a Ray cluster and --engine is local; add --engine ray")
     only_ground = {"mask": estimate.mask, "correction_mode": estimate.correction_mode}
     wrong = [name for name, value in (only_ground if pipeline else asdict(stages)).items() if value]
     if wrong:
         option = f"--{wrong[0].replace('_', '-')}"
-        raise InputError(f"--stage {stage.value} has no {option}; leave it out, or choose the other --stage")
+        raise InputError(f"--stage {stage} has no {option}; leave it out, or choose the other --stage")
     share = _gpu_share(scene.device, gpus_per_worker)
     common = scene.for_scene()
     folders = {name: common[name] for name in ("uncertainty", "gate", "sar_contribution", "stac")}
     maps = {name: str(folder.resolve()) for name, folder in folders.items() if folder}
 
     # 2. List the items; find the weights, once for all workers.
-    items = list_items(inputs, stage.value, (out, *map(Path, maps.values())))
+    items = list_items(inputs, stage, (out, *map(Path, maps.values())))
     first = next((Path(item.mask) for item in items if item.mask), None)
     trust = estimate.mask_file(estimate.mask or first)
     how: dict[str, Any] = {"path": None}
@@ -127,16 +106,16 @@ def batch(
     several = scene.uncertainty or pipeline
     settings: dict[str, Any] = {
         **{name: common[name] for name in ("seed", "s1_unit", "bands", "same_grid")},
-        "stage": stage.value,
+        "stage": stage,
         "variant": scene.variant or DEFAULT_VARIANT,
         "timesteps": steps,
-        "s1_product": scene.s1_product.value,
-        "boa_offset": estimate.boa_offset.value,
+        "s1_product": scene.s1_product,
+        "boa_offset": estimate.boa_offset,
         "strength": estimate.strength,
         "ensemble_size": scene.ensemble_size or (options.DEFAULT_ENSEMBLE if several else 1),
         "hold_colour": scene.hold_colour,
-        "correction_mode": estimate.correction_mode and estimate.correction_mode.value,
-        "dtype": scene.dtype.value,
+        "correction_mode": estimate.correction_mode,
+        "dtype": scene.dtype,
         "mask": how,
     }
     given = {"checkpoint": scene.checkpoint, "adapter": scene.adapter, **asdict(stages)}
@@ -149,14 +128,14 @@ def batch(
         maps=maps,
         checkpoints=checkpoints,
         force=scene.force,
-        format=format.value,
+        format=format,
         device="cuda" if share > 0 else "cpu",
         threads=threads,
     )
 
     # 3. Run.
     pool: WorkerPool
-    if engine is Engine.ray:
+    if engine == "ray":
         from axs_lib.batch.ray_engine import RayPool
 
         pool = RayPool(job, workers, share, address)

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -23,27 +22,8 @@ if TYPE_CHECKING:
     from axs_lib.stage3_tm_ground import Stage3GroundingModel
 
 
-class PairQuality(StrEnum):
-    """Which pairs to evaluate."""
-
-    ok = "ok"
-    all = "all"
-
-
-class EvaluatedStage(StrEnum):
-    """What to evaluate."""
-
-    ground = "ground"
-    pipeline = "pipeline"
-
-
-class EstimateSource(StrEnum):
-    """Where opt_v2 comes from."""
-
-    file = "file"
-    stage2 = "stage2"
-    degraded = "degraded"
-    cloudy = "cloudy"
+Stage = Literal["ground", "pipeline"]
+EstimateSource = Literal["file", "stage2", "degraded", "cloudy"]
 
 
 @options.with_shared
@@ -55,8 +35,8 @@ def evaluate(
     stages: options.StageOptions,
     variant: Annotated[str, typer.Option(help="nano, or terramind_v1_tiny, _small, _base, _large.")] = "nano",
     stage: Annotated[
-        EvaluatedStage, typer.Option(help="ground: Stage 3 by itself; pipeline: all three stages, from SAR alone.")
-    ] = EvaluatedStage.ground,
+        Stage, typer.Option(help="ground: Stage 3 by itself; pipeline: all three stages, from SAR alone.")
+    ] = "ground",
     opt_v2_source: Annotated[
         EstimateSource | None,
         typer.Option(
@@ -75,8 +55,8 @@ def evaluate(
     ] = None,
     correction_mode: options.CorrectionModeOption = None,
     quality: Annotated[
-        PairQuality, typer.Option(help="ok: clear tiles; all: clouds, snow and water too.")
-    ] = PairQuality.ok,
+        Literal["ok", "all"], typer.Option(help="ok: clear tiles; all: clouds, snow and water too.")
+    ] = "ok",
     groups: Annotated[str | None, typer.Option(help="Only these groups (places, dates), with commas between.")] = None,
     controls: Annotated[
         bool,
@@ -127,11 +107,11 @@ def evaluate(
     # 1. What can be refused is refused before the model is loaded.
     steps = [options.recommended_timesteps(variant)] if timesteps is None else _steps(timesteps)
     whole = _is_whole(stage, opt_v2_source, any(asdict(stages).values()))
-    source: Any = (opt_v2_source or (EstimateSource.stage2 if whole else EstimateSource.file)).value
+    source: EstimateSource = opt_v2_source or ("stage2" if whole else "file")
     if json_file is not None:
         check_output(json_file, overwrite)
     chosen = None if groups is None else [group.strip() for group in groups.split(",") if group.strip()]
-    records = select_pairs(data, quality.value, chosen, source)
+    records = select_pairs(data, quality, chosen, source)
 
     # 2. The model, and those it is measured against.
     common = {"device": options.torch_device(model.device), "variant": variant, "correction_mode": correction_mode}
@@ -177,7 +157,7 @@ def evaluate(
             scenarios,
             timesteps=count,
             source=source,
-            quality=quality.value,
+            quality=quality,
             groups=chosen,
             seed=model.seed,
             force=model.force,
@@ -221,10 +201,10 @@ def _steps(timesteps: str) -> list[int]:
     return [options.check_timesteps(count) for count in dict.fromkeys(steps)]
 
 
-def _is_whole(stage: EvaluatedStage, source: EstimateSource | None, has_checkpoints: bool) -> bool:
+def _is_whole(stage: Stage, source: EstimateSource | None, has_checkpoints: bool) -> bool:
     """Whether Stages 1 and 2 make the estimate."""
-    whole = stage is EvaluatedStage.pipeline or source is EstimateSource.stage2
-    if whole and source not in (None, EstimateSource.stage2):
+    whole = stage == "pipeline" or source == "stage2"
+    if whole and source not in (None, "stage2"):
         raise InputError(
             f"--opt-v2-source is {source} with --stage pipeline, which makes its own opt_v2; leave --stage out"
         )

@@ -25,7 +25,7 @@ def fetch(
         str, typer.Option(help="Collection of terrain-corrected Sentinel-1 backscatter.")
     ] = "sentinel-1-rtc",
     optical_collection: Annotated[str, typer.Option(help="Collection of Sentinel-2 L2A.")] = "sentinel-2-l2a",
-    s1_unit: options.S1UnitOption = options.S1Unit.auto,
+    s1_unit: options.S1UnitOption = "auto",
     crs: options.CrsOption = None,
     res: options.ResOption = None,
     overwrite: options.OverwriteOption = False,
@@ -36,7 +36,7 @@ def fetch(
 
     place = options.parse_edges(bounds or "", crs)
     pair = find_pair(catalog, place, dates, sar_collection=sar_collection, optical_collection=optical_collection)
-    arrays = load_pair(pair, crs=crs, resolution=res, s1_unit=s1_unit.value)
+    arrays = load_pair(pair, crs=crs, resolution=res, s1_unit=s1_unit)
     s1, s2, *trust = save_pair(arrays, out, overwrite=overwrite)
     if quiet:
         return

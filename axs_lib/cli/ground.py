@@ -65,7 +65,7 @@ def ground(
             ensemble_size=scene.ensemble_size or (options.DEFAULT_ENSEMBLE if scene.uncertainty else 1),
             trust=trust,
             date=scene.date,
-            boa_offset=estimate.boa_offset.value,
+            boa_offset=estimate.boa_offset,
             strength=estimate.strength,
             deterministic=deterministic,
             overwrite=overwrite,

@@ -11,9 +11,8 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, is_dataclass
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -28,51 +27,9 @@ DEFAULT_ENSEMBLE = 4  # members, where an uncertainty map is written and no size
 MOST_TIMESTEPS = 1000
 
 
-class Precision(StrEnum):
-    """Arithmetic of the network."""
-
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-
-
-class Product(StrEnum):
-    """Kind of Sentinel-1 image."""
-
-    S1GRD = "S1GRD"
-    S1RTC = "S1RTC"
-
-
-class MaskKind(StrEnum):
-    """What the values of a mask mean."""
-
-    auto = "auto"
-    boolean = "boolean"
-    trust = "trust"
-    scl = "scl"
-
-
-class CorrectionMode(StrEnum):
-    """How a correction is made."""
-
-    learned = "learned"
-    difference = "difference"
-
-
-class S1Unit(StrEnum):
-    """Unit of the backscatter."""
-
-    auto = "auto"
-    db = "db"
-    power = "power"
-    amplitude = "amplitude"
-
-
-class BoaOffset(StrEnum):
-    """What Sentinel-2 DN hold too much."""
-
-    auto = "auto"
-    none = "0"
-    thousand = "1000"
+Product = Literal["S1GRD", "S1RTC"]
+S1Unit = Literal["auto", "db", "power", "amplitude"]
+CorrectionMode = Literal["learned", "difference"]
 
 
 def _option(help: str, *names: str, **more: Any) -> Any:
@@ -124,7 +81,7 @@ class ModelOptions:
         Path | None,
         _path("LoRA adapter and grounding head for Stage 3, from this folder of `axs train stage3` or `head`.", "DIR"),
     ] = None
-    s1_product: Annotated[Product, _option("Kind of Sentinel-1 image.")] = Product.S1GRD
+    s1_product: Annotated[Product, _option("Kind of Sentinel-1 image.")] = "S1GRD"
     seed: Annotated[int, _option("Seed of the noise.")] = 0
     hold_colour: Annotated[
         bool, _option("Change detail only: no flood comes through, none is invented.", "--hold-colour")
@@ -132,18 +89,19 @@ class ModelOptions:
     device: Annotated[
         str | None, _option("cpu, cuda, cuda:1 ...; by default a GPU where there is one, else the CPU.")
     ] = None
-    dtype: Annotated[Precision, _option("Arithmetic; bfloat16 is faster where the processor has the instructions.")] = (
-        Precision.float32
-    )
+    dtype: Annotated[
+        Literal["float32", "bfloat16"],
+        _option("Arithmetic; bfloat16 is faster where the processor has the instructions."),
+    ] = "float32"
     force: Annotated[bool, _option("Accept values that do not look like dB and DN.", "--force")] = False
 
     def build(self, stage: str, timesteps: int, device: str, **given: Any) -> Any:
         """Stage 3 (``ground``) or the three stages (``pipeline``), of which ``given`` says more."""
         from axs_lib.batch.runners import build_model
 
-        product, weights = self.s1_product.value, self.checkpoint and str(self.checkpoint)
+        product, weights = self.s1_product, self.checkpoint and str(self.checkpoint)
         common = {"device": device, "s1_product": product, "checkpoint": weights, **given}
-        return build_model(stage, timesteps, adapter=self.adapter, dtype=self.dtype.value, **common)
+        return build_model(stage, timesteps, adapter=self.adapter, dtype=self.dtype, **common)
 
 
 @dataclass(frozen=True)
@@ -152,7 +110,7 @@ class SceneOptions(ModelOptions):
 
     variant: Annotated[str | None, _option("nano, or terramind_v1_tiny, _small, _base (default) or _large.")] = None
     timesteps: TimestepsOption = None
-    s1_unit: S1UnitOption = S1Unit.auto
+    s1_unit: S1UnitOption = "auto"
     bands: Annotated[
         str | None, _option("Order of the bands in the files, as B04,B03,B02,B08, where they do not say it.")
     ] = None
@@ -191,9 +149,9 @@ class SceneOptions(ModelOptions):
             "sar_contribution": self.sar_contribution or False,
             "stac": self.stac,
             "bands": parse_bands(self.bands),
-            "s1_unit": self.s1_unit.value,
+            "s1_unit": self.s1_unit,
             "same_grid": self.same_grid,
-            "tags": {"AXS_S1_PRODUCT": self.s1_product.value, "AXS_DTYPE": self.dtype.value},
+            "tags": {"AXS_S1_PRODUCT": self.s1_product, "AXS_DTYPE": self.dtype},
             "force": self.force,
             "progress": not self.quiet,
             **({"hold_colour": True} if self.hold_colour else {}),
@@ -213,7 +171,9 @@ class EstimateOptions:
             "FILE",
         ),
     ] = None
-    mask_kind: Annotated[MaskKind, _option("What the values of --mask mean.")] = MaskKind.auto
+    mask_kind: Annotated[Literal["auto", "boolean", "trust", "scl"], _option("What the values of --mask mean.")] = (
+        "auto"
+    )
     mask_invert: Annotated[bool, _option("1 is unknown in --mask, as in a cloud mask.", "--mask-invert")] = False
     drop: Annotated[
         str | None,
@@ -225,8 +185,9 @@ class EstimateOptions:
     ] = None
     mask_buffer: Annotated[int, _option("Pixels by which what is unknown grows.", metavar="PX", min=0)] = 0
     boa_offset: Annotated[
-        BoaOffset, _option("BOA offset in the DN of Sentinel-2; auto goes by the product's metadata.")
-    ] = BoaOffset.auto
+        Literal["auto", "0", "1000"],
+        _option("BOA offset in the DN of Sentinel-2; auto goes by the product's metadata."),
+    ] = "auto"
     strength: Annotated[float, _option("How far from the estimate the denoiser starts, 0 to 1; 0 keeps it.")] = 1.0
     correction_mode: CorrectionModeOption = None
 
@@ -244,14 +205,14 @@ class EstimateOptions:
         from axs_lib.io.masks import MaskFile, scl_numbers
 
         if path is None:
-            if self.mask_kind != MaskKind.auto or self.mask_invert or self.drop is not None or self.mask_buffer:
+            if self.mask_kind != "auto" or self.mask_invert or self.drop is not None or self.mask_buffer:
                 raise InputError(
                     "--mask-kind, --mask-invert, --drop and --mask-buffer say how to read a mask and none is given; add"
                     " --mask FILE"
                 )
             return None
         classes = None if self.drop is None else scl_numbers(word for word in self.drop.split(",") if word.strip())
-        return MaskFile(path, self.mask_kind.value, self.mask_invert, classes, self.mask_buffer)
+        return MaskFile(path, self.mask_kind, self.mask_invert, classes, self.mask_buffer)
 
 
 @dataclass(frozen=True)

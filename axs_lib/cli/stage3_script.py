@@ -94,11 +94,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _infer(options: argparse.Namespace) -> int:
     from axs_lib.cli.ground import ground
-    from axs_lib.cli.options import CorrectionMode, Product
 
     given = vars(options) | {"s1": [options.s1], "opt_v2": [options.opt_v2], "out": options.output}
-    given["s1_product"] = Product(options.s1_product)
-    given["correction_mode"] = options.correction_mode and CorrectionMode(options.correction_mode)
     ground(**{name: value for name, value in given.items() if name not in ("mode", "output")})
     return 0
 
@@ -217,6 +214,6 @@ defaults
   {", ".join(f"{name}={defaults[name].default}" for name in shown)}
 
 weights
-  {options.checkpoint or find_weights(spec).source}"""
+  {options.checkpoint or find_weights(spec)[0]}"""
     )
     return 0
