@@ -6,6 +6,7 @@ so a damaged one fails later and alone.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import glob
 import io
@@ -39,21 +40,13 @@ _EXAMPLES = 3
 
 @dataclass(frozen=True)
 class Item:
-    """One tile to work on.
+    """One tile to work on; its paths are absolute."""
 
-    Attributes:
-        id: its name among all items, relative and with ``/`` between its parts; the output is named after it.
-        s1: absolute path of the SAR image, or of an .npz that holds the optical estimate too.
-        opt_v2: absolute path of the optical estimate, where it is a file of its own.
-        metadata: any of date, lat, lon and biome; for Stage 2, the date also for a STAC Item.
-        mask: absolute path of the mask of the optical image.
-    """
-
-    id: str
-    s1: str
-    opt_v2: str | None = None
-    metadata: Mapping[str, Any] = field(default_factory=dict)
-    mask: str | None = None
+    id: str  # its name among all items, relative and with ``/`` between its parts; the output is named after it
+    s1: str  # the SAR image, or an .npz that holds the optical estimate too
+    opt_v2: str | None = None  # the optical estimate, where it is a file of its own
+    metadata: Mapping[str, Any] = field(default_factory=dict)  # any of date, lat, lon and biome
+    mask: str | None = None  # of the optical image
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -191,16 +184,9 @@ def _csv_rows(path: Path) -> tuple[list[str], list[dict[str, Any]]]:
         if None in row:
             raise InputError(f"{path}, row {number} has more cells than the header line; put the cells in quotes")
         for key in ("lat", "lon", "biome"):
-            row[key] = _number(row.get(key))
+            with contextlib.suppress(ValueError):  # a text is for Stage 2 to judge
+                row[key] = float(row.get(key) or "")
     return list(reader.fieldnames or ()), [{k: v for k, v in row.items() if v is not None} for row in rows]
-
-
-def _number(text: str | None) -> float | str | None:
-    """The number that a cell of a CSV holds, else its text, which Stage 2 judges."""
-    try:
-        return float(text or "")
-    except ValueError:
-        return text
 
 
 def _parquet_rows(path: Path) -> tuple[list[str], list[dict[str, Any]]]:

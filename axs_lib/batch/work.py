@@ -38,32 +38,20 @@ IMAGE = "image"
 
 @dataclass(frozen=True)
 class Job:
-    """What all workers of a batch have in common.
+    """What all workers of a batch have in common; paths are absolute."""
 
-    Attributes:
-        make_runner: builds, in the worker, the function that reads an item and writes its outputs to paths where
-            nothing is; importable by name, since it travels to the worker.
-        settings: everything but weights and inputs that decides the pixels; plain values.
-        weights: SHA-256 of each weights file.
-        checkpoints: files or folders of weights, by the argument of ``build_pipeline`` that takes them; ``adapter``.
-        out: absolute folder of the outputs.
-        maps: absolute folders of further outputs: any of ``uncertainty``, ``gate``, ``sar_contribution`` and ``stac``.
-        force: whether values that look like another unit are accepted.
-        format: of the outputs, ``"npz"`` or ``"tif"``.
-        device: ``"cpu"`` or ``"cuda"``.
-        threads: of each worker's CPU arithmetic; the last digits of a result depend on it.
-    """
-
+    # Builds, in the worker, the function that reads an item and writes its outputs to paths where nothing is. It is
+    # importable by name, since it travels to the worker.
     make_runner: Callable[[Job], Runner]
-    settings: Mapping[str, Any]
-    weights: Mapping[str, str]
-    out: str
-    maps: Mapping[str, str] = field(default_factory=dict)
-    checkpoints: Mapping[str, str] = field(default_factory=dict)
-    force: bool = False
-    format: Format = "npz"
+    settings: Mapping[str, Any]  # everything but weights and inputs that decides the pixels; plain values
+    weights: Mapping[str, str]  # SHA-256 of each weights file
+    out: str  # folder of the outputs
+    maps: Mapping[str, str] = field(default_factory=dict)  # folders of uncertainty, gate, sar_contribution and stac
+    checkpoints: Mapping[str, str] = field(default_factory=dict)  # by the argument of ``build_model`` that takes them
+    force: bool = False  # accept values that look like another unit
+    format: Format = "npz"  # of the outputs
     device: Device = "cpu"
-    threads: int = 1
+    threads: int = 1  # of each worker's CPU arithmetic; the last digits of a result depend on it
 
     def outputs(self, item: Item) -> dict[str, Path]:
         """Where each of an item's outputs goes, by its name; the image first."""
@@ -80,21 +68,14 @@ class Job:
 
 @dataclass(frozen=True)
 class Task:
-    """One item to do.
-
-    Attributes:
-        item: the item.
-        lock: inode of the folder's lock, by which the worker knows that the folder is still the one of its job.
-        ours: paths of outputs that are this batch's own, and may be replaced.
-        done_as: key under which the manifest has it as done; empty where it has not.
-        sha256: what each output then held. A job of other settings may have replaced it and been killed before it could
-            take note, so that the key alone proves nothing.
-    """
+    """One item to do."""
 
     item: Item
-    lock: int
-    ours: frozenset[str] = frozenset()
-    done_as: str = ""
+    lock: int  # inode of the folder's lock, by which the worker knows that the folder is still the one of its job
+    ours: frozenset[str] = frozenset()  # paths of outputs that are this batch's own, and may be replaced
+    done_as: str = ""  # key under which the manifest has it as done
+    # What each output then held: a job of other settings may have replaced it and been killed before it could take
+    # note, so that the key alone proves nothing.
     sha256: Mapping[str, str] = field(default_factory=dict)
 
 

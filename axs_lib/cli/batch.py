@@ -25,6 +25,7 @@ SHOWN_FAILURES = 10
 
 @options.with_shared
 def batch(
+    *,
     inputs: Annotated[
         str,
         typer.Argument(
@@ -34,9 +35,6 @@ def batch(
         ),
     ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the outputs and the manifest.")],
-    estimate: options.EstimateOptions,
-    scene: options.SceneOptions,
-    stages: options.StageOptions,
     stage: Annotated[
         Literal["ground", "pipeline"],
         typer.Option(help="ground: Stage 3 on SAR and opt_v2; pipeline: all stages on SAR."),
@@ -52,6 +50,9 @@ def batch(
         float | None, typer.Option(min=0, max=1, help="GPU share of a worker, such as 1 or 0.5; 0 is the CPU.")
     ] = None,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of each worker.")] = 1,
+    estimate: options.EstimateOptions,
+    scene: options.SceneOptions,
+    stages: options.StageOptions,
     deterministic: Annotated[
         bool, typer.Option("--deterministic", help="One tile at a time: what axs batch always does.")
     ] = True,

@@ -28,12 +28,13 @@ EstimateSource = Literal["file", "stage2", "degraded", "cloudy"]
 
 @options.with_shared
 def evaluate(
+    *,
     data: Annotated[
         Path, typer.Option(help="Folder of NPZ pairs with s1 (2,H,W) dB, s2 (4,H,W) DN, optionally opt_v2.")
     ],
+    variant: Annotated[str, typer.Option(help="nano, or terramind_v1_tiny, _small, _base, _large.")] = "nano",
     model: options.ModelOptions,
     stages: options.StageOptions,
-    variant: Annotated[str, typer.Option(help="nano, or terramind_v1_tiny, _small, _base, _large.")] = "nano",
     stage: Annotated[
         Stage, typer.Option(help="ground: Stage 3 by itself; pipeline: all three stages, from SAR alone.")
     ] = "ground",

@@ -18,10 +18,9 @@ from axs_lib.cli import options
 
 @options.with_shared
 def ground(
+    *,
     s1: options.S1Option,
     out: Annotated[Path, typer.Option(metavar="FILE", help="Grounded image: .tif (a COG), .npz or .pt.")],
-    estimate: options.EstimateOptions,
-    scene: options.SceneOptions,
     opt_v2: Annotated[
         list[str] | None,
         typer.Option(
@@ -30,6 +29,8 @@ def ground(
             " product (.SAFE, .zip or R10m). Left out where the .npz given as --s1 holds opt_v2 too.",
         ),
     ] = None,
+    estimate: options.EstimateOptions,
+    scene: options.SceneOptions,
     deterministic: options.DeterministicOption = False,
     overwrite: options.OverwriteOption = False,
 ) -> None:

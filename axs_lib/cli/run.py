@@ -18,10 +18,9 @@ from axs_lib.cli import options
 
 @options.with_shared
 def run(
+    *,
     s1: options.S1Option,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the results.")],
-    scene: options.SceneOptions,
-    stages: options.StageOptions,
     lat: Annotated[
         float | None, typer.Option(help="Latitude in degrees; by default of the middle of the file.")
     ] = None,
@@ -29,6 +28,8 @@ def run(
         float | None, typer.Option(help="Longitude in degrees; by default of the middle of the file.")
     ] = None,
     biome: Annotated[str | None, typer.Option(help="WWF biome, a number from 1 to 14 or its name.")] = None,
+    scene: options.SceneOptions,
+    stages: options.StageOptions,
     like: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw on the grid of this raster.")] = None,
     crs: options.CrsOption = None,
     res: options.ResOption = None,

@@ -6,14 +6,12 @@ Out: a table of checks, a description, or a .pt file of opt_v3. The ``axs`` comm
 
 from __future__ import annotations
 
-import argparse
 import inspect
-import sys
 import time
-import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -21,16 +19,28 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from axs_lib import stage3_tm_ground
-from axs_lib.bands import OPTICAL_BANDS, S1_PRODUCTS, SAR_BANDS, VALID_DN
+from axs_lib.bands import OPTICAL_BANDS, SAR_BANDS, VALID_DN
 from axs_lib.checks import MIN_SIDE
-from axs_lib.cli.command import INTERRUPTED, USER_ERROR, show_warning
-from axs_lib.errors import AxionError
+from axs_lib.cli import options
+from axs_lib.cli.command import AxsGroup
+from axs_lib.errors import InputError
 from axs_lib.terramind.weights import DEFAULT_VARIANT
 
 FAILED = 1
+TIMESTEPS = 10
 TEST_VARIANT = "nano"
 TEST_SIDE = 120
 Check = tuple[str, bool, str]  # name, whether it passed, detail
+
+# A group without commands, since it is the group that makes a line of an error.
+app = typer.Typer(
+    cls=AxsGroup,
+    invoke_without_command=True,
+    subcommand_metavar="",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,88 +52,71 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, 1 where a check of ``--test`` failed, 2 for anything the user can fix.
     """
-    parser = _parser()
-    options = parser.parse_args(argv)
-    files = {"--s1": options.s1, "--opt_v2": options.opt_v2, "--output": options.output}
-    missing = [flag for flag, value in files.items() if value is None]
-    if options.mode is _infer and missing:
-        parser.error(f"--infer needs {', '.join(missing)}")
-    with warnings.catch_warnings():
-        if not sys.warnoptions:
-            warnings.showwarning = show_warning
-        try:
-            code: int = options.mode(options)
-            return code
-        except AxionError as error:
-            typer.echo(f"error: {error}", err=True)
-            return USER_ERROR
-        except KeyboardInterrupt:
-            return INTERRUPTED
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="stage3_tm_ground.py",
-        description="Stage 3: ground an optical estimate in its SAR image with TerraMind.",
-        allow_abbrev=False,
-    )
-    add, mode = parser.add_argument, parser.add_mutually_exclusive_group(required=True)
-    for name, run, text in (
-        ("--test", _test, "build the model, run it on synthetic input and check what comes out"),
-        ("--info", _info, "show the architecture, its parameters and where its weights come from"),
-        ("--infer", _infer, "ground the tensors of --s1 and --opt_v2 and write --output"),
-    ):
-        mode.add_argument(name, dest="mode", action="store_const", const=run, help=text)
-    add("--s1", type=Path, metavar="FILE", help="(B,2,H,W) or (2,H,W): VV, VH in dB")
-    add("--opt_v2", "--opt-v2", type=Path, metavar="FILE", help="(B,4,H,W) or (4,H,W): B02, B03, B04, B08 in DN")
-    add("--output", type=Path, metavar="FILE", help="opt_v3, shaped like opt_v2")
-    add("--timesteps", type=int, default=10, help="network evaluations, 1 to 1000 (default 10)")
-    add("--variant", help=f"nano or terramind_v1_*; default {DEFAULT_VARIANT}, for --test {TEST_VARIANT}")
-    add("--checkpoint", type=Path, metavar="PATH", help="weights from this file or folder")
-    add("--s1-product", choices=S1_PRODUCTS, default=S1_PRODUCTS[0], help="kind of Sentinel-1 image")
-    add("--seed", type=int, default=0, help="of the noise (default 0)")
-    add("--strength", type=float, default=1.0, help="0 keeps opt_v2, 1 starts from noise (default 1)")
-    modes = stage3_tm_ground.CORRECTION_MODES
-    add("--correction-mode", choices=modes, help="how a correction is made; default what the weights are for")
-    add("--bands", help="order of the bands in a stack that has another, such as B04,B03,B02,B08")
-    add("--device", help="cpu, cuda, cuda:1 ...; default the GPU where there is one")
-    add("--overwrite", action="store_true", help="replace an existing output")
-    add("--force", action="store_true", help="accept values that do not look like dB and DN")
-    return parser
-
-
-def _infer(options: argparse.Namespace) -> int:
-    from axs_lib.cli.ground import ground
-
-    given = vars(options) | {"s1": [options.s1], "opt_v2": [options.opt_v2], "out": options.output}
-    ground(**{name: value for name, value in given.items() if name not in ("mode", "output")})
+    try:
+        app(argv, prog_name="stage3_tm_ground.py")
+    except SystemExit as end:
+        return int(end.code or 0)
     return 0
+
+
+@app.callback()
+@options.with_shared
+def script(
+    *,
+    test: Annotated[
+        bool, typer.Option("--test", help="Build the model, run it on synthetic input and check what comes out.")
+    ] = False,
+    info: Annotated[
+        bool, typer.Option("--info", help="Show the architecture, its parameters and where its weights come from.")
+    ] = False,
+    infer: Annotated[
+        bool, typer.Option("--infer", help="Ground the tensors of --s1 and --opt_v2 and write --output.")
+    ] = False,
+    s1: Annotated[Path | None, typer.Option(metavar="FILE", help="(B,2,H,W) or (2,H,W): VV, VH in dB.")] = None,
+    opt_v2: Annotated[
+        Path | None,
+        typer.Option("--opt_v2", "--opt-v2", metavar="FILE", help="(B,4,H,W) or (4,H,W): B02, B03, B04, B08 in DN."),
+    ] = None,
+    output: Annotated[Path | None, typer.Option(metavar="FILE", help="opt_v3, shaped like opt_v2.")] = None,
+    scene: options.SceneOptions,
+    estimate: options.EstimateOptions,
+    overwrite: options.OverwriteOption = False,
+) -> None:
+    """Stage 3: ground an optical estimate in its SAR image with TerraMind, in 10 timesteps unless told otherwise."""
+    if test + info + infer != 1:
+        raise InputError("expected one of --test, --info and --infer")
+    steps = TIMESTEPS if scene.timesteps is None else options.check_timesteps(scene.timesteps)
+    if test:
+        _test(scene, estimate.correction_mode, steps)
+    elif info:
+        _info(scene)
+    else:
+        files = {"--s1": s1, "--opt_v2": opt_v2, "--output": output}
+        missing = [flag for flag, value in files.items() if value is None]
+        if missing:
+            raise InputError(f"--infer needs {', '.join(missing)}")
+        from axs_lib.cli.ground import ground
+
+        given = asdict(estimate) | asdict(scene) | {"timesteps": steps}
+        ground(s1=[s1], opt_v2=[opt_v2], out=output, overwrite=overwrite, **given)
 
 
 # -- --test -------------------------------------------------------------------------------------------------------
 
 
-def _test(options: argparse.Namespace) -> int:
-    from axs_lib.cli.options import torch_device
-
-    device = torch_device(options.device)
-    model = stage3_tm_ground.build_stage3_model(
-        options.timesteps,
-        variant=options.variant or TEST_VARIANT,
-        checkpoint=options.checkpoint and str(options.checkpoint),
-        device=device,
-        s1_product=options.s1_product,
-        correction_mode=options.correction_mode,
-    )
+def _test(scene: options.SceneOptions, correction_mode: str | None, steps: int) -> None:
+    device, variant = options.torch_device(scene.device), scene.variant or TEST_VARIANT
+    model = scene.build("ground", steps, device, variant=variant, correction_mode=correction_mode)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     typer.echo(f"{model.variant}, {parameters / 1e6:.1f} M parameters, weights: {model.provenance['AXS_WEIGHTS']}")
-    s1, opt_v2 = (image.to(device) for image in _synthetic_pair(TEST_SIDE, options.seed))
+    s1, opt_v2 = (image.to(device) for image in _synthetic_pair(TEST_SIDE, scene.seed))
     failed = 0
-    for name, passed, detail in _checks(model, s1, opt_v2, options.timesteps, options.seed):
+    for name, passed, detail in _checks(model, s1, opt_v2, steps, scene.seed):
         failed += not passed
         typer.echo(f"{'OK' if passed else 'FAILED':<8}{name:<32}{detail}".rstrip())
     typer.echo(f"{failed} check(s) failed" if failed else "all checks passed")
-    return FAILED if failed else 0
+    if failed:
+        raise typer.Exit(FAILED)
 
 
 def _checks(model: Any, s1: Tensor, opt_v2: Tensor, most: int, seed: int) -> Iterator[Check]:
@@ -173,16 +166,16 @@ class _WithoutMemory(TorchFunctionMode):
         return func(*args, **(kwargs or {}) | extra)
 
 
-def _info(options: argparse.Namespace) -> int:
+def _info(scene: options.SceneOptions) -> None:
     from axs_lib.cli.info import find_weights
     from axs_lib.grounding.load import load_corrector
     from axs_lib.terramind.load import load_generator
     from axs_lib.terramind.weights import find_variant
 
-    spec = find_variant(options.variant or DEFAULT_VARIANT)
+    spec = find_variant(scene.variant or DEFAULT_VARIANT)
     with _WithoutMemory():
-        generator = load_generator(spec.name, pretrained=False, s1_product=options.s1_product)
-        corrector = load_corrector(None, s1_product=options.s1_product)
+        generator = load_generator(spec.name, pretrained=False, s1_product=scene.s1_product)
+        corrector = load_corrector(None, s1_product=scene.s1_product)
     core, layout = generator.core, generator.layout
     modules = (core, generator.detokenizer, corrector)
     millions = [sum(parameter.numel() for parameter in module.parameters()) / 1e6 for module in modules]
@@ -204,7 +197,7 @@ tokens
   codebook        {entries} entries of {numbers} numbers (finite scalar quantization)
 
 inputs
-  s1              (B,2,H,W) {", ".join(SAR_BANDS)} in dB, {options.s1_product}
+  s1              (B,2,H,W) {", ".join(SAR_BANDS)} in dB, {scene.s1_product}
   opt_v2          (B,4,H,W) {", ".join(OPTICAL_BANDS)} in DN (reflectance x 10000)
   channels        the network's image has {generator.image_channels}
   size            H, W from {MIN_SIDE} px; above {layout.max_side} px in tiles
@@ -214,6 +207,5 @@ defaults
   {", ".join(f"{name}={defaults[name].default}" for name in shown)}
 
 weights
-  {options.checkpoint or find_weights(spec)[0]}"""
+  {scene.checkpoint or find_weights(spec)[0]}"""
     )
-    return 0
