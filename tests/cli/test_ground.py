@@ -63,12 +63,10 @@ def test_tif_to_tif(axs: Run, fake_model: FakeModel, tmp_path: Path) -> None:
         tags = written.tags()
     assert tags["AXS_VARIANT"] == "fake" and tags["AXS_SEED"] == "5" and tags["AXS_TIMESTEPS"] == "3"
     assert tags["AXS_S1_PRODUCT"] == "S1GRD" and tags["AXS_STRENGTH"] == "1.0" and tags["AXS_NFE"] == "3"
-
-
-def test_the_librarys_defaults_are_the_commands_defaults(axs: Run, fake_model: FakeModel, tmp_path: Path) -> None:
-    axs("ground", "--s1", S1, "--opt-v2", S2, "--out", tmp_path / "o.tif")
-    assert "variant" not in fake_model.built and "grounding" not in fake_model.built
-    assert fake_model.built["timesteps"] == 10 and fake_model.built["s1_product"] == "S1GRD"
+    # What is not said is left to the library.
+    result = axs("ground", "--s1", S1, "--opt-v2", S2, "--out", out, "--overwrite", "--quiet")
+    assert result.exit_code == 0 and result.output == ""
+    assert fake_model.built.keys() == {"timesteps", "device", "s1_product"} and fake_model.built["timesteps"] == 10
     expected = {"timesteps": 10, "strength": 1.0, "seed": 0, "ensemble_size": 1, "trust": None}
     assert expected.items() <= fake_model.called.items() and "hold_colour" not in fake_model.called
     assert fake_model.precision == torch.float32
@@ -124,6 +122,10 @@ def test_pt_tensors_and_a_batch(axs: Run, fake_model: FakeModel, tmp_path: Path)
     result = axs(*arguments, tmp_path / "o.tif")
     assert result.exit_code == 2 and "name it .npz or .pt" in result.stderr
     assert fake_model.called == {}
+    torch.save(s2[[2, 1, 0, 3]], tmp_path / "opt.pt")
+    arguments = ("ground", "--s1", S1, "--opt-v2", tmp_path / "opt.pt", "--bands", "B04,B03,B02,B08")
+    assert axs(*arguments, "--out", tmp_path / "one.pt").exit_code == 0
+    np.testing.assert_array_equal(torch.load(tmp_path / "one.pt", weights_only=True).numpy(), truth() + 100)
 
 
 @pytest.mark.parametrize("spelling", ["repeated", "listed"])
@@ -142,16 +144,6 @@ def test_one_file_a_band(
         np.testing.assert_array_equal(written.read(), truth() + 100)
     assert fake_model.s1 is not None
     np.testing.assert_array_equal(fake_model.s1[0].numpy(), load_sample(NAME)[0].data)
-
-
-def test_bands_of_a_stack_in_another_order(axs: Run, fake_model: FakeModel, tmp_path: Path) -> None:
-    torch.save(torch.from_numpy(truth()[[2, 1, 0, 3]]), tmp_path / "opt.pt")
-    result = axs(
-        "ground", "--s1", S1, "--opt-v2", tmp_path / "opt.pt", "--bands", "B04,B03,B02,B08",
-        "--out", tmp_path / "o.pt",
-    )  # fmt: skip
-    assert result.exit_code == 0, result.output
-    np.testing.assert_array_equal(torch.load(tmp_path / "o.pt", weights_only=True).numpy(), truth() + 100)
 
 
 def test_nodata_stays_nodata(axs: Run, fake_model: FakeModel, tmp_path: Path) -> None:
@@ -190,23 +182,17 @@ def test_the_change_that_the_sar_asked_for(
     assert same.exit_code != 0 and "name one file twice" in same.output
 
 
-def test_an_uncertainty_that_there_is_not_is_refused(axs: Run, fake_model: FakeModel, tmp_path: Path) -> None:
+def test_uncertainty_is_written_beside_the_image(axs: Run, fake_model: FakeModel, tmp_path: Path) -> None:
     out, sigma = tmp_path / "o.tif", tmp_path / "u.tif"
-    result = axs("ground", "--s1", S1, "--opt-v2", S2, "--out", out, "--uncertainty", sigma, "--ensemble-size", "1")
+    arguments = ("ground", "--s1", S1, "--opt-v2", S2, "--out", out, "--uncertainty", sigma)
+    result = axs(*arguments, "--ensemble-size", "1")
     assert result.exit_code == 2 and "expected 2 or more" in result.output
     assert not out.exists() and not sigma.exists()
-
-
-def test_uncertainty_is_written_beside_the_image(axs: Run, fake_model: FakeModel, tmp_path: Path) -> None:
-    result = axs("ground", "--s1", S1, "--opt-v2", S2, "--out", tmp_path / "o.tif", "--uncertainty", tmp_path / "u.tif")
+    result = axs(*arguments)
     assert result.exit_code == 0, result.output
     assert fake_model.called["ensemble_size"] == 4
-    with rasterio.open(tmp_path / "u.tif") as dataset:
+    with rasterio.open(sigma) as dataset:
         assert dataset.dtypes == ("float32",) * 4 and (dataset.read() == 7).all()
-
-
-def test_quiet_says_nothing(axs: Run, fake_model: FakeModel, tmp_path: Path) -> None:
-    assert axs("ground", "--s1", S1, "--opt-v2", S2, "--out", tmp_path / "o.tif", "--quiet").output == ""
 
 
 def test_an_existing_output_is_refused_before_anything_runs(axs: Run, fake_model: FakeModel, tmp_path: Path) -> None:
@@ -274,15 +260,6 @@ def test_a_gpu_without_room_is_said_in_words(axs: Run, fake_model: FakeModel, tm
     assert result.exit_code == 2 and "too little memory" in result.stderr
 
 
-def test_the_trust_map_of_an_npz_is_used(axs: Run, fake_model: FakeModel, tmp_path: Path) -> None:
-    s1, s2 = load_sample(NAME)
-    trust = np.ones((120, 120), "float32")
-    trust[:60] = 0
-    np.savez(tmp_path / "t.npz", s1=s1.data, opt_v2=s2.data, trust=trust)
-    assert axs("ground", "--s1", tmp_path / "t.npz", "--out", tmp_path / "o.npz").exit_code == 0
-    np.testing.assert_array_equal(fake_model.called["trust"].numpy()[0, 0], trust)
-
-
 class FillingModel(FakeModel):
     """Keeps what is trusted and draws 1234 DN elsewhere; NaN in the SAR stays NaN."""
 
@@ -348,16 +325,25 @@ def test_what_lies_in_the_gap_is_neither_checked_nor_seen(
     np.testing.assert_array_equal(image[:, 60:100], s2[:, 60:100])
 
 
-def test_a_mask_goes_before_the_trust_map_of_the_npz_and_is_written(
+def test_the_trust_map_of_the_npz_counts_unless_there_is_a_mask(
     axs: Run, filling_model: FillingModel, mask_file: Path, tmp_path: Path
 ) -> None:
     s1, s2 = load_sample(NAME)
-    np.savez(tmp_path / "t.npz", s1=s1.data, opt_v2=s2.data, trust=np.full((120, 120), 0.5, "float32"))
-    arguments = ("ground", "--s1", tmp_path / "t.npz", "--mask", mask_file, "--out", tmp_path / "o.npz")
+    trust = np.full((120, 120), 0.5, "float32")
+    trust[:60] = 0
+    np.savez(tmp_path / "t.npz", s1=s1.data, opt_v2=s2.data, trust=trust)
+    arguments = ("ground", "--s1", tmp_path / "t.npz", "--out", tmp_path / "o.npz", "--overwrite")
     assert axs(*arguments).exit_code == 0
+    np.testing.assert_array_equal(filling_model.called["trust"].numpy()[0, 0], trust)
+    assert axs(*arguments, "--mask", mask_file).exit_code == 0
     with np.load(tmp_path / "o.npz", allow_pickle=False) as data:
         assert (data["trust"][..., 30:60, :] == 0).all() and (data["trust"][..., 60:, :] == 1).all()
         np.testing.assert_array_equal(data["opt_v2"], s2.data)
+    assert axs(*arguments, "--mask", mask_file, "--mask-invert").exit_code == 0
+    assert (filling_model.called["trust"][0, 0, 30:60] == 1).all()
+    assert filling_model.called["trust"].mean() == 0.25
+    with np.load(tmp_path / "o.npz", allow_pickle=False) as data:
+        assert '"AXS_MASK_INVERT": "True"' in str(data["provenance"])
 
 
 def test_an_scl_mask_with_classes_and_buffer(
@@ -384,15 +370,6 @@ def test_an_scl_mask_with_classes_and_buffer(
     assert tags["AXS_MASK_BUFFER"] == "2"
 
 
-def test_an_inverted_mask(axs: Run, filling_model: FillingModel, mask_file: Path, tmp_path: Path) -> None:
-    arguments = ("ground", "--s1", S1, "--opt-v2", S2, "--mask", mask_file, "--out", tmp_path / "o.tif")
-    assert axs(*arguments, "--mask-invert").exit_code == 0
-    assert (filling_model.called["trust"][0, 0, 30:60] == 1).all()
-    assert filling_model.called["trust"].mean() == 0.25
-    with rasterio.open(tmp_path / "o.tif") as written:
-        assert written.tags()["AXS_MASK_INVERT"] == "True"
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -415,20 +392,8 @@ def test_a_mask_that_cannot_be_is_refused_before_anything_runs(
     assert fake_model.built == {} and not (tmp_path / "o.tif").exists()
 
 
-@pytest.fixture
-def guide(repository: Path) -> str:
-    return (repository / "docs" / "gaps.md").read_text(encoding="utf-8")
-
-
-def test_the_example_of_the_guide_runs(filling_model: FillingModel, guide: str) -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", guide, re.S)
-    names: dict[str, Any] = {}
-    exec(code, names)
-    unknown = names["trust"][0, 0] == 0
-    assert unknown.any() and (names["filled"][0][:, unknown] == 1234).all()
-
-
-def test_the_guide_names_options_and_classes_that_there_are(axs: Run, guide: str) -> None:
+def test_the_guide_names_options_and_classes_that_there_are(axs: Run, repository: Path) -> None:
+    guide = (repository / "docs" / "gaps.md").read_text(encoding="utf-8")
     text = axs("ground", "--help").output
     of_evaluate = {"--gaps", "--json", "--no-sar-checkpoint", "--plain-checkpoint"}
     options = set(re.findall(r"--[a-z0-9][a-z0-9-]*", guide)) - of_evaluate
