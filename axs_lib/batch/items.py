@@ -58,9 +58,8 @@ def list_items(inputs: str | os.PathLike[str], stage: Stage = "ground", outputs:
     """List the items that a user means.
 
     Args:
-        inputs: a folder, a glob (``tiles/**/*.npz``), one tile, or a ``.parquet`` or ``.csv`` manifest with the columns
-            ``path`` (an .npz), or ``s1`` and (Stage 3) ``opt_v2``, and as far as known ``id``, ``mask``, ``date``,
-            ``lat``, ``lon``, ``biome``. Paths in a manifest are relative to its folder.
+        inputs: a folder, a glob (``tiles/**/*.npz``), one tile, or a ``.parquet`` or ``.csv`` manifest with columns of
+            ``COLUMNS``. Paths in a manifest are relative to its folder.
         stage: ``"ground"`` needs SAR and optical estimate, ``"pipeline"`` SAR alone.
         outputs: folders of outputs, in which nothing is looked for.
 

@@ -23,10 +23,6 @@ if TYPE_CHECKING:
 def find_weights(settings: Mapping[str, Any], checkpoints: Mapping[str, str]) -> dict[str, str]:
     """SHA-256 of every weights file that a job loads, by stage and file name; fetched from the Hub where need be.
 
-    Args:
-        settings: of the job: its stage and variant.
-        checkpoints: of the job.
-
     Raises:
         InputError: unknown variant.
         WeightsError: weights that cannot be had.
@@ -61,19 +57,15 @@ def build_model(
     dtype: str = "float32",
     **given: Any,
 ) -> Any:
-    """The model that a command asks for; what is None is left to the library's own defaults.
+    """Stage 3 (``stage`` is ``"ground"``) or the three stages (``"pipeline"``), as a command asks for them.
 
     Args:
-        stage: ``"ground"`` for Stage 3, ``"pipeline"`` for the three stages.
+        stage: which of them.
         timesteps: default number of network evaluations.
         correction_mode: of Stage 3.
         adapter: folder of a LoRA adapter and a grounding head.
         dtype: ``"float32"`` or ``"bfloat16"``.
-        **given: further keywords of ``build_stage3_model`` or ``build_pipeline``.
-
-    Raises:
-        InputError: settings that there are not.
-        WeightsError: weights that cannot be had.
+        **given: further keywords of ``build_stage3_model`` or ``build_pipeline``; None is left to their defaults.
     """
     import torch
 
@@ -98,12 +90,7 @@ def build_model(
 
 
 def build_runner(job: Job) -> Runner:
-    """Build the model of a job in this process.
-
-    Raises:
-        WeightsError: weights that cannot be had, or other weights than the job was started with.
-        InputError: settings that there are not.
-    """
+    """Build the model of a job in this process; ``WeightsError`` for other weights than the job was started with."""
     import torch
 
     torch.set_num_threads(job.threads)

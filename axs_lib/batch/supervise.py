@@ -78,7 +78,7 @@ def run_batch(
     overwrite: bool = False,
     progress: bool = False,
 ) -> Summary:
-    """Do what is missing or changed.
+    """Do what is missing or changed; each output that is then counted as done is there.
 
     Args:
         job: what to run, and the folder of the outputs.
@@ -87,9 +87,6 @@ def run_batch(
         fail_fast: stop at the first item that fails.
         overwrite: replace outputs that the manifest does not account for, or where it cannot be read.
         progress: show a bar on stderr.
-
-    Returns:
-        Counts, and the records of what failed. Each output that is counted as done is there.
 
     Raises:
         OutputError: the folder is another job's, holds files of others, was removed in the meantime, or the disk is
@@ -140,11 +137,7 @@ def run_batch(
 
 
 def supervise(job: Job, pool: WorkerPool, tasks: Iterator[Task], count: int) -> Generator[Outcome, None, None]:
-    """Let a pool do ``count`` tasks; outcomes come as they are ready, exactly one a task. Closing it ends the pool.
-
-    Raises:
-        AxionError: the workers keep ending.
-    """
+    """Let a pool do ``count`` tasks; outcomes come as they are ready, exactly one a task. Closing it ends the pool."""
     again: list[Task] = []
     busy: dict[int, Task] = {}
     exits, in_a_row = Counter[str](), 0

@@ -1,9 +1,8 @@
 """``axs demo``: run nano on the packaged real tiles and show what it is good for.
 
-In: the sample tiles of BigEarthNet (SAR and clear optical truth). Three parts: a cloud gap of the real image filled,
-clear pixels bit for bit; a simulated Stage 2 estimate grounded in the SAR; and, last, the three stages from the SAR and
-what is known of day and place, which is an estimate and no observation. Out: a folder with GeoTIFFs and an NPZ a tile
-and part, the figures as JSON, one page to look at, and three tables on the terminal.
+In: the sample tiles of BigEarthNet (SAR and clear optical truth). Three parts: a cloud gap of the real image filled, a
+simulated Stage 2 estimate grounded in the SAR, and the three stages from SAR, day and place. Out: a folder with
+GeoTIFFs and an NPZ a tile and part, the figures as JSON, one page to look at, and three tables on the terminal.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ Figures = dict[str, dict[str, float]]  # by name of the image
 class Shown:
     """What came of one part for one tile: images (1, C, H, W) by name, figures of some of them, what made them."""
 
-    images: dict[str, Tensor]
+    images: dict[str, Tensor | None]
     figures: Figures
     tags: dict[str, str]
 
@@ -102,11 +101,7 @@ def demo(
 
 
 def check_folder(out: Path, overwrite: bool) -> None:
-    """Refuse a folder that holds anything but an earlier demo.
-
-    Raises:
-        OutputError: it does, and ``overwrite`` is false; or it is a file.
-    """
+    """Raise ``OutputError`` for a folder that holds anything but an earlier demo, unless ``overwrite``."""
     if out.exists() and not out.is_dir():
         raise OutputError(f"{out} is a file; expected the name of a folder: choose another --out")
     if overwrite or not out.is_dir() or not any(out.iterdir()):
@@ -143,9 +138,8 @@ def fill_gap(name: str, s1: Tensor, truth: Tensor, pipeline: Pipeline, settings:
     changed = (output.image - truth)[(trust == 1).expand_as(truth)].abs().max()
     figures["opt_v3"]["changed_where_clear"] = float(changed)
     tags = pipeline.stage3.provenance | {"AXS_OPT_V2_SOURCE": "observed, with a simulated cloud"}
-    return Shown(
-        {"opt_v2": clouded, "trust": trust, "opt_v3": output.image, "gate": output.gate} | _sigma(output), figures, tags
-    )
+    shown = {"opt_v2": clouded, "trust": trust, "opt_v3": output.image}
+    return Shown(shown | {"gate": output.gate, "uncertainty": output.uncertainty}, figures, tags)
 
 
 def ground_estimate(name: str, s1: Tensor, truth: Tensor, pipeline: Pipeline, settings: Mapping[str, Any]) -> Shown:
@@ -158,7 +152,8 @@ def ground_estimate(name: str, s1: Tensor, truth: Tensor, pipeline: Pipeline, se
     images = {"opt_v2": opt_v2, "opt_v3": output.image}
     figures = {key: compute_metrics(image, truth) for key, image in images.items()}
     tags = {"AXS_OPT_V2_SOURCE": f"degraded ({PRESET})", "AXS_ENSEMBLE_SIZE": str(ENSEMBLE)}
-    return Shown(images | {"gate": output.gate} | _sigma(output), figures, pipeline.stage3.provenance | tags)
+    shown = images | {"gate": output.gate, "uncertainty": output.uncertainty}
+    return Shown(shown, figures, pipeline.stage3.provenance | tags)
 
 
 def draw_from_sar(name: str, s1: Tensor, truth: Tensor, pipeline: Pipeline, settings: Mapping[str, Any]) -> Shown:
@@ -174,10 +169,6 @@ def draw_from_sar(name: str, s1: Tensor, truth: Tensor, pipeline: Pipeline, sett
     tags = {"AXS_OPT_V2_SOURCE": "stage2", "AXS_NOTICE": NOTICE}
     tags |= {f"AXS_METADATA_{key.upper()}": str(value) for key, value in metadata.items()}
     return Shown(images, figures, pipeline.provenance | tags)
-
-
-def _sigma(output: Any) -> dict[str, Tensor]:
-    return {} if output.uncertainty is None else {"uncertainty": output.uncertainty}
 
 
 Make = Callable[[str, "Tensor", "Tensor", "Pipeline", Mapping[str, Any]], Shown]
@@ -209,7 +200,7 @@ def _write(folder: Path, sar: Raster, optical: Raster, images: Mapping[str, Tens
     """GeoTIFFs of the optical images and an NPZ of everything; files of an earlier run are replaced."""
     from axs_lib.io.results import grid_like, optical_layer, write_arrays, write_layer
 
-    arrays = {name: image[0].numpy() for name, image in images.items()}
+    arrays = {name: image[0].numpy() for name, image in images.items() if image is not None}
     layers = {name: image for name, image in arrays.items() if name.startswith("opt_")}
     for name, image in (layers | {"truth": optical.data}).items():
         made = {} if name == "truth" else tags

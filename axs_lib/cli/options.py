@@ -197,11 +197,7 @@ class EstimateOptions:
             raise InputError(f"--strength is {self.strength}; expected a number from 0 (keep the estimate) to 1")
 
     def mask_file(self, path: Path | None) -> MaskFile | None:
-        """The mask at this path, to be read as the options say.
-
-        Raises:
-            InputError: options without a mask, or classes that there are not.
-        """
+        """The mask at this path, to be read as the options say; ``InputError`` for options without a mask."""
         from axs_lib.io.masks import MaskFile, scl_numbers
 
         if path is None:
@@ -245,11 +241,7 @@ def with_shared(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def parse_edges(bounds: str, crs: str | None = None) -> list[float]:
-    """The four numbers of ``--bounds``; given a CRS in whose units they are, as degrees.
-
-    Raises:
-        InputError: they are none, or another count, or the CRS is unknown.
-    """
+    """The four numbers of ``--bounds``; given a CRS in whose units they are, as degrees."""
     try:
         edges = [float(edge) for edge in bounds.split(",")]
     except ValueError:
@@ -268,11 +260,7 @@ def parse_edges(bounds: str, crs: str | None = None) -> list[float]:
 
 
 def grid_from(like: Path | None, crs: str | None, res: float | None, bounds: str | None) -> SceneGrid | None:
-    """The grid that ``--like``, or ``--crs --res --bounds``, describe; None for none of them.
-
-    Raises:
-        InputError: both or only a part is given, or it is no grid.
-    """
+    """The grid that ``--like``, or ``--crs --res --bounds`` together, describe; None for none of them."""
     from axs_lib.io.grid import SceneGrid
 
     given = [value is not None for value in (crs, res, bounds)]
@@ -286,33 +274,21 @@ def grid_from(like: Path | None, crs: str | None, res: float | None, bounds: str
 
 
 def recommended_timesteps(variant: str | None) -> int:
-    """Network evaluations that a variant's weights recommend, where ``--timesteps`` is left out.
-
-    Raises:
-        InputError: unknown variant.
-    """
+    """Network evaluations that a variant's weights recommend, where ``--timesteps`` is left out."""
     from axs_lib.terramind.weights import DEFAULT_VARIANT, find_variant
 
     return find_variant(variant or DEFAULT_VARIANT).timesteps
 
 
 def check_timesteps(timesteps: int) -> int:
-    """The value of ``--timesteps``, without loading torch as the library's own check does.
-
-    Raises:
-        InputError: it is not from 1 to 1000.
-    """
+    """The value of ``--timesteps`` where it is from 1 to 1000; without torch, which the library's own check loads."""
     if not 1 <= timesteps <= MOST_TIMESTEPS:
         raise InputError(f"--timesteps is {timesteps}; expected an integer from 1 to {MOST_TIMESTEPS}")
     return timesteps
 
 
 def torch_device(name: str | None) -> str:
-    """The torch device of this name, or the best there is.
-
-    Raises:
-        InputError: there is no such device here.
-    """
+    """The torch device of this name, or the best there is; ``InputError`` where it is not here."""
     import torch
 
     if name is None:
