@@ -82,11 +82,6 @@ def test_masks_of_a_manifest_are_read_as_the_options_say(axs: Run, called: Calle
     }  # fmt: skip
 
 
-def test_lower_precision_reaches_the_job(axs: Run, called: Called) -> None:
-    assert axs("batch", "in", "--out", "out", "--dtype", "bfloat16").exit_code == 0
-    assert called.job is not None and called.job.settings["dtype"] == "bfloat16"
-
-
 def test_failures_are_named_and_counted(axs: Run, called: Called) -> None:
     job = Job(runners.build_runner, {}, {}, "/out")
     failed = [make_record(job, Task(Item(f"t{n}", f"/in/{n}.npz"), 0), "failed", "it is bad") for n in range(12)]

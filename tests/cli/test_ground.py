@@ -14,7 +14,7 @@ import rasterio
 import torch
 
 from axs_lib import stage3_tm_ground
-from axs_lib.bands import OPTICAL_BANDS, SAR_BANDS
+from axs_lib.bands import OPTICAL_BANDS
 from axs_lib.data.samples import load_sample, sample_paths
 from axs_lib.io.masks import SCL_CLASSES, SCL_DROPPED
 
@@ -31,20 +31,6 @@ def npz(tmp_path: Path) -> Path:
     path = tmp_path / "sample.npz"
     np.savez(path, s1_vv=s1.data[0], s1_vh=s1.data[1], opt_v2=s2.data)
     return path
-
-
-@pytest.fixture
-def band_files(tmp_path: Path) -> dict[str, Path]:
-    """The sample tile as one GeoTIFF a band."""
-    files = {}
-    for source, names in ((S1, SAR_BANDS), (S2, OPTICAL_BANDS)):
-        with rasterio.open(source) as dataset:
-            profile = {**dataset.profile, "count": 1}
-            for index, name in enumerate(names, start=1):
-                files[name] = tmp_path / f"tile_{name}.tif"
-                with rasterio.open(files[name], "w", **profile) as single:
-                    single.write(dataset.read(index), 1)
-    return files
 
 
 def truth() -> np.ndarray:
@@ -88,22 +74,6 @@ def test_every_option_reaches_the_model(axs: Run, fake_model: FakeModel, npz: Pa
     assert fake_model.precision == torch.bfloat16
 
 
-def test_bfloat16_changes_the_image_by_next_to_nothing(axs: Run, tmp_path: Path) -> None:
-    images = {}
-    for dtype in ("float32", "bfloat16"):
-        out = tmp_path / f"{dtype}.tif"
-        result = axs(
-            "ground", "--s1", S1, "--opt-v2", S2, "--out", out, "--variant", "nano", "--timesteps", 1,
-            "--correction-mode", "difference", "--device", "cpu", "--dtype", dtype,
-        )  # fmt: skip
-        assert result.exit_code == 0, result.output
-        with rasterio.open(out) as written:
-            assert written.tags()["AXS_DTYPE"] == dtype
-            images[dtype] = written.read().astype(np.float64)
-    difference = images["bfloat16"] - images["float32"]
-    assert 0 < np.sqrt(np.mean(difference**2)) < 5
-
-
 def test_one_npz_holds_both(axs: Run, fake_model: FakeModel, npz: Path, tmp_path: Path) -> None:
     assert axs("ground", "--s1", npz, "--out", tmp_path / "o.npz").exit_code == 0
     with np.load(tmp_path / "o.npz", allow_pickle=False) as data:
@@ -126,38 +96,6 @@ def test_pt_tensors_and_a_batch(axs: Run, fake_model: FakeModel, tmp_path: Path)
     arguments = ("ground", "--s1", S1, "--opt-v2", tmp_path / "opt.pt", "--bands", "B04,B03,B02,B08")
     assert axs(*arguments, "--out", tmp_path / "one.pt").exit_code == 0
     np.testing.assert_array_equal(torch.load(tmp_path / "one.pt", weights_only=True).numpy(), truth() + 100)
-
-
-@pytest.mark.parametrize("spelling", ["repeated", "listed"])
-def test_one_file_a_band(
-    axs: Run, fake_model: FakeModel, band_files: dict[str, Path], tmp_path: Path, spelling: str
-) -> None:
-    if spelling == "repeated":
-        sar = [part for b in ("VH", "VV") for part in ("--s1", band_files[b])]
-        optical = [part for b in OPTICAL_BANDS[::-1] for part in ("--opt-v2", band_files[b])]
-    else:
-        sar = ["--s1", *(band_files[b] for b in SAR_BANDS)]
-        optical = ["--opt-v2", *(band_files[b] for b in OPTICAL_BANDS)]
-    result = axs("ground", *sar, *optical, "--out", tmp_path / "o.tif")
-    assert result.exit_code == 0, result.output
-    with rasterio.open(tmp_path / "o.tif") as written:
-        np.testing.assert_array_equal(written.read(), truth() + 100)
-    assert fake_model.s1 is not None
-    np.testing.assert_array_equal(fake_model.s1[0].numpy(), load_sample(NAME)[0].data)
-
-
-def test_nodata_stays_nodata(axs: Run, fake_model: FakeModel, tmp_path: Path) -> None:
-    with rasterio.open(S2) as dataset:
-        data, profile = dataset.read(), {**dataset.profile, "nodata": 9999}
-    data[:, :7] = 9999
-    with rasterio.open(tmp_path / "holes.tif", "w", **profile) as dataset:
-        dataset.write(data)
-        dataset.descriptions = OPTICAL_BANDS
-    assert axs("ground", "--s1", S1, "--opt-v2", tmp_path / "holes.tif", "--out", tmp_path / "o.tif").exit_code == 0
-    with rasterio.open(tmp_path / "o.tif") as written:
-        assert written.nodata == 0
-        image = written.read()
-    assert (image[:, :7] == 0).all() and (image[:, 7:] > 0).all()
 
 
 def test_the_change_that_the_sar_asked_for(
@@ -203,22 +141,6 @@ def test_an_existing_output_is_refused_before_anything_runs(axs: Run, fake_model
     assert out.read_bytes() == b"precious" and fake_model.built == {}
     assert axs("ground", "--s1", S1, "--opt-v2", S2, "--out", out, "--overwrite").exit_code == 0
     assert out.read_bytes() != b"precious"
-
-
-def test_implausible_values_need_force(axs: Run, fake_model: FakeModel, tmp_path: Path) -> None:
-    s1, s2 = load_sample(NAME)
-    cases = {
-        "digital": {"s1": 3000 * 10 ** (s1.data / 20), "opt_v2": s2.data},
-        "reflectance": {"s1": s1.data, "opt_v2": s2.data / 10_000},
-    }
-    for name, arrays in cases.items():
-        np.savez(tmp_path / f"{name}.npz", **arrays)
-        arguments = ("ground", "--s1", tmp_path / f"{name}.npz", "--out", tmp_path / f"{name}_out.npz")
-        result = axs(*arguments)
-        assert result.exit_code == 2 and "--force" in result.stderr, result.output
-        assert fake_model.built == {} and not (tmp_path / f"{name}_out.npz").exists()
-        assert axs(*arguments, "--force").exit_code == 0
-        fake_model.built = {}
 
 
 @pytest.mark.parametrize(
