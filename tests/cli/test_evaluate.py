@@ -126,34 +126,18 @@ def test_options_reach_the_model(folder: Path, tmp_path: Path, built: list[dict[
     assert "2 tiles, quality ok" in result.stdout and "Per tile" not in result.stdout
 
 
-@pytest.fixture
-def built_pipelines(monkeypatch: pytest.MonkeyPatch) -> list[tuple[dict[str, Any], FromSar]]:
-    """Replace the pipeline; the list holds how each was asked for, and what was given."""
-    asked: list[tuple[dict[str, Any], FromSar]] = []
-
-    def build(**options: Any) -> FromSar:
-        asked.append((options, FromSar()))
-        return asked[-1][1]
-
-    monkeypatch.setattr(pipeline_module, "build_pipeline", build)
-    return asked
-
-
 @pytest.mark.parametrize("way", [("--stage", "pipeline"), ("--opt-v2-source", "stage2")])
 def test_the_whole_pipeline(
-    folder: Path,
-    tmp_path: Path,
-    built: list[dict[str, Any]],
-    built_pipelines: list[tuple[dict[str, Any], FromSar]],
-    way: tuple[str, str],
+    folder: Path, tmp_path: Path, built: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, way: tuple[str, str]
 ) -> None:
+    pipeline, asked = FromSar(), {}
+    monkeypatch.setattr(pipeline_module, "build_pipeline", lambda **options: (asked.update(options), pipeline)[1])
     target = tmp_path / "report.json"
     result = run("--data", folder, *way, "--timesteps", 4, "--controls", "--json", target,
                  "--correction-mode", "difference", "--stage1-checkpoint", "one", "--hold-colour")  # fmt: skip
     assert result.exit_code == 0, result.output
     assert not built, "Stage 3 comes with the pipeline"
-    ((options, pipeline),) = built_pipelines
-    assert options == {
+    assert asked == {
         "stage1_timesteps": 4, "stage3_timesteps": 4, "variant": "nano", "device": DEVICE, "s1_product": "S1GRD",
         "stage1_checkpoint": Path("one"),
     }  # fmt: skip
