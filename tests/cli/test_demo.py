@@ -4,42 +4,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import rasterio
-import torch
-from torch import Tensor
 
 from axs_lib import pipeline as pipeline_module
 from axs_lib.bands import OPTICAL_BANDS
 from axs_lib.data.samples import load_sample, sample_metadata, sample_names
 from axs_lib.pipeline import Pipeline, build_pipeline
-from axs_lib.stage3_tm_ground import Stage3Output
 
-from .conftest import FakeModel, FakePipeline
+from .conftest import FakePipeline
 
 Run = Callable[..., Any]
 PARTS = ("gap", "estimate", "from_sar")
 FILES = {"truth.tif", "opt_v2.tif", "opt_v3.tif", "tile.npz"}
-
-
-class Filling(FakeModel):
-    """Fills gaps with 1000 DN."""
-
-    def ground(self, s1: Tensor, opt_v2: Tensor, **settings: Any) -> Stage3Output:
-        output = super().ground(s1, opt_v2, **settings)
-        trust = settings.get("trust", torch.ones(1))
-        return replace(output, image=output.image.masked_fill(trust == 0, 1000.0))
-
-
-@pytest.fixture
-def fake_pipeline(fake_pipeline: FakePipeline) -> FakePipeline:
-    fake_pipeline.stage3 = Filling()
-    return fake_pipeline
 
 
 @pytest.fixture
