@@ -49,9 +49,10 @@ class Item:
     mask: str | None = None  # of the optical image
 
     @property
-    def paths(self) -> tuple[str, ...]:
-        """The files that are read."""
-        return tuple(path for path in (self.s1, self.opt_v2, self.mask) if path is not None)
+    def files(self) -> dict[str, str]:
+        """The files that are read, by their role."""
+        roles = {"s1": self.s1, "opt_v2": self.opt_v2, "mask": self.mask}
+        return {role: path for role, path in roles.items() if path is not None}
 
 
 def list_items(inputs: str | os.PathLike[str], stage: Stage = "ground", outputs: Collection[Path] = ()) -> list[Item]:

@@ -200,7 +200,7 @@ def _tasks(job: Job, items: Iterable[Item], manifest: Manifest, overwrite: bool)
 
 
 def _check_outputs(job: Job, items: Sequence[Item]) -> None:
-    inputs = {path for item in items for path in item.paths}
+    inputs = {path for item in items for path in item.files.values()}
     for item in items:
         outputs = [os.path.realpath(path) for path in job.outputs(item).values()]
         if len(set(outputs)) < len(outputs):

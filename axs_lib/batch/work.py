@@ -109,9 +109,9 @@ class Worker:
         if lock_inode(job.out) != task.lock:
             return Outcome(item.id, stop=f"{job.out} was removed or replaced while the job ran")
         try:
-            stamps = [_stamp(path) for path in item.paths]
-            made["hashes"] = hashes = {path: _sha256(path) for path in item.paths}
-            if task.done_as and task.done_as == job.key(item, _named(item, hashes)):
+            stamps = [_stamp(path) for path in item.files.values()]
+            made["hashes"] = hashes = {role: _sha256(path) for role, path in item.files.items()}
+            if task.done_as and task.done_as == job.key(item, hashes):
                 with contextlib.suppress(InputError):  # an output that cannot be read is made again
                     if {path: _sha256(path) for path in task.sha256} == task.sha256:
                         return Outcome(item.id)
@@ -128,8 +128,10 @@ class Worker:
                 for path in places.values():
                     path.parent.mkdir(parents=True, exist_ok=True)
                 made["notes"] = self._runner(item, places)
-                if [_stamp(path) for path in item.paths] != stamps:
-                    raise InputError(f"{' or '.join(item.paths)} changed while it was read; run the batch again")
+                if [_stamp(path) for path in item.files.values()] != stamps:
+                    raise InputError(
+                        f"{' or '.join(item.files.values())} changed while it was read; run the batch again"
+                    )
                 size = places[IMAGE].stat().st_size
                 written = {str(path): _sha256(str(places[name])) for name, path in outputs.items()}
                 if lock_inode(job.out) != task.lock:  # nothing is written to a folder that is another job's
@@ -152,15 +154,14 @@ def make_record(
     error: str = "",
     *,
     seconds: float = 0.0,
-    hashes: Mapping[str, str] | None = None,
+    hashes: Mapping[str, str] | None = None,  # of the inputs, by their role
     worker: str | None = None,
     written: Mapping[str, str] | None = None,
     size: int = 0,
     notes: Sequence[str] = (),
 ) -> Record:
     """The row of the manifest for an item that is finished, one way or the other."""
-    item = task.item
-    named = _named(item, hashes or {})
+    item, hashes = task.item, hashes or {}
     outputs = {name: str(path) for name, path in job.outputs(item).items()}
     if status not in ("started", "done"):  # what is there of an earlier run is still this batch's own
         outputs = {name: path for name, path in outputs.items() if path in task.ours and os.path.lexists(path)}
@@ -172,12 +173,12 @@ def make_record(
         opt_v2=item.opt_v2,
         mask=item.mask,
         metadata=_json(dict(item.metadata)),
-        s1_sha256=named.get("s1", ""),
-        opt_v2_sha256=named.get("opt_v2", ""),
-        mask_sha256=named.get("mask", ""),
+        s1_sha256=hashes.get("s1", ""),
+        opt_v2_sha256=hashes.get("opt_v2", ""),
+        mask_sha256=hashes.get("mask", ""),
         weights=_json(dict(job.weights)),
         settings=_json(dict(job.settings)),
-        key=job.key(item, named) if status == "done" else "",
+        key=job.key(item, hashes) if status == "done" else "",
         status=status,
         error=error,
         notes="; ".join(notes),
@@ -206,12 +207,6 @@ def _check_places(job: Job, task: Task) -> None:
                 f"{output} exists already and the manifest does not account for it; move it away, or add {OVERWRITE} if"
                 " it may be replaced"
             )
-
-
-def _named(item: Item, hashes: Mapping[str, str]) -> dict[str, str]:
-    """Hashes by the role of the file."""
-    roles = {"s1": item.s1, "opt_v2": item.opt_v2, "mask": item.mask}
-    return {role: hashes[path] for role, path in roles.items() if path is not None and path in hashes}
 
 
 def _json(value: object) -> str:
