@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,17 +17,10 @@ from axs_lib import pipeline as pipeline_module
 from axs_lib import stage3_tm_ground
 from axs_lib.cli.app import app
 from axs_lib.evaluate import plain as plain_module
-from axs_lib.grounding.large import NO_CONTROLS, GroundingControls
+from axs_lib.grounding.large import NO_CONTROLS
 from axs_lib.pipeline import PipelineOutput
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-
-
-@dataclass
-class Output:
-    image: Tensor
-    proposal: Tensor
-    nfe: int
 
 
 class HalfWay:
@@ -44,19 +36,12 @@ class HalfWay:
         self.hold_colour = False
 
     def ground(
-        self,
-        s1: Tensor,
-        opt_v2: Tensor,
-        timesteps: int | None = None,
-        *,
-        seed: int = 0,
-        trust: Tensor | None = None,
-        controls: GroundingControls = NO_CONTROLS,
-    ) -> Output:
-        proposal = controls.proposal
+        self, s1: Tensor, opt_v2: Tensor, timesteps: int | None = None, *, controls: Any = NO_CONTROLS, **options: Any
+    ) -> SimpleNamespace:
         opt_v2 = opt_v2.nan_to_num(2000.0)
         image = (opt_v2 + opt_v2.mean((2, 3), keepdim=True)) / 2
-        return Output(image, image if proposal is None else proposal, timesteps or self.timesteps)
+        proposal = image if controls.proposal is None else controls.proposal
+        return SimpleNamespace(image=image, proposal=proposal, nfe=timesteps or self.timesteps)
 
 
 class FromSar:
@@ -232,10 +217,8 @@ def test_reports_are_not_overwritten_unasked(folder: Path, tmp_path: Path, built
     target = tmp_path / "report.json"
     target.write_text("mine")
     refused = run("--data", folder, "--json", target)
-    assert refused.exit_code == 2
-    assert "--overwrite" in refused.output
-    assert target.read_text() == "mine"
-    assert not built, "refused before the model is built"
+    assert refused.exit_code == 2 and "--overwrite" in refused.output
+    assert target.read_text() == "mine" and not built, "refused before the model is built"
     assert run("--data", folder, "--json", target, "--overwrite").exit_code == 0
     assert json.loads(target.read_text())["quality"] == "ok"
 
