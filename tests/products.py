@@ -20,23 +20,14 @@ METADATA = (
 PRODUCT = "S2A_MSIL2A_20210714T112121_N0500_R037_T29UPU_20230120T101010.SAFE"
 
 
-def write(path: Path, data: np.ndarray, names: tuple[str, ...] | None = None, **more: Any) -> Path:
+def write(path: Path, data: np.ndarray, names: tuple[str, ...] | None = None, **profile: Any) -> Path:
+    """A raster (C, H, W) of any driver; a GeoTIFF by default."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    tags, scale, colours, gcps = (more.pop(key, None) for key in ("tags", "scale", "colours", "gcps"))
-    place = {} if gcps else {"crs": CRS, "transform": PLACE}
-    profile = {"driver": "GTiff", "count": len(data), "height": data.shape[1], "width": data.shape[2]}
-    with rasterio.open(path, "w", **(profile | {"dtype": data.dtype} | place | more)) as file:
-        if colours:
-            file.colorinterp = colours
+    shape = {"count": len(data), "height": data.shape[1], "width": data.shape[2], "dtype": data.dtype}
+    with rasterio.open(path, "w", **({"driver": "GTiff", "crs": CRS, "transform": PLACE} | shape | profile)) as file:
         file.write(data)
         if names:
             file.descriptions = names
-        if tags:
-            file.update_tags(**tags)
-        if scale:
-            file.scales, file.offsets = ((value,) * len(data) for value in scale)
-        if gcps:
-            file.gcps = gcps
     return path
 
 

@@ -93,7 +93,7 @@ def _outcome(slot: _Slot) -> Outcome | WorkerExit:
     """What a worker reports, or how it ended."""
     with contextlib.suppress(EOFError, OSError):
         if slot.pipe.poll():  # also what it sent before it ended
-            return slot.pipe.recv()  # type: ignore[no-any-return]
+            return slot.pipe.recv()
     slot.process.join()
     code = slot.process.exitcode or 0
     if code >= 0:

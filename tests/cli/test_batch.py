@@ -105,7 +105,6 @@ def test_failures_are_named_and_counted(axs: Run, called: Called) -> None:
         (("in", "--device", "cuda:1"), "choose GPUs by CUDA_VISIBLE_DEVICES"),
         (("in", "--mask-buffer", "3"), "add --mask FILE"),
         (("nowhere",), "holds no tile; expected tiles as NAME.npz"),
-        (("in", "--workers", "0"), "--workers"),
         (("in", "--stage", "stage9"), "stage9"),
     ],
 )

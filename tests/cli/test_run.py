@@ -120,9 +120,7 @@ def test_existing_results_are_kept(axs: Run, fake_pipeline: FakePipeline, tmp_pa
         (("--lon", "200"), "lon is 200"),
         (("--biome", "15"), "biome is 15"),
         (("--biome", "jungle"), "biome is 'jungle'"),
-        (("--timesteps", "0"), "1 to 1000"),
         (("--variant", "nanno"), "Did you mean 'nano'"),
-        (("--device", "cuda:99"), "--device cuda:99"),
         (("--bands", "VV,XX"), "XX"),
     ],
 )

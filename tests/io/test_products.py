@@ -20,8 +20,9 @@ from axs_lib.bands import OPTICAL_BANDS, SAR_BANDS
 from axs_lib.errors import InputError
 from axs_lib.io.pixels import Reading
 from axs_lib.io.products import ReadingWarning, Source, open_source
-from tests.products import METADATA, PLACE, PRODUCT, write, write_safe
+from tests.products import METADATA, PRODUCT, write_safe
 
+CRS, PLACE = "EPSG:32633", Affine(10, 0, 500_000, 0, -10, 6_000_000)
 H, W = 60, 50
 
 
@@ -36,6 +37,26 @@ def optical() -> np.ndarray:
     rng = np.random.default_rng(2)
     level = np.array([400, 700, 600, 2500])[:, None, None]
     return (level * (1 + 0.2 * rng.standard_normal((4, H, W)))).clip(60, 9000).astype("uint16")
+
+
+def write(path: Path, data: np.ndarray, names: tuple[str, ...] | None = None, **more: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tags, scale, colours, gcps = (more.pop(key, None) for key in ("tags", "scale", "colours", "gcps"))
+    place = {} if gcps else {"crs": CRS, "transform": PLACE}
+    profile = {"driver": "GTiff", "count": len(data), "height": data.shape[1], "width": data.shape[2]}
+    with rasterio.open(path, "w", **(profile | {"dtype": data.dtype} | place | more)) as file:
+        if colours:
+            file.colorinterp = colours
+        file.write(data)
+        if names:
+            file.descriptions = names
+        if tags:
+            file.update_tags(**tags)
+        if scale:
+            file.scales, file.offsets = ((value,) * len(data) for value in scale)
+        if gcps:
+            file.gcps = gcps
+    return path
 
 
 def opened(what: Any, wanted: tuple[str, ...], **how: Any) -> tuple[Source, np.ndarray]:
