@@ -34,36 +34,35 @@ def batch(
             " as known id, mask, date, lat, lon, biome.",
         ),
     ],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the outputs and the manifest.")],
+    out: Annotated[Path, options.option("Folder for the outputs and the manifest.", metavar="DIR")],
     stage: Annotated[
-        Literal["ground", "pipeline"],
-        typer.Option(help="ground: Stage 3 on SAR and opt_v2; pipeline: all stages on SAR."),
+        Literal["ground", "pipeline"], options.option("ground: Stage 3 on SAR and opt_v2; pipeline: all stages on SAR.")
     ] = "ground",
-    engine: Annotated[Literal["local", "ray"], typer.Option(help="This machine's processes, or Ray.")] = "local",
+    engine: Annotated[Literal["local", "ray"], options.option("This machine's processes, or Ray.")] = "local",
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Workers, one model each; by default one a core, or as GPUs allow.")
+        int | None, options.option("Workers, one model each; by default one a core, or as GPUs allow.", min=1)
     ] = None,
     address: Annotated[
-        str | None, typer.Option(help="Of a Ray cluster, such as auto; by default Ray is started here.")
+        str | None, options.option("Of a Ray cluster, such as auto; by default Ray is started here.")
     ] = None,
     gpus_per_worker: Annotated[
-        float | None, typer.Option(min=0, max=1, help="GPU share of a worker, such as 1 or 0.5; 0 is the CPU.")
+        float | None, options.option("GPU share of a worker, such as 1 or 0.5; 0 is the CPU.", min=0, max=1)
     ] = None,
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads of each worker.")] = 1,
+    threads: Annotated[int, options.option("CPU threads of each worker.", min=1)] = 1,
     estimate: options.EstimateOptions,
     scene: options.SceneOptions,
     stages: options.StageOptions,
     deterministic: Annotated[
-        bool, typer.Option("--deterministic", help="One tile at a time: what axs batch always does.")
+        bool, options.option("One tile at a time: what axs batch always does.", "--deterministic")
     ] = True,
     format: Annotated[
-        Literal["npz", "tif"], typer.Option(help="Of the outputs; a .tif holds the last image alone.")
+        Literal["npz", "tif"], options.option("Of the outputs; a .tif holds the last image alone.")
     ] = "npz",
-    fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at the first item that fails.")] = False,
+    fail_fast: Annotated[bool, options.option("Stop at the first item that fails.", "--fail-fast")] = False,
     overwrite: Annotated[
         bool,
-        typer.Option(
-            "--overwrite", help="Replace outputs that the manifest does not account for, or where it cannot be read."
+        options.option(
+            "Replace outputs that the manifest does not account for, or where it cannot be read.", "--overwrite"
         ),
     ] = False,
 ) -> None:

@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
-import typer
-
 from axs_lib.cli import options
 from axs_lib.errors import OutputError
 
@@ -54,10 +52,10 @@ class Shown:
 
 
 def demo(
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the results.")] = Path("demo_output"),
+    out: Annotated[Path, options.option("Folder for the results.", metavar="DIR")] = Path("demo_output"),
     timesteps: options.TimestepsOption = None,
-    seed: Annotated[int, typer.Option(help="Seed of the simulated errors and of the noise.")] = 0,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Use a folder that holds other files, too.")] = False,
+    seed: Annotated[int, options.option("Seed of the simulated errors and of the noise.")] = 0,
+    overwrite: Annotated[bool, options.option("Use a folder that holds other files, too.", "--overwrite")] = False,
 ) -> None:
     """Fill a gap, ground an estimate and run the three stages with nano on real tiles, and show the results."""
     from rich.console import Console

@@ -19,12 +19,12 @@ def fetch(
         str, typer.Argument(metavar="CATALOG", help="Address of a STAC API, or path of a static catalogue.")
     ],
     bounds: options.BoundsOption,
-    dates: Annotated[str, typer.Option(help="First and last day, as 2021-07-01/2021-07-31.")],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for s1.tif, s2.tif and trust.tif.")],
+    dates: Annotated[str, options.option("First and last day, as 2021-07-01/2021-07-31.")],
+    out: Annotated[Path, options.option("Folder for s1.tif, s2.tif and trust.tif.", metavar="DIR")],
     sar_collection: Annotated[
-        str, typer.Option(help="Collection of terrain-corrected Sentinel-1 backscatter.")
+        str, options.option("Collection of terrain-corrected Sentinel-1 backscatter.")
     ] = "sentinel-1-rtc",
-    optical_collection: Annotated[str, typer.Option(help="Collection of Sentinel-2 L2A.")] = "sentinel-2-l2a",
+    optical_collection: Annotated[str, options.option("Collection of Sentinel-2 L2A.")] = "sentinel-2-l2a",
     s1_unit: options.S1UnitOption = "auto",
     crs: options.CrsOption = None,
     res: options.ResOption = None,

@@ -11,8 +11,6 @@ import functools
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
 from axs_lib.cli import options
 
 
@@ -20,13 +18,13 @@ from axs_lib.cli import options
 def ground(
     *,
     s1: options.S1Option,
-    out: Annotated[Path, typer.Option(metavar="FILE", help="Grounded image: .tif (a COG), .npz or .pt.")],
+    out: Annotated[Path, options.option("Grounded image: .tif (a COG), .npz or .pt.", metavar="FILE")],
     opt_v2: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="FILE [FILE ...]",
-            help="B02, B03, B04, B08 in DN (reflectance x 10000): one stack, one file a band, or a Sentinel-2 L2A"
+        options.option(
+            "B02, B03, B04, B08 in DN (reflectance x 10000): one stack, one file a band, or a Sentinel-2 L2A"
             " product (.SAFE, .zip or R10m). Left out where the .npz given as --s1 holds opt_v2 too.",
+            metavar="FILE [FILE ...]",
         ),
     ] = None,
     estimate: options.EstimateOptions,

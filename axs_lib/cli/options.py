@@ -32,7 +32,8 @@ S1Unit = Literal["auto", "db", "power", "amplitude"]
 CorrectionMode = Literal["learned", "difference"]
 
 
-def _option(help: str, *names: str, **more: Any) -> Any:
+def option(help: str, *names: str, **more: Any) -> Any:
+    """``typer.Option`` with its help first."""
     return typer.Option(*names, help=help, **more)
 
 
@@ -43,33 +44,33 @@ def _path(help: str, metavar: str = "PATH") -> Any:
 # Options of some commands
 S1Option = Annotated[
     list[str],
-    _option(
+    option(
         "VV and VH: one stack, or one file a band: GeoTIFF, COG, JPEG 2000, .npz or .pt. On another grid it is warped.",
         metavar="FILE [FILE]",
     ),
 ]
-S1UnitOption = Annotated[S1Unit, _option("Unit of the SAR; auto goes by names and values and prints what it decided.")]
+S1UnitOption = Annotated[S1Unit, option("Unit of the SAR; auto goes by names and values and prints what it decided.")]
 TimestepsOption = Annotated[
     int | None,
-    _option(
+    option(
         "Network evaluations, 1 to 1000: 1 is the most accurate, more are sharper; by default what the weights"
         " recommend (nano: 1)."
     ),
 ]
 CorrectionModeOption = Annotated[
-    CorrectionMode | None, _option("How a correction is made; by default what the weights were trained for.")
+    CorrectionMode | None, option("How a correction is made; by default what the weights were trained for.")
 ]
 DeterministicOption = Annotated[
-    bool, _option("One tile at a time, so that runs agree to the last DN; slower.", "--deterministic")
+    bool, option("One tile at a time, so that runs agree to the last DN; slower.", "--deterministic")
 ]
-CrsOption = Annotated[str | None, _option("CRS of the output, such as EPSG:32633.")]
-ResOption = Annotated[float | None, _option("Its pixel side, in units of the CRS.")]
+CrsOption = Annotated[str | None, option("CRS of the output, such as EPSG:32633.")]
+ResOption = Annotated[float | None, option("Its pixel side, in units of the CRS.")]
 BoundsOption = Annotated[
     str | None,
-    _option("Extent, in units of --crs; in degrees where no --crs is given.", metavar="LEFT,BOTTOM,RIGHT,TOP"),
+    option("Extent, in units of --crs; in degrees where no --crs is given.", metavar="LEFT,BOTTOM,RIGHT,TOP"),
 ]
-OverwriteOption = Annotated[bool, _option("Replace existing outputs.", "--overwrite")]
-QuietOption = Annotated[bool, _option("Print nothing but errors.", "--quiet", "-q")]
+OverwriteOption = Annotated[bool, option("Replace existing outputs.", "--overwrite")]
+QuietOption = Annotated[bool, option("Print nothing but errors.", "--quiet", "-q")]
 
 
 @dataclass(frozen=True)
@@ -81,19 +82,19 @@ class ModelOptions:
         Path | None,
         _path("LoRA adapter and grounding head for Stage 3, from this folder of `axs train stage3` or `head`.", "DIR"),
     ] = None
-    s1_product: Annotated[Product, _option("Kind of Sentinel-1 image.")] = "S1GRD"
-    seed: Annotated[int, _option("Seed of the noise.")] = 0
+    s1_product: Annotated[Product, option("Kind of Sentinel-1 image.")] = "S1GRD"
+    seed: Annotated[int, option("Seed of the noise.")] = 0
     hold_colour: Annotated[
-        bool, _option("Change detail only: no flood comes through, none is invented.", "--hold-colour")
+        bool, option("Change detail only: no flood comes through, none is invented.", "--hold-colour")
     ] = False
     device: Annotated[
-        str | None, _option("cpu, cuda, cuda:1 ...; by default a GPU where there is one, else the CPU.")
+        str | None, option("cpu, cuda, cuda:1 ...; by default a GPU where there is one, else the CPU.")
     ] = None
     dtype: Annotated[
         Literal["float32", "bfloat16"],
-        _option("Arithmetic; bfloat16 is faster where the processor has the instructions."),
+        option("Arithmetic; bfloat16 is faster where the processor has the instructions."),
     ] = "float32"
-    force: Annotated[bool, _option("Accept values that do not look like dB and DN.", "--force")] = False
+    force: Annotated[bool, option("Accept values that do not look like dB and DN.", "--force")] = False
 
     def build(self, stage: str, timesteps: int, device: str, **given: Any) -> Any:
         """Stage 3 (``ground``) or the three stages (``pipeline``), of which ``given`` says more."""
@@ -108,17 +109,17 @@ class ModelOptions:
 class SceneOptions(ModelOptions):
     """Besides, what is read and written: of ``ground``, ``run`` and ``batch``."""
 
-    variant: Annotated[str | None, _option("nano, or terramind_v1_tiny, _small, _base (default) or _large.")] = None
+    variant: Annotated[str | None, option("nano, or terramind_v1_tiny, _small, _base (default) or _large.")] = None
     timesteps: TimestepsOption = None
     s1_unit: S1UnitOption = "auto"
     bands: Annotated[
-        str | None, _option("Order of the bands in the files, as B04,B03,B02,B08, where they do not say it.")
+        str | None, option("Order of the bands in the files, as B04,B03,B02,B08, where they do not say it.")
     ] = None
     same_grid: Annotated[
-        bool, _option("Lay images of one size on each other, although one does not say where it lies.", "--same-grid")
+        bool, option("Lay images of one size on each other, although one does not say where it lies.", "--same-grid")
     ] = False
     ensemble_size: Annotated[
-        int | None, _option("Members averaged; by default 4 where an uncertainty map is written, else 1.", min=1)
+        int | None, option("Members averaged; by default 4 where an uncertainty map is written, else 1.", min=1)
     ] = None
     uncertainty: Annotated[
         Path | None, _path("Also write the error to expect (1 std), in DN; of axs batch a folder.")
@@ -130,7 +131,7 @@ class SceneOptions(ModelOptions):
         Path | None, _path("Also write the change that the SAR makes, in DN (a second run); of axs batch a folder.")
     ] = None
     stac: Annotated[Path | None, _path("Also write a STAC Item, which needs --date; of axs batch a folder.")] = None
-    date: Annotated[str | None, _option("Day the image stands for, as 2021-07-14.")] = None
+    date: Annotated[str | None, option("Day the image stands for, as 2021-07-14.")] = None
     quiet: QuietOption = False
 
     def steps(self) -> int:
@@ -171,24 +172,21 @@ class EstimateOptions:
             "FILE",
         ),
     ] = None
-    mask_kind: Annotated[Literal["auto", "boolean", "trust", "scl"], _option("What the values of --mask mean.")] = (
-        "auto"
-    )
-    mask_invert: Annotated[bool, _option("1 is unknown in --mask, as in a cloud mask.", "--mask-invert")] = False
+    mask_kind: Annotated[Literal["auto", "boolean", "trust", "scl"], option("What the values of --mask mean.")] = "auto"
+    mask_invert: Annotated[bool, option("1 is unknown in --mask, as in a cloud mask.", "--mask-invert")] = False
     drop: Annotated[
         str | None,
-        _option(
+        option(
             "SCL classes that count as unknown, by name or number; by default no_data,saturated_or_defective,"
             "cloud_shadow,cloud_medium,cloud_high,thin_cirrus.",
             metavar="CLASSES",
         ),
     ] = None
-    mask_buffer: Annotated[int, _option("Pixels by which what is unknown grows.", metavar="PX", min=0)] = 0
+    mask_buffer: Annotated[int, option("Pixels by which what is unknown grows.", metavar="PX", min=0)] = 0
     boa_offset: Annotated[
-        Literal["auto", "0", "1000"],
-        _option("BOA offset in the DN of Sentinel-2; auto goes by the product's metadata."),
+        Literal["auto", "0", "1000"], option("BOA offset in the DN of Sentinel-2; auto goes by the product's metadata.")
     ] = "auto"
-    strength: Annotated[float, _option("How far from the estimate the denoiser starts, 0 to 1; 0 keeps it.")] = 1.0
+    strength: Annotated[float, option("How far from the estimate the denoiser starts, 0 to 1; 0 keeps it.")] = 1.0
     correction_mode: CorrectionModeOption = None
 
     def check_strength(self) -> None:

@@ -20,17 +20,13 @@ from axs_lib.cli import options
 def run(
     *,
     s1: options.S1Option,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the results.")],
-    lat: Annotated[
-        float | None, typer.Option(help="Latitude in degrees; by default of the middle of the file.")
-    ] = None,
-    lon: Annotated[
-        float | None, typer.Option(help="Longitude in degrees; by default of the middle of the file.")
-    ] = None,
-    biome: Annotated[str | None, typer.Option(help="WWF biome, a number from 1 to 14 or its name.")] = None,
+    out: Annotated[Path, options.option("Folder for the results.", metavar="DIR")],
+    lat: Annotated[float | None, options.option("Latitude in degrees; by default of the middle of the file.")] = None,
+    lon: Annotated[float | None, options.option("Longitude in degrees; by default of the middle of the file.")] = None,
+    biome: Annotated[str | None, options.option("WWF biome, a number from 1 to 14 or its name.")] = None,
     scene: options.SceneOptions,
     stages: options.StageOptions,
-    like: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw on the grid of this raster.")] = None,
+    like: Annotated[Path | None, options.option("Draw on the grid of this raster.", metavar="FILE")] = None,
     crs: options.CrsOption = None,
     res: options.ResOption = None,
     bounds: options.BoundsOption = None,
