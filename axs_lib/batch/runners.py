@@ -72,16 +72,16 @@ def build_model(
     from axs_lib import pipeline, stage3_tm_ground
     from axs_lib.adapters import load_adapter
 
-    given = {key: value for key, value in given.items() if value is not None}
-    model: Any
+    build: Any
     if stage == "ground":
-        mode = {} if correction_mode is None else {"correction_mode": str(correction_mode)}
-        model = stage3_tm_ground.build_stage3_model(timesteps, **mode, **given)
+        build = stage3_tm_ground.build_stage3_model
+        given |= {"timesteps": timesteps, "correction_mode": correction_mode}
     else:
-        steps = {} if timesteps is None else {"stage1_timesteps": timesteps, "stage3_timesteps": timesteps}
-        model = pipeline.build_pipeline(**steps, **given)
-        if correction_mode is not None:
-            model.stage3.correction_mode = str(correction_mode)
+        build = pipeline.build_pipeline
+        given |= {"stage1_timesteps": timesteps, "stage3_timesteps": timesteps}
+    model = build(**{name: value for name, value in given.items() if value is not None})
+    if stage == "pipeline" and correction_mode is not None:
+        model.stage3.correction_mode = correction_mode
     if adapter is not None:
         load_adapter(model, adapter)
     if dtype != "float32":
@@ -100,8 +100,8 @@ def build_runner(job: Job) -> Runner:
             " them alone while a job runs, and start it again"
         )
     names = ("stage", "timesteps", "variant", "s1_product", "correction_mode", "dtype")
-    settings = {name: job.settings[name] for name in names}
-    model = build_model(**settings, device=job.device, **job.checkpoints)
+    given: dict[str, Any] = {name: job.settings[name] for name in names} | dict(job.checkpoints)
+    model = build_model(**given, device=job.device)
     return functools.partial(ground_item if job.settings["stage"] == "ground" else run_item, model, job)
 
 

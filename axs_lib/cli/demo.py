@@ -136,8 +136,8 @@ def fill_gap(name: str, s1: Tensor, truth: Tensor, pipeline: Pipeline, settings:
     changed = (output.image - truth)[(trust == 1).expand_as(truth)].abs().max()
     figures["opt_v3"]["changed_where_clear"] = float(changed)
     tags = pipeline.stage3.provenance | {"AXS_OPT_V2_SOURCE": "observed, with a simulated cloud"}
-    shown = {"opt_v2": clouded, "trust": trust, "opt_v3": output.image}
-    return Shown(shown | {"gate": output.gate, "uncertainty": output.uncertainty}, figures, tags)
+    maps = {"gate": output.gate, "uncertainty": output.uncertainty}
+    return Shown({"opt_v2": clouded, "trust": trust, "opt_v3": output.image, **maps}, figures, tags)
 
 
 def ground_estimate(name: str, s1: Tensor, truth: Tensor, pipeline: Pipeline, settings: Mapping[str, Any]) -> Shown:
@@ -150,8 +150,8 @@ def ground_estimate(name: str, s1: Tensor, truth: Tensor, pipeline: Pipeline, se
     images = {"opt_v2": opt_v2, "opt_v3": output.image}
     figures = {key: compute_metrics(image, truth) for key, image in images.items()}
     tags = {"AXS_OPT_V2_SOURCE": f"degraded ({PRESET})", "AXS_ENSEMBLE_SIZE": str(ENSEMBLE)}
-    shown = images | {"gate": output.gate, "uncertainty": output.uncertainty}
-    return Shown(shown, figures, pipeline.stage3.provenance | tags)
+    maps = {"gate": output.gate, "uncertainty": output.uncertainty}
+    return Shown({**images, **maps}, figures, pipeline.stage3.provenance | tags)
 
 
 def draw_from_sar(name: str, s1: Tensor, truth: Tensor, pipeline: Pipeline, settings: Mapping[str, Any]) -> Shown:
@@ -166,7 +166,7 @@ def draw_from_sar(name: str, s1: Tensor, truth: Tensor, pipeline: Pipeline, sett
     figures = {key: compute_metrics(image, truth) for key, image in compared.items()}
     tags = {"AXS_OPT_V2_SOURCE": "stage2", "AXS_NOTICE": NOTICE}
     tags |= {f"AXS_METADATA_{key.upper()}": str(value) for key, value in metadata.items()}
-    return Shown(images, figures, pipeline.provenance | tags)
+    return Shown({**images}, figures, pipeline.provenance | tags)
 
 
 Make = Callable[[str, "Tensor", "Tensor", "Pipeline", Mapping[str, Any]], Shown]
@@ -194,7 +194,9 @@ PARTS: dict[str, tuple[str, str, Make]] = {
 # -- writing ------------------------------------------------------------------------------------------------------
 
 
-def _write(folder: Path, sar: Raster, optical: Raster, images: Mapping[str, Tensor], tags: Mapping[str, str]) -> None:
+def _write(
+    folder: Path, sar: Raster, optical: Raster, images: Mapping[str, Tensor | None], tags: Mapping[str, str]
+) -> None:
     """GeoTIFFs of the optical images and an NPZ of everything; files of an earlier run are replaced."""
     from axs_lib.io.results import grid_like, optical_layer, write_arrays, write_layer
 

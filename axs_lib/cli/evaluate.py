@@ -109,15 +109,15 @@ def evaluate(
     records = select_pairs(data, quality, chosen, source)
 
     # 2. The model, and those it is measured against.
-    common = {"device": options.torch_device(model.device), "variant": variant, "correction_mode": correction_mode}
+    common: dict[str, Any] = {"variant": variant, "correction_mode": correction_mode}
+    common["device"] = options.torch_device(model.device)
     measured = model.build("pipeline" if whole else "ground", steps[0], **common, **(asdict(stages) if whole else {}))
     if model.hold_colour:
         getattr(measured, "stage3", measured).hold_colour = True
     no_sar = plain = None
     if no_sar_checkpoint is not None:
-        no_sar = options.ModelOptions(no_sar_checkpoint, s1_product=model.s1_product).build(
-            "ground", steps[0], **common
-        )
+        blind = options.ModelOptions(no_sar_checkpoint, s1_product=model.s1_product)
+        no_sar = blind.build("ground", steps[0], **common)
     if plain_checkpoint is not None:
         plain = load_plain(plain_checkpoint).to(measured.device)
 

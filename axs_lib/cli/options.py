@@ -220,16 +220,13 @@ class StageOptions:
 def with_shared(command: Callable[..., None]) -> Callable[..., None]:
     """A command in which each parameter that is a dataclass is replaced by the dataclass's fields."""
     own = inspect.signature(command, eval_str=True).parameters
-    shared = {
-        name: inspect.signature(parameter.annotation, eval_str=True).parameters
-        for name, parameter in own.items()
-        if is_dataclass(parameter.annotation)
-    }
+    groups: dict[str, Any] = {name: each.annotation for name, each in own.items() if is_dataclass(each.annotation)}
+    shared = {name: inspect.signature(group, eval_str=True).parameters for name, group in groups.items()}
 
     @functools.wraps(command)
     def run(**given: Any) -> None:
         for name, options in shared.items():
-            given[name] = own[name].annotation(**{each: given.pop(each) for each in options if each in given})
+            given[name] = groups[name](**{each: given.pop(each) for each in options if each in given})
         command(**given)
 
     options = [each for name in own for each in (shared[name].values() if name in shared else [own[name]])]
