@@ -46,14 +46,14 @@ def test_the_options_reach_the_job(axs: Run, called: Called, tmp_path: Path) -> 
     result = axs(
         "batch", "in", "--out", "out", "--stage", "pipeline", "--variant", "nano", "--timesteps", 3, "--seed", 5,
         "--s1-product", "S1RTC", "--format", "tif", "--stage2-checkpoint", "w.safetensors", "--threads", 2,
-        "--workers", 3, "--force", "--fail-fast", "-q",
+        "--workers", 3, "--force", "--fail-fast", "-q", "--dtype", "bfloat16",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     assert result.output == "1 items: 1 done; out/manifest.parquet\n"
     job = called.job
     assert job is not None and called.items == [Item("a", str(tmp_path / "in" / "a.npz"))]
     wanted = {
-        "stage": "pipeline", "variant": "nano", "timesteps": 3, "seed": 5, "s1_product": "S1RTC", "dtype": "float32",
+        "stage": "pipeline", "variant": "nano", "timesteps": 3, "seed": 5, "s1_product": "S1RTC", "dtype": "bfloat16",
     }  # fmt: skip
     assert wanted.items() <= job.settings.items()
     assert job.checkpoints == {"stage2_checkpoint": str(tmp_path / "w.safetensors")}
