@@ -14,6 +14,7 @@ import typer
 
 from axs_lib.cli import options
 from axs_lib.cli.command import printable
+from axs_lib.cli.options import option
 from axs_lib.errors import InputError
 
 if TYPE_CHECKING:
@@ -34,36 +35,28 @@ def batch(
             " as known id, mask, date, lat, lon, biome.",
         ),
     ],
-    out: Annotated[Path, options.option("Folder for the outputs and the manifest.", metavar="DIR")],
+    out: Annotated[Path, option("Folder for the outputs and the manifest.", metavar="DIR")],
     stage: Annotated[
-        Literal["ground", "pipeline"], options.option("ground: Stage 3 on SAR and opt_v2; pipeline: all stages on SAR.")
+        Literal["ground", "pipeline"], option("ground: Stage 3 on SAR and opt_v2; pipeline: all stages on SAR.")
     ] = "ground",
-    engine: Annotated[Literal["local", "ray"], options.option("This machine's processes, or Ray.")] = "local",
+    engine: Annotated[Literal["local", "ray"], option("This machine's processes, or Ray.")] = "local",
     workers: Annotated[
-        int | None, options.option("Workers, one model each; by default one a core, or as GPUs allow.", min=1)
+        int | None, option("Workers, one model each; by default one a core, or as GPUs allow.", min=1)
     ] = None,
-    address: Annotated[
-        str | None, options.option("Of a Ray cluster, such as auto; by default Ray is started here.")
-    ] = None,
+    address: Annotated[str | None, option("Of a Ray cluster, such as auto; by default Ray is started here.")] = None,
     gpus_per_worker: Annotated[
-        float | None, options.option("GPU share of a worker, such as 1 or 0.5; 0 is the CPU.", min=0, max=1)
+        float | None, option("GPU share of a worker, such as 1 or 0.5; 0 is the CPU.", min=0, max=1)
     ] = None,
-    threads: Annotated[int, options.option("CPU threads of each worker.", min=1)] = 1,
+    threads: Annotated[int, option("CPU threads of each worker.", min=1)] = 1,
     estimate: options.EstimateOptions,
     scene: options.SceneOptions,
     stages: options.StageOptions,
-    deterministic: Annotated[
-        bool, options.option("One tile at a time: what axs batch always does.", "--deterministic")
-    ] = True,
-    format: Annotated[
-        Literal["npz", "tif"], options.option("Of the outputs; a .tif holds the last image alone.")
-    ] = "npz",
-    fail_fast: Annotated[bool, options.option("Stop at the first item that fails.", "--fail-fast")] = False,
+    deterministic: Annotated[bool, option("One tile at a time: what axs batch always does.", "--deterministic")] = True,
+    format: Annotated[Literal["npz", "tif"], option("Of the outputs; a .tif holds the last image alone.")] = "npz",
+    fail_fast: Annotated[bool, option("Stop at the first item that fails.", "--fail-fast")] = False,
     overwrite: Annotated[
         bool,
-        options.option(
-            "Replace outputs that the manifest does not account for, or where it cannot be read.", "--overwrite"
-        ),
+        option("Replace outputs that the manifest does not account for, or where it cannot be read.", "--overwrite"),
     ] = False,
 ) -> None:
     """Ground many tiles with many workers; run again, it does only what is missing or changed."""

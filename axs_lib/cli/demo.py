@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from axs_lib.cli import options
+from axs_lib.cli.options import option
 from axs_lib.errors import OutputError
 
 if TYPE_CHECKING:
@@ -52,10 +53,10 @@ class Shown:
 
 
 def demo(
-    out: Annotated[Path, options.option("Folder for the results.", metavar="DIR")] = Path("demo_output"),
+    out: Annotated[Path, option("Folder for the results.", metavar="DIR")] = Path("demo_output"),
     timesteps: options.TimestepsOption = None,
-    seed: Annotated[int, options.option("Seed of the simulated errors and of the noise.")] = 0,
-    overwrite: Annotated[bool, options.option("Use a folder that holds other files, too.", "--overwrite")] = False,
+    seed: Annotated[int, option("Seed of the simulated errors and of the noise.")] = 0,
+    overwrite: Annotated[bool, option("Use a folder that holds other files, too.", "--overwrite")] = False,
 ) -> None:
     """Fill a gap, ground an estimate and run the three stages with nano on real tiles, and show the results."""
     from rich.console import Console

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from axs_lib.cli import options
+from axs_lib.cli.options import option
 from axs_lib.errors import InputError
 
 if TYPE_CHECKING:
@@ -27,16 +28,16 @@ EstimateSource = Literal["file", "stage2", "degraded", "cloudy"]
 @options.with_shared
 def evaluate(
     *,
-    data: Annotated[Path, options.option("Folder of NPZ pairs with s1 (2,H,W) dB, s2 (4,H,W) DN, optionally opt_v2.")],
-    variant: Annotated[str, options.option("nano, or terramind_v1_tiny, _small, _base, _large.")] = "nano",
+    data: Annotated[Path, option("Folder of NPZ pairs with s1 (2,H,W) dB, s2 (4,H,W) DN, optionally opt_v2.")],
+    variant: Annotated[str, option("nano, or terramind_v1_tiny, _small, _base, _large.")] = "nano",
     model: options.ModelOptions,
     stages: options.StageOptions,
     stage: Annotated[
-        Stage, options.option("ground: Stage 3 by itself; pipeline: all three stages, from SAR alone.")
+        Stage, option("ground: Stage 3 by itself; pipeline: all three stages, from SAR alone.")
     ] = "ground",
     opt_v2_source: Annotated[
         EstimateSource | None,
-        options.option(
+        option(
             "What Stage 3 grounds. file: the pair's own opt_v2, simulated from the truth where it has none;"
             " degraded: simulated; cloudy: the pair's cloudy image; stage2: made by Stages 1 and 2. By default"
             " file, and stage2 of the pipeline."
@@ -44,45 +45,38 @@ def evaluate(
     ] = None,
     timesteps: Annotated[
         str | None,
-        options.option(
+        option(
             "Network evaluations, 1 to 1000; of the pipeline, for Stages 1 and 3 each. Several, as 1,5,10,"
             " are compared. By default what the weights recommend (nano: 1).",
             metavar="N[,N ...]",
         ),
     ] = None,
     correction_mode: options.CorrectionModeOption = None,
-    quality: Annotated[
-        Literal["ok", "all"], options.option("ok: clear tiles; all: clouds, snow and water too.")
-    ] = "ok",
-    groups: Annotated[str | None, options.option("Only these groups (places, dates), with commas between.")] = None,
+    quality: Annotated[Literal["ok", "all"], option("ok: clear tiles; all: clouds, snow and water too.")] = "ok",
+    groups: Annotated[str | None, option("Only these groups (places, dates), with commas between.")] = None,
     controls: Annotated[
         bool,
-        options.option(
-            "Also with another tile's SAR, another tile's proposal, no SAR, and constant colours.", "--controls"
-        ),
+        option("Also with another tile's SAR, another tile's proposal, no SAR, and constant colours.", "--controls"),
     ] = False,
     no_sar_checkpoint: Annotated[
-        Path | None, options.option("Also measure these Stage 3 weights, retrained without SAR.")
+        Path | None, option("Also measure these Stage 3 weights, retrained without SAR.")
     ] = None,
     plain_checkpoint: Annotated[
-        Path | None, options.option("Also measure this plain U-Net; with --gaps, trained to fill gaps.")
+        Path | None, option("Also measure this plain U-Net; with --gaps, trained to fill gaps.")
     ] = None,
-    flood: Annotated[bool, options.option("Also simulate a flood that only the SAR shows.", "--flood")] = False,
+    flood: Annotated[bool, option("Also simulate a flood that only the SAR shows.", "--flood")] = False,
     damages: Annotated[
-        bool,
-        options.option(
-            "Also ground the truth itself, and estimates of every kind, trained on and left out.", "--damages"
-        ),
+        bool, option("Also ground the truth itself, and estimates of every kind, trained on and left out.", "--damages")
     ] = False,
-    gaps: Annotated[bool, options.option("Also fill simulated and real cloud gaps.", "--gaps")] = False,
+    gaps: Annotated[bool, option("Also fill simulated and real cloud gaps.", "--gaps")] = False,
     uncertainty: Annotated[
-        bool, options.option("Also ask whether the uncertainty map says how wrong opt_v3 is.", "--uncertainty")
+        bool, option("Also ask whether the uncertainty map says how wrong opt_v3 is.", "--uncertainty")
     ] = False,
-    ensemble_size: Annotated[int, options.option("Members of the ensemble that --uncertainty measures.", min=1)] = 4,
-    members: Annotated[int, options.option("Members of the ensemble whose mean is measured as opt_v3.", min=1)] = 1,
-    json_file: Annotated[Path | None, options.option("Write the whole report here.", "--json", metavar="FILE")] = None,
-    overwrite: Annotated[bool, options.option("Replace an existing report.", "--overwrite")] = False,
-    quiet: Annotated[bool, options.option("No progress bar and no line per tile.", "--quiet", "-q")] = False,
+    ensemble_size: Annotated[int, option("Members of the ensemble that --uncertainty measures.", min=1)] = 4,
+    members: Annotated[int, option("Members of the ensemble whose mean is measured as opt_v3.", min=1)] = 1,
+    json_file: Annotated[Path | None, option("Write the whole report here.", "--json", metavar="FILE")] = None,
+    overwrite: Annotated[bool, option("Replace an existing report.", "--overwrite")] = False,
+    quiet: Annotated[bool, option("No progress bar and no line per tile.", "--quiet", "-q")] = False,
 ) -> None:
     """Measure opt_v3 beside opt_v2 on real pairs: per tile, in the mean and in the median.
 

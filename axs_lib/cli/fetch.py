@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from axs_lib.cli import options
+from axs_lib.cli.options import option
 
 
 def fetch(
@@ -19,12 +20,12 @@ def fetch(
         str, typer.Argument(metavar="CATALOG", help="Address of a STAC API, or path of a static catalogue.")
     ],
     bounds: options.BoundsOption,
-    dates: Annotated[str, options.option("First and last day, as 2021-07-01/2021-07-31.")],
-    out: Annotated[Path, options.option("Folder for s1.tif, s2.tif and trust.tif.", metavar="DIR")],
+    dates: Annotated[str, option("First and last day, as 2021-07-01/2021-07-31.")],
+    out: Annotated[Path, option("Folder for s1.tif, s2.tif and trust.tif.", metavar="DIR")],
     sar_collection: Annotated[
-        str, options.option("Collection of terrain-corrected Sentinel-1 backscatter.")
+        str, option("Collection of terrain-corrected Sentinel-1 backscatter.")
     ] = "sentinel-1-rtc",
-    optical_collection: Annotated[str, options.option("Collection of Sentinel-2 L2A.")] = "sentinel-2-l2a",
+    optical_collection: Annotated[str, option("Collection of Sentinel-2 L2A.")] = "sentinel-2-l2a",
     s1_unit: options.S1UnitOption = "auto",
     crs: options.CrsOption = None,
     res: options.ResOption = None,

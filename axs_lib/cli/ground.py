@@ -12,16 +12,17 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from axs_lib.cli import options
+from axs_lib.cli.options import option
 
 
 @options.with_shared
 def ground(
     *,
     s1: options.S1Option,
-    out: Annotated[Path, options.option("Grounded image: .tif (a COG), .npz or .pt.", metavar="FILE")],
+    out: Annotated[Path, option("Grounded image: .tif (a COG), .npz or .pt.", metavar="FILE")],
     opt_v2: Annotated[
         list[str] | None,
-        options.option(
+        option(
             "B02, B03, B04, B08 in DN (reflectance x 10000): one stack, one file a band, or a Sentinel-2 L2A"
             " product (.SAFE, .zip or R10m). Left out where the .npz given as --s1 holds opt_v2 too.",
             metavar="FILE [FILE ...]",

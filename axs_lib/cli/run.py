@@ -14,19 +14,20 @@ from typing import Annotated, Any
 import typer
 
 from axs_lib.cli import options
+from axs_lib.cli.options import option
 
 
 @options.with_shared
 def run(
     *,
     s1: options.S1Option,
-    out: Annotated[Path, options.option("Folder for the results.", metavar="DIR")],
-    lat: Annotated[float | None, options.option("Latitude in degrees; by default of the middle of the file.")] = None,
-    lon: Annotated[float | None, options.option("Longitude in degrees; by default of the middle of the file.")] = None,
-    biome: Annotated[str | None, options.option("WWF biome, a number from 1 to 14 or its name.")] = None,
+    out: Annotated[Path, option("Folder for the results.", metavar="DIR")],
+    lat: Annotated[float | None, option("Latitude in degrees; by default of the middle of the file.")] = None,
+    lon: Annotated[float | None, option("Longitude in degrees; by default of the middle of the file.")] = None,
+    biome: Annotated[str | None, option("WWF biome, a number from 1 to 14 or its name.")] = None,
     scene: options.SceneOptions,
     stages: options.StageOptions,
-    like: Annotated[Path | None, options.option("Draw on the grid of this raster.", metavar="FILE")] = None,
+    like: Annotated[Path | None, option("Draw on the grid of this raster.", metavar="FILE")] = None,
     crs: options.CrsOption = None,
     res: options.ResOption = None,
     bounds: options.BoundsOption = None,

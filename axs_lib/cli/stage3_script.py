@@ -44,14 +44,7 @@ app = typer.Typer(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the script.
-
-    Args:
-        argv: arguments; default those of the process.
-
-    Returns:
-        The exit code: 0, 1 where a check of ``--test`` failed, 2 for anything the user can fix.
-    """
+    """Run the script; gives the exit code: 0, 1 where a check of ``--test`` failed, 2 for what the user can fix."""
     try:
         app(argv, prog_name="stage3_tm_ground.py")
     except SystemExit as end:
