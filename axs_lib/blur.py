@@ -1,8 +1,7 @@
 """One Gaussian blur for everything in the network's path.
 
-In goes an image (B, C, H, W), out comes the same image smoothed, with reflected borders. It is written here rather than
-taken from kornia because it must be exact whatever precision the process allows, fast on short axes, and free at start:
-importing kornia takes longer than grounding a tile. Losses and metrics, which are not in that path, use kornia's.
+It is written here rather than taken from kornia because it must be exact whatever precision the process allows, fast on
+short axes, and free at start: importing kornia takes longer than grounding a tile. Losses and metrics use kornia's.
 """
 
 from __future__ import annotations

@@ -249,7 +249,7 @@ def _info(options: argparse.Namespace) -> int:
     typer.echo("\ninputs")
     typer.echo(f"  s1              (B,2,H,W) {', '.join(SAR_BANDS)} in dB, {options.s1_product}")
     typer.echo(f"  opt_v2          (B,4,H,W) {', '.join(OPTICAL_BANDS)} in DN (reflectance x 10000)")
-    typer.echo(f"  channels        the network's image has {generator.image_channels}")
+    typer.echo(f"  channels        the network's image has {generator.optical.channels}")
     typer.echo(f"  size            H, W from {MIN_SIDE} px; above {layout.max_side} px in tiles")
     typer.echo(f"  padded to       a square multiple of {layout.multiple}, at least {layout.min_side} px")
     typer.echo("\ndefaults")

@@ -1,7 +1,4 @@
-"""How a tile reaches the network: nodata filled, padded to a square, and the start of a training pass.
-
-Shared by the stages. In go images (B, C, H, W) with NaN for nodata; out come squares of the network's side without.
-"""
+"""How a tile reaches the network: nodata filled, padded to a square, and the start of a training pass."""
 
 from __future__ import annotations
 
@@ -18,7 +15,7 @@ from axs_lib.terramind.noise import gaussian_field, sample_seeds
 from axs_lib.terramind.sampler import TRAIN_TIMESTEPS, add_noise
 
 if TYPE_CHECKING:
-    from axs_lib.terramind.adapters import OpticalAdapter, SarAdapter
+    from axs_lib.terramind.adapters import SarAdapter
     from axs_lib.terramind.generator import GeneratorLayout
 
 Output = TypeVar("Output")
@@ -41,13 +38,11 @@ def network_side(layout: GeneratorLayout, height: int, width: int) -> int:
     return -(-longest // layout.multiple) * layout.multiple
 
 
-def to_network(
-    image: Tensor, valid: Tensor, side: int, adapter: SarAdapter | OpticalAdapter, *, standardize: bool
-) -> Tensor:
-    """A tile in dB or DN without nodata: filled from its neighbours (else with the mean), reflected up to the side.
+def to_network(image: Tensor, valid: Tensor, side: int, adapter: SarAdapter, *, standardize: bool) -> Tensor:
+    """A tile without nodata: filled from its neighbours (else with the mean), reflected up to the side.
 
     Args:
-        image: (B, C, H, W) in dB or DN, NaN where invalid; in z-units where not ``standardize``.
+        image: (B, C, H, W) in dB or DN, or in z-units where not ``standardize``; NaN where invalid.
         valid: (B, 1, H, W) bool.
         side: from ``network_side``.
         adapter: of the image's modality.
@@ -63,8 +58,7 @@ def to_network(
 
 def mean_and_spread(members: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation over the first axis of (M, ...); the deviation of one member is zero."""
-    spread = members.std(0) if len(members) > 1 else torch.zeros_like(members[0])
-    return members.mean(0), spread
+    return members.mean(0), members.std(0) if len(members) > 1 else torch.zeros_like(members[0])
 
 
 def unbatch(output: Output) -> Output:
@@ -102,8 +96,6 @@ def training_start(clean: Tensor, *, training: bool, noised: bool = True) -> tup
         t = torch.randint(TRAIN_TIMESTEPS, (batch,), device=device)
         t[torch.rand(batch, device=device) < 0.5] = TRAIN_TIMESTEPS - 1
     if training:
-        noise = torch.randn(clean.shape, device=device)
-    else:
-        channels, height, width = clean.shape[1:]
-        noise = gaussian_field(sample_seeds(0, batch, device=device), (channels, height, width))
-    return add_noise(clean, noise, t), t
+        return add_noise(clean, torch.randn(clean.shape, device=device), t), t
+    channels, height, width = clean.shape[1:]
+    return add_noise(clean, gaussian_field(sample_seeds(0, batch, device=device), (channels, height, width)), t), t

@@ -7,17 +7,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from axs_lib.errors import InputError
 from axs_lib.terramind.adapters import SarAdapter
 from axs_lib.terramind.sampler import TRAIN_TIMESTEPS
-from axs_lib.terramind.tiles import (
-    check_sampling,
-    check_training_size,
-    mean_and_spread,
-    network_side,
-    to_network,
-    training_start,
-)
+from axs_lib.terramind.tiles import network_side, to_network, training_start
 
 LAYOUT = SimpleNamespace(multiple=32, min_side=64, max_side=256)
 
@@ -42,37 +34,6 @@ def test_filled_padded_and_z_scored() -> None:
     assert torch.equal(nothing, adapter.mean.expand_as(nothing))  # the mean, where nothing is known
     again = to_network(z, torch.isfinite(z[:, :1]), 32, adapter, standardize=False)
     torch.testing.assert_close(again, adapter.from_z(z))
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"ensemble_size": 0},
-        {"batch_size": 0},
-        {"batch_size": True},
-        {"ensemble_size": "3"},
-        {"temperature": 0.0},
-        {"temperature": float("nan")},
-    ],
-)
-def test_impossible_sampling(options: dict[str, object]) -> None:
-    with pytest.raises(InputError, match="expected"):
-        check_sampling(**({"temperature": 1.0, "ensemble_size": 1, "batch_size": 8} | options))  # type: ignore[arg-type]
-
-
-def test_mean_and_spread() -> None:
-    members = torch.stack([torch.zeros(2, 3), torch.full((2, 3), 2.0)])
-    mean, spread = mean_and_spread(members)
-    assert torch.equal(mean, torch.ones(2, 3))
-    torch.testing.assert_close(spread, torch.full((2, 3), 2.0**0.5))
-    mean, spread = mean_and_spread(members[1:])
-    assert torch.equal(mean, members[1]) and not spread.any()
-
-
-def test_training_size() -> None:
-    assert check_training_size(LAYOUT, torch.zeros(1, 2, 256, 40)) == (256, 40)  # type: ignore[arg-type]
-    with pytest.raises(InputError, match=r"257x40.*at most 256"):
-        check_training_size(LAYOUT, torch.zeros(1, 2, 257, 40))  # type: ignore[arg-type]
 
 
 def test_where_a_differentiable_pass_starts() -> None:
