@@ -165,7 +165,7 @@ def save_adapter(
 
 
 def load_adapter(model: nn.Module, folder: str | os.PathLike[str], *, trainable: bool = False) -> int:
-    """Put an adapter from disk into a model, completely or not at all.
+    """Put an adapter from disk into a model, completely or not at all; returns the number of wrapped layers.
 
     Args:
         model: a Stage 3 model gets LoRA and, where the folder holds one, the grounding head that was trained beside it;
@@ -174,9 +174,6 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike[str], *, trainable:
         folder: written by ``save_adapter``, by PEFT, or by ``axs train``: ``weights/adapter`` of a run with LoRA, or
             ``weights`` of ``axs train head``, which holds a grounding head alone.
         trainable: whether the LoRA weights are to be trained further; everything else comes frozen either way.
-
-    Returns:
-        The number of wrapped layers; 0 where the folder holds a grounding head alone.
 
     Raises:
         InputError: the model has an adapter already.
@@ -237,11 +234,7 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike[str], *, trainable:
 
 
 def adapter_files(folder: str | os.PathLike[str]) -> list[Path]:
-    """The files of an adapter, for hashing.
-
-    Raises:
-        WeightsError: there are none.
-    """
+    """The files of an adapter, for hashing; a WeightsError where there are none."""
     path = Path(folder)
     files = [path / name for name in (CONFIG_FILE, WEIGHTS_FILE, CORRECTOR_FILE) if (path / name).is_file()]
     if not {WEIGHTS_FILE, CORRECTOR_FILE} & {file.name for file in files}:
@@ -364,22 +357,12 @@ def _short(value: object) -> str:
 
 @torch.no_grad()
 def merge_adapter(module: nn.Module) -> int:
-    """Fold a module's adapter into its weights, which leaves plain layers and no adapter; returns their number.
-
-    Raises:
-        InputError: the module has no adapter.
-    """
+    """Fold a module's adapter into its weights, which leaves plain layers; returns their number."""
     return _remove(module, merge=True)
 
 
 def unload_adapter(module: nn.Module) -> int:
-    """Take a module's adapter off: names and weights are as before it came; returns the number of layers.
-
-    A grounding head that ``load_adapter`` brought stays.
-
-    Raises:
-        InputError: the module has no adapter.
-    """
+    """Take a module's LoRA off: names and weights are as before it came; returns the number of layers."""
     return _remove(module, merge=False)
 
 

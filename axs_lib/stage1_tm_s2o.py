@@ -32,7 +32,7 @@ from axs_lib.terramind.tiles import (
 from axs_lib.tilegrid import Mosaic
 
 if TYPE_CHECKING:
-    from axs_lib.terramind.adapters import SarAdapter
+    from axs_lib.terramind.adapters import Adapter
 
 STAGE = 1
 
@@ -135,7 +135,7 @@ class Stage1Model(GeneratorStage):
         output = Stage1Output(image, uncertainty, schedule.nfe)
         return unbatch(output) if sar.unbatched else output
 
-    def _to_z(self, image: Tensor, adapter: SarAdapter) -> Tensor:
+    def _to_z(self, image: Tensor, adapter: Adapter) -> Tensor:
         """Tiles without nodata, padded to the network's side, in z-units."""
         side = network_side(self.terramind_generator.layout, *image.shape[-2:])
         return adapter.to_z(to_network(image, valid_pixels(image), side, adapter, standardize=self.standardize))

@@ -42,13 +42,6 @@ def test_it_draws_dn_from_the_sar(nano: Stage1Model) -> None:
     assert (image - other).abs().mean() > 50.0
 
 
-def test_the_default_step_count_is_the_models(nano: Stage1Model) -> None:
-    model = Stage1Model(nano.terramind_generator, timesteps=3)
-    s1 = sar(1)
-    assert torch.equal(tm_sar2opt(model, s1), tm_sar2opt(nano, s1, 3))
-    assert model.generate(s1).nfe == 3
-
-
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 @pytest.mark.parametrize("timesteps", [1, 3, 7])
 def test_exactly_timesteps_network_evaluations(nano: Stage1Model, scheduler: str, timesteps: int) -> None:
@@ -78,14 +71,6 @@ def test_every_knob_changes_the_image(nano: Stage1Model) -> None:
         assert (other - base).abs().max() > 0.5, changed
 
 
-def test_ensemble_mean_and_spread(nano: Stage1Model) -> None:
-    out = draw(nano, sar(1), ensemble_size=3, tokens="sample")
-    assert out.uncertainty is not None
-    assert out.uncertainty.shape == out.image.shape
-    assert out.uncertainty.mean() > 0.1
-    assert draw(nano, sar(1)).uncertainty is None
-
-
 @pytest.mark.parametrize("tokens", ["soft", "sample"])
 def test_a_tile_does_not_depend_on_its_batch(nano: Stage1Model, tokens: str) -> None:
     s1 = sar(3)
@@ -95,31 +80,6 @@ def test_a_tile_does_not_depend_on_its_batch(nano: Stage1Model, tokens: str) -> 
         assert (alone - whole[place]).abs().max() < 1.0
     turned = draw(nano, s1.flip(0), tokens=tokens, batch_size=2).image
     assert (turned.flip(0) - whole).abs().max() < 1.0
-
-
-def test_seeds_are_per_sample(nano: Stage1Model) -> None:
-    s1 = sar(1).repeat(2, 1, 1, 1)
-    apart = draw(nano, s1, seed=[5, 6]).image
-    same = draw(nano, s1, seed=5).image
-    assert (apart[0] - same[0]).abs().max() < 1.0
-    assert (apart[0] - apart[1]).abs().max() > 1.0
-    drawn = draw(nano, s1, seed=torch.Generator().manual_seed(0)).image
-    assert torch.equal(drawn, draw(nano, s1, seed=torch.Generator().manual_seed(0)).image)
-
-
-def test_stage_3_starts_from_other_noise_of_the_same_seed(nano: Stage1Model) -> None:
-    """Else Stage 3 would draw again what its input was drawn from."""
-    seen: list[torch.Tensor] = []
-    model = random_nano()
-    hook = model.terramind_generator.detokenizer.register_forward_pre_hook(lambda _, i: seen.append(i[0].clone()))
-    try:
-        s1, opt_v2 = plausible_pair(1)
-        Stage1Model(model.terramind_generator).generate(s1, 1, seed=7)
-        model.ground(s1, opt_v2, 1, seed=7)
-    finally:
-        hook.remove()
-    correlation = torch.corrcoef(torch.stack([noise.flatten() for noise in seen]))[0, 1]
-    assert abs(float(correlation)) < 0.05
 
 
 @settings(max_examples=6)

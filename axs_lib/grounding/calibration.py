@@ -22,11 +22,7 @@ HEADER_KEY = "calibration"
 
 @dataclass(frozen=True)
 class Calibration:
-    """For each number of network evaluations one scale a band, in the order of ``OPTICAL_BANDS``.
-
-    Raises:
-        InputError: no scales, another number of bands, or a scale that is not a number above 0.
-    """
+    """For each number of network evaluations one scale above 0 a band, in the order of ``OPTICAL_BANDS``."""
 
     scales: Mapping[int, tuple[float, ...]]
 
@@ -56,11 +52,7 @@ class Calibration:
 
     @classmethod
     def from_header(cls, header: Mapping[str, str]) -> Calibration | None:
-        """The calibration in the header of a weights file; ``None`` where it has none.
-
-        Raises:
-            WeightsError: an entry that is not a calibration.
-        """
+        """The calibration in the header of a weights file; ``None`` where it has none."""
         if HEADER_KEY not in header:
             return None
         try:

@@ -29,20 +29,15 @@ P = ParamSpec("P")
 class GroundingControls:
     """What only scenes, tests and controls set.
 
-    Attributes:
-        origin: scene (row, column) of the image's upper left pixel, one for all or (B, 2) int64, which fixes the noise.
-        orientation: how the tile is turned for the grounding head, 0 to 7; the members of an ensemble take it and those
-            that follow.
-        proposal: (B, 4, H, W) in opt_v2's unit, in place of TerraMind's own; nothing is then drawn (``nfe`` 0).
-        use_sar: False leaves the SAR's content out: the change that remains is repair that needs no SAR.
-        ranges_checked: the images are parts of larger ones whose ranges were checked as a whole.
+    The members of an ensemble take ``orientation`` and those that follow. With a ``proposal`` nothing is drawn
+    (``nfe`` 0). What remains without ``use_sar`` is repair that needs no SAR.
     """
 
-    origin: tuple[int, int] | Tensor = (0, 0)
-    orientation: int = 0
-    proposal: Tensor | None = None
-    use_sar: bool = True
-    ranges_checked: bool = False
+    origin: tuple[int, int] | Tensor = (0, 0)  # scene (row, column) of the upper left pixel, or (B, 2): fixes the noise
+    orientation: int = 0  # how the tile is turned for the grounding head, 0 to 7
+    proposal: Tensor | None = None  # (B, 4, H, W) in opt_v2's unit, in place of TerraMind's own
+    use_sar: bool = True  # whether the SAR's content counts
+    ranges_checked: bool = False  # whether the images are parts of larger ones whose ranges were checked
 
 
 NO_CONTROLS = GroundingControls()
@@ -50,12 +45,13 @@ NO_CONTROLS = GroundingControls()
 
 def in_tiles(ground: Callable[P, Stage3Output]) -> Callable[P, Stage3Output]:
     """``ground`` for images of any size and batches of any length."""
+    plain: Any = ground
 
     @functools.wraps(ground)
     def wrapper(
         model: Any, s1: Any, opt_v2: Any, timesteps: Any = None, *, batch_size: Any = 8, **options: Any
     ) -> Stage3Output:
-        run = functools.partial(ground, model, timesteps=timesteps, batch_size=batch_size)
+        run = functools.partial(plain, model, timesteps=timesteps, batch_size=batch_size)
         side, shape = model.terramind_generator.layout.max_side, getattr(opt_v2, "shape", ())
         if len(shape) not in (3, 4) or not isinstance(batch_size, int) or batch_size < 1:
             return run(s1, opt_v2, **options)  # an error, which ``ground`` words

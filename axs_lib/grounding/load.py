@@ -17,11 +17,7 @@ CORRECTOR_FILE = f"{CORRECTOR.name}.safetensors"
 
 
 def corrector_files(generator: WeightsInfo) -> WeightsInfo:
-    """Where the corrector's weights are read from, beside a generator with these weights.
-
-    Raises:
-        WeightsError: the packaged file is missing or not what was released.
-    """
+    """Where the corrector's weights are read from, beside a generator with these weights."""
     own = [path.with_name(CORRECTOR_FILE) for path in generator.paths.values()]
     if generator.source not in ("packaged", "hub"):
         for path in filter(lambda path: path.is_file(), own):
@@ -31,11 +27,7 @@ def corrector_files(generator: WeightsInfo) -> WeightsInfo:
 
 @fresh_weights()
 def load_corrector(generator: WeightsInfo | None, *, s1_product: str = "S1GRD") -> GroundingCorrector:
-    """A corrector for a generator with these weights; with a fresh head where the generator is random (``None``).
-
-    Raises:
-        WeightsError: weights that cannot be read or matched.
-    """
+    """A corrector for a generator with these weights; with a fresh head where the generator is random (``None``)."""
     corrector = GroundingCorrector(GroundingHead(), s1_product=s1_product)
     if generator is not None:
         load_weights(corrector, corrector_files(generator))
@@ -43,11 +35,7 @@ def load_corrector(generator: WeightsInfo | None, *, s1_product: str = "S1GRD") 
 
 
 def load_weights(corrector: GroundingCorrector, files: WeightsInfo) -> None:
-    """Load a corrector's weights and the calibration in their header, and record where they came from.
-
-    Raises:
-        WeightsError: they cannot be read or do not match; the corrector is then as it was.
-    """
+    """Load a corrector's weights and calibration, completely or not at all, and record where they came from."""
     calibration = Calibration.from_header(read_metadata(files.generator))
     load_strict(corrector, read_state(files.generator), what=f"the grounding head ({files.generator})")
     corrector.calibration, corrector.weights = calibration, files

@@ -13,13 +13,7 @@ from pathlib import Path
 
 _FOLDERS = ("terramind/model", "terramind/tokenizer/quantizers", "terramind/tokenizer/models", "")
 
-
-def _folders() -> list[str]:
-    spec = find_spec("terratorch")
-    if spec is None or spec.origin is None:
-        raise ModuleNotFoundError("terratorch is not installed; pip install 'terratorch>=1.2.11'")
-    backbones = Path(spec.origin).parent / "models" / "backbones"
-    return [str(backbones / folder) for folder in _FOLDERS]
-
-
-__path__ += _folders()
+_spec = find_spec("terratorch")
+if _spec is None or _spec.origin is None:
+    raise ModuleNotFoundError("terratorch is not installed; pip install 'terratorch>=1.2.11'")
+__path__ += [str(Path(_spec.origin).parent / "models" / "backbones" / folder) for folder in _FOLDERS]

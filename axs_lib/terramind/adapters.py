@@ -23,8 +23,8 @@ from axs_lib.bands import (
 from axs_lib.precision import exact_matmul
 
 
-class SarAdapter(nn.Module):
-    """dB <-> z-units of VV, VH (B, 2, H, W)."""
+class Adapter(nn.Module):
+    """A physical unit <-> z-units, band by band (B, C, H, W)."""
 
     mean: Tensor
     std: Tensor
@@ -43,7 +43,11 @@ class SarAdapter(nn.Module):
         return z * self.std + self.mean
 
 
-class OpticalAdapter(SarAdapter):
+class SarAdapter(Adapter):
+    """dB <-> z-units of VV and VH."""
+
+
+class OpticalAdapter(Adapter):
     """DN <-> z-units of the four bands (B, 4, H, W), and four bands <-> the network's channels (B, C, H, W).
 
     Args:

@@ -91,10 +91,7 @@ class TerraMindGenerator(nn.Module):
         """Keep and compute linear layers and convolutions in bfloat16, or float16 on a GPU, for inference.
 
         They are converted once and take half the memory. Normalisation, the image's last layers, the codes and the
-        solver's steps stay in float32. There is no way back but building anew.
-
-        Raises:
-            InputError: another dtype.
+        solver's steps stay in float32. There is no way back but building anew. Another dtype is an InputError.
         """
         if dtype not in (torch.bfloat16, torch.float16):
             raise InputError(
@@ -126,10 +123,9 @@ class TerraMindGenerator(nn.Module):
         return nullcontext() if self.precision is None else torch.autocast(tensor.device.type, self.precision)
 
     def logits(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Token logits (B, h*w, V) of the optical image given the modalities present, tokens in row-major order.
+        """Token logits (B, h*w, V) of the optical image, tokens in row-major order.
 
-        Args:
-            inputs: any of ``"s1"`` (B, 2, H, W) and ``"optical"`` (B, 4, H, W) in z-units; H = W, a multiple of 32.
+        ``inputs`` are any of ``"s1"`` (B, 2, H, W) and ``"optical"`` (B, 4, H, W) in z-units; H = W, a multiple of 32.
         """
         core, layout = self.core, self.layout
         tokens, positions = [], []

@@ -29,12 +29,7 @@ def load_generator(
     revision: str | None = None,
     s1_product: str = "S1GRD",
 ) -> TerraMindGenerator:
-    """A generator, with weights where ``pretrained``.
-
-    Raises:
-        InputError: unknown variant or product.
-        WeightsError: weights that cannot be had, read or matched.
-    """
+    """A generator, with weights where ``pretrained``; an InputError or WeightsError where there are none such."""
     find_variant(variant)
     files = resolve(variant, checkpoint=checkpoint, revision=revision) if pretrained else None
     nano = variant == "nano"

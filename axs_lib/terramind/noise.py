@@ -59,12 +59,9 @@ def _hash_field(seeds: Tensor, stream: int, shape: tuple[int, int, int], origins
 
 
 def gaussian_field(seeds: Tensor, shape: tuple[int, int, int], *, origins: Tensor | None = None) -> Tensor:
-    """Standard normal noise of shape (B, C, H, W), float32, one seed a sample.
+    """Standard normal noise (B, C, H, W), float32, from seeds (B,) int64 on the device where it is wanted.
 
-    Args:
-        seeds: (B,) int64, on the device where the noise is wanted.
-        shape: (C, H, W).
-        origins: (B, 2) int64, scene (row, column) of each sample's upper left pixel; default (0, 0).
+    ``shape`` is (C, H, W); ``origins`` (B, 2) int64 are each sample's scene (row, column), by default (0, 0).
     """
     h = _hash_field(seeds, PIXEL_STREAM, shape, origins)
     radius = ((_shift_right(h, 41) + 0.5) * 2.0**-23).log_().mul_(-2.0).sqrt_()
@@ -80,11 +77,7 @@ def gumbel_field(seeds: Tensor, shape: tuple[int, int, int], *, origins: Tensor 
 
 
 def scene_origins(origin: Tensor | Sequence[int], batch: int, device: torch.device) -> Tensor:
-    """Scene (row, column) of every sample's upper left pixel, (B, 2) int64, from one pair for all or one a sample.
-
-    Raises:
-        InputError: something else.
-    """
+    """Scene (row, column) of every sample's upper left pixel, (B, 2) int64, from one pair for all or one a sample."""
     try:
         origins = torch.as_tensor(origin, dtype=torch.int64, device=device)
         if origins.shape[-1:] != (2,):
@@ -98,13 +91,10 @@ def scene_origins(origin: Tensor | Sequence[int], batch: int, device: torch.devi
 
 
 def sample_seeds(seed: Seed, batch: int, *, device: torch.device | str = "cpu") -> Tensor:
-    """One int64 seed a sample, shape (B,).
+    """One int64 seed a sample, shape (B,); anything else, or another number than the batch's, is an InputError.
 
     One integer serves every sample alike, which keeps a tile's result independent of its place in the batch. From a
     ``torch.Generator`` (or one a sample) the seeds are drawn, and only it advances.
-
-    Raises:
-        InputError: something else, or the number of seeds or generators is not the batch size.
     """
     value: Any = seed.tolist() if hasattr(seed, "tolist") else seed  # of a tensor, or of NumPy
     if isinstance(value, torch.Generator):

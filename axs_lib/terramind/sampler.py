@@ -29,10 +29,7 @@ Update = Callable[[Tensor, int, Tensor], Tensor]
 @lru_cache(maxsize=1)
 @torch.inference_mode(False)  # kept, so it must serve training as well
 def alphas_cumprod() -> Tensor:
-    """The training process' cumulative signal power, float64 (1000,), exactly 0 at the last step.
-
-    Linear betas rescaled to zero terminal SNR (Lin et al. 2023, arXiv:2305.08891, algorithm 1).
-    """
+    """Cumulative signal power (1000,), float64, rescaled to zero terminal SNR (Lin et al. 2023, arXiv:2305.08891)."""
     betas = torch.linspace(1e-4, 0.02, TRAIN_TIMESTEPS, dtype=torch.float64)
     root = (1.0 - betas).cumprod(0).sqrt()
     root = (root - root[-1]) * (root[0] / (root[0] - root[-1]))
@@ -40,11 +37,7 @@ def alphas_cumprod() -> Tensor:
 
 
 def check_timesteps(timesteps: int) -> int:
-    """``timesteps`` itself.
-
-    Raises:
-        InputError: it is not an integer from 1 to 1000.
-    """
+    """``timesteps`` itself; an InputError where it is not an integer from 1 to 1000."""
     if isinstance(timesteps, bool) or not isinstance(timesteps, int) or not 1 <= timesteps <= TRAIN_TIMESTEPS:
         raise InputError(
             f"timesteps is {timesteps!r}; expected an integer from 1 to {TRAIN_TIMESTEPS} (1 is the most accurate and"
@@ -54,20 +47,13 @@ def check_timesteps(timesteps: int) -> int:
 
 
 def check_strength(strength: float) -> float:
-    """``strength`` as a float.
-
-    Raises:
-        InputError: it is outside 0..1 or not a number.
-    """
+    """``strength`` as a float; an InputError where it is outside 0..1 or not a number."""
     expected = "a number from 0 (keep opt_v2 exactly) to 1 (start from pure noise)"
     return check_number("strength", strength, 0, 1, expected)
 
 
 def spaced_timesteps(timesteps: int, strength: float = 1.0) -> list[int]:
-    """The time steps the network sees, descending, "trailing" over the first ``strength`` of the process.
-
-    Always exactly ``timesteps`` entries. Where the shortened range holds fewer distinct steps, neighbours repeat.
-    """
+    """The time steps the network sees, descending, "trailing"; where there are too few, neighbours repeat."""
     span = max(1, round(TRAIN_TIMESTEPS * strength))
     return [max(0, round(span * (timesteps - i) / timesteps) - 1) for i in range(timesteps)]
 
@@ -91,11 +77,9 @@ class Schedule:
 
 
 def build_schedule(name: str, timesteps: int, strength: float = 1.0) -> Schedule:
-    """A schedule of exactly ``timesteps`` evaluations over the given share of the diffusion process.
+    """A schedule of exactly ``timesteps`` evaluations over the first ``strength`` of the diffusion process.
 
-    Raises:
-        InputError: unknown name, timesteps or strength out of range, or too few distinct steps for a multistep
-            solver.
+    Unknown names, numbers out of range, and too few distinct steps for a multistep solver are an InputError.
     """
     check_timesteps(timesteps)
     steps = tuple(spaced_timesteps(timesteps, check_strength(strength)))

@@ -18,9 +18,6 @@ class GeneratorStage(nn.Module):
 
     ``timesteps`` and ``scheduler`` are the defaults of every call; ``standardize=False`` means z-units in and out
     instead of dB and DN.
-
-    Raises:
-        InputError: timesteps or scheduler that cannot be.
     """
 
     def __init__(

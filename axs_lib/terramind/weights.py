@@ -133,11 +133,7 @@ class WeightsInfo:
 
 
 def find_variant(name: str, variants: Mapping[str, Variant] = VARIANTS) -> Variant:
-    """The variant of this name.
-
-    Raises:
-        InputError: there is none; the message lists those there are.
-    """
+    """The variant of this name; an InputError lists those there are."""
     if name in variants:
         return variants[name]
     close = difflib.get_close_matches(str(name), variants, n=1, cutoff=0.5)
@@ -150,9 +146,10 @@ def resolve(
 ) -> WeightsInfo:
     """Find the weight files of a variant: ``checkpoint``, then ``AXS_WEIGHTS``, then the Hub's cache, then the Hub.
 
+    A packaged variant is read from this package and ignores ``AXS_WEIGHTS``.
+
     Args:
-        variant: a variant, or a name in ``VARIANTS``. A packaged variant is read from this package and ignores
-            ``AXS_WEIGHTS``.
+        variant: a variant, or a name in ``VARIANTS``.
         checkpoint: the generator's file (``.pt`` or ``.safetensors``) with the tokenizer's file beside it, or a
             folder that holds both under their published names.
         revision: branch, tag or commit of the generator's Hub repository; ``"GENERATOR:TOKENIZER"`` also pins the
@@ -173,11 +170,7 @@ def resolve(
 
 
 def packaged(name: str) -> Path:
-    """Path of a weights file shipped with this package, by its name without suffix.
-
-    Raises:
-        WeightsError: the installation lacks it.
-    """
+    """Path of a weights file shipped with this package, by its name without suffix."""
     path = _PACKAGED / f"{name}.safetensors"
     if not path.is_file():
         raise WeightsError(
@@ -320,11 +313,7 @@ def _commit(path: Path) -> str | None:
 
 
 def sha256_file(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of a file's content in hexadecimal; asked twice, an unchanged file is read once.
-
-    Raises:
-        WeightsError: the file cannot be read, or is no regular file.
-    """
+    """SHA-256 of a regular file's content in hexadecimal; asked twice, an unchanged file is read once."""
     try:
         file = check_regular(Path(path).resolve(), "the weights file", WeightsError)
         status = file.stat()
@@ -352,7 +341,7 @@ def read_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         WeightsError: missing, no regular file, empty, truncated, not a weights file; or it holds anything but tensors
             that its bytes have room for.
     """
-    file = check_regular(path, "the weights file", WeightsError)
+    file = Path(path)
     with open_regular(file, "the weights file", WeightsError) as opened:
         start = opened.read(len(_LFS))
     if not start:
@@ -372,11 +361,7 @@ def read_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
-    """The text metadata in a ``.safetensors`` file's header; empty where there is none.
-
-    Raises:
-        WeightsError: not a readable safetensors file.
-    """
+    """The text metadata in a ``.safetensors`` file's header; empty where there is none."""
     from safetensors import SafetensorError, safe_open
 
     check_regular(path, "the weights file", WeightsError)
@@ -458,11 +443,7 @@ def write_state(
     half: bool = False,
     overwrite: bool = False,
 ) -> None:
-    """Write a state dict and a header of text as safetensors, atomically; with ``half`` as float16.
-
-    Raises:
-        OutputError: the file exists and ``overwrite`` is false, or the disk refuses.
-    """
+    """Write a state dict and a header of text as safetensors, atomically; with ``half`` as float16."""
     from safetensors.torch import save
 
     from axs_lib.io.atomic import atomic_write

@@ -61,17 +61,6 @@ def test_a_wide_one_equals_terratorchs_too() -> None:
     assert sum(isinstance(part, WinogradConv2d) for part in ours.modules()) >= 8
 
 
-def test_gradients_equal_terratorchs(original: Any) -> None:
-    theirs, ours = copy.deepcopy(original), our_unet(original)
-    x, t, codes = unet_inputs()
-    gradients = []
-    for unet in (theirs, ours):
-        unet(x, t, codes).square().mean().backward()
-        gradients.append({name: p.grad for name, p in unet.named_parameters()})
-    for name, expected in gradients[0].items():
-        assert torch.allclose(gradients[1][name], expected, rtol=1e-3, atol=1e-5), name
-
-
 def decode(generator: TerraMindGenerator, timesteps: int) -> Tensor:
     random = torch.Generator().manual_seed(0)
     inputs = {"s1": torch.randn(2, 2, 64, 64, generator=random), "optical": torch.randn(2, 4, 64, 64, generator=random)}

@@ -119,12 +119,6 @@ def test_the_transformed_kernel_is_kept_and_neither_saved_nor_copied() -> None:
         assert torch.equal(other(x), expected)
 
 
-def test_compiled_it_is_the_direct_convolution() -> None:
-    made, x = layer(), image(2, CHANNELS, 16, 16)
-    compiled = torch.compile(made, backend="eager", fullgraph=True)
-    assert (compiled(x) - direct(made, x)).abs().max() < 1e-5
-
-
 def test_nothing_is_left_of_the_image_before() -> None:
     """Its steps reuse their memory: in and out of inference mode, after a larger image, and after one that is NaN."""
     weight, small = torch.randn(192, 192, 3, 3), torch.randn(2, 192, 13, 14)
