@@ -264,7 +264,7 @@ def test_hold_colour_is_the_models_where_a_call_does_not_say(nano: Stage3Groundi
     "controls", [{"origin": "x"}, {"origin": (1, 2, 3)}, {"origin": 5}, {"origin": torch.zeros(3, 2)}]
 )
 def test_origins_that_cannot_be(nano: Stage3GroundingModel, controls: dict[str, Any], size: int) -> None:
-    with pytest.raises(InputError, match=r"origin is .*expected the scene's \(row, column\)"):
+    with pytest.raises(InputError, match=r"(?s)origin is .*expected the scene's \(row, column\)"):
         ground(nano, *plausible_pair(2, size, 64), controls=GroundingControls(**controls))
 
 

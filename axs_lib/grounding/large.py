@@ -52,7 +52,8 @@ def in_tiles(ground: Callable[P, Stage3Output]) -> Callable[P, Stage3Output]:
         model: Any, s1: Any, opt_v2: Any, timesteps: Any = None, *, batch_size: Any = 8, **options: Any
     ) -> Stage3Output:
         run = functools.partial(plain, model, timesteps=timesteps, batch_size=batch_size)
-        side, shape = model.terramind_generator.layout.max_side, getattr(opt_v2, "shape", ())
+        side = model.terramind_generator.layout.max_side
+        shape: tuple[int, ...] = getattr(opt_v2, "shape", ())
         if len(shape) not in (3, 4) or not isinstance(batch_size, int) or batch_size < 1:
             return run(s1, opt_v2, **options)  # an error, which ``ground`` words
         if max(shape[-2:]) <= side and (len(shape) == 3 or shape[0] <= batch_size):
