@@ -34,13 +34,13 @@ def find_weights(settings: Mapping[str, Any], checkpoints: Mapping[str, str]) ->
 
     variant = find_variant(settings["variant"])
     files = resolve(variant, checkpoints.get("checkpoint"))
-    found = {"stage3": dict(files.info.sha256)}
-    found["stage3"] |= corrector_files(files.info).info.sha256
+    found = {"stage3": dict(files.sha256)}
+    found["stage3"] |= corrector_files(files).sha256
     if settings["stage"] == "pipeline":
         if "stage1_checkpoint" in checkpoints:
-            found["stage1"] = dict(resolve(variant, checkpoints["stage1_checkpoint"]).info.sha256)
+            found["stage1"] = dict(resolve(variant, checkpoints["stage1_checkpoint"]).sha256)
         prithvi = PRITHVI_VARIANTS[NANO if variant.packaged else DEFAULT_PRITHVI]
-        found["stage2"] = dict(resolve(prithvi, checkpoints.get("stage2_checkpoint")).info.sha256)
+        found["stage2"] = dict(resolve(prithvi, checkpoints.get("stage2_checkpoint")).sha256)
     if "adapter" in checkpoints:
         from axs_lib.adapters import adapter_files
 

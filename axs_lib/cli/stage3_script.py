@@ -192,7 +192,7 @@ tokens
 inputs
   s1              (B,2,H,W) {", ".join(SAR_BANDS)} in dB, {scene.s1_product}
   opt_v2          (B,4,H,W) {", ".join(OPTICAL_BANDS)} in DN (reflectance x 10000)
-  channels        the network's image has {generator.image_channels}
+  channels        the network's image has {generator.optical.channels}
   size            H, W from {MIN_SIDE} px; above {layout.max_side} px in tiles
   padded to       a square multiple of {layout.multiple}, at least {layout.min_side} px
 
@@ -200,5 +200,5 @@ defaults
   {", ".join(f"{name}={defaults[name].default}" for name in shown)}
 
 weights
-  {scene.checkpoint or find_weights(spec)[0]}"""
+  {scene.checkpoint or find_weights(spec).source}"""
     )
