@@ -200,5 +200,5 @@ defaults
   {", ".join(f"{name}={defaults[name].default}" for name in shown)}
 
 weights
-  {scene.checkpoint or find_weights(spec).source}"""
+  {scene.checkpoint or find_weights(spec)[0]}"""
     )
