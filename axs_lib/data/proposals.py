@@ -16,15 +16,12 @@ In: truth tiles (B,4,H,W) in DN; out: proposals of the same shape in DN. Everyth
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from axs_lib.bands import TERRAMIND_BOA_OFFSET, TERRAMIND_OPTICAL_INDEX, TERRAMIND_S2_MEAN, TERRAMIND_S2_STD, VALID_DN
-from axs_lib.data.degrade import PRESETS, Draw, apply_matrices, band_limited, displace_patches, gaussian_matrix
-
-Proposal = Literal["own", "informed", "foreign", "none"]
+from axs_lib.data.degrade import PRESETS, Draw, band_limited, blur, displace_patches, each
 
 BLUR_PX = (0.5, 6.0)
 SHARP_CHANCE = 0.1  # of an informed proposal to be nearly the truth
@@ -54,17 +51,10 @@ def informed_proposal(truth: Tensor, *, generator: torch.Generator, quality: Ten
     if quality is None:
         worse = torch.where(draw.uniform(0, 1) < SHARP_CHANCE, 0.1 * worse, worse)
 
-    def each(values: Tensor) -> Tensor:
-        return values[:, None, None, None]
-
     # 1. Resolution.
     sigma = BLUR_PX[0] * (BLUR_PX[1] / BLUR_PX[0]) ** (worse * draw.uniform(0.5, 1))
     sigma = torch.where(worse < 0.05, 0.2, sigma)
-    matrices = [
-        gaussian_matrix(size, torch.arange(size, dtype=torch.float32, device=truth.device), sigma)
-        for size in (height, width)
-    ]
-    image = apply_matrices(truth, *matrices)
+    image = blur(truth, sigma[:, None].expand(-1, 2))
 
     # 2. Things in the wrong place.
     displaced = draw.uniform(0, 1) < PATCH_CHANCE * worse
