@@ -44,7 +44,7 @@ Split = Literal["train", "choose", "report"]
 Make = Callable[[Tensor, Draw, Tensor], Tensor]  # truth (B,4,H,W) in DN, draws, strength (B,) in [0,1] -> estimate
 
 FILTER_MARGIN = 16  # px mirrored at each border before a filter in the frequency domain
-MOST_COMBINED = 3
+MOSTCOMBINED = 3
 OWN_BY_BAND = (0.6, 0.7, 0.8, 1.5)  # what a band does by itself, of B02, B03, B04, B08
 HAZE_BY_BAND = (1.0, 0.8, 0.65, 0.3)  # path radiance of B02, B03, B04, B08 beside B02's
 
@@ -548,7 +548,7 @@ def _combination(names: tuple[str, ...]) -> Make:
         for one, level in zip(image.split(1), strength, strict=True):
             own = Draw(draw.generator, 1, image.device)
             order = torch.randperm(len(names), generator=draw.generator)
-            count = 2 + int(own.uniform(0, MOST_COMBINED - 1).floor())
+            count = 2 + int(own.uniform(0, MOSTCOMBINED - 1).floor())
             for index in sorted(order[:count].tolist()):
                 make_one = KINDS[names[index]].make
                 assert make_one is not None
@@ -560,7 +560,7 @@ def _combination(names: tuple[str, ...]) -> Make:
 
 
 # In the order in which they happen to an image.
-_COMBINED = (
+COMBINED = (
     "changed_fields",
     "displaced_patches",
     "shift",
@@ -578,7 +578,7 @@ _COMBINED = (
     "white_noise",
     "wavelet",
 )
-_COMBINED_REPORT = ("smooth_warp", "motion_blur", "haze", "speckled", "jpeg_blocks")
+COMBINED_REPORT = ("smooth_warp", "motion_blur", "haze", "speckled", "jpeg_blocks")
 
 _TABLE = (
     # trained on
@@ -601,7 +601,7 @@ _TABLE = (
     Kind("changed_fields", "train", "areas of like colour brighter or darker by 3 to 30 %", _changed_fields),
     Kind("refiner", "train", "degrade's preset train, or its light damage", _refiner),
     Kind("stage2", "train", "what Stages 1 and 2 draw from the SAR", None, "stage2"),
-    Kind("combined", "train", "two or three of the kinds above", _combination(_COMBINED)),
+    Kind("combined", "train", "two or three of the kinds above", _combination(COMBINED)),
     # only for choices
     Kind("defocus_blur", "choose", "disc of 6 to 50 m radius", _defocus_blur),
     Kind("guided_smoothing", "choose", "guided filter, 7 x 7 px, 40 to 500 DN", _guided_smoothing),
@@ -619,6 +619,6 @@ _TABLE = (
     Kind("smooth_warp", "report", "warp of 1 to 25 m (1 std)", _smooth_warp),
     Kind("speckled", "report", "noise of 0.5 to 12 % of the signal", _speckled),
     Kind("ringing", "report", "cut-off at 0.40 to 0.10 cycles per pixel", _ringing),
-    Kind("combined_left_out", "report", "two or three of five kinds left out", _combination(_COMBINED_REPORT)),
+    Kind("combined_left_out", "report", "two or three of five kinds left out", _combination(COMBINED_REPORT)),
 )
 KINDS: Mapping[str, Kind] = MappingProxyType({kind.name: kind for kind in _TABLE})
