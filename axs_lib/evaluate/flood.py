@@ -22,7 +22,8 @@ from torch import Tensor
 from axs_lib.bands import DN_PER_REFLECTANCE, OPTICAL_BANDS
 from axs_lib.data import flood as simulation
 from axs_lib.data.clouds import spread
-from axs_lib.evaluate.evaluator import Figures, Scenario, TileFigures, Walk
+from axs_lib.evaluate.evaluator import Figures, Scenario, TileFigures
+from axs_lib.evaluate.models import Walk
 from axs_lib.evaluate.sources import EvaluationTile, simulated_estimate
 from axs_lib.evaluate.tables import over_tiles, rich_table
 from axs_lib.nodata import valid_pixels
@@ -59,8 +60,8 @@ class Floods(Scenario):
             return
         floods = [simulate_flood(tile.s1, tile.record.name) for tile in tiles]
         opt_v2 = torch.stack([simulated_estimate(tile.truth, tile.record.name) for tile in tiles])
-        flooded = walk.run.ground(torch.stack([s1 for s1, _ in floods]), opt_v2).opt_v3
-        real = walk.run.ground(torch.stack([tile.s1 for tile in tiles]), opt_v2).opt_v3
+        flooded = walk.ground(torch.stack([s1 for s1, _ in floods]), opt_v2).opt_v3
+        real = walk.ground(torch.stack([tile.s1 for tile in tiles]), opt_v2).opt_v3
         for index, (tile, (_, inside)) in enumerate(zip(tiles, floods, strict=True)):
             outside = outside_of(inside[None])[0]
             yield TileFigures(

@@ -40,8 +40,8 @@ from axs_lib.bands import DN_PER_REFLECTANCE
 from axs_lib.data.clouds import cloud_trust, cloudy_trust, spread
 from axs_lib.data.pairs import PairRecord
 from axs_lib.data.proposals import informed_proposal
-from axs_lib.evaluate.evaluator import Figures, Scenario, TileFigures, Walk
-from axs_lib.evaluate.models import Grounder, PlainNetwork
+from axs_lib.evaluate.evaluator import Figures, Scenario, TileFigures
+from axs_lib.evaluate.models import Walk
 from axs_lib.evaluate.sources import EvaluationTile, fitted
 from axs_lib.evaluate.tables import over_tiles, percent, rich_table, share, shown_figure
 from axs_lib.metrics import compute_metrics, improvement
@@ -50,6 +50,7 @@ from axs_lib.nodata import fill_nodata, valid_pixels
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from axs_lib.evaluate.plain import PlainModel
     from axs_lib.stage3_tm_ground import Stage3GroundingModel
 
 STAGE3 = "stage3"
@@ -80,8 +81,8 @@ class Gaps(Scenario):
         plain: a plain U-Net with SAR.
     """
 
-    no_sar: Stage3GroundingModel | PlainNetwork | None = None
-    plain: PlainNetwork | None = None
+    no_sar: Stage3GroundingModel | PlainModel | None = None
+    plain: PlainModel | None = None
 
     name: ClassVar[str] = "gaps"
     needs: ClassVar[str] = "tile with a gap and clear pixels"
@@ -106,29 +107,25 @@ class Gaps(Scenario):
         s1, image, trust, truth = (
             torch.stack([getattr(gap, key) for gap in gaps]) for key in ("s1", "image", "trust", "truth")
         )
-        run, smooth = walk.run, fill_nodata(image, valid_pixels(image))
-        filled = {STAGE3: run.ground(s1, image, trust=trust).opt_v3}
-        if run.takes_proposals:
-            proposals = {
-                "informed": torch.stack([simulated_proposal(gap.truth, gap.record.name) for gap in gaps]),
-                "truth_proposal": fill_nodata(truth, valid_pixels(truth)),
-                "no_proposal": smooth,
-            }
+        smooth = fill_nodata(image, valid_pixels(image))
+        proposals = {}
+        if walk.takes_proposals:
+            proposals["informed"] = torch.stack([simulated_proposal(gap.truth, gap.record.name) for gap in gaps])
+            proposals["truth_proposal"] = fill_nodata(truth, valid_pixels(truth))
             if walk.donors:
                 others = [_proposal_of_another(tiles[gap.record.name], walk) for gap in gaps]
                 proposals["proposal_swapped"] = torch.stack(others)
-            for key in (key for key in LABELS if key in proposals):
-                filled[key] = run.ground(s1, image, trust=trust, proposal=proposals[key]).opt_v3
-        filled["sar_withheld"] = run.ground(s1, image, trust=trust, use_sar=False).opt_v3
-        if self.no_sar is not None and isinstance(self.no_sar, Grounder):
-            filled["no_sar"] = run.ground_blind(self.no_sar, s1, image, trust)
-        elif self.no_sar is not None:
-            filled["no_sar"] = run.predict(self.no_sar, s1, image, trust)
+            proposals["no_proposal"] = smooth
+        filled = {STAGE3: walk.ground(s1, image, trust=trust).opt_v3}
+        for key, proposal in proposals.items():
+            filled[key] = walk.ground(s1, image, trust=trust, proposal=proposal).opt_v3
+        filled["sar_withheld"] = walk.ground(s1, image, trust=trust, use_sar=False).opt_v3
+        if self.no_sar is not None:
+            filled["no_sar"] = walk.without_sar(self.no_sar, s1, image, trust)
         if self.plain is not None:
-            filled["plain"] = run.predict(self.plain, s1, image, trust)
+            filled["plain"] = walk.predict(self.plain, s1, image, trust)
         filled["smooth"] = smooth
-        colour = image.nanmean(dim=(-2, -1), keepdim=True)
-        filled["mean"] = torch.where(valid_pixels(image), image, colour)
+        filled["mean"] = torch.where(valid_pixels(image), image, image.nanmean(dim=(-2, -1), keepdim=True))
         return filled
 
     def to_json(self, tiles: Sequence[TileFigures], left_out: Sequence[str]) -> dict[str, Any]:
@@ -237,7 +234,7 @@ def measure_gap(image: Tensor, gap: Gap) -> Figures:
 def _proposal_of_another(tile: EvaluationTile, walk: Walk) -> Tensor:
     """What Stage 3 draws for another tile in that one's own simulated gap, (4,H,W) DN."""
     other = next(gaps_of(walk.donor(tile)))
-    drawn = walk.run.ground(other.s1[None], other.image[None], trust=other.trust[None]).proposal
+    drawn = walk.ground(other.s1[None], other.image[None], trust=other.trust[None]).proposal
     assert drawn is not None
     return fitted(drawn[0], tile.size)
 

@@ -21,7 +21,8 @@ from torch import Tensor
 from axs_lib.bands import DN_PER_REFLECTANCE, OPTICAL_BANDS
 from axs_lib.data.estimates import KINDS, make_estimate
 from axs_lib.evaluate.estimates import INCONSISTENT_SHARE
-from axs_lib.evaluate.evaluator import Figures, Scenario, TileFigures, Walk
+from axs_lib.evaluate.evaluator import Figures, Scenario, TileFigures
+from axs_lib.evaluate.models import Walk
 from axs_lib.evaluate.sources import EvaluationTile, water_on_land
 from axs_lib.evaluate.tables import over_tiles, percent, rich_table, share
 from axs_lib.metrics import improvement
@@ -53,7 +54,7 @@ class EstimateKinds(Scenario):
             if not chosen:
                 continue
             opt_v2 = torch.stack([estimate for estimate in made if estimate is not None])
-            images = walk.run.ground(torch.stack([tiles[index].s1 for index in chosen]), opt_v2)
+            images = walk.ground(torch.stack([tiles[index].s1 for index in chosen]), opt_v2)
             for place, index in enumerate(chosen):
                 sigma = None if images.uncertainty is None else images.uncertainty[place]
                 of_kind = measure_kind(opt_v2[place], images.opt_v3[place], tiles[index].truth, sigma)

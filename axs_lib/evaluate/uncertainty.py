@@ -35,7 +35,8 @@ from torch import Tensor
 
 from axs_lib.bands import DN_PER_REFLECTANCE, OPTICAL_BANDS
 from axs_lib.errors import InputError
-from axs_lib.evaluate.evaluator import Scenario, TileFigures, Walk
+from axs_lib.evaluate.evaluator import Scenario, TileFigures
+from axs_lib.evaluate.models import Walk
 from axs_lib.evaluate.sources import EvaluationTile
 from axs_lib.evaluate.tables import percent, rich_table
 
@@ -198,8 +199,7 @@ class Uncertainty(Scenario):
 
     def measure(self, tiles: Sequence[EvaluationTile], walk: Walk) -> Iterable[TileFigures]:
         """Of each tile as facts: ``predicted`` and ``error`` (N,4) in reflectance, ``members``; see ``pool``."""
-        run = walk.run
-        images = run.run(
+        images = walk.run(
             torch.stack([tile.s1 for tile in tiles]),
             torch.stack([tile.estimate(walk.source)[0] for tile in tiles]),
             [tile.record.metadata for tile in tiles],
@@ -211,7 +211,7 @@ class Uncertainty(Scenario):
                 " or weights whose head predicts its own error"
             )
         # The pipeline runs Stage 3 once a member and gives the spread of its whole runs.
-        calibrated = not run.whole and CALIBRATED in run.model.provenance
+        calibrated = not walk.whole and CALIBRATED in walk.model.provenance
         members = None if calibrated or self.ensemble_size < 2 else self.ensemble_size
         for tile, opt_v3, sigma in zip(tiles, images.opt_v3, images.uncertainty, strict=True):
             error = opt_v3 - tile.truth
