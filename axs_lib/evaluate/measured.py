@@ -1,21 +1,16 @@
-"""One saved result against the clear truth, beside the simplest images that could stand in its place.
-
-In: the layers of a result by name. Out: ``Measured``; the report page and the panels show it.
-"""
+"""One saved result against the clear truth, beside the simplest images that could stand in its place."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
 from axs_lib.errors import InputError
 
 
-@dataclass(frozen=True)
-class Measured:
+class Measured(NamedTuple):
     """A result against the clear truth.
 
     Attributes:

@@ -101,7 +101,7 @@ def correctness(metrics: Mapping[str, Any], baseline: str = "opt_v2") -> str:
 
 
 def comparison_table(rows: Mapping[str, Mapping[str, Any]], baseline: str, title: str, *, note: str = "") -> Table:
-    """MSE and MAE of images by their names, and the change of the MSE from that of the baseline, which is one of them."""
+    """MSE and MAE of images by their names, and the change of the MSE from that of one of them, the baseline."""
     lines = []
     for name, values in rows.items():
         cells = [Cell(_text(error, number(values.get(error)))) for error in ERRORS]

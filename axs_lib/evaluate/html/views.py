@@ -1,25 +1,23 @@
-"""The pictures of one result: every layer as a small image in a data URI, with what to write beside it.
-
-In: a ``Result``. Out: ``View``, one a layer, optical layers in true and false colour.
-"""
+"""The pictures of one result: every layer as a small image in a data URI, with what to write beside it."""
 
 from __future__ import annotations
 
 import base64
 import io
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from axs_lib.bands import DN_PER_REFLECTANCE
 from axs_lib.checks import Trust
 from axs_lib.evaluate.colour import (
     FALSE_COLOUR,
+    LABELS,
     NODATA_GREY,
     TRUE_COLOUR,
     Array,
+    difference_maps,
     optical_colour,
     sar_colour,
     stretch_of,
@@ -30,17 +28,15 @@ from axs_lib.io.saved import Result
 SMALL = 256  # px: up to here every pixel is seen, and colour is not thinned
 QUALITY = 78
 THUMBNAIL = 72  # px
-OPTICAL = {
-    "opt_v1": "opt_v1 · from SAR",
-    "opt_v2": "opt_v2 · estimate",
-    "opt_v3": "opt_v3 · grounded",
-    "truth": "truth · Sentinel-2",
-}
 REFLECTANCE = "reflectance, mean over the bands"
+MAPS = {  # label, note, palette
+    "change": ("change |v3 − v2|", REFLECTANCE, "magma"),
+    "removed": ("error removed", f"blue: nearer to the truth, red: further; {REFLECTANCE}", "RdBu"),
+    "uncertainty": ("uncertainty (1 std)", REFLECTANCE, "viridis"),
+}
 
 
-@dataclass(frozen=True)
-class Legend:
+class Legend(NamedTuple):
     """The colour scale of a map: CSS colours from low to high, and its ends in words."""
 
     colours: tuple[str, ...]
@@ -48,8 +44,7 @@ class Legend:
     high: str
 
 
-@dataclass(frozen=True)
-class View:
+class View(NamedTuple):
     """One choice of the swipe view.
 
     Attributes:
@@ -75,7 +70,7 @@ def views_of(result: Result) -> list[View]:
     names = ["truth"] if "truth" in layers else [name for name in ("opt_v2", "opt_v3") if name in layers]
     reference = np.concatenate([layers[name] for name in names], axis=1)
     stretches = {bands: stretch_of(reference, bands) for bands in (TRUE_COLOUR, FALSE_COLOUR)}
-    labels = dict(OPTICAL)
+    labels = dict(LABELS)
     if "trust" in layers and np.isin(layers["trust"], (Trust.UNKNOWN, Trust.OBSERVED)).all():
         labels["opt_v2"] = "opt_v2 · observed"
     views = []
@@ -89,7 +84,12 @@ def views_of(result: Result) -> list[View]:
     if "s1" in layers:
         note = "red VV, green VH, blue VV − VH"
         views.append(View("s1", "SAR · Sentinel-1", "SAR", note, {"any": _uri(sar_colour(layers["s1"]))}))
-    return views + _maps(layers)
+    for key, layer in difference_maps(layers).items():
+        views.append(_map(key, *MAPS[key], layer, centred=key == "removed"))
+    for name, note in (("gate", "correction let through, 0 to 1"), ("trust", "trust in opt_v2, 0 to 1")):
+        if name in layers:
+            views.append(_map(name, name, note, "cividis", layers[name][0], top=1.0))
+    return views
 
 
 def thumbnail(result: Result) -> str:
@@ -100,27 +100,8 @@ def thumbnail(result: Result) -> str:
     return _uri(optical_colour(image, TRUE_COLOUR, stretch_of(image, TRUE_COLOUR)))
 
 
-def _maps(layers: Mapping[str, Array]) -> list[View]:
-    views = []
-    after, before, truth = (layers.get(name) for name in ("opt_v3", "opt_v2", "truth"))
-    if after is not None and before is not None:
-        change = np.abs(after - before).mean(0) / DN_PER_REFLECTANCE
-        views.append(_map("change", "change |v3 − v2|", REFLECTANCE, change, "magma"))
-        if truth is not None:
-            removed = (np.abs(before - truth) - np.abs(after - truth)).mean(0) / DN_PER_REFLECTANCE
-            label, note = "error removed", f"blue: nearer to the truth, red: further; {REFLECTANCE}"
-            views.append(_map("removed", label, note, removed, "RdBu", centred=True))
-    if "uncertainty" in layers:
-        spread = layers["uncertainty"].mean(0) / DN_PER_REFLECTANCE
-        views.append(_map("uncertainty", "uncertainty (1 std)", REFLECTANCE, spread, "viridis"))
-    for name, note in (("gate", "correction let through, 0 to 1"), ("trust", "trust in opt_v2, 0 to 1")):
-        if name in layers:
-            views.append(_map(name, name, note, layers[name][0], "cividis", top=1.0))
-    return views
-
-
 def _map(
-    key: str, label: str, note: str, layer: Array, palette: str, *, centred: bool = False, top: float = 0.0
+    key: str, label: str, note: str, palette: str, layer: Array, *, centred: bool = False, top: float = 0.0
 ) -> View:
     from matplotlib import colormaps
     from matplotlib.colors import to_hex
@@ -132,14 +113,8 @@ def _map(
     place = np.clip((np.where(valid, layer, low) - low) / (top - low), 0, 1)
     picture = np.where(valid[..., None], colours(place)[..., :3], NODATA_GREY)
     scale = tuple(to_hex(colours(x)) for x in np.linspace(0, 1, 9))
-    return View(
-        key,
-        label,
-        label.split(" |")[0].split(" (")[0],
-        note,
-        {"any": _uri(picture)},
-        Legend(scale, _ended(low), _ended(top)),
-    )
+    short = label.split(" |")[0].split(" (")[0]
+    return View(key, label, short, note, {"any": _uri(picture)}, Legend(scale, _ended(low), _ended(top)))
 
 
 def _ended(value: float) -> str:
