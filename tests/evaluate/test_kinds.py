@@ -16,7 +16,8 @@ from torch import Tensor
 
 from axs_lib.data.estimates import KINDS
 from axs_lib.evaluate import evaluate, kinds
-from axs_lib.evaluate.kinds import EstimateKinds, card_lines, estimate_of, summary_of
+from axs_lib.evaluate.kinds import EstimateKinds, estimate_of, summary_of
+from experiments.nano.write_model_card import card_lines
 from tests.evaluate.fakes import FakeModel, follow_sar
 
 SIMPLE = {"truth": "train", "brighter": "choose", "noisy": "report", "coarse": "report"}
