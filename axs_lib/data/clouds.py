@@ -109,8 +109,8 @@ def cloudy_trust(s2: Tensor, s2_cloudy: Tensor) -> Tensor:
     - what lies within 3 px of either, and nodata in either image.
 
     Fields that were ploughed or flooded between the two dates count as shadow too: what is left agrees with the clear
-    image. On the 14 pairs of SEN12MS-CR in the project's
-    training data it drops 77 % of the pixels in the mean and 91 % in the median, from 3 % to all of them.
+    image. On the 14 pairs of SEN12MS-CR in the project's training data it drops 77 % of the pixels in the mean and 91 %
+    in the median.
 
     Args:
         s2: (4,H,W) the clear image in DN (B02, B03, B04, B08), NaN is nodata.

@@ -131,18 +131,7 @@ def degrade(
 
 
 def degrade_lightly(truth: Tensor, *, generator: torch.Generator) -> Tensor:
-    """Return an estimate with little or other damage than ``degrade``'s: each component by chance.
-
-    Args:
-        truth: (B,4,H,W) or (4,H,W) DN in the order B02, B03, B04, B08; NaN marks nodata.
-        generator: source of every draw; its state advances.
-
-    Returns:
-        float32 DN of truth's shape and device, clipped to 1..65535, NaN exactly where truth is NaN.
-
-    Raises:
-        InputError: wrong shape.
-    """
+    """Return an estimate as ``degrade`` does, with little or other damage: each component by chance."""
     _check_shape(truth)
     draw = Draw(generator, 1, truth.device)
     images = torch.cat([_degrade_lightly(image, draw) for image in _filled(truth).split(1)])

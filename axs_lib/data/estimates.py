@@ -44,28 +44,20 @@ Split = Literal["train", "choose", "report"]
 Make = Callable[[Tensor, Draw, Tensor], Tensor]  # truth (B,4,H,W) in DN, draws, strength (B,) in [0,1] -> estimate
 
 FILTER_MARGIN = 16  # px mirrored at each border before a filter in the frequency domain
-MOSTCOMBINED = 3
+MOST_COMBINED = 3
 OWN_BY_BAND = (0.6, 0.7, 0.8, 1.5)  # what a band does by itself, of B02, B03, B04, B08
 HAZE_BY_BAND = (1.0, 0.8, 0.65, 0.3)  # path radiance of B02, B03, B04, B08 beside B02's
 
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of estimate.
-
-    Attributes:
-        name: key in ``KINDS``.
-        split: ``train``, ``choose`` or ``report``.
-        about: what it simulates, with its ranges from light to strong.
-        make: draws it; ``None`` where the estimate comes from the caller (``needs``).
-        needs: the tensor that ``make_estimate`` must be given: ``older`` or ``stage2``.
-    """
+    """One kind of estimate: what it is ``about``, its ranges from light to strong, and how it is made."""
 
     name: str
     split: Split
     about: str
-    make: Make | None = None
-    needs: str = ""
+    make: Make | None = None  # None where ``make_estimate`` must be given what the kind needs
+    needs: str = ""  # ``older``, the same places at another date, or ``stage2``, what Stages 1 and 2 draw
 
 
 def make_estimate(
@@ -74,8 +66,7 @@ def make_estimate(
     *,
     generator: torch.Generator,
     strength: Tensor | float | None = None,
-    older: Tensor | None = None,
-    stage2: Tensor | None = None,
+    given: Tensor | None = None,
 ) -> Tensor:
     """An estimate of one kind.
 
@@ -84,8 +75,7 @@ def make_estimate(
         truth: (B,4,H,W) in DN; NaN marks nodata.
         generator: of every draw; its state advances.
         strength: 0 (light) to 1 (strong), for all tiles or (B,); drawn uniformly for each tile by default.
-        older: (B,4,H,W) in DN, the same places at another date, for ``older_image``.
-        stage2: (B,4,H,W) in DN, what Stages 1 and 2 draw, for ``stage2``.
+        given: (B,4,H,W) in DN, what the kind ``needs``.
 
     Returns:
         (B,4,H,W) float32 DN clipped to 1..65535, NaN where truth is NaN.
@@ -109,10 +99,9 @@ def make_estimate(
     if strength is not None:
         level = torch.as_tensor(strength, dtype=torch.float32, device=truth.device).expand(len(truth))
     if chosen.make is None:
-        given = {"older": older, "stage2": stage2}[chosen.needs]
         if given is None or given.shape != truth.shape:
             shape = "nothing" if given is None else f"shape {tuple(given.shape)}"
-            raise InputError(f"kind {kind!r} needs {chosen.needs}= of shape {tuple(truth.shape)} and got {shape}")
+            raise InputError(f"kind {kind!r} needs {chosen.needs} of shape {tuple(truth.shape)} and got {shape}")
         estimate = torch.where(given.isfinite(), given.float(), image)
     else:
         estimate = chosen.make(image, draw, level)
@@ -120,12 +109,7 @@ def make_estimate(
 
 
 def kinds_of(split: Split, *, without_needs: bool = False) -> list[str]:
-    """Names of the kinds of a split.
-
-    Args:
-        split: ``train``, ``choose`` or ``report``.
-        without_needs: only those that need nothing but the truth.
-    """
+    """Names of the kinds of a split, ``without_needs`` only of those that need nothing but the truth."""
     return [name for name, kind in KINDS.items() if kind.split == split and not (without_needs and kind.make is None)]
 
 
@@ -137,11 +121,6 @@ def _between(strength: Tensor, light: float, strong: float, *, log: bool = False
     if log:
         return torch.exp(math.log(light) + (math.log(strong) - math.log(light)) * strength)
     return light + (strong - light) * strength
-
-
-def _choice(draw: Draw, count: int) -> Tensor:
-    """(B,) of 0..count-1."""
-    return draw.uniform(0, count).floor().clamp_max(count - 1)
 
 
 def _by_strength(strength: Tensor, light: Callable[[], Tensor], strong: Callable[[], Tensor]) -> Tensor:
@@ -159,12 +138,7 @@ def _positions(size: int, device: torch.device) -> Tensor:
 
 
 def _filtered(image: Tensor, transfer: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """The image filtered in the frequency domain with mirrored borders.
-
-    Args:
-        image: (B,C,H,W).
-        transfer: of frequencies down (h,1) and across (1,w) in cycles per pixel; broadcast against (B,1,h,w).
-    """
+    """The image with mirrored borders times ``transfer`` of the frequencies down (h,1) and across (1,w), per pixel."""
     height, width = image.shape[-2:]
     margin = min(FILTER_MARGIN, height - 1, width - 1)
     padded = F.pad(image, (margin,) * 4, mode="reflect")
@@ -192,12 +166,8 @@ def _kernel(distance: Tensor, name: str) -> Tensor:
 def _resampling(size: int, factor: Tensor, phase: Tensor, gaussian: Tensor, name: str) -> Tensor:
     """(B,size,size) matrices: one axis reduced to pixels ``factor`` (B,) as large and enlarged again.
 
-    Args:
-        size: pixels of the axis.
-        factor: coarse over fine pixel.
-        phase: (B,) where the coarse grid begins, in coarse pixels, 0 to 1.
-        gaussian: (B,) bool, a Gaussian point spread function instead of the area mean.
-        name: of the interpolation.
+    ``phase`` (B,) is where the coarse grid begins, 0 to 1; where ``gaussian`` (B,) is true the coarse pixels have a
+    Gaussian point spread function instead of the area mean.
     """
     device = factor.device
     count = math.ceil(size / float(factor.min())) + 7
@@ -215,11 +185,11 @@ def _resampling(size: int, factor: Tensor, phase: Tensor, gaussian: Tensor, name
     return enlarge @ reduce
 
 
-def _enlarged(name: str, light: float, strong: float) -> Make:
-    """Reduced to pixels of ``light`` to ``strong`` metres and enlarged again, any phase."""
+def _enlarged(name: str) -> Make:
+    """Reduced to pixels of 15 to 120 m and enlarged again, any phase."""
 
     def make(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
-        factor = _between(strength, light, strong, log=True) / METRES_PER_PIXEL
+        factor = _between(strength, 15, 120, log=True) / METRES_PER_PIXEL
         whole = draw.uniform(0, 1) < 0.5
         factor = torch.where(whole & (factor > 1.75), factor.round(), factor)
         gaussian = draw.uniform(0, 1) < 0.4
@@ -236,9 +206,9 @@ def _enlarged(name: str, light: float, strong: float) -> Make:
 def _warped(image: Tensor, down: Tensor, across: Tensor) -> Tensor:
     """The image read at displacements (B,H,W) in pixels, bicubic, mirrored at the border."""
     height, width = image.shape[-2:]
-    rows = _positions(height, image.device)[:, None] + down
-    columns = _positions(width, image.device) + across
-    rows, columns = torch.broadcast_tensors(rows, columns)
+    rows, columns = torch.broadcast_tensors(
+        _positions(height, image.device)[:, None] + down, _positions(width, image.device) + across
+    )
     grid = torch.stack([(2 * columns + 1) / width - 1, (2 * rows + 1) / height - 1], dim=-1)
     return F.grid_sample(image, grid, mode="bicubic", padding_mode="reflection", align_corners=False)
 
@@ -283,8 +253,7 @@ def _defocus_blur(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
 
 
 def _bicubic_noisy(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
-    factor = torch.full_like(strength, 3.0)
-    gaussian = draw.uniform(0, 1) < 0.5
+    factor, gaussian = torch.full_like(strength, 3.0), draw.uniform(0, 1) < 0.5
     matrices = [_resampling(size, factor, draw.uniform(0, 1), gaussian, "bicubic") for size in image.shape[-2:]]
     level = each(_between(strength, 5, 60, log=True))
     return apply_matrices(image, *matrices) + level * draw.normal(*image.shape[1:])
@@ -292,23 +261,18 @@ def _bicubic_noisy(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
 
 def _ringing(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
     cut = each(_between(strength, 0.40, 0.10))
-    return _filtered(
-        image,
-        lambda down, across: torch.sigmoid(
-            (cut - torch.maximum(down.abs().expand(-1, across.shape[1]), across.abs())) / 0.01
-        ),
-    )
+    return _filtered(image, lambda down, across: torch.sigmoid((cut - torch.maximum(down.abs(), across.abs())) / 0.01))
 
 
 def _over_sharpened(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
     sigma = each(draw.uniform(0.6, 2.5))
     amount = each(_between(strength, 0.1, 1.5, log=True))
-    return _filtered(
-        image,
-        lambda down, across: (
-            1 + amount * (1 - torch.exp(-2 * (math.pi * sigma).square() * (down.square() + across.square())))
-        ),
-    )
+
+    def unsharp(down: Tensor, across: Tensor) -> Tensor:
+        blurred = torch.exp(-2 * (math.pi * sigma).square() * (down.square() + across.square()))
+        return 1 + amount * (1 - blurred)
+
+    return _filtered(image, unsharp)
 
 
 # -- kinds: smoothed and compressed -------------------------------------------------------------------------------
@@ -383,16 +347,12 @@ def _wavelet(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
     step = each(_between(strength, 15, 500, log=True))
     details = []
     for level in range(4):
-        low, high = _wavelet_step(x)
-        parts = [_wavelet_step(part.transpose(2, 3)) for part in (low, high)]
-        (x, a), (b, c) = parts
-        scale = step * 0.75**level
-        details.append(tuple(_quantised(part, scale) for part in (a, b, c)))
+        (x, a), (b, c) = (_wavelet_step(part.transpose(2, 3)) for part in _wavelet_step(x))
+        details.append([_quantised(part, step * 0.75**level) for part in (a, b, c)])
         x = x.transpose(2, 3)
     for a, b, c in reversed(details):
-        low = _wavelet_back(x.transpose(2, 3), a).transpose(2, 3)
-        high = _wavelet_back(b, c).transpose(2, 3)
-        x = _wavelet_back(low, high)
+        low, high = _wavelet_back(x.transpose(2, 3), a), _wavelet_back(b, c)
+        x = _wavelet_back(low.transpose(2, 3), high.transpose(2, 3))
     return x[..., :height, :width]
 
 
@@ -548,7 +508,7 @@ def _combination(names: tuple[str, ...]) -> Make:
         for one, level in zip(image.split(1), strength, strict=True):
             own = Draw(draw.generator, 1, image.device)
             order = torch.randperm(len(names), generator=draw.generator)
-            count = 2 + int(own.uniform(0, MOSTCOMBINED - 1).floor())
+            count = 2 + int(own.uniform(0, MOST_COMBINED - 1).floor())
             for index in sorted(order[:count].tolist()):
                 make_one = KINDS[names[index]].make
                 assert make_one is not None
@@ -584,9 +544,9 @@ _TABLE = (
     # trained on
     Kind("truth", "train", "the truth itself", lambda image, draw, strength: image),
     Kind("gaussian_blur", "train", "Gaussian point spread function of 6 to 120 m (FWHM)", _gaussian_blur),
-    Kind("enlarged_nearest", "train", "15 to 120 m pixels, nearest", _enlarged("nearest", 15, 120)),
-    Kind("enlarged_bilinear", "train", "15 to 120 m pixels, bilinear", _enlarged("bilinear", 15, 120)),
-    Kind("enlarged_lanczos", "train", "15 to 120 m pixels, Lanczos", _enlarged("lanczos", 15, 120)),
+    Kind("enlarged_nearest", "train", "15 to 120 m pixels, nearest", _enlarged("nearest")),
+    Kind("enlarged_bilinear", "train", "15 to 120 m pixels, bilinear", _enlarged("bilinear")),
+    Kind("enlarged_lanczos", "train", "15 to 120 m pixels, Lanczos", _enlarged("lanczos")),
     Kind("median_filter", "train", "median of 3 x 3 pixels, in part, wholly or twice", _median_filter),
     Kind("wavelet", "train", "wavelet compression, finest step 15 to 500 DN", _wavelet),
     Kind("over_sharpened", "train", "unsharp mask of 0.6 to 2.5 px, amount 0.1 to 1.5", _over_sharpened),

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -50,8 +51,6 @@ class PairRecord:
         quality: ``ok``, or why not (``cloud``, ``snow_or_haze``, ...); ``ok`` where nobody judged it.
         source: data set it comes from (without an index, the folders the file lies in).
         level: processing level, ``L2A`` or ``L1C``; empty when unknown.
-        height: rows, and ``width`` columns, in pixels.
-        note: free text.
         split: ``train``, ``validation`` or ``test`` where the index says so.
         metadata: date (ISO) or month and year, lat and lon, as far as the index knows them.
     """
@@ -81,15 +80,9 @@ class PairRecord:
 
 @dataclass(frozen=True)
 class Pair:
-    """One pair in memory: float32, NaN is nodata, valid DN in 1..65535.
+    """One pair in memory, float32, NaN is nodata: ``s1`` (2,H,W) VV, VH in dB; ``s2``, the truth, (4,H,W) in DN.
 
-    Attributes:
-        record: where it came from.
-        s1: (2,H,W) VV, VH in dB.
-        s2: (4,H,W) B02, B03, B04, B08 in DN, the truth.
-        opt_v1: (4,H,W) DN, the Stage 1 estimate, if the file carries one.
-        opt_v2: (4,H,W) DN, the Stage 2 estimate, if the file carries one.
-        s2_cloudy: (4,H,W) DN, a cloudy image of the same place, if the file carries one.
+    ``opt_v1``, ``opt_v2`` and ``s2_cloudy`` are (4,H,W) in DN where the file carries them.
     """
 
     record: PairRecord
@@ -100,7 +93,6 @@ class Pair:
     s2_cloudy: Array | None = None
 
 
-T = TypeVar("T")
 G = TypeVar("G", bound=Any)  # a tile with ``source``, ``id``, ``group`` and ``pixels``, as ``PairRecord``
 
 
@@ -122,7 +114,19 @@ def list_pairs(folder: str | Path, quality: Quality = "ok", *, bad: list[str] | 
     if not folder.is_dir():
         raise InputError(f"{folder} is no folder; expected a folder of NPZ pairs with s1 and s2.")
     index = folder / "index.csv"
-    records = _from_index(folder, index, bad) if index.is_file() else _from_files(folder, bad)
+    if index.is_file():
+        makers = [partial(_listed, index, row) for row in _rows(index)]
+    else:
+        files = sorted(path for path in folder.rglob("*.npz") if not path.name.startswith("."))
+        makers = [partial(_record_of, path, folder) for path in files]
+    records: list[PairRecord] = []
+    for make in makers:
+        try:
+            records.append(make())
+        except InputError as error:
+            if bad is None:
+                raise
+            bad.append(str(error))
     kept = [r for r in records if r.quality != QUALITY_BAD and (quality == "all" or r.quality == QUALITY_OK)]
     if not kept:
         found = f"{len(records)} pairs, none of quality {quality!r}" if records else "no *.npz file"
@@ -176,8 +180,7 @@ def split_groups(records: Sequence[G], folds: int, seed: int = 0) -> list[list[G
     return result
 
 
-def _from_index(folder: Path, index: Path, bad: list[str] | None) -> list[PairRecord]:
-    """Records of ``index.csv``; every file it lists must exist, unless ``bad`` takes note of those that do not."""
+def _rows(index: Path) -> list[dict[str, str]]:
     try:
         with index.open(newline="", encoding="utf-8") as stream:
             reader = csv.DictReader(stream)
@@ -188,50 +191,19 @@ def _from_index(folder: Path, index: Path, bad: list[str] | None) -> list[PairRe
     missing = [column for column in ("source", "id") if column not in columns]
     if missing:
         raise InputError(f"{index} has the columns {', '.join(columns)}; {' and '.join(missing)} missing.")
-
-    def record(row: dict[str, str]) -> PairRecord:
-        source, tile = row["source"], row["id"]
-        path = folder / "pairs" / source / f"{tile}.npz"
-        if not path.is_file():
-            raise InputError(
-                f"{index} lists {source}/{tile}, but {path} does not exist; complete the folder or the index."
-            )
-        height, width = row.get("h") or "", row.get("w") or ""
-        size = (int(height), int(width)) if height.isdigit() and width.isdigit() else _size(path)
-        return PairRecord(
-            path=path,
-            id=tile,
-            group=row.get("group") or f"{source}/{tile}",
-            quality=row.get("quality") or QUALITY_OK,
-            source=source,
-            level=row.get("level") or "",
-            height=size[0],
-            width=size[1],
-            note=row.get("note") or "",
-            split=row.get("split") or "",
-            metadata=_metadata(row),
-        )
-
-    return _collect(rows, record, bad)
+    return rows
 
 
-def _from_files(folder: Path, bad: list[str] | None) -> list[PairRecord]:
-    """Records of every NPZ below a folder without an index: nothing judged, each tile a group of its own."""
-    paths = [path for path in sorted(folder.rglob("*.npz")) if not path.name.startswith(".")]
-    return _collect(paths, lambda path: _record_of(path, folder), bad)
-
-
-def _collect(items: Iterable[T], make: Callable[[T], PairRecord], bad: list[str] | None) -> list[PairRecord]:
-    """Records of the items that have one; what is wrong with the others goes to ``bad``, or is raised without it."""
-    records = []
-    for item in items:
-        try:
-            records.append(make(item))
-        except InputError as error:
-            if bad is None:
-                raise
-            bad.append(str(error))
-    return records
+def _listed(index: Path, row: Mapping[str, str]) -> PairRecord:
+    """The record of a row of ``index.csv``, whose file must exist."""
+    source, tile = row["source"], row["id"]
+    path = index.parent / "pairs" / source / f"{tile}.npz"
+    if not path.is_file():
+        raise InputError(f"{index} lists {source}/{tile}, but {path} does not exist; complete the folder or the index.")
+    level, note, split, height, width = (row.get(key) or "" for key in ("level", "note", "split", "h", "w"))
+    size = (int(height), int(width)) if height.isdigit() and width.isdigit() else _size(path)
+    group, quality = row.get("group") or f"{source}/{tile}", row.get("quality") or QUALITY_OK
+    return PairRecord(path, tile, group, quality, source, level, *size, note, split, _metadata(row))
 
 
 def _metadata(row: Mapping[str, str]) -> dict[str, str | float]:

@@ -88,10 +88,11 @@ class EstimateKinds(Scenario):
 
 def estimate_of(kind: str, truth: Tensor, tile: str, older: Tensor | None = None) -> Tensor | None:
     """The estimate (4, H, W) of a kind for a tile, by both names; None where the kind needs what there is not."""
-    given = {"older": older[None]} if older is not None else {}
-    if KINDS[kind].needs not in ("", *given):
+    needs = KINDS[kind].needs
+    if needs and (needs != "older" or older is None):
         return None
-    return make_estimate(kind, truth[None], generator=generator_of(f"{kind} {tile}"), **given)[0]
+    given = None if older is None else older[None]
+    return make_estimate(kind, truth[None], generator=generator_of(f"{kind} {tile}"), given=given)[0]
 
 
 def measure_kind(opt_v2: Tensor, opt_v3: Tensor, sigma: Tensor | None, truth: Tensor) -> Figures:

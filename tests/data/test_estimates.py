@@ -44,7 +44,7 @@ def test_nodata_stays() -> None:
 def test_older_image_is_the_one_given() -> None:
     truth, older = tiles(), tiles() + 100
     random = torch.Generator().manual_seed(0)
-    assert torch.equal(make_estimate("older_image", truth, generator=random, older=older), older)
+    assert torch.equal(make_estimate("older_image", truth, generator=random, given=older), older)
     with pytest.raises(InputError, match="older"):
         make_estimate("older_image", truth, generator=random)
 

@@ -27,9 +27,10 @@ SIMPLE = {"truth": "train", "brighter": "choose", "noisy": "report", "coarse": "
 def simple(monkeypatch: pytest.MonkeyPatch) -> None:
     """Four kinds whose errors are known."""
 
-    def make_estimate(kind: str, truth: Tensor, *, generator: torch.Generator, older: Tensor | None = None) -> Tensor:
-        if older is not None:
-            return older
+    def make_estimate(kind: str, truth: Tensor, *, generator: torch.Generator, given: Tensor | None = None) -> Tensor:
+        if kind == "older":
+            assert given is not None
+            return given
         if kind == "noisy":
             return truth + 50 * torch.randn(truth.shape, generator=generator)
         if kind == "coarse":
