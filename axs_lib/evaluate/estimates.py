@@ -175,12 +175,15 @@ class Estimates(Scenario):
           ``v3_improvement_over_it_%``, ``wins_over`` share of tiles where opt_v3 has the smaller MSE; of ``no_sar``
           also ``sar_worth_%``.
         """
-        sources = dict(Counter(tile.facts["opt_v2_source"] for tile in tiles))
+        sources = _sources(tiles)
         parts = {"ok": [tile for tile in tiles if tile.record.quality == QUALITY_OK]}
         if len(parts["ok"]) < len(tiles):
             parts["all"] = list(tiles)
-        described = {} if self.no_sar is None else {"no_sar": dict(self.no_sar.provenance)}
-        described |= {} if self.plain is None else {"plain": {"inputs": self.plain.inputs}}
+        described: dict[str, dict[str, str]] = {}
+        if self.no_sar is not None:
+            described["no_sar"] = dict(self.no_sar.provenance)
+        if self.plain is not None:
+            described["plain"] = {"inputs": self.plain.inputs}
         return {
             "opt_v2_source": sources,
             "opt_v2_preset": "test" if "degraded" in sources else None,
@@ -223,6 +226,10 @@ def _proposal(tile: EvaluationTile, walk: Walk) -> Tensor:
     return proposal[0]
 
 
+def _sources(tiles: Sequence[TileFigures]) -> dict[str, int]:
+    return dict(Counter(tile.facts["opt_v2_source"] for tile in tiles))
+
+
 def _win(tile: TileFigures) -> bool:
     """Whether opt_v3 has the smaller MSE."""
     return tile.figures[OPT_V3]["mse_v3"] < tile.figures[OPT_V3]["mse_v2"]
@@ -233,7 +240,7 @@ def _summary(tiles: Sequence[TileFigures]) -> dict[str, Any]:
     gains = [each["mse_improvement_%"] for each in metrics]
     quartiles = statistics.quantiles(gains, n=4, method="inclusive") if len(gains) > 1 else gains * 3
     summary: dict[str, Any] = {
-        "opt_v2_source": dict(Counter(tile.facts["opt_v2_source"] for tile in tiles)),
+        "opt_v2_source": _sources(tiles),
         "improvement_quartiles_%": quartiles,
         "mean": over_tiles(metrics),
         "median": over_tiles(metrics, statistics.median),
@@ -264,13 +271,12 @@ def _headline(tiles: Sequence[TileFigures]) -> dict[str, Any]:
 def _control_summary(key: str, tiles: Sequence[TileFigures]) -> dict[str, Any]:
     """Means of a control's metrics, its improvement over opt_v2, and how opt_v3 stands to it."""
     mean, own = (over_tiles([tile.figures[each] for tile in tiles]) for each in (key, OPT_V3))
-    wins = sum(tile.figures[OPT_V3]["mse_v3"] < tile.figures[key]["mse"] for tile in tiles)
     entry: dict[str, Any] = {
         "tiles": len(tiles),
         "mean": mean,
         "improvement_of_mean_%": {error: improvement(own[f"{error}_v2"], mean[error]) for error in ERRORS},
         "v3_improvement_over_it_%": {error: improvement(mean[error], own[f"{error}_v3"]) for error in ERRORS},
-        "wins_over": wins / len(tiles),
+        "wins_over": sum(tile.figures[OPT_V3]["mse_v3"] < tile.figures[key]["mse"] for tile in tiles) / len(tiles),
     }
     if key == "no_sar":
         gain = improvement(own["mse_v2"], own["mse_v3"])
@@ -289,21 +295,15 @@ def timesteps_rows(outcomes: Mapping[int, Mapping[str, Any]]) -> list[dict[str, 
         means of MSE, MAE, SSIM, sharpness and edge agreement of opt_v2 (suffix ``_v2``) and opt_v3 (``_v3``).
     """
     rows = []
+    keys = [f"{key}_{suffix}" for key in TIMESTEPS_METRICS for suffix in ("v2", "v3")]
     for quality in next(iter(outcomes.values()))["summary"]:
         for timesteps, outcome in outcomes.items():
             figures = outcome["summary"][quality]
-            keys = [f"{key}_{suffix}" for key in TIMESTEPS_METRICS for suffix in ("v2", "v3")]
-            rows.append(
-                {
-                    "quality": quality,
-                    "tiles": figures["tiles"],
-                    "timesteps": timesteps,
-                    "nfe": outcome["nfe"],
-                    **{key: figures["mean"][key] for key in keys},
-                    "mse_improvement_%": figures["improvement_of_mean_%"]["mse"],
-                    "seconds_per_tile": outcome["seconds_per_tile"],
-                }
-            )
+            row = {"quality": quality, "tiles": figures["tiles"], "timesteps": timesteps, "nfe": outcome["nfe"]}
+            row |= {key: figures["mean"][key] for key in keys}
+            row["mse_improvement_%"] = figures["improvement_of_mean_%"]["mse"]
+            row["seconds_per_tile"] = outcome["seconds_per_tile"]
+            rows.append(row)
     finite: list[dict[str, Any]] = finite_only(rows)
     return finite
 
@@ -333,15 +333,10 @@ def tile_table(outcome: Mapping[str, Any]) -> Table:
     lines = []
     for tile in tiles:
         metrics, name = tile["metrics"], f"{tile['source']}/{tile['id']}"
-        lines.append(
-            [
-                name if len(name) <= NAME_WIDTH else f"…{name[1 - NAME_WIDTH :]}",
-                *(tile[key] for key in extra),
-                *(f"{1e4 * metrics[f'mse_{suffix}']:.2f}" for suffix in names),
-                percent(metrics["mse_improvement_%"]),
-                *(shown_figure("ssim", metrics[f"ssim_{suffix}"]) for suffix in names),
-            ]
-        )
+        line = [name if len(name) <= NAME_WIDTH else f"…{name[1 - NAME_WIDTH :]}", *(tile[key] for key in extra)]
+        line += [f"{1e4 * metrics[f'mse_{suffix}']:.2f}" for suffix in names]
+        line += [percent(metrics["mse_improvement_%"])]
+        lines.append(line + [shown_figure("ssim", metrics[f"ssim_{suffix}"]) for suffix in names])
     figures = (*(f"MSE {name}" for name in names), "better", *(f"SSIM {name}" for name in names))
     return rich_table("Per tile (MSE in 10⁻⁴ reflectance²)", ("tile", *extra, *figures), lines)
 
@@ -356,15 +351,10 @@ def _metrics_table(name: str, part: dict[str, Any], caption: str) -> Table:
     names, last_two = _suffixes(mean), ("v2", "v3")
     lines = []
     for key in (*METRIC_KEYS, SAR_KEY):
-        better = part["improvement_of_mean_%"].get(key)
-        lines.append(
-            [
-                METRIC_LABELS[key],
-                *(shown_figure(key, mean[f"{key}_{suffix}"]) for suffix in names),
-                "" if better is None else percent(better),
-                *(shown_figure(key, median[f"{key}_{suffix}"]) for suffix in last_two),
-            ]
-        )
+        better = part["improvement_of_mean_%"]
+        means = [shown_figure(key, mean[f"{key}_{suffix}"]) for suffix in names]
+        medians = [shown_figure(key, median[f"{key}_{suffix}"]) for suffix in last_two]
+        lines.append([METRIC_LABELS[key], *means, percent(better[key]) if key in better else "", *medians])
     headings = ["metric", *(f"opt_{each}\nmean" for each in names), "better", *(f"opt_{e}\nmedian" for e in last_two)]
     sources = ", ".join(f"{source} ({count})" for source, count in part["opt_v2_source"].items())
     return rich_table(_title(name, part), headings, lines, f"opt_v2 from: {sources} · {caption}\n{_said(part)}")

@@ -42,19 +42,12 @@ Figures = dict[str, float]
 
 @dataclass(frozen=True)
 class TileFigures:
-    """What was measured of one tile in one scenario.
-
-    Attributes:
-        record: the tile.
-        figures: by image, method or part of the tile, its figures.
-        facts: what else is to be known of the tile.
-        left_out: why the tile does not count, empty where it does.
-    """
+    """What was measured of one tile in one scenario."""
 
     record: PairRecord
-    figures: dict[str, Figures] = field(default_factory=dict)
-    facts: dict[str, Any] = field(default_factory=dict)
-    left_out: str = ""
+    figures: dict[str, Figures] = field(default_factory=dict)  # by image, method or part of the tile
+    facts: dict[str, Any] = field(default_factory=dict)  # what else is to be known of it
+    left_out: str = ""  # why it does not count, empty where it does
 
     def named(self) -> dict[str, Any]:
         """Where it comes from, for the JSON."""
@@ -84,12 +77,7 @@ class Scenario(ABC):
 
 @dataclass(frozen=True)
 class Report:
-    """The outcome of an evaluation: see ``to_json``.
-
-    Attributes:
-        tiles: by scenario its tiles' figures, in the order of the folder.
-        left_out: by scenario ``source/id: why``.
-    """
+    """The outcome of an evaluation: see ``to_json``."""
 
     data: str
     quality: str
@@ -98,8 +86,8 @@ class Report:
     seed: int
     device: str
     seconds: float
-    tiles: dict[Scenario, list[TileFigures]]
-    left_out: dict[Scenario, list[str]]
+    tiles: dict[Scenario, list[TileFigures]]  # in the order of the folder
+    left_out: dict[Scenario, list[str]]  # ``source/id: why``
 
     def outcome(self, scenario: Scenario) -> dict[str, Any]:
         """What came of one scenario, as plain JSON types; a figure that is not finite is null."""
@@ -115,15 +103,9 @@ class Report:
         ``damages``, ``gaps`` and ``uncertainty``. The command adds ``groups_of_training``: groups of the tiles that
         the weights were trained or chosen on.
         """
-        report: dict[str, Any] = {
-            "data": self.data,
-            "quality": self.quality,
-            "model": dict(self.provenance),
-            "timesteps": self.timesteps,
-            "seed": self.seed,
-            "device": self.device,
-            "seconds": round(self.seconds, 2),
-        }
+        report: dict[str, Any] = {"data": self.data, "quality": self.quality, "model": dict(self.provenance)}
+        report |= {"timesteps": self.timesteps, "seed": self.seed, "device": self.device}
+        report["seconds"] = round(self.seconds, 2)
         for scenario in self.tiles:
             outcome = self.outcome(scenario)
             report |= {scenario.name: outcome} if scenario.name else outcome

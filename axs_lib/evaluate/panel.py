@@ -156,10 +156,16 @@ def _figures(metrics: Mapping[str, float] | None, suffix: str) -> str:
     return text
 
 
-def _show(axes: Axes, image: Array, title: str, subtitle: str) -> None:
+def _show(axes: Axes, image: Array, title: str, subtitle: str, **colours: Any) -> Any:
     step = -(-max(image.shape[:2]) // MOST_PIXELS)
-    axes.imshow(image[::step, ::step], interpolation="nearest")
-    _dress(axes, title, subtitle)
+    drawn = axes.imshow(image[::step, ::step], interpolation="nearest", **colours)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set_linewidth(0.5)
+    axes.set_title(title, fontsize=10.5, fontweight="bold", loc="left", pad=17)
+    axes.text(0, 1.02, subtitle, transform=axes.transAxes, fontsize=8.5, color="0.25", ha="left", va="bottom")
+    return drawn
 
 
 def _map(figure: Figure, axes: Axes, layer: Array, palette: str, title: str, *, centred: bool = False) -> None:
@@ -167,25 +173,12 @@ def _map(figure: Figure, axes: Axes, layer: Array, palette: str, title: str, *, 
     from matplotlib import colormaps
 
     top = top_of(layer)
-    colours = colormaps[palette].with_extremes(bad=(NODATA_GREY,) * 3)
-    step = -(-max(layer.shape) // MOST_PIXELS)
-    drawn = axes.imshow(
-        np.ma.masked_invalid(layer[::step, ::step]),
-        cmap=colours,
-        vmin=-top if centred else 0.0,
-        vmax=top,
-        interpolation="nearest",
-    )
+    scale = {
+        "cmap": colormaps[palette].with_extremes(bad=(NODATA_GREY,) * 3),
+        "vmin": -top if centred else 0.0,
+        "vmax": top,
+    }
+    drawn = _show(axes, np.ma.masked_invalid(layer), title, "mean over the bands, reflectance", **scale)
     bar = figure.colorbar(drawn, ax=axes, fraction=0.046, pad=0.03)
     bar.ax.tick_params(labelsize=8)
     bar.outline.set_linewidth(0.5)
-    _dress(axes, title, "mean over the bands, reflectance")
-
-
-def _dress(axes: Axes, title: str, subtitle: str) -> None:
-    axes.set_xticks([])
-    axes.set_yticks([])
-    for spine in axes.spines.values():
-        spine.set_linewidth(0.5)
-    axes.set_title(title, fontsize=10.5, fontweight="bold", loc="left", pad=17)
-    axes.text(0, 1.02, subtitle, transform=axes.transAxes, fontsize=8.5, color="0.25", ha="left", va="bottom")

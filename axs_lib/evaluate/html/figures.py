@@ -80,7 +80,9 @@ def metrics_table(metrics: Mapping[str, Any], title: str, *, baseline: str = "op
             change = error_change(improvement(before, after))
         else:
             text = _text(key, after - before)
-            change = Cell(text if text[0] in "-−" else f"+{text}", verdict(_gain(key, before, after)))
+            gain = before - after if key in LOWER_IS_BETTER else after - before
+            gain = abs(1 - before) - abs(1 - after) if key == "sharpness" else gain
+            change = Cell(text if text[0] in "-−" else f"+{text}", _verdict(gain))
         rows.append((FACTORS[key][1] if key in FACTORS else label, [*cells, change]))
     names = [baseline if suffix == "v2" else f"opt_{suffix}" for suffix in suffixes]
     return Table(title, ["", *names, "change"], rows, note)
@@ -198,11 +200,7 @@ def trust_charts(figures: Mapping[str, Any], note: str = "") -> Charts | None:
 
 
 def number(value: Any) -> float:
-    """A figure of a JSON file; NaN for null.
-
-    Raises:
-        TypeError: it is something else.
-    """
+    """A figure of a JSON file, NaN for null; ``TypeError`` where it is something else."""
     if value is None:
         return math.nan
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -210,7 +208,7 @@ def number(value: Any) -> float:
     return float(value)
 
 
-def verdict(gain: float) -> str:
+def _verdict(gain: float) -> str:
     """The style of a gain: none where it is nothing or unknown."""
     if not math.isfinite(gain) or gain == 0:
         return ""
@@ -219,7 +217,7 @@ def verdict(gain: float) -> str:
 
 def error_change(gain: float) -> Cell:
     """An improvement in percent as the change of the error that it is: 12 % better is −12.0 %."""
-    return Cell(percent(-gain).replace("-", "−") if math.isfinite(gain) else "-", verdict(gain))
+    return Cell(percent(-gain).replace("-", "−") if math.isfinite(gain) else "-", _verdict(gain))
 
 
 def _text(key: str, value: float) -> str:
@@ -228,12 +226,6 @@ def _text(key: str, value: float) -> str:
         return "-"
     text = f"{FACTORS[key][0] * value:.2f}" if key in FACTORS else shown_figure(key, value)
     return text.replace("-", "−")
-
-
-def _gain(key: str, before: float, after: float) -> float:
-    if key == "sharpness":
-        return abs(1 - before) - abs(1 - after)
-    return before - after if key in LOWER_IS_BETTER else after - before
 
 
 def _histogram(title: str, layers: Iterable[tuple[str, str, NDArray[Any]]], unit: str) -> tuple[str, str]:

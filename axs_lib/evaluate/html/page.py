@@ -83,20 +83,18 @@ def write_report(
     script = (FOLDER / "script.js").read_text(encoding="utf-8")
     many = f"{len(entries)} {'result' if len(entries) == 1 else 'results'}"
     today = datetime.datetime.now(datetime.UTC).strftime("%d %B %Y").lstrip("0")
-    page = (
-        environment()
-        .get_template("template.html")
-        .render(
-            title=title,
-            subtitle=" · ".join([*([many] if entries else []), today]),
-            results=entries,
-            evaluation=_evaluation(reports, evaluation) if reports else None,
-            problems=problems,
-            style=(FOLDER / "style.css").read_text(encoding="utf-8"),
-            script=script,
-            script_hash=base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii"),
-            version=__version__,
-        )
+    template = environment().get_template("template.html")
+    page = template.render(
+        title=title,
+        subtitle=" · ".join([*([many] if entries else []), today]),
+        results=entries,
+        small=SMALL,
+        evaluation=_evaluation(reports, evaluation) if reports else None,
+        problems=problems,
+        style=(FOLDER / "style.css").read_text(encoding="utf-8"),
+        script=script,
+        script_hash=base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii"),
+        version=__version__,
     )
     with atomic_write(path, overwrite) as temporary:
         temporary.write_text(page, encoding="utf-8")
@@ -137,13 +135,10 @@ def _entry(identity: str, result: Result, tiles: Mapping[str, Mapping[str, Any]]
     views = views_of(result)
     labels = {view.key: view.label for view in views}
     left = next((key for key in LEFT if key in labels), "opt_v3")
-    height, width = result.layers["opt_v3"].shape[1:]
-
     measured = measure_layers(result.layers)
     tile = tiles.get(result.name) or tiles.get(Path(result.source).stem) or {}
     controls = {key: value for key, value in tile.items() if isinstance(value, Mapping) and key != "metrics"}
-    tables = []
-    headline = None
+    tables, headline = [], None
     if measured is not None:
         metrics, baseline = measured.metrics, measured.baseline
         notes = ["measured on the reduced image"] if result.reduction > 1 else []
@@ -157,23 +152,18 @@ def _entry(identity: str, result: Result, tiles: Mapping[str, Mapping[str, Any]]
     if controls:
         rows = rows_of(tile.get("metrics") or {}, controls)
         tables.append(comparison_table(rows, "opt_v2", "Controls of the evaluation, this tile"))
-    blocks = [trust_of(result), histograms(result)]
     return {
         "id": identity,
         "name": result.name,
         "facts": _facts(result),
         "views": views,
-        "left": left,
-        "right": "opt_v3",
-        "left_label": labels[left],
-        "right_label": labels["opt_v3"],
-        "width": width,
-        "height": height,
-        "small": max(width, height) <= SMALL,
+        "sides": {"left": left, "right": "opt_v3"},
+        "labels": labels,
+        "size": result.layers["opt_v3"].shape[1:],
         "thumbnail": thumbnail(result),
         "headline": headline,
         "tables": tables,
-        "charts": [block for block in blocks if block],
+        "charts": [block for block in (trust_of(result), histograms(result)) if block],
         "provenance": [("file", result.source), *_words(result.tags)],
     }
 
@@ -183,8 +173,7 @@ def _facts(result: Result) -> list[str]:
     facts = [f"{width} × {height} px"]
     if result.reduction > 1:
         facts[0] += f", shown at 1 : {result.reduction:.3g}"
-    place = centre_lat_lon(result.raster)
-    if place is not None:
+    if (place := centre_lat_lon(result.raster)) is not None:
         lat, lon = place
         facts.append(f"{abs(lat):.3f}° {'N' if lat >= 0 else 'S'}, {abs(lon):.3f}° {'E' if lon >= 0 else 'W'}")
     tags = result.tags
@@ -205,13 +194,12 @@ def _steps(count: object) -> str:
 
 def _words(tags: Mapping[str, str]) -> list[tuple[str, str]]:
     """Tags for people, those of this library first."""
-    own = sorted(key for key in tags if key.startswith("AXS_"))
-    others = sorted(key for key in tags if not key.startswith("AXS_"))
     spelled = {"sha256": "SHA-256", "nfe": "network evaluations", "sar": "SAR", "s1": "S1"}
-    names = {key: key.removeprefix("AXS_").lower().split("_") for key in own}
-    return [(" ".join(spelled.get(word, word) for word in names[key]), tags[key]) for key in own] + [
-        (key, tags[key]) for key in others
-    ]
+    words = []
+    for key in sorted(tags, key=lambda key: (not key.startswith("AXS_"), key)):
+        parts = key.removeprefix("AXS_").lower().split("_") if key.startswith("AXS_") else [key]
+        words.append((" ".join(spelled.get(part, part) for part in parts), tags[key]))
+    return words
 
 
 # -- the evaluation -----------------------------------------------------------------------------------------------
@@ -222,9 +210,8 @@ def _load(path: PathLike) -> list[dict[str, Any]]:
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(
-            f"{path} cannot be read as JSON ({error}); expected what axs evaluate --json writes"
-        ) from error
+        message = f"{path} cannot be read as JSON ({error}); expected what axs evaluate --json writes"
+        raise InputError(message) from error
     reports = content.get("reports", [content]) if isinstance(content, dict) else []
     if not reports or not all(isinstance(one, dict) and one.get("summary") for one in reports):
         raise InputError(f"{path} holds no report; expected what axs evaluate --json writes")
@@ -276,7 +263,7 @@ def _part(report: Mapping[str, Any]) -> dict[str, Any]:
     changes = sorted((one for one in changes if math.isfinite(one[1])), key=lambda one: one[1])
     bars = bar_chart("Change of MSE from opt_v2 to opt_v3 in percent, tile by tile", changes, y_label="%")
     trust = trust_charts(report.get("uncertainty") or {})
-    provenance = [*_words({key: str(value) for key, value in report["model"].items()})]
+    provenance = _words({key: str(value) for key, value in report["model"].items()})
     provenance += [(key, str(report[key])) for key in ("seed", "nfe") if key in report]
     return {
         "title": _steps(report["timesteps"]),
@@ -296,24 +283,22 @@ def _trade_off(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         points[int(report["timesteps"])] = (report["summary"][quality]["mean"], number(report["seconds_per_tile"]))
     steps = sorted(points)
 
-    def chart(title: str, series: Sequence[Series], label: str, y_from_zero: bool = False) -> tuple[str, str]:
-        svg = line_chart(
-            f"{title} by timesteps", series, x_label="timesteps", y_label=label, y_from_zero=y_from_zero, x_ticks=steps
-        )
-        return title, svg
+    def chart(title: str, key: str, label: str, factor: float = 1.0) -> tuple[str, str]:
+        if key == "seconds":
+            series = [Series("opt_v3", "v3", [(float(n), points[n][1]) for n in steps], marks=True)]
+        else:
+            before, after = (
+                [(float(n), factor * number(points[n][0][f"{key}_{v}"])) for n in steps] for v in ("v2", "v3")
+            )
+            series = [Series("opt_v2", "v2", before), Series("opt_v3", "v3", after, marks=True)]
+        axes = {"x_label": "timesteps", "y_label": label, "x_ticks": steps, "y_from_zero": key == "seconds"}
+        return title, line_chart(f"{title} by timesteps", series, **axes)
 
-    def of_metric(key: str, factor: float = 1.0) -> list[Series]:
-        before, after = (
-            [(float(n), factor * number(points[n][0][f"{key}_{suffix}"])) for n in steps] for suffix in ("v2", "v3")
-        )
-        return [Series("opt_v2", "v2", before), Series("opt_v3", "v3", after, marks=True)]
-
-    time = [Series("opt_v3", "v3", [(float(n), points[n][1]) for n in steps], marks=True)]
     charts = [
-        chart("Error", of_metric("mse", 1e4), "MSE, 10⁻⁴"),
-        chart("Sharpness (truth = 1)", of_metric("sharpness"), "sharpness"),
-        chart("Edges, with truth", of_metric("edge_truth"), "correlation"),
-        chart("Time", time, "s a tile", y_from_zero=True),
+        chart("Error", "mse", "MSE, 10⁻⁴", 1e4),
+        chart("Sharpness (truth = 1)", "sharpness", "sharpness"),
+        chart("Edges, with truth", "edge_truth", "correlation"),
+        chart("Time", "seconds", "s a tile"),
     ]
     shown = Charts("How many timesteps", charts, [("opt_v2", "v2"), ("opt_v3", "v3")])
     return {"title": "", "facts": (), "tables": (), "beside": (), "charts": [shown], "provenance": ()}
