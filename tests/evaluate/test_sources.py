@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from axs_lib.data.pairs import PairRecord, list_pairs
+from axs_lib.data.pairs import PairRecord
 from axs_lib.errors import InputError
 from axs_lib.evaluate.sources import (
     OptV2Source,
-    batches_of_one_size,
     find_donors,
     find_other_dates,
     fitted,
@@ -47,6 +46,7 @@ def test_sources_of_the_estimate(folder: Path, source: OptV2Source, expected: li
             assert torch.equal(opt_v2, tile.truth + 100)
         elif found == "degraded":
             assert torch.equal(opt_v2, simulated_estimate(tile.truth, tile.record.name))
+            assert not torch.equal(opt_v2, simulated_estimate(tile.truth, "another"))
         else:
             assert opt_v2.isnan().all()
 
@@ -60,17 +60,6 @@ def test_cloudy_pairs_are_those_with_a_cloudy_image(folder: Path) -> None:
     (folder / "b.npz").unlink()
     with pytest.raises(InputError, match=r"none of the 2 pairs .* holds s2_cloudy"):
         select_pairs(folder, "ok", None, "cloudy")
-
-
-def test_batches_hold_tiles_of_one_size(folder: Path) -> None:
-    records = list_pairs(folder)
-    assert [[record.id for record in batch] for batch in batches_of_one_size(records, 8)] == [["a", "b"], ["c"]]
-    assert [len(batch) for batch in batches_of_one_size(records, 1)] == [1, 1, 1]
-
-
-def test_simulated_estimates_differ_by_name() -> None:
-    truth = torch.full((4, 16, 16), 1000.0)
-    assert not torch.equal(simulated_estimate(truth, "one"), simulated_estimate(truth, "two"))
 
 
 def record(name: str, group: str, side: int) -> PairRecord:
