@@ -145,20 +145,13 @@ def correctness(opt_v3: Tensor, opt_v2: Tensor, s2_truth: Tensor, mask: Tensor |
     improvement d_im + d_om (1 - exp(-l H)), omission d_om + d_im (1 - exp(-l H)), hallucination exp(-l d_im d_om).
     Images are compared as they are, without opensr-test's matching of histograms and positions.
 
-    Args:
-        opt_v3: (B,4,H,W) or (4,H,W) DN.
-        opt_v2: DN of the same shape.
-        s2_truth: DN of the same shape.
-        mask: (B,1,H,W), (B,H,W) or (H,W), true where pixels count.
+    Args: as of ``stage3_metrics``.
 
     Returns:
         ``d_improvement``, ``d_omission`` and ``d_hallucination``: d_im, d_om and H of the means over all pixels (where
         opt_v2 is the truth itself: 0 if opt_v3 is too, else inf). ``improved``, ``omitted``, ``hallucinated``: the
         shares of the pixels that count; their sum is below 1 by the pixels whose three images agree to 0.005
         reflectance. ``identity_collapse``: 1 where d_om is 0, so that opt_v3 is opt_v2 unchanged, else 0.
-
-    Raises:
-        InputError: shapes that do not match, or not one pixel that counts.
     """
     images, _, valid = _prepare({"opt_v3": opt_v3, "opt_v2": opt_v2, "s2_truth": s2_truth}, None, mask)
     v3, v2, truth = images.values()
@@ -320,9 +313,7 @@ def _correlation(first: Tensor, second: Tensor, valid: Tensor) -> Tensor:
         a, b = one[keep], other[keep]
         if a.numel() == 0:
             continue
-        flat = (
-            a.numel() < 2 or bool(a.std() <= 1e-9 * (1 + a.abs().max())) or bool(b.std() <= 1e-9 * (1 + b.abs().max()))
-        )
+        flat = a.numel() < 2 or any(bool(values.std() <= 1e-9 * (1 + values.abs().max())) for values in (a, b))
         # Centred and scaled first: pearson_corrcoef loses small variances otherwise.
         results.append(torch.zeros((), dtype=a.dtype, device=a.device) if flat else pearson_corrcoef(_z(a), _z(b)))
     return torch.stack(results).mean() if results else torch.zeros((), dtype=first.dtype, device=first.device)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -53,41 +53,27 @@ class Degradation:
     independent: tuple[Range, Range]  # each band on its own: visible, NIR
 
 
-PRESETS: dict[str, Degradation] = {
-    "train": Degradation(
-        patches=(0, 3),
-        patch_radius=(60, 200),
-        patch_shift=(20, 60),
-        copy_chance=0.30,
-        copy_shift=(120, 480),
-        patch_edge=(10, 20),
-        resolution=(30, 50),
-        gain_common=0.06,
-        gain_band=0.04,
-        bias_common=40,
-        bias_band=(30, 60),
-        texture_scale=(20, 80),
-        brightness=((10, 60), (20, 100)),
-        greenness=((10, 30), (40, 130)),
-        independent=((5, 20), (10, 40)),
-    ),
-    "test": Degradation(
-        patches=(1, 4),
-        patch_radius=(80, 240),
-        patch_shift=(30, 80),
-        copy_chance=0.20,
-        copy_shift=(160, 400),
-        patch_edge=(15, 30),
-        resolution=(40, 60),
-        gain_common=0.08,
-        gain_band=0.05,
-        bias_common=50,
-        bias_band=(40, 80),
-        texture_scale=(30, 120),
-        brightness=((20, 60), (30, 100)),
-        greenness=((12, 35), (50, 150)),
-        independent=((5, 25), (15, 50)),
-    ),
+# Every field of ``train`` and ``test``.
+_RANGES: dict[str, tuple[Any, Any]] = {
+    "patches": ((0, 3), (1, 4)),
+    "patch_radius": ((60, 200), (80, 240)),
+    "patch_shift": ((20, 60), (30, 80)),
+    "copy_chance": (0.30, 0.20),
+    "copy_shift": ((120, 480), (160, 400)),
+    "patch_edge": ((10, 20), (15, 30)),
+    "resolution": ((30, 50), (40, 60)),
+    "gain_common": (0.06, 0.08),
+    "gain_band": (0.04, 0.05),
+    "bias_common": (40, 50),
+    "bias_band": ((30, 60), (40, 80)),
+    "texture_scale": ((20, 80), (30, 120)),
+    "brightness": (((10, 60), (20, 100)), ((20, 60), (30, 100))),
+    "greenness": (((10, 30), (40, 130)), ((12, 35), (50, 150))),
+    "independent": (((5, 20), (10, 40)), ((5, 25), (15, 50))),
+}
+PRESETS = {
+    preset: Degradation(**{field: values[index] for field, values in _RANGES.items()})
+    for index, preset in enumerate(("train", "test"))
 }
 
 

@@ -104,16 +104,10 @@ class Walk:
         ensemble_size: int = 1,
         model: Stage3GroundingModel | None = None,
     ) -> Images:
-        """Run Stage 3 by itself.
+        """Run Stage 3 by itself, or another ``model`` in its place, on SAR (B,2,H,W) in dB and opt_v2 (B,4,H,W) in DN.
 
-        Args:
-            s1: (B,2,H,W) dB.
-            opt_v2: (B,4,H,W) DN.
-            trust: (B,1,H,W); by default opt_v2 is an estimate.
-            proposal: (B,4,H,W) DN in place of its own.
-            use_sar: False leaves the SAR's content out.
-            ensemble_size: members averaged.
-            model: another Stage 3 model in place of the one that is measured.
+        By default opt_v2 is an estimate; ``proposal`` (B,4,H,W) replaces its own; ``use_sar`` False leaves the SAR's
+        content out.
         """
         stage3 = model or self.stage3
         device = stage3.device
