@@ -521,23 +521,10 @@ def _combination(names: tuple[str, ...]) -> Make:
 
 # In the order in which they happen to an image.
 COMBINED = (
-    "changed_fields",
-    "displaced_patches",
-    "shift",
-    "gaussian_blur",
-    "enlarged_nearest",
-    "enlarged_bilinear",
-    "enlarged_lanczos",
-    "median_filter",
-    "over_sharpened",
-    "tone_curve",
-    "gain_offset",
-    "hallucinated_texture",
-    "patch_offsets",
-    "stripes",
-    "white_noise",
-    "wavelet",
-)
+    "changed_fields", "displaced_patches", "shift", "gaussian_blur", "enlarged_nearest", "enlarged_bilinear",
+    "enlarged_lanczos", "median_filter", "over_sharpened", "tone_curve", "gain_offset", "hallucinated_texture",
+    "patch_offsets", "stripes", "white_noise", "wavelet",
+)  # fmt: skip
 COMBINED_REPORT = ("smooth_warp", "motion_blur", "haze", "speckled", "jpeg_blocks")
 
 _TABLE = (

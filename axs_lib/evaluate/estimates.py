@@ -81,18 +81,11 @@ NAME_WIDTH = 22
 
 @dataclass(frozen=True, eq=False)
 class Estimates(Scenario):
-    """The estimate grounded, with the controls that were asked for.
+    """The estimate grounded, with the controls that were asked for."""
 
-    Attributes:
-        controls: also measure those that need no further model.
-        members: of the ensemble whose mean opt_v3 is; the controls are of one.
-        no_sar: Stage 3 retrained without SAR.
-        plain: one plain network.
-    """
-
-    controls: bool = False
-    members: int = 1
-    no_sar: Stage3GroundingModel | None = None
+    controls: bool = False  # also measure those that need no further model
+    members: int = 1  # of the ensemble whose mean opt_v3 is; the controls are of one
+    no_sar: Stage3GroundingModel | None = None  # retrained without SAR
     plain: PlainModel | None = None
 
     name: ClassVar[str] = ""

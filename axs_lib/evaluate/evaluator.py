@@ -18,16 +18,9 @@ import torch
 
 from axs_lib.data.pairs import PairRecord, Quality
 from axs_lib.errors import InputError
+from axs_lib.evaluate import sources
 from axs_lib.evaluate.models import Walk
-from axs_lib.evaluate.sources import (
-    EvaluationTile,
-    OptV2Source,
-    batches_of_one_size,
-    find_donors,
-    find_other_dates,
-    read_tile,
-    select_pairs,
-)
+from axs_lib.evaluate.sources import EvaluationTile, OptV2Source
 from axs_lib.evaluate.tables import finite_only
 from axs_lib.progress import track
 
@@ -152,15 +145,15 @@ def evaluate(
             another unit (the message names it), or a scenario for which no tile counts.
     """
     started = time.perf_counter()
-    records = select_pairs(folder, quality, groups, source)
+    records = sources.select_pairs(folder, quality, groups, source)
     stage3: Stage3GroundingModel = getattr(model, "stage3", model)
     walk = Walk(
         model,
         stage3.timesteps if timesteps is None else timesteps,
         seed,
         source,
-        donors=find_donors(records),
-        other_dates=find_other_dates(records),
+        donors=sources.find_donors(records),
+        other_dates=sources.find_other_dates(records),
         dated=any(record.metadata for record in records),
         force=force,
     )
@@ -170,10 +163,10 @@ def evaluate(
             " its own opt_v2 ('stage2'), Stage 3 alone takes 'file', 'degraded' or 'cloudy'"
         )
     results: dict[Scenario, list[TileFigures]] = {scenario: [] for scenario in scenarios}
-    batches = list(batches_of_one_size(records, batch_size))
+    batches = list(sources.batches_of_one_size(records, batch_size))
     with torch.no_grad():
         for batch in track(batches, "evaluate", enabled=progress):
-            tiles = [read_tile(record, force=force) for record in batch]
+            tiles = [sources.read_tile(record, force=force) for record in batch]
             for scenario, found in results.items():
                 found += scenario.measure(tiles, walk)
     order = {record.name: place for place, record in enumerate(records)}

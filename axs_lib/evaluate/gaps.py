@@ -72,15 +72,10 @@ LABELS = {
 
 @dataclass(frozen=True, eq=False)
 class Gaps(Scenario):
-    """Simulated gaps in every tile, and the real ones of cloudy images; Stage 3 by itself, also of the pipeline.
+    """Simulated gaps in every tile, and the real ones of cloudy images; Stage 3 by itself, also of the pipeline."""
 
-    Attributes:
-        no_sar: a model trained without SAR, on the device of the one that is measured.
-        plain: a plain U-Net with SAR.
-    """
-
-    no_sar: Stage3GroundingModel | PlainModel | None = None
-    plain: PlainModel | None = None
+    no_sar: Stage3GroundingModel | PlainModel | None = None  # trained without SAR, on the measured model's device
+    plain: PlainModel | None = None  # with SAR
 
     name: ClassVar[str] = "gaps"
     needs: ClassVar[str] = "tile with a gap and clear pixels"

@@ -36,27 +36,16 @@ class Images(NamedTuple):
 
 @dataclass(frozen=True)
 class Walk:
-    """One model on its way over the tiles of a folder.
-
-    Attributes:
-        model: Stage 3, or the pipeline.
-        timesteps: network evaluations of each denoiser.
-        seed: of the noise.
-        source: where estimates come from.
-        donors: for each tile's name another tile.
-        other_dates: for a tile's name the same place at another date, where the folder has one.
-        dated: whether anything is known of any tile's date and place.
-        force: whether values that look like another unit are accepted.
-    """
+    """One model, Stage 3 or the pipeline, on its way over the tiles of a folder."""
 
     model: Stage3GroundingModel | Pipeline
-    timesteps: int
-    seed: int
+    timesteps: int  # network evaluations of each denoiser
+    seed: int  # of the noise
     source: OptV2Source
-    donors: Mapping[str, PairRecord]
-    other_dates: Mapping[str, PairRecord]
-    dated: bool
-    force: bool
+    donors: Mapping[str, PairRecord]  # for each tile's name another tile
+    other_dates: Mapping[str, PairRecord]  # for a tile's name the same place at another date, where there is one
+    dated: bool  # whether anything is known of any tile's date and place
+    force: bool  # whether values that look like another unit are accepted
 
     def donor(self, tile: EvaluationTile) -> EvaluationTile:
         """Another tile, in its own size."""

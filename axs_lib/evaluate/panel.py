@@ -14,19 +14,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from axs_lib.errors import InputError
-from axs_lib.evaluate.colour import (
-    FALSE_COLOUR,
-    LABELS,
-    NODATA_GREY,
-    TRUE_COLOUR,
-    Array,
-    difference_maps,
-    grey,
-    optical_colour,
-    sar_colour,
-    stretch_of,
-    top_of,
-)
+from axs_lib.evaluate import colour
+from axs_lib.evaluate.colour import Array
 from axs_lib.evaluate.measured import measure_layers
 from axs_lib.io.tiles import TRUTH_KEYS
 
@@ -89,20 +78,23 @@ def plot_panel(
 
 def _draw(layers: Mapping[str, Array], title: str, metrics: Mapping[str, float] | None) -> Figure:
     """SAR, then the optical images in true colour and below in false colour, then maps of what Stage 3 did."""
-    optical = [(label, layers[key], key.removeprefix("opt_")) for key, label in LABELS.items() if key in layers]
+    optical = [(label, layers[key], key.removeprefix("opt_")) for key, label in colour.LABELS.items() if key in layers]
     reference = layers.get("truth", np.concatenate([layers["opt_v2"], layers["opt_v3"]], axis=1))
     from_sar = "opt_v1" in layers
     figure, axes = _canvas(layers["opt_v3"].shape[1:], len(optical) + (1 if from_sar else 2), title)
-    _show(axes[0, 0], sar_colour(layers["s1"]), "SAR", "red VV, green VH, blue VV − VH")
-    _show(axes[1, 0], grey(layers["s1"][0]), "SAR", "VV (dB)")
-    for row, bands, kind in ((0, TRUE_COLOUR, "true colour"), (1, FALSE_COLOUR, "false colour: NIR, red, green")):
-        stretch = stretch_of(reference, bands)
+    _show(axes[0, 0], colour.sar_colour(layers["s1"]), "SAR", "red VV, green VH, blue VV − VH")
+    _show(axes[1, 0], colour.grey(layers["s1"][0]), "SAR", "VV (dB)")
+    for row, bands, kind in (
+        (0, colour.TRUE_COLOUR, "true colour"),
+        (1, colour.FALSE_COLOUR, "false colour: NIR, red, green"),
+    ):
+        stretch = colour.stretch_of(reference, bands)
         for column, (name, image, suffix) in enumerate(optical, start=1):
             subtitle = (_figures(metrics, suffix) or kind) if row == 0 else kind
-            _show(axes[row, column], optical_colour(image, bands, stretch), name, subtitle)
+            _show(axes[row, column], colour.optical_colour(image, bands, stretch), name, subtitle)
     if from_sar:
         return figure
-    maps = difference_maps(layers)
+    maps = colour.difference_maps(layers)
     _map(figure, axes[0, -1], maps["change"], "magma", "change |v3 − v2|")
     if "uncertainty" in maps:
         _map(figure, axes[1, -1], maps["uncertainty"], "viridis", "uncertainty (1 std)")
@@ -172,9 +164,9 @@ def _map(figure: Figure, axes: Axes, layer: Array, palette: str, title: str, *, 
     """A scalar map in reflectance with its colour bar."""
     from matplotlib import colormaps
 
-    top = top_of(layer)
+    top = colour.top_of(layer)
     scale = {
-        "cmap": colormaps[palette].with_extremes(bad=(NODATA_GREY,) * 3),
+        "cmap": colormaps[palette].with_extremes(bad=(colour.NODATA_GREY,) * 3),
         "vmin": -top if centred else 0.0,
         "vmax": top,
     }

@@ -18,20 +18,8 @@ from typing import Any
 
 from axs_lib import __version__
 from axs_lib.errors import InputError
+from axs_lib.evaluate.html import figures
 from axs_lib.evaluate.html.charts import Series, bar_chart, environment, line_chart
-from axs_lib.evaluate.html.figures import (
-    Charts,
-    badge,
-    comparison_table,
-    correctness,
-    error_change,
-    histograms,
-    metrics_table,
-    number,
-    rows_of,
-    trust_charts,
-    trust_of,
-)
 from axs_lib.evaluate.html.views import SMALL, thumbnail, views_of
 from axs_lib.evaluate.measured import measure_layers
 from axs_lib.evaluate.tables import percent
@@ -142,16 +130,18 @@ def _entry(identity: str, result: Result, tiles: Mapping[str, Mapping[str, Any]]
     if measured is not None:
         metrics, baseline = measured.metrics, measured.baseline
         notes = ["measured on the reduced image"] if result.reduction > 1 else []
-        notes.append(correctness(metrics, baseline))
+        notes.append(figures.correctness(metrics, baseline))
         note = " · ".join(note for note in notes if note)
         where = "Inside the gaps, against the clear truth" if baseline != "opt_v2" else "Against the clear truth"
-        tables.append(metrics_table(metrics, where, baseline=baseline, note=note))
-        rows = rows_of(metrics, {}, baseline)
-        tables.append(comparison_table(rows | {"one flat colour": measured.flat}, baseline, "Beside simpler images"))
-        headline = badge(measured, controls)
+        tables.append(figures.metrics_table(metrics, where, baseline=baseline, note=note))
+        rows = figures.rows_of(metrics, {}, baseline)
+        tables.append(
+            figures.comparison_table(rows | {"one flat colour": measured.flat}, baseline, "Beside simpler images")
+        )
+        headline = figures.badge(measured, controls)
     if controls:
-        rows = rows_of(tile.get("metrics") or {}, controls)
-        tables.append(comparison_table(rows, "opt_v2", "Controls of the evaluation, this tile"))
+        rows = figures.rows_of(tile.get("metrics") or {}, controls)
+        tables.append(figures.comparison_table(rows, "opt_v2", "Controls of the evaluation, this tile"))
     return {
         "id": identity,
         "name": result.name,
@@ -163,7 +153,7 @@ def _entry(identity: str, result: Result, tiles: Mapping[str, Mapping[str, Any]]
         "thumbnail": thumbnail(result),
         "headline": headline,
         "tables": tables,
-        "charts": [block for block in (trust_of(result), histograms(result)) if block],
+        "charts": [block for block in (figures.trust_of(result), figures.histograms(result)) if block],
         "provenance": [("file", result.source), *_words(result.tags)],
     }
 
@@ -206,7 +196,7 @@ def _words(tags: Mapping[str, str]) -> list[tuple[str, str]]:
 
 
 def _load(path: PathLike) -> list[dict[str, Any]]:
-    """The reports of an evaluation, one a number of timesteps."""
+    """The reports of an evaluation, one a figures.number of timesteps."""
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -242,27 +232,29 @@ def _evaluation(reports: Sequence[dict[str, Any]], path: PathLike | None) -> dic
 def _part(report: Mapping[str, Any]) -> dict[str, Any]:
     summary = report["summary"]
     tables = [
-        metrics_table(part["mean"], f"Mean over {part['tiles']} tiles, quality {quality}")
+        figures.metrics_table(part["mean"], f"Mean over {part['tiles']} tiles, quality {quality}")
         for quality, part in summary.items()
     ]
-    figures = next(iter(summary.values()))
-    worth = number((figures.get("no_sar") or {}).get("sar_worth_%"))
+    totals = next(iter(summary.values()))
+    worth = figures.number((totals.get("no_sar") or {}).get("sar_worth_%"))
     note = f"With SAR instead of without: {percent(worth)} of opt_v2's MSE." if math.isfinite(worth) else ""
-    rows = rows_of(figures["mean"], figures)
+    rows = figures.rows_of(totals["mean"], totals)
     if len(rows) > 2:
-        tables.append(comparison_table(rows, "opt_v2", "Controls", note=note))
-    quartiles = ", ".join(error_change(number(value)).text for value in figures["improvement_quartiles_%"])
+        tables.append(figures.comparison_table(rows, "opt_v2", "Controls", note=note))
+    quartiles = ", ".join(
+        figures.error_change(figures.number(value)).text for value in totals["improvement_quartiles_%"]
+    )
     facts = [
-        f"nearer to the truth on {100 * number(figures['wins']):.0f} % of the tiles",
+        f"nearer to the truth on {100 * figures.number(totals['wins']):.0f} % of the tiles",
         f"tiles' MSE, quartiles {quartiles}",
-        f"worst tile {error_change(-number(figures['worst_tile_%'])).text}",
-        *filter(None, [correctness(figures["mean"])]),
-        f"{number(report['seconds_per_tile']):.2f} s a tile on {report['device']}",
+        f"worst tile {figures.error_change(-figures.number(totals['worst_tile_%'])).text}",
+        *filter(None, [figures.correctness(totals["mean"])]),
+        f"{figures.number(report['seconds_per_tile']):.2f} s a tile on {report['device']}",
     ]
-    changes = [(str(tile["id"]), -number(tile["metrics"]["mse_improvement_%"])) for tile in report["tiles"]]
+    changes = [(str(tile["id"]), -figures.number(tile["metrics"]["mse_improvement_%"])) for tile in report["tiles"]]
     changes = sorted((one for one in changes if math.isfinite(one[1])), key=lambda one: one[1])
     bars = bar_chart("Change of MSE from opt_v2 to opt_v3 in percent, tile by tile", changes, y_label="%")
-    trust = trust_charts(report.get("uncertainty") or {})
+    trust = figures.trust_charts(report.get("uncertainty") or {})
     provenance = _words({key: str(value) for key, value in report["model"].items()})
     provenance += [(key, str(report[key])) for key in ("seed", "nfe") if key in report]
     return {
@@ -280,7 +272,10 @@ def _trade_off(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     points = {}
     for report in reports:
         quality = "all" if "all" in report["summary"] else next(iter(report["summary"]))
-        points[int(report["timesteps"])] = (report["summary"][quality]["mean"], number(report["seconds_per_tile"]))
+        points[int(report["timesteps"])] = (
+            report["summary"][quality]["mean"],
+            figures.number(report["seconds_per_tile"]),
+        )
     steps = sorted(points)
 
     def chart(title: str, key: str, label: str, factor: float = 1.0) -> tuple[str, str]:
@@ -288,7 +283,7 @@ def _trade_off(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             series = [Series("opt_v3", "v3", [(float(n), points[n][1]) for n in steps], marks=True)]
         else:
             before, after = (
-                [(float(n), factor * number(points[n][0][f"{key}_{v}"])) for n in steps] for v in ("v2", "v3")
+                [(float(n), factor * figures.number(points[n][0][f"{key}_{v}"])) for n in steps] for v in ("v2", "v3")
             )
             series = [Series("opt_v2", "v2", before), Series("opt_v3", "v3", after, marks=True)]
         axes = {"x_label": "timesteps", "y_label": label, "x_ticks": steps, "y_from_zero": key == "seconds"}
@@ -300,5 +295,5 @@ def _trade_off(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         chart("Edges, with truth", "edge_truth", "correlation"),
         chart("Time", "seconds", "s a tile"),
     ]
-    shown = Charts("How many timesteps", charts, [("opt_v2", "v2"), ("opt_v3", "v3")])
+    shown = figures.Charts("How many timesteps", charts, [("opt_v2", "v2"), ("opt_v3", "v3")])
     return {"title": "", "facts": (), "tables": (), "beside": (), "charts": [shown], "provenance": ()}

@@ -11,18 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from axs_lib.checks import Trust
-from axs_lib.evaluate.colour import (
-    FALSE_COLOUR,
-    LABELS,
-    NODATA_GREY,
-    TRUE_COLOUR,
-    Array,
-    difference_maps,
-    optical_colour,
-    sar_colour,
-    stretch_of,
-    top_of,
-)
+from axs_lib.evaluate import colour
+from axs_lib.evaluate.colour import Array
 from axs_lib.io.saved import Result
 
 SMALL = 256  # px: up to here every pixel is seen, and colour is not thinned
@@ -45,23 +35,14 @@ class Legend(NamedTuple):
 
 
 class View(NamedTuple):
-    """One choice of the swipe view.
-
-    Attributes:
-        key: the layer, such as ``opt_v3`` or ``change``.
-        label: for people.
-        short: the same in a word or two.
-        note: what the colours mean.
-        pictures: data URIs by kind of colour: ``true`` and ``false`` of an optical image, else ``any``.
-        legend: of a map.
-    """
+    """One choice of the swipe view, by the layer, such as ``opt_v3`` or ``change``."""
 
     key: str
-    label: str
-    short: str
-    note: str
-    pictures: Mapping[str, str]
-    legend: Legend | None = None
+    label: str  # for people
+    short: str  # the same in a word or two
+    note: str  # what the colours mean
+    pictures: Mapping[str, str]  # data URIs by kind of colour: ``true`` and ``false`` of an optical image, else ``any``
+    legend: Legend | None = None  # of a map
 
 
 def views_of(result: Result) -> list[View]:
@@ -69,22 +50,22 @@ def views_of(result: Result) -> list[View]:
     layers = {name: layer.astype(np.float64) for name, layer in result.layers.items()}
     names = ["truth"] if "truth" in layers else [name for name in ("opt_v2", "opt_v3") if name in layers]
     reference = np.concatenate([layers[name] for name in names], axis=1)
-    stretches = {bands: stretch_of(reference, bands) for bands in (TRUE_COLOUR, FALSE_COLOUR)}
-    labels = dict(LABELS)
+    stretches = {bands: colour.stretch_of(reference, bands) for bands in (colour.TRUE_COLOUR, colour.FALSE_COLOUR)}
+    labels = dict(colour.LABELS)
     if "trust" in layers and np.isin(layers["trust"], (Trust.UNKNOWN, Trust.OBSERVED)).all():
         labels["opt_v2"] = "opt_v2 · observed"
     views = []
     for name, label in labels.items():
         if name in layers:
             pictures = {
-                kind: _uri(optical_colour(layers[name], bands, stretches[bands]))
-                for kind, bands in (("true", TRUE_COLOUR), ("false", FALSE_COLOUR))
+                kind: _uri(colour.optical_colour(layers[name], bands, stretches[bands]))
+                for kind, bands in (("true", colour.TRUE_COLOUR), ("false", colour.FALSE_COLOUR))
             }
             views.append(View(name, label, name, "", pictures))
     if "s1" in layers:
         note = "red VV, green VH, blue VV − VH"
-        views.append(View("s1", "SAR · Sentinel-1", "SAR", note, {"any": _uri(sar_colour(layers["s1"]))}))
-    for key, layer in difference_maps(layers).items():
+        views.append(View("s1", "SAR · Sentinel-1", "SAR", note, {"any": _uri(colour.sar_colour(layers["s1"]))}))
+    for key, layer in colour.difference_maps(layers).items():
         views.append(_map(key, *MAPS[key], layer, centred=key == "removed"))
     for name, note in (("gate", "correction let through, 0 to 1"), ("trust", "trust in opt_v2, 0 to 1")):
         if name in layers:
@@ -97,7 +78,7 @@ def thumbnail(result: Result) -> str:
     image = result.layers["opt_v3"].astype(np.float64)
     step = max(1, max(image.shape[1:]) // THUMBNAIL)
     image = image[:, ::step, ::step]
-    return _uri(optical_colour(image, TRUE_COLOUR, stretch_of(image, TRUE_COLOUR)))
+    return _uri(colour.optical_colour(image, colour.TRUE_COLOUR, colour.stretch_of(image, colour.TRUE_COLOUR)))
 
 
 def _map(
@@ -107,11 +88,11 @@ def _map(
     from matplotlib.colors import to_hex
 
     colours = colormaps[palette]
-    top = top or top_of(layer)
+    top = top or colour.top_of(layer)
     low = -top if centred else 0.0
     valid = np.isfinite(layer)
     place = np.clip((np.where(valid, layer, low) - low) / (top - low), 0, 1)
-    picture = np.where(valid[..., None], colours(place)[..., :3], NODATA_GREY)
+    picture = np.where(valid[..., None], colours(place)[..., :3], colour.NODATA_GREY)
     scale = tuple(to_hex(colours(x)) for x in np.linspace(0, 1, 9))
     short = label.split(" |")[0].split(" (")[0]
     return View(key, label, short, note, {"any": _uri(picture)}, Legend(scale, _ended(low), _ended(top)))
@@ -121,10 +102,10 @@ def _ended(value: float) -> str:
     return f"{value:.2g}".replace("-", "−")
 
 
-def _uri(colour: NDArray[np.float64]) -> str:
+def _uri(picture: NDArray[np.float64]) -> str:
     from PIL import Image
 
-    image = Image.fromarray(np.round(colour * 255).astype(np.uint8))
+    image = Image.fromarray(np.round(picture * 255).astype(np.uint8))
     buffer = io.BytesIO()
     sampling = 0 if max(image.size) <= SMALL else 2  # 4:4:4 or 4:2:0
     image.save(buffer, "JPEG", quality=QUALITY, subsampling=sampling, optimize=True)
