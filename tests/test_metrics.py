@@ -66,19 +66,15 @@ def test_pixels_that_do_not_count_change_nothing() -> None:
     assert compute_metrics(estimate, truth, s1=sar) != reference
 
 
-@pytest.mark.parametrize(
-    ("shape", "dtype"),
-    [((1, 1, 40, 40), torch.bool), ((1, 40, 40), torch.uint8), ((40, 40), torch.float32), ((2, 40, 40), torch.bool)],
-)
-def test_mask_shapes_and_types(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("shape", [(1, 1, 40, 40), (1, 40, 40), (40, 40), (2, 40, 40)])
+def test_mask_shapes(shape: tuple[int, ...]) -> None:
     truth = scene(2)
     estimate = truth + noise(truth, 100)
     mask = torch.ones(shape)
     mask[..., :20, :] = 0
     half = compute_metrics(estimate[..., 20:, :], truth[..., 20:, :])
-    figures = compute_metrics(estimate, truth, mask=mask.to(dtype))
-    assert figures["mse"] == pytest.approx(half["mse"])
-    assert figures["sam"] == pytest.approx(half["sam"])
+    figures = compute_metrics(estimate, truth, mask=mask)
+    assert [figures[key] for key in ("mse", "sam")] == pytest.approx([half[key] for key in ("mse", "sam")])
 
 
 @given(
@@ -142,22 +138,12 @@ def test_stage3_extremes_are_defined() -> None:
     assert (nothing["mse_improvement_%"], nothing["copy_ratio"]) == (0, 0)
     spoilt = stage3_metrics(other, truth, truth)
     assert (spoilt["mse_improvement_%"], spoilt["mae_improvement_%"]) == (-math.inf, -math.inf)
-
-
-def test_both_images_are_measured_on_the_same_pixels() -> None:
-    truth = scene()
     opt_v2, opt_v3 = truth + 100, truth + 50
-    opt_v2[..., :10, :] = truth[..., :10, :] + 5000
+    opt_v2[..., :10, :] += 5000
     opt_v3[..., :10, :] = torch.nan
-    assert stage3_metrics(opt_v3, opt_v2, truth)["mse_v2"] == pytest.approx(1e-4, rel=1e-4)
-
-
-def test_small_images() -> None:
-    truth = scene(side=16)[..., :5, :7]
-    figures = compute_metrics(truth + 100, truth)
-    assert math.isnan(figures["ssim"])
-    assert figures["mse"] == pytest.approx(1e-4, rel=1e-4)
-    assert 0 < compute_metrics(scene(side=8) + 100, scene(side=8))["ssim"] < 1
+    assert stage3_metrics(opt_v3, opt_v2, truth)["mse_v2"] == pytest.approx(1e-4, rel=1e-4), "on the same pixels"
+    small = scene(side=16)[..., :5, :7]
+    assert math.isnan(compute_metrics(small + 100, small)["ssim"])
 
 
 @pytest.mark.parametrize(
