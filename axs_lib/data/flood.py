@@ -69,7 +69,7 @@ def simulate_flood(s1: Tensor, generator: torch.Generator) -> tuple[Tensor, Tens
     # 2. The water in linear power, with speckle.
     vv = draw.uniform(*WATER_VV)
     level = torch.stack([vv, vv - draw.uniform(*VH_BELOW_VV)], 1)[:, :, None, None]
-    looks = draw.uniform(*map(math.log, LOOKS)).exp()
+    looks = draw.uniform(math.log(LOOKS[0]), math.log(LOOKS[1])).exp()
     water = torch.pow(10, level / 10) * _speckle(looks, height, width, draw)
 
     # 3. Mix along the shore, and leave the rest as it was.

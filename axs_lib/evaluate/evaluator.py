@@ -146,7 +146,7 @@ def evaluate(
     """
     started = time.perf_counter()
     records = sources.select_pairs(folder, quality, groups, source)
-    stage3: Stage3GroundingModel = getattr(model, "stage3", model)
+    stage3: Any = getattr(model, "stage3", model)
     walk = Walk(
         model,
         stage3.timesteps if timesteps is None else timesteps,

@@ -54,9 +54,10 @@ class EstimateKinds(Scenario):
                 continue
             opt_v2 = torch.stack(list(made.values()))
             images = walk.ground(torch.stack([tiles[index].s1 for index in made]), opt_v2)
-            sigmas = [None] * len(made) if images.uncertainty is None else images.uncertainty
-            for index, *measured in zip(made, opt_v2, images.opt_v3, sigmas, strict=True):
-                figures[index][kind] = measure_kind(*measured, truth=tiles[index].truth)
+            for place, index in enumerate(made):
+                sigma = None if images.uncertainty is None else images.uncertainty[place]
+                of_kind = measure_kind(opt_v2[place], images.opt_v3[place], tiles[index].truth, sigma)
+                figures[index][kind] = of_kind
         for tile, of_tile in zip(tiles, figures, strict=True):
             yield TileFigures(tile.record, of_tile, {"sar_water_on_land": water_on_land(tile.s1, tile.truth)})
 
@@ -95,7 +96,7 @@ def estimate_of(kind: str, truth: Tensor, tile: str, older: Tensor | None = None
     return make_estimate(kind, truth[None], generator=generator_of(f"{kind} {tile}"), given=given)[0]
 
 
-def measure_kind(opt_v2: Tensor, opt_v3: Tensor, sigma: Tensor | None, truth: Tensor) -> Figures:
+def measure_kind(opt_v2: Tensor, opt_v3: Tensor, truth: Tensor, sigma: Tensor | None) -> Figures:
     """Errors of one tile before and after, in reflectance; all inputs (4, H, W) in DN, NaN = nodata.
 
     Returns:

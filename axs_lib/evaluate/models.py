@@ -64,7 +64,8 @@ class Walk:
     @property
     def stage3(self) -> Stage3GroundingModel:
         """The model itself, or the last stage of the pipeline."""
-        stage3: Stage3GroundingModel = getattr(self.model, "stage3", self.model)
+        model: Any = self.model
+        stage3: Stage3GroundingModel = model.stage3 if self.whole else model
         return stage3
 
     @property
@@ -112,10 +113,8 @@ class Walk:
         image, proposed = output.image.cpu(), output.proposal.cpu()
         return Images(None, opt_v2, image, proposed, int(output.nfe), _on_cpu(output.uncertainty))
 
-    def without_sar(
-        self, model: Stage3GroundingModel | PlainModel, s1: Tensor, opt_v2: Tensor, trust: Tensor | None = None
-    ) -> Tensor:
-        """The image of a model that was trained without SAR; Stage 3 is given mean backscatter everywhere."""
+    def without_sar(self, model: Any, s1: Tensor, opt_v2: Tensor, trust: Tensor | None = None) -> Tensor:
+        """The image of a plain network or a Stage 3 trained without SAR, which is given mean backscatter everywhere."""
         if hasattr(model, "predict"):
             return self.predict(model, s1, opt_v2, trust)
         mean = model.terramind_generator.sar.mean.cpu()  # (1,2,1,1) dB

@@ -63,16 +63,15 @@ def read_tile(record: PairRecord, *, force: bool = False) -> EvaluationTile:
         InputError: a broken file, or values in another unit, unless ``force``; the message names the file.
     """
     pair = load_pair(record)
-    s1, *images = (
-        None if image is None else torch.from_numpy(image) for image in (pair.s1, pair.s2, pair.opt_v2, pair.s2_cloudy)
-    )
+    s1, truth = torch.from_numpy(pair.s1), torch.from_numpy(pair.s2)
+    opt_v2, s2_cloudy = (None if image is None else torch.from_numpy(image) for image in (pair.opt_v2, pair.s2_cloudy))
     try:
-        for image in images:
+        for image in (truth, opt_v2, s2_cloudy):
             if image is not None:
                 check_pair(s1, image, source="file", force=force)
     except InputError as error:
         raise InputError(f"{record.path}: {error}") from error
-    return EvaluationTile(record, s1, *images)
+    return EvaluationTile(record, s1, truth, opt_v2, s2_cloudy)
 
 
 def generator_of(name: str) -> torch.Generator:

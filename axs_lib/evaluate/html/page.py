@@ -286,7 +286,12 @@ def _trade_off(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
                 [(float(n), factor * figures.number(points[n][0][f"{key}_{v}"])) for n in steps] for v in ("v2", "v3")
             )
             series = [Series("opt_v2", "v2", before), Series("opt_v3", "v3", after, marks=True)]
-        axes = {"x_label": "timesteps", "y_label": label, "x_ticks": steps, "y_from_zero": key == "seconds"}
+        axes: dict[str, Any] = {
+            "x_label": "timesteps",
+            "y_label": label,
+            "x_ticks": steps,
+            "y_from_zero": key == "seconds",
+        }
         return title, line_chart(f"{title} by timesteps", series, **axes)
 
     charts = [
