@@ -19,7 +19,6 @@ from axs_lib.nodata import fill_nodata, valid_pixels
 
 Range = tuple[float, float]
 
-COVER: Range = (0.1, 0.7)  # least and greatest share of unknown pixels
 COARSEST = 32  # cells between the samples of the coarsest noise; every octave halves it
 OCTAVES = 5
 CELL = 2  # px: clouds are drawn on a grid of 20 m, as cloud masks are, and interpolated
@@ -37,23 +36,32 @@ SHADOW_NIR = 0.75
 BUFFER = 3  # px
 
 
-def cloud_trust(batch: int, height: int, width: int, *, generator: torch.Generator) -> Tensor:
+def cloud_trust(
+    batch: int, height: int, width: int, *, generator: torch.Generator, cover: Range = (0.1, 0.7)
+) -> Tensor:
     """Draw trust maps with the shapes of clouds and of their shadows.
 
     A cloud is where fractal noise (five octaves, 640 m to 40 m, the strongest of them drawn per sample) exceeds a
     level. Specks are dropped, the rest is dilated by about 20 m, which closes small holes, and smoothed, as cloud masks
     are buffered; half of the samples get a shadow, the same shape displaced by 60 to 300 m, and 6 % the straight edge
     of a swath. All of that happens to the noise before the level is chosen, so that the share of unknown pixels is the
-    one drawn from ``COVER``, within about 1 %. One sample in 50 is unknown everywhere instead.
+    one drawn from ``cover``, within about 1 %. One sample in 50 is unknown everywhere instead.
 
     Args:
         batch: samples.
         height: rows, and ``width`` columns, in pixels of 10 m.
         generator: source of every draw; its state advances.
+        cover: least and greatest share of unknown pixels, uniform between.
 
     Returns:
         (B,1,H,W) float32 on the generator's device, 1 clear and 0 unknown.
+
+    Raises:
+        InputError: ``cover`` is no range within 0..1.
     """
+    low, high = cover
+    if not 0 <= low <= high <= 1:
+        raise InputError(f"cover is {cover}; expected the least and the greatest share of clouds, 0 to 1")
     draw = Draw(generator, batch, generator.device)
 
     def chance(share: float) -> Tensor:
@@ -83,7 +91,7 @@ def cloud_trust(batch: int, height: int, width: int, *, generator: torch.Generat
     clouds = torch.where(chance(SWATH_CHANCE), torch.maximum(clouds, ramp), clouds)
 
     # 4. The level that leaves the share drawn.
-    unknown = (draw.uniform(*COVER) * rows * columns).long()
+    unknown = (draw.uniform(*cover) * rows * columns).long()
     ranked = functional.pad(clouds.flatten(1).sort(dim=1, descending=True).values, (0, 1), value=-math.inf)
     level = torch.where(chance(BLANK_CHANCE), -math.inf, each(ranked.gather(1, unknown[:, None])[:, 0]))
     clouds = functional.interpolate(clouds, scale_factor=CELL, mode="bilinear", align_corners=False)

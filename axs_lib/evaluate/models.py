@@ -111,7 +111,7 @@ class Walk:
             options["controls"] = GroundingControls(proposal=proposal, use_sar=use_sar)
         output = stage3.ground(s1.to(device), opt_v2.to(device), self.timesteps, seed=self.seed, **options)
         image, proposed = output.image.cpu(), output.proposal.cpu()
-        return Images(None, opt_v2, image, proposed, int(output.nfe), _on_cpu(output.uncertainty))
+        return Images(None, opt_v2, image, proposed, int(output.nfe), _on_cpu(getattr(output, "uncertainty", None)))
 
     def without_sar(self, model: Any, s1: Tensor, opt_v2: Tensor, trust: Tensor | None = None) -> Tensor:
         """The image of a plain network or a Stage 3 trained without SAR, which is given mean backscatter everywhere."""

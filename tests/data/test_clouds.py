@@ -38,8 +38,7 @@ def test_the_cover_is_the_one_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     assert unknown.min() > 0.08 and unknown.max() < 0.72
     assert unknown.mean() == pytest.approx(0.4, abs=0.04) and unknown.std() > 0.14
     for cover, error in ((0.3, 0.015), (0.0, 0.0), (1.0, 0.0)):
-        monkeypatch.setattr(clouds, "COVER", (cover, cover))
-        unknown = 1 - cloud_trust(16, 96, 96, generator=generator()).mean((1, 2, 3))
+        unknown = 1 - cloud_trust(16, 96, 96, generator=generator(), cover=(cover, cover)).mean((1, 2, 3))
         assert (unknown - cover).abs().max() <= error
 
 
@@ -65,25 +64,20 @@ def likeness(trust: torch.Tensor, distance: int) -> torch.Tensor:
 
 
 def test_a_shadow_is_the_cloud_again_some_pixels_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {
-        "BLANK_CHANCE": 0.0,
-        "SWATH_CHANCE": 0.0,
-        "SHADOW_SHIFT": (15.0, 15.0),
-        "COVER": (0.1, 0.1),
-    }.items():
+    for name, value in {"BLANK_CHANCE": 0.0, "SWATH_CHANCE": 0.0, "SHADOW_SHIFT": (15.0, 15.0)}.items():
         monkeypatch.setattr(clouds, name, value)
     found = {}
     for chance in (0.0, 1.0):
         monkeypatch.setattr(clouds, "SHADOW_CHANCE", chance)
-        trust = cloud_trust(32, 160, 160, generator=generator())
+        trust = cloud_trust(32, 160, 160, generator=generator(), cover=(0.1, 0.1))
         found[chance] = likeness(trust, distance=30).mean()
     assert found[1.0] > found[0.0] + 0.1
 
 
 def test_a_swath_is_a_straight_edge(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"BLANK_CHANCE": 0.0, "SWATH_CHANCE": 1.0, "SWATH_STEEPNESS": 1e3, "COVER": (0.4, 0.4)}.items():
+    for name, value in {"BLANK_CHANCE": 0.0, "SWATH_CHANCE": 1.0, "SWATH_STEEPNESS": 1e3}.items():
         monkeypatch.setattr(clouds, name, value)
-    trust = cloud_trust(8, 64, 64, generator=generator())
+    trust = cloud_trust(8, 64, 64, generator=generator(), cover=(0.4, 0.4))
     for axis in (1, 2):
         assert (trust[:, 0].diff(dim=axis).abs().sum(axis) <= 1).all()
 
@@ -95,6 +89,9 @@ def test_a_few_tiles_are_unknown_everywhere() -> None:
 
 
 def test_wrong_arguments_are_refused() -> None:
+    for cover in [(0.5, 0.2), (-0.1, 0.2), (0.2, 1.2)]:
+        with pytest.raises(InputError, match="share of clouds"):
+            cloud_trust(1, 16, 16, generator=generator(), cover=cover)
     with pytest.raises(InputError, match=r"expected \(4,H,W\)"):
         cloudy_trust(scene(), scene()[:, :32])
 
