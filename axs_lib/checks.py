@@ -161,14 +161,14 @@ def check_result(name: str, image: Tensor, nodata: Tensor) -> None:
         )
 
 
-def check_count(name: str, value: object) -> int:
-    """A whole number from 1 on, as a Python integer; ``InputError`` for anything else, truth values included."""
+def check_count(name: str, value: object, least: int = 1) -> int:
+    """A whole number from ``least`` on, as a Python integer; ``InputError`` for anything else, truth values included."""
     try:
         number = None if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]
     except (TypeError, RuntimeError):
         number = None
-    if number is None or number < 1:
-        raise InputError(f"{name} is {value!r}; expected an integer of at least 1")
+    if number is None or number < least:
+        raise InputError(f"{name} is {value!r}; expected an integer of at least {least}")
     return number
 
 
