@@ -162,7 +162,7 @@ def check_result(name: str, image: Tensor, nodata: Tensor) -> None:
 
 
 def check_count(name: str, value: object, least: int = 1) -> int:
-    """A whole number from ``least`` on, as a Python integer; ``InputError`` for anything else, truth values included."""
+    """A whole number from ``least`` on, as a Python integer; ``InputError`` for anything else, also truth values."""
     try:
         number = None if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]
     except (TypeError, RuntimeError):
