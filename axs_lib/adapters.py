@@ -1,10 +1,9 @@
 """LoRA adapters: train a few low-rank matrices beside a frozen network, save them, load them, fold them in.
 
-In goes a model of a stage, or the network inside it (TerraMind's generator, Prithvi's backbone); its attention and MLP
-layers are wrapped in place by ``peft``. Out comes a folder: ``adapter_config.json`` and ``adapter_model.safetensors``
-in PEFT's format, with names relative to the network, and for a Stage 3 model ``grounding.safetensors``, the
-grounding head that was trained beside it. Of the configuration only the fields in ``FIELDS`` are read, so that a
-folder from elsewhere can name no code to run. Tokenizer, detokenizer, embeddings and heads are never wrapped.
+In goes a model of a stage, or the network inside it; its attention and MLP layers are wrapped in place by ``peft``. Out
+comes a folder in PEFT's format (``adapter_config.json`` and ``adapter_model.safetensors``, names relative to the
+network), with a Stage 3 model's grounding head beside it. Of the configuration only the fields in ``FIELDS`` are read,
+so that a folder from elsewhere can name no code to run.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,11 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from axs_lib.errors import InputError, WeightsError
-from axs_lib.grounding.calibration import Calibration
 from axs_lib.grounding.corrector import GroundingCorrector
-from axs_lib.grounding.load import CORRECTOR, CORRECTOR_FILE
+from axs_lib.grounding.load import CORRECTOR, CORRECTOR_FILE, load_weights
 from axs_lib.io.atomic import atomic_write, check_output
-from axs_lib.terramind.weights import load_strict, read_metadata, read_state, resolve, sha256_file, write_state
+from axs_lib.terramind.weights import load_strict, read_state, resolve, sha256_file, write_state
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -45,19 +43,13 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "q_proj": ("qkv", "q"),
     "k_proj": ("qkv", "kv"),
     "v_proj": ("qkv", "kv"),
-    "qkv": ("qkv",),
-    "q": ("q",),
-    "kv": ("kv",),
-    "fc1": ("fc1",),
-    "fc2": ("fc2",),
-    "fc3": ("fc3",),
+    **{name: (name,) for name in ("qkv", "q", "kv", "fc1", "fc2", "fc3")},
 }
 _ADAPTER = "default"
 _PEFT_PREFIX = "base_model.model."
 # Nothing below these is ever wrapped: tokenizers, embeddings, and heads, which are trained whole or not at all.
-_OUTSIDE = ("tokenizer", "detokenizer", "quantizer", "encoder_embeddings", "decoder_embeddings", "head")
-_PATH = rf"(?:(?!(?:{'|'.join(_OUTSIDE)})\.)[^.]+\.)*"
-_BLOCK = r"(?:encoder|decoder|blocks)\.\d+\.(?:attn|self_attn|cross_attn|mlp)\."
+_OUTSIDE = {"tokenizer", "detokenizer", "quantizer", "encoder_embeddings", "decoder_embeddings", "head"}
+_BLOCK = r"(?:.+\.)?(?:encoder|decoder|blocks)\.\d+\.(?:attn|self_attn|cross_attn|mlp)\.(\w+)"
 
 
 def apply_lora_to_linear(
@@ -67,7 +59,7 @@ def apply_lora_to_linear(
     target_modules: Sequence[str] | str = DEFAULT_TARGETS,
     dropout: float = 0.0,
 ) -> int:
-    """Wrap attention and MLP layers of a module's transformer blocks with LoRA, in place.
+    """Wrap attention and MLP layers of a module's transformer blocks with LoRA, in place; returns their number.
 
     The wrapped module gives the same output as before (LoRA starts at zero), and its LoRA weights are its only
     trainable ones. Their random part is drawn from torch's global generator, as every layer's is.
@@ -79,9 +71,6 @@ def apply_lora_to_linear(
         target_modules: names of layers: any of ``LAYERS``, or ``"all-linear"`` for all of them. ``q_proj``, ``k_proj``
             and ``v_proj`` mean the fused layers that hold them.
         dropout: on the input of the added matrices, in training.
-
-    Returns:
-        The number of wrapped layers.
 
     Raises:
         InputError: unknown layer names, no such layer in the module, numbers out of range, or a module that already
@@ -95,22 +84,25 @@ def apply_lora_to_linear(
         raise InputError(f"alpha is {alpha!r}; expected a number above 0, such as 2 * rank")
     if not _is_share(dropout):
         raise InputError(f"dropout is {dropout!r}; expected a number from 0 to below 1")
-    pattern, network = _target_pattern(target_modules), _network(module)
+    wanted, network = _wanted_layers(target_modules), _network(module)
     _check_bare(module)
-    linear = {name for name, layer in network.named_modules() if isinstance(layer, nn.Linear)}
-    wanted = sorted(name for name in linear if re.fullmatch(pattern, name))
-    if not wanted:
-        blocks = _target_pattern(ALL_LINEAR)
-        there = sorted({name.rpartition(".")[2] for name in linear if re.fullmatch(blocks, name)})
+    layers = {
+        name: match[1]
+        for name, layer in network.named_modules()
+        if isinstance(layer, nn.Linear) and (match := re.fullmatch(_BLOCK, name)) and not _OUTSIDE & {*name.split(".")}
+    }
+    targets = sorted(name for name, kind in layers.items() if kind in wanted)
+    if not targets:
+        there = ", ".join(sorted({*layers.values()} & _wanted_layers(ALL_LINEAR)))
         raise InputError(
             f"{type(module).__name__} has no layer {target_modules!r} in a transformer block; it has"
-            f" {', '.join(there) or 'no transformer block: pass a module with some, such as model.terramind_generator'}"
+            f" {there or 'no transformer block: pass a module with some, such as model.terramind_generator'}"
         )
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,
         lora_dropout=dropout,
-        target_modules=wanted,
+        target_modules=targets,
         base_model_name_or_path=_base_name(network),
         revision=_base_hash(module),
     )
@@ -121,28 +113,24 @@ def apply_lora_to_linear(
     return count
 
 
-def _target_pattern(target_modules: Sequence[str] | str) -> str:
-    """The regular expression of full module names that layer names stand for."""
-    names = (target_modules,) if isinstance(target_modules, str) else tuple(target_modules)
-    if names == (ALL_LINEAR,):
-        names = tuple(LAYERS)
+def _wanted_layers(target_modules: Sequence[str] | str) -> set[str]:
+    """What the layers that users name are called here."""
+    names = [target_modules] if isinstance(target_modules, str) else list(target_modules)
+    if names == [ALL_LINEAR]:
+        names = list(LAYERS)
     unknown = [name for name in names if name not in LAYERS]
     if unknown or not names:
         raise InputError(
             f"target_modules names {', '.join(map(repr, unknown)) or 'nothing'}; expected any of {', '.join(LAYERS)},"
             f" or '{ALL_LINEAR}'"
         )
-    layers = sorted({layer for name in names for layer in LAYERS[name]})
-    return rf"{_PATH}{_BLOCK}(?:{'|'.join(layers)})"
-
-
-# -- saving -----------------------------------------------------------------------------------------------------------
+    return {layer for name in names for layer in LAYERS[name]}
 
 
 def save_adapter(
     model: nn.Module, folder: str | os.PathLike[str], *, overwrite: bool = False, notes: Mapping[str, str] | None = None
 ) -> Path:
-    """Write a model's adapter, and a Stage 3 model's grounding head beside it.
+    """Write a model's adapter, and a Stage 3 model's grounding head beside it; returns the folder.
 
     ``peft.PeftModel.from_pretrained(model.terramind_generator, folder)`` reads the LoRA part, too.
 
@@ -152,40 +140,32 @@ def save_adapter(
         overwrite: whether an adapter that is there already may be replaced.
         notes: text for the headers of the weights, such as what they were trained on.
 
-    Returns:
-        The folder.
-
     Raises:
         InputError: the model has no adapter.
         OutputError: the folder holds one already, or the disk refuses.
     """
     from peft import get_peft_model_state_dict
 
-    adapted, target = _adapted(model), Path(folder)
-    corrector = _corrector(model)
+    adapted, corrector, target = _adapted(model), _corrector(model), Path(folder)
     for name in (WEIGHTS_FILE, CONFIG_FILE, *((CORRECTOR_FILE,) if corrector is not None else ())):
         check_output(target / name, overwrite)
-    config = adapted.peft_config[_ADAPTER].to_dict()
-    settings = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
-    # "auto" would look the base model up on the Hub to learn about its word embeddings.
-    state = get_peft_model_state_dict(adapted, adapter_name=_ADAPTER, save_embedding_layers=False)
     header = {"format": "pt", **(notes or {})}
     if corrector is not None:
         extra = corrector.calibration.to_header() if corrector.calibration is not None else {}
         write_state(target / CORRECTOR_FILE, corrector.state_dict(), header | extra, overwrite=overwrite)
+    # "auto" would look the base model up on the Hub to learn about its word embeddings.
+    state = get_peft_model_state_dict(adapted, adapter_name=_ADAPTER, save_embedding_layers=False)
     named = {_PEFT_PREFIX + name: value for name, value in state.items()}
     write_state(target / WEIGHTS_FILE, named, header, overwrite=overwrite)
-    text = json.dumps(settings | {"inference_mode": True}, indent=2, sort_keys=True) + "\n"
+    config = adapted.peft_config[_ADAPTER].to_dict() | {"inference_mode": True}
+    settings = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
     with atomic_write(target / CONFIG_FILE, overwrite=overwrite) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return target
 
 
-# -- loading ----------------------------------------------------------------------------------------------------------
-
-
 def load_adapter(model: nn.Module, folder: str | os.PathLike[str], *, trainable: bool = False) -> int:
-    """Put an adapter from disk into a model, completely or not at all.
+    """Put an adapter from disk into a model, completely or not at all; returns the number of wrapped layers.
 
     Args:
         model: a Stage 3 model gets LoRA and, where the folder holds one, the grounding head that was trained beside it;
@@ -194,9 +174,6 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike[str], *, trainable:
         folder: written by ``save_adapter``, by PEFT, or by ``axs train``: ``weights/adapter`` of a run with LoRA, or
             ``weights`` of ``axs train head``, which holds a grounding head alone.
         trainable: whether the LoRA weights are to be trained further; everything else comes frozen either way.
-
-    Returns:
-        The number of wrapped layers; 0 where the folder holds a grounding head alone.
 
     Raises:
         InputError: the model has an adapter already.
@@ -221,10 +198,19 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike[str], *, trainable:
             raise _nothing(path)
         model.requires_grad_(False)
         return 0
-    weights = {_inner_name(name): value for name, value in _read_weights(path / WEIGHTS_FILE).items()}
+    if not (path / WEIGHTS_FILE).is_file():
+        raise _nothing(path, WEIGHTS_FILE)
+    weights = {_inner_name(name): value for name, value in read_state(path / WEIGHTS_FILE).items()}
     config = _read_config(path / CONFIG_FILE, weights)
-    _check_base(_base_name(network), config.base_model_name_or_path, "model", path)
-    _check_base(_base_hash(model), config.revision, "weights", path)
+    for kind, ours, theirs in (
+        ("model", _base_name(network), config.base_model_name_or_path),
+        ("weights", _base_hash(model), config.revision),
+    ):
+        if ours and theirs and ours != theirs:
+            raise WeightsError(
+                f"the adapter in {path} was trained on the {kind} {theirs} and this is {ours}; load it into a model"
+                " built with the same variant and weights"
+            )
     trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     what = f"the adapter in {path}"
     try:
@@ -232,8 +218,9 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike[str], *, trainable:
             count = _inject(network, config)
     except ValueError as error:
         raise WeightsError(f"{what} does not fit {type(model).__name__}: {error}") from None
+    base = {name: value for name, value in network.state_dict().items() if not _is_lora(name)}
     try:
-        load_strict(network, _without_lora(network) | weights, what=what)
+        load_strict(network, base | weights, what=what)
         _load_head(model, path / CORRECTOR_FILE)
     except WeightsError:
         unload_adapter(network)
@@ -247,11 +234,7 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike[str], *, trainable:
 
 
 def adapter_files(folder: str | os.PathLike[str]) -> list[Path]:
-    """The files of an adapter, for hashing.
-
-    Raises:
-        WeightsError: there are none.
-    """
+    """The files of an adapter, for hashing; a WeightsError where there are none."""
     path = Path(folder)
     files = [path / name for name in (CONFIG_FILE, WEIGHTS_FILE, CORRECTOR_FILE) if (path / name).is_file()]
     if not {WEIGHTS_FILE, CORRECTOR_FILE} & {file.name for file in files}:
@@ -264,10 +247,7 @@ def _load_head(model: nn.Module, file: Path) -> bool:
     corrector = _corrector(model)
     if corrector is None or not file.is_file():
         return False
-    files = resolve(CORRECTOR, checkpoint=file)
-    calibration = Calibration.from_header(read_metadata(file))
-    load_strict(corrector, read_state(file), what=f"the grounding head ({file})")
-    corrector.calibration, corrector.weights = calibration, files.info
+    load_weights(corrector, resolve(CORRECTOR, checkpoint=file))
     return True
 
 
@@ -277,12 +257,6 @@ def _nothing(folder: Path, lacking: str = "") -> WeightsError:
         f" `axs train`, save_adapter or PEFT, with {CONFIG_FILE} and {WEIGHTS_FILE}, or for a Stage 3 model with"
         f" {CORRECTOR_FILE} alone"
     )
-
-
-def _read_weights(file: Path) -> dict[str, Tensor]:
-    if not file.is_file():
-        raise _nothing(file.parent, file.name)
-    return read_state(file)
 
 
 def _is_rank(value: object) -> bool:
@@ -302,6 +276,10 @@ def _is_plain(value: object) -> bool:
     return isinstance(value, str) and re.fullmatch(r"\w+(?:\.\w+)*", value) is not None
 
 
+def _is_text(value: object) -> bool:
+    return value is None or isinstance(value, str)
+
+
 def _is_pattern(of: Callable[[object], bool]) -> Callable[[object], bool]:
     return lambda value: isinstance(value, dict) and all(_is_plain(k) and of(v) for k, v in value.items())
 
@@ -319,8 +297,8 @@ FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "alpha_pattern": (_is_pattern(_is_positive), "layer names, each with a number above 0"),
     "use_rslora": (lambda value: isinstance(value, bool), "true or false"),
     "bias": (lambda value: value == "none", "'none'"),
-    "base_model_name_or_path": (lambda value: value is None or isinstance(value, str), "a name"),
-    "revision": (lambda value: value is None or isinstance(value, str), "a hash"),
+    "base_model_name_or_path": (_is_text, "a name"),
+    "revision": (_is_text, "a hash"),
 }
 # PEFT's notes on who wrote the file. They are neither read nor passed on: auto_mapping names a module to import.
 NOTES = ("auto_mapping", "inference_mode", "peft_type", "peft_version", "task_type")
@@ -377,53 +355,28 @@ def _short(value: object) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def _check_base(seen: str | None, expected: str | None, what: str, path: Path) -> None:
-    if seen and expected and seen != expected:
-        raise WeightsError(
-            f"the adapter in {path} was trained on the {what} {expected} and this is {seen}; load it into a model"
-            " built with the same variant and weights"
-        )
-
-
-# -- folding in and taking off ----------------------------------------------------------------------------------------
-
-
 @torch.no_grad()
 def merge_adapter(module: nn.Module) -> int:
-    """Fold a module's adapter into its weights, which leaves plain layers and no adapter; returns their number.
-
-    Raises:
-        InputError: the module has no adapter.
-    """
+    """Fold a module's adapter into its weights, which leaves plain layers; returns their number."""
     return _remove(module, merge=True)
 
 
 def unload_adapter(module: nn.Module) -> int:
-    """Take a module's adapter off: names and weights are as before it came; returns the number of layers.
-
-    A grounding head that ``load_adapter`` brought stays.
-
-    Raises:
-        InputError: the module has no adapter.
-    """
+    """Take a module's LoRA off: names and weights are as before it came; returns the number of layers."""
     return _remove(module, merge=False)
 
 
 def _remove(module: nn.Module, *, merge: bool) -> int:
     adapted = _adapted(module)
-    wrapped = list(_wrapped(adapted))
-    for name, layer in wrapped:
+    wrapped = _wrapped(adapted)
+    for name, layer in wrapped.items():
         if merge:
             layer.merge(safe_merge=True)
         parent, _, child = name.rpartition(".")
         setattr(adapted.get_submodule(parent), child, layer.get_base_layer())
     del adapted.peft_config
-    if hasattr(adapted, "adapter"):
-        adapted.adapter = f"{adapted.adapter} merged" if merge else None
+    _describe(adapted, f"{getattr(adapted, 'adapter', None)} merged" if merge else None)
     return len(wrapped)
-
-
-# -- the parts of a model ---------------------------------------------------------------------------------------------
 
 
 def _network(module: nn.Module) -> nn.Module:
@@ -442,22 +395,24 @@ def _inject(network: nn.Module, config: LoraConfig) -> int:
 
     modes = {name: layer.training for name, layer in network.named_modules()}
     inject_adapter_in_model(config, network, adapter_name=_ADAPTER)
-    wrapped = list(_wrapped(network))
-    for name, layer in wrapped:
+    wrapped = _wrapped(network)
+    for name, layer in wrapped.items():
         layer.train(modes[name])  # peft's new parts are in training mode whatever the network is in
     return len(wrapped)
 
 
-def _wrapped(module: nn.Module) -> Iterator[tuple[str, Any]]:
+def _wrapped(module: nn.Module) -> dict[str, Any]:
     from peft.tuners.lora import LoraLayer
 
-    for name, layer in module.named_modules():
-        if isinstance(layer, LoraLayer):
-            yield name, layer
+    return {name: layer for name, layer in module.named_modules() if isinstance(layer, LoraLayer)}
+
+
+def _with_adapter(module: nn.Module) -> list[Any]:
+    return [part for part in module.modules() if "peft_config" in vars(part)]
 
 
 def _check_bare(module: nn.Module) -> None:
-    if any("peft_config" in vars(part) for part in module.modules()):
+    if _with_adapter(module):
         raise InputError(
             f"{type(module).__name__} already has an adapter; take it off with unload_adapter(module), or fold it in"
             " with merge_adapter(module)"
@@ -466,17 +421,13 @@ def _check_bare(module: nn.Module) -> None:
 
 def _adapted(module: nn.Module) -> Any:
     """The network in the module that has the adapter."""
-    found = [part for part in module.modules() if "peft_config" in vars(part)]
+    found = _with_adapter(module)
     if len(found) != 1:
         raise InputError(
             f"{type(module).__name__} has {len(found)} adapters; expected one: pass the module that"
             " apply_lora_to_linear was given"
         )
     return found[0]
-
-
-def _without_lora(network: nn.Module) -> dict[str, Tensor]:
-    return {name: value for name, value in network.state_dict().items() if not _is_lora(name)}
 
 
 def _is_lora(name: str) -> bool:
@@ -500,6 +451,7 @@ def _base_hash(module: nn.Module) -> str | None:
     return ",".join(sorted(weights[0].sha256.values())) if weights else None
 
 
-def _describe(network: nn.Module, adapter: str) -> None:
+def _describe(network: Any, adapter: str | None) -> None:
+    """Note the adapter for the provenance, where the network keeps one."""
     if hasattr(network, "adapter"):
-        network.adapter = adapter  # type: ignore[assignment]
+        network.adapter = adapter

@@ -1,39 +1,17 @@
 """Bands, units and statistics: the one table that names every band the library touches.
 
 Optical images are surface reflectance x 10000 (DN) with any BOA offset already removed; SAR images are backscatter
-in dB. Channels are always in the order of ``OPTICAL_BANDS`` and ``SAR_BANDS``. TerraMind v1 was pretrained on DN that
-still carried the +1000 offset of processing baseline 04.00, so its statistics are stated with that offset
-(``TERRAMIND_BOA_OFFSET``) and the adapter around its weights adds and removes it.
-
-Sources: TerraMind statistics are the pretraining values published with terratorch (``v1_pretraining_mean/std``);
-the spectral lift is fitted by ``experiments/fit_spectral_lift.py``.
+in dB. Channels are always in the order of ``OPTICAL_BANDS`` and ``SAR_BANDS``. TerraMind's statistics are the
+pretraining values published with terratorch, of DN that still carried the +1000 offset of processing baseline 04.00.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-
-@dataclass(frozen=True)
-class Band:
-    """One band: its Sentinel name, its unit and its name in Prithvi."""
-
-    name: str
-    unit: str
-    prithvi_name: str | None = None
-
-
-BANDS: dict[str, Band] = {
-    "VV": Band("VV", "dB"),
-    "VH": Band("VH", "dB"),
-    "B02": Band("B02", "DN (reflectance x 10000)", "BLUE"),
-    "B03": Band("B03", "DN (reflectance x 10000)", "GREEN"),
-    "B04": Band("B04", "DN (reflectance x 10000)", "RED"),
-    "B08": Band("B08", "DN (reflectance x 10000)", "NIR_BROAD"),
-}
+from axs_lib.errors import InputError
 
 SAR_BANDS: tuple[str, ...] = ("VV", "VH")
 OPTICAL_BANDS: tuple[str, ...] = ("B02", "B03", "B04", "B08")
+PRITHVI_NAMES: dict[str, str] = {"B02": "BLUE", "B03": "GREEN", "B04": "RED", "B08": "NIR_BROAD"}
 S1_PRODUCTS: tuple[str, ...] = ("S1GRD", "S1RTC")
 
 DN_PER_REFLECTANCE = 10_000.0
@@ -92,8 +70,6 @@ def sar_stats(product: str) -> tuple[tuple[float, float], tuple[float, float]]:
     Raises:
         InputError: ``product`` is not one of ``S1_PRODUCTS``.
     """
-    from axs_lib.errors import InputError
-
     if product not in _SAR_STATS:
         raise InputError(
             f"s1_product is {product!r}; expected one of {', '.join(S1_PRODUCTS)}: 'S1GRD' for ground-range detected"

@@ -11,6 +11,7 @@ import math
 import operator
 import warnings
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,11 +37,11 @@ class RangeWarning(UserWarning):
 
 @dataclass(frozen=True)
 class CheckedPair:
-    """A valid batch.
+    """A valid batch, NaN = nodata.
 
     Attributes:
-        s1: (B, 2, H, W) float32, NaN = nodata.
-        opt_v2: (B, 4, H, W) float32 or float64, NaN = nodata.
+        s1: (B, 2, H, W) float32.
+        opt_v2: (B, 4, H, W) float32 or float64.
         trust: (B, 1, H, W) float32 in [0, 1]; ``Trust.ESTIMATE`` everywhere where none was given.
         unbatched: whether the caller passed single tiles.
     """
@@ -51,27 +52,15 @@ class CheckedPair:
     unbatched: bool
 
 
-@dataclass(frozen=True)
-class CheckedSar:
-    """A valid batch of SAR images.
-
-    Attributes:
-        s1: (B, 2, H, W) float32, NaN = nodata.
-        unbatched: whether the caller passed a single tile.
-    """
+class CheckedSar(NamedTuple):
+    """(B, 2, H, W) float32, NaN = nodata; and whether the caller passed a single tile."""
 
     s1: Tensor
     unbatched: bool
 
 
-@dataclass(frozen=True)
-class CheckedOptical:
-    """A valid batch of optical images.
-
-    Attributes:
-        image: (B, 4, H, W) float32 or float64, NaN = nodata.
-        unbatched: whether the caller passed a single tile.
-    """
+class CheckedOptical(NamedTuple):
+    """(B, 4, H, W) float32 or float64, NaN = nodata; and whether the caller passed a single tile."""
 
     image: Tensor
     unbatched: bool
@@ -91,26 +80,23 @@ def check_pair(
     Args:
         s1: (B, 2, H, W) or (2, H, W), VV and VH in dB.
         opt_v2: (B, 4, H, W) or (4, H, W), B02 B03 B04 B08 in DN.
-        trust: (B, 1, H, W), (1, H, W) or (H, W), 1 = observed, 0 = unknown (what opt_v2
-            holds there is not looked at and becomes NaN); ``None`` is an estimate everywhere.
+        trust: (B, 1, H, W), (1, H, W) or (H, W), 1 = observed, 0 = unknown (what opt_v2 holds there is not looked at
+            and becomes NaN); ``None`` is an estimate everywhere.
         source: ``"file"`` raises on implausible ranges, ``"tensor"`` warns.
         standardize: False means z-units, whose range is not checked.
         force: do not check ranges.
 
     Raises:
-        InputError: anything that cannot be right.
+        InputError: other shapes, bands, sizes or devices, no real numbers, infinities; or implausible ranges.
     """
-    s1, opt_v2 = (
-        _as_image("s1", s1, len(SAR_BANDS), SAR_BANDS),
-        _as_image("opt_v2", opt_v2, len(OPTICAL_BANDS), OPTICAL_BANDS),
-    )
+    s1, opt_v2 = _as_image("s1", s1, SAR_BANDS), _as_image("opt_v2", opt_v2, OPTICAL_BANDS)
     if s1.ndim != opt_v2.ndim:
         raise InputError(
             f"s1 has shape {tuple(s1.shape)} and opt_v2 {tuple(opt_v2.shape)}; pass both batched (B, C, H, W) or both"
             " as one tile (C, H, W), e.g. with .unsqueeze(0)"
         )
     if s1.device != opt_v2.device:
-        raise InputError(f"s1 is on {s1.device} and opt_v2 on {opt_v2.device}; move both to one device with .to()")
+        raise InputError(f"s1 is on {s1.device} and opt_v2 on {opt_v2.device}; move them to one device with .to()")
     unbatched = s1.ndim == 3
     if unbatched:
         s1, opt_v2 = s1[None], opt_v2[None]
@@ -123,72 +109,41 @@ def check_pair(
             f"s1 is {s1.shape[-2]}x{s1.shape[-1]} pixels and opt_v2 {opt_v2.shape[-2]}x{opt_v2.shape[-1]}; both must"
             " lie on one grid: warp the SAR to the optical grid first"
         )
-    _check_pixels(s1)
+    _check_pixels("s1", s1)
     certainty = _as_trust(trust, s1)
     if trust is not None:
         opt_v2 = opt_v2.masked_fill(certainty == 0, torch.nan)
     _check_finite("s1", s1, "dB")
     _check_finite("opt_v2", opt_v2, "DN")
     if standardize and not force:
-        _report([_sar_range(s1), _optical_range(opt_v2)], source)
+        _report([_sar_range(s1), _optical_range("opt_v2", opt_v2)], source)
     return CheckedPair(s1.float(), opt_v2, certainty, unbatched)
 
 
-def check_sar(s1: Tensor, *, source: str = "tensor", standardize: bool = True, force: bool = False) -> CheckedSar:
-    """Validate SAR alone, as ``check_pair`` does for SAR and optical together.
-
-    Args:
-        s1: (B, 2, H, W) or (2, H, W), VV and VH in dB.
-        source: ``"file"`` raises on implausible ranges, ``"tensor"`` warns.
-        standardize: False means z-units, whose range is not checked.
-        force: do not check ranges.
-
-    Raises:
-        InputError: anything that cannot be right.
-    """
-    s1 = _as_image("s1", s1, len(SAR_BANDS), SAR_BANDS)
-    unbatched = s1.ndim == 3
-    if unbatched:
-        s1 = s1[None]
-    _check_pixels(s1)
-    _check_finite("s1", s1, "dB")
-    if standardize and not force:
-        _report([_sar_range(s1)], source)
-    return CheckedSar(s1.float(), unbatched)
+def check_sar(s1: Tensor, *, standardize: bool = True) -> CheckedSar:
+    """Validate SAR alone, as ``check_pair`` does; an implausible range is a warning."""
+    s1 = _as_image("s1", s1, SAR_BANDS)
+    batch = s1[None] if s1.ndim == 3 else s1
+    _check_pixels("s1", batch)
+    _check_finite("s1", batch, "dB")
+    if standardize:
+        _report([_sar_range(batch)])
+    return CheckedSar(batch.float(), s1.ndim == 3)
 
 
-def check_optical(
-    image: Tensor, name: str, *, source: str = "tensor", standardize: bool = True, force: bool = False
-) -> CheckedOptical:
-    """Validate an optical image alone, as ``check_pair`` does for SAR and optical together.
-
-    Args:
-        image: (B, 4, H, W) or (4, H, W), B02 B03 B04 B08 in DN.
-        name: how to call it in an error.
-        source: ``"file"`` raises on implausible ranges, ``"tensor"`` warns.
-        standardize: False means z-units, whose range is not checked.
-        force: do not check ranges.
-
-    Raises:
-        InputError: anything that cannot be right.
-    """
-    image = _as_image(name, image, len(OPTICAL_BANDS), OPTICAL_BANDS)
-    unbatched = image.ndim == 3
-    if unbatched:
-        image = image[None]
-    _check_pixels(image, name)
-    _check_finite(name, image, "DN")
-    if standardize and not force:
-        _report([_optical_range(image, name)], source)
-    return CheckedOptical(image, unbatched)
+def check_optical(image: Tensor, name: str, *, standardize: bool = True) -> CheckedOptical:
+    """Validate an optical image of this name alone, as ``check_pair`` does; an implausible range is a warning."""
+    image = _as_image(name, image, OPTICAL_BANDS)
+    batch = image[None] if image.ndim == 3 else image
+    _check_pixels(name, batch)
+    _check_finite(name, batch, "DN")
+    if standardize:
+        _report([_optical_range(name, batch)])
+    return CheckedOptical(batch, image.ndim == 3)
 
 
 def check_device(image: Tensor, device: torch.device) -> None:
-    """Check that an input is where the model is.
-
-    Raises:
-        InputError: it is not.
-    """
+    """Raise ``InputError`` where an input is not where the model is."""
     if image.device != device:
         raise InputError(
             f"the model is on {device} and the inputs on {image.device}; move them with s1.to({str(device)!r}), or the"
@@ -197,16 +152,7 @@ def check_device(image: Tensor, device: torch.device) -> None:
 
 
 def check_result(name: str, image: Tensor, nodata: Tensor) -> None:
-    """Check that what was made of valid pixels is a number.
-
-    Args:
-        name: of the image, for the error.
-        image: (B, C, H, W).
-        nodata: (B, 1, H, W) bool, where it need not be.
-
-    Raises:
-        AxionError: it is not.
-    """
+    """Raise ``AxionError`` where an image (B, C, H, W) is not finite outside ``nodata``, (B, 1, H, W) bool."""
     wrong = ~(torch.isfinite(image) | nodata)
     if bool(wrong.any()):
         raise AxionError(
@@ -215,27 +161,19 @@ def check_result(name: str, image: Tensor, nodata: Tensor) -> None:
         )
 
 
-def check_count(name: str, value: object, low: int = 1) -> int:
-    """A whole number from ``low`` on, as a Python integer.
-
-    Raises:
-        InputError: it is no integer (a string, a fraction, a truth value), or below ``low``.
-    """
+def check_count(name: str, value: object, least: int = 1) -> int:
+    """A whole number from ``least`` on, as a Python integer; ``InputError`` for anything else, also truth values."""
     try:
         number = None if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]
     except (TypeError, RuntimeError):
         number = None
-    if number is None or number < low:
-        raise InputError(f"{name} is {value!r}; expected an integer of at least {low}")
+    if number is None or number < least:
+        raise InputError(f"{name} is {value!r}; expected an integer of at least {least}")
     return number
 
 
 def check_number(name: str, value: object, low: float, high: float, expected: str) -> float:
-    """A number from ``low`` to ``high``, as a Python float; ``expected`` says in words what it should be.
-
-    Raises:
-        InputError: it is no number, or outside.
-    """
+    """A number from ``low`` to ``high`` as a float, else ``InputError`` that says what is ``expected``."""
     try:
         number = math.nan if isinstance(value, (str, bytes, bool)) else float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError, RuntimeError):
@@ -245,7 +183,7 @@ def check_number(name: str, value: object, low: float, high: float, expected: st
     return number
 
 
-def _check_pixels(image: Tensor, name: str = "s1") -> None:
+def _check_pixels(name: str, image: Tensor) -> None:
     if image.numel() == 0:
         raise InputError(f"{name} has shape {tuple(image.shape)}: it is empty; pass at least one tile")
     if min(image.shape[-2:]) < MIN_SIDE:
@@ -263,7 +201,7 @@ def _check_finite(name: str, image: Tensor, unit: str) -> None:
         )
 
 
-def _report(messages: list[str | None], source: str) -> None:
+def _report(messages: list[str | None], source: str = "tensor") -> None:
     """Raise (files) or warn (tensors) about implausible ranges; a message ends in what was seen, in brackets."""
     for message in messages:
         if message and source == "file":
@@ -273,11 +211,7 @@ def _report(messages: list[str | None], source: str) -> None:
 
 
 def check_tensor(name: str, value: object, example: str = "array") -> Tensor:
-    """A dense tensor of real numbers.
-
-    Raises:
-        InputError: it is no tensor, a sparse, quantized or complex one, or one without values (the meta device).
-    """
+    """The value, a dense tensor of real numbers; ``InputError`` for anything else."""
     if not isinstance(value, Tensor):
         raise InputError(
             f"{name} is a {type(value).__name__}; expected a torch.Tensor, e.g. torch.from_numpy({example}) for NumPy"
@@ -291,7 +225,7 @@ def check_tensor(name: str, value: object, example: str = "array") -> Tensor:
     return value
 
 
-def _as_image(name: str, image: object, channels: int, bands: tuple[str, ...]) -> Tensor:
+def _as_image(name: str, image: object, bands: tuple[str, ...]) -> Tensor:
     image = check_tensor(name, image)
     if torch.get_default_dtype() != torch.float32:
         raise InputError(
@@ -300,10 +234,11 @@ def _as_image(name: str, image: object, channels: int, bands: tuple[str, ...]) -
         )
     if image.dtype == torch.bool:
         raise InputError(f"{name} has dtype {image.dtype}; expected real numbers")
-    if image.ndim not in (3, 4) or image.shape[-3] != channels:
+    if image.ndim not in (3, 4) or image.shape[-3] != len(bands):
+        shape = f"{len(bands)}, H, W)"
         raise InputError(
-            f"{name} has shape {tuple(image.shape)}; expected (B, {channels}, H, W) or ({channels}, H, W) with bands"
-            f" {', '.join(bands)} in this order"
+            f"{name} has shape {tuple(image.shape)}; expected (B, {shape} or ({shape} with bands {', '.join(bands)} in"
+            " this order"
         )
     return image if image.dtype in (torch.float32, torch.float64) else image.float()
 
@@ -332,14 +267,8 @@ def _as_trust(trust: Tensor | None, s1: Tensor) -> Tensor:
     return value
 
 
-def _finite(image: Tensor) -> Tensor:
-    """The finite values; an image of nothing else is not copied."""
-    finite = torch.isfinite(image)
-    return image if bool(finite.all()) else image[finite]
-
-
 def _sar_range(s1: Tensor) -> str | None:
-    values = _finite(s1)
+    values = s1[torch.isfinite(s1)]
     if values.numel() == 0:
         return None
     low, high, mean = float(values.min()), float(values.max()), float(values.mean())
@@ -356,8 +285,8 @@ def _sar_range(s1: Tensor) -> str | None:
     return None
 
 
-def _optical_range(opt: Tensor, name: str = "opt_v2") -> str | None:
-    values = _finite(opt)
+def _optical_range(name: str, image: Tensor) -> str | None:
+    values = image[torch.isfinite(image)]
     if values.numel() == 0:
         return None
     low, high = float(values.min()), float(values.max())

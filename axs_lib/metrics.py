@@ -40,16 +40,6 @@ SAR_KEY = "edge_sar"
 LOWER_IS_BETTER = frozenset({"mse", "mae", "sam", "ergas", "ndvi", "ndwi"})
 """Metrics that are errors; for the others a larger figure is better (``sharpness``: nearer to 1)."""
 
-CORRECTNESS_KEYS = (
-    "d_improvement",
-    "d_omission",
-    "d_hallucination",
-    "improved",
-    "omitted",
-    "hallucinated",
-    "identity_collapse",
-)
-"""Of ``correctness``: three distances, three shares of pixels, and the flag."""
 VISIBLE = 0.005  # reflectance; a pixel where all three images agree to this is neither right nor wrong
 SHARPNESS_OF_CLASSES = 0.05  # the constant of opensr-test's scores
 
@@ -75,8 +65,39 @@ def compute_metrics(
     Raises:
         InputError: shapes that do not match, or not one pixel that counts.
     """
+    from torchmetrics.functional import mean_absolute_error, mean_squared_error
+    from torchmetrics.functional.image import (
+        error_relative_global_dimensionless_synthesis,
+        peak_signal_noise_ratio,
+        spectral_angle_mapper,
+    )
+
     images, sar, valid = _prepare({"estimate": estimate, "truth": truth}, s1, mask)
-    return _measure(images["estimate"], images["truth"], sar, valid)
+    estimate, truth = images["estimate"], images["truth"]
+    keep = valid[:, 0]
+    seen, real = (image.permute(0, 2, 3, 1)[keep].contiguous() for image in (estimate, truth))  # (pixels, 4)
+    seen_column, real_column = (pixels.T[None, :, :, None].contiguous() for pixels in (seen, real))  # (1,4,pixels,1)
+    mse = mean_squared_error(seen, real)
+    # A pixel without any signal has no angle.
+    angles = spectral_angle_mapper(seen_column, real_column, reduction="none")
+    figures = {
+        "mse": mse,
+        "mae": mean_absolute_error(seen, real),
+        "psnr": peak_signal_noise_ratio(seen, real, data_range=1.0) if mse > 0 else math.inf,
+        "ssim": _ssim(estimate, truth, valid),
+        "sam": torch.rad2deg(angles.nanmean()).nan_to_num(),
+        "ergas": error_relative_global_dimensionless_synthesis(seen_column, real_column, ratio=1),
+        "ndvi": mean_absolute_error(_index(seen, "B08", "B04"), _index(real, "B08", "B04")),
+        "ndwi": mean_absolute_error(_index(seen, "B03", "B08"), _index(real, "B03", "B08")),
+    }
+    inner = _erode(valid)
+    edges, real_edges = _gradient(estimate.mean(1, keepdim=True)), _gradient(truth.mean(1, keepdim=True))
+    figures["edge_truth"] = _correlation(edges, real_edges, inner)
+    figures["sharpness"] = (_mean(edges.square(), inner) / _mean(real_edges.square(), inner)).sqrt()
+    if sar is not None:
+        broad, sar_broad = (_smooth(i.mean(1, keepdim=True), valid, SAR_SMOOTHING) for i in (estimate, sar))
+        figures[SAR_KEY] = _correlation(_gradient(broad), _gradient(sar_broad), inner)
+    return {key: float(value) for key, value in figures.items()}
 
 
 @torch.no_grad()
@@ -94,24 +115,23 @@ def stage3_metrics(
 
     Returns:
         Every metric of the module's table with the suffixes ``_v3`` and ``_v2``; ``mse_improvement_%`` and
-        ``mae_improvement_%``, 100 (v2 - v3) / v2, positive where Stage 3 is better (where v2 has no error at all:
-        0 if v3 has none either, else -inf); ``copy_ratio``, the sum of |v3 - v2| over the sum of |v3 - truth|: 0 is
-        a copy of opt_v2 (inf where v3 equals the truth and not opt_v2); and what ``correctness`` returns.
+        ``mae_improvement_%``, see ``improvement``; ``copy_ratio``, the sum of |v3 - v2| over the sum of |v3 - truth|:
+        0 is a copy of opt_v2 (inf where v3 equals the truth and not opt_v2); and what ``correctness`` returns.
 
     Raises:
         InputError: shapes that do not match, or not one pixel that counts.
     """
-    images, sar, valid = _prepare({"opt_v3": opt_v3, "opt_v2": opt_v2, "s2_truth": s2_truth}, s1, mask)
-    v3, v2, truth = images["opt_v3"], images["opt_v2"], images["s2_truth"]
+    images, _, valid = _prepare({"opt_v3": opt_v3, "opt_v2": opt_v2, "s2_truth": s2_truth}, s1, mask)
     figures: dict[str, float] = {}
-    for suffix, image in (("v3", v3), ("v2", v2)):
-        figures |= {f"{key}_{suffix}": value for key, value in _measure(image, truth, sar, valid).items()}
+    for suffix, image in (("v3", opt_v3), ("v2", opt_v2)):
+        own = compute_metrics(image, s2_truth, s1=s1, mask=valid)
+        figures |= {f"{key}_{suffix}": value for key, value in own.items()}
     for key in ("mse", "mae"):
         figures[f"{key}_improvement_%"] = improvement(figures[f"{key}_v2"], figures[f"{key}_v3"])
-    changed = (v3 - v2).abs().mul(valid).sum().item()
-    wrong = (v3 - truth).abs().mul(valid).sum().item()
-    figures["copy_ratio"] = changed / wrong if wrong > 0 else (math.inf if changed > 0 else 0.0)
-    return figures | _correctness(v3, v2, truth, valid)
+    changed = (images["opt_v3"] - images["opt_v2"]).abs().sum().item()
+    wrong = (images["opt_v3"] - images["s2_truth"]).abs().sum().item()
+    figures["copy_ratio"] = _ratio(changed, wrong)
+    return figures | correctness(opt_v3, opt_v2, s2_truth, valid)
 
 
 @torch.no_grad()
@@ -125,34 +145,20 @@ def correctness(opt_v3: Tensor, opt_v2: Tensor, s2_truth: Tensor, mask: Tensor |
     improvement d_im + d_om (1 - exp(-l H)), omission d_om + d_im (1 - exp(-l H)), hallucination exp(-l d_im d_om).
     Images are compared as they are, without opensr-test's matching of histograms and positions.
 
-    Args:
-        opt_v3: (B,4,H,W) or (4,H,W) DN.
-        opt_v2: DN of the same shape.
-        s2_truth: DN of the same shape.
-        mask: (B,1,H,W), (B,H,W) or (H,W), true where pixels count.
+    Args: as of ``stage3_metrics``.
 
     Returns:
         ``d_improvement``, ``d_omission`` and ``d_hallucination``: d_im, d_om and H of the means over all pixels (where
         opt_v2 is the truth itself: 0 if opt_v3 is too, else inf). ``improved``, ``omitted``, ``hallucinated``: the
         shares of the pixels that count; their sum is below 1 by the pixels whose three images agree to 0.005
         reflectance. ``identity_collapse``: 1 where d_om is 0, so that opt_v3 is opt_v2 unchanged, else 0.
-
-    Raises:
-        InputError: shapes that do not match, or not one pixel that counts.
     """
     images, _, valid = _prepare({"opt_v3": opt_v3, "opt_v2": opt_v2, "s2_truth": s2_truth}, None, mask)
-    return _correctness(images["opt_v3"], images["opt_v2"], images["s2_truth"], valid)
-
-
-def _correctness(v3: Tensor, v2: Tensor, truth: Tensor, valid: Tensor) -> dict[str, float]:
+    v3, v2, truth = images.values()
     keep = valid[:, 0]
     missing, wrong, changed = ((one - other).abs().mean(1)[keep] for one, other in ((v2, truth), (v3, truth), (v3, v2)))
-
-    def relative(distance: Tensor) -> float:
-        above, below = float(distance.mean()), float(missing.mean())
-        return above / below if below > 0 else (math.inf if above > 0 else 0.0)
-
-    figures = {"d_improvement": relative(wrong), "d_omission": relative(changed)}
+    of_missing = (_ratio(float(distance.mean()), float(missing.mean())) for distance in (wrong, changed))
+    figures = dict(zip(("d_improvement", "d_omission"), of_missing, strict=True))
     total = figures["d_improvement"] + figures["d_omission"]
     figures["d_hallucination"] = total - 1.0 if total > 0 else 0.0
     d_im, d_om = (distance / missing.clamp_min(1e-12) for distance in (wrong, changed))
@@ -164,6 +170,10 @@ def _correctness(v3: Tensor, v2: Tensor, truth: Tensor, valid: Tensor) -> dict[s
     figures |= dict(zip(("improved", "omitted", "hallucinated"), shares, strict=True))
     figures["identity_collapse"] = 0.0 if bool(changed.any()) else 1.0
     return figures
+
+
+def _ratio(above: float, below: float) -> float:
+    return above / below if below > 0 else (math.inf if above > 0 else 0.0)
 
 
 def improvement(before: float, after: float) -> float:
@@ -227,53 +237,14 @@ def pixel_mask(mask: Tensor, shape: torch.Size, device: torch.device) -> Tensor:
     """
     batch, _, height, width = shape
     seen = tuple(mask.shape)
-    if mask.ndim == 2:
-        mask = mask[None, None]
-    elif mask.ndim == 3:
-        mask = mask[:, None]
+    if mask.ndim in (2, 3):
+        mask = mask[None, None] if mask.ndim == 2 else mask[:, None]
     if mask.ndim != 4 or mask.shape[1] != 1 or mask.shape[0] not in (1, batch) or mask.shape[2:] != (height, width):
         raise InputError(
             f"mask has shape {seen}; expected ({batch},1,{height},{width}), ({batch},{height},{width}) or"
             f" ({height},{width})."
         )
     return (mask.to(device) != 0) & ~torch.isnan(mask.to(device))
-
-
-def _measure(estimate: Tensor, truth: Tensor, sar: Tensor | None, valid: Tensor) -> dict[str, float]:
-    from torchmetrics.functional import mean_absolute_error, mean_squared_error
-    from torchmetrics.functional.image import (
-        error_relative_global_dimensionless_synthesis,
-        peak_signal_noise_ratio,
-        spectral_angle_mapper,
-    )
-
-    keep = valid[:, 0]
-    seen, real = (image.permute(0, 2, 3, 1)[keep].contiguous() for image in (estimate, truth))  # (pixels, 4)
-    seen_column, real_column = (pixels.T[None, :, :, None].contiguous() for pixels in (seen, real))  # (1,4,pixels,1)
-    mse = mean_squared_error(seen, real)
-    figures = {
-        "mse": mse,
-        "mae": mean_absolute_error(seen, real),
-        "psnr": peak_signal_noise_ratio(seen, real, data_range=1.0) if mse > 0 else torch.tensor(math.inf),
-        "ssim": _ssim(estimate, truth, valid),
-        "sam": torch.rad2deg(_angle(spectral_angle_mapper(seen_column, real_column, reduction="none"))),
-        "ergas": error_relative_global_dimensionless_synthesis(seen_column, real_column, ratio=1),
-        "ndvi": mean_absolute_error(_index(seen, "B08", "B04"), _index(real, "B08", "B04")),
-        "ndwi": mean_absolute_error(_index(seen, "B03", "B08"), _index(real, "B03", "B08")),
-    }
-    inner = _erode(valid)
-    edges, real_edges = _gradient(estimate.mean(1, keepdim=True)), _gradient(truth.mean(1, keepdim=True))
-    figures["edge_truth"] = _correlation(edges, real_edges, inner)
-    figures["sharpness"] = (_mean(edges.square(), inner) / _mean(real_edges.square(), inner)).sqrt()
-    if sar is not None:
-        broad, sar_broad = (_smooth(i.mean(1, keepdim=True), valid, SAR_SMOOTHING) for i in (estimate, sar))
-        figures[SAR_KEY] = _correlation(_gradient(broad), _gradient(sar_broad), inner)
-    return {key: float(value) for key, value in figures.items()}
-
-
-def _angle(angles: Tensor) -> Tensor:
-    """Mean of the angles that are defined; a pixel without any signal has none."""
-    return angles.nanmean() if bool(angles.isfinite().any()) else torch.zeros((), dtype=angles.dtype)
 
 
 def _index(pixels: Tensor, plus: str, minus: str) -> Tensor:
@@ -342,9 +313,7 @@ def _correlation(first: Tensor, second: Tensor, valid: Tensor) -> Tensor:
         a, b = one[keep], other[keep]
         if a.numel() == 0:
             continue
-        flat = (
-            a.numel() < 2 or bool(a.std() <= 1e-9 * (1 + a.abs().max())) or bool(b.std() <= 1e-9 * (1 + b.abs().max()))
-        )
+        flat = a.numel() < 2 or any(bool(values.std() <= 1e-9 * (1 + values.abs().max())) for values in (a, b))
         # Centred and scaled first: pearson_corrcoef loses small variances otherwise.
         results.append(torch.zeros((), dtype=a.dtype, device=a.device) if flat else pearson_corrcoef(_z(a), _z(b)))
     return torch.stack(results).mean() if results else torch.zeros((), dtype=first.dtype, device=first.device)

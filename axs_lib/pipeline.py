@@ -9,7 +9,6 @@ call for everything.
 from __future__ import annotations
 
 import functools
-import os
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,18 +17,21 @@ from torch import Tensor, nn
 
 from axs_lib.checks import Trust, check_device, check_sar
 from axs_lib.errors import InputError
+from axs_lib.models import build_terramind_generator
+from axs_lib.prithvi.variants import DEFAULT_VARIANT as DEFAULT_PRITHVI
 from axs_lib.stage1_tm_s2o import Stage1Model
-from axs_lib.stage2_prithvi_refine import PrithviRefiner
-from axs_lib.stage3_tm_ground import GroundingControls, Stage3GroundingModel
+from axs_lib.stage2_prithvi_refine import PrithviRefiner, build_prithvi_refiner
+from axs_lib.stage3_tm_ground import GroundingControls, Stage3GroundingModel, build_stage3_model
 from axs_lib.terramind.noise import Seed, member_seeds, sample_seeds
 from axs_lib.terramind.tiles import check_sampling, mean_and_spread, unbatch
 from axs_lib.terramind.weights import DEFAULT_VARIANT
 
 if TYPE_CHECKING:
+    from os import PathLike
+
     from axs_lib.prithvi.metadata import MetadataLike
     from axs_lib.terramind.generator import TerraMindGenerator
 
-PathLike = str | os.PathLike[str]
 NANO = "nano"
 
 
@@ -101,14 +103,7 @@ class Pipeline(nn.Module):
         return self.stage3.device
 
     def use_precision(self, dtype: torch.dtype) -> None:
-        """Let the generators of Stage 1 and Stage 3 compute in a lower precision, for inference.
-
-        Args:
-            dtype: as for ``TerraMindGenerator.use_precision``.
-
-        Raises:
-            InputError: neither ``torch.bfloat16`` nor ``torch.float16``.
-        """
+        """Let both generators compute in a lower precision: see ``TerraMindGenerator.use_precision``."""
         self.stage3.use_precision(dtype)
         if not self.shares_generator:
             self.stage1.use_precision(dtype)
@@ -167,10 +162,7 @@ class Pipeline(nn.Module):
         options: dict[str, Any] = {"tokens": tokens, "temperature": temperature, "batch_size": batch_size}
 
         # 2. The stages in their order, as often as the ensemble has members.
-        images: list[Tensor] = []  # M of (3, B, 4, H, W)
-        variances: list[Tensor] = []  # M of (B, 4, H, W)
-        gates: list[Tensor] = []  # M of (B, 1, H, W)
-        contributions: list[Tensor] = []  # M of (B, 4, H, W)
+        images, variances, gates, contributions = [], [], [], []  # one of each a member
         for member in range(ensemble_size):
             options["seed"] = member_seeds(seeds, member)
             first = self.stage1.generate(sar.s1, timesteps, origin=origin, **options)
@@ -179,13 +171,14 @@ class Pipeline(nn.Module):
             controls = GroundingControls(origin=origin, orientation=member)
             grounding = {"trust": trust, "hold_colour": hold_colour, **options}
             last = self.stage3.ground(sar.s1, refined, timesteps, controls=controls, **grounding)
-            images.append(torch.stack([first.image, refined, last.image]))
-            gates.append(last.gate)
+            images.append(torch.stack([first.image, refined, last.image]))  # (3, B, 4, H, W)
+            gates.append(last.gate)  # (B, 1, H, W)
             if sar_contribution:
                 plain = replace(controls, use_sar=False)
                 without = self.stage3.ground(sar.s1, refined, timesteps, controls=plain, **grounding)
-                contributions.append(last.image - without.image)
-            variances += [last.uncertainty.square()] if last.uncertainty is not None else []
+                contributions.append(last.image - without.image)  # (B, 4, H, W)
+            if last.uncertainty is not None:
+                variances.append(last.uncertainty.square())  # (B, 4, H, W)
 
         # 3. Mean of each stage's image; the uncertainty is the spread of the last and the error it predicts.
         mean, spread = mean_and_spread(torch.stack(images))  # (3, B, 4, H, W)
@@ -206,10 +199,10 @@ def build_pipeline(
     pretrained: bool = True,
     stage1_timesteps: int = 12,
     stage3_timesteps: int = 10,
-    checkpoint: PathLike | None = None,
-    stage1_checkpoint: PathLike | None = None,
+    checkpoint: str | PathLike[str] | None = None,
+    stage1_checkpoint: str | PathLike[str] | None = None,
     stage2_variant: str | None = None,
-    stage2_checkpoint: PathLike | None = None,
+    stage2_checkpoint: str | PathLike[str] | None = None,
     revision: str | None = None,
     s1_product: str = "S1GRD",
     scheduler: str = "ddim",
@@ -238,32 +231,16 @@ def build_pipeline(
         InputError: unknown variant, product or scheduler, or timesteps out of range.
         WeightsError: weights that cannot be had, read or matched.
     """
-    from axs_lib.models import build_terramind_generator
-    from axs_lib.prithvi.variants import DEFAULT_VARIANT as DEFAULT_PRITHVI
-    from axs_lib.stage2_prithvi_refine import build_prithvi_refiner
-    from axs_lib.stage3_tm_ground import build_stage3_model
-
+    common: dict[str, Any] = {"pretrained": pretrained, "variant": variant, "scheduler": scheduler, "device": device}
+    weights = None if checkpoint is None else str(checkpoint)
     stage3 = build_stage3_model(
-        stage3_timesteps,
-        pretrained=pretrained,
-        variant=variant,
-        checkpoint=None if checkpoint is None else str(checkpoint),
-        revision=revision,
-        s1_product=s1_product,
-        scheduler=scheduler,
-        device=device,
+        stage3_timesteps, checkpoint=weights, revision=revision, s1_product=s1_product, **common
     )
     if stage1_checkpoint is None:
         stage1 = Stage1Model(stage3.terramind_generator, timesteps=stage1_timesteps, scheduler=scheduler).eval()
     else:
         stage1 = build_terramind_generator(
-            (s1_product,),
-            timesteps=stage1_timesteps,
-            pretrained=pretrained,
-            variant=variant,
-            checkpoint=stage1_checkpoint,
-            scheduler=scheduler,
-            device=device,
+            (s1_product,), timesteps=stage1_timesteps, checkpoint=stage1_checkpoint, **common
         )
     stage2 = build_prithvi_refiner(
         variant=stage2_variant or (NANO if variant == NANO else DEFAULT_PRITHVI),
@@ -309,19 +286,12 @@ def _default_pipeline(variant: str, device: str) -> Pipeline:
 
 
 def _with_shared_generator(stage1: Stage1Model, generator: TerraMindGenerator) -> Stage1Model:
-    """Stage 1 around this generator where its own is the same."""
-    if stage1.terramind_generator is generator or not _same(stage1.terramind_generator, generator):
+    """Stage 1 around this generator where its own has the same architecture, statistics and weights."""
+    own = stage1.terramind_generator
+    mine, other = (dict([*each.named_parameters(), *each.named_buffers()]) for each in (own, generator))
+    if own is generator or own.layout != generator.layout or mine.keys() != other.keys():
         return stage1
-    shared = Stage1Model(generator, timesteps=stage1.timesteps, scheduler=stage1.scheduler)
-    return shared.train(stage1.training)
-
-
-def _same(a: TerraMindGenerator, b: TerraMindGenerator) -> bool:
-    """Whether two generators have the same architecture, statistics and weights, on the same device."""
-    if a.layout != b.layout:
-        return False
-    tensors = [dict([*each.named_parameters(), *each.named_buffers()]) for each in (a, b)]
-    if tensors[0].keys() != tensors[1].keys():
-        return False
-    pairs = [(tensors[0][name], tensors[1][name]) for name in tensors[0]]
-    return all(x.device == y.device and x.dtype == y.dtype and torch.equal(x, y) for x, y in pairs)
+    pairs = ((mine[name], other[name]) for name in mine)
+    if not all(a.device == b.device and a.dtype == b.dtype and torch.equal(a, b) for a, b in pairs):
+        return stage1
+    return Stage1Model(generator, timesteps=stage1.timesteps, scheduler=stage1.scheduler).train(stage1.training)

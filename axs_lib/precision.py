@@ -1,9 +1,8 @@
 """Products of matrices that no setting rounds.
 
-PyTorch multiplies float32 matrices in bfloat16 or TF32 where the process allows it, as ``import terratorch`` does
-(``torch.set_float32_matmul_precision("medium")``), and autocast multiplies them in its own type. A network bears that
-rounding. What subtracts nearly equal numbers does not: blurs and what is left after them, regressions in DN. Those few
-small products are made in float64, which no setting concerns.
+PyTorch multiplies float32 matrices in bfloat16 or TF32 where the process allows it, as ``import terratorch`` does, and
+autocast in its own type. A network bears that rounding; blurs and regressions in DN, which subtract nearly equal
+numbers, do not. Those few small products are made in float64, which no setting concerns.
 """
 
 from __future__ import annotations

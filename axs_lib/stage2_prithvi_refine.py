@@ -200,8 +200,7 @@ class PrithviRefiner(nn.Module):
             )
 
         # 2. Correct the tiles of a grid, most of them a whole image.
-        batch, _, height, width = image.shape
-        mosaic = Mosaic(batch, height, width, side=MAX_SIDE, batch_size=batch_size, device=image.device)
+        mosaic = Mosaic(image, MAX_SIDE, batch_size)
         for tiles in mosaic.batches():
             mosaic.add(tiles, change=self._correct(tiles.of(image.float()), metadata_of[tiles.samples]))
         change = mosaic.result()["change"]  # (B, 4, H, W) in the caller's unit
@@ -263,7 +262,7 @@ def build_prithvi_refiner(config: RefinerConfig | Mapping[str, Any] | None = Non
         header = _check_header(files.generator, settings.variant)
         if needs_season is None:
             needs_season = header.get("needs_season") == "yes"
-        state, info = read_state(files.generator), files.info
+        state, info = read_state(files.generator), files
         what = f"{settings.variant} ({files.generator})"
     whole = state is not None and (settings.variant == NANO or any(name.startswith("head.") for name in state))
 

@@ -3,12 +3,6 @@
 In go Sentinel-1 backscatter (VV, VH in dB) and the Stage 2 estimate opt_v2 (B02, B03, B04, B08 in DN); out comes
 opt_v3, the estimate corrected where the SAR gives reason to, with a proposal, a gate and an uncertainty map. Read
 ``Stage3GroundingModel.ground`` from top to bottom: its numbered steps are the method.
-
-    s1 (dB) --+                                +- codes -- denoiser, `timesteps` evaluations -- proposal --+
-              +- check, fill, pad, z-score --- TerraMind encoder-decoder                                    |
-    opt_v2 ---+                                                                                             v
-      +----------------------------------------------> GroundingCorrector: residual, gate, low-frequency constraint
-                                                       opt_v3 = opt_v2 + change
 """
 
 from __future__ import annotations
@@ -24,15 +18,15 @@ import torch
 from torch import Tensor
 
 from axs_lib.bands import VALID_DN
-from axs_lib.checks import CheckedPair, check_device, check_pair, check_result, check_tensor
+from axs_lib.checks import CheckedPair, check_count, check_device, check_pair, check_result, check_tensor
 from axs_lib.errors import InputError, UntrainedHeadWarning
-from axs_lib.grounding.corrector import Correction, GroundingCorrector, GroundingTiles
+from axs_lib.grounding.corrector import GroundingCorrector, GroundingTiles
 from axs_lib.grounding.large import NO_CONTROLS, GroundingControls, in_tiles
 from axs_lib.grounding.sar_inconsistency import sar_inconsistency
 from axs_lib.hub import HubMixin
-from axs_lib.metrics import stage3_metrics
+from axs_lib.metrics import stage3_metrics as compute_stage3_metrics
 from axs_lib.nodata import fill_nodata, pad_square, valid_pixels
-from axs_lib.terramind.noise import Seed, ensemble_seeds, gaussian_field, sample_seeds
+from axs_lib.terramind.noise import Seed, ensemble_seeds, gaussian_field, sample_seeds, scene_origins
 from axs_lib.terramind.sampler import build_schedule, check_strength, check_timesteps
 from axs_lib.terramind.stage import GeneratorStage
 from axs_lib.terramind.tiles import (
@@ -49,7 +43,6 @@ if TYPE_CHECKING:
     from axs_lib.terramind.generator import TerraMindGenerator
 
 __all__ = [
-    "Correction",
     "GroundingControls",
     "GroundingMap",
     "Stage3GroundingModel",
@@ -61,7 +54,7 @@ __all__ = [
 ]
 
 CORRECTION_MODES = ("learned", "difference")
-_UNTRAINED = (
+UNTRAINED = (
     "the grounding head is untrained, so opt_v3 equals opt_v2: load trained weights (variant='nano'), train with"
     " `axs train stage3`, or use correction_mode='difference'"
 )
@@ -96,40 +89,18 @@ class GroundingMap:
 
     Attributes:
         change: opt_v3 - opt_v2; NaN also where opt_v2 is.
-        sar_contribution: opt_v3 - what it would be without the SAR's content, from the same noise. The rest of the
-            change is repair that needs no SAR.
+        sar_contribution: opt_v3 - what it would be without the SAR's content, from the same noise.
     """
 
     change: Tensor
     sar_contribution: Tensor
 
 
-@dataclass(frozen=True)
-class TrainingOutput:
-    """The result of one differentiable pass.
-
-    Attributes:
-        image: opt_v3, (B, 4, H, W) in the caller's unit.
-        token_logits: (B, h*w, V) of TerraMind's optical tokens.
-        correction: of the padded tiles, in DN.
-    """
-
-    image: Tensor
-    token_logits: Tensor
-    correction: Correction
-
-
 class Stage3GroundingModel(GeneratorStage, HubMixin):
     """TerraMind's generator with a grounding corrector: (s1, opt_v2) -> opt_v3.
 
-    Args:
-        terramind_generator: the conditional generator.
-        corrector: what turns its proposal into a correction; with a fresh head it changes nothing.
-        timesteps: default number of network evaluations.
-        standardize: inputs are dB and DN; False means z-units in and out.
-        correction_mode: default of ``ground``'s keyword.
-        scheduler: default scheduler, ``"ddim"`` or ``"dpmsolver++"``.
-        hold_colour: default of ``ground``'s keyword.
+    ``timesteps``, ``correction_mode``, ``scheduler`` and ``hold_colour`` are the defaults of ``ground``'s keywords;
+    ``standardize=False`` means z-units in and out instead of dB and DN.
     """
 
     def __init__(
@@ -158,8 +129,6 @@ class Stage3GroundingModel(GeneratorStage, HubMixin):
     def estimates_error(self) -> bool:
         """Whether the default correction mode predicts an error without an ensemble."""
         return self.correction_mode == "learned"
-
-    # -- the method -----------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     @in_tiles
@@ -221,10 +190,12 @@ class Stage3GroundingModel(GeneratorStage, HubMixin):
         hold_colour = self.hold_colour if hold_colour is None else hold_colour
         timesteps = check_timesteps(self.timesteps if timesteps is None else timesteps)
         given = self._given_proposal(controls.proposal, pair, mode)  # None or (B, 4, H, W) in DN
+        orientation = check_count("orientation", controls.orientation, 0)
         batch, _, height, width = pair.opt_v2.shape
         seeds = sample_seeds(seed, batch, device=pair.s1.device)  # (B,)
+        origins = scene_origins(controls.origin, batch, pair.s1.device)  # (B, 2)
         if mode == "learned" and self.corrector.untrained:
-            warnings.warn(_UNTRAINED, UntrainedHeadWarning, stacklevel=4)
+            warnings.warn(UNTRAINED, UntrainedHeadWarning, stacklevel=4)
         if check_strength(strength) == 0.0:
             return self._unchanged(pair, uncertain=ensemble_size > 1)
         schedule = build_schedule(scheduler or self.scheduler, timesteps, strength)
@@ -236,8 +207,8 @@ class Stage3GroundingModel(GeneratorStage, HubMixin):
         conditions["optical"] = optical.to_z(tiles.estimate)  # (B, 4, S, S)
         size = (tiles.estimate.shape[-2], tiles.estimate.shape[-1])  # (S, S)
         seeds = ensemble_seeds(seeds, ensemble_size)  # (M*B,)
-        origins = controls.origins(batch, seeds.device).repeat(ensemble_size, 1)  # (M*B, 2)
-        noise = gaussian_field(seeds, (generator.image_channels, *size), origins=origins)  # (M*B, C, S, S)
+        origins = origins.repeat(ensemble_size, 1)  # (M*B, 2)
+        noise = gaussian_field(seeds, (generator.optical.channels, *size), origins=origins)  # (M*B, C, S, S)
         start = optical.expand_bands(conditions["optical"]).repeat(ensemble_size, 1, 1, 1)  # (M*B, C, S, S)
         drawing: dict[str, Any] = {"tokens": tokens, "temperature": temperature, "seeds": seeds, "origins": origins}
         denoising: dict[str, Any] = {"schedule": schedule, "start": start, "batch_size": batch_size}
@@ -259,7 +230,7 @@ class Stage3GroundingModel(GeneratorStage, HubMixin):
         # 6. Correct: a residual, how much of it is used, and where broad colour may change.
         if mode == "learned":
             corrections = [
-                self.corrector(tiles, each, hold_colour=hold_colour, orientation=controls.orientation + member)
+                self.corrector(tiles, each, hold_colour=hold_colour, orientation=orientation + member)
                 for member, each in enumerate(proposals)
             ]  # M corrections of (B, 4, S, S)
         else:  # "difference": the same noise decoded a second time, from the estimate alone
@@ -306,30 +277,20 @@ class Stage3GroundingModel(GeneratorStage, HubMixin):
     ) -> GroundingMap:
         """Where and by how much Stage 3 moves opt_v2, and what the SAR contributed: two runs of ``ground``.
 
-        Args:
-            s1: as for ``ground``.
-            opt_v2: as for ``ground``.
-            timesteps: as for ``ground``.
-            seed: of the noise of both runs.
-            **options: other keywords of ``ground``.
+        The arguments are those of ``ground``.
         """
-        controls = options.pop("controls", GroundingControls())
+        controls = options.pop("controls", NO_CONTROLS)
         with_sar, without = (
             self.ground(s1, opt_v2, timesteps, seed=seed, controls=replace(controls, use_sar=use_sar), **options).image
             for use_sar in (True, False)
         )
         return GroundingMap(change=with_sar - opt_v2, sar_contribution=with_sar - without)
 
-    # -- its parts ------------------------------------------------------------------------------------------------
-
     def prepare(self, s1: Tensor, opt_v2: Tensor, trust: Tensor, *, use_sar: bool = True) -> GroundingTiles:
         """Tiles without nodata, padded to the network's side, in dB and DN, with the map of SAR inconsistency.
 
-        Args:
-            s1: (B, 2, H, W) in the model's unit, NaN = nodata.
-            opt_v2: (B, 4, H, W) in the model's unit, NaN = nodata.
-            trust: (B, 1, H, W); what opt_v2 holds where it is 0 is not looked at.
-            use_sar: False puts mean backscatter in the SAR's place.
+        From s1 (B, 2, H, W) and opt_v2 (B, 4, H, W) in the model's unit, with NaN for nodata, and trust (B, 1, H, W).
+        Without ``use_sar`` mean backscatter takes the SAR's place.
         """
         generator = self.terramind_generator
         s1_valid, opt_valid = valid_pixels(s1), valid_pixels(opt_v2) & (trust > 0)
@@ -373,26 +334,20 @@ class Stage3GroundingModel(GeneratorStage, HubMixin):
         output = Stage3Output(image, image.clone(), torch.zeros_like(image[:, :1]), deviation, 0)
         return unbatch(output) if pair.unbatched else output
 
-    # -- training -------------------------------------------------------------------------------------------------
-
     def forward(self, s1: Tensor, opt_v2: Tensor, trust: Tensor | None = None) -> Tensor:
         """opt_v3 (B, 4, H, W): differentiable in training, ``ground(...).image`` in inference.
 
         With gradients on and something trainable, the denoiser is evaluated once per call: in ``train()`` mode at a
         random time step of the noised estimate (drawn from torch's global generator, as dropout is), in ``eval()``
-        mode at the pure-noise end. Otherwise this is inference with the model's default timesteps.
-
-        Args:
-            s1: (B, 2, H, W) in dB.
-            opt_v2: (B, 4, H, W) in DN; at most 256 px a side in training.
-            trust: (B, 1, H, W) in [0, 1].
+        mode at the pure-noise end; tiles have at most 256 px a side. Otherwise this is inference with the model's
+        default timesteps.
         """
-        if not (torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())):
-            return self.ground(s1, opt_v2, trust=trust).image
-        return self.training_pass(s1, opt_v2, trust).image
+        if torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters()):
+            return self.training_pass(s1, opt_v2, trust)[0]
+        return self.ground(s1, opt_v2, trust=trust).image
 
-    def training_pass(self, s1: Tensor, opt_v2: Tensor, trust: Tensor | None = None) -> TrainingOutput:
-        """Differentiable pass with one evaluation of the denoiser.
+    def training_pass(self, s1: Tensor, opt_v2: Tensor, trust: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Differentiable pass with one evaluation of the denoiser: opt_v3 in the caller's unit, and token logits.
 
         Raises:
             InputError: tiles larger than the network's tile, or shapes, bands or devices that do not fit.
@@ -403,23 +358,26 @@ class Stage3GroundingModel(GeneratorStage, HubMixin):
         height, width = check_training_size(generator.layout, pair.opt_v2)
         tiles = self.prepare(pair.s1, pair.opt_v2.float(), pair.trust)
         z_s1, z_estimate = generator.sar.to_z(tiles.s1), optical.to_z(tiles.estimate)
-        size = (z_estimate.shape[-2], z_estimate.shape[-1])
         x_t, t = training_start(optical.expand_bands(z_estimate), training=self.training)
-        passes = [{"s1": z_s1, "optical": z_estimate}]
-        if self.correction_mode == "difference":
-            passes.append({"optical": z_estimate})
-        logits = [generator.logits(conditions) for conditions in passes]  # P of (B, h*w, V)
-        decoded = [generator.denoise_once(x_t, t, generator.codes(each, size)).float() for each in logits]
-        proposals = [optical.from_z(optical.select(each)) for each in decoded]  # P of (B, 4, S, S)
-        if self.correction_mode == "difference":
-            confidence = generator.confidence(logits[0], size)
-            correction = self.corrector.difference(tiles, *proposals, confidence=confidence)
+        logits = generator.logits({"s1": z_s1, "optical": z_estimate})  # (B, h*w, V)
+        proposal = self._propose_once(logits, x_t, t)  # (B, 4, S, S) in DN
+        if self.correction_mode == "learned":
+            correction = self.corrector(tiles, proposal)
         else:
-            correction = self.corrector(tiles, proposals[0])
+            alone = self._propose_once(generator.logits({"optical": z_estimate}), x_t, t)  # (B, 4, S, S) in DN
+            confidence = generator.confidence(logits, (x_t.shape[-2], x_t.shape[-1]))
+            correction = self.corrector.difference(tiles, proposal, alone, confidence=confidence)
         change = self._scaled(correction.change)[..., :height, :width]
         filled = fill_nodata(pair.opt_v2, valid_pixels(pair.s1, pair.opt_v2))
         image = filled + change.to(filled.dtype)
-        return TrainingOutput(image[0] if pair.unbatched else image, logits[0], correction)
+        return (image[0] if pair.unbatched else image), logits
+
+    def _propose_once(self, logits: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """The proposal (B, 4, S, S) in DN after one evaluation of the denoiser."""
+        generator = self.terramind_generator
+        codes = generator.codes(logits, (x_t.shape[-2], x_t.shape[-1]))
+        channels = generator.denoise_once(x_t, t, codes).float()  # (B, C, S, S)
+        return generator.optical.from_z(generator.optical.select(channels))
 
 
 def build_stage3_model(
@@ -435,7 +393,7 @@ def build_stage3_model(
     correction_mode: str | None = None,
     scheduler: str = "ddim",
 ) -> Stage3GroundingModel:
-    """Build Stage 3.
+    """Build Stage 3, in ``eval()`` mode.
 
     Args:
         timesteps: default number of network evaluations, 1 to 1000.
@@ -447,12 +405,8 @@ def build_stage3_model(
         device: where to put the model; default CPU.
         s1_product: ``"S1GRD"`` or ``"S1RTC"``; its statistics follow.
         revision: Hub revision (commit, tag or branch) of the weights.
-        correction_mode: ``"learned"`` or ``"difference"``; default learned, and difference with a fresh head
-            (``pretrained=False``).
+        correction_mode: ``"learned"`` or ``"difference"``; default learned, or with a fresh head difference.
         scheduler: ``"ddim"`` or ``"dpmsolver++"``.
-
-    Returns:
-        The model in ``eval()`` mode.
 
     Raises:
         InputError: unknown variant, product, scheduler, or timesteps out of range.
@@ -461,10 +415,9 @@ def build_stage3_model(
     from axs_lib.grounding.load import load_corrector
     from axs_lib.terramind.load import load_generator
 
-    check_timesteps(timesteps)
+    build_schedule(scheduler, timesteps)  # what cannot be fails before weights are loaded
     if correction_mode is not None:
         _check_correction_mode(correction_mode)
-    build_schedule(scheduler, 1)  # an unknown name fails before weights are loaded
     generator = load_generator(
         variant, pretrained=pretrained, checkpoint=checkpoint, revision=revision, s1_product=s1_product
     )
@@ -479,31 +432,26 @@ def build_stage3_model(
     )
     if pretrained and variant != "nano":
         _notice_unmeasured(variant)
-    model.requires_grad_(not pretrained)
-    model.eval()
-    return model.to(device) if device is not None else model
+    return model.requires_grad_(not pretrained).eval().to("cpu" if device is None else device)
 
 
 @torch.no_grad()
 def stage3_inference(
     model: Stage3GroundingModel, s1: Tensor, opt_v2: Tensor, timesteps: int | None = None, **options: Any
 ) -> Tensor:
-    """Ground opt_v2 in s1.
+    """Ground opt_v2 (B02 B03 B04 B08 in DN) in s1 (VV, VH in dB): ``model.ground(...).image`` on any device.
 
     Args:
         model: from ``build_stage3_model``; the inputs are moved to its device.
-        s1: (B, 2, H, W) or (2, H, W), VV and VH in dB.
-        opt_v2: (B, 4, H, W) or (4, H, W), B02 B03 B04 B08 in DN.
+        s1: (B, 2, H, W) or (2, H, W).
+        opt_v2: (B, 4, H, W) or (4, H, W).
         timesteps: network evaluations; default the model's.
         **options: any keyword of ``Stage3GroundingModel.ground``.
 
     Returns:
         opt_v3 of opt_v2's shape, on its device: float64 for float64 input, float32 otherwise.
     """
-    if options.get("trust") is not None:
-        options["trust"] = _move(options["trust"], model.device)
-    output = model.ground(_move(s1, model.device), _move(opt_v2, model.device), timesteps, **options)
-    return output.image.to(opt_v2.device)
+    return _ground_there(model, s1, opt_v2, timesteps, options).image.to(opt_v2.device)
 
 
 @torch.no_grad()
@@ -525,49 +473,27 @@ def stage3_batch_inference(
         **options: any keyword of ``Stage3GroundingModel.ground``.
 
     Returns:
-        ``opt_v3`` (N, 4, H, W) on the CPU, ``nfe``, and ``uncertainty`` where ``ensemble_size`` > 1.
+        ``opt_v3`` (N, 4, H, W) on the CPU, ``nfe``, and ``uncertainty`` where the model gives one.
     """
     from axs_lib.progress import track
 
     images: list[Tensor] = []
-    spreads: list[Tensor] = []
-    nfe = 0
+    deviations: list[Tensor] = []
     for batch in track(dataloader, "Stage 3", enabled=verbose):
         s1, opt_v2, trust = _batch_parts(batch)
-        batch_options = options if trust is None else options | {"trust": _move(trust, model.device)}
-        output = model.ground(_move(s1, model.device), _move(opt_v2, model.device), timesteps, **batch_options)
+        output = _ground_there(model, s1, opt_v2, timesteps, options if trust is None else options | {"trust": trust})
         if images and output.image.shape[1:] != images[0].shape[1:]:
             raise InputError(
                 f"a batch holds tiles of {tuple(output.image.shape[1:])} after tiles of {tuple(images[0].shape[1:])};"
                 " expected one size: group the tiles by size or call stage3_inference"
             )
         images.append(output.image.cpu())
-        nfe = output.nfe
         if output.uncertainty is not None:
-            spreads.append(output.uncertainty.cpu())
+            deviations.append(output.uncertainty.cpu())
     if not images:
         raise InputError("the loader yielded no batch; expected at least one with 's1' and 'opt_v2'")
-    results: dict[str, Any] = {"opt_v3": torch.cat(images), "nfe": nfe}
-    return results | ({"uncertainty": torch.cat(spreads)} if spreads else {})
-
-
-def compute_stage3_metrics(
-    opt_v3: Tensor, opt_v2: Tensor, s2_truth: Tensor, mask: Tensor | None = None, s1: Tensor | None = None
-) -> dict[str, float]:
-    """Compare opt_v3 and opt_v2 with the truth.
-
-    Args:
-        opt_v3: (B, 4, H, W) or (4, H, W) in DN.
-        opt_v2: same shape.
-        s2_truth: same shape.
-        mask: (B, 1, H, W), True where a pixel counts; NaN never counts.
-        s1: (B, 2, H, W) in dB, for edge agreement with the SAR.
-
-    Returns:
-        ``mse_v3``, ``mse_v2``, ``mse_improvement_%``, ``mae_*`` in reflectance units, and PSNR, SSIM, SAM, index errors
-        and edge agreement of both; see ``axs_lib.metrics.stage3_metrics``.
-    """
-    return stage3_metrics(opt_v3=opt_v3, opt_v2=opt_v2, s2_truth=s2_truth, mask=mask, s1=s1)
+    results: dict[str, Any] = {"opt_v3": torch.cat(images), "nfe": output.nfe}
+    return results | ({"uncertainty": torch.cat(deviations)} if deviations else {})
 
 
 @functools.cache
@@ -587,12 +513,18 @@ def _check_correction_mode(correction_mode: str) -> str:
     return correction_mode
 
 
-def _move(image: Tensor, device: torch.device) -> Tensor:
-    """The image on a device; what is no tensor is left for the validator to name."""
-    return image.to(device) if isinstance(image, Tensor) else image
+def _ground_there(
+    model: Stage3GroundingModel, s1: Any, opt_v2: Any, timesteps: int | None, options: Mapping[str, Any]
+) -> Stage3Output:
+    """``ground`` on the model's device; what is no tensor is left for it to name."""
+    s1, opt_v2, trust = (
+        image.to(model.device) if isinstance(image, Tensor) else image for image in (s1, opt_v2, options.get("trust"))
+    )
+    return model.ground(s1, opt_v2, timesteps, **{**options, "trust": trust})
 
 
-def _batch_parts(batch: Any) -> tuple[Tensor, Tensor, Tensor | None]:
+def _batch_parts(batch: Any) -> tuple[Any, Any, Any]:
+    """s1, opt_v2 and, where there is one, the trust map of a batch."""
     if isinstance(batch, Mapping):
         missing = {"s1", "opt_v2"} - set(batch)
         if missing:

@@ -36,12 +36,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class TileGrid:
-    """Tiles over an image.
-
-    Args:
-        side: tile side in pixels.
-        overlap: pixels shared by neighbours, less than ``side``.
-    """
+    """Tiles over an image, of ``side`` pixels, of which neighbours share ``overlap``."""
 
     side: int = 256
     overlap: int = 64
@@ -78,13 +73,7 @@ class TileGrid:
 
 
 class Blender:
-    """Accumulates weighted tiles into whole images.
-
-    Args:
-        grid: the tile grid.
-        height: image height.
-        width: image width.
-    """
+    """Accumulates weighted tiles into a whole image."""
 
     def __init__(self, grid: TileGrid, height: int, width: int) -> None:
         self.grid, self.height, self.width = grid, height, width
@@ -108,12 +97,7 @@ class Blender:
 
 @dataclass(frozen=True)
 class TileBatch:
-    """Tiles of one shape out of a batch of images.
-
-    Attributes:
-        samples: (n,) int64, the image that each tile is cut from.
-        tiles: where it lies in that image.
-    """
+    """Tiles of one shape: the image (n,) int64 out of a batch that each is cut from, and where it lies there."""
 
     samples: Tensor
     tiles: Sequence[Tile]
@@ -122,51 +106,42 @@ class TileBatch:
         """The tiles (n, C, h, w) of images (B, C, H, W)."""
         return torch.stack([tile.of(images[i]) for i, tile in zip(self.samples, self.tiles, strict=True)])
 
-    def origins(self, origin: tuple[int, int] | Tensor) -> Tensor:
-        """Scene coordinates (n, 2) int64 of the tiles, from those of the images: one pair or (B, 2)."""
-        corners = torch.as_tensor(origin, dtype=torch.int64, device=self.samples.device)
-        places = corners.new_tensor([[tile.top, tile.left] for tile in self.tiles])
-        return (corners if corners.ndim == 1 else corners[self.samples]) + places
+    def origins(self, corners: Tensor) -> Tensor:
+        """Scene coordinates (n, 2) int64 of the tiles, from those of the images (B, 2)."""
+        return corners[self.samples] + corners.new_tensor([[tile.top, tile.left] for tile in self.tiles])
 
 
 class Mosaic:
-    """Cuts a batch of images into tiles, and blends what is made of the tiles.
+    """Cuts images (B, C, H, W) into tiles, and blends what is made of the tiles.
 
     Args:
-        batch: number of images.
-        height: of each, in pixels.
-        width: of each, in pixels.
-        side: largest tile.
+        images: for their sizes, number and device.
+        side: of the largest tile in pixels.
         batch_size: tiles that are handed out at once.
-        device: of the images.
     """
 
-    def __init__(
-        self, batch: int, height: int, width: int, *, side: int, batch_size: int, device: torch.device | str = "cpu"
-    ) -> None:
-        self.grid, self.size, self.batch, self.batch_size = TileGrid(side), (height, width), batch, batch_size
-        self.device = torch.device(device)
+    def __init__(self, images: Tensor, side: int, batch_size: int) -> None:
+        self.images, self.grid, self.batch_size = images, TileGrid(side), batch_size
         self._blenders: dict[str, list[Blender]] = {}
 
     def batches(self) -> Iterator[TileBatch]:
         """All tiles, those of one shape together."""
-        jobs = [(i, tile) for i in range(self.batch) for tile in self.grid.tiles(*self.size)]
+        jobs = [(i, tile) for i in range(len(self.images)) for tile in self.grid.tiles(*self.images.shape[-2:])]
         jobs.sort(key=lambda job: job[1].shape)
         for _, alike in itertools.groupby(jobs, key=lambda job: job[1].shape):
             same = list(alike)
             for start in range(0, len(same), self.batch_size):
                 samples, tiles = zip(*same[start : start + self.batch_size], strict=True)
-                yield TileBatch(torch.tensor(samples, device=self.device), tiles)
+                yield TileBatch(torch.tensor(samples, device=self.images.device), tiles)
 
     def add(self, batch: TileBatch, **layers: Tensor) -> None:
         """Add what was made of a batch of tiles: named layers (n, C, h, w)."""
         for name, values in layers.items():
-            blenders = self._blenders.setdefault(name, [Blender(self.grid, *self.size) for _ in range(self.batch)])
+            if name not in self._blenders:
+                self._blenders[name] = [Blender(self.grid, *self.images.shape[-2:]) for _ in self.images]
             for sample, tile, value in zip(batch.samples.tolist(), batch.tiles, values, strict=True):
-                blenders[sample].add(tile, value)
+                self._blenders[name][sample].add(tile, value)
 
     def result(self) -> dict[str, Tensor]:
         """The blended layers (B, C, H, W) by name."""
-        return {
-            name: torch.stack([blender.result() for blender in blenders]) for name, blenders in self._blenders.items()
-        }
+        return {name: torch.stack([each.result() for each in parts]) for name, parts in self._blenders.items()}

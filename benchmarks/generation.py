@@ -127,7 +127,7 @@ def run_ours(generator: TerraMindGenerator, s1: Tensor, optical: Tensor, timeste
     """Our image (B, C, H, W) in z-units, of soft tokens."""
     size = (s1.shape[-2], s1.shape[-1])
     codes = generator.codes(generator.logits({"s1": s1, "optical": optical}), size)
-    noise = gaussian_field(sample_seeds(0, len(s1), device=s1.device), (generator.image_channels, *size))
+    noise = gaussian_field(sample_seeds(0, len(s1), device=s1.device), (generator.optical.channels, *size))
     return generator.decode(codes, noise, build_schedule("ddim", timesteps))
 
 
@@ -208,7 +208,7 @@ def difference_from_terratorch(model: Any, generator: TerraMindGenerator, case: 
     schedule = Schedule(tuple(scheduler.timesteps.tolist()), lambda: update)
     height, width = case.side // 16, case.side // 16
     codes = generator.codebook[seen[0].flatten(1)].transpose(1, 2).unflatten(2, (height, width)).float()
-    shape = (case.batch, generator.image_channels, case.side, case.side)
+    shape = (case.batch, generator.optical.channels, case.side, case.side)
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(3)).to(case.device)
     actual = generator.decode(codes, noise, schedule)
     tokens = generator.logits({"s1": s1, "optical": optical}).argmax(-1)

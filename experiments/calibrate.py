@@ -18,14 +18,54 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save
+from torch import Tensor
 
 from axs_lib.bands import OPTICAL_BANDS
+from axs_lib.errors import InputError
 from axs_lib.evaluate import Uncertainty, evaluate
 from axs_lib.evaluate.uncertainty import pool
-from axs_lib.grounding.calibration import HEADER_KEY, Calibration, cautious_scale, fit_scale
+from axs_lib.grounding.calibration import HEADER_KEY, Calibration
 from axs_lib.io.atomic import atomic_write, check_output
 from axs_lib.stage3_tm_ground import build_stage3_model
 from axs_lib.terramind.weights import read_metadata
+
+
+def cautious_scale(scales: Sequence[tuple[float, ...]]) -> tuple[float, ...]:
+    """One scale a band for a new place, from the scales of measured places, each with the same weight.
+
+    Few places leave the scale of a new one uncertain, and an uncertainty that is too small does more harm than one that
+    is too large: the square of the scale is the mean of theirs plus its standard error.
+
+    >>> cautious_scale([(1.0, 1.0, 1.0, 3.0), (1.0, 1.0, 1.0, 4.0)])  # squares 9 and 16: 12.5 and 3.5
+    (1.0, 1.0, 1.0, 4.0)
+    """
+    squares = torch.tensor(scales, dtype=torch.float64).square()
+    spread = squares.std(0) if len(squares) > 1 else torch.zeros_like(squares[0])
+    return tuple((squares.mean(0) + spread / len(squares) ** 0.5).sqrt().tolist())
+
+
+def fit_scale(predicted: Tensor, error: Tensor) -> tuple[float, ...]:
+    """Scales that make the RMS of the deviations equal to the RMSE, band by band.
+
+    Args:
+        predicted: (N,4) standard deviations that are not calibrated, a row a pixel.
+        error: (N,4), in the same unit.
+
+    Raises:
+        InputError: other shapes, no pixel, or a band without any deviation or any error.
+    """
+    bands = len(OPTICAL_BANDS)
+    if predicted.shape != error.shape or predicted.ndim != 2 or predicted.shape[1] != bands or not len(error):
+        raise InputError(
+            f"predicted has shape {tuple(predicted.shape)} and error {tuple(error.shape)}; expected (N,{bands}) twice"
+        )
+    ratio = error.double().square().mean(0).sqrt() / predicted.double().square().mean(0).sqrt()
+    if not bool(((ratio > 0) & ratio.isfinite()).all()):
+        raise InputError(
+            f"the errors over the deviations are {ratio.tolist()}; expected numbers above 0: a band without any"
+            " deviation (an ensemble of one, without a head that predicts its error) cannot be calibrated"
+        )
+    return tuple(ratio.tolist())
 
 
 def main(words: Sequence[str] | None = None) -> None:

@@ -42,12 +42,6 @@ def test_wrong_structure_always_raises(
     assert caught.match(fix)
 
 
-def test_arrays_are_told_how_to_become_tensors() -> None:
-    s1, opt_v2 = plausible_pair(1)
-    with pytest.raises(InputError, match=r"ndarray.*torch\.from_numpy"):
-        check_pair(s1.numpy(), opt_v2)  # type: ignore[arg-type]
-
-
 RANGES = [
     ("linear power", lambda s1, opt: (10 ** (s1 / 10), opt), r"log10"),
     ("z-scored SAR", lambda s1, opt: ((s1 + 12) / 5, opt), "standardize=False"),
@@ -111,55 +105,37 @@ def test_trust_shapes(shape: tuple[int, ...]) -> None:
     pair = check_pair(s1, opt_v2, trust=trust)
     assert pair.trust.shape == (2, 1, 16, 16)
     assert pair.trust[..., :8].min() == 1.0 and pair.trust[..., 8:].max() == 0.0
-
-
-@pytest.mark.parametrize(
-    ("trust", "message"),
-    [
+    for wrong, message in (
         (torch.ones(3, 1, 16, 16), "trust has shape"),
         (torch.ones(2, 1, 16, 8), "trust has shape"),
         (torch.full((16, 16), 2.0), r"0\.\.1"),
         (torch.full((16, 16), torch.nan), r"0\.\.1"),
-    ],
-)
-def test_bad_trust(trust: torch.Tensor, message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        check_pair(*plausible_pair(2, 16, 16), trust=trust)
+    ):
+        with pytest.raises(InputError, match=message):
+            check_pair(s1, opt_v2, trust=wrong)
 
 
 # -- SAR alone ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("force", [False, True])
-def test_sar_alone_is_checked_as_in_a_pair(force: bool) -> None:
+def test_sar_alone_is_checked_as_in_a_pair() -> None:
     s1, _ = plausible_pair(1)
     s1[0, 0, 0, 0] = torch.nan
-    checked = check_sar(s1[0].double(), source="file", force=force)
+    checked = check_sar(s1[0].double())
     assert checked.unbatched
     assert checked.s1.shape == (1, 2, 64, 64) and checked.s1.dtype == torch.float32
     assert torch.equal(checked.s1.nan_to_num(), s1.nan_to_num())
-    power = 10 ** (s1 / 10)
     with pytest.warns(RangeWarning, match="linear power"):
-        check_sar(power)
-    if force:
-        check_sar(power, source="file", force=True)
-    else:
-        with pytest.raises(InputError, match=r"linear power.*--force"):
-            check_sar(power, source="file")
-    check_sar(power, source="file", standardize=False)
-
-
-@pytest.mark.parametrize(
-    ("shape", "message"), [((1, 4, 64, 64), "VV, VH"), ((0, 2, 64, 64), "empty"), ((2, 9, 7), "9x7")]
-)
-def test_sar_of_another_shape(shape: tuple[int, ...], message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        check_sar(torch.full(shape, -10.0))
-
-
-def test_infinite_sar() -> None:
-    with pytest.raises(InputError, match="infinite"):
-        check_sar(torch.full((2, 8, 8), -torch.inf))
+        check_sar(10 ** (s1 / 10))
+    check_sar(10 ** (s1 / 10), standardize=False)
+    for wrong, message in (
+        (torch.full((1, 4, 64, 64), -10.0), "VV, VH"),
+        (torch.full((0, 2, 64, 64), -10.0), "empty"),
+        (torch.full((2, 9, 7), -10.0), "9x7"),
+        (torch.full((2, 8, 8), -torch.inf), "infinite"),
+    ):
+        with pytest.raises(InputError, match=message):
+            check_sar(wrong)
 
 
 def test_the_device_is_named() -> None:
@@ -173,7 +149,7 @@ def test_the_device_is_named() -> None:
     [
         (lambda image: image.to("meta"), "meta device"),
         (lambda image: image.to_sparse(), r"layout torch\.sparse_coo.*to_dense"),
-        (lambda image: image.numpy(), r"torch\.from_numpy"),
+        (lambda image: image.numpy(), r"ndarray.*torch\.from_numpy"),
         (lambda image: [1, 2], "is a list"),
         (lambda image: None, "is a NoneType"),
     ],

@@ -15,21 +15,16 @@ from safetensors.torch import load_file
 from axs_lib.adapters import apply_lora_to_linear, merge_adapter
 from axs_lib.errors import InputError, WeightsError
 from axs_lib.grounding.calibration import Calibration
-from axs_lib.hub import HubMixin
 from axs_lib.stage3_tm_ground import Stage3GroundingModel, build_stage3_model, stage3_inference
 from axs_lib.terramind.weights import packaged, read_metadata, resolve
 from tests.hub import LocalHub
 from tests.models import plausible_pair, random_nano
 
 
-class OnHub(Stage3GroundingModel, HubMixin):
-    """Stage 3 with the mixin."""
-
-
 @pytest.fixture(scope="module")
-def model() -> OnHub:
+def model() -> Stage3GroundingModel:
     plain = random_nano()
-    return OnHub(plain.terramind_generator, plain.corrector, timesteps=2, scheduler="dpmsolver++").eval()
+    return Stage3GroundingModel(plain.terramind_generator, plain.corrector, timesteps=2, scheduler="dpmsolver++").eval()
 
 
 @pytest.fixture
@@ -37,28 +32,24 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LocalHub:
     return LocalHub(tmp_path / "hub", monkeypatch)
 
 
-def test_a_saved_model_comes_back_bit_for_bit(model: OnHub, tmp_path: Path) -> None:
+def test_a_saved_model_comes_back_bit_for_bit(model: Stage3GroundingModel, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "README.md", "config.json", "grounding.safetensors", "nano.safetensors",
     ]  # fmt: skip
-    loaded = OnHub.from_pretrained(tmp_path)
+    loaded = Stage3GroundingModel.from_pretrained(tmp_path)
     s1, opt_v2 = plausible_pair(1, 40, 40)
     assert torch.equal(stage3_inference(loaded, s1, opt_v2), stage3_inference(model, s1, opt_v2))
     assert (loaded.timesteps, loaded.scheduler, loaded.correction_mode) == (2, "dpmsolver++", "learned")
+    other = Stage3GroundingModel.from_pretrained(tmp_path, timesteps=5, device="cpu")  # a keyword goes before
+    assert (other.timesteps, other.scheduler) == (5, "dpmsolver++")
     assert not loaded.training and not any(p.requires_grad for p in loaded.parameters())
     # The same folder is a checkpoint.
     other = build_stage3_model(2, variant="nano", checkpoint=str(tmp_path), scheduler="dpmsolver++")
     assert torch.equal(stage3_inference(other, s1, opt_v2), stage3_inference(model, s1, opt_v2))
 
 
-def test_keywords_go_before_what_was_saved(model: OnHub, tmp_path: Path) -> None:
-    model.save_pretrained(tmp_path)
-    loaded = OnHub.from_pretrained(tmp_path, timesteps=5, device="cpu")
-    assert (loaded.timesteps, loaded.scheduler) == (5, "dpmsolver++")
-
-
-def test_what_changed_after_building_is_saved(model: OnHub, tmp_path: Path) -> None:
+def test_what_changed_after_building_is_saved(model: Stage3GroundingModel, tmp_path: Path) -> None:
     changed = copy.deepcopy(model)  # the mixin must survive a copy, as the averaged weights of training are one
     changed.timesteps = 7
     changed.correction_mode = "difference"
@@ -69,19 +60,14 @@ def test_what_changed_after_building_is_saved(model: OnHub, tmp_path: Path) -> N
         "library": "axion-sat", "variant": "nano", "s1_product": "S1GRD", "timesteps": 7, "standardize": True,
         "correction_mode": "difference", "scheduler": "dpmsolver++",
     }  # fmt: skip
-    loaded = OnHub.from_pretrained(tmp_path)
+    loaded = Stage3GroundingModel.from_pretrained(tmp_path)
     assert (loaded.timesteps, loaded.corrector.calibration) == (7, changed.corrector.calibration)
     assert Calibration.from_header(read_metadata(tmp_path / "grounding.safetensors")) == changed.corrector.calibration
 
 
 def test_weights_from_a_packaged_file_stay_as_short_and_keep_their_header(tmp_path: Path) -> None:
-    try:
-        path = packaged("nano")
-    except WeightsError:
-        pytest.skip("no packaged weights")
-    built = build_stage3_model(1, variant="nano")
-    model = OnHub(built.terramind_generator, built.corrector)
-    model.save_pretrained(tmp_path)
+    path = packaged("nano")
+    build_stage3_model(1, variant="nano").save_pretrained(tmp_path)
     saved, original = load_file(tmp_path / "nano.safetensors"), load_file(path)
     assert {name: value.dtype for name, value in saved.items()} == {n: original[n].dtype for n in saved}
     assert all(torch.equal(value, original[name]) for name, value in saved.items())
@@ -89,10 +75,10 @@ def test_weights_from_a_packaged_file_stay_as_short_and_keep_their_header(tmp_pa
     assert header.items() >= {k: v for k, v in read_metadata(path).items() if k != "calibration"}.items()
     card = ModelCard.load(tmp_path / "README.md")
     assert "**Training data**" in card.text and "**Limits**" in card.text  # the packaged card's own words
-    assert resolve("nano").info.sha256["nano.safetensors"] in card.text
+    assert resolve("nano").sha256["nano.safetensors"] in card.text
 
 
-def test_the_hub_keeps_revisions(model: OnHub, hub: LocalHub) -> None:
+def test_the_hub_keeps_revisions(model: Stage3GroundingModel, hub: LocalHub) -> None:
     first = model.push_to_hub("me/mine")
     changed = copy.deepcopy(model)
     with torch.no_grad():
@@ -101,26 +87,26 @@ def test_the_hub_keeps_revisions(model: OnHub, hub: LocalHub) -> None:
     assert first != second
     asked: dict[str, Any] = {"cache_dir": hub.cache}
     for revision, expected in ((None, model), ("main", model), ("next", changed), (second, changed)):
-        loaded = OnHub.from_pretrained("me/mine", revision=revision, **asked)
+        loaded = Stage3GroundingModel.from_pretrained("me/mine", revision=revision, **asked)
         assert torch.equal(loaded.corrector.head.body.out.bias, expected.corrector.head.body.out.bias)
     assert loaded.provenance["AXS_WEIGHTS"] == "hub me/mine"
     assert loaded.provenance["AXS_WEIGHTS_COMMIT"] == f"nano.safetensors={second}"
     with pytest.raises(WeightsError, match="me/mine at revision 'gone' cannot be had"):
-        OnHub.from_pretrained("me/mine", revision="gone", **asked)
+        Stage3GroundingModel.from_pretrained("me/mine", revision="gone", **asked)
     with pytest.raises(WeightsError, match="me/other cannot be had"):
-        OnHub.from_pretrained("me/other", **asked)
+        Stage3GroundingModel.from_pretrained("me/other", **asked)
 
 
-def test_only_safetensors_are_read(model: OnHub, hub: LocalHub, tmp_path: Path) -> None:
+def test_only_safetensors_are_read(model: Stage3GroundingModel, hub: LocalHub, tmp_path: Path) -> None:
     commit = model.push_to_hub("me/mine")
     folder = hub.snapshot("me/mine", commit)
     (folder / "nano.safetensors").rename(folder / "nano.pt")
     with pytest.raises(WeightsError, match=r"nano\.safetensors"):
-        OnHub.from_pretrained("me/mine", cache_dir=hub.cache)
+        Stage3GroundingModel.from_pretrained("me/mine", cache_dir=hub.cache)
     model.save_pretrained(tmp_path / "cut")
     (tmp_path / "cut" / "nano.safetensors").write_bytes(b"cut off")
     with pytest.raises(WeightsError, match="not a readable safetensors file"):
-        OnHub.from_pretrained(tmp_path / "cut")
+        Stage3GroundingModel.from_pretrained(tmp_path / "cut")
 
 
 @pytest.mark.parametrize("config", [None, "{}", '{"variant": 3}'])
@@ -128,20 +114,20 @@ def test_a_folder_without_its_configuration_is_refused(tmp_path: Path, config: s
     if config is not None:
         (tmp_path / "config.json").write_text(config)
     with pytest.raises(WeightsError, match=r"config\.json that names a variant"):
-        OnHub.from_pretrained(tmp_path)
+        Stage3GroundingModel.from_pretrained(tmp_path)
 
 
-def test_an_adapter_is_folded_in_or_goes_by_itself(model: OnHub, tmp_path: Path) -> None:
+def test_an_adapter_is_folded_in_or_goes_by_itself(model: Stage3GroundingModel, tmp_path: Path) -> None:
     adapted = copy.deepcopy(model)
     apply_lora_to_linear(adapted.terramind_generator, rank=2)
     with pytest.raises(InputError, match=r"merge_adapter.*save_adapter"):
         adapted.save_pretrained(tmp_path)
     merge_adapter(adapted.terramind_generator)
     adapted.save_pretrained(tmp_path)
-    assert OnHub.from_pretrained(tmp_path).provenance["AXS_VARIANT"] == "nano"
+    assert Stage3GroundingModel.from_pretrained(tmp_path).provenance["AXS_VARIANT"] == "nano"
 
 
-def test_the_card_says_what_it_is_given(model: OnHub, tmp_path: Path) -> None:
+def test_the_card_says_what_it_is_given(model: Stage3GroundingModel, tmp_path: Path) -> None:
     mean = {f"{key}_{v}": 0.5 for key in ("mse", "mae", "ssim", "edge_truth") for v in ("v2", "v3")}
     ok = {
         "tiles": 3, "opt_v2_source": {"degraded": 3}, "mean": mean, "wins": 2 / 3,
@@ -159,7 +145,7 @@ def test_the_card_says_what_it_is_given(model: OnHub, tmp_path: Path) -> None:
         assert words in card.text, words
 
 
-def test_a_card_without_figures_invents_none(model: OnHub) -> None:
+def test_a_card_without_figures_invents_none(model: Stage3GroundingModel) -> None:
     card = model.generate_model_card()
     assert "None were given" in card.text and "Not recorded" in card.text
     assert card.data.license == "apache-2.0"
@@ -170,9 +156,9 @@ def test_a_card_without_figures_invents_none(model: OnHub) -> None:
 def test_a_published_variant_comes_back(published_tiny: Any, tmp_path: Path) -> None:
     options = {"variant": "terramind_v1_tiny", "correction_mode": "difference"}
     built = build_stage3_model(1, checkpoint=str(published_tiny.checkpoint), s1_product="S1RTC", **options)
-    model = OnHub(built.terramind_generator, built.corrector, timesteps=1, correction_mode="difference")
+    model = Stage3GroundingModel(built.terramind_generator, built.corrector, timesteps=1, correction_mode="difference")
     model.save_pretrained(tmp_path)
-    loaded = OnHub.from_pretrained(tmp_path)
+    loaded = Stage3GroundingModel.from_pretrained(tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["s1_product"] == "S1RTC"
     s1, opt_v2 = plausible_pair(1, 96, 96)
     assert torch.equal(stage3_inference(loaded, s1, opt_v2), stage3_inference(built, s1, opt_v2))

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from axs_lib.errors import InputError
-from axs_lib.metrics import CORRECTNESS_KEYS, METRIC_KEYS, compute_metrics, correctness, stage3_metrics
+from axs_lib.metrics import METRIC_KEYS, compute_metrics, correctness, stage3_metrics
+
+DISTANCES = ("d_improvement", "d_omission", "d_hallucination")
+CORRECTNESS_KEYS = (*DISTANCES, "improved", "omitted", "hallucinated", "identity_collapse")
 
 
 def scene(batch: int = 1, side: int = 40, seed: int = 0) -> torch.Tensor:
@@ -45,30 +45,6 @@ def test_known_values() -> None:
     assert figures["psnr"] == pytest.approx(-10 * math.log10(4e-4))
     assert figures["ndvi"] == pytest.approx(abs(2400 / 4000 - 2400 / 3600))
     assert figures["ndwi"] == pytest.approx(abs(-2200 / 4200 + 2200 / 3800))
-    one, two = np.array([700, 1000, 800, 3200.0]), np.array([500, 800, 600, 3000.0])
-    angle = math.degrees(math.acos(one @ two / np.linalg.norm(one) / np.linalg.norm(two)))
-    assert figures["sam"] == pytest.approx(angle)
-    assert figures["ergas"] == pytest.approx(100 * np.sqrt(np.mean((200 / two) ** 2)))
-
-
-def test_ssim_agrees_with_its_formula() -> None:
-    """Window by window, in float64: 11 px, Gaussian of 1.5 px, reflected borders."""
-    truth = scene(side=16, seed=3)[0]
-    estimate = truth + noise(truth, 150)
-    at = np.exp(-0.5 * (np.arange(-5, 6) / 1.5) ** 2)
-    weight = np.outer(at, at) / np.outer(at, at).sum()
-    values = []
-    for band in range(4):
-        x, y = (np.pad(image[band].double().numpy() / 1e4, 5, mode="reflect") for image in (estimate, truth))
-        for row, column in np.ndindex(16, 16):
-            a, b = (image[row : row + 11, column : column + 11] for image in (x, y))
-            mean_a, mean_b = (weight * a).sum(), (weight * b).sum()
-            var_a, var_b = (weight * a * a).sum() - mean_a**2, (weight * b * b).sum() - mean_b**2
-            shared = (weight * a * b).sum() - mean_a * mean_b
-            luminance = (2 * mean_a * mean_b + 1e-4) / (mean_a**2 + mean_b**2 + 1e-4)
-            values.append(luminance * (2 * shared + 9e-4) / (var_a + var_b + 9e-4))
-    assert compute_metrics(estimate, truth)["ssim"] == pytest.approx(np.mean(values), abs=1e-4)
-    assert 0.3 < np.mean(values) < 0.99
 
 
 def test_pixels_that_do_not_count_change_nothing() -> None:
@@ -89,29 +65,22 @@ def test_pixels_that_do_not_count_change_nothing() -> None:
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 40, 40), (1, 40, 40), (40, 40), (2, 40, 40)])
-@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.float32])
-def test_mask_shapes_and_types(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+def test_mask_shapes(shape: tuple[int, ...]) -> None:
     truth = scene(2)
     estimate = truth + noise(truth, 100)
     mask = torch.ones(shape)
     mask[..., :20, :] = 0
     half = compute_metrics(estimate[..., 20:, :], truth[..., 20:, :])
-    figures = compute_metrics(estimate, truth, mask=mask.to(dtype))
-    assert figures["mse"] == pytest.approx(half["mse"])
-    assert figures["sam"] == pytest.approx(half["sam"])
+    figures = compute_metrics(estimate, truth, mask=mask)
+    assert [figures[key] for key in ("mse", "sam")] == pytest.approx([half[key] for key in ("mse", "sam")])
 
 
-@given(
-    dtype=st.sampled_from([torch.float32, torch.float64, torch.float16, torch.int16, torch.int32, torch.uint16]),
-    batched=st.booleans(),
-)
-def test_any_type_batched_or_not(dtype: torch.dtype, batched: bool) -> None:
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.int16, torch.uint16])
+def test_any_type_batched_or_not(dtype: torch.dtype) -> None:
     truth = scene().round()
     estimate = (truth + noise(truth, 100)).round()
-    expected = compute_metrics(estimate, truth)
-    if not batched:
-        truth, estimate = truth[0], estimate[0]
-    figures = compute_metrics(estimate.to(dtype), truth.to(dtype))
+    expected = compute_metrics(estimate.clone().requires_grad_(), truth)
+    figures = compute_metrics(estimate[0].to(dtype), truth[0].to(dtype))
     assert figures["mse"] == pytest.approx(expected["mse"], rel=1e-2)
     assert figures["edge_truth"] == pytest.approx(expected["edge_truth"], abs=1e-2)
 
@@ -162,38 +131,18 @@ def test_stage3_extremes_are_defined() -> None:
     assert (nothing["mse_improvement_%"], nothing["copy_ratio"]) == (0, 0)
     spoilt = stage3_metrics(other, truth, truth)
     assert (spoilt["mse_improvement_%"], spoilt["mae_improvement_%"]) == (-math.inf, -math.inf)
-
-
-def test_both_images_are_measured_on_the_same_pixels() -> None:
-    truth = scene()
     opt_v2, opt_v3 = truth + 100, truth + 50
-    opt_v2[..., :10, :] = truth[..., :10, :] + 5000
+    opt_v2[..., :10, :] += 5000
     opt_v3[..., :10, :] = torch.nan
-    assert stage3_metrics(opt_v3, opt_v2, truth)["mse_v2"] == pytest.approx(1e-4, rel=1e-4)
-
-
-def test_inputs_and_gradients_are_left_alone() -> None:
-    truth = scene()
-    estimate = (truth + noise(truth, 50)).requires_grad_()
-    copy = estimate.detach().clone()
-    compute_metrics(estimate, truth)
-    assert torch.equal(estimate.detach(), copy)
-    assert estimate.grad is None
-
-
-def test_small_images() -> None:
-    truth = scene(side=16)[..., :5, :7]
-    figures = compute_metrics(truth + 100, truth)
-    assert math.isnan(figures["ssim"])
-    assert figures["mse"] == pytest.approx(1e-4, rel=1e-4)
-    assert 0 < compute_metrics(scene(side=8) + 100, scene(side=8))["ssim"] < 1
+    assert stage3_metrics(opt_v3, opt_v2, truth)["mse_v2"] == pytest.approx(1e-4, rel=1e-4), "on the same pixels"
+    small = scene(side=16)[..., :5, :7]
+    assert math.isnan(compute_metrics(small + 100, small)["ssim"])
 
 
 @pytest.mark.parametrize(
     ("opt_v3", "opt_v2", "truth", "message"),
     [
         ((1, 4, 8, 8), (1, 4, 8, 9), (1, 4, 8, 8), r"opt_v2 has shape \(1, 4, 8, 9\)"),
-        ((1, 4, 8, 8), (2, 4, 8, 8), (1, 4, 8, 8), "one shape"),
         ((1, 4, 8, 8), (1, 4, 8, 8), (1, 3, 8, 8), r"s2_truth has shape \(1, 3, 8, 8\)"),
         ((8, 8), (8, 8), (8, 8), r"\(B,4,H,W\)"),
         ((1, 4, 0, 8), (1, 4, 0, 8), (1, 4, 0, 8), "not empty"),
@@ -208,14 +157,15 @@ def test_wrong_shapes_are_named(
 
 def test_wrong_masks_and_sar_are_named() -> None:
     truth = scene()
-    with pytest.raises(InputError, match=r"mask has shape \(3, 40, 40\)"):
-        compute_metrics(truth, truth, mask=torch.ones(3, 40, 40))
-    with pytest.raises(InputError, match="no pixel counts"):
-        compute_metrics(truth, truth, mask=torch.zeros(40, 40))
-    with pytest.raises(InputError, match="s1 has shape"):
-        compute_metrics(truth, truth, s1=torch.ones(1, 2, 20, 20))
-    with pytest.raises(InputError, match="s1 has shape"):
-        compute_metrics(truth, truth, s1=truth)
+    wrong = (
+        ({"mask": torch.ones(3, 40, 40)}, r"mask has shape \(3, 40, 40\)"),
+        ({"mask": torch.zeros(40, 40)}, "no pixel counts"),
+        ({"s1": torch.ones(1, 2, 20, 20)}, "s1 has shape"),
+        ({"s1": truth}, "s1 has shape"),
+    )
+    for wrongly, message in wrong:
+        with pytest.raises(InputError, match=message):
+            compute_metrics(truth, truth, **wrongly)
 
 
 # -- golden values from outside -----------------------------------------------------------------------------------
@@ -251,11 +201,17 @@ def test_correctness_is_that_of_opensr_test() -> None:
     assert figures["d_hallucination"] == pytest.approx(0.6711953656412577)
 
 
-def test_spectral_angle_and_ergas_are_those_of_torchmetrics() -> None:
-    from torchmetrics.image import ErrorRelativeGlobalDimensionlessSynthesis, SpectralAngleMapper
+def test_ssim_spectral_angle_and_ergas_are_those_of_torchmetrics() -> None:
+    from torchmetrics.image import (
+        ErrorRelativeGlobalDimensionlessSynthesis,
+        SpectralAngleMapper,
+        StructuralSimilarityIndexMeasure,
+    )
 
     estimate, _, truth = outside_triple()
     figures = compute_metrics(10_000 * estimate, 10_000 * truth)
+    ssim = StructuralSimilarityIndexMeasure(data_range=1.0)(estimate[None], truth[None])
+    assert figures["ssim"] == pytest.approx(float(ssim), abs=1e-4)
     angle = SpectralAngleMapper()(estimate[None], truth[None])
     assert figures["sam"] == pytest.approx(math.degrees(float(angle)), rel=1e-6)
     ergas = ErrorRelativeGlobalDimensionlessSynthesis(ratio=1)(estimate[None], truth[None])
@@ -286,28 +242,17 @@ def test_a_pixel_belongs_to_the_nearer_end(share: float, kind: str) -> None:
     assert figures["identity_collapse"] == 0
 
 
-def test_what_was_neither_there_nor_true_is_hallucinated() -> None:
-    figures = triple(1.0, sideways=1200.0)
-    assert (figures["improved"], figures["hallucinated"]) == (0.5, 0.5)
-    assert figures["d_improvement"] == pytest.approx(1.5)  # 0 in half of the pixels, 3 in the others
-    assert figures["d_omission"] == pytest.approx(2.5)
-    assert figures["d_hallucination"] == pytest.approx(3.0)
-
-
-def test_spoiling_what_was_right_is_hallucination() -> None:
-    truth = torch.full((4, 8, 8), 1000.0)
-    figures = correctness(truth + 300, truth, truth)
-    assert figures["hallucinated"] == 1
-    assert figures["d_improvement"] == figures["d_hallucination"] == math.inf
-
-
-def test_identity_collapse_is_flagged() -> None:
+def test_extremes_are_defined_and_identity_collapse_is_flagged() -> None:
+    sideways = triple(1.0, sideways=1200.0)
+    assert (sideways["improved"], sideways["hallucinated"]) == (0.5, 0.5)
     copied = triple(0.0)
     assert (copied["d_omission"], copied["omitted"], copied["identity_collapse"]) == (0, 1, 1)
     truth = torch.full((4, 8, 8), 1000.0)
     perfect = correctness(truth, truth, truth)
     assert perfect["identity_collapse"] == 1
     assert all(perfect[key] == 0 for key in CORRECTNESS_KEYS[:-1])
+    spoilt = correctness(truth + 300, truth, truth)
+    assert spoilt["hallucinated"] == 1 and spoilt["d_improvement"] == spoilt["d_hallucination"] == math.inf
 
 
 def test_what_nobody_can_see_is_in_no_class() -> None:

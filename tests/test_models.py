@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 
-from axs_lib.bands import sar_stats
 from axs_lib.errors import InputError, WeightsError
 from axs_lib.models import build_terramind_generator
 from axs_lib.stage1_tm_s2o import Stage1Model, tm_sar2opt
@@ -28,15 +27,6 @@ def test_the_documents_defaults() -> None:
     assert model.variant == "nano"
     assert not model.training
     assert isinstance(model.terramind_generator, TerraMindGenerator)
-
-
-@pytest.mark.parametrize("product", ["S1GRD", "S1RTC"])
-@pytest.mark.parametrize("kind", [tuple, list, lambda names: names[0]])
-def test_statistics_follow_the_product(product: str, kind: Any) -> None:
-    model = build(kind([product]))
-    mean, std = sar_stats(product)
-    assert model.terramind_generator.sar.mean.flatten().tolist() == pytest.approx(mean)
-    assert model.terramind_generator.sar.std.flatten().tolist() == pytest.approx(std)
 
 
 @pytest.mark.parametrize(

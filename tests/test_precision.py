@@ -17,7 +17,6 @@ from axs_lib.bands import TERRAMIND_BOA_OFFSET
 from axs_lib.blur import gaussian_blur
 from axs_lib.grounding.sar_inconsistency import mahalanobis_distance
 from axs_lib.pipeline import Pipeline
-from axs_lib.precision import exact_matmul
 from axs_lib.prithvi.colour import SeasonalColour
 from axs_lib.prithvi.metadata import encode_metadata
 from axs_lib.stage1_tm_s2o import Stage1Model
@@ -75,12 +74,6 @@ def test_products_outside_the_networks_are_exact() -> None:
         under_autocast = results()
     for first, second, third in zip(expected, actual, under_autocast, strict=True):
         assert torch.equal(first, second) and torch.equal(first, third)
-
-
-def test_it_is_the_product() -> None:
-    a, b = torch.randn(3, 5, 7), torch.randn(7, 4)
-    assert exact_matmul(a, b).dtype == torch.float32
-    assert torch.allclose(exact_matmul(a, b), a @ b, atol=1e-5)
 
 
 @torch.no_grad()

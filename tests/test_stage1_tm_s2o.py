@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import random
 import warnings
 
 import pytest
@@ -11,7 +9,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from axs_lib.checks import RangeWarning
 from axs_lib.errors import InputError
 from axs_lib.models import build_terramind_generator
 from axs_lib.stage1_tm_s2o import Stage1Model, Stage1Output, tm_sar2opt
@@ -34,9 +31,6 @@ def draw(model: Stage1Model, s1: torch.Tensor, **options: object) -> Stage1Outpu
     return model.generate(s1, **({"timesteps": 2} | options))  # type: ignore[arg-type]
 
 
-# -- the image ------------------------------------------------------------------------------------------------------
-
-
 def test_it_draws_dn_from_the_sar(nano: Stage1Model) -> None:
     s1 = sar()
     image = tm_sar2opt(nano, s1, 2)
@@ -46,13 +40,6 @@ def test_it_draws_dn_from_the_sar(nano: Stage1Model) -> None:
     assert image.min() >= 1.0 and image.max() <= 65_535.0
     other = tm_sar2opt(nano, s1 - 5.0, 2)
     assert (image - other).abs().mean() > 50.0
-
-
-def test_the_default_step_count_is_the_models(nano: Stage1Model) -> None:
-    model = Stage1Model(nano.terramind_generator, timesteps=3)
-    s1 = sar(1)
-    assert torch.equal(tm_sar2opt(model, s1), tm_sar2opt(nano, s1, 3))
-    assert model.generate(s1).nfe == 3
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
@@ -84,17 +71,6 @@ def test_every_knob_changes_the_image(nano: Stage1Model) -> None:
         assert (other - base).abs().max() > 0.5, changed
 
 
-def test_ensemble_mean_and_spread(nano: Stage1Model) -> None:
-    out = draw(nano, sar(1), ensemble_size=3, tokens="sample")
-    assert out.uncertainty is not None
-    assert out.uncertainty.shape == out.image.shape
-    assert out.uncertainty.mean() > 0.1
-    assert draw(nano, sar(1)).uncertainty is None
-
-
-# -- independence ---------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("tokens", ["soft", "sample"])
 def test_a_tile_does_not_depend_on_its_batch(nano: Stage1Model, tokens: str) -> None:
     s1 = sar(3)
@@ -104,47 +80,6 @@ def test_a_tile_does_not_depend_on_its_batch(nano: Stage1Model, tokens: str) -> 
         assert (alone - whole[place]).abs().max() < 1.0
     turned = draw(nano, s1.flip(0), tokens=tokens, batch_size=2).image
     assert (turned.flip(0) - whole).abs().max() < 1.0
-
-
-def test_running_again_is_identical_and_touches_nobodys_state(nano: Stage1Model) -> None:
-    s1 = sar()
-    s1[0, 0, 3, 3] = torch.nan
-    kept = s1.clone()
-    torch_state, python_state = torch.get_rng_state(), random.getstate()
-    first = draw(nano, s1, tokens="sample", ensemble_size=2).image
-    assert torch.equal(torch.get_rng_state(), torch_state)
-    assert random.getstate() == python_state
-    assert torch.equal(s1.nan_to_num(), kept.nan_to_num())
-    again = draw(nano, s1, tokens="sample", ensemble_size=2).image
-    assert torch.equal(first.nan_to_num(), again.nan_to_num())
-
-
-def test_seeds_are_per_sample(nano: Stage1Model) -> None:
-    s1 = sar(1).repeat(2, 1, 1, 1)
-    apart = draw(nano, s1, seed=[5, 6]).image
-    same = draw(nano, s1, seed=5).image
-    assert (apart[0] - same[0]).abs().max() < 1.0
-    assert (apart[0] - apart[1]).abs().max() > 1.0
-    drawn = draw(nano, s1, seed=torch.Generator().manual_seed(0)).image
-    assert torch.equal(drawn, draw(nano, s1, seed=torch.Generator().manual_seed(0)).image)
-
-
-def test_stage_3_starts_from_other_noise_of_the_same_seed(nano: Stage1Model) -> None:
-    """Else Stage 3 would draw again what its input was drawn from."""
-    seen: list[torch.Tensor] = []
-    model = random_nano()
-    hook = model.terramind_generator.detokenizer.register_forward_pre_hook(lambda _, i: seen.append(i[0].clone()))
-    try:
-        s1, opt_v2 = plausible_pair(1)
-        Stage1Model(model.terramind_generator).generate(s1, 1, seed=7)
-        model.ground(s1, opt_v2, 1, seed=7)
-    finally:
-        hook.remove()
-    correlation = torch.corrcoef(torch.stack([noise.flatten() for noise in seen]))[0, 1]
-    assert abs(float(correlation)) < 0.05
-
-
-# -- sizes and nodata -------------------------------------------------------------------------------------------------
 
 
 @settings(max_examples=6)
@@ -184,25 +119,6 @@ def test_nodata_in_is_nodata_out_and_does_not_spread(nano: Stage1Model) -> None:
     assert far[:, 60:].abs().mean() < clean[0].std()
 
 
-def test_one_unbatched_tile(nano: Stage1Model) -> None:
-    s1 = sar(1)
-    out = draw(nano, s1[0], ensemble_size=2)
-    batched = draw(nano, s1, ensemble_size=2)
-    assert out.image.shape == (4, 64, 64)
-    assert torch.equal(out.image, batched.image[0])
-    assert out.uncertainty is not None and out.uncertainty.shape == (4, 64, 64)
-
-
-def test_valid_pixels_never_become_nodata_zero(nano: Stage1Model) -> None:
-    model = copy.deepcopy(nano)
-    with torch.no_grad():
-        model.terramind_generator.detokenizer.out[-1].bias.fill_(-50.0)
-    assert draw(model, sar(1)).image.min() == 1.0
-
-
-# -- units and errors -------------------------------------------------------------------------------------------------
-
-
 def test_standardize_false_is_z_in_and_z_out(nano: Stage1Model) -> None:
     generator = nano.terramind_generator
     model = Stage1Model(generator, standardize=False)
@@ -215,35 +131,6 @@ def test_standardize_false_is_z_in_and_z_out(nano: Stage1Model) -> None:
     assert (generator.optical.from_z(z).clamp_min(1.0) - expected).abs().max() < 1.0
 
 
-def test_random_numbers_run_with_a_warning(nano: Stage1Model) -> None:
-    with pytest.warns(RangeWarning, match="backscatter"):
-        assert torch.isfinite(tm_sar2opt(nano, torch.randn(1, 2, 64, 64), 1)).all()
-    with pytest.warns(RangeWarning, match="linear power"):
-        tm_sar2opt(nano, torch.rand(1, 2, 64, 64), 1)
-
-
-@pytest.mark.parametrize(
-    ("s1", "message"),
-    [
-        (torch.zeros(1, 3, 64, 64), "VV, VH"),
-        (torch.zeros(64, 64), "VV, VH"),
-        (torch.zeros(0, 2, 64, 64), "empty"),
-        (torch.zeros(1, 2, 7, 64), "at least 8x8"),
-        (torch.full((1, 2, 64, 64), -torch.inf), "infinite"),
-        ([[1.0]], "expected a torch.Tensor"),
-    ],
-)
-@pytest.mark.filterwarnings("ignore::axs_lib.checks.RangeWarning")
-def test_impossible_inputs(nano: Stage1Model, s1: torch.Tensor, message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        tm_sar2opt(nano, s1, 1)
-
-
-def test_a_model_elsewhere_is_named(nano: Stage1Model) -> None:
-    with pytest.raises(InputError, match=r"model is on meta.*inputs on cpu"):
-        tm_sar2opt(copy.deepcopy(nano).to("meta"), sar())
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -254,6 +141,7 @@ def test_a_model_elsewhere_is_named(nano: Stage1Model) -> None:
         ({"ensemble_size": 0}, "at least 1"),
         ({"temperature": 0.0}, "above 0"),
         ({"seed": [1, 2, 3]}, "3 seeds"),
+        ({"origin": "x"}, "origin is 'x'"),
     ],
 )
 def test_impossible_options(nano: Stage1Model, options: dict[str, object], message: str) -> None:
@@ -264,9 +152,6 @@ def test_impossible_options(nano: Stage1Model, options: dict[str, object], messa
 def test_another_kind_of_model_is_refused_with_the_way_out() -> None:
     with pytest.raises(InputError, match=r"Stage3GroundingModel.*Stage1Model\(stage3_model"):
         tm_sar2opt(random_nano(), sar())  # type: ignore[arg-type]
-
-
-# -- training -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
-import warnings
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,9 +39,6 @@ def ground(model: Stage3GroundingModel, *pair: torch.Tensor, **options: object) 
     return model.ground(*pair, **({"timesteps": 2} | options))  # type: ignore[arg-type]
 
 
-# -- identity -------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("mode", CORRECTION_MODES)
 def test_it_does_something(nano: Stage3GroundingModel, mode: str) -> None:
     """Guards every identity test below: with random weights the correction is not zero."""
@@ -74,26 +71,11 @@ def test_strength_zero_returns_opt_v2_bit_for_bit(nano: Stage3GroundingModel, mo
     assert out.uncertainty is not None and not out.uncertainty.any()
 
 
-def test_gate_zero_returns_opt_v2_bit_for_bit(nano: Stage3GroundingModel) -> None:
-    model = copy.deepcopy(nano)
-    with torch.no_grad():
-        model.corrector.head.body.out.weight[16:20].zero_()
-        model.corrector.head.body.out.bias[16:20] = -1e4
-    for height, width in ((64, 64), (260, 64)):
-        s1, opt_v2 = plausible_pair(1, height, width)
-        out = ground(model, s1, opt_v2)
-        assert torch.equal(out.image, opt_v2)
-        assert not out.gate.any()
-
-
 def test_identity_keeps_float64_and_values_outside_the_valid_range(nano: Stage3GroundingModel) -> None:
     s1, opt_v2 = plausible_pair()
     opt_v2 = opt_v2.double() + 1e-9
     opt_v2[0, 0, 0, 0] = 0.25
     assert torch.equal(ground(nano, s1, opt_v2, strength=0.0).image, opt_v2)
-
-
-# -- independence ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mode", CORRECTION_MODES)
@@ -108,16 +90,6 @@ def test_a_tile_does_not_depend_on_its_batch(nano: Stage3GroundingModel, mode: s
         assert (alone.image - whole.image[place]).abs().max() < 1.0
     turned = ground(nano, s1.flip(0), opt_v2.flip(0), batch_size=2, **options)
     assert (turned.image.flip(0) - whole.image).abs().max() < 1.0
-
-
-def test_running_again_is_identical(nano: Stage3GroundingModel) -> None:
-    s1, opt_v2 = plausible_pair()
-    first = ground(nano, s1, opt_v2, tokens="sample", ensemble_size=2)
-    torch.randn(5)
-    again = ground(nano, s1, opt_v2, tokens="sample", ensemble_size=2)
-    assert torch.equal(first.image, again.image)
-    assert first.uncertainty is not None and again.uncertainty is not None
-    assert torch.equal(first.uncertainty, again.uncertainty)
 
 
 def test_seeds_are_per_sample(nano: Stage3GroundingModel) -> None:
@@ -149,9 +121,6 @@ def test_callers_tensors_and_global_random_states_are_untouched(nano: Stage3Grou
     assert torch.equal(torch.get_rng_state(), torch_state)
     assert random.getstate() == python_state
     assert np.array_equal(np.random.get_state()[1], numpy_state)
-
-
-# -- the denoiser ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
@@ -229,19 +198,6 @@ def test_the_grounding_map_says_what_changed_and_what_the_sar_asked_for(nano: St
     assert found.sar_contribution.nan_to_num().abs().max() > 1e-3
 
 
-def test_observed_pixels_are_certain(nano: Stage3GroundingModel) -> None:
-    s1, opt_v2 = plausible_pair(1)
-    trust = torch.ones_like(opt_v2[:, :1])
-    trust[..., 20:40, 20:40] = 0.0
-    uncertainty = ground(nano, s1, opt_v2, trust=trust).uncertainty
-    assert uncertainty is not None
-    unknown = (trust == 0).expand_as(uncertainty)
-    assert not uncertainty[~unknown].any() and uncertainty[unknown].min() > 0
-
-
-# -- sizes ----------------------------------------------------------------------------------------------------------
-
-
 @settings(max_examples=12)
 @given(height=st.integers(8, 140), width=st.integers(8, 140))
 def test_any_size_from_8_px(nano: Stage3GroundingModel, height: int, width: int) -> None:
@@ -250,15 +206,6 @@ def test_any_size_from_8_px(nano: Stage3GroundingModel, height: int, width: int)
     assert out.image.shape == opt_v2.shape
     assert torch.isfinite(out.image).all()
     assert out.image.min() >= 1.0
-
-
-@pytest.mark.parametrize("size", [(8, 8), (9, 200), (257, 64), (300, 500)])
-def test_odd_and_large_sizes(nano: Stage3GroundingModel, size: tuple[int, int]) -> None:
-    s1, opt_v2 = plausible_pair(1, *size)
-    out = ground(nano, s1, opt_v2, timesteps=1, ensemble_size=2)
-    assert out.image.shape == out.proposal.shape == opt_v2.shape
-    assert out.gate.shape == (1, 1, *size)
-    assert torch.isfinite(out.image).all()
 
 
 def test_large_images_are_anchored_and_seamless(nano: Stage3GroundingModel) -> None:
@@ -271,9 +218,6 @@ def test_large_images_are_anchored_and_seamless(nano: Stage3GroundingModel) -> N
     steps = (change[..., 1:, :] - change[..., :-1, :]).abs().mean(dim=(0, 1, 3))
     borders = steps[[191, 255, 383, 447]]  # rows where a tile begins or ends
     assert borders.max() < 2.0 * steps.median()
-
-
-# -- nodata ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("which", ["s1", "opt_v2"])
@@ -304,32 +248,29 @@ def test_a_tile_of_nothing_but_nodata(nano: Stage3GroundingModel) -> None:
     assert (out.image[1] - clean).abs().max() < 1.0
 
 
-def test_broad_colour_moves_where_the_sar_shows_water_that_opt_v2_does_not_and_nowhere_else(
-    nano: Stage3GroundingModel,
-) -> None:
+def test_hold_colour_is_the_models_where_a_call_does_not_say(nano: Stage3GroundingModel) -> None:
+    s1, opt_v2 = plausible_pair(1, seed=3)
+    s1 = s1 - 12.0  # as dark as water
+    held = ground(nano, s1, opt_v2, hold_colour=True).image
+    assert not torch.equal(held, ground(nano, s1, opt_v2).image)
     model = copy.deepcopy(nano)
-    with torch.no_grad():  # a head that wants everything darker, everywhere
-        for parameter in model.corrector.head.body.context.last.parameters():
-            parameter.zero_()
-        model.corrector.head.body.out.weight.fill_(1e-9)
-        model.corrector.head.body.out.bias[:16] = -0.5
-        model.corrector.head.body.out.bias[16:24] = 20.0
-    opt_v2 = torch.tensor([500.0, 700.0, 800.0, 2400.0])[:, None, None].expand(1, 4, 128, 128)
-    s1 = torch.tensor([-11.0, -18.0])[:, None, None].repeat(1, 1, 128, 128)
-    dry = ground(model, s1, opt_v2).image - opt_v2
-    assert dry.abs().max() < 1.0
-    s1[..., 64:] = torch.tensor([-20.0, -28.0])[:, None, None]
-    change = ground(model, s1, opt_v2).image - opt_v2
-    std = model.terramind_generator.optical.std
-    assert torch.allclose(change[..., 90:120], (-0.5 * std).expand(1, 4, 128, 30), rtol=0.05)
-    assert change[..., :40].abs().max() < 5.0
-
-    # Unless that is not wanted.
-    held = ground(model, s1, opt_v2, hold_colour=True).image - opt_v2
-    assert held[..., 90:120].abs().max() < 1.0
     model.hold_colour = True
-    assert torch.equal(ground(model, s1, opt_v2).image - opt_v2, held)
+    assert torch.equal(ground(model, s1, opt_v2).image, held)
     assert model.provenance["AXS_HOLD_COLOUR"] == "True"
+
+
+@pytest.mark.parametrize("size", [64, 300])
+@pytest.mark.parametrize(
+    "controls", [{"origin": "x"}, {"origin": (1, 2, 3)}, {"origin": 5}, {"origin": torch.zeros(3, 2)}]
+)
+def test_origins_that_cannot_be(nano: Stage3GroundingModel, controls: dict[str, Any], size: int) -> None:
+    with pytest.raises(InputError, match=r"(?s)origin is .*expected the scene's \(row, column\)"):
+        ground(nano, *plausible_pair(2, size, 64), controls=GroundingControls(**controls))
+
+
+def test_an_orientation_that_cannot_be(nano: Stage3GroundingModel) -> None:
+    with pytest.raises(InputError, match="orientation is 'x'"):
+        ground(nano, *plausible_pair(1), controls=GroundingControls(orientation="x"))  # type: ignore[arg-type]
 
 
 def test_valid_pixels_never_become_nodata_zero(nano: Stage3GroundingModel) -> None:
@@ -340,9 +281,6 @@ def test_valid_pixels_never_become_nodata_zero(nano: Stage3GroundingModel) -> No
     s1, opt_v2 = plausible_pair(1)
     image = ground(model, s1, opt_v2).image
     assert image.min() == 1.0
-
-
-# -- types and devices ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -374,40 +312,6 @@ def test_everything_follows_to(nano: Stage3GroundingModel) -> None:
     assert model.terramind_generator.optical.mean.device.type == "meta"
     with pytest.raises(InputError, match=r"model is on meta.*inputs on cpu"):
         model.ground(*plausible_pair(1))
-
-
-@pytest.mark.parametrize("mode", CORRECTION_MODES)
-def test_autocast_stays_close_and_returns_float32(nano: Stage3GroundingModel, mode: str) -> None:
-    s1, opt_v2 = plausible_pair(1)
-    exact = stage3_inference(nano, s1, opt_v2, correction_mode=mode, timesteps=2)
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        fast = stage3_inference(nano, s1, opt_v2, correction_mode=mode, timesteps=2)
-    assert fast.dtype == torch.float32
-    assert (fast - exact).abs().mean() < 0.05 * (exact - opt_v2).abs().mean() + 1.0
-
-
-def test_standardize_false_is_z_in_and_z_out(nano: Stage3GroundingModel) -> None:
-    model = copy.deepcopy(nano)
-    model.standardize = False
-    s1, opt_v2 = plausible_pair(1)
-    generator = model.terramind_generator
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        z = ground(model, generator.sar.to_z(s1), generator.optical.to_z(opt_v2)).image
-    expected = ground(nano, s1, opt_v2).image
-    assert (generator.optical.from_z(z) - expected).abs().max() < 1.0
-
-
-def test_trust_reaches_the_head(nano: Stage3GroundingModel) -> None:
-    s1, opt_v2 = plausible_pair(1)
-    full = ground(nano, s1, opt_v2).image
-    assert torch.equal(full, ground(nano, s1, opt_v2, trust=torch.full((64, 64), 0.5)).image)
-    half = torch.full((64, 64), 0.5)
-    half[:, 32:] = 0.4
-    assert (ground(nano, s1, opt_v2, trust=half).image - full).abs().max() > 0.1
-
-
-# -- training -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mode", CORRECTION_MODES)
@@ -447,9 +351,6 @@ def test_training_tiles_may_not_exceed_the_networks() -> None:
     model = random_nano().requires_grad_(True)
     with pytest.raises(InputError, match="train on crops"):
         model(*plausible_pair(1, 300, 64))
-
-
-# -- batches and errors ---------------------------------------------------------------------------------------------
 
 
 def test_batch_inference_equals_single(nano: Stage3GroundingModel) -> None:
@@ -504,13 +405,6 @@ def test_impossible_options(nano: Stage3GroundingModel, options: dict[str, objec
 def test_impossible_builds(options: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         build_stage3_model(**({"variant": "nano", "pretrained": False} | options))  # type: ignore[arg-type]
-
-
-def test_pretrained_false_is_trainable_and_random() -> None:
-    model = build_stage3_model(variant="nano", pretrained=False)
-    assert all(p.requires_grad for p in model.parameters())
-    assert not model.training
-    assert model.provenance["AXS_WEIGHTS"] == "random"
 
 
 def test_inference_moves_its_inputs_to_the_model_and_the_result_back(nano: Stage3GroundingModel) -> None:

@@ -6,6 +6,7 @@ so a damaged one fails later and alone.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import glob
 import io
@@ -39,35 +40,27 @@ _EXAMPLES = 3
 
 @dataclass(frozen=True)
 class Item:
-    """One tile to work on.
+    """One tile to work on; its paths are absolute."""
 
-    Attributes:
-        id: its name among all items, relative and with ``/`` between its parts; the output is named after it.
-        s1: absolute path of the SAR image, or of an .npz that holds the optical estimate too.
-        opt_v2: absolute path of the optical estimate, where it is a file of its own.
-        metadata: any of date, lat, lon and biome; for Stage 2, the date also for a STAC Item.
-        mask: absolute path of the mask of the optical image.
-    """
-
-    id: str
-    s1: str
-    opt_v2: str | None = None
-    metadata: Mapping[str, Any] = field(default_factory=dict)
-    mask: str | None = None
+    id: str  # its name among all items, relative and with ``/`` between its parts; the output is named after it
+    s1: str  # the SAR image, or an .npz that holds the optical estimate too
+    opt_v2: str | None = None  # the optical estimate, where it is a file of its own
+    metadata: Mapping[str, Any] = field(default_factory=dict)  # any of date, lat, lon and biome
+    mask: str | None = None  # of the optical image
 
     @property
-    def paths(self) -> tuple[str, ...]:
-        """The files that are read."""
-        return tuple(path for path in (self.s1, self.opt_v2, self.mask) if path is not None)
+    def files(self) -> dict[str, str]:
+        """The files that are read, by their role."""
+        roles = {"s1": self.s1, "opt_v2": self.opt_v2, "mask": self.mask}
+        return {role: path for role, path in roles.items() if path is not None}
 
 
 def list_items(inputs: str | os.PathLike[str], stage: Stage = "ground", outputs: Collection[Path] = ()) -> list[Item]:
     """List the items that a user means.
 
     Args:
-        inputs: a folder, a glob (``tiles/**/*.npz``), one tile, or a ``.parquet`` or ``.csv`` manifest with the columns
-            ``path`` (an .npz), or ``s1`` and (Stage 3) ``opt_v2``, and as far as known ``id``, ``mask``, ``date``,
-            ``lat``, ``lon``, ``biome``. Paths in a manifest are relative to its folder.
+        inputs: a folder, a glob (``tiles/**/*.npz``), one tile, or a ``.parquet`` or ``.csv`` manifest with columns of
+            ``COLUMNS``. Paths in a manifest are relative to its folder.
         stage: ``"ground"`` needs SAR and optical estimate, ``"pipeline"`` SAR alone.
         outputs: folders of outputs, in which nothing is looked for.
 
@@ -191,16 +184,9 @@ def _csv_rows(path: Path) -> tuple[list[str], list[dict[str, Any]]]:
         if None in row:
             raise InputError(f"{path}, row {number} has more cells than the header line; put the cells in quotes")
         for key in ("lat", "lon", "biome"):
-            row[key] = _number(row.get(key))
+            with contextlib.suppress(ValueError):  # a text is for Stage 2 to judge
+                row[key] = float(row.get(key) or "")
     return list(reader.fieldnames or ()), [{k: v for k, v in row.items() if v is not None} for row in rows]
-
-
-def _number(text: str | None) -> float | str | None:
-    """The number that a cell of a CSV holds, else its text, which Stage 2 judges."""
-    try:
-        return float(text or "")
-    except ValueError:
-        return text
 
 
 def _parquet_rows(path: Path) -> tuple[list[str], list[dict[str, Any]]]:

@@ -33,12 +33,7 @@ class _Slot:
 
 
 class LocalPool:
-    """Worker processes on this machine.
-
-    Args:
-        job: what they do.
-        workers: their number; by default as many as the cores or GPUs have room for.
-        gpus_per_worker: share of a GPU that a worker takes, up to 1; 0 is CPU workers.
+    """Worker processes on this machine: ``workers``, by default as many as the cores or GPUs have room for.
 
     Raises:
         InputError: GPU workers where there is no GPU.
@@ -47,11 +42,12 @@ class LocalPool:
     def __init__(self, job: Job, workers: int | None = None, gpus_per_worker: float = 0.0) -> None:
         self._job = job
         self._share = gpus_per_worker
-        self._gpus = visible_gpus() if gpus_per_worker > 0 else []
+        self._gpus = _visible_gpus() if gpus_per_worker > 0 else []
         if gpus_per_worker > 0 and not self._gpus:
             raise InputError("--gpus-per-worker asks for GPU workers and there is no CUDA GPU here; leave it out")
-        room = math.floor(len(self._gpus) / gpus_per_worker) if self._gpus else cores() // job.threads
-        self._size = workers or max(1, room)
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        room = len(self._gpus) / gpus_per_worker if self._gpus else cores / job.threads
+        self._size = workers or max(1, math.floor(room))
         self._slots: dict[int, _Slot] = {}
 
     def open(self) -> int:
@@ -97,8 +93,7 @@ def _outcome(slot: _Slot) -> Outcome | WorkerExit:
     """What a worker reports, or how it ended."""
     with contextlib.suppress(EOFError, OSError):
         if slot.pipe.poll():  # also what it sent before it ended
-            outcome: Outcome = slot.pipe.recv()
-            return outcome
+            return slot.pipe.recv()
     slot.process.join()
     code = slot.process.exitcode or 0
     if code >= 0:
@@ -136,12 +131,7 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def visible_gpus() -> list[str]:
+def _visible_gpus() -> list[str]:
     """What ``CUDA_VISIBLE_DEVICES`` calls each GPU that this process may use."""
     import torch
 

@@ -17,10 +17,10 @@ import os
 import re
 import socket
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, get_type_hints
 
 from axs_lib.errors import AxionError, InputError, OutputError
 from axs_lib.io.atomic import atomic_write, remove_leftovers
@@ -40,59 +40,31 @@ class ManifestWarning(UserWarning):
 
 @dataclass(frozen=True)
 class Record:
-    """One row of the manifest: an item, what was made of it, and from what exactly.
+    """One row of the manifest: an item, what was made of it, and from what exactly. Hashes are SHA-256."""
 
-    Attributes:
-        id: name of the item.
-        s1: path of its SAR image (or of the .npz with everything).
-        opt_v2: path of its optical estimate, where it is a file of its own.
-        mask: path of its mask, where it has one.
-        metadata: date, place and biome that Stage 2 was given, JSON.
-        s1_sha256: SHA-256 of the bytes of ``s1``; empty where it could not be read.
-        opt_v2_sha256: the same of ``opt_v2``.
-        mask_sha256: the same of ``mask``.
-        weights: SHA-256 of each weights file, JSON.
-        settings: everything else that decides the pixels, JSON.
-        key: SHA-256 over inputs, metadata, weights and settings; an item is done again where it differs.
-        status: ``done``; ``failed``, the item or the disk is at fault; ``crashed``, its worker ended twice;
-            ``started``, the job was killed before the item's end.
-        error: why it is not done, else empty.
-        notes: what was assumed of its files, such as the unit of the SAR.
-        seconds: time it took, hashing, reading and writing included.
-        worker: host and process id.
-        device: ``cpu`` or ``cuda``.
-        output: path of the output relative to the folder, of this run or of an earlier one; empty where the batch
-            never made one. A file that no record names is not the batch's and is never replaced.
-        output_sha256: SHA-256 of its bytes.
-        output_bytes: size of it.
-        maps: path and SHA-256 of each further output by its name, JSON.
-        version: of this library.
-        finished: time, ISO 8601 in UTC.
-    """
-
-    id: str
-    s1: str
-    opt_v2: str | None
-    mask: str | None
-    metadata: str
-    s1_sha256: str
+    id: str  # name of the item
+    s1: str  # path of its SAR image, or of the .npz with everything
+    opt_v2: str | None  # path of its optical estimate, where it is a file of its own
+    mask: str | None  # path of its mask, where it has one
+    metadata: str  # date, place and biome that Stage 2 was given, JSON
+    s1_sha256: str  # of the bytes of ``s1``; empty where it could not be read
     opt_v2_sha256: str
     mask_sha256: str
-    weights: str
-    settings: str
-    key: str
-    status: Status
-    error: str
-    notes: str
-    seconds: float
-    worker: str
-    device: str
-    output: str
+    weights: str  # hash of each weights file, JSON
+    settings: str  # everything else that decides the pixels, JSON
+    key: str  # hash of inputs, metadata, weights and settings; an item is done again where it differs
+    status: Status  # failed: by the item or the disk; crashed: its worker ended twice; started: the job was killed
+    error: str  # why it is not done, else empty
+    notes: str  # what was assumed of its files, such as the unit of the SAR
+    seconds: float  # hashing, reading and writing included
+    worker: str  # host and process id
+    device: str  # "cpu" or "cuda"
+    output: str  # relative path; empty where the batch never made one: a file that no record names is not replaced
     output_sha256: str
     output_bytes: int
-    maps: str
-    version: str
-    finished: str
+    maps: str  # path and hash of each further output by its name, JSON
+    version: str  # of this library
+    finished: str  # ISO 8601 in UTC
 
     def outputs(self, out: str | os.PathLike[str]) -> dict[str, str]:
         """SHA-256 of each output by its absolute path; empty where it is not known."""
@@ -103,14 +75,8 @@ class Record:
         return maps | ({str(Path(out, self.output)): self.output_sha256} if self.output else {})
 
 
-_OTHER_TYPES: dict[str, tuple[type, ...]] = {
-    "opt_v2": (str, type(None)),
-    "mask": (str, type(None)),
-    "seconds": (float,),
-    "output_bytes": (int,),
-}
-_TYPES = {field.name: _OTHER_TYPES.get(field.name, (str,)) for field in fields(Record)}
-_COLUMNS = {"seconds": "float64", "output_bytes": "int64"}
+_TYPES: dict[str, Any] = get_type_hints(Record) | {"status": str}
+_COLUMNS = {float: "float64", int: "int64"}
 
 
 class Manifest:
@@ -123,17 +89,13 @@ class Manifest:
         self._journal = journal
 
     def append(self, record: Record, *, durable: bool = True) -> None:
-        """Add a record.
-
-        Args:
-            record: of an item; the one before it no longer counts.
-            durable: whether it is on disk on return.
+        """Add a record, which is on disk on return if ``durable``; the one before it of this item no longer counts.
 
         Raises:
             OutputError: the disk refuses, and the record is not in the manifest; or the folder is no longer this job's.
         """
         self.check_lock()
-        line = json.dumps(asdict(record), sort_keys=True).encode() + b"\n"
+        line = _line(record)
         end = os.fstat(self._journal).st_size
         with _disk(self.out / JOURNAL):
             try:
@@ -148,11 +110,7 @@ class Manifest:
         self.records[record.id] = record
 
     def check_lock(self) -> None:
-        """Check that the folder is still the one that was locked.
-
-        Raises:
-            OutputError: it was removed or replaced, or another job has taken it over.
-        """
+        """Raise ``OutputError`` where the folder is no longer the one that was locked."""
         if lock_inode(self.out) != self.lock:
             raise OutputError(
                 f"{self.out} was removed, replaced or taken over by another job while this one ran, and what it had"
@@ -160,11 +118,7 @@ class Manifest:
             )
 
     def write_table(self) -> None:
-        """Write ``manifest.parquet``.
-
-        Raises:
-            OutputError: the disk refuses, or the folder is no longer this job's.
-        """
+        """Write ``manifest.parquet``; ``OutputError`` where the disk refuses or the folder is no longer this job's."""
         self.check_lock()
         records, _ = _read_journal(self.out / JOURNAL)  # Ctrl-C may have come between a line and its place in memory
         self.records |= records
@@ -190,12 +144,21 @@ def open_manifest(out: Path, outputs: Iterable[Path] = (), *, overwrite: bool = 
     with _locked(out) as lock:
         remove_temporaries(out)
         records, damaged = _read_records(out, overwrite)
-        if not records and not overwrite:
-            _refuse_foreign(out, outputs)
+        foreign = [] if records or overwrite else [path for path in outputs if os.path.lexists(path)]
+        if foreign:
+            names = ", ".join(path.relative_to(out).as_posix() for path in foreign[:_EXAMPLES])
+            raise OutputError(
+                f"{len(foreign)} of the outputs exist already ({names}) and {out} has no manifest that accounts for"
+                f" them; expected an empty folder, or one of an earlier axs batch: choose another --out, or add"
+                f" {OVERWRITE} to make them again"
+            )
         journal = out / JOURNAL
-        if damaged or not journal.exists():
-            _rewrite_journal(journal, records.values())
         with _disk(journal):
+            if damaged:
+                journal.replace(journal.with_suffix(".damaged"))
+            if not journal.exists():
+                with atomic_write(journal) as temporary:
+                    temporary.write_bytes(b"".join(map(_line, records.values())))
             descriptor = os.open(journal, os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW)
         manifest = Manifest(out, records, descriptor, lock)
         try:
@@ -278,15 +241,8 @@ def _disk(path: Path) -> Iterator[None]:
         raise OutputError(f"cannot write {path}: {reason}") from error
 
 
-def _refuse_foreign(out: Path, outputs: Iterable[Path]) -> None:
-    foreign = [path for path in outputs if os.path.lexists(path)]
-    if foreign:
-        names = ", ".join(path.relative_to(out).as_posix() for path in foreign[:_EXAMPLES])
-        raise OutputError(
-            f"{len(foreign)} of the outputs exist already ({names}) and {out} has no manifest that accounts for them;"
-            f" expected an empty folder, or one of an earlier axs batch: choose another --out, or add {OVERWRITE} to"
-            " make them again"
-        )
+def _line(record: Record) -> bytes:
+    return json.dumps(asdict(record), sort_keys=True).encode() + b"\n"
 
 
 def _read_records(out: Path, overwrite: bool) -> tuple[dict[str, Record], int]:
@@ -331,19 +287,10 @@ def _record(value: object) -> Record | None:
     """The record that a line or row holds; ``None`` where it is none."""
     if not isinstance(value, dict) or value.keys() != _TYPES.keys():
         return None
-    right = all(isinstance(value[name], types) for name, types in _TYPES.items())
-    if not right or value["status"] not in get_args(Status) or not 0 <= value["output_bytes"] < 2**63:
+    if not all(isinstance(value[name], kind) for name, kind in _TYPES.items()):
         return None
-    return Record(**value)
-
-
-def _rewrite_journal(path: Path, records: Iterable[Record]) -> None:
-    """A journal without damaged lines; the one that had them is kept beside it."""
-    with _disk(path):
-        if path.exists():
-            path.replace(path.with_suffix(".damaged"))
-        with atomic_write(path, overwrite=True) as temporary:
-            temporary.write_text("".join(f"{json.dumps(asdict(r), sort_keys=True)}\n" for r in records))
+    right = value["status"] in get_args(Status) and 0 <= value["output_bytes"] < 2**63
+    return Record(**value) if right else None
 
 
 def _read_parquet(path: Path) -> dict[str, Record]:
@@ -369,13 +316,14 @@ def _parquet_bytes(records: Iterable[Record]) -> bytes:
     import pyarrow
     from pyarrow import parquet
 
-    schema = pyarrow.schema([(name, getattr(pyarrow, _COLUMNS.get(name, "string"))()) for name in _TYPES])
-    rows: list[Mapping[str, Any]] = [
+    columns = [(name, getattr(pyarrow, _COLUMNS.get(kind, "string"))()) for name, kind in _TYPES.items()]
+    rows = [
         {key: _escaped(value) for key, value in asdict(record).items()}
         for record in sorted(records, key=lambda record: record.id)
     ]
     buffer = io.BytesIO()
-    parquet.write_table(pyarrow.Table.from_pylist(rows, schema=schema), buffer, compression="zstd")
+    table = pyarrow.Table.from_pylist(rows, schema=pyarrow.schema(columns))
+    parquet.write_table(table, buffer, compression="zstd")
     return buffer.getvalue()
 
 
@@ -385,7 +333,6 @@ def _escaped(value: Any) -> Any:
 
 
 def _unescaped(value: Any) -> Any:
-    def original(match: re.Match[str]) -> str:
-        return chr(int(match[1], 16))
-
-    return re.sub(r"\\u(dc[89a-f][0-9a-f])", original, value) if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    return re.sub(r"\\u(dc[89a-f][0-9a-f])", lambda match: chr(int(match[1], 16)), value)

@@ -20,14 +20,10 @@ from axs_lib.errors import AxionError
 
 
 class RayPool:
-    """Workers as Ray actors.
+    """Workers as Ray actors: ``workers``, by default as many as the cluster's cores or GPUs have room for.
 
-    Args:
-        job: what they do.
-        workers: their number; by default as many as the cluster's cores or GPUs have room for.
-        gpus_per_worker: share of a GPU that a worker takes; 0 is CPU workers.
-        address: of a running cluster, such as ``auto`` or ``ray://host:10001``; by default Ray is started on this
-            machine for this job.
+    The address is that of a running cluster, such as ``auto`` or ``ray://host:10001``; by default Ray is started on
+    this machine for this job.
 
     Raises:
         AxionError: Ray is not installed.

@@ -23,10 +23,6 @@ if TYPE_CHECKING:
 def find_weights(settings: Mapping[str, Any], checkpoints: Mapping[str, str]) -> dict[str, str]:
     """SHA-256 of every weights file that a job loads, by stage and file name; fetched from the Hub where need be.
 
-    Args:
-        settings: of the job: its stage and variant.
-        checkpoints: of the job.
-
     Raises:
         InputError: unknown variant.
         WeightsError: weights that cannot be had.
@@ -38,13 +34,13 @@ def find_weights(settings: Mapping[str, Any], checkpoints: Mapping[str, str]) ->
 
     variant = find_variant(settings["variant"])
     files = resolve(variant, checkpoints.get("checkpoint"))
-    found = {"stage3": dict(files.info.sha256)}
-    found["stage3"] |= corrector_files(files.info).info.sha256
+    found = {"stage3": dict(files.sha256)}
+    found["stage3"] |= corrector_files(files).sha256
     if settings["stage"] == "pipeline":
         if "stage1_checkpoint" in checkpoints:
-            found["stage1"] = dict(resolve(variant, checkpoints["stage1_checkpoint"]).info.sha256)
+            found["stage1"] = dict(resolve(variant, checkpoints["stage1_checkpoint"]).sha256)
         prithvi = PRITHVI_VARIANTS[NANO if variant.packaged else DEFAULT_PRITHVI]
-        found["stage2"] = dict(resolve(prithvi, checkpoints.get("stage2_checkpoint")).info.sha256)
+        found["stage2"] = dict(resolve(prithvi, checkpoints.get("stage2_checkpoint")).sha256)
     if "adapter" in checkpoints:
         from axs_lib.adapters import adapter_files
 
@@ -52,61 +48,71 @@ def find_weights(settings: Mapping[str, Any], checkpoints: Mapping[str, str]) ->
     return {f"{stage}/{name}": value for stage, names in found.items() for name, value in names.items()}
 
 
-def build_runner(job: Job) -> Runner:
-    """Build the model of a job in this process.
+def build_model(
+    stage: str,
+    timesteps: int | None,
+    *,
+    correction_mode: str | None = None,
+    adapter: str | Path | None = None,
+    dtype: str = "float32",
+    **given: Any,
+) -> Any:
+    """Stage 3 (``stage`` is ``"ground"``) or the three stages (``"pipeline"``), as a command asks for them.
 
-    Raises:
-        WeightsError: weights that cannot be had, or other weights than the job was started with.
-        InputError: settings that there are not.
+    Args:
+        stage: which of them.
+        timesteps: default number of network evaluations.
+        correction_mode: of Stage 3.
+        adapter: folder of a LoRA adapter and a grounding head.
+        dtype: ``"float32"`` or ``"bfloat16"``.
+        **given: further keywords of ``build_stage3_model`` or ``build_pipeline``; None is left to their defaults.
     """
     import torch
 
+    from axs_lib import pipeline, stage3_tm_ground
     from axs_lib.adapters import load_adapter
 
+    build: Any
+    if stage == "ground":
+        build = stage3_tm_ground.build_stage3_model
+        given |= {"timesteps": timesteps, "correction_mode": correction_mode}
+    else:
+        build = pipeline.build_pipeline
+        given |= {"stage1_timesteps": timesteps, "stage3_timesteps": timesteps}
+    model = build(**{name: value for name, value in given.items() if value is not None})
+    if stage == "pipeline" and correction_mode is not None:
+        model.stage3.correction_mode = correction_mode
+    if adapter is not None:
+        load_adapter(model, adapter)
+    if dtype != "float32":
+        model.use_precision(getattr(torch, dtype))
+    return model
+
+
+def build_runner(job: Job) -> Runner:
+    """Build the model of a job in this process; ``WeightsError`` for other weights than the job was started with."""
+    import torch
+
     torch.set_num_threads(job.threads)
-    settings = job.settings
-    if find_weights(settings, job.checkpoints) != job.weights:
+    if find_weights(job.settings, job.checkpoints) != job.weights:
         raise WeightsError(
             "the weights here are not those that the job was started with; put the same files on every machine, leave"
             " them alone while a job runs, and start it again"
         )
-    build: dict[str, Any] = {"variant": settings["variant"], "s1_product": settings["s1_product"]}
-    build |= {"device": job.device, **job.checkpoints}
-    adapter = build.pop("adapter", None)
-    if settings.get("correction_mode"):
-        build["correction_mode"] = settings["correction_mode"]
-    model: Any
-    if settings["stage"] == "ground":
-        from axs_lib import stage3_tm_ground
-
-        model = stage3_tm_ground.build_stage3_model(settings["timesteps"], **build)
-    else:
-        from axs_lib import pipeline
-
-        model = pipeline.build_pipeline(**build)
-    if adapter is not None:
-        load_adapter(model, adapter)
-    if settings["dtype"] != "float32":
-        model.use_precision(getattr(torch, settings["dtype"]))
-    return functools.partial(ground_item if settings["stage"] == "ground" else run_item, model, job)
+    names = ("stage", "timesteps", "variant", "s1_product", "correction_mode", "dtype")
+    given: dict[str, Any] = {name: job.settings[name] for name in names} | dict(job.checkpoints)
+    model = build_model(**given, device=job.device)
+    return functools.partial(ground_item if job.settings["stage"] == "ground" else run_item, model, job)
 
 
 def ground_item(model: Stage3GroundingModel, job: Job, item: Item, outputs: Mapping[str, Path]) -> Sequence[str]:
-    """Ground the estimate of an item in its SAR image; an ``.npz`` holds the inputs too.
-
-    Returns:
-        What was assumed of the files.
-
-    Raises:
-        InputError: the inputs cannot be read or are not what they should be.
-        OutputError: the disk refuses.
-    """
+    """Ground the estimate of an item in its SAR image; an ``.npz`` holds the inputs too. Gives what was assumed."""
     from axs_lib.io.masks import MaskFile
     from axs_lib.scenes.api import ground_scene
 
     settings = job.settings
-    mask = item.mask or settings["mask"]["path"]
     how = {key: value for key, value in settings["mask"].items() if key != "path"}
+    mask = item.mask or settings["mask"]["path"]
     result = ground_scene(
         model,
         item.s1,
@@ -122,15 +128,7 @@ def ground_item(model: Stage3GroundingModel, job: Job, item: Item, outputs: Mapp
 
 
 def run_item(pipeline: Pipeline, job: Job, item: Item, outputs: Mapping[str, Path]) -> Sequence[str]:
-    """Run the three stages on the SAR image of an item: ``.npz`` with all images, or ``.tif`` with the last.
-
-    Returns:
-        What was assumed of the files.
-
-    Raises:
-        InputError: the input cannot be read or is not what it should be.
-        OutputError: the disk refuses.
-    """
+    """Run the three stages on the SAR of an item: ``.npz`` with all images, ``.tif`` with the last. Gives notes."""
     from axs_lib.scenes.api import run_scene
 
     return run_scene(pipeline, item.s1, outputs[IMAGE], metadata=item.metadata, **_options(job, outputs)).notes
@@ -139,9 +137,9 @@ def run_item(pipeline: Pipeline, job: Job, item: Item, outputs: Mapping[str, Pat
 def _options(job: Job, outputs: Mapping[str, Path]) -> dict[str, Any]:
     """One tile at a time, so that the pixels do not depend on how many fit the device; no addresses out of files."""
     settings = job.settings
-    options: dict[str, Any] = {key: settings[key] for key in ("timesteps", "seed", "s1_unit", "same_grid")}
-    options |= {"ensemble_size": settings["ensemble_size"], "bands": settings["bands"], "force": job.force}
+    names = ("timesteps", "seed", "s1_unit", "same_grid", "ensemble_size", "bands")
+    options: dict[str, Any] = {name: settings[name] for name in names}
     options |= {"hold_colour": True} if settings["hold_colour"] else {}
     options |= {name: path for name, path in outputs.items() if name != IMAGE}
     tags = {"AXS_S1_PRODUCT": str(settings["s1_product"]), "AXS_DTYPE": str(settings["dtype"])}
-    return options | {"deterministic": True, "addresses": False, "tags": tags}
+    return options | {"force": job.force, "deterministic": True, "addresses": False, "tags": tags}

@@ -20,7 +20,7 @@ from typing import Protocol
 
 from axs_lib.batch.items import Item
 from axs_lib.batch.manifest import Manifest, Record, open_manifest
-from axs_lib.batch.work import Job, Outcome, Task, make_record
+from axs_lib.batch.work import IMAGE, Job, Outcome, Task, make_record
 from axs_lib.errors import AxionError, InputError, OutputError
 from axs_lib.progress import track
 
@@ -30,11 +30,7 @@ EXITS_IN_A_ROW = 20  # without an item done between them: then it is not the ite
 
 @dataclass(frozen=True)
 class WorkerExit:
-    """A worker process has ended in the middle of a task.
-
-    Attributes:
-        cause: what is known of why.
-    """
+    """A worker process has ended in the middle of a task, for this cause as far as it is known."""
 
     cause: str
 
@@ -60,19 +56,12 @@ class WorkerPool(Protocol):
 
 @dataclass
 class Summary:
-    """What became of the items.
-
-    Attributes:
-        total: number of items.
-        done: done in this run.
-        kept: done before, from the same inputs, weights and settings.
-        failed: records of the items that failed or crashed in this run.
-    """
+    """What became of the items."""
 
     total: int
-    done: int = 0
-    kept: int = 0
-    failed: list[Record] = field(default_factory=list)
+    done: int = 0  # in this run
+    kept: int = 0  # done before, from the same inputs, weights and settings
+    failed: list[Record] = field(default_factory=list)  # or crashed, in this run
 
     @property
     def left(self) -> int:
@@ -89,7 +78,7 @@ def run_batch(
     overwrite: bool = False,
     progress: bool = False,
 ) -> Summary:
-    """Do what is missing or changed.
+    """Do what is missing or changed; each output that is then counted as done is there.
 
     Args:
         job: what to run, and the folder of the outputs.
@@ -98,9 +87,6 @@ def run_batch(
         fail_fast: stop at the first item that fails.
         overwrite: replace outputs that the manifest does not account for, or where it cannot be read.
         progress: show a bar on stderr.
-
-    Returns:
-        Counts, and the records of what failed. Each output that is counted as done is there.
 
     Raises:
         OutputError: the folder is another job's, holds files of others, was removed in the meantime, or the disk is
@@ -117,25 +103,41 @@ def run_batch(
         tasks = _tasks(job, items, manifest, overwrite)
         with contextlib.closing(supervise(job, pool, tasks, len(items))) as outcomes:
             for outcome in track(outcomes, "batch", enabled=progress, total=len(items)):
-                if outcome.stop:
-                    with contextlib.suppress(OutputError):  # a full disk may refuse the record, too
-                        _take_note(outcome, manifest, summary)
-                    raise _stopped(outcome, summary, job)
-                _take_note(outcome, manifest, summary)
-                if outcome.record is None:
+                if outcome.record is not None:
+                    # Where the job cannot go on, a full disk may refuse the record, too.
+                    with contextlib.suppress(OutputError) if outcome.stop else contextlib.nullcontext():
+                        manifest.append(outcome.record)
+                        if outcome.record.status == "done":
+                            summary.done += 1
+                        else:
+                            summary.failed.append(outcome.record)
+                elif not outcome.stop:
+                    summary.kept += 1
                     kept.add(outcome.id)
+                if outcome.stop:
+                    finished = f"{summary.done + summary.kept} of {summary.total} items are done"
+                    kind = AxionError if outcome.record is None else OutputError
+                    raise kind(
+                        f"{outcome.stop}; {finished} and recorded in {job.out}, run the same command again to go on"
+                    )
                 if fail_fast and summary.failed:
                     break
-        _check_results(job, items, manifest, summary, kept)
+        manifest.check_lock()
+        for item in items:
+            record = manifest.records.get(item.id)
+            if record is None or record.status != "done" or _is_there(job, item, record):
+                continue
+            error = "its output was removed or changed after it was written; run the batch again"
+            lost = make_record(job, Task(item, manifest.lock, frozenset(record.outputs(job.out))), "failed", error)
+            manifest.append(lost)
+            summary.failed.append(lost)
+            summary.kept -= item.id in kept
+            summary.done -= item.id not in kept
     return summary
 
 
 def supervise(job: Job, pool: WorkerPool, tasks: Iterator[Task], count: int) -> Generator[Outcome, None, None]:
-    """Let a pool do ``count`` tasks; outcomes come as they are ready, exactly one a task. Closing it ends the pool.
-
-    Raises:
-        AxionError: the workers keep ending.
-    """
+    """Let a pool do ``count`` tasks; outcomes come as they are ready, exactly one a task. Closing it ends the pool."""
     again: list[Task] = []
     busy: dict[int, Task] = {}
     exits, in_a_row = Counter[str](), 0
@@ -197,26 +199,8 @@ def _tasks(job: Job, items: Iterable[Item], manifest: Manifest, overwrite: bool)
         yield task
 
 
-def _take_note(outcome: Outcome, manifest: Manifest, summary: Summary) -> None:
-    record = outcome.record
-    if record is not None:
-        manifest.append(record)
-        if record.status == "done":
-            summary.done += 1
-        else:
-            summary.failed.append(record)
-    elif not outcome.stop:
-        summary.kept += 1
-
-
-def _stopped(outcome: Outcome, summary: Summary, job: Job) -> AxionError:
-    finished = f"{summary.done + summary.kept} of {summary.total} items are done and recorded in {job.out}"
-    kind = AxionError if outcome.record is None else OutputError
-    return kind(f"{outcome.stop}; {finished}, run the same command again to go on")
-
-
 def _check_outputs(job: Job, items: Sequence[Item]) -> None:
-    inputs = {path for item in items for path in item.paths}
+    inputs = {path for item in items for path in item.files.values()}
     for item in items:
         outputs = [os.path.realpath(path) for path in job.outputs(item).values()]
         if len(set(outputs)) < len(outputs):
@@ -225,27 +209,10 @@ def _check_outputs(job: Job, items: Sequence[Item]) -> None:
             raise InputError(f"the output of {item.id} would replace the input {output}; choose another --out")
 
 
-def _check_results(
-    job: Job, items: Sequence[Item], manifest: Manifest, summary: Summary, kept: Collection[str]
-) -> None:
-    """At the end of a job, each output that is on record as done is there, or its item has failed."""
-    manifest.check_lock()
-    for item in items:
-        record = manifest.records.get(item.id)
-        if record is None or record.status != "done":
-            continue
-        try:
-            there = job.output(item).lstat().st_size == record.output_bytes
-            there &= all(map(os.path.lexists, record.outputs(job.out)))
-        except OSError:
-            there = False
-        if not there:
-            error = "its output was removed or changed after it was written; run the batch again"
-            ours = frozenset(record.outputs(job.out))
-            lost = make_record(job, Task(item, manifest.lock, ours), "failed", error)
-            manifest.append(lost)
-            summary.failed.append(lost)
-            if item.id in kept:
-                summary.kept -= 1
-            else:
-                summary.done -= 1
+def _is_there(job: Job, item: Item, record: Record) -> bool:
+    """Whether the outputs that are on record as done are there."""
+    try:
+        size = job.outputs(item)[IMAGE].lstat().st_size
+    except OSError:
+        return False
+    return size == record.output_bytes and all(map(os.path.lexists, record.outputs(job.out)))

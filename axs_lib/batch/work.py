@@ -38,48 +38,27 @@ IMAGE = "image"
 
 @dataclass(frozen=True)
 class Job:
-    """What all workers of a batch have in common.
+    """What all workers of a batch have in common; paths are absolute."""
 
-    Attributes:
-        make_runner: builds, in the worker, the function that reads an item and writes its outputs to paths where
-            nothing is; importable by name, since it travels to the worker.
-        settings: everything but weights and inputs that decides the pixels; plain values.
-        weights: SHA-256 of each weights file.
-        checkpoints: files or folders of weights, by the argument of ``build_pipeline`` that takes them; ``adapter``.
-        out: absolute folder of the outputs.
-        maps: absolute folders of further outputs: any of ``uncertainty``, ``gate``, ``sar_contribution`` and ``stac``.
-        force: whether values that look like another unit are accepted.
-        format: of the outputs, ``"npz"`` or ``"tif"``.
-        device: ``"cpu"`` or ``"cuda"``.
-        threads: of each worker's CPU arithmetic; the last digits of a result depend on it.
-    """
-
+    # Builds, in the worker, the function that reads an item and writes its outputs to paths where nothing is. It is
+    # importable by name, since it travels to the worker.
     make_runner: Callable[[Job], Runner]
-    settings: Mapping[str, Any]
-    weights: Mapping[str, str]
-    out: str
-    maps: Mapping[str, str] = field(default_factory=dict)
-    checkpoints: Mapping[str, str] = field(default_factory=dict)
-    force: bool = False
-    format: Format = "npz"
+    settings: Mapping[str, Any]  # everything but weights and inputs that decides the pixels; plain values
+    weights: Mapping[str, str]  # SHA-256 of each weights file
+    out: str  # folder of the outputs
+    maps: Mapping[str, str] = field(default_factory=dict)  # folders of uncertainty, gate, sar_contribution and stac
+    checkpoints: Mapping[str, str] = field(default_factory=dict)  # by the argument of ``build_model`` that takes them
+    force: bool = False  # accept values that look like another unit
+    format: Format = "npz"  # of the outputs
     device: Device = "cpu"
-    threads: int = 1
-
-    def output_name(self, item: Item) -> str:
-        """An item's output, relative to the folder."""
-        return f"{item.id}.{self.format}"
-
-    def output(self, item: Item) -> Path:
-        """Where an item's output goes."""
-        return Path(self.out, self.output_name(item))
+    threads: int = 1  # of each worker's CPU arithmetic; the last digits of a result depend on it
 
     def outputs(self, item: Item) -> dict[str, Path]:
         """Where each of an item's outputs goes, by its name; the image first."""
-        maps = {
-            name: Path(folder, f"{item.id}.{'json' if name == 'stac' else self.format}")
-            for name, folder in self.maps.items()
-        }
-        return {IMAGE: self.output(item)} | maps
+        paths = {IMAGE: Path(self.out, f"{item.id}.{self.format}")}
+        for name, folder in self.maps.items():
+            paths[name] = Path(folder, f"{item.id}.{'json' if name == 'stac' else self.format}")
+        return paths
 
     def key(self, item: Item, hashes: Mapping[str, str]) -> str:
         """What an output is made from, in one hash."""
@@ -89,37 +68,24 @@ class Job:
 
 @dataclass(frozen=True)
 class Task:
-    """One item to do.
-
-    Attributes:
-        item: the item.
-        lock: inode of the folder's lock, by which the worker knows that the folder is still the one of its job.
-        ours: paths of outputs that are this batch's own, and may be replaced.
-        done_as: key under which the manifest has it as done; empty where it has not.
-        sha256: what each output then held. A job of other settings may have replaced it and been killed before it could
-            take note, so that the key alone proves nothing.
-    """
+    """One item to do."""
 
     item: Item
-    lock: int
-    ours: frozenset[str] = frozenset()
-    done_as: str = ""
+    lock: int  # inode of the folder's lock, by which the worker knows that the folder is still the one of its job
+    ours: frozenset[str] = frozenset()  # paths of outputs that are this batch's own, and may be replaced
+    done_as: str = ""  # key under which the manifest has it as done
+    # What each output then held: a job of other settings may have replaced it and been killed before it could take
+    # note, so that the key alone proves nothing.
     sha256: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a task.
+    """What became of a task."""
 
-    Attributes:
-        id: of the item.
-        record: for the manifest; ``None`` where the item was done already, or the job cannot go on.
-        stop: why the whole job cannot go on, else empty.
-    """
-
-    id: str
-    record: Record | None = None
-    stop: str = ""
+    id: str  # of the item
+    record: Record | None = None  # for the manifest; None where the item was done already, or the job cannot go on
+    stop: str = ""  # why the whole job cannot go on
 
 
 class Worker:
@@ -135,13 +101,17 @@ class Worker:
     def run(self, task: Task) -> Outcome:
         """Do a task; every failure is an outcome."""
         item, job, start = task.item, self._job, time.perf_counter()
-        hashes: dict[str, str] = {}
+        made: dict[str, Any] = {}  # what the record says of it
+
+        def record(status: Status, error: str = "") -> Record:
+            return make_record(job, task, status, error, seconds=time.perf_counter() - start, **made)
+
         if lock_inode(job.out) != task.lock:
             return Outcome(item.id, stop=f"{job.out} was removed or replaced while the job ran")
         try:
-            stamps = [_stamp(path) for path in item.paths]
-            hashes = {path: _sha256(path) for path in item.paths}
-            if task.done_as and task.done_as == job.key(item, _named(item, hashes)):
+            stamps = [_stamp(path) for path in item.files.values()]
+            made["hashes"] = hashes = {role: _sha256(path) for role, path in item.files.items()}
+            if task.done_as and task.done_as == job.key(item, hashes):
                 with contextlib.suppress(InputError):  # an output that cannot be read is made again
                     if {path: _sha256(path) for path in task.sha256} == task.sha256:
                         return Outcome(item.id)
@@ -153,26 +123,28 @@ class Worker:
                     return Outcome(item.id, stop=f"the model cannot be built: {_in_words(error)}")
             with temporary_folder(job.out) as folder:
                 # A tree like that of the outputs, so that a STAC Item links to its files.
-                made = {name: folder / path.relative_to(path.anchor) for name, path in job.outputs(item).items()}
-                for path in made.values():
+                outputs = job.outputs(item)
+                places = {name: folder / path.relative_to(path.anchor) for name, path in outputs.items()}
+                for path in places.values():
                     path.parent.mkdir(parents=True, exist_ok=True)
-                notes = self._runner(item, made)
-                if [_stamp(path) for path in item.paths] != stamps:
-                    raise InputError(f"{' or '.join(item.paths)} changed while it was read; run the batch again")
-                size = made[IMAGE].stat().st_size
-                written = {str(path): _sha256(str(made[name])) for name, path in job.outputs(item).items()}
+                made["notes"] = self._runner(item, places)
+                if [_stamp(path) for path in item.files.values()] != stamps:
+                    raise InputError(
+                        f"{' or '.join(item.files.values())} changed while it was read; run the batch again"
+                    )
+                size = places[IMAGE].stat().st_size
+                written = {str(path): _sha256(str(places[name])) for name, path in outputs.items()}
                 if lock_inode(job.out) != task.lock:  # nothing is written to a folder that is another job's
                     raise OutputError(f"{job.out} was removed or replaced while the job ran")
-                for name, path in reversed(job.outputs(item).items()):  # the image last
+                for name, path in reversed(outputs.items()):  # the image last
                     with atomic_write(path, overwrite=str(path) in task.ours) as temporary:
-                        shutil.move(made[name], temporary)
+                        shutil.move(places[name], temporary)
         except Exception as error:
-            seconds = time.perf_counter() - start
-            record = make_record(job, task, "failed", _in_words(error), seconds=seconds, hashes=hashes)
-            return Outcome(item.id, record, stop=_in_words(error) if _disk_full(error) else "")
-        seconds = time.perf_counter() - start
-        record = make_record(job, task, "done", seconds=seconds, hashes=hashes, written=written, size=size, notes=notes)
-        return Outcome(item.id, record)
+            made.pop("notes", None)
+            words = _in_words(error)
+            return Outcome(item.id, record("failed", words), stop=words if _disk_full(error) else "")
+        made |= {"written": written, "size": size}
+        return Outcome(item.id, record("done"))
 
 
 def make_record(
@@ -182,41 +154,41 @@ def make_record(
     error: str = "",
     *,
     seconds: float = 0.0,
-    hashes: Mapping[str, str] | None = None,
+    hashes: Mapping[str, str] | None = None,  # of the inputs, by their role
     worker: str | None = None,
     written: Mapping[str, str] | None = None,
     size: int = 0,
     notes: Sequence[str] = (),
 ) -> Record:
     """The row of the manifest for an item that is finished, one way or the other."""
-    item = task.item
-    named = _named(item, hashes or {})
+    item, hashes = task.item, hashes or {}
     outputs = {name: str(path) for name, path in job.outputs(item).items()}
     if status not in ("started", "done"):  # what is there of an earlier run is still this batch's own
         outputs = {name: path for name, path in outputs.items() if path in task.ours and os.path.lexists(path)}
-    sha256 = {name: (written or {}).get(path, "") for name, path in outputs.items()}
+    maps = {name: {"path": path, "sha256": (written or {}).get(path, "")} for name, path in outputs.items()}
+    image = maps.pop(IMAGE, None)
     return Record(
         id=item.id,
         s1=item.s1,
         opt_v2=item.opt_v2,
         mask=item.mask,
         metadata=_json(dict(item.metadata)),
-        s1_sha256=named.get("s1", ""),
-        opt_v2_sha256=named.get("opt_v2", ""),
-        mask_sha256=named.get("mask", ""),
+        s1_sha256=hashes.get("s1", ""),
+        opt_v2_sha256=hashes.get("opt_v2", ""),
+        mask_sha256=hashes.get("mask", ""),
         weights=_json(dict(job.weights)),
         settings=_json(dict(job.settings)),
-        key=job.key(item, named) if status == "done" else "",
+        key=job.key(item, hashes) if status == "done" else "",
         status=status,
         error=error,
         notes="; ".join(notes),
         seconds=round(seconds, 3),
         worker=worker or f"{socket.gethostname()}:{os.getpid()}",
         device=job.device,
-        output=job.output_name(item) if IMAGE in outputs else "",
-        output_sha256=sha256.get(IMAGE, ""),
+        output=f"{item.id}.{job.format}" if image else "",
+        output_sha256=image["sha256"] if image else "",
         output_bytes=size,
-        maps=_json({name: {"path": outputs[name], "sha256": sha256[name]} for name in outputs if name != IMAGE}),
+        maps=_json(maps),
         version=__version__,
         finished=datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
     )
@@ -235,12 +207,6 @@ def _check_places(job: Job, task: Task) -> None:
                 f"{output} exists already and the manifest does not account for it; move it away, or add {OVERWRITE} if"
                 " it may be replaced"
             )
-
-
-def _named(item: Item, hashes: Mapping[str, str]) -> dict[str, str]:
-    """Hashes by the role of the file."""
-    roles = {"s1": item.s1, "opt_v2": item.opt_v2, "mask": item.mask}
-    return {role: hashes[path] for role, path in roles.items() if path is not None and path in hashes}
 
 
 def _json(value: object) -> str:

@@ -56,15 +56,8 @@ def axs(
     """Ground an optical satellite estimate in real Sentinel-1 radar with TerraMind."""
 
 
-app.command("batch")(batch)
-app.command("demo")(demo)
-app.command("evaluate")(evaluate)
-app.command("fetch")(fetch)
-app.command("ground", cls=MultiValueCommand)(ground)
-app.command("info")(info)
-app.command("precompute", cls=MultiValueCommand)(precompute)
-app.command("report")(report)
-app.command("run", cls=MultiValueCommand)(run)
+for _command in (batch, demo, evaluate, fetch, ground, info, precompute, report, run):
+    app.command(cls=MultiValueCommand)(_command)
 app.add_typer(weights, name="weights")
 
 train = typer.Typer(help="Train models; a stopped run goes on where it was.", no_args_is_help=True)
@@ -107,7 +100,3 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         print(f"error: cannot write to standard output: {error.strerror}", file=sys.stderr)  # noqa: T201
         sys.exit(USER_ERROR)
-
-
-if __name__ == "__main__":
-    main()

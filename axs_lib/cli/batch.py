@@ -6,46 +6,27 @@ changed. Exit code 0 when every item is done, 1 when some failed, 2 when the job
 
 from __future__ import annotations
 
-from enum import StrEnum
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from axs_lib.cli import options
 from axs_lib.cli.command import printable
-from axs_lib.cli.options import BoaOffset, MaskKind, Precision, Product, S1Unit
+from axs_lib.cli.options import option
+from axs_lib.errors import InputError
 
 if TYPE_CHECKING:
     from axs_lib.batch.supervise import Summary, WorkerPool
-    from axs_lib.batch.work import Job
 
 SOME_FAILED = 1
 SHOWN_FAILURES = 10
 
 
-class Engine(StrEnum):
-    """What runs the workers."""
-
-    local = "local"
-    ray = "ray"
-
-
-class BatchStage(StrEnum):
-    """What is run on each item."""
-
-    ground = "ground"
-    pipeline = "pipeline"
-
-
-class OutputFormat(StrEnum):
-    """Output formats."""
-
-    npz = "npz"
-    tif = "tif"
-
-
+@options.with_shared
 def batch(
+    *,
     inputs: Annotated[
         str,
         typer.Argument(
@@ -54,135 +35,84 @@ def batch(
             " as known id, mask, date, lat, lon, biome.",
         ),
     ],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the outputs and the manifest.")],
+    out: Annotated[Path, option("Folder for the outputs and the manifest.", metavar="DIR")],
     stage: Annotated[
-        BatchStage, typer.Option(help="ground: Stage 3 on SAR and opt_v2; pipeline: all stages on SAR.")
-    ] = BatchStage.ground,
-    engine: Annotated[Engine, typer.Option(help="This machine's processes, or Ray.")] = Engine.local,
+        Literal["ground", "pipeline"], option("ground: Stage 3 on SAR and opt_v2; pipeline: all stages on SAR.")
+    ] = "ground",
+    engine: Annotated[Literal["local", "ray"], option("This machine's processes, or Ray.")] = "local",
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Workers, one model each; by default one a core, or as GPUs allow.")
+        int | None, option("Workers, one model each; by default one a core, or as GPUs allow.", min=1)
     ] = None,
-    address: Annotated[
-        str | None, typer.Option(help="Of a Ray cluster, such as auto; by default Ray is started here.")
-    ] = None,
+    address: Annotated[str | None, option("Of a Ray cluster, such as auto; by default Ray is started here.")] = None,
     gpus_per_worker: Annotated[
-        float | None, typer.Option(min=0, max=1, help="GPU share of a worker, such as 1 or 0.5; 0 is the CPU.")
+        float | None, option("GPU share of a worker, such as 1 or 0.5; 0 is the CPU.", min=0, max=1)
     ] = None,
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads of each worker.")] = 1,
-    mask: options.MaskOption = None,
-    mask_kind: options.MaskKindOption = MaskKind.auto,
-    mask_invert: options.MaskInvertOption = False,
-    drop: options.DropOption = None,
-    mask_buffer: options.MaskBufferOption = 0,
-    timesteps: options.TimestepsOption = None,
-    strength: options.StrengthOption = 1.0,
-    seed: options.SeedOption = 0,
-    variant: options.VariantOption = None,
-    checkpoint: options.CheckpointOption = None,
-    adapter: options.AdapterOption = None,
-    stage1_checkpoint: options.Stage1CheckpointOption = None,
-    stage2_checkpoint: options.Stage2CheckpointOption = None,
-    s1_product: options.S1ProductOption = Product.S1GRD,
-    s1_unit: options.S1UnitOption = S1Unit.auto,
-    boa_offset: options.BoaOffsetOption = BoaOffset.auto,
-    bands: options.BandsOption = None,
-    same_grid: options.SameGridOption = False,
-    correction_mode: options.CorrectionModeOption = None,
-    hold_colour: options.HoldColourOption = False,
-    device: options.DeviceOption = None,
-    dtype: options.DtypeOption = Precision.float32,
-    ensemble_size: options.EnsembleOption = None,
-    uncertainty: options.UncertaintyOption = None,
-    gate: options.GateOption = None,
-    sar_contribution: options.SarContributionOption = None,
-    stac: options.StacOption = None,
-    date: options.DateOption = None,
-    deterministic: Annotated[
-        bool, typer.Option("--deterministic", help="One tile at a time: what axs batch always does.")
-    ] = True,
-    format: Annotated[
-        OutputFormat, typer.Option(help="Of the outputs; a .tif holds the last image alone.")
-    ] = OutputFormat.npz,
-    fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at the first item that fails.")] = False,
+    threads: Annotated[int, option("CPU threads of each worker.", min=1)] = 1,
+    estimate: options.EstimateOptions,
+    scene: options.SceneOptions,
+    stages: options.StageOptions,
+    deterministic: Annotated[bool, option("One tile at a time: what axs batch always does.", "--deterministic")] = True,
+    format: Annotated[Literal["npz", "tif"], option("Of the outputs; a .tif holds the last image alone.")] = "npz",
+    fail_fast: Annotated[bool, option("Stop at the first item that fails.", "--fail-fast")] = False,
     overwrite: Annotated[
         bool,
-        typer.Option(
-            "--overwrite", help="Replace outputs that the manifest does not account for, or where it cannot be read."
-        ),
+        option("Replace outputs that the manifest does not account for, or where it cannot be read.", "--overwrite"),
     ] = False,
-    force: options.ForceOption = False,
-    quiet: options.QuietOption = False,
 ) -> None:
     """Ground many tiles with many workers; run again, it does only what is missing or changed."""
-    from dataclasses import replace
-
     from axs_lib.batch import runners
     from axs_lib.batch.items import list_items
     from axs_lib.batch.supervise import run_batch
     from axs_lib.batch.work import Job
-    from axs_lib.errors import InputError
-    from axs_lib.io.raster import parse_bands
     from axs_lib.terramind.weights import DEFAULT_VARIANT
 
-    # 1. What can be refused without reading anything.
-    pipeline = stage is BatchStage.pipeline
-    name = variant or DEFAULT_VARIANT
-    steps = options.recommended_timesteps(name) if timesteps is None and not pipeline else timesteps
-    # Torch, which the stages' own checks bring, is left to the workers: this process stays small.
-    if steps is not None and not 1 <= steps <= 1000:
-        raise InputError(f"--timesteps is {steps}; expected an integer from 1 to 1000")
-    if not 0 <= strength <= 1:
-        raise InputError(f"--strength is {strength}; expected a number from 0 (keep the estimate) to 1")
-    if address is not None and engine is not Engine.ray:
+    # 1. What can be refused without reading anything. Torch is left to the workers: this process stays small.
+    pipeline = stage == "pipeline"
+    steps = scene.steps() if scene.timesteps is not None or not pipeline else None
+    estimate.check_strength()
+    if address is not None and engine != "ray":
         raise InputError("--address names a Ray cluster and --engine is local; add --engine ray")
-    only_ground = {"--mask": mask, "--correction-mode": correction_mode}
-    only_pipeline = {"--stage1-checkpoint": stage1_checkpoint, "--stage2-checkpoint": stage2_checkpoint}
-    wrong = [option for option, value in (only_ground if pipeline else only_pipeline).items() if value]
+    only_ground = {"mask": estimate.mask, "correction_mode": estimate.correction_mode}
+    wrong = [name for name, value in (only_ground if pipeline else asdict(stages)).items() if value]
     if wrong:
-        raise InputError(f"--stage {stage.value} has no {wrong[0]}; leave it out, or choose the other --stage")
-    share = _gpu_share(device, gpus_per_worker)
-    folders = {"uncertainty": uncertainty, "gate": gate, "sar_contribution": sar_contribution, "stac": stac}
-    maps = {key: str(folder.resolve()) for key, folder in folders.items() if folder is not None}
+        option = f"--{wrong[0].replace('_', '-')}"
+        raise InputError(f"--stage {stage} has no {option}; leave it out, or choose the other --stage")
+    share = _gpu_share(scene.device, gpus_per_worker)
+    common = scene.for_scene()
+    folders = {name: common[name] for name in ("uncertainty", "gate", "sar_contribution", "stac")}
+    maps = {name: str(folder.resolve()) for name, folder in folders.items() if folder}
 
     # 2. List the items; find the weights, once for all workers.
-    items = list_items(inputs, stage.value, (out, *map(Path, maps.values())))
+    items = list_items(inputs, stage, (out, *map(Path, maps.values())))
+    first = next((Path(item.mask) for item in items if item.mask), None)
+    trust = estimate.mask_file(estimate.mask or first)
     how: dict[str, Any] = {"path": None}
-    if mask is not None or mask_kind is not MaskKind.auto or mask_invert or drop or mask_buffer:
-        named = mask or next((Path(item.mask) for item in items if item.mask), None)
-        trust = options.mask_file(named, mask_kind, mask_invert, drop, mask_buffer)
-        if trust is not None:
-            dropped = None if trust.drop is None else list(trust.drop)
-            how |= {"kind": trust.kind, "invert": trust.invert, "buffer": trust.buffer, "drop": dropped}
-    if mask is not None and str(mask).lower() == "scl" and not mask.exists():
+    if trust is not None:
+        dropped = None if trust.drop is None else list(trust.drop)
+        how |= {"kind": trust.kind, "invert": trust.invert, "buffer": trust.buffer, "drop": dropped}
+    if str(estimate.mask).lower() == "scl" and not Path(str(estimate.mask)).exists():
         how["path"] = "scl"
-    elif mask is not None:
-        items = [replace(item, mask=item.mask or str(mask.resolve())) for item in items]
-    if date is not None:
-        items = [replace(item, metadata={"date": date, **item.metadata}) for item in items]
+    elif estimate.mask is not None:
+        items = [replace(item, mask=item.mask or str(estimate.mask.resolve())) for item in items]
+    if scene.date is not None:
+        items = [replace(item, metadata={"date": scene.date, **item.metadata}) for item in items]
+    several = scene.uncertainty or pipeline
     settings: dict[str, Any] = {
-        "stage": stage.value,
-        "variant": name,
+        **{name: common[name] for name in ("seed", "s1_unit", "bands", "same_grid")},
+        "stage": stage,
+        "variant": scene.variant or DEFAULT_VARIANT,
         "timesteps": steps,
-        "seed": seed,
-        "s1_product": s1_product.value,
-        "s1_unit": s1_unit.value,
-        "boa_offset": boa_offset.value,
-        "bands": parse_bands(bands),
-        "same_grid": same_grid,
-        "strength": strength,
-        "ensemble_size": ensemble_size or (options.DEFAULT_ENSEMBLE if uncertainty or pipeline else 1),
-        "hold_colour": hold_colour,
-        "correction_mode": correction_mode and correction_mode.value,
-        "dtype": dtype.value,
+        "s1_product": scene.s1_product,
+        "boa_offset": estimate.boa_offset,
+        "strength": estimate.strength,
+        "ensemble_size": scene.ensemble_size or (options.DEFAULT_ENSEMBLE if several else 1),
+        "hold_colour": scene.hold_colour,
+        "correction_mode": estimate.correction_mode,
+        "dtype": scene.dtype,
         "mask": how,
     }
-    given = {
-        "checkpoint": checkpoint,
-        "adapter": adapter,
-        "stage1_checkpoint": stage1_checkpoint,
-        "stage2_checkpoint": stage2_checkpoint,
-    }
-    checkpoints = {key: str(value.resolve()) for key, value in given.items() if value is not None}
+    given = {"checkpoint": scene.checkpoint, "adapter": scene.adapter, **asdict(stages)}
+    checkpoints = {name: str(path.resolve()) for name, path in given.items() if path is not None}
     job = Job(
         make_runner=runners.build_runner,
         settings=settings,
@@ -190,15 +120,23 @@ def batch(
         out=str(out.resolve()),
         maps=maps,
         checkpoints=checkpoints,
-        force=force,
-        format=format.value,
+        force=scene.force,
+        format=format,
         device="cuda" if share > 0 else "cpu",
         threads=threads,
     )
 
     # 3. Run.
-    pool = _pool(engine, job, workers, share, address)
-    summary = run_batch(job, items, pool, fail_fast=fail_fast, overwrite=overwrite, progress=not quiet)
+    pool: WorkerPool
+    if engine == "ray":
+        from axs_lib.batch.ray_engine import RayPool
+
+        pool = RayPool(job, workers, share, address)
+    else:
+        from axs_lib.batch.local import LocalPool
+
+        pool = LocalPool(job, workers, share)
+    summary = run_batch(job, items, pool, fail_fast=fail_fast, overwrite=overwrite, progress=not scene.quiet)
 
     # 4. Say what became of them.
     _report(summary, out)
@@ -208,8 +146,6 @@ def batch(
 
 def _gpu_share(device: str | None, share: float | None) -> float:
     """Share of a GPU that each worker takes, by ``--device`` and ``--gpus-per-worker``."""
-    from axs_lib.errors import InputError
-
     if device not in (None, "cpu", "cuda"):
         raise InputError(
             f"--device is {device}; expected cpu or cuda: choose GPUs by CUDA_VISIBLE_DEVICES, and workers on each by"
@@ -218,16 +154,6 @@ def _gpu_share(device: str | None, share: float | None) -> float:
     if device == "cpu" and share:
         raise InputError(f"--device is cpu and --gpus-per-worker {share:g}; expected one of them")
     return share if share is not None else float(device == "cuda")
-
-
-def _pool(engine: Engine, job: Job, workers: int | None, gpus_per_worker: float, address: str | None) -> WorkerPool:
-    if engine is Engine.ray:
-        from axs_lib.batch.ray_engine import RayPool
-
-        return RayPool(job, workers, gpus_per_worker, address)
-    from axs_lib.batch.local import LocalPool
-
-    return LocalPool(job, workers, gpus_per_worker)
 
 
 def _report(summary: Summary, out: Path) -> None:

@@ -7,123 +7,84 @@ the flood, kinds of estimates and gaps that were asked for and, with ``--json``,
 
 from __future__ import annotations
 
-from enum import StrEnum
+import json
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from axs_lib.cli import options
-from axs_lib.cli.options import CorrectionMode, Precision, Product
+from axs_lib.cli.options import option
+from axs_lib.errors import InputError
 
 if TYPE_CHECKING:
     from axs_lib.pipeline import Pipeline
     from axs_lib.stage3_tm_ground import Stage3GroundingModel
 
 
-class PairQuality(StrEnum):
-    """Which pairs to evaluate."""
-
-    ok = "ok"
-    all = "all"
+Stage = Literal["ground", "pipeline"]
+EstimateSource = Literal["file", "stage2", "degraded", "cloudy"]
 
 
-class EvaluatedStage(StrEnum):
-    """What to evaluate."""
-
-    ground = "ground"
-    pipeline = "pipeline"
-
-
-class EstimateSource(StrEnum):
-    """Where opt_v2 comes from."""
-
-    file = "file"
-    stage2 = "stage2"
-    degraded = "degraded"
-    cloudy = "cloudy"
-
-
+@options.with_shared
 def evaluate(
-    data: Annotated[
-        Path, typer.Option(help="Folder of NPZ pairs with s1 (2,H,W) dB, s2 (4,H,W) DN, optionally opt_v2.")
-    ],
-    variant: Annotated[str, typer.Option(help="nano, or terramind_v1_tiny, _small, _base, _large.")] = "nano",
-    checkpoint: options.CheckpointOption = None,
-    adapter: options.AdapterOption = None,
+    *,
+    data: Annotated[Path, option("Folder of NPZ pairs with s1 (2,H,W) dB, s2 (4,H,W) DN, optionally opt_v2.")],
+    variant: Annotated[str, option("nano, or terramind_v1_tiny, _small, _base, _large.")] = "nano",
+    model: options.ModelOptions,
+    stages: options.StageOptions,
     stage: Annotated[
-        EvaluatedStage, typer.Option(help="ground: Stage 3 by itself; pipeline: all three stages, from SAR alone.")
-    ] = EvaluatedStage.ground,
+        Stage, option("ground: Stage 3 by itself; pipeline: all three stages, from SAR alone.")
+    ] = "ground",
     opt_v2_source: Annotated[
         EstimateSource | None,
-        typer.Option(
-            help="What Stage 3 grounds. file: the pair's own opt_v2, simulated from the truth where it has none;"
+        option(
+            "What Stage 3 grounds. file: the pair's own opt_v2, simulated from the truth where it has none;"
             " degraded: simulated; cloudy: the pair's cloudy image; stage2: made by Stages 1 and 2. By default"
             " file, and stage2 of the pipeline."
         ),
     ] = None,
-    stage1_checkpoint: options.Stage1CheckpointOption = None,
-    stage2_checkpoint: options.Stage2CheckpointOption = None,
     timesteps: Annotated[
         str | None,
-        typer.Option(
-            metavar="N[,N ...]",
-            help="Network evaluations, 1 to 1000; of the pipeline, for Stages 1 and 3 each. Several, as 1,5,10,"
+        option(
+            "Network evaluations, 1 to 1000; of the pipeline, for Stages 1 and 3 each. Several, as 1,5,10,"
             " are compared. By default what the weights recommend (nano: 1).",
+            metavar="N[,N ...]",
         ),
     ] = None,
     correction_mode: options.CorrectionModeOption = None,
-    hold_colour: options.HoldColourOption = False,
-    quality: Annotated[
-        PairQuality, typer.Option(help="ok: clear tiles; all: clouds, snow and water too.")
-    ] = PairQuality.ok,
-    groups: Annotated[str | None, typer.Option(help="Only these groups (places, dates), with commas between.")] = None,
-    seed: options.SeedOption = 0,
+    quality: Annotated[Literal["ok", "all"], option("ok: clear tiles; all: clouds, snow and water too.")] = "ok",
+    groups: Annotated[str | None, option("Only these groups (places, dates), with commas between.")] = None,
     controls: Annotated[
         bool,
-        typer.Option(
-            "--controls", help="Also with another tile's SAR, another tile's proposal, no SAR, and constant colours."
-        ),
+        option("Also with another tile's SAR, another tile's proposal, no SAR, and constant colours.", "--controls"),
     ] = False,
     no_sar_checkpoint: Annotated[
-        Path | None, typer.Option(help="Also measure these Stage 3 weights, retrained without SAR.")
+        Path | None, option("Also measure these Stage 3 weights, retrained without SAR.")
     ] = None,
     plain_checkpoint: Annotated[
-        Path | None, typer.Option(help="Also measure this plain U-Net; with --gaps, trained to fill gaps.")
+        Path | None, option("Also measure this plain U-Net; with --gaps, trained to fill gaps.")
     ] = None,
-    flood: Annotated[bool, typer.Option("--flood", help="Also simulate a flood that only the SAR shows.")] = False,
+    flood: Annotated[bool, option("Also simulate a flood that only the SAR shows.", "--flood")] = False,
     damages: Annotated[
-        bool,
-        typer.Option(
-            "--damages", help="Also ground the truth itself, and estimates of every kind, trained on and left out."
-        ),
+        bool, option("Also ground the truth itself, and estimates of every kind, trained on and left out.", "--damages")
     ] = False,
-    gaps: Annotated[bool, typer.Option("--gaps", help="Also fill simulated and real cloud gaps.")] = False,
+    gaps: Annotated[bool, option("Also fill simulated and real cloud gaps.", "--gaps")] = False,
     uncertainty: Annotated[
-        bool, typer.Option("--uncertainty", help="Also ask whether the uncertainty map says how wrong opt_v3 is.")
+        bool, option("Also ask whether the uncertainty map says how wrong opt_v3 is.", "--uncertainty")
     ] = False,
-    ensemble_size: Annotated[int, typer.Option(min=1, help="Members of the ensemble that --uncertainty measures.")] = 4,
-    members: Annotated[int, typer.Option(min=1, help="Members of the ensemble whose mean is measured as opt_v3.")] = 1,
-    s1_product: options.S1ProductOption = Product.S1GRD,
-    device: options.DeviceOption = None,
-    dtype: options.DtypeOption = Precision.float32,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Write the whole report here.")
-    ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing report.")] = False,
-    force: options.ForceOption = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar and no line per tile.")] = False,
+    ensemble_size: Annotated[int, option("Members of the ensemble that --uncertainty measures.", min=1)] = 4,
+    members: Annotated[int, option("Members of the ensemble whose mean is measured as opt_v3.", min=1)] = 1,
+    json_file: Annotated[Path | None, option("Write the whole report here.", "--json", metavar="FILE")] = None,
+    overwrite: Annotated[bool, option("Replace an existing report.", "--overwrite")] = False,
+    quiet: Annotated[bool, option("No progress bar and no line per tile.", "--quiet", "-q")] = False,
 ) -> None:
     """Measure opt_v3 beside opt_v2 on real pairs: per tile, in the mean and in the median.
 
     Where a pair carries no opt_v2 of its own, Stage 2 is simulated from the truth and the report says so. The pipeline
     makes its own opt_v1 and opt_v2, from the SAR and what the folder's index knows of day and place.
     """
-    import json
-
     from rich.console import Console
 
-    from axs_lib.adapters import load_adapter
     from axs_lib.evaluate import Estimates, Floods, Gaps, Scenario, Uncertainty
     from axs_lib.evaluate import evaluate as take_over
     from axs_lib.evaluate.estimates import tile_table, timesteps_rows, timesteps_table
@@ -131,45 +92,30 @@ def evaluate(
     from axs_lib.evaluate.plain import load_plain
     from axs_lib.evaluate.sources import select_pairs
     from axs_lib.io.atomic import atomic_write, check_output
-    from axs_lib.stage3_tm_ground import Stage3GroundingModel
 
     # 1. What can be refused is refused before the model is loaded.
     steps = [options.recommended_timesteps(variant)] if timesteps is None else _steps(timesteps)
-    whole = _is_whole(stage, opt_v2_source, stage1_checkpoint, stage2_checkpoint)
-    source: Any = (opt_v2_source or (EstimateSource.stage2 if whole else EstimateSource.file)).value
+    whole = _is_whole(stage, opt_v2_source, any(asdict(stages).values()))
+    source: EstimateSource = opt_v2_source or ("stage2" if whole else "file")
     if json_file is not None:
         check_output(json_file, overwrite)
     chosen = None if groups is None else [group.strip() for group in groups.split(",") if group.strip()]
-    records = select_pairs(data, quality.value, chosen, source)
+    records = select_pairs(data, quality, chosen, source)
 
     # 2. The model, and those it is measured against.
-    import torch
-
-    target = options.torch_device(device)
-    build: dict[str, Any] = {"variant": variant, "device": str(target), "s1_product": s1_product.value}
-    weights = {"stage1_checkpoint": stage1_checkpoint, "stage2_checkpoint": stage2_checkpoint}
-    model = _build(
-        whole,
-        steps[0],
-        correction_mode,
-        checkpoint=None if checkpoint is None else str(checkpoint),
-        **build,
-        **{name: path for name, path in weights.items() if path is not None},
-    )
-    if adapter is not None:
-        load_adapter(model, adapter)
-    if dtype != Precision.float32:
-        model.use_precision(getattr(torch, dtype))
-    if hold_colour:
-        stage3 = model if isinstance(model, Stage3GroundingModel) else model.stage3
-        stage3.hold_colour = True
+    common: dict[str, Any] = {"variant": variant, "correction_mode": correction_mode}
+    common["device"] = options.torch_device(model.device)
+    measured = model.build("pipeline" if whole else "ground", steps[0], **common, **(asdict(stages) if whole else {}))
+    if model.hold_colour:
+        getattr(measured, "stage3", measured).hold_colour = True
     no_sar = plain = None
     if no_sar_checkpoint is not None:
-        no_sar = _stage3(steps[0], correction_mode, checkpoint=str(no_sar_checkpoint), **build)
+        blind = options.ModelOptions(no_sar_checkpoint, s1_product=model.s1_product)
+        no_sar = blind.build("ground", steps[0], **common)
     if plain_checkpoint is not None:
-        plain = load_plain(plain_checkpoint).to(model.device)
+        plain = load_plain(plain_checkpoint).to(measured.device)
 
-    met = sorted({record.group for record in records} & _groups_of_training(model))
+    met = sorted({record.group for record in records} & _groups_of_training(measured))
     if met:
         tiles = sum(record.group in met for record in records)
         Console(stderr=True).print(
@@ -181,8 +127,7 @@ def evaluate(
         )
 
     # 3. What is asked of it, in one walk over the tiles for each number of timesteps.
-    estimates = Estimates(controls=controls, members=members, no_sar=no_sar, plain=plain)
-    scenarios: list[Scenario] = [estimates]
+    scenarios: list[Scenario] = [Estimates(controls=controls, members=members, no_sar=no_sar, plain=plain)]
     if flood:
         scenarios.append(Floods())
     if damages:
@@ -196,15 +141,15 @@ def evaluate(
     written = {}
     for count in steps:
         report = take_over(
-            model,
+            measured,
             data,
             scenarios,
             timesteps=count,
             source=source,
-            quality=quality.value,
+            quality=quality,
             groups=chosen,
-            seed=seed,
-            force=force,
+            seed=model.seed,
+            force=model.force,
             progress=not quiet,
         )
         written[count] = report.to_json() | {"groups_of_training": met}
@@ -225,68 +170,36 @@ def evaluate(
 
 def _groups_of_training(model: Stage3GroundingModel | Pipeline) -> set[str]:
     """The groups that the weights of a model, or of its stages, were trained or chosen on, as their headers say."""
-    import json
-
     from axs_lib.hub import source_header
 
     stages: list[Any] = [getattr(model, "stage2", None), getattr(model, "stage3", model)]
     parts = stages + [getattr(stages[1], name, None) for name in ("terramind_generator", "corrector")]
-    groups: set[str] = set()
-    for header in (source_header(getattr(part, "weights", None)) for part in parts):
-        for key in ("train_groups", "validation_groups"):
-            groups |= set(json.loads(header.get(key, "[]")))
-    return groups
+    headers = [source_header(getattr(part, "weights", None)) for part in parts]
+    lists = [json.loads(h.get(key, "[]")) for h in headers for key in ("train_groups", "validation_groups")]
+    return {group for groups in lists for group in groups}
 
 
 def _steps(timesteps: str) -> list[int]:
     """The numbers of network evaluations, each once, in the order given."""
-    from axs_lib.errors import InputError
-    from axs_lib.terramind.sampler import check_timesteps
-
     try:
         steps = [int(part) for part in timesteps.split(",")]
     except ValueError:
         raise InputError(
             f"--timesteps is {timesteps!r}; expected a whole number, or several with commas between, as 1,5,10"
         ) from None
-    return [check_timesteps(count) for count in dict.fromkeys(steps)]
+    return [options.check_timesteps(count) for count in dict.fromkeys(steps)]
 
 
-def _is_whole(
-    stage: EvaluatedStage, source: EstimateSource | None, stage1_checkpoint: Path | None, stage2_checkpoint: Path | None
-) -> bool:
+def _is_whole(stage: Stage, source: EstimateSource | None, has_checkpoints: bool) -> bool:
     """Whether Stages 1 and 2 make the estimate."""
-    from axs_lib.errors import InputError
-
-    whole = stage is EvaluatedStage.pipeline or source is EstimateSource.stage2
-    if whole and source not in (None, EstimateSource.stage2):
+    whole = stage == "pipeline" or source == "stage2"
+    if whole and source not in (None, "stage2"):
         raise InputError(
             f"--opt-v2-source is {source} with --stage pipeline, which makes its own opt_v2; leave --stage out"
         )
-    if not whole and (stage1_checkpoint or stage2_checkpoint):
+    if not whole and has_checkpoints:
         raise InputError(
             "--stage1-checkpoint and --stage2-checkpoint are for opt_v2 made by Stages 1 and 2; add --stage"
             " pipeline or --opt-v2-source stage2"
         )
     return whole
-
-
-def _build(
-    whole: bool, timesteps: int, correction_mode: CorrectionMode | None, **given: Any
-) -> Stage3GroundingModel | Pipeline:
-    from axs_lib import pipeline
-
-    if not whole:
-        return _stage3(timesteps, correction_mode, **given)
-    stages = pipeline.build_pipeline(stage1_timesteps=timesteps, stage3_timesteps=timesteps, **given)
-    if correction_mode is not None:
-        stages.stage3.correction_mode = correction_mode.value
-    return stages
-
-
-def _stage3(timesteps: int, correction_mode: CorrectionMode | None, **given: Any) -> Stage3GroundingModel:
-    from axs_lib import stage3_tm_ground
-
-    if correction_mode is not None:
-        given["correction_mode"] = correction_mode.value
-    return stage3_tm_ground.build_stage3_model(timesteps, **given)

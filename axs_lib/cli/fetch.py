@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from axs_lib.cli import options
-from axs_lib.cli.options import S1Unit
+from axs_lib.cli.options import option
 
 
 def fetch(
@@ -20,13 +20,13 @@ def fetch(
         str, typer.Argument(metavar="CATALOG", help="Address of a STAC API, or path of a static catalogue.")
     ],
     bounds: options.BoundsOption,
-    dates: Annotated[str, typer.Option(help="First and last day, as 2021-07-01/2021-07-31.")],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for s1.tif, s2.tif and trust.tif.")],
+    dates: Annotated[str, option("First and last day, as 2021-07-01/2021-07-31.")],
+    out: Annotated[Path, option("Folder for s1.tif, s2.tif and trust.tif.", metavar="DIR")],
     sar_collection: Annotated[
-        str, typer.Option(help="Collection of terrain-corrected Sentinel-1 backscatter.")
+        str, option("Collection of terrain-corrected Sentinel-1 backscatter.")
     ] = "sentinel-1-rtc",
-    optical_collection: Annotated[str, typer.Option(help="Collection of Sentinel-2 L2A.")] = "sentinel-2-l2a",
-    s1_unit: options.S1UnitOption = S1Unit.auto,
+    optical_collection: Annotated[str, option("Collection of Sentinel-2 L2A.")] = "sentinel-2-l2a",
+    s1_unit: options.S1UnitOption = "auto",
     crs: options.CrsOption = None,
     res: options.ResOption = None,
     overwrite: options.OverwriteOption = False,
@@ -37,7 +37,7 @@ def fetch(
 
     place = options.parse_edges(bounds or "", crs)
     pair = find_pair(catalog, place, dates, sar_collection=sar_collection, optical_collection=optical_collection)
-    arrays = load_pair(pair, crs=crs, resolution=res, s1_unit=s1_unit.value)
+    arrays = load_pair(pair, crs=crs, resolution=res, s1_unit=s1_unit)
     s1, s2, *trust = save_pair(arrays, out, overwrite=overwrite)
     if quiet:
         return

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,8 +15,6 @@ import typer
 
 if TYPE_CHECKING:
     from axs_lib.terramind.weights import Variant
-
-Show = Callable[[str], None]
 
 PACKAGES = ("torch", "terratorch", "diffusers", "rasterio", "numpy")
 
@@ -32,120 +28,65 @@ PARAMETERS = {
 }
 
 
-@dataclass(frozen=True)
-class Weights:
-    """Where a variant's weights would come from.
-
-    Attributes:
-        source: in words.
-        files: the files that are here; empty where they would have to be fetched.
-        complete: whether nothing would have to be fetched.
-    """
-
-    source: str
-    files: tuple[Path, ...]
-    complete: bool
-
-
 def info(
     variant: Annotated[str | None, typer.Option(help="Only this variant, with its files and hashes.")] = None,
 ) -> None:
     """Show versions, variants and where their weights come from."""
+    from importlib.metadata import version
+
     from rich.console import Console
 
-    from axs_lib.terramind.weights import VARIANTS, find_variant
+    from axs_lib import __version__
+    from axs_lib.terramind.weights import VARIANTS, find_variant, sha256_file
 
-    console = Console(highlight=False)
-
-    def show(line: str) -> None:
-        console.print(line, markup=False, soft_wrap=True)
-
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    spec = find_variant(variant or "nano")
+    source, here = find_weights(spec)
     if variant is not None:
-        _show_variant(show, find_variant(variant))
-        return
-    from rich.table import Table
-
-    _show_installation(show)
-    table = Table("variant", "encoder-decoder", "detokenizer", "weights", box=None, pad_edge=False)
-    for spec in VARIANTS.values():
         core, detokenizer = PARAMETERS[spec.name]
-        table.add_row(spec.name, f"{core:.1f} M", f"{detokenizer:.1f} M", find_weights(spec).source)
-    console.print()
-    console.print(table)
-    show("A variant that is not cached: axs weights download VARIANT")
-    nano = find_weights(VARIANTS["nano"])
-    console.print()
-    for path in nano.files:
-        _show_file(show, path)
+        console.print(f"{spec.name}: {core:.1f} M encoder-decoder + {detokenizer:.1f} M detokenizer parameters")
+        console.print(f"weights: {source}")
+        for file in spec.published:
+            console.print(f"  {file.repo}/{file.name}")
+            console.print(f"    commit {file.commit or 'not pinned'}, sha256 {file.sha256 or 'not known'}")
+    else:
+        from rich.table import Table
+
+        system = f"{platform.system()} {platform.machine()}"
+        console.print(f"axion-sat {__version__}  python {platform.python_version()}  {system}")
+        console.print("  ".join(f"{name} {version(name)}" for name in PACKAGES))
+        console.print(f"{os.cpu_count()} CPU cores, {_gpus()}\n")
+        table = Table("variant", "encoder-decoder", "detokenizer", "weights", box=None, pad_edge=False)
+        for each in VARIANTS.values():
+            core, detokenizer = PARAMETERS[each.name]
+            table.add_row(each.name, f"{core:.1f} M", f"{detokenizer:.1f} M", find_weights(each)[0])
+        console.print(table, soft_wrap=False)
+        console.print("A variant that is not cached: axs weights download VARIANT\n")
+    for path in here:
+        console.print(f"{path}  {path.stat().st_size / 1e6:.1f} MB\n  sha256 {sha256_file(path)}")
 
 
-def find_weights(spec: Variant) -> Weights:
-    """Where the weights of a variant would come from now, without asking the network."""
+def find_weights(spec: Variant) -> tuple[str, list[Path]]:
+    """Where a variant's weights would come from, in words, and its files that are here; the network is not asked."""
     from axs_lib.errors import WeightsError
     from axs_lib.terramind.weights import WEIGHTS_VARIABLE, packaged
 
     if spec.packaged:
         try:
-            return Weights("packaged", (packaged(spec.name),), True)
+            return "packaged", [packaged(spec.name)]
         except WeightsError:
-            return Weights("packaged, and missing from this installation", (), False)
+            return "packaged, and missing from this installation", []
     if os.environ.get(WEIGHTS_VARIABLE):
         path = Path(os.environ[WEIGHTS_VARIABLE])
-        here = path.exists()
-        state = "" if here else " (does not exist)"
-        return Weights(f"{WEIGHTS_VARIABLE}={path}{state}", (path,) if path.is_file() else (), here)
-    return _hub_weights(spec)
-
-
-def _hub_weights(spec: Variant) -> Weights:
+        state = "" if path.exists() else " (does not exist)"
+        return f"{WEIGHTS_VARIABLE}={path}{state}", [path] if path.is_file() else []
     from huggingface_hub import try_to_load_from_cache
 
-    wanted = [file for file in (spec.generator, spec.tokenizer) if file is not None]
-    found = [try_to_load_from_cache(file.repo, file.name, revision=file.commit) for file in wanted]
-    files = tuple(Path(path) for path in found if isinstance(path, str))
-    if len(files) == len(wanted):
-        return Weights("Hugging Face Hub, cached", files, True)
-    if files:
-        return Weights(f"Hugging Face Hub, {len(files)} of {len(wanted)} files cached", files, False)
-    return Weights("Hugging Face Hub, not cached", files, False)
-
-
-def _show_installation(show: Show) -> None:
-    from axs_lib import __version__
-
-    system = f"{platform.system()} {platform.machine()}"
-    show(f"axion-sat {__version__}  python {platform.python_version()}  {system}")
-    show("  ".join(f"{name} {_version(name)}" for name in PACKAGES))
-    show(f"{os.cpu_count()} CPU cores, {_gpus()}")
-
-
-def _show_variant(show: Show, spec: Variant) -> None:
-    core, detokenizer = PARAMETERS[spec.name]
-    weights = find_weights(spec)
-    show(f"{spec.name}: {core:.1f} M encoder-decoder + {detokenizer:.1f} M detokenizer parameters")
-    show(f"weights: {weights.source}")
-    for file in (spec.generator, spec.tokenizer):
-        if file is not None:
-            show(f"  {file.repo}/{file.name}")
-            show(f"    commit {file.commit or 'not pinned'}, sha256 {file.sha256 or 'not known'}")
-    for path in weights.files:
-        _show_file(show, path)
-
-
-def _show_file(show: Show, path: Path) -> None:
-    from axs_lib.terramind.weights import sha256_file
-
-    show(f"{path}  {path.stat().st_size / 1e6:.1f} MB")
-    show(f"  sha256 {sha256_file(path)}")
-
-
-def _version(package: str) -> str:
-    from importlib import metadata
-
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"
+    found = [try_to_load_from_cache(file.repo, file.name, revision=file.commit) for file in spec.published]
+    files = [Path(path) for path in found if isinstance(path, str)]
+    if files and len(files) < len(found):
+        return f"Hugging Face Hub, {len(files)} of {len(found)} files cached", files
+    return f"Hugging Face Hub, {'cached' if files else 'not cached'}", files
 
 
 def _gpus() -> str:

@@ -1,18 +1,22 @@
 """Every option that commands share: its name, its default and its meaning, once; and what turns words into objects.
 
-In: the words of a command line. Out: types for Typer's parameters, and masks, grids, devices and settings made of their
-values. Imports neither torch nor rasterio until one of the functions is called.
+A command takes the dataclasses here as parameters; ``with_shared`` turns their fields into its options. Imports neither
+torch nor rasterio until one of the functions is called.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from enum import StrEnum
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+
+from axs_lib.errors import AxionError, InputError
 
 if TYPE_CHECKING:
     from axs_lib.io.grid import SceneGrid
@@ -20,198 +24,219 @@ if TYPE_CHECKING:
     from axs_lib.scenes.api import SceneResult
 
 DEFAULT_ENSEMBLE = 4  # members, where an uncertainty map is written and no size is given
+MOST_TIMESTEPS = 1000
 
 
-class Precision(StrEnum):
-    """Arithmetic of the network."""
-
-    float32 = "float32"
-    bfloat16 = "bfloat16"
+Product = Literal["S1GRD", "S1RTC"]
+S1Unit = Literal["auto", "db", "power", "amplitude"]
+CorrectionMode = Literal["learned", "difference"]
 
 
-class Product(StrEnum):
-    """Kind of Sentinel-1 image."""
-
-    S1GRD = "S1GRD"
-    S1RTC = "S1RTC"
-
-
-class MaskKind(StrEnum):
-    """What the values of a mask mean."""
-
-    auto = "auto"
-    boolean = "boolean"
-    trust = "trust"
-    scl = "scl"
-
-
-class CorrectionMode(StrEnum):
-    """How a correction is made."""
-
-    learned = "learned"
-    difference = "difference"
-
-
-class S1Unit(StrEnum):
-    """Unit of the backscatter."""
-
-    auto = "auto"
-    db = "db"
-    power = "power"
-    amplitude = "amplitude"
-
-
-class BoaOffset(StrEnum):
-    """What Sentinel-2 DN hold too much."""
-
-    auto = "auto"
-    none = "0"
-    thousand = "1000"
+def option(help: str, *names: str, **more: Any) -> Any:
+    """``typer.Option`` with its help first."""
+    return typer.Option(*names, help=help, **more)
 
 
 def _path(help: str, metavar: str = "PATH") -> Any:
     return typer.Option(metavar=metavar, help=help)
 
 
-# Inputs
+# Options of some commands
 S1Option = Annotated[
     list[str],
-    typer.Option(
+    option(
+        "VV and VH: one stack, or one file a band: GeoTIFF, COG, JPEG 2000, .npz or .pt. On another grid it is warped.",
         metavar="FILE [FILE]",
-        help="VV and VH: one stack, or one file a band: GeoTIFF, COG, JPEG 2000, .npz or .pt. On another grid it"
-        " is warped.",
     ),
 ]
-BandsOption = Annotated[
-    str | None, typer.Option(help="Order of the bands in the files, as B04,B03,B02,B08, where they do not say it.")
-]
-S1UnitOption = Annotated[
-    S1Unit, typer.Option(help="Unit of the SAR; auto goes by names and values and prints what it decided.")
-]
-S1ProductOption = Annotated[Product, typer.Option(help="Kind of Sentinel-1 image.")]
-BoaOffsetOption = Annotated[
-    BoaOffset, typer.Option(help="BOA offset in the DN of Sentinel-2; auto goes by the product's metadata.")
-]
-SameGridOption = Annotated[
-    bool,
-    typer.Option("--same-grid", help="Lay images of one size on each other, although one does not say where it lies."),
-]
-ForceOption = Annotated[bool, typer.Option("--force", help="Accept values that do not look like dB and DN.")]
-MaskOption = Annotated[
-    Path | None,
-    _path(
-        "Where the optical image was observed: 1 is clear and kept as it is, 0 is unknown and filled from SAR and"
-        " context. A boolean mask, a trust map in 0..1, or a scene classification (SCL); scl is that of the Sentinel-2"
-        " product given as the image.",
-        "FILE",
-    ),
-]
-MaskKindOption = Annotated[MaskKind, typer.Option(help="What the values of --mask mean.")]
-MaskInvertOption = Annotated[bool, typer.Option("--mask-invert", help="1 is unknown in --mask, as in a cloud mask.")]
-DropOption = Annotated[
-    str | None,
-    typer.Option(
-        metavar="CLASSES",
-        help="SCL classes that count as unknown, by name or number; by default no_data,saturated_or_defective,"
-        "cloud_shadow,cloud_medium,cloud_high,thin_cirrus.",
-    ),
-]
-MaskBufferOption = Annotated[int, typer.Option(metavar="PX", min=0, help="Pixels by which what is unknown grows.")]
-
-# The model
-VariantOption = Annotated[
-    str | None, typer.Option(help="nano, or terramind_v1_tiny, _small, _base (default) or _large.")
-]
-CheckpointOption = Annotated[Path | None, _path("TerraMind weights from this file or folder.")]
-AdapterOption = Annotated[
-    Path | None,
-    _path("LoRA adapter and grounding head for Stage 3, from this folder of `axs train stage3` or `head`.", "DIR"),
-]
-Stage1CheckpointOption = Annotated[Path | None, _path("Stage 1 weights, where they are not those of Stage 3.")]
-Stage2CheckpointOption = Annotated[Path | None, _path("Stage 2 weights from this file or folder.")]
-DeviceOption = Annotated[
-    str | None, typer.Option(help="cpu, cuda, cuda:1 ...; by default a GPU where there is one, else the CPU.")
-]
-DtypeOption = Annotated[
-    Precision, typer.Option(help="Arithmetic; bfloat16 is faster where the processor has the instructions.")
-]
+S1UnitOption = Annotated[S1Unit, option("Unit of the SAR; auto goes by names and values and prints what it decided.")]
 TimestepsOption = Annotated[
     int | None,
-    typer.Option(
-        help="Network evaluations, 1 to 1000: 1 is the most accurate, more are sharper; by default what the weights"
+    option(
+        "Network evaluations, 1 to 1000: 1 is the most accurate, more are sharper; by default what the weights"
         " recommend (nano: 1)."
     ),
 ]
-StrengthOption = Annotated[
-    float, typer.Option(help="How far from the estimate the denoiser starts, 0 to 1; 0 keeps it.")
-]
-SeedOption = Annotated[int, typer.Option(help="Seed of the noise.")]
-EnsembleOption = Annotated[
-    int | None, typer.Option(min=1, help="Members averaged; by default 4 where an uncertainty map is written, else 1.")
-]
 CorrectionModeOption = Annotated[
-    CorrectionMode | None, typer.Option(help="How a correction is made; by default what the weights were trained for.")
-]
-HoldColourOption = Annotated[
-    bool, typer.Option("--hold-colour", help="Change detail only: no flood comes through, none is invented.")
+    CorrectionMode | None, option("How a correction is made; by default what the weights were trained for.")
 ]
 DeterministicOption = Annotated[
-    bool, typer.Option("--deterministic", help="One tile at a time, so that runs agree to the last DN; slower.")
+    bool, option("One tile at a time, so that runs agree to the last DN; slower.", "--deterministic")
 ]
-
-# Outputs
-UncertaintyOption = Annotated[
-    Path | None, _path("Also write the error to expect (1 std), in DN; of axs batch a folder.")
-]
-GateOption = Annotated[
-    Path | None, _path("Also write how much of the correction was let through, 0 to 1; of axs batch a folder.")
-]
-SarContributionOption = Annotated[
-    Path | None, _path("Also write the change that the SAR makes, in DN (a second run); of axs batch a folder.")
-]
-StacOption = Annotated[Path | None, _path("Also write a STAC Item, which needs --date; of axs batch a folder.")]
-DateOption = Annotated[str | None, typer.Option(help="Day the image stands for, as 2021-07-14.")]
-LikeOption = Annotated[Path | None, _path("Draw on the grid of this raster.", "FILE")]
-CrsOption = Annotated[str | None, typer.Option(help="CRS of the output, such as EPSG:32633.")]
-ResOption = Annotated[float | None, typer.Option(help="Its pixel side, in units of the CRS.")]
+CrsOption = Annotated[str | None, option("CRS of the output, such as EPSG:32633.")]
+ResOption = Annotated[float | None, option("Its pixel side, in units of the CRS.")]
 BoundsOption = Annotated[
     str | None,
-    typer.Option(
-        metavar="LEFT,BOTTOM,RIGHT,TOP", help="Extent, in units of --crs; in degrees where no --crs is given."
-    ),
+    option("Extent, in units of --crs; in degrees where no --crs is given.", metavar="LEFT,BOTTOM,RIGHT,TOP"),
 ]
-OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace existing outputs.")]
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
+OverwriteOption = Annotated[bool, option("Replace existing outputs.", "--overwrite")]
+QuietOption = Annotated[bool, option("Print nothing but errors.", "--quiet", "-q")]
 
 
-def mask_file(path: Path | None, kind: MaskKind, invert: bool, drop: str | None, buffer: int) -> MaskFile | None:
-    """The mask that ``--mask`` and its options describe.
+@dataclass(frozen=True)
+class ModelOptions:
+    """The model and how it computes: of ``ground``, ``run``, ``batch`` and ``evaluate``."""
 
-    Raises:
-        InputError: options without a mask, or classes that there are not.
-    """
-    from axs_lib.errors import InputError
-    from axs_lib.io.masks import MaskFile, scl_numbers
+    checkpoint: Annotated[Path | None, _path("TerraMind weights from this file or folder.")] = None
+    adapter: Annotated[
+        Path | None,
+        _path("LoRA adapter and grounding head for Stage 3, from this folder of `axs train stage3` or `head`.", "DIR"),
+    ] = None
+    s1_product: Annotated[Product, option("Kind of Sentinel-1 image.")] = "S1GRD"
+    seed: Annotated[int, option("Seed of the noise.")] = 0
+    hold_colour: Annotated[
+        bool, option("Change detail only: no flood comes through, none is invented.", "--hold-colour")
+    ] = False
+    device: Annotated[
+        str | None, option("cpu, cuda, cuda:1 ...; by default a GPU where there is one, else the CPU.")
+    ] = None
+    dtype: Annotated[
+        Literal["float32", "bfloat16"],
+        option("Arithmetic; bfloat16 is faster where the processor has the instructions."),
+    ] = "float32"
+    force: Annotated[bool, option("Accept values that do not look like dB and DN.", "--force")] = False
 
-    if path is None:
-        if kind != MaskKind.auto or invert or drop is not None or buffer:
-            raise InputError(
-                "--mask-kind, --mask-invert, --drop and --mask-buffer say how to read a mask and none is given; add"
-                " --mask FILE"
-            )
-        return None
-    dropped = None if drop is None else scl_numbers(word for word in drop.split(",") if word.strip())
-    return MaskFile(path, kind.value, invert, dropped, buffer)
+    def build(self, stage: str, timesteps: int, device: str, **given: Any) -> Any:
+        """Stage 3 (``ground``) or the three stages (``pipeline``), of which ``given`` says more."""
+        from axs_lib.batch.runners import build_model
+
+        product, weights = self.s1_product, self.checkpoint and str(self.checkpoint)
+        common = {"device": device, "s1_product": product, "checkpoint": weights, **given}
+        return build_model(stage, timesteps, adapter=self.adapter, dtype=self.dtype, **common)
+
+
+@dataclass(frozen=True)
+class SceneOptions(ModelOptions):
+    """Besides, what is read and written: of ``ground``, ``run`` and ``batch``."""
+
+    variant: Annotated[str | None, option("nano, or terramind_v1_tiny, _small, _base (default) or _large.")] = None
+    timesteps: TimestepsOption = None
+    s1_unit: S1UnitOption = "auto"
+    bands: Annotated[
+        str | None, option("Order of the bands in the files, as B04,B03,B02,B08, where they do not say it.")
+    ] = None
+    same_grid: Annotated[
+        bool, option("Lay images of one size on each other, although one does not say where it lies.", "--same-grid")
+    ] = False
+    ensemble_size: Annotated[
+        int | None, option("Members averaged; by default 4 where an uncertainty map is written, else 1.", min=1)
+    ] = None
+    uncertainty: Annotated[
+        Path | None, _path("Also write the error to expect (1 std), in DN; of axs batch a folder.")
+    ] = None
+    gate: Annotated[
+        Path | None, _path("Also write how much of the correction was let through, 0 to 1; of axs batch a folder.")
+    ] = None
+    sar_contribution: Annotated[
+        Path | None, _path("Also write the change that the SAR makes, in DN (a second run); of axs batch a folder.")
+    ] = None
+    stac: Annotated[Path | None, _path("Also write a STAC Item, which needs --date; of axs batch a folder.")] = None
+    date: Annotated[str | None, option("Day the image stands for, as 2021-07-14.")] = None
+    quiet: QuietOption = False
+
+    def steps(self) -> int:
+        """Network evaluations: as asked for, else as the variant's weights recommend; both are checked."""
+        recommended = recommended_timesteps(self.variant)
+        return recommended if self.timesteps is None else check_timesteps(self.timesteps)
+
+    def for_scene(self) -> dict[str, Any]:
+        """What ``ground_scene`` and ``run_scene`` take alike."""
+        from axs_lib.io.raster import parse_bands
+
+        return {
+            "seed": self.seed,
+            "uncertainty": self.uncertainty or False,
+            "gate": self.gate or False,
+            "sar_contribution": self.sar_contribution or False,
+            "stac": self.stac,
+            "bands": parse_bands(self.bands),
+            "s1_unit": self.s1_unit,
+            "same_grid": self.same_grid,
+            "tags": {"AXS_S1_PRODUCT": self.s1_product, "AXS_DTYPE": self.dtype},
+            "force": self.force,
+            "progress": not self.quiet,
+            **({"hold_colour": True} if self.hold_colour else {}),
+        }
+
+
+@dataclass(frozen=True)
+class EstimateOptions:
+    """How the optical image is read and changed: of ``ground`` and ``batch``."""
+
+    mask: Annotated[
+        Path | None,
+        _path(
+            "Where the optical image was observed: 1 is clear and kept as it is, 0 is unknown and filled from SAR and"
+            " context. A boolean mask, a trust map in 0..1, or a scene classification (SCL); scl is that of the"
+            " Sentinel-2 product given as the image.",
+            "FILE",
+        ),
+    ] = None
+    mask_kind: Annotated[Literal["auto", "boolean", "trust", "scl"], option("What the values of --mask mean.")] = "auto"
+    mask_invert: Annotated[bool, option("1 is unknown in --mask, as in a cloud mask.", "--mask-invert")] = False
+    drop: Annotated[
+        str | None,
+        option(
+            "SCL classes that count as unknown, by name or number; by default no_data,saturated_or_defective,"
+            "cloud_shadow,cloud_medium,cloud_high,thin_cirrus.",
+            metavar="CLASSES",
+        ),
+    ] = None
+    mask_buffer: Annotated[int, option("Pixels by which what is unknown grows.", metavar="PX", min=0)] = 0
+    boa_offset: Annotated[
+        Literal["auto", "0", "1000"], option("BOA offset in the DN of Sentinel-2; auto goes by the product's metadata.")
+    ] = "auto"
+    strength: Annotated[float, option("How far from the estimate the denoiser starts, 0 to 1; 0 keeps it.")] = 1.0
+    correction_mode: CorrectionModeOption = None
+
+    def check_strength(self) -> None:
+        """Raise ``InputError`` for a ``--strength`` outside 0 to 1."""
+        if not 0 <= self.strength <= 1:
+            raise InputError(f"--strength is {self.strength}; expected a number from 0 (keep the estimate) to 1")
+
+    def mask_file(self, path: Path | None) -> MaskFile | None:
+        """The mask at this path, to be read as the options say; ``InputError`` for options without a mask."""
+        from axs_lib.io.masks import MaskFile, scl_numbers
+
+        if path is None:
+            if self.mask_kind != "auto" or self.mask_invert or self.drop is not None or self.mask_buffer:
+                raise InputError(
+                    "--mask-kind, --mask-invert, --drop and --mask-buffer say how to read a mask and none is given; add"
+                    " --mask FILE"
+                )
+            return None
+        classes = None if self.drop is None else scl_numbers(word for word in self.drop.split(",") if word.strip())
+        return MaskFile(path, self.mask_kind, self.mask_invert, classes, self.mask_buffer)
+
+
+@dataclass(frozen=True)
+class StageOptions:
+    """Weights of the earlier stages: of ``run``, ``batch`` and ``evaluate``."""
+
+    stage1_checkpoint: Annotated[Path | None, _path("Stage 1 weights, where they are not those of Stage 3.")] = None
+    stage2_checkpoint: Annotated[Path | None, _path("Stage 2 weights from this file or folder.")] = None
+
+
+def with_shared(command: Callable[..., None]) -> Callable[..., None]:
+    """A command in which each parameter that is a dataclass is replaced by the dataclass's fields."""
+    own = inspect.signature(command, eval_str=True).parameters
+    groups: dict[str, Any] = {name: each.annotation for name, each in own.items() if is_dataclass(each.annotation)}
+    shared = {name: inspect.signature(group, eval_str=True).parameters for name, group in groups.items()}
+
+    @functools.wraps(command)
+    def run(**given: Any) -> None:
+        for name, options in shared.items():
+            given[name] = groups[name](**{each: given.pop(each) for each in options if each in given})
+        command(**given)
+
+    options = [each for name in own for each in (shared[name].values() if name in shared else [own[name]])]
+    keywords = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in options]
+    run.__signature__ = inspect.Signature(keywords)  # type: ignore[attr-defined]
+    return run
 
 
 def parse_edges(bounds: str, crs: str | None = None) -> list[float]:
-    """The four numbers of ``--bounds``; given a CRS in whose units they are, as degrees.
-
-    Raises:
-        InputError: they are none, or another count, or the CRS is unknown.
-    """
-    from axs_lib.errors import InputError
-
+    """The four numbers of ``--bounds``; given a CRS in whose units they are, as degrees."""
     try:
         edges = [float(edge) for edge in bounds.split(",")]
     except ValueError:
@@ -230,12 +255,7 @@ def parse_edges(bounds: str, crs: str | None = None) -> list[float]:
 
 
 def grid_from(like: Path | None, crs: str | None, res: float | None, bounds: str | None) -> SceneGrid | None:
-    """The grid that ``--like``, or ``--crs --res --bounds``, describe; None for none of them.
-
-    Raises:
-        InputError: both or only a part is given, or it is no grid.
-    """
-    from axs_lib.errors import InputError
+    """The grid that ``--like``, or ``--crs --res --bounds`` together, describe; None for none of them."""
     from axs_lib.io.grid import SceneGrid
 
     given = [value is not None for value in (crs, res, bounds)]
@@ -249,44 +269,38 @@ def grid_from(like: Path | None, crs: str | None, res: float | None, bounds: str
 
 
 def recommended_timesteps(variant: str | None) -> int:
-    """Network evaluations that a variant's weights recommend, where ``--timesteps`` is left out.
-
-    Raises:
-        InputError: unknown variant.
-    """
+    """Network evaluations that a variant's weights recommend, where ``--timesteps`` is left out."""
     from axs_lib.terramind.weights import DEFAULT_VARIANT, find_variant
 
     return find_variant(variant or DEFAULT_VARIANT).timesteps
 
 
-def torch_device(name: str | None) -> Any:
-    """The torch device of this name, or the best there is.
+def check_timesteps(timesteps: int) -> int:
+    """The value of ``--timesteps`` where it is from 1 to 1000; without torch, which the library's own check loads."""
+    if not 1 <= timesteps <= MOST_TIMESTEPS:
+        raise InputError(f"--timesteps is {timesteps}; expected an integer from 1 to {MOST_TIMESTEPS}")
+    return timesteps
 
-    Raises:
-        InputError: there is no such device here.
-    """
+
+def torch_device(name: str | None) -> str:
+    """The torch device of this name, or the best there is; ``InputError`` where it is not here."""
     import torch
 
-    from axs_lib.errors import InputError
-
     if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.empty(0, device=name)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         count = torch.cuda.device_count()
         there = "cpu" + (f" and cuda:0 to cuda:{count - 1}" if count else "; there is no CUDA GPU here")
         raise InputError(f"--device {name} cannot be used; expected {there}") from error
-    return device
+    return name
 
 
 @contextmanager
 def memory_errors(device: str) -> Iterator[None]:
     """Say in words that a device has too little memory."""
     import torch
-
-    from axs_lib.errors import AxionError
 
     try:
         yield
@@ -319,8 +333,3 @@ def report(result: SceneResult, variant: str, known: Sequence[str] = ()) -> None
     typer.echo(f"pixels: {', '.join(shares)}")
     for path, what in result.files.items():
         typer.echo(f"{path}: {what}")
-
-
-def shown(metadata: Mapping[str, Any]) -> list[str]:
-    """What is known of time and place, for people."""
-    return [f"{key} {value:.2f}" if isinstance(value, float) else f"{key} {value}" for key, value in metadata.items()]

@@ -8,40 +8,34 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-import typer
+from axs_lib.cli.options import option
 
 if TYPE_CHECKING:
     from axs_lib.train.config import RunConfig
 
 
 def precompute(
-    stage: Annotated[
-        Literal["stage1", "stage2"], typer.Option(help="stage1 makes opt_v1; stage2 makes opt_v2 from it.")
-    ],
-    data: Annotated[Path, typer.Option(help="Data folder; for stage2 the output of stage1.")],
-    out: Annotated[Path, typer.Option(help="Folder for the pairs; what is there already is not computed again.")],
-    folds: Annotated[int, typer.Option(min=2, help="Number of folds.")] = 5,
+    stage: Annotated[Literal["stage1", "stage2"], option("stage1 makes opt_v1; stage2 makes opt_v2 from it.")],
+    data: Annotated[Path, option("Data folder; for stage2 the output of stage1.")],
+    out: Annotated[Path, option("Folder for the pairs; what is there already is not computed again.")],
+    folds: Annotated[int, option("Number of folds.", min=2)] = 5,
     config: Annotated[
         str | None,
-        typer.Option(
-            "--config", "-c", help="Train a model for each fold: name or file of an `axs train` configuration."
-        ),
+        option("Train a model for each fold: name or file of an `axs train` configuration.", "--config", "-c"),
     ] = None,
     checkpoint: Annotated[
-        list[Path] | None, typer.Option(help="Or: the weights of each fold's model, in the order of the folds.")
+        list[Path] | None, option("Or: the weights of each fold's model, in the order of the folds.")
     ] = None,
-    variant: Annotated[str | None, typer.Option(help="Variant of the checkpoints, where they do not say it.")] = None,
+    variant: Annotated[str | None, option("Variant of the checkpoints, where they do not say it.")] = None,
     format: Annotated[
-        Literal["npz", "bigearthnet_v1", "bigearthnet_v2", "scenes"], typer.Option(help="Layout of the data folder.")
+        Literal["npz", "bigearthnet_v1", "bigearthnet_v2", "scenes"], option("Layout of the data folder.")
     ] = "npz",
-    on_bad: Annotated[Literal["refuse", "skip"], typer.Option(help="What to do about bad files.")] = "refuse",
-    s1_product: Annotated[Literal["S1GRD", "S1RTC"], typer.Option(help="SAR product.")] = "S1GRD",
-    timesteps: Annotated[
-        int, typer.Option(min=1, max=1000, help="Network evaluations of stage1; 1 is the most accurate.")
-    ] = 1,
-    seed: Annotated[int, typer.Option(help="Deals groups to folds; give both stages the same.")] = 0,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda; default cuda where there is one.")] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False,
+    on_bad: Annotated[Literal["refuse", "skip"], option("What to do about bad files.")] = "refuse",
+    s1_product: Annotated[Literal["S1GRD", "S1RTC"], option("SAR product.")] = "S1GRD",
+    timesteps: Annotated[int, option("Network evaluations of stage1; 1 is the most accurate.", min=1, max=1000)] = 1,
+    seed: Annotated[int, option("Deals groups to folds; give both stages the same.")] = 0,
+    device: Annotated[str | None, option("cpu or cuda; default cuda where there is one.")] = None,
+    quiet: Annotated[bool, option("No progress bars.", "--quiet")] = False,
 ) -> None:
     """Write a stage's out-of-fold outputs as pairs for the next stage's training."""
     from rich.console import Console

@@ -11,25 +11,25 @@ from typing import Annotated
 
 import typer
 
+from axs_lib.cli.options import option
+
 
 def report(
     results: Annotated[
         list[Path] | None,
         typer.Argument(metavar="[DIR_OR_FILES]...", help="Folders with results; .npz with opt_v3; opt_v3 GeoTIFFs."),
     ] = None,
-    out: Annotated[Path, typer.Option(metavar="FILE", help="The page.")] = Path("report.html"),
-    evaluation: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Also show this report of axs evaluate --json.")
-    ] = None,
-    s1: Annotated[Path | None, typer.Option(metavar="FILE", help="SAR of a single result.")] = None,
-    opt_v2: Annotated[Path | None, typer.Option(metavar="FILE", help="Its estimate.")] = None,
-    truth: Annotated[Path | None, typer.Option(metavar="FILE", help="Its clear truth.")] = None,
-    uncertainty: Annotated[Path | None, typer.Option(metavar="FILE", help="Its uncertainty.")] = None,
-    gate: Annotated[Path | None, typer.Option(metavar="FILE", help="Its gate.")] = None,
-    title: Annotated[str, typer.Option(help="Heading of the page.")] = "Report",
-    most: Annotated[int, typer.Option(min=1, help="Results shown.")] = 50,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing page.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
+    out: Annotated[Path, option("The page.", metavar="FILE")] = Path("report.html"),
+    evaluation: Annotated[Path | None, option("Also show this report of axs evaluate --json.", metavar="FILE")] = None,
+    s1: Annotated[Path | None, option("SAR of a single result.", metavar="FILE")] = None,
+    opt_v2: Annotated[Path | None, option("Its estimate.", metavar="FILE")] = None,
+    truth: Annotated[Path | None, option("Its clear truth.", metavar="FILE")] = None,
+    uncertainty: Annotated[Path | None, option("Its uncertainty.", metavar="FILE")] = None,
+    gate: Annotated[Path | None, option("Its gate.", metavar="FILE")] = None,
+    title: Annotated[str, option("Heading of the page.")] = "Report",
+    most: Annotated[int, option("Results shown.", min=1)] = 50,
+    overwrite: Annotated[bool, option("Replace an existing page.", "--overwrite")] = False,
+    quiet: Annotated[bool, option("Print nothing but errors.", "--quiet", "-q")] = False,
 ) -> None:
     """Write one self-contained page to compare images and judge their figures in a browser."""
     from axs_lib.evaluate.html.page import write_report

@@ -6,14 +6,12 @@ Out: a table of checks, a description, or a .pt file of opt_v3. The ``axs`` comm
 
 from __future__ import annotations
 
-import argparse
 import inspect
-import sys
 import time
-import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -21,169 +19,115 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from axs_lib import stage3_tm_ground
-from axs_lib.bands import OPTICAL_BANDS, S1_PRODUCTS, SAR_BANDS, VALID_DN
+from axs_lib.bands import OPTICAL_BANDS, SAR_BANDS, VALID_DN
 from axs_lib.checks import MIN_SIDE
-from axs_lib.cli.command import INTERRUPTED, USER_ERROR, show_warning
-from axs_lib.errors import AxionError
-from axs_lib.stage3_tm_ground import CORRECTION_MODES
+from axs_lib.cli import options
+from axs_lib.cli.command import AxsGroup
+from axs_lib.errors import InputError
 from axs_lib.terramind.weights import DEFAULT_VARIANT
 
-if TYPE_CHECKING:
-    from axs_lib.stage3_tm_ground import Stage3GroundingModel
-
 FAILED = 1
+TIMESTEPS = 10
 TEST_VARIANT = "nano"
 TEST_SIDE = 120
+Check = tuple[str, bool, str]  # name, whether it passed, detail
+
+# A group without commands, since it is the group that makes a line of an error.
+app = typer.Typer(
+    cls=AxsGroup,
+    invoke_without_command=True,
+    subcommand_metavar="",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the script.
-
-    Args:
-        argv: arguments; default those of the process.
-
-    Returns:
-        The exit code: 0, 1 where a check of ``--test`` failed, 2 for anything the user can fix.
-    """
-    parser = _parser()
-    options = parser.parse_args(argv)
-    run = {"test": _test, "info": _info, "infer": _infer}[options.mode]
-    missing = [flag for flag, value in _files(options).items() if value is None]
-    if options.mode == "infer" and missing:
-        parser.error(f"--infer needs {', '.join(missing)}")
-    with warnings.catch_warnings():
-        if not sys.warnoptions:
-            warnings.showwarning = show_warning
-        try:
-            return run(options)
-        except AxionError as error:
-            typer.echo(f"error: {error}", err=True)
-            return USER_ERROR
-        except KeyboardInterrupt:
-            return INTERRUPTED
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="stage3_tm_ground.py",
-        description="Stage 3: ground an optical estimate in its SAR image with TerraMind.",
-        allow_abbrev=False,
-    )
-    mode = parser.add_mutually_exclusive_group(required=True)
-    for name, text in (
-        ("test", "build the model, run it on synthetic input and check what comes out"),
-        ("info", "show the architecture, its parameters and where its weights come from"),
-        ("infer", "ground the tensors of --s1 and --opt_v2 and write --output"),
-    ):
-        mode.add_argument(f"--{name}", dest="mode", action="store_const", const=name, help=text)
-    parser.add_argument("--s1", type=Path, metavar="FILE", help="(B,2,H,W) or (2,H,W): VV, VH in dB")
-    parser.add_argument(
-        "--opt_v2", "--opt-v2", type=Path, metavar="FILE", help="(B,4,H,W) or (4,H,W): B02, B03, B04, B08 in DN"
-    )
-    parser.add_argument("--output", type=Path, metavar="FILE", help="opt_v3, shaped like opt_v2")
-    parser.add_argument("--timesteps", type=int, default=10, help="network evaluations, 1 to 1000 (default 10)")
-    parser.add_argument(
-        "--variant", help=f"nano or terramind_v1_*; default {DEFAULT_VARIANT}, for --test {TEST_VARIANT}"
-    )
-    parser.add_argument("--checkpoint", type=Path, metavar="PATH", help="weights from this file or folder")
-    parser.add_argument("--s1-product", choices=S1_PRODUCTS, default=S1_PRODUCTS[0], help="kind of Sentinel-1 image")
-    parser.add_argument("--seed", type=int, default=0, help="of the noise (default 0)")
-    parser.add_argument("--strength", type=float, default=1.0, help="0 keeps opt_v2, 1 starts from noise (default 1)")
-    parser.add_argument(
-        "--correction-mode", choices=CORRECTION_MODES, help="how a correction is made; default what the weights are for"
-    )
-    parser.add_argument("--bands", help="order of the bands in a stack that has another, such as B04,B03,B02,B08")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1 ...; default the GPU where there is one")
-    parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
-    parser.add_argument("--force", action="store_true", help="accept values that do not look like dB and DN")
-    return parser
-
-
-def _files(options: argparse.Namespace) -> dict[str, Path | None]:
-    return {"--s1": options.s1, "--opt_v2": options.opt_v2, "--output": options.output}
-
-
-# -- --infer ------------------------------------------------------------------------------------------------------
-
-
-def _infer(options: argparse.Namespace) -> int:
-    from axs_lib.cli.ground import ground
-    from axs_lib.cli.options import CorrectionMode, Product
-
-    ground(
-        s1=[options.s1],
-        opt_v2=[options.opt_v2],
-        out=options.output,
-        timesteps=options.timesteps,
-        strength=options.strength,
-        seed=options.seed,
-        variant=options.variant,
-        checkpoint=options.checkpoint,
-        s1_product=Product(options.s1_product),
-        bands=options.bands,
-        correction_mode=options.correction_mode and CorrectionMode(options.correction_mode),
-        device=options.device,
-        overwrite=options.overwrite,
-        force=options.force,
-    )
+    """Run the script; gives the exit code: 0, 1 where a check of ``--test`` failed, 2 for what the user can fix."""
+    try:
+        app(argv, prog_name="stage3_tm_ground.py")
+    except SystemExit as end:
+        return int(end.code or 0)
     return 0
+
+
+@app.callback()
+@options.with_shared
+def script(
+    *,
+    test: Annotated[
+        bool, typer.Option("--test", help="Build the model, run it on synthetic input and check what comes out.")
+    ] = False,
+    info: Annotated[
+        bool, typer.Option("--info", help="Show the architecture, its parameters and where its weights come from.")
+    ] = False,
+    infer: Annotated[
+        bool, typer.Option("--infer", help="Ground the tensors of --s1 and --opt_v2 and write --output.")
+    ] = False,
+    s1: Annotated[Path | None, typer.Option(metavar="FILE", help="(B,2,H,W) or (2,H,W): VV, VH in dB.")] = None,
+    opt_v2: Annotated[
+        Path | None,
+        typer.Option("--opt_v2", "--opt-v2", metavar="FILE", help="(B,4,H,W) or (4,H,W): B02, B03, B04, B08 in DN."),
+    ] = None,
+    output: Annotated[Path | None, typer.Option(metavar="FILE", help="opt_v3, shaped like opt_v2.")] = None,
+    scene: options.SceneOptions,
+    estimate: options.EstimateOptions,
+    overwrite: options.OverwriteOption = False,
+) -> None:
+    """Stage 3: ground an optical estimate in its SAR image with TerraMind, in 10 timesteps unless told otherwise."""
+    if test + info + infer != 1:
+        raise InputError("expected one of --test, --info and --infer")
+    steps = TIMESTEPS if scene.timesteps is None else options.check_timesteps(scene.timesteps)
+    if test:
+        _test(scene, estimate.correction_mode, steps)
+    elif info:
+        _info(scene)
+    else:
+        files = {"--s1": s1, "--opt_v2": opt_v2, "--output": output}
+        missing = [flag for flag, value in files.items() if value is None]
+        if missing:
+            raise InputError(f"--infer needs {', '.join(missing)}")
+        from axs_lib.cli.ground import ground
+
+        given = asdict(estimate) | asdict(scene) | {"timesteps": steps}
+        ground(s1=[s1], opt_v2=[opt_v2], out=output, overwrite=overwrite, **given)
 
 
 # -- --test -------------------------------------------------------------------------------------------------------
 
 
-class Check(NamedTuple):
-    """One line of the test's table."""
-
-    name: str
-    passed: bool
-    detail: str = ""
-
-
-def _test(options: argparse.Namespace) -> int:
-    from axs_lib.cli.options import torch_device
-
-    device = torch_device(options.device)
-    model = stage3_tm_ground.build_stage3_model(
-        options.timesteps,
-        variant=options.variant or TEST_VARIANT,
-        checkpoint=options.checkpoint and str(options.checkpoint),
-        device=str(device),
-        s1_product=options.s1_product,
-        correction_mode=options.correction_mode,
-    )
+def _test(scene: options.SceneOptions, correction_mode: str | None, steps: int) -> None:
+    device, variant = options.torch_device(scene.device), scene.variant or TEST_VARIANT
+    model = scene.build("ground", steps, device, variant=variant, correction_mode=correction_mode)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     typer.echo(f"{model.variant}, {parameters / 1e6:.1f} M parameters, weights: {model.provenance['AXS_WEIGHTS']}")
-    s1, opt_v2 = (image.to(device) for image in _synthetic_pair(TEST_SIDE, options.seed))
+    s1, opt_v2 = (image.to(device) for image in _synthetic_pair(TEST_SIDE, scene.seed))
     failed = 0
-    with torch.no_grad():
-        for check in _checks(model, s1, opt_v2, options):
-            failed += not check.passed
-            typer.echo(f"{'OK' if check.passed else 'FAILED':<8}{check.name:<32}{check.detail}".rstrip())
+    for name, passed, detail in _checks(model, s1, opt_v2, steps, scene.seed):
+        failed += not passed
+        typer.echo(f"{'OK' if passed else 'FAILED':<8}{name:<32}{detail}".rstrip())
     typer.echo(f"{failed} check(s) failed" if failed else "all checks passed")
-    return FAILED if failed else 0
+    if failed:
+        raise typer.Exit(FAILED)
 
 
-def _checks(model: Stage3GroundingModel, s1: Tensor, opt_v2: Tensor, options: argparse.Namespace) -> Iterator[Check]:
+def _checks(model: Any, s1: Tensor, opt_v2: Tensor, most: int, seed: int) -> Iterator[Check]:
     low, high = VALID_DN
-    for timesteps in sorted({1, options.timesteps}):
+    for timesteps in sorted({1, most}):
         name = f"timesteps={timesteps}"
         begin = time.perf_counter()
-        output = model.ground(s1, opt_v2, timesteps, seed=options.seed)
+        output = model.ground(s1, opt_v2, timesteps, seed=seed)
         image = output.image
-        finite = bool(torch.isfinite(image).all())  # waits for a GPU, so it belongs to the time
+        valid = bool(((image >= low) & (image <= high)).all())  # waits for a GPU, so it belongs to the time
         seconds = time.perf_counter() - begin
-        yield Check(f"{name}: shape", image.shape == opt_v2.shape, "x".join(map(str, image.shape)))
-        yield Check(
-            f"{name}: finite, valid DN",
-            finite and bool(((image >= low) & (image <= high)).all()),
-            f"{float(image.min()):.0f} to {float(image.max()):.0f} DN",
-        )
-        yield Check(f"{name}: evaluations", output.nfe == timesteps, f"{output.nfe}, {seconds:.2f} s")
-    again = model.ground(s1, opt_v2, timesteps, seed=options.seed).image
-    yield Check("the same again", torch.equal(image, again))
-    kept = model.ground(s1, opt_v2, timesteps, seed=options.seed, strength=0.0).image
-    yield Check("strength=0 returns opt_v2", torch.equal(kept, opt_v2))
+        yield f"{name}: shape", image.shape == opt_v2.shape, "x".join(map(str, image.shape))
+        yield f"{name}: finite, valid DN", valid, f"{float(image.min()):.0f} to {float(image.max()):.0f} DN"
+        yield f"{name}: evaluations", output.nfe == timesteps, f"{output.nfe}, {seconds:.2f} s"
+    again = model.ground(s1, opt_v2, timesteps, seed=seed).image
+    yield "the same again", torch.equal(image, again), ""
+    kept = model.ground(s1, opt_v2, timesteps, seed=seed, strength=0.0).image
+    yield "strength=0 returns opt_v2", torch.equal(kept, opt_v2), ""
 
 
 def _synthetic_pair(side: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -215,44 +159,46 @@ class _WithoutMemory(TorchFunctionMode):
         return func(*args, **(kwargs or {}) | extra)
 
 
-def _info(options: argparse.Namespace) -> int:
+def _info(scene: options.SceneOptions) -> None:
     from axs_lib.cli.info import find_weights
     from axs_lib.grounding.load import load_corrector
     from axs_lib.terramind.load import load_generator
     from axs_lib.terramind.weights import find_variant
 
-    spec = find_variant(options.variant or DEFAULT_VARIANT)
+    spec = find_variant(scene.variant or DEFAULT_VARIANT)
     with _WithoutMemory():
-        generator = load_generator(spec.name, pretrained=False, s1_product=options.s1_product)
-        corrector = load_corrector(None, s1_product=options.s1_product)
+        generator = load_generator(spec.name, pretrained=False, s1_product=scene.s1_product)
+        corrector = load_corrector(None, s1_product=scene.s1_product)
     core, layout = generator.core, generator.layout
-    parts = {
-        "generator core": (core, f"{len(core.encoder)} encoder and {len(core.decoder)} decoder blocks"),
-        "detokenizer": (generator.detokenizer, "diffusion U-Net, one evaluation a timestep"),
-        "grounding head": (corrector, "SAR, estimate and proposal at full resolution"),
-    }
-    counts = {name: sum(p.numel() for p in module.parameters()) for name, (module, _) in parts.items()}
+    modules = (core, generator.detokenizer, corrector)
+    millions = [sum(parameter.numel() for parameter in module.parameters()) / 1e6 for module in modules]
     entries, numbers = generator.codebook.shape
-    weights = str(options.checkpoint) if options.checkpoint else find_weights(spec).source
     defaults = inspect.signature(stage3_tm_ground.build_stage3_model).parameters
     shown = ("timesteps", "standardize", "pretrained", "scheduler", "s1_product")
+    typer.echo(
+        f"""Stage 3, TerraMind grounding: {spec.name}
 
-    typer.echo(f"Stage 3, TerraMind grounding: {spec.name}")
-    typer.echo("\nparameters")
-    for name, (_, text) in parts.items():
-        typer.echo(f"  {name:<16}{counts[name] / 1e6:>8.2f} M  {text}")
-    typer.echo(f"  {'total':<16}{sum(counts.values()) / 1e6:>8.2f} M")
-    typer.echo("\ntokens")
-    typer.echo(f"  width           {core.mask_token.shape[-1]}, {core.encoder[0].attn.num_heads} attention heads")
-    typer.echo(f"  pixels          {layout.patch}x{layout.patch} each")
-    typer.echo(f"  codebook        {entries} entries of {numbers} numbers (finite scalar quantization)")
-    typer.echo("\ninputs")
-    typer.echo(f"  s1              (B,2,H,W) {', '.join(SAR_BANDS)} in dB, {options.s1_product}")
-    typer.echo(f"  opt_v2          (B,4,H,W) {', '.join(OPTICAL_BANDS)} in DN (reflectance x 10000)")
-    typer.echo(f"  channels        the network's image has {generator.image_channels}")
-    typer.echo(f"  size            H, W from {MIN_SIDE} px; above {layout.max_side} px in tiles")
-    typer.echo(f"  padded to       a square multiple of {layout.multiple}, at least {layout.min_side} px")
-    typer.echo("\ndefaults")
-    typer.echo("  " + ", ".join(f"{name}={defaults[name].default}" for name in shown))
-    typer.echo(f"\nweights\n  {weights}")
-    return 0
+parameters
+  generator core  {millions[0]:>8.2f} M  {len(core.encoder)} encoder and {len(core.decoder)} decoder blocks
+  detokenizer     {millions[1]:>8.2f} M  diffusion U-Net, one evaluation a timestep
+  grounding head  {millions[2]:>8.2f} M  SAR, estimate and proposal at full resolution
+  total           {sum(millions):>8.2f} M
+
+tokens
+  width           {core.mask_token.shape[-1]}, {core.encoder[0].attn.num_heads} attention heads
+  pixels          {layout.patch}x{layout.patch} each
+  codebook        {entries} entries of {numbers} numbers (finite scalar quantization)
+
+inputs
+  s1              (B,2,H,W) {", ".join(SAR_BANDS)} in dB, {scene.s1_product}
+  opt_v2          (B,4,H,W) {", ".join(OPTICAL_BANDS)} in DN (reflectance x 10000)
+  channels        the network's image has {generator.optical.channels}
+  size            H, W from {MIN_SIDE} px; above {layout.max_side} px in tiles
+  padded to       a square multiple of {layout.multiple}, at least {layout.min_side} px
+
+defaults
+  {", ".join(f"{name}={defaults[name].default}" for name in shown)}
+
+weights
+  {scene.checkpoint or find_weights(spec)[0]}"""
+    )

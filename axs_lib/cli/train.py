@@ -68,12 +68,7 @@ class Parsed(Generic[Config]):
 
 
 def parse(configuration: type[Config], arguments: Sequence[str], program: str) -> Parsed[Config]:
-    """Fill a configuration from ``-c`` and options.
-
-    Args:
-        configuration: a dataclass whose fields are plain values, or dataclasses of such.
-        arguments: the command line after the command.
-        program: the command, for help and errors.
+    """Fill a configuration, a dataclass of plain values or dataclasses of such, from the options after a command.
 
     Raises:
         InputError: no such file or packaged name, an unknown field, or a value that does not fit.
@@ -119,11 +114,8 @@ def _spelled_out(arguments: Sequence[str], groups: Collection[str]) -> list[str]
 def read_config(name: str, groups: Collection[str] = ()) -> str:
     """A packaged configuration, or a YAML file, as JSON.
 
-    jsonargparse would import what a file names where it expects a dataclass, so such a field must hold fields.
-
-    Args:
-        name: of a packaged configuration, or a path.
-        groups: the fields that are dataclasses.
+    jsonargparse would import what a file names where it expects a dataclass, so those fields (``groups``) must hold
+    fields.
 
     Raises:
         InputError: there is neither; or the file is no YAML mapping, has a name of a class in it, or is too large.

@@ -35,11 +35,11 @@ def download(
         console.print(f"{variant} ships with this package: nothing to download.")
         return
     files = download(spec, revision, to, refresh=True)
-    for path in filter(None, (files.generator, files.tokenizer)):
+    for path in files.paths.values():
         console.print(f"{path}", markup=False)
-        console.print(f"  sha256 {files.info.sha256[path.name]}")
-        if path.name in files.info.commit:
-            console.print(f"  commit {files.info.commit[path.name]}")
+        console.print(f"  sha256 {files.sha256[path.name]}")
+        if path.name in files.commit:
+            console.print(f"  commit {files.commit[path.name]}")
     if to is None:
         console.print("They are in the Hub's cache and found from now on.")
     else:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from axs_lib.bands import OPTICAL_BANDS
+from axs_lib.data.degrade import Draw, each
 from axs_lib.errors import InputError
 from axs_lib.nodata import fill_nodata, valid_pixels
 
@@ -61,20 +62,18 @@ def cloud_trust(
     low, high = cover
     if not 0 <= low <= high <= 1:
         raise InputError(f"cover is {cover}; expected the least and the greatest share of clouds, 0 to 1")
-
-    def uniform(bounds: Range) -> Tensor:
-        return _uniform(bounds, batch, generator)
+    draw = Draw(generator, batch, generator.device)
 
     def chance(share: float) -> Tensor:
         """(B,1,1,1) bool, true for about this share of the samples."""
-        return _each(uniform((0, 1)) < share)
+        return each(draw.uniform(0, 1) < share)
 
     rows, columns = -(-height // CELL), -(-width // CELL)
 
     # 1. A window of its own for each sample, and the same field as displaced by the shadow.
     reach = math.ceil(SHADOW_SHIFT[1])
-    field = _fractal(batch, rows + 2 * reach, columns + 2 * reach, generator)
-    length, angle = uniform(SHADOW_SHIFT), uniform((0, 2 * math.pi))
+    field = _fractal(rows + 2 * reach, columns + 2 * reach, draw)
+    length, angle = draw.uniform(*SHADOW_SHIFT), draw.uniform(0, 2 * math.pi)
     clouds = field[..., reach : reach + rows, reach : reach + columns]
     shadow = _window(field, reach + length * angle.sin(), reach + length * angle.cos(), rows, columns)
     clouds = torch.where(chance(SHADOW_CHANCE), torch.maximum(clouds, shadow), clouds)
@@ -85,16 +84,16 @@ def cloud_trust(
     clouds = functional.avg_pool2d(clouds, 3, stride=1, padding=1, count_include_pad=False)
 
     # 3. A swath ends in a straight line.
-    angle = _each(uniform((0, 2 * math.pi)))
+    angle = each(draw.uniform(0, 2 * math.pi))
     down = torch.linspace(-1, 1, rows, device=field.device)[:, None]
     across = torch.linspace(-1, 1, columns, device=field.device)
     ramp = SWATH_STEEPNESS * (angle.sin() * down + angle.cos() * across)
     clouds = torch.where(chance(SWATH_CHANCE), torch.maximum(clouds, ramp), clouds)
 
     # 4. The level that leaves the share drawn.
-    unknown = (uniform(cover) * rows * columns).long()
+    unknown = (draw.uniform(*cover) * rows * columns).long()
     ranked = functional.pad(clouds.flatten(1).sort(dim=1, descending=True).values, (0, 1), value=-math.inf)
-    level = torch.where(chance(BLANK_CHANCE), -math.inf, _each(ranked.gather(1, unknown[:, None])[:, 0]))
+    level = torch.where(chance(BLANK_CHANCE), -math.inf, each(ranked.gather(1, unknown[:, None])[:, 0]))
     clouds = functional.interpolate(clouds, scale_factor=CELL, mode="bilinear", align_corners=False)
     return (clouds[..., :height, :width] <= level).float()
 
@@ -109,8 +108,8 @@ def cloudy_trust(s2: Tensor, s2_cloudy: Tensor) -> Tensor:
     - what lies within 3 px of either, and nodata in either image.
 
     Fields that were ploughed or flooded between the two dates count as shadow too: what is left agrees with the clear
-    image. On the 14 pairs of SEN12MS-CR in the project's
-    training data it drops 77 % of the pixels in the mean and 91 % in the median, from 3 % to all of them.
+    image. On the 14 pairs of SEN12MS-CR in the project's training data it drops 77 % of the pixels in the mean and 91 %
+    in the median.
 
     Args:
         s2: (4,H,W) the clear image in DN (B02, B03, B04, B08), NaN is nodata.
@@ -139,23 +138,15 @@ def cloudy_trust(s2: Tensor, s2_cloudy: Tensor) -> Tensor:
     return torch.where(valid, 1 - unknown, 0.0)[0]
 
 
-def _fractal(batch: int, rows: int, columns: int, generator: torch.Generator) -> Tensor:
+def _fractal(rows: int, columns: int, draw: Draw) -> Tensor:
     """(B,1,rows,columns) noise of several scales; doubling the grid by interpolation smooths each a little more."""
-    strongest = _uniform((0, STRONGEST_OCTAVE), batch, generator)
-    persistence = _uniform(PERSISTENCE, batch, generator)
+    strongest, persistence = draw.uniform(0, STRONGEST_OCTAVE), draw.uniform(*PERSISTENCE)
     size = (-(-rows // COARSEST) + 1, -(-columns // COARSEST) + 1)
-    field = torch.zeros(batch, 1, *size, device=generator.device)
+    field = torch.zeros(draw.batch, 1, *size, device=draw.device)
     for octave in range(OCTAVES):
-        noise = torch.randn(field.shape, generator=generator, device=generator.device)
-        field = field + _each(persistence ** (octave - strongest).abs()) * noise
+        field = field + each(persistence ** (octave - strongest).abs()) * draw.normal(*field.shape[1:])
         field = functional.interpolate(field, scale_factor=2, mode="bilinear", align_corners=False)
     return field[..., :rows, :columns]
-
-
-def _uniform(bounds: Range, batch: int, generator: torch.Generator) -> Tensor:
-    """(B,) between the bounds."""
-    low, high = bounds
-    return low + (high - low) * torch.rand(batch, generator=generator, device=generator.device)
 
 
 def _window(field: Tensor, top: Tensor, left: Tensor, rows: int, columns: int) -> Tensor:
@@ -171,8 +162,3 @@ def spread(image: Tensor, radius: int) -> Tensor:
     side = 2 * radius + 1
     image = functional.max_pool2d(image, (side, 1), stride=1, padding=(radius, 0))
     return functional.max_pool2d(image, (1, side), stride=1, padding=(0, radius))
-
-
-def _each(values: Tensor) -> Tensor:
-    """(B,) as (B,1,1,1)."""
-    return values[:, None, None, None]

@@ -1,56 +1,16 @@
 """Simulate a Stage 2 estimate from a clean truth tile, for training and testing where no Stage 2 output exists.
 
-In goes a truth tile in DN (surface reflectance x 10000), out comes the same tile with the errors a SAR-to-optical
-refiner typically makes. Everything is drawn per sample from one of two presets, so that a model trained on ``train`` is
-tested on errors it has not been fitted to. Components, in the order they are applied (uniform draws unless stated;
-10 m pixels; NIR = B08, visible = B02 B03 B04):
-
-==================== ============================================= ====================== ======================
-component            parameter                                     ``train``              ``test``
-==================== ============================================= ====================== ======================
-displaced patches    number per tile                               0 to 3                 1 to 4
-                     radius (each axis of an ellipse)              60 to 200 m            80 to 240 m
-                     displacement (length, any direction)          20 to 60 m             30 to 80 m
-                     chance that it is a copy from elsewhere       0.30 (120 to 480 m)    0.20 (160 to 400 m)
-                     width of the soft edge                        10 to 20 m             15 to 30 m
-blur                 ground resolution (FWHM of a Gaussian PSF,    30 to 50 m             40 to 60 m
-                     each axis on its own)
-gain                 common to the bands                           +-6 %                  +-8 %
-                     each band on its own                          +-4 %                  +-5 %
-bias                 common to the bands                           +-40 DN                +-50 DN
-                     each band: visible, NIR                       +-30, +-60 DN          +-40, +-80 DN
-hallucinated texture scale (std of the Gaussian that smooths it)   20 to 80 m             30 to 120 m
-                     common brightness: visible, NIR (1 std)       10 to 60, 20 to 100 DN 20 to 60, 30 to 100 DN
-                     greenness (NIR up, red down): red, NIR        10 to 30, 40 to 130 DN 12 to 35, 50 to 150 DN
-                     each band on its own: visible, NIR            5 to 20, 10 to 40 DN   5 to 25, 15 to 50 DN
-==================== ============================================= ====================== ======================
-
-``degrade_lightly`` draws what a good estimate may suffer from, each by chance, down to nothing at all: a head that has
-met only the damage above would repair what is not broken.
-
-==================== ======================================================================== ==========
-component            how                                                                      chance
-==================== ======================================================================== ==========
-nothing              the truth itself                                                         0.10
-displaced patches    1 to 3, else as in ``train``                                             0.25
-sharpness            Gaussian of 5 to 30 m FWHM                                               0.30
-                     averaged to 20, 30 or 40 m pixels; nearest, bilinear or bicubic back     0.30
-                     median of 3 x 3 pixels                                                   0.10
-gain and bias        as in ``train``                                                          0.50
-texture              as in ``train``                                                          0.25
-white noise          10 to 100 DN (1 std, log-uniform), 0.5 to 1.5 times that in each band    0.40
-==================== ======================================================================== ==========
-
-A Gaussian of 30 to 60 m FWHM has a standard deviation of 1.3 to 2.5 px. The texture is white noise between two
-Gaussians (a factor of 3 apart), so it has no grid, no fine grain and no mean. A patch further from the tile's border
-than the tile is large is read from the mirrored tile.
+Truth and estimate are DN (surface reflectance x 10000; B02, B03, B04, B08; 10 m pixels). ``degrade`` displaces patches,
+blurs, changes gain and bias, and adds invented texture, all drawn for each sample from ``PRESETS``: a model trained on
+``train`` is tested on errors that it has not been fitted to. ``degrade_lightly`` draws what a good estimate may suffer
+from, down to nothing at all: a head that has met only ``degrade`` would repair what is not broken.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -63,9 +23,8 @@ from axs_lib.precision import exact_matmul
 Preset = Literal["train", "test"]
 Range = tuple[float, float]
 
-DN_MIN, DN_MAX = VALID_DN
 METRES_PER_PIXEL = 10.0
-FWHM_PER_SIGMA = 2.0 * math.sqrt(2.0 * math.log(2.0))
+PIXELS_PER_FWHM = 1 / (2.0 * math.sqrt(2.0 * math.log(2.0)) * METRES_PER_PIXEL)  # of a Gaussian's standard deviation
 BANDPASS_RATIO = 3  # outer over inner Gaussian of the band-limited texture
 NO_DAMAGE = 0.10  # chance that a light degradation is none
 LIGHT_RESOLUTION = (5.0, 30.0)  # m, FWHM
@@ -75,60 +34,46 @@ NOISE_STEP = 2  # px between the white-noise samples the texture is smoothed fro
 
 @dataclass(frozen=True)
 class Degradation:
-    """Ranges of one preset: lengths in metres, radiometry in DN, gains as fractions (see the module's table)."""
+    """Ranges of one preset, drawn uniformly: lengths in metres, radiometry in DN, gains as fractions."""
 
-    patches: tuple[int, int]
-    patch_radius: Range
-    patch_shift: Range
-    copy_chance: float
+    patches: tuple[int, int]  # in a tile
+    patch_radius: Range  # each axis of an ellipse
+    patch_shift: Range  # any direction
+    copy_chance: float  # of a patch to come from elsewhere
     copy_shift: Range
-    patch_edge: Range
-    resolution: Range
+    patch_edge: Range  # width of the soft edge
+    resolution: Range  # FWHM of a Gaussian point spread function, each axis on its own
     gain_common: float
     gain_band: float
     bias_common: float
     bias_band: tuple[float, float]  # visible, NIR
-    texture_scale: Range
-    brightness: tuple[Range, Range]  # visible, NIR
-    greenness: tuple[Range, Range]  # red, NIR
-    independent: tuple[Range, Range]  # visible, NIR
+    texture_scale: Range  # standard deviation of the Gaussian that smooths it
+    brightness: tuple[Range, Range]  # of the texture in all bands (1 std): visible, NIR
+    greenness: tuple[Range, Range]  # NIR up and red down: red, NIR
+    independent: tuple[Range, Range]  # each band on its own: visible, NIR
 
 
-PRESETS: dict[str, Degradation] = {
-    "train": Degradation(
-        patches=(0, 3),
-        patch_radius=(60, 200),
-        patch_shift=(20, 60),
-        copy_chance=0.30,
-        copy_shift=(120, 480),
-        patch_edge=(10, 20),
-        resolution=(30, 50),
-        gain_common=0.06,
-        gain_band=0.04,
-        bias_common=40,
-        bias_band=(30, 60),
-        texture_scale=(20, 80),
-        brightness=((10, 60), (20, 100)),
-        greenness=((10, 30), (40, 130)),
-        independent=((5, 20), (10, 40)),
-    ),
-    "test": Degradation(
-        patches=(1, 4),
-        patch_radius=(80, 240),
-        patch_shift=(30, 80),
-        copy_chance=0.20,
-        copy_shift=(160, 400),
-        patch_edge=(15, 30),
-        resolution=(40, 60),
-        gain_common=0.08,
-        gain_band=0.05,
-        bias_common=50,
-        bias_band=(40, 80),
-        texture_scale=(30, 120),
-        brightness=((20, 60), (30, 100)),
-        greenness=((12, 35), (50, 150)),
-        independent=((5, 25), (15, 50)),
-    ),
+# Every field of ``train`` and ``test``.
+_RANGES: dict[str, tuple[Any, Any]] = {
+    "patches": ((0, 3), (1, 4)),
+    "patch_radius": ((60, 200), (80, 240)),
+    "patch_shift": ((20, 60), (30, 80)),
+    "copy_chance": (0.30, 0.20),
+    "copy_shift": ((120, 480), (160, 400)),
+    "patch_edge": ((10, 20), (15, 30)),
+    "resolution": ((30, 50), (40, 60)),
+    "gain_common": (0.06, 0.08),
+    "gain_band": (0.04, 0.05),
+    "bias_common": (40, 50),
+    "bias_band": ((30, 60), (40, 80)),
+    "texture_scale": ((20, 80), (30, 120)),
+    "brightness": (((10, 60), (20, 100)), ((20, 60), (30, 100))),
+    "greenness": (((10, 30), (40, 130)), ((12, 35), (50, 150))),
+    "independent": (((5, 20), (10, 40)), ((5, 25), (15, 50))),
+}
+PRESETS = {
+    preset: Degradation(**{field: values[index] for field, values in _RANGES.items()})
+    for index, preset in enumerate(("train", "test"))
 }
 
 
@@ -140,9 +85,8 @@ def degrade(
     Args:
         truth: (B,4,H,W) or (4,H,W) DN in the order B02, B03, B04, B08; NaN marks nodata.
         generator: source of every draw; its state advances. Not together with ``seed``.
-        seed: makes the result a function of (truth's shape and values, seed). With neither, a fresh seed from the
-            operating system is used; the global RNG is never touched.
-        preset: ``"train"`` or ``"test"``, see the module's table.
+        seed: makes the result a function of truth and seed. With neither, a fresh seed of the operating system.
+        preset: key of ``PRESETS``.
 
     Returns:
         float32 DN of truth's shape and device, clipped to 1..65535, NaN exactly where truth is NaN.
@@ -163,40 +107,21 @@ def degrade(
         else:
             generator.manual_seed(seed)
 
-    tile = truth.detach().to(torch.float32)
-    batch = tile if tile.ndim == 4 else tile.unsqueeze(0)
-    draw = Draw(generator, batch.shape[0], batch.device)
-
-    nodata = torch.isnan(batch)
-    image = _fill(batch, nodata)
+    image = _filled(truth)
+    draw = Draw(generator, len(image), image.device)
     image = displace_patches(image, ranges, draw)
-    image = _blur(image, ranges, draw)
+    image = _to_resolution(image, ranges.resolution, draw)
     image = gain_and_bias(image, ranges, draw)
     image = image + texture(image.shape[-2], image.shape[-1], ranges, draw)
-    image = image.clamp(DN_MIN, DN_MAX).masked_fill(nodata, math.nan)
-    return image.view(tile.shape)
+    return image.clamp(*VALID_DN).view(truth.shape).masked_fill(truth.isnan(), math.nan)
 
 
 def degrade_lightly(truth: Tensor, *, generator: torch.Generator) -> Tensor:
-    """Return an estimate with little or other damage than ``degrade``'s: each component by chance (module's table).
-
-    Args:
-        truth: (B,4,H,W) or (4,H,W) DN in the order B02, B03, B04, B08; NaN marks nodata.
-        generator: source of every draw; its state advances.
-
-    Returns:
-        float32 DN of truth's shape and device, clipped to 1..65535, NaN exactly where truth is NaN.
-
-    Raises:
-        InputError: wrong shape.
-    """
+    """Return an estimate as ``degrade`` does, with little or other damage: each component by chance."""
     _check_shape(truth)
-    tile = truth.detach().to(torch.float32)
-    batch = tile if tile.ndim == 4 else tile.unsqueeze(0)
-    nodata = torch.isnan(batch)
-    draw = Draw(generator, 1, batch.device)
-    images = torch.cat([_degrade_lightly(image[None], draw) for image in _fill(batch, nodata)])
-    return images.clamp(DN_MIN, DN_MAX).masked_fill(nodata, math.nan).view(tile.shape)
+    draw = Draw(generator, 1, truth.device)
+    images = torch.cat([_degrade_lightly(image, draw) for image in _filled(truth).split(1)])
+    return images.clamp(*VALID_DN).view(truth.shape).masked_fill(truth.isnan(), math.nan)
 
 
 def _degrade_lightly(image: Tensor, draw: Draw) -> Tensor:
@@ -212,12 +137,11 @@ def _degrade_lightly(image: Tensor, draw: Draw) -> Tensor:
         image = displace_patches(image, replace(train, patches=(1, 3)), draw)
     sharpness = float(draw.uniform(0, 1))
     if sharpness < 0.30:
-        image = _blur(image, replace(train, resolution=LIGHT_RESOLUTION), draw)
+        image = _to_resolution(image, LIGHT_RESOLUTION, draw)
     elif sharpness < 0.60:
         image = _resample(image, draw)
     elif sharpness < 0.70:
-        windows = functional.pad(image, (1, 1, 1, 1), mode="replicate").unfold(2, 3, 1).unfold(3, 3, 1)
-        image = windows.flatten(-2).median(-1).values
+        image = median3(image)
     if happens(0.50):
         image = gain_and_bias(image, train, draw)
     if happens(0.25):
@@ -226,6 +150,14 @@ def _degrade_lightly(image: Tensor, draw: Draw) -> Tensor:
         level = torch.exp(draw.uniform(math.log(NOISE[0]), math.log(NOISE[1]))) * draw.uniform(0.5, 1.5, 4)
         image = image + level[:, :, None, None] * draw.normal(*image.shape[1:])
     return image
+
+
+def median3(image: Tensor) -> Tensor:
+    """Median of 3 x 3 pixels of (B,C,H,W), borders repeated."""
+    from kornia.filters import median_blur
+
+    smoothed: Tensor = median_blur(functional.pad(image, (1,) * 4, mode="replicate"), 3)
+    return smoothed[..., 1:-1, 1:-1]
 
 
 def _resample(image: Tensor, draw: Draw) -> Tensor:
@@ -249,9 +181,7 @@ class Draw:
     """Draws per-sample parameters from one generator and puts them on the tile's device."""
 
     def __init__(self, generator: torch.Generator, batch: int, device: torch.device) -> None:
-        self.generator = generator
-        self.batch = batch
-        self.device = device
+        self.generator, self.batch, self.device = generator, batch, device
 
     def uniform(self, low: float, high: float, *shape: int) -> Tensor:
         unit = torch.rand((self.batch, *shape), generator=self.generator, device=self.generator.device)
@@ -262,12 +192,16 @@ class Draw:
         return noise.to(self.device)
 
 
-def _fill(batch: Tensor, nodata: Tensor) -> Tensor:
-    """Put each band's valid mean in place of nodata, so that NaN spreads nowhere."""
-    if not bool(nodata.any()):
-        return batch
-    mean = batch.nanmean(dim=(-2, -1), keepdim=True).nan_to_num(DN_MIN)
-    return torch.where(nodata, mean, batch)
+def each(values: Tensor) -> Tensor:
+    """(B,) as (B,1,1,1)."""
+    return values[:, None, None, None]
+
+
+def _filled(truth: Tensor) -> Tensor:
+    """(B,4,H,W) float32 with each band's valid mean in place of nodata, so that NaN spreads nowhere."""
+    batch = truth.detach().float().view(-1, *truth.shape[-3:])
+    mean = batch.nanmean(dim=(-2, -1), keepdim=True).nan_to_num(VALID_DN[0])
+    return torch.where(batch.isnan(), mean, batch)
 
 
 def displace_patches(image: Tensor, ranges: Degradation, draw: Draw) -> Tensor:
@@ -324,13 +258,17 @@ def apply_matrices(image: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
     return exact_matmul(rows, image).view(batch, rows.shape[1], channels, -1).transpose(1, 2)
 
 
-def _blur(image: Tensor, ranges: Degradation, draw: Draw) -> Tensor:
-    """Lower the ground resolution with a Gaussian PSF, each axis on its own."""
-    height, width = image.shape[-2:]
-    sigma = draw.uniform(*ranges.resolution, 2) / (FWHM_PER_SIGMA * METRES_PER_PIXEL)
-    rows = gaussian_matrix(height, torch.arange(height, device=image.device, dtype=torch.float32), sigma[:, 0])
-    cols = gaussian_matrix(width, torch.arange(width, device=image.device, dtype=torch.float32), sigma[:, 1])
-    return apply_matrices(image, rows, cols)
+def blur(image: Tensor, sigma: Tensor) -> Tensor:
+    """Gaussian blur of (B,C,H,W) by standard deviations (B,2) in pixels, down and across; borders keep their level."""
+    matrices = [
+        gaussian_matrix(size, torch.arange(size, device=image.device, dtype=torch.float32), sigma[:, axis])
+        for axis, size in enumerate(image.shape[-2:])
+    ]
+    return apply_matrices(image, *matrices)
+
+
+def _to_resolution(image: Tensor, limits: Range, draw: Draw) -> Tensor:
+    return blur(image, draw.uniform(*limits, 2) * PIXELS_PER_FWHM)
 
 
 def gain_and_bias(image: Tensor, ranges: Degradation, draw: Draw) -> Tensor:

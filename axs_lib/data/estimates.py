@@ -1,19 +1,11 @@
 """Estimates of many kinds: what opt_v2 may look like, made from a clear truth, for training and testing Stage 3.
 
-In goes a batch of truth tiles in DN (surface reflectance x 10000; B02, B03, B04, B08), out comes an estimate of the
-same places with one kind of error. ``KINDS`` names every kind and says what it may be used for:
+A kind of the split ``train`` trains Stage 3; ``choose`` serves choices on the validation groups (early stopping, gate,
+settings); ``report`` has no part in training or in any choice, so its figures are the ones to report. A kind never
+changes its split, since published figures depend on it. ``strength`` runs from 0 (light) to 1 (strong).
 
-- ``train``: Stage 3 is trained on it;
-- ``choose``: only for choices on the validation groups (early stopping, gate, settings);
-- ``report``: left out of training and of every choice. The figures of these kinds are what is reported.
-
-The table is fixed: a kind never changes its split, since published figures depend on it. Some kinds of the three splits
-are related (a motion blur is a blur); ``relative`` names the nearest kind that is trained on. A kind draws everything
-from the generator it is given; ``strength`` runs from 0 (light) to 1 (strong) and is drawn for each tile where it is
-not given. Lengths in the table are in metres (a pixel is 10 m).
-
-Sources: JPEG's quantisation table K.1 (ITU-T T.81); the reversible 5/3 wavelet of JPEG 2000 (ITU-T T.800); bilateral
-filter (Tomasi and Manduchi, 1998); guided filter (He, Sun, Tang, 2013); bicubic kernel (Keys, 1981, a = -0.5).
+Sources: the reversible 5/3 wavelet of JPEG 2000 (ITU-T T.800); bilateral filter (Tomasi and Manduchi, 1998); guided
+filter (He, Sun, Tang, 2013); bicubic kernel (Keys, 1981, a = -0.5).
 """
 
 from __future__ import annotations
@@ -31,14 +23,18 @@ from torch.nn import functional as F
 from axs_lib.bands import OPTICAL_BANDS, VALID_DN
 from axs_lib.blur import gaussian_blur
 from axs_lib.data.degrade import (
+    METRES_PER_PIXEL,
+    PIXELS_PER_FWHM,
     PRESETS,
     Draw,
     apply_matrices,
     band_limited,
+    blur,
     degrade,
     degrade_lightly,
     displace_patches,
-    gaussian_matrix,
+    each,
+    median3,
     texture,
 )
 from axs_lib.errors import InputError
@@ -47,43 +43,21 @@ from axs_lib.nodata import fill_nodata, valid_pixels
 Split = Literal["train", "choose", "report"]
 Make = Callable[[Tensor, Draw, Tensor], Tensor]  # truth (B,4,H,W) in DN, draws, strength (B,) in [0,1] -> estimate
 
-METRES_PER_PIXEL = 10.0
-FWHM_PER_SIGMA = 2.0 * math.sqrt(2.0 * math.log(2.0))
 FILTER_MARGIN = 16  # px mirrored at each border before a filter in the frequency domain
 MOST_COMBINED = 3
-JPEG_TABLE = (
-    (16, 11, 10, 16, 24, 40, 51, 61),
-    (12, 12, 14, 19, 26, 58, 60, 55),
-    (14, 13, 16, 24, 40, 57, 69, 56),
-    (14, 17, 22, 29, 51, 87, 80, 62),
-    (18, 22, 37, 56, 68, 109, 103, 77),
-    (24, 35, 55, 64, 81, 104, 113, 92),
-    (49, 64, 78, 87, 103, 121, 120, 101),
-    (72, 92, 95, 98, 112, 100, 103, 99),
-)
+OWN_BY_BAND = (0.6, 0.7, 0.8, 1.5)  # what a band does by itself, of B02, B03, B04, B08
 HAZE_BY_BAND = (1.0, 0.8, 0.65, 0.3)  # path radiance of B02, B03, B04, B08 beside B02's
 
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of estimate.
-
-    Attributes:
-        name: key in ``KINDS``.
-        split: ``train``, ``choose`` or ``report``.
-        about: what it simulates, with its ranges from light to strong.
-        make: draws it; ``None`` where the estimate comes from the caller (``needs``).
-        needs: name of the tensor (B,4,H,W) in DN that ``make_estimate`` expects: ``older`` (the same place at another
-            date) or ``stage2`` (what Stages 1 and 2 draw from the SAR).
-        relative: the nearest kind among those trained on, for kinds of the other splits; empty where there is none.
-    """
+    """One kind of estimate: what it is ``about``, its ranges from light to strong, and how it is made."""
 
     name: str
     split: Split
     about: str
-    make: Make | None = None
-    needs: str = ""
-    relative: str = ""
+    make: Make | None = None  # None where ``make_estimate`` must be given what the kind needs
+    needs: str = ""  # ``older``, the same places at another date, or ``stage2``, what Stages 1 and 2 draw
 
 
 def make_estimate(
@@ -92,8 +66,7 @@ def make_estimate(
     *,
     generator: torch.Generator,
     strength: Tensor | float | None = None,
-    older: Tensor | None = None,
-    stage2: Tensor | None = None,
+    given: Tensor | None = None,
 ) -> Tensor:
     """An estimate of one kind.
 
@@ -102,8 +75,7 @@ def make_estimate(
         truth: (B,4,H,W) in DN; NaN marks nodata.
         generator: of every draw; its state advances.
         strength: 0 (light) to 1 (strong), for all tiles or (B,); drawn uniformly for each tile by default.
-        older: (B,4,H,W) in DN, the same places at another date, for ``older_image``.
-        stage2: (B,4,H,W) in DN, what Stages 1 and 2 draw, for ``stage2``.
+        given: (B,4,H,W) in DN, what the kind ``needs``.
 
     Returns:
         (B,4,H,W) float32 DN clipped to 1..65535, NaN where truth is NaN.
@@ -127,10 +99,9 @@ def make_estimate(
     if strength is not None:
         level = torch.as_tensor(strength, dtype=torch.float32, device=truth.device).expand(len(truth))
     if chosen.make is None:
-        given = {"older": older, "stage2": stage2}[chosen.needs]
         if given is None or given.shape != truth.shape:
             shape = "nothing" if given is None else f"shape {tuple(given.shape)}"
-            raise InputError(f"kind {kind!r} needs {chosen.needs}= of shape {tuple(truth.shape)} and got {shape}")
+            raise InputError(f"kind {kind!r} needs {chosen.needs} of shape {tuple(truth.shape)} and got {shape}")
         estimate = torch.where(given.isfinite(), given.float(), image)
     else:
         estimate = chosen.make(image, draw, level)
@@ -138,21 +109,11 @@ def make_estimate(
 
 
 def kinds_of(split: Split, *, without_needs: bool = False) -> list[str]:
-    """Names of the kinds of a split.
-
-    Args:
-        split: ``train``, ``choose`` or ``report``.
-        without_needs: only those that need nothing but the truth.
-    """
+    """Names of the kinds of a split, ``without_needs`` only of those that need nothing but the truth."""
     return [name for name, kind in KINDS.items() if kind.split == split and not (without_needs and kind.make is None)]
 
 
 # -- parts --------------------------------------------------------------------------------------------------------
-
-
-def _each(values: Tensor) -> Tensor:
-    """(B,) as (B,1,1,1)."""
-    return values[:, None, None, None]
 
 
 def _between(strength: Tensor, light: float, strong: float, *, log: bool = False) -> Tensor:
@@ -162,11 +123,6 @@ def _between(strength: Tensor, light: float, strong: float, *, log: bool = False
     return light + (strong - light) * strength
 
 
-def _choice(draw: Draw, count: int) -> Tensor:
-    """(B,) of 0..count-1."""
-    return draw.uniform(0, count).floor().clamp_max(count - 1)
-
-
 def _by_strength(strength: Tensor, light: Callable[[], Tensor], strong: Callable[[], Tensor]) -> Tensor:
     """One image for tiles of strength below 0.5 and another for the rest; only what is needed is made."""
     below = strength < 0.5
@@ -174,7 +130,7 @@ def _by_strength(strength: Tensor, light: Callable[[], Tensor], strong: Callable
         return light()
     if not bool(below.any()):
         return strong()
-    return torch.where(_each(below), light(), strong())
+    return torch.where(each(below), light(), strong())
 
 
 def _positions(size: int, device: torch.device) -> Tensor:
@@ -182,12 +138,7 @@ def _positions(size: int, device: torch.device) -> Tensor:
 
 
 def _filtered(image: Tensor, transfer: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """The image filtered in the frequency domain with mirrored borders.
-
-    Args:
-        image: (B,C,H,W).
-        transfer: of frequencies down (h,1) and across (1,w) in cycles per pixel; broadcast against (B,1,h,w).
-    """
+    """The image with mirrored borders times ``transfer`` of the frequencies down (h,1) and across (1,w), per pixel."""
     height, width = image.shape[-2:]
     margin = min(FILTER_MARGIN, height - 1, width - 1)
     padded = F.pad(image, (margin,) * 4, mode="reflect")
@@ -196,10 +147,6 @@ def _filtered(image: Tensor, transfer: Callable[[Tensor, Tensor], Tensor]) -> Te
     spectrum = torch.fft.rfft2(padded) * transfer(down, across)
     filtered = torch.fft.irfft2(spectrum, s=padded.shape[-2:])
     return filtered[..., margin : margin + height, margin : margin + width]
-
-
-def _sinc(x: Tensor) -> Tensor:
-    return torch.sinc(x)
 
 
 def _kernel(distance: Tensor, name: str) -> Tensor:
@@ -213,18 +160,14 @@ def _kernel(distance: Tensor, name: str) -> Tensor:
         near = (1.5 * t - 2.5) * t * t + 1
         far = ((-0.5 * t + 2.5) * t - 4) * t + 2
         return torch.where(t < 1, near, torch.where(t < 2, far, torch.zeros_like(t)))
-    return torch.where(t < 3, _sinc(t) * _sinc(t / 3), torch.zeros_like(t))  # Lanczos, 3 lobes
+    return torch.where(t < 3, torch.sinc(t) * torch.sinc(t / 3), torch.zeros_like(t))  # Lanczos, 3 lobes
 
 
 def _resampling(size: int, factor: Tensor, phase: Tensor, gaussian: Tensor, name: str) -> Tensor:
     """(B,size,size) matrices: one axis reduced to pixels ``factor`` (B,) as large and enlarged again.
 
-    Args:
-        size: pixels of the axis.
-        factor: coarse over fine pixel.
-        phase: (B,) where the coarse grid begins, in coarse pixels, 0 to 1.
-        gaussian: (B,) bool, a Gaussian point spread function instead of the area mean.
-        name: of the interpolation.
+    ``phase`` (B,) is where the coarse grid begins, 0 to 1; where ``gaussian`` (B,) is true the coarse pixels have a
+    Gaussian point spread function instead of the area mean.
     """
     device = factor.device
     count = math.ceil(size / float(factor.min())) + 7
@@ -242,11 +185,11 @@ def _resampling(size: int, factor: Tensor, phase: Tensor, gaussian: Tensor, name
     return enlarge @ reduce
 
 
-def _enlarged(name: str, light: float, strong: float) -> Make:
-    """Reduced to pixels of ``light`` to ``strong`` metres and enlarged again, any phase."""
+def _enlarged(name: str) -> Make:
+    """Reduced to pixels of 15 to 120 m and enlarged again, any phase."""
 
     def make(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
-        factor = _between(strength, light, strong, log=True) / METRES_PER_PIXEL
+        factor = _between(strength, 15, 120, log=True) / METRES_PER_PIXEL
         whole = draw.uniform(0, 1) < 0.5
         factor = torch.where(whole & (factor > 1.75), factor.round(), factor)
         gaussian = draw.uniform(0, 1) < 0.4
@@ -263,38 +206,26 @@ def _enlarged(name: str, light: float, strong: float) -> Make:
 def _warped(image: Tensor, down: Tensor, across: Tensor) -> Tensor:
     """The image read at displacements (B,H,W) in pixels, bicubic, mirrored at the border."""
     height, width = image.shape[-2:]
-    rows = _positions(height, image.device)[:, None] + down
-    columns = _positions(width, image.device) + across
-    rows, columns = torch.broadcast_tensors(rows, columns)
+    rows, columns = torch.broadcast_tensors(
+        _positions(height, image.device)[:, None] + down, _positions(width, image.device) + across
+    )
     grid = torch.stack([(2 * columns + 1) / width - 1, (2 * rows + 1) / height - 1], dim=-1)
     return F.grid_sample(image, grid, mode="bicubic", padding_mode="reflection", align_corners=False)
 
 
-def _brightness(draw: Draw, level: Tensor, common: float = 0.7) -> Tensor:
-    """(B,4) offsets of a level (B,) in DN (1 std): a part that the bands share and a part of their own."""
-    own = draw.normal(4) * torch.tensor([0.6, 0.7, 0.8, 1.5], device=level.device)
-    return level[:, None] * (common * draw.normal(1) + math.sqrt(1 - common**2) * own)
-
-
-def _patches(image: Tensor, draw: Draw, sizes: Tensor, level: Tensor) -> Tensor:
-    """Offsets (B,4,H,W) in DN, constant in square patches.
-
-    Args:
-        image: for its shape.
-        draw: of the offsets and of where the grid begins.
-        sizes: (B,) side of a patch in pixels.
-        level: (B,) standard deviation in DN.
-    """
+def _in_patches(image: Tensor, draw: Draw, strength: Tensor, sizes: Tensor) -> Tensor:
+    """The image with offsets of 5 to 120 DN that are constant in square patches of ``sizes`` (B,) pixels."""
     height, width = image.shape[-2:]
+    level = _between(strength, 5, 120, log=True)
     cells = [int((side / sizes.min()).ceil()) + 1 for side in (height, width)]
     common = draw.normal(1, cells[0], cells[1])
-    own = draw.normal(4, cells[0], cells[1]) * torch.tensor([0.6, 0.7, 0.8, 1.5])[:, None, None]
-    values = _each(level) * (0.7 * common + 0.7 * own)
+    own = draw.normal(4, cells[0], cells[1]) * torch.tensor(OWN_BY_BAND)[:, None, None]
+    values = each(level) * (0.7 * common + 0.7 * own)
     start = draw.uniform(0, 1, 2) * sizes[:, None]
     rows = ((_positions(height, image.device) + start[:, :1]) / sizes[:, None]).long()
     columns = ((_positions(width, image.device) + start[:, 1:]) / sizes[:, None]).long()
     flat = (rows[:, :, None] * cells[1] + columns[:, None, :]).flatten(1)[:, None].expand(-1, 4, -1)
-    return values.flatten(2).gather(2, flat).view_as(image)
+    return image + values.flatten(2).gather(2, flat).view_as(image)
 
 
 # -- kinds: enlarged and blurred ----------------------------------------------------------------------------------
@@ -302,22 +233,17 @@ def _patches(image: Tensor, draw: Draw, sizes: Tensor, level: Tensor) -> Tensor:
 
 def _gaussian_blur(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
     fwhm = _between(strength, 6, 120, log=True)[:, None] * draw.uniform(0.8, 1.25, 2)
-    sigma = fwhm / (FWHM_PER_SIGMA * METRES_PER_PIXEL)
-    matrices = [
-        gaussian_matrix(size, _positions(size, image.device), sigma[:, axis])
-        for axis, size in enumerate(image.shape[-2:])
-    ]
-    return apply_matrices(image, *matrices)
+    return blur(image, fwhm * PIXELS_PER_FWHM)
 
 
 def _motion_blur(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
-    length = _each(_between(strength, 1.0, 9.0, log=True))
-    angle = _each(draw.uniform(0, math.pi))
-    return _filtered(image, lambda down, across: _sinc(length * (down * angle.sin() + across * angle.cos())))
+    length = each(_between(strength, 1.0, 9.0, log=True))
+    angle = each(draw.uniform(0, math.pi))
+    return _filtered(image, lambda down, across: torch.sinc(length * (down * angle.sin() + across * angle.cos())))
 
 
 def _defocus_blur(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
-    radius = _each(_between(strength, 0.6, 5.0, log=True))
+    radius = each(_between(strength, 0.6, 5.0, log=True))
 
     def disc(down: Tensor, across: Tensor) -> Tensor:
         x = (2 * math.pi * radius * (down.square() + across.square()).sqrt()).clamp_min(1e-4)
@@ -327,113 +253,72 @@ def _defocus_blur(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
 
 
 def _bicubic_noisy(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
-    factor = torch.full_like(strength, 3.0)
-    gaussian = draw.uniform(0, 1) < 0.5
+    factor, gaussian = torch.full_like(strength, 3.0), draw.uniform(0, 1) < 0.5
     matrices = [_resampling(size, factor, draw.uniform(0, 1), gaussian, "bicubic") for size in image.shape[-2:]]
-    level = _each(_between(strength, 5, 60, log=True))
+    level = each(_between(strength, 5, 60, log=True))
     return apply_matrices(image, *matrices) + level * draw.normal(*image.shape[1:])
 
 
 def _ringing(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
-    cut = _each(_between(strength, 0.40, 0.10))
-    return _filtered(
-        image,
-        lambda down, across: torch.sigmoid(
-            (cut - torch.maximum(down.abs().expand(-1, across.shape[1]), across.abs())) / 0.01
-        ),
-    )
+    cut = each(_between(strength, 0.40, 0.10))
+    return _filtered(image, lambda down, across: torch.sigmoid((cut - torch.maximum(down.abs(), across.abs())) / 0.01))
 
 
 def _over_sharpened(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
-    sigma = _each(draw.uniform(0.6, 2.5))
-    amount = _each(_between(strength, 0.1, 1.5, log=True))
-    return _filtered(
-        image,
-        lambda down, across: (
-            1 + amount * (1 - torch.exp(-2 * (math.pi * sigma).square() * (down.square() + across.square())))
-        ),
-    )
+    sigma = each(draw.uniform(0.6, 2.5))
+    amount = each(_between(strength, 0.1, 1.5, log=True))
+
+    def unsharp(down: Tensor, across: Tensor) -> Tensor:
+        blurred = torch.exp(-2 * (math.pi * sigma).square() * (down.square() + across.square()))
+        return 1 + amount * (1 - blurred)
+
+    return _filtered(image, unsharp)
 
 
 # -- kinds: smoothed and compressed -------------------------------------------------------------------------------
 
 
-def _windows(image: Tensor, radius: int) -> Tensor:
-    """(B,C,H,W,n) every pixel's square neighbourhood, borders repeated."""
-    side = 2 * radius + 1
-    padded = F.pad(image, (radius,) * 4, mode="replicate")
-    return padded.unfold(2, side, 1).unfold(3, side, 1).flatten(-2)
-
-
-def _median3(image: Tensor) -> Tensor:
-    """Median of 3 x 3 pixels: of each column the sorted three, then the median of three medians."""
-
-    def sorted3(a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        low, high = torch.minimum(a, b), torch.maximum(a, b)
-        return torch.minimum(low, c), torch.maximum(low, torch.minimum(high, c)), torch.maximum(high, c)
-
-    height, width = image.shape[-2:]
-    padded = F.pad(image, (1,) * 4, mode="replicate")
-    parts = sorted3(*(padded[..., k : k + height, :] for k in range(3)))
-    low, middle, high = (sorted3(*(part[..., k : k + width] for k in range(3))) for part in parts)
-    return sorted3(low[2], middle[1], high[0])[1]
-
-
 def _median_filter(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
-    small = _median3(image)
-    strong = _each((3 * strength - 2).clamp(0, 1))
-    twice = torch.lerp(small, _median3(small), strong) if bool(strong.any()) else small
-    return torch.lerp(image, twice, _each((2 * strength + 0.3).clamp_max(1)))
+    small = median3(image)
+    strong = each((3 * strength - 2).clamp(0, 1))
+    twice = torch.lerp(small, median3(small), strong) if bool(strong.any()) else small
+    return torch.lerp(image, twice, each((2 * strength + 0.3).clamp_max(1)))
 
 
 def _edge_preserving(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
-    reach = _each(_between(strength, 60, 600, log=True))[..., None]  # DN between colours that still mix
+    from kornia.filters import bilateral_blur
+
+    reach = _between(strength, 60, 600, log=True)  # DN between colours that still mix, RMS of the bands
+    alike = (1e6, 1e6)  # px: pixels of the window count by their colour alone
     for _ in range(2):
-        near = _windows(image, 2)
-        distance = (near - image[..., None]).square().mean(1, keepdim=True)
-        weight = torch.exp(-0.5 * (distance / reach.square()).clamp_max(60))
-        image = (near * weight).sum(-1) / weight.sum(-1)
+        image = bilateral_blur(image, 5, math.sqrt(image.shape[1]) * reach, alike, "replicate", "l2")
     return image
 
 
 def _guided_smoothing(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
-    epsilon = _each(_between(strength, 40, 500, log=True)).square()
+    from kornia.filters import guided_blur
 
-    def mean(x: Tensor) -> Tensor:
-        return F.avg_pool2d(F.pad(x, (3,) * 4, mode="replicate"), 7, stride=1)
-
-    average = mean(image)
-    variance = (mean(image * image) - average.square()).clamp_min(0)
-    slope = variance / (variance + epsilon)
-    return mean(slope) * image + mean(average - slope * average)
-
-
-def _dct() -> Tensor:
-    """(8,8) orthonormal DCT-II."""
-    k, n = torch.arange(8.0)[:, None], torch.arange(8.0)
-    matrix = torch.cos(math.pi * (2 * n + 1) * k / 16) * 0.5
-    matrix[0] /= math.sqrt(2)
-    return matrix
+    bands = image.flatten(0, 1)[:, None]  # each is its own guide
+    epsilon = _between(strength, 40, 500, log=True).square().repeat_interleave(image.shape[1])
+    smoothed: Tensor = guided_blur(bands, bands, 7, epsilon, "replicate")
+    return smoothed.view_as(image)
 
 
 def _jpeg_blocks(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
-    height, width = image.shape[-2:]
-    top, left = (int(v) for v in (draw.uniform(0, 8, 2)[0]).floor().tolist())
-    padded = F.pad(image, (left, 15 - left, top, 15 - top), mode="replicate")
-    padded = padded[..., : padded.shape[-2] // 8 * 8, : padded.shape[-1] // 8 * 8]
+    from torchvision.io import decode_jpeg, encode_jpeg
+
+    top, left = draw.uniform(0, 8, 2)[0].long().tolist()  # where the blocks begin
     low = image.amin((2, 3), keepdim=True)
     scale = (image.flatten(2).quantile(0.99, dim=2)[..., None, None] - low).clamp_min(100) / 255
-    quality = _between(strength, 95, 30)
-    factor = torch.where(quality < 50, 50 / quality, 2 - quality / 50)
-    step = (torch.tensor(JPEG_TABLE, device=image.device) * _each(factor)).clamp_min(1)[:, :, None]
-    dct = _dct().to(image.device)
-    blocks = ((padded - low) / scale).unflatten(3, (-1, 8)).unflatten(2, (-1, 8)).transpose(3, 4)
-    coefficients = dct @ blocks @ dct.T
-    step = step[:, :, :, None] if step.ndim == 5 else step.unsqueeze(3)
-    coefficients = (coefficients / step).round() * step
-    blocks = dct.T @ coefficients @ dct
-    restored = blocks.transpose(3, 4).flatten(4, 5).flatten(2, 3) * scale + low
-    return restored[..., top : top + height, left : left + width]
+    exact = (image - low) / scale
+    levels = F.pad(exact.clamp_max(255), (left, 0, top, 0), mode="replicate").round().to(torch.uint8).cpu()
+    qualities = _between(strength, 95, 30).round().int().tolist()
+    coded = [
+        torch.cat([decode_jpeg(encode_jpeg(band[None], quality)) for band in tile])
+        for tile, quality in zip(levels, qualities, strict=True)
+    ]
+    restored = torch.stack(coded)[..., top:, left:].to(image) + (exact - 255).clamp_min(0)
+    return restored * scale + low
 
 
 def _wavelet_step(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -459,24 +344,20 @@ def _quantised(x: Tensor, step: Tensor) -> Tensor:
 def _wavelet(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
     height, width = image.shape[-2:]
     x = F.pad(image, (0, -width % 16, 0, -height % 16), mode="replicate")
-    step = _each(_between(strength, 15, 500, log=True))
+    step = each(_between(strength, 15, 500, log=True))
     details = []
     for level in range(4):
-        low, high = _wavelet_step(x)
-        parts = [_wavelet_step(part.transpose(2, 3)) for part in (low, high)]
-        (x, a), (b, c) = parts
-        scale = step * 0.75**level
-        details.append(tuple(_quantised(part, scale) for part in (a, b, c)))
+        (x, a), (b, c) = (_wavelet_step(part.transpose(2, 3)) for part in _wavelet_step(x))
+        details.append([_quantised(part, step * 0.75**level) for part in (a, b, c)])
         x = x.transpose(2, 3)
     for a, b, c in reversed(details):
-        low = _wavelet_back(x.transpose(2, 3), a).transpose(2, 3)
-        high = _wavelet_back(b, c).transpose(2, 3)
-        x = _wavelet_back(low, high)
+        low, high = _wavelet_back(x.transpose(2, 3), a), _wavelet_back(b, c)
+        x = _wavelet_back(low.transpose(2, 3), high.transpose(2, 3))
     return x[..., :height, :width]
 
 
 def _grey_levels(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
-    step = _each(_between(strength, 10, 160, log=True))
+    step = each(_between(strength, 10, 160, log=True))
     start = step * draw.uniform(0, 1, 4)[..., None, None]
     return ((image - start) / step).round() * step + start
 
@@ -486,10 +367,10 @@ def _median_composite(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
     dates = []
     for _ in range(5):
         light = band_limited(height, width, 4, (150, 400), draw)
-        level = _each(_between(strength, 0.02, 0.10))
+        level = each(_between(strength, 0.02, 0.10))
         shift = draw.normal(2) * _between(strength, 0.2, 1.2)[:, None]
         moved = _warped(image, shift[:, 0, None, None], shift[:, 1, None, None])
-        noise = _each(_between(strength, 5, 40)) * draw.normal(*image.shape[1:])
+        noise = each(_between(strength, 5, 40)) * draw.normal(*image.shape[1:])
         dates.append(moved * (1 + level * light) + noise)
     return torch.stack(dates).median(0).values
 
@@ -499,7 +380,9 @@ def _median_composite(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
 
 def _gain_offset(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
     gain = 1 + _between(strength, 0.005, 0.15)[:, None] * (0.7 * draw.normal(1) + 0.5 * draw.normal(4))
-    offset = _brightness(draw, _between(strength, 3, 120))
+    level, common = _between(strength, 3, 120)[:, None], 0.7
+    own = draw.normal(4) * torch.tensor(OWN_BY_BAND, device=image.device)
+    offset = level * (common * draw.normal(1) + math.sqrt(1 - common**2) * own)
     return image * gain[..., None, None] + offset[..., None, None]
 
 
@@ -512,7 +395,7 @@ def _tone_curve(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
 def _haze(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
     height, width = image.shape[-2:]
     field = band_limited(height, width, 1, (200, 600), draw)
-    depth = _each(_between(strength, 0.02, 0.35)) * (1 + 0.5 * field).clamp_min(0)
+    depth = each(_between(strength, 0.02, 0.35)) * (1 + 0.5 * field).clamp_min(0)
     veil = torch.tensor(HAZE_BY_BAND, device=image.device)[:, None, None]
     return image * (1 - depth * veil) + 3000.0 * depth * veil
 
@@ -520,12 +403,11 @@ def _haze(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
 def _patch_offsets(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
     small = draw.uniform(0, 1) < 0.5
     sizes = torch.where(small, draw.uniform(8, 13).floor(), draw.uniform(20, 33).floor())
-    return image + _patches(image, draw, sizes, _between(strength, 5, 120, log=True))
+    return _in_patches(image, draw, strength, sizes)
 
 
 def _patch_offsets_16(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
-    sizes = torch.full_like(strength, 16.0)
-    return image + _patches(image, draw, sizes, _between(strength, 5, 120, log=True))
+    return _in_patches(image, draw, strength, torch.full_like(strength, 16.0))
 
 
 # -- kinds: noise -------------------------------------------------------------------------------------------------
@@ -534,12 +416,12 @@ def _patch_offsets_16(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
 def _white_noise(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
     level = _between(strength, 4, 150, log=True)[:, None] * draw.uniform(0.5, 1.5, 4)
     noise = draw.normal(*image.shape[1:])
-    soft = _each(draw.uniform(0, 1) < 0.3)
+    soft = each(draw.uniform(0, 1) < 0.3)
     return image + level[..., None, None] * torch.where(soft, 2.4 * gaussian_blur(noise, 0.7), noise)
 
 
 def _speckled(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
-    level = _each(_between(strength, 0.005, 0.12, log=True))
+    level = each(_between(strength, 0.005, 0.12, log=True))
     return image * (1 + level * draw.normal(*image.shape[1:])).clamp_min(0.1)
 
 
@@ -547,13 +429,13 @@ def _stripes(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
     height, width = image.shape[-2:]
     level = _between(strength, 3, 80, log=True)[:, None] * draw.uniform(0.5, 1.5, 4)
     rows, columns = draw.normal(4, height, 1), draw.normal(4, 1, width)
-    across = _each(draw.uniform(0, 1) < 0.5)
+    across = each(draw.uniform(0, 1) < 0.5)
     return image + level[..., None, None] * torch.where(across, rows, columns)
 
 
 def _texture(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
     height, width = image.shape[-2:]
-    scale = _each(_between(strength, 0.1, 1.6))
+    scale = each(_between(strength, 0.1, 1.6))
     return image + scale * texture(height, width, PRESETS["train"], draw)
 
 
@@ -580,7 +462,7 @@ def _shift(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
 def _smooth_warp(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
     height, width = image.shape[-2:]
     field = band_limited(height, width, 2, (100, 400), draw)
-    field = field * _each(_between(strength, 0.1, 2.5, log=True))
+    field = field * each(_between(strength, 0.1, 2.5, log=True))
     return _warped(image, field[:, 0], field[:, 1])
 
 
@@ -638,33 +520,20 @@ def _combination(names: tuple[str, ...]) -> Make:
 
 
 # In the order in which they happen to an image.
-_COMBINED = (
-    "changed_fields",
-    "displaced_patches",
-    "shift",
-    "gaussian_blur",
-    "enlarged_nearest",
-    "enlarged_bilinear",
-    "enlarged_lanczos",
-    "median_filter",
-    "over_sharpened",
-    "tone_curve",
-    "gain_offset",
-    "hallucinated_texture",
-    "patch_offsets",
-    "stripes",
-    "white_noise",
-    "wavelet",
-)
-_COMBINED_REPORT = ("smooth_warp", "motion_blur", "haze", "speckled", "jpeg_blocks")
+COMBINED = (
+    "changed_fields", "displaced_patches", "shift", "gaussian_blur", "enlarged_nearest", "enlarged_bilinear",
+    "enlarged_lanczos", "median_filter", "over_sharpened", "tone_curve", "gain_offset", "hallucinated_texture",
+    "patch_offsets", "stripes", "white_noise", "wavelet",
+)  # fmt: skip
+COMBINED_REPORT = ("smooth_warp", "motion_blur", "haze", "speckled", "jpeg_blocks")
 
 _TABLE = (
     # trained on
     Kind("truth", "train", "the truth itself", lambda image, draw, strength: image),
     Kind("gaussian_blur", "train", "Gaussian point spread function of 6 to 120 m (FWHM)", _gaussian_blur),
-    Kind("enlarged_nearest", "train", "15 to 120 m pixels, nearest", _enlarged("nearest", 15, 120)),
-    Kind("enlarged_bilinear", "train", "15 to 120 m pixels, bilinear", _enlarged("bilinear", 15, 120)),
-    Kind("enlarged_lanczos", "train", "15 to 120 m pixels, Lanczos", _enlarged("lanczos", 15, 120)),
+    Kind("enlarged_nearest", "train", "15 to 120 m pixels, nearest", _enlarged("nearest")),
+    Kind("enlarged_bilinear", "train", "15 to 120 m pixels, bilinear", _enlarged("bilinear")),
+    Kind("enlarged_lanczos", "train", "15 to 120 m pixels, Lanczos", _enlarged("lanczos")),
     Kind("median_filter", "train", "median of 3 x 3 pixels, in part, wholly or twice", _median_filter),
     Kind("wavelet", "train", "wavelet compression, finest step 15 to 500 DN", _wavelet),
     Kind("over_sharpened", "train", "unsharp mask of 0.6 to 2.5 px, amount 0.1 to 1.5", _over_sharpened),
@@ -679,50 +548,24 @@ _TABLE = (
     Kind("changed_fields", "train", "areas of like colour brighter or darker by 3 to 30 %", _changed_fields),
     Kind("refiner", "train", "degrade's preset train, or its light damage", _refiner),
     Kind("stage2", "train", "what Stages 1 and 2 draw from the SAR", None, "stage2"),
-    Kind("combined", "train", "two or three of the kinds above", _combination(_COMBINED)),
+    Kind("combined", "train", "two or three of the kinds above", _combination(COMBINED)),
     # only for choices
-    Kind("defocus_blur", "choose", "disc of 6 to 50 m radius", _defocus_blur, relative="gaussian_blur"),
-    Kind(
-        "guided_smoothing",
-        "choose",
-        "guided filter, 7 x 7 px, 40 to 500 DN",
-        _guided_smoothing,
-        relative="median_filter",
-    ),
+    Kind("defocus_blur", "choose", "disc of 6 to 50 m radius", _defocus_blur),
+    Kind("guided_smoothing", "choose", "guided filter, 7 x 7 px, 40 to 500 DN", _guided_smoothing),
     Kind("grey_levels", "choose", "rounded to steps of 10 to 160 DN", _grey_levels),
-    Kind("line_jitter", "choose", "bands of 6 to 40 rows 1 to 20 m aside", _line_jitter, relative="shift"),
+    Kind("line_jitter", "choose", "bands of 6 to 40 rows 1 to 20 m aside", _line_jitter),
     # left out: reported
-    Kind(
-        "bicubic_30m_noisy",
-        "report",
-        "30 m pixels, bicubic, with noise of 5 to 60 DN",
-        _bicubic_noisy,
-        relative="enlarged_lanczos",
-    ),
-    Kind("jpeg_blocks", "report", "JPEG's blocks of 8 x 8 px, quality 95 to 30", _jpeg_blocks, relative="wavelet"),
-    Kind(
-        "edge_preserving", "report", "bilateral filter, twice, 60 to 600 DN", _edge_preserving, relative="median_filter"
-    ),
-    Kind(
-        "patch_offsets_16",
-        "report",
-        "offsets of 5 to 120 DN in patches of 16 px",
-        _patch_offsets_16,
-        relative="patch_offsets",
-    ),
+    Kind("bicubic_30m_noisy", "report", "30 m pixels, bicubic, with noise of 5 to 60 DN", _bicubic_noisy),
+    Kind("jpeg_blocks", "report", "JPEG's blocks of 8 x 8 px, quality 95 to 30", _jpeg_blocks),
+    Kind("edge_preserving", "report", "bilateral filter, twice, 60 to 600 DN", _edge_preserving),
+    Kind("patch_offsets_16", "report", "offsets of 5 to 120 DN in patches of 16 px", _patch_offsets_16),
     Kind("median_composite", "report", "median of five simulated dates", _median_composite),
-    Kind("older_image", "report", "the same place at another date", None, "older", relative="changed_fields"),
-    Kind("motion_blur", "report", "10 to 90 m in a line, any direction", _motion_blur, relative="gaussian_blur"),
-    Kind("haze", "report", "smooth veil, strongest in B02", _haze, relative="gain_offset"),
-    Kind("smooth_warp", "report", "warp of 1 to 25 m (1 std)", _smooth_warp, relative="shift"),
-    Kind("speckled", "report", "noise of 0.5 to 12 % of the signal", _speckled, relative="white_noise"),
-    Kind("ringing", "report", "cut-off at 0.40 to 0.10 cycles per pixel", _ringing, relative="over_sharpened"),
-    Kind(
-        "combined_left_out",
-        "report",
-        "two or three of five kinds left out",
-        _combination(_COMBINED_REPORT),
-        relative="combined",
-    ),
+    Kind("older_image", "report", "the same place at another date", None, "older"),
+    Kind("motion_blur", "report", "10 to 90 m in a line, any direction", _motion_blur),
+    Kind("haze", "report", "smooth veil, strongest in B02", _haze),
+    Kind("smooth_warp", "report", "warp of 1 to 25 m (1 std)", _smooth_warp),
+    Kind("speckled", "report", "noise of 0.5 to 12 % of the signal", _speckled),
+    Kind("ringing", "report", "cut-off at 0.40 to 0.10 cycles per pixel", _ringing),
+    Kind("combined_left_out", "report", "two or three of five kinds left out", _combination(COMBINED_REPORT)),
 )
 KINDS: Mapping[str, Kind] = MappingProxyType({kind.name: kind for kind in _TABLE})

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from axs_lib.data.degrade import Draw, each
 from axs_lib.errors import InputError
 from axs_lib.nodata import valid_pixels
 
@@ -56,57 +57,50 @@ def simulate_flood(s1: Tensor, generator: torch.Generator) -> tuple[Tensor, Tens
             " dB"
         )
     batch, _, height, width = s1.shape
-    device = s1.device
-    s1 = s1.detach().to(torch.float32)
+    s1 = s1.detach().float()
+    draw = Draw(generator, batch, generator.device)
 
     # 1. The patch: the highest part of a smooth field.
-    share = _uniform(FLOODED_SHARE, batch, generator)
-    field = _smooth_noise(batch, height, width, generator).flatten(1)
+    share = draw.uniform(*FLOODED_SHARE)
+    field = _smooth_noise(height, width, draw).flatten(1)
     rank = field.argsort(1).argsort(1)  # of each pixel, the lowest first
     flooded = (rank >= ((1 - share) * rank.shape[1]).round()[:, None]).view(batch, 1, height, width)
 
     # 2. The water in linear power, with speckle.
-    vv = _uniform(WATER_VV, batch, generator)
-    level = torch.stack([vv, vv - _uniform(VH_BELOW_VV, batch, generator)], 1)[:, :, None, None]
-    low, high = LOOKS
-    looks = _uniform((math.log(low), math.log(high)), batch, generator).exp()
-    water = torch.pow(10, level / 10) * _speckle(looks, height, width, generator)
+    vv = draw.uniform(*WATER_VV)
+    level = torch.stack([vv, vv - draw.uniform(*VH_BELOW_VV)], 1)[:, :, None, None]
+    looks = draw.uniform(math.log(LOOKS[0]), math.log(LOOKS[1])).exp()
+    water = torch.pow(10, level / 10) * _speckle(looks, height, width, draw)
 
     # 3. Mix along the shore, and leave the rest as it was.
-    flooded, water = flooded.to(device), water.to(device)
+    flooded, water = flooded.to(s1.device), water.to(s1.device)
     share_of_water = F.avg_pool2d(flooded.float(), 3, stride=1, padding=1, count_include_pad=False)
     mixed = torch.lerp(torch.pow(10, s1 / 10), water, share_of_water)
     mixed = 10 * mixed.clamp_min(1e-10).log10()  # clamp keeps NaN
     return torch.where(share_of_water > 0, mixed, s1), flooded & valid_pixels(s1)
 
 
-def _uniform(bounds: tuple[float, float], batch: int, generator: torch.Generator) -> Tensor:
-    low, high = bounds
-    return low + (high - low) * torch.rand(batch, generator=generator, device=generator.device)
-
-
-def _smooth_noise(batch: int, height: int, width: int, generator: torch.Generator) -> Tensor:
+def _smooth_noise(height: int, width: int, draw: Draw) -> Tensor:
     """(B, H, W): octaves of noise, each interpolated from a grid that lies at a random place."""
-    field = torch.zeros(batch, height, width, device=generator.device)
+    field = torch.zeros(draw.batch, height, width, device=draw.device)
     for cell, weight in OCTAVES:
         rows, cols = math.ceil(height / cell) + 2, math.ceil(width / cell) + 2
-        grid = torch.randn(batch, 1, rows, cols, generator=generator, device=generator.device)
-        fine = F.interpolate(grid, scale_factor=cell, mode="bicubic")[:, 0]
-        shift = torch.randint(0, cell, (2,), generator=generator, device=generator.device).tolist()
+        fine = F.interpolate(draw.normal(1, rows, cols), scale_factor=cell, mode="bicubic")[:, 0]
+        shift = torch.randint(0, cell, (2,), generator=draw.generator, device=draw.device).tolist()
         field += weight * fine[:, shift[0] : shift[0] + height, shift[1] : shift[1] + width]
     return field
 
 
-def _speckle(looks: Tensor, height: int, width: int, generator: torch.Generator) -> Tensor:
+def _speckle(looks: Tensor, height: int, width: int, draw: Draw) -> Tensor:
     """(B, 2, H, W) of mean 1 and variance 1 / looks, gamma distributed, correlated between neighbours.
 
     A smoothed Gaussian field is brought to the gamma distribution by the cube of Wilson and Hilferty (1931), which is
     within 1 % of it from 4 looks on.
     """
-    white = torch.randn(len(looks) * 2, 1, height + 2, width + 2, generator=generator, device=looks.device)
+    white = draw.normal(2, height + 2, width + 2).flatten(0, 1)[:, None]
     line = torch.tensor([NEIGHBOUR, 1.0, NEIGHBOUR], device=looks.device)
     kernel = line[:, None] * line[None, :]
     normal = F.conv2d(white, kernel[None, None] / kernel.square().sum().sqrt())
-    ninth = 1 / (9 * looks[:, None, None, None])
+    ninth = 1 / (9 * each(looks))
     root = 1 - ninth + ninth.sqrt() * normal.view(len(looks), 2, height, width)
     return root.clamp_min(0.05) ** 3

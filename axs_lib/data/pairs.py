@@ -11,23 +11,22 @@ from __future__ import annotations
 
 import csv
 import re
-import zipfile
-import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Literal, Protocol, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from axs_lib.bands import VALID_DN
 from axs_lib.errors import InputError
+from axs_lib.io.formats import Arrays, open_npz
 
 Array = NDArray[np.float32]
 Quality = Literal["ok", "all"]
 
-ARRAY_KEYS = ("s1", "s1_vv", "s1_vh", "s2", "s2_real", "opt_v1", "opt_v2", "s2_cloudy")
 QUALITY_OK = "ok"
 QUALITY_BAD = "bad"
 
@@ -52,8 +51,6 @@ class PairRecord:
         quality: ``ok``, or why not (``cloud``, ``snow_or_haze``, ...); ``ok`` where nobody judged it.
         source: data set it comes from (without an index, the folders the file lies in).
         level: processing level, ``L2A`` or ``L1C``; empty when unknown.
-        height: rows, and ``width`` columns, in pixels.
-        note: free text.
         split: ``train``, ``validation`` or ``test`` where the index says so.
         metadata: date (ISO) or month and year, lat and lon, as far as the index knows them.
     """
@@ -83,15 +80,9 @@ class PairRecord:
 
 @dataclass(frozen=True)
 class Pair:
-    """One pair in memory: float32, NaN is nodata, valid DN in 1..65535.
+    """One pair in memory, float32, NaN is nodata: ``s1`` (2,H,W) VV, VH in dB; ``s2``, the truth, (4,H,W) in DN.
 
-    Attributes:
-        record: where it came from.
-        s1: (2,H,W) VV, VH in dB.
-        s2: (4,H,W) B02, B03, B04, B08 in DN, the truth.
-        opt_v1: (4,H,W) DN, the Stage 1 estimate, if the file carries one.
-        opt_v2: (4,H,W) DN, the Stage 2 estimate, if the file carries one.
-        s2_cloudy: (4,H,W) DN, a cloudy image of the same place, if the file carries one.
+    ``opt_v1``, ``opt_v2`` and ``s2_cloudy`` are (4,H,W) in DN where the file carries them.
     """
 
     record: PairRecord
@@ -102,20 +93,7 @@ class Pair:
     s2_cloudy: Array | None = None
 
 
-class Grouped(Protocol):
-    """What a split by group needs to know of a tile; ``PairRecord`` has it."""
-
-    @property
-    def source(self) -> str: ...
-    @property
-    def id(self) -> str: ...
-    @property
-    def group(self) -> str: ...
-    @property
-    def pixels(self) -> int: ...
-
-
-G = TypeVar("G", bound=Grouped)
+G = TypeVar("G", bound=Any)  # a tile with ``source``, ``id``, ``group`` and ``pixels``, as ``PairRecord``
 
 
 def list_pairs(folder: str | Path, quality: Quality = "ok", *, bad: list[str] | None = None) -> list[PairRecord]:
@@ -136,7 +114,19 @@ def list_pairs(folder: str | Path, quality: Quality = "ok", *, bad: list[str] | 
     if not folder.is_dir():
         raise InputError(f"{folder} is no folder; expected a folder of NPZ pairs with s1 and s2.")
     index = folder / "index.csv"
-    records = _from_index(folder, index, bad) if index.is_file() else _from_files(folder, bad)
+    if index.is_file():
+        makers = [partial(_listed, index, row) for row in _rows(index)]
+    else:
+        files = sorted(path for path in folder.rglob("*.npz") if not path.name.startswith("."))
+        makers = [partial(_record_of, path, folder) for path in files]
+    records: list[PairRecord] = []
+    for make in makers:
+        try:
+            records.append(make())
+        except InputError as error:
+            if bad is None:
+                raise
+            bad.append(str(error))
     kept = [r for r in records if r.quality != QUALITY_BAD and (quality == "all" or r.quality == QUALITY_OK)]
     if not kept:
         found = f"{len(records)} pairs, none of quality {quality!r}" if records else "no *.npz file"
@@ -152,22 +142,16 @@ def load_pair(record: PairRecord | str | Path) -> Pair:
 
     Raises:
         InputError: the file is missing, truncated, pickled, without the keys, or its arrays have the wrong number of
-            bands, different sizes, infinite values, or DN outside 0..65535; the message names the file.
+            bands, different sizes, infinite values, or DN outside 0..65535.
     """
     if not isinstance(record, PairRecord):
         record = _record_of(Path(record), Path(record).parent)
     path = record.path
-    arrays = _read(path)
-    sar = _sar(path, arrays)
-    truth_key = "s2" if "s2" in arrays else "s2_real"
-    if truth_key not in arrays:
-        raise InputError(f"{path} has the keys {_keys(path)}; expected s2, the clear optical truth (4,H,W) in DN.")
-    truth = _optical(path, truth_key, arrays[truth_key], sar.shape[1:])
-    extra = {
-        key: _optical(path, key, arrays[key], sar.shape[1:])
-        for key in ("opt_v1", "opt_v2", "s2_cloudy")
-        if key in arrays
-    }
+    with open_npz(path) as arrays:
+        sar = _sar(path, arrays)
+        size = sar.shape[1:]
+        truth = _optical(path, arrays, "s2_real" if "s2" not in arrays and "s2_real" in arrays else "s2", size)
+        extra = {key: _optical(path, arrays, key, size) for key in ("opt_v1", "opt_v2", "s2_cloudy") if key in arrays}
     return Pair(record, sar, truth, **extra)
 
 
@@ -196,8 +180,7 @@ def split_groups(records: Sequence[G], folds: int, seed: int = 0) -> list[list[G
     return result
 
 
-def _from_index(folder: Path, index: Path, bad: list[str] | None) -> list[PairRecord]:
-    """Records of ``index.csv``; every file it lists must exist, unless ``bad`` takes note of those that do not."""
+def _rows(index: Path) -> list[dict[str, str]]:
     try:
         with index.open(newline="", encoding="utf-8") as stream:
             reader = csv.DictReader(stream)
@@ -208,53 +191,19 @@ def _from_index(folder: Path, index: Path, bad: list[str] | None) -> list[PairRe
     missing = [column for column in ("source", "id") if column not in columns]
     if missing:
         raise InputError(f"{index} has the columns {', '.join(columns)}; {' and '.join(missing)} missing.")
-
-    def record(row: dict[str, str]) -> PairRecord:
-        source, tile = row["source"], row["id"]
-        path = folder / "pairs" / source / f"{tile}.npz"
-        if not path.is_file():
-            raise InputError(
-                f"{index} lists {source}/{tile}, but {path} does not exist; complete the folder or the index."
-            )
-        height, width = row.get("h") or "", row.get("w") or ""
-        size = (int(height), int(width)) if height.isdigit() and width.isdigit() else _size(path)
-        return PairRecord(
-            path=path,
-            id=tile,
-            group=row.get("group") or f"{source}/{tile}",
-            quality=row.get("quality") or QUALITY_OK,
-            source=source,
-            level=row.get("level") or "",
-            height=size[0],
-            width=size[1],
-            note=row.get("note") or "",
-            split=row.get("split") or "",
-            metadata=_metadata(row),
-        )
-
-    return _collect(rows, record, bad)
+    return rows
 
 
-def _from_files(folder: Path, bad: list[str] | None) -> list[PairRecord]:
-    """Records of every NPZ below a folder without an index: nothing judged, each tile a group of its own."""
-    paths = [path for path in sorted(folder.rglob("*.npz")) if not path.name.startswith(".")]
-    return _collect(paths, lambda path: _record_of(path, folder), bad)
-
-
-T = TypeVar("T")
-
-
-def _collect(items: Iterable[T], make: Callable[[T], PairRecord], bad: list[str] | None) -> list[PairRecord]:
-    """Records of the items that have one; what is wrong with the others goes to ``bad``, or is raised without it."""
-    records = []
-    for item in items:
-        try:
-            records.append(make(item))
-        except InputError as error:
-            if bad is None:
-                raise
-            bad.append(str(error))
-    return records
+def _listed(index: Path, row: Mapping[str, str]) -> PairRecord:
+    """The record of a row of ``index.csv``, whose file must exist."""
+    source, tile = row["source"], row["id"]
+    path = index.parent / "pairs" / source / f"{tile}.npz"
+    if not path.is_file():
+        raise InputError(f"{index} lists {source}/{tile}, but {path} does not exist; complete the folder or the index.")
+    level, note, split, height, width = (row.get(key) or "" for key in ("level", "note", "split", "h", "w"))
+    size = (int(height), int(width)) if height.isdigit() and width.isdigit() else _size(path)
+    group, quality = row.get("group") or f"{source}/{tile}", row.get("quality") or QUALITY_OK
+    return PairRecord(path, tile, group, quality, source, level, *size, note, split, _metadata(row))
 
 
 def _metadata(row: Mapping[str, str]) -> dict[str, str | float]:
@@ -291,71 +240,40 @@ def _record_of(path: Path, folder: Path) -> PairRecord:
 
 def _size(path: Path) -> tuple[int, int]:
     """Rows and columns of a pair, from its SAR."""
-    height, width = _sar(path, _read(path, ("s1", "s1_vv", "s1_vh"))).shape[1:]
+    with open_npz(path) as arrays:
+        height, width = _sar(path, arrays).shape[1:]
     return height, width
 
 
-def _read(path: Path, keys: Iterable[str] | None = None) -> dict[str, NDArray[np.generic]]:
-    """Arrays of an NPZ without ever unpickling; ``keys`` limits what is read."""
-    if not path.is_file():
-        raise InputError(f"{path} does not exist; expected an NPZ pair.")
-    try:
-        stored = np.load(path, allow_pickle=False)
-        if not isinstance(stored, np.lib.npyio.NpzFile):
-            raise InputError(f"{path} holds a single array; expected an NPZ with s1 and s2 (numpy.savez).")
-        with stored:
-            wanted = ARRAY_KEYS if keys is None else keys
-            return {key: stored[key] for key in wanted if key in stored.files}
-    except InputError:
-        raise
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        why = "it holds pickled objects" if "pickle" in str(error).lower() else str(error) or type(error).__name__
-        raise InputError(
-            f"{path} is no readable NPZ ({why}); write it again with numpy.savez and plain arrays."
-        ) from error
-
-
-def _keys(path: Path) -> str:
-    """Names of all arrays in a readable NPZ, for an error."""
-    with np.load(path, allow_pickle=False) as stored:
-        return ", ".join(stored.files) or "(none)"
-
-
-def _sar(path: Path, arrays: dict[str, NDArray[np.generic]]) -> Array:
+def _sar(path: Path, arrays: Arrays) -> Array:
     """(2,H,W) VV, VH in dB from ``s1``, or from ``s1_vv`` and ``s1_vh``."""
-    if "s1" in arrays:
-        sar = arrays["s1"]
-    elif "s1_vv" in arrays and "s1_vh" in arrays:
-        vv, vh = arrays["s1_vv"], arrays["s1_vh"]
+    if "s1" not in arrays and "s1_vv" in arrays and "s1_vh" in arrays:
+        vv, vh = arrays.numbers("s1_vv"), arrays.numbers("s1_vh")
         if vv.shape != vh.shape:
             raise InputError(f"{path}: s1_vv is {vv.shape} and s1_vh {vh.shape}; expected one size (H,W).")
         sar = np.stack([vv, vh])
     else:
-        raise InputError(f"{path} has the keys {_keys(path)}; expected s1 (2,H,W), or s1_vv and s1_vh (H,W), in dB.")
-    _expect(path, "s1", sar, 2)
-    return np.array(sar, dtype=np.float32)
+        sar = arrays.numbers("s1", expected="s1 (2,H,W), or s1_vv and s1_vh (H,W), in dB")
+    return _checked(path, "s1", sar, 2)
 
 
-def _optical(path: Path, key: str, image: NDArray[np.generic], size: tuple[int, ...]) -> Array:
+def _optical(path: Path, arrays: Arrays, key: str, size: tuple[int, ...]) -> Array:
     """(4,H,W) DN with nodata as NaN and valid values from 1 up."""
-    _expect(path, key, image, 4)
-    if image.shape[1:] != size:
-        raise InputError(f"{path}: {key} is {image.shape[1:]} px and s1 {size}; expected one grid for both.")
-    values = np.array(image, dtype=np.float32)
+    values = _checked(path, key, arrays.numbers(key, expected="s2, the clear optical truth (4,H,W) in DN"), 4)
+    if values.shape[1:] != size:
+        raise InputError(f"{path}: {key} is {values.shape[1:]} px and s1 {size}; expected one grid for both.")
     low, high = VALID_DN
-    if values.size and (np.nanmax(values, initial=low) > high or np.nanmin(values, initial=low) < 0):
+    if np.nanmax(values, initial=low) > high or np.nanmin(values, initial=low) < 0:
         raise InputError(
             f"{path}: {key} runs from {np.nanmin(values):g} to {np.nanmax(values):g};"
             f" expected DN (reflectance x 10000) in 0..{high:g}."
         )
-    empty = np.broadcast_to((values == 0).all(axis=0), values.shape)
-    return np.where(empty, np.nan, np.maximum(values, low)).astype(np.float32)
+    return np.where((values == 0).all(axis=0), np.float32(np.nan), np.maximum(values, np.float32(low)))
 
 
-def _expect(path: Path, key: str, image: NDArray[np.generic], bands: int) -> None:
+def _checked(path: Path, key: str, image: Array, bands: int) -> Array:
     if image.ndim != 3 or image.shape[0] != bands or image.size == 0:
         raise InputError(f"{path}: {key} has shape {image.shape}; expected ({bands},H,W), not empty.")
-    if image.dtype.kind not in "iuf":
-        raise InputError(f"{path}: {key} has dtype {image.dtype}; expected integers or floats.")
-    if image.dtype.kind == "f" and np.isinf(image).any():
+    if np.isinf(image).any():
         raise InputError(f"{path}: {key} holds {int(np.isinf(image).sum())} infinite values; mark nodata as NaN.")
+    return image

@@ -4,67 +4,46 @@ The head meets generators of every strength: nano, IBM's TerraMind in four sizes
 weak generator it would ignore all of them. So it is trained beside proposals that are
 
 - ``own``: drawn by a generator (not made here);
-- ``informed``: the truth seen through a generator's errors: blurred by 0.5 to 6 px, gain and offset of each band wrong,
-  smooth and fine noise, displaced patches, in half of the cases clamped to about one standard deviation as TerraMind's
-  detokenizer does, in a tenth of them nearly the truth;
+- ``informed``: the truth seen through a generator's errors (``informed_proposal``);
 - ``foreign``: an informed proposal of another place, or (``TURNED_CHANCE``) of the place turned by half a turn;
 - ``none``: the estimate itself.
-
-In: truth tiles (B,4,H,W) in DN; out: proposals of the same shape in DN. Everything is drawn from the given generator.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from axs_lib.bands import TERRAMIND_BOA_OFFSET, TERRAMIND_OPTICAL_INDEX, TERRAMIND_S2_MEAN, TERRAMIND_S2_STD, VALID_DN
-from axs_lib.data.degrade import PRESETS, Draw, apply_matrices, band_limited, displace_patches, gaussian_matrix
-
-Proposal = Literal["own", "informed", "foreign", "none"]
+from axs_lib.data.degrade import PRESETS, Draw, band_limited, blur, displace_patches, each
 
 BLUR_PX = (0.5, 6.0)
 SHARP_CHANCE = 0.1  # of an informed proposal to be nearly the truth
 CLAMP_CHANCE = 0.5
 PATCH_CHANCE = 0.35
 TURNED_CHANCE = 0.3  # of a foreign proposal to be the place itself, turned
-GAIN = (0.0, 0.15)  # standard deviation, as a fraction
-OFFSET_DN = (0.0, 120.0)
-SMOOTH_NOISE_DN = (0.0, 120.0)
-FINE_NOISE_DN = (0.0, 60.0)
+GAIN = 0.15  # greatest standard deviation, as a fraction
+OFFSET_DN = SMOOTH_NOISE_DN = 120.0  # the same in DN
+FINE_NOISE_DN = 60.0
 
 
-def informed_proposal(truth: Tensor, *, generator: torch.Generator, quality: Tensor | float | None = None) -> Tensor:
-    """The truth as a generator of some quality might draw it.
+def informed_proposal(truth: Tensor, *, generator: torch.Generator) -> Tensor:
+    """The truth (B,4,H,W) in DN, without nodata, as a generator of some quality might draw it.
 
-    Args:
-        truth: (B,4,H,W) in DN, no nodata.
-        generator: of every draw; its state advances.
-        quality: 0 (blurred by 6 px, wrong colours) to 1 (the truth), for all tiles or (B,); drawn by default.
-
-    Returns:
-        (B,4,H,W) in DN.
+    Blurred by 0.5 to 6 px, gain and offset of each band wrong, smooth and fine noise, displaced patches, in half of the
+    cases clamped to about one standard deviation as TerraMind's detokenizer does, in a tenth of them nearly the truth.
     """
     batch, _, height, width = truth.shape
     draw = Draw(generator, batch, truth.device)
-    worse = draw.uniform(0.1, 1) if quality is None else 1 - torch.as_tensor(quality, dtype=torch.float32).expand(batch)
-    if quality is None:
-        worse = torch.where(draw.uniform(0, 1) < SHARP_CHANCE, 0.1 * worse, worse)
-
-    def each(values: Tensor) -> Tensor:
-        return values[:, None, None, None]
+    worse = draw.uniform(0.1, 1)
+    worse = torch.where(draw.uniform(0, 1) < SHARP_CHANCE, 0.1 * worse, worse)
 
     # 1. Resolution.
     sigma = BLUR_PX[0] * (BLUR_PX[1] / BLUR_PX[0]) ** (worse * draw.uniform(0.5, 1))
     sigma = torch.where(worse < 0.05, 0.2, sigma)
-    matrices = [
-        gaussian_matrix(size, torch.arange(size, dtype=torch.float32, device=truth.device), sigma)
-        for size in (height, width)
-    ]
-    image = apply_matrices(truth, *matrices)
+    image = blur(truth, sigma[:, None].expand(-1, 2))
 
     # 2. Things in the wrong place.
     displaced = draw.uniform(0, 1) < PATCH_CHANCE * worse
@@ -73,9 +52,9 @@ def informed_proposal(truth: Tensor, *, generator: torch.Generator, quality: Ten
         image = torch.where(each(displaced), moved, image)
 
     # 3. Colours, smooth and fine noise: each of another strength, by chance none.
-    def level(bounds: tuple[float, float]) -> Tensor:
+    def level(greatest: float) -> Tensor:
         some = draw.uniform(0, 1) < 0.7
-        return (bounds[0] + (bounds[1] - bounds[0]) * draw.uniform(0, 1) * worse) * some
+        return greatest * draw.uniform(0, 1) * worse * some
 
     band = torch.tensor([0.6, 0.7, 0.8, 1.5], device=truth.device)
     gain = 1 + level(GAIN)[:, None] * (0.7 * draw.normal(1) + 0.5 * draw.normal(4))

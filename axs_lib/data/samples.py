@@ -1,6 +1,5 @@
 """The real tiles that ship with the package: Sentinel-1 and Sentinel-2 pairs of BigEarthNet, for demo and tests.
 
-In: a name. Out: a SAR raster (VV, VH in dB) and the clear optical image (B02, B03, B04, B08 in DN) on one UTM grid.
 Source, licence and patch names are in ``samples/README.md``; no model of this project is trained on these tiles.
 """
 
@@ -36,21 +35,13 @@ def sample_paths(name: str) -> tuple[Path, Path]:
 
 
 def load_sample(name: str) -> tuple[Raster, Raster]:
-    """One packaged tile: Sentinel-1 (2,120,120) in dB and Sentinel-2 (4,120,120) in DN, both float32.
-
-    Raises:
-        InputError: there is no tile of that name.
-    """
+    """One packaged tile: Sentinel-1 (2,120,120) in dB and Sentinel-2 (4,120,120) in DN, both float32."""
     s1, s2 = sample_paths(name)
     return read_raster(s1, SAR_BANDS), read_raster(s2, OPTICAL_BANDS)
 
 
 def sample_metadata(name: str) -> dict[str, str | float]:
-    """What Stage 2 may know of a packaged tile: ``date`` (of the optical image), and ``lat`` and ``lon`` of its centre.
-
-    Raises:
-        InputError: there is no tile of that name.
-    """
+    """What Stage 2 may know of a packaged tile: ``date`` of the optical image, ``lat`` and ``lon`` of its centre."""
     place = centre_lat_lon(load_sample(name)[1])
-    known: dict[str, str | float] = {"date": DATES[name]} if name in DATES else {}
-    return known if place is None else known | {"lat": round(place[0], 5), "lon": round(place[1], 5)}
+    assert place is not None
+    return {"date": DATES[name], "lat": round(place[0], 5), "lon": round(place[1], 5)}

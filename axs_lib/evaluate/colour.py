@@ -1,10 +1,11 @@
 """Turn one tile's layers into colours: what the panel and the report page show.
 
 In: float arrays (bands,H,W), SAR in dB and optical in DN, NaN for nodata. Out: (H,W,3) in 0..1, nodata light grey.
-Optical views of one kind share one stretch, so that colours may be compared.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,6 +17,12 @@ Stretch = list[tuple[float, float]]
 
 TRUE_COLOUR = ("B04", "B03", "B02")
 FALSE_COLOUR = ("B08", "B04", "B03")
+LABELS = {
+    "opt_v1": "opt_v1 · from SAR",
+    "opt_v2": "opt_v2 · estimate",
+    "opt_v3": "opt_v3 · grounded",
+    "truth": "truth · Sentinel-2",
+}
 NODATA_GREY = 0.85
 STRETCH_PERCENTILES = (1.0, 99.0)
 SMALLEST_RANGE = 0.02  # reflectance: a tile of open water is not stretched into noise
@@ -51,6 +58,23 @@ def sar_colour(sar: Array) -> Array:
 def grey(layer: Array) -> Array:
     """One band (H,W), stretched to its own percentiles."""
     return _fill(np.repeat(_unit(layer)[..., None], 3, -1))
+
+
+def difference_maps(layers: Mapping[str, Array]) -> dict[str, Array]:
+    """Maps (H,W) in reflectance, means over the bands, as far as a result's layers allow.
+
+    Returns:
+        ``change`` |v3 - v2|, ``removed`` the error that v3 has less than v2, ``uncertainty`` one standard deviation.
+    """
+    before, after, truth = (layers.get(name) for name in ("opt_v2", "opt_v3", "truth"))
+    maps = {}
+    if before is not None and after is not None:
+        maps["change"] = np.abs(after - before)
+        if truth is not None:
+            maps["removed"] = np.abs(before - truth) - np.abs(after - truth)
+    if "uncertainty" in layers:
+        maps["uncertainty"] = layers["uncertainty"]
+    return {name: image.mean(0) / DN_PER_REFLECTANCE for name, image in maps.items()}
 
 
 def top_of(layer: ArrayLike) -> float:

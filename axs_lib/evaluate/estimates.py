@@ -35,8 +35,8 @@ from torch import Tensor
 from axs_lib.bands import OPTICAL_MEAN
 from axs_lib.checks import Trust
 from axs_lib.data.pairs import QUALITY_OK
-from axs_lib.evaluate.evaluator import Figures, Scenario, TileFigures, Walk
-from axs_lib.evaluate.models import Images, PlainNetwork
+from axs_lib.evaluate.evaluator import Scenario, TileFigures
+from axs_lib.evaluate.models import Walk
 from axs_lib.evaluate.sources import EvaluationTile, fitted, water_on_land
 from axs_lib.evaluate.tables import finite_only, over_tiles, percent, rich_table, share, shown_figure
 from axs_lib.metrics import METRIC_KEYS, SAR_KEY, compute_metrics, improvement, stage3_metrics
@@ -44,6 +44,7 @@ from axs_lib.metrics import METRIC_KEYS, SAR_KEY, compute_metrics, improvement, 
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from axs_lib.evaluate.plain import PlainModel
     from axs_lib.stage3_tm_ground import Stage3GroundingModel
 
 OPT_V3 = "opt_v3"
@@ -80,19 +81,12 @@ NAME_WIDTH = 22
 
 @dataclass(frozen=True, eq=False)
 class Estimates(Scenario):
-    """The estimate grounded, with the controls that were asked for.
+    """The estimate grounded, with the controls that were asked for."""
 
-    Attributes:
-        controls: also measure those that need no further model.
-        members: of the ensemble whose mean opt_v3 is; the controls are of one.
-        no_sar: Stage 3 retrained without SAR.
-        plain: one plain network.
-    """
-
-    controls: bool = False
-    members: int = 1
-    no_sar: Stage3GroundingModel | None = None
-    plain: PlainNetwork | None = None
+    controls: bool = False  # also measure those that need no further model
+    members: int = 1  # of the ensemble whose mean opt_v3 is; the controls are of one
+    no_sar: Stage3GroundingModel | None = None  # retrained without SAR
+    plain: PlainModel | None = None
 
     name: ClassVar[str] = ""
 
@@ -100,11 +94,14 @@ class Estimates(Scenario):
         estimates = [tile.estimate(walk.source) for tile in tiles]
         s1, opt_v2 = torch.stack([tile.s1 for tile in tiles]), torch.stack([image for image, _ in estimates])
         clock = time.perf_counter()
-        images = walk.run.run(s1, opt_v2, [tile.record.metadata for tile in tiles], ensemble_size=self.members)
+        images = walk.run(s1, opt_v2, [tile.record.metadata for tile in tiles], ensemble_size=self.members)
         seconds = (time.perf_counter() - clock) / len(tiles)
         others = self._controls(tiles, s1, images.opt_v2, walk)
         for index, (tile, (_, source)) in enumerate(zip(tiles, estimates, strict=True)):
-            figures = {OPT_V3: _metrics(images, index, tile)}
+            figures = {OPT_V3: stage3_metrics(images.opt_v3[index], images.opt_v2[index], tile.truth, s1=tile.s1)}
+            if images.opt_v1 is not None:
+                first = compute_metrics(images.opt_v1[index], tile.truth, s1=tile.s1)
+                figures[OPT_V3] |= {f"{key}_v1": value for key, value in first.items()}
             for key, other in others.items():
                 figures[key] = compute_metrics(other[index], tile.truth, s1=tile.s1)
             facts = {
@@ -122,28 +119,30 @@ class Estimates(Scenario):
 
     def _controls(self, tiles: Sequence[EvaluationTile], s1: Tensor, opt_v2: Tensor, walk: Walk) -> dict[str, Tensor]:
         """The image (B,4,H,W) of every control."""
-        run, images = walk.run, dict[str, Tensor]()
-        trust = torch.full_like(opt_v2[:, :1], Trust.SAR_ONLY) if run.whole else None
+        images: dict[str, Tensor] = {}
+        trust = torch.full_like(opt_v2[:, :1], Trust.SAR_ONLY) if walk.whole else None
         if self.controls:
             if walk.donors:
                 others = [walk.donor(tile) for tile in tiles]
                 swapped = torch.stack([fitted(other.s1, tile.size) for tile, other in zip(tiles, others, strict=True)])
                 swapped = swapped.masked_fill(s1.isnan(), torch.nan)
-                images["sar_swapped"] = run.ground(swapped, opt_v2, trust=trust).opt_v3
-                if run.takes_proposals:
+                images["sar_swapped"] = walk.ground(swapped, opt_v2, trust=trust).opt_v3
+                if walk.takes_proposals:
                     proposals = torch.stack(
                         [fitted(_proposal(other, walk), tile.size) for tile, other in zip(tiles, others, strict=True)]
                     )
-                    images["proposal_swapped"] = run.ground(s1, opt_v2, trust=trust, proposal=proposals).opt_v3
-            images["sar_withheld"] = run.ground(s1, opt_v2, trust=trust, use_sar=False).opt_v3
+                    images["proposal_swapped"] = walk.ground(s1, opt_v2, trust=trust, proposal=proposals).opt_v3
+            images["sar_withheld"] = walk.ground(s1, opt_v2, trust=trust, use_sar=False).opt_v3
         if self.no_sar is not None:
-            images["no_sar"] = run.ground_blind(self.no_sar, s1, opt_v2, trust)
+            images["no_sar"] = walk.without_sar(self.no_sar, s1, opt_v2, trust)
         if self.plain is not None:
-            images["plain"] = run.predict(self.plain, s1, opt_v2)
+            images["plain"] = walk.predict(self.plain, s1, opt_v2)
         if self.controls:
-            images |= _flat_colours(tiles)
-            if run.whole and walk.dated:
-                undated = run.run(s1, opt_v2, [{} for _ in tiles])
+            truth = torch.stack([tile.truth for tile in tiles])
+            images["mean_colour"] = torch.tensor(OPTICAL_MEAN)[None, :, None, None].expand_as(truth)
+            images["tile_mean"] = truth.nanmean((2, 3), keepdim=True).expand_as(truth)
+            if walk.whole and walk.dated:
+                undated = walk.run(s1, opt_v2, [{} for _ in tiles])
                 images |= {"no_date": undated.opt_v3, "no_date_v2": undated.opt_v2}
         return images
 
@@ -169,12 +168,15 @@ class Estimates(Scenario):
           ``v3_improvement_over_it_%``, ``wins_over`` share of tiles where opt_v3 has the smaller MSE; of ``no_sar``
           also ``sar_worth_%``.
         """
-        sources = dict(Counter(tile.facts["opt_v2_source"] for tile in tiles))
+        sources = _sources(tiles)
         parts = {"ok": [tile for tile in tiles if tile.record.quality == QUALITY_OK]}
         if len(parts["ok"]) < len(tiles):
             parts["all"] = list(tiles)
-        described = {} if self.no_sar is None else {"no_sar": dict(self.no_sar.provenance)}
-        described |= {} if self.plain is None else {"plain": {"inputs": self.plain.inputs}}
+        described: dict[str, dict[str, str]] = {}
+        if self.no_sar is not None:
+            described["no_sar"] = dict(self.no_sar.provenance)
+        if self.plain is not None:
+            described["plain"] = {"inputs": self.plain.inputs}
         return {
             "opt_v2_source": sources,
             "opt_v2_preset": "test" if "degraded" in sources else None,
@@ -205,35 +207,20 @@ class Estimates(Scenario):
         ]
 
 
-# -- per tile -----------------------------------------------------------------------------------------------------
-
-
-def _metrics(images: Images, index: int, tile: EvaluationTile) -> Figures:
-    metrics = stage3_metrics(images.opt_v3[index], images.opt_v2[index], tile.truth, s1=tile.s1)
-    if images.opt_v1 is not None:
-        first = compute_metrics(images.opt_v1[index], tile.truth, s1=tile.s1)
-        metrics |= {f"{key}_v1": value for key, value in first.items()}
-    return metrics
-
-
 def _proposal(tile: EvaluationTile, walk: Walk) -> Tensor:
     """What Stage 3 draws for a tile by itself, (4,H,W) DN."""
     s1, opt_v2 = tile.s1[None], tile.estimate(walk.source)[0][None]
-    if not walk.run.whole:
-        proposal = walk.run.ground(s1, opt_v2).proposal
+    if not walk.whole:
+        proposal = walk.ground(s1, opt_v2).proposal
     else:  # the pipeline does not hand its proposal out
-        opt_v2 = walk.run.run(s1, opt_v2, [tile.record.metadata]).opt_v2
-        proposal = walk.run.ground(s1, opt_v2, trust=torch.full_like(opt_v2[:, :1], Trust.SAR_ONLY)).proposal
+        opt_v2 = walk.run(s1, opt_v2, [tile.record.metadata]).opt_v2
+        proposal = walk.ground(s1, opt_v2, trust=torch.full_like(opt_v2[:, :1], Trust.SAR_ONLY)).proposal
     assert proposal is not None
     return proposal[0]
 
 
-def _flat_colours(tiles: Sequence[EvaluationTile]) -> dict[str, Tensor]:
-    truth = torch.stack([tile.truth for tile in tiles])
-    return {
-        "mean_colour": torch.tensor(OPTICAL_MEAN)[None, :, None, None].expand_as(truth),
-        "tile_mean": truth.nanmean((2, 3), keepdim=True).expand_as(truth),
-    }
+def _sources(tiles: Sequence[TileFigures]) -> dict[str, int]:
+    return dict(Counter(tile.facts["opt_v2_source"] for tile in tiles))
 
 
 def _win(tile: TileFigures) -> bool:
@@ -241,30 +228,22 @@ def _win(tile: TileFigures) -> bool:
     return tile.figures[OPT_V3]["mse_v3"] < tile.figures[OPT_V3]["mse_v2"]
 
 
-def sar_is_inconsistent(tile: TileFigures) -> bool:
-    """Whether SAR and truth plainly show the place on different days, so that grounding has to look wrong."""
-    return bool(tile.facts["sar_water_on_land"] > INCONSISTENT_SHARE)
-
-
-# -- over the tiles -----------------------------------------------------------------------------------------------
-
-
 def _summary(tiles: Sequence[TileFigures]) -> dict[str, Any]:
     metrics = [tile.figures[OPT_V3] for tile in tiles]
     gains = [each["mse_improvement_%"] for each in metrics]
+    quartiles = statistics.quantiles(gains, n=4, method="inclusive") if len(gains) > 1 else gains * 3
     summary: dict[str, Any] = {
-        "opt_v2_source": dict(Counter(tile.facts["opt_v2_source"] for tile in tiles)),
-        "improvement_quartiles_%": gains * 3
-        if len(gains) == 1
-        else statistics.quantiles(gains, n=4, method="inclusive"),
+        "opt_v2_source": _sources(tiles),
+        "improvement_quartiles_%": quartiles,
         "mean": over_tiles(metrics),
         "median": over_tiles(metrics, statistics.median),
         **_headline(tiles),
     }
-    consistent = [tile for tile in tiles if not sar_is_inconsistent(tile)]
-    if 0 < len(consistent) < len(tiles):
-        summary["sar_inconsistent_tiles"] = [tile.record.name for tile in tiles if sar_is_inconsistent(tile)]
-        summary["sar_consistent"] = _headline(consistent)
+    # SAR and truth plainly show the place on different days: there grounding has to look wrong.
+    inconsistent = [tile for tile in tiles if tile.facts["sar_water_on_land"] > INCONSISTENT_SHARE]
+    if 0 < len(inconsistent) < len(tiles):
+        summary["sar_inconsistent_tiles"] = [tile.record.name for tile in inconsistent]
+        summary["sar_consistent"] = _headline([tile for tile in tiles if tile not in inconsistent])
     for key in CONTROL_LABELS:
         controlled = [tile for tile in tiles if key in tile.figures]
         if controlled:
@@ -285,13 +264,12 @@ def _headline(tiles: Sequence[TileFigures]) -> dict[str, Any]:
 def _control_summary(key: str, tiles: Sequence[TileFigures]) -> dict[str, Any]:
     """Means of a control's metrics, its improvement over opt_v2, and how opt_v3 stands to it."""
     mean, own = (over_tiles([tile.figures[each] for tile in tiles]) for each in (key, OPT_V3))
-    wins = sum(tile.figures[OPT_V3]["mse_v3"] < tile.figures[key]["mse"] for tile in tiles)
     entry: dict[str, Any] = {
         "tiles": len(tiles),
         "mean": mean,
         "improvement_of_mean_%": {error: improvement(own[f"{error}_v2"], mean[error]) for error in ERRORS},
         "v3_improvement_over_it_%": {error: improvement(mean[error], own[f"{error}_v3"]) for error in ERRORS},
-        "wins_over": wins / len(tiles),
+        "wins_over": sum(tile.figures[OPT_V3]["mse_v3"] < tile.figures[key]["mse"] for tile in tiles) / len(tiles),
     }
     if key == "no_sar":
         gain = improvement(own["mse_v2"], own["mse_v3"])
@@ -310,26 +288,17 @@ def timesteps_rows(outcomes: Mapping[int, Mapping[str, Any]]) -> list[dict[str, 
         means of MSE, MAE, SSIM, sharpness and edge agreement of opt_v2 (suffix ``_v2``) and opt_v3 (``_v3``).
     """
     rows = []
+    keys = [f"{key}_{suffix}" for key in TIMESTEPS_METRICS for suffix in ("v2", "v3")]
     for quality in next(iter(outcomes.values()))["summary"]:
         for timesteps, outcome in outcomes.items():
             figures = outcome["summary"][quality]
-            keys = [f"{key}_{suffix}" for key in TIMESTEPS_METRICS for suffix in ("v2", "v3")]
-            rows.append(
-                {
-                    "quality": quality,
-                    "tiles": figures["tiles"],
-                    "timesteps": timesteps,
-                    "nfe": outcome["nfe"],
-                    **{key: figures["mean"][key] for key in keys},
-                    "mse_improvement_%": figures["improvement_of_mean_%"]["mse"],
-                    "seconds_per_tile": outcome["seconds_per_tile"],
-                }
-            )
+            row = {"quality": quality, "tiles": figures["tiles"], "timesteps": timesteps, "nfe": outcome["nfe"]}
+            row |= {key: figures["mean"][key] for key in keys}
+            row["mse_improvement_%"] = figures["improvement_of_mean_%"]["mse"]
+            row["seconds_per_tile"] = outcome["seconds_per_tile"]
+            rows.append(row)
     finite: list[dict[str, Any]] = finite_only(rows)
     return finite
-
-
-# -- tables -------------------------------------------------------------------------------------------------------
 
 
 def timesteps_table(rows: Sequence[Mapping[str, Any]]) -> Table:
@@ -345,18 +314,8 @@ def timesteps_table(rows: Sequence[Mapping[str, Any]]) -> Table:
             lines.append([f"(opt_v2, {row['quality']})", *cells(row, "v2", "", "")])
         seconds = f"{row['seconds_per_tile']:.2f}"
         lines.append([str(row["timesteps"]), *cells(row, "v3", percent(row["mse_improvement_%"]), seconds)])
-    headings = (
-        "opt_v3 after",
-        "MSE",
-        "better",
-        "MAE",
-        "SSIM",
-        "sharp-\nness",
-        "edges\ntruth",
-        "edges\nSAR",
-        "s a tile",
-    )
-    return rich_table("Timesteps", headings, lines)
+    edges = ("sharp-\nness", "edges\ntruth", "edges\nSAR")
+    return rich_table("Timesteps", ("opt_v3 after", "MSE", "better", "MAE", "SSIM", *edges, "s a tile"), lines)
 
 
 def tile_table(outcome: Mapping[str, Any]) -> Table:
@@ -367,15 +326,10 @@ def tile_table(outcome: Mapping[str, Any]) -> Table:
     lines = []
     for tile in tiles:
         metrics, name = tile["metrics"], f"{tile['source']}/{tile['id']}"
-        lines.append(
-            [
-                name if len(name) <= NAME_WIDTH else f"…{name[1 - NAME_WIDTH :]}",
-                *(tile[key] for key in extra),
-                *(f"{1e4 * metrics[f'mse_{suffix}']:.2f}" for suffix in names),
-                percent(metrics["mse_improvement_%"]),
-                *(shown_figure("ssim", metrics[f"ssim_{suffix}"]) for suffix in names),
-            ]
-        )
+        line = [name if len(name) <= NAME_WIDTH else f"…{name[1 - NAME_WIDTH :]}", *(tile[key] for key in extra)]
+        line += [f"{1e4 * metrics[f'mse_{suffix}']:.2f}" for suffix in names]
+        line += [percent(metrics["mse_improvement_%"])]
+        lines.append(line + [shown_figure("ssim", metrics[f"ssim_{suffix}"]) for suffix in names])
     figures = (*(f"MSE {name}" for name in names), "better", *(f"SSIM {name}" for name in names))
     return rich_table("Per tile (MSE in 10⁻⁴ reflectance²)", ("tile", *extra, *figures), lines)
 
@@ -390,17 +344,13 @@ def _metrics_table(name: str, part: dict[str, Any], caption: str) -> Table:
     names, last_two = _suffixes(mean), ("v2", "v3")
     lines = []
     for key in (*METRIC_KEYS, SAR_KEY):
-        better = part["improvement_of_mean_%"].get(key)
-        lines.append(
-            [
-                METRIC_LABELS[key],
-                *(shown_figure(key, mean[f"{key}_{suffix}"]) for suffix in names),
-                "" if better is None else percent(better),
-                *(shown_figure(key, median[f"{key}_{suffix}"]) for suffix in last_two),
-            ]
-        )
+        better = part["improvement_of_mean_%"]
+        means = [shown_figure(key, mean[f"{key}_{suffix}"]) for suffix in names]
+        medians = [shown_figure(key, median[f"{key}_{suffix}"]) for suffix in last_two]
+        lines.append([METRIC_LABELS[key], *means, percent(better[key]) if key in better else "", *medians])
     headings = ["metric", *(f"opt_{each}\nmean" for each in names), "better", *(f"opt_{e}\nmedian" for e in last_two)]
-    return rich_table(_title(name, part), headings, lines, f"{_sources(part)} · {caption}\n{_said(part)}")
+    sources = ", ".join(f"{source} ({count})" for source, count in part["opt_v2_source"].items())
+    return rich_table(_title(name, part), headings, lines, f"opt_v2 from: {sources} · {caption}\n{_said(part)}")
 
 
 def _said(part: dict[str, Any]) -> str:
@@ -427,19 +377,14 @@ def _said(part: dict[str, Any]) -> str:
 
 def _control_table(name: str, part: dict[str, Any]) -> Table:
     mean, better = part["mean"], part["improvement_of_mean_%"]
-    rows = [("opt_v2", {key: mean[f"{key}_v2"] for key in ERRORS}, dict.fromkeys(ERRORS, 0.0), part["wins"])]
-    rows += [("opt_v3", {key: mean[f"{key}_v3"] for key in ERRORS}, better, None)]
+    rows = [("opt_v2", {key: mean[f"{key}_v2"] for key in ERRORS}, dict.fromkeys(ERRORS, 0.0), share(part["wins"]))]
+    rows += [("opt_v3", {key: mean[f"{key}_v3"] for key in ERRORS}, better, "")]
     rows += [
-        (CONTROL_LABELS[key], entry["mean"], entry["improvement_of_mean_%"], entry["wins_over"])
+        (CONTROL_LABELS[key], entry["mean"], entry["improvement_of_mean_%"], share(entry["wins_over"]))
         for key, entry in _controls_in(part).items()
     ]
     lines = [
-        [
-            label,
-            *(shown_figure(key, means[key]) for key in ERRORS),
-            *(percent(gains[key]) for key in ERRORS),
-            "" if wins is None else share(wins),
-        ]
+        [label, *(shown_figure(key, means[key]) for key in ERRORS), *(percent(gains[key]) for key in ERRORS), wins]
         for label, means, gains, wins in rows
     ]
     worth = part.get("no_sar", {}).get("sar_worth_%")
@@ -452,11 +397,6 @@ def _control_table(name: str, part: dict[str, Any]) -> Table:
 
 def _controls_in(part: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return {key: part[key] for key in CONTROL_LABELS if key in part}
-
-
-def _sources(part: Mapping[str, Any]) -> str:
-    counts = ", ".join(f"{source} ({count})" for source, count in part["opt_v2_source"].items())
-    return f"opt_v2 from: {counts}"
 
 
 def _title(name: str, part: Mapping[str, Any]) -> str:

@@ -1,9 +1,8 @@
 """The evaluation loop: take a model over a folder of real pairs once, and put every question to it on the way.
 
-In: a Stage 3 model or the pipeline, a folder of NPZ pairs (see ``axs_lib.data.pairs``) and scenarios. A ``Scenario``
-says what the model is given of each tile (an estimate, a gap, a flood, control experiments beside it), what is
-measured of the images that come back, and how the tiles' figures are summed up. Out: a ``Report``. A pair that cannot
-be read stops the evaluation: a figure over the tiles that happened to load would be another figure.
+A ``Scenario`` says what the model is given of each tile, what is measured of the images that come back, and how the
+tiles' figures are summed up. A pair that cannot be read stops the evaluation: a figure over the tiles that happened to
+load would be another figure.
 """
 
 from __future__ import annotations
@@ -19,74 +18,33 @@ import torch
 
 from axs_lib.data.pairs import PairRecord, Quality
 from axs_lib.errors import InputError
-from axs_lib.evaluate.models import Grounder, Runner, WholePipeline
-from axs_lib.evaluate.sources import (
-    EvaluationTile,
-    OptV2Source,
-    batches_of_one_size,
-    find_donors,
-    find_other_dates,
-    read_tile,
-    select_pairs,
-)
+from axs_lib.evaluate import sources
+from axs_lib.evaluate.models import Walk
+from axs_lib.evaluate.sources import EvaluationTile, OptV2Source
 from axs_lib.evaluate.tables import finite_only
 from axs_lib.progress import track
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from axs_lib.pipeline import Pipeline
+    from axs_lib.stage3_tm_ground import Stage3GroundingModel
+
 Figures = dict[str, float]
 
 
 @dataclass(frozen=True)
 class TileFigures:
-    """What was measured of one tile in one scenario.
-
-    Attributes:
-        record: the tile.
-        figures: by image, method or part of the tile, its figures.
-        facts: what else is to be known of the tile.
-        left_out: why the tile does not count, empty where it does.
-    """
+    """What was measured of one tile in one scenario."""
 
     record: PairRecord
-    figures: dict[str, Figures] = field(default_factory=dict)
-    facts: dict[str, Any] = field(default_factory=dict)
-    left_out: str = ""
+    figures: dict[str, Figures] = field(default_factory=dict)  # by image, method or part of the tile
+    facts: dict[str, Any] = field(default_factory=dict)  # what else is to be known of it
+    left_out: str = ""  # why it does not count, empty where it does
 
     def named(self) -> dict[str, Any]:
         """Where it comes from, for the JSON."""
         return {key: getattr(self.record, key) for key in ("id", "source", "group", "quality")}
-
-
-@dataclass(frozen=True)
-class Walk:
-    """What a scenario may use while the tiles go by.
-
-    Attributes:
-        run: the model.
-        source: where estimates come from.
-        donors: for each tile's name another tile.
-        other_dates: for a tile's name the same place at another date, where the folder has one.
-        dated: whether anything is known of any tile's date and place.
-        force: whether values that look like another unit are accepted.
-    """
-
-    run: Runner
-    source: OptV2Source
-    donors: dict[str, PairRecord]
-    other_dates: dict[str, PairRecord]
-    dated: bool
-    force: bool
-
-    def donor(self, tile: EvaluationTile) -> EvaluationTile:
-        """Another tile, in its own size."""
-        return read_tile(self.donors[tile.record.name], force=self.force)
-
-    def other_date(self, tile: EvaluationTile) -> EvaluationTile | None:
-        """The same place at another date, of the same size."""
-        record = self.other_dates.get(tile.record.name)
-        return None if record is None else read_tile(record, force=self.force)
 
 
 class Scenario(ABC):
@@ -112,19 +70,7 @@ class Scenario(ABC):
 
 @dataclass(frozen=True)
 class Report:
-    """The outcome of an evaluation.
-
-    Attributes:
-        data: the folder.
-        quality: ``ok`` or ``all``.
-        provenance: what the model is (version, variant, weights, hash).
-        timesteps: network evaluations asked for.
-        seed: of the model's noise.
-        device: where it ran.
-        seconds: wall time of everything, metrics and reading included.
-        tiles: by scenario its tiles' figures, in the order of the folder.
-        left_out: by scenario ``source/id: why``.
-    """
+    """The outcome of an evaluation: see ``to_json``."""
 
     data: str
     quality: str
@@ -133,8 +79,8 @@ class Report:
     seed: int
     device: str
     seconds: float
-    tiles: dict[Scenario, list[TileFigures]]
-    left_out: dict[Scenario, list[str]]
+    tiles: dict[Scenario, list[TileFigures]]  # in the order of the folder
+    left_out: dict[Scenario, list[str]]  # ``source/id: why``
 
     def outcome(self, scenario: Scenario) -> dict[str, Any]:
         """What came of one scenario, as plain JSON types; a figure that is not finite is null."""
@@ -150,15 +96,9 @@ class Report:
         ``damages``, ``gaps`` and ``uncertainty``. The command adds ``groups_of_training``: groups of the tiles that
         the weights were trained or chosen on.
         """
-        report: dict[str, Any] = {
-            "data": self.data,
-            "quality": self.quality,
-            "model": dict(self.provenance),
-            "timesteps": self.timesteps,
-            "seed": self.seed,
-            "device": self.device,
-            "seconds": round(self.seconds, 2),
-        }
+        report: dict[str, Any] = {"data": self.data, "quality": self.quality, "model": dict(self.provenance)}
+        report |= {"timesteps": self.timesteps, "seed": self.seed, "device": self.device}
+        report["seconds"] = round(self.seconds, 2)
         for scenario in self.tiles:
             outcome = self.outcome(scenario)
             report |= {scenario.name: outcome} if scenario.name else outcome
@@ -172,7 +112,7 @@ class Report:
 
 
 def evaluate(
-    model: Grounder | WholePipeline,
+    model: Stage3GroundingModel | Pipeline,
     folder: str | Path,
     scenarios: Sequence[Scenario],
     *,
@@ -205,23 +145,28 @@ def evaluate(
             another unit (the message names it), or a scenario for which no tile counts.
     """
     started = time.perf_counter()
-    records = select_pairs(folder, quality, groups, source)
-    run = Runner(model, 0, seed)
-    _check_source(run, source)
-    run = Runner(model, run.stage3.timesteps if timesteps is None else timesteps, seed)
+    records = sources.select_pairs(folder, quality, groups, source)
+    stage3: Any = getattr(model, "stage3", model)
     walk = Walk(
-        run,
+        model,
+        stage3.timesteps if timesteps is None else timesteps,
+        seed,
         source,
-        donors=find_donors(records),
-        other_dates=find_other_dates(records),
+        donors=sources.find_donors(records),
+        other_dates=sources.find_other_dates(records),
         dated=any(record.metadata for record in records),
         force=force,
     )
+    if walk.whole != (source == "stage2"):
+        raise InputError(
+            f"opt_v2_source is {source!r} for {'the pipeline' if walk.whole else 'Stage 3 alone'}; the pipeline makes"
+            " its own opt_v2 ('stage2'), Stage 3 alone takes 'file', 'degraded' or 'cloudy'"
+        )
     results: dict[Scenario, list[TileFigures]] = {scenario: [] for scenario in scenarios}
-    batches = list(batches_of_one_size(records, batch_size))
+    batches = list(sources.batches_of_one_size(records, batch_size))
     with torch.no_grad():
         for batch in track(batches, "evaluate", enabled=progress):
-            tiles = [read_tile(record, force=force) for record in batch]
+            tiles = [sources.read_tile(record, force=force) for record in batch]
             for scenario, found in results.items():
                 found += scenario.measure(tiles, walk)
     order = {record.name: place for place, record in enumerate(records)}
@@ -239,7 +184,7 @@ def evaluate(
         data=str(folder),
         quality=quality,
         provenance=dict(model.provenance),
-        timesteps=run.timesteps,
+        timesteps=walk.timesteps,
         seed=seed,
         device=device_name(model.device),
         seconds=time.perf_counter() - started,
@@ -254,11 +199,3 @@ def device_name(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()
     return f"{device.type} ({threads} thread{'s' if threads > 1 else ''})"
-
-
-def _check_source(run: Runner, source: OptV2Source) -> None:
-    if run.whole != (source == "stage2"):
-        raise InputError(
-            f"opt_v2_source is {source!r} for {'the pipeline' if run.whole else 'Stage 3 alone'}; the pipeline makes"
-            " its own opt_v2 ('stage2'), Stage 3 alone takes 'file', 'degraded' or 'cloudy'"
-        )

@@ -11,7 +11,6 @@ Water is where NDWI = (B03 - B08) / (B03 + B08) is over 0 (McFeeters, 1996).
 from __future__ import annotations
 
 import statistics
-import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -20,10 +19,11 @@ import torch
 from torch import Tensor
 
 from axs_lib.bands import DN_PER_REFLECTANCE, OPTICAL_BANDS
-from axs_lib.data import flood as simulation
 from axs_lib.data.clouds import spread
-from axs_lib.evaluate.evaluator import Figures, Scenario, TileFigures, Walk
-from axs_lib.evaluate.sources import EvaluationTile, simulated_estimate
+from axs_lib.data.flood import simulate_flood
+from axs_lib.evaluate.evaluator import Figures, Scenario, TileFigures
+from axs_lib.evaluate.models import Walk
+from axs_lib.evaluate.sources import EvaluationTile, generator_of, simulated_estimate
 from axs_lib.evaluate.tables import over_tiles, rich_table
 from axs_lib.nodata import valid_pixels
 
@@ -57,22 +57,19 @@ class Floods(Scenario):
         tiles = [tile for tile in tiles if is_dry(tile.truth)]
         if not tiles:
             return
-        floods = [simulate_flood(tile.s1, tile.record.name) for tile in tiles]
+        floods = [simulate_flood(tile.s1[None], generator_of(f"flood {tile.record.name}")) for tile in tiles]
+        flooded_s1, inside = (torch.cat(part) for part in zip(*floods, strict=True))
+        outside = spread(inside.float(), MARGIN) == 0
         opt_v2 = torch.stack([simulated_estimate(tile.truth, tile.record.name) for tile in tiles])
-        flooded = walk.run.ground(torch.stack([s1 for s1, _ in floods]), opt_v2).opt_v3
-        real = walk.run.ground(torch.stack([tile.s1 for tile in tiles]), opt_v2).opt_v3
-        for index, (tile, (_, inside)) in enumerate(zip(tiles, floods, strict=True)):
-            outside = outside_of(inside[None])[0]
-            yield TileFigures(
-                tile.record,
-                {
-                    "inside": measure_flood(opt_v2[index], flooded[index], inside),
-                    "outside": measure_flood(opt_v2[index], flooded[index], outside),
-                    "inside_without": measure_flood(opt_v2[index], real[index], inside),
-                    "outside_without": measure_flood(opt_v2[index], real[index], outside),
-                },
-                {"flooded_share": float(inside.float().mean())},
-            )
+        flooded = walk.ground(flooded_s1, opt_v2).opt_v3
+        real = walk.ground(torch.stack([tile.s1 for tile in tiles]), opt_v2).opt_v3
+        for index, tile in enumerate(tiles):
+            figures = {
+                f"{part}{suffix}": measure_flood(opt_v2[index], opt_v3[index], area[index])
+                for suffix, opt_v3 in (("", flooded), ("_without", real))
+                for part, area in (("inside", inside), ("outside", outside))
+            }
+            yield TileFigures(tile.record, figures, {"flooded_share": float(inside[index].float().mean())})
 
     def to_json(self, tiles: Sequence[TileFigures], left_out: Sequence[str]) -> dict[str, Any]:
         """What became of the floods.
@@ -108,26 +105,9 @@ class Floods(Scenario):
             f" · water: NDWI over {WATER_NDWI:g} · outside: from {MARGIN} px on\non"
             f" {100 * outcome['came_through']:.0f} % of the tiles half of the flood or more turned to water"
         )
-        headings = (
-            *("", "water\nopt_v2", "water\nopt_v3", "turned\nto water", "NIR\nfell"),
-            *("NDWI\nchange", "NIR\nchange"),
-        )
+        water = ("water\nopt_v2", "water\nopt_v3", "turned\nto water")
+        headings = ("", *water, "NIR\nfell", "NDWI\nchange", "NIR\nchange")
         return [rich_table(title, headings, rows, caption)]
-
-
-def simulate_flood(s1: Tensor, name: str) -> tuple[Tensor, Tensor]:
-    """The flood of a tile, the same wherever and whenever it is evaluated.
-
-    Args:
-        s1: (2, H, W) dB.
-        name: of the tile.
-
-    Returns:
-        The flooded SAR (2, H, W) and the flood (1, H, W) bool.
-    """
-    generator = torch.Generator().manual_seed(zlib.crc32(f"flood {name}".encode()))
-    flooded, mask = simulation.simulate_flood(s1[None], generator)
-    return flooded[0], mask[0]
 
 
 def ndwi(image: Tensor) -> Tensor:
@@ -141,11 +121,6 @@ def is_dry(truth: Tensor) -> bool:
     index = ndwi(truth)
     valid = index[~index.isnan()]
     return bool(valid.numel()) and float((valid > WATER_NDWI).float().mean()) <= MOST_WATER
-
-
-def outside_of(flood: Tensor, margin: int = MARGIN) -> Tensor:
-    """(B, 1, H, W) bool: further than ``margin`` px from the flood."""
-    return spread(flood.float(), margin) == 0
 
 
 def measure_flood(opt_v2: Tensor, opt_v3: Tensor, area: Tensor) -> Figures:

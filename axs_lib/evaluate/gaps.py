@@ -28,7 +28,6 @@ from __future__ import annotations
 
 import math
 import statistics
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -38,11 +37,10 @@ from torch import Tensor
 
 from axs_lib.bands import DN_PER_REFLECTANCE
 from axs_lib.data.clouds import cloud_trust, cloudy_trust, spread
-from axs_lib.data.pairs import PairRecord
 from axs_lib.data.proposals import informed_proposal
-from axs_lib.evaluate.evaluator import Figures, Scenario, TileFigures, Walk
-from axs_lib.evaluate.models import Grounder, PlainNetwork
-from axs_lib.evaluate.sources import EvaluationTile, fitted
+from axs_lib.evaluate.evaluator import Figures, Scenario, TileFigures
+from axs_lib.evaluate.models import Walk
+from axs_lib.evaluate.sources import EvaluationTile, fitted, generator_of
 from axs_lib.evaluate.tables import over_tiles, percent, rich_table, share, shown_figure
 from axs_lib.metrics import compute_metrics, improvement
 from axs_lib.nodata import fill_nodata, valid_pixels
@@ -50,6 +48,7 @@ from axs_lib.nodata import fill_nodata, valid_pixels
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from axs_lib.evaluate.plain import PlainModel
     from axs_lib.stage3_tm_ground import Stage3GroundingModel
 
 STAGE3 = "stage3"
@@ -73,62 +72,55 @@ LABELS = {
 
 @dataclass(frozen=True, eq=False)
 class Gaps(Scenario):
-    """Simulated gaps in every tile, and the real ones of cloudy images; Stage 3 by itself, also of the pipeline.
+    """Simulated gaps in every tile, and the real ones of cloudy images; Stage 3 by itself, also of the pipeline."""
 
-    Attributes:
-        no_sar: a model trained without SAR, on the device of the one that is measured.
-        plain: a plain U-Net with SAR.
-    """
-
-    no_sar: Stage3GroundingModel | PlainNetwork | None = None
-    plain: PlainNetwork | None = None
+    no_sar: Stage3GroundingModel | PlainModel | None = None  # trained without SAR, on the measured model's device
+    plain: PlainModel | None = None  # with SAR
 
     name: ClassVar[str] = "gaps"
     needs: ClassVar[str] = "tile with a gap and clear pixels"
 
     def measure(self, tiles: Sequence[EvaluationTile], walk: Walk) -> Iterable[TileFigures]:
-        gaps = [gap for tile in tiles for gap in gaps_of(tile)]
-        for gap in gaps:
-            if not (gap.inside.any() and gap.clear.any()):
+        gaps = []
+        for gap in (gap for tile in tiles for gap in gaps_of(tile)):
+            if gap.inside.any() and gap.clear.any():
+                gaps.append(gap)
+            else:
                 missing = "clear pixels" if gap.inside.any() else "gaps"
-                yield TileFigures(gap.record, left_out=f"no {missing} ({gap.gaps})")
-        gaps = [gap for gap in gaps if gap.inside.any() and gap.clear.any()]
+                yield TileFigures(gap.tile.record, left_out=f"no {missing} ({gap.gaps})")
         if not gaps:
             return
-        filled = self._fill(gaps, {tile.record.name: tile for tile in tiles}, walk)
+        filled = self._fill(gaps, walk)
         for index, gap in enumerate(gaps):
             figures = {method: measure_gap(images[index], gap) for method, images in filled.items()}
             facts = {"gaps": gap.gaps, "unknown": float(gap.inside.float().mean())}
-            yield TileFigures(gap.record, figures, facts)
+            yield TileFigures(gap.tile.record, figures, facts)
 
-    def _fill(self, gaps: Sequence[Gap], tiles: dict[str, EvaluationTile], walk: Walk) -> dict[str, Tensor]:
+    def _fill(self, gaps: Sequence[Gap], walk: Walk) -> dict[str, Tensor]:
         """The image (B,4,H,W) of every method."""
-        s1, image, trust, truth = (
-            torch.stack([getattr(gap, key) for gap in gaps]) for key in ("s1", "image", "trust", "truth")
-        )
-        run, smooth = walk.run, fill_nodata(image, valid_pixels(image))
-        filled = {STAGE3: run.ground(s1, image, trust=trust).opt_v3}
-        if run.takes_proposals:
-            proposals = {
-                "informed": torch.stack([simulated_proposal(gap.truth, gap.record.name) for gap in gaps]),
-                "truth_proposal": fill_nodata(truth, valid_pixels(truth)),
-                "no_proposal": smooth,
-            }
+        s1, truth = (torch.stack([getattr(gap.tile, key) for gap in gaps]) for key in ("s1", "truth"))
+        image, trust = (torch.stack([getattr(gap, key) for gap in gaps]) for key in ("image", "trust"))
+        smooth = fill_nodata(image, valid_pixels(image))
+        proposals = {}
+        if walk.takes_proposals:
+            proposals["informed"] = torch.stack(
+                [simulated_proposal(gap.tile.truth, gap.tile.record.name) for gap in gaps]
+            )
+            proposals["truth_proposal"] = fill_nodata(truth, valid_pixels(truth))
             if walk.donors:
-                others = [_proposal_of_another(tiles[gap.record.name], walk) for gap in gaps]
+                others = [_proposal_of_another(gap.tile, walk) for gap in gaps]
                 proposals["proposal_swapped"] = torch.stack(others)
-            for key in (key for key in LABELS if key in proposals):
-                filled[key] = run.ground(s1, image, trust=trust, proposal=proposals[key]).opt_v3
-        filled["sar_withheld"] = run.ground(s1, image, trust=trust, use_sar=False).opt_v3
-        if self.no_sar is not None and isinstance(self.no_sar, Grounder):
-            filled["no_sar"] = run.ground_blind(self.no_sar, s1, image, trust)
-        elif self.no_sar is not None:
-            filled["no_sar"] = run.predict(self.no_sar, s1, image, trust)
+            proposals["no_proposal"] = smooth
+        filled = {STAGE3: walk.ground(s1, image, trust=trust).opt_v3}
+        for key, proposal in proposals.items():
+            filled[key] = walk.ground(s1, image, trust=trust, proposal=proposal).opt_v3
+        filled["sar_withheld"] = walk.ground(s1, image, trust=trust, use_sar=False).opt_v3
+        if self.no_sar is not None:
+            filled["no_sar"] = walk.without_sar(self.no_sar, s1, image, trust)
         if self.plain is not None:
-            filled["plain"] = run.predict(self.plain, s1, image, trust)
+            filled["plain"] = walk.predict(self.plain, s1, image, trust)
         filled["smooth"] = smooth
-        colour = image.nanmean(dim=(-2, -1), keepdim=True)
-        filled["mean"] = torch.where(valid_pixels(image), image, colour)
+        filled["mean"] = torch.where(valid_pixels(image), image, image.nanmean(dim=(-2, -1), keepdim=True))
         return filled
 
     def to_json(self, tiles: Sequence[TileFigures], left_out: Sequence[str]) -> dict[str, Any]:
@@ -157,49 +149,36 @@ class Gaps(Scenario):
 
 @dataclass(frozen=True)
 class Gap:
-    """A tile with gaps.
+    """A tile with gaps: ``image`` (4,H,W) DN is NaN where ``trust`` (1,H,W) is 0, and clear where that is 1."""
 
-    Attributes:
-        record: the tile.
-        gaps: ``simulated`` or ``cloudy``.
-        s1: (2,H,W) dB.
-        image: (4,H,W) DN, NaN inside the gaps.
-        truth: (4,H,W) DN.
-        trust: (1,H,W), 1 clear and 0 unknown.
-    """
-
-    record: PairRecord
-    gaps: str
-    s1: Tensor
+    gaps: str  # ``simulated`` or ``cloudy``
+    tile: EvaluationTile
     image: Tensor
-    truth: Tensor
     trust: Tensor
 
     @property
     def inside(self) -> Tensor:
         """Pixels to fill (1,H,W) bool: in the gap, where neither SAR nor truth is nodata."""
-        return valid_pixels(self.s1[None], self.truth[None])[0] & (self.trust == 0)
+        return valid_pixels(self.tile.s1[None], self.tile.truth[None])[0] & (self.trust == 0)
 
     @property
     def clear(self) -> Tensor:
         """Pixels to keep (1,H,W) bool."""
-        return valid_pixels(self.s1[None], self.truth[None], self.image[None])[0] & (self.trust == 1)
+        return valid_pixels(self.tile.s1[None], self.tile.truth[None], self.image[None])[0] & (self.trust == 1)
 
 
 def gaps_of(tile: EvaluationTile) -> Iterator[Gap]:
     """The tile with simulated gaps, and with its real ones where it has a cloudy image."""
     trust = simulated_trust(tile.truth, tile.record.name)
-    image = tile.truth.masked_fill(trust == 0, torch.nan)
-    yield Gap(tile.record, SIMULATED, tile.s1, image, tile.truth, trust)
+    yield Gap(SIMULATED, tile, tile.truth.masked_fill(trust == 0, torch.nan), trust)
     if tile.s2_cloudy is not None:
         trust = cloudy_trust(tile.truth, tile.s2_cloudy)
-        image = tile.s2_cloudy.masked_fill(trust == 0, torch.nan)
-        yield Gap(tile.record, CLOUDY, tile.s1, image, tile.truth, trust)
+        yield Gap(CLOUDY, tile, tile.s2_cloudy.masked_fill(trust == 0, torch.nan), trust)
 
 
 def simulated_trust(truth: Tensor, name: str) -> Tensor:
-    """The simulated clouds (1,H,W) of a tile: the same wherever and whenever it is evaluated, never all of it."""
-    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+    """The simulated clouds (1,H,W) of a tile, never all of it."""
+    generator = generator_of(name)
     while True:
         trust = cloud_trust(1, *truth.shape[-2:], generator=generator)[0]
         if 0 < trust.mean() < 1:
@@ -207,25 +186,20 @@ def simulated_trust(truth: Tensor, name: str) -> Tensor:
 
 
 def simulated_proposal(truth: Tensor, name: str) -> Tensor:
-    """What a good generator might draw of a tile, (4,H,W) DN: the same wherever and whenever it is evaluated."""
-    generator = torch.Generator().manual_seed(zlib.crc32(f"proposal {name}".encode()))
-    return informed_proposal(fill_nodata(truth[None], valid_pixels(truth[None])), generator=generator)[0]
+    """What a good generator might draw of a tile, (4,H,W) DN."""
+    filled = fill_nodata(truth[None], valid_pixels(truth[None]))
+    return informed_proposal(filled, generator=generator_of(f"proposal {name}"))[0]
 
 
 def measure_gap(image: Tensor, gap: Gap) -> Figures:
-    """Figures of one filled image (4,H,W); where a pixel was left unfilled every error is infinite.
-
-    Returns: Inside the gaps ``mse``, ``mae`` (reflectance), ``ssim``, ``edge_truth`` and ``sharpness`` (see
-    ``axs_lib.metrics``), at their border ``mse_border`` and ``mae_border``, and ``changed``, the greatest change of a
-    clear pixel in DN, which is 0 where a method keeps its promise.
-    """
+    """Figures of one filled image (4,H,W): see ``Gaps.to_json``; of one with pixels left unfilled, infinite errors."""
     inside, clear = gap.inside, gap.clear
     changed = float((image - gap.image).abs()[:, clear[0]].nan_to_num(math.inf).max())
     if not image[:, inside[0]].isfinite().all():
         return {**dict.fromkeys(ERRORS, math.inf), **dict.fromkeys(STRUCTURE, math.nan), "changed": changed}
     border = inside & (spread(clear[None].float(), BORDER)[0] > 0)
-    whole = compute_metrics(image, gap.truth, mask=inside)
-    error = (image - gap.truth)[:, border[0]] / DN_PER_REFLECTANCE
+    whole = compute_metrics(image, gap.tile.truth, mask=inside)
+    error = (image - gap.tile.truth)[:, border[0]] / DN_PER_REFLECTANCE
     return {
         **{key: whole[key] for key in ("mse", "mae", *STRUCTURE)},
         "mse_border": float(error.square().mean()),  # NaN without a border
@@ -237,25 +211,25 @@ def measure_gap(image: Tensor, gap: Gap) -> Figures:
 def _proposal_of_another(tile: EvaluationTile, walk: Walk) -> Tensor:
     """What Stage 3 draws for another tile in that one's own simulated gap, (4,H,W) DN."""
     other = next(gaps_of(walk.donor(tile)))
-    drawn = walk.run.ground(other.s1[None], other.image[None], trust=other.trust[None]).proposal
+    drawn = walk.ground(other.tile.s1[None], other.image[None], trust=other.trust[None]).proposal
     assert drawn is not None
     return fitted(drawn[0], tile.size)
 
 
 def _summary(tiles: Sequence[TileFigures]) -> dict[str, Any]:
     names = list(tiles[0].figures)
-    mean = {name: over_tiles([tile.figures[name] for tile in tiles]) for name in names}
-    median = {name: over_tiles([tile.figures[name] for tile in tiles], statistics.median) for name in names}
+    figures = {name: [tile.figures[name] for tile in tiles] for name in names}
+    mean = {name: over_tiles(rows) for name, rows in figures.items()}
     wins = {
-        name: statistics.fmean(tile.figures[STAGE3]["mse"] < tile.figures[name]["mse"] for tile in tiles)
-        for name in names
+        name: statistics.fmean(own["mse"] < row["mse"] for own, row in zip(figures[STAGE3], rows, strict=True))
+        for name, rows in figures.items()
     }
     return {
         "tiles": len(tiles),
         "unknown": statistics.fmean(tile.facts["unknown"] for tile in tiles),
         "changed_where_clear": max(tile.figures[STAGE3]["changed"] for tile in tiles),
         "mean": mean,
-        "median": median,
+        "median": {name: over_tiles(rows, statistics.median) for name, rows in figures.items()},
         "improvement_of_mean_%": {
             name: {key: improvement(mean[name][key], mean[STAGE3][key]) for key in ERRORS} for name in names[1:]
         },
@@ -267,19 +241,17 @@ def _summary(tiles: Sequence[TileFigures]) -> dict[str, Any]:
 
 
 def _table(name: str, part: dict[str, Any], caption: str) -> Table:
-    rows = []
-    for method, mean in part["mean"].items():
-        rival = method != STAGE3
-        rows.append(
-            [
-                LABELS[method],
-                *("-" if mean[key] is None else f"{1e4 * mean[key]:.2f}" for key in ("mse", "mse_border")),
-                shown_figure("mae", mean["mae"]),
-                "-" if mean["ssim"] is None else f"{mean['ssim']:.2f}",
-                percent(part["better_than_smooth_%"].get(method)),
-                share(part["wins"][method]) if rival else "",
-            ]
-        )
+    rows = [
+        [
+            LABELS[method],
+            *("-" if mean[key] is None else f"{1e4 * mean[key]:.2f}" for key in ("mse", "mse_border")),
+            shown_figure("mae", mean["mae"]),
+            "-" if mean["ssim"] is None else f"{mean['ssim']:.2f}",
+            percent(part["better_than_smooth_%"].get(method)),
+            "" if method == STAGE3 else share(part["wins"][method]),
+        ]
+        for method, mean in part["mean"].items()
+    ]
     tiles = "tile" if part["tiles"] == 1 else "tiles"
     title = f"{name.capitalize()} gaps: {part['tiles']} {tiles}, {share(part['unknown'])} of their pixels"
     caption += f" · the greatest change of a clear pixel by Stage 3: {part['changed_where_clear']:g} DN"

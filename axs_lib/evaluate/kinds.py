@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 import statistics
-import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -21,8 +20,9 @@ from torch import Tensor
 from axs_lib.bands import DN_PER_REFLECTANCE, OPTICAL_BANDS
 from axs_lib.data.estimates import KINDS, make_estimate
 from axs_lib.evaluate.estimates import INCONSISTENT_SHARE
-from axs_lib.evaluate.evaluator import Figures, Scenario, TileFigures, Walk
-from axs_lib.evaluate.sources import EvaluationTile, water_on_land
+from axs_lib.evaluate.evaluator import Figures, Scenario, TileFigures
+from axs_lib.evaluate.models import Walk
+from axs_lib.evaluate.sources import EvaluationTile, generator_of, water_on_land
 from axs_lib.evaluate.tables import over_tiles, percent, rich_table, share
 from axs_lib.metrics import improvement
 from axs_lib.nodata import valid_pixels
@@ -45,16 +45,16 @@ class EstimateKinds(Scenario):
         figures: list[dict[str, Figures]] = [{} for _ in tiles]
         others = [walk.other_date(tile) for tile in tiles]
         for kind in KINDS:
-            made = [
-                estimate_of(kind, tile.truth, tile.record.name, None if other is None else other.truth)
-                for tile, other in zip(tiles, others, strict=True)
-            ]
-            chosen = [index for index, estimate in enumerate(made) if estimate is not None]
-            if not chosen:
+            made = {}
+            for index, (tile, other) in enumerate(zip(tiles, others, strict=True)):
+                estimate = estimate_of(kind, tile.truth, tile.record.name, None if other is None else other.truth)
+                if estimate is not None:
+                    made[index] = estimate
+            if not made:
                 continue
-            opt_v2 = torch.stack([estimate for estimate in made if estimate is not None])
-            images = walk.run.ground(torch.stack([tiles[index].s1 for index in chosen]), opt_v2)
-            for place, index in enumerate(chosen):
+            opt_v2 = torch.stack(list(made.values()))
+            images = walk.ground(torch.stack([tiles[index].s1 for index in made]), opt_v2)
+            for place, index in enumerate(made):
                 sigma = None if images.uncertainty is None else images.uncertainty[place]
                 of_kind = measure_kind(opt_v2[place], images.opt_v3[place], tiles[index].truth, sigma)
                 figures[index][kind] = of_kind
@@ -88,32 +88,20 @@ class EstimateKinds(Scenario):
 
 
 def estimate_of(kind: str, truth: Tensor, tile: str, older: Tensor | None = None) -> Tensor | None:
-    """The estimate of one kind for one tile, by the names of both; None where the kind needs what there is not.
-
-    Args:
-        kind: key of ``KINDS``.
-        truth: (4, H, W) in DN, NaN = nodata.
-        tile: name of the tile.
-        older: (4, H, W) in DN, the same place at another date.
-
-    Returns:
-        (4, H, W) in DN, NaN where the truth is.
-    """
+    """The estimate (4, H, W) of a kind for a tile, by both names; None where the kind needs what there is not."""
     needs = KINDS[kind].needs
     if needs and (needs != "older" or older is None):
         return None
-    generator = torch.Generator().manual_seed(zlib.crc32(f"{kind} {tile}".encode()))
-    given = {"older": older[None]} if needs and older is not None else {}
-    return make_estimate(kind, truth[None], generator=generator, **given)[0]
+    given = None if older is None else older[None]
+    return make_estimate(kind, truth[None], generator=generator_of(f"{kind} {tile}"), given=given)[0]
 
 
-def measure_kind(opt_v2: Tensor, opt_v3: Tensor, truth: Tensor, sigma: Tensor | None = None) -> Figures:
+def measure_kind(opt_v2: Tensor, opt_v3: Tensor, truth: Tensor, sigma: Tensor | None) -> Figures:
     """Errors of one tile before and after, in reflectance; all inputs (4, H, W) in DN, NaN = nodata.
 
     Returns:
-        ``mse_v2``, ``mse_v3``, ``mae_v2``, ``mae_v3``, ``change`` (mean squared, of opt_v3 from opt_v2), and for each
-        band ``error_B`` and ``predicted_B``, mean squared error of opt_v3 and mean predicted variance (NaN without
-        ``sigma``).
+        MSE and MAE of opt_v2 and opt_v3, ``change`` (mean squared, of opt_v3 from opt_v2), and for each band
+        ``error_B`` and ``predicted_B``, the MSE of opt_v3 and the mean predicted variance (NaN without ``sigma``).
     """
     keep = valid_pixels(truth[None], opt_v3[None])[0, 0]
     before, after, real = (image[:, keep].double() / DN_PER_REFLECTANCE for image in (opt_v2, opt_v3, truth))
@@ -140,8 +128,9 @@ def summary_of(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         ``kinds`` (how many are left out), ``median_mse_change_%``, ``worst_kind``, ``worst_kind_mse_change_%``,
         ``worst_tile_%`` and ``worst_tile_kind`` (over all kinds); None where there is no such kind.
     """
-    changes = {row["kind"]: row["mse_change_%"] for row in rows if row["split"] == REPORT}
-    changes = {kind: change for kind, change in changes.items() if change is not None}
+    changes = {
+        row["kind"]: row["mse_change_%"] for row in rows if row["split"] == REPORT and row["mse_change_%"] is not None
+    }
     tiles = {row["kind"]: row["worst_tile_%"] for row in rows if row["worst_tile_%"] is not None}
     worst = max(changes, key=lambda kind: changes[kind], default=None)
     worst_tile = max(tiles, key=lambda kind: tiles[kind], default=None)
@@ -149,28 +138,10 @@ def summary_of(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "kinds": len(changes),
         "median_mse_change_%": statistics.median(changes.values()) if changes else None,
         "worst_kind": worst,
-        "worst_kind_mse_change_%": None if worst is None else changes[worst],
-        "worst_tile_%": None if worst_tile is None else tiles[worst_tile],
+        "worst_kind_mse_change_%": changes.get(worst),
+        "worst_tile_%": tiles.get(worst_tile),
         "worst_tile_kind": worst_tile,
     }
-
-
-def card_lines(outcome: dict[str, Any]) -> list[str]:
-    """The table in Markdown, for a model card.
-
-    Args:
-        outcome: the report's ``damages``; of its tiles those whose SAR and truth agree.
-    """
-    part = outcome.get("sar_consistent", outcome["all_tiles"])
-    lines = [
-        "| kind of estimate | in training | opt_v2, DN | opt_v3, DN | MSE | MAE | tiles better | worst tile |"
-        " spread-skill |",
-        "|---|---|---:|---:|---:|---:|---:|---:|---|",
-    ]
-    for row in part["rows"]:
-        kind, *cells = _cells(row)
-        lines.append("| " + " | ".join([kind, SPLITS[row["split"]], *cells, _spread(row)]) + " |")
-    return [*lines, "", f"{said(part['summary'])}. {part['tiles']} tiles."]
 
 
 def said(summary: dict[str, Any]) -> str:
@@ -206,7 +177,8 @@ def _row(kind: str, tiles: Sequence[TileFigures]) -> dict[str, Any]:
     }
 
 
-def _cells(row: dict[str, Any]) -> list[str]:
+def cells_of(row: dict[str, Any]) -> list[str]:
+    """A row for people: kind, RMSE of opt_v2 and opt_v3 in DN, changes of MSE and MAE, tiles better, worst tile."""
     return [
         row["kind"],
         *(f"{DN_PER_REFLECTANCE * row[key]:.0f}" for key in ("rmse_v2", "rmse_v3")),
@@ -217,27 +189,13 @@ def _cells(row: dict[str, Any]) -> list[str]:
     ]
 
 
-def _spread(row: dict[str, Any]) -> str:
-    """The least and the greatest spread-skill of a band."""
-    ratios = [ratio for ratio in row["spread_skill"].values() if ratio is not None]
-    return f"{min(ratios):.2f} to {max(ratios):.2f}" if ratios else "-"
-
-
 def _table(part: dict[str, Any], title: str, caption: str) -> Table:
-    rows = [[*_cells(row)[:1], row["split"], *_cells(row)[1:]] for row in part["rows"]]
+    rows = [[row["kind"], row["split"], *cells_of(row)[1:]] for row in part["rows"]]
     splits = " · ".join(f"{split}: {words}" for split, words in SPLITS.items())
     note = (
         f"{caption}\nRMSE in DN (reflectance x 10000) · change: below zero is better · better and worst tile: where"
         f" opt_v2 is over {SAME_DN:g} DN off\n{splits}\n{said(part['summary'])}"
     )
-    headings = (
-        "kind",
-        "split",
-        "RMSE\nopt_v2",
-        "RMSE\nopt_v3",
-        "MSE\nchange",
-        "MAE\nchange",
-        "tiles\nbetter",
-        "worst\ntile",
-    )
+    changes = ("MSE\nchange", "MAE\nchange", "tiles\nbetter", "worst\ntile")
+    headings = ("kind", "split", "RMSE\nopt_v2", "RMSE\nopt_v3", *changes)
     return rich_table(f"Estimates of every kind: {part['tiles']} {title}", headings, rows, note)

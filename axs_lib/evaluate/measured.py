@@ -1,32 +1,21 @@
-"""One saved result against the clear truth, beside the simplest images that could stand in its place.
-
-In: the layers of a result by name. Out: ``Measured``; the report page and the panels show it.
-"""
+"""One saved result against the clear truth, beside the simplest images that could stand in its place."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
 from axs_lib.errors import InputError
 
 
-@dataclass(frozen=True)
-class Measured:
-    """A result against the clear truth.
+class Measured(NamedTuple):
+    """A result against the clear truth, by the figures of ``axs_lib.metrics``."""
 
-    Attributes:
-        baseline: what opt_v3 is compared with: ``opt_v2``, or ``smooth fill`` inside gaps.
-        metrics: of ``axs_lib.metrics`` for opt_v1 (where there is one), the baseline (suffix ``_v2``) and opt_v3.
-        flat: the same of one flat colour, without a suffix: the truth's mean, or that of the clear pixels around gaps.
-    """
-
-    baseline: str
-    metrics: dict[str, float]
-    flat: dict[str, float]
+    baseline: str  # what opt_v3 is compared with: ``opt_v2``, or ``smooth fill`` inside gaps
+    metrics: dict[str, float]  # of opt_v1 (where there is one), the baseline (suffix ``_v2``) and opt_v3
+    flat: dict[str, float]  # without a suffix, of one flat colour: the truth's mean, or that of what is clear
 
 
 def measure_layers(images: Mapping[str, NDArray[Any]]) -> Measured | None:

@@ -1,78 +1,26 @@
-"""What the evaluation needs of the models it measures, and the one place that runs them.
+"""The one place that runs the models an evaluation measures: batches of tiles on the CPU in, ``Images`` out.
 
-In: SAR, estimates and metadata of a batch of tiles on the CPU. Out: ``Images`` on the CPU. Stage 3 is anything with
-``ground``; the pipeline is anything that makes all three images from SAR; a plain network is anything with ``inputs``
-and ``predict``.
+Stage 3 is anything with ``ground``, the pipeline anything with ``stage3`` that is called with SAR and metadata, a plain
+network anything with ``inputs`` and ``predict``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from axs_lib.data.pairs import PairRecord
+from axs_lib.evaluate.sources import EvaluationTile, OptV2Source, read_tile
 from axs_lib.grounding.large import GroundingControls
 
 if TYPE_CHECKING:
+    from axs_lib.evaluate.plain import PlainModel
+    from axs_lib.pipeline import Pipeline
     from axs_lib.stage3_tm_ground import Stage3GroundingModel
-
-
-@runtime_checkable
-class Grounder(Protocol):
-    """What the evaluation needs of a Stage 3 model; ``Stage3GroundingModel`` has it."""
-
-    @property
-    def provenance(self) -> Mapping[str, str]:
-        """Version, variant, weights and their hash."""
-
-    @property
-    def device(self) -> torch.device:
-        """Where inputs must be."""
-
-    @property
-    def timesteps(self) -> int:
-        """Default number of network evaluations."""
-
-    def ground(self, s1: Tensor, opt_v2: Tensor, timesteps: int | None = None, *, seed: int = 0) -> Any:
-        """Return an object with ``image``, ``proposal`` and ``uncertainty`` (or None) (B,4,H,W) and ``nfe``.
-
-        It also takes ``trust`` (B,1,H,W), ``ensemble_size``, and ``controls`` with ``proposal`` and ``use_sar``.
-        """
-
-
-class WholePipeline(Protocol):
-    """What the evaluation needs of a pipeline; ``Pipeline`` has it."""
-
-    @property
-    def provenance(self) -> Mapping[str, str]:
-        """Version, variants, weights and their hashes."""
-
-    @property
-    def device(self) -> torch.device:
-        """Where inputs must be."""
-
-    @property
-    def stage3(self) -> Grounder:
-        """The last stage, whose number of network evaluations is the default."""
-
-    def __call__(
-        self, s1: Tensor, metadata: Any = None, timesteps: int | None = None, *, seed: int = 0, ensemble_size: int = 1
-    ) -> Any:
-        """Return ``opt_v1``, ``opt_v2``, ``opt_v3``, ``uncertainty`` (or None) (B,4,H,W), ``nfe`` of Stages 1 and 3."""
-
-
-class PlainNetwork(Protocol):
-    """What the evaluation needs of a plain network; ``axs_lib.evaluate.plain.PlainModel`` has it."""
-
-    @property
-    def inputs(self) -> str:
-        """``"sar+optical"``, ``"optical"`` or ``"sar"``."""
-
-    def predict(self, s1: Tensor, opt_v2: Tensor | None = None, trust: Tensor | None = None) -> Tensor:
-        """Return the image (B,4,H,W) in DN."""
 
 
 class Images(NamedTuple):
@@ -87,50 +35,51 @@ class Images(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Runner:
-    """Runs one model with one number of network evaluations and one seed.
+class Walk:
+    """One model, Stage 3 or the pipeline, on its way over the tiles of a folder."""
 
-    Attributes:
-        model: Stage 3, or the pipeline.
-        timesteps: network evaluations of each denoiser.
-        seed: of the noise.
-    """
+    model: Stage3GroundingModel | Pipeline
+    timesteps: int  # network evaluations of each denoiser
+    seed: int  # of the noise
+    source: OptV2Source
+    donors: Mapping[str, PairRecord]  # for each tile's name another tile
+    other_dates: Mapping[str, PairRecord]  # for a tile's name the same place at another date, where there is one
+    dated: bool  # whether anything is known of any tile's date and place
+    force: bool  # whether values that look like another unit are accepted
 
-    model: Grounder | WholePipeline
-    timesteps: int
-    seed: int
+    def donor(self, tile: EvaluationTile) -> EvaluationTile:
+        """Another tile, in its own size."""
+        return read_tile(self.donors[tile.record.name], force=self.force)
 
-    @property
-    def stage3(self) -> Grounder:
-        """The model itself, or the last stage of the pipeline."""
-        return self.model if isinstance(self.model, Grounder) else self.model.stage3
+    def other_date(self, tile: EvaluationTile) -> EvaluationTile | None:
+        """The same place at another date, of the same size."""
+        record = self.other_dates.get(tile.record.name)
+        return None if record is None else read_tile(record, force=self.force)
 
     @property
     def whole(self) -> bool:
         """Whether Stages 1 and 2 make the estimate."""
-        return not isinstance(self.model, Grounder)
+        return hasattr(self.model, "stage3")
+
+    @property
+    def stage3(self) -> Stage3GroundingModel:
+        """The model itself, or the last stage of the pipeline."""
+        model: Any = self.model
+        stage3: Stage3GroundingModel = model.stage3 if self.whole else model
+        return stage3
 
     @property
     def takes_proposals(self) -> bool:
         """Whether the correction is a function of one proposal, which may be replaced."""
         return self.stage3.provenance.get("AXS_CORRECTION_MODE") != "difference"
 
-    def run(
-        self, s1: Tensor, opt_v2: Tensor, metadata: Sequence[Mapping[str, Any]], *, ensemble_size: int = 1
-    ) -> Images:
-        """Run the model as a user would.
-
-        Args:
-            s1: (B,2,H,W) dB.
-            opt_v2: (B,4,H,W) DN, what Stage 3 grounds; the pipeline makes its own.
-            metadata: of each tile, for the pipeline.
-            ensemble_size: members averaged.
-        """
-        if isinstance(self.model, Grounder):
+    def run(self, s1: Tensor, opt_v2: Tensor, metadata: Sequence[Mapping[str, Any]], ensemble_size: int = 1) -> Images:
+        """Run the model as a user would; the pipeline makes its own opt_v2 from ``metadata`` of each tile."""
+        if not self.whole:
             return self.ground(s1, opt_v2, ensemble_size=ensemble_size)
+        model: Any = self.model
         options = {"ensemble_size": ensemble_size} if ensemble_size > 1 else {}
-        device = self.model.device
-        output = self.model(s1.to(device), list(metadata), self.timesteps, seed=self.seed, **options)
+        output = model(s1.to(model.device), list(metadata), self.timesteps, seed=self.seed, **options)
         opt_v1, opt_v2, opt_v3 = (image.cpu() for image in (output.opt_v1, output.opt_v2, output.opt_v3))
         return Images(opt_v1, opt_v2, opt_v3, None, sum(output.nfe), _on_cpu(output.uncertainty))
 
@@ -143,18 +92,12 @@ class Runner:
         proposal: Tensor | None = None,
         use_sar: bool = True,
         ensemble_size: int = 1,
-        model: Grounder | None = None,
+        model: Stage3GroundingModel | None = None,
     ) -> Images:
-        """Run Stage 3 by itself.
+        """Run Stage 3 by itself, or another ``model`` in its place, on SAR (B,2,H,W) in dB and opt_v2 (B,4,H,W) in DN.
 
-        Args:
-            s1: (B,2,H,W) dB.
-            opt_v2: (B,4,H,W) DN.
-            trust: (B,1,H,W); by default opt_v2 is an estimate.
-            proposal: (B,4,H,W) DN in place of its own.
-            use_sar: False leaves the SAR's content out.
-            ensemble_size: members averaged.
-            model: another Stage 3 model in place of the one that is measured.
+        By default opt_v2 is an estimate; ``proposal`` (B,4,H,W) replaces its own; ``use_sar`` False leaves the SAR's
+        content out.
         """
         stage3 = model or self.stage3
         device = stage3.device
@@ -168,23 +111,20 @@ class Runner:
             options["controls"] = GroundingControls(proposal=proposal, use_sar=use_sar)
         output = stage3.ground(s1.to(device), opt_v2.to(device), self.timesteps, seed=self.seed, **options)
         image, proposed = output.image.cpu(), output.proposal.cpu()
-        uncertainty = _on_cpu(getattr(output, "uncertainty", None))
-        return Images(None, opt_v2, image, proposed, int(output.nfe), uncertainty)
+        return Images(None, opt_v2, image, proposed, int(output.nfe), _on_cpu(getattr(output, "uncertainty", None)))
 
-    def ground_blind(
-        self, model: Stage3GroundingModel, s1: Tensor, opt_v2: Tensor, trust: Tensor | None = None
-    ) -> Tensor:
-        """opt_v3 of a model that was trained without SAR: it is given mean backscatter everywhere."""
+    def without_sar(self, model: Any, s1: Tensor, opt_v2: Tensor, trust: Tensor | None = None) -> Tensor:
+        """The image of a plain network or a Stage 3 trained without SAR, which is given mean backscatter everywhere."""
+        if hasattr(model, "predict"):
+            return self.predict(model, s1, opt_v2, trust)
         mean = model.terramind_generator.sar.mean.cpu()  # (1,2,1,1) dB
-        blind = torch.where(s1.isnan(), s1, mean.to(s1))
-        return self.ground(blind, opt_v2, trust=trust, model=model).opt_v3
+        return self.ground(torch.where(s1.isnan(), s1, mean.to(s1)), opt_v2, trust=trust, model=model).opt_v3
 
-    def predict(self, network: PlainNetwork, s1: Tensor, opt_v2: Tensor, trust: Tensor | None = None) -> Tensor:
+    def predict(self, network: PlainModel, s1: Tensor, opt_v2: Tensor, trust: Tensor | None = None) -> Tensor:
         """The image of a plain network on the model's device, which gets no estimate where it takes none."""
         device = self.model.device
         estimate = opt_v2.to(device) if "optical" in network.inputs else None
-        options = {} if trust is None else {"trust": trust.to(device)}
-        return network.predict(s1.to(device), estimate, **options).cpu()
+        return network.predict(s1.to(device), estimate, None if trust is None else trust.to(device)).cpu()
 
 
 def _on_cpu(image: Tensor | None) -> Tensor | None:

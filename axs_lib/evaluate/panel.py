@@ -1,6 +1,5 @@
 """Draw one tile in true and false colour: what Stage 3 did to it, or what each stage of the pipeline made of its SAR.
 
-In: a saved result, or the arrays or tensors of one tile (SAR in dB, optical images in DN). Out: a matplotlib figure.
 All optical views of one kind share one stretch, that of the truth where there is one and of opt_v2 and opt_v3
 otherwise, so that colours may be compared; nodata is light grey.
 """
@@ -8,25 +7,15 @@ otherwise, so that colours may be compared; nodata is light grey.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from axs_lib.bands import DN_PER_REFLECTANCE
 from axs_lib.errors import InputError
-from axs_lib.evaluate.colour import (
-    FALSE_COLOUR,
-    NODATA_GREY,
-    TRUE_COLOUR,
-    Array,
-    grey,
-    optical_colour,
-    sar_colour,
-    stretch_of,
-    top_of,
-)
+from axs_lib.evaluate import colour
+from axs_lib.evaluate.colour import Array
 from axs_lib.evaluate.measured import measure_layers
 from axs_lib.io.tiles import TRUTH_KEYS
 
@@ -42,8 +31,6 @@ HEADING_INCHES = 0.46
 TITLE_INCHES = 0.34
 BAR_INCHES = 0.55
 MOST_PIXELS = 480  # a view is thinned to this, so that the file stays small
-TRUTH = "truth · Sentinel-2"
-LABELS = {"opt_v1": "opt_v1 · from SAR", "opt_v2": "opt_v2 · estimate", "opt_v3": "opt_v3 · grounded"}
 
 
 def plot_panel(
@@ -90,23 +77,29 @@ def plot_panel(
 
 
 def _draw(layers: Mapping[str, Array], title: str, metrics: Mapping[str, float] | None) -> Figure:
-    before, after, truth = layers["opt_v2"], layers["opt_v3"], layers.get("truth")
-    optical = [(label, layers[key], key[-2:]) for key, label in LABELS.items() if key in layers]
-    optical += [] if truth is None else [(TRUTH, truth, "")]
-    reference = np.concatenate([before, after], axis=1) if truth is None else truth
+    """SAR, then the optical images in true colour and below in false colour, then maps of what Stage 3 did."""
+    optical = [(label, layers[key], key.removeprefix("opt_")) for key, label in colour.LABELS.items() if key in layers]
+    reference = layers.get("truth", np.concatenate([layers["opt_v2"], layers["opt_v3"]], axis=1))
     from_sar = "opt_v1" in layers
-    figure, axes = _canvas(after.shape[1:], len(optical) + (1 if from_sar else 2), title)
-    _show_views(axes, layers["s1"], optical, reference, metrics)
+    figure, axes = _canvas(layers["opt_v3"].shape[1:], len(optical) + (1 if from_sar else 2), title)
+    _show(axes[0, 0], colour.sar_colour(layers["s1"]), "SAR", "red VV, green VH, blue VV − VH")
+    _show(axes[1, 0], colour.grey(layers["s1"][0]), "SAR", "VV (dB)")
+    for row, bands, kind in (
+        (0, colour.TRUE_COLOUR, "true colour"),
+        (1, colour.FALSE_COLOUR, "false colour: NIR, red, green"),
+    ):
+        stretch = colour.stretch_of(reference, bands)
+        for column, (name, image, suffix) in enumerate(optical, start=1):
+            subtitle = (_figures(metrics, suffix) or kind) if row == 0 else kind
+            _show(axes[row, column], colour.optical_colour(image, bands, stretch), name, subtitle)
     if from_sar:
         return figure
-    change = np.abs(after - before).mean(0) / DN_PER_REFLECTANCE
-    _map(figure, axes[0, -1], change, "magma", "change |v3 − v2|")
-    if "uncertainty" in layers:
-        spread = layers["uncertainty"].mean(0) / DN_PER_REFLECTANCE
-        _map(figure, axes[1, -1], spread, "viridis", "uncertainty (1 std)")
-    elif truth is not None:
-        removed = (np.abs(before - truth) - np.abs(after - truth)).mean(0) / DN_PER_REFLECTANCE
-        _map(figure, axes[1, -1], removed, "RdBu", "error removed (red: added)", centred=True)
+    maps = colour.difference_maps(layers)
+    _map(figure, axes[0, -1], maps["change"], "magma", "change |v3 − v2|")
+    if "uncertainty" in maps:
+        _map(figure, axes[1, -1], maps["uncertainty"], "viridis", "uncertainty (1 std)")
+    elif "removed" in maps:
+        _map(figure, axes[1, -1], maps["removed"], "RdBu", "error removed (red: added)", centred=True)
     else:
         axes[1, -1].set_axis_off()
     return figure
@@ -120,36 +113,13 @@ def _canvas(size: tuple[int, ...], columns: int, title: str) -> tuple[Figure, ND
     aspect = min(max(size[0] / size[1], 0.4), 2.5)
     header = TITLE_INCHES if title else 0.0
     height = 2 * (CELL_INCHES * aspect + HEADING_INCHES) + header
-    figure = Figure(
-        dpi=DOTS_PER_INCH,
-        figsize=(columns * CELL_INCHES + BAR_INCHES, height),
-        layout=ConstrainedLayoutEngine(
-            w_pad=0.05, h_pad=0.03, wspace=0.01, hspace=0.0, rect=(0, 0, 1, 1 - header / height)
-        ),
+    layout = ConstrainedLayoutEngine(
+        w_pad=0.05, h_pad=0.03, wspace=0.01, hspace=0.0, rect=(0, 0, 1, 1 - header / height)
     )
+    figure = Figure(dpi=DOTS_PER_INCH, figsize=(columns * CELL_INCHES + BAR_INCHES, height), layout=layout)
     if title:
         figure.text(0.5, 1 - 0.17 / height, title, fontsize=13, fontweight="bold", ha="center", va="center")
     return figure, figure.subplots(2, columns)
-
-
-def _show_views(
-    axes: NDArray[np.object_],
-    sar: Array,
-    optical: Sequence[tuple[str, Array, str]],
-    reference: Array,
-    metrics: Mapping[str, float] | None,
-) -> None:
-    """SAR, then the optical images (name, DN, suffix of its figures) in true colour, and below in false colour.
-
-    All share the stretch of ``reference``.
-    """
-    _show(axes[0, 0], sar_colour(sar), "SAR", "red VV, green VH, blue VV − VH")
-    _show(axes[1, 0], grey(sar[0]), "SAR", "VV (dB)")
-    for row, bands, kind in ((0, TRUE_COLOUR, "true colour"), (1, FALSE_COLOUR, "false colour: NIR, red, green")):
-        stretch = stretch_of(reference, bands)
-        for column, (name, image, suffix) in enumerate(optical, start=1):
-            subtitle = (_figures(metrics, suffix) or kind) if row == 0 else kind
-            _show(axes[row, column], optical_colour(image, bands, stretch), name, subtitle)
 
 
 def _image(name: str, image: ArrayLike, bands: int, size: tuple[int, ...] | None = None) -> Array:
@@ -178,36 +148,29 @@ def _figures(metrics: Mapping[str, float] | None, suffix: str) -> str:
     return text
 
 
-def _show(axes: Axes, image: Array, title: str, subtitle: str) -> None:
+def _show(axes: Axes, image: Array, title: str, subtitle: str, **colours: Any) -> Any:
     step = -(-max(image.shape[:2]) // MOST_PIXELS)
-    axes.imshow(image[::step, ::step], interpolation="nearest")
-    _dress(axes, title, subtitle)
-
-
-def _map(figure: Figure, axes: Axes, layer: Array, palette: str, title: str, *, centred: bool = False) -> None:
-    """A scalar map in reflectance with its colour bar."""
-    from matplotlib import colormaps
-
-    top = top_of(layer)
-    colours = colormaps[palette].with_extremes(bad=(NODATA_GREY,) * 3)
-    step = -(-max(layer.shape) // MOST_PIXELS)
-    drawn = axes.imshow(
-        np.ma.masked_invalid(layer[::step, ::step]),
-        cmap=colours,
-        vmin=-top if centred else 0.0,
-        vmax=top,
-        interpolation="nearest",
-    )
-    bar = figure.colorbar(drawn, ax=axes, fraction=0.046, pad=0.03)
-    bar.ax.tick_params(labelsize=8)
-    bar.outline.set_linewidth(0.5)
-    _dress(axes, title, "mean over the bands, reflectance")
-
-
-def _dress(axes: Axes, title: str, subtitle: str) -> None:
+    drawn = axes.imshow(image[::step, ::step], interpolation="nearest", **colours)
     axes.set_xticks([])
     axes.set_yticks([])
     for spine in axes.spines.values():
         spine.set_linewidth(0.5)
     axes.set_title(title, fontsize=10.5, fontweight="bold", loc="left", pad=17)
     axes.text(0, 1.02, subtitle, transform=axes.transAxes, fontsize=8.5, color="0.25", ha="left", va="bottom")
+    return drawn
+
+
+def _map(figure: Figure, axes: Axes, layer: Array, palette: str, title: str, *, centred: bool = False) -> None:
+    """A scalar map in reflectance with its colour bar."""
+    from matplotlib import colormaps
+
+    top = colour.top_of(layer)
+    scale = {
+        "cmap": colormaps[palette].with_extremes(bad=(colour.NODATA_GREY,) * 3),
+        "vmin": -top if centred else 0.0,
+        "vmax": top,
+    }
+    drawn = _show(axes, np.ma.masked_invalid(layer), title, "mean over the bands, reflectance", **scale)
+    bar = figure.colorbar(drawn, ax=axes, fraction=0.046, pad=0.03)
+    bar.ax.tick_params(labelsize=8)
+    bar.outline.set_linewidth(0.5)

@@ -1,8 +1,7 @@
-"""The plain U-Net that Stage 3 is measured against: no TerraMind, no gate, no hold.
+"""The plain U-Net that Stage 3 is measured against: no TerraMind, no gate, no low-frequency constraint.
 
-A dense U-Net, given what is known (SAR, the estimate and where it was observed, or SAR alone) and asked for the image
-directly. What Stage 3 gains over it is what its architecture is worth; what the same plain net
-loses without SAR is what the SAR is worth. ``experiments/nano/plain.py`` trains one.
+What Stage 3 gains over it is what its architecture is worth; what the same net loses without SAR is what the SAR is
+worth. ``experiments/nano/plain.py`` trains one.
 """
 
 from __future__ import annotations
@@ -25,12 +24,7 @@ MULTIPLE = 16
 
 
 class PlainModel(nn.Module):
-    """A U-Net from SAR, estimate or both to the image.
-
-    Args:
-        inputs: what it is given.
-        widths: channels of the U-Net's levels.
-    """
+    """A U-Net from ``inputs``, SAR, estimate or both, to the image; ``widths`` are the channels of its levels."""
 
     mean: Tensor
     std: Tensor
@@ -49,12 +43,9 @@ class PlainModel(nn.Module):
                 self.register_buffer(name + key, torch.tensor(value)[:, None, None], persistent=False)
 
     def forward(self, s1: Tensor, opt_v2: Tensor | None = None, trust: Tensor | None = None) -> Tensor:
-        """The image (B, 4, H, W) in DN, differentiable and not clipped.
+        """The image in DN, differentiable and not clipped, of inputs as in ``predict`` but without nodata.
 
-        Args:
-            s1: (B, 2, H, W) in dB without nodata; H and W multiples of 16.
-            opt_v2: (B, 4, H, W) in DN without nodata; needed where ``inputs`` names optical.
-            trust: (B, 1, H, W), 1 observed, 0 unknown; default an estimate everywhere.
+        Height and width are multiples of 16; without ``trust`` opt_v2 is an estimate everywhere.
         """
         parts, base = [], torch.zeros_like(s1[:, :1])
         if "sar" in self.inputs:

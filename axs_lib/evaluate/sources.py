@@ -1,9 +1,6 @@
 """The tiles of an evaluation: which pairs, in which batches, and where their opt_v2 comes from.
 
-In: a folder of NPZ pairs (see ``axs_lib.data.pairs``). Out: ``EvaluationTile``, a pair as tensors, and the estimate
-that is to be grounded. A simulated estimate depends on nothing but the truth and the tile's name, so that all models
-meet the same one. Control experiments borrow
-the SAR or the proposal of another tile: ``find_donors``, ``fitted``.
+Whatever is simulated depends on nothing but the truth and the tile's name, so that all models meet the same.
 """
 
 from __future__ import annotations
@@ -34,12 +31,8 @@ truth, or the pair's cloudy image."""
 class EvaluationTile:
     """A pair as tensors, NaN = nodata.
 
-    Attributes:
-        record: the pair.
-        s1: (2,H,W) dB.
-        truth: (4,H,W) DN.
-        opt_v2: (4,H,W) DN, the pair's own estimate, if it has one.
-        s2_cloudy: (4,H,W) DN, a cloudy image of the same place, if the pair has one.
+    ``s1`` is (2,H,W) in dB; ``truth``, the pair's own ``opt_v2`` and ``s2_cloudy``, a cloudy image of the place, are
+    (4,H,W) in DN.
     """
 
     record: PairRecord
@@ -54,10 +47,7 @@ class EvaluationTile:
         return self.truth.shape[-2], self.truth.shape[-1]
 
     def estimate(self, source: OptV2Source) -> tuple[Tensor, str]:
-        """What is grounded, (4,H,W) DN, and its source; all NaN where Stages 1 and 2 will make it.
-
-        ``select_pairs`` sees to it that every pair of source ``cloudy`` has a cloudy image.
-        """
+        """What is grounded, (4,H,W) DN, and its source; all NaN where Stages 1 and 2 will make it."""
         given = self.s2_cloudy if source == "cloudy" else self.opt_v2 if source == "file" else None
         if given is not None:
             return given, source
@@ -84,9 +74,14 @@ def read_tile(record: PairRecord, *, force: bool = False) -> EvaluationTile:
     return EvaluationTile(record, s1, truth, opt_v2, s2_cloudy)
 
 
+def generator_of(name: str) -> torch.Generator:
+    """Draws that depend on a name alone: the same wherever and whenever a tile is evaluated."""
+    return torch.Generator().manual_seed(zlib.crc32(name.encode()))
+
+
 def simulated_estimate(truth: Tensor, name: str) -> Tensor:
-    """The simulated Stage 2 estimate (4,H,W) of a tile: the same wherever and whenever it is evaluated."""
-    return degrade(truth, seed=zlib.crc32(name.encode()), preset="test")
+    """The simulated Stage 2 estimate (4,H,W) of a tile."""
+    return degrade(truth, generator=generator_of(name), preset="test")
 
 
 def water_on_land(s1: Tensor, truth: Tensor) -> float:
@@ -130,24 +125,18 @@ def select_pairs(
 
 def batches_of_one_size(records: Sequence[PairRecord], size: int) -> Iterator[list[PairRecord]]:
     """Up to ``size`` tiles of one height and width at a time."""
-    shapes = sorted({(record.height, record.width) for record in records})
-    for shape in shapes:
-        same = [record for record in records if (record.height, record.width) == shape]
+    for shape in sorted(set(map(_size, records))):
+        same = [record for record in records if _size(record) == shape]
         yield from (same[start : start + size] for start in range(0, len(same), size))
 
 
 def find_donors(records: Sequence[PairRecord]) -> dict[str, PairRecord]:
-    """For each tile's name another tile, the next in the list of another group and of the same size where there is one.
-
-    Nothing where there is only one tile.
-    """
+    """For each tile's name another one: the next in the list of another group and the same size, where there is one."""
     donors = {}
     for index, record in enumerate(records if len(records) > 1 else []):
-
-        def merit(other: PairRecord, record: PairRecord = record) -> tuple[bool, bool]:
-            return other.group != record.group, (other.height, other.width) == (record.height, record.width)
-
-        donors[record.name] = max([*records[index + 1 :], *records[:index]], key=merit)
+        others = [*records[index + 1 :], *records[:index]]
+        merits = [(other.group != record.group, _size(other) == _size(record)) for other in others]
+        donors[record.name] = others[merits.index(max(merits))]
     return donors
 
 
@@ -158,21 +147,22 @@ def find_other_dates(records: Sequence[PairRecord]) -> dict[str, PairRecord]:
     """
     found = {}
     for index, record in enumerate(records):
+        day = _known(record, "date", "year", "month")
         for other in (*reversed(records[:index]), *records[index + 1 :]):
-            same_tile = [(each.group, each.height, each.width, _place(each)) for each in (record, other)]
-            day, other_day = (_day(each) for each in (record, other))
-            if same_tile[0] == same_tile[1] and day and other_day and day != other_day:
+            other_day = _known(other, "date", "year", "month")
+            same_place = record.group == other.group and _known(record, "lat", "lon") == _known(other, "lat", "lon")
+            if same_place and _size(record) == _size(other) and day and other_day and day != other_day:
                 found[record.name] = other
                 break
     return found
 
 
-def _day(record: PairRecord) -> tuple[object, ...]:
-    return tuple(record.metadata[key] for key in ("date", "year", "month") if key in record.metadata)
+def _size(record: PairRecord) -> tuple[int, int]:
+    return record.height, record.width
 
 
-def _place(record: PairRecord) -> tuple[object, ...]:
-    return tuple(record.metadata.get(key) for key in ("lat", "lon"))
+def _known(record: PairRecord, *keys: str) -> dict[str, str | float]:
+    return {key: record.metadata[key] for key in keys if key in record.metadata}
 
 
 def fitted(image: Tensor, size: tuple[int, int]) -> Tensor:

@@ -35,7 +35,8 @@ from torch import Tensor
 
 from axs_lib.bands import DN_PER_REFLECTANCE, OPTICAL_BANDS
 from axs_lib.errors import InputError
-from axs_lib.evaluate.evaluator import Scenario, TileFigures, Walk
+from axs_lib.evaluate.evaluator import Scenario, TileFigures
+from axs_lib.evaluate.models import Walk
 from axs_lib.evaluate.sources import EvaluationTile
 from axs_lib.evaluate.tables import percent, rich_table
 
@@ -46,9 +47,6 @@ BINS = 10
 DROPPED = (0.0, 0.05, *(tenth / 10 for tenth in range(1, 10)))
 CALIBRATED = "AXS_CALIBRATION"
 """Key of a model's provenance that says that its deviations are calibrated: they already stand for the whole error."""
-
-
-# -- the figures --------------------------------------------------------------------------------------------------
 
 
 def uncertainty_figures(predicted: Tensor, error: Tensor, *, members: int | None = None) -> dict[str, Any]:
@@ -73,12 +71,14 @@ def uncertainty_figures(predicted: Tensor, error: Tensor, *, members: int | None
             " out nodata"
         )
     predicted, error = predicted.double(), error.double()
-    by_band = zip(OPTICAL_BANDS, predicted.T.contiguous(), error.T.contiguous(), strict=True)
-    columns = {band: (sigma, wrong) for band, sigma, wrong in by_band}
+    columns = dict(zip(OPTICAL_BANDS, zip(predicted.T.contiguous(), error.T.contiguous(), strict=True), strict=True))
     bins = {band: reliability_bins(*column) for band, column in columns.items()}
     return {
         "spread_skill": {band: spread_skill(*column, members) for band, column in columns.items()},
-        "uce": {band: _uce(bins[band]) for band in columns},
+        "uce": {
+            band: sum(count * abs(found - seen) for count, seen, found in each) / len(error)
+            for band, each in bins.items()
+        },
         "auce": {band: auce(*column) for band, column in columns.items()},
         "retention": retention_curve(predicted, error),
         "crps": {band: gaussian_crps(*column) for band, column in columns.items()},
@@ -99,14 +99,8 @@ def spread_skill(predicted: Tensor, error: Tensor, members: int | None = None) -
 
 
 def reliability_bins(predicted: Tensor, error: Tensor, bins: int = BINS) -> list[tuple[int, float, float]]:
-    """Pixels, predicted RMSE and observed RMSE of each bin of equal share; equal deviations share a bin.
-
-    Args:
-        predicted: (N,) standard deviations.
-        error: (N,).
-        bins: at most so many.
-    """
-    edges = _quantiles(predicted, [i / bins for i in range(1, bins)]).unique()
+    """Pixels, predicted RMSE and observed RMSE of each bin of equal share, both (N,); equal deviations share a bin."""
+    edges = predicted.sort().values[[len(predicted) * i // bins for i in range(1, bins)]].unique()
     which = torch.bucketize(predicted, edges, right=True)
     count = torch.bincount(which, minlength=len(edges) + 1)
     seen, found = (
@@ -119,19 +113,8 @@ def reliability_bins(predicted: Tensor, error: Tensor, bins: int = BINS) -> list
     ]
 
 
-def _uce(bins: Sequence[tuple[int, float, float]]) -> float:
-    total = sum(count for count, _, _ in bins)
-    return sum(count * abs(found - seen) for count, seen, found in bins) / total
-
-
 def auce(predicted: Tensor, error: Tensor, levels: int = 99) -> float:
-    """Mean over confidence levels of |share of errors inside the central Gaussian interval - level|.
-
-    Args:
-        predicted: (N,) standard deviations.
-        error: (N,).
-        levels: of confidence, evenly between 0 and 1.
-    """
+    """Mean over ``levels`` of confidence of |share of errors in the central Gaussian interval - level|, both (N,)."""
     # The level whose interval just reaches the error; without a deviation 0 or 1.
     needed = torch.special.erf((error.abs() / predicted / math.sqrt(2.0)).nan_to_num(nan=0.0, posinf=math.inf))
     level = torch.arange(1, levels + 1, dtype=needed.dtype) / (levels + 1)
@@ -152,14 +135,9 @@ def gaussian_crps(predicted: Tensor, error: Tensor) -> float:
 
 
 def retention_curve(predicted: Tensor, error: Tensor, dropped: Sequence[float] = DROPPED) -> list[list[float]]:
-    """[share dropped, MSE of the pixels that are left], the least certain dropped first.
+    """[share dropped, MSE of the pixels that are left] of deviations and errors (N,4), the least certain dropped first.
 
-    Pixels with equal certainty are dropped alike, so a deviation that says nothing gives a flat curve.
-
-    Args:
-        predicted: (N,4) standard deviations; a pixel's certainty is the mean of its variances.
-        error: (N,4).
-        dropped: shares, from 0 to below 1.
+    Pixels with equal mean variance are dropped alike, so a deviation that says nothing gives a flat curve.
     """
     variance, squared = predicted.square().mean(1), error.square().mean(1)
     levels, which = variance.unique(return_inverse=True)  # ascending: what is kept comes first
@@ -173,23 +151,9 @@ def retention_curve(predicted: Tensor, error: Tensor, dropped: Sequence[float] =
     return [[share, value] for share, value in zip(dropped, (left / wanted).tolist(), strict=True)]
 
 
-def _quantiles(values: Tensor, levels: Sequence[float]) -> Tensor:
-    """Values below which these shares lie; torch's own refuses more than 16 million values."""
-    ordered = values.sort().values
-    at = [min(int(level * len(ordered)), len(ordered) - 1) for level in levels]
-    return ordered[at]
-
-
-# -- the scenario -------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, eq=False)
 class Uncertainty(Scenario):
-    """The main scenario's estimates grounded with an ensemble, whose uncertainty map is held against the errors.
-
-    Attributes:
-        ensemble_size: members that are averaged.
-    """
+    """The main scenario's estimates grounded with an ensemble, whose uncertainty map is held against the errors."""
 
     ensemble_size: int = 4
 
@@ -198,8 +162,7 @@ class Uncertainty(Scenario):
 
     def measure(self, tiles: Sequence[EvaluationTile], walk: Walk) -> Iterable[TileFigures]:
         """Of each tile as facts: ``predicted`` and ``error`` (N,4) in reflectance, ``members``; see ``pool``."""
-        run = walk.run
-        images = run.run(
+        images = walk.run(
             torch.stack([tile.s1 for tile in tiles]),
             torch.stack([tile.estimate(walk.source)[0] for tile in tiles]),
             [tile.record.metadata for tile in tiles],
@@ -211,13 +174,13 @@ class Uncertainty(Scenario):
                 " or weights whose head predicts its own error"
             )
         # The pipeline runs Stage 3 once a member and gives the spread of its whole runs.
-        calibrated = not run.whole and CALIBRATED in run.model.provenance
+        calibrated = not walk.whole and CALIBRATED in walk.model.provenance
         members = None if calibrated or self.ensemble_size < 2 else self.ensemble_size
         for tile, opt_v3, sigma in zip(tiles, images.opt_v3, images.uncertainty, strict=True):
             error = opt_v3 - tile.truth
             keep = (~(error.isnan() | sigma.isnan())).all(0)
-            pixels = [values[:, keep].T.float() / DN_PER_REFLECTANCE for values in (sigma, error)]
-            facts = {"predicted": pixels[0], "error": pixels[1], "members": members, "nfe": images.nfe}
+            predicted, error = (values[:, keep].T.float() / DN_PER_REFLECTANCE for values in (sigma, error))
+            facts = {"predicted": predicted, "error": error, "members": members, "nfe": images.nfe}
             yield TileFigures(tile.record, {}, facts, "" if keep.any() else "no valid pixel")
 
     def to_json(self, tiles: Sequence[TileFigures], left_out: Sequence[str]) -> dict[str, Any]:
@@ -232,10 +195,9 @@ class Uncertainty(Scenario):
         }
 
     def tables(self, outcome: dict[str, Any], caption: str) -> list[Table]:
-        kind = "calibrated" if outcome["calibrated"] else "spread of the ensemble alone"
         title = (
             f"Uncertainty: {outcome['tiles']} tiles, {outcome['pixels']} pixels, ensemble of"
-            f" {outcome['ensemble_size']}, {kind}"
+            f" {outcome['ensemble_size']}, {'calibrated' if outcome['calibrated'] else 'spread of the ensemble alone'}"
         )
         keys = {"spread_skill": 3, "uce": 5, "auce": 3, "crps": 5}
         rows = [
@@ -244,11 +206,10 @@ class Uncertainty(Scenario):
         ]
         note = "spread-skill: 1 is calibrated, below is overconfident · others: less is better"
         headings = ("band", "spread-skill", "UCE (reflectance)", "AUCE", "CRPS (reflectance)")
-        curve = outcome["retention"]
-        whole = curve[0][1]
+        whole = outcome["retention"][0][1]
         kept = [
             [f"{100 * dropped:.0f} %", f"{mse:.6f}", percent(100 * (1 - mse / whole)) if whole > 0 else "-"]
-            for dropped, mse in curve
+            for dropped, mse in outcome["retention"]
         ]
         return [
             rich_table(title, headings, rows, note),

@@ -1,9 +1,8 @@
 """The corrector: from SAR, estimate and TerraMind's proposal to a bounded correction of the estimate.
 
-In go tiles in dB and DN (``GroundingTiles``) and a proposal in DN; out comes a ``Correction``: what to add to the
-estimate, how far the gate is open, and the error to expect. Everything that limits a correction is here: the gate, the
-mask of where broad colour may change, the low-frequency constraint, and the feathering at the borders of gaps. The
-statistics are the corrector's own, so one trained head serves every TerraMind variant.
+Everything that limits a correction is here: the gate, the mask of where broad colour may change, the low-frequency
+constraint, and the feathering at the borders of gaps. The statistics are the corrector's own, so one trained head
+serves every TerraMind variant.
 """
 
 from __future__ import annotations
@@ -76,9 +75,7 @@ class Correction:
 class GroundingCorrector(nn.Module):
     """Head, masks, low-frequency constraint, feathering and predicted error.
 
-    Args:
-        head: the grounding head; a fresh one changes nothing.
-        s1_product: ``"S1GRD"`` or ``"S1RTC"``, whose statistics the backscatter is z-scored with.
+    With a fresh head it changes nothing. ``s1_product`` (``"S1GRD"`` or ``"S1RTC"``) chooses the SAR statistics.
     """
 
     s1_mean: Tensor
@@ -92,13 +89,8 @@ class GroundingCorrector(nn.Module):
         self.low_freq = LowFrequencyConstraint()
         self.calibration: Calibration | None = None
         self.weights: WeightsInfo | None = None
-        s1_mean, s1_std = sar_stats(s1_product)
-        for name, values in (
-            ("s1_mean", s1_mean),
-            ("s1_std", s1_std),
-            ("optical_mean", OPTICAL_MEAN),
-            ("optical_std", OPTICAL_STD),
-        ):
+        statistics = (*sar_stats(s1_product), OPTICAL_MEAN, OPTICAL_STD)
+        for name, values in zip(("s1_mean", "s1_std", "optical_mean", "optical_std"), statistics, strict=True):
             self.register_buffer(name, torch.tensor(values)[:, None, None], persistent=False)
 
     @property
@@ -142,16 +134,9 @@ class GroundingCorrector(nn.Module):
         mask = mask * torch.maximum(open_water(tiles.s1), unknown)
         if hold_colour:
             mask = torch.zeros_like(mask)
-        change = self.constrain(residual, gate, mask, tiles.trust, filtered)
-        observed = tiles.trust == 1
-        return Correction(
-            change * self.optical_std,
-            residual * self.optical_std,
-            gate,
-            mask,
-            error.masked_fill(observed, 0.0) * self.optical_std,
-            filtered * self.optical_std,
-        )
+        change = self.constrain(residual, gate, mask, tiles.trust, filtered) * self.optical_std
+        error = error.masked_fill(tiles.trust == 1, 0.0) * self.optical_std
+        return Correction(change, residual * self.optical_std, gate, mask, error, filtered * self.optical_std)
 
     def difference(
         self,
@@ -164,18 +149,11 @@ class GroundingCorrector(nn.Module):
     ) -> Correction:
         """The correction that needs no training (experimental): what the SAR changes in the proposal.
 
-        Both proposals are decoded from the same noise, so their difference is free of what both lose in the tokenizer.
-
-        Args:
-            tiles: SAR, estimate, trust and SAR inconsistency.
-            with_sar: proposal (B, 4, S, S) in DN, conditioned on SAR and estimate.
-            without_sar: proposal (B, 4, S, S) in DN, conditioned on the estimate alone.
-            confidence: of the tokens, (B, 1, h, w) in [0, 1].
-            hold_colour: change detail only, never the broad colour of an estimate.
+        ``with_sar`` and ``without_sar`` are proposals (B, 4, S, S) in DN, decoded from the same noise, so that their
+        difference is free of what both lose in the tokenizer; ``confidence`` is of the tokens, (B, 1, h, w) in [0, 1].
         """
         residual = with_sar - without_sar
-        gate = F.interpolate(confidence, size=residual.shape[-2:], mode="bilinear", align_corners=False)
-        gate = gate.clamp(0.0, 1.0)
+        gate = F.interpolate(confidence, residual.shape[-2:], mode="bilinear").clamp(0.0, 1.0)
         mask = tiles.sar_inconsistency * (not hold_colour)
         return Correction(self.constrain(residual, gate, mask, tiles.trust), residual, gate, mask)
 
@@ -189,12 +167,8 @@ class GroundingCorrector(nn.Module):
     def deviation(self, corrections: Sequence[Correction], nfe: int) -> Tensor | None:
         """Standard deviation of the error to expect of the mean over an ensemble, (B, 4, S, S) in DN.
 
-        The predicted error and the spread of the members together, calibrated where the head is; ``None`` where there
-        is neither.
-
-        Args:
-            corrections: one a member.
-            nfe: network evaluations of the denoiser, by which the calibration is chosen.
+        The predicted error and the spread of the members together, calibrated for ``nfe`` evaluations where the head
+        is; ``None`` where there is neither.
         """
         errors = [each.error for each in corrections if each.error is not None]
         changes = torch.stack([each.change for each in corrections])  # (M, B, 4, S, S)

@@ -1,14 +1,14 @@
-"""The estimate as a local linear function of the SAR: a guided filter, fitted anew around every pixel.
+"""The estimate as a local linear function of the SAR or of the proposal: guided filters, fitted anew at every pixel.
 
-In go SAR, estimate and trust; out comes how the estimate, as a local linear function of the backscatter, differs from
-what it is. How colour follows backscatter differs from place to place, and a network trained on few places learns it
-badly; here it is read off the neighbourhood of each pixel in the very image that is to be corrected. Structure that
-both images share stays where the SAR has it, what the estimate has made up goes, and a gap is filled from what is clear
-around it. Nothing is trained.
+How colour follows backscatter differs from place to place, and a network trained on few places learns it badly; here it
+is read off the neighbourhood of each pixel in the very image that is to be corrected. Structure that both images share
+stays, what the estimate has made up goes, and a gap is filled from what is clear around it. Nothing is trained.
 Source: He, Sun, Tang: Guided image filtering, IEEE TPAMI 35 (2013); here with two guides, Gaussian windows and weights.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -40,20 +40,14 @@ def guided_difference(s1: Tensor, estimate: Tensor, trust: Tensor) -> tuple[Tens
         the bands.
     """
     with torch.autocast(s1.device.type, enabled=False):
-        guide = gaussian_blur(s1.float(), GUIDE_SIGMA_PX)
-
-        # 1. Weighted means of the images and of their products in every window, from half the resolution: the guide is
+        # 1. Weighted means in every window of the images and of their products, from half the resolution: the guide is
         #    smooth, and detail that it cannot explain is no part of the fit.
+        guide = gaussian_blur(s1.float(), GUIDE_SIGMA_PX)
         fitted = 1.0 - unknown_share(trust.float())
         halved = F.avg_pool2d(torch.cat([guide, estimate.float(), fitted], dim=1), 2)
         vv, vh, image, weight = halved.split([1, 1, 4, 1], dim=1)
-        products = [vv * vv, vv * vh, vh * vh, vv * image, vh * image, image * image]
-        weighted = weight * torch.cat([torch.ones_like(weight), vv, vh, image, *products], dim=1)
-        coarse = F.avg_pool2d(weighted, STEP // 2)
-        sums = gaussian_blur(coarse, WINDOW_SIGMA_PX / STEP) + WIDE_WEIGHT * coarse.mean((2, 3), keepdim=True)
-        means = sums[:, 1:] / sums[:, :1].clamp_min(1e-6)
-        of_vv, of_vh, of_image, vv_vv, vv_vh, vh_vh, vv_image, vh_image, image_image = means.split(
-            [1, 1, 4, 1, 1, 1, 4, 4, 4], dim=1
+        of_vv, of_vh, of_image, vv_vv, vv_vh, vh_vh, vv_image, vh_image, image_image = _window_means(
+            weight, [vv, vh, image, vv * vv, vv * vh, vh * vh, vv * image, vh * image, image * image]
         )
 
         # 2. Regression on the two guides: 2 x 2 normal equations, solved by hand.
@@ -67,12 +61,8 @@ def guided_difference(s1: Tensor, estimate: Tensor, trust: Tensor) -> tuple[Tens
         share = explained.clamp(0.0, 1.0).mean(1, keepdim=True)
 
         # 3. The relation between its points, applied to every pixel.
-        relation = F.interpolate(
-            torch.cat([slope_vv, slope_vh, offset, share], dim=1),
-            size=image.shape[-2:],
-            mode="bilinear",
-            align_corners=False,
-        )
+        relation = torch.cat([slope_vv, slope_vh, offset, share], dim=1)
+        relation = F.interpolate(relation, size=image.shape[-2:], mode="bilinear")
         slope_vv, slope_vh, offset, share = relation.split([4, 4, 4, 1], dim=1)
         return slope_vv * vv + slope_vh * vh + offset - image, share
 
@@ -80,9 +70,8 @@ def guided_difference(s1: Tensor, estimate: Tensor, trust: Tensor) -> tuple[Tens
 def proposal_guided_difference(proposal: Tensor, estimate: Tensor, trust: Tensor) -> tuple[Tensor, Tensor]:
     """How the estimate, as a local linear function of the proposal's same band, differs from the estimate.
 
-    The proposal's gain and offset follow the estimate's around each pixel, so that its structure counts and not its
-    colour, which a generator often misses. Where the two have nothing in common the slope is about 0 and the share of
-    variance explained is small: a proposal of another place shows.
+    The proposal's structure counts and not its colour, which a generator often misses. Where the two have nothing in
+    common the slope is about 0 and the share of variance explained is small: a proposal of another place shows.
 
     Args:
         proposal: (B, 4, H, W) in z-units; H and W multiples of 4.
@@ -97,17 +86,21 @@ def proposal_guided_difference(proposal: Tensor, estimate: Tensor, trust: Tensor
         fitted = 1.0 - unknown_share(trust.float())
         halved = F.avg_pool2d(torch.cat([proposal.float(), estimate.float(), fitted], dim=1), 2)
         p, e, weight = halved.split([4, 4, 1], dim=1)
-        weighted = weight * torch.cat([torch.ones_like(weight), p, e, p * p, p * e, e * e], dim=1)
-        coarse = F.avg_pool2d(weighted, STEP // 2)
-        sums = gaussian_blur(coarse, WINDOW_SIGMA_PX / STEP) + WIDE_WEIGHT * coarse.mean((2, 3), keepdim=True)
-        means = sums[:, 1:] / sums[:, :1].clamp_min(1e-6)
-        of_p, of_e, p_p, p_e, e_e = means.split([4, 4, 4, 4, 4], dim=1)
+        of_p, of_e, p_p, p_e, e_e = _window_means(weight, [p, e, p * p, p * e, e * e])
         covariance = p_e - of_p * of_e
         variance = (p_p - of_p**2).clamp_min(0.0) + LEAST_VARIANCE
         slope = (covariance / variance).clamp(0.0, MOST_SLOPE)
         share = (covariance * slope / (e_e - of_e**2 + LEAST_VARIANCE)).clamp(0.0, 1.0)
         relation = torch.cat([slope, of_e - slope * of_p], dim=1)
-        size = estimate.shape[-2:]
-        slope, offset = F.interpolate(relation, size=size, mode="bilinear", align_corners=False).split(4, dim=1)
-        share = F.interpolate(share, size=p.shape[-2:], mode="bilinear", align_corners=False)
+        slope, offset = F.interpolate(relation, size=estimate.shape[-2:], mode="bilinear").split(4, dim=1)
+        share = F.interpolate(share, size=p.shape[-2:], mode="bilinear")
         return slope * proposal.float() + offset - estimate.float(), share
+
+
+def _window_means(weight: Tensor, images: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Weighted means of images (B, C, h, w) in the window around every second pixel."""
+    weighted = weight * torch.cat([torch.ones_like(weight), *images], dim=1)
+    coarse = F.avg_pool2d(weighted, STEP // 2)
+    sums = gaussian_blur(coarse, WINDOW_SIGMA_PX / STEP) + WIDE_WEIGHT * coarse.mean((2, 3), keepdim=True)
+    means = sums[:, 1:] / sums[:, :1].clamp_min(1e-6)
+    return means.split([image.shape[1] for image in images], dim=1)

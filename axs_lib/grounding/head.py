@@ -1,11 +1,10 @@
 """The grounding head: SAR, estimate and proposal at full resolution in, a residual and its gate out.
 
-TerraMind's tokens cover 16 x 16 pixels and cannot carry edges. This small dense U-Net brings the structure of SAR and
-proposal to pixels. It is given backscatter, estimate, the estimate's fine detail, the estimate as a local function of
-the SAR and of the proposal (``guided``), the proposal less the estimate, the trust map and the SAR inconsistency. Means
-over the tile, among them of the estimate's spectrum, tell which kind of error it may have; from them come also the
-coefficients of one filter for the tile, which sharpens or smooths it. The last layers start at zero, so a fresh head
-changes nothing. What limits its output is in ``axs_lib.grounding.corrector``.
+TerraMind's tokens cover 16 x 16 pixels and cannot carry edges; this small U-Net brings the structure of SAR and
+proposal to pixels. Beside its inputs it is given the estimate's fine detail and the estimate as a local function of SAR
+and proposal (``guided``). Statistics of the tile tell which kind of error it may have; from them come also the
+coefficients of one filter for the tile, which sharpens or smooths it. A fresh head changes nothing. What limits its
+output is in ``axs_lib.grounding.corrector``.
 """
 
 from __future__ import annotations
@@ -34,29 +33,17 @@ LOG_ERROR_RANGE = (-5.0, 4.0)
 
 
 class HeadOutput(NamedTuple):
-    """What the head predicts, before masks and constraint.
+    """What the head predicts, before masks and constraint."""
 
-    Attributes:
-        residual: (B, 4, H, W) in z-units of the optical bands.
-        gate: (B, 1, H, W) in [0, 1].
-        low_freq_mask: (B, 1, H, W) in [0, 1], where the head would let broad colour change.
-        error: standard error of the corrected image, (B, 4, H, W) in z-units, above 0.
-        filtered: what the tile's filter changes, (B, 4, H, W) in z-units; not gated.
-    """
-
-    residual: Tensor
-    gate: Tensor
-    low_freq_mask: Tensor
-    error: Tensor
-    filtered: Tensor
+    residual: Tensor  # (B, 4, H, W) in z-units of the optical bands
+    gate: Tensor  # (B, 1, H, W) in [0, 1]
+    low_freq_mask: Tensor  # (B, 1, H, W) in [0, 1], where the head would let broad colour change
+    error: Tensor  # standard error of the corrected image, (B, 4, H, W) in z-units, above 0
+    filtered: Tensor  # what the tile's filter changes, (B, 4, H, W) in z-units; not gated
 
 
 class GroundingHead(nn.Module):
-    """The U-Net of the learned correction.
-
-    Args:
-        widths: channels at half, quarter, eighth and sixteenth resolution.
-    """
+    """The U-Net of the learned correction; ``widths`` are its channels from half to sixteenth resolution."""
 
     gate_floor: Tensor
     filter_floor: Tensor
@@ -116,28 +103,15 @@ class GroundingHead(nn.Module):
 
 
 def tile_statistics(estimate: Tensor, images: Sequence[Tensor], maps: Sequence[Tensor]) -> Tensor:
-    """What a tile is like as a whole: (B, STATISTICS).
+    """What a tile is like as a whole, (B, STATISTICS).
 
-    Args:
-        estimate: (B, 4, H, W) in z-units, whose spectrum is taken.
-        images: in z-units, whose energy is taken.
-        maps: whose mean is taken.
-
-    Returns:
-        Logarithms of the energy of the estimate's differences over some pixels and of the images, and means of the
-        maps.
+    Logarithms of the energy of the estimate's differences over some pixels and of the images, and means of the maps.
     """
-
-    def energy(image: Tensor) -> Tensor:
-        return (image.float().square().mean((2, 3)) + LEAST_ENERGY).log() + ENERGY_OFFSET
-
-    differences = [
-        difference
-        for stride in STRIDES_PX
-        for difference in (
-            estimate[..., stride:, :] - estimate[..., :-stride, :],
-            estimate[..., stride:] - estimate[..., :-stride],
-        )
-    ]
-    values = [energy(image) for image in (*differences, *images)]
-    return torch.cat([*values, *(each.float().mean((2, 3)) for each in maps)], dim=1)
+    differences = []
+    for stride in STRIDES_PX:
+        differences.append(estimate[..., stride:, :] - estimate[..., :-stride, :])
+        differences.append(estimate[..., stride:] - estimate[..., :-stride])
+    energies = [(image.float().square().mean((2, 3)) + LEAST_ENERGY).log() for image in (*differences, *images)]
+    return torch.cat(
+        [*(each + ENERGY_OFFSET for each in energies), *(each.float().mean((2, 3)) for each in maps)], dim=1
+    )

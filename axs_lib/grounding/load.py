@@ -10,41 +10,32 @@ from axs_lib.fresh import fresh_weights
 from axs_lib.grounding.calibration import Calibration
 from axs_lib.grounding.corrector import GroundingCorrector
 from axs_lib.grounding.head import GroundingHead
-from axs_lib.terramind.weights import Variant, WeightFiles, WeightsInfo, load_strict, read_metadata, read_state, resolve
+from axs_lib.terramind.weights import Variant, WeightsInfo, load_strict, read_metadata, read_state, resolve
 
 CORRECTOR = Variant("grounding", 0)
 CORRECTOR_FILE = f"{CORRECTOR.name}.safetensors"
 
 
-def corrector_files(generator: WeightsInfo) -> WeightFiles:
-    """Where the corrector's weights are read from, beside a generator with these weights.
-
-    Raises:
-        WeightsError: the packaged file is missing or not what was released.
-    """
+def corrector_files(generator: WeightsInfo) -> WeightsInfo:
+    """Where the corrector's weights are read from, beside a generator with these weights."""
+    own = [path.with_name(CORRECTOR_FILE) for path in generator.paths.values()]
     if generator.source not in ("packaged", "hub"):
-        for path in generator.paths.values():
-            own = path.with_name(CORRECTOR_FILE)
-            if own.is_file():
-                return resolve(CORRECTOR, checkpoint=own)
+        for path in filter(lambda path: path.is_file(), own):
+            return resolve(CORRECTOR, checkpoint=path)
     return resolve(CORRECTOR)
 
 
 @fresh_weights()
 def load_corrector(generator: WeightsInfo | None, *, s1_product: str = "S1GRD") -> GroundingCorrector:
-    """A corrector for a generator with these weights; with a fresh head where the generator is random (``None``).
-
-    Args:
-        generator: the record of the generator's weights.
-        s1_product: ``"S1GRD"`` or ``"S1RTC"``.
-
-    Raises:
-        WeightsError: weights that cannot be read or matched.
-    """
+    """A corrector for a generator with these weights; with a fresh head where the generator is random (``None``)."""
     corrector = GroundingCorrector(GroundingHead(), s1_product=s1_product)
     if generator is not None:
-        files = corrector_files(generator)
-        load_strict(corrector, read_state(files.generator), what=f"the grounding head ({files.generator})")
-        corrector.calibration = Calibration.from_header(read_metadata(files.generator))
-        corrector.weights = files.info
+        load_weights(corrector, corrector_files(generator))
     return corrector
+
+
+def load_weights(corrector: GroundingCorrector, files: WeightsInfo) -> None:
+    """Load a corrector's weights and calibration, completely or not at all, and record where they came from."""
+    calibration = Calibration.from_header(read_metadata(files.generator))
+    load_strict(corrector, read_state(files.generator), what=f"the grounding head ({files.generator})")
+    corrector.calibration, corrector.weights = calibration, files

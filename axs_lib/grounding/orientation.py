@@ -1,7 +1,7 @@
-"""The eight orientations of a square tile: an ensemble that looks at a tile from several sides errs less.
+"""The eight orientations of a square tile.
 
-A network corrects a turned tile a little differently, and the mean over orientations has the smaller error. The noise
-of the denoiser, by which alone the members would differ otherwise, hardly reaches the correction.
+A network corrects a turned tile a little differently, and the mean of an ensemble over orientations has the smaller
+error; the noise of the denoiser hardly reaches the correction.
 """
 
 from __future__ import annotations

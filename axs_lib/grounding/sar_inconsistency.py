@@ -1,9 +1,8 @@
 """Where SAR and optical estimate are inconsistent: a map in [0, 1] from broad backscatter against what colour predicts.
 
 Broad (about 100 m) VV and VH are regressed on the estimate's broad colour; the map is a smooth step of the Mahalanobis
-distance between the two. Open water is the clearest case: a field of -25 dB is no longer a field. The regression is
-linear in log-reflectance and two indices, fitted by ``experiments/fit_sar_inconsistency.py`` on clear pairs; it needs
-no network and serves both correction modes.
+distance between the two. The regression is linear in log-reflectance and two indices, fitted by
+``experiments/fit_sar_inconsistency.py`` on clear pairs; it needs no network and serves both correction modes.
 """
 
 from __future__ import annotations
@@ -27,10 +26,7 @@ COEFFICIENTS: tuple[tuple[float, float], ...] = (
     (-41.019, -30.4862),
 )
 INVERSE_COVARIANCE: tuple[tuple[float, float], ...] = ((0.6566, -0.47126), (-0.47126, 0.52403))
-ONSET, FULL = (
-    2.5,
-    4.5,
-)  # Mahalanobis distance where the map begins to rise and is 1; 90 % of clear ground lies below 2.2
+ONSET, FULL = 2.5, 4.5  # Mahalanobis distance where the map begins to rise and is 1; 90 % of clear ground is below 2.2
 # Broad backscatter in dB where open water begins to be likely and is plain. The open water of the project's pairs has
 # VV -18.2 to -21.0 and VH -26.3 to -32.9; smooth dry fields come down to about -17 and -24.
 WATER_SIGMA_PX = 2.5
@@ -53,10 +49,10 @@ def mahalanobis_distance(s1_db: Tensor, opt_dn: Tensor) -> Tensor:
         features = optical_features(gaussian_blur(opt_dn, SIGMA_PX))
         coefficients = torch.tensor(COEFFICIENTS, dtype=features.dtype, device=features.device)
         expected = exact_matmul(coefficients.mT, features.flatten(2)).unflatten(2, features.shape[2:])
-        vv, vh = (gaussian_blur(s1_db, SIGMA_PX) - expected).unbind(1)
+        vv, vh = (gaussian_blur(s1_db, SIGMA_PX) - expected).split(1, dim=1)
     (vv_vv, vv_vh), (_, vh_vh) = INVERSE_COVARIANCE  # symmetric
     squared = vv_vv * vv * vv + 2.0 * vv_vh * vv * vh + vh_vh * vh * vh
-    return squared.clamp_min(0.0).sqrt()[:, None]
+    return squared.clamp_min(0.0).sqrt()
 
 
 def sar_inconsistency(s1_db: Tensor, opt_dn: Tensor) -> Tensor:

@@ -1,9 +1,8 @@
 """A small U-Net that is fast on a CPU as well as on a GPU: the body of the plain baselines.
 
-In go channels at full resolution, out come channels at full resolution. All convolutions work from half resolution down
-(pixels are folded into channels on entry and unfolded on exit), are dense and lie in memory channels last, which is
-what keeps a processor's matrix units busy. There is no normalisation; only with ``statistics`` does a pixel depend on
-means over the tile. The last layer starts at zero, so the output of a fresh network is 0.
+All convolutions work from half resolution down (pixels are folded into channels on entry and unfolded on exit), are
+dense and lie in memory channels last, which keeps a processor's matrix units busy. There is no normalisation; only with
+``statistics`` does a pixel depend on means over the tile. A fresh network's output is 0.
 """
 
 from __future__ import annotations
@@ -48,14 +47,8 @@ class ConvBlock(nn.Module):
 class Context(nn.Module):
     """Scales and shifts of the decoder and values for the whole tile, from statistics of it.
 
-    The kind of error of an estimate does not show in the surroundings of one pixel; over a whole tile it does. Starts
-    at zero, so a fresh one changes nothing. (FiLM: Perez et al. 2018, arXiv:1709.07871.)
-
-    Args:
-        widths: channels of the levels.
-        statistics: values of the tile, of about zero mean and unit deviation.
-        values: what is predicted of the whole tile.
-        hidden: width.
+    The kind of error of an estimate does not show in the surroundings of one pixel; over a whole tile it does. A fresh
+    one changes nothing. (FiLM: Perez et al. 2018, arXiv:1709.07871.)
     """
 
     def __init__(self, widths: tuple[int, ...], statistics: int, values: int, hidden: int = 96) -> None:
@@ -77,16 +70,11 @@ class Context(nn.Module):
 
 
 class UNet(nn.Module):
-    """U-Net over half, quarter, eighth and sixteenth resolution.
+    """U-Net over half, quarter, eighth and sixteenth resolution; H and W are multiples of 16.
 
-    Args:
-        in_channels: of the input (B, in_channels, H, W); H and W multiples of 16.
-        out_channels: of the output (B, out_channels, H, W).
-        widths: channels of the levels.
-        half_channels: of a second input (B, half_channels, H/2, W/2), for what is smooth.
-        statistics: values of a third input (B, statistics), for what is known of the whole tile; with it the decoder
-            depends on means over the tile (``Context``).
-        tile_values: values that are then predicted of the whole tile beside the image.
+    ``half_channels`` are those of a second input (B, half_channels, H/2, W/2), for what is smooth; ``statistics`` the
+    values of a third (B, statistics), for what is known of the whole tile, with which there is a ``Context``, and
+    ``tile_values`` what that predicts of the whole tile beside the image.
     """
 
     def __init__(

@@ -30,7 +30,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from axs_lib.bands import BANDS, OPTICAL_BANDS, OPTICAL_MEAN, OPTICAL_STD
+from axs_lib.bands import OPTICAL_BANDS, OPTICAL_MEAN, OPTICAL_STD, PRITHVI_NAMES
 from axs_lib.errors import WeightsError
 from axs_lib.fresh import fresh_weights
 from axs_lib.prithvi.metadata import BIOMES, EncodedMetadata
@@ -208,7 +208,7 @@ def build_backbone(
 
 def prithvi_band_index() -> list[int]:
     """Position of B02, B03, B04 and B08 among the six bands Prithvi was trained on, found by name."""
-    names = [str(BANDS[band].prithvi_name) for band in OPTICAL_BANDS]
+    names = [PRITHVI_NAMES[band] for band in OPTICAL_BANDS]
     return [PRITHVI_BANDS.index(PRITHVI_STAND_IN.get(name, name)) for name in names]
 
 

@@ -1,8 +1,7 @@
 """Builders of TerraMind generators: the published v1 variants and the small packaged ``nano``.
 
-Encoder, decoder and codebook are terratorch's modules, the detokenizer is ours. Only what generation needs is built, so
-the S2L2A tokenizer's encoder of 92 M parameters is left out. Weights are loaded elsewhere (``weights.py``); a fresh
-model has random ones, which follow ``torch.manual_seed`` and advance nobody's random state.
+Encoder, decoder and codebook are terratorch's modules, the detokenizer is ours. Only what generation needs is built.
+Weights are loaded elsewhere; random ones follow ``torch.manual_seed`` and advance nobody's random state.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from axs_lib.bands import (
     OPTICAL_MEAN,
     OPTICAL_STD,
     TERRAMIND_BOA_OFFSET,
+    TERRAMIND_OPTICAL_INDEX,
     TERRAMIND_S2_BANDS,
     TERRAMIND_S2_MEAN,
     TERRAMIND_S2_STD,
@@ -62,12 +62,15 @@ NANO_FSQ_LEVELS = "8-8-8"
 NANO_IMAGE_SIZE = 128
 
 
-def _core(
-    config: CoreConfig, encoder_embeddings: dict[str, nn.Module], decoder_embeddings: dict[str, nn.Module]
-) -> Any:
+def build_core(config: CoreConfig, sar_key: str, optical_channels: int, vocabulary: int, image_size: int) -> Any:
+    """terratorch's encoder-decoder for 2-band SAR, optical pixels and optical tokens."""
+    common = {"patch_size": 16, "dim_tokens": config.dim, "image_size": image_size}
     return TerraMind(
-        encoder_embeddings=encoder_embeddings,
-        decoder_embeddings=decoder_embeddings,
+        encoder_embeddings={
+            sar_key: ImageEncoderEmbedding(num_channels=2, **common),
+            OPTICAL_KEY: ImageEncoderEmbedding(num_channels=optical_channels, **common),
+        },
+        decoder_embeddings={TARGET_KEY: ImageTokenDecoderEmbedding(vocab_size=vocabulary, **common)},
         modality_info={},
         dim=config.dim,
         encoder_depth=config.encoder_depth,
@@ -83,57 +86,41 @@ def _core(
     )
 
 
-def _embeddings(
-    config: CoreConfig, sar_key: str, optical_channels: int, vocabulary: int, image_size: int
-) -> tuple[dict[str, nn.Module], dict[str, nn.Module]]:
-    common = {"patch_size": 16, "dim_tokens": config.dim, "image_size": image_size}
-    encoders = {
-        sar_key: ImageEncoderEmbedding(num_channels=2, **common),
-        OPTICAL_KEY: ImageEncoderEmbedding(num_channels=optical_channels, **common),
-    }
-    decoders = {TARGET_KEY: ImageTokenDecoderEmbedding(vocab_size=vocabulary, **common)}
-    return encoders, decoders
-
-
 @fresh_weights()
 def build_v1(variant: str, *, s1_product: str = "S1GRD") -> TerraMindGenerator:
     """A TerraMind v1 generator with random weights: 2-band SAR, 12-band optical, FSQ codebook of 15360."""
-    sar_mean, sar_std = sar_stats(s1_product)
-    config = V1_CORES[variant]
+    statistics = sar_stats(s1_product)
     quantizer = FiniteScalarQuantizer(codebook_size=FSQ_LEVELS)
-    bands = len(TERRAMIND_S2_BANDS)
-    encoders, decoders = _embeddings(config, SAR_KEYS[s1_product], bands, quantizer.codebook_size, image_size=224)
-    index = [TERRAMIND_S2_BANDS.index(band) for band in OPTICAL_BANDS]
+    bands, sar_key = len(TERRAMIND_S2_BANDS), SAR_KEYS[s1_product]
     return TerraMindGenerator(
-        _core(config, encoders, decoders),
+        build_core(V1_CORES[variant], sar_key, bands, quantizer.codebook_size, image_size=224),
         Detokenizer(bands, code_channels=quantizer.codebook.shape[1]),
         quantizer,
-        sar=SarAdapter(sar_mean, sar_std),
+        sar=SarAdapter(*statistics),
         optical=OpticalAdapter(
-            [TERRAMIND_S2_MEAN[i] for i in index],
-            [TERRAMIND_S2_STD[i] for i in index],
+            [TERRAMIND_S2_MEAN[i] for i in TERRAMIND_OPTICAL_INDEX],
+            [TERRAMIND_S2_STD[i] for i in TERRAMIND_OPTICAL_INDEX],
             boa_offset=TERRAMIND_BOA_OFFSET,
             lift=terramind_spectral_lift(),
         ),
-        layout=GeneratorLayout(variant, SAR_KEYS[s1_product], OPTICAL_KEY, TARGET_KEY),
+        layout=GeneratorLayout(variant, sar_key, OPTICAL_KEY, TARGET_KEY, s1_product),
     )
 
 
 @fresh_weights()
 def build_nano(*, s1_product: str = "S1GRD") -> TerraMindGenerator:
     """The small four-band generator with random weights: dim 192, 4 + 2 blocks, codebook of 512, 32-channel U-Net."""
-    sar_mean, sar_std = sar_stats(s1_product)
+    statistics = sar_stats(s1_product)
     quantizer = FiniteScalarQuantizer(codebook_size=NANO_FSQ_LEVELS)
     bands = len(OPTICAL_BANDS)
     sar_key = SAR_KEYS["S1GRD"]  # one SAR embedding; the product only chooses the statistics
-    encoders, decoders = _embeddings(NANO_CORE, sar_key, bands, quantizer.codebook_size, NANO_IMAGE_SIZE)
     return TerraMindGenerator(
-        _core(NANO_CORE, encoders, decoders),
+        build_core(NANO_CORE, sar_key, bands, quantizer.codebook_size, NANO_IMAGE_SIZE),
         Detokenizer(bands, code_channels=quantizer.codebook.shape[1], width=32, residual_blocks=2),
         quantizer,
-        sar=SarAdapter(sar_mean, sar_std),
+        sar=SarAdapter(*statistics),
         optical=OpticalAdapter(OPTICAL_MEAN, OPTICAL_STD),
-        layout=GeneratorLayout("nano", sar_key, OPTICAL_KEY, TARGET_KEY, min_side=64),
+        layout=GeneratorLayout("nano", sar_key, OPTICAL_KEY, TARGET_KEY, s1_product, min_side=64),
     )
 
 

@@ -1,16 +1,15 @@
 """TerraMind's detokenizer: a U-Net that predicts the clean image from a noisy one, the time step and the codes.
 
-The layers, their order and the names of their weights are those of terratorch's ``PatchedUNetCondCat`` (Dhariwal and
-Nichol 2021, arXiv:2105.05233; the image enters in patches of 4 x 4 pixels, the codes are enlarged and concatenated), so
-that published weights load as they are, and a test holds the outputs to terratorch's. It is written here because
-terratorch's is slower, and because it cannot be imported without diffusers, transformers and peft, a third of the start
-of a command: here activations lie channels last in memory, attention is PyTorch's, 1 x 1 convolutions are matrix
-products, and wide 3 x 3 convolutions may be Winograd's.
+Layers and names of weights are those of terratorch's ``PatchedUNetCondCat`` (Dhariwal and Nichol 2021,
+arXiv:2105.05233), so that published weights load as they are; a test holds the outputs to terratorch's. It is written
+here because terratorch's is slower and imports diffusers, transformers and peft: here activations lie channels last,
+attention is PyTorch's, 1 x 1 convolutions are matrix products, and wide 3 x 3 convolutions may be Winograd's.
 """
 
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -61,7 +60,6 @@ class ResidualBlock(nn.Module):
         self.skip_connection = nn.Identity() if channels == out_channels else PointwiseConv2d(channels, out_channels)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, K, H, W), given the embedding (B, E) or (1, E)."""
         h = self.in_layers(x)
         h = h + self.emb_layers(emb)[..., None, None].to(h.dtype)
         return self.skip_connection(x) + self.out_layers(h)
@@ -85,30 +83,23 @@ class SpatialAttention(nn.Module):
         return x + out.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
 
 
-class Downsample(nn.Module):
+class Downsample(nn.Sequential):
     """Half the resolution, by a convolution."""
 
     def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.op(x)
+        super().__init__(OrderedDict(op=nn.Conv2d(channels, channels, 3, stride=2, padding=1)))
 
 
-class Upsample(nn.Module):
+class Upsample(nn.Sequential):
     """Twice the resolution, by repetition and a convolution."""
 
     def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = conv3x3(channels, channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        repeat = nn.Upsample(scale_factor=2.0, mode="nearest")
+        super().__init__(OrderedDict(repeat=repeat, conv=conv3x3(channels, channels)))
 
 
 class Block(nn.Sequential):
-    """Layers one after the other; a residual block also gets the time step's embedding."""
+    """Layers one after the other; a residual block also gets the time step's embedding (B, E) or (1, E)."""
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:  # type: ignore[override]
         for layer in self:
@@ -119,13 +110,9 @@ class Block(nn.Sequential):
 class Detokenizer(nn.Module):
     """The network that predicts the clean image.
 
-    Args:
-        channels: of the image.
-        code_channels: of the codes.
-        width: channels of the first level, a multiple of 32.
-        multipliers: width of each level in units of ``width``; the resolution halves from level to level.
-        residual_blocks: of each level on the way down; one more on the way up.
-        attention: levels with attention, by how many times smaller than the first they are.
+    ``width`` is a multiple of 32, the channels of the first level; the resolution halves from level to level. On the
+    way up a level has one residual block more than on the way down. ``attention`` names levels by how many times
+    smaller than the first they are.
     """
 
     def __init__(
@@ -147,26 +134,27 @@ class Detokenizer(nn.Module):
         self.input_blocks = nn.ModuleList([Block(conv3x3(channels * PATCH**2 + code_channels, now))])
         skips = [now]
 
-        def level(entering: int, leaving: int, factor: int) -> list[nn.Module]:
+        def level(entering: int, leaving: int, depth: int) -> list[nn.Module]:
             block = ResidualBlock(entering, embedding, leaving)
-            return [block, SpatialAttention(leaving)] if factor in attention else [block]
+            return [block, SpatialAttention(leaving)] if 2**depth in attention else [block]
 
-        for depth, multiplier in enumerate(multipliers):
+        widths = [width * multiplier for multiplier in multipliers]
+        for depth, leaving in enumerate(widths):
             for _ in range(residual_blocks):
-                self.input_blocks.append(Block(*level(now, width * multiplier, 2**depth)))
-                now = width * multiplier
+                self.input_blocks.append(Block(*level(now, leaving, depth)))
+                now = leaving
                 skips.append(now)
-            if depth < len(multipliers) - 1:
+            if depth < len(widths) - 1:
                 self.input_blocks.append(Block(Downsample(now)))
                 skips.append(now)
         self.middle_block = Block(
             ResidualBlock(now, embedding, now), SpatialAttention(now), ResidualBlock(now, embedding, now)
         )
         self.output_blocks = nn.ModuleList()
-        for depth, multiplier in reversed(list(enumerate(multipliers))):
+        for depth, leaving in reversed(list(enumerate(widths))):
             for number in range(residual_blocks + 1):
-                layers = level(now + skips.pop(), width * multiplier, 2**depth)
-                now = width * multiplier
+                layers = level(now + skips.pop(), leaving, depth)
+                now = leaving
                 if depth > 0 and number == residual_blocks:
                     layers.append(Upsample(now))
                 self.output_blocks.append(Block(*layers))
@@ -176,10 +164,7 @@ class Detokenizer(nn.Module):
     def forward(self, image: Tensor, timesteps: Tensor, codes: Tensor) -> Tensor:
         """The clean image (B, C, H, W) that a noisy one comes from, float32 also under autocast.
 
-        Args:
-            image: (B, C, H, W), noisy; H and W a multiple of 4 times the smallest level's factor.
-            timesteps: (B,) or (1,), 0..999.
-            codes: (B, D, h, w).
+        ``timesteps`` are (B,) or (1,), 0..999, ``codes`` (B, D, h, w).
         """
         emb = self.time_embed(timestep_embedding(timesteps, self.width))
         h = F.pixel_unshuffle(image, PATCH)  # (B, C*16, H/4, W/4)

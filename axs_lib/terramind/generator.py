@@ -1,9 +1,8 @@
 """TerraMind as a conditional generator: SAR and optical pixels in, codes and a decoded image out.
 
-``TerraMindGenerator`` holds terratorch's dual encoder with its decoder and its FSQ codebook, and the diffusion
-detokenizer (``detokenizer.py``), and runs them without the traps of ``TerraMindGeneration``: no global random state, no
-modified inputs, no clamped output, no tokenizer encoder, exact step counts. One class serves Stage 1 (SAR alone) and
-Stage 3 (SAR and optical). It works in z-units; its adapters translate to dB and DN.
+``TerraMindGenerator`` runs terratorch's dual encoder with its decoder and codebook, and the diffusion detokenizer,
+without the traps of ``TerraMindGeneration``: no global random state, no modified inputs, no clamped output, exact step
+counts. One class serves Stage 1 (SAR alone) and Stage 3 (SAR and optical). It works in z-units; its adapters translate.
 """
 
 from __future__ import annotations
@@ -33,42 +32,23 @@ TOKEN_MODES = ("soft", "argmax", "sample")
 
 @dataclass(frozen=True)
 class GeneratorLayout:
-    """Fixed facts of one architecture.
+    """Fixed facts of one architecture; sizes in pixels."""
 
-    Attributes:
-        variant: name users know, e.g. ``terramind_v1_base`` or ``nano``.
-        sar_key: the SAR modality's key in the encoder embeddings.
-        optical_key: the optical pixel modality's key in the encoder embeddings.
-        target_key: the optical token modality's key in the decoder embeddings.
-        patch: pixels a token covers.
-        multiple: image sides must be a multiple of this many pixels.
-        min_side: smallest image side the network is run at.
-        max_side: largest; bigger images are tiled.
-    """
-
-    variant: str
-    sar_key: str
-    optical_key: str
-    target_key: str
-    patch: int = 16
-    multiple: int = 32
-    min_side: int = 96
-    max_side: int = 256
+    variant: str  # name users know, e.g. terramind_v1_base or nano
+    sar_key: str  # of the SAR modality in the encoder embeddings
+    optical_key: str  # of the optical pixel modality there
+    target_key: str  # of the optical token modality in the decoder embeddings
+    s1_product: str  # whose statistics the SAR adapter has
+    patch: int = 16  # side that a token covers
+    multiple: int = 32  # of which image sides must be
+    min_side: int = 96  # that the network is run at
+    max_side: int = 256  # beyond it images are tiled
 
 
 class TerraMindGenerator(nn.Module):
-    """TerraMind's encoder-decoder, codebook and detokenizer, run exactly.
+    """TerraMind's encoder-decoder, codebook and detokenizer, run exactly."""
 
-    Args:
-        core: terratorch's ``TerraMind`` module (encoder and decoder with their embeddings).
-        detokenizer: ``(x_t, t, codes) -> x0``, with its last layers in ``out``.
-        quantizer: terratorch's ``FiniteScalarQuantizer``; only its codebook is used.
-        sar: adapter of the SAR modality.
-        optical: adapter of the optical modality.
-        layout: fixed facts of the architecture.
-    """
-
-    # terratorch's modules are untyped; their attributes are used as its source defines them.
+    # terratorch's TerraMind and FiniteScalarQuantizer, which are untyped.
     core: Any
     quantizer: Any
 
@@ -99,11 +79,6 @@ class TerraMindGenerator(nn.Module):
         return self.quantizer.codebook
 
     @property
-    def image_channels(self) -> int:
-        """Channels of the detokenizer's image."""
-        return self.optical.channels
-
-    @property
     def provenance(self) -> dict[str, str]:
         """What an output was made with, for file tags: version, variant, weights and their hash, adapter."""
         from axs_lib import __version__
@@ -112,20 +87,11 @@ class TerraMindGenerator(nn.Module):
         tags |= self.weights.tags() if self.weights else {"AXS_WEIGHTS": "random"}
         return tags | ({"AXS_ADAPTER": self.adapter} if self.adapter else {})
 
-    # -- speed ----------------------------------------------------------------------------------------------------
-
     def use_precision(self, dtype: torch.dtype) -> None:
-        """Keep and compute linear layers and convolutions in a lower precision, for inference.
+        """Keep and compute linear layers and convolutions in bfloat16, or float16 on a GPU, for inference.
 
-        They are converted once and take half the memory; autocast alone would convert the frozen weights anew at every
-        evaluation. Normalisation, the image's last layers, the codes and the solver's steps stay in float32. bfloat16
-        is faster where the processor or GPU has instructions for it. There is no way back but building anew.
-
-        Args:
-            dtype: ``torch.bfloat16``, or ``torch.float16`` on a GPU.
-
-        Raises:
-            InputError: another one.
+        They are converted once and take half the memory. Normalisation, the image's last layers, the codes and the
+        solver's steps stay in float32. There is no way back but building anew. Another dtype is an InputError.
         """
         if dtype not in (torch.bfloat16, torch.float16):
             raise InputError(
@@ -133,52 +99,33 @@ class TerraMindGenerator(nn.Module):
                 " built in)"
             )
         kept = set(self.detokenizer.out.modules())
-        for part in (self.core, self.detokenizer):
-            for module in part.modules():
-                if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d) and module not in kept:
-                    module.to(dtype)
+        for module in (*self.core.modules(), *self.detokenizer.modules()):
+            if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d) and module not in kept:
+                module.to(dtype)
         self.precision = dtype
 
     def use_winograd(self, use: bool = True) -> None:
-        """Whether the detokenizer's 3 x 3 convolutions may be Winograd's, with fewer multiplications, on a CPU.
+        """Whether the detokenizer's wide 3 x 3 convolutions may be Winograd's on a CPU; they are unless told otherwise.
 
-        They are unless told otherwise. The transformed kernels are kept: up to 1.9 GB for the published variants, none
-        for nano, whose convolutions are too narrow to gain. The image is the same to float32's rounding.
-
-        Args:
-            use: ``False`` takes the direct convolutions and frees the kernels.
+        The transformed kernels take up to 1.9 GB for the published variants, none for nano; ``False`` frees them. The
+        image is the same to float32's rounding.
         """
         for module in self.detokenizer.modules():
             if isinstance(module, WinogradConv2d):
                 module.use_winograd(use)
 
     def compile_denoiser(self, **options: Any) -> None:
-        """Compile the detokenizer with ``torch.compile``: for many batches of one shape.
-
-        Every new shape is compiled at its first use, which takes minutes for the published variants; torch keeps the
-        result on disk for the next process. Names of weights stay. Convolutions are direct then, not Winograd's.
-
-        Args:
-            **options: of ``torch.compile``; by default shapes are fixed (``dynamic=False``).
-        """
+        """Compile the detokenizer with ``torch.compile`` and its options, for many batches of one shape."""
         self.detokenizer.compile(**({"dynamic": False} | options))
 
     def _autocast(self, tensor: Tensor) -> AbstractContextManager[Any]:
         """The precision asked for; without one the caller's own autocast holds."""
-        if self.precision is None:
-            return nullcontext()
-        return torch.autocast(tensor.device.type, self.precision)
-
-    # -- tokens ---------------------------------------------------------------------------------------------------
+        return nullcontext() if self.precision is None else torch.autocast(tensor.device.type, self.precision)
 
     def logits(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Token logits of the optical image given the modalities present.
+        """Token logits (B, h*w, V) of the optical image, tokens in row-major order.
 
-        Args:
-            inputs: any of ``"s1"`` (B, 2, H, W) and ``"optical"`` (B, 4, H, W) in z-units; H = W, a multiple of 32.
-
-        Returns:
-            (B, h*w, V) float logits, tokens in row-major order.
+        ``inputs`` are any of ``"s1"`` (B, 2, H, W) and ``"optical"`` (B, 4, H, W) in z-units; H = W, a multiple of 32.
         """
         core, layout = self.core, self.layout
         tokens, positions = [], []
@@ -189,10 +136,9 @@ class TerraMindGenerator(nn.Module):
                 embedded = core.encoder_embeddings[key]({"tensor": pixels})
             tokens.append(embedded["x"] + embedded["emb"])
             positions.append(embedded["emb"])
-            height, width = image.shape[-2:]
         if not tokens:
             raise InputError("no input modality was given; pass s1, optical or both")
-        queries = core.mask_token + self._target_positions(height, width)
+        queries = core.mask_token + self._target_positions(*image.shape[-2:])
         with self._autocast(image):
             encoded = core.forward_encoder(torch.cat(tokens, dim=1), None)
             context = core.decoder_proj_context(encoded) + torch.cat(positions, dim=1)
@@ -229,8 +175,7 @@ class TerraMindGenerator(nn.Module):
             origins: (B, 2) scene coordinate of each sample, so that overlapping tiles draw alike.
         """
         height, width = size[0] // self.layout.patch, size[1] // self.layout.patch
-        codebook = self.codebook
-        logits = logits.float()
+        codebook, logits = self.codebook, logits.float()
         if tokens == "soft":
             weight = (logits / temperature).softmax(-1)
             # No matrix product, which the process may round.
@@ -254,8 +199,6 @@ class TerraMindGenerator(nn.Module):
         height, width = size[0] // self.layout.patch, size[1] // self.layout.patch
         return (1.0 - entropy / math.log(logits.shape[-1])).clamp(0.0, 1.0).reshape(-1, 1, height, width)
 
-    # -- images ---------------------------------------------------------------------------------------------------
-
     def denoise_once(self, x_t: Tensor, t: Tensor, codes: Tensor) -> Tensor:
         """One evaluation of the detokenizer: x0 (B, C, H, W) in z-units from x_t, t (B,) or (1,) int64 and codes."""
         with self._autocast(x_t):
@@ -273,16 +216,12 @@ class TerraMindGenerator(nn.Module):
     ) -> Tensor:
         """Image channels (B, C, H, W) in z-units, after exactly ``schedule.nfe`` evaluations of each image.
 
-        Args:
-            codes: (B, D, h, w).
-            noise: (B, C, H, W), standard normal.
-            schedule: the steps.
-            start: (B, C, H, W) to start from, where the schedule does not start from pure noise.
-            batch_size: images the network is given at once; default all.
+        From codes (B, D, h, w) and standard normal noise (B, C, H, W), and from ``start`` (B, C, H, W) where the
+        schedule does not start from pure noise; ``batch_size`` images at once, by default all.
         """
-        images = []
-        for first in range(0, len(codes), batch_size or len(codes)):
-            part = slice(first, first + (batch_size or len(codes)))
+        images, at_once = [], batch_size or len(codes)
+        for first in range(0, len(codes), at_once):
+            part = slice(first, first + at_once)
             begun = None if start is None else start[part]
             images.append(denoise(self.denoise_once, codes[part], noise[part], schedule, start=begun))
         return torch.cat(images)

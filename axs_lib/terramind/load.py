@@ -11,7 +11,7 @@ from torch import nn
 from axs_lib.terramind.build import build_nano, build_nano_tokenizer, build_v1
 from axs_lib.terramind.generator import TerraMindGenerator
 from axs_lib.terramind.weights import (
-    WeightFiles,
+    WeightsInfo,
     find_variant,
     load_strict,
     other_modalities,
@@ -29,22 +29,16 @@ def load_generator(
     revision: str | None = None,
     s1_product: str = "S1GRD",
 ) -> TerraMindGenerator:
-    """A generator, with weights where ``pretrained``.
-
-    Raises:
-        InputError: unknown variant or product.
-        WeightsError: weights that cannot be had, read or matched.
-    """
+    """A generator, with weights where ``pretrained``; an InputError or WeightsError where there are none such."""
     find_variant(variant)
-    if not pretrained:
-        return _build(variant, s1_product)
-    files = resolve(variant, checkpoint=checkpoint, revision=revision)
-    generator = _build(variant, s1_product)
-    if variant == "nano":
+    files = resolve(variant, checkpoint=checkpoint, revision=revision) if pretrained else None
+    nano = variant == "nano"
+    generator = build_nano(s1_product=s1_product) if nano else build_v1(variant, s1_product=s1_product)
+    if files is not None and nano:
         _load_nano(files, {"core": generator.core, "detokenizer": generator.detokenizer})
-    else:
+    elif files is not None:
         _load_published(generator, files)
-    generator.weights = files.info
+    generator.weights = files
     return generator
 
 
@@ -55,17 +49,13 @@ def load_nano_tokenizer(checkpoint: str | None = None) -> nn.Module:
     return tokenizer
 
 
-def _build(variant: str, s1_product: str) -> TerraMindGenerator:
-    return build_nano(s1_product=s1_product) if variant == "nano" else build_v1(variant, s1_product=s1_product)
-
-
-def _load_nano(files: WeightFiles, modules: dict[str, nn.Module]) -> None:
+def _load_nano(files: WeightsInfo, modules: dict[str, nn.Module]) -> None:
     state = read_state(files.generator)
     for name, module in modules.items():
         load_strict(module, substate(state, f"{name}."), what=f"nano {name} ({files.generator})")
 
 
-def _load_published(generator: TerraMindGenerator, files: WeightFiles) -> None:
+def _load_published(generator: TerraMindGenerator, files: WeightsInfo) -> None:
     core, state = generator.core, read_state(files.generator)
     # Sine-cosine positions and zero norm biases are buffers whose value is fixed; a file may leave them out.
     fixed = dict(core.named_buffers())
@@ -76,8 +66,5 @@ def _load_published(generator: TerraMindGenerator, files: WeightFiles) -> None:
         what=f"{generator.layout.variant} ({files.generator})",
     )
     assert files.tokenizer is not None  # resolve() raises where a published variant lacks it
-    load_strict(
-        generator.detokenizer,
-        substate(read_state(files.tokenizer), "decoder."),
-        what=f"S2L2A tokenizer ({files.tokenizer})",
-    )
+    tokenizer = substate(read_state(files.tokenizer), "decoder.")
+    load_strict(generator.detokenizer, tokenizer, what=f"S2L2A tokenizer ({files.tokenizer})")

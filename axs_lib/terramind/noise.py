@@ -1,12 +1,8 @@
-"""The noise field: Gaussian and uniform noise as a fixed function of (seed, stream, channel, row, column).
+"""The noise field: Gaussian and Gumbel noise as a fixed function of (seed, channel, row, column).
 
-Diffusion needs starting noise, and a scene is processed in overlapping tiles, in any batch, on any device. If noise
-came from a random number generator, a pixel's result would depend on the order of the calls. Here every value is a
-hash of its scene coordinate, so overlapping tiles start from the same noise, a tile's result does not depend on its
-batch mates, and nobody's global random state is read or written.
-
-The hash is the 64-bit finaliser of SplitMix64 (Steele, Lea & Flood 2014), applied once per coordinate; normal
-deviates come from it by Box-Muller.
+Every value is a hash of its scene coordinate: overlapping tiles of a scene start from the same noise, a tile's result
+does not depend on its batch mates or the device, and nobody's random state is read or written. The hash is the 64-bit
+finaliser of SplitMix64 (Steele, Lea & Flood 2014), applied once per coordinate; normal deviates come by Box-Muller.
 """
 
 from __future__ import annotations
@@ -23,6 +19,8 @@ from axs_lib.errors import InputError
 
 PIXEL_STREAM = 1  # the denoiser's starting noise
 TOKEN_STREAM = 2  # Gumbel noise of sampled tokens
+
+Seed = int | Sequence[int] | Tensor | torch.Generator | Sequence[torch.Generator]
 
 
 def _signed(value: int) -> int:
@@ -47,11 +45,12 @@ def _mix(x: Tensor) -> Tensor:
     return _shift_right(x, 31).bitwise_xor_(x)
 
 
-def _hash_field(seeds: Tensor, stream: int, channels: int, height: int, width: int, origins: Tensor) -> Tensor:
-    """int64 hashes of shape (B, channels, height, width)."""
-    device = seeds.device
+def _hash_field(seeds: Tensor, stream: int, shape: tuple[int, int, int], origins: Tensor | None) -> Tensor:
+    """int64 hashes of shape (B, C, H, W)."""
+    channels, height, width = shape
+    origins = seeds.new_zeros(len(seeds), 2) if origins is None else origins
     key = _mix(_mix(seeds + _GOLDEN) + _signed(stream * _GOLDEN))  # (B,)
-    steps = torch.arange(1, max(channels, height, width) + 1, device=device, dtype=torch.int64)
+    steps = torch.arange(1, max(shape) + 1, device=seeds.device)
     rows = origins[:, :1] + steps[None, :height]  # (B, H)
     cols = origins[:, 1:] + steps[None, :width]  # (B, W)
     by_channel = _mix(key[:, None] + steps[None, :channels] * _GOLDEN)  # (B, C)
@@ -59,67 +58,55 @@ def _hash_field(seeds: Tensor, stream: int, channels: int, height: int, width: i
     return _mix(by_row[..., None] + cols[:, None, None, :] * _GOLDEN)
 
 
-def _as_origins(origins: Tensor | Sequence[int] | None, batch: int, device: torch.device) -> Tensor:
-    if origins is None:
-        return torch.zeros(batch, 2, dtype=torch.int64, device=device)
-    tensor = torch.as_tensor(origins, dtype=torch.int64, device=device)
-    return tensor.expand(batch, 2) if tensor.ndim == 1 else tensor
+def gaussian_field(seeds: Tensor, shape: tuple[int, int, int], *, origins: Tensor | None = None) -> Tensor:
+    """Standard normal noise (B, C, H, W), float32, from seeds (B,) int64 on the device where it is wanted.
 
-
-def gaussian_field(
-    seeds: Tensor,
-    shape: tuple[int, int, int],
-    *,
-    origins: Tensor | Sequence[int] | None = None,
-    stream: int = PIXEL_STREAM,
-) -> Tensor:
-    """Standard normal noise of shape (B, C, H, W), float32, one seed a sample.
-
-    Args:
-        seeds: (B,) int64, on the device where the noise is wanted.
-        shape: (C, H, W).
-        origins: scene (row, column) of each sample's upper left pixel, (B, 2) or one pair for all; default (0, 0).
-        stream: separates uses of one seed.
+    ``shape`` is (C, H, W); ``origins`` (B, 2) int64 are each sample's scene (row, column), by default (0, 0).
     """
-    h = _hash_field(seeds, stream, *shape, _as_origins(origins, len(seeds), seeds.device))
+    h = _hash_field(seeds, PIXEL_STREAM, shape, origins)
     radius = ((_shift_right(h, 41) + 0.5) * 2.0**-23).log_().mul_(-2.0).sqrt_()
     angle = (h & 0xFFFFFF).to(torch.float32).mul_(2.0 * math.pi * 2.0**-24)
     return radius.mul_(angle.cos_())
 
 
-def gumbel_field(
-    seeds: Tensor,
-    shape: tuple[int, int, int],
-    *,
-    origins: Tensor | Sequence[int] | None = None,
-    stream: int = TOKEN_STREAM,
-) -> Tensor:
+def gumbel_field(seeds: Tensor, shape: tuple[int, int, int], *, origins: Tensor | None = None) -> Tensor:
     """Standard Gumbel noise of shape (B, C, H, W): adding it to logits and taking the argmax samples a category."""
-    h = _hash_field(seeds, stream, *shape, _as_origins(origins, len(seeds), seeds.device))
+    h = _hash_field(seeds, TOKEN_STREAM, shape, origins)
     uniform = (_shift_right(h, 41) + 0.5) * 2.0**-23
     return uniform.log_().neg_().log_().neg_()
 
 
-Seed = int | Sequence[int] | Tensor | torch.Generator | Sequence[torch.Generator]
+def scene_origins(origin: Tensor | Sequence[int], batch: int, device: torch.device) -> Tensor:
+    """Scene (row, column) of every sample's upper left pixel, (B, 2) int64, from one pair for all or one a sample."""
+    try:
+        origins = torch.as_tensor(origin, dtype=torch.int64, device=device)
+        if origins.shape[-1:] != (2,):
+            raise ValueError
+        return origins.expand(batch, 2)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        raise InputError(
+            f"origin is {origin!r}; expected the scene's (row, column) of the upper left pixel, one pair of integers"
+            f" for all samples or ({batch}, 2)"
+        ) from None
 
 
 def sample_seeds(seed: Seed, batch: int, *, device: torch.device | str = "cpu") -> Tensor:
-    """One int64 seed a sample, shape (B,).
+    """One int64 seed a sample, shape (B,); anything else, or another number than the batch's, is an InputError.
 
     One integer serves every sample alike, which keeps a tile's result independent of its place in the batch. From a
     ``torch.Generator`` (or one a sample) the seeds are drawn, and only it advances.
-
-    Raises:
-        InputError: something else, or the number of seeds or generators is not the batch size.
     """
     value: Any = seed.tolist() if hasattr(seed, "tolist") else seed  # of a tensor, or of NumPy
     if isinstance(value, torch.Generator):
         seeds = _drawn_seeds(value, batch)
     elif isinstance(value, int):
-        seeds = torch.tensor([_signed(value)], dtype=torch.int64).expand(batch)
+        seeds = torch.tensor([_signed(value)]).expand(batch)
     else:
         try:
-            each = [_drawn_seeds(s, 1) if isinstance(s, torch.Generator) else _one_seed(s) for s in value]
+            each = [
+                _drawn_seeds(s, 1) if isinstance(s, torch.Generator) else torch.tensor([_signed(operator.index(s))])
+                for s in value
+            ]
         except TypeError:
             raise InputError(
                 f"seed is {seed!r}; expected an integer, one a sample, or torch.Generator objects"
@@ -133,13 +120,8 @@ def sample_seeds(seed: Seed, batch: int, *, device: torch.device | str = "cpu") 
     return seeds.to(device)
 
 
-def _one_seed(value: object) -> Tensor:
-    return torch.tensor([_signed(operator.index(value))], dtype=torch.int64)  # type: ignore[arg-type]
-
-
 def _drawn_seeds(generator: torch.Generator, count: int) -> Tensor:
-    drawn = torch.randint(2**62, (count,), generator=generator, device=generator.device, dtype=torch.int64)
-    return drawn.cpu()
+    return torch.randint(2**62, (count,), generator=generator, device=generator.device, dtype=torch.int64).cpu()
 
 
 def member_seeds(seeds: Tensor, member: int) -> Tensor:

@@ -1,14 +1,9 @@
 """The exact sampler: from noise and codes to an image in exactly ``timesteps`` network evaluations.
 
 TerraMind's detokenizer is a diffusion decoder that predicts the clean image x0 (linear betas 1e-4..0.02 over 1000
-steps, zero terminal SNR). A schedule is the list of the time steps that the network sees plus the solver that makes
-the next x_t of its output; ``denoise`` is the loop. diffusers' DDIM spaces steps by ``1000 // n``, which is exact only
-where n divides 1000, so DDIM's update is written here for the chosen steps themselves, whatever they are: every count
-from 1 to 1000 is exact. The multistep solver is diffusers'. Neither thresholds nor clips: snow, cloud and dark water
-stay expressible.
-
-With one step from pure noise the answer is the network's posterior mean, the most accurate image it can give; more
-steps give a sharper sample.
+steps, zero terminal SNR). With one step from pure noise its answer is the posterior mean, the most accurate image; more
+steps give a sharper sample. diffusers' DDIM spaces steps by ``1000 // n``, which is exact only where n divides 1000, so
+DDIM's update is written here; the multistep solver is diffusers'. Neither clips: snow and cloud stay expressible.
 """
 
 from __future__ import annotations
@@ -34,10 +29,7 @@ Update = Callable[[Tensor, int, Tensor], Tensor]
 @lru_cache(maxsize=1)
 @torch.inference_mode(False)  # kept, so it must serve training as well
 def alphas_cumprod() -> Tensor:
-    """The training process' cumulative signal power, float64 (1000,), exactly 0 at the last step.
-
-    Linear betas rescaled to zero terminal SNR (Lin et al. 2023, arXiv:2305.08891, algorithm 1).
-    """
+    """Cumulative signal power (1000,), float64, rescaled to zero terminal SNR (Lin et al. 2023, arXiv:2305.08891)."""
     betas = torch.linspace(1e-4, 0.02, TRAIN_TIMESTEPS, dtype=torch.float64)
     root = (1.0 - betas).cumprod(0).sqrt()
     root = (root - root[-1]) * (root[0] / (root[0] - root[-1]))
@@ -45,11 +37,7 @@ def alphas_cumprod() -> Tensor:
 
 
 def check_timesteps(timesteps: int) -> int:
-    """``timesteps`` itself.
-
-    Raises:
-        InputError: it is not an integer from 1 to 1000.
-    """
+    """``timesteps`` itself; an InputError where it is not an integer from 1 to 1000."""
     if isinstance(timesteps, bool) or not isinstance(timesteps, int) or not 1 <= timesteps <= TRAIN_TIMESTEPS:
         raise InputError(
             f"timesteps is {timesteps!r}; expected an integer from 1 to {TRAIN_TIMESTEPS} (1 is the most accurate and"
@@ -59,35 +47,23 @@ def check_timesteps(timesteps: int) -> int:
 
 
 def check_strength(strength: float) -> float:
-    """``strength`` as a float.
-
-    Raises:
-        InputError: it is outside 0..1 or not a number.
-    """
+    """``strength`` as a float; an InputError where it is outside 0..1 or not a number."""
     expected = "a number from 0 (keep opt_v2 exactly) to 1 (start from pure noise)"
     return check_number("strength", strength, 0, 1, expected)
 
 
 def spaced_timesteps(timesteps: int, strength: float = 1.0) -> list[int]:
-    """The time steps the network sees, descending, "trailing" over the first ``strength`` of the process.
-
-    Always exactly ``timesteps`` entries. Where the shortened range holds fewer distinct steps, neighbours repeat.
-    """
+    """The time steps the network sees, descending, "trailing"; where there are too few, neighbours repeat."""
     span = max(1, round(TRAIN_TIMESTEPS * strength))
     return [max(0, round(span * (timesteps - i) / timesteps) - 1) for i in range(timesteps)]
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """What the denoiser needs: the steps and the rule that combines the network's outputs.
+    """What the denoiser needs: the steps and the rule that combines the network's outputs."""
 
-    Attributes:
-        network_timesteps: time step told to the network at each evaluation, descending, 0..999.
-        solver: starts a run and returns its update rule, which may keep state from evaluation to evaluation.
-    """
-
-    network_timesteps: tuple[int, ...]
-    solver: Callable[[], Update]
+    network_timesteps: tuple[int, ...]  # that the network is told at each evaluation, descending, 0..999
+    solver: Callable[[], Update]  # starts a run and returns its update rule, which may keep state
 
     @property
     def nfe(self) -> int:
@@ -101,16 +77,9 @@ class Schedule:
 
 
 def build_schedule(name: str, timesteps: int, strength: float = 1.0) -> Schedule:
-    """A schedule of exactly ``timesteps`` evaluations.
+    """A schedule of exactly ``timesteps`` evaluations over the first ``strength`` of the diffusion process.
 
-    Args:
-        name: ``"ddim"`` (default elsewhere) or ``"dpmsolver++"``, a second-order multistep solver.
-        timesteps: 1 to 1000.
-        strength: share of the diffusion process that is run, 0 < strength <= 1.
-
-    Raises:
-        InputError: unknown name, timesteps or strength out of range, or too few distinct steps for a multistep
-            solver.
+    Unknown names, numbers out of range, and too few distinct steps for a multistep solver are an InputError.
     """
     check_timesteps(timesteps)
     steps = tuple(spaced_timesteps(timesteps, check_strength(strength)))
@@ -161,10 +130,9 @@ def multistep(steps: Sequence[int]) -> Update:
     return update
 
 
-def add_noise(clean: Tensor, noise: Tensor, timesteps: Tensor | int) -> Tensor:
-    """x_t of the forward process: ``sqrt(a_t) clean + sqrt(1 - a_t) noise`` with per-sample or common t."""
-    alpha = alphas_cumprod().to(clean.device)[torch.as_tensor(timesteps, device=clean.device)]
-    alpha = alpha.reshape(-1, *[1] * (clean.ndim - 1))
+def add_noise(clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+    """x_t of the forward process: ``sqrt(a_t) clean + sqrt(1 - a_t) noise``, with t (B,) or (1,)."""
+    alpha = alphas_cumprod().to(clean.device)[timesteps.to(clean.device)].reshape(-1, *[1] * (clean.ndim - 1))
     return alpha.sqrt().to(clean.dtype) * clean + (1.0 - alpha).sqrt().to(clean.dtype) * noise
 
 
@@ -176,26 +144,19 @@ def denoise(
     *,
     start: Tensor | None = None,
 ) -> Tensor:
-    """Run the diffusion decoder.
+    """Run the diffusion decoder from noise (B, C, H, W), and codes (B, D, h, w), to x0 (B, C, H, W) in float32.
 
-    Args:
-        network: ``network(x_t, t, codes) -> x0``; t is a (1,) int64 tensor, common to the batch.
-        codes: (B, D, h, w) conditioning.
-        noise: (B, C, H, W) float32 standard normal noise.
-        schedule: from ``build_schedule``; its evaluations are made exactly.
-        start: clean image (B, C, H, W) to start from where the schedule does not start from pure noise.
-
-    Returns:
-        x0, (B, C, H, W) float32. The solver's arithmetic stays in float32 under autocast.
+    ``network(x_t, t, codes)`` gives x0, with t (1,) common to the batch; ``start`` is the clean image to start from
+    where the schedule does not start from pure noise. The solver's arithmetic stays in float32 under autocast.
     """
     if schedule.starts_from_noise:
         x = noise
     elif start is None:
         raise InputError("a schedule with strength < 1 needs the image to start from; pass start=opt_v2 in z-units")
     else:
-        x = add_noise(start, noise, schedule.network_timesteps[0])
+        x = add_noise(start, noise, torch.tensor(schedule.network_timesteps[:1]))
     update = schedule.solver()
     for number, step in enumerate(schedule.network_timesteps):
-        time = torch.full((1,), step, dtype=torch.int64, device=x.device)
+        time = torch.full((1,), step, device=x.device)
         x = update(network(x, time, codes).float(), number, x)
     return x

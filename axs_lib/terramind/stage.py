@@ -14,20 +14,19 @@ if TYPE_CHECKING:
 
 
 class GeneratorStage(nn.Module):
-    """A stage around a conditional generator.
+    """A stage around a conditional generator, which two stages may share.
 
-    Args:
-        terramind_generator: the generator; two stages may hold the same one.
-        timesteps: default number of network evaluations, 1 to 1000.
-        standardize: dB and DN in and out; False means z-units.
-        scheduler: default scheduler, ``"ddim"`` or ``"dpmsolver++"``.
-
-    Raises:
-        InputError: timesteps or scheduler that cannot be.
+    ``timesteps`` and ``scheduler`` are the defaults of every call; ``standardize=False`` means z-units in and out
+    instead of dB and DN.
     """
 
     def __init__(
-        self, terramind_generator: TerraMindGenerator, *, timesteps: int, standardize: bool, scheduler: str
+        self,
+        terramind_generator: TerraMindGenerator,
+        *,
+        timesteps: int = 12,
+        standardize: bool = True,
+        scheduler: str = "ddim",
     ) -> None:
         super().__init__()
         self.terramind_generator = terramind_generator

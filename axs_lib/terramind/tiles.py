@@ -1,7 +1,4 @@
-"""How a tile reaches the network: nodata filled, padded to a square, and the start of a training pass.
-
-Shared by the stages. In go images (B, C, H, W) with NaN for nodata; out come squares of the network's side without.
-"""
+"""How a tile reaches the network: nodata filled, padded to a square, and the start of a training pass."""
 
 from __future__ import annotations
 
@@ -18,18 +15,14 @@ from axs_lib.terramind.noise import gaussian_field, sample_seeds
 from axs_lib.terramind.sampler import TRAIN_TIMESTEPS, add_noise
 
 if TYPE_CHECKING:
-    from axs_lib.terramind.adapters import OpticalAdapter, SarAdapter
+    from axs_lib.terramind.adapters import Adapter
     from axs_lib.terramind.generator import GeneratorLayout
 
 Output = TypeVar("Output")
 
 
 def check_sampling(temperature: float, ensemble_size: int, batch_size: int) -> None:
-    """Check how images are drawn.
-
-    Raises:
-        InputError: a temperature that is not above 0, or an ensemble or batch of less than one.
-    """
+    """An InputError for a temperature that is not above 0, or an ensemble or batch of less than one."""
     check_count("ensemble_size", ensemble_size)
     check_count("batch_size", batch_size)
     check_number("temperature", temperature, 1e-6, 1e6, "a number above 0 (tokens='argmax' for the limit)")
@@ -41,20 +34,10 @@ def network_side(layout: GeneratorLayout, height: int, width: int) -> int:
     return -(-longest // layout.multiple) * layout.multiple
 
 
-def to_network(
-    image: Tensor, valid: Tensor, side: int, adapter: SarAdapter | OpticalAdapter, *, standardize: bool
-) -> Tensor:
-    """A tile in dB or DN without nodata: filled from its neighbours (else with the mean), reflected up to the side.
+def to_network(image: Tensor, valid: Tensor, side: int, adapter: Adapter, *, standardize: bool) -> Tensor:
+    """A tile (B, C, side, side) in dB or DN: filled from its neighbours (else with the mean), reflected up to the side.
 
-    Args:
-        image: (B, C, H, W) in dB or DN, NaN where invalid; in z-units where not ``standardize``.
-        valid: (B, 1, H, W) bool.
-        side: from ``network_side``.
-        adapter: of the image's modality.
-        standardize: whether the image is in dB or DN.
-
-    Returns:
-        (B, C, side, side) in dB or DN.
+    The image (B, C, H, W) is in z-units where not ``standardize``, and counts where ``valid`` (B, 1, H, W).
     """
     physical = image if standardize else adapter.from_z(image)
     mean = adapter.from_z(torch.zeros_like(adapter.mean))
@@ -63,8 +46,7 @@ def to_network(
 
 def mean_and_spread(members: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation over the first axis of (M, ...); the deviation of one member is zero."""
-    spread = members.std(0) if len(members) > 1 else torch.zeros_like(members[0])
-    return members.mean(0), spread
+    return members.mean(0), members.std(0) if len(members) > 1 else torch.zeros_like(members[0])
 
 
 def unbatch(output: Output) -> Output:
@@ -74,11 +56,7 @@ def unbatch(output: Output) -> Output:
 
 
 def check_training_size(layout: GeneratorLayout, image: Tensor) -> tuple[int, int]:
-    """Height and width of a training image.
-
-    Raises:
-        InputError: it is larger than the network's tile.
-    """
+    """Height and width of a training image; an InputError where it is larger than the network's tile."""
     height, width = image.shape[-2:]
     if max(height, width) > layout.max_side:
         raise InputError(
@@ -88,13 +66,10 @@ def check_training_size(layout: GeneratorLayout, image: Tensor) -> tuple[int, in
 
 
 def training_start(clean: Tensor, *, training: bool, noised: bool = True) -> tuple[Tensor, Tensor]:
-    """x_t (B, C, H, W) and t (B,) of the one denoiser evaluation of a differentiable pass.
+    """x_t (B, C, H, W) and t (B,) of the one denoiser evaluation of a differentiable pass, from the clean image.
 
-    Args:
-        clean: (B, C, H, W) in the network's channels, z-units.
-        training: True draws steps and noise from torch's global generator, as dropout does, half of the steps at the
-            pure-noise end, where every inference starts; False is that end with the noise of seed 0.
-        noised: False keeps every step at the pure-noise end.
+    In ``training`` steps and noise are drawn from torch's global generator, as dropout is, half of the steps (without
+    ``noised`` all) at the pure-noise end, where every inference starts. Else it is that end with the noise of seed 0.
     """
     batch, device = len(clean), clean.device
     t = torch.full((batch,), TRAIN_TIMESTEPS - 1, device=device)
@@ -102,8 +77,6 @@ def training_start(clean: Tensor, *, training: bool, noised: bool = True) -> tup
         t = torch.randint(TRAIN_TIMESTEPS, (batch,), device=device)
         t[torch.rand(batch, device=device) < 0.5] = TRAIN_TIMESTEPS - 1
     if training:
-        noise = torch.randn(clean.shape, device=device)
-    else:
-        channels, height, width = clean.shape[1:]
-        noise = gaussian_field(sample_seeds(0, batch, device=device), (channels, height, width))
-    return add_noise(clean, noise, t), t
+        return add_noise(clean, torch.randn(clean.shape, device=device), t), t
+    channels, height, width = clean.shape[1:]
+    return add_noise(clean, gaussian_field(sample_seeds(0, batch, device=device), (channels, height, width)), t), t

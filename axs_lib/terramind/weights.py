@@ -1,9 +1,8 @@
 """Where weights come from, verified and recorded: package, local file, ``AXS_WEIGHTS`` or Hugging Face Hub.
 
-In goes a variant of TerraMind, or of Stage 2's Prithvi; out come the paths of its files and a record of what they are
-(source, commit, SHA-256) that travels into every output. Files are read without executing anything (``weights_only``
-torch loading or safetensors) and loaded strictly: a missing or misshapen tensor is an error, never a random
-initialisation.
+In goes a variant of TerraMind, or of Stage 2's Prithvi; out comes a record of its files (paths, source, commit,
+SHA-256) that travels into every output. Files are read without executing anything and loaded strictly: a missing or
+misshapen tensor is an error, never a random initialisation.
 """
 
 from __future__ import annotations
@@ -11,10 +10,11 @@ from __future__ import annotations
 import difflib
 import functools
 import hashlib
+import itertools
 import os
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,14 +37,7 @@ _LFS = b"version https://git-lfs"
 
 @dataclass(frozen=True)
 class HubFile:
-    """One published file.
-
-    Attributes:
-        repo: repository on the Hub.
-        name: file name in the repository.
-        commit: the commit that is asked for by default, where its content is known.
-        sha256: SHA-256 of the file at that commit.
-    """
+    """One published file; ``commit`` is asked for by default and ``sha256`` enforced where they are known."""
 
     repo: str
     name: str
@@ -54,23 +47,14 @@ class HubFile:
 
 @dataclass(frozen=True)
 class Variant:
-    """One size of a model.
-
-    Attributes:
-        name: what users call it.
-        dim: token dimension.
-        generator: published file of the network itself; ``None`` for a packaged variant.
-        tokenizer: published file of TerraMind's tokenizer; ``None`` where the first file holds everything.
-        packaged_name: the packaged file without suffix, where it is not the variant's name.
-        timesteps: network evaluations that these weights are most accurate with, the default of the commands.
-    """
+    """One size of a model: packaged without a ``generator``, whole in one file without a ``tokenizer``."""
 
     name: str
-    dim: int
+    dim: int  # of a token
     generator: HubFile | None = None
     tokenizer: HubFile | None = None
-    packaged_name: str | None = None
-    timesteps: int = 10
+    packaged_name: str | None = None  # of the packaged file without suffix, where it is not the variant's name
+    timesteps: int = 10  # that these weights are most accurate with, the default of the commands
 
     @property
     def packaged(self) -> bool:
@@ -81,6 +65,11 @@ class Variant:
     def published(self) -> tuple[HubFile, ...]:
         """The published files."""
         return tuple(file for file in (self.generator, self.tokenizer) if file is not None)
+
+    @property
+    def file_names(self) -> list[str]:
+        """Names of the published files, or of the packaged one."""
+        return [file.name for file in self.published] or [f"{self.packaged_name or self.name}.safetensors"]
 
 
 _TOKENIZER = HubFile("ibm-esa-geospatial/TerraMind-1.0-Tokenizer-S2L2A", "TerraMind_Tokenizer_S2L2A.pt")
@@ -110,25 +99,24 @@ VARIANTS: dict[str, Variant] = {
 
 @dataclass(frozen=True)
 class WeightsInfo:
-    """What exactly was loaded.
-
-    Attributes:
-        variant: name of the variant.
-        source: ``packaged``, ``checkpoint``, ``AXS_WEIGHTS`` or ``hub``.
-        revision: what was asked for, ``None`` for the default.
-        commit: Hub commit of each file by its name; empty where a file did not come from the Hub.
-        sha256: SHA-256 of each file by its name.
-        verified: whether every file whose hash is known to this package has it; false where none is known.
-        paths: where each file was read from, by its name.
-    """
+    """The files of a variant and what they are, by their names."""
 
     variant: str
-    source: str
-    revision: str | None = None
-    commit: Mapping[str, str] = field(default_factory=dict)
+    source: str  # "packaged", "checkpoint", "AXS_WEIGHTS" or "hub"
+    revision: str | None = None  # that was asked for
+    commit: Mapping[str, str] = field(default_factory=dict)  # on the Hub, of files that came from there
     sha256: Mapping[str, str] = field(default_factory=dict)
-    verified: bool = False
-    paths: Mapping[str, Path] = field(default_factory=dict)
+    paths: Mapping[str, Path] = field(default_factory=dict)  # the generator's first, the tokenizer's second
+
+    @property
+    def generator(self) -> Path:
+        """The file of the network itself."""
+        return next(iter(self.paths.values()))
+
+    @property
+    def tokenizer(self) -> Path | None:
+        """The tokenizer's file; ``None`` where the generator's holds everything."""
+        return [*self.paths.values(), None][1]
 
     def tags(self) -> dict[str, str]:
         """The record as flat text, for file tags; several files are ``name=value`` joined by spaces."""
@@ -141,24 +129,11 @@ class WeightsInfo:
         return tags
 
 
-@dataclass(frozen=True)
-class WeightFiles:
-    """Files of one variant; ``tokenizer`` is ``None`` where ``generator`` holds everything."""
-
-    generator: Path
-    tokenizer: Path | None
-    info: WeightsInfo
-
-
 # -- finding ------------------------------------------------------------------------------------------------------
 
 
 def find_variant(name: str, variants: Mapping[str, Variant] = VARIANTS) -> Variant:
-    """The variant of this name.
-
-    Raises:
-        InputError: there is none; the message lists those there are.
-    """
+    """The variant of this name; an InputError lists those there are."""
     if name in variants:
         return variants[name]
     close = difflib.get_close_matches(str(name), variants, n=1, cutoff=0.5)
@@ -168,19 +143,17 @@ def find_variant(name: str, variants: Mapping[str, Variant] = VARIANTS) -> Varia
 
 def resolve(
     variant: str | Variant, checkpoint: str | os.PathLike[str] | None = None, revision: str | None = None
-) -> WeightFiles:
+) -> WeightsInfo:
     """Find the weight files of a variant: ``checkpoint``, then ``AXS_WEIGHTS``, then the Hub's cache, then the Hub.
 
+    A packaged variant is read from this package and ignores ``AXS_WEIGHTS``.
+
     Args:
-        variant: a variant, or a name in ``VARIANTS``. A packaged variant is read from this package and ignores
-            ``AXS_WEIGHTS``.
+        variant: a variant, or a name in ``VARIANTS``.
         checkpoint: the generator's file (``.pt`` or ``.safetensors``) with the tokenizer's file beside it, or a
             folder that holds both under their published names.
         revision: branch, tag or commit of the generator's Hub repository; ``"GENERATOR:TOKENIZER"`` also pins the
             tokenizer's, which has commits of its own.
-
-    Returns:
-        Paths of the files and the record of what they are; packaged files have the SHA-256 they were released with.
 
     Raises:
         InputError: unknown variant.
@@ -190,19 +163,14 @@ def resolve(
     if checkpoint is not None:
         return _local(spec, Path(checkpoint), "checkpoint", revision)
     if spec.packaged:
-        path = packaged(spec.packaged_name or spec.name)
-        return WeightFiles(path, None, _record(spec, "packaged", revision, {path: None}))
+        return _record(spec, "packaged", revision, [packaged(Path(spec.file_names[0]).stem)])
     if os.environ.get(WEIGHTS_VARIABLE):
         return _local(spec, Path(os.environ[WEIGHTS_VARIABLE]), WEIGHTS_VARIABLE, revision)
     return download(spec, revision)
 
 
 def packaged(name: str) -> Path:
-    """Path of a weights file shipped with this package, by its name without suffix.
-
-    Raises:
-        WeightsError: the installation lacks it.
-    """
+    """Path of a weights file shipped with this package, by its name without suffix."""
     path = _PACKAGED / f"{name}.safetensors"
     if not path.is_file():
         raise WeightsError(
@@ -217,34 +185,27 @@ def download(
     folder: str | os.PathLike[str] | None = None,
     *,
     refresh: bool = False,
-) -> WeightFiles:
+) -> WeightsInfo:
     """Fetch a published variant from the Hub unless its cache already has it.
 
-    Args:
-        variant: a published variant, or its name in ``VARIANTS``.
-        revision: as in ``resolve``.
-        folder: put the files here instead of the Hub's cache.
-        refresh: ask the Hub even when the cache has the files, in case a branch has moved.
+    ``folder`` takes the files instead of the Hub's cache; ``refresh`` asks the Hub even when the cache has them, in
+    case a branch has moved; ``revision`` is as in ``resolve``.
 
     Raises:
-        InputError: unknown or packaged variant.
+        InputError: unknown or packaged variant, or more revisions than files.
         WeightsError: the Hub cannot be reached or refuses, or a file differs from its known SHA-256.
     """
     spec = variant if isinstance(variant, Variant) else find_variant(variant)
-    if spec.generator is None:
+    if spec.packaged:
         raise InputError(f"{spec.name} ships with this package: there is nothing to download")
     pins = (revision or "").split(":")
     if len(pins) > len(spec.published):
         expected = "one revision, or GENERATOR:TOKENIZER" if spec.tokenizer else "one revision"
         raise InputError(f"revision is {revision!r}; expected {expected}")
     target = None if folder is None else Path(folder)
-    files = {
-        _hub(spec, file, pin or file.commit, target, refresh): file
-        for file, pin in zip(spec.published, [*pins, ""], strict=False)
-    }
-    generator, tokenizer = [*files, None][:2]
-    assert generator is not None
-    return WeightFiles(generator, tokenizer, _record(spec, "hub", revision, files))
+    pinned = itertools.zip_longest(spec.published, pins)
+    paths = [_hub(spec, file, pin or file.commit, target, refresh) for file, pin in pinned]
+    return _record(spec, "hub", revision, paths)
 
 
 def _hub(spec: Variant, file: HubFile, revision: str | None, folder: Path | None, refresh: bool) -> Path:
@@ -258,7 +219,6 @@ def _hub(spec: Variant, file: HubFile, revision: str | None, folder: Path | None
             return Path(fetch(local_files_only=True))
         except LocalEntryNotFoundError:
             pass
-    reason: str
     try:
         # One cheap question first: the download itself retries an unreachable Hub for about half a minute.
         hub.get_hf_file_metadata(hub.hf_hub_url(file.repo, file.name, revision=revision), timeout=HUB_TIMEOUT)
@@ -274,76 +234,53 @@ def _hub(spec: Variant, file: HubFile, revision: str | None, folder: Path | None
         reason = error.strerror or "the Hub cannot be reached"
     except Exception as error:  # the HTTP client's own errors, whichever client the hub library uses
         reason = f"the Hub cannot be reached ({type(error).__name__})"
-    raise _no_weights(spec, file, reason) from None
-
-
-def _no_weights(spec: Variant, file: HubFile, reason: str) -> WeightsError:
-    return WeightsError(
+    raise WeightsError(
         f"the weights of {spec.name} are not here and cannot be fetched ({file.repo}/{file.name}: {reason})."
         " Three ways out:\n"
         f"  1. on a machine with network: axs weights download {spec.name} --to DIR, and bring DIR here;\n"
         f"  2. point to local files: checkpoint=DIR (--checkpoint DIR), or {WEIGHTS_VARIABLE}=DIR;\n"
         '  3. use the small weights that ship with this package: variant="nano" (--variant nano).'
-    )
+    ) from None
 
 
-def _local(spec: Variant, path: Path, source: str, revision: str | None) -> WeightFiles:
+def _local(spec: Variant, path: Path, source: str, revision: str | None) -> WeightsInfo:
     """Files at a path that the user named: a generator file, or a folder under the published names."""
     if not path.exists():
         raise WeightsError(f"{source} names {path}, which does not exist")
-    if spec.generator is None:
-        name = f"{spec.packaged_name or spec.name}.safetensors"
-        file = _named(path, name) if path.is_dir() else path
-        if file is None:
-            raise WeightsError(f"{source} names the folder {path}, which has no {name}")
-        return WeightFiles(file, None, _record(spec, source, revision, {file: None}))
-
     folder = path if path.is_dir() else path.parent
-    generator = _named(path, spec.generator.name) if path.is_dir() else path
-    tokenizer = None if spec.tokenizer is None else _named(folder, spec.tokenizer.name)
-    found = (generator, tokenizer)[: len(spec.published)]
-    for file, wanted in zip(found, spec.published, strict=True):
-        if file is None:
-            needed = " and ".join(each.name for each in spec.published)
+    paths: list[Path] = []
+    for name in spec.file_names:
+        candidates = (folder / name, (folder / name).with_suffix(".safetensors"))
+        found = next((c for c in candidates if c.is_file()), None)
+        if not paths and not path.is_dir():
+            found = path
+        if found is None and spec.packaged:
+            raise WeightsError(f"{source} names the folder {path}, which has no {name}")
+        if found is None:
             raise WeightsError(
-                f"{source} names {path}, and {folder} has no {wanted.name} (nor the same as .safetensors); {spec.name}"
-                f" needs {needed}{' in one folder' if spec.tokenizer else ''}:"
+                f"{source} names {path}, and {folder} has no {name} (nor the same as .safetensors); {spec.name} needs"
+                f" {' and '.join(spec.file_names)}{' in one folder' if spec.tokenizer else ''}:"
                 f" axs weights download {spec.name} --to DIR puts {'them' if spec.tokenizer else 'it'} there"
             )
-    assert generator is not None
-    # A file of one's own may differ from the published one, so its hash is recorded, not enforced.
-    files = {file: None for file in found if file is not None}
-    return WeightFiles(generator, tokenizer, _record(spec, source, revision, files))
+        paths.append(found)
+    return _record(spec, source, revision, paths)
 
 
-def _named(folder: Path, name: str) -> Path | None:
-    """A file of this name, or of this name as safetensors, in a folder."""
-    candidates = (folder / name, (folder / name).with_suffix(".safetensors"))
-    return next((c for c in candidates if c.is_file()), None)
-
-
-def _record(spec: Variant, source: str, revision: str | None, files: Mapping[Path, HubFile | None]) -> WeightsInfo:
-    """Hash the files and compare them with what is known of them.
-
-    A file fetched from the Hub at a known commit must have the known content; ``files`` maps it to its ``HubFile``.
-    """
-    hashes = {path.name: sha256_file(path) for path in files}
-    commits = {path.name: commit for path in files if (commit := _commit(path)) is not None}
-    for path, published in files.items():
-        if published is None or published.sha256 is None or commits.get(path.name) != published.commit:
-            continue
-        if hashes[path.name] != published.sha256:
-            raise WeightsError(
-                f"{path} is not what was published: its SHA-256 is {hashes[path.name]}, expected {published.sha256};"
-                " delete it and download it again"
-            )
-    known = {file.name: file.sha256 for file in spec.published if file.sha256 is not None}
+def _record(spec: Variant, source: str, revision: str | None, paths: Sequence[Path]) -> WeightsInfo:
+    """Hash the files; a packaged one, or one from the Hub at a known commit, must have its known content."""
+    hashes = {path.name: sha256_file(path) for path in paths}
+    commits = {path.name: commit for path in paths if (commit := _commit(path)) is not None}
     if source == "packaged":
-        for path in files:
+        for path in paths:
             _check_packaged(path, hashes[path.name])
-    verified = source == "packaged" or (bool(known) and all(hashes.get(n) == value for n, value in known.items()))
-    paths = {path.name: path for path in files}
-    return WeightsInfo(spec.name, source, revision, commits, hashes, verified, paths)
+    if source == "hub":
+        for path, file in zip(paths, spec.published, strict=True):
+            if file.sha256 not in (None, hashes[path.name]) and commits.get(path.name) == file.commit:
+                raise WeightsError(
+                    f"{path} is not what was published: its SHA-256 is {hashes[path.name]}, expected {file.sha256};"
+                    " delete it and download it again"
+                )
+    return WeightsInfo(spec.name, source, revision, commits, hashes, {path.name: path for path in paths})
 
 
 def _check_packaged(path: Path, digest: str) -> None:
@@ -376,11 +313,7 @@ def _commit(path: Path) -> str | None:
 
 
 def sha256_file(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of a file's content in hexadecimal; asked twice, an unchanged file is read once.
-
-    Raises:
-        WeightsError: the file cannot be read, or is no regular file.
-    """
+    """SHA-256 of a regular file's content in hexadecimal; asked twice, an unchanged file is read once."""
     try:
         file = check_regular(Path(path).resolve(), "the weights file", WeightsError)
         status = file.stat()
@@ -401,17 +334,14 @@ def _sha256(path: Path, size: int, modified: int) -> str:
 def read_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """Read a state dict from ``.safetensors`` or a torch file, without executing what is in it.
 
-    Args:
-        path: the file. A torch file holds a flat state dict, or one under ``model`` or ``state_dict``.
-
-    Returns:
-        Tensors on the CPU by name, mapped from the file where its format allows.
+    A torch file holds a flat state dict, or one under ``model`` or ``state_dict``. Tensors are on the CPU, mapped from
+    the file where its format allows.
 
     Raises:
         WeightsError: missing, no regular file, empty, truncated, not a weights file; or it holds anything but tensors
             that its bytes have room for.
     """
-    file = check_regular(path, "the weights file", WeightsError)
+    file = Path(path)
     with open_regular(file, "the weights file", WeightsError) as opened:
         start = opened.read(len(_LFS))
     if not start:
@@ -419,15 +349,19 @@ def read_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     if start == _LFS:
         raise WeightsError(f"{file} is a pointer of Git LFS and not the weights: fetch them with git lfs pull")
     content = _read_safetensors(file) if file.suffix == ".safetensors" else _read_torch(file)
-    return _flat_tensors(content, file)
+    if isinstance(content, Mapping):
+        content = next((content[k] for k in ("state_dict", "model") if isinstance(content.get(k), Mapping)), content)
+    if not isinstance(content, Mapping):
+        raise WeightsError(f"{file} holds a {type(content).__name__}; expected a state dict (names to tensors)")
+    if not content:
+        raise WeightsError(f"{file} holds an empty state dict; expected the weights of a model")
+    for name, value in content.items():
+        _check_entry(name, value, file)
+    return dict(content)
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
-    """The text metadata in a ``.safetensors`` file's header; empty where there is none.
-
-    Raises:
-        WeightsError: not a readable safetensors file.
-    """
+    """The text metadata in a ``.safetensors`` file's header; empty where there is none."""
     from safetensors import SafetensorError, safe_open
 
     check_regular(path, "the weights file", WeightsError)
@@ -475,29 +409,15 @@ def _read_torch(file: Path) -> object:
         ) from None
 
 
-def _flat_tensors(content: object, file: Path) -> dict[str, Tensor]:
+def _check_entry(name: object, value: object, file: Path) -> None:
+    """Check that an entry of a state dict is a tensor with values, and that they lie in the file."""
     import torch
 
-    if isinstance(content, Mapping):
-        content = next((content[k] for k in ("state_dict", "model") if isinstance(content.get(k), Mapping)), content)
-    if not isinstance(content, Mapping):
-        raise WeightsError(f"{file} holds a {type(content).__name__}; expected a state dict (names to tensors)")
-    if not content:
-        raise WeightsError(f"{file} holds an empty state dict; expected the weights of a model")
-    for name, value in content.items():
-        if not isinstance(name, str) or not isinstance(value, torch.Tensor):
-            raise WeightsError(
-                f"{file} holds {name!r}, a {type(value).__name__}, where only tensors are expected; save the model's"
-                " state_dict() alone"
-            )
-        _check_tensor(name, value, file)
-    return dict(content)
-
-
-def _check_tensor(name: str, value: Tensor, file: Path) -> None:
-    """Check that a tensor has values, and that they lie in the file."""
-    import torch
-
+    if not isinstance(name, str) or not isinstance(value, torch.Tensor):
+        raise WeightsError(
+            f"{file} holds {name!r}, a {type(value).__name__}, where only tensors are expected; save the model's"
+            " state_dict() alone"
+        )
     plain = value.layout is torch.strided and value.device.type == "cpu" and not value.is_quantized
     if not plain or value.numel() * value.element_size() > file.stat().st_size:
         raise WeightsError(
@@ -523,18 +443,7 @@ def write_state(
     half: bool = False,
     overwrite: bool = False,
 ) -> None:
-    """Write a state dict as safetensors, atomically.
-
-    Args:
-        path: the file; its folder is created.
-        state: tensors by name.
-        header: text for the file's header.
-        half: store floating-point values as float16, as packaged weights are.
-        overwrite: whether a file that is there may be replaced.
-
-    Raises:
-        OutputError: the file exists and ``overwrite`` is false, or the disk refuses.
-    """
+    """Write a state dict and a header of text as safetensors, atomically; with ``half`` as float16."""
     from safetensors.torch import save
 
     from axs_lib.io.atomic import atomic_write
@@ -560,16 +469,13 @@ def substate(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 def other_modalities(module: nn.Module, state: Mapping[str, Tensor]) -> tuple[str, ...]:
     """Prefixes of the modality embeddings that a published file has and a module was built without.
 
-    The published files carry the embeddings of every modality, a generator only those that it uses. A modality that
-    the module has is never among them, so its weights stay required.
+    A modality that the module has is never among them, so its weights stay required.
     """
-    groups = {_modality(name) for name in state} - {_modality(name) for name in module.state_dict()}
-    return tuple(sorted(group for group in groups if group))
-
-
-def _modality(name: str) -> str:
-    match = re.match(r"(?:en|de)coder_embeddings\.[^.]+\.", name)
-    return match[0] if match else ""
+    published, built = (
+        {match[0] for name in names if (match := re.match(r"(?:en|de)coder_embeddings\.[^.]+\.", name))}
+        for names in (state, module.state_dict())
+    )
+    return tuple(sorted(published - built))
 
 
 def load_strict(
@@ -577,13 +483,8 @@ def load_strict(
 ) -> None:
     """Load a state dict into a module so that every parameter and buffer comes from it.
 
-    Values are copied in place and converted to the module's dtype and device; the state dict is left as it is.
-
-    Args:
-        module: to load into; unchanged when an error is raised.
-        state: tensors by name.
-        ignore_prefixes: extra entries under these prefixes are allowed; all others are errors.
-        what: how to call the state in an error, such as its file.
+    Values are copied in place and converted to the module's dtype and device. Extra entries are allowed under
+    ``ignore_prefixes`` alone; ``what`` names the state in an error. The module is unchanged when one is raised.
 
     Raises:
         WeightsError: entries are missing, unexpected, of another shape or kind, or hold numbers that are not finite; up
@@ -600,28 +501,26 @@ def load_strict(
         and (state[name].shape != value.shape or state[name].is_floating_point() != value.is_floating_point())
     ]
     endless = [] if misfits else [name for name in wanted if name in state and not _is_finite(state[name])]
-    if missing or unexpected or misfits or endless:
-        problems = [
-            f"{len(names)} {problem} ({', '.join(names[:_EXAMPLES])}{', ...' if len(names) > _EXAMPLES else ''})"
-            for problem, names in (
-                ("missing", missing),
-                ("unexpected", unexpected),
-                ("of another shape", misfits),
-                ("with numbers that are not finite", endless),
-            )
-            if names
-        ]
+    problems = [
+        f"{len(names)} {problem} ({', '.join(names[:_EXAMPLES])}{', ...' if len(names) > _EXAMPLES else ''})"
+        for problem, names in (
+            ("missing", missing),
+            ("unexpected", unexpected),
+            ("of another shape", misfits),
+            ("with numbers that are not finite", endless),
+        )
+        if names
+    ]
+    if problems:
         raise WeightsError(f"{what} does not fit the model: {'; '.join(problems)}.{_hint(state, wanted)}")
     module.load_state_dict({name: state[name] for name in wanted}, strict=True)
 
 
 def _is_finite(tensor: Tensor) -> bool:
+    """Whether every number is, as the sum is then and only then."""
     import torch
 
-    if not tensor.is_floating_point() or not tensor.numel():
-        return True
-    extremes = torch.aminmax(tensor if tensor.element_size() > 1 else tensor.float())  # NaN comes through both
-    return all(bool(torch.isfinite(extreme)) for extreme in extremes)
+    return not tensor.is_floating_point() or bool(torch.isfinite(tensor.sum(dtype=torch.float64)))
 
 
 def _describe(tensor: Tensor) -> str:

@@ -1,15 +1,10 @@
 """3 x 3 convolutions with a quarter of the multiplications: Winograd's minimal filtering, for the CPU in float32.
 
-Most of the time of a published variant on a CPU goes into the 3 x 3 convolutions of its detokenizer. A tile of m x m
-output pixels needs 9 m^2 multiplications per pair of channels done directly, and (m + 2)^2 after both the tile and the
-kernel have been taken to the values of polynomials at m + 1 points and infinity (Winograd 1980; Lavin and Gray 2016,
-arXiv:1509.09308): 2.25 times fewer at m = 2, 4 times fewer at m = 4. What is left are (m + 2)^2 matrix products over
-the channels, which a processor does near its peak.
-
-The usual points 0, 1, -1, 2, -2 lose a digit at m = 4. Those used here, 0, 0.7, -0.7, 1.4, -1.4, keep it: of an output
-of order 1 the largest error stays under 1e-5 at 192 channels and under 2e-5 at 512; directly it is 1e-5. The transforms
-subtract nearly equal numbers, so they need products in full float32. Where the process allows less, as
-``import terratorch`` does on a processor that multiplies bfloat16, the direct convolution is taken.
+A tile of m x m output pixels needs 9 m^2 multiplications per pair of channels done directly, and (m + 2)^2 after the
+tile and the kernel have been taken to the values of polynomials at m + 1 points and infinity (Winograd 1980; Lavin and
+Gray 2016, arXiv:1509.09308). What is left are matrix products over the channels. The usual points 0, 1, -1, 2, -2 lose
+a digit at m = 4; those used here keep it: of an output of order 1 the largest error stays under 2e-5. The transforms
+subtract nearly equal numbers, so where the process rounds float32 products the direct convolution is taken.
 """
 
 from __future__ import annotations
@@ -17,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,13 +32,8 @@ class WinogradConv2d(nn.Conv2d):
 
     Parameters, names and results are those of ``nn.Conv2d``. The direct convolution is taken with gradients, under
     autocast and ``torch.compile``, in another precision, on another device, for images of few pixels, and where matrix
-    products are not made in full float32. The transformed kernel is made at the first call and kept, (m + 2)^2 / 9
-    times the size of the weight; it is neither saved nor copied. It is made anew for another weight, which is noticed
-    by its place in memory and the sum of its middle taps.
-
-    Args:
-        channels: in.
-        out_channels: out.
+    products are not made in full float32. The transformed kernel, (m + 2)^2 / 9 times the size of the weight, is kept
+    and neither saved nor copied. It is made anew when the weight's place in memory or checksum changes.
     """
 
     def __init__(self, channels: int, out_channels: int) -> None:
@@ -68,15 +58,14 @@ class WinogradConv2d(nn.Conv2d):
     def tile_side(self, x: Tensor) -> int:
         """Side m of the tiles that an image (B, C, H, W) is cut into; 0 where the direct convolution is taken."""
         height, width = x.shape[-2:]
-        weight = self.weight
         if (
             self.direct
             or height * width < SMALL_PIXELS
             or x.device.type != "cpu"
-            or not x.dtype == weight.dtype == torch.float32
+            or not x.dtype == self.weight.dtype == torch.float32
             or torch.is_autocast_enabled("cpu")
             or torch.compiler.is_compiling()
-            or (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad))
+            or (torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad))
             or not products_are_full()
         ):
             return 0
@@ -85,11 +74,10 @@ class WinogradConv2d(nn.Conv2d):
 
     def kernel(self, m: int) -> Tensor:
         """The transformed kernel ((m + 2)^2, C, K) of the weight as it is now."""
-        made_of = (m, self.weight.data_ptr(), float(self.weight[..., 1, 1].sum()))
-        kept = self._kept
-        if kept is None or kept[0] != made_of:
-            self._kept = kept = (made_of, transform_kernel(self.weight.detach(), m))
-        return kept[1]
+        made_of = (m, self.weight.data_ptr(), checksum(self.weight.detach()))
+        if self._kept is None or self._kept[0] != made_of:
+            self._kept = (made_of, transform_kernel(self.weight.detach(), m))
+        return self._kept[1]
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_kept": None}
@@ -97,35 +85,25 @@ class WinogradConv2d(nn.Conv2d):
 
 def products_are_full() -> bool:
     """Whether float32 matrices are multiplied in full float32 here and now."""
-    value, one = probe()
-    return torch.equal(value @ one, value)
+    value = torch.full((PROBE, PROBE), 1.0 + 2.0**-20)  # which rounding would change
+    return torch.equal(value @ torch.eye(PROBE), value)
 
 
-@cache
-@torch.inference_mode(False)
-def probe() -> tuple[Tensor, Tensor]:
-    """A matrix that rounding would change, and the identity."""
-    return torch.full((PROBE, PROBE), 1.0 + 2.0**-20), torch.eye(PROBE)
-
-
-class Transforms(NamedTuple):
-    """Two-dimensional transforms of one tile size, n = m + 2; float32.
-
-    Attributes:
-        image: (n*n, n*n), of the pixels of a tile.
-        kernel: (n*n, 9), of a kernel.
-        result: (m*m, n*n), back to pixels.
-    """
-
-    image: Tensor
-    kernel: Tensor
-    result: Tensor
+def checksum(weight: Tensor) -> list[float]:
+    """A number for each filter of a weight (K, C, 3, 3), which changes with its taps and with their places."""
+    taps = weight.permute(0, 2, 3, 1).flatten(1)  # without a copy where channels lie last
+    factors = 2.0 + torch.arange(taps.shape[1], dtype=torch.float32).cos()  # of about one size, and all different
+    numbers: list[float] = (taps @ factors).tolist()
+    return numbers
 
 
 @cache
 @torch.inference_mode(False)  # kept, so they must serve outside of inference mode as well
-def transforms(m: int) -> Transforms:
-    """The transforms for tiles of m x m output pixels, by the Cook-Toom construction in float64."""
+def transforms(m: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Two-dimensional transforms for tiles of m x m output pixels, by the Cook-Toom construction in float64.
+
+    With n = m + 2: of a tile's pixels (n*n, n*n), of a kernel (n*n, 9), and back to pixels (m*m, n*n); float32.
+    """
     points = POINTS[m]
     result = [[p**power for p in points] + [float(power == m - 1)] for power in range(m)]
     image, kernel = [], []
@@ -135,8 +113,9 @@ def transforms(m: int) -> Transforms:
         kernel.append([p**power / math.prod(p - q for q in others) for power in range(3)])
     image.append(polynomial(points))
     kernel.append([0.0, 0.0, 1.0])
-    square = [torch.tensor(matrix, dtype=torch.float64) for matrix in (image, kernel, result)]
-    return Transforms(*(torch.kron(matrix, matrix).float() for matrix in square))
+    square = (torch.tensor(matrix, dtype=torch.float64) for matrix in (image, kernel, result))
+    of_image, of_kernel, back = (torch.kron(matrix, matrix).float() for matrix in square)
+    return of_image, of_kernel, back
 
 
 def polynomial(roots: Sequence[float]) -> list[float]:
@@ -151,21 +130,14 @@ def polynomial(roots: Sequence[float]) -> list[float]:
 def transform_kernel(weight: Tensor, m: int) -> Tensor:
     """((m + 2)^2, C, K) of a weight (K, C, 3, 3)."""
     taps = weight.permute(2, 3, 1, 0).reshape(9, -1)
-    return (transforms(m).kernel @ taps).view(-1, weight.shape[1], weight.shape[0])
+    return (transforms(m)[1] @ taps).view(-1, weight.shape[1], weight.shape[0])
 
 
 @torch.no_grad()
 def winograd(x: Tensor, kernel: Tensor, bias: Tensor | None, m: int) -> Tensor:
-    """A 3 x 3 convolution with padding 1.
+    """A 3 x 3 convolution with padding 1 of (B, C, H, W) float32, with the kernel of ``transform_kernel``.
 
-    Args:
-        x: (B, C, H, W) float32; fastest with channels last in memory.
-        kernel: of ``transform_kernel``, for K output channels.
-        bias: (K,) or ``None``.
-        m: side of the tiles.
-
-    Returns:
-        (B, K, H, W), channels last in memory.
+    Fastest with channels last in memory, as the result (B, K, H, W) is.
     """
     (batch, channels, height, width), out_channels = x.shape, kernel.shape[-1]
     n, rows, cols = m + 2, math.ceil(height / m), math.ceil(width / m)
@@ -176,16 +148,16 @@ def winograd(x: Tensor, kernel: Tensor, bias: Tensor | None, m: int) -> Tensor:
     # Scratch memory for the steps, in turn: fresh memory for each would cost as much as the arithmetic.
     first = x.new_empty(n * n * most * max(channels, out_channels))
     second = x.new_empty(most * max(n * n * channels, m * m * out_channels))
-    matrices = transforms(m)
+    of_image, _, back = transforms(m)
     for images, results in zip(padded.split(at_once), out.split(at_once), strict=True):
         tiles = len(images) * rows * cols
         overlapping = images.unfold(1, n, m).unfold(2, n, m).permute(4, 5, 0, 1, 2, 3)  # (n, n, B, rows, cols, C)
         pixels = first[: n * n * tiles * channels].view(overlapping.shape).copy_(overlapping).view(n * n, -1)
-        values = torch.mm(matrices.image, pixels, out=second[: pixels.numel()].view(n * n, -1))
+        values = torch.mm(of_image, pixels, out=second[: pixels.numel()].view(n * n, -1))
         products = first[: n * n * tiles * out_channels].view(n * n, tiles, out_channels)
         torch.bmm(values.view(n * n, tiles, channels), kernel, out=products)
         sums = second[: m * m * tiles * out_channels].view(m * m, -1)
-        torch.mm(matrices.result, products.view(n * n, -1), out=sums)
+        torch.mm(back, products.view(n * n, -1), out=sums)
         results.copy_(sums.view(m, m, len(images), rows, cols, out_channels).permute(2, 3, 0, 4, 1, 5))
         if bias is not None:
             results += bias

@@ -9,10 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from axs_lib.adapters import merge_adapter, save_adapter
-from axs_lib.grounding.load import CORRECTOR_FILE
+from axs_lib.hub import prefixed, weight_files
 from axs_lib.terramind.weights import write_state
 
 ADAPTER = "adapter"
@@ -29,9 +29,8 @@ def export_refiner(model: Any, folder: Path, header: dict[str, str], *, variant:
 
     if _has_adapter(model):
         merge_adapter(model)
-    spec = PRITHVI_VARIANTS[variant]
-    name = f"{spec.packaged_name}.safetensors" if spec.generator is None else _safetensors(spec.generator.name)
-    save_refiner(model, folder / name, half=True, notes=header, overwrite=True)
+    file = folder / PRITHVI_VARIANTS[variant].file_names[0]
+    save_refiner(model, file.with_suffix(".safetensors"), half=True, notes=header, overwrite=True)
 
 
 def export_terramind(model: Any, folder: Path, header: dict[str, str], *, tokenizer: nn.Module | None) -> None:
@@ -43,42 +42,17 @@ def export_terramind(model: Any, folder: Path, header: dict[str, str], *, tokeni
     Raises:
         OutputError: the disk refuses.
     """
+    from axs_lib.terramind.build import build_nano_tokenizer
+
     if _has_adapter(model):
         save_adapter(model, folder / ADAPTER, overwrite=True, notes=header)
         merge_adapter(model)
-    for name, state in _files(model, tokenizer).items():
+    files = weight_files(model)
+    if "nano.safetensors" in files:
+        files["nano.safetensors"] |= prefixed("tokenizer", (tokenizer or build_nano_tokenizer()).state_dict())
+    for name, state in files.items():  # the generator's file comes last, so that a folder that has it is complete
         write_state(folder / name, state, header, half=True, overwrite=True)
-
-
-def _files(model: Any, tokenizer: nn.Module | None) -> dict[str, dict[str, Tensor]]:
-    from axs_lib.terramind.build import build_nano_tokenizer
-    from axs_lib.terramind.weights import find_variant
-
-    generator = model.terramind_generator
-    corrector = getattr(model, "corrector", None)  # Stage 3's
-    files = {} if corrector is None else {CORRECTOR_FILE: dict(corrector.state_dict())}
-    spec = find_variant(generator.layout.variant)
-    if spec.generator is None or spec.tokenizer is None:
-        parts: dict[str, nn.Module] = {
-            "core": generator.core,
-            "detokenizer": generator.detokenizer,
-            "tokenizer": tokenizer or build_nano_tokenizer(),
-        }
-        state = {key: value for name, part in parts.items() for key, value in _prefixed(name, part).items()}
-        return files | {f"{spec.name}.safetensors": state}
-    # The generator's file comes last, so that a folder that has it is complete.
-    files[_safetensors(spec.tokenizer.name)] = _prefixed("decoder", generator.detokenizer)
-    files[_safetensors(spec.generator.name)] = dict(generator.core.state_dict())
-    return files
 
 
 def _has_adapter(model: nn.Module) -> bool:
     return any(".lora_" in name for name, _ in model.named_parameters())
-
-
-def _safetensors(name: str) -> str:
-    return Path(name).with_suffix(".safetensors").name
-
-
-def _prefixed(prefix: str, module: nn.Module) -> dict[str, Tensor]:
-    return {f"{prefix}.{name}": value for name, value in module.state_dict().items()}

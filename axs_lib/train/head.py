@@ -486,7 +486,7 @@ def own_proposals(batch: HeadBatch, generator: TerraMindGenerator) -> Tensor:
         conditions["optical"] = generator.optical.to_z(batch.estimate[chosen])
         size = (proposal.shape[-2], proposal.shape[-1])
         codes = generator.codes(generator.logits(conditions), size)
-        noise = gaussian_field(batch.noise[chosen], (generator.image_channels, *size))
+        noise = gaussian_field(batch.noise[chosen], (generator.optical.channels, *size))
         decoded = generator.decode(codes, noise, build_schedule("ddim", 1))
         proposal[chosen] = generator.optical.from_z(generator.optical.select(decoded))
     return proposal

@@ -233,14 +233,14 @@ class Stage3Task(StageTask):
         choose_trained(self.model, config)
 
     def loss(self, batch: Batch) -> Tensor:
-        output = self.model.training_pass(batch["s1"], batch["opt_v2"])
+        image, logits = self.model.training_pass(batch["s1"], batch["opt_v2"])
         targets = truth_tokens(self.tokenizer, self.model.terramind_generator, batch)
         loss: Tensor = self.criterion(
-            output.image,
+            image,
             batch["truth"],
             batch["mask"],
             s1=batch["s1"],
-            logits=None if targets is None else output.token_logits,
+            logits=None if targets is None else logits,
             targets=targets,
         )
         return loss

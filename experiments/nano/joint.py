@@ -134,9 +134,8 @@ class NanoTask(TrainingTask):
         reconstruction = F.mse_loss(decoded, clean)
 
         # Grounding: one evaluation from the noised estimate, through soft tokens.
-        output = self.model.training_pass(s1, opt_v2)
-        logits = output.token_logits
-        error = (output.image - truth) / DN_SCALE
+        image, logits = self.model.training_pass(s1, opt_v2)
+        error = (image - truth) / DN_SCALE
         ground = error.square().mean() + 0.1 * error.abs().mean()
 
         # Tokens: with both modalities, and with one of them dropped.

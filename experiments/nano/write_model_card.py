@@ -13,7 +13,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from axs_lib.evaluate.kinds import card_lines
+from axs_lib.evaluate.kinds import SPLITS, cells_of, said
 from axs_lib.terramind.weights import read_metadata, sha256_file
 
 ROWS = (
@@ -81,6 +81,22 @@ def main() -> None:
     if "damages" in reports[0]:
         lines += [*KINDS_HEAD, *card_lines(reports[0]["damages"])]
     arguments.out.write_text("\n".join(lines) + "\n" + LIMITS)
+
+
+def card_lines(damages: dict[str, Any]) -> list[str]:
+    """The report's ``damages`` as a table in Markdown, of the tiles whose SAR and truth agree."""
+    part = damages.get("sar_consistent", damages["all_tiles"])
+    lines = [
+        "| kind of estimate | in training | opt_v2, DN | opt_v3, DN | MSE | MAE | tiles better | worst tile |"
+        " spread-skill |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---|",
+    ]
+    for row in part["rows"]:
+        kind, *cells = cells_of(row)
+        ratios = [ratio for ratio in row["spread_skill"].values() if ratio is not None]
+        spread = f"{min(ratios):.2f} to {max(ratios):.2f}" if ratios else "-"
+        lines.append("| " + " | ".join([kind, SPLITS[row["split"]], *cells, spread]) + " |")
+    return [*lines, "", f"{said(part['summary'])}. {part['tiles']} tiles."]
 
 
 SUMMARY = (

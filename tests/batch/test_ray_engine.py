@@ -8,21 +8,7 @@ import signal
 
 import pytest
 
-from axs_lib.batch import ray_engine
-from axs_lib.batch.ray_engine import RayPool
-from axs_lib.batch.work import Job
-from axs_lib.errors import AxionError
 from tests.batch.conftest import Batch
-from tests.batch.fakes import make_runner
-
-
-def test_without_ray_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(name: str) -> None:
-        raise ModuleNotFoundError(f"No module named {name!r}")
-
-    monkeypatch.setattr(ray_engine.importlib, "import_module", missing)
-    with pytest.raises(AxionError, match=r"pip install 'axion-sat\[ray\]'"):
-        RayPool(Job(make_runner, {}, {}, "/out"))
 
 
 @pytest.mark.slow

@@ -18,8 +18,8 @@ from axs_lib.batch.items import Item
 from axs_lib.batch.work import Job, Outcome, Task, Worker
 from axs_lib.data.samples import load_sample, sample_paths
 from axs_lib.errors import OutputError, WeightsError
-from axs_lib.pipeline import PipelineOutput
 from axs_lib.scenes.api import ground_scene
+from tests.cli.conftest import FakePipeline
 from tests.scenes.conftest import BoxGrounder
 
 NAME = "ireland_fields"
@@ -27,34 +27,11 @@ S1, S2 = map(str, sample_paths(NAME))
 
 
 SETTINGS: dict[str, Any] = {
-    "stage": "ground",
-    "variant": "nano",
-    "timesteps": 2,
-    "seed": 3,
-    "s1_product": "S1GRD",
-    "s1_unit": "auto",
-    "boa_offset": "auto",
-    "bands": None,
-    "same_grid": False,
-    "strength": 1.0,
-    "ensemble_size": 1,
-    "hold_colour": False,
-    "correction_mode": None,
-    "dtype": "float32",
+    "stage": "ground", "variant": "nano", "timesteps": 2, "seed": 3, "s1_product": "S1GRD", "s1_unit": "auto",
+    "boa_offset": "auto", "bands": None, "same_grid": False, "strength": 1.0, "ensemble_size": 1, "hold_colour": False,
+    "correction_mode": None, "dtype": "float32",
     "mask": {"path": None, "kind": "auto", "invert": False, "drop": None, "buffer": 0},
-}
-
-
-class FakePipeline:
-    """Constant images."""
-
-    device = torch.device("cpu")
-    provenance = {"AXS_VARIANT": "fake"}  # noqa: RUF012
-
-    def __call__(self, s1: torch.Tensor, metadata: Any, **options: Any) -> PipelineOutput:
-        self.metadata, self.options = metadata, options
-        images = [torch.full((len(s1), 4, *s1.shape[-2:]), value) for value in (100.0, 200.0, 300.0)]
-        return PipelineOutput(*images, None, (12, 10))
+}  # fmt: skip
 
 
 def job_of(out: Path, settings: dict[str, Any] | None = None, **options: Any) -> Job:
@@ -69,12 +46,14 @@ def ground(job: Job, item: Item) -> Outcome:
     return worker.run(Task(item, 0))
 
 
-def test_the_runner_is_built_in_the_precision_of_the_job(tmp_path: Path) -> None:
+def test_the_runner_is_built_in_the_precision_and_of_the_weights_of_the_job(tmp_path: Path) -> None:
     settings = {"dtype": "bfloat16"}
     job = job_of(tmp_path, settings, weights=runners.find_weights(SETTINGS, {}))
     runner = runners.build_runner(job)
     assert isinstance(runner, partial)
     assert any(p.dtype == torch.bfloat16 for p in runner.args[0].parameters())
+    with pytest.raises(WeightsError, match="not those that the job was started with"):
+        runners.build_runner(job_of(tmp_path))
 
 
 @pytest.mark.parametrize("format", ["npz", "tif"])
@@ -134,7 +113,7 @@ def test_the_pipeline_gets_place_and_date(tmp_path: Path, format: Any) -> None:
     outputs["image"].parent.mkdir()
     runners.run_item(pipeline, job, item, outputs)  # type: ignore[arg-type]
     assert pipeline.metadata[0].keys() == {"date", "lat", "lon"}
-    assert (pipeline.options["timesteps"], pipeline.options["seed"]) == (2, 3)
+    assert (pipeline.settings["timesteps"], pipeline.settings["seed"]) == (2, 3)
     if format == "npz":
         with np.load(tmp_path / "sub" / "a.npz") as written:
             assert [written[f"opt_v{stage}"].mean() for stage in (1, 2, 3)] == [100, 200, 300]
@@ -167,11 +146,6 @@ def test_the_weights_are_known_before_a_model_is_built(tmp_path: Path) -> None:
         {"stage1_checkpoint": str(tmp_path / "own.safetensors"), "checkpoint": str(tmp_path / "own.safetensors")},
     )
     assert other["stage1/own.safetensors"] == other["stage3/own.safetensors"] != ground["stage3/nano.safetensors"]
-
-
-def test_weights_that_changed_since_the_start_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match="not those that the job was started with"):
-        runners.build_runner(job_of(tmp_path))
 
 
 def test_a_full_disk_stops_the_job_and_another_failure_does_not(tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ class FakeModel:
     built: dict[str, Any] = field(default_factory=dict)
     called: dict[str, Any] = field(default_factory=dict)
     s1: Tensor | None = None
+    opt_v2: Tensor | None = None
     precision: torch.dtype = torch.float32
     variant: str = "fake"
     provenance: dict[str, str] = field(default_factory=lambda: {"AXS_VARIANT": "fake"})
@@ -46,11 +47,9 @@ class FakeModel:
         self.precision = dtype
 
     def ground(self, s1: Tensor, opt_v2: Tensor, **settings: Any) -> Stage3Output:
-        self.called, self.s1 = settings, s1
+        self.called, self.s1, self.opt_v2 = settings, s1, opt_v2
         trust = settings.get("trust")
-        if trust is not None:  # what is unknown is filled, where there is SAR
-            opt_v2 = torch.where(opt_v2.isnan() & (trust == 0), torch.full_like(opt_v2, 1000.0), opt_v2)
-        image = opt_v2 + 100
+        image = (opt_v2 if trust is None else opt_v2.masked_fill(trust == 0, 1000.0)) + 100
         many = settings.get("ensemble_size", 1) > 1
         return Stage3Output(
             image=image,

@@ -43,6 +43,9 @@ def test_index_is_followed(indexed: Path) -> None:
     assert (first.group, first.level, first.height, first.width, first.pixels) == ("g1", "L2A", 16, 12, 192)
     assert first.note == "a note, with a comma"
     assert [record.id for record in list_pairs(indexed, "all")] == ["a", "b", "c"]
+    (indexed / "index.csv").write_text("source,id\nsrc,a\n")
+    (record,) = list_pairs(indexed)
+    assert (record.group, record.quality, record.height, record.width) == ("src/a", "ok", 16, 12)
 
 
 def test_folder_without_index_takes_every_npz(tmp_path: Path) -> None:
@@ -85,12 +88,12 @@ def test_optional_images_and_the_documents_own_keys(tmp_path: Path) -> None:
 
 BROKEN = {
     "no sar": ({"s2": arrays()["s2"]}, "expected s1"),
-    "no truth": ({"s1": arrays()["s1"], "other": np.zeros(3)}, "keys s1, other; expected s2"),
+    "no truth": ({"s1": arrays()["s1"], "other": np.zeros(3)}, "holds s1, other; expected s2"),
     "bands": ({**arrays(), "s2": np.ones((3, 16, 12))}, r"s2 has shape \(3, 16, 12\); expected \(4,H,W\)"),
     "size": ({**arrays(), "s2": np.ones((4, 16, 16))}, "one grid"),
     "opt_v2 size": ({**arrays(), "opt_v2": np.ones((4, 8, 8))}, "opt_v2 is"),
     "infinite": ({**arrays(), "s1": np.full((2, 16, 12), -np.inf)}, "384 infinite"),
-    "complex": ({**arrays(), "s1": np.ones((2, 16, 12), complex)}, "dtype complex128"),
+    "complex": ({**arrays(), "s1": np.ones((2, 16, 12), complex)}, "holds complex128"),
     "empty": ({"s1": np.ones((2, 0, 12)), "s2": np.ones((4, 0, 12))}, "not empty"),
     "negative": ({**arrays(), "s2": np.full((4, 16, 12), -1.0)}, "runs from -1"),
     "too bright": ({**arrays(), "s2": np.full((4, 16, 12), 7e4)}, "70000"),
@@ -105,21 +108,10 @@ def test_broken_pairs_are_named(tmp_path: Path, case: str) -> None:
     with pytest.raises(InputError, match=message) as caught:
         load_pair(path)
     assert "the_tile.npz" in str(caught.value)
-
-
-@pytest.mark.parametrize("content", [b"", b"not a zip", None])
-def test_truncated_files_are_named(tmp_path: Path, content: bytes | None) -> None:
-    path = write(tmp_path / "cut.npz", **arrays())
-    path.write_bytes(path.read_bytes()[:700] if content is None else content)
-    with pytest.raises(InputError, match=r"cut\.npz"):
-        list_pairs(tmp_path)
-
-
-def test_a_single_array_is_no_pair(tmp_path: Path) -> None:
-    with (tmp_path / "a.npz").open("wb") as stream:
-        np.save(stream, np.ones(3))
-    with pytest.raises(InputError, match="single array"):
-        load_pair(tmp_path / "a.npz")
+    for content in (b"", b"not a zip", path.read_bytes()[:700]):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=r"the_tile\.npz"):
+            list_pairs(tmp_path)
 
 
 def test_folders_without_pairs_are_named(tmp_path: Path, indexed: Path) -> None:
@@ -144,12 +136,6 @@ def test_broken_indexes_are_named(indexed: Path) -> None:
     (indexed / "index.csv").write_bytes(b"\xff\xfe\x00broken")
     with pytest.raises(InputError, match="index"):
         list_pairs(indexed)
-
-
-def test_index_needs_no_more_than_source_and_id(indexed: Path) -> None:
-    (indexed / "index.csv").write_text("source,id\nsrc,a\n")
-    (record,) = list_pairs(indexed)
-    assert (record.group, record.quality, record.height, record.width) == ("src/a", "ok", 16, 12)
 
 
 @pytest.mark.parametrize(
@@ -201,25 +187,6 @@ def test_folds_depend_on_the_seed_and_not_on_the_order() -> None:
     everything = records({f"g{i}": [64] for i in range(20)})
     assert split_groups(everything, 4, seed=1) == split_groups(everything[::-1], 4, seed=1)
     assert split_groups(everything, 4, seed=1) != split_groups(everything, 4, seed=2)
-
-
-@pytest.mark.parametrize("folds", [0, 1, 4])
-def test_impossible_folds_are_refused(folds: int) -> None:
-    with pytest.raises(InputError, match="3 groups"):
-        split_groups(records({"a": [8], "b": [8], "c": [8]}), folds)
-
-
-def test_real_pairs(shared_pairs: Path) -> None:
-    usable = list_pairs(shared_pairs, "all")
-    clear = list_pairs(shared_pairs)
-    assert len(clear) < len(usable)
-    assert {record.quality for record in clear} == {"ok"}
-    for record in clear[::10]:
-        pair = load_pair(record)
-        assert pair.s1.shape == (2, record.height, record.width)
-        assert pair.s2.shape == (4, record.height, record.width)
-        assert np.nanmean(pair.s1[0]) > np.nanmean(pair.s1[1]), "VV is brighter than VH"
-        assert 50 < np.nanmean(pair.s2) < 6000
-    folds = split_groups(clear, 5)
-    pixels = [sum(record.pixels for record in fold) for fold in folds]
-    assert max(pixels) < 1.2 * min(pixels)
+    for folds in (0, 1, 4):
+        with pytest.raises(InputError, match="3 groups"):
+            split_groups(records({"a": [8], "b": [8], "c": [8]}), folds)

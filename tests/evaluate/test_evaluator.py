@@ -26,34 +26,9 @@ def test_tiles_are_batched_by_size_and_arguments_passed_on(folder: Path) -> None
     written = report.to_json()
     assert (written["timesteps"], written["nfe"], written["seed"]) == (3, 3, 5)
     assert evaluate(FakeModel(), folder, [Estimates()]).timesteps == 10, "the model's own"
-
-
-def test_tiles_come_in_the_order_of_the_folder(folder: Path) -> None:
     content = np.load(folder / "pairs" / "src" / "d.npz")
     np.savez(folder / "pairs" / "src" / "a.npz", **content)  # now a is larger than b and c
-    assert ids(folder, quality="all") == ["a", "b", "c", "d"]
-
-
-def test_the_same_estimates_for_every_model_and_seed(folder: Path) -> None:
-    first = evaluate(FakeModel(), folder, [Estimates()], seed=1).to_json()
-    second = evaluate(FakeModel(follow_sar), folder, [Estimates()], seed=2, groups=["g2"]).to_json()
-    assert first["tiles"][2]["metrics"]["mse_v2"] == second["tiles"][0]["metrics"]["mse_v2"]
-
-
-def test_several_scenarios_read_every_tile_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from axs_lib.evaluate import sources
-
-    read: list[str] = []
-    load = sources.load_pair
-    monkeypatch.setattr(sources, "load_pair", lambda record: (read.append(record.id), load(record))[1])
-    # NIR far above green: dry land
-    for path in (folder / "pairs" / "src").glob("*.npz"):
-        content = dict(np.load(path))
-        content["s2"][3] = 5000
-        np.savez(path, **content)
-    report = evaluate(FakeModel(), folder, [Estimates(), Floods()])
-    assert read == ["a", "b", "c"]
-    assert {"summary", "flood"} <= set(report.to_json())
+    assert ids(folder, quality="all") == ["a", "b", "c", "d"], "in the order of the folder"
 
 
 def test_groups_select_and_unknown_ones_are_named(folder: Path) -> None:
@@ -62,6 +37,9 @@ def test_groups_select_and_unknown_ones_are_named(folder: Path) -> None:
         ids(folder, groups=["g1", "g9"])
     with pytest.raises(InputError, match="none given"):
         ids(folder, groups=[])
+    first = evaluate(FakeModel(), folder, [Estimates()], seed=1).to_json()
+    second = evaluate(FakeModel(follow_sar), folder, [Estimates()], seed=2, groups=["g2"]).to_json()
+    assert first["tiles"][2]["metrics"]["mse_v2"] == second["tiles"][0]["metrics"]["mse_v2"], "the same estimates"
 
 
 def test_other_units_are_refused_with_the_file_named(folder: Path) -> None:
@@ -91,8 +69,3 @@ def test_a_scenario_without_a_tile_says_what_it_needs(folder: Path) -> None:
 def test_a_source_that_the_model_cannot_have_is_refused(folder: Path, model: Any, source: Any) -> None:
     with pytest.raises(InputError, match=f"opt_v2_source is '{source}'"):
         evaluate(model, folder, [Estimates()], source=source)
-
-
-def test_progress_goes_to_the_error_stream(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    evaluate(FakeModel(), folder, [Estimates()], progress=True)
-    assert capsys.readouterr().out == ""

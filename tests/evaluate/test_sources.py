@@ -9,18 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from axs_lib.data.pairs import PairRecord, list_pairs
+from axs_lib.data.pairs import PairRecord
 from axs_lib.errors import InputError
-from axs_lib.evaluate.sources import (
-    OptV2Source,
-    batches_of_one_size,
-    find_donors,
-    find_other_dates,
-    fitted,
-    read_tile,
-    select_pairs,
-    simulated_estimate,
-)
+from axs_lib.evaluate.sources import find_other_dates, fitted, read_tile, select_pairs
 
 
 @pytest.fixture
@@ -34,23 +25,6 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize(
-    ("source", "expected"),
-    [("file", ["file", "degraded", "degraded"]), ("degraded", ["degraded"] * 3), ("stage2", ["stage2"] * 3)],
-)
-def test_sources_of_the_estimate(folder: Path, source: OptV2Source, expected: list[str]) -> None:
-    tiles = [read_tile(record) for record in select_pairs(folder, "ok", None, source)]
-    for tile, name in zip(tiles, expected, strict=True):
-        opt_v2, found = tile.estimate(source)
-        assert found == name
-        if found == "file":
-            assert torch.equal(opt_v2, tile.truth + 100)
-        elif found == "degraded":
-            assert torch.equal(opt_v2, simulated_estimate(tile.truth, tile.record.name))
-        else:
-            assert opt_v2.isnan().all()
-
-
 def test_cloudy_pairs_are_those_with_a_cloudy_image(folder: Path) -> None:
     records = select_pairs(folder, "ok", None, "cloudy")
     assert [record.id for record in records] == ["b"]
@@ -62,27 +36,8 @@ def test_cloudy_pairs_are_those_with_a_cloudy_image(folder: Path) -> None:
         select_pairs(folder, "ok", None, "cloudy")
 
 
-def test_batches_hold_tiles_of_one_size(folder: Path) -> None:
-    records = list_pairs(folder)
-    assert [[record.id for record in batch] for batch in batches_of_one_size(records, 8)] == [["a", "b"], ["c"]]
-    assert [len(batch) for batch in batches_of_one_size(records, 1)] == [1, 1, 1]
-
-
-def test_simulated_estimates_differ_by_name() -> None:
-    truth = torch.full((4, 16, 16), 1000.0)
-    assert not torch.equal(simulated_estimate(truth, "one"), simulated_estimate(truth, "two"))
-
-
 def record(name: str, group: str, side: int) -> PairRecord:
     return PairRecord(Path(name), name, group, "ok", "src", "", side, side)
-
-
-def test_the_other_tile_is_of_another_group_and_of_one_size_where_it_can_be() -> None:
-    records = [record("a", "g1", 8), record("b", "g1", 8), record("c", "g2", 9), record("d", "g3", 8)]
-    donors = {name: donor.id for name, donor in find_donors(records).items()}
-    assert donors == {"src/a": "d", "src/b": "d", "src/c": "d", "src/d": "a"}
-    assert find_donors(records[:1]) == {}
-    assert [donor.id for donor in find_donors(records[:2]).values()] == ["b", "a"]
 
 
 def test_the_same_place_at_another_date() -> None:

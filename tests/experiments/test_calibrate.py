@@ -33,15 +33,19 @@ class Doubtful:
         return SimpleNamespace(image=opt_v2, proposal=opt_v2, nfe=timesteps, uncertainty=doubt)
 
 
+def write_place(folder: Path, name: str, side: int, error: int) -> None:
+    s2 = np.full((4, side, side), 1000, np.uint16)
+    (folder / name).mkdir()
+    s1 = np.full((2, side, side), -12.0, np.float32)
+    np.savez(folder / name / "a.npz", s1=s1, s2=s2, opt_v2=s2 + error)
+
+
 def test_scales_are_written_and_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(calibrate, "build_stage3_model", lambda *, variant, checkpoint: Doubtful(checkpoint))
     for name in ("inside", "outside"):
-        s2 = np.full((4, 16, 16), 1000, np.uint16)
-        content = {"s1": np.full((2, 16, 16), -12.0, np.float32), "s2": s2, "opt_v2": s2 + 200}
-        (tmp_path / name).mkdir()
-        np.savez(tmp_path / name / "a.npz", **content)
+        write_place(tmp_path, name, 16, 200)
     weights = {"w": torch.arange(6.0).half()}
     save_file(weights, tmp_path / "nano.safetensors", metadata={"steps": "7"})
     fresh, again = tmp_path / "fresh.safetensors", tmp_path / "again.safetensors"
@@ -61,10 +65,7 @@ def test_every_place_counts_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     """A large place that errs by 100 DN and a small one by 700: the mean square is 500², its standard error 490²."""
     monkeypatch.setattr(calibrate, "build_stage3_model", lambda *, variant, checkpoint: Doubtful(checkpoint))
     for name, side, error in (("large", 64, 100), ("small", 16, 700)):
-        s2 = np.full((4, side, side), 1000, np.uint16)
-        s1 = np.full((2, side, side), -12.0, np.float32)
-        (tmp_path / name).mkdir()
-        np.savez(tmp_path / name / "a.npz", s1=s1, s2=s2, opt_v2=s2 + error)
+        write_place(tmp_path, name, side, error)
     save_file({"w": torch.zeros(1)}, tmp_path / "nano.safetensors", metadata={"steps": "7"})
     target = tmp_path / "new.safetensors"
     words = [str(tmp_path), "--checkpoint", str(tmp_path / "nano.safetensors"), "--out", str(target)]

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pyarrow
 import pytest
-import rasterio
 import torch
 from pyarrow import parquet
 from safetensors.torch import save_file
@@ -24,6 +23,7 @@ from typer.testing import CliRunner
 
 from axs_lib import stage3_tm_ground
 from axs_lib.adapters import apply_lora_to_linear, load_adapter, save_adapter
+from axs_lib.bands import OPTICAL_BANDS, SAR_BANDS
 from axs_lib.batch.items import Item, list_items
 from axs_lib.batch.manifest import JOURNAL, MANIFEST, open_manifest
 from axs_lib.batch.work import Job, Task, make_record
@@ -36,6 +36,7 @@ from axs_lib.terramind.weights import load_strict, read_metadata, read_state
 from axs_lib.train.config import CONFIGS
 from tests.batch.fakes import make_runner
 from tests.models import plausible_pair, random_nano
+from tests.products import write
 from tests.scenes.conftest import BoxGrounder
 
 pytestmark = pytest.mark.slow
@@ -88,14 +89,7 @@ def watchdog() -> Iterator[None]:
 
 
 def attack(original: Path, target: Path, count: int, read: Callable[[], object]) -> None:
-    """Read ``count`` damaged copies of a file.
-
-    Args:
-        original: the whole file.
-        target: where the copies go, one after the other.
-        count: of them; the seeds are 0 to ``count - 1``.
-        read: reads ``target``; may raise ``AxionError`` and nothing else.
-    """
+    """Read ``count`` damaged copies of a file at ``target``; ``read`` may raise ``AxionError`` and nothing else."""
     content = original.read_bytes()
     target.write_bytes(content)
     read()  # the whole file is read
@@ -144,13 +138,9 @@ def files(tmp_path: Path) -> Path:
     np.savez(tmp_path / "mask.npz", mask=mask)
     torch.save(s1[0], tmp_path / "s1.pt")
     torch.save(opt_v2[0], tmp_path / "opt_v2.pt")
-    for name, data in (("s1", s1[0].numpy()), ("opt_v2", opt_v2[0].numpy().astype("uint16")), ("mask", mask[None])):
-        profile = {"driver": "GTiff", "height": 40, "width": 56, "count": len(data), "dtype": data.dtype}
-        profile |= {"crs": "EPSG:32633", "transform": rasterio.Affine(10, 0, 500000, 0, -10, 5000000)}
-        with rasterio.open(tmp_path / f"{name}.tif", "w", **profile) as dataset:
-            dataset.write(data)
-            if name != "mask":
-                dataset.descriptions = ("VV", "VH") if name == "s1" else ("B02", "B03", "B04", "B08")
+    write(tmp_path / "s1.tif", s1[0].numpy(), SAR_BANDS)
+    write(tmp_path / "opt_v2.tif", opt_v2[0].numpy().astype("uint16"), OPTICAL_BANDS)
+    write(tmp_path / "mask.tif", mask[None])
     (tmp_path / "bad").mkdir()
     return tmp_path
 

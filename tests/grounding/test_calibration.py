@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from axs_lib.errors import InputError, WeightsError
-from axs_lib.grounding.calibration import HEADER_KEY, Calibration, fit_scale
+from axs_lib.grounding.calibration import HEADER_KEY, Calibration
+from experiments.calibrate import cautious_scale, fit_scale
 
 ONE, TEN = (1.0, 2.0, 3.0, 4.0), (5.0, 6.0, 7.0, 8.0)
 
@@ -21,9 +22,8 @@ def test_a_fit_finds_each_bands_factor() -> None:
     assert scaled.square().mean(0).sqrt() == pytest.approx(error.square().mean(0).sqrt())
 
 
-def test_pixels_of_different_certainty_share_one_scale() -> None:
-    predicted = torch.tensor([[1.0] * 4, [3.0] * 4])
-    assert fit_scale(predicted, -2 * predicted) == pytest.approx((2.0,) * 4)
+def test_the_scale_of_a_new_place_is_a_standard_error_larger() -> None:
+    assert cautious_scale([(1.0, 1.0, 1.0, 3.0), (1.0, 1.0, 1.0, 4.0)]) == pytest.approx((1.0, 1.0, 1.0, 4.0))
 
 
 @pytest.mark.parametrize(
@@ -44,10 +44,6 @@ def test_what_cannot_be_fitted_is_refused(predicted: torch.Tensor, error: torch.
 @pytest.mark.parametrize(("nfe", "scales"), [(0, ONE), (1, ONE), (5, ONE), (6, TEN), (10, TEN), (1000, TEN)])
 def test_the_nearest_number_of_evaluations_counts(nfe: int, scales: tuple[float, ...]) -> None:
     assert tuple(Calibration({10: TEN, 1: ONE}).scale(nfe).tolist()) == scales
-
-
-def test_of_two_equally_near_the_smaller_counts() -> None:
-    assert tuple(Calibration({10: TEN, 2: ONE}).scale(6).tolist()) == ONE
 
 
 def test_a_header_keeps_it_by_band_name() -> None:

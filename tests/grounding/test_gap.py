@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from axs_lib.grounding.gap import fit_to_observed, unknown_share
+from axs_lib.grounding.gap import fit_to_observed
 
 
 def test_a_change_is_zero_where_observed_and_meets_it_at_the_border() -> None:
@@ -16,15 +16,3 @@ def test_a_change_is_zero_where_observed_and_meets_it_at_the_border() -> None:
     border, middle = fitted[..., 20, 32].abs().max(), fitted[..., 32, 32].min()
     assert border < 20.0  # the offset is taken off at the border
     assert middle > 90.0  # and stays where nothing was observed nearby
-
-
-def test_estimates_change_fully_and_partly_observed_pixels_in_part() -> None:
-    change = torch.full((1, 4, 16, 16), 10.0)
-    assert torch.equal(fit_to_observed(change, torch.full((1, 1, 16, 16), 0.5)), change)
-    assert torch.equal(fit_to_observed(change, torch.zeros(1, 1, 16, 16)), change)
-    partly = fit_to_observed(change, torch.full((1, 1, 16, 16), 0.75))
-    assert torch.allclose(partly, change / 2)
-
-
-def test_unknown_share_runs_from_unknown_to_an_estimate() -> None:
-    assert unknown_share(torch.tensor([0.0, 0.25, 0.5, 1.0])).tolist() == [1.0, 0.5, 0.0, 0.0]

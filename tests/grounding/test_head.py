@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
-from axs_lib.grounding.head import HALF_CHANNELS, INPUT_CHANNELS, GroundingHead
-from axs_lib.grounding.unet import DETAIL_SIGMAS_PX
-from tests.models import random_nano
+from axs_lib.grounding.head import GroundingHead
 
 
 def inputs(side: int = 128, seed: int = 0) -> list[torch.Tensor]:
@@ -60,20 +55,3 @@ def test_gate_mask_and_error_are_bounded() -> None:
     for part in (out.gate, out.low_freq_mask):
         assert part.min() >= 0 and part.max() <= 1
     assert out.error.min() > 0 and torch.isfinite(out.error).all()
-
-
-@torch.no_grad()
-def test_nano_head_and_one_step_stay_within_their_budget() -> None:
-    """The budget of a 128 px tile, counting a multiply-add as two operations.
-
-    The blurs of the detail run as products with matrices that are mostly zero; they count by their taps.
-    """
-    model = random_nano()
-    z = torch.zeros(1, 4, 128, 128)
-    with FlopCounterMode(display=False) as counter:
-        model.corrector.head.body(torch.zeros(1, INPUT_CHANNELS, 128, 128), torch.zeros(1, HALF_CHANNELS, 64, 64))
-        model.terramind_generator.denoise_once(z, torch.tensor([999]), torch.zeros(1, 3, 8, 8))
-    taps = sum(2 * math.ceil(3 * sigma) + 1 for sigma in DETAIL_SIGMAS_PX)
-    blurs = 2 * 2 * taps * z.numel()
-    assert 0.5e9 < counter.get_total_flops() + blurs < 2.1e9
-    assert model.terramind_generator.codebook.shape[0] <= 512

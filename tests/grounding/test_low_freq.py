@@ -1,11 +1,9 @@
-"""The hold keeps broad colour where nothing releases it, and detail everywhere."""
+"""The constraint keeps broad colour where the mask is 0, and detail everywhere; the blur below it."""
 
 from __future__ import annotations
 
-import pytest
 import torch
 
-import axs_lib.blur as blur_module
 from axs_lib.blur import gaussian_blur
 from axs_lib.grounding.low_freq import LowFrequencyConstraint
 
@@ -42,26 +40,9 @@ def test_release_is_local() -> None:
     assert (held[..., :64] - 1.0).abs().max() < 1e-6 and held[..., 64:].abs().max() < 1e-6
 
 
-def test_zero_stays_exactly_zero() -> None:
-    assert not LowFrequencyConstraint()(torch.zeros(1, 4, 32, 32), torch.rand(1, 1, 32, 32)).any()
-
-
 def test_blur_keeps_constants_and_works_on_images_smaller_than_its_kernel() -> None:
     for size in ((8, 8), (8, 64), (40, 9)):
         assert (gaussian_blur(torch.full((1, 2, *size), 5.0), sigma=5.0) - 5.0).abs().max() < 1e-5
-
-
-@pytest.mark.parametrize("sigma", [0.6, 1.0, 5.0])
-@pytest.mark.parametrize("size", [(33, 64), (128, 50)])
-def test_the_blur_is_the_same_by_product_and_by_convolution(
-    monkeypatch: pytest.MonkeyPatch, sigma: float, size: tuple[int, int]
-) -> None:
-    image = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))
-    by_product = gaussian_blur(image, sigma)
-    monkeypatch.setattr(blur_module, "PRODUCT_SIDE", 0)
-    by_convolution = gaussian_blur(image, sigma)
-    assert (by_product - by_convolution).abs().max() < 1e-5
-    assert (by_product - image).abs().max() > 0.1
 
 
 def test_the_blur_reflects_then_repeats_at_borders() -> None:

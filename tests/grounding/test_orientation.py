@@ -28,7 +28,7 @@ def test_there_are_eight_and_each_is_undone() -> None:
     assert torch.equal(turned[1], image.flip(-1, -2))
 
 
-@pytest.mark.parametrize("orientation", range(1, 8))
+@pytest.mark.parametrize("orientation", [1, 4, 7])
 def test_it_is_the_answer_to_the_turned_tile(nano: Stage3GroundingModel, orientation: int) -> None:
     s1, opt_v2 = plausible_pair(1, 128, 128)
     proposal = opt_v2.flip(-1) + 50.0

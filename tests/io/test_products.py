@@ -20,6 +20,7 @@ from axs_lib.bands import OPTICAL_BANDS, SAR_BANDS
 from axs_lib.errors import InputError
 from axs_lib.io.pixels import Reading
 from axs_lib.io.products import ReadingWarning, Source, open_source
+from tests.products import METADATA, PRODUCT, write_safe
 
 CRS, PLACE = "EPSG:32633", Affine(10, 0, 500_000, 0, -10, 6_000_000)
 H, W = 60, 50
@@ -288,33 +289,13 @@ def test_pixels_of_another_size_are_said(tmp_path: Path, optical: np.ndarray) ->
 # Products and places
 
 
-METADATA = (
-    '<n1:Level-2A_User_Product xmlns:n1="x"><BOA_ADD_OFFSET_VALUES_LIST>'
-    + "".join(f'<BOA_ADD_OFFSET band_id="{i}">-1000</BOA_ADD_OFFSET>' for i in range(13))
-    + "</BOA_ADD_OFFSET_VALUES_LIST></n1:Level-2A_User_Product>"
-)
-NAME = "S2A_MSIL2A_20210714T112121_N0500_R037_T29UPU_20230120T101010.SAFE"
-
-
 @pytest.fixture
 def safe(tmp_path: Path, optical: np.ndarray) -> Path:
-    """A product of JPEG 2000 files with DN + 1000."""
-    root = tmp_path / NAME
-    folder = root / "GRANULE" / "L2A_T29UPU_A031" / "IMG_DATA"
-    lossless = {"driver": "JP2OpenJPEG", "QUALITY": "100", "REVERSIBLE": "YES"}
-    for i, band in enumerate(OPTICAL_BANDS):
-        path = folder / "R10m" / f"T29UPU_20210714T112121_{band}_10m.jp2"
-        write(path, optical[i : i + 1] + 1000, **lossless)
-    classes = np.full((1, H // 2, W // 2), 4, "uint8")
-    classes[:, :6] = 9
-    path = folder / "R20m" / "T29UPU_20210714T112121_SCL_20m.jp2"
-    write(path, classes, **lossless, transform=PLACE * Affine.scale(2))
-    (root / "MTD_MSIL2A.xml").write_text(METADATA)
-    return root
+    return write_safe(tmp_path, optical)
 
 
 def test_a_sentinel_2_product_in_every_form(tmp_path: Path, safe: Path, optical: np.ndarray) -> None:
-    archive = shutil.make_archive(str(tmp_path / "product"), "zip", tmp_path, NAME)
+    archive = shutil.make_archive(str(tmp_path / "product"), "zip", tmp_path, PRODUCT)
     stack = write(safe / "stack.tif", optical + 1000, OPTICAL_BANDS)
     for what in (safe, archive, next(safe.glob("GRANULE/*/IMG_DATA/R10m")), stack):
         source, data = read_optical(what)

@@ -40,11 +40,10 @@ def test_one_file_is_all_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for checkpoint in (tmp_path, tmp_path / FILE):
         files = resolve(LARGE, checkpoint=checkpoint)
         assert (files.generator, files.tokenizer) == (tmp_path / FILE, None)
-        assert files.info.variant == DEFAULT_VARIANT
-        assert files.info.sha256 == {FILE: sha256_file(tmp_path / FILE)}
-        assert not files.info.verified
+        assert files.variant == DEFAULT_VARIANT
+        assert files.sha256 == {FILE: sha256_file(tmp_path / FILE)}
     monkeypatch.setenv("AXS_WEIGHTS", str(tmp_path))
-    assert resolve(LARGE).info.source == "AXS_WEIGHTS"
+    assert resolve(LARGE).source == "AXS_WEIGHTS"
     (tmp_path / FILE).unlink()
     save_file({"encoder.cls_token": torch.ones(1)}, (tmp_path / FILE).with_suffix(".safetensors"))
     assert resolve(LARGE).generator.suffix == ".safetensors"
@@ -78,5 +77,5 @@ def test_a_download_asks_for_the_revision_and_records_the_commit(
     monkeypatch.setattr("huggingface_hub.hf_hub_download", fetch)
     files = resolve(LARGE, revision="v1")
     assert asked == [("ibm-nasa-geospatial/Prithvi-EO-2.0-300M-TL", FILE, "v1")]
-    assert files.info.commit == {FILE: commit}
-    assert files.info.tags()["AXS_WEIGHTS_REVISION"] == "v1"
+    assert files.commit == {FILE: commit}
+    assert files.tags()["AXS_WEIGHTS_REVISION"] == "v1"

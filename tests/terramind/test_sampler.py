@@ -10,7 +10,6 @@ from axs_lib.errors import InputError
 from axs_lib.terramind.sampler import (
     SCHEDULERS,
     TRAIN_TIMESTEPS,
-    add_noise,
     alphas_cumprod,
     build_schedule,
     denoise,
@@ -93,14 +92,6 @@ def test_one_step_is_the_posterior_mean() -> None:
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
-def test_values_beyond_one_standard_deviation_survive(name: str) -> None:
-    """terratorch's scheduler clamps to +-1: snow, cloud and dark water could not be expressed."""
-    noise = torch.randn(1, 1, 16, 16, generator=torch.Generator().manual_seed(1))
-    out = denoise(GaussianNetwork(mean=6.0, std=0.1), CODES, noise, build_schedule(name, 5))
-    assert abs(float(out.mean()) - 6.0) < 0.1
-
-
-@pytest.mark.parametrize("name", SCHEDULERS)
 def test_strength_shortens_the_range_and_keeps_the_count(name: str) -> None:
     start = torch.full((1, 1, 16, 16), 3.0)
     noise = torch.randn(1, 1, 16, 16, generator=torch.Generator().manual_seed(1))
@@ -113,22 +104,6 @@ def test_strength_shortens_the_range_and_keeps_the_count(name: str) -> None:
     assert 2.1 < float(out.mean()) < 3.1  # between the start and the prior: the start was noised, not dropped
     with pytest.raises(InputError, match="start"):
         denoise(network, CODES, noise, schedule)
-
-
-def test_a_schedule_can_run_again() -> None:
-    noise = torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(1))
-    schedule = build_schedule("dpmsolver++", 6)
-    first = denoise(GaussianNetwork(), CODES, noise, schedule)
-    again = denoise(GaussianNetwork(), CODES, noise, schedule)
-    assert torch.equal(first, again)
-
-
-def test_noise_is_added_per_sample() -> None:
-    clean, noise = torch.ones(3, 1, 2, 2), torch.full((3, 1, 2, 2), 5.0)
-    x = add_noise(clean, noise, torch.tensor([0, 500, 999]))
-    assert torch.allclose(x[2], noise[2])
-    assert float((x[0] - clean[0]).abs().max()) < 0.06
-    assert float(x[0].mean()) < float(x[1].mean()) < 5.2
 
 
 @pytest.mark.parametrize("bad", [0, 1001, -1, 2.5, True, "10", None])

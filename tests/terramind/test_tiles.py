@@ -1,4 +1,4 @@
-"""What the stages share: tiles reach the network filled, padded and in its units."""
+"""What the stages share: the side of the network's square, and where a training pass starts."""
 
 from __future__ import annotations
 
@@ -7,17 +7,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from axs_lib.errors import InputError
-from axs_lib.terramind.adapters import SarAdapter
 from axs_lib.terramind.sampler import TRAIN_TIMESTEPS
-from axs_lib.terramind.tiles import (
-    check_sampling,
-    check_training_size,
-    mean_and_spread,
-    network_side,
-    to_network,
-    training_start,
-)
+from axs_lib.terramind.tiles import network_side, training_start
 
 LAYOUT = SimpleNamespace(multiple=32, min_side=64, max_side=256)
 
@@ -27,52 +18,6 @@ LAYOUT = SimpleNamespace(multiple=32, min_side=64, max_side=256)
 )
 def test_the_network_sees_whole_multiples(height: int, width: int, side: int) -> None:
     assert network_side(LAYOUT, height, width) == side  # type: ignore[arg-type]
-
-
-def test_filled_padded_and_z_scored() -> None:
-    adapter = SarAdapter([-10.0, -20.0], [2.0, 4.0])
-    image = torch.full((1, 2, 8, 8), -12.0)
-    image[:, :, 2, 3] = torch.nan
-    valid = torch.isfinite(image).all(1, keepdim=True)
-    z = adapter.to_z(to_network(image, valid, 32, adapter, standardize=True))
-    assert z.shape == (1, 2, 32, 32)
-    torch.testing.assert_close(z[0, :, 0, 0], torch.tensor([-1.0, 2.0]))
-    torch.testing.assert_close(z, z[..., :1, :1].expand_as(z))
-    nothing = to_network(image * torch.nan, torch.zeros_like(valid), 32, adapter, standardize=True)
-    assert torch.equal(nothing, adapter.mean.expand_as(nothing))  # the mean, where nothing is known
-    again = to_network(z, torch.isfinite(z[:, :1]), 32, adapter, standardize=False)
-    torch.testing.assert_close(again, adapter.from_z(z))
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"ensemble_size": 0},
-        {"batch_size": 0},
-        {"batch_size": True},
-        {"ensemble_size": "3"},
-        {"temperature": 0.0},
-        {"temperature": float("nan")},
-    ],
-)
-def test_impossible_sampling(options: dict[str, object]) -> None:
-    with pytest.raises(InputError, match="expected"):
-        check_sampling(**({"temperature": 1.0, "ensemble_size": 1, "batch_size": 8} | options))  # type: ignore[arg-type]
-
-
-def test_mean_and_spread() -> None:
-    members = torch.stack([torch.zeros(2, 3), torch.full((2, 3), 2.0)])
-    mean, spread = mean_and_spread(members)
-    assert torch.equal(mean, torch.ones(2, 3))
-    torch.testing.assert_close(spread, torch.full((2, 3), 2.0**0.5))
-    mean, spread = mean_and_spread(members[1:])
-    assert torch.equal(mean, members[1]) and not spread.any()
-
-
-def test_training_size() -> None:
-    assert check_training_size(LAYOUT, torch.zeros(1, 2, 256, 40)) == (256, 40)  # type: ignore[arg-type]
-    with pytest.raises(InputError, match=r"257x40.*at most 256"):
-        check_training_size(LAYOUT, torch.zeros(1, 2, 257, 40))  # type: ignore[arg-type]
 
 
 def test_where_a_differentiable_pass_starts() -> None:

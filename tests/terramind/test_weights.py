@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
 import pickle
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 from torch import nn
 
 from axs_lib.errors import InputError, WeightsError
@@ -25,7 +24,6 @@ from axs_lib.terramind.weights import (
     read_state,
     resolve,
     sha256_file,
-    substate,
 )
 from experiments.hash_weights import write_hashes
 
@@ -89,9 +87,6 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[d
     return install
 
 
-# -- finding ----------------------------------------------------------------------------------------------------
-
-
 def test_unknown_variant_lists_the_known_ones_and_guesses() -> None:
     with pytest.raises(InputError, match=r"nano, terramind_v1_tiny.*Did you mean 'terramind_v1_base'"):
         resolve("terramind_v1_bas")
@@ -101,9 +96,8 @@ def test_checkpoint_folder_and_file_find_both_files(folder: Path) -> None:
     for checkpoint in (folder, folder / GENERATOR, str(folder)):
         files = resolve("terramind_v1_small", checkpoint=checkpoint)
         assert (files.generator, files.tokenizer) == (folder / GENERATOR, folder / TOKENIZER)
-        assert files.info.source == "checkpoint"
-        assert files.info.sha256 == {name: sha256_file(folder / name) for name in (GENERATOR, TOKENIZER)}
-        assert not files.info.verified
+        assert files.source == "checkpoint"
+        assert files.sha256 == {name: sha256_file(folder / name) for name in (GENERATOR, TOKENIZER)}
 
 
 def test_safetensors_of_the_published_names_are_found(folder: Path) -> None:
@@ -121,34 +115,21 @@ def test_missing_tokenizer_is_named(folder: Path) -> None:
         resolve("terramind_v1_small", checkpoint=folder / GENERATOR)
 
 
-def test_missing_checkpoint_is_named(tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match="does not exist"):
-        resolve("terramind_v1_small", checkpoint=tmp_path / "nowhere")
-
-
 def test_environment_comes_before_the_hub_and_after_checkpoint(
     folder: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, hub: Callable[..., object]
 ) -> None:
     asked = hub({})
     monkeypatch.setenv("AXS_WEIGHTS", str(folder))
     files = resolve("terramind_v1_small")
-    assert files.info.source == "AXS_WEIGHTS"
+    assert files.source == "AXS_WEIGHTS"
     assert files.generator == folder / GENERATOR
+    with pytest.raises(WeightsError, match=r"AXS_WEIGHTS.*TerraMind_v1_base\.pt"):
+        resolve("terramind_v1_base")
     assert asked == []
     other = tmp_path_factory.mktemp("other")
     for name in (GENERATOR, TOKENIZER):
         shutil.copy(folder / name, other)
     assert resolve("terramind_v1_small", checkpoint=other).generator == other / GENERATOR
-
-
-def test_environment_without_the_variant_is_an_error_not_a_download(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, hub: Callable[..., object]
-) -> None:
-    asked = hub({})
-    monkeypatch.setenv("AXS_WEIGHTS", str(folder))
-    with pytest.raises(WeightsError, match=r"AXS_WEIGHTS.*TerraMind_v1_base\.pt"):
-        resolve("terramind_v1_base")
-    assert asked == []
 
 
 def test_packaged_variant_ignores_the_environment(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,8 +140,7 @@ def test_packaged_variant_ignores_the_environment(folder: Path, monkeypatch: pyt
     files = resolve("nano")
     assert files.generator == folder / "nano.safetensors"
     assert files.tokenizer is None
-    assert files.info.source == "packaged"
-    assert files.info.verified
+    assert files.source == "packaged"
     assert read_metadata(files.generator) == {"config": "{}"}
 
 
@@ -171,22 +151,12 @@ def test_packaged_weights_are_checked_by_hash(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(WeightsError, match=r"no entry for it.*Reinstall.*experiments/hash_weights\.py"):
         resolve("nano")
     write_hashes(tmp_path)
-    info = resolve("nano").info
-    assert info.verified and info.paths == {"nano.safetensors": path}
+    info = resolve("nano")
+    assert info.paths == {"nano.safetensors": path}
     save_file({"w": torch.zeros(2)}, path)
     with pytest.raises(WeightsError, match=f"SHA-256 is {sha256_file(path)}, expected {info.sha256[path.name]}"):
         resolve("nano")
-    assert not resolve("nano", checkpoint=path).info.verified  # a file of one's own may be anything
-
-
-def test_the_packaged_weights_have_their_listed_hashes(repository: Path) -> None:
-    folder = repository / "axs_lib" / "weights"
-    listed = dict(
-        reversed(line.split("  ")) for line in (folder / "SHA256SUMS").read_text(encoding="utf-8").splitlines()
-    )
-    files = sorted(folder.glob("*.safetensors"))
-    assert files
-    assert listed == {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+    assert resolve("nano", checkpoint=path).source == "checkpoint"  # a file of one's own may be anything
 
 
 def test_incomplete_installation_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,23 +195,18 @@ def test_hub_download_records_commit_and_hash(hub: Callable[..., list[dict[str, 
     files = resolve("terramind_v1_small", revision="main:v2")
     assert files.generator.read_bytes() == b"generator"
     assert [(a["name"], a["revision"]) for a in asked if not a["local"]] == [(GENERATOR, "main"), (TOKENIZER, "v2")]
-    assert files.info.commit == {GENERATOR: COMMIT, TOKENIZER: COMMIT}
-    tags = files.info.tags()
+    assert files.commit == {GENERATOR: COMMIT, TOKENIZER: COMMIT}
+    tags = files.tags()
     assert tags["AXS_WEIGHTS"] == "hub"
     assert tags["AXS_WEIGHTS_REVISION"] == "main:v2"
     assert f"{GENERATOR}={sha256_file(files.generator)}" in tags["AXS_WEIGHTS_SHA256"]
-
-
-def test_cached_files_need_no_network(hub: Callable[..., list[dict[str, object]]]) -> None:
-    asked = hub({GENERATOR: b"generator", TOKENIZER: b"tokenizer"}, cached=True)
-    resolve("terramind_v1_small")
-    assert all(a["local"] for a in asked)
 
 
 def test_revision_of_one_part_leaves_the_tokenizer_alone(hub: Callable[..., list[dict[str, object]]]) -> None:
     asked = hub({GENERATOR: b"generator", TOKENIZER: b"tokenizer"}, cached=True)
     resolve("terramind_v1_small", revision=COMMIT)
     assert [a["revision"] for a in asked] == [COMMIT, None]
+    assert all(a["local"] for a in asked)  # what is cached needs no network
     with pytest.raises(InputError, match="GENERATOR:TOKENIZER"):
         resolve("terramind_v1_small", revision="a:b:c")
 
@@ -258,9 +223,9 @@ def test_known_hash_is_pinned_and_enforced(hub: Callable[..., list[dict[str, obj
         weights.download("terramind_v1_tiny", folder=tmp_path / "here")
 
 
-def test_another_commit_is_taken_but_not_called_verified(hub: Callable[..., object]) -> None:
+def test_another_commit_may_have_another_content(hub: Callable[..., object]) -> None:
     hub({"TerraMind_v1_tiny.pt": b"newer", TOKENIZER: b"tokenizer"})
-    assert not resolve("terramind_v1_tiny", revision="main").info.verified
+    assert resolve("terramind_v1_tiny", revision="main").source == "hub"
 
 
 def test_hash_is_of_the_content_now(tmp_path: Path) -> None:
@@ -273,9 +238,6 @@ def test_hash_is_of_the_content_now(tmp_path: Path) -> None:
         sha256_file(tmp_path / "missing")
 
 
-# -- reading ----------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("wrap", [None, "model", "state_dict"])
 def test_torch_files_flat_or_wrapped(tmp_path: Path, wrap: str | None) -> None:
     state = {"a": torch.arange(3.0), "b": torch.tensor([1, 2])}
@@ -284,11 +246,6 @@ def test_torch_files_flat_or_wrapped(tmp_path: Path, wrap: str | None) -> None:
     read = read_state(tmp_path / "w.pt")
     assert read.keys() == state.keys()
     assert all(torch.equal(read[name], value) for name, value in state.items())
-
-
-def test_safetensors_file(tmp_path: Path) -> None:
-    save_file({"a": torch.arange(3.0)}, tmp_path / "w.safetensors")
-    assert torch.equal(read_state(tmp_path / "w.safetensors")["a"], torch.arange(3.0))
 
 
 class Hostile:
@@ -336,22 +293,13 @@ def test_what_is_not_a_state_dict_is_refused(tmp_path: Path, content: bytes, sai
         read_state(tmp_path / "w.pt")
 
 
-@pytest.mark.parametrize("content", [b"", b"x", b"\xff" * 64])
+@pytest.mark.parametrize("content", [b"", b"x", b"\xff" * 64, save({"a": torch.ones(1000)})[:-100]])
 def test_broken_safetensors_are_refused(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "w.safetensors"
     file.write_bytes(content)
-    with pytest.raises(WeightsError):
-        read_state(file)
-    with pytest.raises(WeightsError):
-        read_metadata(file)
-
-
-def test_truncated_safetensors_are_refused(tmp_path: Path) -> None:
-    file = tmp_path / "w.safetensors"
-    save_file({"a": torch.ones(1000)}, file)
-    file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(WeightsError, match="truncated"):
-        read_state(file)
+    for read in (read_state, read_metadata):
+        with pytest.raises(WeightsError):
+            read(file)
 
 
 def test_what_is_no_regular_file_is_refused_at_once(tmp_path: Path) -> None:
@@ -421,9 +369,6 @@ def test_torch_files_of_the_old_format_are_refused(tmp_path: Path) -> None:
         read_state(tmp_path / "w.pt")
 
 
-# -- loading ----------------------------------------------------------------------------------------------------
-
-
 def test_strict_loading_takes_every_value_and_the_modules_dtype() -> None:
     source, target = Small(), Small().to(torch.bfloat16)
     state = source.state_dict()
@@ -449,13 +394,6 @@ def test_published_modalities_that_the_module_lacks_are_allowed_and_no_others() 
         load_strict(module, published, ignore_prefixes=other_modalities(module, published))
 
 
-def test_a_deeper_model_is_not_silently_cut() -> None:
-    state = {**Small().state_dict(), "encoder.1.norm1.weight": torch.ones(8)}
-    module = Small()
-    with pytest.raises(WeightsError, match=r"1 unexpected \(encoder\.1\.norm1\.weight\)"):
-        load_strict(module, state, ignore_prefixes=other_modalities(module, state))
-
-
 def test_wrong_shape_names_the_variant_it_looks_like_and_changes_nothing() -> None:
     module = Small(dim=8)
     before = {name: value.clone() for name, value in module.state_dict().items()}
@@ -465,12 +403,6 @@ def test_wrong_shape_names_the_variant_it_looks_like_and_changes_nothing() -> No
     assert "(192,) float32, expected (8,) float32" in str(caught.value)
     assert "looks like terramind_v1_tiny: dim 192" in str(caught.value)
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
-
-
-def test_float_for_an_integer_buffer_is_refused() -> None:
-    state = {**Small().state_dict(), "levels": torch.tensor([8.5, 6.5])}
-    with pytest.raises(WeightsError, match=r"levels \(2,\) float32, expected \(2,\) int64"):
-        load_strict(Small(), state)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
@@ -492,20 +424,6 @@ def test_prefixed_names_and_tokenizers_are_recognised() -> None:
     tokenizer = {"quant_proj.weight": torch.ones(2), "encoder.x": torch.ones(2)}
     with pytest.raises(WeightsError, match="looks like a tokenizer"):
         load_strict(Small(), tokenizer)
-
-
-def test_at_most_five_examples_of_each_problem() -> None:
-    state = {f"extra.{i}": torch.ones(1) for i in range(9)}
-    with pytest.raises(WeightsError, match=r"9 unexpected \(extra\.0, .*extra\.4, \.\.\.\)"):
-        load_strict(nn.Module(), state)
-
-
-def test_substate_takes_the_prefix_off() -> None:
-    state = {"decoder.a": torch.ones(1), "encoder.a": torch.zeros(1)}
-    assert list(substate(state, "decoder.")) == ["a"]
-
-
-# -- the published layout ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow

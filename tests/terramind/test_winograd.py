@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -46,24 +47,6 @@ def test_it_is_the_convolution(m: int, size: tuple[int, int, int], bias: bool) -
     assert (actual - exact).abs().max() < 1e-5
 
 
-def test_the_points_keep_the_digit_that_the_usual_ones_lose() -> None:
-    made = layer()
-    x = image(4, CHANNELS, 32, 32)
-    exact = F.conv2d(x.double(), made.weight.double(), made.bias.double(), padding=1)  # type: ignore[union-attr]
-
-    def error(points: tuple[float, ...] | None) -> float:
-        module.transforms.cache_clear()
-        kept = module.POINTS[4]
-        try:
-            module.POINTS[4] = points or kept
-            return float((winograd(x, transform_kernel(made.weight, 4), made.bias, 4) - exact).abs().max())
-        finally:
-            module.POINTS[4] = kept
-            module.transforms.cache_clear()
-
-    assert error(None) < 0.5 * error((0.0, 1.0, -1.0, 2.0, -2.0))
-
-
 @pytest.mark.parametrize(
     ("batch", "side", "taken"), [(1, 32, 4), (2, 16, 4), (1, 16, 2), (8, 8, 2), (1, 4, 2), (9, 2, 0)]
 )
@@ -95,39 +78,34 @@ def test_products_that_the_process_rounds_take_the_direct_way(monkeypatch: pytes
     """As after ``import terratorch`` on a processor that multiplies bfloat16."""
     made, x = layer(), image(2, CHANNELS, 16, 16)
     assert module.products_are_full()
-    rounded = module.probe()[0].bfloat16().float()
-    monkeypatch.setattr(torch.Tensor, "__matmul__", lambda *_: rounded)
+    monkeypatch.setattr(torch.Tensor, "__matmul__", lambda a, b: torch.mm(a.bfloat16(), b.bfloat16()).float())
     assert not module.products_are_full() and made.tile_side(x) == 0
     assert torch.equal(made(x), direct(made, x))
 
 
-def test_gradients_are_the_convolutions() -> None:
-    made, x = layer().requires_grad_(True), image(1, CHANNELS, 16, 16)
-    with torch.no_grad():
-        made(x)  # a kept kernel must not be used for the gradient
-    made(x).square().sum().backward()
-    expected = torch.autograd.grad(direct(made, x).square().sum(), [made.weight])[0]
-    assert made.weight.grad is not None
-    assert torch.allclose(made.weight.grad, expected, rtol=1e-4, atol=1e-3)
-
-
-@pytest.mark.parametrize("change", ["in place", "one filter", "loaded", "replaced", "another tile side"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda made: made.weight.mul_(2.0),
+        lambda made: made.weight[3, 5, 1, 1].add_(0.5),
+        lambda made: made.weight[:2, 5, 1, 1].add_(torch.tensor([0.5, -0.5])),  # the sum of the middle taps stays
+        lambda made: made.weight[3, 5, 0].add_(torch.tensor([0.5, 0.0, -0.5])),  # that of the filter, too
+        lambda made: made.weight.copy_(made.weight.flip(0)),  # every filter is there still
+        lambda made: made.weight.copy_(made.weight.flip(1)),
+        lambda made: made.load_state_dict({"weight": made.weight * 2.0, "bias": made.bias}),
+        lambda made: setattr(made, "weight", nn.Parameter(made.weight * 2.0, requires_grad=False)),
+    ],
+)
 @pytest.mark.parametrize("inference", [False, True])
-def test_the_transformed_kernel_follows_its_weight(change: str, inference: bool) -> None:
+def test_the_transformed_kernel_follows_its_weight(change: Callable[[nn.Conv2d], object], inference: bool) -> None:
     with torch.inference_mode(inference):
         made, x = layer(), image(1, CHANNELS, 16, 16)
-        made(x)
-        if change == "in place":
-            made.weight.mul_(2.0)
-        elif change == "one filter":
-            made.weight[3].add_(0.5)
-        elif change == "loaded":
-            made.load_state_dict({"weight": made.weight * 2.0, "bias": made.bias})
-        elif change == "replaced":
-            made.weight = nn.Parameter(made.weight * 2.0, requires_grad=False)
-        else:
-            x = x[..., :8, :8]
+        before = made(x)
+        change(made)
         assert (made(x) - direct(made, x)).abs().max() < 1e-4
+        assert (made(x) - before).abs().max() > 0.1
+        small = x[..., :8, :8]  # another side of the tiles
+        assert (made(small) - direct(made, small)).abs().max() < 1e-4
 
 
 def test_the_transformed_kernel_is_kept_and_neither_saved_nor_copied() -> None:
@@ -139,17 +117,6 @@ def test_the_transformed_kernel_is_kept_and_neither_saved_nor_copied() -> None:
     assert len(pickle.dumps(made)) == size
     for other in (copy.deepcopy(made), pickle.loads(pickle.dumps(made))):
         assert torch.equal(other(x), expected)
-
-
-def test_compiled_it_is_the_direct_convolution() -> None:
-    made, x = layer(), image(2, CHANNELS, 16, 16)
-    compiled = torch.compile(made, backend="eager", fullgraph=True)
-    assert (compiled(x) - direct(made, x)).abs().max() < 1e-5
-
-
-def test_narrow_layers_do_not_gain() -> None:
-    assert WinogradConv2d.gains(192, 256)
-    assert not WinogradConv2d.gains(192, 64) and not WinogradConv2d.gains(64, 192)
 
 
 def test_nothing_is_left_of_the_image_before() -> None:

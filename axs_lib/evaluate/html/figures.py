@@ -1,15 +1,13 @@
 """What the page says of a result in numbers: tables of metrics, histograms, the trust that its uncertainty deserves.
 
-In: a ``Result``, and the evaluation's own figures of that tile where there are some. Out: ``Table`` and ``Charts``, in
-words and SVG, ready for the template, which escapes the words.
+Out: ``Table`` and ``Charts`` in words and SVG for the template, which escapes the words.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,57 +27,33 @@ BAND_NAMES = {"B02": "B02 blue", "B03": "B03 green", "B04": "B04 red", "B08": "B
 IMAGE_KEYS = {"opt_v1": "v1", "opt_v2": "v2", "opt_v3": "v3", "truth": "truth"}
 
 
-@dataclass(frozen=True)
-class Cell:
+class Cell(NamedTuple):
     """Text, and ``gain`` or ``loss`` where it is better or worse than opt_v2."""
 
     text: str
     verdict: str = ""
 
 
-@dataclass(frozen=True)
-class Row:
-    """A line of a table."""
-
-    name: str
-    cells: Sequence[Cell]
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table with its heading and what is to be known of it."""
+class Table(NamedTuple):
+    """Rows of a name and cells with their heading, and what is to be known of them."""
 
     title: str
     headings: Sequence[str]
-    rows: Sequence[Row]
+    rows: Sequence[tuple[str, Sequence[Cell]]]
     note: str = ""
 
 
-@dataclass(frozen=True)
-class Chart:
-    """One picture."""
+class Charts(NamedTuple):
+    """Titles and SVG of pictures that belong together, and the names and styles of their lines."""
 
     title: str
-    svg: str
-
-
-@dataclass(frozen=True)
-class Charts:
-    """Pictures that belong together, with the names and styles of their lines."""
-
-    title: str
-    charts: Sequence[Chart]
+    charts: Sequence[tuple[str, str]]
     legend: Sequence[tuple[str, str]] = ()
     note: str = ""
 
 
 def badge(measured: Measured, controls: Mapping[str, Mapping[str, Any]]) -> Cell:
-    """What a result comes to in a word: green only where opt_v3 beats the baseline and every control.
-
-    Args:
-        measured: of the result.
-        controls: by key of the evaluation its ``mse``; another tile's SAR counts here.
-    """
+    """What a result comes to in a word: green only where opt_v3 beats baseline, flat colour and another tile's SAR."""
     own = measured.metrics["mse_v3"]
     rivals = {"one flat colour": measured.flat["mse"]}
     if "sar_swapped" in controls:
@@ -89,7 +63,7 @@ def badge(measured: Measured, controls: Mapping[str, Mapping[str, Any]]) -> Cell
     beside = "" if measured.baseline == "opt_v2" else f" beside {measured.baseline}"
     if change.verdict == "gain" and lost:
         return Cell(f"MSE {change.text}{beside}, {lost[0]} is nearer")
-    return replace(change, text=f"MSE {change.text}{beside}")
+    return Cell(f"MSE {change.text}{beside}", change.verdict)
 
 
 def metrics_table(metrics: Mapping[str, Any], title: str, *, baseline: str = "opt_v2", note: str = "") -> Table:
@@ -105,8 +79,11 @@ def metrics_table(metrics: Mapping[str, Any], title: str, *, baseline: str = "op
         if key in ERRORS:
             change = error_change(improvement(before, after))
         else:
-            change = Cell(_signed(_text(key, after - before)), verdict(_gain(key, before, after)))
-        rows.append(Row(FACTORS[key][1] if key in FACTORS else label, [*cells, change]))
+            text = _text(key, after - before)
+            gain = before - after if key in LOWER_IS_BETTER else after - before
+            gain = abs(1 - before) - abs(1 - after) if key == "sharpness" else gain
+            change = Cell(text if text[0] in "-−" else f"+{text}", _verdict(gain))
+        rows.append((FACTORS[key][1] if key in FACTORS else label, [*cells, change]))
     names = [baseline if suffix == "v2" else f"opt_{suffix}" for suffix in suffixes]
     return Table(title, ["", *names, "change"], rows, note)
 
@@ -126,19 +103,12 @@ def correctness(metrics: Mapping[str, Any], baseline: str = "opt_v2") -> str:
 
 
 def comparison_table(rows: Mapping[str, Mapping[str, Any]], baseline: str, title: str, *, note: str = "") -> Table:
-    """MSE and MAE of images by their names, and the change of the MSE from that of the baseline.
-
-    Args:
-        rows: by name its ``mse`` and ``mae``; the baseline's among them.
-        baseline: name of the row that others are compared with.
-        title: of the table.
-        note: below it.
-    """
+    """MSE and MAE of images by their names, and the change of the MSE from that of one of them, the baseline."""
     lines = []
     for name, values in rows.items():
         cells = [Cell(_text(error, number(values.get(error)))) for error in ERRORS]
         gain = improvement(number(rows[baseline].get("mse")), number(values.get("mse")))
-        lines.append(Row(name, [*cells, Cell("") if name == baseline else error_change(gain)]))
+        lines.append((name, [*cells, Cell("") if name == baseline else error_change(gain)]))
     return Table(title, ["image", *(FACTORS[error][1] for error in ERRORS), "MSE change"], lines, note)
 
 
@@ -162,13 +132,11 @@ def histograms(result: Result) -> Charts | None:
     named = {name: result.layers[name] for name in IMAGE_KEYS if name in result.layers}
     charts = []
     for index, band in enumerate(OPTICAL_BANDS):
-        values = {name: layer[index] / DN_PER_REFLECTANCE for name, layer in named.items()}
-        series = _densities((name, IMAGE_KEYS[name], layer) for name, layer in values.items())
-        charts.append(_histogram(BAND_NAMES[band], series, "reflectance"))
-    if "s1" in result.layers:
-        for layer, band in zip(result.layers["s1"], SAR_BANDS, strict=True):
-            charts.append(_histogram(f"{band} backscatter", _densities([(band, "sar", layer)]), "dB"))
-    charts = [chart for chart in charts if chart.svg]
+        layers = [(name, IMAGE_KEYS[name], layer[index] / DN_PER_REFLECTANCE) for name, layer in named.items()]
+        charts.append(_histogram(BAND_NAMES[band], layers, "reflectance"))
+    for layer, band in zip(result.layers.get("s1", ()), SAR_BANDS, strict=False):
+        charts.append(_histogram(f"{band} backscatter", [(band, "sar", layer)], "dB"))
+    charts = [(title, svg) for title, svg in charts if svg]
     legend = [(name, IMAGE_KEYS[name]) for name in named]
     if "s1" in result.layers:
         legend.append(("SAR", "sar"))
@@ -218,13 +186,9 @@ def trust_charts(figures: Mapping[str, Any], note: str = "") -> Charts | None:
         y_label="RMSE, % reflectance",
         y_from_zero=True,
         diagonal=True,
-        same_axes=True,
     )
-    charts = [
-        Chart(title, svg)
-        for title, svg in (("Error of what is kept", curve), ("Predicted and observed error", plot))
-        if svg
-    ]
+    charts = [("Error of what is kept", curve), ("Predicted and observed error", plot)]
+    charts = [(title, svg) for title, svg in charts if svg]
     if not charts:
         return None
     says = "Falling: the uncertainty finds the wrong pixels. On the dashed line: it also says how wrong they are."
@@ -236,11 +200,7 @@ def trust_charts(figures: Mapping[str, Any], note: str = "") -> Charts | None:
 
 
 def number(value: Any) -> float:
-    """A figure of a JSON file; NaN for null.
-
-    Raises:
-        TypeError: it is something else.
-    """
+    """A figure of a JSON file, NaN for null; ``TypeError`` where it is something else."""
     if value is None:
         return math.nan
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -248,7 +208,7 @@ def number(value: Any) -> float:
     return float(value)
 
 
-def verdict(gain: float) -> str:
+def _verdict(gain: float) -> str:
     """The style of a gain: none where it is nothing or unknown."""
     if not math.isfinite(gain) or gain == 0:
         return ""
@@ -257,7 +217,7 @@ def verdict(gain: float) -> str:
 
 def error_change(gain: float) -> Cell:
     """An improvement in percent as the change of the error that it is: 12 % better is −12.0 %."""
-    return Cell(percent(-gain).replace("-", "−") if math.isfinite(gain) else "-", verdict(gain))
+    return Cell(percent(-gain).replace("-", "−") if math.isfinite(gain) else "-", _verdict(gain))
 
 
 def _text(key: str, value: float) -> str:
@@ -268,32 +228,15 @@ def _text(key: str, value: float) -> str:
     return text.replace("-", "−")
 
 
-def _gain(key: str, before: float, after: float) -> float:
-    if key == "sharpness":
-        return abs(1 - before) - abs(1 - after)
-    return before - after if key in LOWER_IS_BETTER else after - before
-
-
-def _signed(text: str) -> str:
-    return text if text[0] in "-−" else f"+{text}"
-
-
-def _densities(layers: Iterable[tuple[str, str, NDArray[Any]]]) -> list[Series]:
-    """Share of the valid pixels in each of one set of bins, in percent."""
-    valid = [(name, key, layer[np.isfinite(layer)]) for name, key, layer in layers]
-    valid = [(name, key, values) for name, key, values in valid if values.size]
-    if not valid:
-        return []
-    ends = np.array([np.percentile(values, HISTOGRAM_PERCENTILES) for _, _, values in valid])
-    low, high = float(ends[:, 0].min()), float(ends[:, 1].max())
+def _histogram(title: str, layers: Iterable[tuple[str, str, NDArray[Any]]], unit: str) -> tuple[str, str]:
+    """Share of the valid pixels in each of one set of bins, in percent, of layers with their names and styles."""
+    valid = [(name, key, layer[np.isfinite(layer)]) for name, key, layer in layers if np.isfinite(layer).any()]
+    ends = [np.percentile(values, HISTOGRAM_PERCENTILES) for _, _, values in valid]
+    low, high = min((low for low, _ in ends), default=0.0), max((high for _, high in ends), default=1.0)
     edges = np.linspace(low, high if high > low else low + 1e-3, BINS + 1)
-    middle = (edges[1:] + edges[:-1]) / 2
-    return [
-        Series(name, key, list(zip(middle.tolist(), (100 * np.histogram(v, edges)[0] / v.size).tolist(), strict=True)))
-        for name, key, v in valid
-    ]
-
-
-def _histogram(title: str, series: Sequence[Series], unit: str) -> Chart:
-    svg = line_chart(f"Histogram of {title}", series, x_label=unit, y_label="% of pixels", y_from_zero=True)
-    return Chart(title, svg)
+    middle = ((edges[1:] + edges[:-1]) / 2).tolist()
+    series = []
+    for name, key, values in valid:
+        shares = 100 * np.histogram(values, edges)[0] / values.size
+        series.append(Series(name, key, list(zip(middle, shares.tolist(), strict=True))))
+    return title, line_chart(f"Histogram of {title}", series, x_label=unit, y_label="% of pixels", y_from_zero=True)

@@ -1,46 +1,32 @@
-"""The pictures of one result: every layer as a small image in a data URI, with what to write beside it.
-
-In: a ``Result``. Out: ``View``, one a layer, optical layers in true and false colour.
-"""
+"""The pictures of one result: every layer as a small image in a data URI, with what to write beside it."""
 
 from __future__ import annotations
 
 import base64
 import io
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from axs_lib.bands import DN_PER_REFLECTANCE
 from axs_lib.checks import Trust
-from axs_lib.evaluate.colour import (
-    FALSE_COLOUR,
-    NODATA_GREY,
-    TRUE_COLOUR,
-    Array,
-    optical_colour,
-    sar_colour,
-    stretch_of,
-    top_of,
-)
+from axs_lib.evaluate import colour
+from axs_lib.evaluate.colour import Array
 from axs_lib.io.saved import Result
 
 SMALL = 256  # px: up to here every pixel is seen, and colour is not thinned
 QUALITY = 78
 THUMBNAIL = 72  # px
-OPTICAL = {
-    "opt_v1": "opt_v1 · from SAR",
-    "opt_v2": "opt_v2 · estimate",
-    "opt_v3": "opt_v3 · grounded",
-    "truth": "truth · Sentinel-2",
-}
 REFLECTANCE = "reflectance, mean over the bands"
+MAPS = {  # label, note, palette
+    "change": ("change |v3 − v2|", REFLECTANCE, "magma"),
+    "removed": ("error removed", f"blue: nearer to the truth, red: further; {REFLECTANCE}", "RdBu"),
+    "uncertainty": ("uncertainty (1 std)", REFLECTANCE, "viridis"),
+}
 
 
-@dataclass(frozen=True)
-class Legend:
+class Legend(NamedTuple):
     """The colour scale of a map: CSS colours from low to high, and its ends in words."""
 
     colours: tuple[str, ...]
@@ -48,25 +34,15 @@ class Legend:
     high: str
 
 
-@dataclass(frozen=True)
-class View:
-    """One choice of the swipe view.
-
-    Attributes:
-        key: the layer, such as ``opt_v3`` or ``change``.
-        label: for people.
-        short: the same in a word or two.
-        note: what the colours mean.
-        pictures: data URIs by kind of colour: ``true`` and ``false`` of an optical image, else ``any``.
-        legend: of a map.
-    """
+class View(NamedTuple):
+    """One choice of the swipe view, by the layer, such as ``opt_v3`` or ``change``."""
 
     key: str
-    label: str
-    short: str
-    note: str
-    pictures: Mapping[str, str]
-    legend: Legend | None = None
+    label: str  # for people
+    short: str  # the same in a word or two
+    note: str  # what the colours mean
+    pictures: Mapping[str, str]  # data URIs by kind of colour: ``true`` and ``false`` of an optical image, else ``any``
+    legend: Legend | None = None  # of a map
 
 
 def views_of(result: Result) -> list[View]:
@@ -74,22 +50,27 @@ def views_of(result: Result) -> list[View]:
     layers = {name: layer.astype(np.float64) for name, layer in result.layers.items()}
     names = ["truth"] if "truth" in layers else [name for name in ("opt_v2", "opt_v3") if name in layers]
     reference = np.concatenate([layers[name] for name in names], axis=1)
-    stretches = {bands: stretch_of(reference, bands) for bands in (TRUE_COLOUR, FALSE_COLOUR)}
-    labels = dict(OPTICAL)
+    stretches = {bands: colour.stretch_of(reference, bands) for bands in (colour.TRUE_COLOUR, colour.FALSE_COLOUR)}
+    labels = dict(colour.LABELS)
     if "trust" in layers and np.isin(layers["trust"], (Trust.UNKNOWN, Trust.OBSERVED)).all():
         labels["opt_v2"] = "opt_v2 · observed"
     views = []
     for name, label in labels.items():
         if name in layers:
             pictures = {
-                kind: _uri(optical_colour(layers[name], bands, stretches[bands]))
-                for kind, bands in (("true", TRUE_COLOUR), ("false", FALSE_COLOUR))
+                kind: _uri(colour.optical_colour(layers[name], bands, stretches[bands]))
+                for kind, bands in (("true", colour.TRUE_COLOUR), ("false", colour.FALSE_COLOUR))
             }
             views.append(View(name, label, name, "", pictures))
     if "s1" in layers:
         note = "red VV, green VH, blue VV − VH"
-        views.append(View("s1", "SAR · Sentinel-1", "SAR", note, {"any": _uri(sar_colour(layers["s1"]))}))
-    return views + _maps(layers)
+        views.append(View("s1", "SAR · Sentinel-1", "SAR", note, {"any": _uri(colour.sar_colour(layers["s1"]))}))
+    for key, layer in colour.difference_maps(layers).items():
+        views.append(_map(key, *MAPS[key], layer, centred=key == "removed"))
+    for name, note in (("gate", "correction let through, 0 to 1"), ("trust", "trust in opt_v2, 0 to 1")):
+        if name in layers:
+            views.append(_map(name, name, note, "cividis", layers[name][0], top=1.0))
+    return views
 
 
 def thumbnail(result: Result) -> str:
@@ -97,59 +78,34 @@ def thumbnail(result: Result) -> str:
     image = result.layers["opt_v3"].astype(np.float64)
     step = max(1, max(image.shape[1:]) // THUMBNAIL)
     image = image[:, ::step, ::step]
-    return _uri(optical_colour(image, TRUE_COLOUR, stretch_of(image, TRUE_COLOUR)))
-
-
-def _maps(layers: Mapping[str, Array]) -> list[View]:
-    views = []
-    after, before, truth = (layers.get(name) for name in ("opt_v3", "opt_v2", "truth"))
-    if after is not None and before is not None:
-        change = np.abs(after - before).mean(0) / DN_PER_REFLECTANCE
-        views.append(_map("change", "change |v3 − v2|", REFLECTANCE, change, "magma"))
-        if truth is not None:
-            removed = (np.abs(before - truth) - np.abs(after - truth)).mean(0) / DN_PER_REFLECTANCE
-            label, note = "error removed", f"blue: nearer to the truth, red: further; {REFLECTANCE}"
-            views.append(_map("removed", label, note, removed, "RdBu", centred=True))
-    if "uncertainty" in layers:
-        spread = layers["uncertainty"].mean(0) / DN_PER_REFLECTANCE
-        views.append(_map("uncertainty", "uncertainty (1 std)", REFLECTANCE, spread, "viridis"))
-    for name, note in (("gate", "correction let through, 0 to 1"), ("trust", "trust in opt_v2, 0 to 1")):
-        if name in layers:
-            views.append(_map(name, name, note, layers[name][0], "cividis", top=1.0))
-    return views
+    return _uri(colour.optical_colour(image, colour.TRUE_COLOUR, colour.stretch_of(image, colour.TRUE_COLOUR)))
 
 
 def _map(
-    key: str, label: str, note: str, layer: Array, palette: str, *, centred: bool = False, top: float = 0.0
+    key: str, label: str, note: str, palette: str, layer: Array, *, centred: bool = False, top: float = 0.0
 ) -> View:
     from matplotlib import colormaps
     from matplotlib.colors import to_hex
 
     colours = colormaps[palette]
-    top = top or top_of(layer)
+    top = top or colour.top_of(layer)
     low = -top if centred else 0.0
     valid = np.isfinite(layer)
     place = np.clip((np.where(valid, layer, low) - low) / (top - low), 0, 1)
-    picture = np.where(valid[..., None], colours(place)[..., :3], NODATA_GREY)
+    picture = np.where(valid[..., None], colours(place)[..., :3], colour.NODATA_GREY)
     scale = tuple(to_hex(colours(x)) for x in np.linspace(0, 1, 9))
-    return View(
-        key,
-        label,
-        label.split(" |")[0].split(" (")[0],
-        note,
-        {"any": _uri(picture)},
-        Legend(scale, _ended(low), _ended(top)),
-    )
+    short = label.split(" |")[0].split(" (")[0]
+    return View(key, label, short, note, {"any": _uri(picture)}, Legend(scale, _ended(low), _ended(top)))
 
 
 def _ended(value: float) -> str:
     return f"{value:.2g}".replace("-", "−")
 
 
-def _uri(colour: NDArray[np.float64]) -> str:
+def _uri(picture: NDArray[np.float64]) -> str:
     from PIL import Image
 
-    image = Image.fromarray(np.round(colour * 255).astype(np.uint8))
+    image = Image.fromarray(np.round(picture * 255).astype(np.uint8))
     buffer = io.BytesIO()
     sampling = 0 if max(image.size) <= SMALL else 2  # 4:4:4 or 4:2:0
     image.save(buffer, "JPEG", quality=QUALITY, subsampling=sampling, optimize=True)
