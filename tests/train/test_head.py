@@ -150,7 +150,7 @@ def test_harm_costs_more_than_the_same_gain_brings(sampler: ExampleSampler) -> N
         class Fixed(GroundingCorrector):
             def forward(self, tiles: GroundingTiles, proposal: torch.Tensor, **_: object) -> Correction:
                 one = torch.ones_like(batch.truth)
-                return Correction(change, change, one[:, :1], one[:, :1], 100 * one)
+                return Correction(change, change, one[:, :1], one[:, :1], 100 * one, 0 * one)
 
         return float(loss_of_batch(Fixed(corrector.head), batch, relative=0.1))
 
