@@ -255,16 +255,16 @@ def _load(name: str) -> DemoTile:
 
 def _write(folder: Path, sample: DemoTile, shown: Shown) -> None:
     """GeoTIFFs of the optical images and an NPZ of everything; files of an earlier run are replaced."""
-    from axs_lib.io.results import grid_like, optical_layer, write_arrays, write_layer
+    from axs_lib.io.results import optical_layer, write_arrays, write_layer
 
     tags = shown.tags | {"AXS_SAMPLE": sample.name}
     optical = {key: image for key, image in shown.images.items() if key.startswith("opt_")}
     for name, image in (optical | {"truth": sample.optical.data}).items():
         made = {} if name == "truth" else tags
-        write_layer(folder / f"{name}.tif", optical_layer(name), image, grid_like(sample.optical), made, overwrite=True)
+        write_layer(folder / f"{name}.tif", optical_layer(name), image, sample.optical.grid, made, overwrite=True)
     arrays = dict(zip(("s1_vv", "s1_vh"), sample.sar.data, strict=True)) | shown.images
     write_arrays(
-        folder / "tile.npz", arrays | {"s2_real": sample.optical.data}, sample.optical, tags=tags, overwrite=True
+        folder / "tile.npz", arrays | {"s2_real": sample.optical.data}, sample.optical.grid, tags, overwrite=True
     )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from axs_lib.bands import OPTICAL_BANDS, SAR_BANDS
 from axs_lib.errors import InputError
-from axs_lib.io.raster import Raster, centre_lat_lon
+from axs_lib.io.raster import Raster
 from axs_lib.io.tiles import read_raster
 
 FOLDER = Path(__file__).parent / "samples"
@@ -51,6 +51,6 @@ def sample_metadata(name: str) -> dict[str, str | float]:
     Raises:
         InputError: there is no tile of that name.
     """
-    place = centre_lat_lon(load_sample(name)[1])
+    place = load_sample(name)[1].grid.centre_lat_lon()
     known: dict[str, str | float] = {"date": DATES[name]} if name in DATES else {}
     return known if place is None else known | {"lat": round(place[0], 5), "lon": round(place[1], 5)}

@@ -1,8 +1,7 @@
-"""The pixel grid of a scene: its size and where it lies on the ground.
+"""The pixel grid of an image: its size and where it lies on the ground.
 
-In: a raster file, a CRS with a resolution and bounds, or an xarray object. Out: a ``SceneGrid``, which tells whether
-another grid is the same, the same but shifted by whole pixels, or one that has to be warped, and which coordinates
-its noise has.
+A ``SceneGrid`` tells whether another grid is the same, the same but shifted by whole pixels, or one that has to be
+warped, and which coordinates its noise has.
 """
 
 from __future__ import annotations
@@ -14,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from axs_lib.errors import InputError
+from axs_lib.errors import InputError, listed
 from axs_lib.io.formats import PathLike, open_raster
-from axs_lib.io.raster import GRID_TOLERANCE_PX, Raster, centre_lat_lon, listed
 from axs_lib.tilegrid import Tile
 
 TILE_SIDE = 256  # px; larger images do not fit the network at once
+TOLERANCE_PX = 0.01  # between grids that are taken for one
 
 
 @dataclass(frozen=True)
@@ -83,6 +82,14 @@ class SceneGrid:
         return self.crs is not None and self.transform is not None
 
     @property
+    def affine(self) -> Any:
+        """The transform as rasterio takes it; there must be one."""
+        from rasterio.transform import Affine
+
+        assert self.transform is not None
+        return Affine(*self.transform)
+
+    @property
     def pixel_metres(self) -> float | None:
         """Side of a pixel in metres, or None where there is no projected CRS."""
         from rasterio.crs import CRS
@@ -123,22 +130,22 @@ class SceneGrid:
 
         Without a georeference on either side, two grids of one size are taken for the same.
         """
+        from rasterio.crs import CRS
+
         if self.transform is None or other.transform is None or not (self.crs and other.crs):
             return (0, 0) if self.size == other.size else None
-        if not same_crs(self.crs, other.crs):
+        if self.crs != other.crs and CRS.from_wkt(self.crs) != CRS.from_wkt(other.crs):
             return None
-        a, b, c, d, e, f = self.transform
-        pixel = max(abs(a), abs(b))
-        reach = max(*self.size, *other.size)
-        if any(
-            abs(ours - theirs) * reach > GRID_TOLERANCE_PX * pixel
-            for ours, theirs in zip((a, b, d, e), _linear(other.transform), strict=True)
-        ):
+        ours, theirs = self.affine, other.affine
+        reach = max(*self.size, *other.size) / max(abs(ours.a), abs(ours.b))
+        differences = (ours.a - theirs.a, ours.b - theirs.b, ours.d - theirs.d, ours.e - theirs.e)
+        if any(abs(difference) * reach > TOLERANCE_PX for difference in differences):
             return None
+        a, b, d, e = ours.a, ours.b, ours.d, ours.e
+        east, south = ours.c - theirs.c, ours.f - theirs.f
         determinant = a * e - b * d
-        east, south = c - other.transform[2], f - other.transform[5]
         column, row = (e * east - b * south) / determinant, (a * south - d * east) / determinant
-        if max(abs(column - round(column)), abs(row - round(row))) > GRID_TOLERANCE_PX:
+        if max(abs(column - round(column)), abs(row - round(row))) > TOLERANCE_PX:
             return None
         return round(row), round(column)
 
@@ -146,27 +153,47 @@ class SceneGrid:
         """Whether both have one size and lie on one place."""
         return self.size == other.size and self.offset_in(other) == (0, 0)
 
+    def part(self, tile: Tile) -> SceneGrid:
+        """The grid of a window; there must be a transform."""
+        moved = self.affine * self.affine.translation(tile.left, tile.top)
+        return SceneGrid(*tile.shape, self.crs, tuple(moved)[:6])
+
     def bounds(self, tile: Tile | None = None) -> tuple[float, float, float, float]:
         """Left, bottom, right, top of the grid, or of a part of it, in units of the CRS."""
-        from rasterio.transform import Affine
-
-        assert self.transform is not None
         part = tile or self.whole
-        to_map = Affine(*self.transform)
-        corners = [to_map * (x, y) for x in (part.left, part.right) for y in (part.top, part.bottom)]
+        corners = [self.affine * (x, y) for x in (part.left, part.right) for y in (part.top, part.bottom)]
         xs, ys = zip(*corners, strict=True)
         return min(xs), min(ys), max(xs), max(ys)
 
     def centre_lat_lon(self, tile: Tile | None = None) -> tuple[float, float] | None:
         """Latitude and longitude (degrees) of the middle of the grid, or of a part; None without georeference."""
-        if self.transform is None:
+        if self.crs is None or self.transform is None:
             return None
-        from rasterio.transform import Affine
+        from rasterio.warp import transform
 
         part = tile or self.whole
-        corner = Affine(*self.transform) * Affine.translation(part.left, part.top)
-        shape_alone = np.broadcast_to(np.float32(np.nan), (1, *part.shape))
-        return centre_lat_lon(Raster(shape_alone, (), self.crs, tuple(corner)[:6]))
+        x, y = self.affine * ((part.left + part.right) / 2, (part.top + part.bottom) / 2)
+        try:
+            (lon, *_), (lat, *_) = transform(self.crs, "EPSG:4326", [x], [y])[:2]
+        except Exception:  # a local system, or a point outside the projection: GDAL's errors have no public class
+            return None
+        return (lat, lon) if -90 <= lat <= 90 and -180 <= lon <= 180 else None
+
+    def points_in(self, other: SceneGrid, points: Sequence[tuple[float, float]]) -> Any:
+        """(x, y) in pixels of ``other``, arrays, of points in pixels of this grid; None outside its projection."""
+        from rasterio.crs import CRS
+        from rasterio.errors import RasterioError
+        from rasterio.warp import transform
+
+        places = [self.affine * point for point in points]
+        try:
+            xs, ys = map(np.array, transform(self.crs, other.crs, [x for x, _ in places], [y for _, y in places])[:2])
+        except RasterioError:
+            return None
+        if CRS.from_wkt(other.crs).is_geographic:  # longitudes of one turn around its middle, as GDAL has it
+            middle, _ = other.affine * (other.width / 2, other.height / 2)
+            xs = xs + 360 * np.round((middle - xs) / 360)
+        return ~other.affine * (xs, ys)
 
     def __str__(self) -> str:
         from rasterio.crs import CRS
@@ -184,15 +211,3 @@ def grid_of(dataset: Any) -> SceneGrid:
     crs = dataset.crs.to_wkt() if dataset.crs else None
     transform = None if dataset.transform.is_identity else tuple(dataset.transform)[:6]
     return SceneGrid(dataset.height, dataset.width, crs, transform)
-
-
-def same_crs(a: str, b: str) -> bool:
-    """Whether two WKT texts name one coordinate reference system."""
-    from rasterio.crs import CRS
-
-    return a == b or bool(CRS.from_wkt(a) == CRS.from_wkt(b))
-
-
-def _linear(transform: Sequence[float]) -> tuple[float, float, float, float]:
-    a, b, _, d, e, _ = transform
-    return a, b, d, e

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from axs_lib.io.grid import SceneGrid
-from axs_lib.scenes.stream import OneThread, stream_tiles, tile_count
+from axs_lib.scenes.stream import stream_tiles, tile_count
 from axs_lib.tilegrid import Blender, Tile, TileGrid
 
 from .conftest import GRID
