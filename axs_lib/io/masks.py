@@ -153,21 +153,26 @@ class MaskSource:
         return tags | {"AXS_MASK_INVERT": str(mask.invert)}
 
     def read(self, window: Tile) -> FloatArray:
-        """(1, h, w) in [0, 1] of a window."""
+        """(1, h, w) in [0, 1] of a window; what is unknown does not grow from one tile of a batch into the next."""
+        side = self.grid.height // self._tiles
+        parts = []
+        for first in range(window.top // side * side, window.bottom, side):
+            part = Tile(max(window.top, first), window.left, min(window.bottom, first + side), window.right)
+            parts.append(self._grown(part, first, first + side))
+        return np.concatenate(parts)[None]
+
+    def _grown(self, window: Tile, first: int, last: int) -> FloatArray:
+        """(h, w) of a window of the tile of these rows."""
         reach = self._mask.buffer
-        height, width = self.grid.size
-        tile = height // self._tiles  # what is unknown does not grow from one tile of a batch into the next
-        first = window.top // tile * tile if self._tiles > 1 else 0
-        last = first + tile if self._tiles > 1 else height
         wide = Tile(
             max(window.top - reach, first),
             max(window.left - reach, 0),
             min(window.bottom + reach, last),
-            min(window.right + reach, width),
+            min(window.right + reach, self.grid.width),
         )
         grown = _grow_unknown(self._trust(self._read(wide)), reach)
         top, left = window.top - wide.top, window.left - wide.left
-        return grown[None, top : top + window.shape[0], left : left + window.shape[1]]
+        return grown[top : top + window.shape[0], left : left + window.shape[1]]
 
     def _trust(self, values: FloatArray) -> FloatArray:
         """NaN is unknown, inverted or not."""
