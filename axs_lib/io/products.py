@@ -104,10 +104,9 @@ class Source:
             self._drop(data, self._on_border(data) & ~blank, "border")
             data = self._in_db(data, blank) if self.bands == SAR_BANDS else self._in_dn(data, blank)
             low, high = (-FORCED, FORCED) if self.reading.force else self._possible
-            if self.bands == SAR_BANDS:
-                self._drop(data, ((data <= low) | (data >= high)).any(axis=0), "impossible")
-            else:
-                self._drop(data, ((data < low) | (data > high)).any(axis=0), "impossible")
+            outside = (data <= low) | (data >= high) if self.bands == SAR_BANDS else (data < low) | (data > high)
+            self._drop(data, outside.any(axis=0), "impossible")
+            if self.bands == OPTICAL_BANDS:
                 self.counts["negative"] += int((data < 0).sum())
                 data[data < 0] = 1
         self.counts["valid"] += int(np.isfinite(data).all(axis=0).sum())
@@ -162,7 +161,7 @@ class Source:
 
     # -- one window: of each pixel one reason is counted ----------------------------------------------------------
 
-    def _drop(self, data: FloatArray, where: NDArray[np.bool_], reason: str) -> None:
+    def _drop(self, data: FloatArray, where: Any, reason: str) -> None:
         self.counts[reason] += int(where.sum())
         data[:, where] = np.nan
 

@@ -210,7 +210,8 @@ def _read_npz(path: Path, name: str, beside: Mapping[str, Path], longest: int) -
     for index in range(count):
         thinned = {layer: data[index, :, ::step, ::step] for layer, data in stacks.items()}
         layers = {layer: np.where(np.isfinite(data), data, np.nan) for layer, data in thinned.items()}
-        grid = SceneGrid(*layers[MAIN].shape[1:], crs, transform)
+        rows, columns = layers[MAIN].shape[1:]
+        grid = SceneGrid(rows, columns, crs, transform)
         if count == 1 and step == 1:
             lacking = {layer: file for layer, file in beside.items() if layer not in layers}
             layers |= _read_beside(lacking, Raster(layers[MAIN], OPTICAL_BANDS, grid, source=str(path)), longest)

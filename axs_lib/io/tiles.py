@@ -55,7 +55,7 @@ def as_raster(source: Source, data: FloatArray) -> Raster:
     """Data (C, N*H, W) of a source as a raster (C,H,W), or (N,C,H,W) where the input has an axis for tiles."""
     if source.pixels.batched:
         data = np.stack(np.split(data, source.pixels.tiles, axis=1))
-    grid = SceneGrid(*data.shape[-2:], source.grid.crs, source.grid.transform)
+    grid = SceneGrid(data.shape[-2], data.shape[-1], source.grid.crs, source.grid.transform)
     return Raster(data, source.bands, grid, source.tags, source.label)
 
 

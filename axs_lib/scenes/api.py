@@ -78,15 +78,14 @@ class SceneResult:
     """What was made of an image.
 
     Attributes:
-        grid: of the image; of one tile, where the input is a batch.
+        grid: of the image; of a batch, whose tiles lie one under another.
         tiles: model tiles.
         nfe: network evaluations of each denoising run; of Stage 1 and Stage 3 for the pipeline.
-        seconds: from opening the inputs to the finished outputs.
+        seconds: all of it.
         files: the outputs and what each holds.
         arrays: the layers by name as DataArrays (band, y, x), where no output file was asked for.
         notes: what was assumed of the inputs, and what was found in them that is no measurement.
-        counts: pixels that were ``kept`` (observed), ``filled`` (unknown before), ``corrected`` (an estimate before)
-            and left ``empty``.
+        counts: pixels ``kept`` (observed), ``filled`` (unknown before), ``corrected`` (an estimate before), ``empty``.
         image: the grounded image in the form of opt_v2: a NumPy array, a DataArray or a Dataset; None for files.
         metadata: what the pipeline was told of time and place.
     """
@@ -229,7 +228,7 @@ def ground_scene(
     reading = Reading(tuple(bands or ()) or None, s1_unit, boa_offset, same_grid, force, addresses)
     maps = zip(MAPS, (uncertainty, gate, sar_contribution), strict=True)
     wanted: Wanted = {optical_layer("opt_v3"): out} | {layer: path for layer, path in maps if path}
-    targets = _targets(wanted, stac, date, overwrite)
+    made = _Outputs(wanted, stac, date, overwrite)
     estimate = _estimate(s1, opt_v2)
 
     with _opened() as stack:
@@ -239,8 +238,7 @@ def ground_scene(
             raise InputError(
                 "no output is named and opt_v2 is a file; give out=FILE, or opt_v2 as an array or DataArray"
             )
-        made = _Outputs(targets, optical, optical.grid, grid or TileGrid(), stack, overwrite)
-        made.check(stac)
+        made.prepare(optical, optical.grid, grid or TileGrid(), stack)
         count = optical.pixels.tiles
         sar = open_source(s1, SAR_BANDS, stack, reading)
         if sar.pixels.tiles != count:
@@ -285,7 +283,7 @@ def ground_scene(
             if sar_contribution:
                 without = grounder.ground(*given[:2], controls=replace(controls, use_sar=False), **how)
                 layers["sar_contribution"] = output.image - without.image
-            return torch.cat([layers[layer.name].float().cpu() for layer in targets], dim=1)
+            return torch.cat([layers[layer.name].float().cpu() for layer in made.targets], dim=1)
 
         def finish(rows: Rows) -> FloatArray:
             size = rows.layers.shape[1:]
@@ -319,7 +317,7 @@ def ground_scene(
             share = made.counts["filled"] / (optical.grid.height * optical.grid.width)
             provenance |= mask.provenance | {"AXS_UNKNOWN_PERCENT": f"{100 * share:.2f}"}
         provenance = {**optical.tags, **provenance, **(tags or {})}
-        made.finish(provenance, stac, date, lambda: _companions(made.inputs, optical, estimate))
+        made.finish(provenance, lambda: _companions(made.inputs, optical, estimate))
         return made.result(nfe, [*sar.report(), *optical.report(), *([] if mask is None else mask.notes)])
 
 
@@ -334,17 +332,16 @@ def fill_gaps(
     """Fill the gaps of an optical image, such as clouds, from SAR and context; what the mask calls clear is kept.
 
     Args:
-        model: from ``build_stage3_model``.
-        s1: VV and VH, as for ``ground_scene``.
+        model: as all that is not named here, as for ``ground_scene``.
+        s1: VV and VH.
         opt_v2: the clouded image, B02, B03, B04, B08 in DN.
         mask: 1 where it was observed clear, 0 where it is unknown: a path, an array, or a ``MaskFile``; ``"scl"`` is
             the scene classification of the Sentinel-2 product given as ``opt_v2``.
-        out: as for ``ground_scene``.
+        out: the image.
         **options: any keyword of ``ground_scene``.
 
     Raises:
         InputError: as for ``ground_scene``, or nothing is clear.
-        OutputError: as for ``ground_scene``.
     """
     trust = MaskFile(mask) if isinstance(mask, str | os.PathLike) else mask
     return ground_scene(model, s1, opt_v2, out, trust=trust, **options)
@@ -416,9 +413,8 @@ def run_scene(
         place, tiles = scene_grid or given.grid, grid or TileGrid()
         small = tile_count(tiles, *place.size) == 1 and max(place.size) <= TILE_SIDE
         wanted, together = _pipeline_outputs(out, layers, given.pixels.tiles, small)
-        targets = _targets(wanted | maps, stac, date, overwrite, together)
-        made = _Outputs(targets, given, place, tiles, stack, overwrite, together)
-        made.check(stac)
+        made = _Outputs(wanted | maps, stac, date, overwrite, together)
+        made.prepare(given, place, tiles, stack)
         given.look()
         sar = to_grid(given, place, stack, made.work, same_grid=same_grid)
         stages: Any = pipeline if hasattr(pipeline, "provenance") else pipeline()
@@ -441,7 +437,7 @@ def run_scene(
                 **asked,
             )
             nfe = output.nfe
-            return torch.cat([getattr(output, layer.name).float().cpu() for layer in targets], dim=1)
+            return torch.cat([getattr(output, layer.name).float().cpu() for layer in made.targets], dim=1)
 
         def finish(rows: Rows) -> FloatArray:
             missing = _nodata(rows.inputs)
@@ -456,7 +452,7 @@ def run_scene(
         described = settings | {f"metadata_{key}": value for key, value in known.items()}
         provenance = stages.provenance | _tags(described | {"nfe": " ".join(map(str, nfe))}, tiles, corner)
         provenance |= given.facts | dict(tags or {})
-        made.finish(provenance, stac, date, lambda: _sar_arrays(as_raster(given, made.inputs[0]).data))
+        made.finish(provenance, lambda: _sar_arrays(as_raster(given, made.inputs[0]).data))
         return replace(made.result(nfe, given.report()), metadata=known)
 
 
@@ -475,59 +471,76 @@ class _Outputs:
     """What one run makes: temporary files and arrays while it runs, final names at its end.
 
     Args:
-        targets: where each layer goes; None is an array.
-        like: the input that the results are like.
-        place: their grid.
-        grid: model tiles.
-        stack: removes what is temporary.
+        wanted: where each layer goes; no path is an array, which is then true of all.
+        stac: also a STAC Item, which needs the date.
+        date: what the image stands for.
         overwrite: whether existing files may be replaced.
         together: an .npz with all layers, or None.
+
+    Raises:
+        InputError: the outputs do not go together.
+        OutputError: one of them exists or cannot be.
     """
 
     def __init__(
-        self,
-        targets: Mapping[Layer, Path | None],
-        like: Source,
-        place: SceneGrid,
-        grid: TileGrid,
-        stack: ExitStack,
-        overwrite: bool,
-        together: Path | None = None,
+        self, wanted: Wanted, stac: PathLike | None, date: str | None, overwrite: bool, together: Path | None = None
     ) -> None:
+        named = [path for path in (*wanted.values(), stac, together) if path is not None and not isinstance(path, bool)]
+        if len({check_output(path, overwrite) for path in named}) < len(named):
+            raise InputError(f"{listed(named)} name one file twice; give the outputs different names")
+        out = next(iter(wanted.values()))
+        self.targets: dict[Layer, Path | None] = {}
+        for layer, path in wanted.items():
+            array = path is None or isinstance(path, bool)
+            if (out is None) != array:
+                raise InputError(
+                    f"{layer.name} is {path!r} and out is {out!r}; expected a file for both, or out=None and True"
+                )
+            if path is None or isinstance(path, bool):
+                self.targets[layer] = None
+            else:
+                check_suffix(path)
+                self.targets[layer] = check_output(path, overwrite)
+        if stac is not None and date is None:
+            raise InputError("a STAC Item needs the day the image stands for; give --date 2021-07-14 (date=)")
+        if stac is not None and out is None:
+            raise InputError("a STAC Item links to GeoTIFFs; give out=FILE")
+        if date is not None:
+            parse_date(date)
+        self._stac, self._date, self._overwrite, self._together = stac, date, overwrite, together
         self.counts: Counter[str] = Counter()
-        self.grid = grid
         self.inputs: list[FloatArray] = []  # kept where an .npz is made
-        count = like.pixels.tiles
-        self.total = count if count > 1 else tile_count(grid, *place.size)
-        self.whole = count > 1 or self.total == 1  # the network sees a tile as a whole
-        self._targets, self._like, self._place, self._stack = targets, like, place, stack
-        self._overwrite, self._together = overwrite, together
         self._started = time.monotonic()
         self._cogs: dict[Layer, CogWriter] = {}
         self._memory: dict[Layer, FloatArray] = {}  # of what does not go to a GeoTIFF row by row
         self._files: dict[Path, str] = {}
 
-    def work(self) -> Path:
-        """A folder for the warped SAR, which is as large as the output: beside it, and not on a small /tmp."""
-        paths = [path for path in (*self._targets.values(), self._together) if path is not None]
-        return self._stack.enter_context(temporary_folder(paths[0].parent if paths else None))
-
-    def check(self, stac: PathLike | None) -> None:
-        """Check that the outputs can hold what the input is.
+    def prepare(self, like: Source, place: SceneGrid, grid: TileGrid, stack: ExitStack) -> None:
+        """Say what the results are like: an input, their grid, the model tiles, and what removes temporary files.
 
         Raises:
             InputError: a batch is to go into one GeoTIFF, the image is too small, or a STAC Item has no place.
         """
-        for path in self._targets.values():
+        count = like.pixels.tiles
+        self.grid, self._like, self._place, self._stack = grid, like, place, stack
+        self.total = count if count > 1 else tile_count(grid, *place.size)
+        self.whole = count > 1 or self.total == 1  # the network sees a tile as a whole
+        paths = self.targets.values()
+        for path in paths:
             if path is not None:
-                check_suffix(path, self._like.pixels.tiles)
-        height, width = self._like.shape
+                check_suffix(path, count)
+        height, width = like.shape
         if min(height, width) < MIN_SIDE:
-            raise InputError(f"{self._like.label} is {height}x{width} px; expected at least {MIN_SIDE} px a side")
-        if stac is not None:
-            check_located(self._place)
-            if any(path is None or path.suffix.lower() not in TIFF_SUFFIXES for path in self._targets.values()):
+            raise InputError(f"{like.label} is {height}x{width} px; expected at least {MIN_SIDE} px a side")
+        if self._stac is not None:
+            check_located(place)
+            if any(path is None or path.suffix.lower() not in TIFF_SUFFIXES for path in paths):
                 raise InputError("a STAC Item links to GeoTIFFs; give the outputs names that end in .tif")
+
+    def work(self) -> Path:
+        """A folder for the warped SAR, which is as large as the output: beside it, and not on a small /tmp."""
+        paths = [path for path in (*self.targets.values(), self._together) if path is not None]
+        return self._stack.enter_context(temporary_folder(paths[0].parent if paths else None))
 
     def stream(
         self,
@@ -545,20 +558,20 @@ class _Outputs:
         def empty(bands: tuple[str, ...]) -> FloatArray:
             return np.empty((len(bands), *self._place.size), dtype=np.float32)
 
-        for layer, path in self._targets.items():
+        for layer, path in self.targets.items():
             if path is not None and path.suffix.lower() in TIFF_SUFFIXES:
                 self._cogs[layer] = CogWriter(layer, self._place, path, self._stack)
             if layer not in self._cogs or self._together is not None:
                 self._memory[layer] = empty(layer.bands)
         if self._memory:
             self.inputs = [empty(source.bands) for source in sources]
-        ends = np.cumsum([len(layer.bands) for layer in self._targets])
+        ends = np.cumsum([len(layer.bands) for layer in self.targets])
 
         def write(rows: Rows) -> None:
             part = slice(rows.top, rows.top + rows.layers.shape[1])
             for kept, given in zip(self.inputs, rows.inputs, strict=bool(self.inputs)):
                 kept[:, part] = given
-            for layer, data in zip(self._targets, np.split(finish(rows), ends[:-1]), strict=True):
+            for layer, data in zip(self.targets, np.split(finish(rows), ends[:-1]), strict=True):
                 if layer in self._cogs:
                     self._cogs[layer].write(rows.top, data)
                 if layer in self._memory:
@@ -569,7 +582,7 @@ class _Outputs:
             stack.enter_context(warnings.catch_warnings())
             warnings.simplefilter("ignore", RangeWarning)
             stack.enter_context(torch.no_grad())
-            advance = stack.enter_context(_tile_bar("Tiles", self.total, progress and self.total > 1))
+            advance = stack.enter_context(_tile_bar(self.total, progress and self.total > 1))
             count = self._like.pixels.tiles
             if count > 1:
                 rows = stream_stack(sources, network, count, batch_size=batch_size, advance=advance)
@@ -588,18 +601,12 @@ class _Outputs:
             for _ in stack.enter_context(closing(one_ahead("axs-write", write, rows))):
                 pass
 
-    def finish(
-        self,
-        tags: Mapping[str, str],
-        stac: PathLike | None,
-        date: str | None,
-        companions: Callable[[], Mapping[str, NDArray[Any]]],
-    ) -> None:
+    def finish(self, tags: Mapping[str, str], companions: Callable[[], Mapping[str, NDArray[Any]]]) -> None:
         """Make every file, then give all their names, the first output last; an .npz holds the companions, too."""
         arrays = {layer: as_raster(self._like, data).data for layer, data in self._memory.items()}
         given = companions() if self.inputs else {}
         tile = replace(self._place, height=self._place.height // self._like.pixels.tiles)
-        for layer, path in self._targets.items():
+        for layer, path in self.targets.items():
             if path is None or layer in self._cogs:
                 continue
             if path.suffix.lower() == ".npz":
@@ -613,8 +620,8 @@ class _Outputs:
                 writer.finish(tags).replace(temporary)
         links = {writer.target: layer for layer, writer in self._cogs.items()}
         self._files |= {path: layer.name for path, layer in links.items()}
-        if stac is not None and date is not None:
-            write_item(stac, self._place, links, date, tags, overwrite=self._overwrite)
+        if self._stac is not None and self._date is not None:
+            write_item(self._stac, self._place, links, self._date, tags, overwrite=self._overwrite)
         if self._together is not None:
             stored = {layer.name: data for layer, data in arrays.items()} | {**given}
             write_arrays(self._together, stored, tile, tags, overwrite=self._overwrite)
@@ -624,7 +631,7 @@ class _Outputs:
         """The report, with arrays made like the input where there are any."""
         arrays: dict[str, DataArray] = {}
         image: Any = None
-        if self._together is None and all(path is None for path in self._targets.values()):
+        if self._together is None and all(path is None for path in self.targets.values()):
             arrays = {layer.name: _array(data, layer, self._like) for layer, data in self._memory.items()}
             main = next(iter(arrays.values()))
             image = main.values if isinstance(self._like.pixels, MemoryPixels) else main
@@ -636,25 +643,24 @@ class _Outputs:
 
 
 @contextmanager
-def _tile_bar(description: str, total: int, enabled: bool) -> Iterator[Callable[[int], None]]:
+def _tile_bar(total: int, enabled: bool) -> Iterator[Callable[[int], None]]:
     """A bar on stderr with tiles done, tiles a second and time left; gives a function to be told of tiles done."""
     if not enabled:
         yield lambda tiles: None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
-    from rich.progress import TimeRemainingColumn as TimeLeft
-    from rich.text import Text
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    class Speed(ProgressColumn):
-        def render(self, task: Task) -> Text:
-            speed = task.finished_speed or task.speed
-            return Text("" if speed is None else f"{speed:.1f} tiles/s")
+    columns = (TextColumn("Tiles"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[speed]}"))
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
+        task = progress.add_task("", total=total, speed="")
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Speed(), TimeLeft())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task(description, total=total)
-        yield lambda tiles: progress.advance(task, tiles)
+        def advance(tiles: int) -> None:
+            progress.advance(task, tiles)
+            if speed := progress.tasks[0].speed:
+                progress.update(task, speed=f"{speed:.1f} tiles/s")
+
+        yield advance
 
 
 def _estimate(s1: Any, opt_v2: Any) -> Any:
@@ -671,7 +677,7 @@ def _pipeline_outputs(
     out: PathLike | None, layers: Sequence[Layer], count: int, small: bool
 ) -> tuple[dict[Layer, Any], Path | None]:
     """Which layer goes to which GeoTIFF, and the .npz with all of them, if there is one."""
-    nothing: dict[Layer, PathLike | None] = dict.fromkeys(layers)
+    nothing: dict[Layer, Any] = dict.fromkeys(layers)
     if out is None:
         return nothing, None
     path = Path(out)
@@ -684,36 +690,6 @@ def _pipeline_outputs(
     if count > 1:
         return nothing, path / ARRAYS
     return {layer: path / f"{layer.name}.tif" for layer in layers}, path / ARRAYS if small else None
-
-
-def _targets(
-    wanted: Wanted, stac: PathLike | None, date: str | None, overwrite: bool, together: Path | None = None
-) -> dict[Layer, Path | None]:
-    """Paths of the outputs, absolute and writable; None for arrays."""
-    named = [path for path in (*wanted.values(), stac, together) if path is not None and not isinstance(path, bool)]
-    paths = [check_output(path, overwrite) for path in named]
-    if len(set(paths)) < len(paths):
-        raise InputError(f"{listed(named)} name one file twice; give the outputs different names")
-    out = next(iter(wanted.values()))
-    targets: dict[Layer, Path | None] = {}
-    for layer, path in wanted.items():
-        if (out is None) != (path is None or isinstance(path, bool)):
-            raise InputError(
-                f"{layer.name} is {path!r} and out is {out!r}; expected a file for both, or out=None and True"
-            )
-        if path is None or isinstance(path, bool):
-            targets[layer] = None
-            continue
-        targets[layer] = check_output(path, overwrite)
-        check_suffix(path)
-    if stac is not None:
-        if date is None:
-            raise InputError("a STAC Item needs the day the image stands for; give --date 2021-07-14 (date=)")
-        if out is None:
-            raise InputError("a STAC Item links to GeoTIFFs; give out=FILE")
-    if date is not None:
-        parse_date(date)
-    return targets
 
 
 def _check_options(options: Mapping[str, Any], allowed: Sequence[str]) -> None:

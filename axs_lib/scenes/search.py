@@ -181,7 +181,8 @@ def load_pair(
     sar = [(item, _band_assets(item, SAR_BANDS)) for item in pair.s1]
 
     # 1. The optical image, mosaicked in DN, and the scene classification of the same items.
-    wanted = {name: value for name, value in (("crs", crs), ("resolution", resolution)) if value is not None}
+    wanted: dict[str, Any] = {"crs": crs, "resolution": resolution}
+    wanted = {name: value for name, value in wanted.items() if value is not None}
     place = _grid_of(*optical[0], bbox=pair.bounds, **wanted)
     images = [_to_dn(item, keys, _read(item, keys, place)) for item, keys in optical]
     classes = [_class_asset(item) for item in pair.s2]
