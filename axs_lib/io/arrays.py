@@ -38,14 +38,8 @@ def times(what: Any) -> int | None:
 class ArrayPixels(Pixels):
     """A DataArray (band, y, x) in any order of axes, or a Dataset of bands; axes may be called lat and lon.
 
-    Args:
-        array: bands are named by their coordinate, by the attribute ``long_name``, or as variables of a Dataset; the
-            georeference is the one that rioxarray keeps.
-        wanted: the bands.
-        order: names of the bands in their order; overrides what the array says.
-
-    Raises:
-        InputError: axes or bands that cannot be.
+    Bands are named by their coordinate, by the attribute ``long_name``, or as variables of a Dataset; ``order``
+    overrides that. The georeference is the one that rioxarray keeps.
     """
 
     def __init__(self, array: Any, wanted: tuple[str, ...], order: Order) -> None:

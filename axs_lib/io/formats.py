@@ -49,10 +49,8 @@ def is_address(path: PathLike) -> bool:
 
 
 def check_file(path: PathLike, what: str = "the file") -> Path:
-    """Check that a path is a regular file that may be read and is not empty.
-
-    Raises:
-        InputError: it is not; also for addresses.
+    """Check that a path is a regular file that may be read and is not empty. Raises InputError: it is not; also for
+    addresses.
     """
     if is_address(path):
         raise InputError(f"{path} is an address; expected {what} on this machine: download it first")
@@ -75,15 +73,10 @@ def unreadable(path: PathLike, expected: str, error: Exception) -> str:
 
 @contextmanager
 def open_raster(path: PathLike, *, addresses: bool = False, inside_zip: bool = False) -> Iterator[Any]:
-    """A rasterio dataset of a GeoTIFF, COG, JPEG 2000 or PNG.
+    """A rasterio dataset of a GeoTIFF, COG, JPEG 2000 or PNG; InputError where it is none or damaged.
 
-    Args:
-        path: of the file.
-        addresses: whether an address is opened; only where the user wrote it.
-        inside_zip: the path is a ``/vsizip/`` one that ``axs_lib.io.safe`` made.
-
-    Raises:
-        InputError: it is missing, no regular file, of another format, or damaged.
+    An address is opened only with ``addresses``, which says that the user wrote it, or with ``inside_zip``, which says
+    that it is a ``/vsizip/`` path that ``axs_lib.io.safe`` made.
     """
     import rasterio
     from rasterio.errors import NotGeoreferencedWarning, RasterioError
@@ -135,12 +128,7 @@ def _driver(path: PathLike) -> str:
 def check_whole(path: Path, *, must_be_tiff: bool = False) -> None:
     """Check that every directory, tag and block of a TIFF lies inside the file; GDAL ignores tags that do not.
 
-    Args:
-        path: of a file of any kind; what is no TIFF is left to its own driver.
-        must_be_tiff: whether another kind is refused.
-
-    Raises:
-        InputError: the file is cut short or damaged.
+    What is no TIFF is left to its own driver, or is refused with ``must_be_tiff``. Raises InputError.
     """
     with path.open("rb") as file:
         order = {b"II": "<", b"MM": ">"}.get(file.read(2))
@@ -271,11 +259,7 @@ class Arrays:
 
 @contextmanager
 def open_npz(path: PathLike) -> Iterator[Arrays]:
-    """Open an .npz without ever unpickling.
-
-    Raises:
-        InputError: it is no .npz.
-    """
+    """Open an .npz without ever unpickling. Raises InputError: it is no .npz."""
     file = check_file(path, "the .npz")
     try:
         archive = zipfile.ZipFile(file)
@@ -292,10 +276,8 @@ def open_npz(path: PathLike) -> Iterator[Arrays]:
 
 
 def read_pt(path: PathLike) -> FloatArray:
-    """The tensor of a .pt file as float32, without unpickling anything else.
-
-    Raises:
-        InputError: it holds something else, is damaged, or claims more numbers than the file has.
+    """The tensor of a .pt file as float32, without unpickling anything else. Raises InputError: it holds something
+    else, is damaged, or claims more numbers than the file has.
     """
     import torch
 
@@ -336,10 +318,8 @@ def read_pt(path: PathLike) -> FloatArray:
 
 
 def parse_xml(text: bytes, source: str) -> ElementTree.Element:
-    """A parsed XML document; document types and entities, which can read files or fill the memory, are refused.
-
-    Raises:
-        InputError: it is too large, has a document type, or is no XML.
+    """A parsed XML document; document types and entities, which can read files or fill the memory, are refused. Raises
+    InputError: it is too large, has a document type, or is no XML.
     """
     if len(text) > LARGEST_XML or b"\0" in text[:4096] or b"<!DOCTYPE" in text or b"<!ENTITY" in text:
         raise InputError(

@@ -23,27 +23,16 @@ TOLERANCE_PX = 0.01  # between grids that are taken for one
 
 @dataclass(frozen=True)
 class SceneGrid:
-    """Size and georeference.
-
-    Attributes:
-        height: rows.
-        width: columns.
-        crs: coordinate reference system as WKT, or None.
-        transform: (a, b, c, d, e, f) of the affine pixel-to-map transform, or None.
-    """
+    """Size and georeference."""
 
     height: int
     width: int
-    crs: str | None = None
-    transform: tuple[float, ...] | None = None
+    crs: str | None = None  # coordinate reference system as WKT
+    transform: tuple[float, ...] | None = None  # (a, b, c, d, e, f), affine, from pixels to the map
 
     @classmethod
     def like(cls, path: PathLike) -> SceneGrid:
-        """The grid of a raster file.
-
-        Raises:
-            InputError: GDAL cannot open it.
-        """
+        """The grid of a raster file. Raises InputError: GDAL cannot open it."""
         with open_raster(path, addresses=True) as dataset:
             return grid_of(dataset)
 
@@ -112,10 +101,9 @@ class SceneGrid:
 
     @property
     def noise_origin(self) -> tuple[int, int]:
-        """(row, column) of the upper left pixel, counted in pixels from the origin of the CRS.
+        """(row, column) of the upper left pixel from the origin of the CRS, so that a part has the noise of the whole.
 
-        A part of a scene, and a neighbour on the same pixel grid, so have the noise of the whole. (0, 0) where there
-        is no georeference or the grid is turned.
+        (0, 0) where there is no georeference or the grid is turned.
         """
         if self.transform is None:
             return 0, 0

@@ -8,7 +8,7 @@ Sentinel-2 L2A.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,8 +84,8 @@ class MaskSource:
         addresses: whether the path may be an address.
 
     Raises:
-        InputError: the mask cannot be read, lies elsewhere or does not cover the image, its values are not what its
-            kind says, an option does not fit the kind, or nothing is clear.
+        InputError: the mask cannot be read, does not cover the image, does not fit its kind or options, or leaves
+            nothing clear.
     """
 
     def __init__(
@@ -93,7 +93,6 @@ class MaskSource:
     ) -> None:
         self.grid, self.label = grid, f"mask {mask.path}"
         self.bands: tuple[str, ...] = TRUST
-        self.tags: Mapping[str, str] = {}
         self._mask, self._tiles = mask, tiles
         self._values: FloatArray | None = None
         suffix = Path(mask.path).suffix.lower()
@@ -211,10 +210,8 @@ class MaskSource:
 
 
 def scl_numbers(classes: Iterable[str | int]) -> list[int]:
-    """The numbers of SCL classes given by name or number, sorted.
-
-    Raises:
-        InputError: there is no such class, or none is given.
+    """The numbers of SCL classes given by name or number, sorted. Raises InputError: there is no such class, or none is
+    given.
     """
     numbers, unknown = set(), []
     for each in classes:
@@ -234,10 +231,8 @@ def scl_numbers(classes: Iterable[str | int]) -> list[int]:
 
 
 def scl_trust(values: NDArray[Any], drop: Iterable[str | int] = SCL_DROPPED, *, source: str = "the mask") -> FloatArray:
-    """The trust map of a scene classification of any shape: 0 where a dropped class is, or NaN, 1 elsewhere.
-
-    Raises:
-        InputError: a value that is no class, or a class to drop that there is not.
+    """The trust map of a scene classification of any shape: 0 where a dropped class is, or NaN, 1 elsewhere. Raises
+    InputError: a value that is no class, or a class to drop that there is not.
     """
     classes = np.nan_to_num(values, nan=0)
     wrong = np.unique(classes[~np.isin(classes, range(len(SCL_CLASSES)))])

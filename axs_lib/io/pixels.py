@@ -35,23 +35,14 @@ Order = tuple[str, ...] | None
 
 @dataclass(frozen=True)
 class Reading:
-    """How inputs are read.
+    """How inputs are read."""
 
-    Attributes:
-        bands: names of the bands in their order, where the files do not say it or say it wrong.
-        s1_unit: one of ``S1_UNITS``.
-        boa_offset: one of ``BOA_OFFSETS``; a number is what the file's DN hold too much.
-        same_grid: lay SAR and optical of one size on each other, although one of them does not say where it lies.
-        force: accept values that look like another unit.
-        addresses: open addresses (``https://``, ``/vsi...``), because the user wrote the paths.
-    """
-
-    bands: Order = None
+    bands: Order = None  # names in their order, where the files do not say it or say it wrong
     s1_unit: str = "auto"
-    boa_offset: str = "auto"
-    same_grid: bool = False
-    force: bool = False
-    addresses: bool = True
+    boa_offset: str = "auto"  # a number is what the file's DN hold too much
+    same_grid: bool = False  # lay images of one size on each other, although one of them does not say where it lies
+    force: bool = False  # accept values that look like another unit
+    addresses: bool = True  # open addresses (https://, /vsi...), because the user wrote the paths
 
     def __post_init__(self) -> None:
         if self.s1_unit not in S1_UNITS or self.boa_offset not in BOA_OFFSETS:
@@ -65,51 +56,31 @@ AS_DECLARED = Reading()
 
 
 class Pixels:
-    """The pixels of one kind of input, as it declares them.
+    """The pixels of one kind of input, as it declares them."""
 
-    Attributes:
-        grid: of the pixels; tiles of a batch lie one under another.
-        bands: names, in the order of what ``read`` returns.
-        dtype: as stored.
-        tags: metadata of the file.
-        label: the file or array, for messages.
-        notes: what was assumed of the bands.
-        texts: names of file and bands, which may tell the unit.
-        tiles: how many lie one under another.
-        batched: whether the input has an axis for tiles.
-        offset: the BOA offset by the metadata of a product, where there are any.
-        offset_declared: whether the file gives an additive offset of its own.
-        may_lie: whether this kind of input can say where it lies.
-    """
-
-    grid: SceneGrid
-    dtype: np.dtype[Any]
-    tiles: int = 1
-    batched: bool = False
-    offset: Offset | None = None
-    offset_declared: bool = False
-    may_lie: bool = True
+    grid: SceneGrid  # tiles of a batch lie one under another
+    dtype: np.dtype[Any]  # as stored
+    tiles: int = 1  # how many lie one under another
+    batched: bool = False  # whether the input has an axis for tiles
+    offset: Offset | None = None  # the BOA offset by the metadata of a product
+    offset_declared: bool = False  # whether the file gives an additive offset of its own
+    may_lie: bool = True  # whether this kind of input can say where it lies
 
     def __init__(self, bands: tuple[str, ...], label: str) -> None:
-        self.bands, self.label = bands, label
-        self.notes: list[str] = []
-        self.tags: Mapping[str, str] = {}
-        self.texts: Sequence[str] = []
+        self.bands, self.label = bands, label  # in the order of what ``read`` returns; for messages
+        self.notes: list[str] = []  # what was assumed of the bands
+        self.tags: Mapping[str, str] = {}  # metadata of the file
+        self.texts: Sequence[str] = []  # names of file and bands, which may tell the unit
 
     def read(self, window: Tile) -> tuple[FloatArray, NDArray[np.bool_]]:
         """(C, h, w) with the file's scale applied, NaN where it declares no data; and (h, w): 0 in all bands."""
         raise NotImplementedError
 
     def positions(self, names: Sequence[str | None], order: Order, count: int) -> list[int]:
-        """Where the bands stand in a stack of ``count``, from 0.
+        """Where the bands stand in a stack of ``count``, from 0; InputError where one is missing or stands twice.
 
-        Args:
-            names: what the stack calls its bands; where it names none, the library's order is assumed and noted.
-            order: what the user calls them, which goes before.
-            count: of bands.
-
-        Raises:
-            InputError: a band is missing or stands twice, or the number of names is another.
+        ``names`` are what the stack calls its bands; where there are none, the library's order is assumed and noted.
+        ``order`` is what the user calls them, which goes before.
         """
         if order is not None:
             if len(order) != count:
@@ -276,16 +247,7 @@ class FilePixels(Pixels):
 
 
 class MemoryPixels(Pixels):
-    """An array (C,H,W), or a batch of tiles (N,C,H,W), which lie one under another.
-
-    Args:
-        data: numbers.
-        wanted: the bands.
-        order: of the bands, or None for the library's.
-        label: for messages.
-        crs: WKT, or None.
-        transform: or None.
-    """
+    """An array (C,H,W), or a batch of tiles (N,C,H,W), which lie one under another; CRS as WKT."""
 
     def __init__(
         self,
@@ -321,10 +283,8 @@ class MemoryPixels(Pixels):
 
 
 def read_npz(path: Path, wanted: tuple[str, ...], order: Order = None) -> MemoryPixels:
-    """The SAR (``s1``, or ``s1_vv`` and ``s1_vh``) or ``opt_v2`` of an .npz.
-
-    Raises:
-        InputError: it holds something else, or bands of different size.
+    """The SAR (``s1``, or ``s1_vv`` and ``s1_vh``) or ``opt_v2`` of an .npz. Raises InputError: it holds something
+    else, or bands of different size.
     """
     with open_npz(path) as arrays:
         crs, transform = arrays.georeference()

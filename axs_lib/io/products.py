@@ -63,28 +63,14 @@ class ReadingWarning(UserWarning):
 
 
 class Source:
-    """Bands in dB or DN on a grid, read by windows, by one thread at a time.
-
-    Args:
-        pixels: of one input.
-        reading: how to read them.
-
-    Attributes:
-        grid: of the pixels.
-        bands: names, in the order of what ``read`` returns.
-        tags: the file's own metadata tags.
-        label: the file or array, for messages.
-        notes: what was assumed, for the user.
-        facts: what was decided, for file tags.
-        counts: pixels by what became of them, of what was read so far.
-    """
+    """Bands in dB or DN on a grid, read by windows, by one thread at a time."""
 
     def __init__(self, pixels: Pixels, reading: Reading) -> None:
         self.pixels, self.reading = pixels, reading
         self.grid, self.bands, self.tags, self.label = pixels.grid, pixels.bands, pixels.tags, pixels.label
-        self.notes = list(pixels.notes)
-        self.facts: dict[str, str] = {}
-        self.counts: Counter[str] = Counter()
+        self.notes = list(pixels.notes)  # what was assumed, for the user
+        self.facts: dict[str, str] = {}  # what was decided, for file tags
+        self.counts: Counter[str] = Counter()  # pixels by what became of them, of what was read so far
         self._border: set[float] = set()
         self._unit = "db"
         self._offset: NDArray[np.float32] | None = None
@@ -115,11 +101,8 @@ class Source:
     def look(self, looked_at: Callable[[Tile], NDArray[np.bool_]] | None = None) -> None:
         """Decide on unit, offset and border by the edges and sixteen parts of the image.
 
-        Args:
-            looked_at: (h, w) of a window: which pixels are the image at all; the others are not looked at.
-
-        Raises:
-            InputError: the values look like another unit, or nothing is valid.
+        ``looked_at`` gives (h, w) of a window: which pixels are the image at all; the others are not looked at. Raises
+        InputError: the values look like another unit, or nothing is valid.
         """
         if self.bands == TRUST:
             return
@@ -139,11 +122,7 @@ class Source:
             self._look_at_optical(values)
 
     def check_counts(self) -> None:
-        """Refuse an image of which too much was impossible, once all of it was read.
-
-        Raises:
-            InputError: it is.
-        """
+        """Refuse an image of which too much was impossible, once all of it was read. Raises InputError: it is."""
         wrong, seen = self.counts["impossible"], self.counts["valid"] + self.counts["impossible"]
         # What is not looked at, as under a cloud, was counted, too.
         if wrong > MOST * seen and not self._partly and not self.reading.force:

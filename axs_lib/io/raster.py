@@ -40,21 +40,13 @@ _WORDS = {
 
 @dataclass(frozen=True)
 class Raster:
-    """Named bands of one tile, or of a batch of tiles.
+    """Named bands of one tile, or of a batch of tiles."""
 
-    Attributes:
-        data: float32 (C,H,W) or (N,C,H,W), NaN where there is no data.
-        bands: the C band names, in the order of ``data``.
-        grid: of one tile.
-        tags: the file's own metadata tags.
-        source: the file or files it came from, for messages.
-    """
-
-    data: FloatArray
-    bands: tuple[str, ...]
-    grid: SceneGrid
-    tags: Mapping[str, str] = field(default_factory=dict)
-    source: str = "array"
+    data: FloatArray  # (C,H,W) or (N,C,H,W), NaN where there is no data
+    bands: tuple[str, ...]  # in the order of ``data``
+    grid: SceneGrid  # of one tile
+    tags: Mapping[str, str] = field(default_factory=dict)  # the file's own
+    source: str = "array"  # the file or files it came from, for messages
 
     @property
     def batched(self) -> bool:
@@ -85,10 +77,8 @@ def band_name(text: str | None) -> str | None:
 
 
 def parse_bands(text: str | None) -> tuple[str, ...] | None:
-    """The band order written as ``B04,B03,B02,B08`` (or ``red,green,blue,nir``); None for None.
-
-    Raises:
-        InputError: a name is not a Sentinel-1 or Sentinel-2 band, or stands twice.
+    """The band order written as ``B04,B03,B02,B08`` (or ``red,green,blue,nir``); None for None. Raises InputError: a
+    name is not a Sentinel-1 or Sentinel-2 band, or stands twice.
     """
     if text is None:
         return None

@@ -35,23 +35,14 @@ _LITTLE_SPACE = 2**24  # bytes left, below which a refusal means that the disk i
 
 @dataclass(frozen=True)
 class Layer:
-    """How a kind of image is stored.
-
-    Attributes:
-        name: of the layer.
-        bands: names.
-        dtype: ``"uint16"``, where valid DN are 1..65535, or ``"float32"``.
-        nodata: 0 or NaN.
-        unit: of the values.
-        scale: factor to the physical quantity, or None.
-    """
+    """How a kind of image is stored."""
 
     name: str
     bands: tuple[str, ...]
-    dtype: str
-    nodata: float
+    dtype: str  # "uint16", where valid DN are 1..65535, or "float32"
+    nodata: float  # 0 or NaN
     unit: str
-    scale: float | None = None
+    scale: float | None = None  # factor to the physical quantity
 
     def encode(self, data: FloatArray) -> Any:
         """Values (C, h, w) with NaN for nodata, as stored."""
@@ -70,14 +61,7 @@ SAR = Layer("s1", SAR_BANDS, "float32", np.nan, "dB")
 
 
 class CogWriter:
-    """Rows of one layer on their way to a COG.
-
-    Args:
-        layer: how it is stored.
-        grid: of the scene.
-        target: the output; its folder must be there.
-        stack: removes what is temporary.
-    """
+    """Rows of one layer on their way to a COG at ``target``, whose folder must be there; the stack tidies up."""
 
     def __init__(self, layer: Layer, grid: SceneGrid, target: Path, stack: ExitStack) -> None:
         import rasterio
@@ -112,11 +96,7 @@ class CogWriter:
             self._rows.scales, self._rows.offsets = (layer.scale,) * count, (0.0,) * count
 
     def write(self, top: int, data: FloatArray) -> None:
-        """Add rows (C, n, W) from row ``top`` on.
-
-        Raises:
-            OutputError: the disk refuses.
-        """
+        """Add rows (C, n, W) from row ``top`` on; ``OutputError`` where the disk refuses."""
         from rasterio.errors import RasterioError
 
         window = ((top, top + data.shape[1]), (0, self.grid.width))
@@ -126,14 +106,7 @@ class CogWriter:
             raise self._refused(error) from error
 
     def finish(self, tags: Tags) -> Path:
-        """Make the COG.
-
-        Returns:
-            Its temporary path, on the file system of the output.
-
-        Raises:
-            OutputError: the disk refuses.
-        """
+        """Make the COG; gives its temporary path on the output's file system, or ``OutputError``."""
         from rasterio.shutil import copy
 
         cog = self._folder / "cog.tif"
@@ -169,11 +142,7 @@ class CogWriter:
 
 
 def _check_whole(cog: Path) -> None:
-    """GDAL may close a file cut short by a full disk without a word; the last block is written last.
-
-    Raises:
-        OSError: the file ends before its last block does.
-    """
+    """Raises OSError where GDAL closed a file cut short without a word; the last block is written last."""
     import rasterio
 
     with rasterio.open(cog) as dataset:
@@ -186,10 +155,8 @@ def _check_whole(cog: Path) -> None:
 
 
 def check_suffix(path: PathLike, batch: int = 1) -> None:
-    """Check that an output can be written and can hold this many tiles.
-
-    Raises:
-        InputError: its suffix is not one of ``SUFFIXES``, or a batch is to go into one GeoTIFF.
+    """Check that an output can be written and can hold this many tiles. Raises InputError: its suffix is not one of
+    ``SUFFIXES``, or a batch is to go into one GeoTIFF.
     """
     suffix = Path(path).suffix.lower()
     if suffix not in SUFFIXES:
@@ -201,11 +168,7 @@ def check_suffix(path: PathLike, batch: int = 1) -> None:
 def write_layer(
     path: PathLike, layer: Layer, data: NDArray[Any], grid: SceneGrid, tags: Tags, *, overwrite: bool = False
 ) -> None:
-    """Write one image (C,H,W) as a COG.
-
-    Raises:
-        OutputError: the file exists, or the disk refuses.
-    """
+    """Write one image (C,H,W) as a COG. Raises OutputError: the file exists, or the disk refuses."""
     with ExitStack() as stack, atomic_write(path, overwrite) as temporary:
         writer = CogWriter(layer, grid, temporary, stack)
         writer.write(0, np.asarray(data, dtype=np.float32))
@@ -215,10 +178,8 @@ def write_layer(
 def write_arrays(
     path: PathLike, arrays: Mapping[str, NDArray[Any]], grid: SceneGrid, tags: Tags, *, overwrite: bool = False
 ) -> None:
-    """Write named arrays as one .npz with the georeference of the grid and tags (``provenance``, JSON).
-
-    Raises:
-        OutputError: the file exists, or the disk refuses.
+    """Write named arrays as one .npz with the georeference of the grid and tags (``provenance``, JSON). Raises
+    OutputError: as for ``write_layer``, and so for ``write_tensor``.
     """
     stored: dict[str, Any] = dict(arrays)
     if grid.crs is not None:
@@ -232,11 +193,7 @@ def write_arrays(
 
 
 def write_tensor(path: PathLike, values: FloatArray, *, overwrite: bool = False) -> None:
-    """Write an array as the one tensor of a .pt.
-
-    Raises:
-        OutputError: the file exists, or the disk refuses.
-    """
+    """Write an array as the one tensor of a .pt."""
     import torch
 
     with atomic_write(path, overwrite) as temporary, temporary.open("wb") as file:

@@ -46,24 +46,16 @@ class Offset:
 
 @dataclass(frozen=True)
 class Safe:
-    """The parts of a product.
+    """The parts of a product."""
 
-    Attributes:
-        bands: paths for rasterio, in the order of ``OPTICAL_BANDS``.
-        classification: of the scene classification, or None.
-        offset: what the metadata say of the BOA offset, or None where there are no metadata.
-    """
-
-    bands: list[str]
-    classification: str | None
-    offset: Offset | None
+    bands: list[str]  # paths for rasterio, in the order of ``OPTICAL_BANDS``
+    classification: str | None  # path of the scene classification
+    offset: Offset | None  # what the metadata say of the BOA offset
 
 
 def open_safe(path: PathLike) -> Safe | None:
-    """The product at a path; None where it is neither a folder nor a .zip.
-
-    Raises:
-        InputError: a folder or .zip without the four 10 m bands, of more than one granule, or of another product.
+    """The product at a path; None where it is neither a folder nor a .zip. Raises InputError: a folder or .zip without
+    the four 10 m bands, of more than one granule, or of another product.
     """
     if is_address(path):
         return None
@@ -128,11 +120,7 @@ def _read_offset(text: bytes, source: str) -> Offset:
 
 
 def refuse_radar_geometry(path: PathLike) -> None:
-    """Refuse a Sentinel-1 product as ESA delivers it, in the geometry of the radar.
-
-    Raises:
-        InputError: it is one.
-    """
+    """Refuse a Sentinel-1 product as ESA delivers it, in the geometry of the radar. Raises InputError: it is one."""
     if any(_RAW_SAR.match(part) for part in Path(path).parts):
         raise InputError(
             f"{path} is a Sentinel-1 product in radar geometry, with ground control points only; {GEOCODING}"

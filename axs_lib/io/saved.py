@@ -43,22 +43,16 @@ _GENERIC = {MAIN, "tile", "result"}  # names of files that say less than their f
 class Result:
     """One tile or scene.
 
-    Attributes:
-        name: for people.
-        source: the file.
-        layers: float32 (bands,h,w) by the names of ``LAYERS``, NaN where there is no data, all of one size; always
-            ``opt_v3``. Optical images and their uncertainty are DN, SAR is dB, gate and trust 0 to 1.
-        size: height and width of the file in pixels; ``layers`` may be smaller.
-        grid: of the layers' pixels.
-        tags: what made it.
+    Layers are float32 (bands,h,w) by the names of ``LAYERS``, NaN where there is no data, all of one size, and always
+    ``opt_v3``. Optical images and their uncertainty are DN, SAR is dB, gate and trust 0 to 1.
     """
 
-    name: str
-    source: str
+    name: str  # for people
+    source: str  # the file
     layers: Mapping[str, FloatArray]
-    size: tuple[int, int]
-    grid: SceneGrid
-    tags: Mapping[str, str]
+    size: tuple[int, int]  # of the file in pixels; ``layers`` may be smaller
+    grid: SceneGrid  # of the layers' pixels
+    tags: Mapping[str, str]  # what made it
 
     @property
     def reduction(self) -> float:
@@ -120,7 +114,9 @@ def read_results(
         raise InputError(f"{listed(unknown)} is no layer of a result; expected some of {listed(LAYERS)}")
     beside = _companions(path) | beside
     if path.suffix.lower() in TIFF_SUFFIXES:
-        yield _read_tiff(path, name, beside, longest)
+        main = _read_reduced(path, OPTICAL_BANDS, longest)
+        layers = {MAIN: main.data} | _read_beside(beside, main, longest)
+        yield Result(name, str(path), _in_order(layers), SceneGrid.like(path).size, main.grid, main.tags)
     else:
         yield from _read_npz(path, name, beside, longest)
 
@@ -131,10 +127,8 @@ def _results_below(folder: Path) -> Iterator[Path]:
         here = [Path(parent, file) for file in sorted(files) if not file.startswith(".")]
         archives = [file for file in here if file.suffix.lower() == ".npz" and _holds_result(file)]
         yield from archives
-        for file in here:
-            if file.suffix.lower() in TIFF_SUFFIXES and (
-                file.stem.endswith(f"_{MAIN}") or (file.stem == MAIN and not archives)
-            ):
+        for file in (file for file in here if file.suffix.lower() in TIFF_SUFFIXES):
+            if file.stem.endswith(f"_{MAIN}") or (file.stem == MAIN and not archives):
                 yield file
 
 
@@ -170,13 +164,6 @@ def _companions(path: Path) -> dict[str, Path]:
         if file is not None and layer != MAIN:
             found[layer] = file
     return found
-
-
-def _read_tiff(path: Path, name: str, beside: Mapping[str, Path], longest: int) -> Result:
-    main = _read_reduced(path, OPTICAL_BANDS, longest)
-    size = SceneGrid.like(path).size
-    layers = {MAIN: main.data} | _read_beside(beside, main, longest)
-    return Result(name, str(path), _in_order(layers), size, main.grid, main.tags)
 
 
 def _read_npz(path: Path, name: str, beside: Mapping[str, Path], longest: int) -> Iterator[Result]:

@@ -21,11 +21,7 @@ TRUTH_KEYS = ("s2_real", "s2_truth", "s2")
 
 
 def pair_file(s1_paths: Sequence[PathLike]) -> Sequence[PathLike]:
-    """The .npz of ``--s1`` as the file that holds the estimate, too.
-
-    Raises:
-        InputError: it is none.
-    """
+    """The .npz of ``--s1`` as the file that holds the estimate, too. Raises InputError: it is none."""
     if [Path(path).suffix.lower() for path in s1_paths] != [".npz"]:
         raise InputError(
             f"no optical file is given and {listed(s1_paths) or 'no SAR file'} holds SAR alone; expected --opt-v2 FILE,"
@@ -60,11 +56,7 @@ def as_raster(source: Source, data: FloatArray) -> Raster:
 
 
 def read_companions(path: PathLike, opt_v2: Raster) -> tuple[Raster | None, FloatArray | None]:
-    """Truth and trust map (N,1,H,W) that an .npz may hold beside opt_v2.
-
-    Raises:
-        InputError: they are of another shape.
-    """
+    """Truth and trust map (N,1,H,W) that an .npz may hold beside opt_v2, of its shape or else InputError."""
     if Path(path).suffix.lower() != ".npz":
         return None, None
     truth, trust = None, None

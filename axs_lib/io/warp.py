@@ -7,8 +7,9 @@ that is needed is written once, window by window, as linear power to a temporary
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,23 +27,25 @@ CHUNK_ROWS = 512
 
 
 class Readable(Protocol):
-    """Bands on a grid that can be read by windows, by one thread at a time.
-
-    Attributes:
-        grid: of the pixels.
-        bands: names, in the order of what ``read`` returns.
-        tags: the file's own metadata tags.
-        label: the file or array, for messages.
-    """
+    """Bands on a grid that can be read by windows, by one thread at a time; the label is for messages."""
 
     grid: SceneGrid
     bands: tuple[str, ...]
-    tags: Mapping[str, str]
     label: str
 
     def read(self, window: Tile) -> FloatArray:
         """(C, h, w) of a window that lies inside the grid, NaN where there is no data."""
         ...
+
+
+@dataclass
+class View:
+    """What is read in another way than by the source that it is made of."""
+
+    grid: SceneGrid
+    bands: tuple[str, ...]
+    label: str
+    read: Callable[[Tile], FloatArray]
 
 
 def to_grid(
@@ -85,63 +88,37 @@ def to_grid(
         raise InputError(
             f"{source.label} ({source.grid}) does not meet the optical grid ({grid}); expected SAR of the same place"
         )
-    if offset is not None:
-        return ShiftedSource(source, grid, offset)
-    return WarpedSource(source, needed, grid, stack, work)
+    read = _warped(source, needed, grid, stack, work) if offset is None else _shifted(source, offset)
+    return View(grid, source.bands, source.label, read)
 
 
-class ShiftedSource:
-    """A source on another part of its own pixel lattice; outside it there is no data.
+def _shifted(source: Readable, offset: tuple[int, int]) -> Callable[[Tile], FloatArray]:
+    """Reads another part of a source's own pixel lattice, from this (row, column) on; outside it there is no data."""
+    row, column = offset
 
-    Args:
-        source: the pixels.
-        grid: where they are wanted.
-        offset: (row, column) in the source of the grid's upper left pixel.
-    """
-
-    def __init__(self, source: Readable, grid: SceneGrid, offset: tuple[int, int]) -> None:
-        self.grid, self.bands, self.tags, self.label = grid, source.bands, source.tags, source.label
-        self._source, self._offset = source, offset
-
-    def read(self, window: Tile) -> FloatArray:
-        """(C, h, w) of a window, NaN where there is no data."""
-        row, column = self._offset
-        inside = _cut(
-            self._source.grid, window.top + row, window.left + column, window.bottom + row, window.right + column
-        )
-        data = np.full((len(self.bands), *window.shape), np.nan, dtype=np.float32)
+    def read(window: Tile) -> FloatArray:
+        inside = _cut(source.grid, window.top + row, window.left + column, window.bottom + row, window.right + column)
+        data = np.full((len(source.bands), *window.shape), np.nan, dtype=np.float32)
         if inside is not None:
             top, left = inside.top - row - window.top, inside.left - column - window.left
             height, width = inside.shape
-            data[:, top : top + height, left : left + width] = self._source.read(inside)
+            data[:, top : top + height, left : left + width] = source.read(inside)
         return data
 
+    return read
 
-class WarpedSource:
-    """SAR in dB, resampled in linear power.
 
-    Args:
-        source: in dB.
-        needed: the part of the source that the grid covers, with a margin.
-        grid: the target.
-        stack: closes the files.
-        work: folder for the temporary file.
-    """
+def _warped(
+    source: Readable, needed: Tile, grid: SceneGrid, stack: ExitStack, work: Callable[[], Path]
+) -> Callable[[Tile], FloatArray]:
+    """Reads SAR in dB, resampled in linear power, from a temporary file of the part that is needed."""
+    import rasterio
 
-    def __init__(
-        self, source: Readable, needed: Tile, grid: SceneGrid, stack: ExitStack, work: Callable[[], Path]
-    ) -> None:
-        import rasterio
-
-        self.grid, self.bands, self.tags, self.label = grid, source.bands, source.tags, source.label
-        power = stack.enter_context(rasterio.open(_write_power(source, needed, work() / "sar_power.tif")))
-        across, down = _kernel_scale(source.grid, grid)
-        view = warped_view(power, grid, "bilinear", src_nodata=np.nan, XSCALE=across, YSCALE=down)
-        self._warped: Any = stack.enter_context(view)
-
-    def read(self, window: Tile) -> FloatArray:
-        """(C, h, w) in dB of a window, NaN where there is no data."""
-        return to_db(self._warped.read(window=((window.top, window.bottom), (window.left, window.right))))
+    power = stack.enter_context(rasterio.open(_write_power(source, needed, work() / "sar_power.tif")))
+    across, down = _kernel_scale(source.grid, grid)
+    view = warped_view(power, grid, "bilinear", src_nodata=np.nan, XSCALE=across, YSCALE=down)
+    opened: Any = stack.enter_context(view)
+    return lambda window: to_db(opened.read(window=((window.top, window.bottom), (window.left, window.right))))
 
 
 def warped_view(dataset: Any, grid: SceneGrid, resampling: str, **more: Any) -> Any:

@@ -51,7 +51,7 @@ from axs_lib.io.results import (
 from axs_lib.io.safe import open_safe
 from axs_lib.io.stac import check_located, parse_date, write_item
 from axs_lib.io.tiles import as_raster, pair_file, read_companions
-from axs_lib.io.warp import Readable, to_grid
+from axs_lib.io.warp import Readable, View, to_grid
 from axs_lib.scenes.stream import WINDOW_ROWS, Rows, TileFunction, one_ahead, stream_stack, stream_tiles, tile_count
 from axs_lib.tilegrid import Tile, TileGrid
 
@@ -470,16 +470,8 @@ def _opened() -> Iterator[ExitStack]:
 class _Outputs:
     """What one run makes: temporary files and arrays while it runs, final names at its end.
 
-    Args:
-        wanted: where each layer goes; no path is an array, which is then true of all.
-        stac: also a STAC Item, which needs the date.
-        date: what the image stands for.
-        overwrite: whether existing files may be replaced.
-        together: an .npz with all layers, or None.
-
-    Raises:
-        InputError: the outputs do not go together.
-        OutputError: one of them exists or cannot be.
+    ``wanted`` says where each layer goes; no path is an array, which is then true of all. ``together`` is an .npz with
+    all layers. Raises InputError: the outputs do not go together; or OutputError: one of them exists or cannot be.
     """
 
     def __init__(
@@ -517,9 +509,7 @@ class _Outputs:
 
     def prepare(self, like: Source, place: SceneGrid, grid: TileGrid, stack: ExitStack) -> None:
         """Say what the results are like: an input, their grid, the model tiles, and what removes temporary files.
-
-        Raises:
-            InputError: a batch is to go into one GeoTIFF, the image is too small, or a STAC Item has no place.
+        Raises InputError: a batch is to go into one GeoTIFF, the image is too small, or a STAC Item has no place.
         """
         count = like.pixels.tiles
         self.grid, self._like, self._place, self._stack = grid, like, place, stack
@@ -741,7 +731,18 @@ def _trust(what: Any, estimate: Any, optical: Source, stack: ExitStack, reading:
             f"the trust map {source.label} is {source.grid} and opt_v2 {optical.grid}; expected one grid: resample it,"
             " or give MaskFile(path)"
         )
-    return _TrustSource(source)
+
+    def read(window: Tile) -> FloatArray:
+        values = np.nan_to_num(source.read(window), nan=0.0)
+        low, high = float(values.min()), float(values.max())
+        if low < 0 or high > 1:
+            raise InputError(
+                f"the trust map {source.label} holds {low:g} to {high:g}; expected 1 where opt_v2 was observed, 0 where"
+                " it is unknown, between where partly"
+            )
+        return values
+
+    return View(source.grid, TRUST, source.label, read)
 
 
 def _product_mask(mask: MaskFile, estimate: Any) -> MaskFile:
@@ -756,24 +757,6 @@ def _product_mask(mask: MaskFile, estimate: Any) -> MaskFile:
             " 20 m); give the .SAFE folder or .zip as opt_v2, or the file of the classification as --mask"
         )
     return replace(mask, path=product.classification, kind="scl")
-
-
-class _TrustSource:
-    """A trust map in [0, 1], 0 where it has no data."""
-
-    def __init__(self, source: Source) -> None:
-        self.grid, self.bands, self.tags, self.label = source.grid, source.bands, source.tags, source.label
-        self._source = source
-
-    def read(self, window: Tile) -> FloatArray:
-        trust = np.nan_to_num(self._source.read(window), nan=0.0)
-        low, high = float(trust.min()), float(trust.max())
-        if low < 0 or high > 1:
-            raise InputError(
-                f"the trust map {self.label} holds {low:g} to {high:g}; expected 1 where opt_v2 was observed, 0 where"
-                " it is unknown, between where partly"
-            )
-        return trust
 
 
 def _companions(inputs: Sequence[FloatArray], optical: Source, estimate: Any) -> dict[str, NDArray[Any]]:

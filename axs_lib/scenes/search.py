@@ -53,19 +53,12 @@ _OFFSET_GONE = ("earthsearch:boa_offset_applied", "sentinel:boa_offset_applied")
 
 @dataclass(frozen=True)
 class ScenePair:
-    """Items of one place: Sentinel-2 of one day, and the Sentinel-1 pass nearest to it.
+    """Items of one place: Sentinel-2 of one day, and the Sentinel-1 pass nearest to it."""
 
-    Attributes:
-        s1: items of the pass, the nearest frame first.
-        s2: items of the day, the least cloudy first.
-        bounds: the place: west, south, east, north in degrees.
-        clear: share of the place that the day shows clear, by the items' footprints and cloud cover, 0 to 1.
-    """
-
-    s1: tuple[Item, ...]
-    s2: tuple[Item, ...]
-    bounds: Bounds
-    clear: float
+    s1: tuple[Item, ...]  # of the pass, the nearest frame first
+    s2: tuple[Item, ...]  # of the day, the least cloudy first
+    bounds: Bounds  # west, south, east, north in degrees
+    clear: float  # share of the place that the day shows clear, by footprints and cloud cover, 0 to 1
 
     @property
     def date(self) -> str:
@@ -90,20 +83,15 @@ class ScenePair:
 class PairArrays:
     """The pixels of a pair, read when they are asked for; each on a grid of its own products.
 
-    Attributes:
-        s1: (band, y, x) VV, VH in dB, NaN where there is no data.
-        opt_v2: (band, y, x) B02, B03, B04, B08 in DN, NaN where there is no data.
-        trust: (band, y, x) on the grid of ``opt_v2``, 1 where the scene classification says clear and 0 elsewhere;
-            None where the items have none.
-        date: day of the optical image.
-        tags: items the pixels come from.
+    Arrays are (band, y, x). Trust, on the grid of ``opt_v2``, is 1 where the scene classification says clear and 0
+    elsewhere; None where the items have none.
     """
 
-    s1: DataArray
-    opt_v2: DataArray
+    s1: DataArray  # VV, VH in dB, NaN where there is no data
+    opt_v2: DataArray  # B02, B03, B04, B08 in DN, NaN where there is no data
     trust: DataArray | None
-    date: str
-    tags: dict[str, str]
+    date: str  # day of the optical image
+    tags: dict[str, str]  # items the pixels come from
 
 
 def find_pair(
@@ -185,7 +173,7 @@ def load_pair(
     wanted = {name: value for name, value in wanted.items() if value is not None}
     place = _grid_of(*optical[0], bbox=pair.bounds, **wanted)
     images = [_to_dn(item, keys, _read(item, keys, place)) for item, keys in optical]
-    classes = [_class_asset(item) for item in pair.s2]
+    classes = [_best_asset(item, lambda key, _: "scl" in re.findall("[a-z]+", key.lower())) for item in pair.s2]
     trust = None
     if all(classes):
         given = [_read(item, {TRUST[0]: str(key)}, place) for item, key in zip(pair.s2, classes, strict=True)]
@@ -198,12 +186,7 @@ def load_pair(
 
 
 def save_pair(arrays: PairArrays, folder: PathLike, *, overwrite: bool = False) -> list[Path]:
-    """Read a pair to the end, row by row, into ``s1.tif``, ``s2.tif`` and, where it has one, ``trust.tif``.
-
-    Args:
-        arrays: of ``load_pair``.
-        folder: for the files, which are Cloud Optimized GeoTIFFs that ``axs ground`` takes.
-        overwrite: whether existing files may be replaced.
+    """Read a pair to the end, row by row, into COGs in a folder: ``s1.tif``, ``s2.tif`` and ``trust.tif``.
 
     Raises:
         InputError: the SAR is not in the unit that was said.
@@ -287,7 +270,7 @@ def _groups(items: Sequence[Item], key: Callable[[Item], Any]) -> dict[Any, list
     groups = defaultdict(list)
     for item in items:
         groups[key(item)].append(item)
-    return dict(groups)
+    return groups
 
 
 def _cloud_cover(items: Sequence[Item]) -> float:
@@ -306,9 +289,9 @@ def _moment(item: Item) -> datetime:
 
 def _span(dates: str) -> tuple[datetime, datetime]:
     """First and last moment; a day as the end is meant whole."""
-    first, slash, last = dates.partition("/")
-    start, end = parse_date(first.strip()), parse_date((last if slash else first).strip())
-    if end.time() == time(0) and len((last if slash else first).strip()) <= len("2021-07-14"):
+    first, _, last = (part.strip() for part in dates.partition("/"))
+    start, end = parse_date(first), parse_date(last or first)
+    if end.time() == time(0) and len(last or first) <= len("2021-07-14"):
         end += timedelta(days=1, microseconds=-1)
     if end < start:
         raise InputError(f"the dates are {dates!r}; expected the first before the last, as 2021-07-01/2021-07-31")
@@ -316,11 +299,10 @@ def _span(dates: str) -> tuple[datetime, datetime]:
 
 
 def _checked_bounds(bounds: Sequence[float]) -> Bounds:
-    ordered = len(bounds) == 4 and -180 <= bounds[0] < bounds[2] <= 180 and -90 <= bounds[1] < bounds[3] <= 90
-    if not ordered:
-        raise InputError(f"the bounds are {listed(bounds)}; expected west, south, east, north in degrees")
-    west, south, east, north = map(float, bounds)
-    return west, south, east, north
+    if len(bounds) == 4 and -180 <= bounds[0] < bounds[2] <= 180 and -90 <= bounds[1] < bounds[3] <= 90:
+        west, south, east, north = map(float, bounds)
+        return west, south, east, north
+    raise InputError(f"the bounds are {listed(bounds)}; expected west, south, east, north in degrees")
 
 
 def _label(catalog: PathLike | Catalog) -> str:
@@ -366,11 +348,6 @@ def _band_assets(item: Item, wanted: tuple[str, ...]) -> dict[str, str]:
             f" for {listed(wanted)}, named like the bands or their colours"
         )
     return {band: str(key) for band, key in found.items()}
-
-
-def _class_asset(item: Item) -> str | None:
-    """The asset key of the scene classification, if there is one."""
-    return _best_asset(item, lambda key, asset: "scl" in re.findall(r"[a-z]+", key.lower()))
 
 
 def _best_asset(item: Item, fits: Callable[[str, Asset], bool]) -> str | None:
@@ -443,7 +420,8 @@ def _read(item: Item, keys: Mapping[str, str], geobox: Any) -> DataArray:
 def _to_dn(item: Item, keys: Mapping[str, str], raw: DataArray) -> DataArray:
     """Reflectance x 10000 of the raw values of a Sentinel-2 item."""
     gone = any(item.properties.get(name) is True for name in _OFFSET_GONE)
-    late = _baseline(item) >= OFFSET_BASELINE
+    baseline = str(item.properties.get("s2:processing_baseline", item.properties.get("processing:version", "")))
+    late = bool(re.fullmatch(r"\d+(\.\d+)?", baseline)) and float(baseline) >= OFFSET_BASELINE
     scalings = []
     for key in keys.values():
         declared = _scaling(item.assets[key])
@@ -473,10 +451,7 @@ def _to_db(item: Item, keys: Mapping[str, str], raw: DataArray, unit: str) -> Da
             )
         return to_db(power * power if unit == "amplitude" else power)
 
-    result: DataArray = xarray.apply_ufunc(
-        convert, values, dask="parallelized", output_dtypes=[np.float32], keep_attrs=True
-    )
-    return result
+    return xarray.apply_ufunc(convert, values, dask="parallelized", output_dtypes=[np.float32], keep_attrs=True)
 
 
 def _scaled(raw: DataArray, scalings: Sequence[tuple[float, float]]) -> DataArray:
@@ -497,12 +472,6 @@ def _trust(classes: DataArray, image: DataArray) -> DataArray:
     clear = functools.partial(scl_trust, source="the scene classification")
     trust = xarray.apply_ufunc(clear, classes, dask="parallelized", output_dtypes=[np.float32])
     return trust.where(image.notnull().any("band"))
-
-
-def _baseline(item: Item) -> float:
-    """Processing baseline of a Sentinel-2 item, 0 where it says none."""
-    text = str(item.properties.get("s2:processing_baseline", item.properties.get("processing:version", "")))
-    return float(text) if re.fullmatch(r"\d+(\.\d+)?", text) else 0.0
 
 
 def _mosaic(images: Sequence[DataArray]) -> DataArray:

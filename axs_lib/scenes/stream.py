@@ -34,17 +34,11 @@ Made = TypeVar("Made")
 
 @dataclass(frozen=True)
 class Rows:
-    """Finished rows of a scene.
+    """Finished rows of a scene."""
 
-    Attributes:
-        top: index of the first.
-        layers: (K, n, W), NaN where no tile has data.
-        inputs: the same rows of each source, (C, n, W).
-    """
-
-    top: int
-    layers: FloatArray
-    inputs: list[FloatArray]
+    top: int  # index of the first
+    layers: FloatArray  # (K, n, W), NaN where no tile has data
+    inputs: list[FloatArray]  # the same rows of each source, (C, n, W)
 
 
 def tile_count(grid: TileGrid, height: int, width: int) -> int:

@@ -53,16 +53,6 @@ def test_arrays_give_what_files_give(grounder: BoxGrounder, scene: SceneFiles, t
     np.testing.assert_array_equal(read_tiff(tmp_path / "b.tif"), expected)
 
 
-def test_a_part_of_an_array_has_the_noise_of_the_whole(grounder: BoxGrounder, scene: SceneFiles) -> None:
-    s1, opt_v2 = both(scene)
-    whole = ground_scene(grounder, s1, opt_v2, grid=GRID).arrays["opt_v3"]
-    rows = slice(GRID.stride, None)
-    part = ground_scene(grounder, s1.isel(y=rows), opt_v2.isel(y=rows), grid=GRID).arrays["opt_v3"]
-    np.testing.assert_array_equal(
-        part.isel(y=slice(GRID.overlap, None)), whole.isel(y=slice(GRID.stride + GRID.overlap, None))
-    )
-
-
 def test_bands_and_axes_in_any_order(grounder: BoxGrounder, scene: SceneFiles) -> None:
     s1, opt_v2 = both(scene)
     expected = ground_scene(grounder, s1, opt_v2, grid=GRID).arrays["opt_v3"]
