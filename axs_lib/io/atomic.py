@@ -45,14 +45,10 @@ _TEMPORARY = re.compile(r"\.axs-[0-9a-f]{16}\.tmp")
 
 
 def check_output(path: PathLike, overwrite: bool = False) -> Path:
-    """Check, before any long computation, that an output may be written.
+    """The path of an output, the links of its folder resolved, checked before any long computation.
 
-    Returns:
-        The path with the symbolic links of its folder resolved.
-
-    Raises:
-        OutputError: the path is a symbolic link, a folder or a special file; it exists and ``overwrite`` is false; or
-            it is no valid path.
+    Raises OutputError: it is a symbolic link, a folder or a special file; it exists and ``overwrite`` is false; or it
+    is no valid path.
     """
     try:
         target = Path(path)
@@ -83,10 +79,8 @@ def atomic_write(path: PathLike, overwrite: bool = False) -> Iterator[Path]:
     """Give a path to write to, at which nothing is yet; put the file in the output's place when the block succeeds.
 
     It has the output's name and lies in a folder of its own beside the output, whose folder is created. File and folder
-    are flushed to disk when the block ends. Without ``overwrite`` a file that appears in the meantime is kept.
-
-    Raises:
-        OutputError: see ``check_output``; or the disk refuses (full, no permission, read-only).
+    are flushed to disk when the block ends. Without ``overwrite`` a file that appears in the meantime is kept. Raises
+    OutputError: see ``check_output``; or the disk refuses (full, no permission, read-only).
     """
     target = check_output(path, overwrite)
     try:
@@ -108,14 +102,9 @@ def atomic_write(path: PathLike, overwrite: bool = False) -> Iterator[Path]:
 def temporary_folder(beside: PathLike | None = None) -> Iterator[Path]:
     """A folder of an unpredictable name that only this user may enter; removed when the block ends.
 
-    It is locked as long as this process lives, by which ``remove_leftovers`` tells it from those of killed processes.
-    The first one of a process in a folder removes what is left there.
-
-    Args:
-        beside: the folder to make it in, made where it is missing; by default the system's for such files.
-
-    Raises:
-        OutputError: the disk refuses.
+    It is made in the folder ``beside``, by default the system's for such files, and is locked as long as this process
+    lives, by which ``remove_leftovers`` tells it from those of killed processes. The first one of a process in a folder
+    removes what is left there. Raises OutputError: the disk refuses.
     """
     parent = Path(tempfile.gettempdir() if beside is None else beside)
     try:

@@ -34,13 +34,8 @@ _KINDS = {
 def check_regular(path: PathLike, what: str = "the file", error: type[AxionError] = InputError) -> Path:
     """Check that a path names a regular file, directly or through symbolic links; nothing is opened.
 
-    Args:
-        path: the file.
-        what: how to call it in an error.
-        error: the kind of error to raise.
-
-    Raises:
-        AxionError: of the kind ``error``: there is no such file, or it is a folder, a named pipe, a device or a socket.
+    ``what`` is how to call it in an error, which is of the kind ``error``: there is no such file, or it is a folder, a
+    named pipe, a device or a socket.
     """
     try:
         mode = Path(path).stat().st_mode

@@ -40,13 +40,8 @@ class SceneGrid:
     def of(cls, crs: str, resolution: float, bounds: Sequence[float]) -> SceneGrid:
         """A north-up grid whose pixel edges lie on multiples of the resolution, widened to hold the bounds.
 
-        Args:
-            crs: anything that PROJ understands, such as ``EPSG:32633``.
-            resolution: pixel side in units of the CRS.
-            bounds: left, bottom, right, top in units of the CRS.
-
-        Raises:
-            InputError: the CRS is unknown, the resolution not positive or the bounds empty.
+        The CRS is anything that PROJ understands, such as ``EPSG:32633``; pixel side and bounds (left, bottom, right,
+        top) are in its units. Raises InputError: it is unknown, the resolution not positive or the bounds empty.
         """
         from rasterio.crs import CRS
         from rasterio.errors import CRSError
@@ -146,10 +141,9 @@ class SceneGrid:
         moved = self.affine * self.affine.translation(tile.left, tile.top)
         return SceneGrid(*tile.shape, self.crs, tuple(moved)[:6])
 
-    def bounds(self, tile: Tile | None = None) -> tuple[float, float, float, float]:
-        """Left, bottom, right, top of the grid, or of a part of it, in units of the CRS."""
-        part = tile or self.whole
-        corners = [self.affine * (x, y) for x in (part.left, part.right) for y in (part.top, part.bottom)]
+    def bounds(self) -> tuple[float, float, float, float]:
+        """Left, bottom, right, top in units of the CRS."""
+        corners = [self.affine * (x, y) for x in (0, self.width) for y in (0, self.height)]
         xs, ys = zip(*corners, strict=True)
         return min(xs), min(ys), max(xs), max(ys)
 
@@ -182,6 +176,17 @@ class SceneGrid:
             middle, _ = other.affine * (other.width / 2, other.height / 2)
             xs = xs + 360 * np.round((middle - xs) / 360)
         return ~other.affine * (xs, ys)
+
+    def new_tiff(self, path: PathLike, count: int, dtype: str, nodata: float, block: int) -> Any:
+        """An empty tiled GeoTIFF on this grid, open for writing."""
+        import rasterio
+        from rasterio.crs import CRS
+
+        profile: dict[str, Any] = {"width": self.width, "height": self.height, "count": count, "dtype": dtype}
+        profile |= {"tiled": True, "blockxsize": block, "blockysize": block, "nodata": nodata}
+        if self.located:
+            profile |= {"crs": CRS.from_wkt(self.crs), "transform": self.affine}
+        return rasterio.open(path, "w", driver="GTiff", photometric="minisblack", BIGTIFF="IF_SAFER", **profile)
 
     def __str__(self) -> str:
         from rasterio.crs import CRS

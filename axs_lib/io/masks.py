@@ -74,18 +74,10 @@ class MaskFile:
 
 
 class MaskSource:
-    """The trust map that a mask gives.
+    """The trust map that a mask gives on the grid of an image, brought there by nearest neighbour where it has its own.
 
-    Args:
-        mask: the file and how to read it.
-        grid: of the image; a georeferenced mask on another grid is brought there by nearest neighbour.
-        stack: closes the file.
-        tiles: of the image, one under another.
-        addresses: whether the path may be an address.
-
-    Raises:
-        InputError: the mask cannot be read, does not cover the image, does not fit its kind or options, or leaves
-            nothing clear.
+    ``tiles`` of the image lie one under another. Raises InputError: the mask cannot be read, does not cover the image,
+    does not fit its kind or options, or leaves nothing clear.
     """
 
     def __init__(

@@ -321,16 +321,10 @@ class Source:
 
 
 def open_source(what: Any, wanted: tuple[str, ...], stack: ExitStack, reading: Reading = AS_DECLARED) -> Source:
-    """Open an input; its values are looked at by ``Source.look``.
+    """Open a path, paths, NumPy array (C,H,W) or (N,C,H,W), or ``xarray`` object; ``Source.look`` looks at its values.
 
-    Args:
-        what: a path, paths, NumPy array (C,H,W) or (N,C,H,W), or ``xarray`` object.
-        wanted: ``SAR_BANDS``, ``OPTICAL_BANDS`` or ``TRUST``.
-        stack: closes what was opened.
-        reading: how to read it; names of bands that are not of the kind wanted are left out.
-
-    Raises:
-        InputError: it cannot be read, or lacks a band.
+    ``wanted`` are ``SAR_BANDS``, ``OPTICAL_BANDS`` or ``TRUST``; names in ``reading`` of bands of another kind are left
+    out. Raises InputError: it cannot be read, or lacks a band.
     """
     named = [] if wanted == TRUST else [b for b in reading.bands or () if (b in SAR_BANDS) == (wanted == SAR_BANDS)]
     order, paths = tuple(named) or None, paths_of(what)

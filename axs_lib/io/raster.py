@@ -14,28 +14,13 @@ TIFF_SUFFIXES = (".tif", ".tiff")
 SUFFIXES = (".npz", ".pt", *TIFF_SUFFIXES)
 
 # Band codes outrank colour words, so that "red_field_B02.tif" is the blue band.
-_CODES = {
-    "vv": "VV",
-    "vh": "VH",
-    "b8a": "B8A",
-    **{f"b{n}": f"B{n:02d}" for n in range(1, 13)},
-    **{f"b{n:02d}": f"B{n:02d}" for n in range(1, 10)},
-}
+_CODES = {"vv": "VV", "vh": "VH", "b8a": "B8A"}
+_CODES |= {f"b{n}": f"B{n:02d}" for n in range(1, 13)} | {f"b{n:02d}": f"B{n:02d}" for n in range(1, 10)}
 _WORDS = {
-    "coastal": "B01",
-    "blue": "B02",
-    "green": "B03",
-    "red": "B04",
-    "rededge": "B05",
-    "rededge1": "B05",
-    "rededge2": "B06",
-    "rededge3": "B07",
-    "nir": "B08",
-    "nir08": "B8A",
-    "nir09": "B09",
-    "swir16": "B11",
+    "coastal": "B01", "blue": "B02", "green": "B03", "red": "B04", "rededge": "B05", "rededge1": "B05",
+    "rededge2": "B06", "rededge3": "B07", "nir": "B08", "nir08": "B8A", "nir09": "B09", "swir16": "B11",
     "swir22": "B12",
-}
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

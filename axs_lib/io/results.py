@@ -10,7 +10,7 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +30,11 @@ from axs_lib.io.raster import SUFFIXES, TIFF_SUFFIXES
 Tags = Mapping[str, str]
 BLOCK = 512
 _COLOURS = {"B02": "blue", "B03": "green", "B04": "red", "B08": "nir", "VV": "gray"}
+_COG = {
+    "COMPRESS": "DEFLATE", "LEVEL": 1,  # measured: a third less time than the default for no larger a file
+    "PREDICTOR": "YES", "OVERVIEWS": "AUTO", "OVERVIEW_RESAMPLING": "AVERAGE", "NUM_THREADS": "ALL_CPUS",
+    "BIGTIFF": "IF_SAFER",
+}  # fmt: skip
 _LITTLE_SPACE = 2**24  # bytes left, below which a refusal means that the disk is full
 
 
@@ -57,6 +62,7 @@ def optical_layer(name: str) -> Layer:
 UNCERTAINTY = Layer("uncertainty", OPTICAL_BANDS, "float32", np.nan, "DN")
 GATE = Layer("gate", ("gate",), "float32", np.nan, "1")
 SAR_CONTRIBUTION = Layer("sar_contribution", OPTICAL_BANDS, "float32", np.nan, "DN")
+MAPS = (UNCERTAINTY, GATE, SAR_CONTRIBUTION)
 SAR = Layer("s1", SAR_BANDS, "float32", np.nan, "dB")
 
 
@@ -64,29 +70,13 @@ class CogWriter:
     """Rows of one layer on their way to a COG at ``target``, whose folder must be there; the stack tidies up."""
 
     def __init__(self, layer: Layer, grid: SceneGrid, target: Path, stack: ExitStack) -> None:
-        import rasterio
-        from rasterio.crs import CRS
         from rasterio.enums import ColorInterp
 
         self.layer, self.grid, self.target = layer, grid, target
         self._folder = stack.enter_context(temporary_folder(target.parent))
         count = len(layer.bands)
-        profile: dict[str, Any] = {
-            "driver": "GTiff",
-            "count": count,
-            "height": grid.height,
-            "width": grid.width,
-            "dtype": layer.dtype,
-            "nodata": layer.nodata,
-            "tiled": True,
-            "blockxsize": BLOCK,
-            "blockysize": BLOCK,
-            "photometric": "minisblack",
-            "BIGTIFF": "IF_SAFER",
-        }
-        if grid.located:
-            profile |= {"crs": CRS.from_wkt(grid.crs), "transform": grid.affine}
-        self._rows = stack.enter_context(rasterio.open(self._folder / "rows.tif", "w", **profile))
+        rows = grid.new_tiff(self._folder / "rows.tif", count, layer.dtype, layer.nodata, BLOCK)
+        self._rows = stack.enter_context(rows)
         self._rows.descriptions = layer.bands
         self._rows.units = (layer.unit,) * count
         colours = ["gray"] if count == 1 else [_COLOURS.get(band, "undefined") for band in layer.bands]
@@ -113,19 +103,7 @@ class CogWriter:
         try:
             self._rows.update_tags(**tags)
             self._rows.close()
-            copy(
-                self._rows.name,
-                cog,
-                driver="COG",
-                COMPRESS="DEFLATE",
-                LEVEL=1,  # measured: a third less time than the default for no larger a file
-                PREDICTOR="YES",
-                BLOCKSIZE=BLOCK,
-                OVERVIEWS="AUTO",
-                OVERVIEW_RESAMPLING="AVERAGE",
-                NUM_THREADS="ALL_CPUS",
-                BIGTIFF="IF_SAFER",
-            )
+            copy(self._rows.name, cog, driver="COG", BLOCKSIZE=BLOCK, **_COG)
             _check_whole(cog)
         except Exception as error:  # GDAL's own errors have no public class
             raise self._refused(error) from error
@@ -139,6 +117,14 @@ class CogWriter:
         if shutil.disk_usage(self.target.parent).free < _LITTLE_SPACE:
             refusal.__context__ = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return refusal
+
+
+def name_cogs(writers: Sequence[CogWriter], tags: Tags, *, overwrite: bool) -> None:
+    """Make every COG, then give all their names, the first one last."""
+    with ExitStack() as stack:
+        for writer in writers:
+            temporary = stack.enter_context(atomic_write(writer.target, overwrite))
+            writer.finish(tags).replace(temporary)
 
 
 def _check_whole(cog: Path) -> None:
@@ -178,8 +164,8 @@ def write_layer(
 def write_arrays(
     path: PathLike, arrays: Mapping[str, NDArray[Any]], grid: SceneGrid, tags: Tags, *, overwrite: bool = False
 ) -> None:
-    """Write named arrays as one .npz with the georeference of the grid and tags (``provenance``, JSON). Raises
-    OutputError: as for ``write_layer``, and so for ``write_tensor``.
+    """Write named arrays as one .npz with the georeference of the grid and tags (``provenance``, JSON), or the first of
+    them as the tensor of a .pt. Raises OutputError: as for ``write_layer``.
     """
     stored: dict[str, Any] = dict(arrays)
     if grid.crs is not None:
@@ -189,15 +175,12 @@ def write_arrays(
     if tags:
         stored["provenance"] = np.array(json.dumps(dict(tags), sort_keys=True))
     with atomic_write(path, overwrite) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, **stored)
+        if temporary.suffix.lower() == ".npz":
+            np.savez_compressed(file, **stored)
+        else:
+            import torch
 
-
-def write_tensor(path: PathLike, values: FloatArray, *, overwrite: bool = False) -> None:
-    """Write an array as the one tensor of a .pt."""
-    import torch
-
-    with atomic_write(path, overwrite) as temporary, temporary.open("wb") as file:
-        torch.save(torch.from_numpy(np.ascontiguousarray(values)), file)
+            torch.save(torch.from_numpy(np.ascontiguousarray(next(iter(arrays.values())))), file)
 
 
 def to_uint16(data: NDArray[Any]) -> NDArray[np.uint16]:

@@ -26,13 +26,8 @@ from axs_lib.io.tiles import TRUTH_KEYS
 MAIN = "opt_v3"
 LAYERS = {
     "s1": SAR_BANDS,
-    "opt_v1": OPTICAL_BANDS,
-    "opt_v2": OPTICAL_BANDS,
-    MAIN: OPTICAL_BANDS,
-    "truth": OPTICAL_BANDS,
-    "uncertainty": OPTICAL_BANDS,
-    "gate": ("gate",),
-    "trust": ("trust",),
+    **dict.fromkeys(("opt_v1", "opt_v2", MAIN, "truth", "uncertainty"), OPTICAL_BANDS),
+    **{name: (name,) for name in ("gate", "trust")},
 }
 KEYS = {layer: TRUTH_KEYS if layer == "truth" else (layer,) for layer in LAYERS}  # names in files
 LONGEST = 1024  # px
@@ -97,14 +92,9 @@ def read_results(
     ``uncertainty.tif``, ``gate.tif`` and so on beside ``opt_v3.tif`` or the only .npz of a folder,
     ``NAME_s1.tif`` and so on beside ``NAME_opt_v3.tif``.
 
-    Args:
-        path: an .npz with ``opt_v3``, or a GeoTIFF.
-        name: for people; by default from the path.
-        longest: longest side in pixels; larger GeoTIFFs are averaged to it, larger arrays thinned.
-        companions: paths of layers by their name, before those found beside the file.
-
-    Raises:
-        InputError: a file cannot be read, is not what it should be, or does not lie where ``opt_v3`` does.
+    ``companions`` are paths of layers by their name, which go before those. GeoTIFFs with a side over ``longest``
+    pixels are averaged to it, larger arrays thinned. Raises InputError: a file cannot be read, is not what it should be, or
+    does not lie where ``opt_v3`` does.
     """
     path = Path(path)
     name = name or _name(Path(path.name), path.resolve().parent.name)
@@ -116,7 +106,8 @@ def read_results(
     if path.suffix.lower() in TIFF_SUFFIXES:
         main = _read_reduced(path, OPTICAL_BANDS, longest)
         layers = {MAIN: main.data} | _read_beside(beside, main, longest)
-        yield Result(name, str(path), _in_order(layers), SceneGrid.like(path).size, main.grid, main.tags)
+        ordered = {layer: layers[layer] for layer in LAYERS if layer in layers}
+        yield Result(name, str(path), ordered, SceneGrid.like(path).size, main.grid, main.tags)
     else:
         yield from _read_npz(path, name, beside, longest)
 
@@ -203,7 +194,8 @@ def _read_npz(path: Path, name: str, beside: Mapping[str, Path], longest: int) -
             lacking = {layer: file for layer, file in beside.items() if layer not in layers}
             layers |= _read_beside(lacking, Raster(layers[MAIN], OPTICAL_BANDS, grid, source=str(path)), longest)
         title = name if count == 1 else f"{name} #{index + 1}"
-        yield Result(title, str(path), _in_order(layers), (height, width), grid, tags)
+        ordered = {layer: layers[layer] for layer in LAYERS if layer in layers}
+        yield Result(title, str(path), ordered, (height, width), grid, tags)
 
 
 def _read_reduced(path: Path, wanted: tuple[str, ...], longest: int) -> Raster:
@@ -265,10 +257,6 @@ def _onto(raster: Raster, main: Raster) -> FloatArray:
     if not np.isfinite(data).any():
         raise InputError(f"{raster.source} and {main.source} do not overlap; expected layers of one place")
     return data
-
-
-def _in_order(layers: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
-    return {layer: layers[layer] for layer in LAYERS if layer in layers}
 
 
 def _tags(text: str | None) -> dict[str, str]:

@@ -45,17 +45,8 @@ def write_item(
 ) -> None:
     """Write a STAC 1.1 Item as JSON, with the projection, processing, eo and raster extensions.
 
-    Args:
-        path: the file; links to the assets are relative to it.
-        grid: of the scene.
-        assets: COGs and what they hold.
-        date: the day or moment the image stands for, in ISO form.
-        tags: provenance.
-        overwrite: whether an existing file may be replaced.
-
-    Raises:
-        InputError: the scene has no georeference, or the date is none.
-        OutputError: the file exists, or the disk refuses.
+    Links to the assets, COGs and what they hold, are relative to the file. Raises InputError: the scene has no
+    georeference, or the date is none; or OutputError: the file exists, or the disk refuses.
     """
     from rasterio.crs import CRS
     from rasterio.warp import transform_bounds, transform_geom

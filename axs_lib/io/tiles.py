@@ -33,13 +33,8 @@ def pair_file(s1_paths: Sequence[PathLike]) -> Sequence[PathLike]:
 def read_raster(paths: PathLike | Sequence[PathLike], wanted: tuple[str, ...], *, order: Order = None) -> Raster:
     """Read the wanted bands from one stack or from one file a band, SAR in dB; no unit is refused.
 
-    Args:
-        paths: anything that ``open_source`` takes as paths.
-        wanted: ``SAR_BANDS`` or ``OPTICAL_BANDS``.
-        order: names of the stack's bands (or of the files) in their order; overrides what the files say.
-
-    Raises:
-        InputError: a file is missing, unreadable, of the wrong kind or band count, or the grids differ.
+    ``order`` names the stack's bands (or the files) in their order and overrides what the files say. Raises InputError:
+    a file is missing, unreadable, of the wrong kind or band count, or the grids differ.
     """
     with ExitStack() as stack:
         source = open_source(paths, wanted, stack, Reading(bands=order, s1_unit="db", force=True))

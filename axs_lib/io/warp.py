@@ -53,15 +53,8 @@ def to_grid(
 ) -> Readable:
     """A SAR source in dB on another grid.
 
-    Args:
-        source: in dB.
-        grid: where it is wanted.
-        stack: closes what is opened.
-        work: gives a folder for a temporary file of 8 bytes a source pixel.
-        same_grid: lay images of one size on each other where one of them does not say where it lies.
-
-    Raises:
-        InputError: one of the two does not say where it lies, or they do not meet.
+    ``work`` gives a folder for a temporary file of 8 bytes a source pixel. ``same_grid`` lays images of one size on
+    each other where one of them does not say where it lies. Raises InputError: that is so, or they do not meet.
     """
     if not (source.grid.located and grid.located):
         if source.grid.size != grid.size:
@@ -155,30 +148,14 @@ def to_db(power: FloatArray) -> FloatArray:
 
 
 def _write_power(source: Readable, needed: Tile, path: Path) -> Path:
-    import rasterio
-    from rasterio.crs import CRS
-
-    height, width = needed.shape
-    profile: dict[str, Any] = {
-        "driver": "GTiff",
-        "count": len(source.bands),
-        "height": height,
-        "width": width,
-        "dtype": "float32",
-        "nodata": np.nan,
-        "tiled": True,
-        "blockxsize": 256,
-        "blockysize": 256,
-        "crs": CRS.from_wkt(source.grid.crs),
-        "transform": source.grid.part(needed).affine,
-        "BIGTIFF": "IF_SAFER",
-    }
-    with rasterio.open(path, "w", **profile) as file:
-        for top in range(needed.top, needed.bottom, CHUNK_ROWS):
-            bottom = min(top + CHUNK_ROWS, needed.bottom)
-            db = source.read(Tile(top, needed.left, bottom, needed.right))
+    grid = source.grid.part(needed)
+    with grid.new_tiff(path, len(source.bands), "float32", np.nan, 256) as file:
+        for top in range(0, grid.height, CHUNK_ROWS):
+            rows = min(CHUNK_ROWS, grid.height - top)
+            first = needed.top + top
+            db = source.read(Tile(first, needed.left, first + rows, needed.right))
             power = np.power(np.float32(10), db / np.float32(10))
-            file.write(power, window=((top - needed.top, bottom - needed.top), (0, width)))
+            file.write(power, window=((top, top + rows), (0, grid.width)))
     return path
 
 

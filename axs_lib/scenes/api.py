@@ -29,7 +29,7 @@ from axs_lib.checks import MIN_SIDE, RangeWarning, Trust
 from axs_lib.errors import InputError, OutputError, listed
 from axs_lib.grounding.large import GroundingControls
 from axs_lib.io.arrays import ArrayPixels, times
-from axs_lib.io.atomic import atomic_write, check_output, temporary_folder
+from axs_lib.io.atomic import check_output, temporary_folder
 from axs_lib.io.files import PathLike, paths_of
 from axs_lib.io.formats import FloatArray
 from axs_lib.io.grid import TILE_SIDE, SceneGrid
@@ -37,17 +37,7 @@ from axs_lib.io.masks import MaskFile, MaskSource
 from axs_lib.io.pixels import TRUST, MemoryPixels, Reading
 from axs_lib.io.products import Source, open_source
 from axs_lib.io.raster import TIFF_SUFFIXES, Raster
-from axs_lib.io.results import (
-    GATE,
-    SAR_CONTRIBUTION,
-    UNCERTAINTY,
-    CogWriter,
-    Layer,
-    check_suffix,
-    optical_layer,
-    write_arrays,
-    write_tensor,
-)
+from axs_lib.io.results import MAPS, CogWriter, Layer, check_suffix, name_cogs, optical_layer, write_arrays
 from axs_lib.io.safe import open_safe
 from axs_lib.io.stac import check_located, parse_date, write_item
 from axs_lib.io.tiles import as_raster, pair_file, read_companions
@@ -66,7 +56,6 @@ if TYPE_CHECKING:
 GROUND_OPTIONS = ("strength", "tokens", "temperature", "ensemble_size", "hold_colour", "correction_mode", "scheduler")
 PIPELINE_OPTIONS = ("tokens", "temperature", "hold_colour")
 GDAL_CACHE_BYTES = 256 * 1024**2
-MAPS = (UNCERTAINTY, GATE, SAR_CONTRIBUTION)
 STAGES = ("opt_v1", "opt_v2", "opt_v3")
 ARRAYS = "result.npz"  # of the pipeline, beside the GeoTIFFs of an image of one tile
 
@@ -208,10 +197,9 @@ def ground_scene(
             threads the result is then the same to the last DN, else to within 1 DN.
         window_rows: rows read at once; no pixel depends on it.
         tags: further tags for the files.
-        overwrite: whether existing files may be replaced.
+        overwrite: replace existing files.
         force: accept values that do not look like dB and DN.
         addresses: open addresses among the paths.
-        progress: show a progress bar.
         **options: ``strength``, ``tokens``, ``temperature``, ``ensemble_size``, ``hold_colour``, ``correction_mode`` or
             ``scheduler`` of ``Stage3GroundingModel.ground``.
 
@@ -331,17 +319,9 @@ def fill_gaps(
 ) -> SceneResult:
     """Fill the gaps of an optical image, such as clouds, from SAR and context; what the mask calls clear is kept.
 
-    Args:
-        model: as all that is not named here, as for ``ground_scene``.
-        s1: VV and VH.
-        opt_v2: the clouded image, B02, B03, B04, B08 in DN.
-        mask: 1 where it was observed clear, 0 where it is unknown: a path, an array, or a ``MaskFile``; ``"scl"`` is
-            the scene classification of the Sentinel-2 product given as ``opt_v2``.
-        out: the image.
-        **options: any keyword of ``ground_scene``.
-
-    Raises:
-        InputError: as for ``ground_scene``, or nothing is clear.
+    All is as for ``ground_scene``, but for the mask: 1 where the image was observed clear, 0 where it is unknown: a
+    path, an array, or a ``MaskFile``; ``"scl"`` is the scene classification of the Sentinel-2 product given as
+    ``opt_v2``.
     """
     trust = MaskFile(mask) if isinstance(mask, str | os.PathLike) else mask
     return ground_scene(model, s1, opt_v2, out, trust=trust, **options)
@@ -403,7 +383,7 @@ def run_scene(
     date = str(known["date"]) if "date" in known else None
     if uncertainty and ensemble_size < 2:
         raise InputError("the uncertainty of the pipeline is that of an ensemble; expected --ensemble-size 2 or more")
-    layers = [optical_layer(name) for name in reversed(STAGES)] + ([UNCERTAINTY] if ensemble_size > 1 else [])
+    layers = [optical_layer(name) for name in reversed(STAGES)] + list(MAPS[:1] if ensemble_size > 1 else [])
     maps = {layer: path for layer, path in zip(MAPS, (uncertainty, gate, sar_contribution), strict=True) if path}
     reading = Reading(tuple(bands or ()) or None, s1_unit, same_grid=same_grid, force=force, addresses=addresses)
 
@@ -599,15 +579,9 @@ class _Outputs:
         for layer, path in self.targets.items():
             if path is None or layer in self._cogs:
                 continue
-            if path.suffix.lower() == ".npz":
-                write_arrays(path, {**given, layer.name: arrays[layer]}, tile, tags, overwrite=self._overwrite)
-            else:
-                write_tensor(path, arrays[layer], overwrite=self._overwrite)
+            write_arrays(path, {layer.name: arrays[layer], **given}, tile, tags, overwrite=self._overwrite)
             self._files[path] = layer.name
-        with ExitStack() as stack:
-            for writer in self._cogs.values():
-                temporary = stack.enter_context(atomic_write(writer.target, self._overwrite))
-                writer.finish(tags).replace(temporary)
+        name_cogs(list(self._cogs.values()), tags, overwrite=self._overwrite)
         links = {writer.target: layer for layer, writer in self._cogs.items()}
         self._files |= {path: layer.name for path, layer in links.items()}
         if self._stac is not None and self._date is not None:
@@ -711,12 +685,12 @@ def _trust(what: Any, estimate: Any, optical: Source, stack: ExitStack, reading:
     """The trust map on the optical grid: of a mask, of a map, or of the .npz that holds the estimate."""
     count = optical.pixels.tiles
     if what is None:
-        paths = paths_of(estimate) or []
-        if len(paths) != 1:
+        path = _one_file(estimate)
+        if path is None:
             return None
         # The file's own trust map; the truth that it may hold, too, goes to the result.
         shape = np.broadcast_to(np.float32(0), (count, len(OPTICAL_BANDS), *optical.shape))
-        _, trust = read_companions(paths[0], Raster(shape, OPTICAL_BANDS, SceneGrid(*optical.shape)))
+        _, trust = read_companions(path, Raster(shape, OPTICAL_BANDS, SceneGrid(*optical.shape)))
         if trust is None:
             return None
         what = trust if count > 1 else trust[0]
@@ -745,12 +719,17 @@ def _trust(what: Any, estimate: Any, optical: Source, stack: ExitStack, reading:
     return View(source.grid, TRUST, source.label, read)
 
 
+def _one_file(estimate: Any) -> PathLike | None:
+    paths = paths_of(estimate) or []
+    return paths[0] if len(paths) == 1 else None
+
+
 def _product_mask(mask: MaskFile, estimate: Any) -> MaskFile:
     """``--mask scl``: the scene classification of the product that is given as the image."""
     if os.fspath(mask.path).lower() != "scl" or Path(mask.path).exists():
         return mask
-    paths = paths_of(estimate) or []
-    product = open_safe(paths[0]) if len(paths) == 1 else None
+    path = _one_file(estimate)
+    product = None if path is None else open_safe(path)
     if product is None or product.classification is None:
         raise InputError(
             "--mask scl is the scene classification of a Sentinel-2 product, and opt_v2 is none that has one (SCL at"
@@ -765,8 +744,8 @@ def _companions(inputs: Sequence[FloatArray], optical: Source, estimate: Any) ->
     arrays: dict[str, NDArray[Any]] = {"opt_v2": estimates.data, **_sar_arrays(as_raster(optical, inputs[0]).data)}
     if len(inputs) > 2:
         arrays["trust"] = inputs[2].reshape(len(estimates.batch), 1, *estimates.grid.size)
-    paths = paths_of(estimate) or []
-    truth, _ = read_companions(paths[0], estimates) if len(paths) == 1 else (None, None)
+    path = _one_file(estimate)
+    truth, _ = (None, None) if path is None else read_companions(path, estimates)
     return arrays if truth is None else arrays | {"s2_real": truth.data}
 
 
@@ -780,11 +759,9 @@ def _array(data: FloatArray, layer: Layer, like: Source) -> DataArray:
         return like.pixels.dressed(data, layer)
     import xarray
 
-    tiles = as_raster(like, data).data
+    tiles, bands = as_raster(like, data).data, list(layer.bands)
     dims = ("tile", "band", "y", "x")[4 - tiles.ndim :]
-    return xarray.DataArray(
-        tiles, dims=dims, coords={"band": list(layer.bands)}, name=layer.name, attrs={"units": layer.unit}
-    )
+    return xarray.DataArray(tiles, {"band": bands}, dims, layer.name, {"units": layer.unit})
 
 
 def _nodata(inputs: Sequence[FloatArray]) -> Any:
@@ -800,16 +777,12 @@ def _origins(corner: tuple[int, int], tiles: Sequence[Tile]) -> Tensor:
 def _located(metadata: Mapping[str, Any], grid: SceneGrid, tile: Tile, digits: int | None = None) -> dict[str, Any]:
     """Metadata of a tile: its own place, as far as that of the scene is not given."""
     place = grid.centre_lat_lon(tile)
-    if place is not None and digits is not None:
-        place = round(place[0], digits), round(place[1], digits)
-    return {**({} if place is None else {"lat": place[0], "lon": place[1]}), **metadata}
+    if place is None:
+        return dict(metadata)
+    lat, lon = place if digits is None else (round(place[0], digits), round(place[1], digits))
+    return {"lat": lat, "lon": lon, **metadata}
 
 
 def _tags(settings: Mapping[str, Any], grid: TileGrid, corner: tuple[int, int]) -> dict[str, str]:
-    named = {
-        **settings,
-        "tile_side": grid.side,
-        "tile_overlap": grid.overlap,
-        "noise_origin": f"{corner[0]} {corner[1]}",
-    }
-    return {f"AXS_{key.upper()}": str(value) for key, value in named.items() if value is not None}
+    place = {"tile_side": grid.side, "tile_overlap": grid.overlap, "noise_origin": f"{corner[0]} {corner[1]}"}
+    return {f"AXS_{key.upper()}": str(value) for key, value in {**settings, **place}.items() if value is not None}

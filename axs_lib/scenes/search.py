@@ -24,14 +24,14 @@ import numpy as np
 
 from axs_lib.bands import DN_PER_REFLECTANCE, OPTICAL_BANDS, SAR_BANDS
 from axs_lib.errors import AxionError, InputError, listed
-from axs_lib.io.atomic import atomic_write, check_output
+from axs_lib.io.atomic import check_output
 from axs_lib.io.files import PathLike
 from axs_lib.io.formats import FloatArray
 from axs_lib.io.masks import scl_trust
 from axs_lib.io.pixels import TRUST
 from axs_lib.io.products import open_source
 from axs_lib.io.raster import band_name
-from axs_lib.io.results import SAR, CogWriter, Layer, optical_layer
+from axs_lib.io.results import SAR, CogWriter, Layer, name_cogs, optical_layer
 from axs_lib.io.stac import parse_date
 from axs_lib.io.warp import MARGIN_PX, to_db
 from axs_lib.scenes.stream import WINDOW_ROWS
@@ -213,10 +213,7 @@ def save_pair(arrays: PairArrays, folder: PathLike, *, overwrite: bool = False) 
                 except (RasterioError, OSError) as error:
                     raise AxionError(f"the pixels of the pair cannot be read ({error}); try again") from error
                 writers[-1].write(top, data)
-        tags = arrays.tags | {"AXS_DATE": arrays.date}
-        for writer in writers:
-            temporary = stack.enter_context(atomic_write(writer.target, overwrite))
-            writer.finish(tags).replace(temporary)
+        name_cogs(writers, arrays.tags | {"AXS_DATE": arrays.date}, overwrite=overwrite)
     return targets
 
 
@@ -228,7 +225,7 @@ def _open(catalog: PathLike | Catalog) -> Catalog:
     from pystac_client import Client
     from pystac_client.warnings import NoConformsTo
 
-    if isinstance(catalog, pystac.Catalog):
+    if not isinstance(catalog, str | os.PathLike):
         return catalog
     address = os.fspath(catalog)
     if not re.match(r"https?://", address):
@@ -258,11 +255,9 @@ def _coverage(items: Sequence[Item], bounds: Bounds) -> float:
     import shapely.affinity
 
     place = shapely.box(*bounds)
-    footprints = [
-        shapely.make_valid(shapely.geometry.shape(item.geometry)) for item in items if item.geometry is not None
-    ]
+    shapes = [shapely.geometry.shape(item.geometry) for item in items if item.geometry is not None]
     # A footprint across 180 degrees may be written on either side of it.
-    seen = [shapely.affinity.translate(each, turn) for each in footprints for turn in (-360, 0, 360)]
+    seen = [shapely.affinity.translate(shapely.make_valid(each), turn) for each in shapes for turn in (-360, 0, 360)]
     return float(shapely.union_all(seen).intersection(place).area / place.area)
 
 

@@ -69,20 +69,11 @@ def stream_tiles(
     wanted: Callable[[list[FloatArray]], bool] = lambda tiles: True,
     advance: Callable[[int], None] = lambda tiles: None,
 ) -> Generator[Rows, None, None]:
-    """Blend what a network makes of the tiles of a scene.
+    """Blend what a network makes of the tiles of a scene, whose rows come from top to bottom.
 
-    Args:
-        sources: on one grid.
-        network: see ``TileFunction``; called with tiles of one shape and one row of tiles.
-        layers: channels K that the network returns.
-        grid: the tile grid.
-        batch_size: tiles the network sees at once.
-        window_rows: rows read at once; the result does not depend on it.
-        wanted: whether a tile [(C, h, w) a source] has anything to compute; where not, its pixels are nodata.
-        advance: told how many tiles are done.
-
-    Yields:
-        All rows, from top to bottom.
+    ``network`` is called with tiles of one shape and one row of tiles, ``batch_size`` at once, and returns this many
+    ``layers``; no result depends on ``window_rows``, which are read at once. ``wanted`` says whether a tile
+    [(C, h, w) a source] has anything to compute; where not, its pixels are nodata. ``advance`` is told of tiles done.
     """
     height, width = sources[0].grid.size
     starts = grid.starts(height)

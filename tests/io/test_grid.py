@@ -15,7 +15,7 @@ from axs_lib.errors import InputError
 from axs_lib.io.grid import SceneGrid
 from axs_lib.tilegrid import Tile
 
-from .conftest import write_scene
+from ..scenes.conftest import write_scene
 
 UTM = SceneGrid.of("EPSG:32633", 10, (500_000, 5_999_000, 501_500, 6_000_000))
 
@@ -30,7 +30,7 @@ def test_a_grid_of_numbers() -> None:
     assert UTM.size == (100, 150)
     assert UTM.transform == (10, 0, 500_000, 0, -10, 6_000_000)
     assert UTM.bounds() == (500_000, 5_999_000, 501_500, 6_000_000)
-    assert UTM.bounds(Tile(10, 20, 30, 50)) == (500_200, 5_999_700, 500_500, 5_999_900)
+    assert UTM.part(Tile(10, 20, 30, 50)).bounds() == (500_200, 5_999_700, 500_500, 5_999_900)
 
 
 def test_edges_lie_on_multiples_of_the_resolution() -> None:

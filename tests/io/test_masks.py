@@ -17,11 +17,9 @@ from rasterio.warp import transform_bounds
 from axs_lib.errors import InputError
 from axs_lib.io.grid import SceneGrid
 from axs_lib.io.masks import SCL_CLASSES, SCL_DROPPED, MaskFile, MaskSource, scl_numbers, scl_trust
-from axs_lib.scenes.api import ground_scene
 from axs_lib.tilegrid import Tile
 
-from .conftest import CORNER, CRS, BoxGrounder, SceneFiles, read_tiff, write_scene, write_tiff
-from .conftest import GRID as TILES
+from ..scenes.conftest import CORNER, CRS, SceneFiles, write_scene, write_tiff
 
 H, W = 24, 30
 COARSE = from_origin(*CORNER, 20, 20)
@@ -262,13 +260,3 @@ def test_windows_of_a_classification(scene: SceneFiles, scene_scl: Path, buffer:
         for window in (Tile(55, 15, 95, 90), Tile(0, 0, 7, 150), Tile(159, 130, 200, 150)):
             part = whole[:, window.top : window.bottom, window.left : window.right]
             np.testing.assert_array_equal(source.read(window), part)
-
-
-def test_gaps_of_a_scene_are_filled(grounder: BoxGrounder, scene: SceneFiles, scene_scl: Path, tmp_path: Path) -> None:
-    ground_scene(grounder, scene.s1, scene.opt_v2, tmp_path / "o.tif", trust=MaskFile(scene_scl), grid=TILES)
-    result = read_tiff(tmp_path / "o.tif")
-    kept = ~np.isnan(scene.optical) & ~np.isnan(scene.sar).any(axis=0)
-    kept[:, 60:90, 20:80] = False
-    kept[:, 160:162, 140:142] = False
-    np.testing.assert_array_equal(result[kept], scene.optical[kept])
-    assert (result[:, 60:90, 30:80] != scene.optical[:, 60:90, 30:80]).mean() > 0.9

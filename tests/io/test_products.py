@@ -21,8 +21,8 @@ from axs_lib.errors import InputError
 from axs_lib.io.pixels import Reading
 from axs_lib.io.products import ReadingWarning, Source, open_source
 
-from .conftest import PLACE
-from .conftest import write_tiff as write
+from ..scenes.conftest import PLACE
+from ..scenes.conftest import write_tiff as write
 
 H, W = 60, 50
 

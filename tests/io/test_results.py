@@ -14,16 +14,7 @@ import torch
 from axs_lib.bands import OPTICAL_BANDS, SAR_BANDS
 from axs_lib.errors import InputError, OutputError
 from axs_lib.io.grid import SceneGrid
-from axs_lib.io.results import (
-    SAR,
-    UNCERTAINTY,
-    check_suffix,
-    optical_layer,
-    to_uint16,
-    write_arrays,
-    write_layer,
-    write_tensor,
-)
+from axs_lib.io.results import check_suffix, optical_layer, write_arrays, write_layer
 from axs_lib.io.tiles import read_raster
 
 H, W = 40, 21
@@ -55,26 +46,6 @@ def test_a_geotiff_says_everything_about_itself(tmp_path: Path, image: np.ndarra
     np.testing.assert_array_equal(np.isnan(back.data), np.isnan(image))
     np.testing.assert_allclose(back.data, np.clip(image, 1, 65535), atol=0.5)
     assert back.grid.same_as(GRID)
-
-
-def test_rounding_never_makes_nodata_of_dark_water() -> None:
-    assert to_uint16(np.array([0.2, -5.0, 0.0, 1.5, 70_000.0, np.nan])).tolist() == [1, 1, 1, 2, 65535, 0]
-
-
-def test_uncertainty_is_float_with_nan_nodata(tmp_path: Path, image: np.ndarray) -> None:
-    write_layer(tmp_path / "u.tif", UNCERTAINTY, image, GRID, {})
-    with rasterio.open(tmp_path / "u.tif") as dataset:
-        assert dataset.dtypes == ("float32",) * 4 and np.isnan(dataset.nodata)
-        assert dataset.descriptions == OPTICAL_BANDS and dataset.crs.to_epsg() == 32633
-        np.testing.assert_array_equal(dataset.read(), image)
-
-
-@pytest.mark.parametrize(("bands", "side"), [(2, 120), (4, 300), (2, 8)])
-def test_single_tiles_of_any_size_are_written(tmp_path: Path, bands: int, side: int) -> None:
-    data = np.rint(np.random.default_rng(0).uniform(1, 99, (bands, side, side))).astype("float32")
-    layer = SAR if bands == 2 else optical_layer("s2")
-    write_layer(tmp_path / "t.tif", layer, data, SceneGrid(side, side), {})
-    np.testing.assert_array_equal(read_raster(tmp_path / "t.tif", layer.bands).data, data)
 
 
 def test_outputs_of_unknown_kind_and_batches_in_a_geotiff_are_refused() -> None:
@@ -109,5 +80,5 @@ def test_a_full_disk_is_reported_and_leaves_nothing(
     with pytest.raises(OutputError, match="disk is full"):
         write_arrays(tmp_path / "o.npz", {"opt_v3": image}, GRID, {})
     with pytest.raises(OutputError, match="disk is full"):
-        write_tensor(tmp_path / "o.pt", image)
+        write_arrays(tmp_path / "o.pt", {"opt_v3": image}, GRID, {})
     assert list(tmp_path.iterdir()) == []

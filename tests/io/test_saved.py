@@ -15,7 +15,7 @@ from axs_lib.io.grid import SceneGrid
 from axs_lib.io.results import write_arrays
 from axs_lib.io.saved import find_results, read_results
 
-from .conftest import PLACE, scene_arrays, write_scene
+from ..scenes.conftest import PLACE, scene_arrays, write_scene
 
 S1, OPTICAL = scene_arrays(120, 120)
 

@@ -17,7 +17,7 @@ from axs_lib.io.products import open_source
 from axs_lib.scenes.api import ground_scene
 from axs_lib.tilegrid import Tile
 
-from .conftest import GRID, BoxGrounder, SceneFiles, read_tiff, write_scene
+from ..scenes.conftest import GRID, BoxGrounder, SceneFiles, read_tiff, write_scene
 
 
 def both(scene: SceneFiles, **options: Any) -> tuple[xr.DataArray, xr.DataArray]:

@@ -19,10 +19,9 @@ from axs_lib.errors import InputError
 from axs_lib.io.grid import SceneGrid
 from axs_lib.io.products import open_source
 from axs_lib.io.warp import Readable, to_grid
-from axs_lib.scenes.api import ground_scene
 from axs_lib.tilegrid import Tile
 
-from .conftest import CORNER, CRS, GRID, PLACE, BoxGrounder, SceneFiles, read_tiff, scene_arrays, write_scene
+from ..scenes.conftest import CORNER, CRS, PLACE, scene_arrays, write_scene
 
 OPTICAL = SceneGrid(200, 150, rasterio.crs.CRS.from_string(CRS).to_wkt(), tuple(PLACE)[:6])
 ELSEWHERE = "EPSG:32632"
@@ -136,16 +135,3 @@ def test_sar_that_cannot_be_brought_onto_the_grid(
     write_scene(tmp_path / "s1.tif", scene_arrays(50, 50)[0], **where)
     with pytest.raises(InputError, match=match):
         opened()
-
-
-def test_a_scene_with_sar_of_another_zone(grounder: BoxGrounder, scene: SceneFiles, tmp_path: Path) -> None:
-    sar_elsewhere(tmp_path / "s1.tif", side=300)
-    images = []
-    for rows in (17, 64, 500):
-        out = tmp_path / f"{rows}.tif"
-        ground_scene(grounder, tmp_path / "s1.tif", scene.opt_v2, out, grid=GRID, window_rows=rows)
-        images.append(read_tiff(out))
-    np.testing.assert_array_equal(images[0], images[1])
-    np.testing.assert_array_equal(images[0], images[2])
-    assert (images[0] > 0).mean() > 0.8
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["17.tif", "500.tif", "64.tif", "in", "s1.tif"]

@@ -97,13 +97,6 @@ def test_nodata_of_either_input_is_nodata_and_does_not_bleed(
     np.testing.assert_array_equal(ground(grounder, scene, tmp_path, "other.tif"), result)
 
 
-def test_dark_pixels_do_not_become_nodata(grounder: BoxGrounder, tmp_path: Path) -> None:
-    sar, optical = scene_arrays(80, 80)
-    optical[:, :40] = 1.0
-    files = SceneFiles(write_scene(tmp_path / "s1.tif", sar), write_scene(tmp_path / "o.tif", optical), sar, optical)
-    assert ground(grounder, files, tmp_path).min() == 1
-
-
 def test_what_is_trusted_stays_bit_for_bit(grounder: BoxGrounder, scene: SceneFiles, tmp_path: Path) -> None:
     trust = np.ones((1, 200, 150), dtype="float32")
     trust[:, 60:90, 20:100] = 0
@@ -147,31 +140,6 @@ def test_it_is_a_valid_cog(grounder: BoxGrounder, tmp_path: Path) -> None:
         assert cog_validate(tmp_path / name, strict=True) == (True, [], [])
     with rasterio.open(tmp_path / "out.tif") as file:
         assert file.overviews(1) == [2] and file.compression.name == "deflate"
-
-
-def test_one_file_a_band_and_named_bands(grounder: BoxGrounder, scene: SceneFiles, tmp_path: Path) -> None:
-    expected = ground(grounder, scene, tmp_path)
-    files = [
-        write_scene(tmp_path / f"T33_{name}_10m.tif", scene.optical[i : i + 1], (None,), dtype="uint16")
-        for i, name in enumerate(OPTICAL_BANDS)
-    ]
-    ground_scene(grounder, scene.s1, files[::-1], tmp_path / "a.tif", seed=5, grid=GRID)
-    np.testing.assert_array_equal(read_tiff(tmp_path / "a.tif"), expected)
-
-    order = ("B08", "B04", "B03", "B02")
-    write_scene(tmp_path / "b.tif", scene.optical[::-1], ("1", "2", "3", "4"))
-    ground_scene(grounder, scene.s1, tmp_path / "b.tif", tmp_path / "c.tif", seed=5, grid=GRID, bands=order)
-    np.testing.assert_array_equal(read_tiff(tmp_path / "c.tif"), expected)
-    with pytest.raises(InputError, match=r"lack B02"):
-        ground_scene(grounder, scene.s1, files[1:], tmp_path / "d.tif")
-
-
-def test_wrong_units_are_refused_before_any_tile(grounder: BoxGrounder, scene: SceneFiles, tmp_path: Path) -> None:
-    write_scene(scene.opt_v2, scene.optical / 1e4, dtype="float32")
-    with pytest.raises(InputError, match="like reflectance in 0-1"):
-        ground(grounder, scene, tmp_path)
-    assert not grounder.calls and not (tmp_path / "out.tif").exists()
-    ground(grounder, scene, tmp_path, force=True)
 
 
 def test_what_cannot_be_is_refused(grounder: BoxGrounder, scene: SceneFiles, tmp_path: Path) -> None:

@@ -12,12 +12,10 @@ import rioxarray  # noqa: F401  # gives arrays their georeference
 import torch
 import xarray as xr
 from rasterio.transform import Affine
-from rasterio.warp import Resampling, reproject
 
 import axs_lib
 from axs_lib.bands import OPTICAL_BANDS, SAR_BANDS
 from axs_lib.errors import InputError
-from axs_lib.io.grid import SceneGrid
 from axs_lib.io.masks import MaskFile
 from axs_lib.scenes.api import fill_gaps, ground_scene
 
@@ -173,25 +171,6 @@ def test_a_product_and_its_own_classification(grounder: BoxGrounder, scene: Scen
     assert result.counts["filled"] == 20 * 50 and "--mask-buffer 3" in result.notes[-1]
     with rasterio.open(tmp_path / "o.tif") as file:
         assert file.tags()["AXS_MASK_KIND"] == "scl" and file.tags()["AXS_BOA_OFFSET_REMOVED"] == "0"
-
-
-def test_sar_in_power_on_another_grid_is_as_gdal_warps_it(
-    grounder: BoxGrounder, scene: SceneFiles, tmp_path: Path
-) -> None:
-    sar, _ = scene_arrays(150, 120, seed=9)
-    place = PLACE * Affine.translation(-3.4, -2.7) * Affine.scale(1.5)
-    power = 10 ** (sar / 10)
-    s1 = write_scene(tmp_path / "s1.tif", power, nodata=0, dtype="float32", transform=place)
-    ground_scene(grounder, s1, scene.opt_v2, tmp_path / "o.tif", grid=GRID)
-    grid = SceneGrid.like(scene.opt_v2)
-    expected = np.full((2, *grid.size), np.nan, "float32")
-    reproject(
-        power, expected, src_crs=CRS, src_transform=place, src_nodata=0, dst_crs=CRS, dst_transform=PLACE,
-        dst_nodata=np.nan, resampling=Resampling.bilinear,
-    )  # fmt: skip
-    valid = ~np.isnan(expected).any(axis=0) & ~np.isnan(scene.optical).any(axis=0)
-    image = read_tiff(tmp_path / "o.tif")
-    np.testing.assert_array_equal((image > 0).all(axis=0), valid)
 
 
 @pytest.mark.parametrize("count", [None, 3])

@@ -102,8 +102,8 @@ def power(db: np.ndarray) -> np.ndarray:
 
 def inside(margin: int = 30) -> tuple[float, float, float, float]:
     """Bounds in degrees of a part of the scene, ``margin`` px from its sides."""
-    part = SceneGrid(SIDE, SIDE, CRS, tuple(PLACE)[:6]).bounds(Tile(margin, margin, SIDE - margin, SIDE - margin))
-    return transform_bounds(CRS, "EPSG:4326", *part)
+    part = SceneGrid(SIDE, SIDE, CRS, tuple(PLACE)[:6]).part(Tile(margin, margin, SIDE - margin, SIDE - margin))
+    return transform_bounds(CRS, "EPSG:4326", *part.bounds())
 
 
 def window(array: Any, image: np.ndarray) -> np.ndarray:
@@ -159,22 +159,6 @@ def test_pixels_come_in_the_librarys_units(full: Path) -> None:
     expected[60:90, 60:100] = 0
     np.testing.assert_array_equal(arrays.trust.values[0], window(arrays.trust, expected))
     assert arrays.opt_v2.rio.crs == rasterio.crs.CRS.from_string(CRS)
-
-
-def test_a_found_pair_goes_through_a_scene(full: Path, tmp_path: Path) -> None:
-    arrays = load_pair(find_pair(full, inside(), "2021-07-07/2021-07-09"))
-    out = tmp_path / "out.tif"
-    settings: dict[str, Any] = {"grid": GRID, "seed": 5, "tags": arrays.tags, "date": arrays.date}
-    ground_scene(
-        BoxGrounder(), arrays.s1, arrays.opt_v2, out, trust=arrays.trust, stac=tmp_path / "item.json", **settings
-    )
-    with rasterio.open(out) as file:
-        result, tags = file.read(), file.tags()
-        assert file.transform == arrays.opt_v2.rio.transform()
-    assert (tags["AXS_S1_ITEMS"], tags["AXS_S2_ITEMS"]) == ("near", "clear")
-    kept = arrays.trust.values[0] == 1 if arrays.trust is not None else np.empty(0)
-    np.testing.assert_array_equal(result[:, kept], arrays.opt_v2.values[:, kept])
-    assert (result[:, ~kept] != arrays.opt_v2.values[:, ~kept]).mean() > 0.9 and result.min() > 0
 
 
 @pytest.mark.parametrize("odd", ["nearer_with_VV_alone", "cloud_cover_null", "beyond_180_degrees"])
