@@ -92,9 +92,9 @@ def read_results(
     ``uncertainty.tif``, ``gate.tif`` and so on beside ``opt_v3.tif`` or the only .npz of a folder,
     ``NAME_s1.tif`` and so on beside ``NAME_opt_v3.tif``.
 
-    ``companions`` are paths of layers by their name, which go before those. GeoTIFFs with a side over ``longest``
-    pixels are averaged to it, larger arrays thinned. Raises InputError: a file cannot be read, is not what it should be, or
-    does not lie where ``opt_v3`` does.
+    ``companions`` are paths of layers by their name, which go before those. Large GeoTIFFs are averaged until no side
+    is over ``longest`` pixels, larger arrays thinned. Raises InputError: a file cannot be read, is not what it should
+    be, or does not lie where ``opt_v3`` does.
     """
     path = Path(path)
     name = name or _name(Path(path.name), path.resolve().parent.name)

@@ -39,7 +39,7 @@ class Readable(Protocol):
 
 
 @dataclass
-class View:
+class DerivedSource:
     """What is read in another way than by the source that it is made of."""
 
     grid: SceneGrid
@@ -82,7 +82,7 @@ def to_grid(
             f"{source.label} ({source.grid}) does not meet the optical grid ({grid}); expected SAR of the same place"
         )
     read = _warped(source, needed, grid, stack, work) if offset is None else _shifted(source, offset)
-    return View(grid, source.bands, source.label, read)
+    return DerivedSource(grid, source.bands, source.label, read)
 
 
 def _shifted(source: Readable, offset: tuple[int, int]) -> Callable[[Tile], FloatArray]:

@@ -41,7 +41,8 @@ from axs_lib.io.results import MAPS, CogWriter, Layer, check_suffix, name_cogs, 
 from axs_lib.io.safe import open_safe
 from axs_lib.io.stac import check_located, parse_date, write_item
 from axs_lib.io.tiles import as_raster, pair_file, read_companions
-from axs_lib.io.warp import Readable, View, to_grid
+from axs_lib.io.warp import DerivedSource, Readable, to_grid
+from axs_lib.progress import bar
 from axs_lib.scenes.stream import WINDOW_ROWS, Rows, TileFunction, one_ahead, stream_stack, stream_tiles, tile_count
 from axs_lib.tilegrid import Tile, TileGrid
 
@@ -552,7 +553,7 @@ class _Outputs:
             stack.enter_context(warnings.catch_warnings())
             warnings.simplefilter("ignore", RangeWarning)
             stack.enter_context(torch.no_grad())
-            advance = stack.enter_context(_tile_bar(self.total, progress and self.total > 1))
+            advance = stack.enter_context(bar("Tiles", self.total, enabled=progress and self.total > 1, unit="tiles"))
             count = self._like.pixels.tiles
             if count > 1:
                 rows = stream_stack(sources, network, count, batch_size=batch_size, advance=advance)
@@ -604,27 +605,6 @@ class _Outputs:
         counts = {key: self.counts[key] for key in ("kept", "filled", "corrected", "empty")}
         seconds = time.monotonic() - self._started
         return SceneResult(self._place, self.total, nfe, seconds, self._files, arrays, tuple(notes), counts, image)
-
-
-@contextmanager
-def _tile_bar(total: int, enabled: bool) -> Iterator[Callable[[int], None]]:
-    """A bar on stderr with tiles done, tiles a second and time left; gives a function to be told of tiles done."""
-    if not enabled:
-        yield lambda tiles: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("Tiles"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[speed]}"))
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
-        task = progress.add_task("", total=total, speed="")
-
-        def advance(tiles: int) -> None:
-            progress.advance(task, tiles)
-            if speed := progress.tasks[0].speed:
-                progress.update(task, speed=f"{speed:.1f} tiles/s")
-
-        yield advance
 
 
 def _estimate(s1: Any, opt_v2: Any) -> Any:
@@ -716,7 +696,7 @@ def _trust(what: Any, estimate: Any, optical: Source, stack: ExitStack, reading:
             )
         return values
 
-    return View(source.grid, TRUST, source.label, read)
+    return DerivedSource(source.grid, TRUST, source.label, read)
 
 
 def _one_file(estimate: Any) -> PathLike | None:
