@@ -68,9 +68,6 @@ def unreadable(path: PathLike, expected: str, error: Exception) -> str:
     return f"{path} cannot be read; expected {expected}: it is damaged, truncated or of another kind ({reason})"
 
 
-# Rasters
-
-
 @contextmanager
 def open_raster(path: PathLike, *, addresses: bool = False, inside_zip: bool = False) -> Iterator[Any]:
     """A rasterio dataset of a GeoTIFF, COG, JPEG 2000 or PNG; InputError where it is none or damaged.
@@ -186,9 +183,6 @@ def _walk_tiff(file: BinaryIO, order: str, big: bool, size: int) -> None:
     raise EOFError("its directories have no end")
 
 
-# NPZ
-
-
 class Arrays:
     """The arrays of an open .npz, checked one by one as they are asked for."""
 
@@ -272,9 +266,6 @@ def open_npz(path: PathLike) -> Iterator[Arrays]:
         yield Arrays(archive, file)
 
 
-# PT
-
-
 def read_pt(path: PathLike) -> FloatArray:
     """The tensor of a .pt file as float32, without unpickling anything else. Raises InputError: it holds something
     else, is damaged, or claims more numbers than the file has.
@@ -312,9 +303,6 @@ def read_pt(path: PathLike) -> FloatArray:
             f" at most {LARGEST:,} values, all of them in the file: save tensor.contiguous()"
         )
     return np.asarray(loaded.detach().to(torch.float32).numpy())
-
-
-# XML
 
 
 def parse_xml(text: bytes, source: str) -> ElementTree.Element:

@@ -119,18 +119,14 @@ class SceneGrid:
             return (0, 0) if self.size == other.size else None
         if self.crs != other.crs and CRS.from_wkt(self.crs) != CRS.from_wkt(other.crs):
             return None
-        ours, theirs = self.affine, other.affine
-        reach = max(*self.size, *other.size) / max(abs(ours.a), abs(ours.b))
-        differences = (ours.a - theirs.a, ours.b - theirs.b, ours.d - theirs.d, ours.e - theirs.e)
-        if any(abs(difference) * reach > TOLERANCE_PX for difference in differences):
+        relative = ~other.affine * self.affine  # from pixels of this grid to those of the other
+        bent = max(abs(relative.a - 1), abs(relative.b), abs(relative.d), abs(relative.e - 1)) * max(
+            *self.size, *other.size
+        )
+        row, column = round(relative.f), round(relative.c)
+        if max(bent, abs(relative.f - row), abs(relative.c - column)) > TOLERANCE_PX:
             return None
-        a, b, d, e = ours.a, ours.b, ours.d, ours.e
-        east, south = ours.c - theirs.c, ours.f - theirs.f
-        determinant = a * e - b * d
-        column, row = (e * east - b * south) / determinant, (a * south - d * east) / determinant
-        if max(abs(column - round(column)), abs(row - round(row))) > TOLERANCE_PX:
-            return None
-        return round(row), round(column)
+        return row, column
 
     def same_as(self, other: SceneGrid) -> bool:
         """Whether both have one size and lie on one place."""

@@ -31,6 +31,7 @@ BOA_OFFSETS = ("auto", "0", "1000")
 KEYS = {SAR_BANDS: "s1_vv and s1_vh (H,W), or s1 (2,H,W) or (N,2,H,W)", OPTICAL_BANDS: "opt_v2 (4,H,W) or (N,4,H,W)"}
 
 Order = tuple[str, ...] | None
+Place = tuple[str | None, tuple[float, ...] | None]  # CRS as WKT, and transform
 
 
 @dataclass(frozen=True)
@@ -247,16 +248,10 @@ class FilePixels(Pixels):
 
 
 class MemoryPixels(Pixels):
-    """An array (C,H,W), or a batch of tiles (N,C,H,W), which lie one under another; CRS as WKT."""
+    """An array (C,H,W), or a batch of tiles (N,C,H,W), which lie one under another."""
 
     def __init__(
-        self,
-        data: NDArray[Any],
-        wanted: tuple[str, ...],
-        order: Order,
-        label: str,
-        crs: str | None = None,
-        transform: tuple[float, ...] | None = None,
+        self, data: NDArray[Any], wanted: tuple[str, ...], order: Order, label: str, place: Place = (None, None)
     ) -> None:
         super().__init__(wanted, label)
         if data.dtype.kind not in "fiu" or data.ndim not in (3, 4) or data.size == 0:
@@ -270,6 +265,7 @@ class MemoryPixels(Pixels):
                 f"{label} has shape {data.shape}, bands last; expected bands first, ({len(wanted)},H,W):"
                 " np.moveaxis(array, -1, -3)"
             )
+        crs, transform = place
         self.dtype, self.texts, self.may_lie = data.dtype, [Path(label).stem], crs is not None
         self.batched, self.tiles = data.ndim == 4, len(data) if data.ndim == 4 else 1
         stacked = np.take(data, self.positions([None], order, count), axis=-3)
@@ -287,7 +283,6 @@ def read_npz(path: Path, wanted: tuple[str, ...], order: Order = None) -> Memory
     else, or bands of different size.
     """
     with open_npz(path) as arrays:
-        crs, transform = arrays.georeference()
         if wanted == SAR_BANDS and "s1" not in arrays:
             shapes = [arrays.shape(key, KEYS[wanted]) for key in ("s1_vv", "s1_vh")]
             if shapes[0] != shapes[1] or len(shapes[0]) not in (2, 3):
@@ -305,7 +300,7 @@ def read_npz(path: Path, wanted: tuple[str, ...], order: Order = None) -> Memory
                     " batch; or name every band in its order: --bands NAME,NAME,..."
                 )
             data = arrays.numbers(key)
-        pixels = MemoryPixels(data, wanted, order, str(path), crs, transform)
+        pixels = MemoryPixels(data, wanted, order, str(path), arrays.georeference())
         pixels.notes = []  # the names of the arrays, or this library's format, give the order
         if arrays.text("provenance"):
             pixels.tags = {"AXS_VERSION": "npz"}

@@ -138,8 +138,6 @@ class Source:
     def _possible(self) -> tuple[float, float]:
         return POSSIBLE_DB if self.bands == SAR_BANDS else POSSIBLE_DN
 
-    # -- one window: of each pixel one reason is counted ----------------------------------------------------------
-
     def _drop(self, data: FloatArray, where: Any, reason: str) -> None:
         self.counts[reason] += int(where.sum())
         data[:, where] = np.nan
@@ -168,8 +166,6 @@ class Source:
     def _on_border(self, data: FloatArray) -> NDArray[np.bool_]:
         same = (data == data[:1]).all(axis=0)
         return same & np.isin(data[0], list(self._border))
-
-    # -- what the numbers are -------------------------------------------------------------------------------------
 
     def _look_at_sar(self, values: FloatArray) -> None:
         wanted, declared = self.reading.s1_unit, _declared_unit(self.pixels.texts)
@@ -375,9 +371,6 @@ def _declared_unit(texts: Iterable[str]) -> str | None:
             if words & known:
                 return unit
     return None
-
-
-# What the edges and a sample of an image hold
 
 
 def _border(pixels: Pixels, bands: tuple[str, ...]) -> set[float]:

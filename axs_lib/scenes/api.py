@@ -375,8 +375,7 @@ def run_scene(
         **options: ``tokens``, ``temperature`` or ``hold_colour`` of ``Pipeline.forward``.
 
     Raises:
-        InputError: an input that cannot be read, warped or used.
-        OutputError: an output exists, or the disk refuses. Nothing is then left under any output's name.
+        InputError: as for ``ground_scene``, and so is the OutputError.
     """
     # 1. What can be refused without reading anything.
     _check_options(options, PIPELINE_OPTIONS)

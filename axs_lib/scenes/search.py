@@ -73,10 +73,8 @@ class ScenePair:
     @property
     def tags(self) -> dict[str, str]:
         """Which items the pixels come from, for file tags."""
-        return {
-            "AXS_S1_ITEMS": listed(item.id for item in self.s1),
-            "AXS_S2_ITEMS": listed(item.id for item in self.s2),
-        }
+        items = {"AXS_S1_ITEMS": self.s1, "AXS_S2_ITEMS": self.s2}
+        return {key: listed(item.id for item in each) for key, each in items.items()}
 
 
 @dataclass(frozen=True)
@@ -157,10 +155,9 @@ def load_pair(
 
     Args:
         pair: of ``find_pair``.
-        crs: of the optical grid; default that of the items.
-        resolution: of the optical grid; default that of the items.
-        s1_unit: ``"db"``, ``"power"`` or ``"amplitude"``; ``"auto"`` is the unit that the items declare, else linear
-            power, as the collections of terrain-corrected backscatter do.
+        crs: of the optical grid; default that of the items, as for its resolution.
+        resolution: in units of the CRS.
+        s1_unit: ``"db"``, ``"power"`` or ``"amplitude"``; ``"auto"`` is the unit that the items declare, else power.
 
     Raises:
         InputError: an item lacks a band, or says nothing of its grid.
@@ -215,9 +212,6 @@ def save_pair(arrays: PairArrays, folder: PathLike, *, overwrite: bool = False) 
                 writers[-1].write(top, data)
         name_cogs(writers, arrays.tags | {"AXS_DATE": arrays.date}, overwrite=overwrite)
     return targets
-
-
-# Searching
 
 
 def _open(catalog: PathLike | Catalog) -> Catalog:
@@ -323,9 +317,6 @@ def _catalogue_errors(catalog: PathLike | Catalog) -> Iterator[None]:
             raise
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise AxionError(f"{_label(catalog)} cannot be read as a STAC catalogue: {reason}") from error
-
-
-# Reading
 
 
 def _assets(item: Item, wanted: tuple[str, ...]) -> dict[str, str | None]:

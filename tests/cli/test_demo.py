@@ -80,7 +80,7 @@ def test_the_grounded_estimate(axs: Run, tmp_path: Path) -> None:
     truth = load_sample("finland_lake")[1]
     with rasterio.open(folder / "opt_v3.tif") as after, rasterio.open(folder / "opt_v2.tif") as before:
         assert after.descriptions == before.descriptions == OPTICAL_BANDS
-        assert tuple(after.transform)[:6] == truth.transform and after.crs == before.crs
+        assert tuple(after.transform)[:6] == truth.grid.transform and after.crs == before.crs
         assert after.tags()["AXS_SAMPLE"] == "finland_lake" and "degraded" in after.tags()["AXS_OPT_V2_SOURCE"]
         estimate = before.read().astype(float)
         np.testing.assert_allclose(after.read(), estimate + 100, atol=1)
