@@ -119,10 +119,11 @@ class SceneGrid:
             return (0, 0) if self.size == other.size else None
         if self.crs != other.crs and CRS.from_wkt(self.crs) != CRS.from_wkt(other.crs):
             return None
+        if self.transform == other.transform:
+            return 0, 0
         relative = ~other.affine * self.affine  # from pixels of this grid to those of the other
-        bent = max(abs(relative.a - 1), abs(relative.b), abs(relative.d), abs(relative.e - 1)) * max(
-            *self.size, *other.size
-        )
+        reach = max(*self.size, *other.size)
+        bent = reach * max(abs(relative.a - 1), abs(relative.b), abs(relative.d), abs(relative.e - 1))
         row, column = round(relative.f), round(relative.c)
         if max(bent, abs(relative.f - row), abs(relative.c - column)) > TOLERANCE_PX:
             return None
