@@ -36,12 +36,12 @@ def place(tmp_path_factory: pytest.TempPathFactory, truth: np.ndarray) -> Path:
     """What a user has: a clouded GeoTIFF without band names, SCL at 20 m, and VV and VH in power on another grid."""
     folder = tmp_path_factory.mktemp("place")
     sar, optical = load_sample("ireland_fields")
-    transform = Affine(*optical.transform[:6])
+    transform = optical.grid.affine
     clouded = truth.copy()
     clouded[:, cloud()] = CLOUD_DN
-    write(folder / "s2.tif", clouded.astype("uint16"), optical.crs, transform)
+    write(folder / "s2.tif", clouded.astype("uint16"), optical.grid.crs, transform)
     scl = np.where(cloud(), CLOUD_HIGH, VEGETATION)[None, ::2, ::2].astype("uint8")
-    write(folder / "scl.tif", scl, optical.crs, transform * Affine.scale(2))
+    write(folder / "scl.tif", scl, optical.grid.crs, transform * Affine.scale(2))
     grid = transform * Affine.translation(-5.5, -5.5)
     for band, values in zip(("VV", "VH"), sar.data, strict=True):
         power = np.zeros((130, 130), dtype="float32")
@@ -49,12 +49,12 @@ def place(tmp_path_factory: pytest.TempPathFactory, truth: np.ndarray) -> Path:
             (10 ** (np.pad(values, 8, mode="reflect") / 10)).astype("float32"),
             power,
             src_transform=transform * Affine.translation(-8, -8),
-            src_crs=optical.crs,
+            src_crs=optical.grid.crs,
             dst_transform=grid,
-            dst_crs=optical.crs,
+            dst_crs=optical.grid.crs,
             resampling=Resampling.bilinear,
         )
-        write(folder / f"{band}.tif", power[None], optical.crs, grid)
+        write(folder / f"{band}.tif", power[None], optical.grid.crs, grid)
     return folder
 
 

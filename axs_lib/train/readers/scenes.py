@@ -48,7 +48,7 @@ class SceneSample(TrainingSample):
         part = window or Window(0, 0, self.height, self.width)
         tile = Tile(part.top, part.left, part.top + part.height, part.left + part.width)
         truth = np.maximum(optical.read(tile), VALID_DN[0])  # NaN stays NaN
-        grid = _part(optical.grid, tile)
+        grid = optical.grid.part(tile)
         place = grid.centre_lat_lon()
         metadata: dict[str, str | float] = (
             {} if place is None else {"lat": round(place[0], 4), "lon": round(place[1], 4)}
@@ -69,15 +69,6 @@ def _opened(s1: Path, s2: Path, reading: Reading, process: int) -> tuple[Source,
             raise InputError(f"{source.label} has no CRS; expected a georeferenced GeoTIFF")
         source.look()
     return sar, optical, stack
-
-
-def _part(grid: SceneGrid, tile: Tile) -> SceneGrid:
-    """The grid of a window."""
-    from rasterio.transform import Affine
-
-    assert grid.transform is not None
-    moved = Affine(*grid.transform) * Affine.translation(tile.left, tile.top)
-    return SceneGrid(*tile.shape, grid.crs, tuple(moved)[:6])
 
 
 def _warped(sar: Source, grid: SceneGrid) -> Array:
