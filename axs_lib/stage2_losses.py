@@ -83,13 +83,14 @@ class Stage2Loss(nn.Module):
         if not any(self.weights.values()):
             raise InputError(f"all weights are 0 ({', '.join(self.weights)}); expected at least one above 0")
 
-    def forward(self, pred: Tensor, truth: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, pred: Tensor, truth: Tensor, mask: Tensor | None = None, **further: Tensor | None) -> Tensor:
         """The loss, a scalar.
 
         Args:
             pred: (B, 4, H, W) or (4, H, W), the estimate in DN.
             truth: DN of the same shape, NaN = nodata.
             mask: (B, 1, H, W), (B, H, W) or (H, W), true where pixels count.
+            **further: what a subclass's ``measures`` takes besides.
 
         Returns:
             float32, differentiable with respect to ``pred``. Where no pixel counts it is 0, but NaN if ``pred`` is
@@ -98,16 +99,16 @@ class Stage2Loss(nn.Module):
         Raises:
             InputError: shapes that do not match.
         """
-        return self.weighted_sum(self.measures(ComparedImages(pred, truth, mask)))
+        measures = self.measures(ComparedImages(pred, truth, mask), **further)
+        terms = _evaluated({name: measure for name, measure in measures.items() if self.weights[name]})
+        return torch.stack([self.weights[name] * value for name, value in terms.items()]).sum()
 
     @torch.no_grad()
-    def terms(self, pred: Tensor, truth: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
-        """Every term before weighting, also those of weight 0, as detached scalars; for logging."""
-        return evaluate_terms(self.measures(ComparedImages(pred, truth, mask)))
-
-    def weighted_sum(self, measures: dict[str, Callable[[], Tensor]]) -> Tensor:
-        weighted = {name: measure for name, measure in measures.items() if self.weights[name]}
-        return torch.stack([self.weights[name] * value for name, value in evaluate_terms(weighted).items()]).sum()
+    def terms(
+        self, pred: Tensor, truth: Tensor, mask: Tensor | None = None, **further: Tensor | None
+    ) -> dict[str, Tensor]:
+        """Every term that has its inputs before weighting, also of weight 0, as detached scalars; for logging."""
+        return _evaluated(self.measures(ComparedImages(pred, truth, mask), **further))
 
     def measures(self, images: ComparedImages) -> dict[str, Callable[[], Tensor]]:
         """How to compute each term."""
@@ -119,11 +120,11 @@ class Stage2Loss(nn.Module):
                 1 - ms_ssim(images.pred, images.truth, images.valid, data_range=self.data_range)
             ),
             "sam": lambda: images.mean(spectral_angle(images.pred, images.truth)),
-            "gradient": lambda: _gradient_error(images),
+            "gradient": lambda: images.mean(sobel(images.error).abs().mean(2), whole_windows(images.valid)),
         }
 
 
-def evaluate_terms(measures: dict[str, Callable[[], Tensor]]) -> dict[str, Tensor]:
+def _evaluated(measures: dict[str, Callable[[], Tensor]]) -> dict[str, Tensor]:
     """The terms in float32: under autocast the windows' convolutions would lose the small variances."""
     with torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
         return {name: measure() for name, measure in measures.items()}
@@ -255,8 +256,3 @@ def sobel(image: Tensor) -> Tensor:
 def whole_windows(valid: Tensor) -> Tensor:
     """Pixels whose 3 x 3 neighbourhood counts wholly, what lies outside the image aside: (B, 1, H, W) bool."""
     return F.max_pool2d((~valid).float(), 3, stride=1, padding=1) == 0
-
-
-def _gradient_error(images: ComparedImages) -> Tensor:
-    difference = sobel(images.error).abs().mean(2)
-    return images.mean(difference, whole_windows(images.valid))

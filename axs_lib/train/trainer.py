@@ -35,7 +35,7 @@ from lightning.pytorch.callbacks import (
 )
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from axs_lib.errors import InputError, OutputError, WeightsError
 from axs_lib.io.atomic import atomic_write
@@ -176,18 +176,8 @@ class ByStep(Dataset[Any]):
         return self.make(index)
 
 
-class Indices(Sampler[int]):
-    """Endless batch indices of one device: rank, rank + world, ... from the ``start``-th on."""
-
-    def __init__(self, start: int = 0, rank: int = 0, world: int = 1) -> None:
-        self.start, self.rank, self.world = start, rank, world
-
-    def __iter__(self) -> Iterator[int]:
-        return itertools.count(self.start * self.world + self.rank, self.world)
-
-
 class Batches(lightning.LightningDataModule):
-    """Loaders of a run; each device takes its own batches, from the step that the trainer stands at.
+    """Loaders of a run; each device takes every so many-th batch, from the step that the trainer stands at.
 
     Args:
         training: item ``index`` is a whole batch, for any index.
@@ -195,28 +185,27 @@ class Batches(lightning.LightningDataModule):
         workers: processes that read training batches.
     """
 
+    trainer: lightning.Trainer
+
     def __init__(self, training: Dataset[Any], held_out: Any, workers: int) -> None:
         super().__init__()
         self.training, self.held_out, self.workers = training, held_out, workers
 
     def train_dataloader(self) -> DataLoader[Any]:
-        trainer = self.trainer
-        assert trainer is not None
-        start = trainer.global_step * trainer.accumulate_grad_batches
+        rank, world = self.trainer.global_rank, self.trainer.world_size
+        start = self.trainer.global_step * self.trainer.accumulate_grad_batches
         return DataLoader(
             self.training,
             batch_size=None,
-            sampler=Indices(start, trainer.global_rank, trainer.world_size),
+            sampler=itertools.count(start * world + rank, world),
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
             generator=torch.Generator(),  # else the loader draws a seed from the caller's
         )
 
     def val_dataloader(self) -> DataLoader[Any]:
-        trainer = self.trainer
-        assert trainer is not None
-        count, world = len(self.held_out), trainer.world_size
-        mine = [(trainer.global_rank + turn * world) % count for turn in range(-(-count // world))]
+        rank, world, count = self.trainer.global_rank, self.trainer.world_size, len(self.held_out)
+        mine = [(rank + turn * world) % count for turn in range(-(-count // world))]
         return DataLoader(self.held_out, batch_size=None, sampler=mine, generator=torch.Generator())
 
 
@@ -259,21 +248,18 @@ def fit(
             f"{last} was made with other settings ({', '.join(changed)}); the run goes on with the new ones",
             stacklevel=2,
         )
-    resumed = resume and last.is_file()
-    for leftover in out.glob(".*.tmp.*"):  # of a run that was killed while writing
-        leftover.unlink(missing_ok=True)
     if config.threads:
         torch.set_num_threads(config.threads)
-    best = ModelCheckpoint(out, "best", monitor="val_mse", enable_version_counter=False) if held_out else None
-    stopper = EarlyStopping("val_mse", patience=config.patience, mode="min") if config.patience else None
-    callbacks: list[Any] = [
-        Average(config.ema),
-        LearningRateMonitor("step"),
-        *([StepBar()] if progress else []),
-        *([stopper] if stopper and held_out else []),
-        *([best] if best else []),
-        SaveLast(last, config.check_every, watched=bool(held_out)),
-    ]
+    callbacks: list[Any] = [Average(config.ema), LearningRateMonitor("step")]
+    if progress:
+        callbacks.append(StepBar())
+    best = None
+    if held_out:
+        if config.patience:
+            callbacks.append(EarlyStopping("val_mse", patience=config.patience, mode="min"))
+        best = ModelCheckpoint(out, "best", monitor="val_mse", enable_version_counter=False)
+        callbacks.append(best)
+    callbacks.append(SaveLast(last, config.check_every, watched=bool(held_out)))
     trainer = lightning.Trainer(
         **asdict(config.trainer),
         max_steps=config.steps,
@@ -289,18 +275,23 @@ def fit(
         enable_progress_bar=progress,
         enable_model_summary=False,
     )
-    data = Batches(training, held_out, workers)
+    ckpt_path = last if resume and last.is_file() else None
     try:
         with warnings.catch_warnings():
             noise = "num_workers|is not resumable|LeafSpec|in eval mode|is not empty|no `validation_step`"
             warnings.filterwarnings("ignore", message=f".*({noise}).*")
-            trainer.fit(task, datamodule=data, ckpt_path=last if resumed else None, weights_only=True)
+            data = Batches(training, held_out, workers)
+            trainer.fit(task, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT) or isinstance(error, OutputError):
             raise
         raise OutputError(f"cannot write below {out}: the disk is full: free some space and run again") from error
-    step, score = _load_final(task, out, best)
-    weights = task.export(step, score) if trainer.is_global_zero else out
+
+    # Export the averaged weights of the best validation, or else of the last step.
+    score = None if best is None or best.best_model_score is None else float(best.best_model_score)
+    saved = torch.load(out / (LAST if score is None else BEST), map_location="cpu", weights_only=True, mmap=True)
+    task.load_state_dict(task.frozen() | saved["state_dict"])
+    weights = task.export(int(saved["global_step"]), score) if trainer.is_global_zero else out
     trainer.strategy.barrier("weights are written")
     return weights
 
@@ -345,15 +336,6 @@ def check_run(config: LoopConfig, kind: str) -> list[str]:
             )
     changed = [key for key in new if key not in FREE and old.get(key) != new[key]]
     return [f"{key} {old.get(key)} -> {new[key]}" for key in changed]
-
-
-def _load_final(task: TrainingTask, out: Path, best: ModelCheckpoint | None) -> tuple[int, float | None]:
-    """Put the averaged weights of the best validation, or else of the last step, into the task."""
-    watched = best is not None and best.best_model_score is not None
-    saved = torch.load(out / (BEST if watched else LAST), map_location="cpu", weights_only=True, mmap=True)
-    task.load_state_dict(task.frozen() | saved["state_dict"])
-    score = float(best.best_model_score) if best is not None and best.best_model_score is not None else None
-    return int(saved["global_step"]), score
 
 
 class Average(WeightAveraging):

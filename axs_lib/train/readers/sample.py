@@ -1,30 +1,32 @@
-"""What every reader yields: one co-registered pair that can be read whole or by window.
+"""What every reader yields: one co-registered pair, read whole or by window.
 
-In: nothing but what a subclass knows of its files. Out: ``Crop``, SAR in dB and optical in DN on one grid, NaN where
-there is no data, with the date and place that Stage 2 uses.
+A ``Crop`` is SAR in dB and optical in DN on one grid, NaN where there is no data, with date and place for Stage 2.
 """
 
 from __future__ import annotations
 
+import re
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from axs_lib.errors import InputError
+from axs_lib.io.grid import SceneGrid
+from axs_lib.tilegrid import Tile
+
 Array = NDArray[np.float32]
+Metadata = Mapping[str, str | float]
+Item = TypeVar("Item")
 ESTIMATES = ("opt_v1", "opt_v2")
 
 
-class Window(NamedTuple):
-    """A rectangle of pixels of the optical grid."""
-
-    top: int
-    left: int
-    height: int
-    width: int
+class BadDataWarning(UserWarning):
+    """Files of a data folder are left out."""
 
 
 @dataclass(frozen=True)
@@ -41,16 +43,15 @@ class Crop:
     s1: Array
     s2: Array
     estimates: Mapping[str, Array] = field(default_factory=dict)
-    metadata: Mapping[str, str | float] = field(default_factory=dict)
+    metadata: Metadata = field(default_factory=dict)
 
-    def window(self, window: Window | None) -> Crop:
+    def window(self, window: Tile | None) -> Crop:
         """The same, cut to a window."""
         if window is None:
             return self
-        rows = slice(window.top, window.top + window.height)
-        columns = slice(window.left, window.left + window.width)
-        cut = {key: image[:, rows, columns] for key, image in self.estimates.items()}
-        return Crop(self.s1[:, rows, columns], self.s2[:, rows, columns], cut, self.metadata)
+        rows, columns = slice(window.top, window.bottom), slice(window.left, window.right)
+        estimates = {key: image[:, rows, columns] for key, image in self.estimates.items()}
+        return Crop(self.s1[:, rows, columns], self.s2[:, rows, columns], estimates, self.metadata)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,17 +87,28 @@ class TrainingSample(ABC):
         return self.height * self.width
 
     @abstractmethod
-    def read(self, window: Window | None = None) -> Crop:
+    def read(self, window: Tile | None = None) -> Crop:
         """The pixels of a window, or all of them.
 
         Raises:
             InputError: a file is missing, damaged or not what it should be; the message names it.
         """
 
-    def centre(self, side: int) -> Window:
+    def read_or_skip(self, window: Tile, skip: bool) -> Crop | None:
+        """The pixels; where the sample cannot be read an error, or with ``skip`` a warning and ``None``."""
+        try:
+            return self.read(window)
+        except InputError as error:
+            if not skip:
+                raise
+            warnings.warn(f"left out: {error}", BadDataWarning, stacklevel=3)
+            return None
+
+    def centre(self, side: int) -> Tile:
         """The middle of the image, at most ``side`` pixels a side."""
         height, width = min(side, self.height), min(side, self.width)
-        return Window((self.height - height) // 2, (self.width - width) // 2, height, width)
+        top, left = (self.height - height) // 2, (self.width - width) // 2
+        return Tile(top, left, top + height, left + width)
 
 
 @dataclass
@@ -105,3 +117,17 @@ class Listing:
 
     samples: list[TrainingSample] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+
+
+def when_and_where(name: str, grid: SceneGrid, window: Tile | None = None) -> Metadata:
+    """The date in a file's name and the middle of its grid, or of a window of it, as far as they are known."""
+    date = re.search(r"(?<!\d)((?:19|20)\d\d)-?([01]\d)-?([0-3]\d)(?!\d)", name)
+    place = grid.centre_lat_lon(window)
+    known: dict[str, str | float] = {"date": "-".join(date.groups())} if date else {}
+    return known | ({} if place is None else {"lat": round(place[0], 4), "lon": round(place[1], 4)})
+
+
+def evenly_spread(items: Sequence[Item], count: int) -> list[Item]:
+    """At most ``count`` of the items."""
+    chosen = min(count, len(items))
+    return [items[number * len(items) // chosen] for number in range(chosen)]
