@@ -178,15 +178,12 @@ class HeadBatch:
 
 
 def train_head(config: HeadConfig, *, resume: bool = True, progress: bool = True) -> Path:
-    """Train a head, or go on where a stopped run left off.
+    """Train a head, or go on where a stopped run left off, and return the folder of its weights.
 
     Args:
         config: the run.
         resume: continue from the run folder's checkpoint where there is one.
         progress: show progress bars.
-
-    Returns:
-        The folder of the head's weights.
 
     Raises:
         InputError: data that cannot be used, or a configuration that makes no sense.
@@ -207,8 +204,8 @@ def train_head(config: HeadConfig, *, resume: bool = True, progress: bool = True
     tiles = load_tiles(config, model.terramind_generator, out / STAGE2, progress=progress)
     sampler = ExampleSampler(config, tiles)
 
-    def make_batch(step: int) -> dict[str, Tensor]:
-        return vars(sampler.batch(torch.Generator().manual_seed(config.seed * SEED_STRIDE + step)))
+    def make_batch(step: int) -> HeadBatch:
+        return sampler.batch(torch.Generator().manual_seed(config.seed * SEED_STRIDE + step))
 
     task = ModuleTask(config, "head", model, partial(_loss, model, config), partial(_write, config, model))
     return fit(task, ByStep(make_batch), resume=resume, progress=progress)
@@ -305,12 +302,7 @@ def shifted(note: str) -> bool:
 
 
 class ExampleSampler:
-    """Batches of examples, each crop another.
-
-    Args:
-        config: shares and sizes.
-        tiles: the training pairs.
-    """
+    """Batches of examples, each crop another."""
 
     def __init__(self, config: HeadConfig, tiles: Sequence[TrainingTile]) -> None:
         self.config = config
@@ -475,10 +467,9 @@ def own_proposals(batch: HeadBatch, generator: TerraMindGenerator) -> Tensor:
     return proposal
 
 
-def _loss(model: Stage3GroundingModel, config: HeadConfig, batch: Mapping[str, Tensor]) -> Tensor:
-    examples = HeadBatch(**batch)
-    examples.proposal = own_proposals(examples, model.terramind_generator)
-    return loss_of_batch(model.corrector, examples, harm=config.harm, relative=config.relative)
+def _loss(model: Stage3GroundingModel, config: HeadConfig, batch: HeadBatch) -> Tensor:
+    batch.proposal = own_proposals(batch, model.terramind_generator)
+    return loss_of_batch(model.corrector, batch, harm=config.harm, relative=config.relative)
 
 
 def tiles_of(corrector: GroundingCorrector, batch: HeadBatch) -> GroundingTiles:

@@ -91,8 +91,7 @@ def precompute(config: PrecomputeConfig, *, progress: bool = True) -> Path:
         The folder of pairs.
 
     Raises:
-        InputError: data that cannot be used, folds and checkpoints that do not match, or a checkpoint that has seen
-            the groups it is to be used on.
+        InputError: data, folds or checkpoints that do not fit, or a checkpoint that has seen its fold's groups.
         WeightsError: weights that cannot be read.
         OutputError: the disk refuses; finished files stay.
     """

@@ -21,15 +21,12 @@ ESTIMATES = {"stage2": ("opt_v1", "stage1"), "stage3": ("opt_v2", "stage2")}  # 
 
 
 def train_stage(config: RunConfig, *, resume: bool = True, progress: bool = True) -> Path:
-    """Train a stage, or go on where a stopped run left off.
+    """Train a stage, or go on where a stopped run left off, and return the folder of the weights.
 
     Args:
         config: the stage's configuration.
         resume: continue from the run folder's checkpoint where there is one.
         progress: show progress bars.
-
-    Returns:
-        The folder of the final weights.
 
     Raises:
         InputError: data that cannot be used, or a configuration that makes no sense.

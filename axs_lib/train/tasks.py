@@ -217,12 +217,7 @@ class Stage3Task(StageTask):
 
 
 def build_task(config: RunConfig, **options: Any) -> StageTask:
-    """The task of a configuration, in training mode; its random weights are a function of the seed.
-
-    Args:
-        config: a stage's configuration.
-        **options: ``estimate_source`` and ``notes`` of ``StageTask``.
-    """
+    """The task of a configuration, in training mode; its random weights are a function of the seed."""
     weights: dict[str, Any] = {
         "variant": config.variant,
         "pretrained": config.pretrained,

@@ -1,9 +1,9 @@
 """The one training loop, Lightning's: averaged weights, warm-up and cosine, checkpoints that survive a kill, resume.
 
-In: a task (what a batch costs), its batches by step, and a ``LoopConfig``. Out: what the task exports of the averaged
-weights of its best validation, or of the last step where nothing is held out. A run that was stopped or killed goes on
-from ``<out>/last.ckpt`` as if nothing had happened: data order and every draw are functions of (seed, step), and
-everything else is in the checkpoint, which is read without running anything in it.
+In: a task (what a batch costs) and its batches by step. Out: what the task exports of the averaged weights of its best
+validation, or of the last step where nothing is held out. A run that was killed goes on from ``<out>/last.ckpt`` as if
+nothing had happened: data order and draws are functions of (seed, step), everything else is in the checkpoint, which is
+read without running anything in it.
 """
 
 from __future__ import annotations
@@ -70,11 +70,8 @@ class TrainingTask(lightning.LightningModule, ABC):
     """What all trainings share: optimiser, schedule, small checkpoints.
 
     A subclass sets ``requires_grad`` of what is trained and defines Lightning's ``training_step``, ``export``, and
-    where something is held out ``validation_step``, which logs ``val_mse``.
-
-    Args:
-        config: the run.
-        kind: what is trained, such as ``stage3``; a checkpoint of another kind is refused.
+    where something is held out ``validation_step``, which logs ``val_mse``. A checkpoint of another ``kind`` is
+    refused. Frozen weights are not in a checkpoint: they come with the model, and the averaged copy shares them.
     """
 
     def __init__(self, config: LoopConfig, kind: str) -> None:
@@ -83,12 +80,7 @@ class TrainingTask(lightning.LightningModule, ABC):
 
     @abstractmethod
     def export(self, step: int, error: float | None) -> Path:
-        """Write the weights, which are in the task, and say where.
-
-        Args:
-            step: optimiser steps behind these weights.
-            error: their ``val_mse``; ``None`` where nothing was held out.
-        """
+        """Write the task's weights, which have so many steps behind them and this ``val_mse``, and say where."""
 
     def configure_optimizers(self) -> Any:
         config = self.config
@@ -107,8 +99,6 @@ class TrainingTask(lightning.LightningModule, ABC):
 
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, share_of_peak)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    # Frozen weights are not in a checkpoint: they come with the model, and the averaged copy shares them.
 
     def frozen(self) -> dict[str, nn.Parameter]:
         """The parameters that are not trained, by name."""
@@ -133,14 +123,9 @@ class TrainingTask(lightning.LightningModule, ABC):
 
 
 class ModuleTask(TrainingTask):
-    """The training of a single module by a function of the batch.
+    """The training of a single module, as far as its parameters require gradients.
 
-    Args:
-        config: the run.
-        kind: what is trained.
-        module: trained in place, as far as its parameters require gradients.
-        loss: what a batch costs; it calls the module.
-        write: writes the module's weights, given the steps behind them, and returns where.
+    ``loss`` is what a batch costs; ``write`` writes the weights, given the steps behind them, and returns where.
     """
 
     def __init__(
@@ -177,13 +162,7 @@ class ByStep(Dataset[Any]):
 
 
 class Batches(lightning.LightningDataModule):
-    """Loaders of a run; each device takes every so many-th batch, from the step that the trainer stands at.
-
-    Args:
-        training: item ``index`` is a whole batch, for any index.
-        held_out: validation batches.
-        workers: processes that read training batches.
-    """
+    """Loaders of a run; each device takes every so many-th batch, from the step that the trainer stands at."""
 
     trainer: lightning.Trainer
 
@@ -232,7 +211,7 @@ def fit(
         progress: show Lightning's bar.
 
     Returns:
-        What the task's ``export`` returned, where the weights are; on all but the first device the run folder.
+        What the task's ``export`` returned; on all but the first device the run folder.
 
     Raises:
         InputError: a configuration that makes no sense.
@@ -298,10 +277,6 @@ def fit(
 
 def check_run(config: LoopConfig, kind: str) -> list[str]:
     """Refuse numbers that make no sense, and to continue another kind of run or another variant's.
-
-    Args:
-        config: the run.
-        kind: what is trained.
 
     Returns:
         Settings that differ from those of the run folder's checkpoint, in words; empty where there is none.

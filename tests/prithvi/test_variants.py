@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from axs_lib.errors import InputError, WeightsError
-from axs_lib.prithvi.backbone import PRITHVI_BANDS, PRITHVI_MEAN, PRITHVI_STD, VIT_SIZES
+from axs_lib.prithvi.backbone import LAYOUTS, PRITHVI_BANDS, PRITHVI_MEAN, PRITHVI_STD
 from axs_lib.prithvi.variants import DEFAULT_VARIANT, PRITHVI_VARIANTS
 from axs_lib.terramind.weights import VARIANTS, download, find_variant, resolve, sha256_file
 
@@ -26,7 +26,7 @@ def test_the_published_files_are_terratorchs() -> None:
             continue
         theirs = pretrained_weights[name]
         assert (spec.generator.repo, spec.generator.name) == (theirs["hf_hub_id"], theirs["hf_hub_filename"])
-        sizes, ours = prithvi_cfgs[name], VIT_SIZES[name]
+        sizes, ours = prithvi_cfgs[name], LAYOUTS[name]
         assert spec.dim == ours.dim == sizes["embed_dim"]
         assert (ours.image, ours.depth, ours.heads) == tuple(sizes[key] for key in ("img_size", "depth", "num_heads"))
         assert sizes["patch_size"] == [1, ours.patch, ours.patch] and sizes["mlp_ratio"] == 4.0
@@ -60,23 +60,3 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
         download(PRITHVI_VARIANTS["nano"])
     with pytest.raises(InputError, match="Did you mean 'prithvi_eo_v2_600_tl'"):
         find_variant("prithvi_eo_v2_600", PRITHVI_VARIANTS)
-
-
-def test_a_download_asks_for_the_revision_and_records_the_commit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    commit = "0123456789abcdef0123456789abcdef01234567"
-    asked = []
-
-    def fetch(repo: str, name: str, revision: str | None = None, **_: object) -> str:
-        asked.append((repo, name, revision))
-        place = tmp_path / "snapshots" / commit
-        place.mkdir(parents=True, exist_ok=True)
-        (place / name).write_bytes(b"weights")
-        return str(place / name)
-
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", fetch)
-    files = resolve(LARGE, revision="v1")
-    assert asked == [("ibm-nasa-geospatial/Prithvi-EO-2.0-300M-TL", FILE, "v1")]
-    assert files.info.commit == {FILE: commit}
-    assert files.info.tags()["AXS_WEIGHTS_REVISION"] == "v1"
