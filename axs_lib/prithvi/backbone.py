@@ -39,23 +39,14 @@ TAPS = 4  # depths from which features are taken
 
 @dataclass(frozen=True)
 class BackboneLayout:
-    """What Prithvi's sizes differ in.
-
-    Attributes:
-        variant: name of the architecture.
-        image: side in pixels of the images it was trained on.
-        patch: side of a token in pixels.
-        dim: channels of a token.
-        depth: number of blocks.
-        heads: of the attention.
-    """
+    """What Prithvi's sizes differ in."""
 
     variant: str
-    image: int
-    patch: int
-    dim: int
-    depth: int
-    heads: int
+    image: int  # side in pixels of the images it was trained on
+    patch: int  # side of a token in pixels
+    dim: int  # channels of a token
+    depth: int  # blocks
+    heads: int  # of the attention
 
     @property
     def taps(self) -> list[int]:
@@ -99,7 +90,7 @@ class CoordinateEncoder(nn.Module):
     def __init__(self, encoder: nn.Module, dim: int) -> None:
         super().__init__()
         self.encoder = encoder
-        self.half = dim // 2
+        self.half_dim = dim // 2
         self.unknown = nn.Parameter(torch.zeros(1, 1, dim))
 
     def forward(self, coordinates: Tensor, tokens_per_frame: int | None = None) -> Tensor:
@@ -107,7 +98,7 @@ class CoordinateEncoder(nn.Module):
         with torch.autocast(coordinates.device.type, enabled=False):
             known = coordinates.float().isfinite().reshape(len(coordinates), 1, 2)
             embedding = self.encoder(coordinates.float().nan_to_num())
-        return torch.where(known.repeat_interleave(self.half, dim=-1), embedding, self.unknown)
+        return torch.where(known.repeat_interleave(self.half_dim, dim=-1), embedding, self.unknown)
 
 
 class PlaceEncoder(CoordinateEncoder):

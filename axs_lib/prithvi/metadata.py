@@ -50,36 +50,22 @@ MetadataLike = Mapping[str, object] | Sequence[Mapping[str, object] | None] | No
 
 @dataclass(frozen=True)
 class Metadata:
-    """Date, place and biome of one image.
-
-    Attributes:
-        year: calendar year.
-        day_of_year: 1 to 366.
-        lat: degrees north, -90 to 90.
-        lon: degrees east, -180 to 180.
-        biome: 1 to 14 as in ``BIOMES``, or ``UNKNOWN_BIOME``.
-    """
+    """Date, place and biome of one image; ``None`` is unknown."""
 
     year: int | None = None
-    day_of_year: int | None = None
-    lat: float | None = None
-    lon: float | None = None
-    biome: int = UNKNOWN_BIOME
+    day_of_year: int | None = None  # 1 to 366
+    lat: float | None = None  # degrees north
+    lon: float | None = None  # degrees east
+    biome: int = UNKNOWN_BIOME  # 1 to 14 as in ``BIOMES``
 
 
 @dataclass(frozen=True)
 class EncodedMetadata:
-    """Metadata of a batch as tensors.
+    """Metadata of a batch as tensors."""
 
-    Attributes:
-        temporal: (B, 2) float32, year and day of year, NaN = unknown.
-        location: (B, 2) float32, latitude and longitude in degrees, NaN = unknown.
-        biome: (B,) int64, ``UNKNOWN_BIOME`` = unknown.
-    """
-
-    temporal: Tensor
-    location: Tensor
-    biome: Tensor
+    temporal: Tensor  # (B, 2) float32, year and day of year, NaN = unknown
+    location: Tensor  # (B, 2) float32, latitude and longitude in degrees, NaN = unknown
+    biome: Tensor  # (B,) int64, ``UNKNOWN_BIOME`` = unknown
 
     def __getitem__(self, index: Tensor) -> EncodedMetadata:
         """The samples of these numbers."""

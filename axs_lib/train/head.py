@@ -131,50 +131,29 @@ class HeadConfig(LoopConfig):
 
 @dataclass(frozen=True)
 class TrainingTile:
-    """One pair in memory.
-
-    Attributes:
-        record: where it came from.
-        s1: (2, H, W) in dB, no nodata.
-        truth: (4, H, W) in DN, no nodata.
-        stage2: estimates from SAR alone, (n, 4, H, W) in DN.
-        offsets: (n, 2) in dB, of the SAR that they came from.
-        weight: how often it is drawn where the generator takes no part.
-        wet: whether its SAR shows open water.
-    """
+    """One pair in memory; images in dB and DN, no nodata."""
 
     record: PairRecord
-    s1: Tensor
-    truth: Tensor
-    stage2: Tensor
-    offsets: Tensor
-    weight: float
-    wet: bool
+    s1: Tensor  # (2, H, W)
+    truth: Tensor  # (4, H, W)
+    stage2: Tensor  # (n, 4, H, W), estimates from SAR alone
+    offsets: Tensor  # (n, 2) in dB, of the SAR that they came from
+    weight: float  # how often it is drawn
+    wet: bool  # whether its SAR shows open water
 
 
 @dataclass
 class HeadBatch:
-    """Examples of one size; images in dB and DN.
+    """Examples of one size; images in dB and DN."""
 
-    Attributes:
-        s1: (B, 2, H, W).
-        estimate: (B, 4, H, W).
-        proposal: (B, 4, H, W); that of ``own`` examples is drawn by the generator.
-        trust: (B, 1, H, W).
-        truth: (B, 4, H, W).
-        own: (B,) bool, the generator draws the proposal.
-        blind: (B,) bool, no SAR.
-        noise: (B,) int64, seeds of the generator's noise.
-    """
-
-    s1: Tensor
-    estimate: Tensor
-    proposal: Tensor
-    trust: Tensor
-    truth: Tensor
-    own: Tensor
-    blind: Tensor
-    noise: Tensor
+    s1: Tensor  # (B, 2, H, W)
+    estimate: Tensor  # (B, 4, H, W)
+    proposal: Tensor  # (B, 4, H, W); that of ``own`` examples is drawn by the generator
+    trust: Tensor  # (B, 1, H, W)
+    truth: Tensor  # (B, 4, H, W)
+    own: Tensor  # (B,) bool, the generator draws the proposal
+    blind: Tensor  # (B,) bool, no SAR
+    noise: Tensor  # (B,) int64, seeds of the generator's noise
 
 
 def train_head(config: HeadConfig, *, resume: bool = True, progress: bool = True) -> Path:
@@ -311,13 +290,8 @@ class ExampleSampler:
         self.kind_weights = torch.tensor([float(config.kinds.get(name, 1.0)) for name in self.kinds])
         self.sides = torch.tensor([min(tile.truth.shape[-2:]) for tile in tiles])
         self.weights = torch.tensor([tile.weight for tile in tiles])
-        fitted = [tile.record.source in config.fitted_sources for tile in tiles]
-        self.generator_weights = torch.tensor(
-            [
-                tile.weight * (1.0 if known else config.unfitted_weight)
-                for tile, known in zip(tiles, fitted, strict=True)
-            ]
-        )
+        rarer = [1.0 if tile.record.source in config.fitted_sources else config.unfitted_weight for tile in tiles]
+        self.generator_weights = torch.tensor([t.weight * share for t, share in zip(tiles, rarer, strict=True)])
         self.dry_weights = self.weights * torch.tensor([not tile.wet for tile in tiles])
 
     def batch(self, random: torch.Generator) -> HeadBatch:

@@ -41,36 +41,20 @@ Predict = Callable[[list[Crop]], Tensor]
 
 @dataclass(frozen=True)
 class PrecomputeConfig:
-    """What is computed.
+    """What is computed."""
 
-    Attributes:
-        stage: ``stage1`` or ``stage2``.
-        data: the data folder; for stage 2 one with opt_v1, which ``stage1`` wrote.
-        out: folder of the pairs.
-        folds: number of folds, at most the number of groups.
-        checkpoints: weights of each fold's model, in the order of the folds; none where ``train`` is given.
-        train: how to train a fold's model.
-        variant: of the checkpoints, where their files do not say it.
-        s1_product: of Stage 1.
-        timesteps: network evaluations of Stage 1; 1 is the most accurate.
-        tile: longest side of a written tile; larger images are cut.
-        batch_size: tiles the network sees at once.
-        seed: deals groups to folds; the same for both stages, so that they are the same folds.
-        device: where to compute.
-    """
-
-    stage: str
-    data: DataConfig
-    out: str
-    folds: int = 5
-    checkpoints: tuple[str, ...] = ()
-    train: RunConfig | None = None
-    variant: str | None = None
+    stage: str  # stage1 or stage2
+    data: DataConfig  # for stage 2 a folder with opt_v1, which stage 1 wrote
+    out: str  # folder of the pairs
+    folds: int = 5  # at most the number of groups
+    checkpoints: tuple[str, ...] = ()  # weights of each fold's model, in the order of the folds; or
+    train: RunConfig | None = None  # how to train one
+    variant: str | None = None  # of the checkpoints, where their files do not say it
     s1_product: str = "S1GRD"
-    timesteps: int = 1
-    tile: int = 256
-    batch_size: int = 8
-    seed: int = 0
+    timesteps: int = 1  # network evaluations of Stage 1; 1 is the most accurate
+    tile: int = 256  # longest side of a written tile; larger images are cut
+    batch_size: int = 8  # tiles the network sees at once
+    seed: int = 0  # deals groups to folds; the same for both stages, so that they are the same folds
     device: str | None = None
 
 

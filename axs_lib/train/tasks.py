@@ -43,13 +43,8 @@ DN_SCALE = 1000.0  # held-out errors are in tenths of reflectance
 class StageTask(TrainingTask):
     """What the stages share: seeded steps, held-out error, the weights and their header.
 
-    Args:
-        config: the run.
-        model: the stage's model.
-        criterion: its loss.
-        tokenizer: makes token targets, where there is one.
-        estimate_source: ``file``, or ``degraded`` where the stage's estimate is simulated from the truth.
-        notes: text for the weights' header, such as the groups trained on.
+    ``criterion`` is the loss; ``tokenizer`` makes token targets, where there is one; ``estimate_source`` is ``file``,
+    or ``degraded`` where the stage's estimate is simulated from the truth; ``notes`` go into the weights' header.
     """
 
     stage: str

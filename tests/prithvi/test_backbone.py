@@ -100,15 +100,6 @@ def test_a_copy_is_a_copy(backbone: PrithviBackbone) -> None:
 
 
 @torch.no_grad()
-def test_features_draw_nothing_at_random(backbone: PrithviBackbone) -> None:
-    """PrithviViT.forward would mask three quarters of the tokens, drawn from the global generator."""
-    image, known = torch.randn(1, 4, 128, 128), encode_metadata(KNOWN, 1)
-    before = torch.random.get_rng_state()
-    assert torch.equal(backbone(image, known)[3], backbone(image, known)[3])
-    assert torch.equal(torch.random.get_rng_state(), before)
-
-
-@torch.no_grad()
 def test_each_coordinate_has_its_own_unknown(published: dict[str, torch.Tensor]) -> None:
     """What is unknown takes the learned vector's half, and what is known is untouched by it."""
     backbone = build_backbone(TINY, published)

@@ -8,10 +8,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from axs_lib.errors import InputError, WeightsError
 from axs_lib.prithvi.backbone import LAYOUTS, PRITHVI_BANDS, PRITHVI_MEAN, PRITHVI_STD
 from axs_lib.prithvi.variants import DEFAULT_VARIANT, PRITHVI_VARIANTS
-from axs_lib.terramind.weights import VARIANTS, download, find_variant, resolve, sha256_file
+from axs_lib.terramind.weights import VARIANTS, resolve, sha256_file
 
 LARGE = PRITHVI_VARIANTS[DEFAULT_VARIANT]
 FILE = "Prithvi_EO_V2_300M_TL.pt"
@@ -48,15 +47,3 @@ def test_one_file_is_all_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (tmp_path / FILE).unlink()
     save_file({"encoder.cls_token": torch.ones(1)}, (tmp_path / FILE).with_suffix(".safetensors"))
     assert resolve(LARGE).generator.suffix == ".safetensors"
-
-
-def test_what_is_missing_is_named(tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match=f"has no {FILE}") as failure:
-        resolve(LARGE, checkpoint=tmp_path)
-    assert "Tokenizer" not in str(failure.value)
-    with pytest.raises(InputError, match="expected one revision"):
-        download(LARGE, revision="a:b")
-    with pytest.raises(InputError, match="ships with this package"):
-        download(PRITHVI_VARIANTS["nano"])
-    with pytest.raises(InputError, match="Did you mean 'prithvi_eo_v2_600_tl'"):
-        find_variant("prithvi_eo_v2_600", PRITHVI_VARIANTS)

@@ -37,12 +37,6 @@ class CropDataset(Dataset[Batch]):
     its ``index``. Larger samples are drawn more often, by the square root of their area. Samples that cannot be read
     are errors, or with ``on_bad: skip`` named once and replaced by others.
 
-    Args:
-        samples: the training pairs.
-        config: sizes of crops and batches, and what to do about bad samples.
-        estimates: which of ``opt_v1`` and ``opt_v2`` to read.
-        seed: of all draws.
-
     Raises:
         InputError: no sample is large enough.
     """

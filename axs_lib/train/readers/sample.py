@@ -20,7 +20,7 @@ from axs_lib.io.grid import SceneGrid
 from axs_lib.tilegrid import Tile
 
 Array = NDArray[np.float32]
-Metadata = Mapping[str, str | float]
+WhenAndWhere = Mapping[str, str | float]
 Item = TypeVar("Item")
 ESTIMATES = ("opt_v1", "opt_v2")
 
@@ -31,19 +31,12 @@ class BadDataWarning(UserWarning):
 
 @dataclass(frozen=True)
 class Crop:
-    """Pixels of one pair.
+    """Pixels of one pair; NaN is nodata."""
 
-    Attributes:
-        s1: (2, h, w) VV, VH in dB, NaN = nodata.
-        s2: (4, h, w) B02, B03, B04, B08 in DN (1..65535), NaN = nodata; the truth.
-        estimates: ``opt_v1`` and ``opt_v2`` (4, h, w) in DN, where the files carry them.
-        metadata: date (ISO), lat, lon, as far as they are known.
-    """
-
-    s1: Array
-    s2: Array
-    estimates: Mapping[str, Array] = field(default_factory=dict)
-    metadata: Metadata = field(default_factory=dict)
+    s1: Array  # (2, h, w) VV, VH in dB
+    s2: Array  # (4, h, w) B02, B03, B04, B08 in DN (1..65535), the truth
+    estimates: Mapping[str, Array] = field(default_factory=dict)  # opt_v1, opt_v2 likewise, where the files carry them
+    metadata: WhenAndWhere = field(default_factory=dict)  # date (ISO), lat, lon, as far as they are known
 
     def window(self, window: Tile | None) -> Crop:
         """The same, cut to a window."""
@@ -56,25 +49,16 @@ class Crop:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSample(ABC):
-    """One pair, not yet read.
+    """One pair, not yet read."""
 
-    Attributes:
-        source: data set, ``id`` the name in it.
-        group: what shares a place (or date): never on both sides of a split.
-        height: rows, and ``width`` columns, of the optical grid.
-        split: ``train``, ``validation`` or ``test`` where the data set says so, else empty.
-        quality: ``ok``, or why not; ``ok`` where nobody judged it.
-        estimates: which of ``opt_v1`` and ``opt_v2`` the files carry.
-    """
-
-    source: str
-    id: str
-    group: str
-    height: int
+    source: str  # data set
+    id: str  # name in it
+    group: str  # what shares a place (or date): never on both sides of a split
+    height: int  # rows of the optical grid
     width: int
-    split: str = ""
-    quality: str = "ok"
-    estimates: tuple[str, ...] = ()
+    split: str = ""  # train, validation or test where the data set says so
+    quality: str = "ok"  # or why not; ok where nobody judged it
+    estimates: tuple[str, ...] = ()  # which of opt_v1 and opt_v2 the files carry
 
     @property
     def name(self) -> str:
@@ -119,7 +103,7 @@ class Listing:
     problems: list[str] = field(default_factory=list)
 
 
-def when_and_where(name: str, grid: SceneGrid, window: Tile | None = None) -> Metadata:
+def when_and_where(name: str, grid: SceneGrid, window: Tile | None = None) -> WhenAndWhere:
     """The date in a file's name and the middle of its grid, or of a window of it, as far as they are known."""
     date = re.search(r"(?<!\d)((?:19|20)\d\d)-?([01]\d)-?([0-3]\d)(?!\d)", name)
     place = grid.centre_lat_lon(window)

@@ -31,17 +31,11 @@ Box = tuple[float, float, float, float]  # west, south, east, north
 
 @dataclass(frozen=True, kw_only=True)
 class SceneSample(TrainingSample):
-    """One pair of scenes.
-
-    Attributes:
-        s1: SAR GeoTIFF with bands VV and VH.
-        s2: optical GeoTIFF with bands B02, B03, B04, B08.
-        reading: unit of the SAR and offset of the DN.
-    """
+    """One pair of scenes."""
 
     s1: Path
     s2: Path
-    reading: Reading
+    reading: Reading  # unit of the SAR and offset of the DN
 
     def read(self, window: Tile | None = None) -> Crop:
         sar, optical, _ = _opened(self.s1, self.s2, self.reading, os.getpid())
