@@ -97,14 +97,9 @@ def test_the_quick_start_runs_as_it_stands(
     assert hidden < 0.5 * np.abs(CLOUD_DN - truth)[:, cloud()].mean() and hidden < 700
 
 
-def test_the_other_commands_exist_with_their_options(readme: str) -> None:
-    found = commands(readme)
-    assert len(found) >= 7
-    for words in found:
-        text = CliRunner().invoke(app, [words[0], "--help"], terminal_width=200).output
-        assert all(word in text for word in words if word.startswith("--")), words
-    for option in re.findall(r"`(--[\w-]+)", readme):
-        assert option in CliRunner().invoke(app, ["ground", "--help"], terminal_width=200).output
+def test_the_options_it_names_exist(readme: str) -> None:
+    text = CliRunner().invoke(app, ["ground", "--help"], terminal_width=200).output
+    assert all(option in text for option in re.findall(r"`(--[\w-]+)", readme))
 
 
 def test_it_is_short_and_its_pictures_are_light(readme: str, repository: Path) -> None:
