@@ -6,6 +6,8 @@ Everything the command line should report in one line, without a traceback and w
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 
 class AxionError(Exception):
     """Base of every deliberate error of the library."""
@@ -25,3 +27,8 @@ class OutputError(AxionError, OSError):
 
 class UntrainedHeadWarning(UserWarning):
     """A correcting head was never trained: its output is its input unchanged."""
+
+
+def listed(names: Iterable[object]) -> str:
+    """Names joined by commas, for messages."""
+    return ", ".join(str(name) for name in names)

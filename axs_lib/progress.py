@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
+from contextlib import contextmanager
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -10,19 +11,33 @@ T = TypeVar("T")
 
 def track(items: Iterable[T], description: str, *, enabled: bool = True, total: int | None = None) -> Iterator[T]:
     """Iterate with a bar on stderr showing count, speed and time left; silent where not ``enabled``."""
+    if total is None and isinstance(items, Sized):
+        total = len(items)
+    with bar(description, total, enabled=enabled) as advance:
+        for item in items:
+            yield item
+            advance(1)
+
+
+@contextmanager
+def bar(
+    description: str, total: int | None, *, enabled: bool = True, unit: str = ""
+) -> Iterator[Callable[[int], None]]:
+    """A bar on stderr with count, time left and, where there is a unit, speed; gives a function to be told of it."""
     if not enabled:
-        yield from items
+        yield lambda done: None
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (
-        TextColumn("[progress.description]{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    if total is None and isinstance(items, Sized):
-        total = len(items)
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        yield from progress.track(items, description=description, total=total)
+    columns = (TextColumn("[progress.description]{task.description}"), BarColumn(), MofNCompleteColumn())
+    speed = (TextColumn("{task.fields[speed]}"),) if unit else ()
+    with Progress(*columns, *speed, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
+        task = progress.add_task(description, total=total, speed="")
+
+        def advance(done: int) -> None:
+            progress.advance(task, done)
+            if unit and progress.tasks[0].speed:
+                progress.update(task, speed=f"{progress.tasks[0].speed:.1f} {unit}/s")
+
+        yield advance

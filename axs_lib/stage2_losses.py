@@ -7,7 +7,7 @@ in other pixels changes neither loss nor gradient: windows and pyramids average 
 ============ =========== ============================================================================================
 term         unit        meaning
 ============ =========== ============================================================================================
-charbonnier  reflectance mean of sqrt(d^2 + eps^2) - eps over bands and pixels: L1 with a smooth tip
+charbonnier  reflectance mean of sqrt(d^2 + eps^2) - eps over bands and pixels, eps = 1e-3: L1 with a smooth tip
 l1           reflectance mean of |d|
 ms_ssim      1           1 - MS-SSIM (Wang et al. 2003; 11 px Gaussian window of 1.5 px), with as many of its five
                          scales as the window fits into, their exponents brought to a sum of one
@@ -32,6 +32,7 @@ from axs_lib.errors import InputError
 from axs_lib.metrics import pixel_mask
 
 SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
+EPSILON = 1e-3  # reflectance, where Charbonnier turns from square to absolute
 MS_SSIM_EXPONENTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 _DARK = 1e-8  # squared reflectance; a spectrum shorter than its root, 1 DN, has no direction to speak of
 _TINY = 1e-12  # under a square root, so that its gradient is finite at zero
@@ -48,8 +49,6 @@ class Stage2Loss(nn.Module):
         sam: weight of the spectral angle.
         gradient: weight of the gradient term.
         l1: weight of plain L1, to use in place of Charbonnier.
-        epsilon: where Charbonnier turns from square to absolute, in reflectance.
-        data_range: range of reflectance that MS-SSIM's constants assume.
 
     Raises:
         InputError: a weight that is negative or not finite, or none above 0.
@@ -63,18 +62,10 @@ class Stage2Loss(nn.Module):
         gradient: float = 0.5,
         *,
         l1: float = 0.0,
-        epsilon: float = 1e-3,
-        data_range: float = 1.0,
     ) -> None:
         super().__init__()
         self.weights = {"charbonnier": charbonnier, "l1": l1, "ms_ssim": ms_ssim, "sam": sam, "gradient": gradient}
-        self.epsilon = epsilon
-        self.data_range = data_range
         self.check_weights()
-        if not (epsilon > 0 and data_range > 0):
-            raise InputError(
-                f"epsilon is {epsilon} and data_range {data_range}; expected numbers above 0, in reflectance"
-            )
 
     def check_weights(self) -> None:
         for name, weight in self.weights.items():
@@ -83,13 +74,14 @@ class Stage2Loss(nn.Module):
         if not any(self.weights.values()):
             raise InputError(f"all weights are 0 ({', '.join(self.weights)}); expected at least one above 0")
 
-    def forward(self, pred: Tensor, truth: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, pred: Tensor, truth: Tensor, mask: Tensor | None = None, **further: Tensor | None) -> Tensor:
         """The loss, a scalar.
 
         Args:
             pred: (B, 4, H, W) or (4, H, W), the estimate in DN.
             truth: DN of the same shape, NaN = nodata.
             mask: (B, 1, H, W), (B, H, W) or (H, W), true where pixels count.
+            **further: what a subclass's ``measures`` takes besides.
 
         Returns:
             float32, differentiable with respect to ``pred``. Where no pixel counts it is 0, but NaN if ``pred`` is
@@ -98,32 +90,29 @@ class Stage2Loss(nn.Module):
         Raises:
             InputError: shapes that do not match.
         """
-        return self.weighted_sum(self.measures(ComparedImages(pred, truth, mask)))
+        measures = self.measures(ComparedImages(pred, truth, mask), **further)
+        terms = _evaluated({name: measure for name, measure in measures.items() if self.weights[name]})
+        return torch.stack([self.weights[name] * value for name, value in terms.items()]).sum()
 
     @torch.no_grad()
-    def terms(self, pred: Tensor, truth: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
-        """Every term before weighting, also those of weight 0, as detached scalars; for logging."""
-        return evaluate_terms(self.measures(ComparedImages(pred, truth, mask)))
-
-    def weighted_sum(self, measures: dict[str, Callable[[], Tensor]]) -> Tensor:
-        weighted = {name: measure for name, measure in measures.items() if self.weights[name]}
-        return torch.stack([self.weights[name] * value for name, value in evaluate_terms(weighted).items()]).sum()
+    def terms(
+        self, pred: Tensor, truth: Tensor, mask: Tensor | None = None, **further: Tensor | None
+    ) -> dict[str, Tensor]:
+        """Every term that has its inputs before weighting, also of weight 0, as detached scalars; for logging."""
+        return _evaluated(self.measures(ComparedImages(pred, truth, mask), **further))
 
     def measures(self, images: ComparedImages) -> dict[str, Callable[[], Tensor]]:
         """How to compute each term."""
-        epsilon = self.epsilon
         return {
-            "charbonnier": lambda: images.mean((images.error.square() + epsilon**2).sqrt() - epsilon),
+            "charbonnier": lambda: images.mean((images.error.square() + EPSILON**2).sqrt() - EPSILON),
             "l1": lambda: images.mean(images.error.abs()),
-            "ms_ssim": lambda: images.per_image(
-                1 - ms_ssim(images.pred, images.truth, images.valid, data_range=self.data_range)
-            ),
+            "ms_ssim": lambda: images.per_image(1 - ms_ssim(images.pred, images.truth, images.valid)),
             "sam": lambda: images.mean(spectral_angle(images.pred, images.truth)),
-            "gradient": lambda: _gradient_error(images),
+            "gradient": lambda: images.mean(sobel(images.error).abs().mean(2), whole_windows(images.valid)),
         }
 
 
-def evaluate_terms(measures: dict[str, Callable[[], Tensor]]) -> dict[str, Tensor]:
+def _evaluated(measures: dict[str, Callable[[], Tensor]]) -> dict[str, Tensor]:
     """The terms in float32: under autocast the windows' convolutions would lose the small variances."""
     with torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
         return {name: measure() for name, measure in measures.items()}
@@ -177,7 +166,7 @@ def spectral_angle(first: Tensor, second: Tensor) -> Tensor:
     return angle.masked_fill(dark, 0.0)
 
 
-def ms_ssim(first: Tensor, second: Tensor, valid: Tensor, *, data_range: float = 1.0) -> Tensor:
+def ms_ssim(first: Tensor, second: Tensor, valid: Tensor) -> Tensor:
     """MS-SSIM of each image over the pixels that count.
 
     Window and pyramid are averages normalised by the pixels that count in them, also at the border.
@@ -186,7 +175,6 @@ def ms_ssim(first: Tensor, second: Tensor, valid: Tensor, *, data_range: float =
         first: (B, C, H, W).
         second: same shape.
         valid: (B, 1, H, W) bool.
-        data_range: range of the values.
 
     Returns:
         (B,) at most 1; 1 where nothing counts.
@@ -198,7 +186,7 @@ def ms_ssim(first: Tensor, second: Tensor, valid: Tensor, *, data_range: float =
     weight = valid.to(first.dtype)
     result = first.new_ones(len(first))
     for scale, exponent in enumerate(exponents):
-        luminance, contrast = _ssim_parts(first, second, weight, data_range)
+        luminance, contrast = _ssim_parts(first, second, weight)
         similarity = luminance * contrast if scale == scales - 1 else contrast
         counted = weight.expand_as(similarity)
         total = counted.flatten(1).sum(1)
@@ -210,7 +198,7 @@ def ms_ssim(first: Tensor, second: Tensor, valid: Tensor, *, data_range: float =
     return result
 
 
-def _ssim_parts(first: Tensor, second: Tensor, weight: Tensor, data_range: float) -> tuple[Tensor, Tensor]:
+def _ssim_parts(first: Tensor, second: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Luminance and contrast-structure maps (B, C, H, W) from windowed moments over the pixels that count."""
     share = _window(weight).clamp_min(_TINY)
 
@@ -225,7 +213,7 @@ def _ssim_parts(first: Tensor, second: Tensor, weight: Tensor, data_range: float
     variance_1 = (mean(one.square()) - low_1.square()).clamp_min(0)
     variance_2 = (mean(two.square()) - low_2.square()).clamp_min(0)
     covariance = mean(one * two) - low_1 * low_2
-    c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
+    c1, c2 = 0.01**2, 0.03**2  # of a data range of reflectance 1
     luminance = (2 * mean_1 * mean_2 + c1) / (mean_1.square() + mean_2.square() + c1)
     contrast = (2 * covariance + c2) / (variance_1 + variance_2 + c2)
     return luminance, contrast
@@ -255,8 +243,3 @@ def sobel(image: Tensor) -> Tensor:
 def whole_windows(valid: Tensor) -> Tensor:
     """Pixels whose 3 x 3 neighbourhood counts wholly, what lies outside the image aside: (B, 1, H, W) bool."""
     return F.max_pool2d((~valid).float(), 3, stride=1, padding=1) == 0
-
-
-def _gradient_error(images: ComparedImages) -> Tensor:
-    difference = sobel(images.error).abs().mean(2)
-    return images.mean(difference, whole_windows(images.valid))

@@ -55,7 +55,6 @@ class RefinerConfig:
         revision: Hub revision (commit, tag or branch) of the weights.
         device: where to put the model; default CPU.
         standardize: input is DN; False means z-units in and out.
-        head_widths: channels of the head at full, half and quarter resolution.
         metadata_dropout: how often ``train()`` mode forgets date, place and biome (each by itself), so that
             "unknown" is learned.
         needs_season: leave images alone whose season is unknown, without a date or in the tropics; ``None`` does what
@@ -68,52 +67,20 @@ class RefinerConfig:
     revision: str | None = None
     device: torch.device | str | None = None
     standardize: bool = True
-    head_widths: tuple[int, int, int] = (16, 48, 96)
     metadata_dropout: float = 0.1
     needs_season: bool | None = None
 
     def __post_init__(self) -> None:
         find_variant(self.variant, PRITHVI_VARIANTS)
-        widths = tuple(self.head_widths)
-        if len(widths) != 3 or not all(isinstance(width, int) and width > 0 for width in widths):
-            raise InputError(
-                f"head_widths is {self.head_widths}; expected three channel counts, for full, half and quarter"
-                " resolution, such as (16, 48, 96)"
-            )
-        object.__setattr__(self, "head_widths", widths)
         if not 0.0 <= self.metadata_dropout < 1.0:
             raise InputError(f"metadata_dropout is {self.metadata_dropout}; expected 0 up to, not including, 1")
-
-    @classmethod
-    def read(cls, config: RefinerConfig | Mapping[str, Any] | None, fields: Mapping[str, Any]) -> RefinerConfig:
-        """A configuration from a mapping or another configuration, with some fields replaced.
-
-        Raises:
-            InputError: an unknown field, or a value that cannot be.
-        """
-        if config is not None and not isinstance(config, cls | Mapping):
-            raise InputError(
-                f"config is a {type(config).__name__}; expected a RefinerConfig, a mapping of its fields, or None"
-            )
-        start = {} if config is None else dict(config) if isinstance(config, Mapping) else _fields(config)
-        known = [field.name for field in dataclasses.fields(cls)]
-        for name in [*start, *fields]:
-            if name not in known:
-                close = difflib.get_close_matches(str(name), known, n=1)
-                guess = f" Did you mean {close[0]!r}?" if close else ""
-                raise InputError(f"unknown field {name!r} of Stage 2; the fields are {', '.join(known)}.{guess}")
-        return cls(**(start | dict(fields)))
 
 
 class PrithviRefiner(nn.Module):
     """Prithvi with a ConvNeXt head: (opt_v1, metadata) -> opt_v2.
 
-    Args:
-        backbone: the features.
-        head: the correction; a fresh one changes nothing, and neither does the fresh season's colour beside it.
-        standardize: input is DN; False means z-units in and out.
-        metadata_dropout: how often ``train()`` mode forgets date, place and biome.
-        needs_season: leave images alone whose season is unknown.
+    ``build_prithvi_refiner`` builds it; the settings are those of ``RefinerConfig``. A fresh head changes nothing, and
+    neither does the fresh season's colour beside it.
     """
 
     def __init__(
@@ -251,11 +218,22 @@ def build_prithvi_refiner(config: RefinerConfig | Mapping[str, Any] | None = Non
         InputError: unknown variant or field.
         WeightsError: weights that cannot be had, read or matched.
     """
-    settings = RefinerConfig.read(config, kwargs)
+    if config is not None and not isinstance(config, RefinerConfig | Mapping):
+        raise InputError(
+            f"config is a {type(config).__name__}; expected a RefinerConfig, a mapping of its fields, or None"
+        )
+    fields = (vars(config) if isinstance(config, RefinerConfig) else dict(config or {})) | kwargs
+    known = [field.name for field in dataclasses.fields(RefinerConfig)]
+    for name in fields:
+        if name not in known:
+            close = difflib.get_close_matches(str(name), known, n=1)
+            guess = f" Did you mean {close[0]!r}?" if close else ""
+            raise InputError(f"unknown field {name!r} of Stage 2; the fields are {', '.join(known)}.{guess}")
+    settings = RefinerConfig(**fields)
+
     state: dict[str, Tensor] | None = None
     info: WeightsInfo | None = None
-    what = settings.variant
-    needs_season = settings.needs_season
+    what, needs_season = settings.variant, settings.needs_season
     if settings.pretrained:
         spec = PRITHVI_VARIANTS[settings.variant]
         files = resolve(spec, checkpoint=settings.checkpoint, revision=settings.revision)
@@ -267,10 +245,9 @@ def build_prithvi_refiner(config: RefinerConfig | Mapping[str, Any] | None = Non
     whole = state is not None and (settings.variant == NANO or any(name.startswith("head.") for name in state))
 
     backbone = build_backbone(settings.variant, None if whole else state, what=what)
-    head = RefinementHead(backbone.layout.dim, TAPS, settings.head_widths)
     refiner = PrithviRefiner(
         backbone,
-        head,
+        RefinementHead(backbone.layout.dim, TAPS),
         standardize=settings.standardize,
         metadata_dropout=settings.metadata_dropout,
         needs_season=bool(needs_season),
@@ -314,10 +291,6 @@ def save_refiner(
         header["needs_season"] = "yes"
     write_state(target, refiner.state_dict(), header, half=half, overwrite=overwrite)
     return target
-
-
-def _fields(config: RefinerConfig) -> dict[str, Any]:
-    return {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
 
 
 def _check_header(path: Path, variant: str) -> Mapping[str, str]:

@@ -17,13 +17,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from axs_lib.bands import SAR_BANDS
 from axs_lib.errors import InputError
-from axs_lib.stage2_losses import ComparedImages, Stage2Loss, evaluate_terms, sobel, whole_windows
+from axs_lib.stage2_losses import ComparedImages, Stage2Loss, sobel, whole_windows
 
 SAR_SMOOTHING = 2.0  # px, as in axs_lib.metrics
 IGNORED_TOKEN = -100
@@ -33,6 +32,8 @@ _TINY = 1e-12
 
 class Stage3Loss(Stage2Loss):
     """Stage 2's loss with SAR structure and token cross-entropy.
+
+    ``forward`` and ``terms`` take estimate, truth and mask as Stage 2's do, and by name what ``measures`` takes.
 
     Args:
         sar: weight of the SAR's edges.
@@ -48,22 +49,18 @@ class Stage3Loss(Stage2Loss):
         self.weights |= {"sar": sar, "tokens": tokens}
         self.check_weights()
 
-    def forward(
+    def measures(
         self,
-        pred: Tensor,
-        truth: Tensor,
-        mask: Tensor | None = None,
+        images: ComparedImages,
         *,
         s1: Tensor | None = None,
         logits: Tensor | None = None,
         targets: Tensor | None = None,
-    ) -> Tensor:
-        """The loss, a scalar.
+    ) -> dict[str, Callable[[], Tensor]]:
+        """How to compute each term.
 
         Args:
-            pred: (B, 4, H, W) or (4, H, W), the image in DN.
-            truth: DN of the same shape, NaN = nodata.
-            mask: (B, 1, H, W), (B, H, W) or (H, W), true where pixels count.
+            images: what ``forward`` is given first.
             s1: (B, 2, H, W) or (2, H, W), VV and VH in dB, NaN = nodata; without it the SAR term is left out.
             logits: (B, N, V) of the tokens; with ``targets``, or without both the token term is left out.
             targets: (B, N) int64, the truth's tokens, ``IGNORED_TOKEN`` where a token does not count.
@@ -71,36 +68,12 @@ class Stage3Loss(Stage2Loss):
         Raises:
             InputError: shapes that do not match.
         """
-        return self.weighted_sum(self._all(pred, truth, mask, s1, logits, targets))
-
-    @torch.no_grad()
-    def terms(
-        self,
-        pred: Tensor,
-        truth: Tensor,
-        mask: Tensor | None = None,
-        *,
-        s1: Tensor | None = None,
-        logits: Tensor | None = None,
-        targets: Tensor | None = None,
-    ) -> dict[str, Tensor]:
-        """Every term that has its inputs, before weighting, as detached scalars; for logging."""
-        return evaluate_terms(self._all(pred, truth, mask, s1, logits, targets))
-
-    def _all(
-        self,
-        pred: Tensor,
-        truth: Tensor,
-        mask: Tensor | None,
-        s1: Tensor | None,
-        logits: Tensor | None,
-        targets: Tensor | None,
-    ) -> dict[str, Callable[[], Tensor]]:
-        images = ComparedImages(pred, truth, mask)
-        measures = self.measures(images)
+        measures = super().measures(images)
         if s1 is not None:
             sar = _check_sar(s1, images.pred)
-            measures["sar"] = lambda: _sar_structure(images, sar)
+            valid = images.valid & ~sar.isnan().any(1, keepdim=True)
+            seen = sar.masked_fill(~valid, 0.0)
+            measures["sar"] = lambda: images.per_image(sar_structure_error(images.pred, seen, valid))
         if logits is not None and targets is not None:
             measures["tokens"] = lambda: token_cross_entropy(logits, targets)
         elif logits is not None or targets is not None:
@@ -158,21 +131,14 @@ def sar_structure_error(image: Tensor, s1: Tensor, valid: Tensor) -> Tensor:
     return 1 - mean(one * other) / spread.sqrt()
 
 
-def _sar_structure(images: ComparedImages, s1: Tensor) -> Tensor:
-    valid = images.valid & ~s1.isnan().any(1, keepdim=True)
-    error = sar_structure_error(images.pred, s1.masked_fill(~valid, 0.0), valid)
-    return images.per_image(error)
-
-
 def _smooth(image: Tensor, valid: Tensor) -> Tensor:
     """Gaussian smoothing of (B, 1, H, W) over the pixels that count."""
     from kornia.filters import gaussian_blur2d
 
-    reach = 2 * int(3 * SAR_SMOOTHING) + 1
+    side = 2 * int(3 * SAR_SMOOTHING) + 1
 
     def spread(values: Tensor) -> Tensor:
-        size, sigma = (reach, reach), (SAR_SMOOTHING, SAR_SMOOTHING)
-        return gaussian_blur2d(values, size, sigma, border_type="constant")
+        return gaussian_blur2d(values, (side, side), (SAR_SMOOTHING, SAR_SMOOTHING), border_type="constant")
 
     weight = valid.to(image.dtype)
     return spread(image * weight) / spread(weight).clamp_min(_TINY)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from axs_lib.errors import InputError
-from axs_lib.io.raster import FloatArray
+from axs_lib.io.formats import FloatArray
 from axs_lib.tilegrid import TileGrid
 
 TOKEN_PX = 16

@@ -19,8 +19,7 @@ from pathlib import Path
 
 from axs_lib.bands import OPTICAL_BANDS, SAR_BANDS
 from axs_lib.data.samples import FOLDER
-from axs_lib.io.raster import check_same_grid
-from axs_lib.io.results import write_tiff
+from axs_lib.io.results import SAR, optical_layer, write_layer
 from axs_lib.io.tiles import read_raster
 
 REQUIREMENT = "bigearthnet-common==2.8.0"
@@ -73,10 +72,11 @@ def make(name: str, patch: str, work: Path, out: Path) -> None:
     s2_folder = work / "BigEarthNet-S2-Example" / s2_patch
     s1 = read_raster([s1_folder / f"{patch}_{band}.tif" for band in SAR_BANDS], SAR_BANDS)
     s2 = read_raster([s2_folder / f"{s2_patch}_{band}.tif" for band in OPTICAL_BANDS], OPTICAL_BANDS)
-    check_same_grid(s1, s2)
-    for kind, raster in (("s1", s1), ("s2", s2)):
+    if not s1.grid.same_as(s2.grid):
+        raise SystemExit(f"the grids of {s1.source} and {s2.source} differ: {s1.grid} against {s2.grid}")
+    for kind, layer, raster in (("s1", SAR, s1), ("s2", optical_layer("opt_v3"), s2)):
         path = out / f"{name}_{kind}.tif"
-        write_tiff(path, raster.data, raster, overwrite=True)
+        write_layer(path, layer, raster.data, raster.grid, raster.tags, overwrite=True)
         print(f"{path}  {path.stat().st_size / 1000:.0f} kB")
 
 

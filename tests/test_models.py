@@ -23,10 +23,10 @@ def build(*arguments: Any, **options: Any) -> Stage1Model:
 def test_the_documents_defaults() -> None:
     model = build(input_modalities=("S1GRD",), output_modalities=("S2L2A",), timesteps=12, standardize=True)
     assert model.timesteps == build().timesteps == 12
-    assert model.standardize
-    assert model.variant == "nano"
-    assert not model.training
+    assert model.standardize and model.variant == "nano" and not model.training
     assert isinstance(model.terramind_generator, TerraMindGenerator)
+    assert all(p.requires_grad for p in model.parameters())  # random weights come trainable
+    assert model.provenance["AXS_WEIGHTS"] == "random"
 
 
 @pytest.mark.parametrize(
@@ -49,12 +49,6 @@ def test_impossible_builds(options: dict[str, Any], message: str) -> None:
         build(**options)
 
 
-def test_random_weights_come_trainable() -> None:
-    model = build()
-    assert all(p.requires_grad for p in model.parameters())
-    assert model.provenance["AXS_WEIGHTS"] == "random"
-
-
 def test_packaged_weights_come_frozen_and_are_stage_3s() -> None:
     model = build(pretrained=True)
     assert not any(p.requires_grad for p in model.parameters())
@@ -66,12 +60,9 @@ def test_packaged_weights_come_frozen_and_are_stage_3s() -> None:
     assert image.std() > 50.0
 
 
-def test_base_is_the_default_and_names_the_ways_out() -> None:
+def test_weights_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"terramind_v1_base(.|\n)*nano"):
         build_terramind_generator()
-
-
-def test_a_checkpoint_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="does not exist"):
         build(pretrained=True, checkpoint=tmp_path / "none.safetensors")
 

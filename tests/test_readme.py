@@ -36,12 +36,12 @@ def place(tmp_path_factory: pytest.TempPathFactory, truth: np.ndarray) -> Path:
     """What a user has: a clouded GeoTIFF without band names, SCL at 20 m, and VV and VH in power on another grid."""
     folder = tmp_path_factory.mktemp("place")
     sar, optical = load_sample("ireland_fields")
-    transform = Affine(*optical.transform[:6])
+    transform = optical.grid.affine
     clouded = truth.copy()
     clouded[:, cloud()] = CLOUD_DN
-    write(folder / "s2.tif", clouded.astype("uint16"), optical.crs, transform)
+    write(folder / "s2.tif", clouded.astype("uint16"), optical.grid.crs, transform)
     scl = np.where(cloud(), CLOUD_HIGH, VEGETATION)[None, ::2, ::2].astype("uint8")
-    write(folder / "scl.tif", scl, optical.crs, transform * Affine.scale(2))
+    write(folder / "scl.tif", scl, optical.grid.crs, transform * Affine.scale(2))
     grid = transform * Affine.translation(-5.5, -5.5)
     for band, values in zip(("VV", "VH"), sar.data, strict=True):
         power = np.zeros((130, 130), dtype="float32")
@@ -49,12 +49,12 @@ def place(tmp_path_factory: pytest.TempPathFactory, truth: np.ndarray) -> Path:
             (10 ** (np.pad(values, 8, mode="reflect") / 10)).astype("float32"),
             power,
             src_transform=transform * Affine.translation(-8, -8),
-            src_crs=optical.crs,
+            src_crs=optical.grid.crs,
             dst_transform=grid,
-            dst_crs=optical.crs,
+            dst_crs=optical.grid.crs,
             resampling=Resampling.bilinear,
         )
-        write(folder / f"{band}.tif", power[None], optical.crs, grid)
+        write(folder / f"{band}.tif", power[None], optical.grid.crs, grid)
     return folder
 
 
@@ -97,14 +97,9 @@ def test_the_quick_start_runs_as_it_stands(
     assert hidden < 0.5 * np.abs(CLOUD_DN - truth)[:, cloud()].mean() and hidden < 700
 
 
-def test_the_other_commands_exist_with_their_options(readme: str) -> None:
-    found = commands(readme)
-    assert len(found) >= 7
-    for words in found:
-        text = CliRunner().invoke(app, [words[0], "--help"], terminal_width=200).output
-        assert all(word in text for word in words if word.startswith("--")), words
-    for option in re.findall(r"`(--[\w-]+)", readme):
-        assert option in CliRunner().invoke(app, ["ground", "--help"], terminal_width=200).output
+def test_the_options_it_names_exist(readme: str) -> None:
+    text = CliRunner().invoke(app, ["ground", "--help"], terminal_width=200).output
+    assert all(option in text for option in re.findall(r"`(--[\w-]+)", readme))
 
 
 def test_it_is_short_and_its_pictures_are_light(readme: str, repository: Path) -> None:

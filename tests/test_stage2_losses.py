@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from axs_lib.errors import InputError
-from axs_lib.stage2_losses import Stage2Loss, _ssim_parts, ms_ssim, spectral_angle
+from axs_lib.stage2_losses import Stage2Loss, ms_ssim, spectral_angle
 from tests.models import plausible_pair
 
 TERMS = ("charbonnier", "l1", "ms_ssim", "sam", "gradient")
@@ -32,15 +32,9 @@ def alone(term: str) -> Stage2Loss:
 # -- the whole ----------------------------------------------------------------------------------------------------
 
 
-def test_defaults_are_positive_and_zero_at_the_truth() -> None:
-    estimate, truth = tiles()
-    criterion = Stage2Loss()
-    assert criterion(estimate, truth) > 0.01
-    assert criterion(truth, truth) == pytest.approx(0.0, abs=1e-5)
-
-
 def test_the_loss_is_the_weighted_sum_of_its_terms() -> None:
     estimate, truth = tiles()
+    assert Stage2Loss()(truth, truth) < 1e-5 and Stage2Loss()(estimate, truth) > 0.01
     criterion = Stage2Loss(0.7, 0.3, 0.2, 0.4, l1=0.9)
     terms = criterion.terms(estimate, truth)
     assert set(terms) == set(TERMS)
@@ -53,11 +47,8 @@ def test_the_loss_is_the_weighted_sum_of_its_terms() -> None:
 @pytest.mark.parametrize("term", TERMS)
 def test_each_term_alone_pulls_towards_the_truth(term: str) -> None:
     estimate, truth = tiles(1)
-    estimate.requires_grad_(True)
-    loss = alone(term)(estimate, truth)
-    loss.backward()
-    gradient = estimate.grad
-    assert gradient is not None
+    loss = alone(term)(estimate.requires_grad_(True), truth)
+    (gradient,) = torch.autograd.grad(loss, estimate)
     assert gradient.isfinite().all()
     step = 2e-4 * loss.detach() / gradient.square().sum() * 100
     assert alone(term)(estimate.detach() - step * gradient, truth) < loss.detach()
@@ -68,9 +59,8 @@ def test_gradients_are_finite_at_the_truth_and_in_the_dark(term: str) -> None:
     truth = tiles(1)[1]
     truth[..., :20] = 0.0
     estimate = truth.clone().requires_grad_(True)
-    alone(term)(estimate, truth).backward()
-    assert estimate.grad is not None
-    assert estimate.grad.isfinite().all()
+    (gradient,) = torch.autograd.grad(alone(term)(estimate, truth), estimate)
+    assert gradient.isfinite().all()
 
 
 @pytest.mark.parametrize(
@@ -79,7 +69,6 @@ def test_gradients_are_finite_at_the_truth_and_in_the_dark(term: str) -> None:
         ({"sam": -1.0}, "weight of sam is -1"),
         ({"l1": math.nan}, "weight of l1 is nan"),
         ({name: 0.0 for name in TERMS}, "all weights are 0"),
-        ({"epsilon": 0.0}, "epsilon is 0"),
     ],
 )
 def test_weights_that_cannot_be_are_refused(weights: dict[str, float], message: str) -> None:
@@ -87,14 +76,16 @@ def test_weights_that_cannot_be_are_refused(weights: dict[str, float], message: 
         Stage2Loss(**weights)
 
 
-def test_shapes_that_do_not_match_are_refused() -> None:
+@pytest.mark.parametrize(
+    ("channels", "width", "mask", "message"),
+    [(4, 47, None, "expected two of"), (3, 48, None, "expected two of"), (4, 48, torch.ones(3, 3), "mask has shape")],
+)
+def test_shapes_that_do_not_match_are_refused(
+    channels: int, width: int, mask: torch.Tensor | None, message: str
+) -> None:
     estimate, truth = tiles()
-    with pytest.raises(InputError, match="expected two of"):
-        Stage2Loss()(estimate, truth[..., 1:])
-    with pytest.raises(InputError, match="expected two of"):
-        Stage2Loss()(estimate[:, :3], truth[:, :3])
-    with pytest.raises(InputError, match="mask has shape"):
-        Stage2Loss()(estimate, truth, torch.ones(3, 3))
+    with pytest.raises(InputError, match=message):
+        Stage2Loss()(estimate[:, :channels], truth[:, :channels, :, :width], mask)
 
 
 # -- what counts --------------------------------------------------------------------------------------------------
@@ -198,35 +189,21 @@ def test_the_angle_is_blind_to_brightness_and_equals_torchmetrics() -> None:
     assert mine.std() > 0.01
 
 
-def test_structure_equals_torchmetrics_away_from_the_border() -> None:
-    """At one scale (16 px) MS-SSIM is SSIM, here compared where the window lies inside."""
-    from torchmetrics.functional.image import structural_similarity_index_measure
-
-    estimate, truth = (image.double() / 1e4 for image in tiles(1, 16, 40))
-    inside = torch.zeros(1, 1, 16, 40, dtype=torch.bool)
-    inside[..., 5:-5, 5:-5] = True
-    _, full = structural_similarity_index_measure(estimate, truth, data_range=0.3, return_full_image=True)
-    luminance, contrast = _ssim_parts(estimate, truth, torch.ones(1, 1, 16, 40, dtype=torch.float64), data_range=0.3)
-    mine = (luminance * contrast)[..., 5:-5, 5:-5]
-    assert torch.allclose(mine, full[..., 5:-5, 5:-5], atol=1e-6)
-    assert mine.std() > 0.01
-
-
 def test_ms_ssim_is_torchmetrics_but_for_the_border() -> None:
     from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
 
     estimate, truth = (image / 1e4 for image in tiles(1, 256, 256))
-    theirs = multiscale_structural_similarity_index_measure(estimate, truth, data_range=0.3)
-    mine = ms_ssim(estimate, truth, torch.ones(1, 1, 256, 256, dtype=torch.bool), data_range=0.3)
-    assert float(mine) == pytest.approx(float(theirs), abs=0.01)
+    theirs = multiscale_structural_similarity_index_measure(estimate, truth, data_range=1.0)
+    mine = ms_ssim(estimate, truth, torch.ones(1, 1, 256, 256, dtype=torch.bool))
+    assert float(mine) == pytest.approx(float(theirs), abs=0.003)
     assert float(mine) < 0.98
 
 
 @pytest.mark.parametrize("side", [8, 10, 11, 21, 22, 43, 64, 175, 176])
 def test_small_tiles_use_fewer_scales(side: int) -> None:
     estimate, truth = tiles(1, side, side + 5)
-    value = Stage2Loss(data_range=0.3).terms(estimate, truth)["ms_ssim"]
-    assert 0.001 < value < 0.9
+    value = Stage2Loss().terms(estimate, truth)["ms_ssim"]
+    assert 1e-4 < value < 0.9
 
 
 def test_structure_sees_what_pixels_do_not() -> None:

@@ -99,16 +99,18 @@ def test_token_cross_entropy() -> None:
     assert logits.grad[0].any()
 
 
-def test_wrong_inputs_are_refused() -> None:
-    s1, image, truth = scene()
-    criterion = Stage3Loss()
-    with pytest.raises(InputError, match="s1 has shape"):
-        criterion(image, truth, s1=s1[..., 1:])
-    with pytest.raises(InputError, match="logits and targets together"):
-        criterion(image, truth, logits=torch.zeros(2, 3, 8))
-    with pytest.raises(InputError, match="logits have shape"):
-        criterion(image, truth, logits=torch.zeros(2, 3, 8), targets=torch.zeros(2, 4, dtype=torch.int64))
-    with pytest.raises(InputError, match="expected tokens from 0 to 7"):
-        criterion(image, truth, logits=torch.zeros(2, 3, 8), targets=torch.full((2, 3), 8))
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"s1": torch.zeros(2, 2, 64, 63)}, "s1 has shape"),
+        ({"logits": torch.zeros(2, 3, 8)}, "logits and targets together"),
+        ({"logits": torch.zeros(2, 3, 8), "targets": torch.zeros(2, 4, dtype=torch.int64)}, "logits have shape"),
+        ({"logits": torch.zeros(2, 3, 8), "targets": torch.full((2, 3), 8)}, "expected tokens from 0 to 7"),
+    ],
+)
+def test_wrong_inputs_are_refused(given: dict[str, torch.Tensor], message: str) -> None:
+    _, image, truth = scene()
+    with pytest.raises(InputError, match=message):
+        Stage3Loss()(image, truth, **given)
     with pytest.raises(InputError, match="weight of sar is -1"):
         Stage3Loss(sar=-1.0)

@@ -199,15 +199,15 @@ def _write(
     folder: Path, sar: Raster, optical: Raster, images: Mapping[str, Tensor | None], tags: Mapping[str, str]
 ) -> None:
     """GeoTIFFs of the optical images and an NPZ of everything; files of an earlier run are replaced."""
-    from axs_lib.io.results import grid_like, optical_layer, write_arrays, write_layer
+    from axs_lib.io.results import optical_layer, write_arrays, write_layer
 
     arrays = {name: image[0].numpy() for name, image in images.items() if image is not None}
     layers = {name: image for name, image in arrays.items() if name.startswith("opt_")}
     for name, image in (layers | {"truth": optical.data}).items():
         made = {} if name == "truth" else tags
-        write_layer(folder / f"{name}.tif", optical_layer(name), image, grid_like(optical), made, overwrite=True)
+        write_layer(folder / f"{name}.tif", optical_layer(name), image, optical.grid, made, overwrite=True)
     everything = dict(zip(("s1_vv", "s1_vh"), sar.data, strict=True)) | arrays | {"s2_real": optical.data}
-    write_arrays(folder / "tile.npz", everything, optical, tags=tags, overwrite=True)
+    write_arrays(folder / "tile.npz", everything, optical.grid, tags, overwrite=True)
 
 
 def _write_record(path: Path, record: Mapping[str, Any]) -> None:

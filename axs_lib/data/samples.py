@@ -9,7 +9,7 @@ from pathlib import Path
 
 from axs_lib.bands import OPTICAL_BANDS, SAR_BANDS
 from axs_lib.errors import InputError
-from axs_lib.io.raster import Raster, centre_lat_lon
+from axs_lib.io.raster import Raster
 from axs_lib.io.tiles import read_raster
 
 FOLDER = Path(__file__).parent / "samples"
@@ -42,6 +42,6 @@ def load_sample(name: str) -> tuple[Raster, Raster]:
 
 def sample_metadata(name: str) -> dict[str, str | float]:
     """What Stage 2 may know of a packaged tile: ``date`` of the optical image, ``lat`` and ``lon`` of its centre."""
-    place = centre_lat_lon(load_sample(name)[1])
+    place = load_sample(name)[1].grid.centre_lat_lon()
     assert place is not None
     return {"date": DATES[name], "lat": round(place[0], 5), "lon": round(place[1], 5)}

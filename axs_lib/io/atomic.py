@@ -1,8 +1,8 @@
 """Atomic output files: a reader sees the whole new file or none of it; nothing is overwritten by accident.
 
-In: the path of an output and whether it may replace an existing file. Out: a path to write to, in a temporary folder
-beside the output, which becomes the output only when the block ends without an exception. Symbolic links are never
-written through. What a killed process left behind is removed by the next one that writes to the same folder.
+What is written lies in a temporary folder beside the output and becomes it only when the block ends without an
+exception. Symbolic links are never written through. What a killed process left behind is removed by the next one that
+writes to the same folder.
 """
 
 from __future__ import annotations
@@ -21,18 +21,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from axs_lib.errors import AxionError, OutputError
+from axs_lib.io.files import PathLike
 
 if sys.platform != "win32":  # which has no flock; what a killed process left behind stays there
     import fcntl
 
+_DENIED = "permission denied: choose a folder you may write to"
+_NO_FOLDER = "a part of its path is a file, not a folder: choose another folder"
 _REASONS = {
     errno.ENOSPC: "the disk is full: free some space or choose another folder",
     errno.EDQUOT: "the disk quota is used up: free some space or choose another folder",
-    errno.EACCES: "permission denied: choose a folder you may write to",
-    errno.EPERM: "permission denied: choose a folder you may write to",
+    errno.EACCES: _DENIED,
+    errno.EPERM: _DENIED,
     errno.EROFS: "the file system is read-only: choose another folder",
-    errno.ENOTDIR: "a part of its path is a file, not a folder: choose another folder",
-    errno.EEXIST: "a part of its path is a file, not a folder: choose another folder",
+    errno.ENOTDIR: _NO_FOLDER,
+    errno.EEXIST: _NO_FOLDER,
     errno.ENAMETOOLONG: "the name is too long: choose a shorter one",
     errno.ELOOP: "its path leads through a circle of symbolic links: choose another folder",
     errno.EIO: "the disk reported an input/output error",
@@ -41,19 +44,11 @@ _REASONS = {
 _TEMPORARY = re.compile(r"\.axs-[0-9a-f]{16}\.tmp")
 
 
-def check_output(path: str | os.PathLike[str], overwrite: bool = False) -> Path:
-    """Check, before any long computation, that an output may be written.
+def check_output(path: PathLike, overwrite: bool = False) -> Path:
+    """The path of an output, the links of its folder resolved, checked before any long computation.
 
-    Args:
-        path: where the output will go.
-        overwrite: whether an existing regular file may be replaced.
-
-    Returns:
-        The path with the symbolic links of its folder resolved.
-
-    Raises:
-        OutputError: the path is a symbolic link, a folder or a special file; it exists and ``overwrite`` is false; or
-            it is no valid path.
+    Raises OutputError: it is a symbolic link, a folder or a special file; it exists and ``overwrite`` is false; or it
+    is no valid path.
     """
     try:
         target = Path(path)
@@ -80,29 +75,21 @@ def check_output(path: str | os.PathLike[str], overwrite: bool = False) -> Path:
 
 
 @contextlib.contextmanager
-def atomic_write(path: str | os.PathLike[str], overwrite: bool = False) -> Iterator[Path]:
-    """Give a temporary path to write to; put the file there in the output's place when the block succeeds.
+def atomic_write(path: PathLike, overwrite: bool = False) -> Iterator[Path]:
+    """Give a path to write to, at which nothing is yet; put the file in the output's place when the block succeeds.
 
-    The temporary path has the output's name and lies in a folder of its own beside the output. File and folder are
-    flushed to disk when the block ends. Without ``overwrite`` a file that appears at ``path`` in the meantime is kept.
-
-    Args:
-        path: the output; its folder is created.
-        overwrite: whether an existing file may be replaced.
-
-    Yields:
-        The path to write to, at which nothing is yet.
-
-    Raises:
-        OutputError: see ``check_output``; or the disk refuses (full, no permission, read-only).
+    It has the output's name and lies in a folder of its own beside the output, whose folder is created. File and folder
+    are flushed to disk when the block ends. Without ``overwrite`` a file that appears in the meantime is kept. Raises
+    OutputError: see ``check_output``; or the disk refuses (full, no permission, read-only).
     """
     target = check_output(path, overwrite)
     try:
         with temporary_folder(target.parent) as folder:
             yield folder / target.name
-            _flush(folder / target.name)
+            _flush(folder / target.name, os.O_RDWR)
             _put_in_place(folder / target.name, target, overwrite)
-            _flush_folder(target.parent)
+            with contextlib.suppress(OSError):  # not every file system can make the new name durable, too
+                _flush(target.parent, os.O_RDONLY)
     except AxionError:
         raise
     except OSError as error:
@@ -112,17 +99,12 @@ def atomic_write(path: str | os.PathLike[str], overwrite: bool = False) -> Itera
 
 
 @contextlib.contextmanager
-def temporary_folder(beside: str | os.PathLike[str] | None = None) -> Iterator[Path]:
+def temporary_folder(beside: PathLike | None = None) -> Iterator[Path]:
     """A folder of an unpredictable name that only this user may enter; removed when the block ends.
 
-    It is locked as long as this process lives, by which ``remove_leftovers`` tells it from those of killed processes.
-    The first one of a process in a folder removes what is left there.
-
-    Args:
-        beside: the folder to make it in, which is made where it is missing; by default the system's for such files.
-
-    Raises:
-        OutputError: the disk refuses.
+    It is made in the folder ``beside``, by default the system's for such files, and is locked as long as this process
+    lives, by which ``remove_leftovers`` tells it from those of killed processes. The first one of a process in a folder
+    removes what is left there. Raises OutputError: the disk refuses.
     """
     parent = Path(tempfile.gettempdir() if beside is None else beside)
     try:
@@ -144,7 +126,7 @@ def temporary_folder(beside: str | os.PathLike[str] | None = None) -> Iterator[P
         _unlock(lock)
 
 
-def remove_leftovers(folder: str | os.PathLike[str]) -> None:
+def remove_leftovers(folder: PathLike) -> None:
     """Remove the temporary folders that processes left behind when they were killed; those of living ones stay.
 
     Folders below are not searched. A file system that cannot lock folders keeps all of them.
@@ -197,29 +179,19 @@ def _put_in_place(temporary: Path, target: Path, overwrite: bool) -> None:
     temporary.replace(target)
 
 
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDWR)
+def _flush(path: Path, flags: int) -> None:
+    descriptor = os.open(path, flags)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
-def _flush_folder(path: Path) -> None:
-    """Make the new name durable, too, where the file system can."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def _exists(path: str | os.PathLike[str]) -> str:
+def _exists(path: PathLike) -> str:
     return f"{path} exists already: choose another name, or pass --overwrite (overwrite=True in Python)"
 
 
-def _refused(path: str | os.PathLike[str], error: OSError | RuntimeError) -> OutputError:
+def _refused(path: PathLike, error: OSError | RuntimeError) -> OutputError:
     number = getattr(error, "errno", None) or 0
     reason = _REASONS.get(number) or getattr(error, "strerror", None) or str(error)
     return OutputError(f"cannot write {path}: {reason}")

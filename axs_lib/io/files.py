@@ -1,16 +1,26 @@
-"""Files to read: only regular ones are opened, so that no pipe or device makes a command wait for ever.
-
-In: the path of an input. Out: the path, checked, or the open file. Every reader of the library asks here first.
-"""
+"""Files to read: only regular ones are opened, so that no pipe or device makes a command wait for ever."""
 
 from __future__ import annotations
 
 import io
 import os
 import stat
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from axs_lib.errors import AxionError, InputError
+
+PathLike = str | os.PathLike[str]
+
+
+def paths_of(what: Any) -> list[PathLike] | None:
+    """The paths of an input that is a path or several, or None where it is something else."""
+    if isinstance(what, str | os.PathLike):
+        return [what]
+    several = isinstance(what, Sequence) and all(isinstance(each, str | os.PathLike) for each in what)
+    return list(what) if several else None
+
 
 _KINDS = {
     stat.S_IFDIR: "a folder",
@@ -21,19 +31,11 @@ _KINDS = {
 }
 
 
-def check_regular(path: str | os.PathLike[str], what: str = "the file", error: type[AxionError] = InputError) -> Path:
-    """Check that a path names a regular file, directly or through symbolic links.
+def check_regular(path: PathLike, what: str = "the file", error: type[AxionError] = InputError) -> Path:
+    """Check that a path names a regular file, directly or through symbolic links; nothing is opened.
 
-    Args:
-        path: the file; nothing is opened.
-        what: how to call it in an error.
-        error: the kind of error to raise.
-
-    Returns:
-        The path.
-
-    Raises:
-        AxionError: of the kind ``error``: there is no such file, or it is a folder, a named pipe, a device or a socket.
+    ``what`` is how to call it in an error, which is of the kind ``error``: there is no such file, or it is a folder, a
+    named pipe, a device or a socket.
     """
     try:
         mode = Path(path).stat().st_mode
@@ -46,9 +48,7 @@ def check_regular(path: str | os.PathLike[str], what: str = "the file", error: t
     return Path(path)
 
 
-def open_regular(
-    path: str | os.PathLike[str], what: str = "the file", error: type[AxionError] = InputError
-) -> io.BufferedReader:
+def open_regular(path: PathLike, what: str = "the file", error: type[AxionError] = InputError) -> io.BufferedReader:
     """Open a regular file for reading bytes; see ``check_regular``. The check holds for the file that was opened."""
     check_regular(path, what, error)
     try:
@@ -65,7 +65,7 @@ def open_regular(
     return file
 
 
-def _check_mode(mode: int, path: str | os.PathLike[str], what: str, error: type[AxionError]) -> None:
+def _check_mode(mode: int, path: PathLike, what: str, error: type[AxionError]) -> None:
     if not stat.S_ISREG(mode):
         kind = _KINDS.get(stat.S_IFMT(mode), "no regular file")
         raise error(f"{what} {path} is {kind}; expected a regular file")

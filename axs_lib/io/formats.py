@@ -1,8 +1,8 @@
 """Open files safely: rasters by a list of allowed drivers, .npz and .pt without unpickling, XML without entities.
 
-In: a path. Out: an open rasterio dataset, checked arrays, or a parsed XML tree. Only regular files are opened, never a
-FIFO or a device; an address (``https://``, ``s3://``, ``/vsi...``) only where the caller says that the user wrote it.
-Shapes and sizes are checked before any pixel is read, and a file that is cut short is an error.
+Only regular files are opened, never a FIFO or a device; an address (``https://``, ``s3://``, ``/vsi...``) only where
+the caller says that the user wrote it. Shapes and sizes are checked before any pixel is read, and a file that is cut
+short is an error.
 """
 
 from __future__ import annotations
@@ -22,11 +22,10 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from axs_lib.errors import InputError
-from axs_lib.io.files import check_regular
-from axs_lib.io.raster import FloatArray, listed
+from axs_lib.errors import InputError, listed
+from axs_lib.io.files import PathLike, check_regular
 
-PathLike = str | os.PathLike[str]
+FloatArray = NDArray[np.float32]
 
 # Drivers of GDAL, by how their files begin and are named; a COG is a GTiff. Others, a VRT above all, open nothing.
 DRIVERS = {
@@ -39,7 +38,8 @@ LARGEST_SIDE = 2**20  # px
 LARGEST_XML = 2**25  # bytes
 _ADDRESS = re.compile(r"/vsi|[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _TIFF_TYPES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
-_OFFSETS, _COUNTS = (273, 324), (279, 325)  # of strips and of tiles
+_TIFF_NUMBERS = {3: "H", 4: "I", 16: "Q"}  # types of block offsets and sizes
+_BLOCKS = ((273, 279), (324, 325))  # tags of offsets and sizes, of strips and of tiles
 _MOST_DIRECTORIES = 1000
 
 
@@ -49,10 +49,8 @@ def is_address(path: PathLike) -> bool:
 
 
 def check_file(path: PathLike, what: str = "the file") -> Path:
-    """Check that a path is a regular file that may be read and is not empty.
-
-    Raises:
-        InputError: it is not; also for addresses.
+    """Check that a path is a regular file that may be read and is not empty. Raises InputError: it is not; also for
+    addresses.
     """
     if is_address(path):
         raise InputError(f"{path} is an address; expected {what} on this machine: download it first")
@@ -70,35 +68,26 @@ def unreadable(path: PathLike, expected: str, error: Exception) -> str:
     return f"{path} cannot be read; expected {expected}: it is damaged, truncated or of another kind ({reason})"
 
 
-# Rasters
-
-
 @contextmanager
 def open_raster(path: PathLike, *, addresses: bool = False, inside_zip: bool = False) -> Iterator[Any]:
-    """A rasterio dataset of a GeoTIFF, COG, JPEG 2000 or PNG.
+    """A rasterio dataset of a GeoTIFF, COG, JPEG 2000 or PNG; InputError where it is none or damaged.
 
-    Args:
-        path: of the file.
-        addresses: whether an address is opened; only where the user wrote it.
-        inside_zip: the path is a ``/vsizip/`` one that ``axs_lib.io.safe`` made.
-
-    Raises:
-        InputError: it is missing, no regular file, of another format, or damaged.
+    An address is opened only with ``addresses``, which says that the user wrote it, or with ``inside_zip``, which says
+    that it is a ``/vsizip/`` path that ``axs_lib.io.safe`` made.
     """
     import rasterio
     from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
-    if is_address(path):
-        if not (addresses or inside_zip):
-            raise InputError(
-                f"{path} is an address; expected a file: addresses are opened only where you write them yourself"
-            )
-    else:
+    if not is_address(path):
         file = check_file(path, "the image")
         check_whole(file)
         for beside in (f"{file}.ovr", f"{file}.msk"):  # GDAL reads them, whatever they are
             if Path(beside).exists():
                 check_whole(check_file(beside), must_be_tiff=True)
+    elif not (addresses or inside_zip):
+        raise InputError(
+            f"{path} is an address; expected a file: addresses are opened only where you write them yourself"
+        )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         driver = _driver(path)
@@ -128,32 +117,24 @@ def _driver(path: PathLike) -> str:
         if start.startswith(magics):
             return driver
     raise InputError(
-        f"{text} is no GeoTIFF, COG, JPEG 2000 or PNG, whatever its name says; expected one of them: it is damaged"
-        " or of"
-        " another kind"
+        f"{text} is no GeoTIFF, COG, JPEG 2000 or PNG, whatever its name says; expected one of them: it is damaged or"
+        " of another kind"
     )
 
 
 def check_whole(path: Path, *, must_be_tiff: bool = False) -> None:
     """Check that every directory, tag and block of a TIFF lies inside the file; GDAL ignores tags that do not.
 
-    Args:
-        path: of a file of any kind; what is no TIFF is left to its own driver.
-        must_be_tiff: whether another kind is refused.
-
-    Raises:
-        InputError: the file is cut short or damaged.
+    What is no TIFF is left to its own driver, or is refused with ``must_be_tiff``. Raises InputError.
     """
-    size = path.stat().st_size
     with path.open("rb") as file:
         order = {b"II": "<", b"MM": ">"}.get(file.read(2))
         try:
             version = struct.unpack(f"{order}H", file.read(2))[0] if order else 0
-            if order is None or version not in (42, 43):
-                if must_be_tiff:
-                    raise InputError(f"{path} is no TIFF; expected overviews or a mask as GDAL writes them: remove it")
-                return
-            _walk_tiff(file, order, version == 43, size)
+            if order is not None and version in (42, 43):
+                _walk_tiff(file, order, version == 43, path.stat().st_size)
+            elif must_be_tiff:
+                raise InputError(f"{path} is no TIFF; expected overviews or a mask as GDAL writes them: remove it")
         except (struct.error, EOFError) as error:
             raise InputError(
                 f"{path} is cut short or damaged ({error}), so that pixels or band names are lost; write or copy it"
@@ -163,51 +144,43 @@ def check_whole(path: Path, *, must_be_tiff: bool = False) -> None:
 
 def _walk_tiff(file: BinaryIO, order: str, big: bool, size: int) -> None:
     """Raises EOFError at the first thing that lies outside of the file."""
-    if big:
-        file.read(4)
-    wide = "Q" if big else "I"
+    wide, short = ("Q", "Q") if big else ("I", "H")
     entry_size, inline = (20, 8) if big else (12, 4)
 
     def numbers(kind: str, count: int, at: int) -> tuple[int, ...]:
         file.seek(at)
         return struct.unpack(f"{order}{count}{kind}", file.read(count * struct.calcsize(f"{order}{kind}")))
 
-    (at,) = numbers(wide, 1, file.tell())
+    (at,) = numbers(wide, 1, 8 if big else 4)
     for _ in range(_MOST_DIRECTORIES):
         if at == 0:
             return
         if at >= size:
             raise EOFError("a directory lies behind its end")
-        (count,) = numbers("Q" if big else "H", 1, at)
-        start = at + (8 if big else 2)
-        if start + count * entry_size > size:
+        (count,) = numbers(short, 1, at)
+        first = at + struct.calcsize(f"{order}{short}")
+        end = first + count * entry_size
+        if end > size:
             raise EOFError("a directory is not whole")
         blocks: dict[int, NDArray[np.int64]] = {}
-        for index in range(count):
-            here = start + index * entry_size
+        for here in range(first, end, entry_size):
             tag, kind = numbers("H", 2, here)
             (values,) = numbers(wide, 1, here + 4)
-            length = values * _TIFF_TYPES.get(kind, 1)
-            where = here + (12 if big else 8)
+            length, where = values * _TIFF_TYPES.get(kind, 1), here + entry_size - inline
             if length > inline:
                 (where,) = numbers(wide, 1, where)
                 if where + length > size:
                     raise EOFError(f"tag {tag} lies behind its end")
-            if tag in _OFFSETS + _COUNTS:
-                code = {3: "H", 4: "I", 16: "Q"}.get(kind)
-                if code is not None:
-                    blocks[tag] = np.array(numbers(code, values, where), dtype=np.int64)
-        for offsets, counts in zip(_OFFSETS, _COUNTS, strict=True):
-            starts, lengths = blocks.get(offsets), blocks.get(counts)
+            if any(tag in pair for pair in _BLOCKS) and kind in _TIFF_NUMBERS:
+                blocks[tag] = np.array(numbers(_TIFF_NUMBERS[kind], values, where), dtype=np.int64)
+        for offsets, sizes in _BLOCKS:
+            starts, lengths = blocks.get(offsets), blocks.get(sizes)
             if starts is None or lengths is None or len(starts) != len(lengths):
                 continue
             if (starts + lengths).max(initial=0) > size:
                 raise EOFError("pixels lie behind its end")
-        (at,) = numbers(wide, 1, start + count * entry_size)
+        (at,) = numbers(wide, 1, end)
     raise EOFError("its directories have no end")
-
-
-# NPZ
 
 
 class Arrays:
@@ -220,32 +193,9 @@ class Arrays:
     def __contains__(self, key: str) -> bool:
         return key in self.names
 
-    def header(self, key: str, expected: str | None = None) -> tuple[tuple[int, ...], np.dtype[Any]]:
-        """Shape and type of an array, without reading it."""
-        if key not in self:
-            keys = listed(self.names) or "no arrays"
-            raise InputError(f"{self._path} holds {keys}; expected {expected or key}: np.savez(path, {key}=array, ...)")
-        with self._errors(key), self._archive.open(f"{key}.npy") as member:
-            version = npy.read_magic(member)
-            read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-            shape, _, dtype = read(member)
-        size = int(np.prod(shape, dtype=object)) if shape else 1
-        if dtype.hasobject:
-            raise InputError(
-                f"{self._path}: {key} is a pickled object array, which is not loaded because it can run code; save"
-                " plain"
-                " numeric arrays with np.savez"
-            )
-        if size > LARGEST or any(side < 0 for side in shape):
-            raise InputError(
-                f"{self._path}: {key} has shape {shape}; expected at most {LARGEST:,} values: write a GeoTIFF, which is"
-                " read by windows"
-            )
-        return shape, dtype
-
     def shape(self, key: str, expected: str | None = None) -> tuple[int, ...]:
         """Shape of an array of numbers, without reading it."""
-        shape, dtype = self.header(key, expected)
+        shape, dtype = self._header(key, expected)
         if dtype.kind not in "fiub":
             raise InputError(f"{self._path}: {key} holds {dtype}; expected real numbers")
         return shape
@@ -254,43 +204,56 @@ class Arrays:
         """One array as float32; ``InputError`` where it is missing, pickled, damaged or not numeric."""
         self.shape(key, expected)
         with np.errstate(over="ignore"):
-            return self.array(key).astype(np.float32)
-
-    def array(self, key: str) -> NDArray[Any]:
-        """One array of plain values as it is stored."""
-        self.header(key)
-        with self._errors(key), self._archive.open(f"{key}.npy") as member:
-            return npy.read_array(member, allow_pickle=False)
+            return self._array(key).astype(np.float32)
 
     def text(self, key: str) -> str | None:
         """A piece of text such as ``provenance``, or None where there is none."""
-        value = self.array(key) if key in self else np.empty(0)
+        value = self._array(key) if key in self else np.empty(0)
         return str(value) if value.dtype.kind == "U" and value.shape == () else None
 
     def georeference(self) -> tuple[str | None, tuple[float, ...] | None]:
         """CRS and transform as this library writes them into an .npz, where they are there."""
-        transform = self.array("transform") if "transform" in self else np.empty(0)
+        transform = self._array("transform") if "transform" in self else np.empty(0)
         located = transform.dtype.kind == "f" and transform.shape == (6,)
         return self.text("crs"), tuple(float(v) for v in transform) if located else None
 
+    def _header(self, key: str, expected: str | None = None) -> tuple[tuple[int, ...], np.dtype[Any]]:
+        if key not in self:
+            keys = listed(self.names) or "no arrays"
+            raise InputError(f"{self._path} holds {keys}; expected {expected or key}: np.savez(path, {key}=array, ...)")
+        with self._member(key) as member:
+            version = npy.read_magic(member)
+            read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+            shape, _, dtype = read(member)
+        if dtype.hasobject:
+            raise InputError(
+                f"{self._path}: {key} is a pickled object array, which is not loaded because it can run code; save"
+                " plain numeric arrays with np.savez"
+            )
+        if np.prod(shape, dtype=object) > LARGEST or any(side < 0 for side in shape):
+            raise InputError(
+                f"{self._path}: {key} has shape {shape}; expected at most {LARGEST:,} values: write a GeoTIFF, which"
+                " is read by windows"
+            )
+        return shape, dtype
+
+    def _array(self, key: str) -> NDArray[Any]:
+        self._header(key)
+        with self._member(key) as member:
+            return npy.read_array(member, allow_pickle=False)
+
     @contextmanager
-    def _errors(self, key: str) -> Iterator[None]:
+    def _member(self, key: str) -> Iterator[Any]:
         try:
-            yield
-        except InputError:
-            raise
+            with self._archive.open(f"{key}.npy") as member:
+                yield member
         except Exception as error:  # numpy parses the header as Python text, which fails in many ways
-            what = f"an .npz written by np.savez, {key} in it"
-            raise InputError(unreadable(self._path, what, error)) from error
+            raise InputError(unreadable(self._path, f"an .npz written by np.savez, {key} in it", error)) from error
 
 
 @contextmanager
 def open_npz(path: PathLike) -> Iterator[Arrays]:
-    """Open an .npz without ever unpickling.
-
-    Raises:
-        InputError: it is no .npz.
-    """
+    """Open an .npz without ever unpickling. Raises InputError: it is no .npz."""
     file = check_file(path, "the .npz")
     try:
         archive = zipfile.ZipFile(file)
@@ -303,27 +266,17 @@ def open_npz(path: PathLike) -> Iterator[Arrays]:
         yield Arrays(archive, file)
 
 
-# PT
-
-
 def read_pt(path: PathLike) -> FloatArray:
-    """The tensor of a .pt file as float32, without unpickling anything else.
-
-    Raises:
-        InputError: it holds something else, is damaged, or claims more numbers than the file has.
+    """The tensor of a .pt file as float32, without unpickling anything else. Raises InputError: it holds something
+    else, is damaged, or claims more numbers than the file has.
     """
     import torch
 
     file = check_file(path, "the tensor")
-    expected = "a tensor saved by torch.save(tensor, path)"
     try:
         with zipfile.ZipFile(file) as archive:
             size = sum(member.file_size for member in archive.infolist())
-        if size > file.stat().st_size:
-            raise InputError(f"{path} inflates to {size:,} bytes; expected {expected}, which is not compressed")
-        loaded = torch.load(file, map_location="cpu", weights_only=True)
-    except InputError:
-        raise
+        loaded = torch.load(file, map_location="cpu", weights_only=True) if size <= file.stat().st_size else None
     except MemoryError:
         raise
     except Exception as error:  # torch's restricted unpickler raises what the damage happens to hit
@@ -331,17 +284,18 @@ def read_pt(path: PathLike) -> FloatArray:
             f"{path} is damaged or holds pickled Python objects, which are not loaded because they can run code;"
             f" expected one plain tensor: torch.save(tensor, path) ({type(error).__name__})"
         ) from error
+    if size > file.stat().st_size:
+        raise InputError(
+            f"{path} inflates to {size:,} bytes; expected a tensor saved by torch.save(tensor, path), which is not"
+            " compressed"
+        )
     if not isinstance(loaded, torch.Tensor):
         raise InputError(
             f"{path} holds a {type(loaded).__name__}; expected one tensor (C,H,W) or (N,C,H,W): torch.save(tensor,"
             " path)"
         )
-    if (
-        loaded.is_complex()
-        or loaded.dtype == torch.bool
-        or loaded.layout != torch.strided
-        or loaded.device.type != "cpu"
-    ):
+    dense = loaded.layout == torch.strided and loaded.device.type == "cpu"
+    if loaded.is_complex() or loaded.dtype == torch.bool or not dense:
         raise InputError(f"{path} holds a {loaded.layout} tensor of {loaded.dtype}; expected dense real numbers")
     if loaded.numel() * loaded.element_size() > loaded.untyped_storage().nbytes() or loaded.numel() > LARGEST:
         raise InputError(
@@ -351,14 +305,9 @@ def read_pt(path: PathLike) -> FloatArray:
     return np.asarray(loaded.detach().to(torch.float32).numpy())
 
 
-# XML
-
-
 def parse_xml(text: bytes, source: str) -> ElementTree.Element:
-    """A parsed XML document; document types and entities, which can read files or fill the memory, are refused.
-
-    Raises:
-        InputError: it is too large, has a document type, or is no XML.
+    """A parsed XML document; document types and entities, which can read files or fill the memory, are refused. Raises
+    InputError: it is too large, has a document type, or is no XML.
     """
     if len(text) > LARGEST_XML or b"\0" in text[:4096] or b"<!DOCTYPE" in text or b"<!ENTITY" in text:
         raise InputError(

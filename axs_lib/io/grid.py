@@ -1,8 +1,7 @@
-"""The pixel grid of a scene: its size and where it lies on the ground.
+"""The pixel grid of an image: its size and where it lies on the ground.
 
-In: a raster file, a CRS with a resolution and bounds, or an xarray object. Out: a ``SceneGrid``, which tells whether
-another grid is the same, the same but shifted by whole pixels, or one that has to be warped, and which coordinates
-its noise has.
+A ``SceneGrid`` tells whether another grid is the same, the same but shifted by whole pixels, or one that has to be
+warped, and which coordinates its noise has.
 """
 
 from __future__ import annotations
@@ -14,37 +13,26 @@ from typing import Any
 
 import numpy as np
 
-from axs_lib.errors import InputError
+from axs_lib.errors import InputError, listed
 from axs_lib.io.formats import PathLike, open_raster
-from axs_lib.io.raster import GRID_TOLERANCE_PX, Raster, centre_lat_lon, listed
 from axs_lib.tilegrid import Tile
 
 TILE_SIDE = 256  # px; larger images do not fit the network at once
+TOLERANCE_PX = 0.01  # between grids that are taken for one
 
 
 @dataclass(frozen=True)
 class SceneGrid:
-    """Size and georeference.
-
-    Attributes:
-        height: rows.
-        width: columns.
-        crs: coordinate reference system as WKT, or None.
-        transform: (a, b, c, d, e, f) of the affine pixel-to-map transform, or None.
-    """
+    """Size and georeference."""
 
     height: int
     width: int
-    crs: str | None = None
-    transform: tuple[float, ...] | None = None
+    crs: str | None = None  # coordinate reference system as WKT
+    transform: tuple[float, ...] | None = None  # (a, b, c, d, e, f), affine, from pixels to the map
 
     @classmethod
     def like(cls, path: PathLike) -> SceneGrid:
-        """The grid of a raster file.
-
-        Raises:
-            InputError: GDAL cannot open it.
-        """
+        """The grid of a raster file. Raises InputError: GDAL cannot open it."""
         with open_raster(path, addresses=True) as dataset:
             return grid_of(dataset)
 
@@ -52,13 +40,8 @@ class SceneGrid:
     def of(cls, crs: str, resolution: float, bounds: Sequence[float]) -> SceneGrid:
         """A north-up grid whose pixel edges lie on multiples of the resolution, widened to hold the bounds.
 
-        Args:
-            crs: anything that PROJ understands, such as ``EPSG:32633``.
-            resolution: pixel side in units of the CRS.
-            bounds: left, bottom, right, top in units of the CRS.
-
-        Raises:
-            InputError: the CRS is unknown, the resolution not positive or the bounds empty.
+        The CRS is anything that PROJ understands, such as ``EPSG:32633``; pixel side and bounds (left, bottom, right,
+        top) are in its units. Raises InputError: it is unknown, the resolution not positive or the bounds empty.
         """
         from rasterio.crs import CRS
         from rasterio.errors import CRSError
@@ -83,6 +66,14 @@ class SceneGrid:
         return self.crs is not None and self.transform is not None
 
     @property
+    def affine(self) -> Any:
+        """The transform as rasterio takes it; there must be one."""
+        from rasterio.transform import Affine
+
+        assert self.transform is not None
+        return Affine(*self.transform)
+
+    @property
     def pixel_metres(self) -> float | None:
         """Side of a pixel in metres, or None where there is no projected CRS."""
         from rasterio.crs import CRS
@@ -105,10 +96,9 @@ class SceneGrid:
 
     @property
     def noise_origin(self) -> tuple[int, int]:
-        """(row, column) of the upper left pixel, counted in pixels from the origin of the CRS.
+        """(row, column) of the upper left pixel from the origin of the CRS, so that a part has the noise of the whole.
 
-        A part of a scene, and a neighbour on the same pixel grid, so have the noise of the whole. (0, 0) where there
-        is no georeference or the grid is turned.
+        (0, 0) where there is no georeference or the grid is turned.
         """
         if self.transform is None:
             return 0, 0
@@ -123,50 +113,77 @@ class SceneGrid:
 
         Without a georeference on either side, two grids of one size are taken for the same.
         """
+        from rasterio.crs import CRS
+
         if self.transform is None or other.transform is None or not (self.crs and other.crs):
             return (0, 0) if self.size == other.size else None
-        if not same_crs(self.crs, other.crs):
+        if self.crs != other.crs and CRS.from_wkt(self.crs) != CRS.from_wkt(other.crs):
             return None
-        a, b, c, d, e, f = self.transform
-        pixel = max(abs(a), abs(b))
+        if self.transform == other.transform:
+            return 0, 0
+        relative = ~other.affine * self.affine  # from pixels of this grid to those of the other
         reach = max(*self.size, *other.size)
-        if any(
-            abs(ours - theirs) * reach > GRID_TOLERANCE_PX * pixel
-            for ours, theirs in zip((a, b, d, e), _linear(other.transform), strict=True)
-        ):
+        bent = reach * max(abs(relative.a - 1), abs(relative.b), abs(relative.d), abs(relative.e - 1))
+        row, column = round(relative.f), round(relative.c)
+        if max(bent, abs(relative.f - row), abs(relative.c - column)) > TOLERANCE_PX:
             return None
-        determinant = a * e - b * d
-        east, south = c - other.transform[2], f - other.transform[5]
-        column, row = (e * east - b * south) / determinant, (a * south - d * east) / determinant
-        if max(abs(column - round(column)), abs(row - round(row))) > GRID_TOLERANCE_PX:
-            return None
-        return round(row), round(column)
+        return row, column
 
     def same_as(self, other: SceneGrid) -> bool:
         """Whether both have one size and lie on one place."""
         return self.size == other.size and self.offset_in(other) == (0, 0)
 
-    def bounds(self, tile: Tile | None = None) -> tuple[float, float, float, float]:
-        """Left, bottom, right, top of the grid, or of a part of it, in units of the CRS."""
-        from rasterio.transform import Affine
+    def part(self, tile: Tile) -> SceneGrid:
+        """The grid of a window; there must be a transform."""
+        moved = self.affine * self.affine.translation(tile.left, tile.top)
+        return SceneGrid(*tile.shape, self.crs, tuple(moved)[:6])
 
-        assert self.transform is not None
-        part = tile or self.whole
-        to_map = Affine(*self.transform)
-        corners = [to_map * (x, y) for x in (part.left, part.right) for y in (part.top, part.bottom)]
+    def bounds(self) -> tuple[float, float, float, float]:
+        """Left, bottom, right, top in units of the CRS."""
+        corners = [self.affine * (x, y) for x in (0, self.width) for y in (0, self.height)]
         xs, ys = zip(*corners, strict=True)
         return min(xs), min(ys), max(xs), max(ys)
 
     def centre_lat_lon(self, tile: Tile | None = None) -> tuple[float, float] | None:
         """Latitude and longitude (degrees) of the middle of the grid, or of a part; None without georeference."""
-        if self.transform is None:
+        if self.crs is None or self.transform is None:
             return None
-        from rasterio.transform import Affine
+        from rasterio.warp import transform
 
         part = tile or self.whole
-        corner = Affine(*self.transform) * Affine.translation(part.left, part.top)
-        shape_alone = np.broadcast_to(np.float32(np.nan), (1, *part.shape))
-        return centre_lat_lon(Raster(shape_alone, (), self.crs, tuple(corner)[:6]))
+        x, y = self.affine * ((part.left + part.right) / 2, (part.top + part.bottom) / 2)
+        try:
+            (lon, *_), (lat, *_) = transform(self.crs, "EPSG:4326", [x], [y])[:2]
+        except Exception:  # a local system, or a point outside the projection: GDAL's errors have no public class
+            return None
+        return (lat, lon) if -90 <= lat <= 90 and -180 <= lon <= 180 else None
+
+    def points_in(self, other: SceneGrid, points: Sequence[tuple[float, float]]) -> Any:
+        """(x, y) in pixels of ``other``, arrays, of points in pixels of this grid; None outside its projection."""
+        from rasterio.crs import CRS
+        from rasterio.errors import RasterioError
+        from rasterio.warp import transform
+
+        places = [self.affine * point for point in points]
+        try:
+            xs, ys = map(np.array, transform(self.crs, other.crs, [x for x, _ in places], [y for _, y in places])[:2])
+        except RasterioError:
+            return None
+        if CRS.from_wkt(other.crs).is_geographic:  # longitudes of one turn around its middle, as GDAL has it
+            middle, _ = other.affine * (other.width / 2, other.height / 2)
+            xs = xs + 360 * np.round((middle - xs) / 360)
+        return ~other.affine * (xs, ys)
+
+    def new_tiff(self, path: PathLike, count: int, dtype: str, nodata: float, block: int) -> Any:
+        """An empty tiled GeoTIFF on this grid, open for writing."""
+        import rasterio
+        from rasterio.crs import CRS
+
+        profile: dict[str, Any] = {"width": self.width, "height": self.height, "count": count, "dtype": dtype}
+        profile |= {"tiled": True, "blockxsize": block, "blockysize": block, "nodata": nodata}
+        if self.located:
+            profile |= {"crs": CRS.from_wkt(self.crs), "transform": self.affine}
+        return rasterio.open(path, "w", driver="GTiff", photometric="minisblack", BIGTIFF="IF_SAFER", **profile)
 
     def __str__(self) -> str:
         from rasterio.crs import CRS
@@ -184,15 +201,3 @@ def grid_of(dataset: Any) -> SceneGrid:
     crs = dataset.crs.to_wkt() if dataset.crs else None
     transform = None if dataset.transform.is_identity else tuple(dataset.transform)[:6]
     return SceneGrid(dataset.height, dataset.width, crs, transform)
-
-
-def same_crs(a: str, b: str) -> bool:
-    """Whether two WKT texts name one coordinate reference system."""
-    from rasterio.crs import CRS
-
-    return a == b or bool(CRS.from_wkt(a) == CRS.from_wkt(b))
-
-
-def _linear(transform: Sequence[float]) -> tuple[float, float, float, float]:
-    a, b, _, d, e, _ = transform
-    return a, b, d, e

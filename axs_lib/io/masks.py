@@ -1,32 +1,14 @@
 """Masks: what says where an optical image was observed clear, as GeoTIFF, JPEG 2000, PNG or .npz, read by windows.
 
-In: a path, what its values mean, and the grid of the image that the mask is for. Out: a source of one band, the trust
-map that Stage 3 takes, 1 where the image was observed and 0 where it is unknown or the mask has no data. Understood are
-boolean masks, trust maps in 0..1 and the scene classification (SCL) of Sentinel-2 L2A, of which these classes are
-dropped unless others are named:
-
-====== ======================= ======== ==========================================================
-number name                    dropped  what it is
-====== ======================= ======== ==========================================================
-0      no_data                 yes      outside the swath
-1      saturated_or_defective  yes
-2      dark_area               no       topographic shadow and other dark ground
-3      cloud_shadow            yes
-4      vegetation              no
-5      not_vegetated           no       bare ground, built-up land
-6      water                   no
-7      unclassified            no       often thin cloud at the rim of a cloud; drop it to be strict
-8      cloud_medium            yes      cloud, medium probability
-9      cloud_high              yes      cloud, high probability
-10     thin_cirrus             yes
-11     snow                    no       snow or ice is what was there to be seen
-====== ======================= ======== ==========================================================
+Out: a source of one band, the trust map that Stage 3 takes, 1 where the image was observed and 0 where it is unknown or
+the mask has no data. Understood are boolean masks, trust maps in 0..1 and the scene classification (SCL) of
+Sentinel-2 L2A.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,36 +17,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from axs_lib.errors import InputError
-from axs_lib.io.formats import PathLike, open_npz, open_raster
+from axs_lib.errors import InputError, listed
+from axs_lib.io.files import PathLike
+from axs_lib.io.formats import FloatArray, open_npz, open_raster
 from axs_lib.io.grid import SceneGrid, grid_of
 from axs_lib.io.pixels import TRUST
-from axs_lib.io.raster import FloatArray, listed
-from axs_lib.io.warp import TOLERANCE_PX
+from axs_lib.io.warp import warped_view
 from axs_lib.tilegrid import Tile
 
-SCL_CLASSES: tuple[str, ...] = (
-    "no_data",
-    "saturated_or_defective",
-    "dark_area",
-    "cloud_shadow",
-    "vegetation",
-    "not_vegetated",
-    "water",
-    "unclassified",
-    "cloud_medium",
-    "cloud_high",
-    "thin_cirrus",
-    "snow",
-)
-SCL_DROPPED: tuple[str, ...] = (
-    "no_data",
-    "saturated_or_defective",
-    "cloud_shadow",
-    "cloud_medium",
-    "cloud_high",
-    "thin_cirrus",
-)
+# By number. Unclassified (7) is often thin cloud at the rim of a cloud; snow (11) is what was there to be seen.
+SCL_CLASSES = (
+    "no_data", "saturated_or_defective", "dark_area", "cloud_shadow", "vegetation", "not_vegetated", "water",
+    "unclassified", "cloud_medium", "cloud_high", "thin_cirrus", "snow",
+)  # fmt: skip
+SCL_DROPPED = (
+    "no_data", "saturated_or_defective", "cloud_shadow", "cloud_medium", "cloud_high", "thin_cirrus",
+)  # fmt: skip
+SCL_BUFFER = 3  # px, advised: SCL misses the rims of clouds
 MASK_SUFFIXES = (".tif", ".tiff", ".jp2", ".png", ".npz")
 MASK_KEYS = ("trust", "mask", "scl")
 MASK_KINDS = ("auto", "boolean", "trust", "scl")
@@ -105,18 +74,10 @@ class MaskFile:
 
 
 class MaskSource:
-    """The trust map that a mask gives.
+    """The trust map that a mask gives on the grid of an image, brought there by nearest neighbour where it has its own.
 
-    Args:
-        mask: the file and how to read it.
-        grid: of the image; a georeferenced mask on another grid is brought there by nearest neighbour.
-        stack: closes the file.
-        tiles: of the image, one under another.
-        addresses: whether the path may be an address.
-
-    Raises:
-        InputError: the mask cannot be read, lies elsewhere or does not cover the image, its values are not what its
-            kind says, an option does not fit the kind, or nothing is clear.
+    ``tiles`` of the image lie one under another. Raises InputError: the mask cannot be read, does not cover the image,
+    does not fit its kind or options, or leaves nothing clear.
     """
 
     def __init__(
@@ -124,7 +85,6 @@ class MaskSource:
     ) -> None:
         self.grid, self.label = grid, f"mask {mask.path}"
         self.bands: tuple[str, ...] = TRUST
-        self.tags: Mapping[str, str] = {}
         self._mask, self._tiles = mask, tiles
         self._values: FloatArray | None = None
         suffix = Path(mask.path).suffix.lower()
@@ -142,7 +102,7 @@ class MaskSource:
                 f"the {self.label} ends in {suffix or 'no suffix'}; expected one of {listed(MASK_SUFFIXES)}"
             )
         values = self._values_found()
-        self.kind = mask.kind if mask.kind != "auto" else mask_kind(values, named.replace("_", " "), self.label)
+        self.kind = mask.kind if mask.kind != "auto" else _kind(values, named.replace("_", " "), self.label)
         if self.kind == "scl" and mask.invert:
             raise InputError(
                 f"the {self.label} is a scene classification, which has no inverse; name classes with --drop"
@@ -150,8 +110,7 @@ class MaskSource:
         if self.kind != "scl" and mask.drop is not None:
             raise InputError(
                 f"the {self.label} was taken for a {self.kind} mask, which has no classes to drop; leave --drop out,"
-                " or say"
-                " --mask-kind scl"
+                " or say --mask-kind scl"
             )
         self._dropped = scl_numbers(SCL_DROPPED if mask.drop is None else mask.drop)
         if not self._trust(values).any():
@@ -167,36 +126,57 @@ class MaskSource:
         )
 
     @property
+    def notes(self) -> list[str]:
+        """What to say of the mask."""
+        if self.kind != "scl" or self._mask.buffer:
+            return []
+        return [
+            f"{self.label}: a scene classification misses the rims of clouds; --mask-buffer {SCL_BUFFER} is advised"
+        ]
+
+    @property
     def provenance(self) -> dict[str, str]:
         """How the mask was read, for file tags."""
         mask = self._mask
-        name = Path(mask.path).name
-        tags = {"AXS_MASK": name, "AXS_MASK_KIND": self.kind, "AXS_MASK_BUFFER": str(mask.buffer)}
+        tags = {"AXS_MASK": Path(mask.path).name, "AXS_MASK_KIND": self.kind, "AXS_MASK_BUFFER": str(mask.buffer)}
         if self.kind == "scl":
             return tags | {"AXS_MASK_DROP": ",".join(SCL_CLASSES[number] for number in self._dropped)}
         return tags | {"AXS_MASK_INVERT": str(mask.invert)}
 
     def read(self, window: Tile) -> FloatArray:
-        """(1, h, w) in [0, 1] of a window."""
+        """(1, h, w) in [0, 1] of a window; what is unknown does not grow from one tile of a batch into the next."""
+        side = self.grid.height // self._tiles
+        parts = []
+        for first in range(window.top // side * side, window.bottom, side):
+            part = Tile(max(window.top, first), window.left, min(window.bottom, first + side), window.right)
+            parts.append(self._grown(part, first, first + side))
+        return np.concatenate(parts)[None]
+
+    def _grown(self, window: Tile, first: int, last: int) -> FloatArray:
+        """(h, w) of a window of the tile of these rows."""
         reach = self._mask.buffer
-        height, width = self.grid.size
-        tile = height // self._tiles  # what is unknown does not grow from one tile of a batch into the next
-        first = window.top // tile * tile if self._tiles > 1 else 0
-        last = first + tile if self._tiles > 1 else height
         wide = Tile(
             max(window.top - reach, first),
             max(window.left - reach, 0),
             min(window.bottom + reach, last),
-            min(window.right + reach, width),
+            min(window.right + reach, self.grid.width),
         )
-        grown = grow_unknown(self._trust(self._read(wide))[None, None], reach)[0]
+        grown = _grow_unknown(self._trust(self._read(wide)), reach)
         top, left = window.top - wide.top, window.left - wide.left
-        return grown[:, top : top + window.shape[0], left : left + window.shape[1]]
+        return grown[top : top + window.shape[0], left : left + window.shape[1]]
 
     def _trust(self, values: FloatArray) -> FloatArray:
+        """NaN is unknown, inverted or not."""
         if self.kind == "scl":
             return scl_trust(values, self._dropped, source=f"the {self.label}")
-        return mask_trust(values, self.kind, self._mask.invert, f"the {self.label}")
+        trust = (values != 0).astype(np.float32) if self.kind == "boolean" else values
+        low, high = float(np.nanmin(trust, initial=0)), float(np.nanmax(trust, initial=0))
+        if low < 0 or high > 1:
+            raise InputError(
+                f"the {self.label} runs from {low:g} to {high:g}; expected trust in 0..1, 1 where the image was"
+                " observed and 0 where it is unknown: divide percentages by 100"
+            )
+        return np.where(np.isnan(values), 0, 1 - trust if self._mask.invert else trust).astype(np.float32)
 
     def _read(self, window: Tile) -> FloatArray:
         if self._values is not None:
@@ -222,10 +202,8 @@ class MaskSource:
 
 
 def scl_numbers(classes: Iterable[str | int]) -> list[int]:
-    """The numbers of SCL classes given by name or number, sorted.
-
-    Raises:
-        InputError: there is no such class, or none is given.
+    """The numbers of SCL classes given by name or number, sorted. Raises InputError: there is no such class, or none is
+    given.
     """
     numbers, unknown = set(), []
     for each in classes:
@@ -245,12 +223,9 @@ def scl_numbers(classes: Iterable[str | int]) -> list[int]:
 
 
 def scl_trust(values: NDArray[Any], drop: Iterable[str | int] = SCL_DROPPED, *, source: str = "the mask") -> FloatArray:
-    """The trust map of a scene classification of any shape: 0 where a dropped class is, or NaN, 1 elsewhere.
-
-    Raises:
-        InputError: a value that is no class, or a class to drop that there is not.
+    """The trust map of a scene classification of any shape: 0 where a dropped class is, or NaN, 1 elsewhere. Raises
+    InputError: a value that is no class, or a class to drop that there is not.
     """
-    dropped = scl_numbers(drop)
     classes = np.nan_to_num(values, nan=0)
     wrong = np.unique(classes[~np.isin(classes, range(len(SCL_CLASSES)))])
     if wrong.size:
@@ -258,137 +233,76 @@ def scl_trust(values: NDArray[Any], drop: Iterable[str | int] = SCL_DROPPED, *, 
             f"{source} holds {listed(f'{value:g}' for value in wrong[:5])}; expected the classes 0 to"
             f" {len(SCL_CLASSES) - 1} of a Sentinel-2 scene classification (SCL)"
         )
-    kept = ~np.isin(classes, dropped) & ~np.isnan(values)
+    kept = ~np.isin(classes, scl_numbers(drop)) & ~np.isnan(values)
     return kept.astype(np.float32)
 
 
-def grow_unknown(trust: FloatArray, pixels: int) -> FloatArray:
-    """Trust maps (N,1,H,W) in which each pixel has the least trust within a square of this radius."""
+def _grow_unknown(trust: FloatArray, pixels: int) -> FloatArray:
+    """A trust map (H,W) in which each pixel has the least trust within a square of this radius."""
     if pixels == 0:
         return trust
     import torch
     from torch.nn import functional
 
     side = 2 * pixels + 1
-    rows = functional.max_pool2d(-torch.from_numpy(trust), (side, 1), stride=1, padding=(pixels, 0))
-    return np.abs(functional.max_pool2d(rows, (1, side), stride=1, padding=(0, pixels)).numpy())
+    rows = functional.max_pool2d(-torch.from_numpy(trust)[None], (side, 1), stride=1, padding=(pixels, 0))
+    return np.abs(functional.max_pool2d(rows, (1, side), stride=1, padding=(0, pixels))[0].numpy())
 
 
-def mask_trust(values: FloatArray, kind: str, invert: bool, source: str) -> FloatArray:
-    """Trust of boolean masks and trust maps of any shape; NaN is unknown, inverted or not.
-
-    Raises:
-        InputError: a trust map leaves 0..1.
-    """
-    unknown = np.isnan(values)
-    if kind == "boolean":
-        values = (values != 0).astype(np.float32)
-    else:
-        low, high = float(np.nanmin(values, initial=0)), float(np.nanmax(values, initial=0))
-        if low < 0 or high > 1:
-            raise InputError(
-                f"{source} runs from {low:g} to {high:g}; expected trust in 0..1, 1 where the image was observed and 0"
-                " where it is unknown: divide percentages by 100"
-            )
-    return np.where(unknown, 0, 1 - values if invert else values).astype(np.float32)
-
-
-def mask_kind(values: FloatArray, named: str, source: str) -> str:
-    """What the values look like, helped by the name of file, key or band.
-
-    Raises:
-        InputError: like nothing that a mask holds.
-    """
-    known = set(np.unique(values[~np.isnan(values)]).tolist())
-    whole = all(value.is_integer() for value in known)
-    if whole and "scl" in re.findall(r"[a-z]+", named.lower()) and known <= set(range(len(SCL_CLASSES))):
+def _kind(values: FloatArray, named: str, source: str) -> str:
+    """What the values, each once, look like, helped by the name of file, key or band."""
+    known = set(values.tolist())
+    classes = known <= set(range(len(SCL_CLASSES)))
+    if classes and "scl" in re.findall(r"[a-z]+", named.lower()):
         return "scl"
     if known <= {0.0, 1.0} or known <= {0.0, 255.0}:
         return "boolean"
-    if whole and known <= set(range(len(SCL_CLASSES))):
+    if classes:
         return "scl"
     if min(known) >= 0 and max(known) <= 1:
         return "trust"
     raise InputError(
         f"the {source} holds {len(known)} values from {min(known):g} to {max(known):g}, which look neither like a"
-        " boolean"
-        " mask (0 and 1, or 0 and 255), a trust map (0..1) nor a scene classification (0 to 11); say which it is:"
-        " --mask-kind boolean, trust or scl"
+        " boolean mask (0 and 1, or 0 and 255), a trust map (0..1) nor a scene classification (0 to 11); say which it"
+        " is: --mask-kind boolean, trust or scl"
     )
 
 
 def _read_npz(path: Path, grid: SceneGrid, tiles: int) -> tuple[FloatArray, str]:
     """Values (N*H, W) of an .npz, and the name of the array."""
     with open_npz(path) as arrays:
-        key = next((key for key in MASK_KEYS if key in arrays), None)
-        if key is None and len(arrays.names) == 1:
-            key = arrays.names[0]
+        alone = arrays.names[0] if len(arrays.names) == 1 else None
+        key = next((key for key in MASK_KEYS if key in arrays), alone)
         if key is None:
             raise InputError(
                 f"{path} holds {listed(arrays.names) or 'no arrays'}; expected one of {listed(MASK_KEYS)}:"
                 " np.savez(path, mask=array)"
             )
         values = arrays.numbers(key)
-    height = grid.height // tiles
-    if (
-        values.size != grid.height * grid.width
-        or values.ndim not in (2, 3, 4)
-        or values.shape[-2:] != (height, grid.width)
-    ):
+    height, width = grid.height // tiles, grid.width
+    fits = values.size == grid.height * width and values.shape[-2:] == (height, width)
+    if not fits or values.ndim not in (2, 3, 4):
         raise InputError(
-            f"{path}: {key} has shape {values.shape}; expected ({height},{grid.width}), or"
-            f" ({tiles},{height},{grid.width})"
-            " for a batch, as the image has"
+            f"{path}: {key} has shape {values.shape}; expected ({height},{width}), or ({tiles},{height},{width}) for a"
+            " batch, as the image has"
         )
     return values.reshape(grid.size), key
 
 
 def _on_grid(dataset: Any, grid: SceneGrid, nodata: float | None, label: str, stack: ExitStack) -> Any:
     """The dataset, or a view of it on the grid, NaN outside."""
-    from rasterio.crs import CRS
-    from rasterio.enums import Resampling
-    from rasterio.transform import Affine
-    from rasterio.vrt import WarpedVRT
-
     own = grid_of(dataset)
     if own.same_as(grid):
         return dataset
-    if own.crs is None or own.transform is None or grid.crs is None or grid.transform is None:
+    if not (own.located and grid.located):
         raise InputError(
             f"the {label} is {own} and the scene {grid}; expected one size, or a georeference on both so that the mask"
             " can be brought onto the scene's grid"
         )
-    if not _covers(own, grid):
-        raise InputError(f"the {label} ({own}) does not cover the scene ({grid}); expected one that covers it all")
-    return stack.enter_context(
-        WarpedVRT(
-            dataset,
-            crs=CRS.from_wkt(grid.crs),
-            transform=Affine(*grid.transform),
-            width=grid.width,
-            height=grid.height,
-            resampling=Resampling.nearest,
-            src_nodata=nodata,
-            nodata=np.nan,
-            dtype="float32",
-            tolerance=TOLERANCE_PX,
-        )
-    )
-
-
-def _covers(mask: SceneGrid, grid: SceneGrid) -> bool:
-    """Whether the middles of the grid's outermost pixels, at 21 places a side, lie in the mask."""
-    from rasterio.errors import RasterioError
-    from rasterio.transform import Affine
-    from rasterio.warp import transform
-
-    assert mask.transform is not None and grid.transform is not None
+    # The middles of the grid's outermost pixels, at 21 places a side, have to lie in the mask.
     down, across = (np.linspace(0.5, length - 0.5, 21) for length in grid.size)
     rim = [(x, y) for y in down for x in across if y in (down[0], down[-1]) or x in (across[0], across[-1])]
-    places = [Affine(*grid.transform) * point for point in rim]
-    try:
-        xs, ys = transform(grid.crs, mask.crs, [x for x, _ in places], [y for _, y in places])[:2]
-    except RasterioError:  # the scene lies outside of the mask's projection
-        return False
-    pixels = [~Affine(*mask.transform) * point for point in zip(xs, ys, strict=True)]
-    return all(0 <= column <= mask.width and 0 <= row <= mask.height for column, row in pixels)
+    at = grid.points_in(own, rim)
+    if at is None or not all(((at[0] >= 0) & (at[0] <= own.width)) & ((at[1] >= 0) & (at[1] <= own.height))):
+        raise InputError(f"the {label} ({own}) does not cover the scene ({grid}); expected one that covers it all")
+    return stack.enter_context(warped_view(dataset, grid, "nearest", src_nodata=nodata, dtype="float32"))

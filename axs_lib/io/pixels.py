@@ -1,27 +1,27 @@
 """The pixels of raster files and arrays as they declare them: which band is which, nodata, scale, offset, unit.
 
-In: paths of GeoTIFF, COG or JPEG 2000 files, .npz and .pt, or NumPy arrays, and the bands wanted. Out: ``Pixels``, read
-by windows; what they mean is the business of ``axs_lib.io.products``.
+What they mean is the business of ``axs_lib.io.products``.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from axs_lib.bands import DN_PER_REFLECTANCE, OPTICAL_BANDS, SAR_BANDS
-from axs_lib.errors import InputError
-from axs_lib.io.formats import PathLike, open_npz, open_raster, unreadable
+from axs_lib.errors import InputError, listed
+from axs_lib.io.files import PathLike
+from axs_lib.io.formats import FloatArray, open_npz, open_raster, unreadable
 from axs_lib.io.grid import SceneGrid, grid_of
-from axs_lib.io.raster import FloatArray, band_name, listed
+from axs_lib.io.raster import band_name
 from axs_lib.io.safe import GEOCODING, Offset, metadata_offset
 from axs_lib.tilegrid import Tile
 
@@ -31,75 +31,96 @@ BOA_OFFSETS = ("auto", "0", "1000")
 KEYS = {SAR_BANDS: "s1_vv and s1_vh (H,W), or s1 (2,H,W) or (N,2,H,W)", OPTICAL_BANDS: "opt_v2 (4,H,W) or (N,4,H,W)"}
 
 Order = tuple[str, ...] | None
+Place = tuple[str | None, tuple[float, ...] | None]  # CRS as WKT, and transform
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How inputs are read.
+    """How inputs are read."""
 
-    Attributes:
-        bands: names of the bands in their order, where the files do not say it or say it wrong.
-        s1_unit: one of ``S1_UNITS``.
-        boa_offset: one of ``BOA_OFFSETS``; a number is what the file's DN hold too much.
-        same_grid: lay SAR and optical of one size on each other, although one of them does not say where it lies.
-        force: accept values that look like another unit.
-        addresses: open addresses (``https://``, ``/vsi...``), because the user wrote the paths.
-    """
-
-    bands: Order = None
+    bands: Order = None  # names in their order, where the files do not say it or say it wrong
     s1_unit: str = "auto"
-    boa_offset: str = "auto"
-    same_grid: bool = False
-    force: bool = False
-    addresses: bool = True
+    boa_offset: str = "auto"  # a number is what the file's DN hold too much
+    same_grid: bool = False  # lay images of one size on each other, although one of them does not say where it lies
+    force: bool = False  # accept values that look like another unit
+    addresses: bool = True  # open addresses (https://, /vsi...), because the user wrote the paths
 
     def __post_init__(self) -> None:
         if self.s1_unit not in S1_UNITS or self.boa_offset not in BOA_OFFSETS:
             raise InputError(
                 f"--s1-unit is {self.s1_unit} and --boa-offset {self.boa_offset}; expected one of {listed(S1_UNITS)}"
-                " and"
-                f" one of {listed(BOA_OFFSETS)}"
+                f" and one of {listed(BOA_OFFSETS)}"
             )
 
 
 AS_DECLARED = Reading()
 
 
-class Pixels(Protocol):
-    """The pixels of one kind of input, as it declares them.
+class Pixels:
+    """The pixels of one kind of input, as it declares them."""
 
-    Attributes:
-        grid: of the pixels; tiles of a batch lie one under another.
-        bands: names, in the order of what ``read`` returns.
-        dtype: as stored.
-        tags: metadata of the file.
-        label: the file or array, for messages.
-        notes: what was assumed of the bands.
-        texts: names of file and bands, which may tell the unit.
-        tiles: how many lie one under another.
-        batched: whether the input has an axis for tiles.
-        offset_declared: whether the file gives an additive offset of its own.
-        may_lie: whether this kind of input can say where it lies.
-    """
+    grid: SceneGrid  # tiles of a batch lie one under another
+    dtype: np.dtype[Any]  # as stored
+    tiles: int = 1  # how many lie one under another
+    batched: bool = False  # whether the input has an axis for tiles
+    offset: Offset | None = None  # the BOA offset by the metadata of a product
+    offset_declared: bool = False  # whether the file gives an additive offset of its own
+    may_lie: bool = True  # whether this kind of input can say where it lies
 
-    grid: SceneGrid
-    bands: tuple[str, ...]
-    dtype: np.dtype[Any]
-    tags: Mapping[str, str]
-    label: str
-    notes: list[str]
-    texts: Sequence[str]
-    tiles: int
-    batched: bool
-    offset_declared: bool
-    may_lie: bool
+    def __init__(self, bands: tuple[str, ...], label: str) -> None:
+        self.bands, self.label = bands, label  # in the order of what ``read`` returns; for messages
+        self.notes: list[str] = []  # what was assumed of the bands
+        self.tags: Mapping[str, str] = {}  # metadata of the file
+        self.texts: Sequence[str] = []  # names of file and bands, which may tell the unit
 
     def read(self, window: Tile) -> tuple[FloatArray, NDArray[np.bool_]]:
         """(C, h, w) with the file's scale applied, NaN where it declares no data; and (h, w): 0 in all bands."""
-        ...
+        raise NotImplementedError
+
+    def positions(self, names: Sequence[str | None], order: Order, count: int) -> list[int]:
+        """Where the bands stand in a stack of ``count``, from 0; InputError where one is missing or stands twice.
+
+        ``names`` are what the stack calls its bands; where there are none, the library's order is assumed and noted.
+        ``order`` is what the user calls them, which goes before.
+        """
+        if order is not None:
+            if len(order) != count:
+                raise InputError(
+                    f"{self.label} has {count} band(s) and --bands names {len(order)} ({listed(order)}); expected a"
+                    " name for every band of the stack, in its order"
+                )
+            names = order
+        elif not any(names):
+            if count != len(self.bands):
+                raise InputError(
+                    f"{self.label} has {count} band(s) without names; expected the {len(self.bands)} bands"
+                    f" {listed(self.bands)} in this order, or a name for every band in the order of the stack:"
+                    " --bands NAME,NAME,..."
+                )
+            names = self.bands
+            self.notes.append(
+                f"{self.label}: names no bands; taken for {listed(names)} in this order, --bands says it otherwise"
+            )
+        twice = [band for band in self.bands if names.count(band) > 1]
+        if twice:
+            raise InputError(
+                f"{self.label} names more than one band {listed(twice)}; name every band in the order of the stack:"
+                " --bands"
+            )
+        missing = [band for band in self.bands if band not in names]
+        if missing:
+            hint = " HH and HV are backscatter of another polarisation, which the networks do not know."
+            polar = hint if any(re.search(r"\bH[HV]\b|_H[HV]_", f"{name}") for name in names) else ""
+            raise InputError(
+                f"{self.label} holds the bands {listed(name or '(unnamed)' for name in names)} and lacks"
+                f" {listed(missing)}; expected {listed(self.bands)}.{polar} Where its band descriptions are wrong or"
+                " incomplete, name every band in the order of the stack, for example --bands"
+                f" {','.join(reversed(self.bands))}"
+            )
+        return [names.index(band) for band in self.bands]
 
 
-class FilePixels:
+class FilePixels(Pixels):
     """A stack of bands, or one file a band, that GDAL opens."""
 
     def __init__(
@@ -112,25 +133,22 @@ class FilePixels:
         *,
         inside_zip: bool = False,
     ) -> None:
-        self.bands, self.tiles, self.batched, self.may_lie = wanted, 1, False, True
-        self.notes: list[str] = []
+        super().__init__(wanted, os.fspath(paths[0]) + (f" (and {len(paths) - 1} more)" if len(paths) > 1 else ""))
         datasets = [
             stack.enter_context(open_raster(path, addresses=reading.addresses, inside_zip=inside_zip)) for path in paths
         ]
         first = datasets[0]
-        self.label = os.fspath(paths[0]) + (f" (and {len(paths) - 1} more)" if len(paths) > 1 else "")
         self.grid = grid_of(first)
         self.dtype = np.result_type(*(dtype for dataset in datasets for dtype in dataset.dtypes))
         if self.dtype.kind == "c":
             raise InputError(
                 f"{self.label} holds complex numbers; expected backscatter in dB or power, or reflectance in DN"
             )
-        self.tags: Mapping[str, str] = {k: str(v) for k, v in first.tags().items() if k != "AREA_OR_POINT"}
-        self._parts = (
-            [(first, self._stack_indexes(first, paths[0], order), os.fspath(paths[0]))]
-            if len(paths) == 1
-            else self._band_parts(datasets, paths, order)
-        )
+        self.tags = {k: str(v) for k, v in first.tags().items() if k != "AREA_OR_POINT"}
+        if len(paths) == 1:
+            self._parts = [(first, self._stack_indexes(first, order), self.label)]
+        else:
+            self._parts = self._band_parts(datasets, paths, order)
         for dataset, _, path in self._parts:
             if not grid_of(dataset).same_as(self.grid):
                 raise InputError(
@@ -138,23 +156,16 @@ class FilePixels:
                     " grid for all bands (B02, B03, B04 and B08 of 10 m): resample them first, for example with rio"
                     " warp --like"
                 )
-        self.has_gcps = bool(first.gcps[0]) and self.grid.transform is None
-        if self.has_gcps and not reading.same_grid:
+        if first.gcps[0] and self.grid.transform is None and not reading.same_grid:
             raise InputError(f"{self.label} has ground control points only and lies in radar geometry; {GEOCODING}")
         self.offset_declared = any(d.offsets[i - 1] != 0 for d, indexes, _ in self._parts for i in indexes)
-        self.offset: Offset | None = None
         if wanted == OPTICAL_BANDS and not self.offset_declared and not {"AXS_VERSION", "AXS_DATE"} & self.tags.keys():
             self.offset = metadata_offset(paths[0])
-        units = [unit or "" for d, indexes, _ in self._parts for unit in (d.units[i - 1] for i in indexes)]
-        self.texts: Sequence[str] = [
-            *(Path(path).stem for path in paths),
-            *units,
-            *(d or "" for d in first.descriptions),
-        ]
+        units = [d.units[i - 1] for d, indexes, _ in self._parts for i in indexes]
+        self.texts = [text for text in (*(Path(p).stem for p in paths), *units, *first.descriptions) if text]
         self._ignore_offset = reading.boa_offset != "auto" and wanted == OPTICAL_BANDS
 
     def read(self, window: Tile) -> tuple[FloatArray, NDArray[np.bool_]]:
-        """See ``Pixels``."""
         from rasterio.errors import RasterioError
 
         part = (window.top, window.bottom), (window.left, window.right)
@@ -183,32 +194,21 @@ class FilePixels:
                 at += 1
         return data, zero
 
-    def _stack_indexes(self, dataset: Any, path: PathLike, order: Order) -> list[int]:
+    def _stack_indexes(self, dataset: Any, order: Order) -> list[int]:
         if self.bands == TRUST:
             if dataset.count != 1:
-                raise InputError(f"{path} has {dataset.count} bands; expected a trust map of one band, 0 to 1")
+                raise InputError(f"{self.label} has {dataset.count} bands; expected a trust map of one band, 0 to 1")
             return [1]
         alpha = _alpha_bands(dataset)
         there = [index for index in dataset.indexes if index not in alpha]
-        names: Sequence[str | None]
-        if order is not None:
-            names = ordered_bands(order, len(there), path)
-        else:
-            texts = [dataset.descriptions[i - 1] for i in there]
-            names = [band_name(text) for text in texts]
-            if any(names):
-                names = [name or text or None for name, text in zip(names, texts, strict=True)]
-            if not any(names) and any(dataset.descriptions[i - 1] for i in there):
-                names = [dataset.descriptions[i - 1] or None for i in there]
-                if len(there) != len(self.bands) or _is_named(names):
-                    band_positions(names, self.bands, path)
-                names = [None] * len(there)
-            if not any(names):
-                names = [band_name(dataset.colorinterp[i - 1].name) for i in there]
-            if not any(names):
-                names, note = assumed_bands(len(there), self.bands, path)
-                self.notes.append(note)
-        return [there[at] for at in band_positions(names, self.bands, path)]
+        texts = [dataset.descriptions[index - 1] or "" for index in there]
+        names = [band_name(text) for text in texts]
+        foreign = len(there) != len(self.bands) or any(map(_other_band, texts))
+        if any(names) or (foreign and any(texts)):
+            names = [name or text or None for name, text in zip(names, texts, strict=True)]
+        else:  # no descriptions, or mere numbers as "Band 1"
+            names = [band_name(dataset.colorinterp[index - 1].name) for index in there]
+        return [there[at] for at in self.positions(names, order, len(there))]
 
     def _band_parts(
         self, datasets: Sequence[Any], paths: Sequence[PathLike], order: Order
@@ -221,17 +221,14 @@ class FilePixels:
             )
         found: dict[str, tuple[Any, list[int], str]] = {}
         for position, (dataset, path) in enumerate(zip(datasets, paths, strict=True)):
-            colours = len(_alpha_bands(dataset))
-            if dataset.count - colours != 1:
+            if dataset.count - len(_alpha_bands(dataset)) != 1:
                 raise InputError(
                     f"{path} is one of {len(paths)} files and has {dataset.count} bands; expected one band in each"
-                    " file,"
-                    " or one stack alone"
+                    " file, or one stack alone"
                 )
             stem = Path(path).stem
-            name = (
-                order[position] if order else band_name(dataset.descriptions[0]) or band_name(stem) or _other_band(stem)
-            )
+            own = band_name(dataset.descriptions[0]) or band_name(stem) or _other_band(stem)
+            name = order[position] if order else own
             if name is None:
                 raise InputError(
                     f"neither the name of {path} nor its band description says which band it is; expected for example"
@@ -250,27 +247,13 @@ class FilePixels:
         return [found[band] for band in self.bands]
 
 
-class MemoryPixels:
-    """An array (C,H,W), or a batch of tiles (N,C,H,W), which lie one under another.
-
-    Args:
-        data: numbers.
-        wanted: the bands.
-        order: of the bands, or None for the library's.
-        label: for messages.
-        crs: WKT, or None.
-        transform: or None.
-    """
+class MemoryPixels(Pixels):
+    """An array (C,H,W), or a batch of tiles (N,C,H,W), which lie one under another."""
 
     def __init__(
-        self,
-        data: NDArray[Any],
-        wanted: tuple[str, ...],
-        order: Order,
-        label: str,
-        crs: str | None = None,
-        transform: tuple[float, ...] | None = None,
+        self, data: NDArray[Any], wanted: tuple[str, ...], order: Order, label: str, place: Place = (None, None)
     ) -> None:
+        super().__init__(wanted, label)
         if data.dtype.kind not in "fiu" or data.ndim not in (3, 4) or data.size == 0:
             raise InputError(
                 f"{label}: the array is {data.dtype} of shape {data.shape}; expected real numbers"
@@ -282,37 +265,24 @@ class MemoryPixels:
                 f"{label} has shape {data.shape}, bands last; expected bands first, ({len(wanted)},H,W):"
                 " np.moveaxis(array, -1, -3)"
             )
-        self.bands, self.dtype, self.label = wanted, data.dtype, label
+        crs, transform = place
+        self.dtype, self.texts, self.may_lie = data.dtype, [Path(label).stem], crs is not None
         self.batched, self.tiles = data.ndim == 4, len(data) if data.ndim == 4 else 1
-        self.tags: Mapping[str, str] = {}
-        self.texts: Sequence[str] = [Path(label).stem]
-        self.offset_declared = False
-        self.may_lie = crs is not None
-        if order is not None:
-            names: Sequence[str | None] = ordered_bands(order, count, label)
-            self.notes: list[str] = []
-        else:
-            names, note = assumed_bands(count, wanted, label)
-            self.notes = [note]
-        stacked = np.take(data.reshape(self.tiles, *data.shape[-3:]), band_positions(names, wanted, label), axis=1)
-        self._data = np.concatenate(list(stacked), axis=1)
+        stacked = np.take(data, self.positions([None], order, count), axis=-3)
+        self._data = np.concatenate(list(stacked), axis=1) if self.batched else stacked
         self.grid = SceneGrid(self._data.shape[1], self._data.shape[2], crs, transform if crs else None)
 
     def read(self, window: Tile) -> tuple[FloatArray, NDArray[np.bool_]]:
-        """See ``Pixels``."""
         raw = self._data[:, window.top : window.bottom, window.left : window.right]
         with np.errstate(over="ignore"):
             return raw.astype(np.float32), (raw == 0).all(axis=0)
 
 
 def read_npz(path: Path, wanted: tuple[str, ...], order: Order = None) -> MemoryPixels:
-    """The SAR (``s1``, or ``s1_vv`` and ``s1_vh``), ``opt_v2`` or ``trust`` of an .npz.
-
-    Raises:
-        InputError: it holds something else, or bands of different size.
+    """The SAR (``s1``, or ``s1_vv`` and ``s1_vh``) or ``opt_v2`` of an .npz. Raises InputError: it holds something
+    else, or bands of different size.
     """
     with open_npz(path) as arrays:
-        crs, transform = arrays.georeference()
         if wanted == SAR_BANDS and "s1" not in arrays:
             shapes = [arrays.shape(key, KEYS[wanted]) for key in ("s1_vv", "s1_vh")]
             if shapes[0] != shapes[1] or len(shapes[0]) not in (2, 3):
@@ -330,67 +300,15 @@ def read_npz(path: Path, wanted: tuple[str, ...], order: Order = None) -> Memory
                     " batch; or name every band in its order: --bands NAME,NAME,..."
                 )
             data = arrays.numbers(key)
-        pixels = MemoryPixels(data, wanted, order, str(path), crs, transform)
-        if order is None:
-            pixels.notes = []  # the names of the arrays, or this library's format, give the order
+        pixels = MemoryPixels(data, wanted, order, str(path), arrays.georeference())
+        pixels.notes = []  # the names of the arrays, or this library's format, give the order
         if arrays.text("provenance"):
             pixels.tags = {"AXS_VERSION": "npz"}
         return pixels
 
 
-# Names of bands
-
-
-def ordered_bands(order: tuple[str, ...], count: int, path: PathLike) -> tuple[str, ...]:
-    """The order that a user gives to the ``count`` bands of a stack; ``InputError`` where it names more or fewer."""
-    if len(order) != count:
-        raise InputError(
-            f"{path} has {count} band(s) and --bands names {len(order)} ({listed(order)}); expected a name for every"
-            " band"
-            " of the stack, in its order"
-        )
-    return order
-
-
-def assumed_bands(count: int, wanted: tuple[str, ...], path: PathLike) -> tuple[tuple[str, ...], str]:
-    """The library's order for a stack without names, and what to say of it."""
-    if count != len(wanted):
-        raise InputError(
-            f"{path} has {count} band(s) without names; expected the {len(wanted)} bands {listed(wanted)} in this"
-            " order,"
-            " or a name for every band in the order of the stack: --bands NAME,NAME,..."
-        )
-    return (wanted, f"{path}: names no bands; taken for {listed(wanted)} in this order, --bands says it otherwise")
-
-
-def band_positions(names: Sequence[str | None], wanted: tuple[str, ...], path: PathLike) -> list[int]:
-    """Where the wanted bands stand among the names, from 0; ``InputError`` where one is missing or stands twice."""
-    twice = [band for band in wanted if names.count(band) > 1]
-    if twice:
-        raise InputError(
-            f"{path} names more than one band {listed(twice)}; name every band in the order of the stack: --bands"
-        )
-    missing = [band for band in wanted if band not in names]
-    if missing:
-        hint = " HH and HV are backscatter of another polarisation, which the networks do not know."
-        polar = hint if any(re.search(r"\bH[HV]\b|_H[HV]_", f"{name}") for name in names) else ""
-        raise InputError(
-            f"{path} holds the bands {listed(name or '(unnamed)' for name in names)} and lacks {listed(missing)};"
-            " expected"
-            f" {listed(wanted)}.{polar} Where its band descriptions are wrong or incomplete, name every band in the"
-            " order of"
-            f" the stack, for example --bands {','.join(reversed(wanted))}"
-        )
-    return [names.index(band) for band in wanted]
-
-
-def _is_named(names: Iterable[str | None]) -> bool:
-    """Whether descriptions name other bands than ours, and are no mere numbers as ``Band 1``."""
-    return any(_other_band(name or "") for name in names)
-
-
 def _other_band(text: str) -> str | None:
-    """HH, HV or another band that a text names and this library does not use."""
+    """HH or HV, which a text names and this library does not use."""
     match = re.search(r"(?:^|[^A-Za-z])(HH|HV)(?:[^A-Za-z]|$)", text, re.IGNORECASE)
     return match[1].upper() if match else None
 

@@ -1,16 +1,14 @@
 """Open SAR and optical images of any kind as named bands in dB and DN, read by windows: what is right is decided once.
 
-In: paths (GeoTIFF, COG, JPEG 2000, .npz, .pt, a Sentinel-2 .SAFE folder or .zip), NumPy arrays or ``xarray`` objects,
-the bands wanted, and how to read them. Out: a ``Source``. Each kind of input is a ``Pixels``, which knows its grid, the
-order of its bands and what the file declares (nodata, scale, offset, unit). ``Source`` applies the same rules to all:
+Each kind of input is a ``Pixels``, which knows its grid, the order of its bands and what the file declares (nodata,
+scale, offset, unit). ``Source`` applies the same rules to all:
 
 - SAR: linear power and amplitude become dB, and power of 0 or less is nodata; so are exact zeros in dB, infinite
   values, values outside of -60 to 40 dB, and a border of one number equal in both bands.
 - Optical: the BOA offset is taken off; 0 in all bands is nodata, so are values far below 0 or above 30,000 DN and a
   border of one such number; values slightly below 0, which are legitimate over water, become 1.
 
-What was assumed is in ``notes``, what was counted in ``counts``, and both are for the user to read. Values that look
-like another unit are refused, with the unit's name.
+Values that look like another unit are refused, with the unit's name.
 """
 
 from __future__ import annotations
@@ -28,12 +26,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from axs_lib.bands import DN_PER_REFLECTANCE, OPTICAL_BANDS, SAR_BANDS
-from axs_lib.errors import InputError
+from axs_lib.errors import InputError, listed
 from axs_lib.io.arrays import ArrayPixels, is_xarray
-from axs_lib.io.formats import PathLike, read_pt
+from axs_lib.io.files import PathLike, paths_of
+from axs_lib.io.formats import FloatArray, read_pt
 from axs_lib.io.grid import SceneGrid
 from axs_lib.io.pixels import AS_DECLARED, TRUST, FilePixels, MemoryPixels, Order, Pixels, Reading, read_npz
-from axs_lib.io.raster import FloatArray, listed
 from axs_lib.io.safe import Offset, open_safe, refuse_radar_geometry
 from axs_lib.tilegrid import Tile
 
@@ -44,6 +42,20 @@ BRIGHTEST_DN = 20_000.0  # few pixels of an image are brighter
 MANY, MOST = (0.005, 0.05)  # share of impossible pixels from which an image is refused: by its sample, by all of it
 BORDER_PIXELS = 6  # of one number side by side along an edge, from which they are a border
 SAMPLE_SIDE = 128
+_UNIT_WORDS = {"db": "dB", "power": "linear power", "amplitude": "amplitude"}
+_UNIT_NAMES = {  # as names of files and bands say it
+    "db": {"db", "decibel", "decibels"},
+    "amplitude": {"amplitude", "amp"},
+    "power": {"power", "linear"},
+}
+_SAID = {  # of what is counted
+    "border": "pixels of a border of one number are taken for nodata",
+    "impossible": "pixels hold what cannot be {quantity} and are taken for nodata",
+    "unlit": "pixels of power 0 or less are taken for nodata",
+    "zero": "pixels of exactly 0 dB are taken for nodata",
+    "infinite": "pixels are infinite and are taken for nodata",
+    "negative": "values below 0 DN are clipped to 1",
+}
 
 
 class ReadingWarning(UserWarning):
@@ -51,28 +63,14 @@ class ReadingWarning(UserWarning):
 
 
 class Source:
-    """Bands in dB or DN on a grid, read by windows, by one thread at a time.
-
-    Args:
-        pixels: of one input.
-        reading: how to read them.
-
-    Attributes:
-        grid: of the pixels.
-        bands: names, in the order of what ``read`` returns.
-        tags: the file's own metadata tags.
-        label: the file or array, for messages.
-        notes: what was assumed, for the user.
-        facts: what was decided, for file tags.
-        counts: pixels by what became of them, of what was read so far.
-    """
+    """Bands in dB or DN on a grid, read by windows, by one thread at a time."""
 
     def __init__(self, pixels: Pixels, reading: Reading) -> None:
         self.pixels, self.reading = pixels, reading
         self.grid, self.bands, self.tags, self.label = pixels.grid, pixels.bands, pixels.tags, pixels.label
-        self.notes = list(pixels.notes)
-        self.facts: dict[str, str] = {}
-        self.counts: Counter[str] = Counter()
+        self.notes = list(pixels.notes)  # what was assumed, for the user
+        self.facts: dict[str, str] = {}  # what was decided, for file tags
+        self.counts: Counter[str] = Counter()  # pixels by what became of them, of what was read so far
         self._border: set[float] = set()
         self._unit = "db"
         self._offset: NDArray[np.float32] | None = None
@@ -85,132 +83,106 @@ class Source:
 
     def read(self, window: Tile) -> FloatArray:
         """(C, h, w) of a window that lies inside the grid, NaN where there is no data."""
-        data, counts = self._clean(window)
-        self.counts += counts
+        data, blank = self.pixels.read(window)
+        if self.bands == TRUST:
+            return data
+        with np.errstate(invalid="ignore"):
+            self._drop(data, self._on_border(data) & ~blank, "border")
+            data = self._in_db(data, blank) if self.bands == SAR_BANDS else self._in_dn(data, blank)
+            low, high = (-FORCED, FORCED) if self.reading.force else self._possible
+            outside = (data <= low) | (data >= high) if self.bands == SAR_BANDS else (data < low) | (data > high)
+            self._drop(data, outside.any(axis=0), "impossible")
+            if self.bands == OPTICAL_BANDS:
+                self.counts["negative"] += int((data < 0).sum())
+                data[data < 0] = 1
+        self.counts["valid"] += int(np.isfinite(data).all(axis=0).sum())
         return data
 
     def look(self, looked_at: Callable[[Tile], NDArray[np.bool_]] | None = None) -> None:
         """Decide on unit, offset and border by the edges and sixteen parts of the image.
 
-        Args:
-            looked_at: (h, w) of a window: which pixels are the image at all; the others are not looked at.
-
-        Raises:
-            InputError: the values look like another unit, or nothing is valid.
+        ``looked_at`` gives (h, w) of a window: which pixels are the image at all; the others are not looked at. Raises
+        InputError: the values look like another unit, or nothing is valid.
         """
         if self.bands == TRUST:
             return
         self._border, self._partly = _border(self.pixels, self.bands), looked_at is not None
-        sample = [self.pixels.read(tile) for tile in _sample(self.grid)]
-        looks = None if looked_at is None else [looked_at(tile).ravel() for tile in _sample(self.grid)]
-        raw = np.concatenate([data.reshape(len(data), -1) for data, _ in sample], axis=1)
-        blank = np.concatenate([zero.ravel() for _, zero in sample])
+        seen = []
+        for tile in _sample(self.grid):
+            raw, zero = self.pixels.read(tile)
+            blank = (raw == 0).all(axis=0) if self.bands == SAR_BANDS else zero
+            blank |= np.isnan(raw).any(axis=0) | self._on_border(raw)
+            if looked_at is not None:
+                blank |= ~looked_at(tile)
+            seen.append(raw[:, ~blank])
+        values = np.concatenate(seen, axis=1)
         if self.bands == SAR_BANDS:
-            blank = (raw == 0).all(axis=0)
-        blank |= np.isnan(raw).any(axis=0) | self._on_border(raw)
-        if looks is not None:
-            blank |= ~np.concatenate(looks)
-        (self._look_at_sar if self.bands == SAR_BANDS else self._look_at_optical)(raw[:, ~blank])
+            self._look_at_sar(values)
+        else:
+            self._look_at_optical(values)
 
     def check_counts(self) -> None:
-        """Refuse an image of which too much was impossible, once all of it was read.
-
-        Raises:
-            InputError: it is.
-        """
+        """Refuse an image of which too much was impossible, once all of it was read. Raises InputError: it is."""
         wrong, seen = self.counts["impossible"], self.counts["valid"] + self.counts["impossible"]
-        if self._partly:  # what is not looked at, as under a cloud, was counted, too
-            return
-        if wrong > MOST * seen and not self.reading.force:
+        # What is not looked at, as under a cloud, was counted, too.
+        if wrong > MOST * seen and not self._partly and not self.reading.force:
             raise InputError(self._many(wrong / max(seen, 1)))
 
     def report(self) -> list[str]:
         """What to say of the image once all of it was read: what was assumed and what was counted."""
-        said = {
-            "border": "pixels of a border of one number are taken for nodata",
-            "impossible": f"pixels hold what cannot be {'backscatter' if self.bands == SAR_BANDS else 'reflectance'}"
-            " and are taken for nodata",
-            "unlit": "pixels of power 0 or less are taken for nodata",
-            "zero": "pixels of exactly 0 dB are taken for nodata",
-            "infinite": "pixels are infinite and are taken for nodata",
-            "negative": "values below 0 DN are clipped to 1",
-        }
-        return self.notes + [f"{self.label}: {self.counts[k]:,} {text}" for k, text in said.items() if self.counts[k]]
+        quantity = "backscatter" if self.bands == SAR_BANDS else "reflectance"
+        said = {key: text.format(quantity=quantity) for key, text in _SAID.items() if self.counts[key]}
+        return self.notes + [f"{self.label}: {self.counts[key]:,} {text}" for key, text in said.items()]
 
-    # -- one window -----------------------------------------------------------------------------------------------
+    @property
+    def _possible(self) -> tuple[float, float]:
+        return POSSIBLE_DB if self.bands == SAR_BANDS else POSSIBLE_DN
 
-    def _clean(self, window: Tile) -> tuple[FloatArray, Counter[str]]:
-        data, blank = self.pixels.read(window)
-        if self.bands == TRUST:
-            return data, Counter()
-        counts: Counter[str] = Counter()
-        with np.errstate(invalid="ignore"):
-            border = self._on_border(data) & ~np.isnan(data).any(axis=0)
-            border &= ~blank
-            counts["border"] = int(border.sum())
-            data[:, border] = np.nan
-            clean = self._clean_sar if self.bands == SAR_BANDS else self._clean_optical
-            data = clean(data, blank, counts)
-        counts["valid"] = int(np.isfinite(data).all(axis=0).sum())
-        return data, counts
+    def _drop(self, data: FloatArray, where: Any, reason: str) -> None:
+        self.counts[reason] += int(where.sum())
+        data[:, where] = np.nan
 
-    def _clean_sar(self, data: FloatArray, blank: NDArray[np.bool_], counts: Counter[str]) -> FloatArray:
-        # Of each pixel one reason is counted; what is nodata in one band is nodata in that band alone.
+    def _in_db(self, data: FloatArray, blank: NDArray[np.bool_]) -> FloatArray:
+        """What is nodata in one band is nodata in that band alone."""
         if self._unit != "db":
             unlit = data <= 0
-            counts["unlit"] = int((unlit.any(axis=0) & ~blank).sum())
+            self.counts["unlit"] += int((unlit.any(axis=0) & ~blank).sum())
             data[unlit] = np.nan
-            data = np.float32(20 if self._unit == "amplitude" else 10) * np.log10(data)
-        else:
-            infinite = np.isinf(data)
-            counts["infinite"] = int(infinite.any(axis=0).sum())
-            data[infinite] = np.nan
-            # Measured backscatter is never exactly 0; numbers of few digits are, in one band.
-            exact = data == 0
-            zero = exact.any(axis=0) if self.pixels.dtype.kind == "f" else exact.all(axis=0)
-            counts["zero"] = int((zero & ~np.isnan(data).any(axis=0)).sum())
-            data[:, zero] = np.nan
-        low, high = (-FORCED, FORCED) if self.reading.force else POSSIBLE_DB
-        impossible = (data <= low) | (data >= high)
-        counts["impossible"] = int(impossible.any(axis=0).sum())
-        data[:, impossible.any(axis=0)] = np.nan
+            return np.float32(20 if self._unit == "amplitude" else 10) * np.log10(data)
+        infinite = np.isinf(data)
+        self.counts["infinite"] += int(infinite.any(axis=0).sum())
+        data[infinite] = np.nan
+        # Measured backscatter is never exactly 0; numbers of few digits are, in one band.
+        exact = data == 0
+        zero = exact.any(axis=0) if self.pixels.dtype.kind == "f" else exact.all(axis=0)
+        self.counts["zero"] += int((zero & ~np.isnan(data).any(axis=0)).sum())
+        data[:, zero] = np.nan
         return data
 
-    def _clean_optical(self, data: FloatArray, blank: NDArray[np.bool_], counts: Counter[str]) -> FloatArray:
+    def _in_dn(self, data: FloatArray, blank: NDArray[np.bool_]) -> FloatArray:
         data[:, blank] = np.nan
-        if self._offset is not None:
-            data -= self._offset[:, None, None]
-        low, high = (-FORCED, FORCED) if self.reading.force else POSSIBLE_DN
-        impossible = ((data < low) | (data > high)).any(axis=0)
-        counts["impossible"] = int(impossible.sum())
-        data[:, impossible] = np.nan
-        negative = data < 0
-        counts["negative"] = int(negative.sum())
-        data[negative] = 1
-        return data
+        return data if self._offset is None else data - self._offset[:, None, None]
 
     def _on_border(self, data: FloatArray) -> NDArray[np.bool_]:
         same = (data == data[:1]).all(axis=0)
-        return same & np.isin(data[0], list(self._border)) if self._border else np.zeros_like(same)
-
-    # -- what the numbers are -------------------------------------------------------------------------------------
+        return same & np.isin(data[0], list(self._border))
 
     def _look_at_sar(self, values: FloatArray) -> None:
         wanted, declared = self.reading.s1_unit, _declared_unit(self.pixels.texts)
         values = values[:, np.isfinite(values).all(axis=0) & (values != 0).any(axis=0)]
+        positive = bool(values.size and (values > 0).mean() >= 0.8)  # backscatter in dB is mostly negative
         if wanted != "auto":
             self._unit, why = wanted, "as --s1-unit says"
         elif values.size == 0:
             self._unit, why = declared or "db", "by its name" if declared else "for want of valid values"
-        elif declared is not None and (declared == "db") == bool((values > 0).mean() < 0.8):
+        elif declared is not None and (declared == "db") != positive:
             self._unit, why = declared, "by its name or description"
-        else:  # backscatter in dB is mostly negative, power is not
-            self._unit = "power" if (values > 0).mean() >= 0.8 else "db"
-            why = "by its values; --s1-unit says it otherwise"
+        else:
+            self._unit, why = "power" if positive else "db", "by its values; --s1-unit says it otherwise"
         self.facts["AXS_S1_UNIT"] = self._unit
         self.notes.append(f"{self.label}: taken for {_UNIT_WORDS[self._unit]}, {why}")
         if values.size and not self.reading.force:
-            self._check_sar(values)
+            self._check_sar(values, positive)
         if values.size and self.pixels.notes and values[1].mean() > values[0].mean():
             warnings.warn(
                 f"{self.label} names no bands, and what is taken for VH is brighter than VV; if the order is VH, VV,"
@@ -219,27 +191,9 @@ class Source:
                 stacklevel=4,
             )
 
-    def _check_sar(self, values: FloatArray) -> None:
-        middle, wrong = float(np.median(values)), ""
-        if self._unit == "db":
-            possible = values[(values > POSSIBLE_DB[0]) & (values < POSSIBLE_DB[1])]
-            mean = float(possible.mean()) if possible.size else middle
-            if (values > 0).mean() >= 0.8:
-                wrong = (
-                    f"most values are above 0, as of linear power or amplitude (median {middle:.4g});"
-                    " --s1-unit power converts it"
-                )
-            elif np.quantile(np.abs(values), 0.98) < 2 and mean > -2:
-                wrong = (
-                    f"values around {middle:.4g} look like linear power with negative pixels, or like z-scores;"
-                    " expected dB."
-                    " --s1-unit power takes power of 0 or less for nodata"
-                )
-            elif not -45 <= mean <= -2:
-                wrong = f"the mean is {mean:.4g} dB, and backscatter in dB has one between -45 and -2"
-            share = 1 - possible.size / values.size
-        else:
-            share = 0.0
+    def _check_sar(self, values: FloatArray, positive: bool) -> None:
+        middle, share, wrong = float(np.median(values)), 0.0, ""
+        if self._unit != "db":
             if middle > 5:
                 wrong = (
                     f"half of it is above {middle:.4g}, as of the uncalibrated digital numbers of a GRD product or of a"
@@ -247,6 +201,22 @@ class Source:
                 )
             elif (values > 0).mean() < 0.5:
                 wrong = f"most values are not above 0, as of dB (median {middle:.4g}); --s1-unit db takes it so"
+        else:
+            possible = values[(values > POSSIBLE_DB[0]) & (values < POSSIBLE_DB[1])]
+            mean = float(possible.mean()) if possible.size else middle
+            share = 1 - possible.size / values.size
+            if positive:
+                wrong = (
+                    f"most values are above 0, as of linear power or amplitude (median {middle:.4g});"
+                    " --s1-unit power converts it"
+                )
+            elif np.quantile(np.abs(values), 0.98) < 2 and mean > -2:
+                wrong = (
+                    f"values around {middle:.4g} look like linear power with negative pixels, or like z-scores;"
+                    " expected dB. --s1-unit power takes power of 0 or less for nodata"
+                )
+            elif not -45 <= mean <= -2:
+                wrong = f"the mean is {mean:.4g} dB, and backscatter in dB has one between -45 and -2"
         if wrong:
             raise InputError(
                 f"{self.label} does not look like {_UNIT_WORDS[self._unit]}: {wrong}. If the values are right, pass"
@@ -259,67 +229,63 @@ class Source:
         side = self.grid.pixel_metres
         if side is not None and not 5 < side < 15:
             self.notes.append(f"{self.label}: its pixels are of {side:g} m, and the networks know those of 10 m")
-        offset, why = self._find_offset()
+        offset = self._find_offset()
+        sizes = sorted(set(offset.dn.values()))
         # Fill numbers that the file does not declare, a few, are no evidence of the unit.
         seen = values[:, (np.abs(values) < FORCED).all(axis=0)]
         gone = values.shape[1] - seen.shape[1]
         if gone > MANY * values.shape[1] and not self.reading.force:
             raise InputError(self._many(gone / values.shape[1]))
-        if any(offset.dn.values()):
+        if any(sizes):
             self._offset = np.array([offset.dn[band] for band in self.bands], dtype=np.float32)
             seen = seen - self._offset[:, None]
             below = float((seen < 0).any(axis=0).mean()) if seen.size else 0.0
             if below > 0.25 and not self.reading.force:
                 raise InputError(
-                    f"{self.label}: the BOA offset of {listed(sorted(set(offset.dn.values())))} DN ({why}) would leave"
+                    f"{self.label}: the BOA offset of {listed(sizes)} DN ({offset.source}) would leave"
                     f" {100 * below:.0f} % of the pixels below 0, so that it seems to have been taken off already: give"
                     " --boa-offset 0, or --boa-offset 1000 if it is in the values"
                 )
-        self.facts["AXS_BOA_OFFSET_REMOVED"] = " ".join(f"{value:g}" for value in sorted(set(offset.dn.values())))
-        if why:
-            self.notes.append(f"{self.label}: BOA offset taken off: {self.facts['AXS_BOA_OFFSET_REMOVED']} DN, {why}")
+        self.facts["AXS_BOA_OFFSET_REMOVED"] = removed = " ".join(f"{value:g}" for value in sizes)
+        if offset.source:
+            self.notes.append(f"{self.label}: BOA offset taken off: {removed} DN, {offset.source}")
         if seen.size and not self.reading.force:
             self._check_optical(seen)
         dark = float(np.quantile(seen, 0.005, axis=1).min()) if seen.size else 0.0
-        if not why and 950 <= dark <= 1300 and self.reading.boa_offset == "auto":
+        if not offset.source and 950 <= dark <= 1300 and self.reading.boa_offset == "auto":
             warnings.warn(
                 f"{self.label}: the darkest pixels are near {dark:.0f} DN and nothing says whether the BOA offset of"
-                " 1000"
-                " DN (processing baseline 04.00 and later) was taken off. It is taken for removed, so that they are"
-                f" {dark / DN_PER_REFLECTANCE:.2f} reflectance; with --boa-offset 1000 they are"
+                " 1000 DN (processing baseline 04.00 and later) was taken off. It is taken for removed, so that they"
+                f" are {dark / DN_PER_REFLECTANCE:.2f} reflectance; with --boa-offset 1000 they are"
                 f" {(dark - 1000) / DN_PER_REFLECTANCE:.2f}",
                 ReadingWarning,
                 stacklevel=4,
             )
 
-    def _find_offset(self) -> tuple[Offset, str]:
-        """The BOA offset in the values, and how that is known; empty where it is not."""
+    def _find_offset(self) -> Offset:
+        """The BOA offset in the values; its source is empty where it is not known."""
         pixels, given = self.pixels, self.reading.boa_offset
         if given != "auto":
-            return Offset(dict.fromkeys(self.bands, float(given))), "as --boa-offset says"
-        own = getattr(pixels, "offset", None)
-        if own is not None:
-            return own, own.source
+            return Offset.of_all(float(given), "as --boa-offset says")
+        if pixels.offset is not None:
+            return pixels.offset
         if "AXS_VERSION" in pixels.tags or "AXS_DATE" in pixels.tags:
-            return Offset(), "as this library wrote it"
-        return Offset(), "the file's own offset is applied" if pixels.offset_declared else ""
+            return Offset.of_all(0.0, "as this library wrote it")
+        return Offset.of_all(0.0, "the file's own offset is applied" if pixels.offset_declared else "")
 
     def _check_optical(self, values: FloatArray) -> None:
         usual = values[:, (values > POSSIBLE_DN[0]).all(axis=0) & (values <= POSSIBLE_DN[1]).all(axis=0)]
         low, high, middle = float(values.min()), float(values.max()), float(np.median(values))
-        seen = f" [seen {low:.4g} to {high:.4g}]"
         share = 1 - usual.size / values.size
-        top = float(np.quantile(usual, 0.999)) if usual.size else high
-        wrong = ""
-        if usual.size and low >= -0.5 and top <= 2:
+        top = float(np.quantile(usual, 0.999)) if usual.size else np.inf
+        kind, wrong = self.pixels.dtype, ""
+        if low >= -0.5 and top <= 2:
             wrong = "reflectance in 0-1; multiply by 10000"
-        elif usual.size and top <= 20:
+        elif top <= 20:
             wrong = "no DN: nearly no value is above 20; z-scores and other units are not read"
-        elif usual.size and self.pixels.dtype == np.uint8:
-            wrong = "a picture of 8 bits (0-255)"
-        elif usual.size and top <= 150 and self.pixels.dtype.kind == "f" and bool((usual % 1 != 0).mean() > 0.5):
+        elif top <= 150 and kind.kind == "f" and (usual % 1 != 0).mean() > 0.5:
             wrong = "reflectance in percent; multiply by 100"
-        elif usual.size and top <= 255:
+        elif top <= 255 or kind == np.uint8:
             wrong = "a picture of 8 bits (0-255)"
         elif (values > 60_000).any(axis=0).mean() > 0.01 and middle < BRIGHTEST_DN:
             wrong = (
@@ -334,51 +300,39 @@ class Source:
             wrong = "DN from which the BOA offset was taken off twice: over a quarter of the pixels are below 0"
         if wrong:
             raise InputError(
-                f"{self.label} does not look like DN (reflectance x 10000) but like {wrong}{seen}. If the values are"
-                " right, pass --force (force=True)"
+                f"{self.label} does not look like DN (reflectance x 10000) but like {wrong} [seen {low:.4g} to"
+                f" {high:.4g}]. If the values are right, pass --force (force=True)"
             )
         if share > MANY:
             raise InputError(self._many(share))
 
     def _many(self, share: float) -> str:
-        low, high = POSSIBLE_DB if self.bands == SAR_BANDS else POSSIBLE_DN
+        low, high = self._possible
         unit = "dB" if self.bands == SAR_BANDS else "DN"
         return (
-            f"{100 * share:.1f} % of the pixels of {self.label} are outside of {low:g} to {high:g} {unit}, too many"
-            " for a"
-            " few fill numbers; if they are nodata, say so in the file (for example gdal_edit.py -a_nodata -9999 FILE)"
+            f"{100 * share:.1f} % of the pixels of {self.label} are outside of {low:g} to {high:g} {unit}, too many for"
+            " a few fill numbers; if they are nodata, say so in the file (for example gdal_edit.py -a_nodata -9999"
+            " FILE)"
         )
 
 
-_UNIT_WORDS = {"db": "dB", "power": "linear power", "amplitude": "amplitude"}
-
-
 def open_source(what: Any, wanted: tuple[str, ...], stack: ExitStack, reading: Reading = AS_DECLARED) -> Source:
-    """Open an input; its values are looked at by ``Source.look``.
+    """Open a path, paths, NumPy array (C,H,W) or (N,C,H,W), or ``xarray`` object; ``Source.look`` looks at its values.
 
-    Args:
-        what: a path, paths, NumPy array (C,H,W) or (N,C,H,W), or ``xarray`` object.
-        wanted: ``SAR_BANDS``, ``OPTICAL_BANDS`` or ``TRUST``.
-        stack: closes what was opened.
-        reading: how to read it; names of bands that are not of the kind wanted are left out.
-
-    Raises:
-        InputError: it cannot be read, or lacks a band.
+    ``wanted`` are ``SAR_BANDS``, ``OPTICAL_BANDS`` or ``TRUST``; names in ``reading`` of bands of another kind are left
+    out. Raises InputError: it cannot be read, or lacks a band.
     """
-    order = tuple(b for b in reading.bands or () if (b in SAR_BANDS) == (wanted == SAR_BANDS)) or None
-    order = None if wanted == TRUST else order
-    if isinstance(what, str | os.PathLike):
-        return Source(_open_paths([what], wanted, order, stack, reading), reading)
-    if isinstance(what, Sequence) and all(isinstance(each, str | os.PathLike) for each in what):
-        return Source(_open_paths(what, wanted, order, stack, reading), reading)
+    named = [] if wanted == TRUST else [b for b in reading.bands or () if (b in SAR_BANDS) == (wanted == SAR_BANDS)]
+    order, paths = tuple(named) or None, paths_of(what)
+    if paths is not None:
+        return Source(_open_paths(paths, wanted, order, stack, reading), reading)
     if isinstance(what, np.ndarray):
         return Source(MemoryPixels(what, wanted, order, "the NumPy array"), reading)
     if is_xarray(what):
         return Source(ArrayPixels(what, wanted, order), reading)
     raise InputError(
         f"{listed(wanted)} is given as {type(what).__module__}.{type(what).__qualname__}; expected a path, paths, a"
-        " NumPy"
-        " array (C,H,W), or an xarray DataArray or Dataset: for a tensor give tensor.numpy()"
+        " NumPy array (C,H,W), or an xarray DataArray or Dataset: for a tensor give tensor.numpy()"
     )
 
 
@@ -389,20 +343,20 @@ def _open_paths(
         raise InputError(f"no file is given for {listed(wanted)}; expected one stack, or one file a band")
     for path in paths:
         refuse_radar_geometry(path)
-    suffix = Path(paths[0]).suffix.lower()
-    if len(paths) > 1 and any(Path(path).suffix.lower() in (".npz", ".pt") for path in paths):
-        raise InputError(f"{listed(paths)} are several files; expected GeoTIFFs, one a band, or one .npz or .pt alone")
-    if len(paths) == 1 and suffix == ".npz":
+    suffixes = {Path(path).suffix.lower() for path in paths}
+    if len(paths) > 1:
+        if suffixes & {".npz", ".pt"}:
+            raise InputError(
+                f"{listed(paths)} are several files; expected GeoTIFFs, one a band, or one .npz or .pt alone"
+            )
+    elif ".npz" in suffixes:
         return read_npz(Path(paths[0]), wanted, order)
-    if len(paths) == 1 and suffix == ".pt":
+    elif ".pt" in suffixes:
         return MemoryPixels(read_pt(paths[0]), wanted, order, os.fspath(paths[0]))
-    if len(paths) == 1 and wanted == OPTICAL_BANDS:
-        product = open_safe(paths[0])
-        if product is not None:
-            files = FilePixels(list(product.bands.values()), wanted, OPTICAL_BANDS, stack, reading, inside_zip=True)
-            files.offset = product.offset
-            files.label = os.fspath(paths[0])
-            return files
+    elif wanted == OPTICAL_BANDS and (product := open_safe(paths[0])) is not None:
+        files = FilePixels(product.bands, wanted, OPTICAL_BANDS, stack, reading, inside_zip=True)
+        files.offset, files.label = product.offset, os.fspath(paths[0])
+        return files
     return FilePixels(paths, wanted, order, stack, reading)
 
 
@@ -413,45 +367,31 @@ def _declared_unit(texts: Iterable[str]) -> str | None:
         if match := re.search(r"_rtc\d+_[a-z]_[gs]([pda])[uw][nf][ec][dm]_", lower):  # as ASF HyP3 names its products
             return {"p": "power", "d": "db", "a": "amplitude"}[match[1]]
         words = set(re.findall(r"[a-z]+", lower))
-        for unit, known in (
-            ("db", {"db", "decibel", "decibels"}),
-            ("amplitude", {"amplitude", "amp"}),
-            ("power", {"power", "linear"}),
-        ):
+        for unit, known in _UNIT_NAMES.items():
             if words & known:
                 return unit
     return None
 
 
-# What the edges and a sample of an image hold
-
-
 def _border(pixels: Pixels, bands: tuple[str, ...]) -> set[float]:
     """Numbers that stand along the edges, equal in all bands, and are no measurement."""
     height, width = pixels.grid.height // pixels.tiles, pixels.grid.width
-    edges = [
-        Tile(0, 0, 1, width),
-        Tile(height - 1, 0, height, width),
-        Tile(0, 0, height, 1),
-        Tile(0, width - 1, height, width),
-    ]
+    top, bottom = Tile(0, 0, 1, width), Tile(height - 1, 0, height, width)
+    left, right = Tile(0, 0, height, 1), Tile(0, width - 1, height, width)
     numbers: set[float] = set()
-    for edge in edges:
+    for edge in (top, bottom, left, right):
         values = pixels.read(edge)[0].reshape(len(bands), -1)
         same = (values == values[:1]).all(axis=0) & np.isfinite(values[0]) & (values[0] != 0)
         run = np.where(same, values[0], np.nan)
         starts = np.flatnonzero(np.r_[True, run[1:] != run[:-1]])  # NaN is a run of its own
         lengths = np.diff(np.r_[starts, len(run)])
         numbers |= {float(value) for value in run[starts[lengths >= BORDER_PIXELS]] if not np.isnan(value)}
-    if bands == OPTICAL_BANDS:
-        return {value for value in numbers if not 0 < value <= BRIGHTEST_DN}
-    return numbers
+    return {value for value in numbers if bands == SAR_BANDS or not 0 < value <= BRIGHTEST_DN}
 
 
 def _sample(grid: SceneGrid) -> list[Tile]:
     """Sixteen parts spread over the image, which cost nothing beside reading all of it."""
-    height, width = grid.size
-    side = SAMPLE_SIDE
+    side, (height, width) = SAMPLE_SIDE, grid.size
     rows, columns = (
         sorted({round(part * max(length - side, 0) / 3) for part in range(4)}) for length in (height, width)
     )

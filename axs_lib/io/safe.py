@@ -1,8 +1,7 @@
 """Sentinel-2 L2A products as ESA delivers them: a ``.SAFE`` folder, its ``.zip``, or the folder ``R10m`` alone.
 
-In: a path. Out: where the 10 m bands and the scene classification lie, and the BOA offsets that ``MTD_MSIL2A.xml``
-gives, also for a file that merely lies beside such metadata. Sentinel-1 products in radar geometry are refused with the
-usual ways to geocode them.
+Where the 10 m bands and the scene classification lie, and the BOA offsets that ``MTD_MSIL2A.xml`` gives, also for a
+file that merely lies beside such metadata. Sentinel-1 products in radar geometry are refused.
 """
 
 from __future__ import annotations
@@ -10,13 +9,13 @@ from __future__ import annotations
 import re
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from axs_lib.bands import OPTICAL_BANDS
-from axs_lib.errors import InputError
-from axs_lib.io.formats import LARGEST_XML, PathLike, check_file, is_address, parse_xml
-from axs_lib.io.raster import listed
+from axs_lib.errors import InputError, listed
+from axs_lib.io.files import PathLike
+from axs_lib.io.formats import LARGEST_XML, check_file, is_address, parse_xml
 
 METADATA = "MTD_MSIL2A.xml"
 OFFSET_BASELINE, OFFSET_DN = 400, 1000.0  # processing baseline 04.00, from which products hold DN + 1000
@@ -25,7 +24,7 @@ _BAND_IDS = {"1": "B02", "2": "B03", "3": "B04", "7": "B08"}
 _BAND_FILE = re.compile(r"_(B02|B03|B04|B08)_10m\.(jp2|tif|tiff)$", re.IGNORECASE)
 _CLASS_FILE = re.compile(r"_SCL_20m\.(jp2|tif|tiff)$", re.IGNORECASE)
 _BASELINE = re.compile(r"(?:^|_)N(\d{4})(?:_|\.|$)")
-_RAW_SAR = re.compile(r"^S1[A-D]_(IW|EW|S\d|WV)_(GRD|SLC|RAW|OCN)", re.IGNORECASE)
+_RAW_SAR = re.compile(r"^S1[A-D]_(IW|EW|S\d|WV)_(GRD|SLC|RAW|OCN).*\.(SAFE|ZIP)$", re.IGNORECASE)
 GEOCODING = (
     "geocode it first, in one of the three usual ways: ESA SNAP (Apply-Orbit-File, Calibration, Terrain-Correction),"
     " an RTC order at ASF HyP3, or the ready gamma0 of Planetary Computer's collection sentinel-1-rtc"
@@ -33,66 +32,61 @@ GEOCODING = (
 
 
 @dataclass(frozen=True)
-class Safe:
-    """The parts of a product.
-
-    Attributes:
-        bands: a path for rasterio of each of ``OPTICAL_BANDS``.
-        classification: of the scene classification, or None.
-        offset: what the metadata say of the BOA offset, or None where there are no metadata.
-    """
-
-    bands: Mapping[str, str]
-    classification: str | None
-    offset: Offset | None
-
-
-@dataclass(frozen=True)
 class Offset:
     """DN to take off each band, and where that was read."""
 
-    dn: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(OPTICAL_BANDS, 0.0))
+    dn: Mapping[str, float]
     source: str = ""
+
+    @classmethod
+    def of_all(cls, dn: float, source: str = "") -> Offset:
+        """One number for all bands."""
+        return cls(dict.fromkeys(OPTICAL_BANDS, dn), source)
+
+
+@dataclass(frozen=True)
+class Safe:
+    """The parts of a product."""
+
+    bands: list[str]  # paths for rasterio, in the order of ``OPTICAL_BANDS``
+    classification: str | None  # path of the scene classification
+    offset: Offset | None  # what the metadata say of the BOA offset
 
 
 def open_safe(path: PathLike) -> Safe | None:
-    """The product at a path; None where it is neither a folder nor a .zip.
-
-    Raises:
-        InputError: a folder or .zip without the four 10 m bands, of more than one granule, or of another product.
+    """The product at a path; None where it is neither a folder nor a .zip. Raises InputError: a folder or .zip without
+    the four 10 m bands, of more than one granule, or of another product.
     """
     if is_address(path):
         return None
     place = Path(path)
     if place.is_dir():
-        files = {str(file): str(file) for file in _folder_files(place)}
+        files = {file: file for file in _folder_files(place)}
         offset = metadata_offset(place)
     elif place.suffix.lower() == ".zip":
         files, offset = _zip_files(check_file(place, "the .zip"))
     else:
         return None
     refuse_radar_geometry(path)
-    found: dict[str, list[str]] = {}
-    classes = []
+    found: dict[str, list[str]] = {band: [] for band in OPTICAL_BANDS}
     for name, where in files.items():
         if match := _BAND_FILE.search(name):
-            found.setdefault(match[1].upper(), []).append(where)
-        elif _CLASS_FILE.search(name):
-            classes.append(where)
-    missing = [band for band in OPTICAL_BANDS if band not in found]
+            found[match[1].upper()].append(where)
+    missing = [band for band, paths in found.items() if not paths]
     if missing:
-        level = (
-            " It is a Level-1C product, of reflectance above the atmosphere." if "MSIL1C" in str(path).upper() else ""
-        )
-        other = " It holds pixels of 20 or 60 m." if re.search(r"R[26]0m", str(path)) else ""
+        other = ""
+        if "MSIL1C" in str(path).upper():
+            other = " It is a Level-1C product, of reflectance above the atmosphere."
+        if re.search(r"R[26]0m", str(path)):
+            other += " It holds pixels of 20 or 60 m."
         raise InputError(
-            f"{path} holds no 10 m image of {listed(missing)}.{level}{other} Expected a Sentinel-2 L2A product: its"
-            " .SAFE"
+            f"{path} holds no 10 m image of {listed(missing)}.{other} Expected a Sentinel-2 L2A product: its .SAFE"
             " folder, its .zip, or its folder R10m"
         )
     if any(len(each) > 1 for each in found.values()):
         raise InputError(f"{path} holds several granules; expected one: give the folder R10m of one of them")
-    return Safe({band: found[band][0] for band in OPTICAL_BANDS}, min(classes, default=None), offset)
+    classes = [where for name, where in files.items() if _CLASS_FILE.search(name)]
+    return Safe([paths[0] for paths in found.values()], min(classes, default=None), offset)
 
 
 def metadata_offset(path: PathLike) -> Offset | None:
@@ -104,60 +98,53 @@ def metadata_offset(path: PathLike) -> Offset | None:
     for folder in folders:
         file = folder / METADATA
         if file.is_file() and file.stat().st_size <= LARGEST_XML:
-            return read_offset(file.read_bytes(), str(file))
-    names = [match[1] for folder in folders if (match := _BASELINE.search(folder.name))]
-    if not names:
+            return _read_offset(file.read_bytes(), str(file))
+    baseline = next((match[1] for folder in folders if (match := _BASELINE.search(folder.name))), None)
+    if baseline is None:
         return None
-    dn = OFFSET_DN if int(names[0]) >= OFFSET_BASELINE else 0.0
-    return Offset(dict.fromkeys(OPTICAL_BANDS, dn), f"processing baseline N{names[0]} in its name")
+    dn = OFFSET_DN if int(baseline) >= OFFSET_BASELINE else 0.0
+    return Offset.of_all(dn, f"processing baseline N{baseline} in its name")
 
 
-def read_offset(text: bytes, source: str) -> Offset:
-    """The offsets in an ``MTD_MSIL2A.xml``; a product that names none has none.
-
-    Raises:
-        InputError: it is no plain XML, or an offset is no number.
-    """
-    root = parse_xml(text, source)
+def _read_offset(text: bytes, source: str) -> Offset:
+    """The offsets in an ``MTD_MSIL2A.xml``; a product that names none has none."""
     dn = dict.fromkeys(OPTICAL_BANDS, 0.0)
-    for element in root.iter():
-        if element.tag.rpartition("}")[2] == "BOA_ADD_OFFSET" and element.get("band_id") in _BAND_IDS:
+    for element in parse_xml(text, source).iter():
+        band = _BAND_IDS.get(element.get("band_id", ""))
+        if element.tag.rpartition("}")[2] == "BOA_ADD_OFFSET" and band:
             try:
-                dn[_BAND_IDS[str(element.get("band_id"))]] = -float(element.text or "")
+                dn[band] = -float(element.text or "")
             except ValueError as error:
                 raise InputError(f"{source} gives the BOA offset {element.text!r}; expected a number") from error
     return Offset(dn, source)
 
 
 def refuse_radar_geometry(path: PathLike) -> None:
-    """Refuse a Sentinel-1 product as ESA delivers it, in the geometry of the radar.
-
-    Raises:
-        InputError: it is one.
-    """
-    if any(_RAW_SAR.match(part) and part.upper().endswith((".SAFE", ".ZIP")) for part in Path(path).parts):
+    """Refuse a Sentinel-1 product as ESA delivers it, in the geometry of the radar. Raises InputError: it is one."""
+    if any(_RAW_SAR.match(part) for part in Path(path).parts):
         raise InputError(
             f"{path} is a Sentinel-1 product in radar geometry, with ground control points only; {GEOCODING}"
         )
 
 
-def _folder_files(folder: Path) -> list[Path]:
-    images = [folder, folder / "R10m", folder / "R20m"]
+def _folder_files(folder: Path) -> list[str]:
+    places = [folder, folder / "R10m", folder / "R20m"]
     for image_data in (folder / "IMG_DATA", *sorted(folder.glob("GRANULE/*/IMG_DATA"))):
-        images += [image_data / "R10m", image_data / "R20m"]
+        places += [image_data / "R10m", image_data / "R20m"]
     if folder.name == "R10m":
-        images.append(folder.parent / "R20m")
-    return [file for place in images if place.is_dir() for file in sorted(place.iterdir()) if file.is_file()]
+        places.append(folder.parent / "R20m")
+    return [str(file) for place in places if place.is_dir() for file in sorted(place.iterdir()) if file.is_file()]
 
 
 def _zip_files(path: Path) -> tuple[dict[str, str], Offset | None]:
+    """Names in the archive with their paths for GDAL, and the BOA offset."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = [name for name in archive.namelist() if ".." not in PurePosixPath(name).parts and name[:1] != "/"]
             metadata = min((name for name in names if PurePosixPath(name).name == METADATA), key=len, default=None)
             offset = metadata_offset(path)
             if metadata is not None and archive.getinfo(metadata).file_size <= LARGEST_XML:
-                offset = read_offset(archive.read(metadata), f"{path}/{metadata}")
+                offset = _read_offset(archive.read(metadata), f"{path}/{metadata}")
     except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
         raise InputError(f"{path} cannot be read as a .zip of a Sentinel-2 product: {error}") from error
     return {name: f"/vsizip/{{{path.resolve()}}}/{name}" for name in names}, offset

@@ -1,8 +1,7 @@
 """Find saved results and read them to be looked at: what ``axs ground``, ``run``, ``batch`` and ``demo`` wrote.
 
-In: folders and files. Out: ``Result``, one a tile or scene: SAR, the optical images, and as far as they are there the
-truth, uncertainty, gate and trust on one grid, large scenes reduced, and the tags that say what made them. Nothing is
-unpickled.
+Out: ``Result``, one a tile or scene: SAR, the optical images, and as far as they are there the truth, uncertainty, gate
+and trust on one grid, large scenes reduced, and the tags that say what made them. Nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -11,31 +10,26 @@ import json
 import os
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from axs_lib.bands import OPTICAL_BANDS, SAR_BANDS
-from axs_lib.errors import InputError
-from axs_lib.io.formats import open_npz, open_raster
-from axs_lib.io.raster import TIFF_SUFFIXES, FloatArray, Raster, check_same_grid, listed
-from axs_lib.io.tiles import TRUTH_KEYS, read_overview
-
-PathLike = str | os.PathLike[str]
+from axs_lib.errors import InputError, listed
+from axs_lib.io.files import PathLike
+from axs_lib.io.formats import FloatArray, open_npz, open_raster
+from axs_lib.io.grid import SceneGrid, grid_of
+from axs_lib.io.raster import TIFF_SUFFIXES, Raster
+from axs_lib.io.tiles import TRUTH_KEYS
 
 MAIN = "opt_v3"
 LAYERS = {
     "s1": SAR_BANDS,
-    "opt_v1": OPTICAL_BANDS,
-    "opt_v2": OPTICAL_BANDS,
-    MAIN: OPTICAL_BANDS,
-    "truth": OPTICAL_BANDS,
-    "uncertainty": OPTICAL_BANDS,
-    "gate": ("gate",),
-    "trust": ("trust",),
+    **dict.fromkeys(("opt_v1", "opt_v2", MAIN, "truth", "uncertainty"), OPTICAL_BANDS),
+    **{name: (name,) for name in ("gate", "trust")},
 }
+KEYS = {layer: TRUTH_KEYS if layer == "truth" else (layer,) for layer in LAYERS}  # names in files
 LONGEST = 1024  # px
 _GENERIC = {MAIN, "tile", "result"}  # names of files that say less than their folder's
 
@@ -44,29 +38,16 @@ _GENERIC = {MAIN, "tile", "result"}  # names of files that say less than their f
 class Result:
     """One tile or scene.
 
-    Attributes:
-        name: for people.
-        source: the file.
-        layers: float32 (bands,h,w) by the names of ``LAYERS``, NaN where there is no data, all of one size; always
-            ``opt_v3``. Optical images and their uncertainty are DN, SAR is dB, gate and trust 0 to 1.
-        size: height and width of the file in pixels; ``layers`` may be smaller.
-        tags: what made it.
-        crs: coordinate reference system as WKT, or None.
-        transform: of the layers' pixels, or None.
+    Layers are float32 (bands,h,w) by the names of ``LAYERS``, NaN where there is no data, all of one size, and always
+    ``opt_v3``. Optical images and their uncertainty are DN, SAR is dB, gate and trust 0 to 1.
     """
 
-    name: str
-    source: str
+    name: str  # for people
+    source: str  # the file
     layers: Mapping[str, FloatArray]
-    size: tuple[int, int]
-    tags: Mapping[str, str] = field(default_factory=dict)
-    crs: str | None = None
-    transform: tuple[float, ...] | None = None
-
-    @property
-    def raster(self) -> Raster:
-        """The grounded image with its georeference."""
-        return Raster(self.layers[MAIN], OPTICAL_BANDS, self.crs, self.transform, source=self.source)
+    size: tuple[int, int]  # of the file in pixels; ``layers`` may be smaller
+    grid: SceneGrid  # of the layers' pixels
+    tags: Mapping[str, str]  # what made it
 
     @property
     def reduction(self) -> float:
@@ -111,14 +92,9 @@ def read_results(
     ``uncertainty.tif``, ``gate.tif`` and so on beside ``opt_v3.tif`` or the only .npz of a folder,
     ``NAME_s1.tif`` and so on beside ``NAME_opt_v3.tif``.
 
-    Args:
-        path: an .npz with ``opt_v3``, or a GeoTIFF.
-        name: for people; by default from the path.
-        longest: longest side in pixels; larger GeoTIFFs are averaged to it, larger arrays thinned.
-        companions: paths of layers by their name, before those found beside the file.
-
-    Raises:
-        InputError: a file cannot be read, is not what it should be, or does not lie where ``opt_v3`` does.
+    ``companions`` are paths of layers by their name, which go before those. Large GeoTIFFs are averaged until no side
+    is over ``longest`` pixels, larger arrays thinned. Raises InputError: a file cannot be read, is not what it should
+    be, or does not lie where ``opt_v3`` does.
     """
     path = Path(path)
     name = name or _name(Path(path.name), path.resolve().parent.name)
@@ -128,7 +104,10 @@ def read_results(
         raise InputError(f"{listed(unknown)} is no layer of a result; expected some of {listed(LAYERS)}")
     beside = _companions(path) | beside
     if path.suffix.lower() in TIFF_SUFFIXES:
-        yield _read_tiff(path, name, beside, longest)
+        main = _read_reduced(path, OPTICAL_BANDS, longest)
+        layers = {MAIN: main.data} | _read_beside(beside, main, longest)
+        ordered = {layer: layers[layer] for layer in LAYERS if layer in layers}
+        yield Result(name, str(path), ordered, SceneGrid.like(path).size, main.grid, main.tags)
     else:
         yield from _read_npz(path, name, beside, longest)
 
@@ -139,10 +118,8 @@ def _results_below(folder: Path) -> Iterator[Path]:
         here = [Path(parent, file) for file in sorted(files) if not file.startswith(".")]
         archives = [file for file in here if file.suffix.lower() == ".npz" and _holds_result(file)]
         yield from archives
-        for file in here:
-            if file.suffix.lower() in TIFF_SUFFIXES and (
-                file.stem.endswith(f"_{MAIN}") or (file.stem == MAIN and not archives)
-            ):
+        for file in (file for file in here if file.suffix.lower() in TIFF_SUFFIXES):
+            if file.stem.endswith(f"_{MAIN}") or (file.stem == MAIN and not archives):
                 yield file
 
 
@@ -163,37 +140,27 @@ def _name(path: Path, folder: str) -> str:
 
 def _companions(path: Path) -> dict[str, Path]:
     """GeoTIFFs beside a result that hold layers of it, by the layers' names."""
+    prefix = ""
     if path.suffix.lower() in TIFF_SUFFIXES:
         if not path.stem.endswith(MAIN):
             return {}
         prefix = path.stem.removesuffix(MAIN)
-    else:
-        prefix = ""
-        if sum(file.suffix.lower() == ".npz" for file in path.parent.iterdir()) > 1:
-            return {}
+    elif sum(file.suffix.lower() == ".npz" for file in path.parent.iterdir()) > 1:
+        return {}
     found = {}
-    for layer in LAYERS:
-        names = (layer, *TRUTH_KEYS) if layer == "truth" else (layer,)
-        files = (path.parent / f"{prefix}{name}{suffix}" for name in names for suffix in TIFF_SUFFIXES)
-        file = next((file for file in files if layer != MAIN and file.is_file()), None)
-        if file is not None:
+    for layer, names in KEYS.items():
+        stems = dict.fromkeys((layer, *names))
+        files = (path.parent / f"{prefix}{stem}{suffix}" for stem in stems for suffix in TIFF_SUFFIXES)
+        file = next((file for file in files if file.is_file()), None)
+        if file is not None and layer != MAIN:
             found[layer] = file
     return found
-
-
-def _read_tiff(path: Path, name: str, beside: Mapping[str, Path], longest: int) -> Result:
-    main = read_overview(path, OPTICAL_BANDS, longest)
-    with open_raster(path) as dataset:
-        size = dataset.height, dataset.width
-    layers = {MAIN: main.data} | _read_beside(beside, main, longest)
-    return Result(name, str(path), _in_order(layers), size, main.tags, main.crs, main.transform)
 
 
 def _read_npz(path: Path, name: str, beside: Mapping[str, Path], longest: int) -> Iterator[Result]:
     with open_npz(path) as arrays:
         stacks: dict[str, FloatArray] = {}
-        keys = {layer: TRUTH_KEYS if layer == "truth" else (layer,) for layer in LAYERS}
-        for layer, names in keys.items():
+        for layer, names in KEYS.items():
             key = next((key for key in names if key in arrays), None)
             if key is not None or layer == MAIN:
                 stacks[layer] = arrays.numbers(key or MAIN, expected=f"{MAIN} (4,H,W) or (N,4,H,W)")
@@ -209,8 +176,7 @@ def _read_npz(path: Path, name: str, beside: Mapping[str, Path], longest: int) -
     count, (height, width) = (len(main) if main.ndim == 4 else 1), main.shape[-2:]
     for layer, data in stacks.items():
         wanted = (count, len(LAYERS[layer]), height, width)
-        spread = layer == "uncertainty" and data.size == count * height * width  # one map for all the bands
-        if spread:
+        if layer == "uncertainty" and data.size == count * height * width:  # one map for all the bands
             data = np.repeat(data.reshape(count, 1, height, width), len(OPTICAL_BANDS), axis=1)
         if data.size != np.prod(wanted) or data.shape[-2:] != wanted[-2:]:
             raise InputError(f"{path}: {layer} has shape {data.shape}; expected {wanted} as {MAIN} has")
@@ -222,54 +188,75 @@ def _read_npz(path: Path, name: str, beside: Mapping[str, Path], longest: int) -
     for index in range(count):
         thinned = {layer: data[index, :, ::step, ::step] for layer, data in stacks.items()}
         layers = {layer: np.where(np.isfinite(data), data, np.nan) for layer, data in thinned.items()}
+        rows, columns = layers[MAIN].shape[1:]
+        grid = SceneGrid(rows, columns, crs, transform)
         if count == 1 and step == 1:
-            grid = Raster(layers[MAIN], OPTICAL_BANDS, crs, transform, source=str(path))
-            layers |= _read_beside(beside, grid, longest, layers)
+            lacking = {layer: file for layer, file in beside.items() if layer not in layers}
+            layers |= _read_beside(lacking, Raster(layers[MAIN], OPTICAL_BANDS, grid, source=str(path)), longest)
         title = name if count == 1 else f"{name} #{index + 1}"
-        yield Result(title, str(path), _in_order(layers), (height, width), tags, crs, transform)
+        ordered = {layer: layers[layer] for layer in LAYERS if layer in layers}
+        yield Result(title, str(path), ordered, (height, width), grid, tags)
 
 
-def _read_beside(
-    files: Mapping[str, Path], grid: Raster, longest: int, known: Mapping[str, Any] | None = None
-) -> dict[str, FloatArray]:
-    wanted = {layer: file for layer, file in files.items() if layer not in (known or {})}
-    return {layer: _onto(read_overview(file, LAYERS[layer], longest), grid).data for layer, file in wanted.items()}
-
-
-def _onto(raster: Raster, grid: Raster) -> Raster:
-    """The raster on the grid of another; resampled where both say where they lie and that differs."""
-    if None in (raster.crs, raster.transform, grid.crs, grid.transform):
-        check_same_grid(raster, grid)
-        return raster
-    try:
-        check_same_grid(raster, grid)
-        return raster
-    except InputError:
-        pass
+def _read_reduced(path: Path, wanted: tuple[str, ...], longest: int) -> Raster:
+    """A GeoTIFF of this library, averaged until no side is longer than ``longest``; overviews are used."""
     from rasterio.enums import Resampling
-    from rasterio.transform import Affine
+    from rasterio.errors import RasterioError
+
+    with open_raster(path) as dataset:
+        shrink = max(1.0, max(dataset.height, dataset.width) / longest)
+        height, width = max(1, round(dataset.height / shrink)), max(1, round(dataset.width / shrink))
+        if dataset.count < len(wanted):
+            raise InputError(f"{path} has {dataset.count} band(s); expected {listed(wanted)}")
+        names = list(dataset.descriptions)
+        named = [names.index(band) + 1 for band in wanted if band in names]
+        indexes = named if len(named) == len(wanted) else list(dataset.indexes[: len(wanted)])
+        shape = (len(indexes), height, width)
+        try:
+            raw = dataset.read(indexes, masked=True, out_shape=shape, resampling=Resampling.average)
+        except (RasterioError, OSError) as error:
+            raise InputError(f"{path} cannot be read; expected a complete GeoTIFF: {error}") from error
+        data = raw.astype(np.float32).filled(np.nan)
+        data[~np.isfinite(data)] = np.nan
+        grid = grid_of(dataset)
+        transform = grid.transform
+        if transform is not None:
+            transform = tuple(grid.affine * grid.affine.scale(dataset.width / width, dataset.height / height))[:6]
+        tags = {key: str(value) for key, value in dataset.tags().items() if key != "AREA_OR_POINT"}
+    return Raster(data, wanted, SceneGrid(height, width, grid.crs, transform), tags, str(path))
+
+
+def _read_beside(files: Mapping[str, Path], main: Raster, longest: int) -> dict[str, FloatArray]:
+    return {layer: _onto(_read_reduced(file, LAYERS[layer], longest), main) for layer, file in files.items()}
+
+
+def _onto(raster: Raster, main: Raster) -> FloatArray:
+    """The pixels on the grid of another raster; resampled where both say where they lie and that differs."""
+    from rasterio.enums import Resampling
     from rasterio.warp import reproject
 
-    data = np.full((len(raster.bands), *grid.size), np.nan, dtype=np.float32)
-    source, target = Affine(*(raster.transform or ())), Affine(*(grid.transform or ()))
+    if raster.grid.same_as(main.grid):
+        return raster.data
+    if not (raster.grid.located and main.grid.located):
+        raise InputError(
+            f"the grids of {raster.source} and {main.source} differ: {raster.grid} against {main.grid}; expected the"
+            " same size, CRS and transform"
+        )
+    data: FloatArray = np.full((len(raster.bands), *main.grid.size), np.nan, dtype=np.float32)
     reproject(
         raster.data,
         data,
-        src_transform=source,
-        src_crs=raster.crs,
+        src_transform=raster.grid.affine,
+        src_crs=raster.grid.crs,
         src_nodata=np.nan,
-        dst_transform=target,
-        dst_crs=grid.crs,
+        dst_transform=main.grid.affine,
+        dst_crs=main.grid.crs,
         dst_nodata=np.nan,
         resampling=Resampling.bilinear,
     )
     if not np.isfinite(data).any():
-        raise InputError(f"{raster.source} and {grid.source} do not overlap; expected layers of one place")
-    return replace(raster, data=data, crs=grid.crs, transform=grid.transform)
-
-
-def _in_order(layers: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
-    return {layer: layers[layer] for layer in LAYERS if layer in layers}
+        raise InputError(f"{raster.source} and {main.source} do not overlap; expected layers of one place")
+    return data
 
 
 def _tags(text: str | None) -> dict[str, str]:

@@ -1,8 +1,4 @@
-"""A STAC Item beside a scene, so that catalogues and odc-stac find what was made, where, when and how.
-
-In: the grid, the files with their layers, the day the image stands for and the tags. Out: a STAC 1.1 Item as a JSON
-file, with the projection, processing, eo and raster extensions.
-"""
+"""A STAC Item beside a scene, so that catalogues and odc-stac find what was made, where, when and how."""
 
 from __future__ import annotations
 
@@ -16,6 +12,7 @@ from typing import Any
 
 from axs_lib.errors import InputError
 from axs_lib.io.atomic import atomic_write
+from axs_lib.io.files import PathLike
 from axs_lib.io.grid import SceneGrid
 from axs_lib.io.results import Layer
 
@@ -29,11 +26,7 @@ _EXTENSIONS = [
 
 
 def parse_date(text: str) -> datetime:
-    """A day or a moment in ISO form, in UTC where it does not say.
-
-    Raises:
-        InputError: it is neither.
-    """
+    """A day or a moment in ISO form, in UTC where it does not say. Raises InputError: it is neither."""
     try:
         moment = datetime.fromisoformat(text)
     except ValueError as error:
@@ -42,7 +35,7 @@ def parse_date(text: str) -> datetime:
 
 
 def write_item(
-    path: str | os.PathLike[str],
+    path: PathLike,
     grid: SceneGrid,
     assets: Mapping[Path, Layer],
     date: str,
@@ -50,42 +43,22 @@ def write_item(
     *,
     overwrite: bool = False,
 ) -> None:
-    """Write the Item of a scene.
+    """Write a STAC 1.1 Item as JSON, with the projection, processing, eo and raster extensions.
 
-    Args:
-        path: the JSON file; links to the assets are relative to it.
-        grid: of the scene.
-        assets: COGs and what they hold.
-        date: the day or moment the image stands for, in ISO form.
-        tags: provenance.
-        overwrite: whether an existing file may be replaced.
-
-    Raises:
-        InputError: the scene has no georeference, or the date is none.
-        OutputError: the file exists, or the disk refuses.
+    Links to the assets, COGs and what they hold, are relative to the file. Raises InputError: the scene has no
+    georeference, or the date is none; or OutputError: the file exists, or the disk refuses.
     """
-    item = make_item(Path(path), grid, assets, date, tags)
-    with atomic_write(path, overwrite=overwrite) as temporary:
-        temporary.write_text(json.dumps(item, indent=2) + "\n", encoding="utf-8")
-
-
-def make_item(
-    path: Path, grid: SceneGrid, assets: Mapping[Path, Layer], date: str, tags: Mapping[str, str]
-) -> dict[str, Any]:
-    """The Item as a dictionary; see ``write_item``."""
     from rasterio.crs import CRS
     from rasterio.warp import transform_bounds, transform_geom
 
     check_located(grid)
-    assert grid.transform is not None
+    path = Path(path)
     west, south, east, north = grid.bounds()
     ring = [(west, south), (east, south), (east, north), (west, north), (west, south)]
     crs = CRS.from_wkt(grid.crs)
     authority = crs.to_authority()
-    projection: dict[str, Any] = (
-        {"proj:code": ":".join(authority)} if authority else {"proj:code": None, "proj:wkt2": grid.crs}
-    )
-    return {
+    code = {"proj:code": ":".join(authority)} if authority else {"proj:code": None, "proj:wkt2": grid.crs}
+    item = {
         "type": "Feature",
         "stac_version": "1.1.0",
         "stac_extensions": _EXTENSIONS,
@@ -94,32 +67,28 @@ def make_item(
         "bbox": list(transform_bounds(crs, "EPSG:4326", west, south, east, north)),
         "properties": {
             "datetime": parse_date(date).isoformat().replace("+00:00", "Z"),
-            **projection,
+            **code,
             "proj:shape": list(grid.size),
-            "proj:transform": [*grid.transform, 0.0, 0.0, 1.0],
+            "proj:transform": [*(grid.transform or ()), 0.0, 0.0, 1.0],
             "processing:software": {"axion-sat": tags.get("AXS_VERSION", "unknown")},
-            **{_property(key): value for key, value in tags.items() if key.startswith("AXS_")},
+            # AXS_WEIGHTS_SHA256 becomes axs:weights_sha256
+            **{f"axs:{k.removeprefix('AXS_').lower()}": v for k, v in tags.items() if k.startswith("AXS_")},
         },
         "links": [],
         "assets": {layer.name: _asset(path, file, layer) for file, layer in assets.items()},
     }
+    with atomic_write(path, overwrite=overwrite) as temporary:
+        temporary.write_text(json.dumps(item, indent=2) + "\n", encoding="utf-8")
 
 
 def check_located(grid: SceneGrid) -> None:
-    """Check that a scene has a place, as every STAC Item has.
-
-    Raises:
-        InputError: it has none.
-    """
-    if grid.crs is None or grid.transform is None:
+    """Check that a scene has a place, as every STAC Item has. Raises InputError: it has none."""
+    if not grid.located:
         raise InputError("the scene has no georeference, which a STAC Item needs; give one with a CRS")
 
 
 def _asset(item: Path, file: Path, layer: Layer) -> dict[str, Any]:
-    bands: list[dict[str, Any]] = []
-    for band in layer.bands:
-        common = {"eo:common_name": _COMMON_NAMES[band]} if band in _COMMON_NAMES else {}
-        bands.append({"name": band, **common})
+    common = {band: {"eo:common_name": name} for band, name in _COMMON_NAMES.items()}
     # JSON has no NaN; STAC spells it out
     about: dict[str, Any] = {"data_type": layer.dtype, "nodata": "nan" if math.isnan(layer.nodata) else layer.nodata}
     if layer.unit != "1":
@@ -131,10 +100,5 @@ def _asset(item: Path, file: Path, layer: Layer) -> dict[str, Any]:
         "type": "image/tiff; application=geotiff; profile=cloud-optimized",
         "roles": ["data"] if layer.scale is not None else ["metadata"],
         **about,
-        "bands": bands,
+        "bands": [{"name": band, **common.get(band, {})} for band in layer.bands],
     }
-
-
-def _property(tag: str) -> str:
-    """``AXS_WEIGHTS_SHA256`` -> ``axs:weights_sha256``."""
-    return "axs:" + tag.removeprefix("AXS_").lower()

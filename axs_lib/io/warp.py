@@ -1,29 +1,25 @@
 """Bring SAR in dB onto the optical grid: linear power is resampled, and dB taken again.
 
-In: a SAR source of any CRS, resolution and extent, and a grid. Out: a source on that grid. Where both are one lattice
-of pixels the values come as they are, cropped or surrounded by nodata. Otherwise the part that is needed is written
-once, window by window, as linear power to a temporary file, from which GDAL warps any window with bilinear
-interpolation. Three settings make a pixel independent of the window it is read in: the kernel's scale is given
-(``XSCALE``, ``YSCALE``; GDAL would choose it window by window), coordinates are exact for every pixel
-(``tolerance``), and nodata is NaN, which takes no part in any interpolation.
+Where both are one lattice of pixels the values come as they are, cropped or surrounded by nodata. Otherwise the part
+that is needed is written once, window by window, as linear power to a temporary file, from which GDAL warps any window.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from axs_lib.errors import InputError
+from axs_lib.io.formats import FloatArray
 from axs_lib.io.grid import SceneGrid
-from axs_lib.io.raster import FloatArray
 from axs_lib.tilegrid import Tile
 
-TOLERANCE_PX = 1e-9  # of the coordinates: exact; at 1e-6 a cut scene differs by 5e-6 dB, and GDAL crashes on 0
 NEAR_SEAM = 179  # degrees
 MARGIN_PX = 16  # source pixels kept around what the target covers
 COARSER = 0.75  # target pixels a source pixel, below which the kernel widens to average the source
@@ -31,18 +27,10 @@ CHUNK_ROWS = 512
 
 
 class Readable(Protocol):
-    """Bands on a grid that can be read by windows, by one thread at a time.
-
-    Attributes:
-        grid: of the pixels.
-        bands: names, in the order of what ``read`` returns.
-        tags: the file's own metadata tags.
-        label: the file or array, for messages.
-    """
+    """Bands on a grid that can be read by windows, by one thread at a time; the label is for messages."""
 
     grid: SceneGrid
     bands: tuple[str, ...]
-    tags: Mapping[str, str]
     label: str
 
     def read(self, window: Tile) -> FloatArray:
@@ -50,132 +38,108 @@ class Readable(Protocol):
         ...
 
 
+@dataclass
+class DerivedSource:
+    """What is read in another way than by the source that it is made of."""
+
+    grid: SceneGrid
+    bands: tuple[str, ...]
+    label: str
+    read: Callable[[Tile], FloatArray]
+
+
 def to_grid(
     source: Readable, grid: SceneGrid, stack: ExitStack, work: Callable[[], Path], *, same_grid: bool = False
 ) -> Readable:
     """A SAR source in dB on another grid.
 
-    Args:
-        source: in dB.
-        grid: where it is wanted.
-        stack: closes what is opened.
-        work: gives a folder for a temporary file of 8 bytes a source pixel.
-        same_grid: lay images of one size on each other where one of them does not say where it lies.
-
-    Raises:
-        InputError: one of the two does not say where it lies, or they do not meet.
+    ``work`` gives a folder for a temporary file of 8 bytes a source pixel. ``same_grid`` lays images of one size on
+    each other where one of them does not say where it lies. Raises InputError: that is so, or they do not meet.
     """
     if not (source.grid.located and grid.located):
         if source.grid.size != grid.size:
             raise InputError(
-                f"{source.label} is {source.grid} and the optical grid is {grid}; expected one size, or a"
-                " georeference on"
-                " both so that the SAR can be warped: geocode it first"
+                f"{source.label} is {source.grid} and the optical grid is {grid}; expected one size, or a georeference"
+                " on both so that the SAR can be warped: geocode it first"
             )
         if source.grid.located != grid.located and not same_grid:
             raise InputError(
-                f"{source.label} is {source.grid} and the optical grid is {grid}: only one of them says where it"
-                " lies, so"
-                " that they may be kilometres apart. Geocode the other one; or, if both are known to have one grid,"
-                " give"
-                " --same-grid (same_grid=True)"
+                f"{source.label} is {source.grid} and the optical grid is {grid}: only one of them says where it lies,"
+                " so that they may be kilometres apart. Geocode the other one; or, if both are known to have one grid,"
+                " give --same-grid (same_grid=True)"
             )
         return source
     offset = grid.offset_in(source.grid)
     if offset == (0, 0) and source.grid.size == grid.size:
         return source
-    needed = _overlap(source.grid, grid) if offset is None else _shifted_overlap(source.grid, grid, offset)
+    if offset is None:
+        needed = _overlap(source.grid, grid)
+    else:
+        row, column = offset
+        needed = _cut(source.grid, row, column, row + grid.height, column + grid.width)
     if needed is None:
         raise InputError(
             f"{source.label} ({source.grid}) does not meet the optical grid ({grid}); expected SAR of the same place"
         )
-    if offset is not None:
-        return ShiftedSource(source, grid, offset)
-    return WarpedSource(source, needed, grid, stack, work)
+    read = _warped(source, needed, grid, stack, work) if offset is None else _shifted(source, offset)
+    return DerivedSource(grid, source.bands, source.label, read)
 
 
-class ShiftedSource:
-    """A source on another part of its own pixel lattice; outside it there is no data.
+def _shifted(source: Readable, offset: tuple[int, int]) -> Callable[[Tile], FloatArray]:
+    """Reads another part of a source's own pixel lattice, from this (row, column) on; outside it there is no data."""
+    row, column = offset
 
-    Args:
-        source: the pixels.
-        grid: where they are wanted.
-        offset: (row, column) in the source of the grid's upper left pixel.
-    """
-
-    def __init__(self, source: Readable, grid: SceneGrid, offset: tuple[int, int]) -> None:
-        self.grid, self.bands, self.tags, self.label = grid, source.bands, source.tags, source.label
-        self._source, self._offset = source, offset
-
-    def read(self, window: Tile) -> FloatArray:
-        """(C, h, w) of a window, NaN where there is no data."""
-        row, column = self._offset
-        height, width = self._source.grid.size
-        inside = Tile(
-            _clip(window.top + row, height),
-            _clip(window.left + column, width),
-            _clip(window.bottom + row, height),
-            _clip(window.right + column, width),
-        )
-        data = np.full((len(self.bands), *window.shape), np.nan, dtype=np.float32)
-        if min(inside.shape) > 0:
+    def read(window: Tile) -> FloatArray:
+        inside = _cut(source.grid, window.top + row, window.left + column, window.bottom + row, window.right + column)
+        data = np.full((len(source.bands), *window.shape), np.nan, dtype=np.float32)
+        if inside is not None:
             top, left = inside.top - row - window.top, inside.left - column - window.left
             height, width = inside.shape
-            data[:, top : top + height, left : left + width] = self._source.read(inside)
+            data[:, top : top + height, left : left + width] = source.read(inside)
         return data
 
+    return read
 
-class WarpedSource:
-    """SAR in dB, resampled in linear power.
 
-    Args:
-        source: in dB.
-        needed: the part of the source that the grid covers, with a margin.
-        grid: the target.
-        stack: closes the files.
-        work: folder for the temporary file.
+def _warped(
+    source: Readable, needed: Tile, grid: SceneGrid, stack: ExitStack, work: Callable[[], Path]
+) -> Callable[[Tile], FloatArray]:
+    """Reads SAR in dB, resampled in linear power, from a temporary file of the part that is needed."""
+    import rasterio
+
+    power = stack.enter_context(rasterio.open(_write_power(source, needed, work() / "sar_power.tif")))
+    across, down = _kernel_scale(source.grid, grid)
+    view = warped_view(power, grid, "bilinear", src_nodata=np.nan, XSCALE=across, YSCALE=down)
+    opened: Any = stack.enter_context(view)
+    return lambda window: to_db(opened.read(window=((window.top, window.bottom), (window.left, window.right))))
+
+
+def warped_view(dataset: Any, grid: SceneGrid, resampling: str, **more: Any) -> Any:
+    """An open rasterio dataset on another grid, NaN where it has no data.
+
+    What makes a pixel independent of the window it is read in: coordinates are exact for every pixel (``tolerance``;
+    at 1e-6 a cut scene differs by 5e-6 dB, and GDAL crashes on 0); nodata takes no part in any interpolation; and the
+    scale of a kernel is given (``XSCALE``, ``YSCALE``), which GDAL would choose window by window.
     """
+    from rasterio.crs import CRS
+    from rasterio.enums import Resampling
+    from rasterio.vrt import WarpedVRT
 
-    def __init__(
-        self, source: Readable, needed: Tile, grid: SceneGrid, stack: ExitStack, work: Callable[[], Path]
-    ) -> None:
-        import rasterio
-        from rasterio.crs import CRS
-        from rasterio.enums import Resampling
-        from rasterio.transform import Affine
-        from rasterio.vrt import WarpedVRT
-
-        assert grid.crs is not None and grid.transform is not None
-        self.grid, self.bands, self.label = grid, source.bands, source.label
-        self.tags: Mapping[str, str] = source.tags
-        power = stack.enter_context(rasterio.open(_write_power(source, needed, work() / "sar_power.tif")))
-        across, down = _kernel_scale(source.grid, grid)
-        self._warped: Any = stack.enter_context(
-            WarpedVRT(
-                power,
-                src_crs=_wrapped(power),
-                crs=CRS.from_wkt(grid.crs),
-                transform=Affine(*grid.transform),
-                width=grid.width,
-                height=grid.height,
-                resampling=Resampling.bilinear,
-                src_nodata=np.nan,
-                nodata=np.nan,
-                tolerance=TOLERANCE_PX,
-                XSCALE=across,
-                YSCALE=down,
-            )
-        )
-
-    def read(self, window: Tile) -> FloatArray:
-        """(C, h, w) in dB of a window, NaN where there is no data."""
-        power = self._warped.read(window=((window.top, window.bottom), (window.left, window.right)))
-        return to_db(power)
-
-
-def to_power(db: FloatArray) -> FloatArray:
-    """Linear power of backscatter in dB."""
-    return np.power(np.float32(10), db / np.float32(10))
+    crs, (left, _, right, _) = dataset.crs, dataset.bounds
+    if crs.is_geographic and max(abs(left), abs(right)) >= NEAR_SEAM:  # longitudes go on beyond 180 degrees
+        crs = CRS.from_string(f"{crs.to_proj4()} +lon_wrap={(left + right) / 2}")
+    return WarpedVRT(
+        dataset,
+        src_crs=crs,
+        crs=CRS.from_wkt(grid.crs),
+        transform=grid.affine,
+        width=grid.width,
+        height=grid.height,
+        resampling=Resampling[resampling],
+        nodata=np.nan,
+        tolerance=1e-9,
+        **more,
+    )
 
 
 def to_db(power: FloatArray) -> FloatArray:
@@ -184,76 +148,32 @@ def to_db(power: FloatArray) -> FloatArray:
 
 
 def _write_power(source: Readable, needed: Tile, path: Path) -> Path:
-    import rasterio
-    from rasterio.crs import CRS
-    from rasterio.transform import Affine
-
-    assert source.grid.crs is not None and source.grid.transform is not None
-    height, width = needed.shape
-    profile: dict[str, Any] = {
-        "driver": "GTiff",
-        "count": len(source.bands),
-        "height": height,
-        "width": width,
-        "dtype": "float32",
-        "nodata": np.nan,
-        "tiled": True,
-        "blockxsize": 256,
-        "blockysize": 256,
-        "crs": CRS.from_wkt(source.grid.crs),
-        "transform": Affine(*source.grid.transform) * Affine.translation(needed.left, needed.top),
-        "BIGTIFF": "IF_SAFER",
-    }
-    with rasterio.open(path, "w", **profile) as file:
-        for top in range(needed.top, needed.bottom, CHUNK_ROWS):
-            bottom = min(top + CHUNK_ROWS, needed.bottom)
-            power = to_power(source.read(Tile(top, needed.left, bottom, needed.right)))
-            file.write(power, window=((top - needed.top, bottom - needed.top), (0, width)))
+    grid = source.grid.part(needed)
+    with grid.new_tiff(path, len(source.bands), "float32", np.nan, 256) as file:
+        for top in range(0, grid.height, CHUNK_ROWS):
+            rows = min(CHUNK_ROWS, grid.height - top)
+            first = needed.top + top
+            db = source.read(Tile(first, needed.left, first + rows, needed.right))
+            power = np.power(np.float32(10), db / np.float32(10))
+            file.write(power, window=((top, top + rows), (0, grid.width)))
     return path
-
-
-def _wrapped(dataset: Any) -> Any:
-    """The CRS of a dataset, whose longitudes go on beyond 180 degrees where it lies there."""
-    from rasterio.crs import CRS
-
-    left, _, right, _ = dataset.bounds
-    if not dataset.crs.is_geographic or max(abs(left), abs(right)) < NEAR_SEAM:
-        return dataset.crs
-    return CRS.from_string(f"{dataset.crs.to_proj4()} +lon_wrap={(left + right) / 2}")
 
 
 def _overlap(source: SceneGrid, grid: SceneGrid) -> Tile | None:
     """The source window that a grid in another CRS or lattice covers, or None."""
-    from rasterio.crs import CRS
-    from rasterio.errors import RasterioError
-    from rasterio.transform import Affine
-    from rasterio.warp import transform
-
-    assert source.transform is not None and grid.transform is not None
     fine, coarse = np.linspace(0, 1, 101), np.linspace(0, 1, 9)
     points = {(x, y) for x in fine for y in (0, 1)} | {(x, y) for x in (0, 1) for y in fine}
     points |= {(x, y) for x in coarse for y in coarse}
-    places = [Affine(*grid.transform) * (x * grid.width, y * grid.height) for x, y in points]
-    try:
-        xs, ys = map(np.array, transform(grid.crs, source.crs, [x for x, _ in places], [y for _, y in places])[:2])
-    except RasterioError:  # the grid lies outside of the source's projection
+    found = grid.points_in(source, [(x * grid.width, y * grid.height) for x, y in points])
+    if found is None:  # the grid lies outside of the source's projection
         return None
-    if CRS.from_wkt(source.crs).is_geographic:  # longitudes of one turn around the middle of the source, as GDAL has it
-        middle, _ = Affine(*source.transform) * (source.width / 2, source.height / 2)
-        xs = xs + 360 * np.round((middle - xs) / 360)
-    there = np.isfinite(xs) & np.isfinite(ys)
-    if not there.any():
+    columns, rows = (each[np.isfinite(found[0]) & np.isfinite(found[1])] for each in found)
+    if not rows.size:
         return None
-    columns, rows = ~Affine(*source.transform) * (xs[there], ys[there])
-    return _clipped(source, rows.min(), columns.min(), rows.max(), columns.max(), MARGIN_PX)
+    return _cut(source, rows.min(), columns.min(), rows.max(), columns.max(), MARGIN_PX)
 
 
-def _shifted_overlap(source: SceneGrid, grid: SceneGrid, offset: tuple[int, int]) -> Tile | None:
-    row, column = offset
-    return _clipped(source, row, column, row + grid.height, column + grid.width, 0)
-
-
-def _clipped(source: SceneGrid, top: float, left: float, bottom: float, right: float, margin: int) -> Tile | None:
+def _cut(source: SceneGrid, top: float, left: float, bottom: float, right: float, margin: int = 0) -> Tile | None:
     """A window in whole pixels with a margin, cut to the source; None where it lies outside."""
     if top >= source.height or left >= source.width or bottom <= 0 or right <= 0:
         return None
@@ -267,18 +187,7 @@ def _clipped(source: SceneGrid, top: float, left: float, bottom: float, right: f
 
 def _kernel_scale(source: SceneGrid, grid: SceneGrid) -> tuple[float, float]:
     """Target pixels a source pixel, across and down: 1 unless the target is markedly coarser."""
-    from rasterio.transform import Affine
-    from rasterio.warp import transform
-
-    assert source.transform is not None and grid.transform is not None
-    middle = grid.width / 2, grid.height / 2
-    pixels = [middle, (middle[0] + 1, middle[1]), (middle[0], middle[1] + 1)]
-    mapped = [Affine(*grid.transform) * pixel for pixel in pixels]
-    xs, ys = transform(grid.crs, source.crs, [x for x, _ in mapped], [y for _, y in mapped])[:2]
-    here, right, below = (~Affine(*source.transform) * point for point in zip(xs, ys, strict=True))
+    x, y = grid.width / 2, grid.height / 2
+    here, right, below = zip(*grid.points_in(source, [(x, y), (x + 1, y), (x, y + 1)]), strict=True)
     across, down = (1 / max(math.dist(here, there), 1e-9) for there in (right, below))
     return across if across < COARSER else 1.0, down if down < COARSER else 1.0
-
-
-def _clip(position: int, length: int) -> int:
-    return min(max(position, 0), length)

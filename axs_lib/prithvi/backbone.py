@@ -1,23 +1,18 @@
 """Prithvi-EO-2.0 as Stage 2 uses it: four bands and metadata in, token features from several depths out.
 
-The network is terratorch's ``PrithviViT`` and its weights are the published ones; what is added is a vector for
-"unknown" in place of each coordinate that was not given and an embedding of the biome, all starting at zero, which is
-what Prithvi's own pretraining put where it dropped the metadata.
+The network is terratorch's ``PrithviViT`` with the published weights; added are a vector for "unknown" in place of each
+coordinate that was not given and an embedding of the biome, zero at first, as Prithvi's pretraining put where it
+dropped the metadata. What terratorch 1.2.11 does, and what is done here (``tests/prithvi`` guards it):
 
-What terratorch 1.2.11 does, and what is done here (``tests/prithvi`` guards it):
-
-- B08 (``NIR_BROAD``) is not among the pretrained bands, and its patch kernel would be drawn at random: it takes kernel,
-  mean and std of B8A (``NIR_NARROW``), chosen by name.
+- B08 (``NIR_BROAD``) is not among the pretrained bands: it takes kernel and statistics of B8A (``NIR_NARROW``).
 - ``ckpt_path=`` loads with ``strict=False``: the file's encoder is loaded strictly, its decoder left out.
-- The registry's model has ``forward`` closed over the original, so that a copy runs the original's weights and does not
-  pickle: ``PrithviViT`` is built directly.
+- The registry's ``forward`` is closed over the original: ``PrithviViT`` is built directly; copies run their own.
 - ``forward`` is the masked autoencoder's and drops three quarters of the tokens: ``forward_features`` is called.
 - The grid's height is taken as the square root of the token count: tokens are folded by height and width here.
 - Sides that are not whole patches lose their border: padded by reflection, cropped back.
 - Only the last depth is normalised: the head normalises each depth.
-- Time is (year, day of year), place (latitude, longitude). terratorch's data sets count days from 0 or from 1: from 1
-  here, as the model card does. Coordinates stay float32; in bfloat16 the year 2021 is 2024.
-- Coordinates are known for all samples or none: each of the four may be unknown here, sample by sample.
+- Time is (year, day of year), day counted from 1 as in the model card; place (latitude, longitude). Coordinates stay
+  float32; in bfloat16 the year 2021 is 2024. Each may be unknown, sample by sample.
 """
 
 from __future__ import annotations
@@ -43,23 +38,37 @@ TAPS = 4  # depths from which features are taken
 
 
 @dataclass(frozen=True)
-class VitSize:
-    """What Prithvi's sizes differ in: side of the image and of a patch in pixels, channels, blocks, heads."""
+class BackboneLayout:
+    """What Prithvi's sizes differ in."""
 
-    image: int
-    patch: int
-    dim: int
-    depth: int
-    heads: int
+    variant: str
+    image: int  # side in pixels of the images it was trained on
+    patch: int  # side of a token in pixels
+    dim: int  # channels of a token
+    depth: int  # blocks
+    heads: int  # of the attention
+
+    @property
+    def taps(self) -> list[int]:
+        """Blocks whose output is used, counted from 0."""
+        return [self.depth * (tap + 1) // TAPS - 1 for tap in range(TAPS)]
+
+    def side(self, height: int, width: int) -> int:
+        """Side in pixels of the square the network sees: whole patches, and whole quarters for the head."""
+        multiple = math.lcm(self.patch, 4)
+        return -(-max(height, width, 8 * self.patch) // multiple) * multiple
 
 
 # nano has patches of 8 px, so that a 128 px tile has 16 x 16 tokens as Prithvi has of its 224 px. The others as
 # published; a test compares them with terratorch's.
-VIT_SIZES: dict[str, VitSize] = {
-    NANO: VitSize(128, 8, 144, 4, 3),
-    "prithvi_eo_v2_tiny_tl": VitSize(224, 16, 192, 12, 3),
-    "prithvi_eo_v2_300_tl": VitSize(224, 16, 1024, 24, 16),
-    "prithvi_eo_v2_600_tl": VitSize(224, 14, 1280, 32, 16),
+LAYOUTS = {
+    layout.variant: layout
+    for layout in (
+        BackboneLayout(NANO, 128, 8, 144, 4, 3),
+        BackboneLayout("prithvi_eo_v2_tiny_tl", 224, 16, 192, 12, 3),
+        BackboneLayout("prithvi_eo_v2_300_tl", 224, 16, 1024, 24, 16),
+        BackboneLayout("prithvi_eo_v2_600_tl", 224, 14, 1280, 32, 16),
+    )
 }
 
 # The bands that Prithvi-EO-2.0 was trained on, in its order, with their means and standard deviations in DN.
@@ -67,49 +76,21 @@ PRITHVI_BANDS = ("BLUE", "GREEN", "RED", "NIR_NARROW", "SWIR_1", "SWIR_2")
 PRITHVI_MEAN = (1087.0, 1342.0, 1433.0, 2734.0, 1958.0, 1363.0)
 PRITHVI_STD = (2248.0, 2179.0, 2178.0, 1850.0, 1242.0, 1049.0)
 
-# HLS, on which Prithvi was trained, has the narrow near infrared (B8A); B08 is the wide one around the same wavelength
-# and takes over its kernel and statistics.
+# Prithvi was trained on HLS, whose near infrared is the narrow B8A; B08 is the wide one around the same wavelength.
 PRITHVI_STAND_IN = {"NIR_BROAD": "NIR_NARROW"}
-
-
-@dataclass(frozen=True)
-class BackboneLayout:
-    """What a backbone takes and gives.
-
-    Attributes:
-        variant: name of the architecture.
-        dim: channels of a token.
-        patch: side of a token in pixels.
-        depths: blocks whose output is used, counted from 0.
-        min_side: smallest side of a tile in pixels.
-    """
-
-    variant: str
-    dim: int
-    patch: int
-    depths: tuple[int, ...]
-    min_side: int
-
-    def side(self, height: int, width: int) -> int:
-        """Side in pixels of the square the network sees: whole patches, and whole quarters for the head."""
-        multiple = math.lcm(self.patch, 4)
-        return -(-max(height, width, self.min_side) // multiple) * multiple
 
 
 class CoordinateEncoder(nn.Module):
     """Prithvi's encoding of two coordinates, with a learned vector where one is unknown (NaN).
 
-    The first half of the embedding belongs to the first coordinate, the second half to the second.
-
-    Args:
-        encoder: terratorch's ``TemporalEncoder`` or ``LocationEncoder``.
-        dim: channels of a token.
+    The first half of the embedding belongs to the first coordinate, the second half to the second. ``encoder`` is
+    terratorch's ``TemporalEncoder`` or ``LocationEncoder``, ``dim`` the channels of a token.
     """
 
     def __init__(self, encoder: nn.Module, dim: int) -> None:
         super().__init__()
         self.encoder = encoder
-        self.halves = (dim // 2, dim - dim // 2)
+        self.half_dim = dim // 2
         self.unknown = nn.Parameter(torch.zeros(1, 1, dim))
 
     def forward(self, coordinates: Tensor, tokens_per_frame: int | None = None) -> Tensor:
@@ -117,8 +98,7 @@ class CoordinateEncoder(nn.Module):
         with torch.autocast(coordinates.device.type, enabled=False):
             known = coordinates.float().isfinite().reshape(len(coordinates), 1, 2)
             embedding = self.encoder(coordinates.float().nan_to_num())
-        first, second = (known[..., i : i + 1].expand(-1, -1, n) for i, n in enumerate(self.halves))
-        return torch.where(torch.cat([first, second], dim=-1), embedding, self.unknown)
+        return torch.where(known.repeat_interleave(self.half_dim, dim=-1), embedding, self.unknown)
 
 
 class PlaceEncoder(CoordinateEncoder):
@@ -134,13 +114,7 @@ class PlaceEncoder(CoordinateEncoder):
 
 
 class PrithviBackbone(nn.Module):
-    """Token features of an image.
-
-    Args:
-        vit: terratorch's ``PrithviViT`` for one frame of four bands, with time and location encoding.
-        layout: its sizes.
-        optical: adapter from DN to the z-units it was trained on.
-    """
+    """Token features of an image, by terratorch's ``PrithviViT`` for one frame of four bands, with time and place."""
 
     def __init__(self, vit: nn.Module, layout: BackboneLayout, optical: OpticalAdapter) -> None:
         super().__init__()
@@ -158,10 +132,9 @@ class PrithviBackbone(nn.Module):
         """
         height, width = (size // self.layout.patch for size in image.shape[-2:])
         place = torch.cat([metadata.location, metadata.biome[:, None].float()], dim=1)
-        # The encoder's own forward() is that of the masked autoencoder: it would drop three quarters of the tokens.
         tokens = self.vit.forward_features(image, metadata.temporal[:, None], place)
-        # The class token comes first. terratorch's own folding assumes a square grid and garbles any other.
-        return [tokens[depth][:, 1:].mT.unflatten(-1, (height, width)) for depth in self.layout.depths]
+        # The class token comes first.
+        return [tokens[depth][:, 1:].mT.unflatten(-1, (height, width)) for depth in self.layout.taps]
 
 
 @fresh_weights()
@@ -180,16 +153,16 @@ def build_backbone(
     """
     from axs_lib.networks.prithvi_mae import PrithviViT  # imports timm, half a second that Stage 3 does without
 
-    size, optical = VIT_SIZES[variant], OpticalAdapter(OPTICAL_MEAN, OPTICAL_STD)
+    layout, optical = LAYOUTS[variant], OpticalAdapter(OPTICAL_MEAN, OPTICAL_STD)
     if variant != NANO:
         index = prithvi_band_index()
         optical = OpticalAdapter([PRITHVI_MEAN[i] for i in index], [PRITHVI_STD[i] for i in index])
     vit = PrithviViT(
-        img_size=size.image,
-        patch_size=(1, size.patch, size.patch),
-        embed_dim=size.dim,
-        depth=size.depth,
-        num_heads=size.heads,
+        img_size=layout.image,
+        patch_size=(1, layout.patch, layout.patch),
+        embed_dim=layout.dim,
+        depth=layout.depth,
+        num_heads=layout.heads,
         mlp_ratio=4.0,
         num_frames=1,
         in_chans=len(OPTICAL_BANDS),
@@ -198,11 +171,8 @@ def build_backbone(
     )
     if state is not None:
         _load_published(vit, state, what)
-    vit.temporal_embed_enc = CoordinateEncoder(vit.temporal_embed_enc, size.dim)
-    vit.location_embed_enc = PlaceEncoder(vit.location_embed_enc, size.dim)
-
-    depths = tuple(size.depth * (tap + 1) // TAPS - 1 for tap in range(TAPS))
-    layout = BackboneLayout(variant, size.dim, size.patch, depths, min_side=8 * size.patch)
+    vit.temporal_embed_enc = CoordinateEncoder(vit.temporal_embed_enc, layout.dim)
+    vit.location_embed_enc = PlaceEncoder(vit.location_embed_enc, layout.dim)
     return PrithviBackbone(vit, layout, optical)
 
 

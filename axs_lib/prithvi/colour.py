@@ -36,12 +36,7 @@ class SeasonalColour(nn.Module):
         return not bool(self.weight.any())
 
     def forward(self, image: Tensor, metadata: EncodedMetadata) -> Tensor:
-        """The shift (B, 4, H, W) in z-units, float32; 0 where the season is unknown.
-
-        Args:
-            image: (B, 4, H, W) in z-units.
-            metadata: of the B samples.
-        """
+        """The shift (B, 4, H, W) of an image of that shape, in z-units, float32; 0 where the season is unknown."""
         features = regressors(image.float(), metadata)
         return exact_matmul(self.weight, features.flatten(2)).unflatten(2, image.shape[2:])
 
@@ -62,10 +57,7 @@ class Season(NamedTuple):
 
 
 def season(metadata: EncodedMetadata) -> Season:
-    """The season of each sample.
-
-    South of the tropics the year runs half a turn ahead; where no latitude is given, the north is meant.
-    """
+    """The season; south of the tropics half a turn ahead, and without a latitude that of the north."""
     latitude = metadata.location[:, 0].nan_to_num(90.0)
     day = metadata.temporal[:, 1]
     known = (day.isfinite() & (latitude.abs() >= TROPIC)).float()

@@ -15,25 +15,20 @@ from torch.nn import functional as F
 
 from axs_lib.bands import OPTICAL_BANDS
 
-_MLP_RATIOS = (2.0, 2.0, 4.0)  # full, half, quarter resolution
+# At full, half and quarter resolution.
+WIDTHS, MLP_RATIOS = (16, 48, 96), (2.0, 2.0, 4.0)
+BLOCKS = 2
 
 
 class RefinementHead(nn.Module):
-    """ConvNeXt decoder over token features.
+    """ConvNeXt decoder over so many (``taps``) maps of token features of ``dim`` channels."""
 
-    Args:
-        dim: channels of a feature map.
-        taps: number of feature maps.
-        widths: channels at full, half and quarter resolution.
-        blocks: ConvNeXt blocks at each resolution.
-    """
-
-    def __init__(self, dim: int, taps: int, widths: Sequence[int] = (16, 48, 96), blocks: int = 2) -> None:
+    def __init__(self, dim: int, taps: int) -> None:
         super().__init__()
         from timm.layers import LayerNorm2d
         from timm.models.convnext import ConvNeXtBlock
 
-        full, half, quarter = widths
+        full, half, quarter = WIDTHS
         bands = len(OPTICAL_BANDS)
         self.norms = nn.ModuleList(LayerNorm2d(dim) for _ in range(taps))
         self.join = nn.Conv2d(dim * taps, quarter, 1)
@@ -46,8 +41,8 @@ class RefinementHead(nn.Module):
             ]
         )
         self.stages = nn.ModuleList(
-            nn.Sequential(*[ConvNeXtBlock(width, mlp_ratio=ratio, ls_init_value=None) for _ in range(blocks)])
-            for width, ratio in zip(widths, _MLP_RATIOS, strict=True)
+            nn.Sequential(*[ConvNeXtBlock(width, mlp_ratio=ratio, ls_init_value=None) for _ in range(BLOCKS)])
+            for width, ratio in zip(WIDTHS, MLP_RATIOS, strict=True)
         )
         self.ups = nn.ModuleList([nn.Conv2d(half, full, 1), nn.Conv2d(quarter, half, 1)])
         self.norm = LayerNorm2d(full)
@@ -61,12 +56,7 @@ class RefinementHead(nn.Module):
         return not any(bool(parameter.any()) for parameter in self.out.parameters())
 
     def forward(self, image: Tensor, features: Sequence[Tensor]) -> Tensor:
-        """The correction (B, 4, H, W) in z-units, float32.
-
-        Args:
-            image: (B, 4, H, W) in z-units; H and W multiples of 4.
-            features: (B, dim, h, w) for each tap.
-        """
+        """The correction (B, 4, H, W) of an image in z-units, H and W multiples of 4; features (B, dim, h, w)."""
         joined = torch.cat([norm(each) for norm, each in zip(self.norms, features, strict=True)], dim=1)
         context = self.context(self.join(joined))
         x = _resize(context, image.shape[-2] // 4) + self.stems[2](F.pixel_unshuffle(image, 4))

@@ -1,9 +1,8 @@
 """When and where an image was taken, checked and brought to the numbers Prithvi was trained on.
 
-In goes what the caller knows of each sample (any of ``date``, ``year``, ``month``, ``day_of_year``, ``lat``, ``lon``,
-``biome``, or nothing); out come a year and day of year, a latitude and longitude and a biome number per sample, NaN
-or 0 where unknown. Day of year counts from 1 (1 January), as the model card of Prithvi-EO-2.0 states; latitude comes
-before longitude, both in degrees (EPSG:4326), as its location encoder expects.
+In goes what the caller knows of each sample, or nothing; out come year and day of year, latitude and longitude in
+degrees (EPSG:4326) and a biome number per sample, NaN or 0 where unknown. Day of year counts from 1 (1 January), as the
+model card of Prithvi-EO-2.0 states; latitude comes before longitude, as its location encoder expects.
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ from axs_lib.errors import InputError
 METADATA_KEYS = ("date", "year", "month", "day_of_year", "lat", "lon", "biome")
 YEARS = (1970, 2100)
 MID_MONTH = 15  # day of the month that stands for a month alone
+ANY_YEAR, LEAP_YEAR = 2021, 2020  # where the year is unknown
 
 # The terrestrial biomes of WWF (Olson et al. 2001) by their number.
 BIOMES: tuple[str, ...] = (
@@ -50,47 +50,29 @@ MetadataLike = Mapping[str, object] | Sequence[Mapping[str, object] | None] | No
 
 @dataclass(frozen=True)
 class Metadata:
-    """Date, place and biome of one image.
-
-    Attributes:
-        year: calendar year.
-        day_of_year: 1 to 366.
-        lat: degrees north, -90 to 90.
-        lon: degrees east, -180 to 180.
-        biome: 1 to 14 as in ``BIOMES``, or ``UNKNOWN_BIOME``.
-    """
+    """Date, place and biome of one image; ``None`` is unknown."""
 
     year: int | None = None
-    day_of_year: int | None = None
-    lat: float | None = None
-    lon: float | None = None
-    biome: int = UNKNOWN_BIOME
+    day_of_year: int | None = None  # 1 to 366
+    lat: float | None = None  # degrees north
+    lon: float | None = None  # degrees east
+    biome: int = UNKNOWN_BIOME  # 1 to 14 as in ``BIOMES``
 
 
 @dataclass(frozen=True)
 class EncodedMetadata:
-    """Metadata of a batch as tensors.
+    """Metadata of a batch as tensors."""
 
-    Attributes:
-        temporal: (B, 2) float32, year and day of year, NaN = unknown. Never a shorter float: bfloat16 rounds 2021
-            to 2024.
-        location: (B, 2) float32, latitude and longitude in degrees, NaN = unknown.
-        biome: (B,) int64, ``UNKNOWN_BIOME`` = unknown.
-    """
-
-    temporal: Tensor
-    location: Tensor
-    biome: Tensor
+    temporal: Tensor  # (B, 2) float32, year and day of year, NaN = unknown
+    location: Tensor  # (B, 2) float32, latitude and longitude in degrees, NaN = unknown
+    biome: Tensor  # (B,) int64, ``UNKNOWN_BIOME`` = unknown
 
     def __getitem__(self, index: Tensor) -> EncodedMetadata:
         """The samples of these numbers."""
         return EncodedMetadata(self.temporal[index], self.location[index], self.biome[index])
 
     def drop(self, probability: float) -> EncodedMetadata:
-        """Forget date, place and biome, each by itself, with a probability, so that "unknown" is learned.
-
-        Drawn from torch's global generator, as dropout is; for training only.
-        """
+        """Forget date, place and biome, each by itself, drawn from torch's global generator, as dropout is."""
         gone = torch.rand(3, len(self.biome), device=self.biome.device) < probability
         return EncodedMetadata(
             self.temporal.masked_fill(gone[0, :, None], torch.nan),
@@ -162,13 +144,12 @@ def parse_metadata(metadata: Mapping[str, object] | None, name: str = "metadata"
             raise InputError(f"{name} has the unknown key {key!r}; the keys are {', '.join(METADATA_KEYS)}.{guess}")
     given = {key: value for key, value in metadata.items() if value is not None}
     year, day_of_year = _when(given, name)
-    biome = _biome(given["biome"], name) if "biome" in given else UNKNOWN_BIOME
     return Metadata(
         year,
         day_of_year,
-        _number(given, "lat", -90.0, 90.0, name),
-        _number(given, "lon", -180.0, 180.0, name, " (for 0 to 360 subtract 360 above 180)"),
-        biome,
+        lat=_number(given, "lat", -90.0, 90.0, name),
+        lon=_number(given, "lon", -180.0, 180.0, name, " (for 0 to 360 subtract 360 above 180)"),
+        biome=_biome(given["biome"], name) if "biome" in given else UNKNOWN_BIOME,
     )
 
 
@@ -190,9 +171,10 @@ def _when(given: Mapping[str, object], name: str) -> tuple[int | None, int | Non
     if day_of_year == 366 and year is not None and not calendar.isleap(year):
         raise InputError(f"{name}: day_of_year is 366, and {year} has 365 days; expected 1 to 365")
     if day_of_year is None:
-        return year, None if month is None else _day_number(year, month)
+        middle = None if month is None else datetime.date(year or ANY_YEAR, month, MID_MONTH).timetuple().tm_yday
+        return year, middle
     if month is not None:
-        years = (2020, 2021) if year is None else (year,)  # a leap year and another
+        years = (LEAP_YEAR, ANY_YEAR) if year is None else (year,)
         months = {(datetime.date(y, 1, 1) + datetime.timedelta(day_of_year - 1)).month for y in years}
         if month not in months:
             raise InputError(
@@ -202,24 +184,17 @@ def _when(given: Mapping[str, object], name: str) -> tuple[int | None, int | Non
     return year, day_of_year
 
 
-def _day_number(year: int | None, month: int) -> int:
-    return datetime.date(2021 if year is None else year, month, MID_MONTH).timetuple().tm_yday
-
-
 def _date(value: object, name: str) -> datetime.date:
-    if isinstance(value, datetime.datetime):
-        date = value.date()
-    elif isinstance(value, datetime.date):
-        date = value
-    elif isinstance(value, str):
+    if isinstance(value, str):
         try:
-            date = datetime.datetime.fromisoformat(value.strip()).date()
+            value = datetime.datetime.fromisoformat(value.strip())
         except ValueError:
             raise InputError(
                 f"{name}: date is {value!r}; expected a day that exists, as YYYY-MM-DD such as '2021-07-14'"
             ) from None
-    else:
+    if not isinstance(value, datetime.date):
         raise InputError(f"{name}: date is a {type(value).__name__}; expected text as YYYY-MM-DD or a datetime.date")
+    date = value.date() if isinstance(value, datetime.datetime) else value
     if not YEARS[0] <= date.year <= YEARS[1]:
         raise InputError(f"{name}: date is {date.isoformat()}; expected a year from {YEARS[0]} to {YEARS[1]}")
     return date
@@ -257,9 +232,7 @@ def _biome(value: object, name: str) -> int:
             f"{name}: biome is {value!r}; expected a number from 1 to {len(BIOMES)} or one of"
             f" {'; '.join(BIOMES)}.{guess}"
         )
-    number = _whole({"biome": value}, "biome", 1, len(BIOMES), name, " (the WWF biomes)")
-    assert number is not None
-    return number
+    return _whole({"biome": value}, "biome", 1, len(BIOMES), name, " (the WWF biomes)") or UNKNOWN_BIOME
 
 
 def _plain(text: str) -> str:

@@ -2,18 +2,18 @@
 
 In: a catalogue (a STAC API, or a static catalogue on disk or on the web), a place and a range of dates. Out: a
 ``ScenePair`` of items, and of it the SAR in dB, the optical image in DN and a trust map, as lazily read
-``xarray.DataArray`` that
-``axs_lib.scenes.api`` takes. Needs the extra ``[stac]``: pystac-client searches, odc-stac reads.
+``xarray.DataArray`` that ``axs_lib.scenes.api`` takes. Needs the extra ``[stac]``.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import re
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime, time, timedelta
@@ -23,13 +23,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from axs_lib.bands import DN_PER_REFLECTANCE, OPTICAL_BANDS, SAR_BANDS
-from axs_lib.errors import AxionError, InputError
-from axs_lib.io.atomic import atomic_write, check_output
+from axs_lib.errors import AxionError, InputError, listed
+from axs_lib.io.atomic import check_output
+from axs_lib.io.files import PathLike
+from axs_lib.io.formats import FloatArray
 from axs_lib.io.masks import scl_trust
 from axs_lib.io.pixels import TRUST
-from axs_lib.io.products import Source, open_source
-from axs_lib.io.raster import FloatArray, band_name, listed
-from axs_lib.io.results import SAR, CogWriter, Layer, optical_layer
+from axs_lib.io.products import open_source
+from axs_lib.io.raster import band_name
+from axs_lib.io.results import SAR, CogWriter, Layer, name_cogs, optical_layer
 from axs_lib.io.stac import parse_date
 from axs_lib.io.warp import MARGIN_PX, to_db
 from axs_lib.scenes.stream import WINDOW_ROWS
@@ -37,7 +39,7 @@ from axs_lib.tilegrid import Tile
 
 if TYPE_CHECKING:
     from pystac import Asset, Catalog, Item
-    from xarray import DataArray, Dataset
+    from xarray import DataArray
 
 Bounds = tuple[float, float, float, float]
 
@@ -51,19 +53,12 @@ _OFFSET_GONE = ("earthsearch:boa_offset_applied", "sentinel:boa_offset_applied")
 
 @dataclass(frozen=True)
 class ScenePair:
-    """Items of one place: Sentinel-2 of one day, and the Sentinel-1 pass nearest to it.
+    """Items of one place: Sentinel-2 of one day, and the Sentinel-1 pass nearest to it."""
 
-    Attributes:
-        s1: items of the pass, the nearest frame first.
-        s2: items of the day, the least cloudy first.
-        bounds: the place: west, south, east, north in degrees.
-        clear: share of the place that the day shows clear, by the items' footprints and cloud cover, 0 to 1.
-    """
-
-    s1: tuple[Item, ...]
-    s2: tuple[Item, ...]
-    bounds: Bounds
-    clear: float
+    s1: tuple[Item, ...]  # of the pass, the nearest frame first
+    s2: tuple[Item, ...]  # of the day, the least cloudy first
+    bounds: Bounds  # west, south, east, north in degrees
+    clear: float  # share of the place that the day shows clear, by footprints and cloud cover, 0 to 1
 
     @property
     def date(self) -> str:
@@ -78,34 +73,27 @@ class ScenePair:
     @property
     def tags(self) -> dict[str, str]:
         """Which items the pixels come from, for file tags."""
-        return {
-            "AXS_S1_ITEMS": listed(item.id for item in self.s1),
-            "AXS_S2_ITEMS": listed(item.id for item in self.s2),
-        }
+        items = {"AXS_S1_ITEMS": self.s1, "AXS_S2_ITEMS": self.s2}
+        return {key: listed(item.id for item in each) for key, each in items.items()}
 
 
 @dataclass(frozen=True)
 class PairArrays:
     """The pixels of a pair, read when they are asked for; each on a grid of its own products.
 
-    Attributes:
-        s1: (band, y, x) VV, VH in dB, NaN where there is no data.
-        opt_v2: (band, y, x) B02, B03, B04, B08 in DN, NaN where there is no data.
-        trust: (band, y, x) on the grid of ``opt_v2``, 1 where the scene classification says clear and 0 elsewhere;
-            None where the items have none.
-        date: day of the optical image.
-        tags: items the pixels come from.
+    Arrays are (band, y, x). Trust, on the grid of ``opt_v2``, is 1 where the scene classification says clear and 0
+    elsewhere; None where the items have none.
     """
 
-    s1: DataArray
-    opt_v2: DataArray
+    s1: DataArray  # VV, VH in dB, NaN where there is no data
+    opt_v2: DataArray  # B02, B03, B04, B08 in DN, NaN where there is no data
     trust: DataArray | None
-    date: str
-    tags: dict[str, str]
+    date: str  # day of the optical image
+    tags: dict[str, str]  # items the pixels come from
 
 
 def find_pair(
-    catalog: str | os.PathLike[str] | Catalog,
+    catalog: PathLike | Catalog,
     bounds: Sequence[float],
     dates: str,
     *,
@@ -126,36 +114,35 @@ def find_pair(
         InputError: bounds or dates that cannot be, or nothing was found.
         AxionError: the extra is not installed, or the catalogue cannot be read.
     """
-    place = _checked_bounds(bounds)
-    span = _span(dates)
+    place, span = _checked_bounds(bounds), _span(dates)
+    bands = {sar_collection: SAR_BANDS, optical_collection: OPTICAL_BANDS}
+    found = {}
     with _catalogue_errors(catalog):
         opened = _open(catalog)
-        found = {name: _items(opened, name, place, span) for name in (sar_collection, optical_collection)}
-    bands = {sar_collection: SAR_BANDS, optical_collection: OPTICAL_BANDS}
-    found = {name: [item for item in items if _has(item, bands[name])] for name, items in found.items()}
+        for name, wanted in bands.items():
+            # An item of one polarisation is none for this purpose.
+            found[name] = [item for item in _items(opened, name, place, span) if all(_assets(item, wanted).values())]
     for name, items in found.items():
         if not items:
             raise InputError(
                 f"{_label(catalog)} has no item of {name} with {listed(bands[name])} within {listed(place)} (west,"
-                " south,"
-                f" east, north) in {dates}; expected some: widen --bounds or --dates, or name another collection"
+                f" south, east, north) in {dates}; expected some: widen --bounds or --dates, or name another collection"
             )
     days = _groups(found[optical_collection], lambda item: _moment(item).date())
     clear = {day: _coverage(items, place) * (1 - _cloud_cover(items) / 100) for day, items in sorted(days.items())}
     best = max(clear, key=lambda day: clear[day])
     s2 = tuple(sorted(days[best], key=lambda item: (_cloud_cover([item]), item.id)))
-    when = _moment(s2[0])
 
-    def apart(items: Iterable[Item]) -> timedelta:
-        return min(abs(_moment(item) - when) for item in items)
+    def apart(item: Item) -> timedelta:
+        return abs(_moment(item) - _moment(s2[0]))
 
     passes = _groups(
         found[sar_collection], lambda item: (_moment(item).date(), item.properties.get("sat:orbit_state"))
     ).values()
-    share = {number: _coverage(items, place) for number, items in enumerate(passes)}
-    enough = [items for number, items in enumerate(passes) if share[number] >= COVERS * max(share.values())]
-    s1 = min(enough, key=apart)
-    return ScenePair(tuple(sorted(s1, key=lambda item: apart([item]))), s2, place, clear[best])
+    share = [_coverage(items, place) for items in passes]
+    enough = [items for items, part in zip(passes, share, strict=True) if part >= COVERS * max(share)]
+    s1 = min(enough, key=lambda items: min(map(apart, items)))
+    return ScenePair(tuple(sorted(s1, key=apart)), s2, place, clear[best])
 
 
 def load_pair(
@@ -168,52 +155,43 @@ def load_pair(
 
     Args:
         pair: of ``find_pair``.
-        crs: of the optical grid; default that of the items.
-        resolution: of the optical grid; default that of the items.
-        s1_unit: ``"db"``, ``"power"`` or ``"amplitude"``; ``"auto"`` is the unit that the items declare, else linear
-            power, as the collections of terrain-corrected backscatter do.
+        crs: of the optical grid; default that of the items, as for its resolution.
+        resolution: in units of the CRS.
+        s1_unit: ``"db"``, ``"power"`` or ``"amplitude"``; ``"auto"`` is the unit that the items declare, else power.
 
     Raises:
         InputError: an item lacks a band, or says nothing of its grid.
     """
-    optical_keys = [_band_assets(item, OPTICAL_BANDS) for item in pair.s2]
-    sar_keys = [_band_assets(item, SAR_BANDS) for item in pair.s1]
+    optical = [(item, _band_assets(item, OPTICAL_BANDS)) for item in pair.s2]
+    sar = [(item, _band_assets(item, SAR_BANDS)) for item in pair.s1]
 
     # 1. The optical image, mosaicked in DN, and the scene classification of the same items.
-    wanted = {name: value for name, value in (("crs", crs), ("resolution", resolution)) if value is not None}
-    place = _grid_of(pair.s2[0], optical_keys[0], bbox=pair.bounds, **wanted)
-    images = [_to_dn(item, keys, _read(item, keys, place)) for item, keys in zip(pair.s2, optical_keys, strict=True)]
-    classes = [_class_asset(item) for item in pair.s2]
+    wanted: dict[str, Any] = {"crs": crs, "resolution": resolution}
+    wanted = {name: value for name, value in wanted.items() if value is not None}
+    place = _grid_of(*optical[0], bbox=pair.bounds, **wanted)
+    images = [_to_dn(item, keys, _read(item, keys, place)) for item, keys in optical]
+    classes = [_best_asset(item, lambda key, _: "scl" in re.findall("[a-z]+", key.lower())) for item in pair.s2]
     trust = None
     if all(classes):
-        kept = [
-            _trust(_read(item, {TRUST[0]: key}, place), image)
-            for item, key, image in zip(pair.s2, classes, images, strict=True)
-            if key is not None
-        ]
-        trust = _mosaic(kept).fillna(0)
+        given = [_read(item, {TRUST[0]: str(key)}, place) for item, key in zip(pair.s2, classes, strict=True)]
+        trust = _mosaic(list(map(_trust, given, images))).fillna(0)
 
     # 2. The SAR on its own grid: the scene way warps it, in linear power.
-    own = _grid_of(pair.s1[0], sar_keys[0], geopolygon=place.pad(MARGIN_PX).extent)
-    backscatter = [
-        _to_db(item, keys, _read(item, keys, own), s1_unit) for item, keys in zip(pair.s1, sar_keys, strict=True)
-    ]
+    own = _grid_of(*sar[0], geopolygon=place.pad(MARGIN_PX).extent)
+    backscatter = [_to_db(item, keys, _read(item, keys, own), s1_unit) for item, keys in sar]
     return PairArrays(_mosaic(backscatter), _mosaic(images), trust, pair.date, pair.tags)
 
 
-def save_pair(arrays: PairArrays, folder: str | os.PathLike[str], *, overwrite: bool = False) -> list[Path]:
-    """Read a pair to the end, row by row, into ``s1.tif``, ``s2.tif`` and, where it has one, ``trust.tif``.
-
-    Args:
-        arrays: of ``load_pair``.
-        folder: for the files, which are Cloud Optimized GeoTIFFs that ``axs ground`` takes.
-        overwrite: whether existing files may be replaced.
+def save_pair(arrays: PairArrays, folder: PathLike, *, overwrite: bool = False) -> list[Path]:
+    """Read a pair to the end, row by row, into COGs in a folder: ``s1.tif``, ``s2.tif`` and ``trust.tif``.
 
     Raises:
         InputError: the SAR is not in the unit that was said.
         OutputError: a file exists, or the disk refuses. Nothing is then left under any name.
         AxionError: the pixels cannot be read.
     """
+    from rasterio.errors import RasterioError
+
     kinds = {SAR: arrays.s1, optical_layer("s2"): arrays.opt_v2}
     if arrays.trust is not None:
         kinds[Layer("trust", TRUST, "float32", np.nan, "1")] = arrays.trust
@@ -227,23 +205,21 @@ def save_pair(arrays: PairArrays, folder: str | os.PathLike[str], *, overwrite: 
             height, width = source.grid.size
             for top in range(0, height, WINDOW_ROWS):
                 rows = Tile(top, 0, min(top + WINDOW_ROWS, height), width)
-                writers[-1].write(top, _pixels(source, rows))
-        tags = arrays.tags | {"AXS_DATE": arrays.date}
-        for writer in writers:
-            temporary = stack.enter_context(atomic_write(writer.target, overwrite))
-            writer.finish(tags).replace(temporary)
+                try:
+                    data = source.read(rows)
+                except (RasterioError, OSError) as error:
+                    raise AxionError(f"the pixels of the pair cannot be read ({error}); try again") from error
+                writers[-1].write(top, data)
+        name_cogs(writers, arrays.tags | {"AXS_DATE": arrays.date}, overwrite=overwrite)
     return targets
 
 
-# Searching
-
-
-def _open(catalog: str | os.PathLike[str] | Catalog) -> Catalog:
+def _open(catalog: PathLike | Catalog) -> Catalog:
     import pystac
     from pystac_client import Client
     from pystac_client.warnings import NoConformsTo
 
-    if isinstance(catalog, pystac.Catalog):
+    if not isinstance(catalog, str | os.PathLike):
         return catalog
     address = os.fspath(catalog)
     if not re.match(r"https?://", address):
@@ -273,19 +249,17 @@ def _coverage(items: Sequence[Item], bounds: Bounds) -> float:
     import shapely.affinity
 
     place = shapely.box(*bounds)
-    footprints = [
-        shapely.make_valid(shapely.geometry.shape(item.geometry)) for item in items if item.geometry is not None
-    ]
+    shapes = [shapely.geometry.shape(item.geometry) for item in items if item.geometry is not None]
     # A footprint across 180 degrees may be written on either side of it.
-    seen = [shapely.affinity.translate(each, turn) for each in footprints for turn in (-360, 0, 360)]
+    seen = [shapely.affinity.translate(shapely.make_valid(each), turn) for each in shapes for turn in (-360, 0, 360)]
     return float(shapely.union_all(seen).intersection(place).area / place.area)
 
 
-def _groups(items: Iterable[Item], key: Callable[[Item], Any]) -> dict[Any, list[Item]]:
+def _groups(items: Sequence[Item], key: Callable[[Item], Any]) -> dict[Any, list[Item]]:
     groups = defaultdict(list)
     for item in items:
         groups[key(item)].append(item)
-    return dict(groups)
+    return groups
 
 
 def _cloud_cover(items: Sequence[Item]) -> float:
@@ -304,9 +278,9 @@ def _moment(item: Item) -> datetime:
 
 def _span(dates: str) -> tuple[datetime, datetime]:
     """First and last moment; a day as the end is meant whole."""
-    first, slash, last = dates.partition("/")
-    start, end = parse_date(first.strip()), parse_date((last if slash else first).strip())
-    if end.time() == time(0) and len((last if slash else first).strip()) <= len("2021-07-14"):
+    first, _, last = (part.strip() for part in dates.partition("/"))
+    start, end = parse_date(first), parse_date(last or first)
+    if end.time() == time(0) and len(last or first) <= len("2021-07-14"):
         end += timedelta(days=1, microseconds=-1)
     if end < start:
         raise InputError(f"the dates are {dates!r}; expected the first before the last, as 2021-07-01/2021-07-31")
@@ -314,19 +288,18 @@ def _span(dates: str) -> tuple[datetime, datetime]:
 
 
 def _checked_bounds(bounds: Sequence[float]) -> Bounds:
-    ordered = len(bounds) == 4 and -180 <= bounds[0] < bounds[2] <= 180 and -90 <= bounds[1] < bounds[3] <= 90
-    if not ordered:
-        raise InputError(f"the bounds are {listed(bounds)}; expected west, south, east, north in degrees")
-    west, south, east, north = map(float, bounds)
-    return west, south, east, north
+    if len(bounds) == 4 and -180 <= bounds[0] < bounds[2] <= 180 and -90 <= bounds[1] < bounds[3] <= 90:
+        west, south, east, north = map(float, bounds)
+        return west, south, east, north
+    raise InputError(f"the bounds are {listed(bounds)}; expected west, south, east, north in degrees")
 
 
-def _label(catalog: str | os.PathLike[str] | Catalog) -> str:
+def _label(catalog: PathLike | Catalog) -> str:
     return os.fspath(catalog) if isinstance(catalog, str | os.PathLike) else f"the catalogue {catalog.id}"
 
 
 @contextlib.contextmanager
-def _catalogue_errors(catalog: str | os.PathLike[str] | Catalog) -> Iterator[None]:
+def _catalogue_errors(catalog: PathLike | Catalog) -> Iterator[None]:
     """Say in words that the extra is missing or the catalogue cannot be read."""
     try:
         import odc.stac  # noqa: F401
@@ -346,69 +319,47 @@ def _catalogue_errors(catalog: str | os.PathLike[str] | Catalog) -> Iterator[Non
         raise AxionError(f"{_label(catalog)} cannot be read as a STAC catalogue: {reason}") from error
 
 
-# Reading
-
-
-def _pixels(source: Source, window: Tile) -> FloatArray:
-    from rasterio.errors import RasterioError
-
-    try:
-        return source.read(window)
-    except (RasterioError, OSError) as error:
-        raise AxionError(f"the pixels of the pair cannot be read ({error}); try again") from error
+def _assets(item: Item, wanted: tuple[str, ...]) -> dict[str, str | None]:
+    """The asset key of each band, where there is one."""
+    return {band: _best_asset(item, functools.partial(_shows, band)) for band in wanted}
 
 
 def _band_assets(item: Item, wanted: tuple[str, ...]) -> dict[str, str]:
-    """The asset key of each band: the finest that is named like it, else the shortest name."""
-    found = {
-        band: _best_asset(item, lambda key, asset, band=band: _asset_band(key, asset) == band)  # type: ignore[misc]
-        for band in wanted
-    }
+    """The asset key of each band; all must be there."""
+    found = _assets(item, wanted)
     missing = [band for band, key in found.items() if key is None]
     if missing:
         raise InputError(
             f"the item {item.id} has the assets {listed(item.assets)} and none for {listed(missing)}; expected assets"
             f" for {listed(wanted)}, named like the bands or their colours"
         )
-    return {band: key for band, key in found.items() if key is not None}
-
-
-def _has(item: Item, wanted: tuple[str, ...]) -> bool:
-    """Whether an item has all bands; a pass of one polarisation is none for this purpose."""
-    return all(any(_asset_band(key, asset) == band for key, asset in item.assets.items()) for band in wanted)
-
-
-def _class_asset(item: Item) -> str | None:
-    """The asset key of the scene classification, if there is one."""
-    return _best_asset(item, lambda key, asset: "scl" in re.findall(r"[a-z]+", key.lower()))
+    return {band: str(key) for band, key in found.items()}
 
 
 def _best_asset(item: Item, fits: Callable[[str, Asset], bool]) -> str | None:
-    keys = [key for key, asset in item.assets.items() if fits(key, asset)]
-    return min(keys, key=lambda key: (_resolution(item.assets[key]), len(key)), default=None)
+    """Of the assets that fit, the finest, else the one of the shortest name."""
+
+    def rank(key: str) -> tuple[float, int]:
+        sides = [fields.get(name) for fields in _declared(item.assets[key]) for name in ("gsd", "spatial_resolution")]
+        return min((float(side) for side in sides if side is not None), default=float("inf")), len(key)
+
+    return min((key for key, asset in item.assets.items() if fits(key, asset)), key=rank, default=None)
 
 
-def _asset_band(key: str, asset: Asset) -> str | None:
-    """The band of an asset by its key, else by the one band that it declares."""
-    if name := band_name(key):
-        return name
+def _shows(band: str, key: str, asset: Asset) -> bool:
+    """Whether an asset is a band by its key, else by the one band that it declares."""
+    names = [key]
     fields = asset.to_dict()
     bands = fields.get("bands") or fields.get("eo:bands") or []
-    if len(bands) != 1:
-        return None
-    known = (bands[0].get(key) for key in ("name", "eo:common_name", "common_name"))
-    return next((name for text in known if (name := band_name(text))), None)
+    if len(bands) == 1:
+        names += [bands[0].get(name) for name in ("name", "eo:common_name", "common_name")]
+    return next((name for text in names if (name := band_name(text))), None) == band
 
 
 def _declared(asset: Asset) -> list[Mapping[str, Any]]:
     """Where an asset may say what its numbers mean: on itself, on its band, or as extension versions before 2 did."""
     fields = asset.to_dict()
     return [fields, *(fields.get("bands") or [])[:1], *(fields.get("raster:bands") or [])[:1]]
-
-
-def _resolution(asset: Asset) -> float:
-    sides = [fields.get(key) for fields in _declared(asset) for key in ("gsd", "spatial_resolution")]
-    return min((float(side) for side in sides if side is not None), default=float("inf"))
 
 
 def _scaling(asset: Asset) -> tuple[float, float] | None:
@@ -436,53 +387,43 @@ def _grid_of(item: Item, keys: Mapping[str, str], **where: Any) -> Any:
 def _read(item: Item, keys: Mapping[str, str], geobox: Any) -> DataArray:
     """Raw values (band, y, x) of an item on a grid as float32, NaN where there is no data, bands by our names."""
     import odc.stac
-
-    chunks: dict[str, Any] = {"y": WINDOW_ROWS, "x": CHUNK_COLUMNS}
-    found: Dataset = odc.stac.load(
-        [item], bands=list(keys.values()), geobox=geobox, chunks=chunks, resampling="nearest"
-    )
-    bands = []
-    for name, key in keys.items():
-        raw = found[key].isel(time=0, drop=True)
-        nodata = raw.attrs.get("nodata", 0 if raw.dtype.kind in "iu" else None)
-        values = raw.astype("float32")
-        bands.append((values if nodata is None or np.isnan(nodata) else values.where(raw != nodata)).rename(name))
-    stack = _stacked(bands)
-    # 0 in all bands lies outside of the swath, whatever the type and whether declared or not.
-    return stack.where((stack != 0).any("band")) if len(bands) > 1 else stack
-
-
-def _stacked(bands: Sequence[DataArray]) -> DataArray:
     import xarray
 
-    names = [str(band.name) for band in bands]
-    plain = [band.drop_attrs(deep=False) for band in bands]
-    stack: DataArray = xarray.concat(plain, dim=xarray.Variable("band", names), coords="minimal", compat="override")
-    return stack
+    chunks: dict[str, Any] = {"y": WINDOW_ROWS, "x": CHUNK_COLUMNS}
+    found = odc.stac.load([item], bands=list(keys.values()), geobox=geobox, chunks=chunks, resampling="nearest")
+    bands = []
+    for key in keys.values():
+        raw = found[key].isel(time=0, drop=True)
+        nodata = raw.attrs.get("nodata", 0 if raw.dtype.kind in "iu" else None)
+        values = raw.astype("float32").drop_attrs(deep=False)
+        bands.append(values if nodata is None or np.isnan(nodata) else values.where(raw != nodata))
+    names = xarray.Variable("band", list(keys))
+    stack: DataArray = xarray.concat(bands, dim=names, coords="minimal", compat="override")
+    # 0 in all bands lies outside of the swath, whatever the type and whether declared or not.
+    return stack.where((stack != 0).any("band")) if len(bands) > 1 else stack
 
 
 def _to_dn(item: Item, keys: Mapping[str, str], raw: DataArray) -> DataArray:
     """Reflectance x 10000 of the raw values of a Sentinel-2 item."""
     gone = any(item.properties.get(name) is True for name in _OFFSET_GONE)
-    factors, shifts = [], []
+    baseline = str(item.properties.get("s2:processing_baseline", item.properties.get("processing:version", "")))
+    late = bool(re.fullmatch(r"\d+(\.\d+)?", baseline)) and float(baseline) >= OFFSET_BASELINE
+    scalings = []
     for key in keys.values():
         declared = _scaling(item.assets[key])
         if declared is None:
-            late = _baseline(item) >= OFFSET_BASELINE
-            factors.append(1.0)
-            shifts.append(-OFFSET_DN if late and not gone else 0.0)
+            scale, offset = 1.0, -OFFSET_DN if late else 0.0
         else:
-            factors.append(declared[0] * DN_PER_REFLECTANCE)
-            shifts.append(0.0 if gone else declared[1] * DN_PER_REFLECTANCE)
-    return _scaled(raw, factors, shifts)
+            scale, offset = declared[0] * DN_PER_REFLECTANCE, declared[1] * DN_PER_REFLECTANCE
+        scalings.append((scale, 0.0 if gone else offset))
+    return _scaled(raw, scalings)
 
 
 def _to_db(item: Item, keys: Mapping[str, str], raw: DataArray, unit: str) -> DataArray:
     """Backscatter in dB of the raw values of a Sentinel-1 item."""
     import xarray
 
-    declared = [_scaling(item.assets[key]) or (1.0, 0.0) for key in keys.values()]
-    values = _scaled(raw, [scale for scale, _ in declared], [offset for _, offset in declared])
+    values = _scaled(raw, [_scaling(item.assets[key]) or (1.0, 0.0) for key in keys.values()])
     units = {str(fields.get("unit", "")).lower() for k in keys.values() for fields in _declared(item.assets[k])}
     if unit == "db" or (unit == "auto" and "db" in units):
         return values
@@ -496,18 +437,16 @@ def _to_db(item: Item, keys: Mapping[str, str], raw: DataArray, unit: str) -> Da
             )
         return to_db(power * power if unit == "amplitude" else power)
 
-    result: DataArray = xarray.apply_ufunc(
-        convert, values, dask="parallelized", output_dtypes=[np.float32], keep_attrs=True
-    )
-    return result
+    return xarray.apply_ufunc(convert, values, dask="parallelized", output_dtypes=[np.float32], keep_attrs=True)
 
 
-def _scaled(raw: DataArray, factors: Sequence[float], shifts: Sequence[float]) -> DataArray:
+def _scaled(raw: DataArray, scalings: Sequence[tuple[float, float]]) -> DataArray:
+    """Each band times its factor plus its shift."""
     import xarray
 
     factor, shift = (
-        xarray.DataArray(np.asarray(each, dtype="float64"), dims="band", coords={"band": raw["band"]})
-        for each in (factors, shifts)
+        xarray.DataArray(np.array(each), dims="band", coords={"band": raw["band"]})
+        for each in zip(*scalings, strict=True)
     )
     return (raw * factor + shift).astype("float32")
 
@@ -516,24 +455,11 @@ def _trust(classes: DataArray, image: DataArray) -> DataArray:
     """1 where the classes say clear and 0 where not, NaN where the item has no image."""
     import xarray
 
-    trust = xarray.apply_ufunc(
-        lambda values: scl_trust(values, source="the scene classification"),
-        classes,
-        dask="parallelized",
-        output_dtypes=[np.float32],
-    )
+    clear = functools.partial(scl_trust, source="the scene classification")
+    trust = xarray.apply_ufunc(clear, classes, dask="parallelized", output_dtypes=[np.float32])
     return trust.where(image.notnull().any("band"))
-
-
-def _baseline(item: Item) -> float:
-    """Processing baseline of a Sentinel-2 item, 0 where it says none."""
-    text = str(item.properties.get("s2:processing_baseline", item.properties.get("processing:version", "")))
-    return float(text) if re.fullmatch(r"\d+(\.\d+)?", text) else 0.0
 
 
 def _mosaic(images: Sequence[DataArray]) -> DataArray:
     """The first image, and where it has no data the next."""
-    first, *others = images
-    for other in others:
-        first = first.fillna(other)
-    return first
+    return functools.reduce(lambda upper, lower: upper.fillna(lower), images)

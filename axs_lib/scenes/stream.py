@@ -1,6 +1,5 @@
 """Run a network over the tiles of a scene by rows, in memory that depends on the scene's width and not its height.
 
-In: sources on one grid and a function from tiles to layers. Out: finished rows of blended layers, from top to bottom.
 Tiles lie on the ``TileGrid`` of the whole scene and are added up in row-major order, exactly as ``Blender`` does with
 the whole scene in memory. Windows are for reading only: one thread reads ahead while the network computes.
 """
@@ -9,17 +8,17 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from axs_lib.io.raster import FloatArray
+from axs_lib.io.formats import FloatArray
 from axs_lib.io.warp import Readable
 from axs_lib.tilegrid import Tile, TileGrid
 
@@ -29,25 +28,34 @@ AHEAD = 1  # windows read, or rows to be written, that may wait
 # Tiles of one shape [(n, C, h, w) a source] and where they lie -> layers (n, K, h, w), NaN = nodata.
 TileFunction = Callable[[list[Tensor], list[Tile]], Tensor]
 
+Item = TypeVar("Item")
+Made = TypeVar("Made")
+
 
 @dataclass(frozen=True)
 class Rows:
-    """Finished rows of a scene.
+    """Finished rows of a scene."""
 
-    Attributes:
-        top: index of the first.
-        layers: (K, n, W), NaN where no tile has data.
-        inputs: the same rows of each source, (C, n, W).
-    """
-
-    top: int
-    layers: FloatArray
-    inputs: list[FloatArray]
+    top: int  # index of the first
+    layers: FloatArray  # (K, n, W), NaN where no tile has data
+    inputs: list[FloatArray]  # the same rows of each source, (C, n, W)
 
 
 def tile_count(grid: TileGrid, height: int, width: int) -> int:
     """Tiles of a scene."""
     return len(grid.starts(height)) * len(grid.starts(width))
+
+
+def one_ahead(name: str, job: Callable[[Item], Made], items: Iterable[Item]) -> Generator[Made, None, None]:
+    """What a job makes of each item, in order; a thread of this name does it while the caller is at work."""
+    waiting: deque[Future[Made]] = deque()
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix=name) as thread:
+        for item in items:
+            waiting.append(thread.submit(job, item))
+            if len(waiting) > AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def stream_tiles(
@@ -61,32 +69,27 @@ def stream_tiles(
     wanted: Callable[[list[FloatArray]], bool] = lambda tiles: True,
     advance: Callable[[int], None] = lambda tiles: None,
 ) -> Generator[Rows, None, None]:
-    """Blend what a network makes of the tiles of a scene.
+    """Blend what a network makes of the tiles of a scene, whose rows come from top to bottom.
 
-    Args:
-        sources: on one grid.
-        network: see ``TileFunction``; called with tiles of one shape and one row of tiles.
-        layers: channels K that the network returns.
-        grid: the tile grid.
-        batch_size: tiles the network sees at once.
-        window_rows: rows read at once; the result does not depend on it.
-        wanted: whether a tile [(C, h, w) a source] has anything to compute; where not, its pixels are nodata.
-        advance: told how many tiles are done.
-
-    Yields:
-        All rows, from top to bottom.
+    ``network`` is called with tiles of one shape and one row of tiles, ``batch_size`` at once, and returns this many
+    ``layers``; no result depends on ``window_rows``, which are read at once. ``wanted`` says whether a tile
+    [(C, h, w) a source] has anything to compute; where not, its pixels are nodata. ``advance`` is told of tiles done.
     """
     height, width = sources[0].grid.size
     starts = grid.starts(height)
-    with _windows(sources, window_rows) as windows:
-        first, band = next(windows)  # rows in memory: of each source, from row `first` on
+
+    def read(top: int) -> list[FloatArray]:
+        window = Tile(top, 0, min(top + window_rows, height), width)
+        return [source.read(window) for source in sources]
+
+    with closing(one_ahead("axs-read", read, range(0, height, window_rows))) as windows:
+        first, band = 0, next(windows)  # rows in memory: of each source, from row `first` on
         total = torch.zeros(layers, min(grid.side, height), width)
         weight = torch.zeros(total.shape[1:])
         for top, following in itertools.zip_longest(starts, starts[1:], fillvalue=height):
             bottom = min(top + grid.side, height)
             while first + band[0].shape[1] < bottom:
-                _, more = next(windows)
-                band = [np.concatenate(pair, axis=1) for pair in zip(band, more, strict=True)]
+                band = [np.concatenate(pair, axis=1) for pair in zip(band, next(windows), strict=True)]
             band = [rows[:, top - first :] for rows in band]
             first = top
 
@@ -121,17 +124,9 @@ def stream_stack(
     batch_size: int,
     advance: Callable[[int], None] = lambda tiles: None,
 ) -> Generator[Rows, None, None]:
-    """What a network makes of a batch of tiles that lie one under another, each of which it sees whole.
+    """What a network makes of ``count`` tiles that lie one under another, each of which it sees whole.
 
-    Args:
-        sources: on one grid.
-        network: see ``TileFunction``; every tile has the origin of its own.
-        count: tiles.
-        batch_size: tiles the network sees at once.
-        advance: told how many tiles are done.
-
-    Yields:
-        The rows of one batch after the other.
+    As ``stream_tiles``; every tile has the origin of its own, and the rows are those of one batch after the other.
     """
     height, width = sources[0].grid.height // count, sources[0].grid.width
     for start in range(0, count, batch_size):
@@ -149,55 +144,3 @@ def _batches(tiles: Sequence[Tile], size: int) -> Iterator[list[Tile]]:
         run = list(group)
         for start in range(0, len(run), size):
             yield run[start : start + size]
-
-
-@contextmanager
-def _windows(sources: Sequence[Readable], window_rows: int) -> Iterator[Iterator[tuple[int, list[FloatArray]]]]:
-    """First row and pixels of each window of whole rows, read ahead by a thread of their own."""
-    height, width = sources[0].grid.size
-
-    def read(top: int) -> tuple[int, list[FloatArray]]:
-        window = Tile(top, 0, min(top + window_rows, height), width)
-        return top, [source.read(window) for source in sources]
-
-    def results(reader: OneThread) -> Iterator[tuple[int, list[FloatArray]]]:
-        for top in range(0, height, window_rows):
-            reader.hand(read, top)
-            if reader.waiting > AHEAD:
-                yield reader.oldest()
-        while reader.waiting:
-            yield reader.oldest()
-
-    with OneThread("axs-read") as reader:
-        yield results(reader)
-
-
-class OneThread:
-    """A thread that does jobs in their order; leaving the block waits for the present job and drops the others.
-
-    Args:
-        name: of the thread.
-    """
-
-    def __init__(self, name: str) -> None:
-        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
-        self._jobs: deque[Future[Any]] = deque()
-
-    def __enter__(self) -> OneThread:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._executor.shutdown(wait=True, cancel_futures=True)
-
-    @property
-    def waiting(self) -> int:
-        """Jobs handed over whose result was not asked for."""
-        return len(self._jobs)
-
-    def hand(self, job: Callable[..., Any], *arguments: Any) -> None:
-        """Hand over a job."""
-        self._jobs.append(self._executor.submit(job, *arguments))
-
-    def oldest(self) -> Any:
-        """The result of the oldest job, or the error that it ended in."""
-        return self._jobs.popleft().result()

@@ -17,7 +17,7 @@ from axs_lib.prithvi.colour import REGRESSORS, regressors
 from axs_lib.prithvi.metadata import encode_metadata
 from axs_lib.progress import track
 from axs_lib.stage2_prithvi_refine import PrithviRefiner
-from axs_lib.train.readers.sample import TrainingSample
+from axs_lib.train.readers.sample import TrainingSample, evenly_spread
 
 MOST_SAMPLES = 2000  # evenly spread; more would only take longer to read
 RIDGE, RIDGE_OF_CONSTANT = 0.3, 0.01  # beside the tiles' mean squares, which are of order 1
@@ -26,7 +26,7 @@ SIDE = 256  # px of a sample that are read
 
 @torch.no_grad()
 def fit_colour(refiner: PrithviRefiner, samples: Sequence[TrainingSample], *, progress: bool = False) -> int:
-    """Set the season's colour of a refiner to the best of the given pairs.
+    """Set the season's colour of a refiner to the best of the given pairs; returns how many were used.
 
     A tile counts by its mean, whatever its size, and a group by the root of the number of its tiles, so that neither
     one long-watched place nor single tiles rule. Where no tile has a date outside the tropics nothing is changed.
@@ -35,14 +35,9 @@ def fit_colour(refiner: PrithviRefiner, samples: Sequence[TrainingSample], *, pr
         refiner: its ``colour`` is set.
         samples: training pairs with opt_v1; unreadable ones are passed over, training will name them.
         progress: show a bar.
-
-    Returns:
-        How many tiles were used.
     """
-    if len(samples) > MOST_SAMPLES:
-        samples = [samples[i * len(samples) // MOST_SAMPLES] for i in range(MOST_SAMPLES)]
     tiles = []
-    for sample in track(samples, "season's colour", enabled=progress, total=len(samples)):
+    for sample in track(evenly_spread(samples, MOST_SAMPLES), "season's colour", enabled=progress):
         try:
             crop = sample.read(sample.centre(SIDE))
         except InputError:
@@ -51,11 +46,12 @@ def fit_colour(refiner: PrithviRefiner, samples: Sequence[TrainingSample], *, pr
             refiner.backbone.optical.to_z(torch.from_numpy(image.copy())[None]).float()
             for image in (crop.estimates["opt_v1"], crop.s2)
         )
-        tiles.append((sample.group, *normal_equations(before, truth, crop.metadata)))
-    used = [tile for tile in tiles if bool(tile[1].any())]
-    if used:
-        refiner.colour.weight.copy_(solve(used))
-    return len(used)
+        gram, moment = normal_equations(before, truth, crop.metadata)
+        if bool(gram.any()):
+            tiles.append((sample.group, gram, moment))
+    if tiles:
+        refiner.colour.weight.copy_(solve(tiles))
+    return len(tiles)
 
 
 def normal_equations(before: Tensor, truth: Tensor, metadata: Mapping[str, object]) -> tuple[Tensor, Tensor]:
@@ -76,11 +72,8 @@ def normal_equations(before: Tensor, truth: Tensor, metadata: Mapping[str, objec
 def solve(tiles: Sequence[tuple[str, Tensor, Tensor]]) -> Tensor:
     """(4, 7) weight of ``SeasonalColour``: ridge regression over tiles, each with its group and normal equations."""
     group_size = Counter(group for group, _, _ in tiles)
-    weights = [group_size[group] ** -0.5 for group, _, _ in tiles]
-    gram, moment = (
-        torch.stack([weight * tile[which] for weight, tile in zip(weights, tiles, strict=True)]).sum(0)
-        for which in (1, 2)
-    )
+    gram = torch.stack([group_size[group] ** -0.5 * gram for group, gram, _ in tiles]).sum(0)
+    moment = torch.stack([group_size[group] ** -0.5 * moment for group, _, moment in tiles]).sum(0)
     ridge = torch.full((REGRESSORS,), RIDGE, dtype=torch.float64)
     ridge[0] = RIDGE_OF_CONSTANT
     return torch.linalg.solve(gram + torch.diag(ridge), moment).T.float()

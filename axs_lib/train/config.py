@@ -1,7 +1,6 @@
 """What a training run is: dataclasses that are filled from YAML and the command line and written into checkpoints.
 
-``LoopConfig`` is what the one training loop (``axs_lib.train.trainer``) needs; a stage, the grounding head and nano's
-own trainings each add to it. Fields are plain values: nothing in a configuration names code.
+Fields are plain values: nothing in a configuration names code. Their docstrings are the help of the command line.
 """
 
 from __future__ import annotations
@@ -94,8 +93,8 @@ class RunConfig(LoopConfig):
         revision: Hub revision of the variant's own weights.
         lora: train adapters; null trains all weights.
         sar_jitter: standard deviation in dB of a random calibration error of each training crop's bands.
-        loss: weights and other arguments of ``Stage2Loss``, or for stages 1 and 3 of ``Stage3Loss``; token
-            cross-entropy comes in where variant and weights hold a tokenizer's encoder, which nano's do.
+        loss: weights of ``Stage2Loss``, or for stages 1 and 3 of ``Stage3Loss``; token cross-entropy comes in where
+            variant and weights hold a tokenizer's encoder, which nano's do.
     """
 
     data: DataConfig

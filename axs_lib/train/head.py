@@ -1,15 +1,10 @@
 """Train the grounding head: estimates of every kind, proposals of every quality, one head for all generators.
 
-Tiles in memory are cropped, turned and varied, and each crop of a batch becomes an example of its own: an estimate of
-one kind (``axs_lib.data.estimates``, only those of the split ``train``), clear pixels around clouds, what Stages 1 and
-2 draw from the SAR, or an estimate that misses a flood which the SAR shows; beside it a proposal
-(``axs_lib.data.proposals``): the generator's own, drawn in the loop, an informed one, one that does not fit, or none;
-and the SAR, sometimes another place's or none. Everything is drawn anew at every step, and a step is a function of
-(seed, step), so that a stopped run goes on from its last checkpoint.
-
-The loss counts a tile that became worse twice: the aim is a gate that opens only where the correction is likely right.
-Out comes a folder with the head, which works in units of its own and serves every generator; ``--adapter`` and
-``axs_lib.adapters.load_adapter`` take it.
+Tiles in memory are cropped, turned and varied; each crop of a batch is an example of its own: an estimate
+(``axs_lib.data.estimates``, kinds of the split ``train``; clouds' surroundings; from SAR alone; or one that misses a
+flood), a proposal (the generator's own, informed, misleading or none) and the SAR. A step is a function of (seed,
+step). The loss counts harm to a tile twice. Out comes a folder with the head, which serves every generator and which
+``--adapter`` takes.
 """
 
 from __future__ import annotations
@@ -17,7 +12,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -49,7 +44,6 @@ from axs_lib.terramind.noise import gaussian_field, sample_seeds
 from axs_lib.terramind.sampler import build_schedule
 from axs_lib.terramind.weights import load_strict, read_metadata, read_state, sha256_file, write_state
 from axs_lib.train.config import LoopConfig
-from axs_lib.train.examples import SAR_JITTER_DB, draw_gain, water_colour
 from axs_lib.train.trainer import SEED_STRIDE, ByStep, ModuleTask, fit, own_random
 
 STAGE2, FRESH = "stage2.pt", "fresh"
@@ -60,6 +54,8 @@ UNLIKELY = 16.0  # squared ratio of error to expected error beyond which a pixel
 INCONSISTENT_WEIGHT = 4.0  # of a tile's mean SAR inconsistency, beside 1: smooth dark fields look like water
 DONOR_WATER = 0.01  # of a tile at most, whose SAR is shown to another place
 CALIBRATION_DB, SPECKLE_DB = 0.8, 1.4
+STAGE2_CALIBRATION_DB = 0.5  # of the SAR that estimates from SAR alone are made of
+GAIN_COMMON, GAIN_BAND = 0.10, 0.04  # standard deviations of the brightness of the ground, as fractions
 SAR_ONLY_COMMON, SAR_ONLY_BAND = 0.15, 0.10  # brightness of an estimate from SAR alone, as fractions (1 std)
 DATE_KNOWN = 0.7  # of the estimates from SAR alone, where the pair has one
 STAGE2_DRAWS = 3  # estimates from SAR alone of each tile
@@ -68,7 +64,10 @@ LIGHT_CHANCE = 0.3  # of an estimate to be of light strength
 LEAST_MSE = 1e-4  # (10 DN / 1000) squared
 ROBUST = 2.0  # weighed squared error of a tile from which on it counts by its logarithm
 DN_FLOOR = 6.0  # DN: a tile whose estimate is nearer to the truth counts as if it were so far
+# Reflectance of open water from clear to laden with sediment, B02 B03 B04 B08, as ranges in DN; drawn together.
+WATER_LOW, WATER_HIGH = (200.0, 250.0, 150.0, 80.0), (900.0, 1200.0, 1200.0, 600.0)
 MODES = ("estimate", "gaps", "stage2", "flood")
+PROPOSALS = ("own", "informed", "foreign", "none")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,15 +110,15 @@ class HeadConfig(LoopConfig):
     qualities: tuple[str, ...] = ("ok", "open_water")
     fitted_sources: tuple[str, ...] = ()
     unfitted_weight: float = 3.0
-    modes: tuple[float, ...] = (0.67, 0.16, 0.09, 0.08)
+    modes: tuple[float, ...] = (0.64, 0.19, 0.09, 0.08)
     kinds: Mapping[str, float] = field(
-        default_factory=lambda: {"truth": 2.0, "refiner": 5.0, "combined": 4.0, "gaussian_blur": 2.0}
+        default_factory=lambda: {"refiner": 9.0, "combined": 5.0, "white_noise": 3.0, "gaussian_blur": 2.0}
     )
-    proposals: tuple[float, ...] = (0.50, 0.30, 0.13, 0.07)
+    proposals: tuple[float, ...] = (0.55, 0.26, 0.12, 0.07)
     swapped: float = 0.07
     blind: float = 0.09
     use_sar: bool = True
-    relative: float = 0.003
+    relative: float = 0.02
     steps: int = 10000
     learning_rate: float = 1e-3
     warmup: int = 100
@@ -130,64 +129,38 @@ class HeadConfig(LoopConfig):
 
 @dataclass(frozen=True)
 class TrainingTile:
-    """One pair in memory.
-
-    Attributes:
-        record: where it came from.
-        s1: (2, H, W) in dB, no nodata.
-        truth: (4, H, W) in DN, no nodata.
-        stage2: estimates from SAR alone, (n, 4, H, W) in DN.
-        offsets: (n, 2) in dB, of the SAR that they came from.
-        weight: how often it is drawn where the generator takes no part.
-        generator_weight: how often, where it does.
-        wet: whether its SAR shows open water.
-    """
+    """One pair in memory; images in dB and DN, no nodata."""
 
     record: PairRecord
-    s1: Tensor
-    truth: Tensor
-    stage2: Tensor
-    offsets: Tensor
-    weight: float
-    generator_weight: float
-    wet: bool
+    s1: Tensor  # (2, H, W)
+    truth: Tensor  # (4, H, W)
+    stage2: Tensor  # (n, 4, H, W), estimates from SAR alone
+    offsets: Tensor  # (n, 2) in dB, of the SAR that they came from
+    weight: float  # how often it is drawn
+    wet: bool  # whether its SAR shows open water
 
 
 @dataclass
 class HeadBatch:
-    """Examples of one size; images in dB and DN.
+    """Examples of one size; images in dB and DN."""
 
-    Attributes:
-        s1: (B, 2, H, W).
-        estimate: (B, 4, H, W).
-        proposal: (B, 4, H, W); that of ``own`` examples is drawn by the generator.
-        trust: (B, 1, H, W).
-        truth: (B, 4, H, W).
-        own: (B,) bool, the generator draws the proposal.
-        blind: (B,) bool, no SAR.
-        noise: (B,) int64, seeds of the generator's noise.
-    """
-
-    s1: Tensor
-    estimate: Tensor
-    proposal: Tensor
-    trust: Tensor
-    truth: Tensor
-    own: Tensor
-    blind: Tensor
-    noise: Tensor
+    s1: Tensor  # (B, 2, H, W)
+    estimate: Tensor  # (B, 4, H, W)
+    proposal: Tensor  # (B, 4, H, W); that of ``own`` examples is drawn by the generator
+    trust: Tensor  # (B, 1, H, W)
+    truth: Tensor  # (B, 4, H, W)
+    own: Tensor  # (B,) bool, the generator draws the proposal
+    blind: Tensor  # (B,) bool, no SAR
+    noise: Tensor  # (B,) int64, seeds of the generator's noise
 
 
 def train_head(config: HeadConfig, *, resume: bool = True, progress: bool = True) -> Path:
-    """Train a head, or go on where a stopped run left off.
+    """Train a head, or go on where a stopped run left off, and return the folder of its weights.
 
     Args:
         config: the run.
         resume: continue from the run folder's checkpoint where there is one.
         progress: show progress bars.
-
-    Returns:
-        The folder of the head's weights.
 
     Raises:
         InputError: data that cannot be used, or a configuration that makes no sense.
@@ -208,8 +181,8 @@ def train_head(config: HeadConfig, *, resume: bool = True, progress: bool = True
     tiles = load_tiles(config, model.terramind_generator, out / STAGE2, progress=progress)
     sampler = ExampleSampler(config, tiles)
 
-    def make_batch(step: int) -> dict[str, Tensor]:
-        return vars(sampler.batch(torch.Generator().manual_seed(config.seed * SEED_STRIDE + step)))
+    def make_batch(step: int) -> HeadBatch:
+        return sampler.batch(torch.Generator().manual_seed(config.seed * SEED_STRIDE + step))
 
     task = ModuleTask(config, "head", model, partial(_loss, model, config), partial(_write, config, model))
     return fit(task, ByStep(make_batch), resume=resume, progress=progress)
@@ -244,16 +217,6 @@ def _write(config: HeadConfig, model: Stage3GroundingModel, step: int) -> Path:
     return folder
 
 
-def training_records(config: HeadConfig) -> list[PairRecord]:
-    """The pairs of the folder that may be trained on."""
-    held_out = {*config.test_groups, *config.validation_groups}
-    return [
-        record
-        for record in list_pairs(config.data, quality="all")
-        if record.quality in config.qualities and record.group not in held_out
-    ]
-
-
 # -- tiles --------------------------------------------------------------------------------------------------------
 
 
@@ -265,7 +228,12 @@ def load_tiles(
     Raises:
         InputError: there is nothing to train on.
     """
-    records = training_records(config)
+    held_out = {*config.test_groups, *config.validation_groups}
+    records = [
+        record
+        for record in list_pairs(config.data, quality="all")
+        if record.quality in config.qualities and record.group not in held_out
+    ]
     if not records:
         raise InputError(f"{config.data} has no pair to train on outside the groups that are held out")
     drawn_with = [config.variant, config.checkpoint, config.revision, config.s1_product, config.seed]
@@ -282,7 +250,7 @@ def load_tiles(
         s1, truth = fill_nodata(s1, valid), fill_nodata(truth, valid)
         if record.name not in stored:
             random = torch.Generator().manual_seed(config.seed * SEED_STRIDE + number)
-            offsets = SAR_JITTER_DB * torch.randn(STAGE2_DRAWS, 2, generator=random)
+            offsets = STAGE2_CALIBRATION_DB * torch.randn(STAGE2_DRAWS, 2, generator=random)
             dated = torch.rand(STAGE2_DRAWS, generator=random) < DATE_KNOWN
             with torch.no_grad():
                 images = stage2(
@@ -296,19 +264,8 @@ def load_tiles(
         weight *= 1.0 + INCONSISTENT_WEIGHT * inconsistent
         weight *= SHIFTED_WEIGHT if shifted(record.note) else 1.0
         weight *= 1.0 if record.quality == "ok" else 0.4
-        trained = record.source in config.fitted_sources
-        tiles.append(
-            TrainingTile(
-                record,
-                s1[0],
-                truth[0],
-                stored[record.name]["stage2"],
-                stored[record.name]["offsets"],
-                weight,
-                weight * (1.0 if trained else config.unfitted_weight),
-                float(open_water(s1).mean()) >= DONOR_WATER,
-            )
-        )
+        wet = float(open_water(s1).mean()) >= DONOR_WATER
+        tiles.append(TrainingTile(record, s1[0], truth[0], **stored[record.name], weight=weight, wet=wet))
     with atomic_write(path, overwrite=True) as temporary:
         torch.save({"drawn_with": drawn_with, "tiles": stored}, temporary)
     return tiles
@@ -326,12 +283,7 @@ def shifted(note: str) -> bool:
 
 
 class ExampleSampler:
-    """Batches of examples, each crop another.
-
-    Args:
-        config: shares and sizes.
-        tiles: the training pairs.
-    """
+    """Batches of examples, each crop another."""
 
     def __init__(self, config: HeadConfig, tiles: Sequence[TrainingTile]) -> None:
         self.config = config
@@ -340,29 +292,31 @@ class ExampleSampler:
         self.kind_weights = torch.tensor([float(config.kinds.get(name, 1.0)) for name in self.kinds])
         self.sides = torch.tensor([min(tile.truth.shape[-2:]) for tile in tiles])
         self.weights = torch.tensor([tile.weight for tile in tiles])
-        self.generator_weights = torch.tensor([tile.generator_weight for tile in tiles])
-        self.dry = torch.tensor([not tile.wet for tile in tiles])
+        rarer = [1.0 if tile.record.source in config.fitted_sources else config.unfitted_weight for tile in tiles]
+        self.generator_weights = torch.tensor([t.weight * share for t, share in zip(tiles, rarer, strict=True)])
+        self.dry_weights = self.weights * torch.tensor([not tile.wet for tile in tiles])
 
     def batch(self, random: torch.Generator) -> HeadBatch:
         """One batch; everything is drawn from ``random``."""
         sizes = self.config.crop_sizes
         size = sizes[int(torch.randint(len(sizes), (), generator=random))]
         count = max(1, self.config.batch_pixels // size**2)
-        parts = [self._example(size, random) for _ in range(count)]
-        names, images = [part[0] for part in parts], [part[1] for part in parts]
+        examples = [self._example(size, random) for _ in range(count)]
+        kinds = [kind for kind, _ in examples]
         s1, estimate, proposal, trust, truth = (
-            torch.cat([pad_square(image, size) for image in layer]) for layer in zip(*images, strict=True)
+            torch.cat([pad_square(image, size) for image in layer])
+            for layer in zip(*(images for _, images in examples), strict=True)
         )
-        simulated = torch.tensor(["informed" in name or "foreign" in name for name in names])
+        simulated = torch.tensor(["informed" in kind or "foreign" in kind for kind in kinds])
         if bool(simulated.any()):  # so far what they are made of
             proposal[simulated] = informed_proposal(proposal[simulated], generator=random)
-        blind = torch.tensor(["blind" in name or not self.config.use_sar for name in names])
-        own = torch.tensor(["own" in name for name in names])
+        blind = torch.tensor(["blind" in kind or not self.config.use_sar for kind in kinds])
+        own = torch.tensor(["own" in kind for kind in kinds])
         noise = sample_seeds(random, count)
         return HeadBatch(s1, estimate, proposal, trust, truth, own, blind, noise)
 
     def _example(self, size: int, random: torch.Generator) -> tuple[str, list[Tensor]]:
-        """Its name, and s1, estimate, proposal, trust and truth (1, C, h, w) of ``size`` px or a little less."""
+        """The proposal's kind and what became of the SAR; s1, estimate, proposal, trust and truth (1, C, h, w)."""
         config = self.config
 
         def share(shares: Sequence[float]) -> int:
@@ -372,11 +326,10 @@ class ExampleSampler:
             return float(torch.rand((), generator=random))
 
         mode = MODES[share(config.modes)]
-        proposal_kind = ("own", "informed", "foreign", "none")[share(config.proposals)]
+        proposal_kind = PROPOSALS[share(config.proposals)]
         generated = mode == "stage2" or proposal_kind == "own"
-        tile = self.tiles[self._draw_tile(size, random, self.generator_weights if generated else self.weights)]
-        place = _Place.draw(tile.truth, size, random)
-        s1, truth = place.of(tile.s1), place.of(tile.truth)
+        tile, crop = self._draw(size, random, self.generator_weights if generated else self.weights)
+        s1, truth = crop(tile.s1), crop(tile.truth)
 
         # 1. Another calibration of the SAR, more speckle, another brightness of the ground.
         if mode != "stage2":
@@ -386,7 +339,6 @@ class ExampleSampler:
 
         # 2. The estimate.
         trust = torch.full_like(truth[:, :1], Trust.ESTIMATE)
-        name = mode
         if mode == "gaps":
             trust = cloud_trust(1, *truth.shape[-2:], generator=random)
             estimate = fill_nodata(truth, trust > 0, fallback=truth.mean((2, 3), keepdim=True))
@@ -394,13 +346,12 @@ class ExampleSampler:
             chosen = int(torch.randint(len(tile.stage2), (), generator=random))
             trust = torch.full_like(trust, Trust.SAR_ONLY)
             s1 = s1 + tile.offsets[chosen][None, :, None, None]
-            estimate = place.of(tile.stage2[chosen].float()) * gain
+            estimate = crop(tile.stage2[chosen].float()) * gain
             estimate = estimate * draw_gain(1, random, SAR_ONLY_COMMON, SAR_ONLY_BAND)
         else:
             kind = "refiner" if mode == "flood" else self.kinds[share(self.kind_weights.tolist())]
             strength = uniform() * (0.3 if uniform() < LIGHT_CHANCE else 1.0)
             estimate = make_estimate(kind, truth, generator=random, strength=strength).round()
-            name = kind if mode == "estimate" else mode
         s1 = s1 + SPECKLE_DB * uniform() * torch.randn(s1.shape, generator=random)
         if mode == "flood":
             s1, water = simulate_flood(s1, generator=random)
@@ -408,67 +359,67 @@ class ExampleSampler:
         estimate = estimate.clamp(*VALID_DN)
 
         # 3. What the proposal is made of.
-        if proposal_kind == "informed":
-            proposal = truth
-        elif proposal_kind == "foreign":
-            turned = uniform() < TURNED_CHANCE
-            proposal = truth.flip((2, 3)) if turned else self._elsewhere(tile, size, random)
-        else:
-            proposal = estimate
+        proposal = truth if proposal_kind == "informed" else estimate
+        if proposal_kind == "foreign":
+            if uniform() < TURNED_CHANCE:
+                proposal = truth.flip((2, 3))
+            else:
+                other, crop = self._draw(size, random, self.weights, other_than=tile.record.group)
+                height, width = (min(size, side) for side in tile.truth.shape[-2:])
+                proposal = _fitted(crop(other.truth), height, width)
 
         # 4. Another tile's SAR, or none.
         chance = uniform()
         if mode in ("estimate", "gaps") and chance < config.swapped:
-            donor = self.tiles[self._draw_tile(size, random, self.weights * self.dry, other=tile.record.group)]
-            s1 = _fitted(_Place.draw(donor.truth, size, random).of(donor.s1), truth)
-            proposal_kind += " swapped"
+            donor, crop = self._draw(size, random, self.dry_weights, other_than=tile.record.group)
+            s1 = _fitted(crop(donor.s1), *truth.shape[-2:])
         elif mode in ("estimate", "gaps") and chance < config.swapped + config.blind:
             proposal_kind += " blind"
-        return f"{name} {proposal_kind}", [s1, estimate, proposal, trust, truth]
+        return proposal_kind, [s1, estimate, proposal, trust, truth]
 
-    def _elsewhere(self, tile: TrainingTile, size: int, random: torch.Generator) -> Tensor:
-        other = self.tiles[self._draw_tile(size, random, self.weights, other=tile.record.group)]
-        like = torch.empty(1, 4, *(min(size, side) for side in tile.truth.shape[-2:]))
-        return _fitted(_Place.draw(other.truth, size, random).of(other.truth), like)
+    def _draw(
+        self, size: int, random: torch.Generator, weights: Tensor, other_than: str | None = None
+    ) -> tuple[TrainingTile, Callable[[Tensor], Tensor]]:
+        """A tile that is large enough (a little less is padded), of another group, and how to crop and turn it."""
 
-    def _draw_tile(self, size: int, random: torch.Generator, weights: Tensor, other: str | None = None) -> int:
-        """Index of a tile that is large enough (a little less is padded), of another group than ``other``."""
-        large = self.sides >= size - (8 if size >= 128 else 0)
-        if other is not None:
-            large = large & torch.tensor([tile.record.group != other for tile in self.tiles])
-        return int(torch.multinomial(weights * large, 1, generator=random))
-
-
-@dataclass(frozen=True)
-class _Place:
-    """Where a crop lies in its tile, and how it is turned."""
-
-    rows: slice
-    columns: slice
-    quarters: int
-    mirrored: bool
-
-    @classmethod
-    def draw(cls, image: Tensor, size: int, random: torch.Generator) -> _Place:
         def draw(high: int) -> int:
             return int(torch.randint(high, (), generator=random))
 
-        height, width = image.shape[-2:]
+        suits = self.sides >= size - (8 if size >= 128 else 0)
+        if other_than is not None:
+            suits = suits & torch.tensor([tile.record.group != other_than for tile in self.tiles])
+        tile = self.tiles[int(torch.multinomial(weights * suits, 1, generator=random))]
+        height, width = tile.truth.shape[-2:]
         rows, columns = min(size, height), min(size, width)
         top, left = draw(height - rows + 1), draw(width - columns + 1)
-        return cls(slice(top, top + rows), slice(left, left + columns), draw(4), bool(draw(2)))
+        quarters, mirrored = draw(4), bool(draw(2))
 
-    def of(self, image: Tensor) -> Tensor:
-        """(1, C, h, w) of (C, H, W)."""
-        crop = image[:, self.rows, self.columns].rot90(self.quarters, (1, 2))
-        return (crop.flip(2) if self.mirrored else crop)[None]
+        def crop(image: Tensor) -> Tensor:  # (C, H, W) -> (1, C, h, w)
+            part = image[:, top : top + rows, left : left + columns].rot90(quarters, (1, 2))
+            return (part.flip(2) if mirrored else part)[None]
+
+        return tile, crop
 
 
-def _fitted(image: Tensor, like: Tensor) -> Tensor:
-    """Padded or cut to the height and width of ``like``."""
-    height, width = like.shape[-2:]
-    side = max(height, width)
-    return pad_square(image, side)[..., :height, :width]
+def _fitted(image: Tensor, height: int, width: int) -> Tensor:
+    """Padded or cut to a height and width."""
+    return pad_square(image, max(height, width))[..., :height, :width]
+
+
+def draw_gain(count: int, random: torch.Generator, common: float = GAIN_COMMON, band: float = GAIN_BAND) -> Tensor:
+    """(count, 4, 1, 1): how much brighter each crop is, in all bands and in each (standard deviations)."""
+    return torch.exp(
+        torch.randn(count, 1, 1, 1, generator=random) * common + torch.randn(count, 4, 1, 1, generator=random) * band
+    )
+
+
+def water_colour(like: Tensor, random: torch.Generator) -> Tensor:
+    """One colour of open water for each crop, with faint noise: (B, 4, H, W) in DN."""
+    low, high = (torch.tensor(v)[:, None, None] for v in (WATER_LOW, WATER_HIGH))
+    share = torch.rand(len(like), 1, 1, 1, generator=random)
+    own = torch.rand(len(like), 4, 1, 1, generator=random)
+    level = low + (high - low) * (0.7 * share + 0.3 * own)
+    return (level * (1 + 0.04 * torch.randn(like.shape, generator=random))).clamp(*VALID_DN)
 
 
 # -- the step -----------------------------------------------------------------------------------------------------
@@ -492,10 +443,9 @@ def own_proposals(batch: HeadBatch, generator: TerraMindGenerator) -> Tensor:
     return proposal
 
 
-def _loss(model: Stage3GroundingModel, config: HeadConfig, batch: Mapping[str, Tensor]) -> Tensor:
-    examples = HeadBatch(**batch)
-    examples.proposal = own_proposals(examples, model.terramind_generator)
-    return loss_of_batch(model.corrector, examples, relative=config.relative)
+def _loss(model: Stage3GroundingModel, config: HeadConfig, batch: HeadBatch) -> Tensor:
+    batch.proposal = own_proposals(batch, model.terramind_generator)
+    return loss_of_batch(model.corrector, batch, relative=config.relative)
 
 
 def tiles_of(corrector: GroundingCorrector, batch: HeadBatch) -> GroundingTiles:

@@ -13,7 +13,7 @@ import itertools
 import json
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,15 +22,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from axs_lib.bands import VALID_DN
 from axs_lib.data.pairs import split_groups
 from axs_lib.errors import InputError
 from axs_lib.io.atomic import atomic_write
+from axs_lib.io.results import to_uint16
 from axs_lib.progress import track
 from axs_lib.terramind.weights import read_metadata
+from axs_lib.tilegrid import Tile
 from axs_lib.train.config import RunConfig
 from axs_lib.train.readers import BadDataWarning, DataConfig, list_samples, split_samples, without_groups
-from axs_lib.train.readers.sample import Crop, TrainingSample, Window
+from axs_lib.train.readers.sample import Crop, TrainingSample
 
 ESTIMATE = {"stage1": "opt_v1", "stage2": "opt_v2"}
 WHEN_AND_WHERE = ("date", "year", "month", "lat", "lon")
@@ -40,36 +41,20 @@ Predict = Callable[[list[Crop]], Tensor]
 
 @dataclass(frozen=True)
 class PrecomputeConfig:
-    """What is computed.
+    """What is computed."""
 
-    Attributes:
-        stage: ``stage1`` or ``stage2``.
-        data: the data folder; for stage 2 one with opt_v1, which ``stage1`` wrote.
-        out: folder of the pairs.
-        folds: number of folds, at most the number of groups.
-        checkpoints: weights of each fold's model, in the order of the folds; none where ``train`` is given.
-        train: how to train a fold's model.
-        variant: of the checkpoints, where their files do not say it.
-        s1_product: of Stage 1.
-        timesteps: network evaluations of Stage 1; 1 is the most accurate.
-        tile: longest side of a written tile; larger images are cut.
-        batch_size: tiles the network sees at once.
-        seed: deals groups to folds; the same for both stages, so that they are the same folds.
-        device: where to compute.
-    """
-
-    stage: str
-    data: DataConfig
-    out: str
-    folds: int = 5
-    checkpoints: tuple[str, ...] = ()
-    train: RunConfig | None = None
-    variant: str | None = None
+    stage: str  # stage1 or stage2
+    data: DataConfig  # for stage 2 a folder with opt_v1, which stage 1 wrote
+    out: str  # folder of the pairs
+    folds: int = 5  # at most the number of groups
+    checkpoints: tuple[str, ...] = ()  # weights of each fold's model, in the order of the folds; or
+    train: RunConfig | None = None  # how to train one
+    variant: str | None = None  # of the checkpoints, where their files do not say it
     s1_product: str = "S1GRD"
-    timesteps: int = 1
-    tile: int = 256
-    batch_size: int = 8
-    seed: int = 0
+    timesteps: int = 1  # network evaluations of Stage 1; 1 is the most accurate
+    tile: int = 256  # longest side of a written tile; larger images are cut
+    batch_size: int = 8  # tiles the network sees at once
+    seed: int = 0  # deals groups to folds; the same for both stages, so that they are the same folds
     device: str | None = None
 
 
@@ -78,7 +63,7 @@ class Output:
     """One file to write: a window of a sample."""
 
     sample: TrainingSample
-    window: Window | None
+    window: Tile
     id: str
     path: Path
 
@@ -90,51 +75,59 @@ def precompute(config: PrecomputeConfig, *, progress: bool = True) -> Path:
         The folder of pairs.
 
     Raises:
-        InputError: data that cannot be used, folds and checkpoints that do not match, or a checkpoint that has seen
-            the groups it is to be used on.
+        InputError: data, folds or checkpoints that do not fit, or a checkpoint that has seen its fold's groups.
         WeightsError: weights that cannot be read.
         OutputError: the disk refuses; finished files stay.
     """
     out = Path(config.out)
-    _check(config, out)
+    _check(config)
     samples = list_samples(config.data)
-    if config.stage == "stage2":
-        lacking = [s.name for s in samples if "opt_v1" not in s.estimates]
-        if lacking:
-            raise InputError(
-                f"{len(lacking)} of {len(samples)} pairs in {config.data.folder} have no opt_v1 ({lacking[0]}, ...);"
-                " make them with `axs precompute --stage stage1` and pass its output folder as --data"
-            )
+    lacking = [s.name for s in samples if "opt_v1" not in s.estimates]
+    if config.stage == "stage2" and lacking:
+        raise InputError(
+            f"{len(lacking)} of {len(samples)} pairs in {config.data.folder} have no opt_v1 ({lacking[0]}, ...);"
+            " make them with `axs precompute --stage stage1` and pass its output folder as --data"
+        )
     folds = deal_folds(samples, config)
     done: list[dict[str, Any]] = []
     rows: list[dict[str, Any]] = []
     for number, fold in enumerate(folds):
         groups = sorted({sample.group for sample in fold})
-        weights = _weights(config, number, groups, out, progress)
+        weights = _weights(config, number, groups, progress)
         predict, provenance = _load(config, weights)
         note = json.dumps({"fold": number, "timesteps": config.timesteps} | provenance, sort_keys=True)
-        outputs = [output for sample in fold for output in _outputs(sample, config, out)]
+        outputs = [output for sample in fold for output in _outputs(sample, config)]
         todo = [output for output in outputs if not _is_done(output.path, ESTIMATE[config.stage], note)]
         text = f"{config.stage}, fold {number + 1} of {len(folds)}"
         skipped: set[str] = set()
-        for batch in track(list(_batches(todo, config.batch_size)), text, enabled=progress):
+        for batch in track(_batches(todo, config.batch_size), text, enabled=progress):
             skipped |= _compute(batch, predict, config, note)
         written = [output for output in outputs if output.id not in skipped]
         rows += [_row(output) for output in written]
         done.append({"groups": groups, "weights": provenance, "files": [output.id for output in written]})
-        _write_index(out, rows)
-        _write_json(out / "manifest.json", {"stage": config.stage, "seed": config.seed, "folds": done})
+        with (
+            atomic_write(out / "index.csv", overwrite=True) as temporary,
+            temporary.open("w", newline="", encoding="utf-8") as stream,
+        ):
+            writer = csv.DictWriter(stream, INDEX_COLUMNS)
+            writer.writeheader()
+            writer.writerows(rows)
+        with atomic_write(out / "manifest.json", overwrite=True) as temporary:
+            manifest = {"stage": config.stage, "seed": config.seed, "folds": done}
+            temporary.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     return out
 
 
 # -- folds and models ---------------------------------------------------------------------------------------------
 
 
-def _check(config: PrecomputeConfig, out: Path) -> None:
+def _check(config: PrecomputeConfig) -> None:
     if config.stage not in ESTIMATE:
         raise InputError(f"stage is {config.stage!r}; expected stage1 (makes opt_v1) or stage2 (makes opt_v2)")
-    if out.resolve() == Path(config.data.folder).resolve():
-        raise InputError(f"{out} is the data folder itself; choose another --out, so that no input is overwritten")
+    if Path(config.out).resolve() == Path(config.data.folder).resolve():
+        raise InputError(
+            f"{config.out} is the data folder itself; choose another --out, so that no input is overwritten"
+        )
     if config.train is None and len(config.checkpoints) != config.folds:
         raise InputError(
             f"{len(config.checkpoints)} checkpoints are given for {config.folds} folds; pass --checkpoint once for each"
@@ -153,13 +146,13 @@ def deal_folds(samples: Sequence[TrainingSample], config: PrecomputeConfig) -> l
     return folds
 
 
-def _weights(config: PrecomputeConfig, number: int, groups: list[str], out: Path, progress: bool) -> Path:
+def _weights(config: PrecomputeConfig, number: int, groups: list[str], progress: bool) -> Path:
     """The weights of a fold's model: given, trained before, or trained now."""
     if config.train is None:
         path = Path(config.checkpoints[number])
         _check_unseen(path, groups, number)
         return path
-    run = out / "models" / f"fold{number}"
+    run = Path(config.out) / "models" / f"fold{number}"
     training = replace(
         config.train,
         data=without_groups(config.data, groups),
@@ -209,17 +202,10 @@ def _check_unseen(path: Path, groups: list[str], number: int) -> None:
 
 def _load(config: PrecomputeConfig, weights: Path) -> tuple[Predict, dict[str, Any]]:
     """How to predict a batch of crops with these weights, and what they are."""
-    header = _header(weights)
-    said = config.train.variant if config.train else config.variant or (header or {}).get("variant")
-    if said is None:
+    variant = config.train.variant if config.train else config.variant or (_header(weights) or {}).get("variant")
+    if variant is None:
         raise InputError(f"{weights} does not say its variant; pass --variant")
-    variant: str = said
     device = torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-
-    def stack(crops: list[Crop], key: str) -> Tensor:
-        images = [crop.s1 if key == "s1" else crop.estimates[key] for crop in crops]
-        return torch.from_numpy(np.stack(images)).to(device)
-
     if config.stage == "stage1":
         from axs_lib.models import build_terramind_generator
         from axs_lib.stage1_tm_s2o import tm_sar2opt
@@ -230,7 +216,7 @@ def _load(config: PrecomputeConfig, weights: Path) -> tuple[Predict, dict[str, A
         info = generator.terramind_generator.weights
 
         def predict(crops: list[Crop]) -> Tensor:
-            return tm_sar2opt(generator, stack(crops, "s1"))
+            return tm_sar2opt(generator, torch.from_numpy(np.stack([crop.s1 for crop in crops])).to(device))
     else:
         from axs_lib.stage2_prithvi_refine import build_prithvi_refiner
 
@@ -239,7 +225,8 @@ def _load(config: PrecomputeConfig, weights: Path) -> tuple[Predict, dict[str, A
 
         @torch.no_grad()
         def predict(crops: list[Crop]) -> Tensor:
-            image: Tensor = refiner(stack(crops, "opt_v1"), [dict(crop.metadata) for crop in crops])
+            opt_v1 = torch.from_numpy(np.stack([crop.estimates["opt_v1"] for crop in crops])).to(device)
+            image: Tensor = refiner(opt_v1, [crop.metadata for crop in crops])
             return image
 
     return predict, {"variant": variant, "sha256": dict(info.sha256) if info else {}}
@@ -248,41 +235,28 @@ def _load(config: PrecomputeConfig, weights: Path) -> tuple[Predict, dict[str, A
 # -- files --------------------------------------------------------------------------------------------------------
 
 
-def _outputs(sample: TrainingSample, config: PrecomputeConfig, out: Path) -> Iterator[Output]:
+def _outputs(sample: TrainingSample, config: PrecomputeConfig) -> Iterator[Output]:
     """The files of a sample: itself, or the tiles of an image that is larger than a tile."""
-    folder = out / "pairs" / sample.source
-    if max(sample.height, sample.width) <= config.tile:
-        yield Output(sample, None, sample.id, folder / f"{sample.id}.npz")
-        return
-    rows, columns = (_edges(length, config.tile) for length in (sample.height, sample.width))
-    for top, bottom in rows:
-        for left, right in columns:
-            name = f"{sample.id}_{top}_{left}"
-            window = Window(top, left, bottom - top, right - left)
-            yield Output(sample, window, name, folder / f"{name}.npz")
+    folder = Path(config.out) / "pairs" / sample.source
+    rows, columns = (_parts(length, config.tile) for length in (sample.height, sample.width))
+    for (top, bottom), (left, right) in itertools.product(rows, columns):
+        name = sample.id if len(rows) == len(columns) == 1 else f"{sample.id}_{top}_{left}"
+        yield Output(sample, Tile(top, left, bottom, right), name, folder / f"{name}.npz")
 
 
-def _edges(length: int, tile: int) -> list[tuple[int, int]]:
-    """Even parts of a length, none longer than a tile."""
-    count = -(-length // tile)
-    cuts = [round(part * length / count) for part in range(count + 1)]
-    return list(itertools.pairwise(cuts))
+def _parts(length: int, longest: int) -> list[tuple[int, int]]:
+    """Start and end of even parts of a length."""
+    count = -(-length // longest)
+    return list(itertools.pairwise(round(part * length / count) for part in range(count + 1)))
 
 
-def _batches(outputs: Sequence[Output], size: int) -> Iterator[list[Output]]:
+def _batches(outputs: Sequence[Output], size: int) -> list[list[Output]]:
     """Runs of neighbouring outputs of one shape."""
-    batch: list[Output] = []
-    for output in outputs:
-        if batch and (len(batch) == size or _shape(output) != _shape(batch[0])):
-            yield batch
-            batch = []
-        batch.append(output)
-    if batch:
-        yield batch
-
-
-def _shape(output: Output) -> tuple[int, int]:
-    return (output.window.height, output.window.width) if output.window else (output.sample.height, output.sample.width)
+    batches = []
+    for _, run in itertools.groupby(outputs, lambda output: output.window.shape):
+        same = list(run)
+        batches += [same[start : start + size] for start in range(0, len(same), size)]
+    return batches
 
 
 def _compute(batch: list[Output], predict: Predict, config: PrecomputeConfig, note: str) -> set[str]:
@@ -290,76 +264,41 @@ def _compute(batch: list[Output], predict: Predict, config: PrecomputeConfig, no
     read: list[tuple[Output, Crop]] = []
     skipped: set[str] = set()
     for output in batch:
-        try:
-            crop = output.sample.read(output.window)
-        except InputError as error:
-            if config.data.on_bad == "refuse":
-                raise
-            warnings.warn(f"left out: {error}", BadDataWarning, stacklevel=2)
-            skipped.add(output.id)
-            continue
-        if np.isfinite(crop.s1).all(0).any() and np.isfinite(crop.s2).all(0).any():
+        crop = output.sample.read_or_skip(output.window, config.data.on_bad == "skip")
+        if crop is not None and np.isfinite(crop.s1).all(0).any() and np.isfinite(crop.s2).all(0).any():
             read.append((output, crop))
         else:
             skipped.add(output.id)
     if read:
         images = predict([crop for _, crop in read]).float().cpu().numpy()
         for (output, crop), image in zip(read, images, strict=True):
-            _write_pair(output, crop, ESTIMATE[config.stage], image, note)
+            _write_pair(output.path, crop, ESTIMATE[config.stage], image, note)
     return skipped
 
 
-def _write_pair(output: Output, crop: Crop, key: str, image: np.ndarray[Any, Any], note: str) -> None:
-    arrays: dict[str, Any] = {"s1": crop.s1, "s2": _stored(crop.s2)}
-    arrays |= {name: _stored(estimate) for name, estimate in crop.estimates.items()}
-    arrays |= {key: _stored(image), f"{key}_provenance": np.array(note)}
-    arrays["metadata"] = np.array(json.dumps(dict(crop.metadata)))
-    with atomic_write(output.path, overwrite=True) as temporary:
+def _write_pair(path: Path, crop: Crop, key: str, image: np.ndarray[Any, Any], note: str) -> None:
+    arrays: dict[str, Any] = {"s1": crop.s1}
+    for name, pixels in {"s2": crop.s2, **crop.estimates, key: image}.items():
+        whole = np.isfinite(pixels).all(0)  # 0 in some bands alone would be read as a dark pixel
+        arrays[name] = to_uint16(np.where(whole, pixels, np.nan))
+    arrays |= {f"{key}_provenance": np.array(note), "metadata": np.array(json.dumps(dict(crop.metadata)))}
+    with atomic_write(path, overwrite=True) as temporary:
         np.savez(temporary, **arrays)
 
 
-def _stored(image: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """DN as uint16, 0 in all bands where any has no data."""
-    valid = np.isfinite(image).all(0)
-    return np.where(valid, np.clip(np.nan_to_num(image).round(), *VALID_DN), 0).astype(np.uint16)
-
-
 def _is_done(path: Path, key: str, note: str) -> bool:
-    if not path.is_file():
-        return False
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             return f"{key}_provenance" in stored.files and str(stored[f"{key}_provenance"]) == note
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile):  # cut off in copying, or not ours: made anew
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile):  # not there, cut off, or not ours: made anew
         return False
 
 
 def _row(output: Output) -> dict[str, Any]:
+    """The line of the index: what the sample tells, and when and where, which the file does."""
     with np.load(output.path, allow_pickle=False) as stored:
         metadata = json.loads(str(stored["metadata"]))
-    height, width = _shape(output)
-    sample = output.sample
-    return {
-        "source": sample.source,
-        "id": output.id,
-        "group": sample.group,
-        "quality": sample.quality,
-        "h": height,
-        "w": width,
-        "split": sample.split,
-    } | {key: metadata.get(key, "") for key in WHEN_AND_WHERE}
-
-
-def _write_index(out: Path, rows: list[dict[str, Any]]) -> None:
-    with (
-        atomic_write(out / "index.csv", overwrite=True) as temporary,
-        temporary.open("w", newline="", encoding="utf-8") as stream,
-    ):
-        writer = csv.DictWriter(stream, INDEX_COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    with atomic_write(path, overwrite=True) as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    sample, (height, width) = output.sample, output.window.shape
+    told = {"source": sample.source, "id": output.id, "group": sample.group, "quality": sample.quality}
+    told |= {"h": str(height), "w": str(width), "split": sample.split}
+    return told | {key: metadata.get(key, "") for key in WHEN_AND_WHERE}

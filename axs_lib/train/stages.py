@@ -12,7 +12,7 @@ from axs_lib.errors import InputError
 from axs_lib.train.colour import fit_colour
 from axs_lib.train.config import CONFIGS, RunConfig, Stage2Config
 from axs_lib.train.readers import Split, list_samples, split_samples
-from axs_lib.train.readers.batches import CropDataset, TileDataset
+from axs_lib.train.readers.batches import CropDataset, validation_batches
 from axs_lib.train.tasks import build_task
 from axs_lib.train.trainer import LAST, check_run, fit
 
@@ -21,15 +21,12 @@ ESTIMATES = {"stage2": ("opt_v1", "stage1"), "stage3": ("opt_v2", "stage2")}  # 
 
 
 def train_stage(config: RunConfig, *, resume: bool = True, progress: bool = True) -> Path:
-    """Train a stage, or go on where a stopped run left off.
+    """Train a stage, or go on where a stopped run left off, and return the folder of the weights.
 
     Args:
         config: the stage's configuration.
         resume: continue from the run folder's checkpoint where there is one.
         progress: show progress bars.
-
-    Returns:
-        The folder of the final weights.
 
     Raises:
         InputError: data that cannot be used, or a configuration that makes no sense.
@@ -55,16 +52,8 @@ def train_stage(config: RunConfig, *, resume: bool = True, progress: bool = True
     if isinstance(config, Stage2Config) and config.fit_colour and source == "file" and not resumed:
         fit_colour(task.model, split.train, progress=progress)
     estimates = [task.estimate_key] if source == "file" and task.estimate_key else []
-    skip_bad = data.on_bad == "skip"
-    crops = CropDataset(
-        split.train,
-        crop_sizes=data.crop_sizes,
-        batch_size=data.batch_size,
-        estimates=estimates,
-        seed=config.seed,
-        skip_bad=skip_bad,
-    )
-    tiles = TileDataset(split.validation, data.validation_tiles, estimates=estimates, skip_bad=skip_bad)
+    crops = CropDataset(split.train, data, estimates, config.seed)
+    tiles = validation_batches(split.validation, data, estimates)
     return fit(task, crops, tiles, workers=data.workers, resume=resume, progress=progress)
 
 

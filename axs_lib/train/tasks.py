@@ -1,9 +1,8 @@
 """The three stages as tasks of the training loop: what a batch costs, what is trained, how good held-out tiles are.
 
-In: batches of ``axs_lib.train.readers.batches``. Out: the loss of a step, ``val_mse``, the mean squared error of the
-held-out tiles in (reflectance x 10)^2, by which training stops and weights are chosen, and the weights in the files
-that the stages load by ``checkpoint=``. Every random draw of a step is a function of (seed, batch index); the caller's
-random states are left as they were.
+In: batches of ``axs_lib.train.readers.batches``. Out: the loss of a step; ``val_mse``, the mean squared error of the
+held-out tiles in (reflectance x 10)^2, by which training stops and weights are chosen; and the stage's weights. Every
+draw of a step is a function of (seed, batch index); the caller's random states are left as they were.
 """
 
 from __future__ import annotations
@@ -20,9 +19,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from axs_lib import __version__
+from axs_lib.adapters import apply_lora_to_linear, merge_adapter, save_adapter
 from axs_lib.bands import VALID_DN
 from axs_lib.data.degrade import degrade
 from axs_lib.errors import UntrainedHeadWarning
+from axs_lib.models import build_terramind_generator
+from axs_lib.nodata import pad_square
+from axs_lib.stage2_losses import Stage2Loss
+from axs_lib.stage2_prithvi_refine import build_prithvi_refiner
+from axs_lib.stage3_losses import IGNORED_TOKEN, Stage3Loss
+from axs_lib.stage3_tm_ground import build_stage3_model
+from axs_lib.terramind.load import load_nano_tokenizer
+from axs_lib.terramind.tiles import network_side, to_network
 from axs_lib.train.config import RunConfig, Stage1Config, Stage2Config, Stage3Config
 from axs_lib.train.export import export_refiner, export_terramind
 from axs_lib.train.readers.batches import Batch
@@ -32,30 +41,30 @@ DN_SCALE = 1000.0  # held-out errors are in tenths of reflectance
 
 
 class StageTask(TrainingTask):
-    """What the stages share: seeded steps, held-out error, the header of the weights.
+    """What the stages share: seeded steps, held-out error, the weights and their header.
 
-    Subclasses build ``model``, set ``requires_grad`` of what is trained, and say what a batch costs.
-
-    Args:
-        config: the run.
-        estimate_source: ``file``, or ``degraded`` where the stage's estimate is simulated from the truth.
-        notes: text for the weights' header, such as the groups trained on.
+    ``criterion`` is the loss; ``tokenizer`` makes token targets, where there is one; ``estimate_source`` is ``file``,
+    or ``degraded`` where the stage's estimate is simulated from the truth; ``notes`` go into the weights' header.
     """
 
     stage: str
-    model: Any
     estimate_key: str | None = None
     config: RunConfig
 
     def __init__(
-        self, config: RunConfig, *, estimate_source: str = "degraded", notes: Mapping[str, str] | None = None
+        self,
+        config: RunConfig,
+        model: Any,
+        criterion: nn.Module,
+        tokenizer: nn.Module | None = None,
+        *,
+        estimate_source: str = "degraded",
+        notes: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(config, self.stage)
+        self.model, self.criterion, self.tokenizer = model, criterion, tokenizer
         self.estimate_source, self.notes = estimate_source, dict(notes or {})
-        self.tokenizer: nn.Module | None = None  # where there is one: it makes token targets
         self.held_out: list[tuple[float, float]] = []  # error of each tile, and that of the estimate
-
-    # -- for the stages to say ------------------------------------------------------------------------------------
 
     @abstractmethod
     def loss(self, batch: Batch) -> Tensor:
@@ -64,8 +73,6 @@ class StageTask(TrainingTask):
     @abstractmethod
     def predict(self, batch: Batch) -> Tensor:
         """The stage's image (B, 4, H, W) in DN for a validation batch, with one time step."""
-
-    # -- the loop's ------------------------------------------------------------------------------------------------
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         with own_random(self.config.seed * SEED_STRIDE + batch["index"], self.device):
@@ -100,17 +107,6 @@ class StageTask(TrainingTask):
 
     def export(self, step: int, error: float | None) -> Path:
         folder = Path(self.config.out) / "weights"
-        header = self.header(step, error)
-        if self.stage == "stage2":
-            export_refiner(self.model, folder, header, variant=self.config.variant)
-        else:
-            export_terramind(self.model, folder, header, tokenizer=self.tokenizer)
-        return folder
-
-    def header(self, step: int, error: float | None) -> dict[str, str]:
-        """What the weights are, for their files' headers."""
-        from axs_lib import __version__
-
         settings = {key: value for key, value in asdict(self.config).items() if key not in ("data", "out")}
         header = self.notes | {
             "variant": self.config.variant,
@@ -120,10 +116,19 @@ class StageTask(TrainingTask):
             "axs_version": __version__,
             "torch_version": torch.__version__,
         }
-        header |= {"estimate_source": self.estimate_source} if self.estimate_key else {}
-        return header | ({} if error is None else {"val_mse": f"{error:.6g}"})
-
-    # -- helpers --------------------------------------------------------------------------------------------------
+        if self.estimate_key:
+            header["estimate_source"] = self.estimate_source
+        if error is not None:
+            header["val_mse"] = f"{error:.6g}"
+        if self.config.lora is not None:
+            if self.stage != "stage2":
+                save_adapter(self.model, folder / "adapter", overwrite=True, notes=header)
+            merge_adapter(self.model)
+        if self.stage == "stage2":
+            export_refiner(self.model, folder, header)
+        else:
+            export_terramind(self.model, folder, header, self.tokenizer)
+        return folder
 
     def random(self, batch: Batch, stream: int) -> torch.Generator:
         """A generator of one of the batch's streams of draws."""
@@ -136,35 +141,30 @@ class StageTask(TrainingTask):
         simulated = degrade(batch["truth"], generator=self.random(batch, 2), preset=preset)
         return batch | {self.estimate_key: simulated}
 
+    @torch.no_grad()
+    def truth_tokens(self, batch: Batch) -> Tensor | None:
+        """(B, h*w) tokens of the truth, ``IGNORED_TOKEN`` where it is mostly nodata; ``None`` without a tokenizer."""
+        if self.tokenizer is None:
+            return None
+        generator, truth, mask = self.model.terramind_generator, batch["truth"], batch["mask"]
+        side = network_side(generator.layout, *truth.shape[-2:])
+        filled = to_network(truth, torch.ones_like(mask), side, generator.optical, standardize=True)
+        latent = self.tokenizer(generator.optical.to_z(filled)).permute(0, 2, 3, 1).float()
+        _, index = generator.quantizer.latent_to_code_and_indice(latent)
+        valid = nn.functional.avg_pool2d(pad_square(mask.float(), side), generator.layout.patch) > 0.5
+        return index.flatten(1).long().masked_fill(~valid.flatten(1), IGNORED_TOKEN)
+
 
 class Stage1Task(StageTask):
     """SAR to optical: error of the one-step image, and token cross-entropy where the truth's tokens can be had."""
 
     stage = "stage1"
 
-    def __init__(self, config: Stage1Config, **options: Any) -> None:
-        from axs_lib.models import build_terramind_generator
-        from axs_lib.stage3_losses import Stage3Loss
-
-        super().__init__(config, **options)
-        self.model = build_terramind_generator(
-            (config.s1_product,),
-            timesteps=1,
-            pretrained=config.pretrained,
-            variant=config.variant,
-            checkpoint=config.checkpoint,
-            revision=config.revision,
-        )
-        self.criterion = Stage3Loss(**config.loss)
-        self.tokenizer = nano_tokenizer(config)
-        choose_trained(self.model, config)
-
     def loss(self, batch: Batch) -> Tensor:
         image, logits = self.model.training_pass(batch["s1"], batch["truth"])
-        targets = truth_tokens(self.tokenizer, self.model.terramind_generator, batch)
-        loss: Tensor = self.criterion(
-            image, batch["truth"], batch["mask"], logits=None if targets is None else logits, targets=targets
-        )
+        targets = self.truth_tokens(batch)
+        logits = None if targets is None else logits
+        loss: Tensor = self.criterion(image, batch["truth"], batch["mask"], logits=logits, targets=targets)
         return loss
 
     def predict(self, batch: Batch) -> Tensor:
@@ -179,28 +179,11 @@ class Stage2Task(StageTask):
     estimate_key = "opt_v1"
     config: Stage2Config
 
-    def __init__(self, config: Stage2Config, **options: Any) -> None:
-        from axs_lib.stage2_losses import Stage2Loss
-        from axs_lib.stage2_prithvi_refine import build_prithvi_refiner
-
-        super().__init__(config, **options)
-        self.model = build_prithvi_refiner(
-            variant=config.variant,
-            pretrained=config.pretrained,
-            checkpoint=config.checkpoint,
-            revision=config.revision,
-            metadata_dropout=config.metadata_dropout,
-            needs_season=config.needs_season,
-        )
-        self.criterion = Stage2Loss(**config.loss)
-        choose_trained(self.model, config)
-
     def loss(self, batch: Batch) -> Tensor:
         size = (len(batch["truth"]), 4, 1, 1)
         gain = torch.exp(torch.randn(size, generator=self.random(batch, 3)) * self.config.brightness_jitter)
         batch = batch | {key: (batch[key] * gain.to(batch[key])).clamp(*VALID_DN) for key in ("opt_v1", "truth")}
-        image = self.model(batch["opt_v1"], batch["metadata"])
-        loss: Tensor = self.criterion(image, batch["truth"], batch["mask"])
+        loss: Tensor = self.criterion(self.predict(batch), batch["truth"], batch["mask"])
         return loss
 
     def predict(self, batch: Batch) -> Tensor:
@@ -214,34 +197,12 @@ class Stage3Task(StageTask):
     stage = "stage3"
     estimate_key = "opt_v2"
 
-    def __init__(self, config: Stage3Config, **options: Any) -> None:
-        from axs_lib.stage3_losses import Stage3Loss
-        from axs_lib.stage3_tm_ground import build_stage3_model
-
-        super().__init__(config, **options)
-        self.model = build_stage3_model(
-            timesteps=1,
-            pretrained=config.pretrained,
-            variant=config.variant,
-            checkpoint=config.checkpoint,
-            revision=config.revision,
-            s1_product=config.s1_product,
-            correction_mode="learned",
-        )
-        self.criterion = Stage3Loss(**config.loss)
-        self.tokenizer = nano_tokenizer(config)
-        choose_trained(self.model, config)
-
     def loss(self, batch: Batch) -> Tensor:
         image, logits = self.model.training_pass(batch["s1"], batch["opt_v2"])
-        targets = truth_tokens(self.tokenizer, self.model.terramind_generator, batch)
+        targets = self.truth_tokens(batch)
+        logits = None if targets is None else logits
         loss: Tensor = self.criterion(
-            image,
-            batch["truth"],
-            batch["mask"],
-            s1=batch["s1"],
-            logits=None if targets is None else logits,
-            targets=targets,
+            image, batch["truth"], batch["mask"], s1=batch["s1"], logits=logits, targets=targets
         )
         return loss
 
@@ -252,52 +213,46 @@ class Stage3Task(StageTask):
 
 def build_task(config: RunConfig, **options: Any) -> StageTask:
     """The task of a configuration, in training mode; its random weights are a function of the seed."""
-    kinds: dict[type[RunConfig], Any] = {
-        Stage1Config: Stage1Task, Stage2Config: Stage2Task, Stage3Config: Stage3Task
-    }  # fmt: skip
+    weights: dict[str, Any] = {
+        "variant": config.variant,
+        "pretrained": config.pretrained,
+        "checkpoint": config.checkpoint,
+        "revision": config.revision,
+    }
     with own_random(config.seed):
-        task: StageTask = kinds[type(config)](config, **options)
+        task: StageTask
+        if isinstance(config, Stage1Config):
+            stage1 = build_terramind_generator((config.s1_product,), timesteps=1, **weights)
+            task = Stage1Task(config, stage1, Stage3Loss(**config.loss), _nano_tokenizer(config), **options)
+        elif isinstance(config, Stage2Config):
+            stage2 = build_prithvi_refiner(
+                metadata_dropout=config.metadata_dropout, needs_season=config.needs_season, **weights
+            )
+            task = Stage2Task(config, stage2, Stage2Loss(**config.loss), **options)
+        else:
+            assert isinstance(config, Stage3Config)
+            stage3 = build_stage3_model(timesteps=1, s1_product=config.s1_product, correction_mode="learned", **weights)
+            task = Stage3Task(config, stage3, Stage3Loss(**config.loss), _nano_tokenizer(config), **options)
+        _choose_trained(task.model, config)
     task.model.train()  # builders return models in eval() mode
     return task
 
 
-def choose_trained(model: Any, config: RunConfig) -> None:
+def _nano_tokenizer(config: RunConfig) -> nn.Module | None:
+    """nano's trained tokenizer encoder, frozen: it makes token targets, and is passed on with the weights."""
+    if config.variant != "nano" or not config.pretrained:
+        return None
+    return load_nano_tokenizer(config.checkpoint).requires_grad_(False).eval()
+
+
+def _choose_trained(model: nn.Module, config: RunConfig) -> None:
     """Make all weights trainable; with LoRA adapters, head, season's colour and the vectors for unknown metadata."""
     if config.lora is None:
         model.requires_grad_(True)
         return
-    from axs_lib.adapters import apply_lora_to_linear
-
     apply_lora_to_linear(
         model, rank=config.lora.rank, alpha=config.lora.alpha, target_modules=config.lora.target_modules
     )
     for name, parameter in model.named_parameters():
         if name.startswith(("corrector.", "colour.", "head.")) or name.endswith(("_enc.unknown", "_enc.biome.weight")):
             parameter.requires_grad_(True)
-
-
-def nano_tokenizer(config: RunConfig) -> nn.Module | None:
-    """nano's trained tokenizer encoder, frozen: it makes token targets, and is passed on with the weights."""
-    if config.variant != "nano" or not config.pretrained:
-        return None
-    from axs_lib.terramind.load import load_nano_tokenizer
-
-    return load_nano_tokenizer(config.checkpoint).requires_grad_(False).eval()
-
-
-@torch.no_grad()
-def truth_tokens(tokenizer: nn.Module | None, generator: Any, batch: Batch) -> Tensor | None:
-    """(B, h*w) tokens of the truth, ``IGNORED_TOKEN`` where it is mostly nodata; ``None`` without a tokenizer."""
-    from axs_lib.nodata import pad_square
-    from axs_lib.stage3_losses import IGNORED_TOKEN
-    from axs_lib.terramind.tiles import network_side, to_network
-
-    if tokenizer is None:
-        return None
-    truth, mask = batch["truth"], batch["mask"]
-    side = network_side(generator.layout, *truth.shape[-2:])
-    filled = to_network(truth, torch.ones_like(mask), side, generator.optical, standardize=True)
-    z = generator.optical.to_z(filled)
-    _, index = generator.quantizer.latent_to_code_and_indice(tokenizer(z).permute(0, 2, 3, 1).float())
-    valid = nn.functional.avg_pool2d(pad_square(mask.float(), side), generator.layout.patch) > 0.5
-    return index.flatten(1).long().masked_fill(~valid.flatten(1), IGNORED_TOKEN)

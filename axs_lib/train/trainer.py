@@ -1,9 +1,9 @@
 """The one training loop, Lightning's: averaged weights, warm-up and cosine, checkpoints that survive a kill, resume.
 
-In: a task (what a batch costs), its batches by step, and a ``LoopConfig``. Out: what the task exports of the averaged
-weights of its best validation, or of the last step where nothing is held out. A run that was stopped or killed goes on
-from ``<out>/last.ckpt`` as if nothing had happened: data order and every draw are functions of (seed, step), and
-everything else is in the checkpoint, which is read without running anything in it.
+In: a task (what a batch costs) and its batches by step. Out: what the task exports of the averaged weights of its best
+validation, or of the last step where nothing is held out. A run that was killed goes on from ``<out>/last.ckpt`` as if
+nothing had happened: data order and draws are functions of (seed, step), everything else is in the checkpoint, which is
+read without running anything in it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from lightning.pytorch.callbacks import (
 )
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from axs_lib.errors import InputError, OutputError, WeightsError
 from axs_lib.io.atomic import atomic_write
@@ -70,11 +70,8 @@ class TrainingTask(lightning.LightningModule, ABC):
     """What all trainings share: optimiser, schedule, small checkpoints.
 
     A subclass sets ``requires_grad`` of what is trained and defines Lightning's ``training_step``, ``export``, and
-    where something is held out ``validation_step``, which logs ``val_mse``.
-
-    Args:
-        config: the run.
-        kind: what is trained, such as ``stage3``; a checkpoint of another kind is refused.
+    where something is held out ``validation_step``, which logs ``val_mse``. A checkpoint of another ``kind`` is
+    refused. Frozen weights are not in a checkpoint: they come with the model, and the averaged copy shares them.
     """
 
     def __init__(self, config: LoopConfig, kind: str) -> None:
@@ -83,12 +80,7 @@ class TrainingTask(lightning.LightningModule, ABC):
 
     @abstractmethod
     def export(self, step: int, error: float | None) -> Path:
-        """Write the weights, which are in the task, and say where.
-
-        Args:
-            step: optimiser steps behind these weights.
-            error: their ``val_mse``; ``None`` where nothing was held out.
-        """
+        """Write the task's weights, which have so many steps behind them and this ``val_mse``, and say where."""
 
     def configure_optimizers(self) -> Any:
         config = self.config
@@ -107,8 +99,6 @@ class TrainingTask(lightning.LightningModule, ABC):
 
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, share_of_peak)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    # Frozen weights are not in a checkpoint: they come with the model, and the averaged copy shares them.
 
     def frozen(self) -> dict[str, nn.Parameter]:
         """The parameters that are not trained, by name."""
@@ -133,14 +123,9 @@ class TrainingTask(lightning.LightningModule, ABC):
 
 
 class ModuleTask(TrainingTask):
-    """The training of a single module by a function of the batch.
+    """The training of a single module, as far as its parameters require gradients.
 
-    Args:
-        config: the run.
-        kind: what is trained.
-        module: trained in place, as far as its parameters require gradients.
-        loss: what a batch costs; it calls the module.
-        write: writes the module's weights, given the steps behind them, and returns where.
+    ``loss`` is what a batch costs; ``write`` writes the weights, given the steps behind them, and returns where.
     """
 
     def __init__(
@@ -176,47 +161,30 @@ class ByStep(Dataset[Any]):
         return self.make(index)
 
 
-class Indices(Sampler[int]):
-    """Endless batch indices of one device: rank, rank + world, ... from the ``start``-th on."""
-
-    def __init__(self, start: int = 0, rank: int = 0, world: int = 1) -> None:
-        self.start, self.rank, self.world = start, rank, world
-
-    def __iter__(self) -> Iterator[int]:
-        return itertools.count(self.start * self.world + self.rank, self.world)
-
-
 class Batches(lightning.LightningDataModule):
-    """Loaders of a run; each device takes its own batches, from the step that the trainer stands at.
+    """Loaders of a run; each device takes every so many-th batch, from the step that the trainer stands at."""
 
-    Args:
-        training: item ``index`` is a whole batch, for any index.
-        held_out: validation batches.
-        workers: processes that read training batches.
-    """
+    trainer: lightning.Trainer
 
     def __init__(self, training: Dataset[Any], held_out: Any, workers: int) -> None:
         super().__init__()
         self.training, self.held_out, self.workers = training, held_out, workers
 
     def train_dataloader(self) -> DataLoader[Any]:
-        trainer = self.trainer
-        assert trainer is not None
-        start = trainer.global_step * trainer.accumulate_grad_batches
+        rank, world = self.trainer.global_rank, self.trainer.world_size
+        start = self.trainer.global_step * self.trainer.accumulate_grad_batches
         return DataLoader(
             self.training,
             batch_size=None,
-            sampler=Indices(start, trainer.global_rank, trainer.world_size),
+            sampler=itertools.count(start * world + rank, world),
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
             generator=torch.Generator(),  # else the loader draws a seed from the caller's
         )
 
     def val_dataloader(self) -> DataLoader[Any]:
-        trainer = self.trainer
-        assert trainer is not None
-        count, world = len(self.held_out), trainer.world_size
-        mine = [(trainer.global_rank + turn * world) % count for turn in range(-(-count // world))]
+        rank, world, count = self.trainer.global_rank, self.trainer.world_size, len(self.held_out)
+        mine = [(rank + turn * world) % count for turn in range(-(-count // world))]
         return DataLoader(self.held_out, batch_size=None, sampler=mine, generator=torch.Generator())
 
 
@@ -243,7 +211,7 @@ def fit(
         progress: show Lightning's bar.
 
     Returns:
-        What the task's ``export`` returned, where the weights are; on all but the first device the run folder.
+        What the task's ``export`` returned; on all but the first device the run folder.
 
     Raises:
         InputError: a configuration that makes no sense.
@@ -259,21 +227,18 @@ def fit(
             f"{last} was made with other settings ({', '.join(changed)}); the run goes on with the new ones",
             stacklevel=2,
         )
-    resumed = resume and last.is_file()
-    for leftover in out.glob(".*.tmp.*"):  # of a run that was killed while writing
-        leftover.unlink(missing_ok=True)
     if config.threads:
         torch.set_num_threads(config.threads)
-    best = ModelCheckpoint(out, "best", monitor="val_mse", enable_version_counter=False) if held_out else None
-    stopper = EarlyStopping("val_mse", patience=config.patience, mode="min") if config.patience else None
-    callbacks: list[Any] = [
-        Average(config.ema),
-        LearningRateMonitor("step"),
-        *([StepBar()] if progress else []),
-        *([stopper] if stopper and held_out else []),
-        *([best] if best else []),
-        SaveLast(last, config.check_every, watched=bool(held_out)),
-    ]
+    callbacks: list[Any] = [Average(config.ema), LearningRateMonitor("step")]
+    if progress:
+        callbacks.append(StepBar())
+    best = None
+    if held_out:
+        if config.patience:
+            callbacks.append(EarlyStopping("val_mse", patience=config.patience, mode="min"))
+        best = ModelCheckpoint(out, "best", monitor="val_mse", enable_version_counter=False)
+        callbacks.append(best)
+    callbacks.append(SaveLast(last, config.check_every, watched=bool(held_out)))
     trainer = lightning.Trainer(
         **asdict(config.trainer),
         max_steps=config.steps,
@@ -289,28 +254,29 @@ def fit(
         enable_progress_bar=progress,
         enable_model_summary=False,
     )
-    data = Batches(training, held_out, workers)
+    ckpt_path = last if resume and last.is_file() else None
     try:
         with warnings.catch_warnings():
             noise = "num_workers|is not resumable|LeafSpec|in eval mode|is not empty|no `validation_step`"
             warnings.filterwarnings("ignore", message=f".*({noise}).*")
-            trainer.fit(task, datamodule=data, ckpt_path=last if resumed else None, weights_only=True)
+            data = Batches(training, held_out, workers)
+            trainer.fit(task, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT) or isinstance(error, OutputError):
             raise
         raise OutputError(f"cannot write below {out}: the disk is full: free some space and run again") from error
-    step, score = _load_final(task, out, best)
-    weights = task.export(step, score) if trainer.is_global_zero else out
+
+    # Export the averaged weights of the best validation, or else of the last step.
+    score = None if best is None or best.best_model_score is None else float(best.best_model_score)
+    saved = torch.load(out / (LAST if score is None else BEST), map_location="cpu", weights_only=True, mmap=True)
+    task.load_state_dict(task.frozen() | saved["state_dict"])
+    weights = task.export(int(saved["global_step"]), score) if trainer.is_global_zero else out
     trainer.strategy.barrier("weights are written")
     return weights
 
 
 def check_run(config: LoopConfig, kind: str) -> list[str]:
     """Refuse numbers that make no sense, and to continue another kind of run or another variant's.
-
-    Args:
-        config: the run.
-        kind: what is trained.
 
     Returns:
         Settings that differ from those of the run folder's checkpoint, in words; empty where there is none.
@@ -345,15 +311,6 @@ def check_run(config: LoopConfig, kind: str) -> list[str]:
             )
     changed = [key for key in new if key not in FREE and old.get(key) != new[key]]
     return [f"{key} {old.get(key)} -> {new[key]}" for key in changed]
-
-
-def _load_final(task: TrainingTask, out: Path, best: ModelCheckpoint | None) -> tuple[int, float | None]:
-    """Put the averaged weights of the best validation, or else of the last step, into the task."""
-    watched = best is not None and best.best_model_score is not None
-    saved = torch.load(out / (BEST if watched else LAST), map_location="cpu", weights_only=True, mmap=True)
-    task.load_state_dict(task.frozen() | saved["state_dict"])
-    score = float(best.best_model_score) if best is not None and best.best_model_score is not None else None
-    return int(saved["global_step"]), score
 
 
 class Average(WeightAveraging):

@@ -25,8 +25,8 @@ from axs_lib.terramind.generator import TerraMindGenerator
 from axs_lib.terramind.load import load_generator, load_nano_tokenizer
 from axs_lib.terramind.tiles import training_start
 from axs_lib.terramind.weights import read_metadata, read_state, resolve, write_state
-from axs_lib.train.examples import SAR_JITTER_DB, augment, make_examples
 from axs_lib.train.trainer import SEED_STRIDE, ByStep, ModuleTask, fit, own_random
+from experiments.nano.examples import SAR_JITTER_DB, augment, make_examples
 from experiments.nano.joint import PairsConfig, main
 from experiments.nano.plain import balanced_loss
 

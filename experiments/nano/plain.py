@@ -20,9 +20,9 @@ from torch import Tensor
 from axs_lib.data.pairs import PairRecord
 from axs_lib.evaluate.plain import Inputs, PlainModel
 from axs_lib.terramind.weights import write_state
-from axs_lib.train.examples import Kind, augment, make_examples
 from axs_lib.train.trainer import SEED_STRIDE, ByStep, ModuleTask, fit, own_random
 from experiments.nano.crops import Crops
+from experiments.nano.examples import Kind, augment, make_examples
 from experiments.nano.joint import PairsConfig, main
 
 

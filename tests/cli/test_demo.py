@@ -77,7 +77,7 @@ def test_what_is_written_of_each_part(axs: Run, tmp_path: Path) -> None:
     folder, figures = tmp_path / "demo" / "estimate" / "finland_lake", parts["estimate"]["finland_lake"]
     with rasterio.open(folder / "opt_v3.tif") as after, rasterio.open(folder / "opt_v2.tif") as before:
         assert after.descriptions == before.descriptions == OPTICAL_BANDS
-        assert tuple(after.transform)[:6] == truth.transform and after.crs == before.crs
+        assert tuple(after.transform)[:6] == truth.grid.transform and after.crs == before.crs
         assert after.tags()["AXS_SAMPLE"] == "finland_lake" and "degraded" in after.tags()["AXS_OPT_V2_SOURCE"]
         np.testing.assert_allclose(after.read(), before.read().astype(float) + 100, atol=1)
     with np.load(folder / "tile.npz", allow_pickle=False) as data:

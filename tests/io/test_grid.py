@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rasterio.crs import CRS
 
+from axs_lib.data.samples import load_sample
 from axs_lib.errors import InputError
 from axs_lib.io.grid import SceneGrid
 from axs_lib.tilegrid import Tile
 
-from .conftest import write_scene
+from ..scenes.conftest import write_scene
 
 UTM = SceneGrid.of("EPSG:32633", 10, (500_000, 5_999_000, 501_500, 6_000_000))
 
@@ -28,7 +30,7 @@ def test_a_grid_of_numbers() -> None:
     assert UTM.size == (100, 150)
     assert UTM.transform == (10, 0, 500_000, 0, -10, 6_000_000)
     assert UTM.bounds() == (500_000, 5_999_000, 501_500, 6_000_000)
-    assert UTM.bounds(Tile(10, 20, 30, 50)) == (500_200, 5_999_700, 500_500, 5_999_900)
+    assert UTM.part(Tile(10, 20, 30, 50)).bounds() == (500_200, 5_999_700, 500_500, 5_999_900)
 
 
 def test_edges_lie_on_multiples_of_the_resolution() -> None:
@@ -97,3 +99,28 @@ def test_the_middle_of_a_part() -> None:
     assert middle is not None and part is not None
     assert part[0] > middle[0] and part[1] < middle[1]
     assert middle == pytest.approx((54.142, 15.011), abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("crs", "transform", "place"),
+    [
+        # Zone 33's central meridian is 15 degrees east; the equator is at northing 0.
+        ("EPSG:32633", (10.0, 0.0, 499_000.0, 0.0, -10.0, 500.0), (0.0, 15.0)),
+        ("EPSG:4326", (0.001, 0.0, 10.0, 0.0, -0.001, 50.0), (49.95, 10.1)),
+        ("EPSG:32633", None, None),
+        (None, (1.0, 0.0, 0.0, 0.0, -1.0, 0.0), None),
+        ('LOCAL_CS["here",UNIT["metre",1]]', (1.0, 0.0, 0.0, 0.0, -1.0, 0.0), None),
+        ("EPSG:4326", (1.0, 0.0, 1e12, 0.0, -1.0, 1e12), None),
+        ("EPSG:32633", (1.0, 0.0, 1e12, 0.0, -1.0, 1e12), None),
+    ],
+)
+def test_the_middle_in_degrees(
+    crs: str | None, transform: tuple[float, ...] | None, place: tuple[float, float] | None
+) -> None:
+    grid = SceneGrid(100, 200, crs and CRS.from_string(crs).to_wkt(), transform)
+    assert grid.centre_lat_lon() == (place and pytest.approx(place, abs=1e-6))
+
+
+def test_sample_tiles_lie_where_their_names_say() -> None:
+    lat, lon = load_sample("finland_lake")[0].grid.centre_lat_lon() or (0.0, 0.0)
+    assert 59 < lat < 71 and 20 < lon < 32

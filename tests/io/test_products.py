@@ -22,7 +22,9 @@ from axs_lib.io.pixels import Reading
 from axs_lib.io.products import ReadingWarning, Source, open_source
 from tests.products import METADATA, PRODUCT, write_safe
 
-CRS, PLACE = "EPSG:32633", Affine(10, 0, 500_000, 0, -10, 6_000_000)
+from ..scenes.conftest import PLACE
+from ..scenes.conftest import write_tiff as write
+
 H, W = 60, 50
 
 
@@ -37,26 +39,6 @@ def optical() -> np.ndarray:
     rng = np.random.default_rng(2)
     level = np.array([400, 700, 600, 2500])[:, None, None]
     return (level * (1 + 0.2 * rng.standard_normal((4, H, W)))).clip(60, 9000).astype("uint16")
-
-
-def write(path: Path, data: np.ndarray, names: tuple[str, ...] | None = None, **more: Any) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tags, scale, colours, gcps = (more.pop(key, None) for key in ("tags", "scale", "colours", "gcps"))
-    place = {} if gcps else {"crs": CRS, "transform": PLACE}
-    profile = {"driver": "GTiff", "count": len(data), "height": data.shape[1], "width": data.shape[2]}
-    with rasterio.open(path, "w", **(profile | {"dtype": data.dtype} | place | more)) as file:
-        if colours:
-            file.colorinterp = colours
-        file.write(data)
-        if names:
-            file.descriptions = names
-        if tags:
-            file.update_tags(**tags)
-        if scale:
-            file.scales, file.offsets = ((value,) * len(data) for value in scale)
-        if gcps:
-            file.gcps = gcps
-    return path
 
 
 def opened(what: Any, wanted: tuple[str, ...], **how: Any) -> tuple[Source, np.ndarray]:
@@ -92,28 +74,25 @@ def test_power_becomes_db_and_a_border_of_zeros_nodata(tmp_path: Path, sar: np.n
     assert any("power 0 or less" in note for note in source.report())
 
 
-def test_amplitude_is_converted_where_its_name_or_the_user_says_so(tmp_path: Path, sar: np.ndarray) -> None:
-    amplitude = 10 ** (sar / 20)
-    for name, how in (("s1", {"s1_unit": "amplitude"}), ("s1_amplitude", {})):
-        _, data = read_sar(write(tmp_path / f"{name}.tif", amplitude, SAR_BANDS), **how)
-        np.testing.assert_allclose(data, sar, atol=1e-4)
+@pytest.mark.parametrize(("name", "how"), [("s1", {"s1_unit": "amplitude"}), ("s1_amplitude", {})])
+def test_amplitude_is_converted_where_its_name_or_the_user_says_so(
+    tmp_path: Path, sar: np.ndarray, name: str, how: dict[str, str]
+) -> None:
+    _, data = read_sar(write(tmp_path / f"{name}.tif", 10 ** (sar / 20), SAR_BANDS), **how)
+    np.testing.assert_allclose(data, sar, atol=1e-4)
 
 
-def test_products_of_hyp3_snap_and_earth_engine(tmp_path: Path, sar: np.ndarray) -> None:
-    stem = "S1A_IW_20210714T175000_DVP_RTC10_G_g{}unem_1A2B"
+def test_products_of_hyp3_planetary_computer_snap_and_earth_engine(tmp_path: Path, sar: np.ndarray) -> None:
+    def bands(name: str, values: np.ndarray, nodata: float) -> list[Path]:
+        names = zip(SAR_BANDS, values, strict=True)
+        return [write(tmp_path / name.format(band), image[None], nodata=nodata) for band, image in names]
+
     for code, values in (("p", 10 ** (sar / 10)), ("d", sar), ("a", 10 ** (sar / 20))):
-        files = [
-            write(tmp_path / code / f"{stem.format(code)}_{name}.tif", values[i : i + 1], nodata=0)
-            for i, name in enumerate(SAR_BANDS)
-        ]
+        files = bands(f"{code}/S1A_IW_20210714T175000_DVP_RTC10_G_g{code}unem_1A2B_{{}}.tif", values, 0)
         np.testing.assert_allclose(read_sar(files)[1], sar, atol=1e-4)
     planetary = 10 ** (sar / 10)
     planetary[:, :5] = -32768
-    files = [
-        write(tmp_path / f"iw-{name.lower()}.rtc.tiff", planetary[i : i + 1], nodata=-32768)
-        for i, name in enumerate(SAR_BANDS)
-    ]
-    data = read_sar(files)[1]
+    data = read_sar(bands("iw-{}.rtc.tiff", planetary, -32768))[1]
     assert np.isnan(data[:, :5]).all() and np.isfinite(data[:, 5:]).all()
     snap = write(tmp_path / "snap.tif", sar[::-1], ("Sigma0_VH_db", "Sigma0_VV_db"))
     np.testing.assert_array_equal(read_sar(snap)[1], sar)
@@ -201,9 +180,12 @@ def test_zero_in_all_bands_is_nodata_for_every_type(
     tmp_path: Path, optical: np.ndarray, dtype: str, declared: float | None
 ) -> None:
     optical[:, :, :10], optical[1, 30, 30] = 0, 0
-    path = write(tmp_path / "s2.tif", optical.astype(dtype), OPTICAL_BANDS, nodata=declared)
-    _, data = read_optical(path)
-    assert np.isnan(data[:, :, :10]).all() and np.isfinite(data[:, :, 10:]).all() and data[1, 30, 30] == 0
+    image = optical.astype(dtype)
+    path = write(tmp_path / "s2.tif", image, OPTICAL_BANDS, nodata=declared)
+    files = [write(tmp_path / f"T_{b}.tif", image[i : i + 1], nodata=declared) for i, b in enumerate(OPTICAL_BANDS)]
+    for what in (path, files):
+        _, data = read_optical(what)
+        assert np.isnan(data[:, :, :10]).all() and np.isfinite(data[:, :, 10:]).all() and data[1, 30, 30] == 0
 
 
 @pytest.mark.parametrize(
@@ -242,12 +224,12 @@ def test_a_fifth_band_of_alpha_is_a_mask(tmp_path: Path, optical: np.ndarray) ->
 # Order of bands
 
 
-def test_other_polarisations_are_refused_by_name(tmp_path: Path, sar: np.ndarray) -> None:
-    for names in (("HH", "HV"), ("Sigma0_HH_db", "Sigma0_HV_db"), ("VV", "HH")):
-        with pytest.raises(InputError, match=r"HH.*lacks V"):
-            read_sar(write(tmp_path / "s1.tif", sar, names))
-    files = [write(tmp_path / f"s_{n}.tif", sar[i : i + 1]) for i, n in enumerate(("HH", "HV"))]
-    with pytest.raises(InputError, match="HH, HV and lack VV, VH"):
+@pytest.mark.parametrize("names", [("HH", "HV"), ("Sigma0_HH_db", "Sigma0_HV_db"), ("VV", "HH")])
+def test_other_polarisations_are_refused_by_name(tmp_path: Path, sar: np.ndarray, names: tuple[str, str]) -> None:
+    with pytest.raises(InputError, match=r"HH.*lacks V"):
+        read_sar(write(tmp_path / "s1.tif", sar, names))
+    files = [write(tmp_path / f"s_{name}.tif", sar[i : i + 1]) for i, name in enumerate(names)]
+    with pytest.raises(InputError, match=r"HH.* and lack V"):
         read_sar(files)
 
 

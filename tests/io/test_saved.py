@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from rasterio.transform import Affine
 
-from axs_lib.bands import OPTICAL_BANDS
-from axs_lib.data.samples import load_sample
 from axs_lib.errors import InputError
-from axs_lib.io.raster import Raster, TilePair
-from axs_lib.io.results import write_image, write_tiff, write_uncertainty
+from axs_lib.io.grid import SceneGrid
+from axs_lib.io.results import write_arrays
 from axs_lib.io.saved import find_results, read_results
+
+from ..scenes.conftest import PLACE, scene_arrays, write_scene
+
+S1, OPTICAL = scene_arrays(120, 120)
 
 
 def arrays(**others: Any) -> dict[str, Any]:
@@ -23,17 +25,14 @@ def arrays(**others: Any) -> dict[str, Any]:
     return {"opt_v2": images, "opt_v3": images + 10, "s1_vv": images[0], "s1_vh": images[1]} | others
 
 
-def scene(folder: Path, times: int = 3) -> tuple[Path, Raster]:
-    """``evora_opt_v3.tif`` and its companions, a sample tile repeated."""
-    sar, optical = load_sample("portugal_hills")
-    data = np.tile(optical.data, (1, times, 2 * times))
-    optical = replace(optical, data=data, tags={"AXS_VARIANT": "nano"})
-    sar = replace(sar, data=np.tile(sar.data, (1, times, 2 * times)))
-    write_tiff(folder / "evora_opt_v3.tif", data, optical)
-    write_tiff(folder / "evora_opt_v2.tif", data + 100, optical)
-    write_tiff(folder / "evora_s1.tif", sar.data, sar)
-    write_uncertainty(folder / "evora_uncertainty.tif", np.ones_like(data)[None], TilePair(sar, optical))
-    return folder / "evora_opt_v3.tif", optical
+def scene(folder: Path, times: int = 3) -> tuple[Path, np.ndarray]:
+    """``evora_opt_v3.tif`` and its companions, a tile repeated."""
+    sar, optical = (np.tile(image, (1, times, 2 * times)) for image in (S1, OPTICAL))
+    path = write_scene(folder / "evora_opt_v3.tif", optical, tags={"AXS_VARIANT": "nano"})
+    write_scene(folder / "evora_opt_v2.tif", optical + 100)
+    write_scene(folder / "evora_s1.tif", sar)
+    write_scene(folder / "evora_uncertainty.tif", np.ones_like(optical), dtype="float32")
+    return path, optical
 
 
 def test_results_of_a_tree_have_short_names(tmp_path: Path) -> None:
@@ -42,10 +41,9 @@ def test_results_of_a_tree_have_short_names(tmp_path: Path) -> None:
         np.savez(tmp_path / name, **arrays())
     np.savez(tmp_path / "batch" / "pair.npz", s1=np.zeros((2, 4, 4)), s2=np.zeros((4, 4, 4)))
     (tmp_path / "batch" / "broken.npz").write_bytes(b"no archive")
-    sar, optical = load_sample("finland_lake")
-    write_tiff(tmp_path / "a" / "opt_v3.tif", optical.data, optical)  # the same as tile.npz
-    write_tiff(tmp_path / "alone" / "opt_v3.tif", optical.data, optical)
-    write_tiff(tmp_path / "alone" / "s1.tif", sar.data, sar)
+    write_scene(tmp_path / "a" / "opt_v3.tif", OPTICAL)  # the same as tile.npz
+    write_scene(tmp_path / "alone" / "opt_v3.tif", OPTICAL)
+    write_scene(tmp_path / "alone" / "s1.tif", S1)
     scene(tmp_path / "scene", 1)
     found = dict(find_results([tmp_path]))
     assert set(found) == {"a", "a/pipeline", "alone", "batch/one", "batch/two", "scene/evora"}
@@ -57,19 +55,19 @@ def test_results_of_a_tree_have_short_names(tmp_path: Path) -> None:
 
 
 def test_a_tile_is_read_as_it_was_written(tmp_path: Path) -> None:
-    sar, optical = load_sample("finland_lake")
-    image = optical.data + 5
+    image = OPTICAL + 5
     image[:, :3, :3] = np.nan
-    tile = TilePair(sar, optical, truth=optical)
-    write_image(tmp_path / "t" / "tile.npz", image[None], tile, tags={"AXS_SEED": "3"})
-    write_uncertainty(tmp_path / "t" / "uncertainty.tif", np.full_like(image, 7)[None], tile)
+    write_scene(tmp_path / "t" / "uncertainty.tif", np.full_like(image, 7), dtype="float32")
+    grid = SceneGrid.like(tmp_path / "t" / "uncertainty.tif")
+    stored = {"opt_v3": image, "opt_v2": OPTICAL, "s1_vv": S1[0], "s1_vh": S1[1], "s2_real": OPTICAL}
+    write_arrays(tmp_path / "t" / "tile.npz", stored, grid, {"AXS_SEED": "3"})
     (result,) = read_results(tmp_path / "t" / "tile.npz")
     assert list(result.layers) == ["s1", "opt_v2", "opt_v3", "truth", "uncertainty"]
     np.testing.assert_array_equal(result.layers["opt_v3"], image)
-    np.testing.assert_array_equal(result.layers["s1"], sar.data)
+    np.testing.assert_array_equal(result.layers["s1"], S1)
     assert (result.layers["uncertainty"] == 7).all()
     assert result.tags["AXS_SEED"] == "3" and result.size == (120, 120) and result.reduction == 1
-    assert result.crs == optical.crs and result.transform == optical.transform
+    assert result.grid == grid
 
 
 def test_tiles_of_a_batch_and_one_map_for_all_bands(tmp_path: Path) -> None:
@@ -90,19 +88,17 @@ def test_a_scene_is_averaged_and_stays_where_it_is(tmp_path: Path) -> None:
     assert {name: layer.shape[1:] for name, layer in result.layers.items()} == dict.fromkeys(
         ("s1", "opt_v2", "opt_v3", "uncertainty"), (90, 180)
     )
-    mean = optical.data.reshape(4, 90, 4, 180, 4).mean((2, 4))
+    mean = optical.reshape(4, 90, 4, 180, 4).mean((2, 4))
     np.testing.assert_allclose(result.layers["opt_v3"], mean, atol=1)
     np.testing.assert_allclose(result.layers["opt_v2"], mean + 100, atol=1)
-    assert optical.transform is not None and result.transform is not None
-    assert result.transform[0] == 4 * optical.transform[0] and result.transform[2] == optical.transform[2]
+    assert result.grid.affine == PLACE * Affine.scale(4)
     assert result.tags["AXS_VARIANT"] == "nano"
 
 
 def test_nodata_stays_nodata_when_averaged(tmp_path: Path) -> None:
     path, optical = scene(tmp_path, 1)
-    data = optical.data.copy()
-    data[:, :40, :40] = np.nan
-    write_tiff(path, data, optical, overwrite=True)
+    optical[:, :40, :40] = np.nan
+    write_scene(path, optical)
     (result,) = read_results(path, longest=60)
     image = result.layers["opt_v3"]
     assert np.isnan(image[:, :10, :10]).all() and np.isfinite(image[:, 10:, 10:]).all()
@@ -110,44 +106,45 @@ def test_nodata_stays_nodata_when_averaged(tmp_path: Path) -> None:
 
 def test_a_layer_on_another_grid_is_brought_over(tmp_path: Path) -> None:
     path, optical = scene(tmp_path, 1)
-    assert optical.transform is not None
-    a, b, c, d, e, f = optical.transform
-    wide = np.pad(optical.data, ((0, 0), (20, 20), (20, 20)), constant_values=9000)
-    moved = replace(optical, data=wide, transform=(a, b, c - 20 * a, d, e, f - 20 * e))
-    write_tiff(tmp_path / "wide.tif", wide, moved)
+    wide = np.pad(optical, ((0, 0), (20, 20), (20, 20)), constant_values=9000)
+    write_scene(tmp_path / "wide.tif", wide, transform=PLACE * Affine.translation(-20, -20))
     (result,) = read_results(path, companions={"truth": tmp_path / "wide.tif"})
     np.testing.assert_allclose(result.layers["truth"], result.layers["opt_v3"], atol=1)
-    far = replace(moved, transform=(a, b, c + 1e6, d, e, f))
-    write_tiff(tmp_path / "far.tif", wide, far)
-    with pytest.raises(InputError, match="do not overlap"):
-        list(read_results(path, companions={"truth": tmp_path / "far.tif"}))
+    for name, where, message in (
+        ("far", {"transform": PLACE * Affine.translation(1e5, 0)}, "do not overlap"),
+        ("bare", {"crs": None, "transform": None}, "the grids of .*bare.tif and .* differ"),
+    ):
+        write_scene(tmp_path / f"{name}.tif", wide, **where)
+        with pytest.raises(InputError, match=message):
+            list(read_results(path, companions={"truth": tmp_path / f"{name}.tif"}))
 
 
-def test_what_is_no_result_is_refused(tmp_path: Path) -> None:
-    def read(**content: Any) -> None:
-        np.savez(tmp_path / "x.npz", **content)
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"s1": np.zeros((2, 4, 4))}, "expected opt_v3"),
+        ({"opt_v3": np.zeros((3, 4, 4))}, r"opt_v3 has shape \(3, 4, 4\)"),
+        (arrays(gate=np.zeros((1, 5, 5))), r"gate has shape \(1, 5, 5\)"),
+        ({"opt_v3": np.array([{}], dtype=object)}, "pickled"),
+    ],
+)
+def test_what_is_no_result_is_refused(tmp_path: Path, content: dict[str, Any], message: str) -> None:
+    np.savez(tmp_path / "x.npz", **content)
+    with pytest.raises(InputError, match=message):
         list(read_results(tmp_path / "x.npz"))
 
-    with pytest.raises(InputError, match="expected opt_v3"):
-        read(s1=np.zeros((2, 4, 4)))
-    with pytest.raises(InputError, match=r"opt_v3 has shape \(3, 4, 4\)"):
-        read(opt_v3=np.zeros((3, 4, 4)))
-    with pytest.raises(InputError, match=r"gate has shape \(1, 5, 5\)"):
-        read(**arrays(gate=np.zeros((1, 5, 5))))
-    with pytest.raises(InputError, match="pickled"):
-        read(opt_v3=np.array([{}], dtype=object))
+
+def test_folders_and_layers_that_are_none_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for name, message in (("empty", "no results"), ("nowhere", "does not exist")):
+        with pytest.raises(InputError, match=message):
+            find_results([tmp_path / name])
     with pytest.raises(InputError, match="no layer of a result"):
         list(read_results(tmp_path / "x.npz", companions={"colour": tmp_path / "x.tif"}))
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="no results"):
-        find_results([tmp_path / "empty"])
-    with pytest.raises(InputError, match="does not exist"):
-        find_results([tmp_path / "nowhere"])
 
 
-def test_tags_that_are_no_json_object_are_left_out(tmp_path: Path) -> None:
-    for text, tags in (("{", {}), ("[1]", {}), (json.dumps({"a": 1}), {"a": "1"})):
-        np.savez(tmp_path / "x.npz", **arrays(provenance=np.array(text)))
-        (result,) = read_results(tmp_path / "x.npz")
-        assert result.tags == tags
-    assert result.raster.bands == OPTICAL_BANDS
+@pytest.mark.parametrize(("text", "tags"), [("{", {}), ("[1]", {}), (json.dumps({"a": 1}), {"a": "1"})])
+def test_tags_that_are_no_json_object_are_left_out(tmp_path: Path, text: str, tags: dict[str, str]) -> None:
+    np.savez(tmp_path / "x.npz", **arrays(provenance=np.array(text)))
+    (result,) = read_results(tmp_path / "x.npz")
+    assert result.tags == tags

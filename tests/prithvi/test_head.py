@@ -10,7 +10,7 @@ from axs_lib.prithvi.head import RefinementHead
 
 @pytest.fixture
 def head() -> RefinementHead:
-    return RefinementHead(dim=32, taps=2, widths=(8, 12, 16), blocks=1)
+    return RefinementHead(dim=32, taps=2)
 
 
 def _inputs(side: int = 32, grid: int = 4) -> tuple[torch.Tensor, list[torch.Tensor]]:
@@ -20,18 +20,6 @@ def _inputs(side: int = 32, grid: int = 4) -> tuple[torch.Tensor, list[torch.Ten
 def test_a_fresh_head_answers_zero_and_knows_it(head: RefinementHead) -> None:
     assert head.untrained
     assert not head(*_inputs()).any()
-
-
-def test_a_fresh_head_learns(head: RefinementHead) -> None:
-    """Zero weights must not be a place without gradient."""
-    optimizer = torch.optim.Adam(head.parameters(), lr=1e-2)
-    image, features = _inputs()
-    for _ in range(3):
-        optimizer.zero_grad()
-        (head(image, features) - 1.0).square().mean().backward()
-        optimizer.step()
-    assert not head.untrained
-    assert all(p.grad is not None and bool(p.grad.any()) for p in head.parameters())
 
 
 @pytest.mark.parametrize(("side", "grid"), [(32, 4), (56, 4), (64, 4)])
@@ -55,5 +43,4 @@ def test_single_pixels_are_seen(head: RefinementHead) -> None:
     changed = image.clone()
     changed[0, 2, 13, 17] += 5.0
     moved = (head(changed, features) - head(image, features)).abs().amax(1)[0]
-    assert divmod(int(moved.argmax()), 32)[0] in range(10, 17)
-    assert moved[0, 0] < moved.max() / 100
+    assert divmod(int(moved.argmax()), 32)[0] in range(10, 17) and moved[0, 0] < moved.max() / 100

@@ -34,14 +34,9 @@ def test_a_date_is_its_year_and_day_however_it_is_said(date: datetime.date, besi
     said = {key: value for key, value in told(date).items() if key in beside}
     moment = datetime.datetime.combine(date, datetime.time(10, 20), datetime.UTC)
     said["date"] = (date, moment, moment.isoformat())[form]
-    assert parse_metadata(said) == Metadata(date.year, date.timetuple().tm_yday)
-
-
-@given(dates)
-def test_year_and_day_of_year_are_as_good_as_a_date(date: datetime.date) -> None:
-    said = told(date)
-    del said["date"]
-    assert parse_metadata(said) == Metadata(date.year, date.timetuple().tm_yday)
+    expected = Metadata(date.year, date.timetuple().tm_yday)
+    assert parse_metadata(said) == expected
+    assert parse_metadata({key: value for key, value in told(date).items() if key != "date"}) == expected
 
 
 @given(dates, st.sampled_from(["year", "month", "day_of_year"]), st.integers(1, 200))
@@ -149,29 +144,25 @@ def test_a_batch_takes_none_one_or_one_each() -> None:
     shared = encode_metadata(one, 3)
     each = encode_metadata([one, None, {"lon": -3.0}], 3)
     nothing = encode_metadata(None, 3)
-    assert shared.temporal.tolist() == [[2021.0, 195.0]] * 3
-    assert shared.temporal.dtype == torch.float32
+    assert shared.temporal.tolist() == [[2021.0, 195.0]] * 3 and shared.temporal.dtype == torch.float32
     assert torch.allclose(shared.location, torch.tensor([[48.2, 16.4]]).expand(3, 2))
     assert shared.biome.tolist() == [11, 11, 11]
-    assert torch.equal(each.temporal[0], shared.temporal[0])
-    assert each.temporal[1:].isnan().all()
-    assert each.location[1].isnan().all()
-    assert math.isnan(each.location[2, 0])
-    assert each.location[2, 1] == -3.0
-    assert nothing.temporal.isnan().all()
-    assert nothing.location.isnan().all()
+    assert torch.equal(each.temporal[0], shared.temporal[0]) and each.temporal[1:].isnan().all()
+    assert each.location[1].isnan().all() and math.isnan(each.location[2, 0]) and each.location[2, 1] == -3.0
+    assert nothing.temporal.isnan().all() and nothing.location.isnan().all()
     assert nothing.biome.tolist() == [UNKNOWN_BIOME] * 3
 
 
-@pytest.mark.parametrize("metadata", [[{}], [{}, {}, {}], "ab", ["a", "b"], 7, [{}, 3]])
-def test_a_wrong_count_or_kind_is_refused(metadata: object) -> None:
-    with pytest.raises(InputError, match="metadata"):
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        *[(wrong, "metadata") for wrong in ([{}], [{}, {}, {}], "ab", ["a", "b"], 7, [{}, 3])],
+        ([{}, {"lat": 91}], r"metadata\[1\]: lat is 91"),
+    ],
+)
+def test_a_wrong_count_or_kind_is_refused(metadata: object, message: str) -> None:
+    with pytest.raises(InputError, match=message):
         encode_metadata(metadata, 2)  # type: ignore[arg-type]
-
-
-def test_the_sample_at_fault_is_named() -> None:
-    with pytest.raises(InputError, match=r"metadata\[1\]: lat is 91"):
-        encode_metadata([{}, {"lat": 91}], 2)
 
 
 def test_dropping_forgets_whole_facts_and_no_others() -> None:

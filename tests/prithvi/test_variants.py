@@ -8,10 +8,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from axs_lib.errors import InputError, WeightsError
-from axs_lib.prithvi.backbone import PRITHVI_BANDS, PRITHVI_MEAN, PRITHVI_STD, VIT_SIZES
+from axs_lib.prithvi.backbone import LAYOUTS, PRITHVI_BANDS, PRITHVI_MEAN, PRITHVI_STD
 from axs_lib.prithvi.variants import DEFAULT_VARIANT, PRITHVI_VARIANTS
-from axs_lib.terramind.weights import VARIANTS, download, find_variant, resolve, sha256_file
+from axs_lib.terramind.weights import VARIANTS, resolve, sha256_file
 
 LARGE = PRITHVI_VARIANTS[DEFAULT_VARIANT]
 FILE = "Prithvi_EO_V2_300M_TL.pt"
@@ -26,7 +25,7 @@ def test_the_published_files_are_terratorchs() -> None:
             continue
         theirs = pretrained_weights[name]
         assert (spec.generator.repo, spec.generator.name) == (theirs["hf_hub_id"], theirs["hf_hub_filename"])
-        sizes, ours = prithvi_cfgs[name], VIT_SIZES[name]
+        sizes, ours = prithvi_cfgs[name], LAYOUTS[name]
         assert spec.dim == ours.dim == sizes["embed_dim"]
         assert (ours.image, ours.depth, ours.heads) == tuple(sizes[key] for key in ("img_size", "depth", "num_heads"))
         assert sizes["patch_size"] == [1, ours.patch, ours.patch] and sizes["mlp_ratio"] == 4.0
@@ -47,35 +46,3 @@ def test_one_file_is_all_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (tmp_path / FILE).unlink()
     save_file({"encoder.cls_token": torch.ones(1)}, (tmp_path / FILE).with_suffix(".safetensors"))
     assert resolve(LARGE).generator.suffix == ".safetensors"
-
-
-def test_what_is_missing_is_named(tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match=f"has no {FILE}") as failure:
-        resolve(LARGE, checkpoint=tmp_path)
-    assert "Tokenizer" not in str(failure.value)
-    with pytest.raises(InputError, match="expected one revision"):
-        download(LARGE, revision="a:b")
-    with pytest.raises(InputError, match="ships with this package"):
-        download(PRITHVI_VARIANTS["nano"])
-    with pytest.raises(InputError, match="Did you mean 'prithvi_eo_v2_600_tl'"):
-        find_variant("prithvi_eo_v2_600", PRITHVI_VARIANTS)
-
-
-def test_a_download_asks_for_the_revision_and_records_the_commit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    commit = "0123456789abcdef0123456789abcdef01234567"
-    asked = []
-
-    def fetch(repo: str, name: str, revision: str | None = None, **_: object) -> str:
-        asked.append((repo, name, revision))
-        place = tmp_path / "snapshots" / commit
-        place.mkdir(parents=True, exist_ok=True)
-        (place / name).write_bytes(b"weights")
-        return str(place / name)
-
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", fetch)
-    files = resolve(LARGE, revision="v1")
-    assert asked == [("ibm-nasa-geospatial/Prithvi-EO-2.0-300M-TL", FILE, "v1")]
-    assert files.commit == {FILE: commit}
-    assert files.tags()["AXS_WEIGHTS_REVISION"] == "v1"

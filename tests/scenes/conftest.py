@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from axs_lib.tilegrid import TileGrid
 GRID = TileGrid(side=64, overlap=16)
 CRS = "EPSG:32633"
 CORNER = (500_000.0, 6_000_000.0)
+PLACE = Affine(10, 0, CORNER[0], 0, -10, CORNER[1])
 
 
 @dataclass
@@ -77,37 +78,47 @@ def scene_arrays(height: int, width: int, seed: int = 0) -> tuple[np.ndarray, np
     return s1.astype("float32"), np.rint(opt.clip(1)).astype("float32")
 
 
+def write_tiff(path: Path, data: np.ndarray, names: Sequence[str | None] | None = None, **more: Any) -> Path:
+    """A GeoTIFF (C,H,W) on the lattice of ``CORNER``; ``more`` is of rasterio, or tags, scale, colours and gcps."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tags, scale, colours, gcps = (more.pop(key, None) for key in ("tags", "scale", "colours", "gcps"))
+    place = {} if gcps else {"crs": CRS, "transform": PLACE}
+    profile = {"driver": "GTiff", "count": len(data), "height": data.shape[1], "width": data.shape[2]}
+    with rasterio.open(path, "w", **(profile | {"dtype": data.dtype} | place | more)) as file:
+        file.write(data)
+        if names:
+            file.descriptions = tuple(names)
+        if colours:
+            file.colorinterp = colours
+        if tags:
+            file.update_tags(**tags)
+        if scale:
+            file.scales, file.offsets = ((value,) * len(data) for value in scale)
+        if gcps:
+            file.gcps = gcps
+    return path
+
+
 def write_scene(
     path: Path,
     data: np.ndarray,
-    bands: tuple[str, ...] | None = None,
+    bands: tuple[str | None, ...] | None = None,
     *,
-    crs: str | None = CRS,
-    transform: Affine | None = None,
     dtype: str | None = None,
     nodata: float | None = None,
-    **profile: Any,
+    **more: Any,
 ) -> Path:
-    """A GeoTIFF of a scene; NaN becomes ``nodata``."""
+    """A GeoTIFF of a scene with names of its bands; NaN becomes ``nodata``."""
     names = bands or (SAR_BANDS if len(data) == 2 else OPTICAL_BANDS)
     dtype = dtype or ("uint16" if len(data) == 4 else "float32")
     nodata = nodata if nodata is not None else (0 if dtype == "uint16" else np.nan)
-    with rasterio.open(
-        path,
-        "w",
-        driver="GTiff",
-        count=len(data),
-        height=data.shape[1],
-        width=data.shape[2],
-        dtype=dtype,
-        crs=crs,
-        transform=transform or Affine(10, 0, CORNER[0], 0, -10, CORNER[1]),
-        nodata=nodata,
-        **profile,
-    ) as file:
-        file.descriptions = names
-        file.write(np.where(np.isnan(data), nodata, data).astype(dtype))
-    return path
+    return write_tiff(path, np.where(np.isnan(data), nodata, data).astype(dtype), names, nodata=nodata, **more)
+
+
+def read_tiff(path: Path) -> np.ndarray:
+    """All bands of a file."""
+    with rasterio.open(path) as file:
+        return file.read()
 
 
 @dataclass(frozen=True)
@@ -129,5 +140,4 @@ def scene(tmp_path: Path) -> SceneFiles:
     optical[:, 50:54, 0:10] = np.nan
     optical[:, 120:, 90:] = np.nan
     folder = tmp_path / "in"
-    folder.mkdir()
     return SceneFiles(write_scene(folder / "s1.tif", sar), write_scene(folder / "opt.tif", optical), sar, optical)

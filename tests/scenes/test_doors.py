@@ -8,27 +8,18 @@ from typing import Any
 import numpy as np
 import pytest
 import rasterio
+import rioxarray  # noqa: F401  # gives arrays their georeference
 import torch
 import xarray as xr
 from rasterio.transform import Affine
-from rasterio.warp import Resampling, reproject
 
 import axs_lib
 from axs_lib.bands import OPTICAL_BANDS, SAR_BANDS
 from axs_lib.errors import InputError
-from axs_lib.io.grid import SceneGrid
 from axs_lib.io.masks import MaskFile
 from axs_lib.scenes.api import fill_gaps, ground_scene
 
-from .conftest import CORNER, CRS, GRID, BoxGrounder, SceneFiles, scene_arrays, write_scene
-
-PLACE = Affine(10, 0, CORNER[0], 0, -10, CORNER[1])
-
-
-def image_of(path: Path) -> np.ndarray:
-    with rasterio.open(path) as file:
-        return file.read()
-
+from .conftest import CORNER, CRS, GRID, PLACE, BoxGrounder, SceneFiles, read_tiff, scene_arrays, write_scene
 
 # Clear pixels, and what is empty
 
@@ -39,13 +30,12 @@ def test_clear_pixels_survive_without_sar(grounder: BoxGrounder, tmp_path: Path)
     clouded[:, 60:100, 20:90] = 9000
     clear = np.ones((1, 200, 150))
     clear[:, 60:100, 20:90] = 0
-    half = write_scene(tmp_path / "s1.tif", sar[:, :, 50:])  # SAR of the eastern part alone
-    with rasterio.open(half, "r+") as file:
-        file.transform = PLACE * Affine.translation(50, 0)
+    # SAR of the eastern part alone
+    half = write_scene(tmp_path / "s1.tif", sar[:, :, 50:], transform=PLACE * Affine.translation(50, 0))
     opt_v2 = write_scene(tmp_path / "s2.tif", clouded)
     mask = write_scene(tmp_path / "clear.tif", clear, ("clear",), dtype="uint8", nodata=255)
     result = fill_gaps(grounder, half, opt_v2, mask, tmp_path / "o.tif", grid=GRID)
-    image = image_of(tmp_path / "o.tif")
+    image = read_tiff(tmp_path / "o.tif")
     kept = clear[0] == 1
     np.testing.assert_array_equal(image[:, kept], optical[:, kept])
     assert (image[:, 60:100, 20:50] == 0).all() and (image[:, 60:100, 50:90] > 0).all()
@@ -73,17 +63,12 @@ def test_what_has_no_valid_pixel_is_said(grounder: BoxGrounder, scene: SceneFile
 
 
 def test_an_image_that_does_not_say_where_it_lies(grounder: BoxGrounder, scene: SceneFiles, tmp_path: Path) -> None:
-    bare = tmp_path / "bare.tif"
-    with rasterio.open(scene.s1) as file:
-        profile = {k: v for k, v in file.profile.items() if k not in ("crs", "transform")}
-        with rasterio.open(bare, "w", **profile) as other:
-            other.write(file.read())
-            other.descriptions = SAR_BANDS
+    bare = write_scene(tmp_path / "bare.tif", scene.sar, crs=None, transform=None)
     with pytest.raises(InputError, match="--same-grid"):
         ground_scene(grounder, bare, scene.opt_v2, tmp_path / "o.tif", grid=GRID)
     ground_scene(grounder, bare, scene.opt_v2, tmp_path / "o.tif", grid=GRID, same_grid=True)
     ground_scene(grounder, scene.s1, scene.opt_v2, tmp_path / "p.tif", grid=GRID)
-    np.testing.assert_array_equal(image_of(tmp_path / "o.tif"), image_of(tmp_path / "p.tif"))
+    np.testing.assert_array_equal(read_tiff(tmp_path / "o.tif"), read_tiff(tmp_path / "p.tif"))
 
 
 @pytest.mark.parametrize("west", [179.90, -180.10])
@@ -107,7 +92,7 @@ def test_sar_in_degrees_beyond_the_seam(grounder: BoxGrounder, tmp_path: Path, w
     at, down = ~degrees * (lon, lat)
     inside = (at > 1) & (at < 239) & (down > 1) & (down < 239)
     assert inside.mean() > 0.95
-    valid = (image_of(tmp_path / "o.tif") > 0).all(axis=0).ravel()
+    valid = (read_tiff(tmp_path / "o.tif") > 0).all(axis=0).ravel()
     assert valid[inside].all()
 
 
@@ -117,10 +102,7 @@ def test_sar_in_degrees_beyond_the_seam(grounder: BoxGrounder, tmp_path: Path, w
 @pytest.fixture
 def arrays() -> tuple[xr.DataArray, xr.DataArray]:
     sar, optical = scene_arrays(80, 70)
-    middle = np.arange(80) + 0.5, np.arange(70) + 0.5
-    y, x = CORNER[1] - 10 * middle[0], CORNER[0] + 10 * middle[1]
-    import rioxarray  # noqa: F401
-
+    y, x = CORNER[1] - 10 * (np.arange(80) + 0.5), CORNER[0] + 10 * (np.arange(70) + 0.5)
     return tuple(
         xr.DataArray(data, dims=("band", "y", "x"), coords={"band": list(names), "y": y, "x": x}).rio.write_crs(CRS)
         for data, names in ((sar, SAR_BANDS), (optical, OPTICAL_BANDS))
@@ -178,40 +160,35 @@ def test_an_axis_of_time_is_taken_step_by_step(grounder: BoxGrounder, arrays: tu
 def test_a_product_and_its_own_classification(grounder: BoxGrounder, scene: SceneFiles, tmp_path: Path) -> None:
     folder = tmp_path / "S2B_MSIL2A_20210714T112121_N0209_R037_T29UPU_20210714T143000.SAFE" / "R10m"
     for i, band in enumerate(OPTICAL_BANDS):
-        write_scene(
-            (folder.mkdir(parents=True, exist_ok=True) or folder) / f"T29_{band}_10m.tif",
-            scene.optical[i : i + 1],
-            (band,),
-            dtype="uint16",
-        )
+        write_scene(folder / f"T29_{band}_10m.tif", scene.optical[i : i + 1], (band,), dtype="uint16")
     with pytest.raises(InputError, match="--mask scl"):
         ground_scene(grounder, scene.s1, folder, tmp_path / "o.tif", trust=MaskFile("scl"), grid=GRID)
     classes = np.full((1, 100, 75), 4)
     classes[:, 30:40, 5:30] = 9
-    classes_at = folder.parent / "R20m" / "T29_SCL_20m.tif"
-    classes_at.parent.mkdir()
-    write_scene(classes_at, classes, ("",), dtype="uint8", nodata=0, transform=PLACE * Affine.scale(2))
+    path, coarse = folder.parent / "R20m" / "T29_SCL_20m.tif", PLACE * Affine.scale(2)
+    write_scene(path, classes, ("",), dtype="uint8", nodata=0, transform=coarse)
     result = ground_scene(grounder, scene.s1, folder.parent, tmp_path / "o.tif", trust=MaskFile("scl"), grid=GRID)
-    assert result.counts["filled"] == 20 * 50
+    assert result.counts["filled"] == 20 * 50 and "--mask-buffer 3" in result.notes[-1]
     with rasterio.open(tmp_path / "o.tif") as file:
         assert file.tags()["AXS_MASK_KIND"] == "scl" and file.tags()["AXS_BOA_OFFSET_REMOVED"] == "0"
 
 
-def test_sar_in_power_on_another_grid_is_as_gdal_warps_it(
-    grounder: BoxGrounder, scene: SceneFiles, tmp_path: Path
-) -> None:
-    sar, _ = scene_arrays(150, 120, seed=9)
-    place = PLACE * Affine.translation(-3.4, -2.7) * Affine.scale(1.5)
-    power = 10 ** (sar / 10)
-    s1 = write_scene(tmp_path / "s1.tif", power, nodata=0, dtype="float32", transform=place)
-    np.savez(tmp_path / "grid.npz", opt_v2=scene.optical)
-    ground_scene(grounder, s1, scene.opt_v2, tmp_path / "o.tif", grid=GRID)
-    grid = SceneGrid.like(scene.opt_v2)
-    expected = np.full((2, *grid.size), np.nan, "float32")
-    reproject(
-        power, expected, src_crs=CRS, src_transform=place, src_nodata=0, dst_crs=CRS, dst_transform=PLACE,
-        dst_nodata=np.nan, resampling=Resampling.bilinear,
-    )  # fmt: skip
-    valid = ~np.isnan(expected).any(axis=0) & ~np.isnan(scene.optical).any(axis=0)
-    image = image_of(tmp_path / "o.tif")
-    np.testing.assert_array_equal((image > 0).all(axis=0), valid)
+@pytest.mark.parametrize("count", [None, 3])
+def test_an_npz_holds_what_was_made_and_the_inputs(grounder: BoxGrounder, tmp_path: Path, count: int | None) -> None:
+    sar, optical = (image if count is None else np.stack([image] * count) for image in scene_arrays(24, 30))
+    trust = np.ones((count or 1, 1, 24, 30), "float32")
+    trust[..., 4:9, 4:9] = 0
+    np.savez(tmp_path / "t.npz", s1=sar, opt_v2=optical, s2_real=optical + 1)
+    np.savez(tmp_path / "m.npz", trust=trust)
+    mask = MaskFile(tmp_path / "m.npz", buffer=1)
+    result = ground_scene(grounder, tmp_path / "t.npz", None, tmp_path / "o.npz", trust=mask, tags={"A": "b"})
+    assert result.counts["filled"] == 49 * (count or 1)
+    with np.load(tmp_path / "o.npz", allow_pickle=False) as data:
+        names = {"s1_vv", "s1_vh"} if count is None else {"s1"}
+        assert set(data.files) == {"opt_v3", "opt_v2", "s2_real", "trust", "provenance"} | names
+        assert data["opt_v3"].shape == optical.shape and data["opt_v3"].dtype == np.float32
+        np.testing.assert_array_equal(data["s2_real"], optical + 1)
+        assert data["trust"].shape == trust.shape and (data["trust"] == 0).sum() == result.counts["filled"]
+    ground_scene(grounder, tmp_path / "t.npz", None, tmp_path / "o.pt", trust=mask)
+    with np.load(tmp_path / "o.npz", allow_pickle=False) as data:
+        np.testing.assert_array_equal(torch.load(tmp_path / "o.pt", weights_only=True).numpy(), data["opt_v3"])

@@ -14,20 +14,25 @@ import pytest
 import rasterio
 import rioxarray  # noqa: F401  # gives arrays their georeference
 from pystac_client import Client, ConformanceClasses
-from rasterio.transform import Affine
+from rasterio.transform import Affine, array_bounds
 from rasterio.warp import transform_bounds, transform_geom
+from shapely import box
+from shapely.geometry import mapping
 from typer.testing import CliRunner
 
 from axs_lib.bands import OPTICAL_BANDS, SAR_BANDS
 from axs_lib.cli.app import app
 from axs_lib.errors import AxionError, InputError, OutputError
+from axs_lib.io.grid import SceneGrid
 from axs_lib.io.masks import MaskFile
 from axs_lib.scenes.api import ground_scene
 from axs_lib.scenes.search import ScenePair, find_pair, load_pair, save_pair
+from axs_lib.tilegrid import Tile
 
-from .conftest import CORNER, CRS, GRID, BoxGrounder, scene_arrays, write_scene
+from .conftest import CRS, GRID, PLACE, BoxGrounder, read_tiff, scene_arrays, write_scene
 
 SIDE = 220
+S1 = "sentinel-1-rtc"
 COLOURS = dict(zip(OPTICAL_BANDS, ("blue", "green", "red", "nir"), strict=True))
 
 
@@ -56,32 +61,26 @@ class Catalogue:
         **properties: Any,
     ) -> pystac.Item:
         """Add an item whose assets (H,W) begin ``left`` px east of the corner; ``about`` is what each declares."""
-        folder = self.folder / "pixels" / name
-        folder.mkdir(parents=True)
-        transform = Affine(10, 0, CORNER[0] + 10 * left, 0, -10, CORNER[1])
+        place = PLACE * Affine.translation(left, 0)
         height, width = next(iter(images.values())).shape
-        corners = (transform.c, transform.f - 10 * height, transform.c + 10 * width, transform.f)
-        west, south, east, north = corners
-        ring = [(west, south), (east, south), (east, north), (west, north), (west, south)]
+        corners = array_bounds(height, width, place)
         item = pystac.Item(
             name,
-            transform_geom(CRS, "EPSG:4326", {"type": "Polygon", "coordinates": [ring]}),
+            transform_geom(CRS, "EPSG:4326", mapping(box(*corners))),
             list(transform_bounds(CRS, "EPSG:4326", *corners)),
             datetime.fromisoformat(date).replace(tzinfo=UTC),
-            {"proj:code": CRS, "proj:shape": [height, width], "proj:transform": list(transform)[:6], **properties},
+            {"proj:code": CRS, "proj:shape": [height, width], "proj:transform": list(place)[:6], **properties},
             stac_extensions=["https://stac-extensions.github.io/projection/v2.0.0/schema.json"],
         )
         for key, image in images.items():
             kind, nodata = image.dtype.name, np.nan if image.dtype.kind == "f" else 0
-            path = folder / f"{key}.tif"
-            write_scene(path, image[None], (key,), dtype=kind, transform=transform, nodata=nodata)
+            path = self.folder / "pixels" / name / f"{key}.tif"
+            write_scene(path, image[None], (key,), dtype=kind, transform=place, nodata=nodata)
             asset = pystac.Asset(str(path), media_type=pystac.MediaType.COG, roles=["data"])
             declared = {"data_type": kind, "nodata": 0 if nodata == 0 else "nan"}
             asset.extra_fields |= declared | ({} if key == "scl" else about or {})
             item.add_asset(key, asset)
-        child = self.catalog.get_child(collection)
-        assert child is not None
-        child.add_item(item)
+        self.catalog.get_child(collection).add_item(item)
         return item
 
     def save(self) -> Path:
@@ -89,8 +88,8 @@ class Catalogue:
         return self.folder / "stac" / "catalog.json"
 
 
-def optical(image: np.ndarray, dtype: str = "uint16", keys: dict[str, str] = COLOURS) -> dict[str, np.ndarray]:
-    return {keys[band]: values.astype(dtype) for band, values in zip(OPTICAL_BANDS, image, strict=True)}
+def optical(image: np.ndarray, dtype: str = "uint16") -> dict[str, np.ndarray]:
+    return {COLOURS[band]: values.astype(dtype) for band, values in zip(OPTICAL_BANDS, image, strict=True)}
 
 
 def sar(image: np.ndarray) -> dict[str, np.ndarray]:
@@ -101,20 +100,17 @@ def power(db: np.ndarray) -> np.ndarray:
     return (10 ** (db / 10)).astype("float32")
 
 
-def inside(margin: int = 0, width: int = SIDE) -> tuple[float, float, float, float]:
+def inside(margin: int = 30) -> tuple[float, float, float, float]:
     """Bounds in degrees of a part of the scene, ``margin`` px from its sides."""
-    left, top = CORNER[0] + 10 * margin, CORNER[1] - 10 * margin
-    right, bottom = CORNER[0] + 10 * (width - margin), CORNER[1] - 10 * (SIDE - margin)
-    return transform_bounds(CRS, "EPSG:4326", left, bottom, right, top)
+    part = SceneGrid(SIDE, SIDE, CRS, tuple(PLACE)[:6]).part(Tile(margin, margin, SIDE - margin, SIDE - margin))
+    return transform_bounds(CRS, "EPSG:4326", *part.bounds())
 
 
 def window(array: Any, image: np.ndarray) -> np.ndarray:
     """The part of an image that an array on the same lattice lies on."""
-    left = round((array.rio.transform().c - CORNER[0]) / 10)
-    top = round((CORNER[1] - array.rio.transform().f) / 10)
-    assert left >= 0 and top >= 0
+    left, top = (round(at) for at in ~PLACE * (array.rio.transform().c, array.rio.transform().f))
     height, width = array.shape[-2:]
-    assert height > 100 and width > 100
+    assert left >= 0 and top >= 0 and min(height, width) > 100
     return image[..., top : top + height, left : left + width]
 
 
@@ -136,23 +132,23 @@ def full(catalogue: Catalogue) -> Iterator[Path]:
     )
     catalogue.add("later", "2021-08-07T10:00:00", optical(dn), declared, **{"eo:cloud_cover": 0.0})
     for name, date in (("far", "2021-07-01T05:00:00"), ("near", "2021-07-08T17:00:00")):
-        catalogue.add(name, date, sar(power(db if name == "near" else db - 3)), collection="sentinel-1-rtc")
-    catalogue.add("half", "2021-07-07T05:00:00", sar(power(db - 9)), left=SIDE // 2, collection="sentinel-1-rtc")
+        catalogue.add(name, date, sar(power(db if name == "near" else db - 3)), collection=S1)
+    catalogue.add("half", "2021-07-07T05:00:00", sar(power(db - 9)), left=SIDE // 2, collection=S1)
     yield catalogue.save()
 
 
 def test_the_clearest_day_and_the_nearest_pass_that_covers_the_place(full: Path) -> None:
-    pair = find_pair(full, inside(30), "2021-07-01/2021-07-31")
+    pair = find_pair(full, inside(), "2021-07-01/2021-07-31")
     assert [item.id for item in pair.s2] == ["clear"] and pair.date == "2021-07-07"
     assert [item.id for item in pair.s1] == ["near"]
     assert pair.clear == pytest.approx(0.95, abs=0.001)
-    assert find_pair(full, inside(30), "2021-07-01/2021-08-07").date == "2021-08-07"  # the last day is whole
-    assert find_pair(full, inside(30), "2021-07-01/2021-07-02").clear == pytest.approx(0.2, abs=0.001)
+    assert find_pair(full, inside(), "2021-07-01/2021-08-07").date == "2021-08-07"  # the last day is whole
+    assert find_pair(full, inside(), "2021-07-01/2021-07-02").clear == pytest.approx(0.2, abs=0.001)
 
 
 def test_pixels_come_in_the_librarys_units(full: Path) -> None:
     db, dn = scene_arrays(SIDE, SIDE)
-    arrays = load_pair(find_pair(full, inside(30), "2021-07-07/2021-07-09"))
+    arrays = load_pair(find_pair(full, inside(), "2021-07-07/2021-07-09"))
     assert arrays.s1.chunks is not None and arrays.opt_v2.chunks is not None  # nothing was read yet
     assert list(arrays.s1["band"].values) == list(SAR_BANDS)
     assert list(arrays.opt_v2["band"].values) == list(OPTICAL_BANDS)
@@ -165,20 +161,38 @@ def test_pixels_come_in_the_librarys_units(full: Path) -> None:
     assert arrays.opt_v2.rio.crs == rasterio.crs.CRS.from_string(CRS)
 
 
-def test_a_found_pair_goes_through_a_scene(full: Path, tmp_path: Path) -> None:
-    arrays = load_pair(find_pair(full, inside(30), "2021-07-07/2021-07-09"))
-    out = tmp_path / "out.tif"
-    settings: dict[str, Any] = {"grid": GRID, "seed": 5, "tags": arrays.tags, "date": arrays.date}
-    ground_scene(
-        BoxGrounder(), arrays.s1, arrays.opt_v2, out, trust=arrays.trust, stac=tmp_path / "item.json", **settings
-    )
-    with rasterio.open(out) as file:
-        result, tags = file.read(), file.tags()
-        assert file.transform == arrays.opt_v2.rio.transform()
-    assert (tags["AXS_S1_ITEMS"], tags["AXS_S2_ITEMS"]) == ("near", "clear")
-    kept = arrays.trust.values[0] == 1 if arrays.trust is not None else np.empty(0)
-    np.testing.assert_array_equal(result[:, kept], arrays.opt_v2.values[:, kept])
-    assert (result[:, ~kept] != arrays.opt_v2.values[:, ~kept]).mean() > 0.9 and result.min() > 0
+@pytest.mark.parametrize("odd", ["nearer_with_VV_alone", "cloud_cover_null", "beyond_180_degrees"])
+def test_odd_items_are_passed_over_or_found(catalogue: Catalogue, odd: str) -> None:
+    db, dn = scene_arrays(SIDE, SIDE)
+    items = [
+        catalogue.add("s2", "2021-07-07T10:00:00", optical(dn), **{"eo:cloud_cover": 90.0}),
+        catalogue.add("s1", "2021-07-09", sar(power(db)), collection=S1),
+    ]
+    place = inside()
+    if odd == "nearer_with_VV_alone":
+        catalogue.add("odd", "2021-07-07T11:00:00", {"vv": power(db[0])}, collection=S1)
+    elif odd == "cloud_cover_null":  # unknown: it may be all cloud
+        catalogue.add("odd", "2021-07-08", optical(dn), **{"eo:cloud_cover": None})
+    else:  # footprints from -180.05 on of a place at 180
+        for item in items:
+            item.geometry = mapping(box(-180.05, 10, -179.9, 10.1))
+            item.bbox = [-180.05, 10.0, -179.9, 10.1]
+        place = (179.96, 10.02, 179.99, 10.08)
+    pair = find_pair(catalogue.save(), place, "2021-07-01/2021-07-31")
+    assert ([item.id for item in pair.s1], [item.id for item in pair.s2]) == (["s1"], ["s2"])
+
+
+@pytest.mark.parametrize("dtype", ["uint16", "float32"])
+def test_zero_in_all_bands_is_nodata_declared_or_not(catalogue: Catalogue, dtype: str) -> None:
+    db, dn = scene_arrays(SIDE, SIDE)
+    dn[:, :100], dn[0, 120] = 0, 0
+    for asset in catalogue.add("s2", "2021-07-07", optical(dn, dtype)).assets.values():
+        del asset.extra_fields["nodata"]
+    catalogue.add("s1", "2021-07-07", sar(power(db)), collection=S1)
+    found = load_pair(find_pair(catalogue.save(), inside(), "2021-07-07")).opt_v2
+    blank = window(found, (dn == 0).all(axis=0))
+    np.testing.assert_array_equal(np.isnan(found.values).all(axis=0), blank)
+    assert 0 < blank.mean() < 1
 
 
 BAND = {"bands": [{"name": "b", "raster:scale": 2e-4, "raster:offset": 0.01}]}
@@ -204,8 +218,8 @@ def test_scale_and_offset_are_those_that_an_item_declares(
     db, dn = scene_arrays(SIDE, SIDE)
     dn[:, 40:50, 40:60] = 0  # nodata
     catalogue.add("s2", "2021-07-07", optical(dn), about, **properties)
-    catalogue.add("s1", "2021-07-07", sar(power(db)), collection="sentinel-1-rtc")
-    found = load_pair(find_pair(catalogue.save(), inside(30), "2021-07-07")).opt_v2
+    catalogue.add("s1", "2021-07-07", sar(power(db)), collection=S1)
+    found = load_pair(find_pair(catalogue.save(), inside(), "2021-07-07")).opt_v2
     expected = window(found, np.where(dn == 0, np.nan, dn * factor + shift))
     np.testing.assert_allclose(found.values, expected, rtol=1e-6)
 
@@ -217,8 +231,8 @@ def test_items_of_a_day_are_joined_each_with_its_own_offset(catalogue: Catalogue
         "west", "2021-07-07T10:00:00", optical(dn[..., :half] + 1000), {"raster:scale": 1e-4, "raster:offset": -0.1}
     )
     catalogue.add("east", "2021-07-07T10:00:20", optical(dn[..., half - 20 :]), left=half - 20)
-    catalogue.add("s1", "2021-07-07", sar(power(db)), collection="sentinel-1-rtc")
-    pair = find_pair(catalogue.save(), inside(30), "2021-07-07")
+    catalogue.add("s1", "2021-07-07", sar(power(db)), collection=S1)
+    pair = find_pair(catalogue.save(), inside(), "2021-07-07")
     assert len(pair.s2) == 2
     arrays = load_pair(pair)
     np.testing.assert_array_equal(arrays.opt_v2.values, window(arrays.opt_v2, dn))
@@ -228,13 +242,13 @@ def test_items_of_a_day_are_joined_each_with_its_own_offset(catalogue: Catalogue
 def test_sar_in_db_is_told_by_its_items_or_by_the_user(catalogue: Catalogue) -> None:
     db, dn = scene_arrays(SIDE, SIDE)
     catalogue.add("s2", "2021-07-07", optical(dn))
-    catalogue.add("told", "2021-07-07", sar(db), {"unit": "dB"}, collection="sentinel-1-rtc")
-    catalogue.add("quiet", "2021-06-07", sar(db), collection="sentinel-1-rtc")
+    catalogue.add("told", "2021-07-07", sar(db), {"unit": "dB"}, collection=S1)
+    catalogue.add("quiet", "2021-06-07", sar(db), collection=S1)
     catalogue.add("s2_june", "2021-06-07", optical(dn))
     path = catalogue.save()
-    told = load_pair(find_pair(path, inside(30), "2021-07-07")).s1
+    told = load_pair(find_pair(path, inside(), "2021-07-07")).s1
     np.testing.assert_array_equal(told.values, window(told, db))
-    quiet = find_pair(path, inside(30), "2021-06-07")
+    quiet = find_pair(path, inside(), "2021-06-07")
     with pytest.raises(InputError, match="s1_unit='db'"):
         load_pair(quiet).s1.load(scheduler="synchronous")
     np.testing.assert_array_equal(load_pair(quiet, s1_unit="db").s1.values, told.values)
@@ -246,13 +260,13 @@ def test_the_finest_and_plainest_asset_of_a_band_is_read(catalogue: Catalogue) -
     item = catalogue.add("s2", "2021-07-07", images)
     coarse = item.assets["red"].clone()
     coarse.extra_fields["gsd"] = item.assets["red"].extra_fields["gsd"] = 10
-    catalogue.add("s1", "2021-07-07", sar(power(db)), collection="sentinel-1-rtc")
-    found = load_pair(find_pair(catalogue.save(), inside(30), "2021-07-07")).opt_v2
+    catalogue.add("s1", "2021-07-07", sar(power(db)), collection=S1)
+    found = load_pair(find_pair(catalogue.save(), inside(), "2021-07-07")).opt_v2
     np.testing.assert_array_equal(found.values, window(found, dn))
 
 
 def test_another_grid_on_request(full: Path) -> None:
-    arrays = load_pair(find_pair(full, inside(30), "2021-07-07/2021-07-09"), crs="EPSG:3035", resolution=20)
+    arrays = load_pair(find_pair(full, inside(), "2021-07-07/2021-07-09"), crs="EPSG:3035", resolution=20)
     assert arrays.opt_v2.rio.crs.to_epsg() == 3035 and arrays.opt_v2.rio.transform().a == 20
     assert arrays.s1.rio.crs.to_epsg() == 32633
     result = ground_scene(BoxGrounder(), arrays.s1, arrays.opt_v2, grid=GRID).arrays["opt_v3"]
@@ -260,22 +274,26 @@ def test_another_grid_on_request(full: Path) -> None:
     assert seen.mean() > 0.9 and result.notnull().all("band").values[seen].all()  # no corner lacks SAR
 
 
-def test_what_cannot_be_is_said(full: Path, catalogue: Catalogue, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no item of sentinel-2-l2a with"):
-        find_pair(full, inside(), "2021-07-01")
-    with pytest.raises(InputError, match="no item of sentinel-1-grd with"):
-        find_pair(full, inside(), "2021-07-07", sar_collection="sentinel-1-grd")
-    with pytest.raises(InputError, match="west, south, east, north"):
-        find_pair(full, (15.1, 54.0, 15.0, 54.1), "2021-07-07")
-    with pytest.raises(InputError, match="the first before the last"):
-        find_pair(full, inside(), "2021-07-07/2021-07-01")
-    with pytest.raises(InputError, match="expected for example 2021-07-14"):
-        find_pair(full, inside(), "July")
-    with pytest.raises(AxionError, match="cannot be read as a STAC catalogue"):
-        find_pair(tmp_path / "none.json", inside(), "2021-07-07")
+@pytest.mark.parametrize(
+    ("bounds", "dates", "options", "message"),
+    [
+        (inside(), "2021-07-01", {}, "no item of sentinel-2-l2a with"),
+        (inside(), "2021-07-07", {"sar_collection": "sentinel-1-grd"}, "no item of sentinel-1-grd with"),
+        ((15.1, 54.0, 15.0, 54.1), "2021-07-07", {}, "west, south, east, north"),
+        (inside(), "2021-07-07/2021-07-01", {}, "the first before the last"),
+        (inside(), "July", {}, "expected for example 2021-07-14"),
+    ],
+)
+def test_what_cannot_be_is_said(full: Path, bounds: Any, dates: str, options: dict[str, str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        find_pair(full, bounds, dates, **options)
+
+
+def test_what_is_no_catalogue_or_lacks_bands(full: Path, tmp_path: Path) -> None:
     (tmp_path / "broken.json").write_text("{")
-    with pytest.raises(AxionError, match="cannot be read as a STAC catalogue"):
-        find_pair(tmp_path / "broken.json", inside(), "2021-07-07")
+    for name in ("none.json", "broken.json"):
+        with pytest.raises(AxionError, match="cannot be read as a STAC catalogue"):
+            find_pair(tmp_path / name, inside(), "2021-07-07")
     pair = find_pair(full, inside(), "2021-07-07/2021-07-09")
     with pytest.raises(InputError, match="none for VV, VH"):
         load_pair(ScenePair(pair.s2, pair.s2, pair.bounds, 1.0))
@@ -292,17 +310,17 @@ def test_an_api_searches_for_itself(full: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(Client, "search", search)
     client = Client("api", "an API")
     client.add_conforms_to(ConformanceClasses.ITEM_SEARCH.name)
-    pair = find_pair(client, inside(30), "2021-07-01/2021-07-31")
+    pair = find_pair(client, inside(), "2021-07-01/2021-07-31")
     assert pair.tags == {"AXS_S1_ITEMS": "near", "AXS_S2_ITEMS": "clear"}
     assert [collections for collections, _ in asked] == [["sentinel-1-rtc"], ["sentinel-2-l2a"]]
     start, end = asked[0][1]["datetime"]
     assert (start.isoformat(), end.isoformat()) == ("2021-07-01T00:00:00+00:00", "2021-07-31T23:59:59.999999+00:00")
-    assert asked[0][1]["bbox"] == pytest.approx(inside(30))
+    assert asked[0][1]["bbox"] == pytest.approx(inside())
 
 
 def test_a_pair_is_saved_as_files_that_a_scene_takes(full: Path, tmp_path: Path) -> None:
     _, dn = scene_arrays(SIDE, SIDE)
-    arrays = load_pair(find_pair(full, inside(30), "2021-07-07/2021-07-09"))
+    arrays = load_pair(find_pair(full, inside(), "2021-07-07/2021-07-09"))
     folder = tmp_path / "pair"
     files = save_pair(arrays, folder)
     assert sorted(path.name for path in folder.iterdir()) == ["s1.tif", "s2.tif", "trust.tif"]
@@ -311,8 +329,7 @@ def test_a_pair_is_saved_as_files_that_a_scene_takes(full: Path, tmp_path: Path)
         np.testing.assert_array_equal(file.read(), window(arrays.opt_v2, dn))
     direct = ground_scene(BoxGrounder(), arrays.s1, arrays.opt_v2, trust=arrays.trust, grid=GRID).arrays["opt_v3"]
     ground_scene(BoxGrounder(), *files[:2], tmp_path / "o.tif", trust=MaskFile(files[2]), grid=GRID)
-    with rasterio.open(tmp_path / "o.tif") as file:
-        np.testing.assert_array_equal(file.read(), np.rint(direct.values))
+    np.testing.assert_array_equal(read_tiff(tmp_path / "o.tif"), np.rint(direct.values))
     with pytest.raises(OutputError, match="exists already"):
         save_pair(arrays, folder)
     (Path(full).parents[1] / "pixels" / "near" / "vv.tif").write_bytes(b"gone")
@@ -322,7 +339,7 @@ def test_a_pair_is_saved_as_files_that_a_scene_takes(full: Path, tmp_path: Path)
 
 
 def test_the_command_fetches_a_pair(full: Path, tmp_path: Path) -> None:
-    where = ",".join(map(str, inside(30)))
+    where = ",".join(map(str, inside()))
     result = CliRunner().invoke(
         app,
         ["fetch", str(full), "--bounds", where, "--dates", "2021-07-01/2021-07-31", "--out", str(tmp_path / "pair")],

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from axs_lib.io.grid import SceneGrid
-from axs_lib.scenes.stream import OneThread, stream_tiles, tile_count
+from axs_lib.scenes.stream import stream_tiles, tile_count
 from axs_lib.tilegrid import Blender, Tile, TileGrid
 
 from .conftest import GRID
@@ -70,11 +70,8 @@ def noise(height: int, width: int) -> np.ndarray:
 def test_the_same_bits_as_in_memory(size: tuple[int, int]) -> None:
     data = noise(*size)
     np.testing.assert_array_equal(streamed(data), blended(data))
-
-
-def test_tiles_that_overlap_by_more_than_half() -> None:
-    data, grid = noise(120, 100), TileGrid(side=64, overlap=44)
-    np.testing.assert_array_equal(streamed(data, grid), blended(data, grid))
+    closer = TileGrid(side=64, overlap=44)  # tiles that overlap by more than half
+    np.testing.assert_array_equal(streamed(data, closer), blended(data, closer))
 
 
 @pytest.mark.parametrize("window_rows", [1, 7, 64, 1000])
@@ -125,24 +122,6 @@ def test_an_error_of_the_reader_arrives_and_its_thread_ends() -> None:
     with pytest.raises(OSError, match="the disk is gone"):
         list(stream_tiles([Broken(noise(300, 64))], network, 2, GRID, batch_size=1, window_rows=10))
     assert not [t for t in threading.enumerate() if t.name.startswith("axs-read")]
-
-
-def test_leaving_the_thread_drops_what_is_not_begun() -> None:
-    begun, go = threading.Event(), threading.Event()
-    done: list[int] = []
-
-    def slow() -> None:
-        begun.set()
-        go.wait(10)
-        done.append(0)
-
-    with pytest.raises(KeyboardInterrupt), OneThread("test") as thread:
-        thread.hand(slow)
-        thread.hand(done.append, 1)
-        begun.wait(10)
-        threading.Timer(0.05, go.set).start()
-        raise KeyboardInterrupt
-    assert done == [0]
 
 
 def test_memory_does_not_depend_on_the_height() -> None:

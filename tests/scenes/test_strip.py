@@ -10,11 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
-from rasterio.transform import Affine
 
 from axs_lib.bands import OPTICAL_BANDS, SAR_BANDS
 
-from .conftest import CORNER, CRS, scene_arrays
+from .conftest import scene_arrays, write_tiff
 
 HEIGHT, WIDTH = 2048, 10_980
 
@@ -31,39 +30,13 @@ print(json.dumps({"tiles": result.tiles, "peak": 1024 * peak}))
 """
 
 
-def write_strip(path: Path, block: np.ndarray, bands: tuple[str, ...], height: int, dtype: str) -> Path:
-    """A block repeated to the size of the strip, written by rows."""
-    nodata = 0 if dtype == "uint16" else np.nan
-    wide = np.tile(block.astype(dtype), (1, 1, -(-WIDTH // block.shape[2])))[:, :, :WIDTH]
-    with rasterio.open(
-        path,
-        "w",
-        driver="GTiff",
-        count=len(bands),
-        height=height,
-        width=WIDTH,
-        dtype=dtype,
-        nodata=nodata,
-        crs=CRS,
-        transform=Affine(10, 0, CORNER[0], 0, -10, CORNER[1]),
-        tiled=True,
-        compress="deflate",
-    ) as file:
-        file.descriptions = bands
-        for top in range(0, height, block.shape[1]):
-            rows = min(block.shape[1], height - top)
-            file.write(wide[:, :rows], window=((top, top + rows), (0, WIDTH)))
-    return path
-
-
 @pytest.mark.slow
 def test_a_strip_of_a_granule(repository: Path, tmp_path: Path) -> None:
     sar, optical = scene_arrays(512, 512)
-    files = (
-        write_strip(tmp_path / "s1.tif", sar, SAR_BANDS, HEIGHT, "float32"),
-        write_strip(tmp_path / "opt.tif", optical, OPTICAL_BANDS, HEIGHT, "uint16"),
-        tmp_path / "out.tif",
-    )
+    files = [tmp_path / name for name in ("s1.tif", "opt.tif", "out.tif")]
+    for path, block in zip(files, (sar, optical.astype("uint16")), strict=False):
+        wide = np.tile(block, (1, HEIGHT // 512, -(-WIDTH // 512)))[:, :, :WIDTH]
+        write_tiff(path, wide, SAR_BANDS if len(block) == 2 else OPTICAL_BANDS, tiled=True, compress="deflate")
     command = [sys.executable, "-c", SCRIPT, *map(str, files)]
     output = subprocess.run(command, cwd=repository, check=True, capture_output=True, text=True).stdout
     measured = json.loads(output.splitlines()[-1])

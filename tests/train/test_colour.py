@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from axs_lib.stage2_prithvi_refine import build_prithvi_refiner
+from axs_lib.stage2_prithvi_refine import PrithviRefiner, build_prithvi_refiner
 from axs_lib.train.colour import fit_colour
 from axs_lib.train.readers import DataConfig, list_samples
 from tests.models import plausible_pair
@@ -20,19 +22,18 @@ MONTHS = range(1, 13)
 @pytest.fixture
 def seasonal_pairs(tmp_path: Path) -> Path:
     """Twelve months of one true difference: B08 is 600 DN brighter in June than opt_v1 says, 600 darker in December."""
-    target = tmp_path / "data" / "pairs" / "src"
-    target.mkdir(parents=True)
-    lines = ["source,id,group,quality,h,w,month"]
+    lines = ["source,id,group,month"]
+    (tmp_path / "pairs" / "src").mkdir(parents=True)
     for month in MONTHS:
         s1, s2 = (image[0].numpy() for image in plausible_pair(1, 64, 64, seed=month))
-        before = np.clip(s2, 1500, 6000)
-        truth = before.copy()
+        before = np.clip(s2, 1500, 6000).round().astype(np.uint16)
+        truth = before.astype(float)
         truth[3] -= 600 * np.cos(2 * np.pi * (month - 0.5) / 12)
-        stored = {"s2": truth.round().astype(np.uint16), "opt_v1": before.round().astype(np.uint16)}
-        np.savez(target / f"t{month}.npz", s1=s1, **stored)
-        lines.append(f"src,t{month},g{month},ok,64,64,{month}")
-    (tmp_path / "data" / "index.csv").write_text("\n".join(lines) + "\n")
-    return tmp_path / "data"
+        stored = {"s1": s1, "s2": truth.round().astype(np.uint16), "opt_v1": before}
+        np.savez(tmp_path / "pairs" / "src" / f"t{month}.npz", **stored)
+        lines.append(f"src,t{month},g{month},{month}")
+    (tmp_path / "index.csv").write_text("\n".join(lines) + "\n")
+    return tmp_path
 
 
 @torch.no_grad()
@@ -55,19 +56,20 @@ def test_undated_pairs_change_nothing(seasonal_pairs: Path) -> None:
     assert refiner.colour.untrained
 
 
+def trained(pairs: Path, out: Path, **options: Any) -> PrithviRefiner:
+    data = DataConfig(str(pairs), crop_sizes=(64,), batch_size=1)
+    run = replace(config("stage2", pairs, out, **options), data=data)
+    return build_prithvi_refiner(variant="nano", checkpoint=next(fit(run).glob("*.safetensors")))
+
+
 @pytest.mark.parametrize("wanted", [True, False])
 def test_training_starts_from_the_fit(seasonal_pairs: Path, tmp_path: Path, wanted: bool) -> None:
-    run = config("stage2", seasonal_pairs, tmp_path / "run", steps=1, learning_rate=0.0, fit_colour=wanted)
-    run = type(run)(**{**vars(run), "data": DataConfig(str(seasonal_pairs), crop_sizes=(64,), batch_size=1)})
-    weights = fit(run)
-    refiner = build_prithvi_refiner(variant="nano", checkpoint=next(weights.glob("*.safetensors")))
+    refiner = trained(seasonal_pairs, tmp_path / "run", steps=1, learning_rate=0.0, fit_colour=wanted)
     assert refiner.colour.untrained is not wanted
 
 
 def test_what_is_trained_to_need_the_season_is_written_so(seasonal_pairs: Path, tmp_path: Path) -> None:
-    run = config("stage2", seasonal_pairs, tmp_path / "run", steps=2, learning_rate=1e-3, needs_season=True)
-    run = type(run)(**{**vars(run), "data": DataConfig(str(seasonal_pairs), crop_sizes=(64,), batch_size=1)})
-    refiner = build_prithvi_refiner(variant="nano", checkpoint=next(fit(run).glob("*.safetensors")))
+    refiner = trained(seasonal_pairs, tmp_path / "run", learning_rate=1e-3, needs_season=True)
     assert refiner.needs_season and not refiner.head.untrained
     _, opt_v1 = plausible_pair(1, 64, 64, seed=50)
     assert torch.equal(refiner(opt_v1), opt_v1)

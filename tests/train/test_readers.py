@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-import warnings
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,14 +16,19 @@ import torch
 from rasterio.transform import from_origin
 
 from axs_lib.errors import InputError
+from axs_lib.tilegrid import Tile
 from axs_lib.train.readers import BadDataWarning, DataConfig, list_samples, split_samples, without_groups
-from axs_lib.train.readers.batches import CropDataset, TileDataset
-from axs_lib.train.readers.sample import Window
-from axs_lib.train.trainer import Indices
+from axs_lib.train.readers.batches import CropDataset, validation_batches
+from axs_lib.train.readers.sample import TrainingSample
+from axs_lib.train.trainer import Batches, ByStep
 from tests.models import plausible_pair
 from tests.train.conftest import write_pairs
 
 BANDS = ("B02", "B03", "B04", "B08")
+
+
+def samples_of(folder: Path, **options: Any) -> list[TrainingSample]:
+    return list_samples(DataConfig(str(folder), **options))
 
 
 def pair_arrays(seed: int, side: int = 120) -> tuple[np.ndarray, np.ndarray]:
@@ -32,13 +39,10 @@ def pair_arrays(seed: int, side: int = 120) -> tuple[np.ndarray, np.ndarray]:
 def write_tif(path: Path, image: np.ndarray, *, names: tuple[str, ...] = (), **profile: object) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     settings = {"crs": "EPSG:32633", "transform": from_origin(600_000, 5_300_000, 10, 10)} | profile
-    count, height, width = image.shape
-    with rasterio.open(
-        path, "w", driver="GTiff", count=count, height=height, width=width, dtype=image.dtype, **settings
-    ) as file:
+    settings |= dict(zip(("count", "height", "width"), image.shape, strict=True))
+    with rasterio.open(path, "w", driver="GTiff", dtype=image.dtype, **settings) as file:
         file.write(image)
-        for number, name in enumerate(names, 1):
-            file.set_band_description(number, name)
+        file.descriptions = names or file.descriptions
 
 
 def write_patch(folder: Path, bands: tuple[str, ...], image: np.ndarray) -> None:
@@ -67,16 +71,13 @@ def write_v2(root: Path) -> Path:
     from pyarrow import Table, parquet
 
     rows = []
-    for number, (split, country) in enumerate([("train", "Austria"), ("validation", "Austria"), ("test", "Finland")]):
-        s2_scene = "S2A_MSIL2A_20170613T101031_N9999_R022_T33UUP"
-        s1_scene = "S1A_IW_GRDH_1SDV_20170613T165043"
+    s2_scene, s1_scene = "S2A_MSIL2A_20170613T101031_N9999_R022_T33UUP", "S1A_IW_GRDH_1SDV_20170613T165043"
+    for number, split in enumerate(("train", "validation", "test")):
         s2_name, s1_name = f"{s2_scene}_26_{number}", f"{s1_scene}_33UUP_26_{number}"
         s1, s2 = pair_arrays(number)
         write_patch(root / "BigEarthNet-S2" / s2_scene / s2_name, BANDS, s2)
         write_patch(root / "BigEarthNet-S1" / s1_scene / s1_name, ("VV", "VH"), s1)
-        rows.append(
-            {"patch_id": s2_name, "labels": ["Pastures"], "split": split, "country": country, "s1_name": s1_name}
-        )
+        rows.append({"patch_id": s2_name, "split": split, "country": "Austria", "s1_name": s1_name})
     parquet.write_table(Table.from_pylist(rows), root / "metadata.parquet")
     return root
 
@@ -87,8 +88,8 @@ def write_v2(root: Path) -> Path:
 def test_npz_pairs_carry_date_place_and_estimates(tmp_path: Path) -> None:
     _, estimate = pair_arrays(9, 72)
     write_pairs(tmp_path, opt_v1=estimate)
-    sample = list_samples(DataConfig(str(tmp_path)))[0]
-    crop = sample.read(Window(4, 8, 16, 24))
+    sample = samples_of(tmp_path)[0]
+    crop = sample.read(Tile(4, 8, 20, 32))
     assert crop.s1.shape == (2, 16, 24) and crop.metadata == {"date": "2018-01-15", "lat": 48.0, "lon": 12.5}
     assert sample.estimates == ("opt_v1",)
     np.testing.assert_array_equal(crop.estimates["opt_v1"], estimate[:, 4:20, 8:32])
@@ -101,26 +102,26 @@ def test_bad_npz_files_are_refused_by_name_or_skipped_by_name(tmp_path: Path) ->
     (tmp_path / "index.csv").write_text((tmp_path / "index.csv").read_text().replace(",72,72,", ",,,"))
     (folder / "t2.npz").write_bytes(b"")
     with pytest.raises(InputError, match=r"2 of 4 pairs(.|\n)*t1\.npz(.|\n)*t2\.npz(.|\n)*on_bad: skip"):
-        list_samples(DataConfig(str(tmp_path)))
+        samples_of(tmp_path)
     with pytest.warns(BadDataWarning, match=r"t1\.npz(.|\n)*t2\.npz"):
-        samples = list_samples(DataConfig(str(tmp_path), on_bad="skip"))
+        samples = samples_of(tmp_path, on_bad="skip")
     assert [sample.id for sample in samples] == ["t0", "t3"]
 
 
 def test_an_empty_folder_and_wrong_units_are_errors(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no \*\.npz"):
-        list_samples(DataConfig(str(tmp_path)))
+        samples_of(tmp_path)
     s1, s2 = pair_arrays(0)
     np.savez(tmp_path / "linear.npz", s1=10 ** (s1 / 10), s2=s2)
     with pytest.raises(InputError, match=r"linear(.|\n)*linear power"):
-        list_samples(DataConfig(str(tmp_path)))
+        samples_of(tmp_path)
 
 
 # -- BigEarthNet --------------------------------------------------------------------------------------------------
 
 
 def test_bigearthnet_v1_pairs_by_the_json_of_the_sar_patches(tmp_path: Path) -> None:
-    samples = list_samples(DataConfig(str(write_v1(tmp_path)), format="bigearthnet_v1"))
+    samples = samples_of(write_v1(tmp_path), format="bigearthnet_v1")
     assert [sample.id for sample in samples] == [s2 for s2, _ in V1]
     assert [sample.group for sample in samples] == ["33UUP", "33UUP", "35VPK"]
     s1, s2 = pair_arrays(0)
@@ -134,7 +135,7 @@ def test_bigearthnet_v1_takes_pairs_and_split_from_the_split_files(tmp_path: Pat
     write_v1(tmp_path)
     for (s2, s1), split in zip(V1, ("train", "val", "test"), strict=True):
         (tmp_path / f"bigearthnet-{split}.csv").write_text(f"{s2},{s1}\n")
-    samples = list_samples(DataConfig(str(tmp_path), format="bigearthnet_v1"))
+    samples = samples_of(tmp_path, format="bigearthnet_v1")
     assert [sample.split for sample in samples] == ["train", "validation", "test"]
 
 
@@ -145,7 +146,7 @@ def test_bigearthnet_v1_names_unpaired_missing_and_empty_files(tmp_path: Path) -
     (s1_root / V1[1][1] / f"{V1[1][1]}_VH.tif").write_bytes(b"")
     (tmp_path / "BigEarthNet-v1.0" / V1[2][0] / f"{V1[2][0]}_B08.tif").unlink()
     with pytest.raises(InputError) as error:
-        list_samples(DataConfig(str(tmp_path), format="bigearthnet_v1"))
+        samples_of(tmp_path, format="bigearthnet_v1")
     for name in (f"{V1[0][1]}_labels_metadata.json", f"{V1[1][1]}_VH.tif is empty", f"{V1[2][0]}_B08.tif is missing"):
         assert name in str(error.value)
     assert f"{V1[0][0]}: no Sentinel-1 patch names it" in str(error.value)
@@ -154,12 +155,9 @@ def test_bigearthnet_v1_names_unpaired_missing_and_empty_files(tmp_path: Path) -
 def test_bigearthnet_v2_takes_pairs_and_split_from_its_metadata(tmp_path: Path) -> None:
     config = DataConfig(str(write_v2(tmp_path)), format="bigearthnet_v2")
     split = split_samples(list_samples(config), config)
-    assert [[s.id[-4:] for s in part] for part in (split.train, split.validation, split.test)] == [
-        ["26_0"],
-        ["26_1"],
-        ["26_2"],
-    ]
-    crop = split.test[0].read(Window(0, 0, 32, 32))
+    parts = (split.train, split.validation, split.test)
+    assert [[s.id[-4:] for s in part] for part in parts] == [["26_0"], ["26_1"], ["26_2"]]
+    crop = split.test[0].read(Tile(0, 0, 32, 32))
     s1, s2 = pair_arrays(2)
     np.testing.assert_array_equal(crop.s1, s1[:, :32, :32])
     np.testing.assert_array_equal(crop.s2, s2[:, :32, :32])
@@ -167,24 +165,24 @@ def test_bigearthnet_v2_takes_pairs_and_split_from_its_metadata(tmp_path: Path) 
 
 def test_bigearthnet_without_its_parts_says_what_is_expected(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="BigEarthNet-S1"):
-        list_samples(DataConfig(str(tmp_path), format="bigearthnet_v2"))
+        samples_of(tmp_path, format="bigearthnet_v2")
     write_v2(tmp_path)
     (tmp_path / "metadata.parquet").write_bytes(b"no parquet")
     with pytest.raises(InputError, match=r"metadata\.parquet is no readable parquet"):
-        list_samples(DataConfig(str(tmp_path), format="bigearthnet_v2"))
+        samples_of(tmp_path, format="bigearthnet_v2")
     (tmp_path / "metadata.parquet").unlink()
     with pytest.raises(InputError, match=r"has no metadata\.parquet"):
-        list_samples(DataConfig(str(tmp_path), format="bigearthnet_v2"))
+        samples_of(tmp_path, format="bigearthnet_v2")
 
 
 def test_a_corrupt_patch_is_named_when_it_is_read_or_replaced_by_another_draw(tmp_path: Path) -> None:
-    config = DataConfig(str(write_v1(tmp_path)), format="bigearthnet_v1")
+    config = DataConfig(str(write_v1(tmp_path)), format="bigearthnet_v1", crop_sizes=(64,), batch_size=4)
     broken = tmp_path / "BigEarthNet-v1.0" / V1[0][0] / f"{V1[0][0]}_B04.tif"
     broken.write_bytes(broken.read_bytes()[:300])
     samples = list_samples(config)
     with pytest.raises(InputError, match=rf"{broken.name}(.|\n)*on_bad: skip"):
-        [CropDataset(samples, crop_sizes=(64,), batch_size=4)[i] for i in range(4)]
-    skipping = CropDataset(samples, crop_sizes=(64,), batch_size=4, skip_bad=True)
+        [CropDataset(samples, config)[i] for i in range(4)]
+    skipping = CropDataset(samples, replace(config, on_bad="skip"))
     with pytest.warns(BadDataWarning, match=broken.name) as seen:
         batches = [skipping[i] for i in range(4)]
     assert sum(w.category is BadDataWarning for w in seen) == 1
@@ -220,10 +218,10 @@ def write_scene(
 
 def test_scene_crops_are_georeferenced_windows_of_the_whole(tmp_path: Path) -> None:
     write_scene(tmp_path, "place_20200615")
-    (sample,) = list_samples(DataConfig(str(tmp_path), format="scenes"))
+    (sample,) = samples_of(tmp_path, format="scenes")
     whole = sample.read()
     assert np.isfinite(whole.s1).all() and -25 < whole.s1.mean() < -8
-    crop = sample.read(Window(30, 50, 64, 48))
+    crop = sample.read(Tile(30, 50, 94, 98))
     np.testing.assert_array_equal(crop.s2, whole.s2[:, 30:94, 50:98])
     np.testing.assert_allclose(crop.s1, whole.s1[:, 30:94, 50:98], atol=1e-3)
     assert crop.metadata["date"] == "2020-06-15" and whole.metadata["lat"] < crop.metadata["lat"]  # further north
@@ -239,7 +237,7 @@ def test_scene_sar_is_warped_in_linear_power(tmp_path: Path) -> None:
     s1[:, :, 33:] = -1
     s1[1] -= 6
     write_tif(tmp_path / "a_s1.tif", s1, names=("VV", "VH"))
-    (sample,) = list_samples(DataConfig(str(tmp_path), format="scenes"))
+    (sample,) = samples_of(tmp_path, format="scenes")
     between = sample.read().s1[0, 32, 32]
     assert between == pytest.approx(-1 + 10 * np.log10((1 + 0.01) / 2), abs=0.05)
 
@@ -247,7 +245,7 @@ def test_scene_sar_is_warped_in_linear_power(tmp_path: Path) -> None:
 def test_scenes_in_power_and_with_an_offset_come_out_as_db_and_dn(tmp_path: Path) -> None:
     write_scene(tmp_path / "db", "a")
     write_scene(tmp_path / "power", "a", unit="power", offset=1000)
-    in_db = list_samples(DataConfig(str(tmp_path / "db"), format="scenes"))[0].read()
+    in_db = samples_of(tmp_path / "db", format="scenes")[0].read()
     power = DataConfig(str(tmp_path / "power"), format="scenes", s1_unit="power", boa_offset="1000")
     in_power = list_samples(power)[0].read()
     np.testing.assert_allclose(in_power.s1, in_db.s1, atol=1e-3)
@@ -268,7 +266,7 @@ def test_scenes_that_overlap_are_one_group_and_unpaired_ones_are_named(tmp_path:
     write_scene(tmp_path / "other", "b", east=700_000)
     (tmp_path / "other" / "b_s1.tif").replace(tmp_path / "swapped" / "b_s1.tif")
     with pytest.raises(InputError, match="show different places"):
-        list_samples(DataConfig(str(tmp_path / "swapped"), format="scenes"))
+        samples_of(tmp_path / "swapped", format="scenes")
 
 
 # -- splits and batches -------------------------------------------------------------------------------------------
@@ -290,13 +288,13 @@ def test_groups_are_never_on_both_sides(pairs: Path) -> None:
 
 
 def test_a_batch_is_a_function_of_seed_and_index(pairs: Path) -> None:
-    samples = list_samples(DataConfig(str(pairs)))
-    one, other = (CropDataset(samples, crop_sizes=(32, 64), batch_size=3, seed=5) for _ in range(2))
+    config = DataConfig(str(pairs), crop_sizes=(32, 64), batch_size=3)
+    one, other, reseeded = (CropDataset(samples_of(pairs), config, seed=seed) for seed in (5, 5, 6))
     for index in (0, 7, 3):
         a, b = one[index], other[index]
         assert all(torch.equal(a[key], b[key]) for key in ("s1", "truth", "mask")) and a["metadata"] == b["metadata"]
     assert not torch.equal(one[0]["truth"], one[1]["truth"])
-    assert not torch.equal(one[0]["truth"], CropDataset(samples, crop_sizes=(32, 64), batch_size=3, seed=6)[0]["truth"])
+    assert not torch.equal(one[0]["truth"], reseeded[0]["truth"])
 
 
 def test_sar_and_truth_are_turned_together_and_nodata_is_masked(tmp_path: Path) -> None:
@@ -304,26 +302,21 @@ def test_sar_and_truth_are_turned_together_and_nodata_is_masked(tmp_path: Path) 
     s1[0] = s2[0] / 1000 - 15
     s1[:, :20, :] = np.nan
     np.savez(tmp_path / "a.npz", s1=s1, s2=s2)
-    samples = list_samples(DataConfig(str(tmp_path)))
-    batch = CropDataset(samples, crop_sizes=(48,), batch_size=6)[0]
+    batch = CropDataset(samples_of(tmp_path), DataConfig("", crop_sizes=(48,), batch_size=6))[0]
     mask = batch["mask"][:, 0]
     assert torch.isfinite(batch["s1"]).all() and 0.5 <= mask.float().mean() < 1
     torch.testing.assert_close(batch["s1"][:, 0][mask], (batch["truth"][:, 0] / 1000 - 15)[mask])
 
 
-def test_devices_share_the_batches_and_a_start_skips_what_was_made() -> None:
-    def first(order: Indices) -> list[int]:
-        return [index for index, _ in zip(order, range(3), strict=False)]
-
-    assert first(Indices(rank=0, world=2)) == [0, 2, 4] and first(Indices(rank=1, world=2)) == [1, 3, 5]
-    assert first(Indices(start=2, rank=1, world=2)) == [5, 7, 9]
+@pytest.mark.parametrize(("rank", "expected"), [(0, [4, 6, 8]), (1, [5, 7, 9])])
+def test_devices_share_the_batches_and_a_resumed_run_skips_what_was_made(rank: int, expected: list[int]) -> None:
+    batches = Batches(ByStep(int), [], workers=0)
+    batches.trainer = SimpleNamespace(global_step=1, accumulate_grad_batches=2, global_rank=rank, world_size=2)
+    assert list(itertools.islice(batches.train_dataloader(), 3)) == expected
 
 
 def test_crops_larger_than_all_pairs_are_refused_and_validation_takes_whole_tiles(pairs: Path) -> None:
-    samples = list_samples(DataConfig(str(pairs)))
     with pytest.raises(InputError, match="largest pair is 72 px"):
-        CropDataset(samples, crop_sizes=(96,))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        tiles = TileDataset(samples, 2)
+        CropDataset(samples_of(pairs), DataConfig("", crop_sizes=(96,)))
+    tiles = validation_batches(samples_of(pairs), DataConfig("", validation_tiles=2))
     assert len(tiles) == 2 and tiles[1]["truth"].shape == (1, 4, 72, 72)

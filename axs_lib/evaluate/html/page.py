@@ -24,7 +24,6 @@ from axs_lib.evaluate.html.views import SMALL, thumbnail, views_of
 from axs_lib.evaluate.measured import measure_layers
 from axs_lib.evaluate.tables import percent
 from axs_lib.io.atomic import atomic_write
-from axs_lib.io.raster import centre_lat_lon
 from axs_lib.io.saved import Result, find_results, read_results
 
 PathLike = str | os.PathLike[str]
@@ -163,7 +162,7 @@ def _facts(result: Result) -> list[str]:
     facts = [f"{width} × {height} px"]
     if result.reduction > 1:
         facts[0] += f", shown at 1 : {result.reduction:.3g}"
-    if (place := centre_lat_lon(result.raster)) is not None:
+    if (place := result.grid.centre_lat_lon()) is not None:
         lat, lon = place
         facts.append(f"{abs(lat):.3f}° {'N' if lat >= 0 else 'S'}, {abs(lon):.3f}° {'E' if lon >= 0 else 'W'}")
     tags = result.tags

@@ -14,14 +14,12 @@ from typing import Literal
 
 from axs_lib.data.pairs import split_groups
 from axs_lib.errors import InputError
-from axs_lib.train.readers.sample import Listing, TrainingSample
+from axs_lib.train.readers.sample import BadDataWarning, Listing, TrainingSample, evenly_spread
+
+__all__ = ["BadDataWarning", "DataConfig", "Split", "list_samples", "split_samples", "without_groups"]
 
 SHOWN = 10  # bad files named in a message
 CHECKED = 8  # samples whose units are looked at before a run
-
-
-class BadDataWarning(UserWarning):
-    """Files of a data folder are left out."""
 
 
 @dataclass(frozen=True)
@@ -170,7 +168,7 @@ def _check_units(samples: Sequence[TrainingSample]) -> None:
 
     from axs_lib.checks import check_pair
 
-    for sample in samples[:: max(1, len(samples) // CHECKED)][:CHECKED]:
+    for sample in evenly_spread(samples, CHECKED):
         try:
             crop = sample.read(sample.centre(256))
         except InputError:

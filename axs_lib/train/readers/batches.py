@@ -19,12 +19,14 @@ from torch.utils.data import Dataset
 from axs_lib.bands import sar_stats
 from axs_lib.errors import InputError
 from axs_lib.nodata import fill_nodata, valid_pixels
-from axs_lib.train.readers import BadDataWarning
-from axs_lib.train.readers.sample import Crop, TrainingSample, Window
+from axs_lib.tilegrid import Tile
+from axs_lib.train.readers import BadDataWarning, DataConfig
+from axs_lib.train.readers.sample import Crop, TrainingSample, evenly_spread
 
 Batch = dict[str, Any]
 MIN_VALID = 0.5  # share of a training crop's pixels that must hold data
 TRIES = 100
+VALIDATION_SIDE = 256  # px
 
 
 class CropDataset(Dataset[Batch]):
@@ -32,38 +34,23 @@ class CropDataset(Dataset[Batch]):
 
     A batch holds ``s1`` (B, 2, c, c) dB and ``truth`` (B, 4, c, c) DN, nodata filled; ``mask`` (B, 1, c, c), True where
     a pixel is real; ``opt_v1`` and ``opt_v2`` where ``estimates`` asks for them; ``metadata``, one mapping a crop; and
-    its ``index``. Larger samples are drawn more often, by the square root of their area.
-
-    Args:
-        samples: the training pairs.
-        crop_sizes: crop sides, one drawn for each batch.
-        batch_size: crops in a batch.
-        estimates: which of ``opt_v1`` and ``opt_v2`` to read.
-        seed: of all draws.
-        skip_bad: draw another sample where one cannot be read, with a warning that names it, instead of an error.
+    its ``index``. Larger samples are drawn more often, by the square root of their area. Samples that cannot be read
+    are errors, or with ``on_bad: skip`` named once and replaced by others.
 
     Raises:
         InputError: no sample is large enough.
     """
 
     def __init__(
-        self,
-        samples: Sequence[TrainingSample],
-        *,
-        crop_sizes: Sequence[int] = (64, 96, 128),
-        batch_size: int = 8,
-        estimates: Sequence[str] = (),
-        seed: int = 0,
-        skip_bad: bool = False,
+        self, samples: Sequence[TrainingSample], config: DataConfig, estimates: Sequence[str] = (), seed: int = 0
     ) -> None:
-        self.samples, self.batch_size, self.estimates = list(samples), batch_size, tuple(estimates)
-        self.seed, self.skip_bad = seed, skip_bad
+        self.samples, self.config, self.estimates, self.seed = list(samples), config, estimates, seed
         sides = torch.tensor([min(sample.height, sample.width) for sample in self.samples])
-        self.crop_sizes = [size for size in crop_sizes if size <= int(sides.max())]
+        self.crop_sizes = [size for size in config.crop_sizes if size <= int(sides.max())]
         if not self.crop_sizes:
             raise InputError(
-                f"the largest pair is {int(sides.max())} px; expected at least {min(crop_sizes)} px: give smaller"
-                " data.crop_sizes"
+                f"the largest pair is {int(sides.max())} px; expected at least {min(config.crop_sizes)} px: give"
+                " smaller data.crop_sizes"
             )
         self._chances = {size: torch.where(sides >= size, sides.double(), 0.0).cumsum(0) for size in self.crop_sizes}
         self._reported: set[str] = set()
@@ -71,7 +58,8 @@ class CropDataset(Dataset[Batch]):
     def __getitem__(self, index: int) -> Batch:
         random = torch.Generator().manual_seed((self.seed * 1_000_003 + index) % 2**63)
         size = self.crop_sizes[_draw(random, len(self.crop_sizes))]
-        return _stack([self._crop(size, random) for _ in range(self.batch_size)], self.estimates) | {"index": index}
+        crops = [self._crop(size, random) for _ in range(self.config.batch_size)]
+        return _stack(crops, self.estimates) | {"index": index}
 
     def _crop(self, size: int, random: torch.Generator) -> Crop:
         error: InputError | None = None
@@ -82,16 +70,16 @@ class CropDataset(Dataset[Batch]):
             top, left = _draw(random, sample.height - size + 1), _draw(random, sample.width - size + 1)
             turns, mirror = _draw(random, 4), _draw(random, 2)
             try:
-                crop = sample.read(Window(top, left, size, size))
+                crop = sample.read(Tile(top, left, top + size, left + size))
             except InputError as problem:
-                if not self.skip_bad:
+                if self.config.on_bad == "refuse":
                     raise InputError(f"{problem}\nTo train without such files: data.on_bad: skip") from problem
                 error = problem
                 if sample.name not in self._reported:
                     self._reported.add(sample.name)
                     warnings.warn(f"left out: {problem}", BadDataWarning, stacklevel=2)
                 continue
-            if valid_share(crop) >= MIN_VALID:
+            if _valid_share(crop) >= MIN_VALID:
                 return _turned(crop, turns, bool(mirror))
         raise InputError(
             f"{TRIES} draws gave no {size} px crop with data in half of its pixels"
@@ -99,50 +87,19 @@ class CropDataset(Dataset[Batch]):
         )
 
 
-class TileDataset(Dataset[Batch]):
-    """Validation tiles, one a batch: the middle of each sample, at most ``side`` pixels a side.
-
-    Args:
-        samples: the held-out pairs.
-        count: how many of them, evenly spread.
-        estimates: which of ``opt_v1`` and ``opt_v2`` to read.
-        side: longest side.
-        skip_bad: leave out samples that cannot be read.
-    """
-
-    def __init__(
-        self,
-        samples: Sequence[TrainingSample],
-        count: int,
-        *,
-        estimates: Sequence[str] = (),
-        side: int = 256,
-        skip_bad: bool = False,
-    ) -> None:
-        chosen = list(samples)
-        if len(chosen) > count:
-            chosen = [chosen[i * len(chosen) // count] for i in range(count)]
-        self.estimates = tuple(estimates)
-        self.crops = []
-        for sample in chosen:
-            try:
-                crop = sample.read(sample.centre(side))
-            except InputError as error:
-                if not skip_bad:
-                    raise
-                warnings.warn(f"left out: {error}", BadDataWarning, stacklevel=2)
-                continue
-            if valid_share(crop) > 0:
-                self.crops.append(crop)
-
-    def __len__(self) -> int:
-        return len(self.crops)
-
-    def __getitem__(self, index: int) -> Batch:
-        return _stack([self.crops[index]], self.estimates) | {"index": index}
+def validation_batches(
+    samples: Sequence[TrainingSample], config: DataConfig, estimates: Sequence[str] = ()
+) -> list[Batch]:
+    """The middle of held-out samples, one a batch: ``validation_tiles`` of them, evenly spread."""
+    batches: list[Batch] = []
+    for sample in evenly_spread(samples, config.validation_tiles):
+        crop = sample.read_or_skip(sample.centre(VALIDATION_SIDE), config.on_bad == "skip")
+        if crop is not None and _valid_share(crop) > 0:
+            batches.append(_stack([crop], estimates) | {"index": len(batches)})
+    return batches
 
 
-def valid_share(crop: Crop) -> float:
+def _valid_share(crop: Crop) -> float:
     """Share of the pixels in which both SAR and truth hold data."""
     return float((np.isfinite(crop.s1).all(0) & np.isfinite(crop.s2).all(0)).mean())
 
@@ -161,16 +118,14 @@ def _turned(crop: Crop, turns: int, mirror: bool) -> Crop:
 
 
 def _stack(crops: Sequence[Crop], estimates: Sequence[str]) -> Batch:
-    s1, truth = _tensor([c.s1 for c in crops]), _tensor([c.s2 for c in crops])
-    images = {"s1": s1, "truth": truth} | {key: _tensor([c.estimates[key] for c in crops]) for key in estimates}
-    mask = valid_pixels(*images.values())
+    def tensor(images: Sequence[np.ndarray[Any, Any]]) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(np.stack(images), dtype=np.float32))
+
+    images = {"s1": tensor([c.s1 for c in crops]), "truth": tensor([c.s2 for c in crops])}
+    images |= {key: tensor([c.estimates[key] for c in crops]) for key in estimates}
     dark = torch.tensor(sar_stats("S1GRD")[0])[None, :, None, None]
     batch: Batch = {
         key: fill_nodata(image, valid_pixels(image), fallback=dark if key == "s1" else 1.0)
         for key, image in images.items()
     }
-    return batch | {"mask": mask, "metadata": [dict(c.metadata) for c in crops]}
-
-
-def _tensor(images: Sequence[np.ndarray[Any, Any]]) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(np.stack(images), dtype=np.float32))
+    return batch | {"mask": valid_pixels(*images.values()), "metadata": [dict(c.metadata) for c in crops]}

@@ -1,18 +1,15 @@
 """BigEarthNet v1 and v2 (reBEN) in the layouts in which they are distributed: one GeoTIFF a band, 120 x 120 px.
 
 v1 is ``BigEarthNet-S1-v1.0/<s1 patch>/<s1 patch>_VV.tif`` beside ``BigEarthNet-v1.0/<s2 patch>/<s2 patch>_B02.tif``;
-the JSON of an S1 patch names its S2 patch, and ``bigearthnet-train.csv``, ``-val.csv`` and ``-test.csv`` (lines of
-S2 patch, S1 patch), where they are there, say the pairs and the split. v2 is
-``BigEarthNet-S1/<scene>/<s1 patch>/...`` beside ``BigEarthNet-S2/<scene>/<s2 patch>/...``, and ``metadata.parquet``
-holds pairs and split. Both store backscatter in dB and reflectance x 10000 without BOA offset.
+pairs and split are in ``bigearthnet-train.csv``, ``-val.csv`` and ``-test.csv`` (lines of S2 patch, S1 patch), or else
+the pairs in the JSON of the S1 patches. v2 has a folder of the scene above each patch, and ``metadata.parquet`` holds
+pairs and split. Both store backscatter in dB and reflectance x 10000 without BOA offset.
 """
 
 from __future__ import annotations
 
 import csv
 import json
-import re
-from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +20,8 @@ from axs_lib.bands import OPTICAL_BANDS, SAR_BANDS, VALID_DN
 from axs_lib.errors import InputError
 from axs_lib.io.pixels import Reading
 from axs_lib.io.products import open_source
-from axs_lib.train.readers.sample import Crop, Listing, TrainingSample, Window
+from axs_lib.tilegrid import Tile
+from axs_lib.train.readers.sample import Crop, Listing, TrainingSample, when_and_where
 
 SIDE = 120  # pixels of a patch
 SPLITS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
@@ -38,10 +36,10 @@ class PatchSample(TrainingSample):
     s1: Path
     s2: Path
 
-    def read(self, window: Window | None = None) -> Crop:
+    def read(self, window: Tile | None = None) -> Crop:
         with ExitStack() as stack:
             sar, optical = (
-                open_source(band_files(patch, bands), bands, stack, replace(READING, bands=bands))
+                open_source(_band_files(patch, bands), bands, stack, replace(READING, bands=bands))
                 for patch, bands in ((self.s1, SAR_BANDS), (self.s2, OPTICAL_BANDS))
             )
             if not sar.grid.same_as(optical.grid):
@@ -50,10 +48,7 @@ class PatchSample(TrainingSample):
                 source.look()
             s1, s2 = sar.read(sar.grid.whole), optical.read(optical.grid.whole)
         truth = np.maximum(s2, VALID_DN[0])  # NaN stays NaN
-        place = optical.grid.centre_lat_lon()
-        known = {} if place is None else {"lat": round(place[0], 4), "lon": round(place[1], 4)}
-        crop = Crop(s1, truth, metadata=_date(self.s2.name) | known)
-        return crop.window(window)
+        return Crop(s1, truth, metadata=when_and_where(self.s2.name, optical.grid)).window(window)
 
 
 def list_bigearthnet_v1(folder: Path) -> Listing:
@@ -62,18 +57,17 @@ def list_bigearthnet_v1(folder: Path) -> Listing:
     Raises:
         InputError: the two archives are not in the folder, or a split file is broken.
     """
-    s1_root = _root(folder, ("BigEarthNet-S1-v1.0", "BigEarthNet-S1"))
-    s2_root = _root(folder, ("BigEarthNet-v1.0", "BigEarthNet-S2-v1.0", "BigEarthNet-S2"))
+    s1_root = _root(folder, "BigEarthNet-S1-v1.0", "BigEarthNet-S1")
+    s2_root = _root(folder, "BigEarthNet-v1.0", "BigEarthNet-S2-v1.0", "BigEarthNet-S2")
     listing = Listing()
-    seen = set()
-    split_files = {f: SPLITS[split] for split in ("train", "val", "test") for f in _split_files(folder, split)}
-    pairs = _pairs_of_splits(split_files) if split_files else _pairs_of_json(s1_root, listing.problems)
-    for s2_name, s1_name, split in pairs:
-        seen.add(s2_name)
-        _add(listing, "bigearthnet_v1", s1_root / s1_name, s2_root / s2_name, split)
-    if not split_files:
-        unpaired = (p for p in sorted(s2_root.iterdir()) if p.is_dir() and p.name not in seen)
+    pairs = _pairs_of_splits(folder)
+    if not pairs:
+        pairs = _pairs_of_json(s1_root, listing.problems)
+        paired = {s2_name for s2_name, _, _ in pairs}
+        unpaired = (p for p in sorted(s2_root.iterdir()) if p.is_dir() and p.name not in paired)
         listing.problems += [f"{patch}: no Sentinel-1 patch names it as its pair" for patch in unpaired]
+    for s2_name, s1_name, split in pairs:
+        _add(listing, "bigearthnet_v1", s1_root / s1_name, s2_root / s2_name, split)
     return listing
 
 
@@ -85,7 +79,7 @@ def list_bigearthnet_v2(folder: Path) -> Listing:
     """
     from pyarrow import ArrowException, parquet  # type: ignore[import-untyped]
 
-    s1_root, s2_root = _root(folder, ("BigEarthNet-S1",)), _root(folder, ("BigEarthNet-S2",))
+    s1_root, s2_root = _root(folder, "BigEarthNet-S1"), _root(folder, "BigEarthNet-S2")
     table_file = folder / METADATA
     if not table_file.is_file():
         raise InputError(
@@ -111,15 +105,20 @@ def list_bigearthnet_v2(folder: Path) -> Listing:
     return listing
 
 
-def band_files(patch: Path, bands: tuple[str, ...]) -> list[Path]:
-    """The files of a patch folder, one a band."""
+def _band_files(patch: Path, bands: tuple[str, ...]) -> list[Path]:
     return [patch / f"{patch.name}_{band}.tif" for band in bands]
 
 
 def _add(listing: Listing, source: str, s1: Path, s2: Path, split: str) -> None:
     """A pair whose files are all there and not empty, or what is wrong with it."""
-    problem = _problem(band_files(s1, SAR_BANDS) + band_files(s2, OPTICAL_BANDS))
-    if problem:
+    for file in _band_files(s1, SAR_BANDS) + _band_files(s2, OPTICAL_BANDS):
+        try:
+            if file.stat().st_size:
+                continue
+            problem = f"{file} is empty"
+        except OSError:
+            there = file.parent.is_dir()
+            problem = f"{file} is missing" if there else f"{file.parent} is missing, the pair of which is listed"
         listing.problems.append(problem)
         return
     tile = s1.name.split("_")[-3].removeprefix("T")
@@ -127,50 +126,39 @@ def _add(listing: Listing, source: str, s1: Path, s2: Path, split: str) -> None:
     listing.samples.append(sample)
 
 
-def _problem(files: list[Path]) -> str | None:
-    for file in files:
-        try:
-            if file.stat().st_size == 0:
-                return f"{file} is empty"
-        except OSError:
-            there = file.parent.is_dir()
-            return f"{file} is missing" if there else f"{file.parent} is missing, the pair of which is listed"
-    return None
-
-
-def _pairs_of_json(root: Path, problems: list[str]) -> Iterator[tuple[str, str, str]]:
+def _pairs_of_json(root: Path, problems: list[str]) -> list[tuple[str, str, str]]:
     """S2 patch, S1 patch and no split, from the JSON of every S1 patch."""
+    pairs = []
     for patch in sorted(p for p in root.iterdir() if p.is_dir()):
         file = patch / f"{patch.name}_labels_metadata.json"
         try:
-            yield str(json.loads(file.read_text(encoding="utf-8"))["corresponding_s2_patch"]), patch.name, ""
+            s2_name = json.loads(file.read_text(encoding="utf-8"))["corresponding_s2_patch"]
+            pairs.append((str(s2_name), patch.name, ""))
         except (OSError, ValueError, KeyError, TypeError) as error:
             problems.append(f"{file} does not say the patch's Sentinel-2 pair ({type(error).__name__})")
+    return pairs
 
 
-def _pairs_of_splits(files: dict[Path, str]) -> Iterator[tuple[str, str, str]]:
-    for file, split in files.items():
-        with file.open(newline="", encoding="utf-8") as stream:
-            for number, row in enumerate(csv.reader(stream), 1):
-                if len(row) != 2:
-                    raise InputError(f"{file}, line {number} has {len(row)} columns; expected S2 patch, S1 patch")
-                yield row[0].strip(), row[1].strip(), split
+def _pairs_of_splits(folder: Path) -> list[tuple[str, str, str]]:
+    """S2 patch, S1 patch and split, from the files of the three splits as far as they are there."""
+    pairs = []
+    for split in ("train", "val", "test"):
+        names = (folder / f"bigearthnet-{split}.csv", folder / f"{split}.csv")
+        for file in [name for name in names if name.is_file()][:1]:
+            with file.open(newline="", encoding="utf-8") as stream:
+                for number, row in enumerate(csv.reader(stream), 1):
+                    if len(row) != 2:
+                        raise InputError(f"{file}, line {number} has {len(row)} columns; expected S2 patch, S1 patch")
+                    pairs.append((row[0].strip(), row[1].strip(), SPLITS[split]))
+    return pairs
 
 
-def _split_files(folder: Path, split: str) -> list[Path]:
-    return [f for f in (folder / f"bigearthnet-{split}.csv", folder / f"{split}.csv") if f.is_file()][:1]
-
-
-def _root(folder: Path, names: tuple[str, ...]) -> Path:
-    found = next((folder / name for name in names if (folder / name).is_dir()), None)
-    if found is None:
-        there = sorted(p.name for p in folder.iterdir())[:5] if folder.is_dir() else []
-        raise InputError(
-            f"{folder} holds {', '.join(there) or 'nothing'}; expected the unpacked archive {' or '.join(names)} in it"
-        )
-    return found
-
-
-def _date(name: str) -> dict[str, str | float]:
-    found = re.search(r"_(\d{4})(\d\d)(\d\d)T", name)
-    return {"date": "-".join(found.groups())} if found else {}
+def _root(folder: Path, *names: str) -> Path:
+    """The first of the named folders that is there."""
+    for name in names:
+        if (folder / name).is_dir():
+            return folder / name
+    there = sorted(p.name for p in folder.iterdir())[:5] if folder.is_dir() else []
+    raise InputError(
+        f"{folder} holds {', '.join(there) or 'nothing'}; expected the unpacked archive {' or '.join(names)} in it"
+    )

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from axs_lib.data.pairs import PairRecord, list_pairs, load_pair
-from axs_lib.train.readers.sample import ESTIMATES, Crop, Listing, TrainingSample, Window
+from axs_lib.tilegrid import Tile
+from axs_lib.train.readers.sample import ESTIMATES, Crop, Listing, TrainingSample
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +20,7 @@ class NpzSample(TrainingSample):
 
     record: PairRecord
 
-    def read(self, window: Window | None = None) -> Crop:
+    def read(self, window: Tile | None = None) -> Crop:
         pair = load_pair(self.record)
         estimates = {key: getattr(pair, key) for key in ESTIMATES if getattr(pair, key) is not None}
         return Crop(pair.s1, pair.s2, estimates, self.record.metadata).window(window)
@@ -31,27 +32,24 @@ def list_npz(folder: Path) -> Listing:
     Raises:
         InputError: no such folder, no pair in it, or a broken index.
     """
-    problems: list[str] = []
-    listing = Listing(problems=problems)
-    for record in list_pairs(folder, "all", bad=problems):
+    listing = Listing()
+    for record in list_pairs(folder, "all", bad=listing.problems):
         try:
-            listing.samples.append(_sample(record))
+            with zipfile.ZipFile(record.path) as archive:
+                arrays = {name.removesuffix(".npy") for name in archive.namelist()}
         except (OSError, zipfile.BadZipFile) as error:
-            problems.append(f"{record.path} is no readable NPZ ({error})")
+            listing.problems.append(f"{record.path} is no readable NPZ ({error})")
+            continue
+        sample = NpzSample(
+            source=record.source,
+            id=record.id,
+            group=record.group,
+            height=record.height,
+            width=record.width,
+            split=record.split,
+            quality=record.quality,
+            estimates=tuple(key for key in ESTIMATES if key in arrays),
+            record=record,
+        )
+        listing.samples.append(sample)
     return listing
-
-
-def _sample(record: PairRecord) -> NpzSample:
-    with zipfile.ZipFile(record.path) as archive:
-        names = {name.removesuffix(".npy") for name in archive.namelist()}
-    return NpzSample(
-        source=record.source,
-        id=record.id,
-        group=record.group,
-        height=record.height,
-        width=record.width,
-        split=record.split,
-        quality=record.quality,
-        estimates=tuple(key for key in ESTIMATES if key in names),
-        record=record,
-    )

@@ -1,79 +1,64 @@
-"""What every reader yields: one co-registered pair that can be read whole or by window.
+"""What every reader yields: one co-registered pair, read whole or by window.
 
-In: nothing but what a subclass knows of its files. Out: ``Crop``, SAR in dB and optical in DN on one grid, NaN where
-there is no data, with the date and place that Stage 2 uses.
+A ``Crop`` is SAR in dB and optical in DN on one grid, NaN where there is no data, with date and place for Stage 2.
 """
 
 from __future__ import annotations
 
+import re
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from axs_lib.errors import InputError
+from axs_lib.io.grid import SceneGrid
+from axs_lib.tilegrid import Tile
+
 Array = NDArray[np.float32]
+WhenAndWhere = Mapping[str, str | float]
+Item = TypeVar("Item")
 ESTIMATES = ("opt_v1", "opt_v2")
 
 
-class Window(NamedTuple):
-    """A rectangle of pixels of the optical grid."""
-
-    top: int
-    left: int
-    height: int
-    width: int
+class BadDataWarning(UserWarning):
+    """Files of a data folder are left out."""
 
 
 @dataclass(frozen=True)
 class Crop:
-    """Pixels of one pair.
+    """Pixels of one pair; NaN is nodata."""
 
-    Attributes:
-        s1: (2, h, w) VV, VH in dB, NaN = nodata.
-        s2: (4, h, w) B02, B03, B04, B08 in DN (1..65535), NaN = nodata; the truth.
-        estimates: ``opt_v1`` and ``opt_v2`` (4, h, w) in DN, where the files carry them.
-        metadata: date (ISO), lat, lon, as far as they are known.
-    """
+    s1: Array  # (2, h, w) VV, VH in dB
+    s2: Array  # (4, h, w) B02, B03, B04, B08 in DN (1..65535), the truth
+    estimates: Mapping[str, Array] = field(default_factory=dict)  # opt_v1, opt_v2 likewise, where the files carry them
+    metadata: WhenAndWhere = field(default_factory=dict)  # date (ISO), lat, lon, as far as they are known
 
-    s1: Array
-    s2: Array
-    estimates: Mapping[str, Array] = field(default_factory=dict)
-    metadata: Mapping[str, str | float] = field(default_factory=dict)
-
-    def window(self, window: Window | None) -> Crop:
+    def window(self, window: Tile | None) -> Crop:
         """The same, cut to a window."""
         if window is None:
             return self
-        rows = slice(window.top, window.top + window.height)
-        columns = slice(window.left, window.left + window.width)
-        cut = {key: image[:, rows, columns] for key, image in self.estimates.items()}
-        return Crop(self.s1[:, rows, columns], self.s2[:, rows, columns], cut, self.metadata)
+        rows, columns = slice(window.top, window.bottom), slice(window.left, window.right)
+        estimates = {key: image[:, rows, columns] for key, image in self.estimates.items()}
+        return Crop(self.s1[:, rows, columns], self.s2[:, rows, columns], estimates, self.metadata)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSample(ABC):
-    """One pair, not yet read.
+    """One pair, not yet read."""
 
-    Attributes:
-        source: data set, ``id`` the name in it.
-        group: what shares a place (or date): never on both sides of a split.
-        height: rows, and ``width`` columns, of the optical grid.
-        split: ``train``, ``validation`` or ``test`` where the data set says so, else empty.
-        quality: ``ok``, or why not; ``ok`` where nobody judged it.
-        estimates: which of ``opt_v1`` and ``opt_v2`` the files carry.
-    """
-
-    source: str
-    id: str
-    group: str
-    height: int
+    source: str  # data set
+    id: str  # name in it
+    group: str  # what shares a place (or date): never on both sides of a split
+    height: int  # rows of the optical grid
     width: int
-    split: str = ""
-    quality: str = "ok"
-    estimates: tuple[str, ...] = ()
+    split: str = ""  # train, validation or test where the data set says so
+    quality: str = "ok"  # or why not; ok where nobody judged it
+    estimates: tuple[str, ...] = ()  # which of opt_v1 and opt_v2 the files carry
 
     @property
     def name(self) -> str:
@@ -86,17 +71,28 @@ class TrainingSample(ABC):
         return self.height * self.width
 
     @abstractmethod
-    def read(self, window: Window | None = None) -> Crop:
+    def read(self, window: Tile | None = None) -> Crop:
         """The pixels of a window, or all of them.
 
         Raises:
             InputError: a file is missing, damaged or not what it should be; the message names it.
         """
 
-    def centre(self, side: int) -> Window:
+    def read_or_skip(self, window: Tile, skip: bool) -> Crop | None:
+        """The pixels; where the sample cannot be read an error, or with ``skip`` a warning and ``None``."""
+        try:
+            return self.read(window)
+        except InputError as error:
+            if not skip:
+                raise
+            warnings.warn(f"left out: {error}", BadDataWarning, stacklevel=3)
+            return None
+
+    def centre(self, side: int) -> Tile:
         """The middle of the image, at most ``side`` pixels a side."""
         height, width = min(side, self.height), min(side, self.width)
-        return Window((self.height - height) // 2, (self.width - width) // 2, height, width)
+        top, left = (self.height - height) // 2, (self.width - width) // 2
+        return Tile(top, left, top + height, left + width)
 
 
 @dataclass
@@ -105,3 +101,17 @@ class Listing:
 
     samples: list[TrainingSample] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+
+
+def when_and_where(name: str, grid: SceneGrid, window: Tile | None = None) -> WhenAndWhere:
+    """The date in a file's name and the middle of its grid, or of a window of it, as far as they are known."""
+    date = re.search(r"(?<!\d)((?:19|20)\d\d)-?([01]\d)-?([0-3]\d)(?!\d)", name)
+    place = grid.centre_lat_lon(window)
+    known: dict[str, str | float] = {"date": "-".join(date.groups())} if date else {}
+    return known | ({} if place is None else {"lat": round(place[0], 4), "lon": round(place[1], 4)})
+
+
+def evenly_spread(items: Sequence[Item], count: int) -> list[Item]:
+    """At most ``count`` of the items."""
+    chosen = min(count, len(items))
+    return [items[number * len(items) // chosen] for number in range(chosen)]

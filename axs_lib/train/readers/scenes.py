@@ -24,39 +24,25 @@ from axs_lib.io.pixels import Reading
 from axs_lib.io.products import Source, open_source
 from axs_lib.io.warp import to_grid
 from axs_lib.tilegrid import Tile
-from axs_lib.train.readers.sample import Array, Crop, Listing, TrainingSample, Window
+from axs_lib.train.readers.sample import Array, Crop, Listing, TrainingSample, when_and_where
 
 Box = tuple[float, float, float, float]  # west, south, east, north
 
 
 @dataclass(frozen=True, kw_only=True)
 class SceneSample(TrainingSample):
-    """One pair of scenes.
-
-    Attributes:
-        s1: SAR GeoTIFF with bands VV and VH.
-        s2: optical GeoTIFF with bands B02, B03, B04, B08.
-        reading: unit of the SAR and offset of the DN.
-    """
+    """One pair of scenes."""
 
     s1: Path
     s2: Path
-    reading: Reading
+    reading: Reading  # unit of the SAR and offset of the DN
 
-    def read(self, window: Window | None = None) -> Crop:
+    def read(self, window: Tile | None = None) -> Crop:
         sar, optical, _ = _opened(self.s1, self.s2, self.reading, os.getpid())
-        part = window or Window(0, 0, self.height, self.width)
-        tile = Tile(part.top, part.left, part.top + part.height, part.left + part.width)
+        tile = window or optical.grid.whole
         truth = np.maximum(optical.read(tile), VALID_DN[0])  # NaN stays NaN
-        grid = _part(optical.grid, tile)
-        place = grid.centre_lat_lon()
-        metadata: dict[str, str | float] = (
-            {} if place is None else {"lat": round(place[0], 4), "lon": round(place[1], 4)}
-        )
-        date = re.search(r"(?<!\d)((?:19|20)\d\d)-?([01]\d)-?([0-3]\d)(?!\d)", self.s2.stem)
-        if date:
-            metadata["date"] = "-".join(date.groups())
-        return Crop(_warped(sar, grid), truth, metadata=metadata)
+        grid = optical.grid.part(tile)
+        return Crop(_warped(sar, grid), truth, metadata=when_and_where(self.s2.stem, optical.grid, tile))
 
 
 @functools.lru_cache(maxsize=8)
@@ -68,26 +54,17 @@ def _opened(s1: Path, s2: Path, reading: Reading, process: int) -> tuple[Source,
         if not source.grid.located:
             raise InputError(f"{source.label} has no CRS; expected a georeferenced GeoTIFF")
         source.look()
-    return sar, optical, stack
+    return sar, optical, stack  # the files are closed with it
 
 
-def _part(grid: SceneGrid, tile: Tile) -> SceneGrid:
-    """The grid of a window."""
-    from rasterio.transform import Affine
-
-    assert grid.transform is not None
-    moved = Affine(*grid.transform) * Affine.translation(tile.left, tile.top)
-    return SceneGrid(*tile.shape, grid.crs, tuple(moved)[:6])
-
-
-def _warped(sar: Source, grid: SceneGrid) -> Array:
+def _warped(sar: Source, part: SceneGrid) -> Array:
     """(2, h, w) dB on a grid, NaN outside the SAR image."""
     with ExitStack() as stack:
         try:
-            source = to_grid(sar, grid, stack, lambda: Path(stack.enter_context(tempfile.TemporaryDirectory())))
+            source = to_grid(sar, part, stack, lambda: Path(stack.enter_context(tempfile.TemporaryDirectory())))
         except InputError:  # the crop lies outside of the SAR image
-            return np.full((len(SAR_BANDS), *grid.size), np.nan, dtype=np.float32)
-        return source.read(grid.whole)
+            return np.full((len(SAR_BANDS), *part.size), np.nan, dtype=np.float32)
+        return source.read(part.whole)
 
 
 def list_scenes(folder: Path, reading: Reading) -> Listing:
@@ -111,7 +88,7 @@ def list_scenes(folder: Path, reading: Reading) -> Listing:
             listing.problems.append(f"{next(iter(files.values()))}: {stem.name}_{lacking.pop()}.tif is missing")
             continue
         try:
-            height, width, footprint = _check_scene(files["s1"], files["s2"], reading)
+            size, footprint = _check_scene(files["s1"], files["s2"], reading)
         except InputError as error:
             listing.problems.append(str(error))
             continue
@@ -120,8 +97,8 @@ def list_scenes(folder: Path, reading: Reading) -> Listing:
             source=where.as_posix() if where.parts else "scenes",
             id=stem.name,
             group=stem.relative_to(folder).as_posix(),
-            height=height,
-            width=width,
+            height=size[0],
+            width=size[1],
             s1=files["s1"],
             s2=files["s2"],
             reading=reading,
@@ -132,15 +109,15 @@ def list_scenes(folder: Path, reading: Reading) -> Listing:
     return listing
 
 
-def _check_scene(s1: Path, s2: Path, reading: Reading) -> tuple[int, int, Box]:
-    """Height, width and footprint (west, south, east, north in degrees) of the optical image."""
+def _check_scene(s1: Path, s2: Path, reading: Reading) -> tuple[tuple[int, int], Box]:
+    """Size and footprint in degrees of the optical image."""
     from rasterio.warp import transform_bounds
 
     sar, optical, _ = _opened(s1, s2, reading, os.getpid())
     boxes = [transform_bounds(s.grid.crs, "EPSG:4326", *s.grid.bounds()) for s in (sar, optical)]
     if not _overlap(*boxes):
         raise InputError(f"{s1} and {s2.name} show different places: their footprints do not meet")
-    return *optical.grid.size, boxes[1]
+    return optical.grid.size, boxes[1]
 
 
 def _grouped(samples: list[TrainingSample], footprints: list[Box]) -> list[TrainingSample]:

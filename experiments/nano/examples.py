@@ -1,4 +1,4 @@
-"""Training examples of Stage 3 from clear pairs: what opt_v2 may look like, and what the answer is.
+"""Training examples of nano's own trainings from clear pairs: what opt_v2 may look like, and what the answer is.
 
 In goes a batch of crops, SAR and the clear truth; out come the estimate to be grounded, the trust map, and the truth
 after whatever happened to the place. There are four kinds: a degraded estimate (``axs_lib.data.degrade``), one with
@@ -20,12 +20,10 @@ from axs_lib.data.clouds import cloud_trust
 from axs_lib.data.degrade import degrade, degrade_lightly
 from axs_lib.data.flood import simulate_flood
 from axs_lib.nodata import fill_nodata
+from axs_lib.train.head import draw_gain, water_colour
 
 Kind = Literal["degraded", "light", "flood", "gaps"]
 SAR_JITTER_DB = 0.5  # standard deviation of a calibration error, each band and crop
-GAIN_COMMON, GAIN_BAND = 0.10, 0.04  # standard deviations of the brightness augmentation, as fractions
-# Reflectance of open water from clear to laden with sediment, B02 B03 B04 B08, as ranges in DN; drawn together.
-WATER_LOW, WATER_HIGH = (200.0, 250.0, 150.0, 80.0), (900.0, 1200.0, 1200.0, 600.0)
 
 
 @dataclass(frozen=True)
@@ -52,13 +50,6 @@ def augment(s1: Tensor, truth: Tensor, random: torch.Generator) -> tuple[Tensor,
     return s1, (truth * draw_gain(count, random)).clamp(*VALID_DN)
 
 
-def draw_gain(count: int, random: torch.Generator, common: float = GAIN_COMMON, band: float = GAIN_BAND) -> Tensor:
-    """(count, 4, 1, 1): how much brighter each crop is, in all bands and in each (standard deviations)."""
-    return torch.exp(
-        torch.randn(count, 1, 1, 1, generator=random) * common + torch.randn(count, 4, 1, 1, generator=random) * band
-    )
-
-
 def make_examples(kind: Kind, s1: Tensor, truth: Tensor, random: torch.Generator) -> Examples:
     """Examples of one kind.
 
@@ -80,12 +71,3 @@ def make_examples(kind: Kind, s1: Tensor, truth: Tensor, random: torch.Generator
         s1, water = simulate_flood(s1, generator=random)
         truth = torch.where(water, water_colour(truth, random), truth)
     return Examples(s1, degraded, everywhere, truth)
-
-
-def water_colour(like: Tensor, random: torch.Generator) -> Tensor:
-    """One colour of open water for each crop, with faint noise: (B, 4, H, W) in DN."""
-    low, high = (torch.tensor(v)[:, None, None] for v in (WATER_LOW, WATER_HIGH))
-    share = torch.rand(len(like), 1, 1, 1, generator=random)
-    own = torch.rand(len(like), 4, 1, 1, generator=random)
-    level = low + (high - low) * (0.7 * share + 0.3 * own)
-    return (level * (1 + 0.04 * torch.randn(like.shape, generator=random))).clamp(*VALID_DN)
