@@ -1,12 +1,22 @@
-"""Progress bars on long work, one look everywhere."""
+"""What is said while something runs: progress bars on long work, one look everywhere, and the log ``axs``."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from typing import TypeVar
 
 T = TypeVar("T")
+logger = logging.getLogger("axs")
+
+
+def show_log() -> None:
+    """Show what is read, loaded and written on stderr, with the time (``axs -v``)."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s: %(message)s", "%H:%M:%S"))
+    logger.handlers = [handler]
+    logger.setLevel(logging.INFO)
 
 
 def track(items: Iterable[T], description: str, *, enabled: bool = True, total: int | None = None) -> Iterator[T]:

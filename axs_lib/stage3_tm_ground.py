@@ -8,7 +8,6 @@ opt_v3, the estimate corrected where the SAR gives reason to, with a proposal, a
 from __future__ import annotations
 
 import functools
-import logging
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,6 +25,7 @@ from axs_lib.grounding.sar_inconsistency import sar_inconsistency
 from axs_lib.hub import HubMixin
 from axs_lib.metrics import stage3_metrics as compute_stage3_metrics
 from axs_lib.nodata import fill_nodata, pad_square, valid_pixels
+from axs_lib.progress import logger, track
 from axs_lib.terramind.noise import Seed, ensemble_seeds, gaussian_field, sample_seeds, scene_origins
 from axs_lib.terramind.sampler import build_schedule, check_strength, check_timesteps
 from axs_lib.terramind.stage import GeneratorStage
@@ -58,7 +58,6 @@ UNTRAINED = (
     "the grounding head is untrained, so opt_v3 equals opt_v2: load trained weights (variant='nano'), train with"
     " `axs train stage3`, or use correction_mode='difference'"
 )
-logger = logging.getLogger("axs")
 
 
 @dataclass(frozen=True)
@@ -475,8 +474,6 @@ def stage3_batch_inference(
     Returns:
         ``opt_v3`` (N, 4, H, W) on the CPU, ``nfe``, and ``uncertainty`` where the model gives one.
     """
-    from axs_lib.progress import track
-
     images: list[Tensor] = []
     deviations: list[Tensor] = []
     for batch in track(dataloader, "Stage 3", enabled=verbose):

@@ -25,6 +25,7 @@ from axs_lib.cli.precompute import precompute
 from axs_lib.cli.report import report
 from axs_lib.cli.run import run
 from axs_lib.cli.weights import app as weights
+from axs_lib.progress import show_log
 
 # PyTorch's threads otherwise spin while they wait for each other, and on a machine that does other work, too, that
 # made two threads 20 times slower than one. It must be said before torch is imported; the user's own setting wins.
@@ -52,8 +53,11 @@ def axs(
     version: Annotated[
         bool, typer.Option("--version", help="Show the version and exit.", callback=_print_version, is_eager=True)
     ] = False,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Say what is read, loaded and written.")] = False,
 ) -> None:
     """Ground an optical satellite estimate in real Sentinel-1 radar with TerraMind."""
+    if verbose:
+        show_log()
 
 
 for _command in (batch, demo, evaluate, fetch, ground, info, precompute, report, run):

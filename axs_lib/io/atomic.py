@@ -22,6 +22,7 @@ from pathlib import Path
 
 from axs_lib.errors import AxionError, OutputError
 from axs_lib.io.files import PathLike
+from axs_lib.progress import logger
 
 if sys.platform != "win32":  # which has no flock; what a killed process left behind stays there
     import fcntl
@@ -88,6 +89,7 @@ def atomic_write(path: PathLike, overwrite: bool = False) -> Iterator[Path]:
             yield folder / target.name
             _flush(folder / target.name, os.O_RDWR)
             _put_in_place(folder / target.name, target, overwrite)
+            logger.info("wrote %s", path)
             with contextlib.suppress(OSError):  # not every file system can make the new name durable, too
                 _flush(target.parent, os.O_RDONLY)
     except AxionError:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from axs_lib.errors import InputError, WeightsError
 from axs_lib.io.files import check_regular, open_regular
+from axs_lib.progress import logger
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -514,6 +515,7 @@ def load_strict(
     if problems:
         raise WeightsError(f"{what} does not fit the model: {'; '.join(problems)}.{_hint(state, wanted)}")
     module.load_state_dict({name: state[name] for name in wanted}, strict=True)
+    logger.info("loaded %s", what)
 
 
 def _is_finite(tensor: Tensor) -> bool:

@@ -7,6 +7,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from typer.testing import CliRunner
 import axs_lib
 from axs_lib.cli import app as cli
 from axs_lib.cli.command import spread_values
+from axs_lib.data.samples import sample_names, sample_paths
 from axs_lib.errors import AxionError, InputError, OutputError, WeightsError
 from axs_lib.stage3_tm_ground import UntrainedHeadWarning
 
@@ -111,3 +113,12 @@ def run_with(monkeypatch: pytest.MonkeyPatch, action: Callable[[], Any]) -> Any:
 )
 def test_several_values_after_one_option(line: str, spread: str) -> None:
     assert spread_values(line.split(), {"--s1", "--opt-v2"}) == spread.split()
+
+
+def test_the_log_says_what_is_read_loaded_and_written(axs: Callable[..., Any], tmp_path: Path) -> None:
+    s1, s2 = sample_paths(sample_names()[0])
+    words = ["ground", "--s1", s1, "--opt-v2", s2, "--variant", "nano", "-q", "--out"]
+    loud, quiet = (axs(*flags, *words, tmp_path / f"{len(flags)}.tif") for flags in (["-v"], []))
+    assert loud.exit_code == quiet.exit_code == 0
+    for said in (f"reads {s2}", "loaded the grounding head", f"wrote {tmp_path / '1.tif'}"):
+        assert said in loud.stderr and said not in quiet.stderr
