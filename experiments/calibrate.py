@@ -81,9 +81,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--overwrite", action="store_true")
     arguments = parser.parse_args(words)
     check_output(arguments.out, arguments.overwrite)
-    # A published variant's weights are a folder, of which the head is one file.
-    path = arguments.checkpoint if arguments.variant == "nano" else arguments.checkpoint.parent
-    model = build_stage3_model(variant=arguments.variant, checkpoint=str(path))
+    model = build_stage3_model(variant=arguments.variant, checkpoint=str(arguments.checkpoint.parent))
     header = read_metadata(arguments.checkpoint)
     before = Calibration.from_header(header)
     scales: dict[int, tuple[float, ...]] = {}
