@@ -28,9 +28,9 @@ class Pinned:
 
 
 EXPECTED = {
-    "finland_lake": Pinned(estimate=3.558, gap=8.604, truth_dn=0.0),
-    "ireland_fields": Pinned(estimate=5.487, gap=19.518, truth_dn=0.3),
-    "portugal_hills": Pinned(estimate=5.154, gap=8.426, truth_dn=0.0),
+    "finland_lake": Pinned(estimate=3.203, gap=8.716, truth_dn=1.5),
+    "ireland_fields": Pinned(estimate=5.171, gap=17.743, truth_dn=2.2),
+    "portugal_hills": Pinned(estimate=4.924, gap=7.910, truth_dn=0.2),
 }
 TOLERANCE = 0.05
 TOLERANCE_DN = 1.0
@@ -50,7 +50,7 @@ def test_nano_is_what_it_was(nano: Stage3GroundingModel, name: str) -> None:
     opt_v2 = simulated_estimate(truth[0], name)[None]
     before, after = (1e4 * compute_metrics(image, truth)["mse"] for image in (opt_v2, nano.ground(s1, opt_v2).image))
     assert after == pytest.approx(expected.estimate, rel=TOLERANCE)
-    assert after < 0.95 * before
+    assert after < 0.9 * before
 
     trust = simulated_trust(truth[0], name)[None]
     filled = nano.ground(s1, truth.masked_fill(trust == 0, torch.nan), trust=trust).image
