@@ -175,17 +175,6 @@ def test_an_input_replaced_while_it_is_read_is_no_result(batch: Batch) -> None:
     batch.check_outputs()
 
 
-def test_a_full_quota_fails_the_file_that_does_not_fit(batch: Batch) -> None:
-    batch.write(a="ok a", b="big 100000", c="ok c")
-    result = batch.run("--workers", 1, **{FILE_LIMIT: "50000"})
-    assert result.returncode == 1
-    assert "b.npz: the file is too large" in result.stderr
-    assert batch.statuses() == {"a": "done", "b": "failed", "c": "done"}
-    batch.check_outputs()
-    assert batch.run("--workers", 1).stdout.startswith("3 items: 1 done, 2 done before;")
-    batch.check_outputs()
-
-
 SMALL_DISK = "mount -t tmpfs -o size=256k tmpfs $0 && $@; code=$?; cp -a $0/. $0.copy; exit $code"
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from pyarrow import parquet
 
-from axs_lib.batch import manifest as module
 from axs_lib.batch.items import Item
 from axs_lib.batch.manifest import JOURNAL, LOCK, MANIFEST, ManifestWarning, Record, open_manifest, read_manifest
 from axs_lib.batch.work import Job, Task, make_record
@@ -132,29 +131,6 @@ def test_a_disk_that_refuses_half_a_line_leaves_whole_ones(tmp_path: Path, monke
     assert names(tmp_path) == ["a", "c"]
 
 
-def test_a_line_that_ctrl_c_kept_out_of_memory_is_not_lost(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), open_manifest(tmp_path) as manifest:
-        manifest.append(record("a"))
-        before = dict(manifest.records)
-        manifest.append(record("b"))
-        manifest.records = before
-        raise KeyboardInterrupt
-    assert [row["id"] for row in parquet.read_table(tmp_path / MANIFEST).to_pylist()] == ["a", "b"]
-
-
-def test_a_table_that_cannot_be_written_leaves_the_journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> bytes:
-        raise OutputError("the disk is full")
-
-    with pytest.raises(OutputError, match="full"), open_manifest(tmp_path) as manifest:
-        manifest.append(record("a"))
-        monkeypatch.setattr(module, "_parquet_bytes", full)
-    assert names(tmp_path) == ["a"]
-    monkeypatch.undo()
-    fill(tmp_path)
-    assert parquet.read_metadata(tmp_path / MANIFEST).num_rows == 1
-
-
 def test_a_folder_with_files_of_others_is_refused_and_left_alone(tmp_path: Path) -> None:
     precious = tmp_path / "a.npz"
     precious.write_bytes(b"precious")
@@ -183,16 +159,6 @@ def test_links_and_pipes_in_place_of_the_manifest_are_refused(tmp_path: Path, na
         os.mkfifo(out / name)
         with pytest.raises((InputError, OutputError), match=r"is a named pipe|not a regular file"):
             fill(out, "a")
-
-
-def test_a_folder_that_is_removed_or_replaced_is_noticed(tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    with pytest.raises(OutputError, match="removed, replaced or taken over"), open_manifest(out) as manifest:
-        manifest.append(record("a"))
-        out.rename(tmp_path / "away")
-        fill(out, "b")
-        manifest.append(record("c"))
-    assert names(out) == ["b"]
 
 
 def test_temporary_files_of_killed_workers_go_and_others_stay(tmp_path: Path) -> None:

@@ -124,16 +124,6 @@ def test_the_pipeline_gets_place_and_date(tmp_path: Path, format: Any) -> None:
             assert (dataset.read() == 300).all() and dataset.tags()["AXS_METADATA_DATE"] == "2021-07-14"
 
 
-def test_units_that_cannot_be_need_force(tmp_path: Path) -> None:
-    s1, s2 = load_sample(NAME)
-    np.savez(tmp_path / "a.npz", s1=s1.data, opt_v2=s2.data / 10_000)
-    item = Item("a", str(tmp_path / "a.npz"))
-    record = ground(job_of(tmp_path / "out"), item).record
-    assert record is not None and record.status == "failed" and "reflectance" in record.error
-    record = ground(job_of(tmp_path / "out", force=True), item).record
-    assert record is not None and record.status == "done", record
-
-
 def test_the_weights_are_known_before_a_model_is_built(tmp_path: Path) -> None:
     ground = runners.find_weights({"stage": "ground", "variant": "nano"}, {})
     assert ground.keys() == {"stage3/nano.safetensors", "stage3/grounding.safetensors"}

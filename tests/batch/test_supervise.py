@@ -85,14 +85,6 @@ def test_workers_that_keep_ending_end_the_job(tmp_path: Path) -> None:
     assert pool.shut_down == 1
 
 
-def test_closing_shuts_the_pool_down(tmp_path: Path) -> None:
-    pool = ScriptedPool(2)
-    outcomes = supervise(job(tmp_path), pool, iter(tasks(5)), 5)
-    next(outcomes)
-    outcomes.close()
-    assert pool.shut_down == 1
-
-
 def test_an_output_never_replaces_an_input(tmp_path: Path) -> None:
     item = Item("a", str(tmp_path / "a.npz"))
     with pytest.raises(InputError, match="would replace the input"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -37,28 +36,10 @@ def test_nothing_heavy_is_loaded_for_what_is_quick(word: str, heavy: tuple[str, 
         assert f"\n  {command} " in result.stdout
 
 
-def test_help_is_fast() -> None:
-    times = []
-    for _ in range(3):
-        start = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "axs_lib", "--help"], capture_output=True, check=True)
-        times.append(time.perf_counter() - start)
-    assert min(times) < 1.0, times
-
-
 def test_version_and_no_command(axs: Callable[..., Any]) -> None:
     result = axs("--version")
     assert result.exit_code == 0 and result.output.strip() == f"axs {axs_lib.__version__}"
     assert "Commands:" in axs().output
-
-
-def test_options_of_training_reach_training(axs: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    from axs_lib.cli import train
-
-    seen: list[list[str]] = []
-    monkeypatch.setattr(train, "main", lambda arguments: seen.append(list(arguments)))
-    assert axs("train", "head", "--config", "mine.yaml", "--help").exit_code == 0
-    assert seen == [["head", "--config", "mine.yaml", "--help"]]
 
 
 @pytest.mark.parametrize("kind", [InputError, WeightsError, OutputError, KeyboardInterrupt, ZeroDivisionError])

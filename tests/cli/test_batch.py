@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +13,7 @@ from axs_lib.batch.items import Item
 from axs_lib.batch.supervise import Summary
 from axs_lib.batch.work import Job, Task, make_record
 
-Run = Callable[..., Any]
+from .conftest import Run
 
 
 @pytest.fixture

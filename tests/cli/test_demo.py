@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,8 @@ from axs_lib.bands import OPTICAL_BANDS
 from axs_lib.data.samples import load_sample, sample_metadata, sample_names
 from axs_lib.pipeline import Pipeline, build_pipeline
 
-from .conftest import FakePipeline
+from .conftest import FakePipeline, Run
 
-Run = Callable[..., Any]
 PARTS = ("gap", "estimate", "from_sar")
 FILES = {"truth.tif", "opt_v2.tif", "opt_v3.tif", "tile.npz"}
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,8 @@ from axs_lib.bands import OPTICAL_BANDS
 from axs_lib.data.samples import load_sample, sample_paths
 from axs_lib.io.masks import SCL_CLASSES, SCL_DROPPED
 
-from .conftest import FakeModel
+from .conftest import FakeModel, Run
 
-Run = Callable[..., Any]
 NAME = "ireland_fields"
 S1, S2 = sample_paths(NAME)
 
@@ -111,18 +109,6 @@ def test_the_change_that_the_sar_asked_for(
         assert np.allclose(written.read(), 30.0, atol=0.01)
 
 
-def test_uncertainty_is_written_beside_the_image(ground: Run, fake_model: FakeModel, tmp_path: Path) -> None:
-    out, sigma = tmp_path / "o.tif", tmp_path / "u.tif"
-    result = ground("--uncertainty", sigma, "--ensemble-size", "1")
-    assert result.exit_code == 2 and "expected 2 or more" in result.output
-    assert not out.exists() and not sigma.exists()
-    result = ground("--uncertainty", sigma)
-    assert result.exit_code == 0, result.output
-    assert fake_model.called["ensemble_size"] == 4
-    with rasterio.open(sigma) as dataset:
-        assert dataset.dtypes == ("float32",) * 4 and (dataset.read() == 7).all()
-
-
 def test_an_existing_output_is_refused_before_anything_runs(ground: Run, fake_model: FakeModel, tmp_path: Path) -> None:
     out = tmp_path / "o.tif"
     out.write_bytes(b"precious")
@@ -190,39 +176,6 @@ def mask_file(tmp_path: Path) -> Path:
     with rasterio.open(tmp_path / "clear.tif", "w", **profile) as dataset:
         dataset.write(values, 1)
     return tmp_path / "clear.tif"
-
-
-@pytest.mark.usefixtures("fake_model")
-def test_a_mask_fills_the_gap_and_keeps_the_rest(ground: Run, mask_file: Path, tmp_path: Path) -> None:
-    result = ground("--mask", mask_file)
-    assert result.exit_code == 0, result.output
-    assert "10,800 kept as observed (75.0 %), 3,600 filled (25.0 %)" in result.output
-    with rasterio.open(tmp_path / "o.tif") as written, rasterio.open(S2) as given:
-        assert (written.crs, written.transform) == (given.crs, given.transform)
-        image, before, tags = written.read(), given.read(), written.tags()
-    np.testing.assert_array_equal(np.delete(image, np.s_[30:60], 1), np.delete(before, np.s_[30:60], 1))
-    assert (image[:, 30:60] == 1100).all()
-    assert tags["AXS_MASK"] == "clear.tif" and tags["AXS_MASK_KIND"] == "boolean"
-    assert tags["AXS_MASK_BUFFER"] == "0" and tags["AXS_UNKNOWN_PERCENT"] == "25.00"
-
-
-@pytest.mark.filterwarnings("ignore:Dataset has no geotransform")
-def test_what_lies_in_the_gap_is_neither_checked_nor_seen(
-    axs: Run, fake_model: FakeModel, mask_file: Path, tmp_path: Path
-) -> None:
-    """Nodata in the gap is drawn, rubbish is no reason to refuse, and nodata elsewhere stays nodata."""
-    s2 = truth()
-    s2[:, 30:45], s2[:, 45:60], s2[:, 100:] = np.nan, -9999, np.nan
-    s1 = load_sample(NAME)[0].data
-    np.savez(tmp_path / "t.npz", s1=s1, opt_v2=s2)
-    np.savez(tmp_path / "m.npz", mask=np.r_[np.ones((30, 120)), np.zeros((30, 120)), np.ones((60, 120))])
-    result = axs("ground", "--s1", tmp_path / "t.npz", "--mask", tmp_path / "m.npz", "--out", tmp_path / "o.tif")
-    assert result.exit_code == 0, result.output
-    assert fake_model.opt_v2 is not None and fake_model.opt_v2[:, :, 30:60].isnan().all()
-    with rasterio.open(tmp_path / "o.tif") as written:
-        image = written.read()
-    assert (image[:, 30:60] == 1100).all() and (image[:, 100:] == 0).all()
-    np.testing.assert_array_equal(image[:, 60:100], s2[:, 60:100])
 
 
 def test_the_trust_map_of_the_npz_counts_unless_there_is_a_mask(

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -12,7 +10,7 @@ from axs_lib.cli import info
 from axs_lib.terramind import weights
 from axs_lib.terramind.weights import VARIANTS
 
-Run = Callable[..., Any]
+from .conftest import Run
 
 
 def test_it_lists_versions_and_variants(axs: Run) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,9 +13,8 @@ import torch
 from axs_lib.bands import OPTICAL_BANDS
 from axs_lib.data.samples import load_sample, sample_paths
 
-from .conftest import FakePipeline
+from .conftest import FakePipeline, Run
 
-Run = Callable[..., Any]
 S1, _ = sample_paths("ireland_fields")
 IMAGES = ("opt_v1.tif", "opt_v2.tif", "opt_v3.tif")
 
@@ -132,14 +129,3 @@ def test_refused_in_one_line(
     assert message in result.output
     assert "Traceback" not in result.output
     assert not (tmp_path / "out").exists() and not fake_pipeline.settings
-
-
-def test_digital_numbers_are_refused_unless_forced(axs: Run, fake_pipeline: FakePipeline, tmp_path: Path) -> None:
-    s1 = load_sample("ireland_fields")[0].data
-    np.savez(tmp_path / "s1.npz", s1=3000 * 10 ** (s1[::-1] / 20))
-    arguments = ("run", "--s1", tmp_path / "s1.npz", "--bands", "VH,VV", "--out", tmp_path / "out")
-    refused = axs(*arguments)
-    assert refused.exit_code == 2 and not fake_pipeline.built
-    assert "uncalibrated digital numbers" in refused.output and "--force" in refused.output
-    assert axs(*arguments, "--force").exit_code == 0
-    assert fake_pipeline.s1[0, 0].mean() > fake_pipeline.s1[0, 1].mean(), "VV is brighter than VH"

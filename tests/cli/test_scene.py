@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,9 +12,8 @@ import rasterio
 from axs_lib.bands import OPTICAL_BANDS, SAR_BANDS
 from axs_lib.data.samples import load_sample, sample_paths
 
-from .conftest import FakeModel, FakePipeline
+from .conftest import FakeModel, FakePipeline, Run
 
-Run = Callable[..., Any]
 S1, S2 = sample_paths("ireland_fields")
 
 

@@ -108,21 +108,6 @@ def test_infer_writes_what_the_model_says(
     assert main(files.arguments("--overwrite", "--force")) == 0
 
 
-def test_every_option_reaches_the_model(fake_model: FakeModel, files: Files) -> None:
-    code = main(
-        files.arguments(
-            "--timesteps", 20, "--variant", "nano", "--checkpoint", "w.safetensors", "--s1-product", "S1RTC",
-            "--seed", 7, "--strength", 0.5, "--correction-mode", "difference", "--device", "cpu",
-        )
-    )  # fmt: skip
-    assert code == 0
-    assert fake_model.built == {
-        "timesteps": 20, "variant": "nano", "checkpoint": "w.safetensors", "s1_product": "S1RTC",
-        "correction_mode": "difference", "device": "cpu",
-    }  # fmt: skip
-    assert fake_model.called["seed"] == 7 and fake_model.called["strength"] == 0.5
-
-
 # -- --test ---------------------------------------------------------------------------------------------------------
 
 

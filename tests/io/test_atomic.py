@@ -18,17 +18,6 @@ def names(folder: Path) -> list[str]:
     return sorted(p.name for p in folder.iterdir())
 
 
-def test_the_output_appears_with_its_content_and_its_folder(tmp_path: Path) -> None:
-    target = tmp_path / "new" / "deep" / "tile.tif"
-    with atomic_write(target) as temporary:
-        assert temporary.parent.parent == target.parent
-        assert temporary.name == "tile.tif"
-        assert not target.exists()
-        temporary.write_bytes(b"whole")
-    assert target.read_bytes() == b"whole"
-    assert names(target.parent) == ["tile.tif"]
-
-
 def test_permissions_follow_the_umask(tmp_path: Path) -> None:
     with atomic_write(tmp_path / "a.npz") as temporary:
         temporary.write_bytes(b"x")
@@ -57,16 +46,6 @@ def test_a_failure_leaves_the_old_file_and_no_rubbish(
         raise raised
     assert target.read_bytes() == b"old"
     assert names(tmp_path) == ["tile.npz"]
-
-
-def test_an_existing_file_is_refused_by_name_of_the_switch(tmp_path: Path) -> None:
-    target = tmp_path / "tile.npz"
-    target.write_bytes(b"old")
-    with pytest.raises(OutputError, match=r"--overwrite .*overwrite=True"), atomic_write(target):
-        pytest.fail("the block must not run")
-    with atomic_write(target, overwrite=True) as temporary:
-        temporary.write_bytes(b"new")
-    assert target.read_bytes() == b"new"
 
 
 def test_a_file_that_appears_meanwhile_is_kept(tmp_path: Path) -> None:

@@ -11,14 +11,6 @@ from axs_lib.errors import InputError, WeightsError
 from axs_lib.io.files import check_regular, open_regular
 
 
-def test_a_regular_file_is_opened_also_through_a_link(tmp_path: Path) -> None:
-    (tmp_path / "a").write_bytes(b"content")
-    (tmp_path / "link").symlink_to("a")
-    assert check_regular(tmp_path / "link") == tmp_path / "link"
-    with open_regular(tmp_path / "link") as file:
-        assert file.read() == b"content"
-
-
 def test_what_is_no_regular_file_is_refused_at_once(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for path, message in (

@@ -16,7 +16,7 @@ from rasterio.warp import transform_bounds
 
 from axs_lib.errors import InputError
 from axs_lib.io.grid import SceneGrid
-from axs_lib.io.masks import SCL_CLASSES, SCL_DROPPED, MaskFile, MaskSource, scl_numbers, scl_trust
+from axs_lib.io.masks import SCL_CLASSES, SCL_DROPPED, MaskFile, MaskSource, scl_trust
 from axs_lib.tilegrid import Tile
 
 from ..scenes.conftest import CORNER, CRS, SceneFiles, write_scene, write_tiff
@@ -132,30 +132,6 @@ def test_scl_that_leaves_nothing_clear(tmp_path: Path) -> None:
     assert read_mask(clouds, drop=["cloud_high"]).trust.any()
     with pytest.raises(InputError, match="nothing clear"):  # nodata and saturated: no boolean mask
         read_mask(write_mask(tmp_path / "tile_SCL.tif", CLEAR))
-
-
-def test_scl_without_a_buffer_is_advised_one(tmp_path: Path) -> None:
-    path = write_mask(tmp_path / "scl.tif", scl(), transform=COARSE)
-    assert "--mask-buffer 3 is advised" in read_mask(path).notes[0]
-    assert not read_mask(path, buffer=1).notes
-
-
-def test_classes_to_drop_by_name_and_number(tmp_path: Path) -> None:
-    classes = np.tile(np.arange(12, dtype="uint8"), 60).reshape(H, W)
-    trust = read_mask(write_mask(tmp_path / "scl.tif", classes), drop=["snow", "6", "Cloud High"]).trust
-    np.testing.assert_array_equal(trust == 0, np.isin(classes, [6, 9, 11]))
-    assert scl_numbers(SCL_DROPPED) == [0, 1, 3, 8, 9, 10]
-
-
-@pytest.mark.parametrize("drop", [["fog"], ["12"], ["-1"], []])
-def test_an_unknown_class_is_refused_with_the_table(drop: list[str]) -> None:
-    with pytest.raises(InputError, match=r"--drop names .*0 no_data, 1 saturated_or_defective.*11 snow"):
-        scl_numbers(drop)
-
-
-def test_values_that_are_no_classes_are_refused() -> None:
-    with pytest.raises(InputError, match="holds 12, 200; expected the classes 0 to 11"):
-        scl_trust(np.array([[4, 12], [200, 5]]))
 
 
 # Buffer and grid

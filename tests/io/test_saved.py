@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -132,19 +131,3 @@ def test_what_is_no_result_is_refused(tmp_path: Path, content: dict[str, Any], m
     np.savez(tmp_path / "x.npz", **content)
     with pytest.raises(InputError, match=message):
         list(read_results(tmp_path / "x.npz"))
-
-
-def test_folders_and_layers_that_are_none_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    for name, message in (("empty", "no results"), ("nowhere", "does not exist")):
-        with pytest.raises(InputError, match=message):
-            find_results([tmp_path / name])
-    with pytest.raises(InputError, match="no layer of a result"):
-        list(read_results(tmp_path / "x.npz", companions={"colour": tmp_path / "x.tif"}))
-
-
-@pytest.mark.parametrize(("text", "tags"), [("{", {}), ("[1]", {}), (json.dumps({"a": 1}), {"a": "1"})])
-def test_tags_that_are_no_json_object_are_left_out(tmp_path: Path, text: str, tags: dict[str, str]) -> None:
-    np.savez(tmp_path / "x.npz", **arrays(provenance=np.array(text)))
-    (result,) = read_results(tmp_path / "x.npz")
-    assert result.tags == tags

@@ -11,13 +11,13 @@ import pytest
 import rioxarray
 import xarray as xr
 
-from axs_lib.bands import OPTICAL_BANDS, SAR_BANDS
+from axs_lib.bands import OPTICAL_BANDS
 from axs_lib.errors import InputError
 from axs_lib.io.products import open_source
 from axs_lib.scenes.api import ground_scene
 from axs_lib.tilegrid import Tile
 
-from ..scenes.conftest import GRID, BoxGrounder, SceneFiles, read_tiff, write_scene
+from ..scenes.conftest import GRID, BoxGrounder, SceneFiles, read_tiff
 
 
 def both(scene: SceneFiles, **options: Any) -> tuple[xr.DataArray, xr.DataArray]:
@@ -73,16 +73,6 @@ def test_scale_and_offset_are_applied(scene: SceneFiles) -> None:
         whole = source.read(source.grid.whole)
         np.testing.assert_allclose(whole, scene.optical, atol=1e-2)
         np.testing.assert_array_equal(source.read(Tile(3, 5, 60, 90)), whole[:, 3:60, 5:90])
-
-
-def test_files_are_read_by_windows_and_infinite_db_is_nodata(tmp_path: Path, scene: SceneFiles) -> None:
-    sar = scene.sar.copy()
-    sar[1, 5, 6] = -np.inf
-    with ExitStack() as stack:
-        source = open_source(write_scene(tmp_path / "s1.tif", sar), SAR_BANDS, stack)
-        sar[1, 5, 6] = np.nan
-        np.testing.assert_array_equal(source.read(source.grid.whole), sar)
-        np.testing.assert_array_equal(source.read(Tile(3, 5, 60, 90)), sar[:, 3:60, 5:90])
 
 
 def test_what_is_no_scene(scene: SceneFiles) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -218,17 +217,6 @@ def child(repository: Path, *arguments: object) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
     )
-
-
-def test_ctrl_c_leaves_nothing(repository: Path, scene: SceneFiles, tmp_path: Path) -> None:
-    out, started = tmp_path / "out", tmp_path / "started"
-    process = child(repository, scene.s1, scene.opt_v2, out / "o.tif", "wait", started)
-    while not started.exists() and process.poll() is None:
-        threading.Event().wait(0.05)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode != 0 and "KeyboardInterrupt" in errors
-    assert list(out.iterdir()) == []
 
 
 @pytest.mark.parametrize("limit", [50_000, 150_000])

@@ -74,13 +74,6 @@ def test_the_same_bits_as_in_memory(size: tuple[int, int]) -> None:
     np.testing.assert_array_equal(streamed(data, closer), blended(data, closer))
 
 
-@pytest.mark.parametrize("window_rows", [1, 7, 64, 1000])
-@pytest.mark.parametrize("batch_size", [1, 2, 100])
-def test_windows_and_batches_change_nothing(window_rows: int, batch_size: int) -> None:
-    data = noise(200, 150)
-    np.testing.assert_array_equal(streamed(data, window_rows=window_rows, batch_size=batch_size), blended(data))
-
-
 def test_tiles_without_data_are_left_out_and_are_nodata() -> None:
     data = noise(200, 150)
     data[:, :90] = np.nan
@@ -104,12 +97,6 @@ def test_tiles_without_data_are_left_out_and_are_nodata() -> None:
     assert {tile.top for tile in seen} == {48, 96, 144}
     assert sum(done) == tile_count(GRID, 200, 150) == 12 and len(seen) == 9
     np.testing.assert_array_equal(np.isnan(result[:1]), np.isnan(data))
-
-
-def test_one_thread_reads_ahead() -> None:
-    source = ArrayRows(noise(300, 64))
-    list(stream_tiles([source], network, 2, GRID, batch_size=1, window_rows=10))
-    assert len(source.threads) == 1 and threading.current_thread().name not in source.threads
 
 
 def test_an_error_of_the_reader_arrives_and_its_thread_ends() -> None:
