@@ -174,17 +174,3 @@ def test_temporary_files_of_killed_workers_go_and_others_stay(tmp_path: Path) ->
     with open_manifest(tmp_path):
         left = sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.parent != other.parent)
     assert left == [".a.tmp.npz", ".axs-batch.lock", "a.npz", "manifest.jsonl", "other", "sub"] and other.exists()
-
-
-def test_a_manifest_of_which_nothing_is_left_names_the_way_out(tmp_path: Path) -> None:
-    (tmp_path / MANIFEST).write_bytes(b"PAR1 garbage")
-    with pytest.raises(InputError, match=r"cannot be read .*--overwrite"), open_manifest(tmp_path):
-        pytest.fail("the block must not run")
-    with open_manifest(tmp_path, overwrite=True) as manifest:
-        manifest.append(record("a"))
-    assert names(tmp_path) == ["a"]
-    with pytest.raises(InputError, match=r"has no manifest\.jsonl"):
-        read_manifest(tmp_path / "nowhere")
-    (tmp_path / "file").touch()
-    with pytest.raises(OutputError, match="cannot write"), open_manifest(tmp_path / "file"):
-        pytest.fail("the block must not run")

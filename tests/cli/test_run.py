@@ -10,12 +10,12 @@ import pytest
 import rasterio
 import torch
 
-from axs_lib.bands import OPTICAL_BANDS
+from axs_lib.bands import OPTICAL_BANDS, SAR_BANDS
 from axs_lib.data.samples import load_sample, sample_paths
 
-from .conftest import FakePipeline, Run
+from .conftest import FakeModel, FakePipeline, Run
 
-S1, _ = sample_paths("ireland_fields")
+S1, S2 = sample_paths("ireland_fields")
 IMAGES = ("opt_v1.tif", "opt_v2.tif", "opt_v3.tif")
 
 
@@ -45,12 +45,8 @@ def test_georeferenced_files_and_an_npz(axs: Run, fake_pipeline: FakePipeline, t
         assert arrays["transform"].shape == (6,)
     assert {"timesteps": 10, "seed": 5, "ensemble_size": 4}.items() <= fake_pipeline.settings.items()
     assert fake_pipeline.stage3.precision == torch.float32
-    assert fake_pipeline.built == {
-        "device": "cpu",
-        "s1_product": "S1GRD",
-        "stage1_timesteps": 10,
-        "stage3_timesteps": 10,
-    }
+    steps = {"stage1_timesteps": 10, "stage3_timesteps": 10}
+    assert fake_pipeline.built == {"device": "cpu", "s1_product": "S1GRD"} | steps
     assert "no --date" not in result.stderr
     assert "opt_v3.tif: opt_v3" in result.output.replace("\n", "")
 
@@ -129,3 +125,52 @@ def test_refused_in_one_line(
     assert message in result.output
     assert "Traceback" not in result.output
     assert not (tmp_path / "out").exists() and not fake_pipeline.settings
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> tuple[Path, Path]:
+    """The sample three times side by side, as S1 and S2: 120x360 px."""
+    paths = []
+    for raster, path, names in zip(load_sample("ireland_fields"), (S1, S2), (SAR_BANDS, OPTICAL_BANDS), strict=True):
+        paths.append(tmp_path / f"scene_{path.name}")
+        with rasterio.open(path) as one:
+            profile = {**one.profile, "width": 360}
+        with rasterio.open(paths[-1], "w", **profile) as wide:
+            wide.descriptions = names
+            wide.write(np.tile(raster.data, (1, 1, 3)).astype(profile["dtype"]))
+    return paths[0], paths[1]
+
+
+def test_every_option_works_for_a_tile_and_for_a_scene(
+    axs: Run, fake_model: FakeModel, fake_pipeline: FakePipeline, scene: tuple[Path, Path], tmp_path: Path
+) -> None:
+    for size, (s1, s2) in {"tile": (S1, S2), "scene": scene}.items():
+        out = tmp_path / size
+        maps = [w for n in ("uncertainty", "gate", "sar-contribution") for w in (f"--{n}", out / f"{n}.tif")]
+        common = [*maps, "--stac", out / "i.json", "--date", "2017-06-17", "--deterministic", "--hold-colour"]
+        common += ["--ensemble-size", 2, "--timesteps", 1, "--overwrite"]
+        result = axs("ground", "--s1", s1, "--opt-v2", s2, "--out", out / "opt_v3.tif", *common)
+        assert result.exit_code == 0, result.output
+        assert fake_model.called["hold_colour"] is True
+        made = {"opt_v3.tif", "uncertainty.tif", "gate.tif", "sar-contribution.tif", "i.json"}
+        assert {path.name for path in out.iterdir()} == made
+        result = axs("run", "--s1", s1, "--out", out, *common)
+        assert result.exit_code == 0, result.output
+        assert fake_pipeline.settings["hold_colour"] is True and fake_pipeline.settings["sar_contribution"]
+        with rasterio.open(out / "gate.tif") as gate:
+            assert gate.count == 1 and (gate.read() == 1).all()
+
+
+def test_the_pipeline_on_a_grid_that_is_given(axs: Run, fake_pipeline: FakePipeline, tmp_path: Path) -> None:
+    with rasterio.open(S1) as one:
+        left, bottom, right, top = one.bounds
+        crs = one.crs.to_string()
+    box = f"{left + 200},{bottom + 200},{right - 200},{top - 200}"
+    result = axs("run", "--s1", S1, "--out", tmp_path / "a", "--crs", crs, "--res", 20, f"--bounds={box}")
+    assert result.exit_code == 0, result.output
+    with rasterio.open(tmp_path / "a" / "opt_v3.tif") as written:
+        assert written.transform.a == 20 and 40 <= written.width <= 42
+    result = axs("run", "--s1", S1, "--out", tmp_path / "b", "--like", tmp_path / "a" / "opt_v3.tif")
+    assert result.exit_code == 0, result.output
+    for wrong in (("--crs", crs), ("--like", S1, "--res", 20), ("--crs", crs, "--res", 1, "--bounds", "a,b")):
+        assert axs("run", "--s1", S1, "--out", tmp_path / "c", *wrong).exit_code == 2
