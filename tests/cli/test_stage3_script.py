@@ -41,20 +41,13 @@ def test_wrong_arguments(arguments: list[str], message: str, capsys: pytest.Capt
 
 def test_our_folder_leaves_the_path_when_run_as_a_file(repository: Path) -> None:
     """There ``data`` or ``metrics`` of ours would be imported where a package means its own."""
-    code = """
-import runpy, sys
-sys.path.insert(0, "axs_lib")  # as Python does for `python axs_lib/stage3_tm_ground.py`
-sys.path.insert(1, ".")
-sys.argv = ["stage3_tm_ground.py", "--help"]
-try:
-    runpy.run_path("axs_lib/stage3_tm_ground.py", run_name="__main__")
-except SystemExit as end:
-    assert not end.code
-print("PATH", sys.path)
-"""
-    result = subprocess.run(
-        [sys.executable, "-c", code], cwd=repository, capture_output=True, text=True, check=True, timeout=300
+    code = (
+        "import atexit, runpy, sys; sys.path[:0] = ['axs_lib', '.']; sys.argv = ['stage3_tm_ground.py', '--help']\n"
+        "atexit.register(lambda: print('PATH', sys.path))\n"
+        "runpy.run_path('axs_lib/stage3_tm_ground.py', run_name='__main__')"
     )
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=True, timeout=300)
     shown, _, path = result.stdout.partition("PATH ")
     assert "--opt_v2" in shown
     assert "'axs_lib'" not in path and "'.'" in path

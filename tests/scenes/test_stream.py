@@ -43,9 +43,9 @@ def network(images: list[Tensor], tiles: list[Tile]) -> Tensor:
     return torch.cat([image, image.amax(dim=(1, 2, 3), keepdim=True).expand_as(image)], dim=1)
 
 
-def streamed(data: np.ndarray, grid: TileGrid = GRID, **settings: int) -> np.ndarray:
-    options = {"batch_size": 3, "window_rows": 50} | settings
-    rows = list(stream_tiles([ArrayRows(data)], network, 2, grid, **options))
+def streamed(data: np.ndarray, grid: TileGrid, window_rows: int, batch_size: int) -> np.ndarray:
+    source = ArrayRows(data)
+    rows = list(stream_tiles([source], network, 2, grid, window_rows=window_rows, batch_size=batch_size))
     assert [r.top for r in rows] == [0, *np.cumsum([r.layers.shape[1] for r in rows])[:-1]]
     for r in rows:
         np.testing.assert_array_equal(r.inputs[0], data[:, r.top : r.top + r.layers.shape[1]])
@@ -53,18 +53,16 @@ def streamed(data: np.ndarray, grid: TileGrid = GRID, **settings: int) -> np.nda
 
 
 @pytest.mark.parametrize("size", [(8, 9), (64, 64), (65, 200), (150, 64), (200, 150), (113, 112)])
-@pytest.mark.parametrize(
-    "settings", [{}, {"window_rows": 1, "batch_size": 1}, {"window_rows": 1000, "batch_size": 100}]
-)
+@pytest.mark.parametrize(("window_rows", "batch_size"), [(50, 3), (1, 1), (1000, 100)])
 def test_the_same_bits_as_in_memory_whatever_the_windows_and_batches(
-    size: tuple[int, int], settings: dict[str, int]
+    size: tuple[int, int], window_rows: int, batch_size: int
 ) -> None:
     data = np.random.default_rng(sum(size)).normal(size=(1, *size)).astype("float32")
     for grid in (GRID, TileGrid(side=64, overlap=44)):  # tiles that overlap by more than half
         blender = Blender(grid, *size)
         for tile in grid.tiles(*size):
             blender.add(tile, network([tile.of(torch.from_numpy(data))[None]], [tile])[0])
-        np.testing.assert_array_equal(streamed(data, grid, **settings), blender.result().numpy())
+        np.testing.assert_array_equal(streamed(data, grid, window_rows, batch_size), blender.result().numpy())
 
 
 def test_tiles_without_data_are_left_out_and_are_nodata() -> None:
