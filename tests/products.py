@@ -3,32 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import rasterio
 from rasterio.transform import Affine
 
 from axs_lib.bands import OPTICAL_BANDS, SAR_BANDS
+from tests.scenes.conftest import PLACE, write_tiff
 
-CRS, PLACE = "EPSG:32633", Affine(10, 0, 500_000, 0, -10, 6_000_000)
 METADATA = (
     '<n1:Level-2A_User_Product xmlns:n1="x"><BOA_ADD_OFFSET_VALUES_LIST>'
     + "".join(f'<BOA_ADD_OFFSET band_id="{i}">-1000</BOA_ADD_OFFSET>' for i in range(13))
     + "</BOA_ADD_OFFSET_VALUES_LIST></n1:Level-2A_User_Product>"
 )
 PRODUCT = "S2A_MSIL2A_20210714T112121_N0500_R037_T29UPU_20230120T101010.SAFE"
-
-
-def write(path: Path, data: np.ndarray, names: tuple[str, ...] | None = None, **profile: Any) -> Path:
-    """A raster (C, H, W) of any driver; a GeoTIFF by default."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    shape = {"count": len(data), "height": data.shape[1], "width": data.shape[2], "dtype": data.dtype}
-    with rasterio.open(path, "w", **({"driver": "GTiff", "crs": CRS, "transform": PLACE} | shape | profile)) as file:
-        file.write(data)
-        if names:
-            file.descriptions = names
-    return path
 
 
 def write_safe(folder: Path, optical: np.ndarray) -> Path:
@@ -38,11 +25,11 @@ def write_safe(folder: Path, optical: np.ndarray) -> Path:
     lossless = {"driver": "JP2OpenJPEG", "QUALITY": "100", "REVERSIBLE": "YES"}
     for i, band in enumerate(OPTICAL_BANDS):
         path = images / "R10m" / f"T29UPU_20210714T112121_{band}_10m.jp2"
-        write(path, optical[i : i + 1] + 1000, **lossless)
+        write_tiff(path, optical[i : i + 1] + 1000, **lossless)
     classes = np.full((1, optical.shape[1] // 2, optical.shape[2] // 2), 4, "uint8")
     classes[:, :6] = 9
     path = images / "R20m" / "T29UPU_20210714T112121_SCL_20m.jp2"
-    write(path, classes, **lossless, transform=PLACE * Affine.scale(2))
+    write_tiff(path, classes, **lossless, transform=PLACE * Affine.scale(2))
     (root / "MTD_MSIL2A.xml").write_text(METADATA)
     return root
 
@@ -50,6 +37,5 @@ def write_safe(folder: Path, optical: np.ndarray) -> Path:
 def write_hyp3(folder: Path, sar: np.ndarray) -> list[Path]:
     """VV and VH of an RTC product of HyP3, in power with nodata 0, of an image in dB."""
     stem = "S1A_IW_20210714T175000_DVP_RTC10_G_gpunem_1A2B"
-    return [
-        write(folder / f"{stem}_{name}.tif", 10 ** (sar[i : i + 1] / 10), nodata=0) for i, name in enumerate(SAR_BANDS)
-    ]
+    bands = zip(SAR_BANDS, 10 ** (sar / 10), strict=True)
+    return [write_tiff(folder / f"{stem}_{name}.tif", power[None], nodata=0) for name, power in bands]

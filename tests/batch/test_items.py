@@ -105,12 +105,8 @@ def test_a_manifest_that_cannot_be(folder: Path, content: str, message: str) -> 
 
 def test_names_that_are_no_utf8(tmp_path: Path) -> None:
     name = os.fsdecode(b"t\xff\xe9")
-    (tmp_path / "in").mkdir()
-    (tmp_path / "in" / f"{name}.npz").touch()
-    expected = [Item(name, str(tmp_path / "in" / f"{name}.npz"))]
-    assert list_items(tmp_path / "in") == expected
     (tmp_path / "list.csv").write_bytes(b"path\nin/t\xff\xe9.npz\n")
-    assert list_items(tmp_path / "list.csv") == expected
+    assert list_items(tmp_path / "list.csv") == [Item(name, str(tmp_path / "in" / f"{name}.npz"))]
 
 
 def test_a_pipe_as_a_manifest_is_refused(tmp_path: Path) -> None:

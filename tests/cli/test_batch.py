@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +13,7 @@ from axs_lib.batch.items import Item
 from axs_lib.batch.supervise import Summary
 from axs_lib.batch.work import Job, Task, make_record
 
-Run = Callable[..., Any]
+from .conftest import Run
 
 
 @pytest.fixture
@@ -63,15 +62,12 @@ def test_masks_and_maps_reach_the_job(axs: Run, called: Any, tmp_path: Path) -> 
     assert called.items[0].metadata == {"date": "2021-07-14"}
     assert job.settings["mask"]["buffer"] == 2 and job.settings["ensemble_size"] == 4
     assert job.maps == {"uncertainty": str(tmp_path / "u")}
-
-
-def test_masks_of_a_manifest_are_read_as_the_options_say(axs: Run, called: Any, tmp_path: Path) -> None:
+    # Those of a manifest are read as the options say.
     (tmp_path / "list.csv").write_text("path,mask\nin/a.npz,m.tif\n")
     assert axs("batch", "list.csv", "--out", "out", "--mask-kind", "scl", "--drop", "3").exit_code == 0
-    assert called.job is not None and called.items[0].mask == str(tmp_path / "m.tif")
-    assert called.job.settings["mask"] == {
-        "path": None, "kind": "scl", "invert": False, "buffer": 0, "drop": [3],
-    }  # fmt: skip
+    assert called.items[0].mask == str(tmp_path / "m.tif")
+    mask = {"path": None, "kind": "scl", "invert": False, "buffer": 0, "drop": [3]}
+    assert called.job.settings["mask"] == mask
 
 
 def test_failures_are_named_and_counted(axs: Run, called: Any) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,8 @@ from axs_lib.bands import OPTICAL_BANDS
 from axs_lib.data.samples import load_sample, sample_metadata, sample_names
 from axs_lib.pipeline import Pipeline, build_pipeline
 
-from .conftest import FakePipeline
+from .conftest import FakePipeline, Run
 
-Run = Callable[..., Any]
 PARTS = ("gap", "estimate", "from_sar")
 FILES = {"truth.tif", "opt_v2.tif", "opt_v3.tif", "tile.npz"}
 
@@ -30,77 +28,58 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_everything_is_written_and_the_figures_are_true(axs: Run, fake_pipeline: FakePipeline, tmp_path: Path) -> None:
-    folder = tmp_path / "demo"
+    """The fake adds 100 DN to an estimate; its three stages are 100, 200 and 300 DN everywhere."""
+    folder, name = tmp_path / "demo", "finland_lake"
     result = axs("demo", "--out", folder, "--seed", 3, "--timesteps", 5)
     assert result.exit_code == 0, result.output
     assert fake_pipeline.built == {"variant": "nano", "stage1_timesteps": 5, "stage3_timesteps": 5}
     assert fake_pipeline.stage3.called == {"timesteps": 5, "seed": 3, "ensemble_size": 4}
     assert fake_pipeline.settings == {"timesteps": 5, "seed": 3, "ensemble_size": 1}
     assert {path.name for path in folder.iterdir()} == {*PARTS, "demo.json", "report.html"}
-    for part in PARTS:
-        for name in sample_names():
-            extra = {"opt_v1.tif"} if part == "from_sar" else set()
-            assert {path.name for path in (folder / part / name).iterdir()} == FILES | extra
-    page = (folder / "report.html").read_text()
-    assert page.count("data-result") == len(PARTS) * len(sample_names()) + 1
-    assert page.index("gap/") < page.index("estimate/") < page.index("from_sar/")
-    words = " ".join(result.output.split())
-    for word in (*sample_names(), "opt_v2", "smooth fill", "mean colour", "simulated", "report.html"):
-        assert word in words, word
-    assert words.index("1. A cloud gap") < words.index("2. An estimate") < words.index("3. The three stages")
     record = json.loads((folder / "demo.json").read_text())
     assert record["settings"] == {"timesteps": 5, "seed": 3}
     for part in PARTS:
         assert list(record["parts"][part]) == list(sample_names())
+        for sample in sample_names():
+            extra = {"opt_v1.tif"} if part == "from_sar" else set()
+            assert {path.name for path in (folder / part / sample).iterdir()} == FILES | extra
+    page, words = (folder / "report.html").read_text(), " ".join(result.output.split())
+    assert page.count("data-result") == len(PARTS) * len(sample_names()) + 1
+    assert page.index("gap/") < page.index("estimate/") < page.index("from_sar/")
+    for word in (*sample_names(), "opt_v2", "smooth fill", "simulated", "report.html"):
+        assert word in words, word
+    assert words.index("1. A cloud gap") < words.index("2. An estimate") < words.index("3. The three stages")
+    assert "MSE is lower in opt_v3 than in mean colour on 0 of" in words
+    assert "estimate, not observation" in words and "estimate, not observation" in page
 
-
-@pytest.mark.usefixtures("quick", "fake_pipeline")
-def test_what_is_written_of_each_part(axs: Run, tmp_path: Path) -> None:
-    """The fake adds 100 DN to an estimate; its three stages are 100, 200 and 300 DN everywhere."""
-    result = axs("demo", "--out", tmp_path / "demo")
-    assert result.exit_code == 0, result.output
-    truth = load_sample("finland_lake")[1]
-    parts = json.loads((tmp_path / "demo" / "demo.json").read_text())["parts"]
-
-    # 1. The gap.
-    figures = parts["gap"]["finland_lake"]
-    with np.load(tmp_path / "demo" / "gap" / "finland_lake" / "tile.npz", allow_pickle=False) as data:
+    truth, figures = load_sample(name)[1], {part: record["parts"][part][name] for part in PARTS}
+    with np.load(folder / "gap" / name / "tile.npz", allow_pickle=False) as data:
         gap = data["trust"][0] == 0
         assert 0 < gap.mean() < 1 and np.isnan(data["opt_v2"][:, gap]).all()
         np.testing.assert_array_equal(data["opt_v2"][:, ~gap], truth.data[:, ~gap])
-    assert set(figures) == {"mean colour", "smooth fill", "opt_v3"}
+    assert set(figures["gap"]) == {"mean colour", "smooth fill", "opt_v3"}
     colour = truth.data[:, ~gap].mean(1, dtype=np.float64)[:, None]
     expected = np.square((truth.data[:, gap] - colour) / 10_000).mean()
-    assert figures["mean colour"]["mse"] == pytest.approx(expected, rel=1e-4)
+    assert figures["gap"]["mean colour"]["mse"] == pytest.approx(expected, rel=1e-4)
 
-    # 2. The estimate.
-    folder, figures = tmp_path / "demo" / "estimate" / "finland_lake", parts["estimate"]["finland_lake"]
-    with rasterio.open(folder / "opt_v3.tif") as after, rasterio.open(folder / "opt_v2.tif") as before:
-        assert after.descriptions == before.descriptions == OPTICAL_BANDS
-        assert tuple(after.transform)[:6] == truth.grid.transform and after.crs == before.crs
-        assert after.tags()["AXS_SAMPLE"] == "finland_lake" and "degraded" in after.tags()["AXS_OPT_V2_SOURCE"]
-        np.testing.assert_allclose(after.read(), before.read().astype(float) + 100, atol=1)
-    with np.load(folder / "tile.npz", allow_pickle=False) as data:
-        assert {"opt_v3", "opt_v2", "s1_vv", "s1_vh", "s2_real", "gate", "uncertainty"} <= set(data.files)
-        np.testing.assert_array_equal(data["s2_real"], truth.data)
-        mse = np.mean(((data["opt_v3"] - data["s2_real"]) / 10_000) ** 2)
-    assert figures["opt_v3"]["mse"] == pytest.approx(mse, rel=1e-3)
+    with rasterio.open(folder / "estimate" / name / "opt_v3.tif") as after:
+        assert tuple(after.transform)[:6] == truth.grid.transform and after.descriptions == OPTICAL_BANDS
+        assert after.tags()["AXS_SAMPLE"] == name and "degraded" in after.tags()["AXS_OPT_V2_SOURCE"]
+    with np.load(folder / "estimate" / name / "tile.npz", allow_pickle=False) as data:
+        assert {"s1_vv", "s1_vh", "gate", "uncertainty"} <= set(data.files)
+        np.testing.assert_allclose(data["opt_v3"], data["opt_v2"] + 100, atol=1)
+        mse = np.mean(((data["opt_v3"] - truth.data) / 10_000) ** 2)
+    assert figures["estimate"]["opt_v3"]["mse"] == pytest.approx(mse, rel=1e-3)
 
-    # 3. The three stages, beside one flat colour.
-    folder, figures = tmp_path / "demo" / "from_sar" / "finland_lake", parts["from_sar"]["finland_lake"]
     for image, value in (("opt_v1", 100), ("opt_v2", 200), ("opt_v3", 300)):
-        with rasterio.open(folder / f"{image}.tif") as written:
+        with rasterio.open(folder / "from_sar" / name / f"{image}.tif") as written:
             assert (written.read() == value).all() and written.descriptions == OPTICAL_BANDS
             assert written.tags()["AXS_NOTICE"] == "estimate, not observation"
             assert written.tags()["AXS_METADATA_DATE"].startswith("2017-")
         mse = np.mean(((value - truth.data) / 10_000) ** 2)
-        assert figures[image]["mse"] == pytest.approx(mse, rel=1e-4)
+        assert figures["from_sar"][image]["mse"] == pytest.approx(mse, rel=1e-4)
     variance = truth.data.astype(float).var((1, 2)).mean() / 10_000**2
-    assert figures["mean colour"]["mse"] == pytest.approx(variance, rel=1e-4)
-    words = " ".join(result.output.split())
-    assert "MSE is lower in opt_v3 than in mean colour on 0 of 1 tiles." in words
-    for text in (words, (tmp_path / "demo" / "report.html").read_text()):
-        assert "estimate, not observation" in text
+    assert figures["from_sar"]["mean colour"]["mse"] == pytest.approx(variance, rel=1e-4)
 
 
 @pytest.mark.usefixtures("quick")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,45 +16,15 @@ from axs_lib import pipeline as pipeline_module
 from axs_lib import stage3_tm_ground
 from axs_lib.cli.app import app
 from axs_lib.evaluate import plain as plain_module
-from axs_lib.grounding.large import NO_CONTROLS
-from axs_lib.pipeline import PipelineOutput
+from tests.evaluate.fakes import FakeModel, FakePipeline, FakePlain
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-class HalfWay:
-    """A stand-in for Stage 3 that is quick to build: it draws opt_v2 towards its own mean."""
-
-    device = torch.device("cpu")
-    provenance = {"AXS_VARIANT": "stand-in"}  # noqa: RUF012
-    terramind_generator = SimpleNamespace(sar=SimpleNamespace(mean=torch.full((1, 2, 1, 1), -12.0)))
-
-    def __init__(self, timesteps: int) -> None:
-        self.timesteps = timesteps
-        self.correction_mode = "learned"
-        self.hold_colour = False
-
-    def ground(
-        self, s1: Tensor, opt_v2: Tensor, timesteps: int | None = None, *, controls: Any = NO_CONTROLS, **options: Any
-    ) -> SimpleNamespace:
-        opt_v2 = opt_v2.nan_to_num(2000.0)
-        image = (opt_v2 + opt_v2.mean((2, 3), keepdim=True)) / 2
-        proposal = image if controls.proposal is None else controls.proposal
-        return SimpleNamespace(image=image, proposal=proposal, nfe=timesteps or self.timesteps)
-
-
-class FromSar:
-    """A stand-in for the pipeline: all three images follow VV."""
-
-    device = torch.device("cpu")
-    provenance = {"AXS_VARIANT": "stand-in"}  # noqa: RUF012
-
-    def __init__(self) -> None:
-        self.stage3 = HalfWay(4)
-
-    def __call__(self, s1: Tensor, metadata: Any, timesteps: int, *, seed: int = 0) -> PipelineOutput:
-        image = (s1[:, :1] * 100 + 4000).expand(-1, 4, -1, -1)
-        return PipelineOutput(image, image + 10, image + 20, None, (timesteps, timesteps))
+def half_way(s1: Tensor, opt_v2: Tensor) -> Tensor:
+    """opt_v2 drawn towards its own mean."""
+    opt_v2 = opt_v2.nan_to_num(2000.0)
+    return (opt_v2 + opt_v2.mean((2, 3), keepdim=True)) / 2
 
 
 @pytest.fixture
@@ -63,9 +32,9 @@ def built(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """Replace the model; the list holds how each was asked for."""
     asked: list[dict[str, Any]] = []
 
-    def build(timesteps: int = 10, **options: Any) -> HalfWay:
+    def build(timesteps: int = 10, **options: Any) -> FakeModel:
         asked.append({"timesteps": timesteps, **options})
-        return HalfWay(timesteps)
+        return FakeModel(half_way, timesteps=timesteps, uncertainty=50.0)
 
     monkeypatch.setattr(stage3_tm_ground, "build_stage3_model", build)
     return asked
@@ -100,22 +69,11 @@ def test_tables_and_report(folder: Path, tmp_path: Path, built: list[dict[str, A
     assert built == [{"timesteps": 4, "variant": "nano", "device": DEVICE, "s1_product": "S1GRD"}]
 
 
-def test_options_reach_the_model(folder: Path, tmp_path: Path, built: list[dict[str, Any]]) -> None:
-    result = run("--data", folder, "--variant", "terramind_v1_tiny", "--checkpoint", tmp_path / "w", "--device", "cpu",
-                 "--s1-product", "S1RTC", "--quality", "all", "--groups", "pairs/a, pairs/b", "--quiet")  # fmt: skip
-    assert result.exit_code == 0, result.output
-    assert built[0] == {
-        "timesteps": 10, "variant": "terramind_v1_tiny", "checkpoint": str(tmp_path / "w"), "s1_product": "S1RTC",
-        "device": "cpu",
-    }  # fmt: skip
-    assert "2 tiles, quality ok" in result.stdout and "Per tile" not in result.stdout
-
-
 @pytest.mark.parametrize("way", [("--stage", "pipeline"), ("--opt-v2-source", "stage2")])
 def test_the_whole_pipeline(
     folder: Path, tmp_path: Path, built: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, way: tuple[str, str]
 ) -> None:
-    pipeline, asked = FromSar(), {}
+    pipeline, asked = FakePipeline(), {}
     monkeypatch.setattr(pipeline_module, "build_pipeline", lambda **options: (asked.update(options), pipeline)[1])
     target = tmp_path / "report.json"
     result = run("--data", folder, *way, "--timesteps", 4, "--controls", "--json", target,
@@ -128,7 +86,7 @@ def test_the_whole_pipeline(
     }  # fmt: skip
     assert pipeline.stage3.correction_mode == "difference" and pipeline.stage3.hold_colour is True
     report = json.loads(target.read_text())
-    assert report["opt_v2_source"] == {"stage2": 3} and (report["timesteps"], report["nfe"]) == (4, 8)
+    assert report["opt_v2_source"] == {"stage2": 3} and (report["timesteps"], report["nfe"]) == (4, 22)
     assert all(tile["opt_v2_source"] == "stage2" for tile in report["tiles"])
     assert report["summary"]["ok"]["mean"]["mse_v1"] > 0
     assert {"sar_swapped", "proposal_swapped", "tile_mean"} <= set(report["summary"]["ok"])
@@ -137,9 +95,12 @@ def test_the_whole_pipeline(
 
 def test_several_timesteps_are_compared(folder: Path, tmp_path: Path, built: list[dict[str, Any]]) -> None:
     target = tmp_path / "report.json"
-    result = run("--data", folder, "--timesteps", "1,5, 10,5", "--quality", "all", "--json", target)
+    result = run("--data", folder, "--timesteps", "1,5, 10,5", "--quality", "all", "--json", target,
+                 "--variant", "terramind_v1_tiny", "--checkpoint", "w", "--device", "cpu",
+                 "--s1-product", "S1RTC")  # fmt: skip
     assert result.exit_code == 0, result.output
-    assert len(built) == 1, "one model"
+    wanted = {"variant": "terramind_v1_tiny", "checkpoint": "w", "s1_product": "S1RTC", "device": "cpu"}
+    assert len(built) == 1 and wanted.items() <= built[0].items()
     written = json.loads(target.read_text())
     assert set(written) == {"timesteps_table", "reports"}
     assert [report["timesteps"] for report in written["reports"]] == [1, 5, 10]
@@ -157,18 +118,12 @@ def test_several_timesteps_are_compared(folder: Path, tmp_path: Path, built: lis
 def test_models_to_compare_with(
     folder: Path, tmp_path: Path, built: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Copy:
-        inputs = "optical"
-
-        def predict(self, s1: Tensor, opt_v2: Tensor, trust: Tensor | None = None) -> Tensor:
-            return opt_v2.nan_to_num(1234.0)
-
+    class Copy(FakePlain):
         def to(self, device: torch.device) -> Copy:
-            assert device == torch.device("cpu")
             return self
 
     loaded: list[Path] = []
-    monkeypatch.setattr(plain_module, "load_plain", lambda path: (loaded.append(path), Copy())[1])
+    monkeypatch.setattr(plain_module, "load_plain", lambda path: (loaded.append(path), Copy("optical"))[1])
     target = tmp_path / "report.json"
     result = run("--data", folder, "--correction-mode", "learned", "--no-sar-checkpoint", tmp_path / "blind", "--gaps",
                  "--plain-checkpoint", tmp_path / "plain", "--json", target)  # fmt: skip
@@ -250,23 +205,16 @@ def test_user_errors_have_one_line_and_code_2(
 
 
 def test_uncertainty_joins_the_report(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[int] = []
-
-    class Doubtful(HalfWay):
-        def ground(self, *arguments: Any, ensemble_size: int = 1, **options: Any) -> Any:
-            output = super().ground(*arguments, **options)
-            asked.append(ensemble_size)
-            spread = torch.full_like(output.image, 50.0) if ensemble_size > 1 else None
-            return SimpleNamespace(**vars(output), uncertainty=spread)
-
-    monkeypatch.setattr(stage3_tm_ground, "build_stage3_model", lambda timesteps, **_: Doubtful(timesteps))
+    model = FakeModel(half_way, uncertainty=50.0)
+    monkeypatch.setattr(stage3_tm_ground, "build_stage3_model", lambda timesteps, **_: model)
     result = run("--data", folder, "--uncertainty", "--json", tmp_path / "r.json", "-q")
     assert result.exit_code == 0, result.output
     assert "spread-skill" in result.output and "pixels dropped" in result.output
-    written = json.loads((tmp_path / "r.json").read_text())
-    assert written["uncertainty"]["ensemble_size"] == 4 and set(asked) == {1, 4}
-    assert {"spread_skill", "uce", "auce", "retention", "crps", "reliability"} <= set(written["uncertainty"])
-    assert 0 < written["uncertainty"]["spread_skill"]["B08"] < 1
-    asked.clear()
-    assert run("--data", folder, "--members", "3", "-q").exit_code == 0 and set(asked) == {3}
-    assert [share for share, _ in written["uncertainty"]["retention"]][:4] == [0, 0.05, 0.1, 0.2]
+    written = json.loads((tmp_path / "r.json").read_text())["uncertainty"]
+    assert written["ensemble_size"] == 4 and {call.ensemble_size for call in model.calls} == {1, 4}
+    assert {"spread_skill", "uce", "auce", "retention", "crps", "reliability"} <= set(written)
+    assert 0 < written["spread_skill"]["B08"] < 1
+    assert [share for share, _ in written["retention"]][:4] == [0, 0.05, 0.1, 0.2]
+    model.calls.clear()
+    assert run("--data", folder, "--members", "3", "-q").exit_code == 0
+    assert {call.ensemble_size for call in model.calls} == {3}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +10,15 @@ import numpy as np
 import pytest
 import rasterio
 import torch
+from rasterio.transform import Affine
 
 from axs_lib.bands import OPTICAL_BANDS
 from axs_lib.data.samples import load_sample, sample_paths
 from axs_lib.io.masks import SCL_CLASSES, SCL_DROPPED
+from tests.scenes.conftest import write_tiff
 
-from .conftest import FakeModel
+from .conftest import FakeModel, Run
 
-Run = Callable[..., Any]
 NAME = "ireland_fields"
 S1, S2 = sample_paths(NAME)
 
@@ -89,10 +89,6 @@ def test_pt_tensors_and_a_batch(axs: Run, fake_model: FakeModel, tmp_path: Path)
     result = axs(*arguments, tmp_path / "o.tif")
     assert result.exit_code == 2 and "name it .npz or .pt" in result.stderr
     assert fake_model.called == {}
-    torch.save(s2[[2, 1, 0, 3]], tmp_path / "opt.pt")
-    arguments = ("ground", "--s1", S1, "--opt-v2", tmp_path / "opt.pt", "--bands", "B04,B03,B02,B08")
-    assert axs(*arguments, "--out", tmp_path / "one.pt").exit_code == 0
-    np.testing.assert_array_equal(torch.load(tmp_path / "one.pt", weights_only=True).numpy(), truth() + 100)
 
 
 def test_the_change_that_the_sar_asked_for(
@@ -109,28 +105,6 @@ def test_the_change_that_the_sar_asked_for(
     with rasterio.open(tmp_path / "b.tif") as written:
         assert written.descriptions == OPTICAL_BANDS and written.dtypes[0] == "float32"
         assert np.allclose(written.read(), 30.0, atol=0.01)
-
-
-def test_uncertainty_is_written_beside_the_image(ground: Run, fake_model: FakeModel, tmp_path: Path) -> None:
-    out, sigma = tmp_path / "o.tif", tmp_path / "u.tif"
-    result = ground("--uncertainty", sigma, "--ensemble-size", "1")
-    assert result.exit_code == 2 and "expected 2 or more" in result.output
-    assert not out.exists() and not sigma.exists()
-    result = ground("--uncertainty", sigma)
-    assert result.exit_code == 0, result.output
-    assert fake_model.called["ensemble_size"] == 4
-    with rasterio.open(sigma) as dataset:
-        assert dataset.dtypes == ("float32",) * 4 and (dataset.read() == 7).all()
-
-
-def test_an_existing_output_is_refused_before_anything_runs(ground: Run, fake_model: FakeModel, tmp_path: Path) -> None:
-    out = tmp_path / "o.tif"
-    out.write_bytes(b"precious")
-    result = ground()
-    assert result.exit_code == 2 and "--overwrite" in result.stderr and "Traceback" not in result.output
-    assert out.read_bytes() == b"precious" and fake_model.built == {}
-    assert ground("--overwrite").exit_code == 0
-    assert out.read_bytes() != b"precious"
 
 
 @pytest.mark.parametrize(
@@ -180,58 +154,16 @@ def test_a_gpu_without_room_is_said_in_words(ground: Run, fake_model: FakeModel)
     assert result.exit_code == 2 and "too little memory" in result.stderr
 
 
-@pytest.fixture
-def mask_file(tmp_path: Path) -> Path:
-    """A mask on the sample's grid: rows 30 to 59 are unknown."""
-    with rasterio.open(S2) as dataset:
-        profile = {**dataset.profile, "count": 1, "dtype": "uint8", "nodata": None}
-    values = np.ones((120, 120), "uint8")
-    values[30:60] = 0
-    with rasterio.open(tmp_path / "clear.tif", "w", **profile) as dataset:
-        dataset.write(values, 1)
-    return tmp_path / "clear.tif"
-
-
-@pytest.mark.usefixtures("fake_model")
-def test_a_mask_fills_the_gap_and_keeps_the_rest(ground: Run, mask_file: Path, tmp_path: Path) -> None:
-    result = ground("--mask", mask_file)
-    assert result.exit_code == 0, result.output
-    assert "10,800 kept as observed (75.0 %), 3,600 filled (25.0 %)" in result.output
-    with rasterio.open(tmp_path / "o.tif") as written, rasterio.open(S2) as given:
-        assert (written.crs, written.transform) == (given.crs, given.transform)
-        image, before, tags = written.read(), given.read(), written.tags()
-    np.testing.assert_array_equal(np.delete(image, np.s_[30:60], 1), np.delete(before, np.s_[30:60], 1))
-    assert (image[:, 30:60] == 1100).all()
-    assert tags["AXS_MASK"] == "clear.tif" and tags["AXS_MASK_KIND"] == "boolean"
-    assert tags["AXS_MASK_BUFFER"] == "0" and tags["AXS_UNKNOWN_PERCENT"] == "25.00"
-
-
-@pytest.mark.filterwarnings("ignore:Dataset has no geotransform")
-def test_what_lies_in_the_gap_is_neither_checked_nor_seen(
-    axs: Run, fake_model: FakeModel, mask_file: Path, tmp_path: Path
-) -> None:
-    """Nodata in the gap is drawn, rubbish is no reason to refuse, and nodata elsewhere stays nodata."""
-    s2 = truth()
-    s2[:, 30:45], s2[:, 45:60], s2[:, 100:] = np.nan, -9999, np.nan
-    s1 = load_sample(NAME)[0].data
-    np.savez(tmp_path / "t.npz", s1=s1, opt_v2=s2)
-    np.savez(tmp_path / "m.npz", mask=np.r_[np.ones((30, 120)), np.zeros((30, 120)), np.ones((60, 120))])
-    result = axs("ground", "--s1", tmp_path / "t.npz", "--mask", tmp_path / "m.npz", "--out", tmp_path / "o.tif")
-    assert result.exit_code == 0, result.output
-    assert fake_model.opt_v2 is not None and fake_model.opt_v2[:, :, 30:60].isnan().all()
-    with rasterio.open(tmp_path / "o.tif") as written:
-        image = written.read()
-    assert (image[:, 30:60] == 1100).all() and (image[:, 100:] == 0).all()
-    np.testing.assert_array_equal(image[:, 60:100], s2[:, 60:100])
-
-
 def test_the_trust_map_of_the_npz_counts_unless_there_is_a_mask(
-    axs: Run, fake_model: FakeModel, mask_file: Path, tmp_path: Path
+    axs: Run, fake_model: FakeModel, tmp_path: Path
 ) -> None:
     s1, s2 = load_sample(NAME)
     trust = np.full((120, 120), 0.5, "float32")
     trust[:60] = 0
     np.savez(tmp_path / "t.npz", s1=s1.data, opt_v2=s2.data, trust=trust)
+    mask_file = write_tiff(tmp_path / "clear.tif", np.ones((1, 120, 120), "uint8"), crs=None, transform=None)
+    with rasterio.open(mask_file, "r+") as file:
+        file.write(np.zeros((30, 120), "uint8"), 1, window=((30, 60), (0, 120)))
     arguments = ("ground", "--s1", tmp_path / "t.npz", "--out", tmp_path / "o.npz", "--overwrite")
     assert axs(*arguments).exit_code == 0
     np.testing.assert_array_equal(fake_model.called["trust"].numpy()[0, 0], trust)
@@ -246,16 +178,12 @@ def test_the_trust_map_of_the_npz_counts_unless_there_is_a_mask(
         assert '"AXS_MASK_INVERT": "True"' in str(data["provenance"])
 
 
-def test_an_scl_mask_with_classes_and_buffer(
-    ground: Run, fake_model: FakeModel, mask_file: Path, tmp_path: Path
-) -> None:
-    with rasterio.open(mask_file) as dataset:
-        profile = dataset.profile
-        profile |= {"height": 60, "width": 60, "transform": dataset.transform * dataset.transform.scale(2)}
-    classes = np.full((60, 60), 4, "uint8")
-    classes[10:20], classes[40:] = 11, 9
-    with rasterio.open(tmp_path / "tile_SCL.tif", "w", **profile) as dataset:
-        dataset.write(classes, 1)
+def test_an_scl_mask_with_classes_and_buffer(ground: Run, fake_model: FakeModel, tmp_path: Path) -> None:
+    classes = np.full((1, 60, 60), 4, "uint8")
+    classes[:, 10:20], classes[:, 40:] = 11, 9
+    with rasterio.open(S2) as given:
+        place = {"crs": given.crs, "transform": given.transform * Affine.scale(2)}
+    write_tiff(tmp_path / "tile_SCL.tif", classes, **place)
     result = ground("--mask", tmp_path / "tile_SCL.tif", "--drop", "snow,3", "--mask-buffer", 2)
     assert result.exit_code == 0, result.output
     expected = np.ones((120, 120))

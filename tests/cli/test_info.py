@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from axs_lib.cli import info
-from axs_lib.terramind import weights
 from axs_lib.terramind.weights import VARIANTS
 
-Run = Callable[..., Any]
+from .conftest import Run
 
 
 def test_it_lists_versions_and_variants(axs: Run) -> None:
@@ -26,18 +23,9 @@ def test_one_variant_shows_its_files(axs: Run) -> None:
     result = axs("info", "--variant", "terramind_v1_tiny")
     assert "TerraMind_v1_tiny.pt" in result.output and "not cached" in result.output
     assert "e56ea9ebcd4451078b9ca4893d5cd8a89bbee376ae16829c3e7fbbbc76de0eba" in result.output
-    result = axs("info", "--variant", "giant")
-    assert result.exit_code == 2 and "unknown variant 'giant'" in result.stderr
 
 
-def test_packaged_weights_show_their_hash(axs: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "nano.safetensors").write_bytes(b"abc")
-    monkeypatch.setattr(weights, "_PACKAGED", tmp_path)
-    output = axs("info").output
-    assert "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad" in output.replace("\n", "")
-
-
-def test_local_weights_are_named(axs: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_local_weights_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("AXS_WEIGHTS", str(tmp_path))
     assert info.find_weights(VARIANTS["terramind_v1_base"])[0] == f"AXS_WEIGHTS={tmp_path}"
     monkeypatch.setenv("AXS_WEIGHTS", str(tmp_path / "gone"))

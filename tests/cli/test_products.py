@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,11 +10,11 @@ import rasterio
 
 from axs_lib.bands import OPTICAL_BANDS, SAR_BANDS
 from tests.models import plausible_pair
-from tests.products import PLACE, write, write_hyp3, write_safe
+from tests.products import write_hyp3, write_safe
+from tests.scenes.conftest import PLACE, write_tiff
 
-from .conftest import FakeModel, FakePipeline
+from .conftest import Run
 
-Run = Callable[..., Any]
 NANO = ("--variant", "nano", "--timesteps", 1, "--device", "cpu")
 
 
@@ -30,7 +28,7 @@ def test_a_safe_folder_through_ground(axs: Run, tmp_path: Path, pair: tuple[np.n
     """Its offset is taken off; what its SCL calls clear comes back, the cloud in the upper 12 rows is filled."""
     sar, optical = pair
     safe = write_safe(tmp_path, optical)
-    s1, out = write(tmp_path / "s1.tif", sar, SAR_BANDS), tmp_path / "o.tif"
+    s1, out = write_tiff(tmp_path / "s1.tif", sar, SAR_BANDS), tmp_path / "o.tif"
     result = axs("ground", "--s1", s1, "--opt-v2", safe, "--mask", "scl", "--out", out, *NANO)
     assert result.exit_code == 0, result.output
     assert "2,400 kept as observed (80.0 %), 600 filled (20.0 %)" in result.output
@@ -39,7 +37,7 @@ def test_a_safe_folder_through_ground(axs: Run, tmp_path: Path, pair: tuple[np.n
         assert written.transform == PLACE and written.descriptions == OPTICAL_BANDS
     np.testing.assert_array_equal(image[:, 12:], optical[:, 12:])
     assert (image[:, :12] > 0).all() and (image[:, :12] != optical[:, :12]).any()
-    assert tags["AXS_BOA_OFFSET_REMOVED"] == "1000" and tags["AXS_VARIANT"] == "nano"
+    assert tags["AXS_BOA_OFFSET_REMOVED"] == "1000" and tags["AXS_UNKNOWN_PERCENT"] == "20.00"
 
 
 def test_a_hyp3_pair_through_run(axs: Run, tmp_path: Path, pair: tuple[np.ndarray, np.ndarray]) -> None:
@@ -50,7 +48,7 @@ def test_a_hyp3_pair_through_run(axs: Run, tmp_path: Path, pair: tuple[np.ndarra
         with rasterio.open(path, "r+") as file:
             file.write(np.zeros((5, 50), "float32"), 1, window=((0, 5), (0, 50)))
     sar[:, :5] = np.nan
-    inputs = {"power": files, "db": [write(tmp_path / "db.tif", sar, SAR_BANDS)]}
+    inputs = {"power": files, "db": [write_tiff(tmp_path / "db.tif", sar, SAR_BANDS)]}
     for name, s1 in inputs.items():
         result = axs("run", "--s1", *s1, "--out", tmp_path / name, "--date", "2021-07-14", *NANO)
         assert result.exit_code == 0, result.output
@@ -63,16 +61,3 @@ def test_a_hyp3_pair_through_run(axs: Run, tmp_path: Path, pair: tuple[np.ndarra
                 images.append(written.read().astype(int))
         assert (images[0][:, :5] == 0).all() and (images[0][:, 5:] > 0).all() and images[0][:, 5:].std() > 10
         assert np.abs(images[0] - images[1]).max() <= 1
-
-
-def test_a_sar_of_nodata_alone_is_refused(
-    axs: Run, tmp_path: Path, pair: tuple[np.ndarray, np.ndarray], fake_model: FakeModel, fake_pipeline: FakePipeline
-) -> None:
-    sar, optical = pair
-    s1 = write(tmp_path / "s1.tif", np.full_like(sar, np.nan), SAR_BANDS)
-    opt_v2 = write(tmp_path / "s2.tif", optical, OPTICAL_BANDS)
-    for arguments in (("ground", "--opt-v2", opt_v2, "--out", tmp_path / "o.tif"), ("run", "--out", tmp_path / "run")):
-        result = axs(*arguments, "--s1", s1)
-        assert result.exit_code == 2, result.output
-        assert "holds no valid pixel, all of it is nodata" in result.stderr and "Traceback" not in result.output
-    assert not (tmp_path / "o.tif").exists() and not list(tmp_path.glob("run/*"))

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from axs_lib.data.samples import sample_paths
 
-Run = Callable[..., Any]
+from .conftest import Run
 
 
 def test_a_page_of_a_file(axs: Run, tmp_path: Path) -> None:

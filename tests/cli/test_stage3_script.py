@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -20,31 +19,6 @@ from axs_lib.terramind.weights import VARIANTS
 from tests.models import plausible_pair
 
 from .conftest import FakeModel
-
-
-@dataclasses.dataclass
-class Files:
-    s1: Path
-    opt_v2: Path
-    output: Path
-
-    def arguments(self, *more: object) -> list[str]:
-        paths = ("--s1", self.s1, "--opt_v2", self.opt_v2, "--output", self.output)
-        return ["--infer", *map(str, (*paths, *more))]
-
-    def save(self, s1: object, opt_v2: object) -> None:
-        torch.save(s1, self.s1)
-        torch.save(opt_v2, self.opt_v2)
-
-
-@pytest.fixture
-def files(tmp_path: Path) -> Files:
-    made = Files(tmp_path / "s1.pt", tmp_path / "opt_v2.pt", tmp_path / "outputs" / "opt_v3.pt")
-    made.save(*plausible_pair(2))
-    return made
-
-
-# -- arguments ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -67,63 +41,37 @@ def test_wrong_arguments(arguments: list[str], message: str, capsys: pytest.Capt
 
 def test_our_folder_leaves_the_path_when_run_as_a_file(repository: Path) -> None:
     """There ``data`` or ``metrics`` of ours would be imported where a package means its own."""
-    code = """
-import runpy, sys
-sys.path.insert(0, "axs_lib")  # as Python does for `python axs_lib/stage3_tm_ground.py`
-sys.path.insert(1, ".")
-sys.argv = ["stage3_tm_ground.py", "--help"]
-try:
-    runpy.run_path("axs_lib/stage3_tm_ground.py", run_name="__main__")
-except SystemExit as end:
-    assert not end.code
-print("PATH", sys.path)
-"""
-    result = subprocess.run(
-        [sys.executable, "-c", code], cwd=repository, capture_output=True, text=True, check=True, timeout=300
+    code = (
+        "import atexit, runpy, sys; sys.path[:0] = ['axs_lib', '.']; sys.argv = ['stage3_tm_ground.py', '--help']\n"
+        "atexit.register(lambda: print('PATH', sys.path))\n"
+        "runpy.run_path('axs_lib/stage3_tm_ground.py', run_name='__main__')"
     )
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=True, timeout=300)
     shown, _, path = result.stdout.partition("PATH ")
     assert "--opt_v2" in shown
     assert "'axs_lib'" not in path and "'.'" in path
 
 
-# -- --infer, which is axs ground -----------------------------------------------------------------------------------
-
-
 def test_infer_writes_what_the_model_says(
-    fake_model: FakeModel, files: Files, capsys: pytest.CaptureFixture[str]
+    fake_model: FakeModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(files.arguments()) == 0
-    opt_v2 = torch.load(files.opt_v2, weights_only=True)
-    assert torch.equal(torch.load(files.output, weights_only=True), opt_v2 + 100)
-    assert str(files.output) in capsys.readouterr().out
+    """All else of ``--infer`` is ``axs ground``."""
+    files = {"s1": tmp_path / "s1.pt", "opt_v2": tmp_path / "opt_v2.pt", "output": tmp_path / "new" / "opt_v3.pt"}
+    arguments = ["--infer", *(word for name, path in files.items() for word in (f"--{name}", str(path)))]
+    s1, opt_v2 = plausible_pair(2)
+    torch.save(s1, files["s1"])
+    torch.save(opt_v2[:, [3, 2, 1, 0]], files["opt_v2"])
+    bands = ["--bands", "B08,B04,B03,B02"]
+    assert main([*arguments, *bands]) == 0
+    assert torch.equal(torch.load(files["output"], weights_only=True), opt_v2 + 100)
+    assert str(files["output"]) in capsys.readouterr().out
     assert fake_model.built["timesteps"] == 10 and "variant" not in fake_model.built
     assert fake_model.called["strength"] == 1.0 and fake_model.called["seed"] == 0
-    assert main(files.arguments()) == 2 and "--overwrite" in capsys.readouterr().err
-    s1, opt_v2 = plausible_pair(1)
-    files.save(s1[0], opt_v2[0][[3, 2, 1, 0]])
-    assert main(files.arguments("--overwrite", "--bands", "B08,B04,B03,B02")) == 0
-    assert torch.equal(torch.load(files.output, weights_only=True), opt_v2[0] + 100)
-    files.save(s1, opt_v2 / 10_000)
-    assert main(files.arguments("--overwrite")) == 2 and "multiply by 10000" in capsys.readouterr().err
-    assert main(files.arguments("--overwrite", "--force")) == 0
-
-
-def test_every_option_reaches_the_model(fake_model: FakeModel, files: Files) -> None:
-    code = main(
-        files.arguments(
-            "--timesteps", 20, "--variant", "nano", "--checkpoint", "w.safetensors", "--s1-product", "S1RTC",
-            "--seed", 7, "--strength", 0.5, "--correction-mode", "difference", "--device", "cpu",
-        )
-    )  # fmt: skip
-    assert code == 0
-    assert fake_model.built == {
-        "timesteps": 20, "variant": "nano", "checkpoint": "w.safetensors", "s1_product": "S1RTC",
-        "correction_mode": "difference", "device": "cpu",
-    }  # fmt: skip
-    assert fake_model.called["seed"] == 7 and fake_model.called["strength"] == 0.5
-
-
-# -- --test ---------------------------------------------------------------------------------------------------------
+    assert main([*arguments, *bands]) == 2 and "--overwrite" in capsys.readouterr().err
+    torch.save(opt_v2 / 10_000, files["opt_v2"])
+    assert main([*arguments, "--overwrite"]) == 2 and "multiply by 10000" in capsys.readouterr().err
+    assert main([*arguments, "--overwrite", "--force"]) == 0
 
 
 class Honest(nn.Module):
@@ -184,9 +132,6 @@ def test_the_test_fails_where_a_promise_is_broken(
     assert sum(line.startswith("OK") for line in lines) >= 3
 
 
-# -- --info ---------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_info_counts_every_variants_parameters_without_its_memory(
     variant: str, capsys: pytest.CaptureFixture[str]
@@ -198,10 +143,5 @@ def test_info_counts_every_variants_parameters_without_its_memory(
         line = next(line for line in shown.splitlines() if line.strip().startswith(part))
         assert float(line.split(" M")[0].split()[-1]) == pytest.approx(millions, abs=0.011)
     assert ("15360 entries of 5" in shown) == (variant != "nano")
-
-
-def test_info_describes_the_default_variant(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--info"]) == 0
-    shown = capsys.readouterr().out
-    for word in ("terramind_v1_base", "VV, VH in dB", "B02, B03, B04, B08 in DN", "timesteps=10", "not cached"):
+    for word in (variant, "VV, VH in dB", "B02, B03, B04, B08 in DN", "timesteps=10"):
         assert word in shown

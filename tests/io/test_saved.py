@@ -1,19 +1,21 @@
-"""Saved results are found under the names people know, and read whole, reduced, or with a clear refusal."""
+"""Saved results say what they are, are found by the names people know, and read whole, reduced, or refused."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import rasterio
 from rasterio.transform import Affine
 
+from axs_lib.bands import OPTICAL_BANDS
 from axs_lib.errors import InputError
 from axs_lib.io.grid import SceneGrid
-from axs_lib.io.results import write_arrays
+from axs_lib.io.results import optical_layer, write_arrays, write_layer
 from axs_lib.io.saved import find_results, read_results
+from axs_lib.io.tiles import read_raster
 
 from ..scenes.conftest import PLACE, scene_arrays, write_scene
 
@@ -134,17 +136,23 @@ def test_what_is_no_result_is_refused(tmp_path: Path, content: dict[str, Any], m
         list(read_results(tmp_path / "x.npz"))
 
 
-def test_folders_and_layers_that_are_none_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    for name, message in (("empty", "no results"), ("nowhere", "does not exist")):
-        with pytest.raises(InputError, match=message):
-            find_results([tmp_path / name])
-    with pytest.raises(InputError, match="no layer of a result"):
-        list(read_results(tmp_path / "x.npz", companions={"colour": tmp_path / "x.tif"}))
-
-
-@pytest.mark.parametrize(("text", "tags"), [("{", {}), ("[1]", {}), (json.dumps({"a": 1}), {"a": "1"})])
-def test_tags_that_are_no_json_object_are_left_out(tmp_path: Path, text: str, tags: dict[str, str]) -> None:
-    np.savez(tmp_path / "x.npz", **arrays(provenance=np.array(text)))
-    (result,) = read_results(tmp_path / "x.npz")
-    assert result.tags == tags
+def test_a_geotiff_says_everything_about_itself(tmp_path: Path) -> None:
+    image = np.random.default_rng(1).uniform(1, 8000, (4, 40, 21)).astype("float32")
+    image[..., 0, 0], image[..., 0, 1], image[..., 0, 2] = np.nan, -30.0, 90_000.0
+    grid = SceneGrid(40, 21, rasterio.CRS.from_epsg(32633).to_wkt(), tuple(PLACE)[:6])
+    write_layer(tmp_path / "o.tif", optical_layer("opt_v3"), image, grid, {"AXS_VARIANT": "nano"})
+    with rasterio.open(tmp_path / "o.tif") as dataset:
+        assert dataset.dtypes == ("uint16",) * 4 and dataset.nodata == 0
+        assert dataset.descriptions == OPTICAL_BANDS
+        assert [c.name for c in dataset.colorinterp][:3] == ["blue", "green", "red"]
+        assert dataset.scales == (1e-4,) * 4 and dataset.offsets == (0.0,) * 4 and dataset.units == ("DN",) * 4
+        assert dataset.crs.to_epsg() == 32633 and tuple(dataset.transform)[:6] == grid.transform
+        assert dataset.profile["tiled"] and dataset.profile["compress"] == "deflate"
+        assert dataset.tags()["AXS_VARIANT"] == "nano"
+        data = dataset.read()
+    assert data[:, 0, :3].T.tolist() == [[0] * 4, [1] * 4, [65535] * 4]
+    assert [p.name for p in tmp_path.iterdir()] == ["o.tif"]
+    back = read_raster(tmp_path / "o.tif", OPTICAL_BANDS)
+    np.testing.assert_array_equal(np.isnan(back.data), np.isnan(image))
+    np.testing.assert_allclose(back.data, np.clip(image, 1, 65535), atol=0.5)
+    assert back.grid.same_as(grid)

@@ -11,13 +11,13 @@ import pytest
 import rioxarray
 import xarray as xr
 
-from axs_lib.bands import OPTICAL_BANDS, SAR_BANDS
+from axs_lib.bands import OPTICAL_BANDS
 from axs_lib.errors import InputError
 from axs_lib.io.products import open_source
 from axs_lib.scenes.api import ground_scene
 from axs_lib.tilegrid import Tile
 
-from ..scenes.conftest import GRID, BoxGrounder, SceneFiles, read_tiff, write_scene
+from ..scenes.conftest import GRID, BoxGrounder, SceneFiles, read_tiff
 
 
 def both(scene: SceneFiles, **options: Any) -> tuple[xr.DataArray, xr.DataArray]:
@@ -75,25 +75,11 @@ def test_scale_and_offset_are_applied(scene: SceneFiles) -> None:
         np.testing.assert_array_equal(source.read(Tile(3, 5, 60, 90)), whole[:, 3:60, 5:90])
 
 
-def test_files_are_read_by_windows_and_infinite_db_is_nodata(tmp_path: Path, scene: SceneFiles) -> None:
-    sar = scene.sar.copy()
-    sar[1, 5, 6] = -np.inf
-    with ExitStack() as stack:
-        source = open_source(write_scene(tmp_path / "s1.tif", sar), SAR_BANDS, stack)
-        sar[1, 5, 6] = np.nan
-        np.testing.assert_array_equal(source.read(source.grid.whole), sar)
-        np.testing.assert_array_equal(source.read(Tile(3, 5, 60, 90)), sar[:, 3:60, 5:90])
-
-
 def test_what_is_no_scene(scene: SceneFiles) -> None:
     _s1, opt_v2 = both(scene)
     for what, match in (
-        (scene.s1, "lacks B02"),
-        (opt_v2.isel(band=slice(3)).assign_attrs(long_name=OPTICAL_BANDS[:3]), "lacks B08"),
         (opt_v2.isel(band=slice(3)), "has 3 band.s. without names"),
         (opt_v2.expand_dims("when"), "has the axes"),
     ):
         with ExitStack() as stack, pytest.raises(InputError, match=match):
             open_source(what, OPTICAL_BANDS, stack)
-    with ExitStack() as stack, pytest.raises(InputError, match="has 4 bands; expected a trust map"):
-        open_source(scene.opt_v2, ("trust",), stack)

@@ -106,21 +106,6 @@ def test_finer_sar_is_averaged(tmp_path: Path, opened: Callable[..., Readable]) 
     assert rough[0] < 0.6 * rough[1]  # less speckle than picking four neighbours
 
 
-def test_one_lattice_is_read_as_it_is(tmp_path: Path, opened: Callable[..., Readable]) -> None:
-    sar, _ = scene_arrays(300, 260)
-    write_scene(tmp_path / "s1.tif", sar, transform=PLACE * Affine.translation(-50, -30))
-    for window in ((1000, 1000), (37, 41)):
-        np.testing.assert_array_equal(read(opened(), *window), sar[:, 30:230, 50:200])
-
-
-def test_sar_that_covers_a_part(tmp_path: Path, opened: Callable[..., Readable]) -> None:
-    sar, _ = scene_arrays(100, 80)
-    write_scene(tmp_path / "s1.tif", sar, transform=PLACE * Affine.translation(100, -30))
-    shifted = read(opened(), 19, 23)
-    np.testing.assert_array_equal(shifted[:, :70, 100:], sar[:, 30:, :50])
-    assert np.isnan(shifted[:, 70:]).all() and np.isnan(shifted[:, :, :100]).all()
-
-
 @pytest.mark.parametrize(
     ("where", "match"),
     [

@@ -16,10 +16,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from axs_lib.bands import OPTICAL_BANDS, SAR_BANDS
-from axs_lib.grounding.large import GroundingControls
 from axs_lib.nodata import fill_nodata, valid_pixels
 from axs_lib.stage3_tm_ground import Stage3Output
-from axs_lib.terramind.noise import gaussian_field, sample_seeds
+from axs_lib.terramind.noise import gaussian_field, sample_seeds, scene_origins
 from axs_lib.tilegrid import TileGrid
 
 GRID = TileGrid(side=64, overlap=16)
@@ -46,9 +45,9 @@ class BoxGrounder:
         known = valid & (trusted > 0) & valid_pixels(opt_v2)
         estimate = fill_nodata(opt_v2, known, fallback=1000.0)
         sar = fill_nodata(s1, valid_pixels(s1), fallback=-15.0)
-        origins = settings.get("controls") or GroundingControls(settings["origin"])
-        seeds = sample_seeds(settings["seed"], len(s1))
-        noise = gaussian_field(seeds, (4, *s1.shape[-2:]), origins=origins.origins(len(s1), s1.device))
+        origin = settings["controls"].origin if "controls" in settings else settings["origin"]
+        seeds, origins = sample_seeds(settings["seed"], len(s1)), scene_origins(origin, len(s1), s1.device)
+        noise = gaussian_field(seeds, (4, *s1.shape[-2:]), origins=origins)
         around = F.avg_pool2d(F.pad(sar.mean(1, keepdim=True), (1, 1, 1, 1), mode="replicate"), 3, stride=1)
         whole = estimate.mean(dim=(1, 2, 3), keepdim=True)
         image = estimate + (1 - trusted if trust is not None else 1) * (5 * around + 3 * noise + 0.01 * whole)

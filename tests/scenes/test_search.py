@@ -254,17 +254,6 @@ def test_sar_in_db_is_told_by_its_items_or_by_the_user(catalogue: Catalogue) -> 
     np.testing.assert_array_equal(load_pair(quiet, s1_unit="db").s1.values, told.values)
 
 
-def test_the_finest_and_plainest_asset_of_a_band_is_read(catalogue: Catalogue) -> None:
-    db, dn = scene_arrays(SIDE, SIDE)
-    images = optical(dn) | {f"{colour}-jp2": np.ones((SIDE, SIDE), dtype="uint16") for colour in COLOURS.values()}
-    item = catalogue.add("s2", "2021-07-07", images)
-    coarse = item.assets["red"].clone()
-    coarse.extra_fields["gsd"] = item.assets["red"].extra_fields["gsd"] = 10
-    catalogue.add("s1", "2021-07-07", sar(power(db)), collection=S1)
-    found = load_pair(find_pair(catalogue.save(), inside(), "2021-07-07")).opt_v2
-    np.testing.assert_array_equal(found.values, window(found, dn))
-
-
 def test_another_grid_on_request(full: Path) -> None:
     arrays = load_pair(find_pair(full, inside(), "2021-07-07/2021-07-09"), crs="EPSG:3035", resolution=20)
     assert arrays.opt_v2.rio.crs.to_epsg() == 3035 and arrays.opt_v2.rio.transform().a == 20
