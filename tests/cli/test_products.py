@@ -61,3 +61,15 @@ def test_a_hyp3_pair_through_run(axs: Run, tmp_path: Path, pair: tuple[np.ndarra
                 images.append(written.read().astype(int))
         assert (images[0][:, :5] == 0).all() and (images[0][:, 5:] > 0).all() and images[0][:, 5:].std() > 10
         assert np.abs(images[0] - images[1]).max() <= 1
+
+
+@pytest.mark.parametrize("command", ["ground", "run"])
+def test_a_sar_without_a_pixel_ends_with_a_word(
+    axs: Run, tmp_path: Path, pair: tuple[np.ndarray, np.ndarray], command: str
+) -> None:
+    sar, optical = pair
+    s1 = write_tiff(tmp_path / "s1.tif", np.full_like(sar, np.nan), SAR_BANDS)
+    opt_v2 = ["--opt-v2", write_tiff(tmp_path / "o.tif", optical, OPTICAL_BANDS)] if command == "ground" else []
+    result = axs(command, "--s1", s1, *opt_v2, "--out", tmp_path / "out", *NANO)
+    assert result.exit_code == 2 and "nodata" in result.stderr, result.output
+    assert not any((tmp_path / "out").rglob("*"))
