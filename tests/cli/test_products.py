@@ -70,6 +70,7 @@ def test_a_sar_without_a_pixel_ends_with_a_word(
     sar, optical = pair
     s1 = write_tiff(tmp_path / "s1.tif", np.full_like(sar, np.nan), SAR_BANDS)
     opt_v2 = ["--opt-v2", write_tiff(tmp_path / "o.tif", optical, OPTICAL_BANDS)] if command == "ground" else []
-    result = axs(command, "--s1", s1, *opt_v2, "--out", tmp_path / "out", *NANO)
+    out = tmp_path / "out" / ("o.tif" if command == "ground" else "results")
+    result = axs(command, "--s1", s1, *opt_v2, "--out", out, *NANO)
     assert result.exit_code == 2 and "nodata" in result.stderr, result.output
-    assert not any((tmp_path / "out").rglob("*"))
+    assert not any((tmp_path / "out").rglob("*.*"))
