@@ -68,8 +68,7 @@ def apply_lora_to_linear(
         module: for example ``model.terramind_generator``, a whole Stage 3 model, or a Stage 2 refiner.
         rank: of the added matrices.
         alpha: their output is scaled by ``alpha / rank``.
-        target_modules: names of layers: any of ``LAYERS``, or ``"all-linear"`` for all of them. ``q_proj``, ``k_proj``
-            and ``v_proj`` mean the fused layers that hold them.
+        target_modules: any names of ``LAYERS``, or ``"all-linear"`` for all of them.
         dropout: on the input of the added matrices, in training.
 
     Raises:
@@ -132,17 +131,9 @@ def save_adapter(
 ) -> Path:
     """Write a model's adapter, and a Stage 3 model's grounding head beside it; returns the folder.
 
-    ``peft.PeftModel.from_pretrained(model.terramind_generator, folder)`` reads the LoRA part, too.
-
-    Args:
-        model: what ``apply_lora_to_linear`` or ``load_adapter`` was given, or a model around it.
-        folder: created where missing.
-        overwrite: whether an adapter that is there already may be replaced.
-        notes: text for the headers of the weights, such as what they were trained on.
-
-    Raises:
-        InputError: the model has no adapter.
-        OutputError: the folder holds one already, or the disk refuses.
+    ``peft.PeftModel.from_pretrained(model.terramind_generator, folder)`` reads the LoRA part, too. ``notes`` go into
+    the headers of the weights. Raises InputError: the model has no adapter; or OutputError: the folder holds one
+    already and ``overwrite`` is false, or the disk refuses.
     """
     from peft import get_peft_model_state_dict
 

@@ -100,7 +100,7 @@ class HubMixin(ModelHubMixin):
         from huggingface_hub import snapshot_download
 
         from axs_lib.grounding.load import load_corrector
-        from axs_lib.terramind.load import load_generator
+        from axs_lib.terramind.build import load_generator
 
         variant = config.get("variant") if isinstance(config, Mapping) else None
         if config is None or not isinstance(variant, str):

@@ -29,9 +29,8 @@ from axs_lib.bands import OPTICAL_BANDS, OPTICAL_MEAN, OPTICAL_STD, PRITHVI_NAME
 from axs_lib.errors import WeightsError
 from axs_lib.fresh import fresh_weights
 from axs_lib.prithvi.metadata import BIOMES, EncodedMetadata
-from axs_lib.prithvi.variants import NANO, PRITHVI_VARIANTS
 from axs_lib.terramind.adapters import OpticalAdapter
-from axs_lib.terramind.weights import load_strict, substate
+from axs_lib.terramind.weights import NANO, PRITHVI_VARIANTS, load_strict, substate
 
 MAX_SIDE = 256  # larger images are tiled
 TAPS = 4  # depths from which features are taken
@@ -124,11 +123,9 @@ class PrithviBackbone(nn.Module):
         self.adapter: str | None = None  # the LoRA adapter in the weights, in words
 
     def forward(self, image: Tensor, metadata: EncodedMetadata) -> list[Tensor]:
-        """Features (B, D, h, w), one for each depth of the layout.
+        """Features (B, D, h, w), one for each depth of the layout, of an image (B, 4, H, W) in z-units.
 
-        Args:
-            image: (B, 4, H, W) in z-units; H and W multiples of the patch.
-            metadata: of the B samples.
+        H and W are multiples of the patch.
         """
         height, width = (size // self.layout.patch for size in image.shape[-2:])
         place = torch.cat([metadata.location, metadata.biome[:, None].float()], dim=1)
@@ -141,15 +138,9 @@ class PrithviBackbone(nn.Module):
 def build_backbone(
     variant: str, state: Mapping[str, Tensor] | None = None, *, what: str = "the checkpoint"
 ) -> PrithviBackbone:
-    """A backbone, with published weights where given.
+    """A backbone of a variant in ``PRITHVI_VARIANTS``, random or with a published file's state dict.
 
-    Args:
-        variant: a name in ``PRITHVI_VARIANTS``.
-        state: the published file's state dict (masked autoencoder, six bands); ``None`` leaves random weights.
-        what: how to call the state in an error.
-
-    Raises:
-        WeightsError: the state does not fit.
+    That is a masked autoencoder of six bands, called ``what`` in the WeightsError where it does not fit.
     """
     from axs_lib.networks.prithvi_mae import PrithviViT  # imports timm, half a second that Stage 3 does without
 

@@ -82,16 +82,10 @@ class EncodedMetadata:
 
 
 def encode_metadata(metadata: MetadataLike, batch: int, device: torch.device | str = "cpu") -> EncodedMetadata:
-    """Metadata of a batch.
+    """Metadata of a batch: ``None`` (nothing known), one mapping for all samples, or a mapping or ``None`` for each.
 
-    Args:
-        metadata: ``None`` (nothing known), one mapping for all samples, or a sequence with a mapping or ``None`` for
-            each. A value of ``None`` in a mapping is unknown.
-        batch: number of samples.
-        device: where the tensors go.
-
-    Raises:
-        InputError: another count than the batch, or what ``parse_metadata`` refuses.
+    A value of ``None`` in a mapping is unknown. Raises InputError: another count than the batch, or what
+    ``parse_metadata`` refuses.
     """
     if metadata is None or isinstance(metadata, Mapping):
         known = [parse_metadata(metadata)] * batch

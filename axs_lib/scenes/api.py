@@ -65,31 +65,21 @@ Wanted = Mapping[Layer, PathLike | bool | None]  # where each layer goes; no pat
 
 @dataclass(frozen=True)
 class SceneResult:
-    """What was made of an image.
-
-    Attributes:
-        grid: of the image; of a batch, whose tiles lie one under another.
-        tiles: model tiles.
-        nfe: network evaluations of each denoising run; of Stage 1 and Stage 3 for the pipeline.
-        seconds: all of it.
-        files: the outputs and what each holds.
-        arrays: the layers by name as DataArrays (band, y, x), where no output file was asked for.
-        notes: what was assumed of the inputs, and what was found in them that is no measurement.
-        counts: pixels ``kept`` (observed), ``filled`` (unknown before), ``corrected`` (an estimate before), ``empty``.
-        image: the grounded image in the form of opt_v2: a NumPy array, a DataArray or a Dataset; None for files.
-        metadata: what the pipeline was told of time and place.
-    """
+    """What was made of an image; of a batch, whose tiles lie one under another."""
 
     grid: SceneGrid
-    tiles: int
-    nfe: Any
-    seconds: float
-    files: dict[Path, str] = field(default_factory=dict)
-    arrays: dict[str, DataArray] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
+    tiles: int  # model tiles
+    nfe: Any  # network evaluations of each denoising run; of Stage 1 and Stage 3 for the pipeline
+    seconds: float  # all of it
+    files: dict[Path, str] = field(default_factory=dict)  # the outputs and what each holds
+    arrays: dict[str, DataArray] = field(
+        default_factory=dict
+    )  # layers (band, y, x) by name, where no file was asked for
+    notes: tuple[str, ...] = ()  # what was assumed of the inputs, and what was found in them that is no measurement
+    # Pixels ``kept`` (observed), ``filled`` (unknown before), ``corrected`` (an estimate before), ``empty``.
     counts: Mapping[str, int] = field(default_factory=dict)
-    image: Any = None
-    metadata: Mapping[str, Any] = field(default_factory=dict)
+    image: Any = None  # grounded, in the form of opt_v2: a NumPy array, a DataArray or a Dataset; None for files
+    metadata: Mapping[str, Any] = field(default_factory=dict)  # what the pipeline was told of time and place
 
 
 def _each_time(ground: Callable[..., SceneResult]) -> Callable[..., SceneResult]:

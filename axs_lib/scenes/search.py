@@ -154,13 +154,10 @@ def load_pair(
     are taken where its item has processing baseline 04.00 or later, unless the item says that this was done.
 
     Args:
-        pair: of ``find_pair``.
+        pair: of ``find_pair``; an item that lacks a band, or says nothing of its grid, is an InputError.
         crs: of the optical grid; default that of the items, as for its resolution.
         resolution: in units of the CRS.
         s1_unit: ``"db"``, ``"power"`` or ``"amplitude"``; ``"auto"`` is the unit that the items declare, else power.
-
-    Raises:
-        InputError: an item lacks a band, or says nothing of its grid.
     """
     optical = [(item, _band_assets(item, OPTICAL_BANDS)) for item in pair.s2]
     sar = [(item, _band_assets(item, SAR_BANDS)) for item in pair.s1]
@@ -185,10 +182,8 @@ def load_pair(
 def save_pair(arrays: PairArrays, folder: PathLike, *, overwrite: bool = False) -> list[Path]:
     """Read a pair to the end, row by row, into COGs in a folder: ``s1.tif``, ``s2.tif`` and ``trust.tif``.
 
-    Raises:
-        InputError: the SAR is not in the unit that was said.
-        OutputError: a file exists, or the disk refuses. Nothing is then left under any name.
-        AxionError: the pixels cannot be read.
+    Raises InputError: the SAR is not in the unit that was said; AxionError: the pixels cannot be read; OutputError: a
+    file exists, or the disk refuses. Nothing is then left under any name.
     """
     from rasterio.errors import RasterioError
 

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 WEIGHTS_VARIABLE = "AXS_WEIGHTS"
-DEFAULT_VARIANT = "terramind_v1_base"
+NANO = "nano"  # the packaged variant of either model
+DEFAULT_VARIANT, DEFAULT_PRITHVI = "terramind_v1_base", "prithvi_eo_v2_300_tl"
 HUB_TIMEOUT = 5.0  # seconds until an unreachable Hub is reported
 HASH_LIST = "SHA256SUMS"  # beside the packaged weights, in the format of sha256sum
 _PACKAGED = Path(__file__).resolve().parents[1] / "weights"
@@ -83,7 +84,7 @@ def _published(size: str, dim: int, commit: str | None = None, sha256: str | Non
 VARIANTS: dict[str, Variant] = {
     v.name: v
     for v in (
-        Variant("nano", 192, timesteps=1),
+        Variant(NANO, 192, timesteps=1),
         _published(
             "tiny",
             192,
@@ -93,6 +94,23 @@ VARIANTS: dict[str, Variant] = {
         _published("small", 384),
         _published("base", 768),
         _published("large", 1024),
+    )
+}
+
+
+def _prithvi(size: str, dim: int) -> Variant:
+    file = HubFile(f"ibm-nasa-geospatial/Prithvi-EO-2.0-{size}-TL", f"Prithvi_EO_V2_{size}_TL.pt")
+    return Variant(f"prithvi_eo_v2_{size.removesuffix('M')}_tl", dim, file)
+
+
+# Of Stage 2, one file each.
+PRITHVI_VARIANTS: dict[str, Variant] = {
+    v.name: v
+    for v in (
+        Variant(NANO, 144, packaged_name="nano_stage2"),
+        _prithvi("tiny", 192),
+        _prithvi("300M", 1024),
+        _prithvi("600M", 1280),
     )
 }
 
@@ -149,14 +167,13 @@ def resolve(
     A packaged variant is read from this package and ignores ``AXS_WEIGHTS``.
 
     Args:
-        variant: a variant, or a name in ``VARIANTS``.
+        variant: a variant, or a name in ``VARIANTS``; an unknown one is an InputError.
         checkpoint: the generator's file (``.pt`` or ``.safetensors``) with the tokenizer's file beside it, or a
             folder that holds both under their published names.
         revision: branch, tag or commit of the generator's Hub repository; ``"GENERATOR:TOKENIZER"`` also pins the
             tokenizer's, which has commits of its own.
 
     Raises:
-        InputError: unknown variant.
         WeightsError: the files are not there, cannot be had, or differ from their known SHA-256.
     """
     spec = variant if isinstance(variant, Variant) else find_variant(variant)
@@ -189,11 +206,9 @@ def download(
     """Fetch a published variant from the Hub unless its cache already has it.
 
     ``folder`` takes the files instead of the Hub's cache; ``refresh`` asks the Hub even when the cache has them, in
-    case a branch has moved; ``revision`` is as in ``resolve``.
-
-    Raises:
-        InputError: unknown or packaged variant, or more revisions than files.
-        WeightsError: the Hub cannot be reached or refuses, or a file differs from its known SHA-256.
+    case a branch has moved; ``revision`` is as in ``resolve``. Raises InputError: unknown or packaged variant, or more
+    revisions than files; or WeightsError: the Hub cannot be reached or refuses, or a file differs from its known
+    SHA-256.
     """
     spec = variant if isinstance(variant, Variant) else find_variant(variant)
     if spec.packaged:
@@ -335,11 +350,8 @@ def read_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """Read a state dict from ``.safetensors`` or a torch file, without executing what is in it.
 
     A torch file holds a flat state dict, or one under ``model`` or ``state_dict``. Tensors are on the CPU, mapped from
-    the file where its format allows.
-
-    Raises:
-        WeightsError: missing, no regular file, empty, truncated, not a weights file; or it holds anything but tensors
-            that its bytes have room for.
+    the file where its format allows. Raises WeightsError: missing, no regular file, empty, truncated, not a weights
+    file; or it holds anything but tensors that its bytes have room for.
     """
     file = Path(path)
     with open_regular(file, "the weights file", WeightsError) as opened:
@@ -484,11 +496,9 @@ def load_strict(
     """Load a state dict into a module so that every parameter and buffer comes from it.
 
     Values are copied in place and converted to the module's dtype and device. Extra entries are allowed under
-    ``ignore_prefixes`` alone; ``what`` names the state in an error. The module is unchanged when one is raised.
-
-    Raises:
-        WeightsError: entries are missing, unexpected, of another shape or kind, or hold numbers that are not finite; up
-            to five of each are named.
+    ``ignore_prefixes`` alone. Raises WeightsError, which calls the state ``what``, and leaves the module unchanged:
+    entries are missing, unexpected, of another shape or kind, or hold numbers that are not finite; up to five of each
+    are named.
     """
     wanted = module.state_dict()
     prefixes = tuple(ignore_prefixes)

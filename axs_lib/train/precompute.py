@@ -69,15 +69,10 @@ class Output:
 
 
 def precompute(config: PrecomputeConfig, *, progress: bool = True) -> Path:
-    """Compute, or finish computing, a stage's out-of-fold outputs.
+    """Compute, or finish computing, a stage's out-of-fold outputs, and return the folder of pairs.
 
-    Returns:
-        The folder of pairs.
-
-    Raises:
-        InputError: data, folds or checkpoints that do not fit, or a checkpoint that has seen its fold's groups.
-        WeightsError: weights that cannot be read.
-        OutputError: the disk refuses; finished files stay.
+    Raises InputError: data, folds or checkpoints that do not fit, or a checkpoint that has seen its fold's groups;
+    WeightsError: weights that cannot be read; OutputError: the disk refuses; finished files stay.
     """
     out = Path(config.out)
     _check(config)

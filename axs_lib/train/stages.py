@@ -21,17 +21,11 @@ ESTIMATES = {"stage2": ("opt_v1", "stage1"), "stage3": ("opt_v2", "stage2")}  # 
 
 
 def train_stage(config: RunConfig, *, resume: bool = True, progress: bool = True) -> Path:
-    """Train a stage, or go on where a stopped run left off, and return the folder of the weights.
+    """Train a stage, or with ``resume`` go on where a stopped run left off, and return the folder of the weights.
 
-    Args:
-        config: the stage's configuration.
-        resume: continue from the run folder's checkpoint where there is one.
-        progress: show progress bars.
-
-    Raises:
-        InputError: data that cannot be used, or a configuration that makes no sense.
-        WeightsError: weights to start from that cannot be had, or a checkpoint of another stage or variant.
-        OutputError: the disk refuses; the previous checkpoint is intact.
+    Raises InputError: data that cannot be used, or a configuration that makes no sense; WeightsError: weights to start
+    from that cannot be had, or a checkpoint of another stage or variant; OutputError: the disk refuses; the previous
+    checkpoint is intact.
     """
     data = config.data
     if data.batch_size < 1 or not 0.0 <= data.validation_share < 1.0:
@@ -60,8 +54,7 @@ def train_stage(config: RunConfig, *, resume: bool = True, progress: bool = True
 def estimate_source(config: RunConfig, split: Split) -> str:
     """Where the stage's estimate comes from: ``file``, or ``degraded`` where it is simulated from the truth.
 
-    Raises:
-        InputError: pairs lack the estimate that the configuration wants from their files, or only some have it.
+    Raises InputError: pairs lack the estimate that the configuration wants from their files, or only some have it.
     """
     wanted = getattr(config, "estimate", "degraded")
     if wanted == "degraded":

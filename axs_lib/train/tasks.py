@@ -24,16 +24,17 @@ from axs_lib.adapters import apply_lora_to_linear, merge_adapter, save_adapter
 from axs_lib.bands import VALID_DN
 from axs_lib.data.degrade import degrade
 from axs_lib.errors import UntrainedHeadWarning
+from axs_lib.hub import prefixed, weight_files
 from axs_lib.models import build_terramind_generator
 from axs_lib.nodata import pad_square
 from axs_lib.stage2_losses import Stage2Loss
-from axs_lib.stage2_prithvi_refine import build_prithvi_refiner
+from axs_lib.stage2_prithvi_refine import build_prithvi_refiner, save_refiner
 from axs_lib.stage3_losses import IGNORED_TOKEN, Stage3Loss
 from axs_lib.stage3_tm_ground import build_stage3_model
-from axs_lib.terramind.load import load_nano_tokenizer
+from axs_lib.terramind.build import build_nano_tokenizer, load_nano_tokenizer
 from axs_lib.terramind.tiles import network_side, to_network
+from axs_lib.terramind.weights import PRITHVI_VARIANTS, write_state
 from axs_lib.train.config import RunConfig, Stage1Config, Stage2Config, Stage3Config
-from axs_lib.train.export import export_refiner, export_terramind
 from axs_lib.train.readers.batches import Batch
 from axs_lib.train.trainer import SEED_STRIDE, TrainingTask, own_random
 
@@ -106,6 +107,7 @@ class StageTask(TrainingTask):
             self.log("val_ratio", mse / before, prog_bar=True, sync_dist=True)
 
     def export(self, step: int, error: float | None) -> Path:
+        """Write the weights, float16, in the files that the stages load by ``checkpoint=``, with what made them."""
         folder = Path(self.config.out) / "weights"
         settings = {key: value for key, value in asdict(self.config).items() if key not in ("data", "out")}
         header = self.notes | {
@@ -125,9 +127,15 @@ class StageTask(TrainingTask):
                 save_adapter(self.model, folder / "adapter", overwrite=True, notes=header)
             merge_adapter(self.model)
         if self.stage == "stage2":
-            export_refiner(self.model, folder, header)
-        else:
-            export_terramind(self.model, folder, header, self.tokenizer)
+            file = (folder / PRITHVI_VARIANTS[self.model.variant].file_names[0]).with_suffix(".safetensors")
+            save_refiner(self.model, file, half=True, notes=header, overwrite=True)
+            return folder
+        files = weight_files(self.model)
+        if "nano.safetensors" in files:
+            tokenizer = self.tokenizer or build_nano_tokenizer()
+            files["nano.safetensors"] |= prefixed("tokenizer", tokenizer.state_dict())
+        for name, state in files.items():  # the generator's file comes last, so that a folder that has it is complete
+            write_state(folder / name, state, header, half=True, overwrite=True)
         return folder
 
     def random(self, batch: Batch, stream: int) -> torch.Generator:

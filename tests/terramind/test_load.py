@@ -10,7 +10,7 @@ import torch
 
 from axs_lib.errors import WeightsError
 from axs_lib.stage3_tm_ground import build_stage3_model
-from axs_lib.terramind.load import load_generator
+from axs_lib.terramind.build import load_generator
 from axs_lib.terramind.weights import sha256_file
 from tests.models import plausible_pair
 from tests.published import Published
