@@ -361,11 +361,7 @@ def test_a_wrong_adapter_is_refused_and_leaves_no_trace(
     assert not {name for name in set(sys.modules) - modules if name.startswith(("megatron", "evil"))}
     assert {name: p.requires_grad for name, p in fresh.named_parameters()} == flags
     assert torch.equal(answer(fresh), answer(shared))
-    assert load_is_possible(fresh)
-
-
-def load_is_possible(model: Stage3GroundingModel) -> bool:
-    return apply_lora_to_linear(model.terramind_generator) > 0
+    assert apply_lora_to_linear(fresh.terramind_generator) > 0
 
 
 def test_an_adapter_of_other_weights_is_refused(shared: Stage3GroundingModel, tmp_path: Path) -> None:

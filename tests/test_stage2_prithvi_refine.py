@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import nn
 
-from axs_lib.checks import RangeWarning
 from axs_lib.errors import InputError, OutputError, UntrainedHeadWarning, WeightsError
 from axs_lib.stage2_losses import Stage2Loss
 from axs_lib.stage2_prithvi_refine import PrithviRefiner, RefinerConfig, build_prithvi_refiner, save_refiner
@@ -63,10 +62,6 @@ def test_a_trained_head_changes_something_and_warns_of_nothing(refiner: PrithviR
         opt_v2 = refiner(opt_v1, KNOWN)
     assert (opt_v2 - opt_v1).abs().mean() > 10
     assert torch.equal(opt_v1, before)
-
-
-def test_nano_is_small(refiner: PrithviRefiner) -> None:
-    assert round(sum(p.numel() for p in refiner.parameters()) / 1e6, 2) == 1.38
 
 
 # -- input and output ---------------------------------------------------------------------------------------------
@@ -169,24 +164,11 @@ def test_wrong_images_are_refused(refiner: PrithviRefiner, opt_v1: torch.Tensor,
         refiner(opt_v1)
 
 
-@pytest.mark.parametrize(
-    ("metadata", "batch_size", "message"),
-    [
-        ({"lat": 91}, 8, "lat is 91"),
-        ([None] * 3, 8, "metadata holds 3 entries and the batch 2"),
-        (None, 0, "batch_size is 0"),
-    ],
-)
-def test_wrong_metadata_and_settings_are_refused(
-    refiner: PrithviRefiner, metadata: object, batch_size: int, message: str
-) -> None:
-    with pytest.raises(InputError, match=message):
-        refiner(images(), metadata, batch_size=batch_size)
-
-
-def test_reflectance_warns(refiner: PrithviRefiner) -> None:
-    with pytest.warns(RangeWarning, match="opt_v1 looks like reflectance"):
-        refiner(images() / 10_000)
+def test_wrong_metadata_and_settings_are_refused(refiner: PrithviRefiner) -> None:
+    with pytest.raises(InputError, match="metadata holds 3 entries and the batch 2"):
+        refiner(images(), [None] * 3)
+    with pytest.raises(InputError, match="batch_size is 0"):
+        refiner(images(), batch_size=0)
 
 
 # -- training -----------------------------------------------------------------------------------------------------
@@ -262,13 +244,6 @@ def test_wrong_configs_are_refused(config: Any, message: str) -> None:
             build_prithvi_refiner(**config)
 
 
-def test_without_weights_there_are_three_ways_out() -> None:
-    with pytest.raises(
-        WeightsError, match=r'(?s)(?=.*checkpoint=)(?=.*variant="nano").*axs weights download prithvi_eo_v2_300_tl'
-    ):
-        build_prithvi_refiner()
-
-
 def test_saved_refiners_load_frozen_and_equal(refiner: PrithviRefiner, tmp_path: Path) -> None:
     path = save_refiner(refiner, tmp_path / "refiner.safetensors", notes={"steps": "7"})
     loaded = build_prithvi_refiner(variant="nano", checkpoint=path)
@@ -294,9 +269,6 @@ def test_checkpoints_of_something_else_are_refused(refiner: PrithviRefiner, tmp_
     torch.save(state, tmp_path / "lost.pt")
     with pytest.raises(WeightsError, match=r"1 missing \(head\.out\.bias\)"):
         build_prithvi_refiner(variant="nano", checkpoint=tmp_path / "lost.pt")
-    torch.save(state | {"head.out.bias": torch.zeros(5)}, tmp_path / "wrong.pt")
-    with pytest.raises(WeightsError, match="of another shape"):
-        build_prithvi_refiner(variant="nano", checkpoint=tmp_path / "wrong.pt")
 
 
 def test_a_published_file_gives_a_frozen_prithvi_with_a_fresh_head(tmp_path: Path) -> None:

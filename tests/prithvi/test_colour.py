@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import pytest
 import torch
 
@@ -16,13 +14,6 @@ def colour() -> SeasonalColour:
     layer = SeasonalColour()
     torch.nn.init.normal_(layer.weight)
     return layer
-
-
-@pytest.mark.parametrize("unknown", [None, {"year": 2021}, {"date": "2021-06-21", "lat": 10.0, "lon": 20.0}])
-@torch.no_grad()
-def test_it_is_silent_without_a_season(colour: SeasonalColour, unknown: Mapping[str, object] | None) -> None:
-    """No day, or a place in the tropics."""
-    assert not colour(torch.randn(1, 4, 8, 8), encode_metadata(unknown, 1)).any()
 
 
 @torch.no_grad()
