@@ -1,9 +1,8 @@
 """LoRA adapters: train a few low-rank matrices beside a frozen network, save them, load them, fold them in.
 
-In goes a model of a stage, or the network inside it; its attention and MLP layers are wrapped in place by ``peft``. Out
-comes a folder in PEFT's format (``adapter_config.json`` and ``adapter_model.safetensors``, names relative to the
-network), with a Stage 3 model's grounding head beside it. Of the configuration only the fields in ``FIELDS`` are read,
-so that a folder from elsewhere can name no code to run.
+Layers are wrapped in place by ``peft``, and files are in PEFT's format, with a Stage 3 model's grounding head beside
+them. Of the configuration only the fields in ``FIELDS`` are read, so that a folder from elsewhere can name no code to
+run.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Stage 3 on the Hugging Face Hub: ``save_pretrained``, ``from_pretrained`` and ``push_to_hub`` by the Hub's own mixin.
 
-In goes a Stage 3 model; out comes a folder or a repository with ``config.json``, a generated model card and its weights
-as safetensors, in the files that ``checkpoint=`` reads too. Back comes the same model, strictly loaded and frozen.
-Nothing but the named safetensors files and ``config.json`` is ever fetched from a repository, and nothing is executed.
+Weights are safetensors in the files that ``checkpoint=`` reads too. Nothing but these and ``config.json`` is ever
+fetched from a repository, and nothing is executed.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""Stage 1: draw an optical image from SAR alone with TerraMind's conditional generator.
+"""Stage 1: draw opt_v1 from SAR alone with TerraMind's conditional generator.
 
-In goes Sentinel-1 backscatter (VV, VH in dB); out comes opt_v1 (B02, B03, B04, B08 in DN), TerraMind's estimate from
-the SAR alone. SAR does not determine colour, so one time step gives the mean of what is possible, the most
-accurate image, and more steps give a sharper sample of it. ``Stage1Model.generate`` is the method.
+SAR does not determine colour, so one time step gives the mean of what is possible, the most accurate image, and more
+steps give a sharper sample of it. ``Stage1Model.generate`` is the method.
 """
 
 from __future__ import annotations

@@ -7,14 +7,11 @@ Prithvi's features. The numbered steps of ``PrithviRefiner.forward`` are the met
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 import os
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -46,33 +43,10 @@ if TYPE_CHECKING:
     from axs_lib.terramind.weights import WeightsInfo
 
 
-@dataclass(frozen=True)
-class RefinerConfig:
-    """How to build Stage 2.
-
-    ``variant`` is ``"prithvi_eo_v2_300_tl"``, ``"prithvi_eo_v2_600_tl"``, ``"prithvi_eo_v2_tiny_tl"`` (NASA/IBM weights
-    from the Hugging Face Hub, ``AXS_WEIGHTS`` or ``checkpoint``) or ``"nano"`` (packaged).
-    """
-
-    variant: str = DEFAULT_PRITHVI
-    pretrained: bool = True  # load weights, frozen; False gives a random, trainable model
-    checkpoint: str | os.PathLike[str] | None = None  # a published file, its folder, or what ``save_refiner`` wrote
-    revision: str | None = None  # Hub revision (commit, tag or branch) of the weights
-    device: torch.device | str | None = None  # default CPU
-    standardize: bool = True  # input is DN; False means z-units in and out
-    metadata_dropout: float = 0.1  # how often ``train()`` mode forgets date, place and biome, each by itself
-    needs_season: bool | None = None  # leave images alone whose season is unknown; None: as the weights' header says
-
-    def __post_init__(self) -> None:
-        find_variant(self.variant, PRITHVI_VARIANTS)
-        if not 0.0 <= self.metadata_dropout < 1.0:
-            raise InputError(f"metadata_dropout is {self.metadata_dropout}; expected 0 up to, not including, 1")
-
-
 class PrithviRefiner(nn.Module):
     """Prithvi with a ConvNeXt head: (opt_v1, metadata) -> opt_v2.
 
-    ``build_prithvi_refiner`` builds it; the settings are those of ``RefinerConfig``. A fresh head changes nothing, and
+    ``build_prithvi_refiner`` builds it and says what the settings are. A fresh head changes nothing, and
     neither does the fresh season's colour beside it.
     """
 
@@ -192,7 +166,17 @@ class PrithviRefiner(nn.Module):
 
 
 @fresh_weights()
-def build_prithvi_refiner(config: RefinerConfig | Mapping[str, Any] | None = None, **kwargs: Any) -> PrithviRefiner:
+def build_prithvi_refiner(
+    variant: str = DEFAULT_PRITHVI,
+    *,
+    pretrained: bool = True,
+    checkpoint: str | os.PathLike[str] | None = None,
+    revision: str | None = None,
+    device: torch.device | str | None = None,
+    standardize: bool = True,
+    metadata_dropout: float = 0.1,
+    needs_season: bool | None = None,
+) -> PrithviRefiner:
     """Build Stage 2, in ``eval()`` mode.
 
     Loaded weights come frozen. The published files hold Prithvi without a head: the head, the season's colour (and the
@@ -200,45 +184,43 @@ def build_prithvi_refiner(config: RefinerConfig | Mapping[str, Any] | None = Non
     opt_v1.
 
     Args:
-        config: a ``RefinerConfig`` or a mapping of its fields.
-        **kwargs: fields of ``RefinerConfig``, over those in ``config``.
+        variant: ``"prithvi_eo_v2_300_tl"``, ``"prithvi_eo_v2_600_tl"``, ``"prithvi_eo_v2_tiny_tl"`` (NASA/IBM weights
+            from the Hugging Face Hub, ``AXS_WEIGHTS`` or ``checkpoint``) or ``"nano"`` (packaged).
+        pretrained: load weights; False gives a random, trainable model.
+        checkpoint: local weights: a published Prithvi file, a folder with it, or a refiner saved by ``save_refiner``.
+        revision: Hub revision (commit, tag or branch) of the weights.
+        device: where to put the model; default CPU.
+        standardize: input is DN; False means z-units in and out.
+        metadata_dropout: how often ``train()`` mode forgets date, place and biome (each by itself), so that
+            "unknown" is learned.
+        needs_season: leave images alone whose season is unknown, without a date or in the tropics; ``None`` does what
+            the header of the weights tells, and corrects every image where it does not tell.
 
     Raises:
-        InputError: unknown variant or field.
+        InputError: unknown variant, or a share out of range.
         WeightsError: weights that cannot be had, read or matched.
     """
-    if config is not None and not isinstance(config, RefinerConfig | Mapping):
-        raise InputError(
-            f"config is a {type(config).__name__}; expected a RefinerConfig, a mapping of its fields, or None"
-        )
-    fields = (vars(config) if isinstance(config, RefinerConfig) else dict(config or {})) | kwargs
-    known = [field.name for field in dataclasses.fields(RefinerConfig)]
-    for name in fields:
-        if name not in known:
-            close = difflib.get_close_matches(str(name), known, n=1)
-            guess = f" Did you mean {close[0]!r}?" if close else ""
-            raise InputError(f"unknown field {name!r} of Stage 2; the fields are {', '.join(known)}.{guess}")
-    settings = RefinerConfig(**fields)
-
+    spec = find_variant(variant, PRITHVI_VARIANTS)
+    if not 0.0 <= metadata_dropout < 1.0:
+        raise InputError(f"metadata_dropout is {metadata_dropout}; expected 0 up to, not including, 1")
     state: dict[str, Tensor] | None = None
     info: WeightsInfo | None = None
-    what, needs_season = settings.variant, settings.needs_season
-    if settings.pretrained:
-        spec = PRITHVI_VARIANTS[settings.variant]
-        files = resolve(spec, checkpoint=settings.checkpoint, revision=settings.revision)
-        header = _check_header(files.generator, settings.variant)
+    what = variant
+    if pretrained:
+        files = resolve(spec, checkpoint=checkpoint, revision=revision)
+        header = _check_header(files.generator, variant)
         if needs_season is None:
             needs_season = header.get("needs_season") == "yes"
         state, info = read_state(files.generator), files
-        what = f"{settings.variant} ({files.generator})"
-    whole = state is not None and (settings.variant == NANO or any(name.startswith("head.") for name in state))
+        what = f"{variant} ({files.generator})"
+    whole = state is not None and (variant == NANO or any(name.startswith("head.") for name in state))
 
-    backbone = build_backbone(settings.variant, None if whole else state, what=what)
+    backbone = build_backbone(variant, None if whole else state, what=what)
     refiner = PrithviRefiner(
         backbone,
         RefinementHead(backbone.layout.dim, TAPS),
-        standardize=settings.standardize,
-        metadata_dropout=settings.metadata_dropout,
+        standardize=standardize,
+        metadata_dropout=metadata_dropout,
         needs_season=bool(needs_season),
     )
     if whole and state is not None:
@@ -251,7 +233,7 @@ def build_prithvi_refiner(config: RefinerConfig | Mapping[str, Any] | None = Non
             parameter.requires_grad_(name.endswith(("_enc.unknown", "_enc.biome.weight")))
     refiner.weights = info
     refiner.eval()
-    return refiner.to(settings.device) if settings.device is not None else refiner
+    return refiner.to(device) if device is not None else refiner
 
 
 def save_refiner(

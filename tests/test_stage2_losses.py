@@ -196,7 +196,7 @@ def test_ms_ssim_is_torchmetrics_but_for_the_border() -> None:
     theirs = multiscale_structural_similarity_index_measure(estimate, truth, data_range=1.0)
     mine = ms_ssim(estimate, truth, torch.ones(1, 1, 256, 256, dtype=torch.bool))
     assert float(mine) == pytest.approx(float(theirs), abs=0.003)
-    assert float(mine) < 0.98
+    assert float(mine) < 0.995
 
 
 @pytest.mark.parametrize("side", [8, 10, 11, 21, 22, 43, 64, 175, 176])

@@ -13,7 +13,7 @@ from torch import nn
 
 from axs_lib.errors import InputError, OutputError, UntrainedHeadWarning, WeightsError
 from axs_lib.stage2_losses import Stage2Loss
-from axs_lib.stage2_prithvi_refine import PrithviRefiner, RefinerConfig, build_prithvi_refiner, save_refiner
+from axs_lib.stage2_prithvi_refine import PrithviRefiner, build_prithvi_refiner, save_refiner
 from axs_lib.terramind import weights
 from tests.models import plausible_pair
 from tests.published import redraw_zero_parameters
@@ -220,28 +220,16 @@ def test_only_training_forgets_metadata(refiner: PrithviRefiner) -> None:
 # -- building -----------------------------------------------------------------------------------------------------
 
 
-def test_keywords_go_over_a_mapping_or_a_config() -> None:
-    for config in ({"variant": "nano", "needs_season": True}, RefinerConfig(variant="nano", needs_season=True)):
-        refiner = build_prithvi_refiner(config, pretrained=False)
-        assert refiner.variant == "nano" and refiner.needs_season
-    assert RefinerConfig().variant == "prithvi_eo_v2_300_tl"
-
-
 @pytest.mark.parametrize(
-    ("config", "message"),
+    ("options", "message"),
     [
-        ({"varient": "nano"}, "unknown field 'varient'.*Did you mean 'variant'"),
         ({"variant": "prithvi_eo_v2_300"}, "Did you mean 'prithvi_eo_v2_300_tl'"),
         ({"metadata_dropout": 1.0}, "metadata_dropout is 1.0"),
-        ("nano", "config is a str"),
     ],
 )
-def test_wrong_configs_are_refused(config: Any, message: str) -> None:
+def test_wrong_settings_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        build_prithvi_refiner(config)
-    if isinstance(config, dict):
-        with pytest.raises(InputError, match=message):
-            build_prithvi_refiner(**config)
+        build_prithvi_refiner(**options)
 
 
 def test_saved_refiners_load_frozen_and_equal(refiner: PrithviRefiner, tmp_path: Path) -> None:

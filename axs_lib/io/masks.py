@@ -1,8 +1,6 @@
-"""Masks: what says where an optical image was observed clear, as GeoTIFF, JPEG 2000, PNG or .npz, read by windows.
+"""Masks, read by windows: what says where an optical image was observed clear, as trust 1, and 0 where it is unknown.
 
-Out: a source of one band, the trust map that Stage 3 takes, 1 where the image was observed and 0 where it is unknown or
-the mask has no data. Understood are boolean masks, trust maps in 0..1 and the scene classification (SCL) of
-Sentinel-2 L2A.
+Understood are boolean masks, trust maps in 0..1 and the scene classification (SCL) of Sentinel-2 L2A.
 """
 
 from __future__ import annotations

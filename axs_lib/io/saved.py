@@ -1,8 +1,4 @@
-"""Find saved results and read them to be looked at: what ``axs ground``, ``run``, ``batch`` and ``demo`` wrote.
-
-Out: ``Result``, one a tile or scene: SAR, the optical images, and as far as they are there the truth, uncertainty, gate
-and trust on one grid, large scenes reduced, and the tags that say what made them. Nothing is unpickled.
-"""
+"""Find saved results and read them to be looked at: what ``axs ground``, ``run``, ``batch`` and ``demo`` wrote."""
 
 from __future__ import annotations
 

@@ -1,9 +1,8 @@
 """The season's colour: a linear function of pixel colour and time of year, added before Prithvi.
 
-SAR hardly tells a meadow in June from one in October; the date does. In go the first estimate and the metadata, out
-comes a shift of each pixel's colour, a linear function of its own four bands and of the season. It knows no other
-pixel, so it makes no seams, and few enough numbers that a hundred tiles determine them. Without a date, and in the
-tropics, where the calendar year is no season, it is zero.
+SAR hardly tells a meadow in June from one in October; the date does. It knows no other pixel, so it makes no seams, and
+few enough numbers that a hundred tiles determine them. Without a date, and in the tropics, where the calendar year is
+no season, it is zero.
 """
 
 from __future__ import annotations

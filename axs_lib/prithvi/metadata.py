@@ -1,8 +1,7 @@
 """When and where an image was taken, checked and brought to the numbers Prithvi was trained on.
 
-In goes what the caller knows of each sample, or nothing; out come year and day of year, latitude and longitude in
-degrees (EPSG:4326) and a biome number per sample, NaN or 0 where unknown. Day of year counts from 1 (1 January), as the
-model card of Prithvi-EO-2.0 states; latitude comes before longitude, as its location encoder expects.
+Day of year counts from 1 (1 January), as the model card of Prithvi-EO-2.0 states; latitude comes before longitude, as
+its location encoder expects.
 """
 
 from __future__ import annotations

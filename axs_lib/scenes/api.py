@@ -1,9 +1,8 @@
 """Ground an image of any size, or run the whole pipeline on one, with a model that is handed in.
 
 In: paths, NumPy arrays or ``xarray`` objects. Out: Cloud Optimized GeoTIFFs (and a STAC Item), .npz or .pt files, or
-arrays. Everything here is wiring: ``axs_lib.io`` gives the pixels on one grid and writes, ``stream`` runs the tiles and
-blends. A tile is a scene of one window, and a batch of tiles lie one under another. The result depends on the pixels,
-the settings and the place; not on windows, threads or, within 1 DN, batches.
+arrays. A tile is a scene of one window, and the tiles of a batch lie one under another. The result depends on the
+pixels, the settings and the place; not on windows, threads or, within 1 DN, batches.
 """
 
 from __future__ import annotations

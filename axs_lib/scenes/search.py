@@ -1,7 +1,6 @@
 """Find Sentinel-1 and Sentinel-2 of one place in a STAC catalogue and bring them into the library's units.
 
-In: a catalogue (a STAC API, or a static catalogue on disk or on the web), a place and a range of dates. Out: a
-``ScenePair`` of items, and of it the SAR in dB, the optical image in DN and a trust map, as lazily read
+In: a STAC API or static catalogue, a place and dates. Out: a ``ScenePair`` of items, and its pixels as lazily read
 ``xarray.DataArray`` that ``axs_lib.scenes.api`` takes. Needs the extra ``[stac]``.
 """
 

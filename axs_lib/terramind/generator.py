@@ -1,8 +1,7 @@
 """TerraMind as a conditional generator: SAR and optical pixels in, codes and a decoded image out.
 
-``TerraMindGenerator`` runs terratorch's dual encoder with its decoder and codebook, and the diffusion detokenizer,
-without the traps of ``TerraMindGeneration``: no global random state, no modified inputs, no clamped output, exact step
-counts. One class serves Stage 1 (SAR alone) and Stage 3 (SAR and optical). It works in z-units; its adapters translate.
+``TerraMindGenerator`` runs terratorch's dual encoder, decoder and codebook, and the diffusion detokenizer, without the
+traps of ``TerraMindGeneration``: no global random state, no modified inputs, no clamped output, exact step counts.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Where weights come from, verified and recorded: package, local file, ``AXS_WEIGHTS`` or Hugging Face Hub.
 
-In goes a variant of TerraMind, or of Stage 2's Prithvi; out comes a record of its files (paths, source, commit,
-SHA-256) that travels into every output. Files are read without executing anything and loaded strictly: a missing or
-misshapen tensor is an error, never a random initialisation.
+A record of the files (paths, source, commit, SHA-256) travels into every output. Files are read without executing
+anything and loaded strictly: a missing or misshapen tensor is an error, never a random initialisation.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""Fit the season's colour of Stage 2 to pairs in closed form: ridge regression, with every place heard.
+"""Fit the season's colour of Stage 2 to pairs in closed form, by ridge regression, before the training.
 
-A network learns the season from a hundred tiles slowly and badly; twenty-eight numbers by least squares need a look at
-each tile. The fit comes before the training, which may change it further.
+A network learns the season from a hundred tiles slowly and badly; these numbers need a look at each tile.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
-"""Outputs of a stage for the next one's training, out of fold by group.
+"""Outputs of a stage for the next one's training, out of fold by group: never by a model that has seen the group.
 
-A stage is better on what it was trained on than on anything new, so the next stage must not learn from that. Groups
-are dealt to folds, and each fold's tiles are computed by a model that has never seen its groups. Out comes a folder of
-NPZ pairs with ``opt_v1`` or ``opt_v2`` beside ``s1`` and ``s2``, an ``index.csv`` that keeps groups, split, date and
-place, and ``manifest.json``, which says what weights made which file. What is done is not done again.
+Out comes a folder of NPZ pairs with ``opt_v1`` or ``opt_v2`` beside ``s1`` and ``s2``, an ``index.csv`` that keeps
+groups, split, date and place, and ``manifest.json``, which says what weights made which file. What is done is not done
+again.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Train a stage: its data, its task and the training loop put together.
-
-In: a stage's configuration. Out: ``<out>/weights/`` in the layout that the stage's builder loads by ``checkpoint=``.
-"""
+"""Train a stage: its data, its task and the training loop put together."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """The three stages as tasks of the training loop: what a batch costs, what is trained, how good held-out tiles are.
 
-In: batches of ``axs_lib.train.readers.batches``. Out: the loss of a step; ``val_mse``, the mean squared error of the
-held-out tiles in (reflectance x 10)^2, by which training stops and weights are chosen; and the stage's weights. Every
-draw of a step is a function of (seed, batch index); the caller's random states are left as they were.
+``val_mse``, by which training stops and weights are chosen, is the mean squared error of the held-out tiles in
+(reflectance x 10)^2. Every draw of a step is a function of (seed, batch index).
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Readers of training data: NPZ pairs, BigEarthNet v1 and v2 as distributed, pairs of GeoTIFF scenes.
 
-In: ``DataConfig``. Out: the samples of each split, divided by group (or by the data set's own metadata), never by crop,
-with every bad file reported by name.
+Splits are by group (or by the data set's own metadata), never by crop, and every bad file is reported by name.
 """
 
 from __future__ import annotations

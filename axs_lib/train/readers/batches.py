@@ -1,8 +1,7 @@
 """Batches of random crops for training and whole tiles for validation, from any reader's samples.
 
-A training batch is a function of (seed, index) and of nothing else: not of the number of workers, of what was read
-before, or of anyone's random state. So a resumed run sees what an uninterrupted one would have seen, and several
-devices share the work by taking every n-th index.
+A training batch is a function of (seed, index) and of nothing else, so that a resumed run sees what an uninterrupted
+one would have seen, and several devices share the work by taking every n-th index.
 """
 
 from __future__ import annotations
