@@ -161,7 +161,7 @@ class PrithviRefiner(nn.Module):
         # 2c. Prithvi reads image and metadata; the head turns its features and the image into a correction.
         change = (colour + self.head(z, self.backbone(z, metadata)))[..., :height, :width]
         if self.needs_season:
-            change = change * season(metadata).known[:, None, None, None]
+            change = change * season(metadata)[0][:, None, None, None]
         return change * optical.std if self.standardize else change
 
 

@@ -96,7 +96,8 @@ def sar_structure_error(image: Tensor, s1: Tensor, valid: Tensor) -> Tensor:
     ``image`` (B, C, H, W) and ``s1`` (B, 2, H, W) in dB are 0 where they do not count by ``valid`` (B, 1, H, W).
     """
     inner = whole_windows(valid)
-    one, other = (_edges(_smooth(x.mean(1, keepdim=True), valid)) for x in (image, s1))
+    smooth = (_smooth(x.mean(1, keepdim=True), valid) for x in (image, s1))
+    one, other = ((sobel(x).square().sum(2) + _TINY).sqrt() for x in smooth)
     count = inner.sum((1, 2, 3)).clamp_min(1)
 
     def mean(x: Tensor) -> Tensor:
@@ -120,11 +121,6 @@ def _smooth(image: Tensor, valid: Tensor) -> Tensor:
 
     weight = valid.to(image.dtype)
     return spread(image * weight) / spread(weight).clamp_min(_TINY)
-
-
-def _edges(image: Tensor) -> Tensor:
-    """Magnitude of the Sobel gradient."""
-    return (sobel(image).square().sum(2) + _TINY).sqrt()
 
 
 def _check_sar(s1: Tensor, image: Tensor) -> Tensor:

@@ -16,8 +16,7 @@ from axs_lib.errors import InputError, listed
 from axs_lib.io.files import PathLike
 from axs_lib.io.formats import FloatArray, open_npz, open_raster
 from axs_lib.io.grid import SceneGrid, grid_of
-from axs_lib.io.raster import TIFF_SUFFIXES, Raster
-from axs_lib.io.tiles import TRUTH_KEYS
+from axs_lib.io.raster import TIFF_SUFFIXES, TRUTH_KEYS, Raster
 
 MAIN = "opt_v3"
 LAYERS = {

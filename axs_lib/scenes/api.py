@@ -34,12 +34,11 @@ from axs_lib.io.formats import FloatArray
 from axs_lib.io.grid import TILE_SIDE, SceneGrid
 from axs_lib.io.masks import MaskFile, MaskSource
 from axs_lib.io.pixels import TRUST, MemoryPixels, Reading
-from axs_lib.io.products import Source, open_source
+from axs_lib.io.products import Source, as_raster, open_source, pair_file, read_companions
 from axs_lib.io.raster import TIFF_SUFFIXES, Raster
 from axs_lib.io.results import MAPS, CogWriter, Layer, check_suffix, name_cogs, optical_layer, write_arrays
 from axs_lib.io.safe import open_safe
 from axs_lib.io.stac import check_located, parse_date, write_item
-from axs_lib.io.tiles import as_raster, pair_file, read_companions
 from axs_lib.io.warp import DerivedSource, Readable, to_grid
 from axs_lib.progress import bar
 from axs_lib.scenes.stream import WINDOW_ROWS, Rows, TileFunction, one_ahead, stream_stack, stream_tiles, tile_count

@@ -157,7 +157,7 @@ def _weights(config: PrecomputeConfig, number: int, groups: list[str], progress:
     )
     header = _header(run / "weights")
     if header is None:
-        from axs_lib.train.stages import train_stage
+        from axs_lib.train.tasks import train_stage
 
         return train_stage(training, progress=progress)
     settings = {key: value for key, value in asdict(training).items() if key not in ("data", "out")}

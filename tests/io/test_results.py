@@ -14,8 +14,8 @@ import torch
 from axs_lib.bands import OPTICAL_BANDS, SAR_BANDS
 from axs_lib.errors import InputError, OutputError
 from axs_lib.io.grid import SceneGrid
+from axs_lib.io.products import read_raster
 from axs_lib.io.results import check_suffix, optical_layer, write_arrays, write_layer
-from axs_lib.io.tiles import read_raster
 
 H, W = 40, 21
 GRID = SceneGrid(H, W, rasterio.CRS.from_epsg(32633).to_wkt(), (10.0, 0.0, 500_000.0, 0.0, -10.0, 6_000_000.0))

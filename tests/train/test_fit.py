@@ -26,8 +26,7 @@ from axs_lib.stage3_tm_ground import build_stage3_model, stage3_inference
 from axs_lib.terramind.weights import read_metadata, read_state
 from axs_lib.train.config import CONFIGS, LoraSettings, RunConfig, TrainerConfig
 from axs_lib.train.readers import DataConfig, list_samples, split_samples
-from axs_lib.train.stages import estimate_source, train_stage
-from axs_lib.train.tasks import build_task
+from axs_lib.train.tasks import build_task, estimate_source, train_stage
 from tests.models import plausible_pair
 
 
