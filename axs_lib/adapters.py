@@ -167,8 +167,8 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike[str], *, trainable:
 
     Raises:
         InputError: the model has an adapter already.
-        WeightsError: the folder lacks a file, a file cannot be read, its configuration has a field that is not in
-            ``FIELDS``, or the adapter is of another base model, layout or rank. The model is then as it was.
+        WeightsError: the folder lacks a file or holds what cannot be read or is not allowed (see ``FIELDS``), or the
+            adapter is of another base model, layout or rank. The model is then as it was.
     """
     pipeline: Any = model
     stage3 = getattr(pipeline, "stage3", None)
@@ -190,7 +190,10 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike[str], *, trainable:
         return 0
     if not (path / WEIGHTS_FILE).is_file():
         raise _nothing(path, WEIGHTS_FILE)
-    weights = {_inner_name(name): value for name, value in read_state(path / WEIGHTS_FILE).items()}
+    weights = {
+        re.sub(r"(\.lora_[AB])\.", rf"\1.{_ADAPTER}.", name.removeprefix(_PEFT_PREFIX)): value
+        for name, value in read_state(path / WEIGHTS_FILE).items()
+    }  # by the network's own names
     config = _read_config(path / CONFIG_FILE, weights)
     for kind, ours, theirs in (
         ("model", _base_name(network), config.base_model_name_or_path),
@@ -422,11 +425,6 @@ def _adapted(module: nn.Module) -> Any:
 
 def _is_lora(name: str) -> bool:
     return ".lora_" in name
-
-
-def _inner_name(name: str) -> str:
-    """A name in an adapter file as the network calls it: no PEFT prefix, with the adapter's name."""
-    return re.sub(r"(\.lora_[AB])\.", rf"\1.{_ADAPTER}.", name.removeprefix(_PEFT_PREFIX))
 
 
 def _base_name(network: nn.Module) -> str | None:

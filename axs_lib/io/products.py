@@ -90,7 +90,11 @@ class Source:
             return data
         with np.errstate(invalid="ignore"):
             self._drop(data, self._on_border(data) & ~blank, "border")
-            data = self._in_db(data, blank) if self.bands == SAR_BANDS else self._in_dn(data, blank)
+            if self.bands == SAR_BANDS:
+                data = self._in_db(data, blank)
+            else:
+                data[:, blank] = np.nan
+                data = data if self._offset is None else data - self._offset[:, None, None]
             low, high = (-FORCED, FORCED) if self.reading.force else self._possible
             outside = (data <= low) | (data >= high) if self.bands == SAR_BANDS else (data < low) | (data > high)
             self._drop(data, outside.any(axis=0), "impossible")
@@ -160,10 +164,6 @@ class Source:
         self.counts["zero"] += int((zero & ~np.isnan(data).any(axis=0)).sum())
         data[:, zero] = np.nan
         return data
-
-    def _in_dn(self, data: FloatArray, blank: NDArray[np.bool_]) -> FloatArray:
-        data[:, blank] = np.nan
-        return data if self._offset is None else data - self._offset[:, None, None]
 
     def _on_border(self, data: FloatArray) -> NDArray[np.bool_]:
         same = (data == data[:1]).all(axis=0)

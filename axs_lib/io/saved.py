@@ -55,9 +55,7 @@ def find_results(paths: Sequence[PathLike]) -> list[tuple[str, Path]]:
 
     In a folder and those below it a result is an .npz with ``opt_v3``, or a GeoTIFF named ``opt_v3.tif`` (unless an
     .npz lies beside it, which then is the same result) or ``NAME_opt_v3.tif``. A file given itself may have any name.
-
-    Raises:
-        InputError: a path does not exist, or there is no result at all.
+    Raises InputError: a path does not exist, or there is no result at all.
     """
     found: dict[Path, str] = {}
     for path in map(Path, paths):
@@ -83,13 +81,10 @@ def read_results(
 ) -> Iterator[Result]:
     """Read the results of one file: one, or the tiles of a batch.
 
-    Layers that the file does not hold are taken from the GeoTIFFs beside it: ``s1.tif``, ``opt_v2.tif``, ``truth.tif``,
-    ``uncertainty.tif``, ``gate.tif`` and so on beside ``opt_v3.tif`` or the only .npz of a folder,
-    ``NAME_s1.tif`` and so on beside ``NAME_opt_v3.tif``.
-
-    ``companions`` are paths of layers by their name, which go before those. Large GeoTIFFs are averaged until no side
-    is over ``longest`` pixels, larger arrays thinned. Raises InputError: a file cannot be read, is not what it should
-    be, or does not lie where ``opt_v3`` does.
+    Layers that the file does not hold are taken from the GeoTIFFs beside it, such as ``s1.tif`` beside ``opt_v3.tif``
+    or the only .npz of a folder, and ``NAME_s1.tif`` beside ``NAME_opt_v3.tif``; ``companions``, paths of layers by
+    their name, go before those. Large GeoTIFFs are averaged until no side is over ``longest`` pixels, larger arrays
+    thinned. Raises InputError: a file cannot be read, is not what it should be, or does not lie where ``opt_v3`` does.
     """
     path = Path(path)
     name = name or _name(Path(path.name), path.resolve().parent.name)

@@ -80,10 +80,9 @@ PRITHVI_STAND_IN = {"NIR_BROAD": "NIR_NARROW"}
 
 
 class CoordinateEncoder(nn.Module):
-    """Prithvi's encoding of two coordinates, with a learned vector where one is unknown (NaN).
+    """Prithvi's encoding of two coordinates, half the embedding each, with a learned vector where one is unknown (NaN).
 
-    The first half of the embedding belongs to the first coordinate, the second half to the second. ``encoder`` is
-    terratorch's ``TemporalEncoder`` or ``LocationEncoder``, ``dim`` the channels of a token.
+    ``encoder`` is terratorch's ``TemporalEncoder`` or ``LocationEncoder``, ``dim`` the channels of a token.
     """
 
     def __init__(self, encoder: nn.Module, dim: int) -> None:

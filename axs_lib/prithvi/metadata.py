@@ -113,16 +113,12 @@ def encode_metadata(metadata: MetadataLike, batch: int, device: torch.device | s
 
 
 def parse_metadata(metadata: Mapping[str, object] | None, name: str = "metadata") -> Metadata:
-    """Check the metadata of one sample.
+    """Check the metadata of one sample, which an error calls ``name``.
 
-    Args:
-        metadata: any of ``date`` (ISO text, ``datetime.date`` or ``datetime``), ``year``, ``month`` (1 to 12; alone it
-            stands for its 15th), ``day_of_year`` (1 to 366), ``lat``, ``lon`` (degrees), ``biome`` (a number 1 to 14 or
-            a name in ``BIOMES``).
-        name: how to call the mapping in an error.
-
-    Raises:
-        InputError: unknown keys, wrong types, values out of range, or values that contradict each other.
+    They are any of ``date`` (ISO text, ``datetime.date`` or ``datetime``), ``year``, ``month`` (1 to 12; alone it
+    stands for its 15th), ``day_of_year`` (1 to 366), ``lat``, ``lon`` (degrees), ``biome`` (a number 1 to 14 or a name
+    in ``BIOMES``). Raises InputError: unknown keys, wrong types, values out of range, or values that contradict each
+    other.
     """
     if metadata is None:
         return Metadata()

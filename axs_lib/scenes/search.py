@@ -106,8 +106,7 @@ def find_pair(
             signs its links, such as Planetary Computer, ``pystac_client.Client.open(url, modifier=...)``.
         bounds: west, south, east, north in degrees.
         dates: a day, or first and last day as ``2021-07-01/2021-07-31``; also moments.
-        sar_collection: id of a collection of geocoded backscatter.
-        optical_collection: id of a collection of Sentinel-2 L2A.
+        sar_collection, optical_collection: ids of collections of geocoded backscatter and of Sentinel-2 L2A.
 
     Raises:
         InputError: bounds or dates that cannot be, or nothing was found.

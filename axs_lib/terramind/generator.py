@@ -162,16 +162,12 @@ class TerraMindGenerator(nn.Module):
         seeds: Tensor | None = None,
         origins: Tensor | None = None,
     ) -> Tensor:
-        """Codes (B, D, h, w) for the detokenizer.
+        """Codes (B, D, h, w) for the detokenizer, of logits (B, h*w, V) of an image of this size in pixels.
 
-        Args:
-            logits: (B, h*w, V).
-            size: image height and width in pixels.
-            tokens: ``"soft"`` is the expected code under the predicted distribution (deterministic, differentiable),
-                ``"argmax"`` the most likely token's code, ``"sample"`` a random token's.
-            temperature: divides the logits of soft and sampled tokens; > 0.
-            seeds: (B,) int64, needed for ``"sample"``.
-            origins: (B, 2) scene coordinate of each sample, so that overlapping tiles draw alike.
+        ``tokens`` are ``"soft"``, the expected code under the predicted distribution (deterministic, differentiable),
+        ``"argmax"``, the most likely token's code, or ``"sample"``, a random token's, by ``seeds`` (B,) int64. The
+        ``temperature`` divides the logits; ``origins`` (B, 2) are scene coordinates, so that overlapping tiles draw
+        alike.
         """
         height, width = size[0] // self.layout.patch, size[1] // self.layout.patch
         codebook, logits = self.codebook, logits.float()

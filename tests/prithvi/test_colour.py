@@ -30,14 +30,3 @@ def test_the_south_runs_half_a_turn_ahead() -> None:
     _, east, north = season(encode_metadata(places, 2))
     assert east[0].item() == pytest.approx(east[1].item(), abs=0.02)
     assert north[0].item() == pytest.approx(north[1].item(), abs=0.02)
-
-
-@torch.no_grad()
-def test_a_pixel_is_changed_by_itself_alone(colour: SeasonalColour) -> None:
-    image = torch.randn(1, 4, 8, 8)
-    changed = image.clone()
-    changed[0, 1, 3, 4] += 1.0
-    moved = (colour(changed, encode_metadata({"month": 5}, 1)) != colour(image, encode_metadata({"month": 5}, 1))).any(
-        1
-    )
-    assert moved.nonzero().tolist() == [[0, 3, 4]]

@@ -167,20 +167,6 @@ def test_offline_without_weights_is_one_error_with_three_ways_out() -> None:
     assert caught.value.__suppress_context__
 
 
-def test_unreachable_hub_is_reported_without_retries(
-    monkeypatch: pytest.MonkeyPatch, hub: Callable[..., object]
-) -> None:
-    asked = hub({})
-
-    def unreachable(*_: object, **__: object) -> None:
-        raise OSError("no route to host")
-
-    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", unreachable)
-    with pytest.raises(WeightsError, match="Three ways out"):
-        resolve("terramind_v1_base")
-    assert [a["local"] for a in asked] == [True]
-
-
 def test_hub_download_records_commit_and_hash(hub: Callable[..., list[dict[str, object]]]) -> None:
     asked = hub({GENERATOR: b"generator", TOKENIZER: b"tokenizer"})
     files = resolve("terramind_v1_small", revision="main:v2")
