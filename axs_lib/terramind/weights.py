@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from axs_lib.errors import InputError, WeightsError
+from axs_lib.io.atomic import atomic_write
 from axs_lib.io.files import check_regular, open_regular
 
 if TYPE_CHECKING:
@@ -456,8 +457,6 @@ def write_state(
 ) -> None:
     """Write a state dict and a header of text as safetensors, atomically; with ``half`` as float16."""
     from safetensors.torch import save
-
-    from axs_lib.io.atomic import atomic_write
 
     tensors = {
         # Own copies: safetensors refuses tensors that share memory (token embedding and logit weights do).

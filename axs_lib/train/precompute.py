@@ -25,7 +25,10 @@ from axs_lib.data.pairs import split_groups
 from axs_lib.errors import InputError
 from axs_lib.io.atomic import atomic_write
 from axs_lib.io.results import to_uint16
+from axs_lib.models import build_terramind_generator
 from axs_lib.progress import track
+from axs_lib.stage1_tm_s2o import tm_sar2opt
+from axs_lib.stage2_prithvi_refine import build_prithvi_refiner
 from axs_lib.terramind.weights import read_metadata
 from axs_lib.tilegrid import Tile
 from axs_lib.train.config import RunConfig
@@ -201,9 +204,6 @@ def _load(config: PrecomputeConfig, weights: Path) -> tuple[Predict, dict[str, A
         raise InputError(f"{weights} does not say its variant; pass --variant")
     device = torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if config.stage == "stage1":
-        from axs_lib.models import build_terramind_generator
-        from axs_lib.stage1_tm_s2o import tm_sar2opt
-
         generator = build_terramind_generator(
             (config.s1_product,), timesteps=config.timesteps, variant=variant, checkpoint=weights, device=device
         )
@@ -212,8 +212,6 @@ def _load(config: PrecomputeConfig, weights: Path) -> tuple[Predict, dict[str, A
         def predict(crops: list[Crop]) -> Tensor:
             return tm_sar2opt(generator, torch.from_numpy(np.stack([crop.s1 for crop in crops])).to(device))
     else:
-        from axs_lib.stage2_prithvi_refine import build_prithvi_refiner
-
         refiner = build_prithvi_refiner(variant=variant, checkpoint=weights, device=device)
         info = refiner.weights
 
