@@ -152,6 +152,15 @@ class StageTask(TrainingTask):
         simulated = degrade(batch["truth"], generator=self.random(batch, 2), preset=preset)
         return batch | {self.estimate_key: simulated}
 
+    def generator_loss(self, batch: Batch, optical: Tensor, **compared: Tensor) -> Tensor:
+        """The loss of a training pass of a generator from an optical image, with the tokens where they can be had."""
+        image, logits = self.model.training_pass(batch["s1"], optical)
+        targets = self.truth_tokens(batch)
+        if targets is not None:
+            compared |= {"logits": logits, "targets": targets}
+        loss: Tensor = self.criterion(image, batch["truth"], batch["mask"], **compared)
+        return loss
+
     @torch.no_grad()
     def truth_tokens(self, batch: Batch) -> Tensor | None:
         """(B, h*w) tokens of the truth, ``IGNORED_TOKEN`` where it is mostly nodata; ``None`` without a tokenizer."""
@@ -172,11 +181,7 @@ class Stage1Task(StageTask):
     stage = "stage1"
 
     def loss(self, batch: Batch) -> Tensor:
-        image, logits = self.model.training_pass(batch["s1"], batch["truth"])
-        targets = self.truth_tokens(batch)
-        logits = None if targets is None else logits
-        loss: Tensor = self.criterion(image, batch["truth"], batch["mask"], logits=logits, targets=targets)
-        return loss
+        return self.generator_loss(batch, batch["truth"])
 
     def predict(self, batch: Batch) -> Tensor:
         image: Tensor = self.model.generate(batch["s1"], 1).image
@@ -209,13 +214,7 @@ class Stage3Task(StageTask):
     estimate_key = "opt_v2"
 
     def loss(self, batch: Batch) -> Tensor:
-        image, logits = self.model.training_pass(batch["s1"], batch["opt_v2"])
-        targets = self.truth_tokens(batch)
-        logits = None if targets is None else logits
-        loss: Tensor = self.criterion(
-            image, batch["truth"], batch["mask"], s1=batch["s1"], logits=logits, targets=targets
-        )
-        return loss
+        return self.generator_loss(batch, batch["opt_v2"], s1=batch["s1"])
 
     def predict(self, batch: Batch) -> Tensor:
         image: Tensor = self.model.ground(batch["s1"], batch["opt_v2"], 1).image
