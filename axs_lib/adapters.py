@@ -1,9 +1,8 @@
 """LoRA adapters: train a few low-rank matrices beside a frozen network, save them, load them, fold them in.
 
-In goes a model of a stage, or the network inside it; its attention and MLP layers are wrapped in place by ``peft``. Out
-comes a folder in PEFT's format (``adapter_config.json`` and ``adapter_model.safetensors``, names relative to the
-network), with a Stage 3 model's grounding head beside it. Of the configuration only the fields in ``FIELDS`` are read,
-so that a folder from elsewhere can name no code to run.
+Layers are wrapped in place by ``peft``, and files are in PEFT's format, with a Stage 3 model's grounding head beside
+them. Of the configuration only the fields in ``FIELDS`` are read, so that a folder from elsewhere can name no code to
+run.
 """
 
 from __future__ import annotations
@@ -68,8 +67,7 @@ def apply_lora_to_linear(
         module: for example ``model.terramind_generator``, a whole Stage 3 model, or a Stage 2 refiner.
         rank: of the added matrices.
         alpha: their output is scaled by ``alpha / rank``.
-        target_modules: names of layers: any of ``LAYERS``, or ``"all-linear"`` for all of them. ``q_proj``, ``k_proj``
-            and ``v_proj`` mean the fused layers that hold them.
+        target_modules: any names of ``LAYERS``, or ``"all-linear"`` for all of them.
         dropout: on the input of the added matrices, in training.
 
     Raises:
@@ -132,17 +130,9 @@ def save_adapter(
 ) -> Path:
     """Write a model's adapter, and a Stage 3 model's grounding head beside it; returns the folder.
 
-    ``peft.PeftModel.from_pretrained(model.terramind_generator, folder)`` reads the LoRA part, too.
-
-    Args:
-        model: what ``apply_lora_to_linear`` or ``load_adapter`` was given, or a model around it.
-        folder: created where missing.
-        overwrite: whether an adapter that is there already may be replaced.
-        notes: text for the headers of the weights, such as what they were trained on.
-
-    Raises:
-        InputError: the model has no adapter.
-        OutputError: the folder holds one already, or the disk refuses.
+    ``peft.PeftModel.from_pretrained(model.terramind_generator, folder)`` reads the LoRA part, too. ``notes`` go into
+    the headers of the weights. Raises InputError: the model has no adapter; or OutputError: the folder holds one
+    already and ``overwrite`` is false, or the disk refuses.
     """
     from peft import get_peft_model_state_dict
 
@@ -177,8 +167,8 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike[str], *, trainable:
 
     Raises:
         InputError: the model has an adapter already.
-        WeightsError: the folder lacks a file, a file cannot be read, its configuration has a field that is not in
-            ``FIELDS``, or the adapter is of another base model, layout or rank. The model is then as it was.
+        WeightsError: the folder lacks a file or holds what cannot be read or is not allowed (see ``FIELDS``), or the
+            adapter is of another base model, layout or rank. The model is then as it was.
     """
     pipeline: Any = model
     stage3 = getattr(pipeline, "stage3", None)
@@ -200,7 +190,10 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike[str], *, trainable:
         return 0
     if not (path / WEIGHTS_FILE).is_file():
         raise _nothing(path, WEIGHTS_FILE)
-    weights = {_inner_name(name): value for name, value in read_state(path / WEIGHTS_FILE).items()}
+    weights = {
+        re.sub(r"(\.lora_[AB])\.", rf"\1.{_ADAPTER}.", name.removeprefix(_PEFT_PREFIX)): value
+        for name, value in read_state(path / WEIGHTS_FILE).items()
+    }  # by the network's own names
     config = _read_config(path / CONFIG_FILE, weights)
     for kind, ours, theirs in (
         ("model", _base_name(network), config.base_model_name_or_path),
@@ -432,11 +425,6 @@ def _adapted(module: nn.Module) -> Any:
 
 def _is_lora(name: str) -> bool:
     return ".lora_" in name
-
-
-def _inner_name(name: str) -> str:
-    """A name in an adapter file as the network calls it: no PEFT prefix, with the adapter's name."""
-    return re.sub(r"(\.lora_[AB])\.", rf"\1.{_ADAPTER}.", name.removeprefix(_PEFT_PREFIX))
 
 
 def _base_name(network: nn.Module) -> str | None:

@@ -1,8 +1,7 @@
 """Stage 3 on the Hugging Face Hub: ``save_pretrained``, ``from_pretrained`` and ``push_to_hub`` by the Hub's own mixin.
 
-In goes a Stage 3 model; out comes a folder or a repository with ``config.json``, a generated model card and its weights
-as safetensors, in the files that ``checkpoint=`` reads too. Back comes the same model, strictly loaded and frozen.
-Nothing but the named safetensors files and ``config.json`` is ever fetched from a repository, and nothing is executed.
+Weights are safetensors in the files that ``checkpoint=`` reads too. Nothing but these and ``config.json`` is ever
+fetched from a repository, and nothing is executed.
 """
 
 from __future__ import annotations
@@ -16,7 +15,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from huggingface_hub import ModelCard, ModelCardData, ModelHubMixin
 
 from axs_lib.errors import InputError, WeightsError
+from axs_lib.grounding.load import CORRECTOR_FILE, load_corrector
 from axs_lib.io.files import check_regular
+from axs_lib.terramind.weights import WeightsInfo, find_variant, read_metadata, write_state
 
 if TYPE_CHECKING:
     import torch
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
     from axs_lib.grounding.corrector import GroundingCorrector
     from axs_lib.terramind.generator import TerraMindGenerator
-    from axs_lib.terramind.weights import WeightsInfo
 
 CONFIG_FILE = "config.json"
 LIBRARY = "axion-sat"
@@ -99,8 +99,7 @@ class HubMixin(ModelHubMixin):
     ) -> Loaded:
         from huggingface_hub import snapshot_download
 
-        from axs_lib.grounding.load import load_corrector
-        from axs_lib.terramind.load import load_generator
+        from axs_lib.terramind.build import load_generator
 
         variant = config.get("variant") if isinstance(config, Mapping) else None
         if config is None or not isinstance(variant, str):
@@ -137,8 +136,6 @@ class HubMixin(ModelHubMixin):
         return loaded
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        from axs_lib.terramind.weights import write_state
-
         for name, state in weight_files(self).items():
             short = {key: _shortest(value.detach()) for key, value in state.items()}
             write_state(save_directory / name, short, _header(self, name), overwrite=True)
@@ -165,8 +162,6 @@ class HubMixin(ModelHubMixin):
             limits: a paragraph on what it is not good for.
             licence: of the weights, as the Hub spells it.
         """
-        from axs_lib.terramind.weights import find_variant
-
         weights, variant = self.terramind_generator.weights, self.terramind_generator.layout.variant
         published = find_variant(variant).generator
         front = ModelCardData(
@@ -206,9 +201,6 @@ def _shortest(value: Tensor) -> Tensor:
 
 def _file_names(variant: str) -> list[str]:
     """Names of a variant's files: the generator, where it is apart the tokenizer, and last the grounding head."""
-    from axs_lib.grounding.load import CORRECTOR_FILE
-    from axs_lib.terramind.weights import find_variant
-
     return [*(Path(name).with_suffix(".safetensors").name for name in find_variant(variant).file_names), CORRECTOR_FILE]
 
 
@@ -235,8 +227,6 @@ def prefixed(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _header(model: HubMixin, name: str) -> dict[str, str]:
     """What the file that the weights came from says of them; the head's also has the calibration."""
-    from axs_lib.grounding.load import CORRECTOR_FILE
-
     if name != CORRECTOR_FILE:
         return source_header(model.terramind_generator.weights)
     calibration = model.corrector.calibration
@@ -245,8 +235,6 @@ def _header(model: HubMixin, name: str) -> dict[str, str]:
 
 def source_header(weights: WeightsInfo | None) -> dict[str, str]:
     """The header of the safetensors file that weights came from; empty where there is none."""
-    from axs_lib.terramind.weights import read_metadata
-
     paths = [] if weights is None else weights.paths.values()
     readable = [path for path in paths if path.suffix == ".safetensors" and path.is_file()]
     return read_metadata(readable[0]) if readable else {}

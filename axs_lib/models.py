@@ -48,7 +48,7 @@ def build_terramind_generator(
         InputError: modalities, variant, scheduler or timesteps that there are not.
         WeightsError: weights that cannot be had, read or matched.
     """
-    from axs_lib.terramind.load import load_generator
+    from axs_lib.terramind.build import load_generator
     from axs_lib.terramind.sampler import build_schedule
 
     inputs = _names("input_modalities", input_modalities)

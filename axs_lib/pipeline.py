@@ -18,13 +18,12 @@ from torch import Tensor, nn
 from axs_lib.checks import Trust, check_device, check_sar
 from axs_lib.errors import InputError
 from axs_lib.models import build_terramind_generator
-from axs_lib.prithvi.variants import DEFAULT_VARIANT as DEFAULT_PRITHVI
 from axs_lib.stage1_tm_s2o import Stage1Model
 from axs_lib.stage2_prithvi_refine import PrithviRefiner, build_prithvi_refiner
 from axs_lib.stage3_tm_ground import GroundingControls, Stage3GroundingModel, build_stage3_model
 from axs_lib.terramind.noise import Seed, member_seeds, sample_seeds
 from axs_lib.terramind.tiles import check_sampling, mean_and_spread, unbatch
-from axs_lib.terramind.weights import DEFAULT_VARIANT
+from axs_lib.terramind.weights import DEFAULT_PRITHVI, DEFAULT_VARIANT
 
 if TYPE_CHECKING:
     from os import PathLike

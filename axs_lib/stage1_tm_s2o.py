@@ -1,8 +1,7 @@
-"""Stage 1: draw an optical image from SAR alone with TerraMind's conditional generator.
+"""Stage 1: draw opt_v1 from SAR alone with TerraMind's conditional generator.
 
-In goes Sentinel-1 backscatter (VV, VH in dB); out comes opt_v1 (B02, B03, B04, B08 in DN), TerraMind's estimate from
-the SAR alone. SAR does not determine colour, so one time step gives the mean of what is possible, the most
-accurate image, and more steps give a sharper sample of it. ``Stage1Model.generate`` is the method.
+SAR does not determine colour, so one time step gives the mean of what is possible, the most accurate image, and more
+steps give a sharper sample of it. ``Stage1Model.generate`` is the method.
 """
 
 from __future__ import annotations
@@ -39,18 +38,11 @@ STAGE = 1
 
 @dataclass(frozen=True)
 class Stage1Output:
-    """The result of Stage 1 for a batch.
+    """The result of Stage 1 for a batch; NaN = nodata, z-units in place of DN with ``standardize=False``."""
 
-    Attributes:
-        image: opt_v1, (B, 4, H, W), B02 B03 B04 B08 in DN (z-units with ``standardize=False``), NaN = nodata; the mean
-            over the ensemble.
-        uncertainty: standard deviation over the ensemble, (B, 4, H, W), same unit; ``None`` for an ensemble of one.
-        nfe: network evaluations of each denoising run; exactly ``timesteps``.
-    """
-
-    image: Tensor
-    uncertainty: Tensor | None
-    nfe: int
+    image: Tensor  # opt_v1, (B, 4, H, W), B02 B03 B04 B08 in DN; the mean over the ensemble
+    uncertainty: Tensor | None  # standard deviation over the ensemble, likewise; None for an ensemble of one
+    nfe: int  # network evaluations of each denoising run; exactly ``timesteps``
 
 
 class Stage1Model(GeneratorStage):
@@ -147,10 +139,8 @@ class Stage1Model(GeneratorStage):
         return optical.from_z(z) if self.standardize else z
 
     def forward(self, s1: Tensor) -> Tensor:
-        """opt_v1 (B, 4, H, W): differentiable in training, ``generate(...).image`` in inference.
-
-        With gradients on and something trainable this is ``training_pass`` without a truth, at most 256 px a side;
-        otherwise it is inference with the model's default timesteps.
+        """opt_v1 (B, 4, H, W): ``training_pass`` without a truth where gradients are on and something is trainable,
+        otherwise ``generate(...).image`` with the model's default timesteps.
         """
         if torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters()):
             return self.training_pass(s1)[0]
@@ -159,13 +149,9 @@ class Stage1Model(GeneratorStage):
     def training_pass(self, s1: Tensor, truth: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Differentiable pass with one evaluation of the denoiser: opt_v1 in the caller's unit, and token logits.
 
-        Args:
-            s1: (B, 2, H, W) in dB.
-            truth: (B, 4, H, W) in DN; in ``train()`` mode the denoiser sees it noised to a random time step. Without
-                it, and in ``eval()`` mode, the denoiser starts from pure noise.
-
-        Raises:
-            InputError: tiles larger than the network's tile, or shapes, bands or devices that do not fit.
+        In ``train()`` mode the denoiser sees the truth noised to a random time step; without a truth, and in ``eval()``
+        mode, it starts from pure noise. Images are as for ``generate``, the truth (B, 4, H, W) in DN. Raises
+        InputError: tiles larger than the network's tile, or shapes, bands or devices that do not fit.
         """
         generator = self.terramind_generator
         sar = check_sar(s1, standardize=self.standardize)
@@ -192,19 +178,13 @@ class Stage1Model(GeneratorStage):
 
 @torch.no_grad()
 def tm_sar2opt(generator: Stage1Model, s1: Tensor, timesteps: int | None = None, **options: Any) -> Tensor:
-    """Draw opt_v1 from s1.
+    """opt_v1 drawn from s1, float32 (B, 4, H, W) or (4, H, W), B02 B03 B04 B08 in DN.
 
     Args:
-        generator: from ``axs_lib.models.build_terramind_generator``.
+        generator: from ``axs_lib.models.build_terramind_generator``; another model is an InputError.
         s1: (B, 2, H, W) or (2, H, W), VV and VH in dB.
         timesteps: network evaluations; default the model's.
         **options: any keyword of ``Stage1Model.generate``.
-
-    Returns:
-        opt_v1, float32 (B, 4, H, W) or (4, H, W), B02 B03 B04 B08 in DN.
-
-    Raises:
-        InputError: ``generator`` is not a Stage 1 model, or what ``Stage1Model.generate`` raises.
     """
     if not isinstance(generator, Stage1Model):
         raise InputError(

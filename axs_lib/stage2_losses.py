@@ -41,17 +41,8 @@ _TINY = 1e-12  # under a square root, so that its gradient is finite at zero
 class Stage2Loss(nn.Module):
     """Weighted sum of the terms in the module's table; a term of weight 0 is not computed.
 
-    With the defaults the pixel error leads and the others add about as much again on typical estimates.
-
-    Args:
-        charbonnier: weight of the Charbonnier term.
-        ms_ssim: weight of the structure term.
-        sam: weight of the spectral angle.
-        gradient: weight of the gradient term.
-        l1: weight of plain L1, to use in place of Charbonnier.
-
-    Raises:
-        InputError: a weight that is negative or not finite, or none above 0.
+    With the defaults the pixel error leads and the others add about as much again on typical estimates. Raises
+    InputError: a weight that is negative or not finite, or none above 0.
     """
 
     def __init__(
@@ -75,20 +66,16 @@ class Stage2Loss(nn.Module):
             raise InputError(f"all weights are 0 ({', '.join(self.weights)}); expected at least one above 0")
 
     def forward(self, pred: Tensor, truth: Tensor, mask: Tensor | None = None, **further: Tensor | None) -> Tensor:
-        """The loss, a scalar.
+        """The loss, a scalar in float32; shapes that do not match are an InputError.
+
+        Where no pixel counts it is 0, but NaN if ``pred`` is NaN on all that truth and mask leave: a model that has
+        diverged must not look perfect.
 
         Args:
             pred: (B, 4, H, W) or (4, H, W), the estimate in DN.
             truth: DN of the same shape, NaN = nodata.
             mask: (B, 1, H, W), (B, H, W) or (H, W), true where pixels count.
             **further: what a subclass's ``measures`` takes besides.
-
-        Returns:
-            float32, differentiable with respect to ``pred``. Where no pixel counts it is 0, but NaN if ``pred`` is
-            NaN on all that truth and mask leave: a model that has diverged must not look perfect.
-
-        Raises:
-            InputError: shapes that do not match.
         """
         measures = self.measures(ComparedImages(pred, truth, mask), **further)
         terms = _evaluated({name: measure for name, measure in measures.items() if self.weights[name]})
@@ -167,17 +154,9 @@ def spectral_angle(first: Tensor, second: Tensor) -> Tensor:
 
 
 def ms_ssim(first: Tensor, second: Tensor, valid: Tensor) -> Tensor:
-    """MS-SSIM of each image over the pixels that count.
+    """MS-SSIM (B,) of each pair of images (B, C, H, W), at most 1; 1 where nothing counts.
 
-    Window and pyramid are averages normalised by the pixels that count in them, also at the border.
-
-    Args:
-        first: (B, C, H, W).
-        second: same shape.
-        valid: (B, 1, H, W) bool.
-
-    Returns:
-        (B,) at most 1; 1 where nothing counts.
+    Window and pyramid are averages normalised by the pixels in them that count by ``valid`` (B, 1, H, W).
     """
     side = min(first.shape[-2:])
     scales = 1 + sum(side >> scale >= SSIM_WINDOW for scale in range(1, len(MS_SSIM_EXPONENTS)))

@@ -1,26 +1,17 @@
 """Stage 2: refine the first optical estimate with Prithvi-EO-2.0, knowing when and where it is.
 
 In go opt_v1 (B02, B03, B04, B08 in DN, from Stage 1) and metadata (date, place, biome, as far as known); out comes
-opt_v2, opt_v1 plus a correction of every pixel. Read ``PrithviRefiner.forward`` from top to bottom: its numbered steps
-are the method.
-
-    opt_v1 --+- check, fill, pad, z-score --+- the season's colour --+- Prithvi: features from four depths --+
-             |              metadata -------+------------------------+                                       |
-             |                                                       +- the image itself ------------- ConvNeXt head
-             |                                                                                               |
-             +------------------------------------------------------------------------------ + -- correction +-- opt_v2
+opt_v2, opt_v1 plus a correction of every pixel: the season's colour, and what a ConvNeXt head makes of the image and of
+Prithvi's features. The numbered steps of ``PrithviRefiner.forward`` are the method.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 import os
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -34,52 +25,28 @@ from axs_lib.prithvi.backbone import MAX_SIDE, TAPS, PrithviBackbone, build_back
 from axs_lib.prithvi.colour import SeasonalColour, season
 from axs_lib.prithvi.head import RefinementHead
 from axs_lib.prithvi.metadata import EncodedMetadata, MetadataLike, encode_metadata
-from axs_lib.prithvi.variants import DEFAULT_VARIANT, NANO, PRITHVI_VARIANTS
 from axs_lib.terramind.tiles import to_network
-from axs_lib.terramind.weights import find_variant, load_strict, read_metadata, read_state, resolve, write_state
+from axs_lib.terramind.weights import (
+    DEFAULT_PRITHVI,
+    NANO,
+    PRITHVI_VARIANTS,
+    find_variant,
+    load_strict,
+    read_metadata,
+    read_state,
+    resolve,
+    write_state,
+)
 from axs_lib.tilegrid import Mosaic
 
 if TYPE_CHECKING:
     from axs_lib.terramind.weights import WeightsInfo
 
 
-@dataclass(frozen=True)
-class RefinerConfig:
-    """How to build Stage 2.
-
-    Attributes:
-        variant: ``"prithvi_eo_v2_300_tl"``, ``"prithvi_eo_v2_600_tl"``, ``"prithvi_eo_v2_tiny_tl"`` (NASA/IBM weights
-            from the Hugging Face Hub, ``AXS_WEIGHTS`` or ``checkpoint``) or ``"nano"`` (packaged).
-        pretrained: load weights, frozen; False gives a random, trainable model.
-        checkpoint: local weights: a published Prithvi file, a folder with it, or a refiner saved by ``save_refiner``.
-        revision: Hub revision (commit, tag or branch) of the weights.
-        device: where to put the model; default CPU.
-        standardize: input is DN; False means z-units in and out.
-        metadata_dropout: how often ``train()`` mode forgets date, place and biome (each by itself), so that
-            "unknown" is learned.
-        needs_season: leave images alone whose season is unknown, without a date or in the tropics; ``None`` does what
-            the header of the weights tells, and corrects every image where it does not tell.
-    """
-
-    variant: str = DEFAULT_VARIANT
-    pretrained: bool = True
-    checkpoint: str | os.PathLike[str] | None = None
-    revision: str | None = None
-    device: torch.device | str | None = None
-    standardize: bool = True
-    metadata_dropout: float = 0.1
-    needs_season: bool | None = None
-
-    def __post_init__(self) -> None:
-        find_variant(self.variant, PRITHVI_VARIANTS)
-        if not 0.0 <= self.metadata_dropout < 1.0:
-            raise InputError(f"metadata_dropout is {self.metadata_dropout}; expected 0 up to, not including, 1")
-
-
 class PrithviRefiner(nn.Module):
     """Prithvi with a ConvNeXt head: (opt_v1, metadata) -> opt_v2.
 
-    ``build_prithvi_refiner`` builds it; the settings are those of ``RefinerConfig``. A fresh head changes nothing, and
+    ``build_prithvi_refiner`` builds it and says what the settings are. A fresh head changes nothing, and
     neither does the fresh season's colour beside it.
     """
 
@@ -130,14 +97,13 @@ class PrithviRefiner(nn.Module):
 
         Of a model that needs the season (nano) opt_v2 is opt_v1 where that is unknown: without a date, in the tropics.
 
-        An image's result depends on its own pixels and metadata, not on its batch mates (within 1 DN). Images over
-        256 px are cut on a grid anchored to their upper left pixel and blended. Differentiable where gradients are on
-        and something is trainable; only then are the DN not clipped, since a clipped pixel has no gradient.
+        An image's result depends on its own pixels and metadata, not on its batch mates (within 1 DN). Images over 256
+        px are cut on a grid anchored to their upper left pixel and blended. Differentiable where gradients are on and
+        something is trainable; only then are the DN not clipped, since a clipped pixel has no gradient.
 
         Args:
             opt_v1: (B, 4, H, W) or (4, H, W), B02 B03 B04 B08 in DN, NaN = nodata; H, W from 8 px.
-            metadata: ``None``, one mapping for all samples, or one mapping (or ``None``) a sample, with any of
-                ``date``, ``year``, ``month``, ``day_of_year``, ``lat``, ``lon``, ``biome``; see
+            metadata: ``None``, one mapping for all samples, or one (or ``None``) a sample, with any of the keys of
                 ``axs_lib.prithvi.metadata.parse_metadata``.
             batch_size: tiles the network sees at once.
 
@@ -195,61 +161,66 @@ class PrithviRefiner(nn.Module):
         # 2c. Prithvi reads image and metadata; the head turns its features and the image into a correction.
         change = (colour + self.head(z, self.backbone(z, metadata)))[..., :height, :width]
         if self.needs_season:
-            change = change * season(metadata).known[:, None, None, None]
+            change = change * season(metadata)[0][:, None, None, None]
         return change * optical.std if self.standardize else change
 
 
 @fresh_weights()
-def build_prithvi_refiner(config: RefinerConfig | Mapping[str, Any] | None = None, **kwargs: Any) -> PrithviRefiner:
-    """Build Stage 2.
+def build_prithvi_refiner(
+    variant: str = DEFAULT_PRITHVI,
+    *,
+    pretrained: bool = True,
+    checkpoint: str | os.PathLike[str] | None = None,
+    revision: str | None = None,
+    device: torch.device | str | None = None,
+    standardize: bool = True,
+    metadata_dropout: float = 0.1,
+    needs_season: bool | None = None,
+) -> PrithviRefiner:
+    """Build Stage 2, in ``eval()`` mode.
 
     Loaded weights come frozen. The published files hold Prithvi without a head: the head, the season's colour (and the
     vectors for unknown metadata and biomes) are then fresh and trainable, and until they are trained opt_v2 equals
     opt_v1.
 
     Args:
-        config: a ``RefinerConfig`` or a mapping of its fields.
-        **kwargs: fields of ``RefinerConfig``, over those in ``config``.
-
-    Returns:
-        The model in ``eval()`` mode.
+        variant: ``"prithvi_eo_v2_300_tl"``, ``"prithvi_eo_v2_600_tl"``, ``"prithvi_eo_v2_tiny_tl"`` (NASA/IBM weights
+            from the Hugging Face Hub, ``AXS_WEIGHTS`` or ``checkpoint``) or ``"nano"`` (packaged).
+        pretrained: load weights; False gives a random, trainable model.
+        checkpoint: local weights: a published Prithvi file, a folder with it, or a refiner saved by ``save_refiner``.
+        revision: Hub revision (commit, tag or branch) of the weights.
+        device: where to put the model; default CPU.
+        standardize: input is DN; False means z-units in and out.
+        metadata_dropout: how often ``train()`` mode forgets date, place and biome (each by itself), so that
+            "unknown" is learned.
+        needs_season: leave images alone whose season is unknown, without a date or in the tropics; ``None`` does what
+            the header of the weights tells, and corrects every image where it does not tell.
 
     Raises:
-        InputError: unknown variant or field.
+        InputError: unknown variant, or a share out of range.
         WeightsError: weights that cannot be had, read or matched.
     """
-    if config is not None and not isinstance(config, RefinerConfig | Mapping):
-        raise InputError(
-            f"config is a {type(config).__name__}; expected a RefinerConfig, a mapping of its fields, or None"
-        )
-    fields = (vars(config) if isinstance(config, RefinerConfig) else dict(config or {})) | kwargs
-    known = [field.name for field in dataclasses.fields(RefinerConfig)]
-    for name in fields:
-        if name not in known:
-            close = difflib.get_close_matches(str(name), known, n=1)
-            guess = f" Did you mean {close[0]!r}?" if close else ""
-            raise InputError(f"unknown field {name!r} of Stage 2; the fields are {', '.join(known)}.{guess}")
-    settings = RefinerConfig(**fields)
-
+    spec = find_variant(variant, PRITHVI_VARIANTS)
+    if not 0.0 <= metadata_dropout < 1.0:
+        raise InputError(f"metadata_dropout is {metadata_dropout}; expected 0 up to, not including, 1")
     state: dict[str, Tensor] | None = None
     info: WeightsInfo | None = None
-    what, needs_season = settings.variant, settings.needs_season
-    if settings.pretrained:
-        spec = PRITHVI_VARIANTS[settings.variant]
-        files = resolve(spec, checkpoint=settings.checkpoint, revision=settings.revision)
-        header = _check_header(files.generator, settings.variant)
+    what = variant
+    if pretrained:
+        files = resolve(spec, checkpoint=checkpoint, revision=revision)
+        header = _check_header(files.generator, variant)
         if needs_season is None:
             needs_season = header.get("needs_season") == "yes"
         state, info = read_state(files.generator), files
-        what = f"{settings.variant} ({files.generator})"
-    whole = state is not None and (settings.variant == NANO or any(name.startswith("head.") for name in state))
+        what = f"{variant} ({files.generator})"
+    whole = state is not None and (variant == NANO or any(name.startswith("head.") for name in state))
 
-    backbone = build_backbone(settings.variant, None if whole else state, what=what)
+    backbone = build_backbone(variant, None if whole else state, what=what)
     refiner = PrithviRefiner(
         backbone,
         RefinementHead(backbone.layout.dim, TAPS),
-        standardize=settings.standardize,
-        metadata_dropout=settings.metadata_dropout,
+        standardize=standardize,
+        metadata_dropout=metadata_dropout,
         needs_season=bool(needs_season),
     )
     if whole and state is not None:
@@ -262,7 +233,7 @@ def build_prithvi_refiner(config: RefinerConfig | Mapping[str, Any] | None = Non
             parameter.requires_grad_(name.endswith(("_enc.unknown", "_enc.biome.weight")))
     refiner.weights = info
     refiner.eval()
-    return refiner.to(settings.device) if settings.device is not None else refiner
+    return refiner.to(device) if device is not None else refiner
 
 
 def save_refiner(
@@ -273,17 +244,10 @@ def save_refiner(
     notes: Mapping[str, str] | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Write a refiner as safetensors, for ``checkpoint=``; atomically.
+    """Write a refiner as a ``.safetensors`` file for ``checkpoint=``, atomically, and return its path.
 
-    Args:
-        refiner: the model.
-        path: the ``.safetensors`` file.
-        half: store float16, which is half the size and read back as float32.
-        notes: further text for the file's header.
-        overwrite: whether an existing file may be replaced.
-
-    Raises:
-        OutputError: the file exists, or the disk refuses.
+    ``half`` stores float16, read back as float32; ``notes`` go into the file's header. Raises OutputError: the file
+    exists without ``overwrite``, or the disk refuses.
     """
     target = Path(path)
     header = {"stage": "2", "variant": refiner.variant} | dict(notes or {})

@@ -31,17 +31,9 @@ _TINY = 1e-12
 
 
 class Stage3Loss(Stage2Loss):
-    """Stage 2's loss with SAR structure and token cross-entropy.
+    """Stage 2's loss with SAR structure and token cross-entropy, by their weights; the others are ``Stage2Loss``'s.
 
     ``forward`` and ``terms`` take estimate, truth and mask as Stage 2's do, and by name what ``measures`` takes.
-
-    Args:
-        sar: weight of the SAR's edges.
-        tokens: weight of the token cross-entropy.
-        **weights: those of ``Stage2Loss`` and its settings.
-
-    Raises:
-        InputError: a weight that is negative or not finite, or none above 0.
     """
 
     def __init__(self, sar: float = 0.01, tokens: float = 0.01, **weights: float) -> None:
@@ -57,16 +49,13 @@ class Stage3Loss(Stage2Loss):
         logits: Tensor | None = None,
         targets: Tensor | None = None,
     ) -> dict[str, Callable[[], Tensor]]:
-        """How to compute each term.
+        """How to compute each term; shapes that do not match are an InputError.
 
         Args:
             images: what ``forward`` is given first.
             s1: (B, 2, H, W) or (2, H, W), VV and VH in dB, NaN = nodata; without it the SAR term is left out.
             logits: (B, N, V) of the tokens; with ``targets``, or without both the token term is left out.
             targets: (B, N) int64, the truth's tokens, ``IGNORED_TOKEN`` where a token does not count.
-
-        Raises:
-            InputError: shapes that do not match.
         """
         measures = super().measures(images)
         if s1 is not None:
@@ -84,12 +73,7 @@ class Stage3Loss(Stage2Loss):
 def token_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """Mean cross-entropy in nats over the tokens that count; 0 where none does.
 
-    Args:
-        logits: (B, N, V).
-        targets: (B, N) int64, or ``IGNORED_TOKEN``.
-
-    Raises:
-        InputError: shapes or tokens that do not fit the logits.
+    Logits are (B, N, V), targets (B, N) int64 or ``IGNORED_TOKEN``; what does not fit is an InputError.
     """
     if logits.ndim != 3 or logits.shape[:2] != targets.shape or targets.is_floating_point():
         raise InputError(
@@ -107,18 +91,13 @@ def token_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def sar_structure_error(image: Tensor, s1: Tensor, valid: Tensor) -> Tensor:
-    """1 - correlation of edge strengths of each image, 0 to 2; 1 where either has no structure.
+    """1 - correlation of edge strengths of each image: (B,), 0 to 2; 1 where either has no structure.
 
-    Args:
-        image: (B, C, H, W), 0 where it does not count.
-        s1: (B, 2, H, W) in dB, 0 where it does not count.
-        valid: (B, 1, H, W) bool.
-
-    Returns:
-        (B,).
+    ``image`` (B, C, H, W) and ``s1`` (B, 2, H, W) in dB are 0 where they do not count by ``valid`` (B, 1, H, W).
     """
     inner = whole_windows(valid)
-    one, other = (_edges(_smooth(x.mean(1, keepdim=True), valid)) for x in (image, s1))
+    smooth = (_smooth(x.mean(1, keepdim=True), valid) for x in (image, s1))
+    one, other = ((sobel(x).square().sum(2) + _TINY).sqrt() for x in smooth)
     count = inner.sum((1, 2, 3)).clamp_min(1)
 
     def mean(x: Tensor) -> Tensor:
@@ -142,11 +121,6 @@ def _smooth(image: Tensor, valid: Tensor) -> Tensor:
 
     weight = valid.to(image.dtype)
     return spread(image * weight) / spread(weight).clamp_min(_TINY)
-
-
-def _edges(image: Tensor) -> Tensor:
-    """Magnitude of the Sobel gradient."""
-    return (sobel(image).square().sum(2) + _TINY).sqrt()
 
 
 def _check_sar(s1: Tensor, image: Tensor) -> Tensor:

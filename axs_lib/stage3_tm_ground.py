@@ -412,7 +412,7 @@ def build_stage3_model(
         WeightsError: weights that cannot be had, read or matched.
     """
     from axs_lib.grounding.load import load_corrector
-    from axs_lib.terramind.load import load_generator
+    from axs_lib.terramind.build import load_generator
 
     build_schedule(scheduler, timesteps)  # what cannot be fails before weights are loaded
     if correction_mode is not None:

@@ -19,8 +19,8 @@ from pathlib import Path
 
 from axs_lib.bands import OPTICAL_BANDS, SAR_BANDS
 from axs_lib.data.samples import FOLDER
+from axs_lib.io.products import read_raster
 from axs_lib.io.results import SAR, optical_layer, write_layer
-from axs_lib.io.tiles import read_raster
 
 REQUIREMENT = "bigearthnet-common==2.8.0"
 ARCHIVES = ("BigEarthNet-S1-Example.tar.bz2", "BigEarthNet-S2-Example.tar.bz2")

@@ -28,9 +28,7 @@ def find_weights(settings: Mapping[str, Any], checkpoints: Mapping[str, str]) ->
         WeightsError: weights that cannot be had.
     """
     from axs_lib.grounding.load import corrector_files
-    from axs_lib.prithvi.variants import DEFAULT_VARIANT as DEFAULT_PRITHVI
-    from axs_lib.prithvi.variants import NANO, PRITHVI_VARIANTS
-    from axs_lib.terramind.weights import find_variant, resolve, sha256_file
+    from axs_lib.terramind.weights import DEFAULT_PRITHVI, NANO, PRITHVI_VARIANTS, find_variant, resolve, sha256_file
 
     variant = find_variant(settings["variant"])
     files = resolve(variant, checkpoints.get("checkpoint"))

@@ -162,7 +162,7 @@ class _WithoutMemory(TorchFunctionMode):
 def _info(scene: options.SceneOptions) -> None:
     from axs_lib.cli.info import find_weights
     from axs_lib.grounding.load import load_corrector
-    from axs_lib.terramind.load import load_generator
+    from axs_lib.terramind.build import load_generator
     from axs_lib.terramind.weights import find_variant
 
     spec = find_variant(scene.variant or DEFAULT_VARIANT)

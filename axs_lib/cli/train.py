@@ -35,7 +35,7 @@ def main(arguments: Sequence[str], program: str = "axs train") -> None:
         from axs_lib.train.config import CONFIGS
 
         run = parse(CONFIGS[kind], options, f"{program} {kind}")
-        from axs_lib.train.stages import train_stage  # loads Lightning, which --help does not need
+        from axs_lib.train.tasks import train_stage  # loads Lightning, which --help does not need
 
         weights = train_stage(run.config, resume=not run.restart, progress=not run.quiet)
     Console().print(f"weights: {weights}")

@@ -26,8 +26,7 @@ def download(
     """Fetch the files of a variant from the Hugging Face Hub."""
     from rich.console import Console
 
-    from axs_lib.prithvi.variants import PRITHVI_VARIANTS
-    from axs_lib.terramind.weights import VARIANTS, WEIGHTS_VARIABLE, download, find_variant
+    from axs_lib.terramind.weights import PRITHVI_VARIANTS, VARIANTS, WEIGHTS_VARIABLE, download, find_variant
 
     console = Console(soft_wrap=True, highlight=False)
     spec = find_variant(variant, VARIANTS | PRITHVI_VARIANTS)
@@ -52,8 +51,7 @@ def list_variants() -> None:
     """List the variants and where their weights come from."""
     from rich.console import Console
 
-    from axs_lib.prithvi.variants import PRITHVI_VARIANTS
-    from axs_lib.terramind.weights import VARIANTS
+    from axs_lib.terramind.weights import PRITHVI_VARIANTS, VARIANTS
 
     console = Console(soft_wrap=True, highlight=False)
     for spec in (VARIANTS | PRITHVI_VARIANTS).values():

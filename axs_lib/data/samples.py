@@ -9,8 +9,8 @@ from pathlib import Path
 
 from axs_lib.bands import OPTICAL_BANDS, SAR_BANDS
 from axs_lib.errors import InputError
+from axs_lib.io.products import read_raster
 from axs_lib.io.raster import Raster
-from axs_lib.io.tiles import read_raster
 
 FOLDER = Path(__file__).parent / "samples"
 

@@ -17,7 +17,7 @@ from axs_lib.errors import InputError
 from axs_lib.evaluate import colour
 from axs_lib.evaluate.colour import Array
 from axs_lib.evaluate.measured import measure_layers
-from axs_lib.io.tiles import TRUTH_KEYS
+from axs_lib.io.raster import TRUTH_KEYS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

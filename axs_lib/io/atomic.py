@@ -1,8 +1,7 @@
 """Atomic output files: a reader sees the whole new file or none of it; nothing is overwritten by accident.
 
-What is written lies in a temporary folder beside the output and becomes it only when the block ends without an
-exception. Symbolic links are never written through. What a killed process left behind is removed by the next one that
-writes to the same folder.
+Symbolic links are never written through. What a killed process left behind is removed by the next one that writes to
+the same folder.
 """
 
 from __future__ import annotations

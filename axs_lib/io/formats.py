@@ -1,8 +1,7 @@
 """Open files safely: rasters by a list of allowed drivers, .npz and .pt without unpickling, XML without entities.
 
-Only regular files are opened, never a FIFO or a device; an address (``https://``, ``s3://``, ``/vsi...``) only where
-the caller says that the user wrote it. Shapes and sizes are checked before any pixel is read, and a file that is cut
-short is an error.
+Only regular files are opened; an address (``https://``, ``/vsi...``) only where the caller says that the user wrote it.
+Shapes and sizes are checked before any pixel is read, and a file that is cut short is an error.
 """
 
 from __future__ import annotations

@@ -1,8 +1,4 @@
-"""The pixel grid of an image: its size and where it lies on the ground.
-
-A ``SceneGrid`` tells whether another grid is the same, the same but shifted by whole pixels, or one that has to be
-warped, and which coordinates its noise has.
-"""
+"""The pixel grid of an image: its size, where it lies on the ground, and which coordinates its noise has."""
 
 from __future__ import annotations
 

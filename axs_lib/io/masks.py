@@ -1,8 +1,6 @@
-"""Masks: what says where an optical image was observed clear, as GeoTIFF, JPEG 2000, PNG or .npz, read by windows.
+"""Masks, read by windows: what says where an optical image was observed clear, as trust 1, and 0 where it is unknown.
 
-Out: a source of one band, the trust map that Stage 3 takes, 1 where the image was observed and 0 where it is unknown or
-the mask has no data. Understood are boolean masks, trust maps in 0..1 and the scene classification (SCL) of
-Sentinel-2 L2A.
+Understood are boolean masks, trust maps in 0..1 and the scene classification (SCL) of Sentinel-2 L2A.
 """
 
 from __future__ import annotations
@@ -42,27 +40,20 @@ CHUNK_ROWS = 1024
 
 @dataclass(frozen=True)
 class MaskFile:
-    """A mask and how to read it.
+    """A mask and how to read it; InputError where there is no such kind or class, or the buffer is negative.
 
-    Attributes:
-        path: GeoTIFF, JPEG 2000 or PNG of one band, or .npz with ``trust``, ``mask`` or ``scl`` (or one array), (H,W)
-            or (N,H,W) for a batch. ``"scl"`` is the scene classification of the Sentinel-2 product given as the image.
-        kind: ``boolean`` (0 is unknown, everything else clear), ``trust`` (numbers in 0..1), ``scl``, or ``auto``: SCL
-            where name or band description say so, boolean where all values are 0 and 1 or 0 and 255, SCL where they
-            are whole numbers in 0..11, trust where they lie in 0..1.
-        invert: 1 means unknown, as in a cloud mask; for boolean masks and trust maps.
-        drop: SCL classes that count as unknown, by name or number; None for ``SCL_DROPPED``.
-        buffer: pixels of the image by which what is unknown grows in every direction, diagonals included.
-
-    Raises:
-        InputError: there is no such kind or class, or the buffer is negative.
+    Of the kinds, ``boolean`` is 0 where unknown and everything else clear, ``trust`` numbers in 0..1. ``auto`` is SCL
+    where name or band description say so, boolean where all values are 0 and 1 or 0 and 255, SCL where they are whole
+    numbers in 0..11, trust where they lie in 0..1.
     """
 
+    # GeoTIFF, JPEG 2000 or PNG of one band, or .npz with ``trust``, ``mask`` or ``scl`` (or one array), (H,W) or for a
+    # batch (N,H,W). ``"scl"`` is the scene classification of the Sentinel-2 product given as the image.
     path: PathLike
-    kind: str = "auto"
-    invert: bool = False
-    drop: Iterable[str | int] | None = None
-    buffer: int = 0
+    kind: str = "auto"  # of ``MASK_KINDS``
+    invert: bool = False  # 1 means unknown, as in a cloud mask; for boolean masks and trust maps
+    drop: Iterable[str | int] | None = None  # SCL classes that are unknown, by name or number; None: ``SCL_DROPPED``
+    buffer: int = 0  # pixels by which what is unknown grows in every direction, diagonals included
 
     def __post_init__(self) -> None:
         if self.buffer < 0 or self.kind not in MASK_KINDS:

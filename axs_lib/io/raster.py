@@ -12,6 +12,7 @@ from axs_lib.io.grid import SceneGrid
 
 TIFF_SUFFIXES = (".tif", ".tiff")
 SUFFIXES = (".npz", ".pt", *TIFF_SUFFIXES)
+TRUTH_KEYS = ("s2_real", "s2_truth", "s2")  # of an .npz
 
 # Band codes outrank colour words, so that "red_field_B02.tif" is the blue band.
 _CODES = {"vv": "VV", "vh": "VH", "b8a": "B8A"}

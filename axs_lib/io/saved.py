@@ -1,8 +1,4 @@
-"""Find saved results and read them to be looked at: what ``axs ground``, ``run``, ``batch`` and ``demo`` wrote.
-
-Out: ``Result``, one a tile or scene: SAR, the optical images, and as far as they are there the truth, uncertainty, gate
-and trust on one grid, large scenes reduced, and the tags that say what made them. Nothing is unpickled.
-"""
+"""Find saved results and read them to be looked at: what ``axs ground``, ``run``, ``batch`` and ``demo`` wrote."""
 
 from __future__ import annotations
 
@@ -20,8 +16,7 @@ from axs_lib.errors import InputError, listed
 from axs_lib.io.files import PathLike
 from axs_lib.io.formats import FloatArray, open_npz, open_raster
 from axs_lib.io.grid import SceneGrid, grid_of
-from axs_lib.io.raster import TIFF_SUFFIXES, Raster
-from axs_lib.io.tiles import TRUTH_KEYS
+from axs_lib.io.raster import TIFF_SUFFIXES, TRUTH_KEYS, Raster
 
 MAIN = "opt_v3"
 LAYERS = {
@@ -60,9 +55,7 @@ def find_results(paths: Sequence[PathLike]) -> list[tuple[str, Path]]:
 
     In a folder and those below it a result is an .npz with ``opt_v3``, or a GeoTIFF named ``opt_v3.tif`` (unless an
     .npz lies beside it, which then is the same result) or ``NAME_opt_v3.tif``. A file given itself may have any name.
-
-    Raises:
-        InputError: a path does not exist, or there is no result at all.
+    Raises InputError: a path does not exist, or there is no result at all.
     """
     found: dict[Path, str] = {}
     for path in map(Path, paths):
@@ -88,13 +81,10 @@ def read_results(
 ) -> Iterator[Result]:
     """Read the results of one file: one, or the tiles of a batch.
 
-    Layers that the file does not hold are taken from the GeoTIFFs beside it: ``s1.tif``, ``opt_v2.tif``, ``truth.tif``,
-    ``uncertainty.tif``, ``gate.tif`` and so on beside ``opt_v3.tif`` or the only .npz of a folder,
-    ``NAME_s1.tif`` and so on beside ``NAME_opt_v3.tif``.
-
-    ``companions`` are paths of layers by their name, which go before those. Large GeoTIFFs are averaged until no side
-    is over ``longest`` pixels, larger arrays thinned. Raises InputError: a file cannot be read, is not what it should
-    be, or does not lie where ``opt_v3`` does.
+    Layers that the file does not hold are taken from the GeoTIFFs beside it, such as ``s1.tif`` beside ``opt_v3.tif``
+    or the only .npz of a folder, and ``NAME_s1.tif`` beside ``NAME_opt_v3.tif``; ``companions``, paths of layers by
+    their name, go before those. Large GeoTIFFs are averaged until no side is over ``longest`` pixels, larger arrays
+    thinned. Raises InputError: a file cannot be read, is not what it should be, or does not lie where ``opt_v3`` does.
     """
     path = Path(path)
     name = name or _name(Path(path.name), path.resolve().parent.name)

@@ -29,9 +29,8 @@ from axs_lib.bands import OPTICAL_BANDS, OPTICAL_MEAN, OPTICAL_STD, PRITHVI_NAME
 from axs_lib.errors import WeightsError
 from axs_lib.fresh import fresh_weights
 from axs_lib.prithvi.metadata import BIOMES, EncodedMetadata
-from axs_lib.prithvi.variants import NANO, PRITHVI_VARIANTS
 from axs_lib.terramind.adapters import OpticalAdapter
-from axs_lib.terramind.weights import load_strict, substate
+from axs_lib.terramind.weights import NANO, PRITHVI_VARIANTS, load_strict, substate
 
 MAX_SIDE = 256  # larger images are tiled
 TAPS = 4  # depths from which features are taken
@@ -81,10 +80,9 @@ PRITHVI_STAND_IN = {"NIR_BROAD": "NIR_NARROW"}
 
 
 class CoordinateEncoder(nn.Module):
-    """Prithvi's encoding of two coordinates, with a learned vector where one is unknown (NaN).
+    """Prithvi's encoding of two coordinates, half the embedding each, with a learned vector where one is unknown (NaN).
 
-    The first half of the embedding belongs to the first coordinate, the second half to the second. ``encoder`` is
-    terratorch's ``TemporalEncoder`` or ``LocationEncoder``, ``dim`` the channels of a token.
+    ``encoder`` is terratorch's ``TemporalEncoder`` or ``LocationEncoder``, ``dim`` the channels of a token.
     """
 
     def __init__(self, encoder: nn.Module, dim: int) -> None:
@@ -124,11 +122,9 @@ class PrithviBackbone(nn.Module):
         self.adapter: str | None = None  # the LoRA adapter in the weights, in words
 
     def forward(self, image: Tensor, metadata: EncodedMetadata) -> list[Tensor]:
-        """Features (B, D, h, w), one for each depth of the layout.
+        """Features (B, D, h, w), one for each depth of the layout, of an image (B, 4, H, W) in z-units.
 
-        Args:
-            image: (B, 4, H, W) in z-units; H and W multiples of the patch.
-            metadata: of the B samples.
+        H and W are multiples of the patch.
         """
         height, width = (size // self.layout.patch for size in image.shape[-2:])
         place = torch.cat([metadata.location, metadata.biome[:, None].float()], dim=1)
@@ -141,15 +137,9 @@ class PrithviBackbone(nn.Module):
 def build_backbone(
     variant: str, state: Mapping[str, Tensor] | None = None, *, what: str = "the checkpoint"
 ) -> PrithviBackbone:
-    """A backbone, with published weights where given.
+    """A backbone of a variant in ``PRITHVI_VARIANTS``, random or with a published file's state dict.
 
-    Args:
-        variant: a name in ``PRITHVI_VARIANTS``.
-        state: the published file's state dict (masked autoencoder, six bands); ``None`` leaves random weights.
-        what: how to call the state in an error.
-
-    Raises:
-        WeightsError: the state does not fit.
+    That is a masked autoencoder of six bands, called ``what`` in the WeightsError where it does not fit.
     """
     from axs_lib.networks.prithvi_mae import PrithviViT  # imports timm, half a second that Stage 3 does without
 

@@ -1,15 +1,13 @@
 """The season's colour: a linear function of pixel colour and time of year, added before Prithvi.
 
-SAR hardly tells a meadow in June from one in October; the date does. In go the first estimate and the metadata, out
-comes a shift of each pixel's colour, a linear function of its own four bands and of the season. It knows no other
-pixel, so it makes no seams, and few enough numbers that a hundred tiles determine them. Without a date, and in the
-tropics, where the calendar year is no season, it is zero.
+SAR hardly tells a meadow in June from one in October; the date does. It knows no other pixel, so it makes no seams, and
+few enough numbers that a hundred tiles determine them. Without a date, and in the tropics, where the calendar year is
+no season, it is zero.
 """
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -48,19 +46,14 @@ def regressors(image: Tensor, metadata: EncodedMetadata) -> Tensor:
     return torch.cat([one, image, one * east, one * north], dim=1) * known
 
 
-class Season(NamedTuple):
-    """Of each sample (B,): 1 where the season is known, else 0; cosine and sine of the time of year, 0 if unknown."""
+def season(metadata: EncodedMetadata) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each sample (B,): 1 where the season is known, else 0; cosine and sine of the time of year, 0 if unknown.
 
-    known: Tensor
-    east: Tensor
-    north: Tensor
-
-
-def season(metadata: EncodedMetadata) -> Season:
-    """The season; south of the tropics half a turn ahead, and without a latitude that of the north."""
+    South of the tropics it is half a turn ahead, and without a latitude that of the north.
+    """
     latitude = metadata.location[:, 0].nan_to_num(90.0)
     day = metadata.temporal[:, 1]
     known = (day.isfinite() & (latitude.abs() >= TROPIC)).float()
     angle = 2 * math.pi * day.nan_to_num() / DAYS
     side = known * latitude.sign()
-    return Season(known, side * angle.cos(), side * angle.sin())
+    return known, side * angle.cos(), side * angle.sin()

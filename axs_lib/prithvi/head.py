@@ -1,8 +1,7 @@
 """The refinement head: the image and Prithvi's features in, a correction of every pixel out.
 
-Features of several depths are normalised, joined and brought up from the token grid over quarter and half to full
-resolution; at each step the image itself joins in and blocks of ConvNeXt (timm's) work on both. The last layer starts
-at zero, so a fresh head changes nothing.
+Features are brought up from the token grid over quarter and half to full resolution; at each step the image itself
+joins in and blocks of ConvNeXt (timm's) work on both. The last layer starts at zero, so a fresh head changes nothing.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """When and where an image was taken, checked and brought to the numbers Prithvi was trained on.
 
-In goes what the caller knows of each sample, or nothing; out come year and day of year, latitude and longitude in
-degrees (EPSG:4326) and a biome number per sample, NaN or 0 where unknown. Day of year counts from 1 (1 January), as the
-model card of Prithvi-EO-2.0 states; latitude comes before longitude, as its location encoder expects.
+Day of year counts from 1 (1 January), as the model card of Prithvi-EO-2.0 states; latitude comes before longitude, as
+its location encoder expects.
 """
 
 from __future__ import annotations
@@ -82,16 +81,10 @@ class EncodedMetadata:
 
 
 def encode_metadata(metadata: MetadataLike, batch: int, device: torch.device | str = "cpu") -> EncodedMetadata:
-    """Metadata of a batch.
+    """Metadata of a batch: ``None`` (nothing known), one mapping for all samples, or a mapping or ``None`` for each.
 
-    Args:
-        metadata: ``None`` (nothing known), one mapping for all samples, or a sequence with a mapping or ``None`` for
-            each. A value of ``None`` in a mapping is unknown.
-        batch: number of samples.
-        device: where the tensors go.
-
-    Raises:
-        InputError: another count than the batch, or what ``parse_metadata`` refuses.
+    A value of ``None`` in a mapping is unknown. Raises InputError: another count than the batch, or what
+    ``parse_metadata`` refuses.
     """
     if metadata is None or isinstance(metadata, Mapping):
         known = [parse_metadata(metadata)] * batch
@@ -120,16 +113,12 @@ def encode_metadata(metadata: MetadataLike, batch: int, device: torch.device | s
 
 
 def parse_metadata(metadata: Mapping[str, object] | None, name: str = "metadata") -> Metadata:
-    """Check the metadata of one sample.
+    """Check the metadata of one sample, which an error calls ``name``.
 
-    Args:
-        metadata: any of ``date`` (ISO text, ``datetime.date`` or ``datetime``), ``year``, ``month`` (1 to 12; alone it
-            stands for its 15th), ``day_of_year`` (1 to 366), ``lat``, ``lon`` (degrees), ``biome`` (a number 1 to 14 or
-            a name in ``BIOMES``).
-        name: how to call the mapping in an error.
-
-    Raises:
-        InputError: unknown keys, wrong types, values out of range, or values that contradict each other.
+    They are any of ``date`` (ISO text, ``datetime.date`` or ``datetime``), ``year``, ``month`` (1 to 12; alone it
+    stands for its 15th), ``day_of_year`` (1 to 366), ``lat``, ``lon`` (degrees), ``biome`` (a number 1 to 14 or a name
+    in ``BIOMES``). Raises InputError: unknown keys, wrong types, values out of range, or values that contradict each
+    other.
     """
     if metadata is None:
         return Metadata()

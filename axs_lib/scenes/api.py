@@ -1,9 +1,8 @@
 """Ground an image of any size, or run the whole pipeline on one, with a model that is handed in.
 
 In: paths, NumPy arrays or ``xarray`` objects. Out: Cloud Optimized GeoTIFFs (and a STAC Item), .npz or .pt files, or
-arrays. Everything here is wiring: ``axs_lib.io`` gives the pixels on one grid and writes, ``stream`` runs the tiles and
-blends. A tile is a scene of one window, and a batch of tiles lie one under another. The result depends on the pixels,
-the settings and the place; not on windows, threads or, within 1 DN, batches.
+arrays. A tile is a scene of one window, and the tiles of a batch lie one under another. The result depends on the
+pixels, the settings and the place; not on windows, threads or, within 1 DN, batches.
 """
 
 from __future__ import annotations
@@ -35,12 +34,11 @@ from axs_lib.io.formats import FloatArray
 from axs_lib.io.grid import TILE_SIDE, SceneGrid
 from axs_lib.io.masks import MaskFile, MaskSource
 from axs_lib.io.pixels import TRUST, MemoryPixels, Reading
-from axs_lib.io.products import Source, open_source
+from axs_lib.io.products import Source, as_raster, open_source, pair_file, read_companions
 from axs_lib.io.raster import TIFF_SUFFIXES, Raster
 from axs_lib.io.results import MAPS, CogWriter, Layer, check_suffix, name_cogs, optical_layer, write_arrays
 from axs_lib.io.safe import open_safe
 from axs_lib.io.stac import check_located, parse_date, write_item
-from axs_lib.io.tiles import as_raster, pair_file, read_companions
 from axs_lib.io.warp import DerivedSource, Readable, to_grid
 from axs_lib.progress import bar
 from axs_lib.scenes.stream import WINDOW_ROWS, Rows, TileFunction, one_ahead, stream_stack, stream_tiles, tile_count
@@ -65,31 +63,21 @@ Wanted = Mapping[Layer, PathLike | bool | None]  # where each layer goes; no pat
 
 @dataclass(frozen=True)
 class SceneResult:
-    """What was made of an image.
-
-    Attributes:
-        grid: of the image; of a batch, whose tiles lie one under another.
-        tiles: model tiles.
-        nfe: network evaluations of each denoising run; of Stage 1 and Stage 3 for the pipeline.
-        seconds: all of it.
-        files: the outputs and what each holds.
-        arrays: the layers by name as DataArrays (band, y, x), where no output file was asked for.
-        notes: what was assumed of the inputs, and what was found in them that is no measurement.
-        counts: pixels ``kept`` (observed), ``filled`` (unknown before), ``corrected`` (an estimate before), ``empty``.
-        image: the grounded image in the form of opt_v2: a NumPy array, a DataArray or a Dataset; None for files.
-        metadata: what the pipeline was told of time and place.
-    """
+    """What was made of an image; of a batch, whose tiles lie one under another."""
 
     grid: SceneGrid
-    tiles: int
-    nfe: Any
-    seconds: float
-    files: dict[Path, str] = field(default_factory=dict)
-    arrays: dict[str, DataArray] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
+    tiles: int  # model tiles
+    nfe: Any  # network evaluations of each denoising run; of Stage 1 and Stage 3 for the pipeline
+    seconds: float  # all of it
+    files: dict[Path, str] = field(default_factory=dict)  # the outputs and what each holds
+    arrays: dict[str, DataArray] = field(
+        default_factory=dict
+    )  # layers (band, y, x) by name, where no file was asked for
+    notes: tuple[str, ...] = ()  # what was assumed of the inputs, and what was found in them that is no measurement
+    # Pixels ``kept`` (observed), ``filled`` (unknown before), ``corrected`` (an estimate before), ``empty``.
     counts: Mapping[str, int] = field(default_factory=dict)
-    image: Any = None
-    metadata: Mapping[str, Any] = field(default_factory=dict)
+    image: Any = None  # grounded, in the form of opt_v2: a NumPy array, a DataArray or a Dataset; None for files
+    metadata: Mapping[str, Any] = field(default_factory=dict)  # what the pipeline was told of time and place
 
 
 def _each_time(ground: Callable[..., SceneResult]) -> Callable[..., SceneResult]:
@@ -175,16 +163,14 @@ def ground_scene(
             grid is that of the result. None where the .npz of ``s1`` holds it, too. Arrays with an axis ``time`` are
             taken one step after the other.
         out: the grounded image: .tif (a COG), .npz or .pt; None gives arrays and needs an array as ``opt_v2``.
-        timesteps: network evaluations; default the model's.
-        seed: of the noise.
+        timesteps, seed: network evaluations, default the model's; and the seed of the noise.
         trust: one band on the grid of ``opt_v2``, 1 where it was observed and 0 (or nodata) where it is unknown; or
             a ``MaskFile``, such as a scene classification at 20 m.
         uncertainty: also the standard deviation of the error to expect, in DN; a model that does not predict its
             error needs an ``ensemble_size`` from 2 on. A file, or True for an array, as for the next two.
         gate: also how much of the correction was let through, 0 to 1.
         sar_contribution: also the change that the SAR makes, in DN (a second run).
-        stac: also write a STAC Item, which needs ``date``.
-        date: day or moment that the image stands for, in ISO form.
+        stac, date: also write a STAC Item, which needs the day or moment that the image stands for, in ISO form.
         bands: order of the bands, where the files do not say it or say it wrong.
         s1_unit: ``"auto"``, ``"db"``, ``"power"`` or ``"amplitude"``.
         boa_offset: ``"auto"`` (by the product's metadata), ``"0"`` or ``"1000"``: what the DN hold too much.
@@ -193,12 +179,10 @@ def ground_scene(
         origin: (row, column) of the upper left pixel in the noise field; default by the georeference, so that a part
             of a scene has the noise of the whole, and (0, 0) for an image of one tile, as in
             ``Stage3GroundingModel.ground``.
-        batch_size: tiles the network sees at once.
+        batch_size, window_rows: tiles the network sees, and rows read, at once; no pixel depends on the latter.
         deterministic: show the network one tile at a time, whatever ``batch_size``: with the same number of torch
             threads the result is then the same to the last DN, else to within 1 DN.
-        window_rows: rows read at once; no pixel depends on it.
-        tags: further tags for the files.
-        overwrite: replace existing files.
+        tags, overwrite: further tags for the files; replace existing ones.
         force: accept values that do not look like dB and DN.
         addresses: open addresses among the paths.
         **options: ``strength``, ``tokens``, ``temperature``, ``ensemble_size``, ``hold_colour``, ``correction_mode`` or
@@ -320,9 +304,8 @@ def fill_gaps(
 ) -> SceneResult:
     """Fill the gaps of an optical image, such as clouds, from SAR and context; what the mask calls clear is kept.
 
-    All is as for ``ground_scene``, but for the mask: 1 where the image was observed clear, 0 where it is unknown: a
-    path, an array, or a ``MaskFile``; ``"scl"`` is the scene classification of the Sentinel-2 product given as
-    ``opt_v2``.
+    All is as for ``ground_scene``, but for the mask: 1 where the image was observed clear, 0 where it is unknown;
+    ``"scl"`` is the scene classification of the Sentinel-2 product given as ``opt_v2``.
     """
     trust = MaskFile(mask) if isinstance(mask, str | os.PathLike) else mask
     return ground_scene(model, s1, opt_v2, out, trust=trust, **options)
@@ -451,7 +434,7 @@ class _Outputs:
     """What one run makes: temporary files and arrays while it runs, final names at its end.
 
     ``wanted`` says where each layer goes; no path is an array, which is then true of all. ``together`` is an .npz with
-    all layers. Raises InputError: the outputs do not go together; or OutputError: one of them exists or cannot be.
+    all layers.
     """
 
     def __init__(
@@ -488,9 +471,7 @@ class _Outputs:
         self._files: dict[Path, str] = {}
 
     def prepare(self, like: Source, place: SceneGrid, grid: TileGrid, stack: ExitStack) -> None:
-        """Say what the results are like: an input, their grid, the model tiles, and what removes temporary files.
-        Raises InputError: a batch is to go into one GeoTIFF, the image is too small, or a STAC Item has no place.
-        """
+        """Say what the results are like: an input, their grid, the model tiles, and what removes temporary files."""
         count = like.pixels.tiles
         self.grid, self._like, self._place, self._stack = grid, like, place, stack
         self.total = count if count > 1 else tile_count(grid, *place.size)

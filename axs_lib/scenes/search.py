@@ -1,7 +1,6 @@
 """Find Sentinel-1 and Sentinel-2 of one place in a STAC catalogue and bring them into the library's units.
 
-In: a catalogue (a STAC API, or a static catalogue on disk or on the web), a place and a range of dates. Out: a
-``ScenePair`` of items, and of it the SAR in dB, the optical image in DN and a trust map, as lazily read
+In: a STAC API or static catalogue, a place and dates. Out: a ``ScenePair`` of items, and its pixels as lazily read
 ``xarray.DataArray`` that ``axs_lib.scenes.api`` takes. Needs the extra ``[stac]``.
 """
 
@@ -107,8 +106,7 @@ def find_pair(
             signs its links, such as Planetary Computer, ``pystac_client.Client.open(url, modifier=...)``.
         bounds: west, south, east, north in degrees.
         dates: a day, or first and last day as ``2021-07-01/2021-07-31``; also moments.
-        sar_collection: id of a collection of geocoded backscatter.
-        optical_collection: id of a collection of Sentinel-2 L2A.
+        sar_collection, optical_collection: ids of collections of geocoded backscatter and of Sentinel-2 L2A.
 
     Raises:
         InputError: bounds or dates that cannot be, or nothing was found.
@@ -154,13 +152,10 @@ def load_pair(
     are taken where its item has processing baseline 04.00 or later, unless the item says that this was done.
 
     Args:
-        pair: of ``find_pair``.
+        pair: of ``find_pair``; an item that lacks a band, or says nothing of its grid, is an InputError.
         crs: of the optical grid; default that of the items, as for its resolution.
         resolution: in units of the CRS.
         s1_unit: ``"db"``, ``"power"`` or ``"amplitude"``; ``"auto"`` is the unit that the items declare, else power.
-
-    Raises:
-        InputError: an item lacks a band, or says nothing of its grid.
     """
     optical = [(item, _band_assets(item, OPTICAL_BANDS)) for item in pair.s2]
     sar = [(item, _band_assets(item, SAR_BANDS)) for item in pair.s1]
@@ -185,10 +180,8 @@ def load_pair(
 def save_pair(arrays: PairArrays, folder: PathLike, *, overwrite: bool = False) -> list[Path]:
     """Read a pair to the end, row by row, into COGs in a folder: ``s1.tif``, ``s2.tif`` and ``trust.tif``.
 
-    Raises:
-        InputError: the SAR is not in the unit that was said.
-        OutputError: a file exists, or the disk refuses. Nothing is then left under any name.
-        AxionError: the pixels cannot be read.
+    Raises InputError: the SAR is not in the unit that was said; AxionError: the pixels cannot be read; OutputError: a
+    file exists, or the disk refuses. Nothing is then left under any name.
     """
     from rasterio.errors import RasterioError
 

@@ -1,8 +1,8 @@
-"""Adapters between physical units and what a TerraMind network was trained on.
+"""Adapters between physical units and what a TerraMind network was trained on; everything is a buffer.
 
-SAR is z-scored in dB, optical images in DN. For IBM's weights the optical adapter also adds the +1000 offset that their
-statistics carry, and lifts the four known bands to the twelve of TerraMind's S2L2A modality with a fixed least-squares
-spectral lift, because zero-filled bands are far outside what the network has seen. Everything is a buffer.
+For IBM's weights the optical adapter also adds the +1000 offset that their statistics carry, and lifts the four known
+bands to the twelve of TerraMind's S2L2A modality with a fixed least-squares spectral lift, because zero-filled bands
+are far outside what the network has seen.
 """
 
 from __future__ import annotations

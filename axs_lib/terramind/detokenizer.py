@@ -1,9 +1,8 @@
 """TerraMind's detokenizer: a U-Net that predicts the clean image from a noisy one, the time step and the codes.
 
 Layers and names of weights are those of terratorch's ``PatchedUNetCondCat`` (Dhariwal and Nichol 2021,
-arXiv:2105.05233), so that published weights load as they are; a test holds the outputs to terratorch's. It is written
-here because terratorch's is slower and imports diffusers, transformers and peft: here activations lie channels last,
-attention is PyTorch's, 1 x 1 convolutions are matrix products, and wide 3 x 3 convolutions may be Winograd's.
+arXiv:2105.05233); a test holds the outputs to terratorch's, which is slower and imports diffusers, transformers and
+peft.
 """
 
 from __future__ import annotations

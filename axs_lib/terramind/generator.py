@@ -1,8 +1,7 @@
 """TerraMind as a conditional generator: SAR and optical pixels in, codes and a decoded image out.
 
-``TerraMindGenerator`` runs terratorch's dual encoder with its decoder and codebook, and the diffusion detokenizer,
-without the traps of ``TerraMindGeneration``: no global random state, no modified inputs, no clamped output, exact step
-counts. One class serves Stage 1 (SAR alone) and Stage 3 (SAR and optical). It works in z-units; its adapters translate.
+``TerraMindGenerator`` runs terratorch's dual encoder, decoder and codebook, and the diffusion detokenizer, without the
+traps of ``TerraMindGeneration``: no global random state, no modified inputs, no clamped output, exact step counts.
 """
 
 from __future__ import annotations
@@ -163,16 +162,12 @@ class TerraMindGenerator(nn.Module):
         seeds: Tensor | None = None,
         origins: Tensor | None = None,
     ) -> Tensor:
-        """Codes (B, D, h, w) for the detokenizer.
+        """Codes (B, D, h, w) for the detokenizer, of logits (B, h*w, V) of an image of this size in pixels.
 
-        Args:
-            logits: (B, h*w, V).
-            size: image height and width in pixels.
-            tokens: ``"soft"`` is the expected code under the predicted distribution (deterministic, differentiable),
-                ``"argmax"`` the most likely token's code, ``"sample"`` a random token's.
-            temperature: divides the logits of soft and sampled tokens; > 0.
-            seeds: (B,) int64, needed for ``"sample"``.
-            origins: (B, 2) scene coordinate of each sample, so that overlapping tiles draw alike.
+        ``tokens`` are ``"soft"``, the expected code under the predicted distribution (deterministic, differentiable),
+        ``"argmax"``, the most likely token's code, or ``"sample"``, a random token's, by ``seeds`` (B,) int64. The
+        ``temperature`` divides the logits; ``origins`` (B, 2) are scene coordinates, so that overlapping tiles draw
+        alike.
         """
         height, width = size[0] // self.layout.patch, size[1] // self.layout.patch
         codebook, logits = self.codebook, logits.float()

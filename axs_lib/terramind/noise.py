@@ -1,8 +1,8 @@
-"""The noise field: Gaussian and Gumbel noise as a fixed function of (seed, channel, row, column).
+"""The noise field: Gaussian and Gumbel noise as a fixed hash of (seed, channel, row, column) in the scene.
 
-Every value is a hash of its scene coordinate: overlapping tiles of a scene start from the same noise, a tile's result
-does not depend on its batch mates or the device, and nobody's random state is read or written. The hash is the 64-bit
-finaliser of SplitMix64 (Steele, Lea & Flood 2014), applied once per coordinate; normal deviates come by Box-Muller.
+So overlapping tiles start from the same noise, and a result depends neither on batch mates nor on the device. The hash
+is the 64-bit finaliser of SplitMix64 (Steele, Lea & Flood 2014), applied once per coordinate; normal deviates come by
+Box-Muller.
 """
 
 from __future__ import annotations

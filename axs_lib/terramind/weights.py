@@ -1,8 +1,7 @@
 """Where weights come from, verified and recorded: package, local file, ``AXS_WEIGHTS`` or Hugging Face Hub.
 
-In goes a variant of TerraMind, or of Stage 2's Prithvi; out comes a record of its files (paths, source, commit,
-SHA-256) that travels into every output. Files are read without executing anything and loaded strictly: a missing or
-misshapen tensor is an error, never a random initialisation.
+A record of the files (paths, source, commit, SHA-256) travels into every output. Files are read without executing
+anything and loaded strictly: a missing or misshapen tensor is an error, never a random initialisation.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from axs_lib.errors import InputError, WeightsError
+from axs_lib.io.atomic import atomic_write
 from axs_lib.io.files import check_regular, open_regular
 from axs_lib.progress import logger
 
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 WEIGHTS_VARIABLE = "AXS_WEIGHTS"
-DEFAULT_VARIANT = "terramind_v1_base"
+NANO = "nano"  # the packaged variant of either model
+DEFAULT_VARIANT, DEFAULT_PRITHVI = "terramind_v1_base", "prithvi_eo_v2_300_tl"
 HUB_TIMEOUT = 5.0  # seconds until an unreachable Hub is reported
 HASH_LIST = "SHA256SUMS"  # beside the packaged weights, in the format of sha256sum
 _PACKAGED = Path(__file__).resolve().parents[1] / "weights"
@@ -84,7 +85,7 @@ def _published(size: str, dim: int, commit: str | None = None, sha256: str | Non
 VARIANTS: dict[str, Variant] = {
     v.name: v
     for v in (
-        Variant("nano", 192, timesteps=1),
+        Variant(NANO, 192, timesteps=1),
         _published(
             "tiny",
             192,
@@ -94,6 +95,23 @@ VARIANTS: dict[str, Variant] = {
         _published("small", 384),
         _published("base", 768),
         _published("large", 1024),
+    )
+}
+
+
+def _prithvi(size: str, dim: int) -> Variant:
+    file = HubFile(f"ibm-nasa-geospatial/Prithvi-EO-2.0-{size}-TL", f"Prithvi_EO_V2_{size}_TL.pt")
+    return Variant(f"prithvi_eo_v2_{size.removesuffix('M')}_tl", dim, file)
+
+
+# Of Stage 2, one file each.
+PRITHVI_VARIANTS: dict[str, Variant] = {
+    v.name: v
+    for v in (
+        Variant(NANO, 144, packaged_name="nano_stage2"),
+        _prithvi("tiny", 192),
+        _prithvi("300M", 1024),
+        _prithvi("600M", 1280),
     )
 }
 
@@ -150,14 +168,13 @@ def resolve(
     A packaged variant is read from this package and ignores ``AXS_WEIGHTS``.
 
     Args:
-        variant: a variant, or a name in ``VARIANTS``.
+        variant: a variant, or a name in ``VARIANTS``; an unknown one is an InputError.
         checkpoint: the generator's file (``.pt`` or ``.safetensors``) with the tokenizer's file beside it, or a
             folder that holds both under their published names.
         revision: branch, tag or commit of the generator's Hub repository; ``"GENERATOR:TOKENIZER"`` also pins the
             tokenizer's, which has commits of its own.
 
     Raises:
-        InputError: unknown variant.
         WeightsError: the files are not there, cannot be had, or differ from their known SHA-256.
     """
     spec = variant if isinstance(variant, Variant) else find_variant(variant)
@@ -190,11 +207,9 @@ def download(
     """Fetch a published variant from the Hub unless its cache already has it.
 
     ``folder`` takes the files instead of the Hub's cache; ``refresh`` asks the Hub even when the cache has them, in
-    case a branch has moved; ``revision`` is as in ``resolve``.
-
-    Raises:
-        InputError: unknown or packaged variant, or more revisions than files.
-        WeightsError: the Hub cannot be reached or refuses, or a file differs from its known SHA-256.
+    case a branch has moved; ``revision`` is as in ``resolve``. Raises InputError: unknown or packaged variant, or more
+    revisions than files; or WeightsError: the Hub cannot be reached or refuses, or a file differs from its known
+    SHA-256.
     """
     spec = variant if isinstance(variant, Variant) else find_variant(variant)
     if spec.packaged:
@@ -336,11 +351,8 @@ def read_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """Read a state dict from ``.safetensors`` or a torch file, without executing what is in it.
 
     A torch file holds a flat state dict, or one under ``model`` or ``state_dict``. Tensors are on the CPU, mapped from
-    the file where its format allows.
-
-    Raises:
-        WeightsError: missing, no regular file, empty, truncated, not a weights file; or it holds anything but tensors
-            that its bytes have room for.
+    the file where its format allows. Raises WeightsError: missing, no regular file, empty, truncated, not a weights
+    file; or it holds anything but tensors that its bytes have room for.
     """
     file = Path(path)
     with open_regular(file, "the weights file", WeightsError) as opened:
@@ -447,8 +459,6 @@ def write_state(
     """Write a state dict and a header of text as safetensors, atomically; with ``half`` as float16."""
     from safetensors.torch import save
 
-    from axs_lib.io.atomic import atomic_write
-
     tensors = {
         # Own copies: safetensors refuses tensors that share memory (token embedding and logit weights do).
         name: (value.half() if half and value.is_floating_point() else value).detach().cpu().clone().contiguous()
@@ -485,11 +495,9 @@ def load_strict(
     """Load a state dict into a module so that every parameter and buffer comes from it.
 
     Values are copied in place and converted to the module's dtype and device. Extra entries are allowed under
-    ``ignore_prefixes`` alone; ``what`` names the state in an error. The module is unchanged when one is raised.
-
-    Raises:
-        WeightsError: entries are missing, unexpected, of another shape or kind, or hold numbers that are not finite; up
-            to five of each are named.
+    ``ignore_prefixes`` alone. Raises WeightsError, which calls the state ``what``, and leaves the module unchanged:
+    entries are missing, unexpected, of another shape or kind, or hold numbers that are not finite; up to five of each
+    are named.
     """
     wanted = module.state_dict()
     prefixes = tuple(ignore_prefixes)

@@ -1,10 +1,8 @@
 """3 x 3 convolutions with a quarter of the multiplications: Winograd's minimal filtering, for the CPU in float32.
 
-A tile of m x m output pixels needs 9 m^2 multiplications per pair of channels done directly, and (m + 2)^2 after the
-tile and the kernel have been taken to the values of polynomials at m + 1 points and infinity (Winograd 1980; Lavin and
-Gray 2016, arXiv:1509.09308). What is left are matrix products over the channels. The usual points 0, 1, -1, 2, -2 lose
-a digit at m = 4; those used here keep it: of an output of order 1 the largest error stays under 2e-5. The transforms
-subtract nearly equal numbers, so where the process rounds float32 products the direct convolution is taken.
+A tile of m x m output pixels needs 9 m^2 multiplications per pair of channels done directly, and (m + 2)^2 after tile
+and kernel were taken to the values of polynomials at m + 1 points and infinity (Winograd 1980; Lavin and Gray 2016,
+arXiv:1509.09308). With the points used here the largest error of an output of order 1 stays under 2e-5.
 """
 
 from __future__ import annotations
@@ -28,12 +26,11 @@ MIN_CHANNELS = 192  # in and out; below, moving the tiles costs more than is sav
 
 
 class WinogradConv2d(nn.Conv2d):
-    """A 3 x 3 convolution with padding 1, by Winograd's filtering where that is faster and exact.
+    """A 3 x 3 convolution with padding 1, by Winograd's filtering where that is faster and exact, else the direct one.
 
-    Parameters, names and results are those of ``nn.Conv2d``. The direct convolution is taken with gradients, under
-    autocast and ``torch.compile``, in another precision, on another device, for images of few pixels, and where matrix
-    products are not made in full float32. The transformed kernel, (m + 2)^2 / 9 times the size of the weight, is kept
-    and neither saved nor copied. It is made anew when the weight's place in memory or checksum changes.
+    Parameters, names and results are those of ``nn.Conv2d``. The transformed kernel, (m + 2)^2 / 9 times the size of
+    the weight, is kept and neither saved nor copied. It is made anew when the weight's place in memory or checksum
+    changes.
     """
 
     def __init__(self, channels: int, out_channels: int) -> None:

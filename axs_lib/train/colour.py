@@ -1,7 +1,6 @@
-"""Fit the season's colour of Stage 2 to pairs in closed form: ridge regression, with every place heard.
+"""Fit the season's colour of Stage 2 to pairs in closed form, by ridge regression, before the training.
 
-A network learns the season from a hundred tiles slowly and badly; twenty-eight numbers by least squares need a look at
-each tile. The fit comes before the training, which may change it further.
+A network learns the season from a hundred tiles slowly and badly; these numbers need a look at each tile.
 """
 
 from __future__ import annotations
@@ -26,15 +25,11 @@ SIDE = 256  # px of a sample that are read
 
 @torch.no_grad()
 def fit_colour(refiner: PrithviRefiner, samples: Sequence[TrainingSample], *, progress: bool = False) -> int:
-    """Set the season's colour of a refiner to the best of the given pairs; returns how many were used.
+    """Set the season's colour of a refiner to the best of training pairs with opt_v1; returns how many were used.
 
     A tile counts by its mean, whatever its size, and a group by the root of the number of its tiles, so that neither
-    one long-watched place nor single tiles rule. Where no tile has a date outside the tropics nothing is changed.
-
-    Args:
-        refiner: its ``colour`` is set.
-        samples: training pairs with opt_v1; unreadable ones are passed over, training will name them.
-        progress: show a bar.
+    one long-watched place nor single tiles rule. Unreadable pairs are passed over, training will name them. Where no
+    tile has a date outside the tropics nothing is changed.
     """
     tiles = []
     for sample in track(evenly_spread(samples, MOST_SAMPLES), "season's colour", enabled=progress):
@@ -57,10 +52,7 @@ def fit_colour(refiner: PrithviRefiner, samples: Sequence[TrainingSample], *, pr
 def normal_equations(before: Tensor, truth: Tensor, metadata: Mapping[str, object]) -> tuple[Tensor, Tensor]:
     """(7, 7) and (7, 4), float64: means over the pixels that count; zero where the season is unknown.
 
-    Args:
-        before: (1, 4, H, W) in z-units, NaN = nodata.
-        truth: (1, 4, H, W) likewise.
-        metadata: of the tile.
+    ``before`` and ``truth`` of the tile are (1, 4, H, W) in z-units, NaN = nodata.
     """
     x = regressors(before, encode_metadata([metadata], 1))[0].flatten(1).T.double()
     y = (truth - before)[0].flatten(1).T.double()

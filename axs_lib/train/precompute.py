@@ -1,9 +1,8 @@
-"""Outputs of a stage for the next one's training, out of fold by group.
+"""Outputs of a stage for the next one's training, out of fold by group: never by a model that has seen the group.
 
-A stage is better on what it was trained on than on anything new, so the next stage must not learn from that. Groups
-are dealt to folds, and each fold's tiles are computed by a model that has never seen its groups. Out comes a folder of
-NPZ pairs with ``opt_v1`` or ``opt_v2`` beside ``s1`` and ``s2``, an ``index.csv`` that keeps groups, split, date and
-place, and ``manifest.json``, which says what weights made which file. What is done is not done again.
+Out comes a folder of NPZ pairs with ``opt_v1`` or ``opt_v2`` beside ``s1`` and ``s2``, an ``index.csv`` that keeps
+groups, split, date and place, and ``manifest.json``, which says what weights made which file. What is done is not done
+again.
 """
 
 from __future__ import annotations
@@ -26,7 +25,10 @@ from axs_lib.data.pairs import split_groups
 from axs_lib.errors import InputError
 from axs_lib.io.atomic import atomic_write
 from axs_lib.io.results import to_uint16
+from axs_lib.models import build_terramind_generator
 from axs_lib.progress import track
+from axs_lib.stage1_tm_s2o import tm_sar2opt
+from axs_lib.stage2_prithvi_refine import build_prithvi_refiner
 from axs_lib.terramind.weights import read_metadata
 from axs_lib.tilegrid import Tile
 from axs_lib.train.config import RunConfig
@@ -69,15 +71,10 @@ class Output:
 
 
 def precompute(config: PrecomputeConfig, *, progress: bool = True) -> Path:
-    """Compute, or finish computing, a stage's out-of-fold outputs.
+    """Compute, or finish computing, a stage's out-of-fold outputs, and return the folder of pairs.
 
-    Returns:
-        The folder of pairs.
-
-    Raises:
-        InputError: data, folds or checkpoints that do not fit, or a checkpoint that has seen its fold's groups.
-        WeightsError: weights that cannot be read.
-        OutputError: the disk refuses; finished files stay.
+    Raises InputError: data, folds or checkpoints that do not fit, or a checkpoint that has seen its fold's groups;
+    WeightsError: weights that cannot be read; OutputError: the disk refuses; finished files stay.
     """
     out = Path(config.out)
     _check(config)
@@ -163,7 +160,7 @@ def _weights(config: PrecomputeConfig, number: int, groups: list[str], progress:
     )
     header = _header(run / "weights")
     if header is None:
-        from axs_lib.train.stages import train_stage
+        from axs_lib.train.tasks import train_stage
 
         return train_stage(training, progress=progress)
     settings = {key: value for key, value in asdict(training).items() if key not in ("data", "out")}
@@ -207,9 +204,6 @@ def _load(config: PrecomputeConfig, weights: Path) -> tuple[Predict, dict[str, A
         raise InputError(f"{weights} does not say its variant; pass --variant")
     device = torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if config.stage == "stage1":
-        from axs_lib.models import build_terramind_generator
-        from axs_lib.stage1_tm_s2o import tm_sar2opt
-
         generator = build_terramind_generator(
             (config.s1_product,), timesteps=config.timesteps, variant=variant, checkpoint=weights, device=device
         )
@@ -218,8 +212,6 @@ def _load(config: PrecomputeConfig, weights: Path) -> tuple[Predict, dict[str, A
         def predict(crops: list[Crop]) -> Tensor:
             return tm_sar2opt(generator, torch.from_numpy(np.stack([crop.s1 for crop in crops])).to(device))
     else:
-        from axs_lib.stage2_prithvi_refine import build_prithvi_refiner
-
         refiner = build_prithvi_refiner(variant=variant, checkpoint=weights, device=device)
         info = refiner.weights
 

@@ -1,8 +1,7 @@
 """The three stages as tasks of the training loop: what a batch costs, what is trained, how good held-out tiles are.
 
-In: batches of ``axs_lib.train.readers.batches``. Out: the loss of a step; ``val_mse``, the mean squared error of the
-held-out tiles in (reflectance x 10)^2, by which training stops and weights are chosen; and the stage's weights. Every
-draw of a step is a function of (seed, batch index); the caller's random states are left as they were.
+``val_mse``, by which training stops and weights are chosen, is the mean squared error of the held-out tiles in
+(reflectance x 10)^2. Every draw of a step is a function of (seed, batch index).
 """
 
 from __future__ import annotations
@@ -23,21 +22,26 @@ from axs_lib import __version__
 from axs_lib.adapters import apply_lora_to_linear, merge_adapter, save_adapter
 from axs_lib.bands import VALID_DN
 from axs_lib.data.degrade import degrade
-from axs_lib.errors import UntrainedHeadWarning
+from axs_lib.errors import InputError, UntrainedHeadWarning
+from axs_lib.hub import prefixed, weight_files
 from axs_lib.models import build_terramind_generator
 from axs_lib.nodata import pad_square
 from axs_lib.stage2_losses import Stage2Loss
-from axs_lib.stage2_prithvi_refine import build_prithvi_refiner
+from axs_lib.stage2_prithvi_refine import build_prithvi_refiner, save_refiner
 from axs_lib.stage3_losses import IGNORED_TOKEN, Stage3Loss
 from axs_lib.stage3_tm_ground import build_stage3_model
-from axs_lib.terramind.load import load_nano_tokenizer
+from axs_lib.terramind.build import build_nano_tokenizer, load_nano_tokenizer
 from axs_lib.terramind.tiles import network_side, to_network
-from axs_lib.train.config import RunConfig, Stage1Config, Stage2Config, Stage3Config
-from axs_lib.train.export import export_refiner, export_terramind
-from axs_lib.train.readers.batches import Batch
-from axs_lib.train.trainer import SEED_STRIDE, TrainingTask, own_random
+from axs_lib.terramind.weights import PRITHVI_VARIANTS, write_state
+from axs_lib.train.colour import fit_colour
+from axs_lib.train.config import CONFIGS, RunConfig, Stage1Config, Stage2Config, Stage3Config
+from axs_lib.train.readers import Split, list_samples, split_samples
+from axs_lib.train.readers.batches import Batch, CropDataset, validation_batches
+from axs_lib.train.trainer import LAST, SEED_STRIDE, TrainingTask, check_run, fit, own_random
 
 DN_SCALE = 1000.0  # held-out errors are in tenths of reflectance
+STAGES = {kind: stage for stage, kind in CONFIGS.items()}
+ESTIMATES = {"stage2": ("opt_v1", "stage1"), "stage3": ("opt_v2", "stage2")}  # and the stage that makes it
 
 
 class StageTask(TrainingTask):
@@ -106,6 +110,7 @@ class StageTask(TrainingTask):
             self.log("val_ratio", mse / before, prog_bar=True, sync_dist=True)
 
     def export(self, step: int, error: float | None) -> Path:
+        """Write the weights, float16, in the files that the stages load by ``checkpoint=``, with what made them."""
         folder = Path(self.config.out) / "weights"
         settings = {key: value for key, value in asdict(self.config).items() if key not in ("data", "out")}
         header = self.notes | {
@@ -125,9 +130,15 @@ class StageTask(TrainingTask):
                 save_adapter(self.model, folder / "adapter", overwrite=True, notes=header)
             merge_adapter(self.model)
         if self.stage == "stage2":
-            export_refiner(self.model, folder, header)
-        else:
-            export_terramind(self.model, folder, header, self.tokenizer)
+            file = (folder / PRITHVI_VARIANTS[self.model.variant].file_names[0]).with_suffix(".safetensors")
+            save_refiner(self.model, file, half=True, notes=header, overwrite=True)
+            return folder
+        files = weight_files(self.model)
+        if "nano.safetensors" in files:
+            tokenizer = self.tokenizer or build_nano_tokenizer()
+            files["nano.safetensors"] |= prefixed("tokenizer", tokenizer.state_dict())
+        for name, state in files.items():  # the generator's file comes last, so that a folder that has it is complete
+            write_state(folder / name, state, header, half=True, overwrite=True)
         return folder
 
     def random(self, batch: Batch, stream: int) -> torch.Generator:
@@ -140,6 +151,15 @@ class StageTask(TrainingTask):
             return batch
         simulated = degrade(batch["truth"], generator=self.random(batch, 2), preset=preset)
         return batch | {self.estimate_key: simulated}
+
+    def generator_loss(self, batch: Batch, optical: Tensor, **compared: Tensor) -> Tensor:
+        """The loss of a training pass of a generator from an optical image, with the tokens where they can be had."""
+        image, logits = self.model.training_pass(batch["s1"], optical)
+        targets = self.truth_tokens(batch)
+        if targets is not None:
+            compared |= {"logits": logits, "targets": targets}
+        loss: Tensor = self.criterion(image, batch["truth"], batch["mask"], **compared)
+        return loss
 
     @torch.no_grad()
     def truth_tokens(self, batch: Batch) -> Tensor | None:
@@ -161,11 +181,7 @@ class Stage1Task(StageTask):
     stage = "stage1"
 
     def loss(self, batch: Batch) -> Tensor:
-        image, logits = self.model.training_pass(batch["s1"], batch["truth"])
-        targets = self.truth_tokens(batch)
-        logits = None if targets is None else logits
-        loss: Tensor = self.criterion(image, batch["truth"], batch["mask"], logits=logits, targets=targets)
-        return loss
+        return self.generator_loss(batch, batch["truth"])
 
     def predict(self, batch: Batch) -> Tensor:
         image: Tensor = self.model.generate(batch["s1"], 1).image
@@ -198,13 +214,7 @@ class Stage3Task(StageTask):
     estimate_key = "opt_v2"
 
     def loss(self, batch: Batch) -> Tensor:
-        image, logits = self.model.training_pass(batch["s1"], batch["opt_v2"])
-        targets = self.truth_tokens(batch)
-        logits = None if targets is None else logits
-        loss: Tensor = self.criterion(
-            image, batch["truth"], batch["mask"], s1=batch["s1"], logits=logits, targets=targets
-        )
-        return loss
+        return self.generator_loss(batch, batch["opt_v2"], s1=batch["s1"])
 
     def predict(self, batch: Batch) -> Tensor:
         image: Tensor = self.model.ground(batch["s1"], batch["opt_v2"], 1).image
@@ -256,3 +266,55 @@ def _choose_trained(model: nn.Module, config: RunConfig) -> None:
     for name, parameter in model.named_parameters():
         if name.startswith(("corrector.", "colour.", "head.")) or name.endswith(("_enc.unknown", "_enc.biome.weight")):
             parameter.requires_grad_(True)
+
+
+def train_stage(config: RunConfig, *, resume: bool = True, progress: bool = True) -> Path:
+    """Train a stage, or with ``resume`` go on where a stopped run left off, and return the folder of the weights.
+
+    Raises InputError: data that cannot be used, or a configuration that makes no sense; WeightsError: weights to start
+    from that cannot be had, or a checkpoint of another stage or variant; OutputError: the disk refuses; the previous
+    checkpoint is intact.
+    """
+    data = config.data
+    if data.batch_size < 1 or not 0.0 <= data.validation_share < 1.0:
+        raise InputError(
+            f"data.batch_size is {data.batch_size} and data.validation_share {data.validation_share}; expected at least"
+            " 1, and 0 to below 1"
+        )
+    if resume:
+        check_run(config, STAGES[type(config)])  # before weights are loaded
+    split = split_samples(list_samples(data), data, config.seed)
+    source = estimate_source(config, split)
+    groups = {
+        f"{name}_groups": json.dumps(sorted({sample.group for sample in samples}))
+        for name, samples in (("train", split.train), ("validation", split.validation))
+    }
+    task = build_task(config, estimate_source=source, notes=groups)
+    resumed = resume and (Path(config.out) / LAST).is_file()
+    if isinstance(config, Stage2Config) and config.fit_colour and source == "file" and not resumed:
+        fit_colour(task.model, split.train, progress=progress)
+    estimates = [task.estimate_key] if source == "file" and task.estimate_key else []
+    crops = CropDataset(split.train, data, estimates, config.seed)
+    tiles = validation_batches(split.validation, data, estimates)
+    return fit(task, crops, tiles, workers=data.workers, resume=resume, progress=progress)
+
+
+def estimate_source(config: RunConfig, split: Split) -> str:
+    """Where the stage's estimate comes from: ``file``, or ``degraded`` where it is simulated from the truth.
+
+    Raises InputError: pairs lack the estimate that the configuration wants from their files, or only some have it.
+    """
+    wanted = getattr(config, "estimate", "degraded")
+    if wanted == "degraded":
+        return "degraded"
+    key, previous = ESTIMATES[STAGES[type(config)]]
+    samples = [*split.train, *split.validation]
+    count = sum(key in sample.estimates for sample in samples)
+    if count == len(samples):
+        return "file"
+    if count == 0 and wanted == "auto":
+        return "degraded"
+    raise InputError(
+        f"{count} of {len(samples)} pairs in {config.data.folder} carry {key}; expected all of them: make them with"
+        f" `axs precompute --stage {previous}`, or simulate {key} from the truth with estimate: degraded"
+    )

@@ -1,9 +1,8 @@
 """The one training loop, Lightning's: averaged weights, warm-up and cosine, checkpoints that survive a kill, resume.
 
-In: a task (what a batch costs) and its batches by step. Out: what the task exports of the averaged weights of its best
-validation, or of the last step where nothing is held out. A run that was killed goes on from ``<out>/last.ckpt`` as if
-nothing had happened: data order and draws are functions of (seed, step), everything else is in the checkpoint, which is
-read without running anything in it.
+In: a task (what a batch costs) and its batches by step. Out: what the task exports of the averaged weights. A run that
+was killed goes on from ``<out>/last.ckpt`` as if nothing had happened: data order and draws are functions of (seed,
+step), everything else is in the checkpoint, which is read without running anything in it.
 """
 
 from __future__ import annotations
@@ -214,8 +213,7 @@ def fit(
         What the task's ``export`` returned; on all but the first device the run folder.
 
     Raises:
-        InputError: a configuration that makes no sense.
-        WeightsError: a checkpoint of another kind of training, or of another variant.
+        InputError, WeightsError: as ``check_run``.
         OutputError: the disk refuses; the previous checkpoint is intact.
     """
     config = task.config
@@ -276,14 +274,10 @@ def fit(
 
 
 def check_run(config: LoopConfig, kind: str) -> list[str]:
-    """Refuse numbers that make no sense, and to continue another kind of run or another variant's.
+    """Settings that differ from those of the run folder's checkpoint, in words; empty where there is none.
 
-    Returns:
-        Settings that differ from those of the run folder's checkpoint, in words; empty where there is none.
-
-    Raises:
-        InputError: a number out of range.
-        WeightsError: the run folder's checkpoint is damaged, or of another run.
+    Raises InputError: numbers that make no sense; or WeightsError: the checkpoint is damaged, or of another kind of run
+    or another variant.
     """
     if config.steps < 1 or config.check_every < 1 or not 0.0 <= config.ema < 1.0:
         raise InputError(

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from axs_lib.terramind.build import load_generator, load_nano_tokenizer
 from axs_lib.terramind.generator import TerraMindGenerator
-from axs_lib.terramind.load import load_generator, load_nano_tokenizer
 from axs_lib.terramind.tiles import training_start
 from axs_lib.terramind.weights import read_metadata, read_state, resolve, write_state
 from axs_lib.train.trainer import SEED_STRIDE, ByStep, ModuleTask, fit, own_random

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from axs_lib.terramind.load import load_generator
+from axs_lib.terramind.build import load_generator
 from axs_lib.terramind.weights import read_metadata, read_state
 from axs_lib.train.trainer import LAST
 from experiments.nano.generator import GeneratorConfig, train_generator

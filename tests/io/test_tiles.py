@@ -14,8 +14,8 @@ from rasterio.enums import ColorInterp
 from axs_lib.bands import OPTICAL_BANDS, SAR_BANDS
 from axs_lib.errors import InputError
 from axs_lib.io.grid import SceneGrid
+from axs_lib.io.products import pair_file, read_companions, read_raster
 from axs_lib.io.raster import Raster, band_name, parse_bands
-from axs_lib.io.tiles import pair_file, read_companions, read_raster
 
 from ..scenes.conftest import write_tiff
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import pytest
 import torch
 
@@ -16,13 +14,6 @@ def colour() -> SeasonalColour:
     layer = SeasonalColour()
     torch.nn.init.normal_(layer.weight)
     return layer
-
-
-@pytest.mark.parametrize("unknown", [None, {"year": 2021}, {"date": "2021-06-21", "lat": 10.0, "lon": 20.0}])
-@torch.no_grad()
-def test_it_is_silent_without_a_season(colour: SeasonalColour, unknown: Mapping[str, object] | None) -> None:
-    """No day, or a place in the tropics."""
-    assert not colour(torch.randn(1, 4, 8, 8), encode_metadata(unknown, 1)).any()
 
 
 @torch.no_grad()
@@ -39,14 +30,3 @@ def test_the_south_runs_half_a_turn_ahead() -> None:
     _, east, north = season(encode_metadata(places, 2))
     assert east[0].item() == pytest.approx(east[1].item(), abs=0.02)
     assert north[0].item() == pytest.approx(north[1].item(), abs=0.02)
-
-
-@torch.no_grad()
-def test_a_pixel_is_changed_by_itself_alone(colour: SeasonalColour) -> None:
-    image = torch.randn(1, 4, 8, 8)
-    changed = image.clone()
-    changed[0, 1, 3, 4] += 1.0
-    moved = (colour(changed, encode_metadata({"month": 5}, 1)) != colour(image, encode_metadata({"month": 5}, 1))).any(
-        1
-    )
-    assert moved.nonzero().tolist() == [[0, 3, 4]]

@@ -9,10 +9,9 @@ import torch
 from safetensors.torch import save_file
 
 from axs_lib.prithvi.backbone import LAYOUTS, PRITHVI_BANDS, PRITHVI_MEAN, PRITHVI_STD
-from axs_lib.prithvi.variants import DEFAULT_VARIANT, PRITHVI_VARIANTS
-from axs_lib.terramind.weights import VARIANTS, resolve, sha256_file
+from axs_lib.terramind.weights import DEFAULT_PRITHVI, PRITHVI_VARIANTS, VARIANTS, resolve, sha256_file
 
-LARGE = PRITHVI_VARIANTS[DEFAULT_VARIANT]
+LARGE = PRITHVI_VARIANTS[DEFAULT_PRITHVI]
 FILE = "Prithvi_EO_V2_300M_TL.pt"
 
 
@@ -39,7 +38,7 @@ def test_one_file_is_all_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for checkpoint in (tmp_path, tmp_path / FILE):
         files = resolve(LARGE, checkpoint=checkpoint)
         assert (files.generator, files.tokenizer) == (tmp_path / FILE, None)
-        assert files.variant == DEFAULT_VARIANT
+        assert files.variant == DEFAULT_PRITHVI
         assert files.sha256 == {FILE: sha256_file(tmp_path / FILE)}
     monkeypatch.setenv("AXS_WEIGHTS", str(tmp_path))
     assert resolve(LARGE).source == "AXS_WEIGHTS"

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from axs_lib.terramind.build import load_generator
 from axs_lib.terramind.generator import TerraMindGenerator
-from axs_lib.terramind.load import load_generator
 from axs_lib.terramind.sampler import Schedule
 from tests.published import TARGET, Published, publish
 

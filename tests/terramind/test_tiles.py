@@ -1,23 +1,11 @@
-"""What the stages share: the side of the network's square, and where a training pass starts."""
+"""Where a training pass of a stage starts."""
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
-import pytest
 import torch
 
 from axs_lib.terramind.sampler import TRAIN_TIMESTEPS
-from axs_lib.terramind.tiles import network_side, training_start
-
-LAYOUT = SimpleNamespace(multiple=32, min_side=64, max_side=256)
-
-
-@pytest.mark.parametrize(
-    ("height", "width", "side"), [(8, 8, 64), (64, 20, 64), (65, 20, 96), (120, 120, 128), (256, 1, 256)]
-)
-def test_the_network_sees_whole_multiples(height: int, width: int, side: int) -> None:
-    assert network_side(LAYOUT, height, width) == side  # type: ignore[arg-type]
+from axs_lib.terramind.tiles import training_start
 
 
 def test_where_a_differentiable_pass_starts() -> None:

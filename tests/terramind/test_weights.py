@@ -100,15 +100,6 @@ def test_checkpoint_folder_and_file_find_both_files(folder: Path) -> None:
         assert files.sha256 == {name: sha256_file(folder / name) for name in (GENERATOR, TOKENIZER)}
 
 
-def test_safetensors_of_the_published_names_are_found(folder: Path) -> None:
-    for name in (GENERATOR, TOKENIZER):
-        save_file(read_state(folder / name), (folder / name).with_suffix(".safetensors"))
-        (folder / name).unlink()
-    files = resolve("terramind_v1_small", checkpoint=folder)
-    assert files.tokenizer is not None
-    assert {files.generator.suffix, files.tokenizer.suffix} == {".safetensors"}
-
-
 def test_missing_tokenizer_is_named(folder: Path) -> None:
     (folder / TOKENIZER).unlink()
     with pytest.raises(WeightsError, match=TOKENIZER):
@@ -174,20 +165,6 @@ def test_offline_without_weights_is_one_error_with_three_ways_out() -> None:
         assert way in message
     assert caught.value.__cause__ is None
     assert caught.value.__suppress_context__
-
-
-def test_unreachable_hub_is_reported_without_retries(
-    monkeypatch: pytest.MonkeyPatch, hub: Callable[..., object]
-) -> None:
-    asked = hub({})
-
-    def unreachable(*_: object, **__: object) -> None:
-        raise OSError("no route to host")
-
-    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", unreachable)
-    with pytest.raises(WeightsError, match="Three ways out"):
-        resolve("terramind_v1_base")
-    assert [a["local"] for a in asked] == [True]
 
 
 def test_hub_download_records_commit_and_hash(hub: Callable[..., list[dict[str, object]]]) -> None:
@@ -417,10 +394,7 @@ def test_numbers_that_are_not_finite_are_refused(value: float, dtype: torch.dtyp
     assert all(torch.equal(before[name], each) for name, each in model.state_dict().items())
 
 
-def test_prefixed_names_and_tokenizers_are_recognised() -> None:
-    prefixed = {f"sampler.model.{name}": value for name, value in Small().state_dict().items()}
-    with pytest.raises(WeightsError, match=r"Its names start with 'sampler\.model\.'"):
-        load_strict(Small(), prefixed)
+def test_tokenizers_are_recognised() -> None:
     tokenizer = {"quant_proj.weight": torch.ones(2), "encoder.x": torch.ones(2)}
     with pytest.raises(WeightsError, match="looks like a tokenizer"):
         load_strict(Small(), tokenizer)

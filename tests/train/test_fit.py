@@ -26,8 +26,7 @@ from axs_lib.stage3_tm_ground import build_stage3_model, stage3_inference
 from axs_lib.terramind.weights import read_metadata, read_state
 from axs_lib.train.config import CONFIGS, LoraSettings, RunConfig, TrainerConfig
 from axs_lib.train.readers import DataConfig, list_samples, split_samples
-from axs_lib.train.stages import estimate_source, train_stage
-from axs_lib.train.tasks import build_task
+from axs_lib.train.tasks import build_task, estimate_source, train_stage
 from tests.models import plausible_pair
 
 
@@ -180,11 +179,11 @@ def test_a_full_disk_leaves_the_previous_checkpoint(
     run = config("stage2", pairs, tmp_path, steps=4, learning_rate=0.0)
     flush, written = atomic._flush, []
 
-    def full_at_last(path: Path) -> None:
+    def full_at_last(path: Path, flags: int) -> None:
         written.append(path.suffix)
         if written.count(".ckpt") == 3:  # best and last of step 2, then step 4's
             raise OSError(errno.ENOSPC, "No space left on device")
-        flush(path)
+        flush(path, flags)
 
     monkeypatch.setattr(atomic, "_flush", full_at_last)
     with pytest.raises(OutputError, match=r"disk is full(.|\n)*previous checkpoint is intact"):

@@ -1,7 +1,6 @@
 """Readers of training data: NPZ pairs, BigEarthNet v1 and v2 as distributed, pairs of GeoTIFF scenes.
 
-In: ``DataConfig``. Out: the samples of each split, divided by group (or by the data set's own metadata), never by crop,
-with every bad file reported by name.
+Splits are by group (or by the data set's own metadata), never by crop, and every bad file is reported by name.
 """
 
 from __future__ import annotations
@@ -70,8 +69,7 @@ class Split:
 def list_samples(config: DataConfig) -> list[TrainingSample]:
     """Every usable pair of the folder, sorted by name.
 
-    Raises:
-        InputError: no folder, no pair, or bad files where the configuration refuses them.
+    Raises InputError: no folder, no pair, or bad files where the configuration refuses them.
     """
     listing = _list(config)
     if listing.problems:
@@ -98,10 +96,8 @@ def split_samples(samples: Sequence[TrainingSample], config: DataConfig, seed: i
     """Divide samples into training, validation and test.
 
     Groups that the configuration names come first, then the split of the data set's metadata; without either,
-    ``validation_share`` of the pixels is held out by whole groups.
-
-    Raises:
-        InputError: a group that is not there or on both sides, or nothing left to train on.
+    ``validation_share`` of the pixels is held out by whole groups. Raises InputError: a group that is not there or on
+    both sides, or nothing left to train on.
     """
     _check_groups(samples, config)
     use: dict[str, list[TrainingSample]] = {"train": [], "validation": [], "test": []}

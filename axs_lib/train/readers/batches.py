@@ -1,8 +1,7 @@
 """Batches of random crops for training and whole tiles for validation, from any reader's samples.
 
-A training batch is a function of (seed, index) and of nothing else: not of the number of workers, of what was read
-before, or of anyone's random state. So a resumed run sees what an uninterrupted one would have seen, and several
-devices share the work by taking every n-th index.
+A training batch is a function of (seed, index) and of nothing else, so that a resumed run sees what an uninterrupted
+one would have seen, and several devices share the work by taking every n-th index.
 """
 
 from __future__ import annotations
@@ -35,10 +34,8 @@ class CropDataset(Dataset[Batch]):
     A batch holds ``s1`` (B, 2, c, c) dB and ``truth`` (B, 4, c, c) DN, nodata filled; ``mask`` (B, 1, c, c), True where
     a pixel is real; ``opt_v1`` and ``opt_v2`` where ``estimates`` asks for them; ``metadata``, one mapping a crop; and
     its ``index``. Larger samples are drawn more often, by the square root of their area. Samples that cannot be read
-    are errors, or with ``on_bad: skip`` named once and replaced by others.
-
-    Raises:
-        InputError: no sample is large enough.
+    are errors, or with ``on_bad: skip`` named once and replaced by others. Raises InputError: no sample is large
+    enough.
     """
 
     def __init__(

@@ -52,11 +52,7 @@ class PatchSample(TrainingSample):
 
 
 def list_bigearthnet_v1(folder: Path) -> Listing:
-    """Pairs of BigEarthNet v1; a group is a Sentinel-2 tile, i.e. a place.
-
-    Raises:
-        InputError: the two archives are not in the folder, or a split file is broken.
-    """
+    """Pairs of BigEarthNet v1; a group is a Sentinel-2 tile. A missing archive or broken split file is refused."""
     s1_root = _root(folder, "BigEarthNet-S1-v1.0", "BigEarthNet-S1")
     s2_root = _root(folder, "BigEarthNet-v1.0", "BigEarthNet-S2-v1.0", "BigEarthNet-S2")
     listing = Listing()
@@ -74,8 +70,7 @@ def list_bigearthnet_v1(folder: Path) -> Listing:
 def list_bigearthnet_v2(folder: Path) -> Listing:
     """Pairs of BigEarthNet v2 with the split of its metadata; a group is a Sentinel-2 tile.
 
-    Raises:
-        InputError: the two archives or the metadata are not in the folder, or the metadata lack a column.
+    Raises InputError: the two archives or the metadata are not in the folder, or the metadata lack a column.
     """
     from pyarrow import ArrowException, parquet  # type: ignore[import-untyped]
 

@@ -27,11 +27,7 @@ class NpzSample(TrainingSample):
 
 
 def list_npz(folder: Path) -> Listing:
-    """Pairs of a folder of NPZ files.
-
-    Raises:
-        InputError: no such folder, no pair in it, or a broken index.
-    """
+    """Pairs of a folder of NPZ files. Raises InputError: no such folder, no pair in it, or a broken index."""
     listing = Listing()
     for record in list_pairs(folder, "all", bad=listing.problems):
         try:

@@ -72,11 +72,7 @@ class TrainingSample(ABC):
 
     @abstractmethod
     def read(self, window: Tile | None = None) -> Crop:
-        """The pixels of a window, or all of them.
-
-        Raises:
-            InputError: a file is missing, damaged or not what it should be; the message names it.
-        """
+        """The pixels of a window, or all of them; an InputError names a file that is missing or damaged."""
 
     def read_or_skip(self, window: Tile, skip: bool) -> Crop | None:
         """The pixels; where the sample cannot be read an error, or with ``skip`` a warning and ``None``."""

@@ -68,11 +68,7 @@ def _warped(sar: Source, part: SceneGrid) -> Array:
 
 
 def list_scenes(folder: Path, reading: Reading) -> Listing:
-    """Pairs of scenes below a folder.
-
-    Raises:
-        InputError: no such folder.
-    """
+    """Pairs of scenes below a folder; no such folder is an InputError."""
     if not folder.is_dir():
         raise InputError(f"{folder} is no folder; expected one with NAME_s1.tif and NAME_s2.tif in it")
     listing = Listing()
