@@ -201,23 +201,6 @@ def test_correctness_is_that_of_opensr_test() -> None:
     assert figures["d_hallucination"] == pytest.approx(0.6711953656412577)
 
 
-def test_ssim_spectral_angle_and_ergas_are_those_of_torchmetrics() -> None:
-    from torchmetrics.image import (
-        ErrorRelativeGlobalDimensionlessSynthesis,
-        SpectralAngleMapper,
-        StructuralSimilarityIndexMeasure,
-    )
-
-    estimate, _, truth = outside_triple()
-    figures = compute_metrics(10_000 * estimate, 10_000 * truth)
-    ssim = StructuralSimilarityIndexMeasure(data_range=1.0)(estimate[None], truth[None])
-    assert figures["ssim"] == pytest.approx(float(ssim), abs=1e-4)
-    angle = SpectralAngleMapper()(estimate[None], truth[None])
-    assert figures["sam"] == pytest.approx(math.degrees(float(angle)), rel=1e-6)
-    ergas = ErrorRelativeGlobalDimensionlessSynthesis(ratio=1)(estimate[None], truth[None])
-    assert figures["ergas"] == pytest.approx(float(ergas), rel=1e-6)
-
-
 # -- corrected, left in, or invented ------------------------------------------------------------------------------
 
 

@@ -1,8 +1,7 @@
 """``axs demo``: run nano on the packaged real tiles and show what it is good for.
 
-In: the sample tiles of BigEarthNet (SAR and clear optical truth). Three parts: a cloud gap of the real image filled, a
-simulated Stage 2 estimate grounded in the SAR, and the three stages from SAR, day and place. Out: a folder with
-GeoTIFFs and an NPZ a tile and part, the figures as JSON, one page to look at, and three tables on the terminal.
+Three parts: a cloud gap of the real image filled, a simulated Stage 2 estimate grounded in the SAR, and the three
+stages from SAR, day and place. Out: GeoTIFFs and an NPZ a tile and part, figures as JSON, a page, and three tables.
 """
 
 from __future__ import annotations
@@ -117,9 +116,6 @@ def check_folder(out: Path, overwrite: bool) -> None:
         )
 
 
-# -- the parts ----------------------------------------------------------------------------------------------------
-
-
 def fill_gap(name: str, s1: Tensor, truth: Tensor, pipeline: Pipeline, settings: Mapping[str, Any]) -> Shown:
     """The real image with a simulated cloud, filled by Stage 3; figures are inside the gap."""
     import torch
@@ -190,9 +186,6 @@ PARTS: dict[str, tuple[str, str, Make]] = {
         draw_from_sar,
     ),
 }
-
-
-# -- writing ------------------------------------------------------------------------------------------------------
 
 
 def _write(

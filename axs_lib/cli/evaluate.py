@@ -1,8 +1,6 @@
-"""``axs evaluate``: measure a Stage 3 model, or the whole pipeline, on a folder of real pairs.
+"""``axs evaluate``: measure a Stage 3 model, or the whole pipeline, on a folder of NPZ pairs.
 
-In goes a folder of NPZ pairs; out come a table of opt_v2 beside opt_v3 (and opt_v1, of the pipeline), the controls,
-the flood, kinds of estimates and gaps that were asked for and, with ``--json``, everything for a script
-(``docs/evaluate_keys.md``).
+Out: tables and, with ``--json``, everything for a script (``docs/evaluate_keys.md``).
 """
 
 from __future__ import annotations

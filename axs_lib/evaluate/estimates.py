@@ -30,6 +30,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
+from rich.table import Table
 from torch import Tensor
 
 from axs_lib.bands import OPTICAL_MEAN
@@ -38,12 +39,10 @@ from axs_lib.data.pairs import QUALITY_OK
 from axs_lib.evaluate.evaluator import Scenario, TileFigures
 from axs_lib.evaluate.models import Walk
 from axs_lib.evaluate.sources import EvaluationTile, fitted, water_on_land
-from axs_lib.evaluate.tables import finite_only, over_tiles, percent, rich_table, share, shown_figure
+from axs_lib.evaluate.tables import over_tiles, percent, rich_table, share, shown_figure
 from axs_lib.metrics import METRIC_KEYS, SAR_KEY, compute_metrics, improvement, stage3_metrics
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from axs_lib.evaluate.plain import PlainModel
     from axs_lib.stage3_tm_ground import Stage3GroundingModel
 
@@ -297,8 +296,7 @@ def timesteps_rows(outcomes: Mapping[int, Mapping[str, Any]]) -> list[dict[str, 
             row["mse_improvement_%"] = figures["improvement_of_mean_%"]["mse"]
             row["seconds_per_tile"] = outcome["seconds_per_tile"]
             rows.append(row)
-    finite: list[dict[str, Any]] = finite_only(rows)
-    return finite
+    return rows
 
 
 def timesteps_table(rows: Sequence[Mapping[str, Any]]) -> Table:

@@ -13,9 +13,10 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
+from rich.table import Table
 from torch import Tensor
 
 from axs_lib.bands import DN_PER_REFLECTANCE, OPTICAL_BANDS
@@ -26,9 +27,6 @@ from axs_lib.evaluate.models import Walk
 from axs_lib.evaluate.sources import EvaluationTile, generator_of, simulated_estimate
 from axs_lib.evaluate.tables import over_tiles, rich_table
 from axs_lib.nodata import valid_pixels
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 WATER_NDWI = 0.0
 MOST_WATER = 0.02  # share of a dry tile
