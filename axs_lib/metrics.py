@@ -104,9 +104,6 @@ def stage3_metrics(
         Every metric of the module's table with the suffixes ``_v3`` and ``_v2``; ``mse_improvement_%`` and
         ``mae_improvement_%``, see ``improvement``; ``copy_ratio``, the sum of |v3 - v2| over the sum of |v3 - truth|:
         0 is a copy of opt_v2 (inf where v3 equals the truth and not opt_v2); and what ``correctness`` returns.
-
-    Raises:
-        InputError: shapes that do not match, or not one pixel that counts.
     """
     images, _, valid = _prepare({"opt_v3": opt_v3, "opt_v2": opt_v2, "s2_truth": s2_truth}, s1, mask)
     figures: dict[str, float] = {}
@@ -123,14 +120,14 @@ def stage3_metrics(
 
 @torch.no_grad()
 def correctness(opt_v3: Tensor, opt_v2: Tensor, s2_truth: Tensor, mask: Tensor | None = None) -> dict[str, float]:
-    """What became of opt_v2's errors: corrected, left in, or replaced by others.
+    """What became of opt_v2's errors: corrected, left in, or replaced by others; images as of ``stage3_metrics``.
 
-    The triple of opensr-test (Aybar et al. 2024) with opt_v2 as the low-resolution image, the truth as the
-    high-resolution one and opt_v3 as the super-resolved one. With d the mean absolute difference over the bands of a
-    pixel, d_im = d(v3, truth) / d(v2, truth), d_om = d(v3, v2) / d(v2, truth) and H = d_im + d_om - 1, which is 0 where
-    opt_v3 lies between opt_v2 and the truth. A pixel belongs to the smallest of three scores, with l = 0.05:
-    improvement d_im + d_om (1 - exp(-l H)), omission d_om + d_im (1 - exp(-l H)), hallucination exp(-l d_im d_om).
-    Images are compared as they are, without opensr-test's matching of histograms and positions.
+    The triple of opensr-test (Aybar et al. 2024) with opt_v2 as the low-resolution image and the truth as the
+    high-resolution one, without its matching of histograms and positions. With d the mean absolute difference over the
+    bands of a pixel, d_im = d(v3, truth) / d(v2, truth), d_om = d(v3, v2) / d(v2, truth) and H = d_im + d_om - 1,
+    which is 0 where opt_v3 lies between opt_v2 and the truth. A pixel belongs to the smallest of three scores, with l
+    = 0.05: improvement d_im + d_om (1 - exp(-l H)), omission d_om + d_im (1 - exp(-l H)), hallucination exp(-l d_im
+    d_om).
 
     Returns:
         ``d_improvement``, ``d_omission`` and ``d_hallucination``: d_im, d_om and H of the means over all pixels (where
@@ -162,11 +159,7 @@ def _ratio(above: float, below: float) -> float:
 
 
 def improvement(before: float, after: float) -> float:
-    """100 (before - after) / before in percent; with ``before`` zero: 0 if ``after`` is zero too, else -inf.
-
-    >>> improvement(8.0, 6.0)
-    25.0
-    """
+    """100 (before - after) / before in percent; with ``before`` zero: 0 if ``after`` is zero too, else -inf."""
     if before == 0:
         return 0.0 if after == 0 else -math.inf
     return 100.0 * (1.0 - after / before)

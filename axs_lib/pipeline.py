@@ -186,11 +186,10 @@ def build_pipeline(
     scheduler: str = "ddim",
     device: torch.device | str | None = None,
 ) -> Pipeline:
-    """Build the three stages, in ``eval()`` mode.
+    """Build the three stages, in ``eval()`` mode, on the CPU or ``device``; without ``pretrained`` with random weights.
 
     Args:
         variant: of TerraMind: ``"nano"`` or ``"terramind_v1_tiny|small|base|large"``.
-        pretrained: load weights; False gives random stages.
         stage1_timesteps, stage3_timesteps: default numbers of network evaluations.
         checkpoint: weights of TerraMind from this file or folder; ``stage1_checkpoint`` those of Stage 1, where they
             differ, and ``stage2_checkpoint`` those of Stage 2.
@@ -198,7 +197,6 @@ def build_pipeline(
         revision: Hub revision (commit, tag or branch) of TerraMind's weights.
         s1_product: ``"S1GRD"`` or ``"S1RTC"``.
         scheduler: ``"ddim"`` or ``"dpmsolver++"``.
-        device: where to put the models; default CPU.
 
     Raises:
         InputError: unknown variant, product or scheduler, or timesteps out of range.

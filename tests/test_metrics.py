@@ -155,20 +155,18 @@ def test_wrong_shapes_are_named(
         stage3_metrics(torch.ones(opt_v3), torch.ones(opt_v2), torch.ones(truth))
 
 
-def test_wrong_masks_and_sar_are_named() -> None:
-    truth = scene()
-    wrong = (
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
         ({"mask": torch.ones(3, 40, 40)}, r"mask has shape \(3, 40, 40\)"),
         ({"mask": torch.zeros(40, 40)}, "no pixel counts"),
         ({"s1": torch.ones(1, 2, 20, 20)}, "s1 has shape"),
-        ({"s1": truth}, "s1 has shape"),
-    )
-    for wrongly, message in wrong:
-        with pytest.raises(InputError, match=message):
-            compute_metrics(truth, truth, **wrongly)
-
-
-# -- golden values from outside -----------------------------------------------------------------------------------
+        ({"s1": scene()}, "s1 has shape"),
+    ],
+)
+def test_wrong_masks_and_sar_are_named(wrong: dict[str, torch.Tensor], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        compute_metrics(scene(), scene(), **wrong)
 
 
 def outside_triple() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -199,9 +197,6 @@ def test_correctness_is_that_of_opensr_test() -> None:
     assert figures["d_improvement"] == pytest.approx(0.8963021494339487)
     assert figures["d_omission"] == pytest.approx(0.7748932162073089)
     assert figures["d_hallucination"] == pytest.approx(0.6711953656412577)
-
-
-# -- corrected, left in, or invented ------------------------------------------------------------------------------
 
 
 def triple(share: float, sideways: float = 0.0) -> dict[str, float]:

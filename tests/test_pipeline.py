@@ -45,8 +45,6 @@ def sar(batch: int = 2, height: int = 64, width: int = 64) -> Tensor:
     return plausible_pair(batch, height, width)[0]
 
 
-# -- the document -----------------------------------------------------------------------------------------------------
-
 # Word for word, with arguments in the place of "...".
 THREE_STAGES = """
 from axs_lib.stage1_tm_s2o import tm_sar2opt
@@ -121,9 +119,6 @@ def test_full_pipeline_builds_its_stages_once(monkeypatch: pytest.MonkeyPatch, p
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
 
-# -- one generator ------------------------------------------------------------------------------------------------
-
-
 def test_a_generator_of_its_own_is_named_in_the_provenance() -> None:
     stage1 = build_terramind_generator(("S1GRD",), variant="nano", pretrained=False)
     apply_lora_to_linear(stage1.terramind_generator)
@@ -143,9 +138,6 @@ def test_build_pipeline_builds_one_generator() -> None:
     assert whole.provenance["AXS_STAGE2_VARIANT"] == "nano"
     with pytest.raises(WeightsError, match="does not exist"):
         build_pipeline("nano", stage1_checkpoint="none.safetensors")
-
-
-# -- running it -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shared", [True, False])

@@ -78,14 +78,14 @@ _TYPES: dict[str, Any] = get_type_hints(Record) | {"status": str}
 _COLUMNS = {float: "float64", int: "int64"}
 
 
+@dataclass
 class Manifest:
     """The records of a folder, by item; open it with ``open_manifest``."""
 
-    def __init__(self, out: Path, records: dict[str, Record], journal: int, lock: int) -> None:
-        self.out = out
-        self.records = records
-        self.lock = lock
-        self._journal = journal
+    out: Path
+    records: dict[str, Record]
+    journal: int  # descriptor of the file
+    lock: int  # inode
 
     def append(self, record: Record, *, durable: bool = True) -> None:
         """Add a record, which is on disk on return if ``durable``; the one before it of this item no longer counts.
@@ -95,16 +95,16 @@ class Manifest:
         """
         self.check_lock()
         line = _line(record)
-        end = os.fstat(self._journal).st_size
+        end = os.fstat(self.journal).st_size
         with _disk(self.out / JOURNAL):
             try:
                 written = 0
                 while written < len(line):
-                    written += os.write(self._journal, line[written:])
+                    written += os.write(self.journal, line[written:])
                 if durable:
-                    os.fsync(self._journal)
+                    os.fsync(self.journal)
             except BaseException:
-                os.ftruncate(self._journal, end)
+                os.ftruncate(self.journal, end)
                 raise
         self.records[record.id] = record
 

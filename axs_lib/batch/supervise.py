@@ -77,15 +77,14 @@ def run_batch(
 ) -> Summary:
     """Do what is missing or changed of ``items``, each id once; each output that is then counted as done is there.
 
-    The ``pool`` is shut down when the call ends; ``fail_fast`` stops at the first item that fails; ``overwrite``
-    replaces outputs that the manifest does not account for, or where it cannot be read.
+    The ``pool`` is shut down when the call ends, also by Ctrl-C; ``fail_fast`` stops at the first item that fails;
+    ``overwrite`` replaces outputs that the manifest does not account for, or where it cannot be read.
 
     Raises:
         OutputError: the folder is another job's, holds files of others, was removed in the meantime, or the disk is
             full; the manifest is kept.
         InputError: an output would replace an input, or the manifest is damaged.
         AxionError: the model cannot be built, or the workers keep ending.
-        KeyboardInterrupt: the user's; workers are ended and the manifest is kept.
     """
     _check_outputs(job, items)
     summary = Summary(len(items))

@@ -137,19 +137,10 @@ def evaluate(
         scenarios.append(Uncertainty(ensemble_size))
     console = Console()
     written = {}
+    walk: dict[str, Any] = {"source": source, "quality": quality, "groups": chosen}
+    walk |= {"seed": model.seed, "force": model.force, "progress": not quiet}
     for count in steps:
-        report = take_over(
-            measured,
-            data,
-            scenarios,
-            timesteps=count,
-            source=source,
-            quality=quality,
-            groups=chosen,
-            seed=model.seed,
-            force=model.force,
-            progress=not quiet,
-        )
+        report = take_over(measured, data, scenarios, timesteps=count, **walk)
         written[count] = report.to_json() | {"groups_of_training": met}
         for table in [*([] if quiet else [tile_table(written[count])]), *report.tables()]:
             console.print(table)

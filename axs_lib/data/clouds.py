@@ -41,10 +41,7 @@ def cloud_trust(
     level. Specks are dropped, the rest is dilated by about 20 m, which closes small holes, and smoothed, as cloud masks
     are buffered; half of the samples get a shadow, the same shape displaced by 60 to 300 m, and 6 % the straight edge
     of a swath. All of that happens to the noise before the level is chosen, so that the share of unknown pixels is the
-    one drawn uniformly from ``cover``, within about 1 %. One sample in 50 is unknown everywhere instead.
-
-    Raises:
-        InputError: ``cover`` is no range within 0..1.
+    one drawn uniformly from ``cover``, a range within 0..1, within about 1 %. One sample in 50 is unknown everywhere.
     """
     low, high = cover
     if not 0 <= low <= high <= 1:
@@ -86,8 +83,7 @@ def cloud_trust(
 
 
 def cloudy_trust(s2: Tensor, s2_cloudy: Tensor) -> Tensor:
-    """Find the clear pixels (1,H,W), 1 clear and 0 unknown, of a cloudy image by a clear one of the same place and
-    season.
+    """Find the clear pixels (1,H,W), 1 clear and 0 unknown, of a cloudy image by a clear one of the place and season.
 
     Both images are (4,H,W) in DN, NaN is nodata, and averaged over 7x7 px, so that a shifted edge or a new roof is no
     cloud. Unknown is
@@ -99,9 +95,6 @@ def cloudy_trust(s2: Tensor, s2_cloudy: Tensor) -> Tensor:
     Fields that were ploughed or flooded between the two dates count as shadow too: what is left agrees with the clear
     image. On the 14 pairs of SEN12MS-CR in the project's training data it drops 77 % of the pixels in the mean and 91 %
     in the median.
-
-    Raises:
-        InputError: another shape, or two shapes.
     """
     if s2.ndim != 3 or s2.shape[0] != len(OPTICAL_BANDS) or s2.shape != s2_cloudy.shape or s2.numel() == 0:
         raise InputError(

@@ -1,7 +1,6 @@
 """Simulate a Stage 2 estimate from a clean truth tile, for training and testing where no Stage 2 output exists.
 
-Truth and estimate are DN (surface reflectance x 10000; B02, B03, B04, B08; 10 m pixels). ``degrade`` displaces patches,
-blurs, changes gain and bias, and adds invented texture, all drawn for each sample from ``PRESETS``: a model trained on
+Truth and estimate are DN (B02, B03, B04, B08; 10 m pixels). ``degrade`` draws from ``PRESETS``: a model trained on
 ``train`` is tested on errors that it has not been fitted to. ``degrade_lightly`` draws what a good estimate may suffer
 from, down to nothing at all: a head that has met only ``degrade`` would repair what is not broken.
 """

@@ -68,14 +68,10 @@ def make_estimate(
     strength: Tensor | float | None = None,
     given: Tensor | None = None,
 ) -> Tensor:
-    """An estimate of one kind: float32 DN clipped to 1..65535, NaN where truth is NaN.
+    """An estimate of one kind of ``KINDS``: float32 DN clipped to 1..65535, NaN where truth is NaN.
 
-    Args:
-        kind: name in ``KINDS``.
-        truth: (B,4,H,W) in DN; NaN marks nodata.
-        generator: of every draw; its state advances.
-        strength: 0 (light) to 1 (strong), for all tiles or (B,); drawn uniformly for each tile by default.
-        given: (B,4,H,W) in DN, what the kind ``needs``.
+    ``truth`` and what the kind ``needs``, ``given``, are (B,4,H,W) in DN. ``strength`` is 0 (light) to 1 (strong),
+    for all tiles or (B,), and drawn uniformly for each tile by default.
 
     Raises:
         InputError: unknown kind, wrong shape, or the tensor that the kind needs is missing.
@@ -108,9 +104,6 @@ def make_estimate(
 def kinds_of(split: Split, *, without_needs: bool = False) -> list[str]:
     """Names of the kinds of a split, ``without_needs`` only of those that need nothing but the truth."""
     return [name for name, kind in KINDS.items() if kind.split == split and not (without_needs and kind.make is None)]
-
-
-# -- parts --------------------------------------------------------------------------------------------------------
 
 
 def _between(strength: Tensor, light: float, strong: float, *, log: bool = False) -> Tensor:
@@ -225,9 +218,6 @@ def _in_patches(image: Tensor, draw: Draw, strength: Tensor, sizes: Tensor) -> T
     return image + values.flatten(2).gather(2, flat).view_as(image)
 
 
-# -- kinds: enlarged and blurred ----------------------------------------------------------------------------------
-
-
 def _gaussian_blur(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
     fwhm = _between(strength, 6, 120, log=True)[:, None] * draw.uniform(0.8, 1.25, 2)
     return blur(image, fwhm * PIXELS_PER_FWHM)
@@ -270,9 +260,6 @@ def _over_sharpened(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
         return 1 + amount * (1 - blurred)
 
     return _filtered(image, unsharp)
-
-
-# -- kinds: smoothed and compressed -------------------------------------------------------------------------------
 
 
 def _median_filter(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
@@ -371,9 +358,6 @@ def _median_composite(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
     return torch.stack(dates).median(0).values
 
 
-# -- kinds: radiometry --------------------------------------------------------------------------------------------
-
-
 def _gain_offset(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
     gain = 1 + _between(strength, 0.005, 0.15)[:, None] * (0.7 * draw.normal(1) + 0.5 * draw.normal(4))
     level, common = _between(strength, 3, 120)[:, None], 0.7
@@ -405,9 +389,6 @@ def _patch_offsets_16(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
     return _in_patches(image, draw, strength, torch.full_like(strength, 16.0))
 
 
-# -- kinds: noise -------------------------------------------------------------------------------------------------
-
-
 def _white_noise(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
     level = _between(strength, 4, 150, log=True)[:, None] * draw.uniform(0.5, 1.5, 4)
     noise = draw.normal(*image.shape[1:])
@@ -430,9 +411,6 @@ def _stripes(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
 
 def _texture(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
     return image + each(_between(strength, 0.1, 1.6)) * texture(*image.shape[-2:], PRESETS["train"], draw)
-
-
-# -- kinds: geometry ----------------------------------------------------------------------------------------------
 
 
 def _displaced_patches(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
@@ -477,9 +455,6 @@ def _changed_fields(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
     )
     gain = gains.gather(2, label.flatten(2).expand(-1, 4, -1)).view_as(image)
     return image * gaussian_blur(gain, 0.7)
-
-
-# -- kinds: several at once ---------------------------------------------------------------------------------------
 
 
 def _refiner(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:

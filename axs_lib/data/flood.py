@@ -28,14 +28,10 @@ NEIGHBOUR = 0.3  # weight of a neighbour beside 1: correlates neighbours by 2 * 
 
 
 def simulate_flood(s1: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Flood a patch of each tile (B, 2, H, W), VV and VH in dB, NaN = nodata.
+    """Flood a patch of each tile (B, 2, H, W), VV and VH in dB, NaN = nodata; ``InputError`` for another shape.
 
-    Returns:
-        The SAR of the same shape, float32, equal to ``s1`` bit for bit from 2 px outside the patch on and NaN exactly
-        where ``s1`` is, and the patch, (B, 1, H, W) bool, False in nodata.
-
-    Raises:
-        InputError: another shape.
+    Gives the SAR of the same shape, float32, equal to ``s1`` bit for bit from 2 px outside the patch on and NaN exactly
+    where ``s1`` is, and the patch, (B, 1, H, W) bool, False in nodata.
     """
     if s1.ndim != 4 or s1.shape[1] != 2 or s1.numel() == 0:
         raise InputError(

@@ -36,7 +36,6 @@ _COUNTED_MONTH = re.compile(r"month (\d+) \(0=Sep\)")
 _DEGREES = r"(-?\d+(?:\.\d+)?)"
 _PLACE = re.compile(rf"\({_DEGREES},\s*{_DEGREES}\)")
 _PLACE_BY_SIDE = re.compile(rf"\({_DEGREES}([NS]) {_DEGREES}([EW])\)")
-SEPTEMBER = 9
 
 
 @dataclass(frozen=True)
@@ -123,14 +122,10 @@ def list_pairs(folder: str | Path, quality: Quality = "ok", *, bad: list[str] | 
 
 
 def load_pair(record: PairRecord | str | Path) -> Pair:
-    """Read one pair.
+    """Read one pair; ``InputError`` where the file cannot be read or holds no pair as the module describes it.
 
     NaN is nodata, as is DN 0 in all four bands; 0 in some bands only is a dark pixel and becomes 1. 0 dB is a
     valid backscatter. The document's keys ``s1_vv`` and ``s1_vh`` (H,W) and ``s2_real`` are read too.
-
-    Raises:
-        InputError: the file is missing, truncated, pickled, without the keys, or its arrays have the wrong number of
-            bands, different sizes, infinite values, or DN outside 0..65535.
     """
     if not isinstance(record, PairRecord):
         record = _record_of(Path(record), Path(record).parent)
@@ -204,7 +199,7 @@ def _metadata(row: Mapping[str, str]) -> dict[str, str | float]:
     elif month := _MONTH.search(dates):
         metadata |= {"year": int(month[1]), "month": int(month[2])}
     elif counted := _COUNTED_MONTH.search(dates):
-        metadata["month"] = (SEPTEMBER - 1 + int(counted[1])) % 12 + 1
+        metadata["month"] = (8 + int(counted[1])) % 12 + 1
     if row.get("lat") or row.get("lon"):
         metadata |= {key: float(row[key]) for key in ("lat", "lon") if row.get(key)}
     elif point := _PLACE.search(place):

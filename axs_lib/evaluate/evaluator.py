@@ -47,10 +47,8 @@ class TileFigures:
 class Scenario(ABC):
     """One question that is put to a model. It holds settings only, so that it may be put again."""
 
-    name: ClassVar[str]
-    """Its key in the JSON; what has an empty one stands at the top."""
-    needs: ClassVar[str] = "tile"
-    """What it needs of the folder, for the error where there is none."""
+    name: ClassVar[str]  # its key in the JSON; what has an empty one stands at the top
+    needs: ClassVar[str] = "tile"  # what it needs of the folder, for the error where there is none
 
     @abstractmethod
     def measure(self, tiles: Sequence[EvaluationTile], walk: Walk) -> Iterable[TileFigures]:
@@ -114,18 +112,12 @@ def evaluate(
     force: bool = False,
     progress: bool = False,
 ) -> Report:
-    """Take a model over the pairs of a folder.
+    """Take a model over the NPZ pairs of a folder, see ``axs_lib.data.pairs``.
 
-    Args:
-        model: the Stage 3 model, or the pipeline: then every estimate is made from the SAR and the pair's metadata.
-        folder: NPZ pairs, see ``axs_lib.data.pairs``.
-        scenarios: what is asked of it.
-        timesteps: network evaluations, of the pipeline those of Stage 1 and of Stage 3; default those of Stage 3.
-        source, quality, groups: which pairs and estimates, see ``axs_lib.evaluate.sources``.
-        seed: of the model's noise; what is simulated depends on the tile's name alone.
-        batch_size: tiles of one size the model sees at once.
-        force: do not refuse values that look like another unit.
-        progress: show a bar on the error stream.
+    Of the pipeline every estimate is made from the SAR and the pair's metadata. ``timesteps`` are those of Stage 3,
+    of the pipeline also of Stage 1; by default the model's own. ``seed`` is that of the model's noise: what is
+    simulated depends on the tile's name alone. The model sees ``batch_size`` tiles of one size at once. ``force``
+    accepts values that look like another unit.
 
     Raises:
         InputError: no pairs, an unknown group, a source that the model cannot have, a pair that is broken or in

@@ -116,14 +116,11 @@ def measure_kind(opt_v2: Tensor, opt_v3: Tensor, truth: Tensor, sigma: Tensor | 
 
 
 def summary_of(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What to quote: the median over the kinds left out of training and choices, the worst of them, the worst tile.
+    """What to quote of rows of ``to_json``: the kinds left out of training and choices, and the worst tile of all
+    kinds.
 
-    Args:
-        rows: of ``to_json``.
-
-    Returns:
-        ``kinds`` (how many are left out), ``median_mse_change_%``, ``worst_kind``, ``worst_kind_mse_change_%``,
-        ``worst_tile_%`` and ``worst_tile_kind`` (over all kinds); None where there is no such kind.
+    ``kinds`` (how many are left out), ``median_mse_change_%``, ``worst_kind``, ``worst_kind_mse_change_%``,
+    ``worst_tile_%`` and ``worst_tile_kind`` (over all kinds); None where there is no such kind.
     """
     changes = {
         row["kind"]: row["mse_change_%"] for row in rows if row["split"] == REPORT and row["mse_change_%"] is not None

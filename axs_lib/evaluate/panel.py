@@ -45,11 +45,9 @@ def plot_panel(
             ``s1_vh``), ``opt_v2``, ``opt_v3``, and as far as known ``opt_v1``, ``truth`` (or ``s2_real``), ``trust``
             and ``uncertainty``, as arrays or tensors of one tile; other names are ignored.
         title: first line; by default the saved result's name.
-        metrics: MSE and SSIM with the suffixes ``_v1``, ``_v2`` and ``_v3``; by default measured where the truth is
-            known, inside gaps where there are any.
+        metrics: MSE and SSIM with suffixes ``_v1``, ``_v2``, ``_v3``; by default measured where the truth is known.
 
-    Raises:
-        InputError: SAR, opt_v2 or opt_v3 is missing, shapes that do not belong to one tile, or an unreadable file.
+    ``InputError``: SAR, opt_v2 or opt_v3 is missing, the shapes do not belong to one tile, or the file is unreadable.
     """
     from axs_lib.io.saved import LAYERS, Result, read_results
 

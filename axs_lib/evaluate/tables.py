@@ -9,10 +9,10 @@ from typing import Any
 
 from rich.table import Table
 
-Average = Callable[[list[float]], float]
 
-
-def over_tiles(rows: Sequence[Mapping[str, float]], average: Average = statistics.fmean) -> dict[str, float]:
+def over_tiles(
+    rows: Sequence[Mapping[str, float]], average: Callable[[list[float]], float] = statistics.fmean
+) -> dict[str, float]:
     """Average each key over the rows where it is defined."""
     result = {}
     for key in rows[0]:

@@ -80,13 +80,7 @@ def uncertainty_figures(predicted: Tensor, error: Tensor, *, members: int | None
 
 
 def spread_skill(predicted: Tensor, error: Tensor, members: int | None = None) -> float:
-    """RMS of the deviations over the RMSE, both (N,); infinite where there is no error, NaN where there is neither.
-
-    >>> spread_skill(torch.tensor([2.0, 2.0]), torch.tensor([-2.0, 2.0]))
-    1.0
-    >>> round(spread_skill(torch.tensor([2.0, 2.0]), torch.tensor([-2.0, 2.0]), members=4), 4)
-    1.118
-    """
+    """RMS of the deviations over the RMSE, both (N,); infinite where there is no error, NaN where there is neither."""
     factor = 1.0 if members is None else math.sqrt((members + 1) / members)
     return factor * float(predicted.square().mean().sqrt() / error.square().mean().sqrt())
 
@@ -116,11 +110,7 @@ def auce(predicted: Tensor, error: Tensor, levels: int = 99) -> float:
 
 
 def gaussian_crps(predicted: Tensor, error: Tensor) -> float:
-    """Mean CRPS of Gaussians with these deviations around estimates with these errors, both (N,).
-
-    >>> gaussian_crps(torch.zeros(2), torch.tensor([-3.0, 1.0]))
-    2.0
-    """
+    """Mean CRPS of Gaussians with these deviations around estimates with these errors, both (N,)."""
     z = error / predicted.clamp_min(torch.finfo(predicted.dtype).tiny)
     density = torch.exp(-0.5 * z.square()) / math.sqrt(2 * math.pi)
     score = error * torch.special.erf(z / math.sqrt(2.0)) + predicted * (2 * density - 1 / math.sqrt(math.pi))

@@ -41,7 +41,7 @@ class HalfWay:
         opt_v2 = opt_v2.nan_to_num(2000.0)
         image = (opt_v2 + opt_v2.mean((2, 3), keepdim=True)) / 2
         proposal = image if controls.proposal is None else controls.proposal
-        return SimpleNamespace(image=image, proposal=proposal, nfe=timesteps or self.timesteps)
+        return SimpleNamespace(image=image, proposal=proposal, nfe=timesteps or self.timesteps, uncertainty=None)
 
 
 class FromSar:
@@ -53,7 +53,7 @@ class FromSar:
     def __init__(self) -> None:
         self.stage3 = HalfWay(4)
 
-    def __call__(self, s1: Tensor, metadata: Any, timesteps: int, *, seed: int = 0) -> PipelineOutput:
+    def __call__(self, s1: Tensor, metadata: Any, timesteps: int, **options: Any) -> PipelineOutput:
         image = (s1[:, :1] * 100 + 4000).expand(-1, 4, -1, -1)
         return PipelineOutput(image, image + 10, image + 20, None, (timesteps, timesteps))
 
@@ -257,7 +257,7 @@ def test_uncertainty_joins_the_report(folder: Path, tmp_path: Path, monkeypatch:
             output = super().ground(*arguments, **options)
             asked.append(ensemble_size)
             spread = torch.full_like(output.image, 50.0) if ensemble_size > 1 else None
-            return SimpleNamespace(**vars(output), uncertainty=spread)
+            return SimpleNamespace(**vars(output) | {"uncertainty": spread})
 
     monkeypatch.setattr(stage3_tm_ground, "build_stage3_model", lambda timesteps, **_: Doubtful(timesteps))
     result = run("--data", folder, "--uncertainty", "--json", tmp_path / "r.json", "-q")

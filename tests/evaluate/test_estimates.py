@@ -34,17 +34,6 @@ def of_pair(folder: Path, name: str) -> tuple[Tensor, Tensor, Tensor]:
     return (s1, truth, simulated_estimate(truth, pair.record.name) if given is None else torch.from_numpy(given))
 
 
-def test_a_copy_changes_nothing_and_wins_nothing(folder: Path) -> None:
-    summary = outcome(FakeModel(), folder)["summary"]
-    assert list(summary) == ["ok"]
-    figures = summary["ok"]
-    assert (figures["tiles"], figures["wins"]) == (3, 0)
-    assert figures["mean"]["copy_ratio"] == 0
-    assert figures["improvement_of_mean_%"] == {"mse": 0, "mae": 0}
-    for key in METRIC_KEYS:
-        assert figures["mean"][f"{key}_v2"] == figures["mean"][f"{key}_v3"]
-
-
 def test_figures_are_those_of_the_metrics(folder: Path) -> None:
     written = outcome(FakeModel(follow_sar), folder, quality="all")
     for entry in written["tiles"]:
@@ -78,9 +67,6 @@ def test_water_of_the_sar_on_land_of_the_truth_is_counted(tmp_path: Path) -> Non
     s2[:, :16, :32] = np.array([400, 600, 300, 150], np.uint16)[:, None, None]
     np.savez(tmp_path / "a.npz", s1=s1, s2=s2)
     assert 0.08 < outcome(FakeModel(), tmp_path, timesteps=1)["tiles"][0]["sar_water_on_land"] < 1 / 8
-
-
-# -- controls -----------------------------------------------------------------------------------------------------
 
 
 def test_swapped_sar_shows_what_the_sar_brings(folder: Path) -> None:
@@ -159,9 +145,6 @@ def test_models_beside_the_model_are_measured_as_it_is(folder: Path) -> None:
     assert from_sar == pytest.approx(compute_metrics(torch.full_like(truth, 1000.0), truth, s1=s1))
 
 
-# -- the pipeline -------------------------------------------------------------------------------------------------
-
-
 def date_first_tile(folder: Path) -> None:
     index = (folder / "index.csv").read_text().splitlines()
     dated = [f"{index[0]},date,lat", f"{index[1]},2021-07-14,48.2", *(f"{row},," for row in index[2:])]
@@ -206,9 +189,6 @@ def test_what_the_date_is_worth(folder: Path) -> None:
     for tile in written["tiles"]:  # this one's images do not depend on the date
         assert tile["no_date_v2"]["mse"] == pytest.approx(tile["metrics"]["mse_v2"])
         assert tile["no_date"]["mse"] == pytest.approx(tile["metrics"]["mse_v3"])
-
-
-# -- the summary --------------------------------------------------------------------------------------------------
 
 
 def measured(name: str, mse_v2: float, mse_v3: float, **facts: Any) -> TileFigures:

@@ -106,9 +106,6 @@ def test_what_cannot_be_measured_is_refused(predicted: Tensor, error: Tensor) ->
         uncertainty_figures(predicted, error)
 
 
-# -- a folder -----------------------------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def bright(tmp_path: Path) -> Path:
     """Two tiles whose opt_v2 is 200 DN too bright, with a nodata pixel each."""

@@ -42,16 +42,10 @@ def write_report(
     most: int = 50,
     overwrite: bool = False,
 ) -> int:
-    """Write the page of results (folders and files, see ``axs_lib.io.saved.find_results``), and give their number.
+    """Write the page, and give the number of results on it: at most ``most``, and it says how many are left out.
 
-    Args:
-        path: the file.
-        results: at most ``most`` are shown; the page says how many are left out.
-        evaluation: JSON of ``axs evaluate``.
-        companions: GeoTIFFs of further layers by name (``s1``, ``opt_v2``, ``truth``, ...), for a single result.
-        title: of the page.
-        most: see ``results``.
-        overwrite: whether an existing file may be replaced.
+    ``results`` are folders and files, see ``axs_lib.io.saved.find_results``; ``evaluation`` is the JSON of ``axs
+    evaluate``; ``companions`` are GeoTIFFs of further layers by name (``s1``, ``truth``, ...), for a single result.
 
     Raises:
         InputError: there is nothing to show, or no file of it can be read.
