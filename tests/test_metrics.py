@@ -140,19 +140,17 @@ def test_stage3_extremes_are_defined() -> None:
 
 
 @pytest.mark.parametrize(
-    ("opt_v3", "opt_v2", "truth", "message"),
+    ("shapes", "message"),
     [
-        ((1, 4, 8, 8), (1, 4, 8, 9), (1, 4, 8, 8), r"opt_v2 has shape \(1, 4, 8, 9\)"),
-        ((1, 4, 8, 8), (1, 4, 8, 8), (1, 3, 8, 8), r"s2_truth has shape \(1, 3, 8, 8\)"),
-        ((8, 8), (8, 8), (8, 8), r"\(B,4,H,W\)"),
-        ((1, 4, 0, 8), (1, 4, 0, 8), (1, 4, 0, 8), "not empty"),
+        (((1, 4, 8, 8), (1, 4, 8, 9), (1, 4, 8, 8)), r"opt_v2 has shape \(1, 4, 8, 9\)"),
+        (((1, 4, 8, 8), (1, 4, 8, 8), (1, 3, 8, 8)), r"s2_truth has shape \(1, 3, 8, 8\)"),
+        (((8, 8),) * 3, r"\(B,4,H,W\)"),
+        (((1, 4, 0, 8),) * 3, "not empty"),
     ],
 )
-def test_wrong_shapes_are_named(
-    opt_v3: tuple[int, ...], opt_v2: tuple[int, ...], truth: tuple[int, ...], message: str
-) -> None:
+def test_wrong_shapes_are_named(shapes: tuple[tuple[int, ...], ...], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        stage3_metrics(torch.ones(opt_v3), torch.ones(opt_v2), torch.ones(truth))
+        stage3_metrics(*map(torch.ones, shapes))
 
 
 @pytest.mark.parametrize(

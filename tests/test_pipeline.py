@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -102,12 +103,7 @@ def test_full_pipeline_is_the_stages_in_their_order(pipeline: Pipeline) -> None:
 
 
 def test_full_pipeline_builds_its_stages_once(monkeypatch: pytest.MonkeyPatch, pipeline: Pipeline) -> None:
-    built: list[tuple[str, str]] = []
-
-    def build(variant: str, device: str) -> Pipeline:
-        built.append((variant, device))
-        return pipeline
-
+    build = Mock(return_value=pipeline)
     monkeypatch.setattr(pipeline_module, "build_pipeline", build)
     pipeline_module._default_pipeline.cache_clear()
     try:
@@ -115,7 +111,7 @@ def test_full_pipeline_builds_its_stages_once(monkeypatch: pytest.MonkeyPatch, p
         again = full_pipeline(sar(1), METADATA, 1, variant="nano")
     finally:
         pipeline_module._default_pipeline.cache_clear()
-    assert built == [("nano", "cpu")]
+    build.assert_called_once_with("nano", device="cpu")
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
 

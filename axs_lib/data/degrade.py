@@ -93,7 +93,7 @@ def degrade(
     image = displace_patches(image, ranges, draw)
     image = _to_resolution(image, ranges.resolution, draw)
     image = gain_and_bias(image, ranges, draw)
-    image = image + texture(*image.shape[-2:], ranges, draw)
+    image = image + texture(image.shape[-2:], ranges, draw)
     return image.clamp(*VALID_DN).view(truth.shape).masked_fill(truth.isnan(), math.nan)
 
 
@@ -126,7 +126,7 @@ def _degrade_lightly(image: Tensor, draw: Draw) -> Tensor:
     if happens(0.50):
         image = gain_and_bias(image, train, draw)
     if happens(0.25):
-        image = image + texture(*image.shape[-2:], train, draw)
+        image = image + texture(image.shape[-2:], train, draw)
     if happens(0.40):
         level = torch.exp(draw.uniform(math.log(NOISE[0]), math.log(NOISE[1]))) * draw.uniform(0.5, 1.5, 4)
         image = image + level[:, :, None, None] * draw.normal(*image.shape[1:])
@@ -262,9 +262,9 @@ def gain_and_bias(image: Tensor, ranges: Degradation, draw: Draw) -> Tensor:
     return image * gain[:, :, None, None] + bias[:, :, None, None]
 
 
-def texture(height: int, width: int, ranges: Degradation, draw: Draw) -> Tensor:
+def texture(size: torch.Size, ranges: Degradation, draw: Draw) -> Tensor:
     """Smooth invented structure (B,4,H,W) in DN: brightness, greenness and one field for each band."""
-    fields = band_limited(height, width, 6, ranges.texture_scale, draw)
+    fields = band_limited(size, 6, ranges.texture_scale, draw)
 
     def amplitude(visible: Range, nir: Range) -> tuple[Tensor, Tensor]:
         level = draw.uniform(0, 1)[:, None]
@@ -281,8 +281,9 @@ def texture(height: int, width: int, ranges: Degradation, draw: Draw) -> Tensor:
     return bright[shape] * fields[:, 0:1] + green[shape] * fields[:, 1:2] + own[shape] * fields[:, 2:6]
 
 
-def band_limited(height: int, width: int, channels: int, scale: Range, draw: Draw) -> Tensor:
-    """Band-limited Gaussian noise (B,channels,H,W), zero mean and unit standard deviation in each field."""
+def band_limited(size: torch.Size, channels: int, scale: Range, draw: Draw) -> Tensor:
+    """Band-limited Gaussian noise (B,channels,*size), zero mean and unit standard deviation in each field."""
+    height, width = size
     sigma = draw.uniform(*scale) / METRES_PER_PIXEL
     margin = math.ceil(2 * scale[1] / METRES_PER_PIXEL)
     at_rows = torch.arange(-margin, height + margin, NOISE_STEP, device=sigma.device, dtype=torch.float32)

@@ -349,7 +349,7 @@ def _grey_levels(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
 def _median_composite(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
     dates = []
     for _ in range(5):
-        light = band_limited(*image.shape[-2:], 4, (150, 400), draw)
+        light = band_limited(image.shape[-2:], 4, (150, 400), draw)
         level = each(_between(strength, 0.02, 0.10))
         shift = draw.normal(2) * _between(strength, 0.2, 1.2)[:, None]
         moved = _warped(image, shift[:, 0, None, None], shift[:, 1, None, None])
@@ -373,7 +373,7 @@ def _tone_curve(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
 
 
 def _haze(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
-    field = band_limited(*image.shape[-2:], 1, (200, 600), draw)
+    field = band_limited(image.shape[-2:], 1, (200, 600), draw)
     depth = each(_between(strength, 0.02, 0.35)) * (1 + 0.5 * field).clamp_min(0)
     veil = torch.tensor(HAZE_BY_BAND, device=image.device)[:, None, None]
     return image * (1 - depth * veil) + 3000.0 * depth * veil
@@ -410,7 +410,7 @@ def _stripes(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
 
 
 def _texture(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
-    return image + each(_between(strength, 0.1, 1.6)) * texture(*image.shape[-2:], PRESETS["train"], draw)
+    return image + each(_between(strength, 0.1, 1.6)) * texture(image.shape[-2:], PRESETS["train"], draw)
 
 
 def _displaced_patches(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
@@ -431,7 +431,7 @@ def _shift(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
 
 
 def _smooth_warp(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
-    field = band_limited(*image.shape[-2:], 2, (100, 400), draw)
+    field = band_limited(image.shape[-2:], 2, (100, 400), draw)
     field = field * each(_between(strength, 0.1, 2.5, log=True))
     return _warped(image, field[:, 0], field[:, 1])
 
@@ -448,7 +448,7 @@ def _changed_fields(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
     smooth = gaussian_blur(image, 1.0)
     index = (smooth[:, 3:] - smooth[:, 2:3]) / (smooth[:, 3:] + smooth[:, 2:3]).clamp_min(1)
     spread = index.std((2, 3), keepdim=True).clamp_min(0.01)
-    place = 0.7 * band_limited(*image.shape[-2:], 1, (60, 200), draw)
+    place = 0.7 * band_limited(image.shape[-2:], 1, (60, 200), draw)
     label = (2.0 * ((index - index.mean((2, 3), keepdim=True)) / spread + place) + 8).long().clamp(0, 15)
     gains = torch.exp(
         _between(strength, 0.03, 0.30)[:, None, None] * (0.7 * draw.normal(1, 16) + 0.7 * draw.normal(4, 16))

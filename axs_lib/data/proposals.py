@@ -55,7 +55,7 @@ def informed_proposal(truth: Tensor, *, generator: torch.Generator) -> Tensor:
     offset = level(OFFSET_DN)[:, None] * (0.7 * draw.normal(1) + 0.7 * band * draw.normal(4))
     image = image * gain[..., None, None] + offset[..., None, None]
     smooth = each(level(SMOOTH_NOISE_DN)) * band[:, None, None]
-    image = image + smooth * band_limited(height, width, 4, (20, 120), draw)
+    image = image + smooth * band_limited(truth.shape[-2:], 4, (20, 120), draw)
     image = image + each(level(FINE_NOISE_DN)) * draw.normal(4, height, width)
 
     # 4. The range of TerraMind's detokenizer.
