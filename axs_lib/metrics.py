@@ -51,16 +51,10 @@ SAR_SMOOTHING = 2.0  # px, standard deviation
 def compute_metrics(
     estimate: Tensor, truth: Tensor, *, s1: Tensor | None = None, mask: Tensor | None = None
 ) -> dict[str, float]:
-    """Compare one optical estimate with the truth.
+    """Compare one optical estimate (B,4,H,W) or (4,H,W) in DN with the truth, DN of the same shape.
 
-    Args:
-        estimate: (B,4,H,W) or (4,H,W) DN.
-        truth: DN of the same shape.
-        s1: (B,2,H,W) or (2,H,W) dB; adds ``edge_sar``.
-        mask: (B,1,H,W), (B,H,W) or (H,W), true where pixels count.
-
-    Returns:
-        The module's table, with ``edge_sar`` only if ``s1`` is given.
+    ``s1`` (B,2,H,W) or (2,H,W) in dB adds ``edge_sar``; ``mask`` (B,1,H,W), (B,H,W) or (H,W) is true where pixels
+    count. Returns the module's table.
 
     Raises:
         InputError: shapes that do not match, or not one pixel that counts.
@@ -90,7 +84,7 @@ def compute_metrics(
         "ndvi": mean_absolute_error(_index(seen, "B08", "B04"), _index(real, "B08", "B04")),
         "ndwi": mean_absolute_error(_index(seen, "B03", "B08"), _index(real, "B03", "B08")),
     }
-    inner = _erode(valid)
+    inner = functional.max_pool2d((~valid).double(), 3, stride=1, padding=1) == 0  # where Sobel reads what counts
     edges, real_edges = _gradient(estimate.mean(1, keepdim=True)), _gradient(truth.mean(1, keepdim=True))
     figures["edge_truth"] = _correlation(edges, real_edges, inner)
     figures["sharpness"] = (_mean(edges.square(), inner) / _mean(real_edges.square(), inner)).sqrt()
@@ -104,22 +98,12 @@ def compute_metrics(
 def stage3_metrics(
     opt_v3: Tensor, opt_v2: Tensor, s2_truth: Tensor, mask: Tensor | None = None, s1: Tensor | None = None
 ) -> dict[str, float]:
-    """Compare the Stage 3 image and the Stage 2 image with the truth, over the same pixels.
-
-    Args:
-        opt_v3: (B,4,H,W) or (4,H,W) DN, the grounded image.
-        opt_v2: DN of the same shape, the estimate it started from.
-        s2_truth: DN of the same shape, the clear truth.
-        mask: (B,1,H,W), (B,H,W) or (H,W), true where pixels count.
-        s1: (B,2,H,W) or (2,H,W) dB; adds ``edge_sar_v3`` and ``edge_sar_v2``.
+    """Compare the Stage 3 image and the Stage 2 image with the truth, over the same pixels; see ``compute_metrics``.
 
     Returns:
         Every metric of the module's table with the suffixes ``_v3`` and ``_v2``; ``mse_improvement_%`` and
         ``mae_improvement_%``, see ``improvement``; ``copy_ratio``, the sum of |v3 - v2| over the sum of |v3 - truth|:
         0 is a copy of opt_v2 (inf where v3 equals the truth and not opt_v2); and what ``correctness`` returns.
-
-    Raises:
-        InputError: shapes that do not match, or not one pixel that counts.
     """
     images, _, valid = _prepare({"opt_v3": opt_v3, "opt_v2": opt_v2, "s2_truth": s2_truth}, s1, mask)
     figures: dict[str, float] = {}
@@ -136,16 +120,14 @@ def stage3_metrics(
 
 @torch.no_grad()
 def correctness(opt_v3: Tensor, opt_v2: Tensor, s2_truth: Tensor, mask: Tensor | None = None) -> dict[str, float]:
-    """What became of opt_v2's errors: corrected, left in, or replaced by others.
+    """What became of opt_v2's errors: corrected, left in, or replaced by others; images as of ``stage3_metrics``.
 
-    The triple of opensr-test (Aybar et al. 2024) with opt_v2 as the low-resolution image, the truth as the
-    high-resolution one and opt_v3 as the super-resolved one. With d the mean absolute difference over the bands of a
-    pixel, d_im = d(v3, truth) / d(v2, truth), d_om = d(v3, v2) / d(v2, truth) and H = d_im + d_om - 1, which is 0 where
-    opt_v3 lies between opt_v2 and the truth. A pixel belongs to the smallest of three scores, with l = 0.05:
-    improvement d_im + d_om (1 - exp(-l H)), omission d_om + d_im (1 - exp(-l H)), hallucination exp(-l d_im d_om).
-    Images are compared as they are, without opensr-test's matching of histograms and positions.
-
-    Args: as of ``stage3_metrics``.
+    The triple of opensr-test (Aybar et al. 2024) with opt_v2 as the low-resolution image and the truth as the
+    high-resolution one, without its matching of histograms and positions. With d the mean absolute difference over the
+    bands of a pixel, d_im = d(v3, truth) / d(v2, truth), d_om = d(v3, v2) / d(v2, truth) and H = d_im + d_om - 1,
+    which is 0 where opt_v3 lies between opt_v2 and the truth. A pixel belongs to the smallest of three scores, with l
+    = 0.05: improvement d_im + d_om (1 - exp(-l H)), omission d_om + d_im (1 - exp(-l H)), hallucination exp(-l d_im
+    d_om).
 
     Returns:
         ``d_improvement``, ``d_omission`` and ``d_hallucination``: d_im, d_om and H of the means over all pixels (where
@@ -177,11 +159,7 @@ def _ratio(above: float, below: float) -> float:
 
 
 def improvement(before: float, after: float) -> float:
-    """100 (before - after) / before in percent; with ``before`` zero: 0 if ``after`` is zero too, else -inf.
-
-    >>> improvement(8.0, 6.0)
-    25.0
-    """
+    """100 (before - after) / before in percent; with ``before`` zero: 0 if ``after`` is zero too, else -inf."""
     if before == 0:
         return 0.0 if after == 0 else -math.inf
     return 100.0 * (1.0 - after / before)
@@ -230,11 +208,7 @@ def _batch(name: str, image: Tensor, bands: int, device: torch.device) -> Tensor
 
 
 def pixel_mask(mask: Tensor, shape: torch.Size, device: torch.device) -> Tensor:
-    """(B or 1,1,H,W) bool of a mask of any accepted shape, for images of ``shape`` (B,C,H,W).
-
-    Raises:
-        InputError: the shape does not fit.
-    """
+    """(B or 1,1,H,W) bool of a mask of any accepted shape, for images of ``shape`` (B,C,H,W); else ``InputError``."""
     batch, _, height, width = shape
     seen = tuple(mask.shape)
     if mask.ndim in (2, 3):
@@ -257,8 +231,7 @@ def _index(pixels: Tensor, plus: str, minus: str) -> Tensor:
 def _ssim(estimate: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
     """SSIM averaged over the pixels that count; both images hold the truth's band mean in the others.
 
-    torchmetrics takes no mask, so its map of SSIM is averaged here. In float32: ten times as fast as float64 on a CPU,
-    and the constants of the formula dwarf the rounding.
+    In float32: ten times as fast as float64 on a CPU, and the constants of the formula dwarf the rounding.
     """
     from torchmetrics.functional.image import structural_similarity_index_measure
 
@@ -284,11 +257,6 @@ def _gradient(image: Tensor) -> Tensor:
 
     magnitude: Tensor = spatial_gradient(image).square().sum(2).sqrt()
     return magnitude
-
-
-def _erode(valid: Tensor) -> Tensor:
-    """Pixels whose 3x3 neighbourhood counts wholly (what a Sobel gradient reads)."""
-    return functional.max_pool2d((~valid).double(), 3, stride=1, padding=1) == 0
 
 
 def _smooth(image: Tensor, valid: Tensor, sigma: float) -> Tensor:

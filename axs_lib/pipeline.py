@@ -1,9 +1,6 @@
-"""The whole pipeline: SAR, date and place in, opt_v1, opt_v2, opt_v3 and uncertainty out.
+"""The whole pipeline, built by ``build_pipeline``: SAR, date and place in, opt_v1, opt_v2, opt_v3, uncertainty out.
 
-    s1 -- Stage 1 (TerraMind) -- opt_v1 -- Stage 2 (Prithvi, metadata) -- opt_v2 -- Stage 3 (TerraMind, s1) -- opt_v3
-
-``Pipeline`` holds the three stages; ``build_pipeline`` builds it from the name of a variant; ``full_pipeline`` is one
-call for everything.
+s1 -- Stage 1 (TerraMind) -- opt_v1 -- Stage 2 (Prithvi, metadata) -- opt_v2 -- Stage 3 (TerraMind, s1) -- opt_v3
 """
 
 from __future__ import annotations
@@ -29,22 +26,18 @@ if TYPE_CHECKING:
     from os import PathLike
 
     from axs_lib.prithvi.metadata import MetadataLike
-    from axs_lib.terramind.generator import TerraMindGenerator
 
 NANO = "nano"
 
 
 @dataclass(frozen=True)
 class PipelineOutput:
-    """The result of the pipeline for a batch; bands B02 B03 B04 B08 in DN, NaN = nodata.
+    """The result for a batch; bands B02 B03 B04 B08 in DN, NaN = nodata; with an ensemble the mean over it.
 
     Attributes:
-        opt_v1: (B, 4, H, W), Stage 1: estimated from the SAR alone.
-        opt_v2: (B, 4, H, W), Stage 2: refined with time and place.
-        opt_v3: (B, 4, H, W), Stage 3: grounded in the SAR.
-        uncertainty: (B, 4, H, W), standard deviation of the error of opt_v3 to expect, in DN: the spread over an
-            ensemble of runs of the whole pipeline together with the error Stage 3 predicts; ``None`` for an ensemble of
-            one. With an ensemble the images are means over it.
+        opt_v1, opt_v2, opt_v3: (B, 4, H, W), from the SAR alone, refined with time and place, grounded in the SAR.
+        uncertainty: (B, 4, H, W), standard deviation of the error of opt_v3 to expect, in DN: the spread over runs of
+            the whole pipeline together with the error Stage 3 predicts; ``None`` for an ensemble of one.
         nfe: network evaluations of the denoisers of Stage 1 and Stage 3, for each member.
         gate: (B, 1, H, W), how much of Stage 3's correction was let through, 0 to 1.
         sar_contribution: (B, 4, H, W), the change that the SAR makes in Stage 3, in DN, where it was asked for.
@@ -60,15 +53,7 @@ class PipelineOutput:
 
 
 class Pipeline(nn.Module):
-    """The three stages, for inference.
-
-    Where Stage 1 and Stage 3 have the same generator weights they share one generator, which is then in memory once;
-    the Stage 1 model that was passed is left as it is.
-
-    Args:
-        stage1: from ``build_terramind_generator``.
-        stage2: from ``build_prithvi_refiner``.
-        stage3: from ``build_stage3_model``.
+    """The three stages, for inference, as their builders return them; see ``build_pipeline``.
 
     Raises:
         InputError: a stage works in z-units, which differ from stage to stage.
@@ -82,9 +67,7 @@ class Pipeline(nn.Module):
                     f"{name} was built with standardize=False; expected stages that exchange dB and DN: build them with"
                     " standardize=True"
                 )
-        self.stage1 = _with_shared_generator(stage1, stage3.terramind_generator)
-        self.stage2 = stage2
-        self.stage3 = stage3
+        self.stage1, self.stage2, self.stage3 = stage1, stage2, stage3
 
     @property
     def shares_generator(self) -> bool:
@@ -139,16 +122,11 @@ class Pipeline(nn.Module):
             metadata: ``None``, one mapping for all samples or one a sample, with any of ``date``, ``year``, ``month``,
                 ``day_of_year``, ``lat``, ``lon``, ``biome``.
             timesteps: network evaluations of Stage 1 and of Stage 3, 1 to 1000; default each model's own.
-            seed: one for all samples or one a sample, or ``torch.Generator`` objects to draw it from; each stage draws
-                other noise from it.
-            tokens: ``"soft"`` (deterministic), ``"argmax"`` or ``"sample"``.
-            temperature: of soft and sampled tokens.
+            seed, tokens, temperature, hold_colour, origin, batch_size: as for ``Stage3GroundingModel.ground``; each
+                stage draws other noise from the seed.
             ensemble_size: runs of the whole pipeline with noise of their own, so that the uncertainty of an early stage
                 reaches the last, and the tile turned or mirrored for the grounding head; images are their mean.
-            hold_colour: as for ``Stage3GroundingModel.ground``.
             sar_contribution: run Stage 3 once more without the SAR, for the change that it makes.
-            origin: scene (row, column) of the image's upper left pixel, which fixes the noise.
-            batch_size: tiles a network sees at once.
 
         Raises:
             InputError: shapes, bands, sizes, devices or metadata that do not fit, or an option out of its range.
@@ -207,24 +185,17 @@ def build_pipeline(
     scheduler: str = "ddim",
     device: torch.device | str | None = None,
 ) -> Pipeline:
-    """Build the three stages.
+    """Build the three stages, in ``eval()`` mode, on the CPU or ``device``; without ``pretrained`` with random weights.
 
     Args:
         variant: of TerraMind: ``"nano"`` or ``"terramind_v1_tiny|small|base|large"``.
-        pretrained: load weights; False gives random stages.
-        stage1_timesteps: default number of network evaluations of Stage 1.
-        stage3_timesteps: default number of network evaluations of Stage 3.
-        checkpoint: weights of TerraMind from this file or folder.
-        stage1_checkpoint: weights of Stage 1, where they are not those of Stage 3.
+        stage1_timesteps, stage3_timesteps: default numbers of network evaluations.
+        checkpoint: weights of TerraMind from this file or folder; ``stage1_checkpoint`` those of Stage 1, where they
+            differ, and ``stage2_checkpoint`` those of Stage 2.
         stage2_variant: of Prithvi; default ``"nano"`` beside nano and ``"prithvi_eo_v2_300_tl"`` beside the others.
-        stage2_checkpoint: weights of Stage 2 from this file or folder.
         revision: Hub revision (commit, tag or branch) of TerraMind's weights.
         s1_product: ``"S1GRD"`` or ``"S1RTC"``.
         scheduler: ``"ddim"`` or ``"dpmsolver++"``.
-        device: where to put the models; default CPU.
-
-    Returns:
-        The pipeline in ``eval()`` mode.
 
     Raises:
         InputError: unknown variant, product or scheduler, or timesteps out of range.
@@ -259,19 +230,10 @@ def full_pipeline(
     variant: str = DEFAULT_VARIANT,
     **options: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """SAR in, the images of the three stages out.
+    """SAR in, the images of the three stages out: opt_v1, opt_v2, opt_v3, each (B, 4, H, W) or (4, H, W) in DN.
 
-    Args:
-        s1: (B, 2, H, W) or (2, H, W), VV and VH in dB.
-        metadata: see ``Pipeline.forward``.
-        timesteps: network evaluations of Stage 1 and of Stage 3; default each model's own.
-        pipeline: the stages; default ``build_pipeline(variant)`` on the device of ``s1``, built at the first call and
-            kept for the next.
-        variant: of the default pipeline.
-        **options: any keyword of ``Pipeline.forward``.
-
-    Returns:
-        opt_v1, opt_v2, opt_v3, each (B, 4, H, W) or (4, H, W) in DN.
+    Without ``pipeline``, ``build_pipeline(variant)`` is built on the device of ``s1`` at the first call and kept for
+    the next. The other arguments are those of ``Pipeline.forward``.
     """
     if pipeline is None:
         pipeline = _default_pipeline(variant, str(check_sar(s1).s1.device))
@@ -282,15 +244,3 @@ def full_pipeline(
 @functools.lru_cache(maxsize=1)
 def _default_pipeline(variant: str, device: str) -> Pipeline:
     return build_pipeline(variant, device=device)
-
-
-def _with_shared_generator(stage1: Stage1Model, generator: TerraMindGenerator) -> Stage1Model:
-    """Stage 1 around this generator where its own has the same architecture, statistics and weights."""
-    own = stage1.terramind_generator
-    mine, other = (dict([*each.named_parameters(), *each.named_buffers()]) for each in (own, generator))
-    if own is generator or own.layout != generator.layout or mine.keys() != other.keys():
-        return stage1
-    pairs = ((mine[name], other[name]) for name in mine)
-    if not all(a.device == b.device and a.dtype == b.dtype and torch.equal(a, b) for a, b in pairs):
-        return stage1
-    return Stage1Model(generator, timesteps=stage1.timesteps, scheduler=stage1.scheduler).train(stage1.training)

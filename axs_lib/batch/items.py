@@ -1,8 +1,4 @@
-"""What a batch works on: the tiles of a folder, of a glob, or of a parquet or CSV manifest, as paths.
-
-In: the words of a user. Out: a list of ``Item``, each with a name of its own, sorted by name. No tile is opened here,
-so a damaged one fails later and alone.
-"""
+"""What a batch works on: tiles, as paths; none is opened here, so a damaged one fails later and alone."""
 
 from __future__ import annotations
 
@@ -11,7 +7,6 @@ import csv
 import glob
 import io
 import itertools
-import math
 import os
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -56,13 +51,10 @@ class Item:
 
 
 def list_items(inputs: str | os.PathLike[str], stage: Stage = "ground", outputs: Collection[Path] = ()) -> list[Item]:
-    """List the items that a user means.
+    """List the items that a user means, for ``"ground"`` (SAR and optical estimate) or ``"pipeline"`` (SAR alone).
 
-    Args:
-        inputs: a folder, a glob (``tiles/**/*.npz``), one tile, or a ``.parquet`` or ``.csv`` manifest with columns of
-            ``COLUMNS``. Paths in a manifest are relative to its folder.
-        stage: ``"ground"`` needs SAR and optical estimate, ``"pipeline"`` SAR alone.
-        outputs: folders of outputs, in which nothing is looked for.
+    ``inputs`` is a folder, a glob (``tiles/**/*.npz``), one tile, or a ``.parquet`` or ``.csv`` manifest with columns
+    of ``COLUMNS``, whose paths are relative to its folder; nothing is looked for in folders of ``outputs``.
 
     Raises:
         InputError: nothing is there, the manifest cannot be read, or two items have one name.
@@ -138,7 +130,8 @@ def _from_manifest(path: Path, stage: Stage) -> list[Item]:
 
 
 def _item_of_row(row: Mapping[str, Any], where: str, folder: Path, stage: Stage) -> Item:
-    known = {key: row[key] for key in COLUMNS if not _missing(row.get(key))}
+    # Neither an empty cell nor NaN, which is not itself.
+    known = {key: row[key] for key in COLUMNS if row.get(key) not in (None, "") and row[key] == row[key]}
     sar = known.get("s1") or known.get("path")
     optical, mask = (known.get(key) if stage == "ground" else None for key in ("opt_v2", "mask"))
     files = [sar, optical, mask]
@@ -163,10 +156,6 @@ def _item_of_row(row: Mapping[str, Any], where: str, folder: Path, stage: Stage)
         metadata["date"] = str(metadata["date"])
     paths = [None if each is None else os.path.realpath(folder / each) for each in files]
     return Item(name, str(paths[0]), paths[1], metadata, paths[2])
-
-
-def _missing(value: object) -> bool:
-    return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
 
 
 def _csv_rows(path: Path) -> tuple[list[str], list[dict[str, Any]]]:

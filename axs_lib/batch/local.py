@@ -1,7 +1,6 @@
 """Workers on this machine: one process each, started fresh, with a pipe to the process that hands out the work.
 
-In: a job and the number of workers. Out: outcomes, and word of a process that has ended. A worker ends when its
-supervisor does, however that ended, so no orphan writes into a folder that another job has taken over.
+A worker ends when its supervisor does, so no orphan writes into a folder that another job has taken over.
 """
 
 from __future__ import annotations
@@ -33,10 +32,8 @@ class _Slot:
 
 
 class LocalPool:
-    """Worker processes on this machine: ``workers``, by default as many as the cores or GPUs have room for.
-
-    Raises:
-        InputError: GPU workers where there is no GPU.
+    """Worker processes: ``workers``, by default as many as cores or GPUs have room for; ``InputError`` without a
+    GPU.
     """
 
     def __init__(self, job: Job, workers: int | None = None, gpus_per_worker: float = 0.0) -> None:
@@ -51,11 +48,9 @@ class LocalPool:
         self._slots: dict[int, _Slot] = {}
 
     def open(self) -> int:
-        """The number of slots."""
         return self._size
 
     def start(self, slot: int) -> None:
-        """Start a process; the one before it on this slot has ended."""
         if slot in self._slots:
             _end(self._slots.pop(slot))
         ours, theirs = _SPAWN.Pipe()
@@ -72,19 +67,18 @@ class LocalPool:
             signal.pthread_sigmask(signal.SIG_SETMASK, previous)
 
     def submit(self, slot: int, task: Task) -> None:
-        """Send a task; a worker that has ended does not take it, which ``wait`` reports."""
+        """A worker that has ended does not take the task, which ``wait`` reports."""
         with contextlib.suppress(OSError):
             self._slots[slot].pipe.send(task)
 
     def wait(self, slots: Collection[int]) -> list[tuple[int, Outcome | WorkerExit]]:
-        """Outcomes and worker exits, at least one."""
         there = {slot: self._slots[slot] for slot in slots}
         handles = [handle for each in there.values() for handle in (each.pipe, each.process.sentinel)]
         ready = set(wait(handles))
         return [(slot, _outcome(each)) for slot, each in there.items() if ready & {each.pipe, each.process.sentinel}]
 
     def shutdown(self) -> None:
-        """End all processes; outputs are atomic, so this harms none."""
+        """Outputs are atomic, so this harms none."""
         while self._slots:
             _end(self._slots.popitem()[1])
 

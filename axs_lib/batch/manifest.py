@@ -1,8 +1,7 @@
 """The manifest of a batch: one row an item, durable from the moment an item is finished.
 
-In: the folder of the outputs, and a ``Record`` for each item. Out: ``manifest.jsonl``, to which every record is
-appended and flushed to disk, so that a process killed at any moment loses no finished item; and ``manifest.parquet``,
-the last record of each item as a table, written when the job ends. A lock keeps a second job out of the folder.
+``manifest.jsonl``, to which every record is appended and flushed to disk, so that a process killed at any moment
+loses no finished item; and ``manifest.parquet``, the last record of each item as a table, written when the job ends.
 
 ``sqlite3`` was weighed and not taken: its WAL mode needs memory shared between processes, which the network file
 systems of a cluster lack, and one damaged page makes the whole file unreadable, where here one line is lost.
@@ -79,33 +78,33 @@ _TYPES: dict[str, Any] = get_type_hints(Record) | {"status": str}
 _COLUMNS = {float: "float64", int: "int64"}
 
 
+@dataclass
 class Manifest:
     """The records of a folder, by item; open it with ``open_manifest``."""
 
-    def __init__(self, out: Path, records: dict[str, Record], journal: int, lock: int) -> None:
-        self.out = out
-        self.records = records
-        self.lock = lock
-        self._journal = journal
+    out: Path
+    records: dict[str, Record]
+    journal: int  # descriptor of the file
+    lock: int  # inode
 
     def append(self, record: Record, *, durable: bool = True) -> None:
         """Add a record, which is on disk on return if ``durable``; the one before it of this item no longer counts.
 
-        Raises:
-            OutputError: the disk refuses, and the record is not in the manifest; or the folder is no longer this job's.
+        ``OutputError`` where the disk refuses, and the record is not in the manifest, or the folder is no longer this
+        job's.
         """
         self.check_lock()
         line = _line(record)
-        end = os.fstat(self._journal).st_size
+        end = os.fstat(self.journal).st_size
         with _disk(self.out / JOURNAL):
             try:
                 written = 0
                 while written < len(line):
-                    written += os.write(self._journal, line[written:])
+                    written += os.write(self.journal, line[written:])
                 if durable:
-                    os.fsync(self._journal)
+                    os.fsync(self.journal)
             except BaseException:
-                os.ftruncate(self._journal, end)
+                os.ftruncate(self.journal, end)
                 raise
         self.records[record.id] = record
 
@@ -131,14 +130,9 @@ class Manifest:
 def open_manifest(out: Path, outputs: Iterable[Path] = (), *, overwrite: bool = False) -> Iterator[Manifest]:
     """Lock a folder, made if it is not there, and read its manifest; when the block ends the table is written.
 
-    Args:
-        out: the folder.
-        outputs: what the job is going to write; in a folder without a manifest none of it may exist.
-        overwrite: take a folder without a readable manifest, and outputs of others in it, all the same.
-
     Raises:
-        OutputError: another job works in the folder, an output is there already that no manifest accounts for, or the
-            disk refuses.
+        OutputError: another job works in the folder; one of ``outputs``, what the job is going to write, is there
+            already, no manifest accounts for it and ``overwrite`` is false; or the disk refuses.
         InputError: no manifest of the folder can be read.
     """
     with _locked(out) as lock:
@@ -176,11 +170,7 @@ def open_manifest(out: Path, outputs: Iterable[Path] = (), *, overwrite: bool = 
 
 
 def read_manifest(out: str | os.PathLike[str]) -> list[Record]:
-    """The records of a folder, sorted by item, also while a job is running there.
-
-    Raises:
-        InputError: there is no manifest, or it is damaged.
-    """
+    """The records of a folder, sorted by item, also while a job runs there; ``InputError`` where none can be read."""
     folder = Path(out)
     if not (folder / MANIFEST).exists() and not (folder / JOURNAL).exists():
         raise InputError(f"{folder} has no {JOURNAL} and no {MANIFEST}; expected the --out of an axs batch")

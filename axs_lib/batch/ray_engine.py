@@ -1,9 +1,8 @@
 """Workers of a Ray cluster, or of a Ray started for this job alone: one actor each.
 
-In: a job, the cluster's address, the number of workers. Out: outcomes, and word of an actor that has ended. Ray only
-places the workers and carries tasks (paths) and outcomes; retries, manifest and resuming are the same as on one
-machine. All machines must see the same files under the same paths. Where this process is killed, Ray ends the actors,
-which may take half a minute, and a new job must wait for that.
+Ray only places the workers and carries tasks (paths) and outcomes; retries, manifest and resuming are the same as on
+one machine. All machines must see the same files under the same paths. Where this process is killed, Ray ends the
+actors, which may take half a minute, and a new job must wait for that.
 """
 
 from __future__ import annotations
@@ -23,10 +22,7 @@ class RayPool:
     """Workers as Ray actors: ``workers``, by default as many as the cluster's cores or GPUs have room for.
 
     The address is that of a running cluster, such as ``auto`` or ``ray://host:10001``; by default Ray is started on
-    this machine for this job.
-
-    Raises:
-        AxionError: Ray is not installed.
+    this machine for this job. ``AxionError`` where Ray is not installed.
     """
 
     def __init__(
@@ -41,11 +37,7 @@ class RayPool:
         self._pending: dict[int, Any] = {}
 
     def open(self) -> int:
-        """Connect to the cluster, or start one; the number of slots.
-
-        Raises:
-            AxionError: the cluster cannot be reached, or has no room for a single worker.
-        """
+        """Connect to the cluster, or start one; ``AxionError`` where that fails or there is no room for a worker."""
         if self._address is None:
             room = {} if self._workers is None else {"num_cpus": self._workers * self._job.threads}
             options: dict[str, Any] = {"address": "local", "include_dashboard": False, **room}
@@ -68,16 +60,14 @@ class RayPool:
         return min(self._workers or room_for, room_for)
 
     def start(self, slot: int) -> None:
-        """Start an actor; Ray does not restart it by itself."""
+        """Ray does not restart the actor by itself."""
         actor = self._ray.remote(Worker).options(**self._resources, max_restarts=0, max_task_retries=0)
         self._actors[slot] = actor.remote(self._job)
 
     def submit(self, slot: int, task: Task) -> None:
-        """Send a task."""
         self._pending[slot] = self._actors[slot].run.remote(task)
 
     def wait(self, slots: Collection[int]) -> list[tuple[int, Outcome | WorkerExit]]:
-        """Outcomes and worker exits, at least one."""
         ready, _ = self._ray.wait([self._pending[slot] for slot in slots], num_returns=1)
         done = set(ready)
         return [(slot, self._outcome(slot)) for slot in list(slots) if self._pending[slot] in done]
@@ -90,7 +80,7 @@ class RayPool:
             return WorkerExit(" ".join(str(error).split())[:300])
 
     def shutdown(self) -> None:
-        """End all actors and leave the cluster; one that was started for this job ends, too."""
+        """A cluster that was started for this job ends, too."""
         for actor in self._actors.values():
             self._ray.kill(actor)
         self._actors.clear()

@@ -1,8 +1,4 @@
-"""What is run on each item: Stage 3 on a pair, or the pipeline on a SAR image, and with which weights.
-
-In: a ``Job``. Out: a function from an item to its output files, holding the model; one function for each stage. Imports
-the models only where they are built, so that the process that hands out the work stays small.
-"""
+"""What is run on each item and with which weights; models are imported only where they are built."""
 
 from __future__ import annotations
 
@@ -21,12 +17,7 @@ if TYPE_CHECKING:
 
 
 def find_weights(settings: Mapping[str, Any], checkpoints: Mapping[str, str]) -> dict[str, str]:
-    """SHA-256 of every weights file that a job loads, by stage and file name; fetched from the Hub where need be.
-
-    Raises:
-        InputError: unknown variant.
-        WeightsError: weights that cannot be had.
-    """
+    """SHA-256 of every weights file that a job loads, by stage and file name; fetched from the Hub where need be."""
     from axs_lib.grounding.load import corrector_files
     from axs_lib.terramind.weights import DEFAULT_PRITHVI, NANO, PRITHVI_VARIANTS, find_variant, resolve, sha256_file
 
@@ -48,7 +39,7 @@ def find_weights(settings: Mapping[str, Any], checkpoints: Mapping[str, str]) ->
 
 def build_model(
     stage: str,
-    timesteps: int | None,
+    timesteps: int,
     *,
     correction_mode: str | None = None,
     adapter: str | Path | None = None,
@@ -57,13 +48,7 @@ def build_model(
 ) -> Any:
     """Stage 3 (``stage`` is ``"ground"``) or the three stages (``"pipeline"``), as a command asks for them.
 
-    Args:
-        stage: which of them.
-        timesteps: default number of network evaluations.
-        correction_mode: of Stage 3.
-        adapter: folder of a LoRA adapter and a grounding head.
-        dtype: ``"float32"`` or ``"bfloat16"``.
-        **given: further keywords of ``build_stage3_model`` or ``build_pipeline``; None is left to their defaults.
+    ``given`` are further keywords of ``build_stage3_model`` or ``build_pipeline``; None is left to their defaults.
     """
     import torch
 

@@ -1,11 +1,8 @@
 """Hand out the items of a batch to workers, see to it that none is lost, and keep the manifest.
 
-In: a job, its items, and a pool of workers (``LocalPool`` or ``RayPool``). Out: outputs, the manifest, and a
-``Summary`` of what became of the items. An item whose worker process ends goes to a new worker once; if that one ends,
-too, it is recorded as crashed and the batch goes on.
-
-A ``concurrent.futures.ProcessPoolExecutor`` was weighed and not taken: when one process is killed it ends all others,
-does not say which item was at fault nor by what signal, and cannot stop an item at Ctrl-C.
+An item whose worker process ends goes to a new worker once; if that one ends, too, it is recorded as crashed and the
+batch goes on. A ``concurrent.futures.ProcessPoolExecutor`` was weighed and not taken: when one process is killed it
+ends all others, does not say which item was at fault nor by what signal, and cannot stop an item at Ctrl-C.
 """
 
 from __future__ import annotations
@@ -78,22 +75,16 @@ def run_batch(
     overwrite: bool = False,
     progress: bool = False,
 ) -> Summary:
-    """Do what is missing or changed; each output that is then counted as done is there.
+    """Do what is missing or changed of ``items``, each id once; each output that is then counted as done is there.
 
-    Args:
-        job: what to run, and the folder of the outputs.
-        items: what to run it on, each id once.
-        pool: who does it; shut down when the call ends.
-        fail_fast: stop at the first item that fails.
-        overwrite: replace outputs that the manifest does not account for, or where it cannot be read.
-        progress: show a bar on stderr.
+    The ``pool`` is shut down when the call ends, also by Ctrl-C; ``fail_fast`` stops at the first item that fails;
+    ``overwrite`` replaces outputs that the manifest does not account for, or where it cannot be read.
 
     Raises:
         OutputError: the folder is another job's, holds files of others, was removed in the meantime, or the disk is
             full; the manifest is kept.
         InputError: an output would replace an input, or the manifest is damaged.
         AxionError: the model cannot be built, or the workers keep ending.
-        KeyboardInterrupt: the user's; workers are ended and the manifest is kept.
     """
     _check_outputs(job, items)
     summary = Summary(len(items))
@@ -181,9 +172,8 @@ def supervise(job: Job, pool: WorkerPool, tasks: Iterator[Task], count: int) -> 
 
 
 def _tasks(job: Job, items: Iterable[Item], manifest: Manifest, overwrite: bool) -> Iterator[Task]:
-    """What there is to do; the worker finds out whether what is on record as done still holds.
-
-    An output that is begun for the first time is on record before: after a kill, it is known for the batch's own.
+    """What there is to do; an output begun for the first time is on record before, so that a kill leaves it the
+    batch's.
     """
     for item in items:
         wanted = {str(path) for path in job.outputs(item).values()}

@@ -1,8 +1,7 @@
 """What one worker of a batch does: hash an item's inputs, run the model on it unless that is done, write the output.
 
-In: a ``Job`` (what to run, with which weights, where to write) once, then one ``Task`` at a time. Out: an output file
-that is whole or not there, and an ``Outcome``. Whatever goes wrong with an item ends in its outcome and not in the
-worker. Both engines use the same worker, so the pixels are the same.
+The output is whole or not there, and whatever goes wrong with an item ends in its ``Outcome`` and not in the worker.
+Both engines use the same worker, so the pixels are the same.
 """
 
 from __future__ import annotations

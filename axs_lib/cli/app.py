@@ -1,7 +1,4 @@
-"""The ``axs`` command line: puts the commands together.
-
-In: ``sys.argv``. Out: what the commands print and write. Importing this loads neither torch nor rasterio.
-"""
+"""The ``axs`` command line: puts the commands together; importing this loads neither torch nor rasterio."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 """``axs batch``: work through a folder, a glob or a manifest of tiles, on this machine or on a Ray cluster.
 
-In: paths of tiles. Out: a folder with one output a tile and ``manifest.parquet``. Run again, it does what is missing or
-changed. Exit code 0 when every item is done, 1 when some failed, 2 when the job cannot go on, 130 after Ctrl-C.
+Exit code 0 when every item is done, 1 when some failed, 2 when the job cannot go on, 130 after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -68,7 +67,7 @@ def batch(
 
     # 1. What can be refused without reading anything. Torch is left to the workers: this process stays small.
     pipeline = stage == "pipeline"
-    steps = scene.steps() if scene.timesteps is not None or not pipeline else None
+    steps = scene.steps()
     estimate.check_strength()
     if address is not None and engine != "ray":
         raise InputError("--address names a Ray cluster and --engine is local; add --engine ray")
@@ -88,8 +87,8 @@ def batch(
     trust = estimate.mask_file(estimate.mask or first)
     how: dict[str, Any] = {"path": None}
     if trust is not None:
-        dropped = None if trust.drop is None else list(trust.drop)
-        how |= {"kind": trust.kind, "invert": trust.invert, "buffer": trust.buffer, "drop": dropped}
+        how |= {name: getattr(trust, name) for name in ("kind", "invert", "buffer")}
+        how["drop"] = None if trust.drop is None else list(trust.drop)
     if str(estimate.mask).lower() == "scl" and not Path(str(estimate.mask)).exists():
         how["path"] = "scl"
     elif estimate.mask is not None:

@@ -1,7 +1,4 @@
-"""How every ``axs`` command behaves: errors in one line, quiet libraries, options that take several values.
-
-In: a command line. Out: exit code 0, 2 for anything the user can fix, 130 for an interruption.
-"""
+"""How every ``axs`` command behaves: errors in one line, exit code 2 for what the user can fix, several values."""
 
 from __future__ import annotations
 

@@ -1,15 +1,13 @@
 """``axs demo``: run nano on the packaged real tiles and show what it is good for.
 
-In: the sample tiles of BigEarthNet (SAR and clear optical truth). Three parts: a cloud gap of the real image filled, a
-simulated Stage 2 estimate grounded in the SAR, and the three stages from SAR, day and place. Out: a folder with
-GeoTIFFs and an NPZ a tile and part, the figures as JSON, one page to look at, and three tables on the terminal.
+Three parts: a cloud gap of the real image filled, a simulated Stage 2 estimate grounded in the SAR, and the three
+stages from SAR, day and place. Out: GeoTIFFs and an NPZ a tile and part, figures as JSON, a page, and three tables.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -41,15 +39,8 @@ COLUMNS = (
 )
 
 Figures = dict[str, dict[str, float]]  # by name of the image
-
-
-@dataclass(frozen=True)
-class Shown:
-    """What came of one part for one tile: images (1, C, H, W) by name, figures of some of them, what made them."""
-
-    images: dict[str, Tensor | None]
-    figures: Figures
-    tags: dict[str, str]
+# Of one part for one tile: images (1, C, H, W) by name, figures of some of them, and the tags that say what made them.
+Shown = tuple[dict[str, "Tensor | None"], Figures, dict[str, str]]
 
 
 def demo(
@@ -81,10 +72,11 @@ def demo(
     for part, (_, _, make) in PARTS.items():
         for name in track(sample_names(), part, enabled=console.is_terminal):
             sar, optical = load_sample(name)
-            shown = make(name, torch.from_numpy(sar.batch), torch.from_numpy(optical.batch), pipeline, settings)
-            tags = shown.tags | {f"AXS_{key.upper()}": str(value) for key, value in settings.items()}
-            _write(out / part / name, sar, optical, shown.images, tags | {"AXS_SAMPLE": name})
-            parts[part][name] = shown.figures
+            s1, truth = torch.from_numpy(sar.batch), torch.from_numpy(optical.batch)
+            images, figures, tags = make(name, s1, truth, pipeline, settings)
+            tags |= {f"AXS_{key.upper()}": str(value) for key, value in settings.items()}
+            _write(out / part / name, sar, optical, images, tags | {"AXS_SAMPLE": name})
+            parts[part][name] = figures
     _write_record(out / RECORD, record)
     write_report(
         out / PAGE, [out / part for part in PARTS], title=f"What {VARIANT} makes of real tiles", overwrite=True
@@ -117,9 +109,6 @@ def check_folder(out: Path, overwrite: bool) -> None:
         )
 
 
-# -- the parts ----------------------------------------------------------------------------------------------------
-
-
 def fill_gap(name: str, s1: Tensor, truth: Tensor, pipeline: Pipeline, settings: Mapping[str, Any]) -> Shown:
     """The real image with a simulated cloud, filled by Stage 3; figures are inside the gap."""
     import torch
@@ -138,7 +127,7 @@ def fill_gap(name: str, s1: Tensor, truth: Tensor, pipeline: Pipeline, settings:
     figures["opt_v3"]["changed_where_clear"] = float(changed)
     tags = pipeline.stage3.provenance | {"AXS_OPT_V2_SOURCE": "observed, with a simulated cloud"}
     maps = {"gate": output.gate, "uncertainty": output.uncertainty}
-    return Shown({"opt_v2": clouded, "trust": trust, "opt_v3": output.image, **maps}, figures, tags)
+    return {"opt_v2": clouded, "trust": trust, "opt_v3": output.image, **maps}, figures, tags
 
 
 def ground_estimate(name: str, s1: Tensor, truth: Tensor, pipeline: Pipeline, settings: Mapping[str, Any]) -> Shown:
@@ -152,7 +141,7 @@ def ground_estimate(name: str, s1: Tensor, truth: Tensor, pipeline: Pipeline, se
     figures = {key: compute_metrics(image, truth) for key, image in images.items()}
     tags = {"AXS_OPT_V2_SOURCE": f"degraded ({PRESET})", "AXS_ENSEMBLE_SIZE": str(ENSEMBLE)}
     maps = {"gate": output.gate, "uncertainty": output.uncertainty}
-    return Shown({**images, **maps}, figures, pipeline.stage3.provenance | tags)
+    return {**images, **maps}, figures, pipeline.stage3.provenance | tags
 
 
 def draw_from_sar(name: str, s1: Tensor, truth: Tensor, pipeline: Pipeline, settings: Mapping[str, Any]) -> Shown:
@@ -167,7 +156,7 @@ def draw_from_sar(name: str, s1: Tensor, truth: Tensor, pipeline: Pipeline, sett
     figures = {key: compute_metrics(image, truth) for key, image in compared.items()}
     tags = {"AXS_OPT_V2_SOURCE": "stage2", "AXS_NOTICE": NOTICE}
     tags |= {f"AXS_METADATA_{key.upper()}": str(value) for key, value in metadata.items()}
-    return Shown({**images}, figures, pipeline.provenance | tags)
+    return {**images}, figures, pipeline.provenance | tags
 
 
 Make = Callable[[str, "Tensor", "Tensor", "Pipeline", Mapping[str, Any]], Shown]
@@ -190,9 +179,6 @@ PARTS: dict[str, tuple[str, str, Make]] = {
         draw_from_sar,
     ),
 }
-
-
-# -- writing ------------------------------------------------------------------------------------------------------
 
 
 def _write(

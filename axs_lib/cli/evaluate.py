@@ -1,8 +1,6 @@
-"""``axs evaluate``: measure a Stage 3 model, or the whole pipeline, on a folder of real pairs.
+"""``axs evaluate``: measure a Stage 3 model, or the whole pipeline, on a folder of NPZ pairs.
 
-In goes a folder of NPZ pairs; out come a table of opt_v2 beside opt_v3 (and opt_v1, of the pipeline), the controls,
-the flood, kinds of estimates and gaps that were asked for and, with ``--json``, everything for a script
-(``docs/evaluate_keys.md``).
+Out: tables and, with ``--json``, everything for a script (``docs/evaluate_keys.md``).
 """
 
 from __future__ import annotations
@@ -139,19 +137,10 @@ def evaluate(
         scenarios.append(Uncertainty(ensemble_size))
     console = Console()
     written = {}
+    walk: dict[str, Any] = {"source": source, "quality": quality, "groups": chosen}
+    walk |= {"seed": model.seed, "force": model.force, "progress": not quiet}
     for count in steps:
-        report = take_over(
-            measured,
-            data,
-            scenarios,
-            timesteps=count,
-            source=source,
-            quality=quality,
-            groups=chosen,
-            seed=model.seed,
-            force=model.force,
-            progress=not quiet,
-        )
+        report = take_over(measured, data, scenarios, timesteps=count, **walk)
         written[count] = report.to_json() | {"groups_of_training": met}
         for table in [*([] if quiet else [tile_table(written[count])]), *report.tables()]:
             console.print(table)

@@ -1,8 +1,4 @@
-"""``axs fetch``: Sentinel-1 and Sentinel-2 of one place from a STAC catalogue, as files for ``axs ground``.
-
-In: a catalogue, a place and dates. Out: a folder with ``s1.tif`` in dB, ``s2.tif`` in DN and ``trust.tif``. Needs the
-extra ``[stac]``.
-"""
+"""``axs fetch``: Sentinel-1 and Sentinel-2 of one place from a STAC catalogue, as files for ``axs ground``."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """``axs ground``: ground one optical tile, one batch of tiles, or a scene of any size in its SAR image.
 
-In: GeoTIFF, COG, JPEG 2000, .npz or .pt files, or a Sentinel-2 product. Out: the grounded image (and its maps) in the
-format that its name asks for, with the georeference, band names and nodata of the input and the provenance of the
-model. With a mask, only what it calls unknown is filled and the rest comes back as it was.
+Out: the grounded image (and its maps) in the format that its name asks for, with the georeference of the input. With a
+mask, only what it calls unknown is filled and the rest comes back as it was.
 """
 
 from __future__ import annotations

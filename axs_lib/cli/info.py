@@ -1,7 +1,6 @@
 """``axs info``: what is installed, which variants there are, and where their weights would come from.
 
-In: optionally one variant's name. Out: versions, devices, parameter counts, and for the weights that are here
-their paths and hashes. It answers at once: torch and terratorch are not imported, the network is not asked.
+It answers at once: torch and terratorch are not imported, the network is not asked.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Every option that commands share: its name, its default and its meaning, once; and what turns words into objects.
 
-A command takes the dataclasses here as parameters; ``with_shared`` turns their fields into its options. Imports neither
-torch nor rasterio until one of the functions is called.
+Imports neither torch nor rasterio until one of the functions is called.
 """
 
 from __future__ import annotations
@@ -35,10 +34,6 @@ CorrectionMode = Literal["learned", "difference"]
 def option(help: str, *names: str, **more: Any) -> Any:
     """``typer.Option`` with its help first."""
     return typer.Option(*names, help=help, **more)
-
-
-def _path(help: str, metavar: str = "PATH") -> Any:
-    return typer.Option(metavar=metavar, help=help)
 
 
 # Options of some commands
@@ -77,10 +72,13 @@ QuietOption = Annotated[bool, option("Print nothing but errors.", "--quiet", "-q
 class ModelOptions:
     """The model and how it computes: of ``ground``, ``run``, ``batch`` and ``evaluate``."""
 
-    checkpoint: Annotated[Path | None, _path("TerraMind weights from this file or folder.")] = None
+    checkpoint: Annotated[Path | None, option("TerraMind weights from this file or folder.")] = None
     adapter: Annotated[
         Path | None,
-        _path("LoRA adapter and grounding head for Stage 3, from this folder of `axs train stage3` or `head`.", "DIR"),
+        option(
+            "LoRA adapter and grounding head for Stage 3, from this folder of `axs train stage3` or `head`.",
+            metavar="DIR",
+        ),
     ] = None
     s1_product: Annotated[Product, option("Kind of Sentinel-1 image.")] = "S1GRD"
     seed: Annotated[int, option("Seed of the noise.")] = 0
@@ -122,15 +120,15 @@ class SceneOptions(ModelOptions):
         int | None, option("Members averaged; by default 4 where an uncertainty map is written, else 1.", min=1)
     ] = None
     uncertainty: Annotated[
-        Path | None, _path("Also write the error to expect (1 std), in DN; of axs batch a folder.")
+        Path | None, option("Also write the error to expect (1 std), in DN; of axs batch a folder.")
     ] = None
     gate: Annotated[
-        Path | None, _path("Also write how much of the correction was let through, 0 to 1; of axs batch a folder.")
+        Path | None, option("Also write how much of the correction was let through, 0 to 1; of axs batch a folder.")
     ] = None
     sar_contribution: Annotated[
-        Path | None, _path("Also write the change that the SAR makes, in DN (a second run); of axs batch a folder.")
+        Path | None, option("Also write the change that the SAR makes, in DN (a second run); of axs batch a folder.")
     ] = None
-    stac: Annotated[Path | None, _path("Also write a STAC Item, which needs --date; of axs batch a folder.")] = None
+    stac: Annotated[Path | None, option("Also write a STAC Item, which needs --date; of axs batch a folder.")] = None
     date: Annotated[str | None, option("Day the image stands for, as 2021-07-14.")] = None
     quiet: QuietOption = False
 
@@ -165,11 +163,11 @@ class EstimateOptions:
 
     mask: Annotated[
         Path | None,
-        _path(
+        option(
             "Where the optical image was observed: 1 is clear and kept as it is, 0 is unknown and filled from SAR and"
             " context. A boolean mask, a trust map in 0..1, or a scene classification (SCL); scl is that of the"
             " Sentinel-2 product given as the image.",
-            "FILE",
+            metavar="FILE",
         ),
     ] = None
     mask_kind: Annotated[Literal["auto", "boolean", "trust", "scl"], option("What the values of --mask mean.")] = "auto"
@@ -213,8 +211,8 @@ class EstimateOptions:
 class StageOptions:
     """Weights of the earlier stages: of ``run``, ``batch`` and ``evaluate``."""
 
-    stage1_checkpoint: Annotated[Path | None, _path("Stage 1 weights, where they are not those of Stage 3.")] = None
-    stage2_checkpoint: Annotated[Path | None, _path("Stage 2 weights from this file or folder.")] = None
+    stage1_checkpoint: Annotated[Path | None, option("Stage 1 weights, where they are not those of Stage 3.")] = None
+    stage2_checkpoint: Annotated[Path | None, option("Stage 2 weights from this file or folder.")] = None
 
 
 def with_shared(command: Callable[..., None]) -> Callable[..., None]:

@@ -1,7 +1,4 @@
-"""``axs precompute``: a stage's outputs for the next stage's training, each made by a model that never saw its group.
-
-In: a data folder, and a training configuration or one checkpoint a fold. Out: a folder of NPZ pairs for ``axs train``.
-"""
+"""``axs precompute``: a stage's outputs for the next stage's training, each by a model that never saw its group."""
 
 from __future__ import annotations
 
@@ -49,7 +46,7 @@ def precompute(
     training: RunConfig | None = None
     if config is not None:
         arguments = ["-c", config, "--data", str(data), "--data.format", format, "--data.on_bad", on_bad]
-        training = parse(CONFIGS[stage], [*arguments, "--out", str(out / "models")], "axs precompute").config
+        training = parse(CONFIGS[stage], [*arguments, "--out", str(out / "models")], "axs precompute")[0]
     settings = PrecomputeConfig(
         stage=stage,
         data=training.data if training else DataConfig(str(data), format=format, on_bad=on_bad),

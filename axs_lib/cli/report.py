@@ -1,8 +1,4 @@
-"""``axs report``: results and their figures as one page to look at.
-
-In: folders and files that ``axs ground``, ``run``, ``batch`` or ``demo`` wrote, and the JSON of ``axs evaluate``. Out:
-one HTML file that needs nothing else.
-"""
+"""``axs report``: results of the other commands and their figures as one HTML page that needs nothing else."""
 
 from __future__ import annotations
 

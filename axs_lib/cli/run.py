@@ -1,7 +1,7 @@
 """``axs run``: the whole pipeline on one SAR tile, one batch of tiles, or a scene of any size.
 
-In: GeoTIFF, COG, JPEG 2000, .npz or .pt files with VV and VH. Out: a folder with the images of the three stages and the
-uncertainty as GeoTIFFs, and for one tile also an .npz with everything (a batch gives the .npz alone).
+Out: a folder with the images of the three stages and the uncertainty as GeoTIFFs, and for one tile also an .npz with
+everything (a batch gives the .npz alone).
 """
 
 from __future__ import annotations

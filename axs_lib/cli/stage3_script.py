@@ -1,8 +1,4 @@
-"""``python axs_lib/stage3_tm_ground.py``: test the model, describe it, or ground saved tensors.
-
-In: ``--test``, ``--info`` or ``--infer`` with .pt files of s1 (VV, VH in dB) and opt_v2 (B02, B03, B04, B08 in DN).
-Out: a table of checks, a description, or a .pt file of opt_v3. The ``axs`` command does the same and more.
-"""
+"""``python axs_lib/stage3_tm_ground.py``: test the model, describe it, or ground saved tensors."""
 
 from __future__ import annotations
 
@@ -23,13 +19,14 @@ from axs_lib.bands import OPTICAL_BANDS, SAR_BANDS, VALID_DN
 from axs_lib.checks import MIN_SIDE
 from axs_lib.cli import options
 from axs_lib.cli.command import AxsGroup
+from axs_lib.data.samples import load_sample
 from axs_lib.errors import InputError
 from axs_lib.terramind.weights import DEFAULT_VARIANT
 
 FAILED = 1
 TIMESTEPS = 10
 TEST_VARIANT = "nano"
-TEST_SIDE = 120
+TEST_TILE = "ireland_fields"
 Check = tuple[str, bool, str]  # name, whether it passed, detail
 
 # A group without commands, since it is the group that makes a line of an error.
@@ -57,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def script(
     *,
     test: Annotated[
-        bool, typer.Option("--test", help="Build the model, run it on synthetic input and check what comes out.")
+        bool, typer.Option("--test", help="Build the model, run it on a packaged tile and check what comes out.")
     ] = False,
     info: Annotated[
         bool, typer.Option("--info", help="Show the architecture, its parameters and where its weights come from.")
@@ -94,15 +91,12 @@ def script(
         ground(s1=[s1], opt_v2=[opt_v2], out=output, overwrite=overwrite, **given)
 
 
-# -- --test -------------------------------------------------------------------------------------------------------
-
-
 def _test(scene: options.SceneOptions, correction_mode: str | None, steps: int) -> None:
     device, variant = options.torch_device(scene.device), scene.variant or TEST_VARIANT
     model = scene.build("ground", steps, device, variant=variant, correction_mode=correction_mode)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     typer.echo(f"{model.variant}, {parameters / 1e6:.1f} M parameters, weights: {model.provenance['AXS_WEIGHTS']}")
-    s1, opt_v2 = (image.to(device) for image in _synthetic_pair(TEST_SIDE, scene.seed))
+    s1, opt_v2 = (torch.from_numpy(image.batch).to(device) for image in load_sample(TEST_TILE))
     failed = 0
     for name, passed, detail in _checks(model, s1, opt_v2, steps, scene.seed):
         failed += not passed
@@ -128,20 +122,6 @@ def _checks(model: Any, s1: Tensor, opt_v2: Tensor, most: int, seed: int) -> Ite
     yield "the same again", torch.equal(image, again), ""
     kept = model.ground(s1, opt_v2, timesteps, seed=seed, strength=0.0).image
     yield "strength=0 returns opt_v2", torch.equal(kept, opt_v2), ""
-
-
-def _synthetic_pair(side: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Fields and speckle: s1 (1, 2, side, side) in dB and opt_v2 (1, 4, side, side) in DN."""
-    random = torch.Generator().manual_seed(seed)
-    fields = torch.nn.functional.interpolate(torch.rand(1, 6, 8, 8, generator=random), size=(side, side))
-    speckle = torch.randn(1, 2, side, side, generator=random)
-    low = torch.tensor([-14.0, -21.0, 250.0, 400.0, 300.0, 1500.0])[:, None, None]
-    high = torch.tensor([-8.0, -14.0, 900.0, 1100.0, 1300.0, 4000.0])[:, None, None]
-    image = low + (high - low) * fields
-    return image[:, :2] + speckle, image[:, 2:]
-
-
-# -- --info -------------------------------------------------------------------------------------------------------
 
 
 class _WithoutMemory(TorchFunctionMode):

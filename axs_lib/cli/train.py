@@ -1,8 +1,4 @@
-"""``axs train stage1|stage2|stage3|head``: train from a configuration and options; a stopped run goes on.
-
-In: ``-c`` with a packaged configuration's name or a YAML file, and options over it. Out: the run folder, and where its
-weights are.
-"""
+"""``axs train``: train from a configuration and options over it; a stopped run goes on."""
 
 from __future__ import annotations
 
@@ -10,9 +6,9 @@ import json
 import logging
 import re
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, is_dataclass
+from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Generic, TypeVar, get_args, get_type_hints
+from typing import TypeVar, get_args, get_type_hints
 
 from axs_lib.errors import InputError
 
@@ -29,15 +25,15 @@ def main(arguments: Sequence[str], program: str = "axs train") -> None:
     if kind == "head":
         from axs_lib.train.head import HeadConfig, train_head
 
-        head = parse(HeadConfig, options, f"{program} {kind}")
-        weights = train_head(head.config, resume=not head.restart, progress=not head.quiet)
+        head, restart, quiet = parse(HeadConfig, options, f"{program} {kind}")
+        weights = train_head(head, resume=not restart, progress=not quiet)
     else:
         from axs_lib.train.config import CONFIGS
 
-        run = parse(CONFIGS[kind], options, f"{program} {kind}")
+        run, restart, quiet = parse(CONFIGS[kind], options, f"{program} {kind}")
         from axs_lib.train.tasks import train_stage  # loads Lightning, which --help does not need
 
-        weights = train_stage(run.config, resume=not run.restart, progress=not run.quiet)
+        weights = train_stage(run, resume=not restart, progress=not quiet)
     Console().print(f"weights: {weights}")
 
 
@@ -55,23 +51,9 @@ def as_script(stage: str, arguments: Sequence[str]) -> None:
         raise SystemExit(USER_ERROR) from None
 
 
-# -- configurations ---------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Parsed(Generic[Config]):
-    """What a command line asks for: the configuration, whether to start anew, whether to be quiet."""
-
-    config: Config
-    restart: bool
-    quiet: bool
-
-
-def parse(configuration: type[Config], arguments: Sequence[str], program: str) -> Parsed[Config]:
-    """Fill a configuration, a dataclass of plain values or dataclasses of such, from the options after a command.
-
-    Raises:
-        InputError: no such file or packaged name, an unknown field, or a value that does not fit.
+def parse(configuration: type[Config], arguments: Sequence[str], program: str) -> tuple[Config, bool, bool]:
+    """A configuration, a dataclass of plain values or of such dataclasses, from options; whether to start anew, be
+    quiet.
     """
     from jsonargparse import ArgumentError, ArgumentParser
 
@@ -92,7 +74,7 @@ def parse(configuration: type[Config], arguments: Sequence[str], program: str) -
     settings.pop("config")
     restart, quiet = settings.pop("restart"), settings.pop("quiet")
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its banners; warnings still come
-    return Parsed(configuration(**settings), restart, quiet)
+    return configuration(**settings), restart, quiet
 
 
 def _spelled_out(arguments: Sequence[str], groups: Collection[str]) -> list[str]:
@@ -112,13 +94,10 @@ def _spelled_out(arguments: Sequence[str], groups: Collection[str]) -> list[str]
 
 
 def read_config(name: str, groups: Collection[str] = ()) -> str:
-    """A packaged configuration, or a YAML file, as JSON.
+    """A packaged configuration, or a YAML file, as JSON; ``InputError`` for what is none, or names a class.
 
     jsonargparse would import what a file names where it expects a dataclass, so those fields (``groups``) must hold
     fields.
-
-    Raises:
-        InputError: there is neither; or the file is no YAML mapping, has a name of a class in it, or is too large.
     """
     import yaml  # type: ignore[import-untyped]
     from jsonargparse import get_loader

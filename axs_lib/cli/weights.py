@@ -1,7 +1,4 @@
-"""``axs weights``: fetch published weights (TerraMind, Prithvi) and list what there is.
-
-In goes the name of a variant; out come the paths and SHA-256 of its files and the setting that makes them found.
-"""
+"""``axs weights``: fetch published weights (TerraMind, Prithvi) and list what there is."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""Where an optical image would be, or is, clouded: simulated trust maps, and those of real cloudy images.
-
-In: a size and a generator, or a clear and a cloudy image (4,H,W) of one place in DN. Out: trust maps, 1 where the
-image was observed clear and 0 where it is unknown, as Stage 3 takes them to fill gaps.
-"""
+"""Trust maps, 1 where an image was observed clear and 0 where unknown: simulated, and of real cloudy images."""
 
 from __future__ import annotations
 
@@ -39,25 +35,13 @@ BUFFER = 3  # px
 def cloud_trust(
     batch: int, height: int, width: int, *, generator: torch.Generator, cover: Range = (0.1, 0.7)
 ) -> Tensor:
-    """Draw trust maps with the shapes of clouds and of their shadows.
+    """Draw trust maps (B,1,H,W) of 10 m pixels, 1 clear and 0 unknown, with the shapes of clouds and of their shadows.
 
     A cloud is where fractal noise (five octaves, 640 m to 40 m, the strongest of them drawn per sample) exceeds a
     level. Specks are dropped, the rest is dilated by about 20 m, which closes small holes, and smoothed, as cloud masks
     are buffered; half of the samples get a shadow, the same shape displaced by 60 to 300 m, and 6 % the straight edge
     of a swath. All of that happens to the noise before the level is chosen, so that the share of unknown pixels is the
-    one drawn from ``cover``, within about 1 %. One sample in 50 is unknown everywhere instead.
-
-    Args:
-        batch: samples.
-        height: rows, and ``width`` columns, in pixels of 10 m.
-        generator: source of every draw; its state advances.
-        cover: least and greatest share of unknown pixels, uniform between.
-
-    Returns:
-        (B,1,H,W) float32 on the generator's device, 1 clear and 0 unknown.
-
-    Raises:
-        InputError: ``cover`` is no range within 0..1.
+    one drawn uniformly from ``cover``, a range within 0..1, within about 1 %. One sample in 50 is unknown everywhere.
     """
     low, high = cover
     if not 0 <= low <= high <= 1:
@@ -99,9 +83,10 @@ def cloud_trust(
 
 
 def cloudy_trust(s2: Tensor, s2_cloudy: Tensor) -> Tensor:
-    """Find the clear pixels of a really cloudy image by a clear one of the same place and season.
+    """Find the clear pixels (1,H,W), 1 clear and 0 unknown, of a cloudy image by a clear one of the place and season.
 
-    Both images are averaged over 7x7 px, so that a shifted edge or a new roof is no cloud. Unknown is
+    Both images are (4,H,W) in DN, NaN is nodata, and averaged over 7x7 px, so that a shifted edge or a new roof is no
+    cloud. Unknown is
 
     - cloud and haze: the mean of B02, B03 and B04 is more than 300 DN above the clear image;
     - shadow: B08 is below 75 % of the clear image, and the mean of B02, B03 and B04 not above it;
@@ -110,16 +95,6 @@ def cloudy_trust(s2: Tensor, s2_cloudy: Tensor) -> Tensor:
     Fields that were ploughed or flooded between the two dates count as shadow too: what is left agrees with the clear
     image. On the 14 pairs of SEN12MS-CR in the project's training data it drops 77 % of the pixels in the mean and 91 %
     in the median.
-
-    Args:
-        s2: (4,H,W) the clear image in DN (B02, B03, B04, B08), NaN is nodata.
-        s2_cloudy: (4,H,W) the cloudy image on the same grid.
-
-    Returns:
-        (1,H,W) float32, 1 clear and 0 unknown.
-
-    Raises:
-        InputError: another shape, or two shapes.
     """
     if s2.ndim != 3 or s2.shape[0] != len(OPTICAL_BANDS) or s2.shape != s2_cloudy.shape or s2.numel() == 0:
         raise InputError(

@@ -1,7 +1,6 @@
 """Simulate a Stage 2 estimate from a clean truth tile, for training and testing where no Stage 2 output exists.
 
-Truth and estimate are DN (surface reflectance x 10000; B02, B03, B04, B08; 10 m pixels). ``degrade`` displaces patches,
-blurs, changes gain and bias, and adds invented texture, all drawn for each sample from ``PRESETS``: a model trained on
+Truth and estimate are DN (B02, B03, B04, B08; 10 m pixels). ``degrade`` draws from ``PRESETS``: a model trained on
 ``train`` is tested on errors that it has not been fitted to. ``degrade_lightly`` draws what a good estimate may suffer
 from, down to nothing at all: a head that has met only ``degrade`` would repair what is not broken.
 """
@@ -10,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -34,62 +33,44 @@ NOISE_STEP = 2  # px between the white-noise samples the texture is smoothed fro
 
 @dataclass(frozen=True)
 class Degradation:
-    """Ranges of one preset, drawn uniformly: lengths in metres, radiometry in DN, gains as fractions."""
+    """Ranges of one preset, by default ``train``, drawn uniformly: lengths in metres, DN, gains as fractions."""
 
-    patches: tuple[int, int]  # in a tile
-    patch_radius: Range  # each axis of an ellipse
-    patch_shift: Range  # any direction
-    copy_chance: float  # of a patch to come from elsewhere
-    copy_shift: Range
-    patch_edge: Range  # width of the soft edge
-    resolution: Range  # FWHM of a Gaussian point spread function, each axis on its own
-    gain_common: float
-    gain_band: float
-    bias_common: float
-    bias_band: tuple[float, float]  # visible, NIR
-    texture_scale: Range  # standard deviation of the Gaussian that smooths it
-    brightness: tuple[Range, Range]  # of the texture in all bands (1 std): visible, NIR
-    greenness: tuple[Range, Range]  # NIR up and red down: red, NIR
-    independent: tuple[Range, Range]  # each band on its own: visible, NIR
+    patches: tuple[int, int] = (0, 3)  # in a tile
+    patch_radius: Range = (60, 200)  # each axis of an ellipse
+    patch_shift: Range = (20, 60)  # any direction
+    copy_chance: float = 0.30  # of a patch to come from elsewhere
+    copy_shift: Range = (120, 480)
+    patch_edge: Range = (10, 20)  # width of the soft edge
+    resolution: Range = (30, 50)  # FWHM of a Gaussian point spread function, each axis on its own
+    gain_common: float = 0.06
+    gain_band: float = 0.04
+    bias_common: float = 40
+    bias_band: tuple[float, float] = (30, 60)  # visible, NIR
+    texture_scale: Range = (20, 80)  # standard deviation of the Gaussian that smooths it
+    brightness: tuple[Range, Range] = ((10, 60), (20, 100))  # of the texture in all bands (1 std): visible, NIR
+    greenness: tuple[Range, Range] = ((10, 30), (40, 130))  # NIR up and red down: red, NIR
+    independent: tuple[Range, Range] = ((5, 20), (10, 40))  # each band on its own: visible, NIR
 
 
-# Every field of ``train`` and ``test``.
-_RANGES: dict[str, tuple[Any, Any]] = {
-    "patches": ((0, 3), (1, 4)),
-    "patch_radius": ((60, 200), (80, 240)),
-    "patch_shift": ((20, 60), (30, 80)),
-    "copy_chance": (0.30, 0.20),
-    "copy_shift": ((120, 480), (160, 400)),
-    "patch_edge": ((10, 20), (15, 30)),
-    "resolution": ((30, 50), (40, 60)),
-    "gain_common": (0.06, 0.08),
-    "gain_band": (0.04, 0.05),
-    "bias_common": (40, 50),
-    "bias_band": ((30, 60), (40, 80)),
-    "texture_scale": ((20, 80), (30, 120)),
-    "brightness": (((10, 60), (20, 100)), ((20, 60), (30, 100))),
-    "greenness": (((10, 30), (40, 130)), ((12, 35), (50, 150))),
-    "independent": (((5, 20), (10, 40)), ((5, 25), (15, 50))),
-}
 PRESETS = {
-    preset: Degradation(**{field: values[index] for field, values in _RANGES.items()})
-    for index, preset in enumerate(("train", "test"))
-}
+    "train": Degradation(),
+    "test": Degradation(
+        patches=(1, 4), patch_radius=(80, 240), patch_shift=(30, 80), copy_chance=0.20, copy_shift=(160, 400),
+        patch_edge=(15, 30), resolution=(40, 60), gain_common=0.08, gain_band=0.05, bias_common=50, bias_band=(40, 80),
+        texture_scale=(30, 120), brightness=((20, 60), (30, 100)), greenness=((12, 35), (50, 150)),
+        independent=((5, 25), (15, 50)),
+    ),
+}  # fmt: skip
 
 
 def degrade(
     truth: Tensor, *, generator: torch.Generator | None = None, seed: int | None = None, preset: Preset = "train"
 ) -> Tensor:
-    """Return a simulated Stage 2 estimate of a clean optical tile.
+    """Return a simulated Stage 2 estimate of a clean optical tile (B,4,H,W) or (4,H,W) in DN, NaN = nodata.
 
-    Args:
-        truth: (B,4,H,W) or (4,H,W) DN in the order B02, B03, B04, B08; NaN marks nodata.
-        generator: source of every draw; its state advances. Not together with ``seed``.
-        seed: makes the result a function of truth and seed. With neither, a fresh seed of the operating system.
-        preset: key of ``PRESETS``.
-
-    Returns:
-        float32 DN of truth's shape and device, clipped to 1..65535, NaN exactly where truth is NaN.
+    Every draw is from ``generator``, or makes the result a function of truth and ``seed``; with neither, the seed is a
+    fresh one of the operating system. The estimate is float32 DN of truth's shape and device, clipped to 1..65535, NaN
+    exactly where truth is NaN.
 
     Raises:
         InputError: wrong shape, unknown preset, or both a generator and a seed.
@@ -112,7 +93,7 @@ def degrade(
     image = displace_patches(image, ranges, draw)
     image = _to_resolution(image, ranges.resolution, draw)
     image = gain_and_bias(image, ranges, draw)
-    image = image + texture(image.shape[-2], image.shape[-1], ranges, draw)
+    image = image + texture(image.shape[-2:], ranges, draw)
     return image.clamp(*VALID_DN).view(truth.shape).masked_fill(truth.isnan(), math.nan)
 
 
@@ -145,7 +126,7 @@ def _degrade_lightly(image: Tensor, draw: Draw) -> Tensor:
     if happens(0.50):
         image = gain_and_bias(image, train, draw)
     if happens(0.25):
-        image = image + texture(image.shape[-2], image.shape[-1], train, draw)
+        image = image + texture(image.shape[-2:], train, draw)
     if happens(0.40):
         level = torch.exp(draw.uniform(math.log(NOISE[0]), math.log(NOISE[1]))) * draw.uniform(0.5, 1.5, 4)
         image = image + level[:, :, None, None] * draw.normal(*image.shape[1:])
@@ -281,9 +262,9 @@ def gain_and_bias(image: Tensor, ranges: Degradation, draw: Draw) -> Tensor:
     return image * gain[:, :, None, None] + bias[:, :, None, None]
 
 
-def texture(height: int, width: int, ranges: Degradation, draw: Draw) -> Tensor:
+def texture(size: torch.Size, ranges: Degradation, draw: Draw) -> Tensor:
     """Smooth invented structure (B,4,H,W) in DN: brightness, greenness and one field for each band."""
-    fields = band_limited(height, width, 6, ranges.texture_scale, draw)
+    fields = band_limited(size, 6, ranges.texture_scale, draw)
 
     def amplitude(visible: Range, nir: Range) -> tuple[Tensor, Tensor]:
         level = draw.uniform(0, 1)[:, None]
@@ -300,8 +281,9 @@ def texture(height: int, width: int, ranges: Degradation, draw: Draw) -> Tensor:
     return bright[shape] * fields[:, 0:1] + green[shape] * fields[:, 1:2] + own[shape] * fields[:, 2:6]
 
 
-def band_limited(height: int, width: int, channels: int, scale: Range, draw: Draw) -> Tensor:
-    """Band-limited Gaussian noise (B,channels,H,W), zero mean and unit standard deviation in each field."""
+def band_limited(size: torch.Size, channels: int, scale: Range, draw: Draw) -> Tensor:
+    """Band-limited Gaussian noise (B,channels,*size), zero mean and unit standard deviation in each field."""
+    height, width = size
     sigma = draw.uniform(*scale) / METRES_PER_PIXEL
     margin = math.ceil(2 * scale[1] / METRES_PER_PIXEL)
     at_rows = torch.arange(-margin, height + margin, NOISE_STEP, device=sigma.device, dtype=torch.float32)
@@ -309,14 +291,9 @@ def band_limited(height: int, width: int, channels: int, scale: Range, draw: Dra
     white = draw.normal(channels, at_rows.numel(), at_cols.numel())
     fine = apply_matrices(white, gaussian_matrix(height, at_rows, sigma), gaussian_matrix(width, at_cols, sigma))
     pooled = functional.avg_pool2d(white, BANDPASS_RATIO)  # the outer Gaussian needs no finer grid than this
-    at_rows, at_cols = (_block_centres(at, BANDPASS_RATIO) for at in (at_rows, at_cols))
+    at_rows, at_cols = (functional.avg_pool1d(at[None], BANDPASS_RATIO)[0] for at in (at_rows, at_cols))
     wide = sigma * BANDPASS_RATIO
     coarse = apply_matrices(pooled, gaussian_matrix(height, at_rows, wide), gaussian_matrix(width, at_cols, wide))
     field = fine - coarse
     field = field - field.mean((-2, -1), keepdim=True)
     return field / field.std((-2, -1), correction=0, keepdim=True).clamp_min(1e-6)
-
-
-def _block_centres(positions: Tensor, size: int) -> Tensor:
-    """Mean position of each whole block of ``size`` neighbours, the grid that average pooling leaves."""
-    return positions[: positions.numel() // size * size].view(-1, size).mean(1)

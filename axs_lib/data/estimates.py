@@ -68,17 +68,10 @@ def make_estimate(
     strength: Tensor | float | None = None,
     given: Tensor | None = None,
 ) -> Tensor:
-    """An estimate of one kind.
+    """An estimate of one kind of ``KINDS``: float32 DN clipped to 1..65535, NaN where truth is NaN.
 
-    Args:
-        kind: name in ``KINDS``.
-        truth: (B,4,H,W) in DN; NaN marks nodata.
-        generator: of every draw; its state advances.
-        strength: 0 (light) to 1 (strong), for all tiles or (B,); drawn uniformly for each tile by default.
-        given: (B,4,H,W) in DN, what the kind ``needs``.
-
-    Returns:
-        (B,4,H,W) float32 DN clipped to 1..65535, NaN where truth is NaN.
+    ``truth`` and what the kind ``needs``, ``given``, are (B,4,H,W) in DN. ``strength`` is 0 (light) to 1 (strong),
+    for all tiles or (B,), and drawn uniformly for each tile by default.
 
     Raises:
         InputError: unknown kind, wrong shape, or the tensor that the kind needs is missing.
@@ -111,9 +104,6 @@ def make_estimate(
 def kinds_of(split: Split, *, without_needs: bool = False) -> list[str]:
     """Names of the kinds of a split, ``without_needs`` only of those that need nothing but the truth."""
     return [name for name, kind in KINDS.items() if kind.split == split and not (without_needs and kind.make is None)]
-
-
-# -- parts --------------------------------------------------------------------------------------------------------
 
 
 def _between(strength: Tensor, light: float, strong: float, *, log: bool = False) -> Tensor:
@@ -228,9 +218,6 @@ def _in_patches(image: Tensor, draw: Draw, strength: Tensor, sizes: Tensor) -> T
     return image + values.flatten(2).gather(2, flat).view_as(image)
 
 
-# -- kinds: enlarged and blurred ----------------------------------------------------------------------------------
-
-
 def _gaussian_blur(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
     fwhm = _between(strength, 6, 120, log=True)[:, None] * draw.uniform(0.8, 1.25, 2)
     return blur(image, fwhm * PIXELS_PER_FWHM)
@@ -273,9 +260,6 @@ def _over_sharpened(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
         return 1 + amount * (1 - blurred)
 
     return _filtered(image, unsharp)
-
-
-# -- kinds: smoothed and compressed -------------------------------------------------------------------------------
 
 
 def _median_filter(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
@@ -363,19 +347,15 @@ def _grey_levels(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
 
 
 def _median_composite(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
-    height, width = image.shape[-2:]
     dates = []
     for _ in range(5):
-        light = band_limited(height, width, 4, (150, 400), draw)
+        light = band_limited(image.shape[-2:], 4, (150, 400), draw)
         level = each(_between(strength, 0.02, 0.10))
         shift = draw.normal(2) * _between(strength, 0.2, 1.2)[:, None]
         moved = _warped(image, shift[:, 0, None, None], shift[:, 1, None, None])
         noise = each(_between(strength, 5, 40)) * draw.normal(*image.shape[1:])
         dates.append(moved * (1 + level * light) + noise)
     return torch.stack(dates).median(0).values
-
-
-# -- kinds: radiometry --------------------------------------------------------------------------------------------
 
 
 def _gain_offset(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
@@ -393,8 +373,7 @@ def _tone_curve(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
 
 
 def _haze(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
-    height, width = image.shape[-2:]
-    field = band_limited(height, width, 1, (200, 600), draw)
+    field = band_limited(image.shape[-2:], 1, (200, 600), draw)
     depth = each(_between(strength, 0.02, 0.35)) * (1 + 0.5 * field).clamp_min(0)
     veil = torch.tensor(HAZE_BY_BAND, device=image.device)[:, None, None]
     return image * (1 - depth * veil) + 3000.0 * depth * veil
@@ -408,9 +387,6 @@ def _patch_offsets(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
 
 def _patch_offsets_16(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
     return _in_patches(image, draw, strength, torch.full_like(strength, 16.0))
-
-
-# -- kinds: noise -------------------------------------------------------------------------------------------------
 
 
 def _white_noise(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
@@ -434,12 +410,7 @@ def _stripes(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
 
 
 def _texture(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
-    height, width = image.shape[-2:]
-    scale = each(_between(strength, 0.1, 1.6))
-    return image + scale * texture(height, width, PRESETS["train"], draw)
-
-
-# -- kinds: geometry ----------------------------------------------------------------------------------------------
+    return image + each(_between(strength, 0.1, 1.6)) * texture(image.shape[-2:], PRESETS["train"], draw)
 
 
 def _displaced_patches(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
@@ -460,36 +431,30 @@ def _shift(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
 
 
 def _smooth_warp(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
-    height, width = image.shape[-2:]
-    field = band_limited(height, width, 2, (100, 400), draw)
+    field = band_limited(image.shape[-2:], 2, (100, 400), draw)
     field = field * each(_between(strength, 0.1, 2.5, log=True))
     return _warped(image, field[:, 0], field[:, 1])
 
 
 def _line_jitter(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
-    height = image.shape[-2]
     size = draw.uniform(6, 40)
-    jitter = draw.normal(height // 6 + 2) * _between(strength, 0.1, 2.0, log=True)[:, None]
-    line = (_positions(height, image.device) / size[:, None]).long()
+    jitter = draw.normal(image.shape[-2] // 6 + 2) * _between(strength, 0.1, 2.0, log=True)[:, None]
+    line = (_positions(image.shape[-2], image.device) / size[:, None]).long()
     return _warped(image, torch.zeros_like(line)[..., None].float(), jitter.gather(1, line)[..., None])
 
 
 def _changed_fields(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
     """Areas of like colour change together, as fields do from one month to another."""
-    height, width = image.shape[-2:]
     smooth = gaussian_blur(image, 1.0)
     index = (smooth[:, 3:] - smooth[:, 2:3]) / (smooth[:, 3:] + smooth[:, 2:3]).clamp_min(1)
     spread = index.std((2, 3), keepdim=True).clamp_min(0.01)
-    place = 0.7 * band_limited(height, width, 1, (60, 200), draw)
+    place = 0.7 * band_limited(image.shape[-2:], 1, (60, 200), draw)
     label = (2.0 * ((index - index.mean((2, 3), keepdim=True)) / spread + place) + 8).long().clamp(0, 15)
     gains = torch.exp(
         _between(strength, 0.03, 0.30)[:, None, None] * (0.7 * draw.normal(1, 16) + 0.7 * draw.normal(4, 16))
     )
     gain = gains.gather(2, label.flatten(2).expand(-1, 4, -1)).view_as(image)
     return image * gaussian_blur(gain, 0.7)
-
-
-# -- kinds: several at once ---------------------------------------------------------------------------------------
 
 
 def _refiner(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:

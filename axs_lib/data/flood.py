@@ -1,20 +1,10 @@
 """Simulate a flood that only the SAR has seen: tiles in dB in, the same tiles with open water in a patch of them out.
 
-Where the flood comes from: smooth noise is cut at the quantile that floods a share of the tile drawn from
-``FLOODED_SHARE``; its octaves (32, 16 and 8 px) give a shore that is neither round nor ragged. What the flood looks
-like, drawn for each sample:
-
-===================== =============================================================================================
-VV                    -22 to -17 dB, from calm to slightly rough water
-VH                    6 to 12 dB below VV
-speckle               gamma distributed power of mean 1 with 4 to 36 looks (log-uniform), independent in VV and VH,
-                      neighbours correlated by about 0.5
-shore                 power mixed by the share of water within 3x3 px: a pixel spans about 20 m on the ground
-===================== =============================================================================================
-
-The values follow the open water of this project's real pairs (NDWI of the Sentinel-2 image over 0.3, B08 under 600 DN,
-2 px from the shore; 9 tiles): VV -18.2 to -21.0 dB, VH -26.3 to -32.9 dB, 3 to 7 looks in single images and in VH near
-the noise floor, 20 to 44 in averaged images, neighbours correlated by 0.33 to 0.58.
+Smooth noise is cut at the quantile that floods a share of the tile; its octaves give a shore that is neither round nor
+ragged. Water has a level and gamma distributed speckle of its own; along the shore power is mixed, since a pixel spans
+about 20 m on the ground. The values follow the open water of this project's real pairs (NDWI of the Sentinel-2 image
+over 0.3, B08 under 600 DN, 2 px from the shore; 9 tiles): VV -18.2 to -21.0 dB, VH -26.3 to -32.9 dB, 3 to 7 looks in
+single images, 20 to 44 in averaged images, neighbours correlated by 0.33 to 0.58.
 """
 
 from __future__ import annotations
@@ -38,18 +28,10 @@ NEIGHBOUR = 0.3  # weight of a neighbour beside 1: correlates neighbours by 2 * 
 
 
 def simulate_flood(s1: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Flood a patch of each tile.
+    """Flood a patch of each tile (B, 2, H, W), VV and VH in dB, NaN = nodata; ``InputError`` for another shape.
 
-    Args:
-        s1: (B, 2, H, W), VV and VH in dB, NaN = nodata.
-        generator: source of every draw; its state advances.
-
-    Returns:
-        The SAR of the same shape, float32, equal to ``s1`` bit for bit from 2 px outside the patch on and NaN exactly
-        where ``s1`` is, and the patch, (B, 1, H, W) bool, False in nodata.
-
-    Raises:
-        InputError: another shape.
+    Gives the SAR of the same shape, float32, equal to ``s1`` bit for bit from 2 px outside the patch on and NaN exactly
+    where ``s1`` is, and the patch, (B, 1, H, W) bool, False in nodata.
     """
     if s1.ndim != 4 or s1.shape[1] != 2 or s1.numel() == 0:
         raise InputError(
@@ -92,10 +74,9 @@ def _smooth_noise(height: int, width: int, draw: Draw) -> Tensor:
 
 
 def _speckle(looks: Tensor, height: int, width: int, draw: Draw) -> Tensor:
-    """(B, 2, H, W) of mean 1 and variance 1 / looks, gamma distributed, correlated between neighbours.
+    """(B, 2, H, W) gamma distributed, mean 1, variance 1 / looks, correlated between neighbours.
 
-    A smoothed Gaussian field is brought to the gamma distribution by the cube of Wilson and Hilferty (1931), which is
-    within 1 % of it from 4 looks on.
+    A Gaussian field is brought to it by the cube of Wilson and Hilferty (1931), within 1 % from 4 looks on.
     """
     white = draw.normal(2, height + 2, width + 2).flatten(0, 1)[:, None]
     line = torch.tensor([NEIGHBOUR, 1.0, NEIGHBOUR], device=looks.device)

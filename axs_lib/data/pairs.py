@@ -1,10 +1,9 @@
 """Read a folder of co-registered Sentinel-1 / Sentinel-2 pairs for training and evaluation.
 
-In: a folder of NPZ files, each with ``s1`` (2,H,W) backscatter in dB and ``s2`` (4,H,W) DN (reflectance x 10000), and
-optionally ``opt_v1``, ``opt_v2`` and ``s2_cloudy`` (4,H,W) DN; with an ``index.csv`` (columns source, id and
-optionally group, quality, level, h, w, split, date or year and month, lat, lon, note) the files lie at
-``pairs/<source>/<id>.npz``, without one every ``*.npz`` below the folder is a pair. Out: ``PairRecord`` (what the index
-says) and ``Pair`` (float32 arrays, NaN where there is no data).
+Each NPZ holds ``s1`` (2,H,W) backscatter in dB and ``s2`` (4,H,W) DN (reflectance x 10000), and optionally ``opt_v1``,
+``opt_v2`` and ``s2_cloudy`` (4,H,W) DN; with an ``index.csv`` (columns source, id and optionally group, quality, level,
+h, w, split, date or year and month, lat, lon, note) the files lie at ``pairs/<source>/<id>.npz``, without one every
+``*.npz`` below the folder is a pair.
 """
 
 from __future__ import annotations
@@ -37,40 +36,33 @@ _COUNTED_MONTH = re.compile(r"month (\d+) \(0=Sep\)")
 _DEGREES = r"(-?\d+(?:\.\d+)?)"
 _PLACE = re.compile(rf"\({_DEGREES},\s*{_DEGREES}\)")
 _PLACE_BY_SIDE = re.compile(rf"\({_DEGREES}([NS]) {_DEGREES}([EW])\)")
-SEPTEMBER = 9
 
 
 @dataclass(frozen=True)
 class PairRecord:
-    """One pair of a folder, not yet read.
-
-    Attributes:
-        path: the NPZ file.
-        id: name of the tile within its source.
-        group: place or date that tiles share; tiles of a group never lie on both sides of a split.
-        quality: ``ok``, or why not (``cloud``, ``snow_or_haze``, ...); ``ok`` where nobody judged it.
-        source: data set it comes from (without an index, the folders the file lies in).
-        level: processing level, ``L2A`` or ``L1C``; empty when unknown.
-        split: ``train``, ``validation`` or ``test`` where the index says so.
-        metadata: date (ISO) or month and year, lat and lon, as far as the index knows them.
-    """
+    """One pair of a folder, not yet read."""
 
     path: Path
     id: str
-    group: str
-    quality: str
-    source: str
-    level: str
+    group: str  # place or date that tiles share; tiles of a group never lie on both sides of a split
+    quality: str  # ``ok``, also where nobody judged it, or why not (``cloud``, ``snow_or_haze``, ...)
+    source: str  # data set it comes from (without an index, the folders the file lies in)
+    level: str  # ``L2A`` or ``L1C``; empty when unknown
     height: int
     width: int
     note: str = ""
-    split: str = ""
-    metadata: Mapping[str, str | float] = field(default_factory=dict)
+    split: str = ""  # ``train``, ``validation`` or ``test`` where the index says so
+    metadata: Mapping[str, str | float] = field(default_factory=dict)  # date (ISO) or month and year, lat and lon
 
     @property
     def name(self) -> str:
         """``source/id``, unique in a folder."""
         return f"{self.source}/{self.id}"
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return self.height, self.width
 
     @property
     def pixels(self) -> int:
@@ -80,10 +72,7 @@ class PairRecord:
 
 @dataclass(frozen=True)
 class Pair:
-    """One pair in memory, float32, NaN is nodata: ``s1`` (2,H,W) VV, VH in dB; ``s2``, the truth, (4,H,W) in DN.
-
-    ``opt_v1``, ``opt_v2`` and ``s2_cloudy`` are (4,H,W) in DN where the file carries them.
-    """
+    """One pair in memory, NaN is nodata: ``s1`` (2,H,W) VV, VH in dB, the others, ``s2`` the truth, (4,H,W) in DN."""
 
     record: PairRecord
     s1: Array
@@ -99,11 +88,9 @@ G = TypeVar("G", bound=Any)  # a tile with ``source``, ``id``, ``group`` and ``p
 def list_pairs(folder: str | Path, quality: Quality = "ok", *, bad: list[str] | None = None) -> list[PairRecord]:
     """List the pairs of a folder, sorted by source and id.
 
-    Args:
-        folder: holds ``index.csv`` and ``pairs/``, or NPZ files at any depth.
-        quality: ``"ok"`` keeps pairs marked ok (or not judged), ``"all"`` also clouds, snow, haze and open water. Pairs
-            marked ``bad`` hold no image worth the name and are never listed.
-        bad: where given, what is wrong with a missing or unreadable file is appended here and the file left out.
+    ``quality`` ``"ok"`` keeps pairs marked ok (or not judged), ``"all"`` also clouds, snow, haze and open water; pairs
+    marked ``bad`` are never listed. Where ``bad`` is given, what is wrong with a missing or unreadable file is appended
+    to it and the file left out.
 
     Raises:
         InputError: no such folder, no pairs in it, a broken index, a file that is missing or is no NPZ pair.
@@ -135,14 +122,10 @@ def list_pairs(folder: str | Path, quality: Quality = "ok", *, bad: list[str] | 
 
 
 def load_pair(record: PairRecord | str | Path) -> Pair:
-    """Read one pair.
+    """Read one pair; ``InputError`` where the file cannot be read or holds no pair as the module describes it.
 
     NaN is nodata, as is DN 0 in all four bands; 0 in some bands only is a dark pixel and becomes 1. 0 dB is a
     valid backscatter. The document's keys ``s1_vv`` and ``s1_vh`` (H,W) and ``s2_real`` are read too.
-
-    Raises:
-        InputError: the file is missing, truncated, pickled, without the keys, or its arrays have the wrong number of
-            bands, different sizes, infinite values, or DN outside 0..65535.
     """
     if not isinstance(record, PairRecord):
         record = _record_of(Path(record), Path(record).parent)
@@ -158,10 +141,7 @@ def load_pair(record: PairRecord | str | Path) -> Pair:
 def split_groups(records: Sequence[G], folds: int, seed: int = 0) -> list[list[G]]:
     """Split pairs into folds by group, balanced by pixels: the same folds for the same records and seed.
 
-    Groups are shuffled, then handed out largest first to the fold with the fewest pixels so far.
-
-    Raises:
-        InputError: fewer groups than folds, or fewer than two folds.
+    ``InputError`` for fewer groups than folds, or fewer than two folds.
     """
     groups: dict[str, list[G]] = {}
     for record in sorted(records, key=lambda record: (record.group, record.source, record.id)):
@@ -219,7 +199,7 @@ def _metadata(row: Mapping[str, str]) -> dict[str, str | float]:
     elif month := _MONTH.search(dates):
         metadata |= {"year": int(month[1]), "month": int(month[2])}
     elif counted := _COUNTED_MONTH.search(dates):
-        metadata["month"] = (SEPTEMBER - 1 + int(counted[1])) % 12 + 1
+        metadata["month"] = (8 + int(counted[1])) % 12 + 1
     if row.get("lat") or row.get("lon"):
         metadata |= {key: float(row[key]) for key in ("lat", "lon") if row.get(key)}
     elif point := _PLACE.search(place):

@@ -1,12 +1,6 @@
 """Proposals of many qualities: what a generator may draw, simulated from the truth, to train the grounding head.
 
-The head meets generators of every strength: nano, IBM's TerraMind in four sizes, and adapted ones. Trained beside one
-weak generator it would ignore all of them. So it is trained beside proposals that are
-
-- ``own``: drawn by a generator (not made here);
-- ``informed``: the truth seen through a generator's errors (``informed_proposal``);
-- ``foreign``: an informed proposal of another place, or (``TURNED_CHANCE``) of the place turned by half a turn;
-- ``none``: the estimate itself.
+The head meets generators of every strength; trained beside one weak generator it would ignore all of them.
 """
 
 from __future__ import annotations
@@ -61,7 +55,7 @@ def informed_proposal(truth: Tensor, *, generator: torch.Generator) -> Tensor:
     offset = level(OFFSET_DN)[:, None] * (0.7 * draw.normal(1) + 0.7 * band * draw.normal(4))
     image = image * gain[..., None, None] + offset[..., None, None]
     smooth = each(level(SMOOTH_NOISE_DN)) * band[:, None, None]
-    image = image + smooth * band_limited(height, width, 4, (20, 120), draw)
+    image = image + smooth * band_limited(truth.shape[-2:], 4, (20, 120), draw)
     image = image + each(level(FINE_NOISE_DN)) * draw.normal(4, height, width)
 
     # 4. The range of TerraMind's detokenizer.

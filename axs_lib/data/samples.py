@@ -1,7 +1,4 @@
-"""The real tiles that ship with the package: Sentinel-1 and Sentinel-2 pairs of BigEarthNet, for demo and tests.
-
-Source, licence and patch names are in ``samples/README.md``; no model of this project is trained on these tiles.
-"""
+"""The real tiles that ship with the package, pairs of BigEarthNet; source and licence: ``samples/README.md``."""
 
 from __future__ import annotations
 
@@ -24,11 +21,7 @@ def sample_names() -> tuple[str, ...]:
 
 
 def sample_paths(name: str) -> tuple[Path, Path]:
-    """Paths of a packaged tile's SAR file and optical file.
-
-    Raises:
-        InputError: there is no tile of that name.
-    """
+    """Paths of a packaged tile's SAR file and optical file; ``InputError`` where there is no tile of that name."""
     if name not in sample_names():
         raise InputError(f"there is no sample tile {name!r}; expected one of {', '.join(sample_names())}")
     return FOLDER / f"{name}_s1.tif", FOLDER / f"{name}_s2.tif"

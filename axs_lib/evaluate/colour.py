@@ -1,7 +1,4 @@
-"""Turn one tile's layers into colours: what the panel and the report page show.
-
-In: float arrays (bands,H,W), SAR in dB and optical in DN, NaN for nodata. Out: (H,W,3) in 0..1, nodata light grey.
-"""
+"""Turn one tile's layers (bands,H,W), SAR in dB, optical in DN, into colours (H,W,3) in 0..1; nodata is light grey."""
 
 from __future__ import annotations
 
@@ -63,8 +60,7 @@ def grey(layer: Array) -> Array:
 def difference_maps(layers: Mapping[str, Array]) -> dict[str, Array]:
     """Maps (H,W) in reflectance, means over the bands, as far as a result's layers allow.
 
-    Returns:
-        ``change`` |v3 - v2|, ``removed`` the error that v3 has less than v2, ``uncertainty`` one standard deviation.
+    ``change`` is |v3 - v2|, ``removed`` the error that v3 has less than v2, ``uncertainty`` one standard deviation.
     """
     before, after, truth = (layers.get(name) for name in ("opt_v2", "opt_v3", "truth"))
     maps = {}

@@ -30,6 +30,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
+from rich.table import Table
 from torch import Tensor
 
 from axs_lib.bands import OPTICAL_MEAN
@@ -38,12 +39,10 @@ from axs_lib.data.pairs import QUALITY_OK
 from axs_lib.evaluate.evaluator import Scenario, TileFigures
 from axs_lib.evaluate.models import Walk
 from axs_lib.evaluate.sources import EvaluationTile, fitted, water_on_land
-from axs_lib.evaluate.tables import finite_only, over_tiles, percent, rich_table, share, shown_figure
+from axs_lib.evaluate.tables import over_tiles, percent, rich_table, share, shown_figure
 from axs_lib.metrics import METRIC_KEYS, SAR_KEY, compute_metrics, improvement, stage3_metrics
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from axs_lib.evaluate.plain import PlainModel
     from axs_lib.stage3_tm_ground import Stage3GroundingModel
 
@@ -123,14 +122,12 @@ class Estimates(Scenario):
         trust = torch.full_like(opt_v2[:, :1], Trust.SAR_ONLY) if walk.whole else None
         if self.controls:
             if walk.donors:
-                others = [walk.donor(tile) for tile in tiles]
-                swapped = torch.stack([fitted(other.s1, tile.size) for tile, other in zip(tiles, others, strict=True)])
+                others = [(walk.donor(tile), tile.size) for tile in tiles]
+                swapped = torch.stack([fitted(other.s1, size) for other, size in others])
                 swapped = swapped.masked_fill(s1.isnan(), torch.nan)
                 images["sar_swapped"] = walk.ground(swapped, opt_v2, trust=trust).opt_v3
                 if walk.takes_proposals:
-                    proposals = torch.stack(
-                        [fitted(_proposal(other, walk), tile.size) for tile, other in zip(tiles, others, strict=True)]
-                    )
+                    proposals = torch.stack([fitted(_proposal(other, walk), size) for other, size in others])
                     images["proposal_swapped"] = walk.ground(s1, opt_v2, trust=trust, proposal=proposals).opt_v3
             images["sar_withheld"] = walk.ground(s1, opt_v2, trust=trust, use_sar=False).opt_v3
         if self.no_sar is not None:
@@ -278,14 +275,10 @@ def _control_summary(key: str, tiles: Sequence[TileFigures]) -> dict[str, Any]:
 
 
 def timesteps_rows(outcomes: Mapping[int, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """What more network evaluations cost and bring: one row for each quality and number of timesteps.
+    """What more network evaluations cost and bring, by timesteps what ``Estimates.to_json`` returned: a row for each.
 
-    Args:
-        outcomes: by timesteps what ``Estimates.to_json`` returned.
-
-    Returns:
-        Of each ``quality``, ``tiles``, ``timesteps``, ``nfe``, ``mse_improvement_%``, ``seconds_per_tile`` and the
-        means of MSE, MAE, SSIM, sharpness and edge agreement of opt_v2 (suffix ``_v2``) and opt_v3 (``_v3``).
+    Of each ``quality``, ``tiles``, ``timesteps``, ``nfe``, ``mse_improvement_%``, ``seconds_per_tile`` and the means of
+    MSE, MAE, SSIM, sharpness and edge agreement of opt_v2 (suffix ``_v2``) and opt_v3 (``_v3``).
     """
     rows = []
     keys = [f"{key}_{suffix}" for key in TIMESTEPS_METRICS for suffix in ("v2", "v3")]
@@ -297,8 +290,7 @@ def timesteps_rows(outcomes: Mapping[int, Mapping[str, Any]]) -> list[dict[str, 
             row["mse_improvement_%"] = figures["improvement_of_mean_%"]["mse"]
             row["seconds_per_tile"] = outcome["seconds_per_tile"]
             rows.append(row)
-    finite: list[dict[str, Any]] = finite_only(rows)
-    return finite
+    return rows
 
 
 def timesteps_table(rows: Sequence[Mapping[str, Any]]) -> Table:

@@ -1,8 +1,6 @@
 """The evaluation loop: take a model over a folder of real pairs once, and put every question to it on the way.
 
-A ``Scenario`` says what the model is given of each tile, what is measured of the images that come back, and how the
-tiles' figures are summed up. A pair that cannot be read stops the evaluation: a figure over the tiles that happened to
-load would be another figure.
+A pair that cannot be read stops the evaluation: a figure over the tiles that happened to load would be another figure.
 """
 
 from __future__ import annotations
@@ -15,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
+from rich.table import Table
 
 from axs_lib.data.pairs import PairRecord, Quality
 from axs_lib.errors import InputError
@@ -25,8 +24,6 @@ from axs_lib.evaluate.tables import finite_only
 from axs_lib.progress import track
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from axs_lib.pipeline import Pipeline
     from axs_lib.stage3_tm_ground import Stage3GroundingModel
 
@@ -50,10 +47,8 @@ class TileFigures:
 class Scenario(ABC):
     """One question that is put to a model. It holds settings only, so that it may be put again."""
 
-    name: ClassVar[str]
-    """Its key in the JSON; what has an empty one stands at the top."""
-    needs: ClassVar[str] = "tile"
-    """What it needs of the folder, for the error where there is none."""
+    name: ClassVar[str]  # its key in the JSON; what has an empty one stands at the top
+    needs: ClassVar[str] = "tile"  # what it needs of the folder, for the error where there is none
 
     @abstractmethod
     def measure(self, tiles: Sequence[EvaluationTile], walk: Walk) -> Iterable[TileFigures]:
@@ -72,13 +67,7 @@ class Scenario(ABC):
 class Report:
     """The outcome of an evaluation: see ``to_json``."""
 
-    data: str
-    quality: str
-    provenance: dict[str, str]
-    timesteps: int
-    seed: int
-    device: str
-    seconds: float
+    run: dict[str, Any]  # what was measured, and how
     tiles: dict[Scenario, list[TileFigures]]  # in the order of the folder
     left_out: dict[Scenario, list[str]]  # ``source/id: why``
 
@@ -96,9 +85,7 @@ class Report:
         ``damages``, ``gaps`` and ``uncertainty``. The command adds ``groups_of_training``: groups of the tiles that
         the weights were trained or chosen on.
         """
-        report: dict[str, Any] = {"data": self.data, "quality": self.quality, "model": dict(self.provenance)}
-        report |= {"timesteps": self.timesteps, "seed": self.seed, "device": self.device}
-        report["seconds"] = round(self.seconds, 2)
+        report = dict(self.run)
         for scenario in self.tiles:
             outcome = self.outcome(scenario)
             report |= {scenario.name: outcome} if scenario.name else outcome
@@ -106,8 +93,8 @@ class Report:
 
     def tables(self) -> list[Table]:
         """Rich tables of every scenario."""
-        steps = "timestep" if self.timesteps == 1 else "timesteps"
-        caption = f"{self.timesteps} {steps} · seed {self.seed} · {self.device}"
+        steps = "timestep" if self.run["timesteps"] == 1 else "timesteps"
+        caption = f"{self.run['timesteps']} {steps} · seed {self.run['seed']} · {self.run['device']}"
         return [table for each in self.tiles for table in each.tables(self.outcome(each), caption)]
 
 
@@ -125,20 +112,12 @@ def evaluate(
     force: bool = False,
     progress: bool = False,
 ) -> Report:
-    """Take a model over the pairs of a folder.
+    """Take a model over the NPZ pairs of a folder, see ``axs_lib.data.pairs``.
 
-    Args:
-        model: the Stage 3 model, or the pipeline: then every estimate is made from the SAR and the pair's metadata.
-        folder: NPZ pairs, see ``axs_lib.data.pairs``.
-        scenarios: what is asked of it.
-        timesteps: network evaluations, of the pipeline those of Stage 1 and of Stage 3; default those of Stage 3.
-        source: where the estimates come from; ``cloudy`` takes only pairs that have a cloudy image.
-        quality: ``"ok"`` or ``"all"``.
-        groups: only these groups, e.g. those the model was not trained on.
-        seed: of the model's noise; what is simulated depends on the tile's name alone.
-        batch_size: tiles of one size the model sees at once.
-        force: do not refuse values that look like another unit.
-        progress: show a bar on the error stream.
+    Of the pipeline every estimate is made from the SAR and the pair's metadata. ``timesteps`` are those of Stage 3,
+    of the pipeline also of Stage 1; by default the model's own. ``seed`` is that of the model's noise: what is
+    simulated depends on the tile's name alone. The model sees ``batch_size`` tiles of one size at once. ``force``
+    accepts values that look like another unit.
 
     Raises:
         InputError: no pairs, an unknown group, a source that the model cannot have, a pair that is broken or in
@@ -180,17 +159,10 @@ def evaluate(
                 f"none of the {len(records)} tiles of {folder} is a {scenario.needs}, which --{scenario.name} needs;"
                 f" choose other --groups ({'; '.join(left_out[scenario][:3])})"
             )
-    return Report(
-        data=str(folder),
-        quality=quality,
-        provenance=dict(model.provenance),
-        timesteps=walk.timesteps,
-        seed=seed,
-        device=device_name(model.device),
-        seconds=time.perf_counter() - started,
-        tiles=results,
-        left_out=left_out,
-    )
+    run: dict[str, Any] = {"data": str(folder), "quality": quality, "model": dict(model.provenance)}
+    run |= {"timesteps": walk.timesteps, "seed": seed, "device": device_name(model.device)}
+    run["seconds"] = round(time.perf_counter() - started, 2)
+    return Report(run, results, left_out)
 
 
 def device_name(device: torch.device) -> str:

@@ -13,9 +13,10 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
+from rich.table import Table
 from torch import Tensor
 
 from axs_lib.bands import DN_PER_REFLECTANCE, OPTICAL_BANDS
@@ -26,9 +27,6 @@ from axs_lib.evaluate.models import Walk
 from axs_lib.evaluate.sources import EvaluationTile, generator_of, simulated_estimate
 from axs_lib.evaluate.tables import over_tiles, rich_table
 from axs_lib.nodata import valid_pixels
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 WATER_NDWI = 0.0
 MOST_WATER = 0.02  # share of a dry tile
@@ -124,17 +122,12 @@ def is_dry(truth: Tensor) -> bool:
 
 
 def measure_flood(opt_v2: Tensor, opt_v3: Tensor, area: Tensor) -> Figures:
-    """What Stage 3 made of an area.
-
-    Args:
-        opt_v2: (4, H, W) DN, without the flood.
-        opt_v3: (4, H, W) DN.
-        area: (1, H, W) bool; pixels that are NaN in either image do not count.
+    """What Stage 3 made of an area (1, H, W) bool of opt_v2, without the flood, and opt_v3, both (4, H, W) in DN.
 
     Returns: ``water_v2`` and ``water_v3``, shares of the area that are water; ``turned_to_water``, the share of what
     was none; ``nir_fell``, the share of pixels whose B08 is nearer to that of water (``WATER_NIR``) than to opt_v2's,
     of those where opt_v2's is over twice that of water; ``ndwi_change`` and ``nir_change`` (reflectance), the mean of
-    opt_v3 - opt_v2. NaN where no pixel counts.
+    opt_v3 - opt_v2. Pixels that are NaN in either image do not count; NaN where none does.
     """
     keep = (area & valid_pixels(opt_v2[None], opt_v3[None])[0])[0]
     index_v2, index_v3 = (ndwi(image)[0][keep] for image in (opt_v2, opt_v3))

@@ -33,6 +33,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
+from rich.table import Table
 from torch import Tensor
 
 from axs_lib.bands import DN_PER_REFLECTANCE
@@ -46,8 +47,6 @@ from axs_lib.metrics import compute_metrics, improvement
 from axs_lib.nodata import fill_nodata, valid_pixels
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from axs_lib.evaluate.plain import PlainModel
     from axs_lib.stage3_tm_ground import Stage3GroundingModel
 
@@ -103,10 +102,12 @@ class Gaps(Scenario):
         smooth = fill_nodata(image, valid_pixels(image))
         proposals = {}
         if walk.takes_proposals:
-            proposals["informed"] = torch.stack(
-                [simulated_proposal(gap.tile.truth, gap.tile.record.name) for gap in gaps]
-            )
-            proposals["truth_proposal"] = fill_nodata(truth, valid_pixels(truth))
+            filled_truth = fill_nodata(truth, valid_pixels(truth))
+            drawn = [
+                informed_proposal(one[None], generator=generator_of(f"proposal {gap.tile.record.name}"))
+                for one, gap in zip(filled_truth, gaps, strict=True)
+            ]
+            proposals = {"informed": torch.cat(drawn), "truth_proposal": filled_truth}
             if walk.donors:
                 others = [_proposal_of_another(gap.tile, walk) for gap in gaps]
                 proposals["proposal_swapped"] = torch.stack(others)
@@ -183,12 +184,6 @@ def simulated_trust(truth: Tensor, name: str) -> Tensor:
         trust = cloud_trust(1, *truth.shape[-2:], generator=generator)[0]
         if 0 < trust.mean() < 1:
             return trust
-
-
-def simulated_proposal(truth: Tensor, name: str) -> Tensor:
-    """What a good generator might draw of a tile, (4,H,W) DN."""
-    filled = fill_nodata(truth[None], valid_pixels(truth[None]))
-    return informed_proposal(filled, generator=generator_of(f"proposal {name}"))[0]
 
 
 def measure_gap(image: Tensor, gap: Gap) -> Figures:

@@ -12,9 +12,10 @@ import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
+from rich.table import Table
 from torch import Tensor
 
 from axs_lib.bands import DN_PER_REFLECTANCE, OPTICAL_BANDS
@@ -26,9 +27,6 @@ from axs_lib.evaluate.sources import EvaluationTile, generator_of, water_on_land
 from axs_lib.evaluate.tables import over_tiles, percent, rich_table, share
 from axs_lib.metrics import improvement
 from axs_lib.nodata import valid_pixels
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 REPORT = "report"
 SPLITS = {"train": "trained on", "choose": "left out, used for choices", REPORT: "left out"}
@@ -99,9 +97,8 @@ def estimate_of(kind: str, truth: Tensor, tile: str, older: Tensor | None = None
 def measure_kind(opt_v2: Tensor, opt_v3: Tensor, truth: Tensor, sigma: Tensor | None) -> Figures:
     """Errors of one tile before and after, in reflectance; all inputs (4, H, W) in DN, NaN = nodata.
 
-    Returns:
-        MSE and MAE of opt_v2 and opt_v3, ``change`` (mean squared, of opt_v3 from opt_v2), and for each band
-        ``error_B`` and ``predicted_B``, the MSE of opt_v3 and the mean predicted variance (NaN without ``sigma``).
+    ``change`` is the mean squared difference of opt_v3 from opt_v2; of each band ``error_B`` is the MSE of opt_v3 and
+    ``predicted_B`` the mean predicted variance (NaN without ``sigma``).
     """
     keep = valid_pixels(truth[None], opt_v3[None])[0, 0]
     before, after, real = (image[:, keep].double() / DN_PER_REFLECTANCE for image in (opt_v2, opt_v3, truth))
@@ -119,14 +116,11 @@ def measure_kind(opt_v2: Tensor, opt_v3: Tensor, truth: Tensor, sigma: Tensor | 
 
 
 def summary_of(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What to quote: the median over the kinds left out of training and choices, the worst of them, the worst tile.
+    """What to quote of rows of ``to_json``: the kinds left out of training and choices, and the worst tile of all
+    kinds.
 
-    Args:
-        rows: of ``to_json``.
-
-    Returns:
-        ``kinds`` (how many are left out), ``median_mse_change_%``, ``worst_kind``, ``worst_kind_mse_change_%``,
-        ``worst_tile_%`` and ``worst_tile_kind`` (over all kinds); None where there is no such kind.
+    ``kinds`` (how many are left out), ``median_mse_change_%``, ``worst_kind``, ``worst_kind_mse_change_%``,
+    ``worst_tile_%`` and ``worst_tile_kind`` (over all kinds); None where there is no such kind.
     """
     changes = {
         row["kind"]: row["mse_change_%"] for row in rows if row["split"] == REPORT and row["mse_change_%"] is not None

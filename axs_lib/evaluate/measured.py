@@ -19,13 +19,8 @@ class Measured(NamedTuple):
 
 
 def measure_layers(images: Mapping[str, NDArray[Any]]) -> Measured | None:
-    """Figures of a result, of one with gaps inside them.
-
-    Args:
-        images: (C,H,W) by the names of ``axs_lib.io.saved.LAYERS``; gaps are where ``trust`` is 0.
-
-    Returns:
-        None without truth and opt_v2, and where not one pixel counts.
+    """Figures of a result's layers (C,H,W) by name, inside gaps where ``trust`` is 0; None where nothing can be
+    compared.
     """
     if not {"truth", "opt_v2"} <= set(images):
         return None

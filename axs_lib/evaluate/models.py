@@ -1,8 +1,4 @@
-"""The one place that runs the models an evaluation measures: batches of tiles on the CPU in, ``Images`` out.
-
-Stage 3 is anything with ``ground``, the pipeline anything with ``stage3`` that is called with SAR and metadata, a plain
-network anything with ``inputs`` and ``predict``.
-"""
+"""The one place that runs the models an evaluation measures: batches of tiles on the CPU in, ``Images`` out."""
 
 from __future__ import annotations
 
@@ -78,8 +74,8 @@ class Walk:
         if not self.whole:
             return self.ground(s1, opt_v2, ensemble_size=ensemble_size)
         model: Any = self.model
-        options = {"ensemble_size": ensemble_size} if ensemble_size > 1 else {}
-        output = model(s1.to(model.device), list(metadata), self.timesteps, seed=self.seed, **options)
+        options = {"seed": self.seed, "ensemble_size": ensemble_size}
+        output = model(s1.to(model.device), list(metadata), self.timesteps, **options)
         opt_v1, opt_v2, opt_v3 = (image.cpu() for image in (output.opt_v1, output.opt_v2, output.opt_v3))
         return Images(opt_v1, opt_v2, opt_v3, None, sum(output.nfe), _on_cpu(output.uncertainty))
 
@@ -94,24 +90,15 @@ class Walk:
         ensemble_size: int = 1,
         model: Stage3GroundingModel | None = None,
     ) -> Images:
-        """Run Stage 3 by itself, or another ``model`` in its place, on SAR (B,2,H,W) in dB and opt_v2 (B,4,H,W) in DN.
-
-        By default opt_v2 is an estimate; ``proposal`` (B,4,H,W) replaces its own; ``use_sar`` False leaves the SAR's
-        content out.
-        """
+        """Run Stage 3, or another ``model`` in its place, on SAR (B,2,H,W) in dB and opt_v2 (B,4,H,W) in DN."""
         stage3 = model or self.stage3
         device = stage3.device
-        options: dict[str, Any] = {}
-        if trust is not None:
-            options["trust"] = trust.to(device)
-        if ensemble_size > 1:
-            options["ensemble_size"] = ensemble_size
-        if proposal is not None or not use_sar:
-            proposal = None if proposal is None else proposal.to(device)
-            options["controls"] = GroundingControls(proposal=proposal, use_sar=use_sar)
+        trust, proposal = (None if each is None else each.to(device) for each in (trust, proposal))
+        controls = GroundingControls(proposal=proposal, use_sar=use_sar)
+        options: dict[str, Any] = {"trust": trust, "ensemble_size": ensemble_size, "controls": controls}
         output = stage3.ground(s1.to(device), opt_v2.to(device), self.timesteps, seed=self.seed, **options)
         image, proposed = output.image.cpu(), output.proposal.cpu()
-        return Images(None, opt_v2, image, proposed, int(output.nfe), _on_cpu(getattr(output, "uncertainty", None)))
+        return Images(None, opt_v2, image, proposed, int(output.nfe), _on_cpu(output.uncertainty))
 
     def without_sar(self, model: Any, s1: Tensor, opt_v2: Tensor, trust: Tensor | None = None) -> Tensor:
         """The image of a plain network or a Stage 3 trained without SAR, which is given mean backscatter everywhere."""

@@ -1,7 +1,6 @@
 """Draw one tile in true and false colour: what Stage 3 did to it, or what each stage of the pipeline made of its SAR.
 
-All optical views of one kind share one stretch, that of the truth where there is one and of opt_v2 and opt_v3
-otherwise, so that colours may be compared; nodata is light grey.
+All optical views of one kind share one stretch, so that colours may be compared; nodata is light grey.
 """
 
 from __future__ import annotations
@@ -39,21 +38,16 @@ def plot_panel(
     title: str | None = None,
     metrics: Mapping[str, float] | None = None,
 ) -> Figure:
-    """The panel of a result, for notebooks: of Stage 3, or with opt_v1 of the pipeline.
+    """The panel of a result, for notebooks: a figure of Stage 3, or with opt_v1 of the pipeline.
 
     Args:
         result: a saved result (``axs_lib.io.saved``), the path of one, or images by name: ``s1`` (or ``s1_vv`` and
             ``s1_vh``), ``opt_v2``, ``opt_v3``, and as far as known ``opt_v1``, ``truth`` (or ``s2_real``), ``trust``
             and ``uncertainty``, as arrays or tensors of one tile; other names are ignored.
         title: first line; by default the saved result's name.
-        metrics: MSE and SSIM with the suffixes ``_v1``, ``_v2`` and ``_v3``; by default measured where the truth is
-            known, inside gaps where there are any.
+        metrics: MSE and SSIM with suffixes ``_v1``, ``_v2``, ``_v3``; by default measured where the truth is known.
 
-    Returns:
-        A figure that a notebook shows, and ``savefig`` writes.
-
-    Raises:
-        InputError: SAR, opt_v2 or opt_v3 is missing, shapes that do not belong to one tile, or an unreadable file.
+    ``InputError``: SAR, opt_v2 or opt_v3 is missing, the shapes do not belong to one tile, or the file is unreadable.
     """
     from axs_lib.io.saved import LAYERS, Result, read_results
 

@@ -1,7 +1,6 @@
 """The plain U-Net that Stage 3 is measured against: no TerraMind, no gate, no low-frequency constraint.
 
-What Stage 3 gains over it is what its architecture is worth; what the same net loses without SAR is what the SAR is
-worth. ``experiments/nano/plain.py`` trains one.
+``experiments/nano/plain.py`` trains one.
 """
 
 from __future__ import annotations
@@ -60,15 +59,10 @@ class PlainModel(nn.Module):
 
     @torch.no_grad()
     def predict(self, s1: Tensor, opt_v2: Tensor | None = None, trust: Tensor | None = None) -> Tensor:
-        """The image of tiles of any size, nodata filled on entry and nodata again on exit.
+        """The image (B, 4, H, W) in DN of tiles of any size, nodata filled on entry and nodata again on exit.
 
-        Args:
-            s1: (B, 2, H, W) in dB, NaN = nodata.
-            opt_v2: (B, 4, H, W) in DN, NaN = nodata, or None where the model needs none.
-            trust: (B, 1, H, W); where it is 0 ``opt_v2`` is filled from observed neighbours.
-
-        Returns:
-            (B, 4, H, W) DN in 1..65535; where ``trust`` is 1, ``opt_v2`` itself.
+        ``s1`` (B, 2, H, W) is in dB and ``opt_v2`` (B, 4, H, W) in DN, where the model needs it; where ``trust``
+        (B, 1, H, W) is 0 opt_v2 is filled from observed neighbours, where it is 1 the image is opt_v2 itself.
         """
         height, width = s1.shape[-2:]
         side = -(-max(height, width) // MULTIPLE) * MULTIPLE
@@ -88,11 +82,7 @@ class PlainModel(nn.Module):
 
 
 def load_plain(path: str | Path) -> PlainModel:
-    """Read a plain model.
-
-    Raises:
-        WeightsError: the file is of another kind, or does not fit.
-    """
+    """Read a plain model; ``WeightsError`` for a file of another kind, or one that does not fit."""
     from axs_lib.terramind.weights import load_strict, read_metadata, read_state
 
     header = read_metadata(Path(path))

@@ -29,11 +29,7 @@ truth, or the pair's cloudy image."""
 
 @dataclass(frozen=True)
 class EvaluationTile:
-    """A pair as tensors, NaN = nodata.
-
-    ``s1`` is (2,H,W) in dB; ``truth``, the pair's own ``opt_v2`` and ``s2_cloudy``, a cloudy image of the place, are
-    (4,H,W) in DN.
-    """
+    """A pair as tensors, NaN = nodata: ``s1`` (2,H,W) in dB, the others (4,H,W) in DN."""
 
     record: PairRecord
     s1: Tensor
@@ -57,11 +53,7 @@ class EvaluationTile:
 
 
 def read_tile(record: PairRecord, *, force: bool = False) -> EvaluationTile:
-    """Read one pair and check its units.
-
-    Raises:
-        InputError: a broken file, or values in another unit, unless ``force``; the message names the file.
-    """
+    """Read one pair; ``InputError`` names the file that is broken or, unless ``force``, in another unit."""
     pair = load_pair(record)
     s1, truth = torch.from_numpy(pair.s1), torch.from_numpy(pair.s2)
     opt_v2, s2_cloudy = (None if image is None else torch.from_numpy(image) for image in (pair.opt_v2, pair.s2_cloudy))
@@ -125,8 +117,8 @@ def select_pairs(
 
 def batches_of_one_size(records: Sequence[PairRecord], size: int) -> Iterator[list[PairRecord]]:
     """Up to ``size`` tiles of one height and width at a time."""
-    for shape in sorted(set(map(_size, records))):
-        same = [record for record in records if _size(record) == shape]
+    for shape in sorted({record.size for record in records}):
+        same = [record for record in records if record.size == shape]
         yield from (same[start : start + size] for start in range(0, len(same), size))
 
 
@@ -135,7 +127,7 @@ def find_donors(records: Sequence[PairRecord]) -> dict[str, PairRecord]:
     donors = {}
     for index, record in enumerate(records if len(records) > 1 else []):
         others = [*records[index + 1 :], *records[:index]]
-        merits = [(other.group != record.group, _size(other) == _size(record)) for other in others]
+        merits = [(other.group != record.group, other.size == record.size) for other in others]
         donors[record.name] = others[merits.index(max(merits))]
     return donors
 
@@ -151,14 +143,10 @@ def find_other_dates(records: Sequence[PairRecord]) -> dict[str, PairRecord]:
         for other in (*reversed(records[:index]), *records[index + 1 :]):
             other_day = _known(other, "date", "year", "month")
             same_place = record.group == other.group and _known(record, "lat", "lon") == _known(other, "lat", "lon")
-            if same_place and _size(record) == _size(other) and day and other_day and day != other_day:
+            if same_place and record.size == other.size and day and other_day and day != other_day:
                 found[record.name] = other
                 break
     return found
-
-
-def _size(record: PairRecord) -> tuple[int, int]:
-    return record.height, record.width
 
 
 def _known(record: PairRecord, *keys: str) -> dict[str, str | float]:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from rich.table import Table
-
-Average = Callable[[list[float]], float]
+from rich.table import Table
 
 
-def over_tiles(rows: Sequence[Mapping[str, float]], average: Average = statistics.fmean) -> dict[str, float]:
+def over_tiles(
+    rows: Sequence[Mapping[str, float]], average: Callable[[list[float]], float] = statistics.fmean
+) -> dict[str, float]:
     """Average each key over the rows where it is defined."""
     result = {}
     for key in rows[0]:
@@ -49,8 +48,6 @@ def shown_figure(key: str, value: float | None) -> str:
 
 def rich_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "") -> Table:
     """A table of text: names on the left, figures on the right, no frame."""
-    from rich.table import Table
-
     table = Table(title=title, caption=caption or None, header_style="bold", box=None, pad_edge=False)
     for index, heading in enumerate(headings):
         table.add_column(heading, justify="right" if index else "left", no_wrap=True)

@@ -28,9 +28,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
+from rich.table import Table
 from torch import Tensor
 
 from axs_lib.bands import DN_PER_REFLECTANCE, OPTICAL_BANDS
@@ -40,9 +41,6 @@ from axs_lib.evaluate.models import Walk
 from axs_lib.evaluate.sources import EvaluationTile
 from axs_lib.evaluate.tables import percent, rich_table
 
-if TYPE_CHECKING:
-    from rich.table import Table
-
 BINS = 10
 DROPPED = (0.0, 0.05, *(tenth / 10 for tenth in range(1, 10)))
 CALIBRATED = "AXS_CALIBRATION"
@@ -50,15 +48,10 @@ CALIBRATED = "AXS_CALIBRATION"
 
 
 def uncertainty_figures(predicted: Tensor, error: Tensor, *, members: int | None = None) -> dict[str, Any]:
-    """Every figure of the module's table.
+    """Every figure of the module's table, of standard deviations and errors (N,4) in reflectance.
 
-    Args:
-        predicted: (N,4) standard deviations, in reflectance.
-        error: (N,4) opt_v3 minus truth, in reflectance.
-        members: of a bare ensemble, whose spread the deviation is; ``None`` where it stands for the whole error.
-
-    Raises:
-        InputError: other shapes, no pixel, a negative or undefined deviation.
+    ``members`` are those of a bare ensemble; ``None`` where the deviation stands for the whole error. ``InputError``
+    for other shapes, no pixel, a negative or undefined deviation.
     """
     if predicted.shape != error.shape or predicted.ndim != 2 or predicted.shape[1] != len(OPTICAL_BANDS):
         raise InputError(
@@ -87,13 +80,7 @@ def uncertainty_figures(predicted: Tensor, error: Tensor, *, members: int | None
 
 
 def spread_skill(predicted: Tensor, error: Tensor, members: int | None = None) -> float:
-    """RMS of the deviations over the RMSE, both (N,); infinite where there is no error, NaN where there is neither.
-
-    >>> spread_skill(torch.tensor([2.0, 2.0]), torch.tensor([-2.0, 2.0]))
-    1.0
-    >>> round(spread_skill(torch.tensor([2.0, 2.0]), torch.tensor([-2.0, 2.0]), members=4), 4)
-    1.118
-    """
+    """RMS of the deviations over the RMSE, both (N,); infinite where there is no error, NaN where there is neither."""
     factor = 1.0 if members is None else math.sqrt((members + 1) / members)
     return factor * float(predicted.square().mean().sqrt() / error.square().mean().sqrt())
 
@@ -123,11 +110,7 @@ def auce(predicted: Tensor, error: Tensor, levels: int = 99) -> float:
 
 
 def gaussian_crps(predicted: Tensor, error: Tensor) -> float:
-    """Mean CRPS of Gaussians with these deviations around estimates with these errors, both (N,).
-
-    >>> gaussian_crps(torch.zeros(2), torch.tensor([-3.0, 1.0]))
-    2.0
-    """
+    """Mean CRPS of Gaussians with these deviations around estimates with these errors, both (N,)."""
     z = error / predicted.clamp_min(torch.finfo(predicted.dtype).tiny)
     density = torch.exp(-0.5 * z.square()) / math.sqrt(2 * math.pi)
     score = error * torch.special.erf(z / math.sqrt(2.0)) + predicted * (2 * density - 1 / math.sqrt(math.pi))
@@ -161,7 +144,7 @@ class Uncertainty(Scenario):
     needs: ClassVar[str] = "tile with a valid pixel"
 
     def measure(self, tiles: Sequence[EvaluationTile], walk: Walk) -> Iterable[TileFigures]:
-        """Of each tile as facts: ``predicted`` and ``error`` (N,4) in reflectance, ``members``; see ``pool``."""
+        """Of each tile as facts: ``predicted`` and ``error`` (N,4) in reflectance, and ``members``."""
         images = walk.run(
             torch.stack([tile.s1 for tile in tiles]),
             torch.stack([tile.estimate(walk.source)[0] for tile in tiles]),
@@ -184,7 +167,7 @@ class Uncertainty(Scenario):
             yield TileFigures(tile.record, {}, facts, "" if keep.any() else "no valid pixel")
 
     def to_json(self, tiles: Sequence[TileFigures], left_out: Sequence[str]) -> dict[str, Any]:
-        predicted, error = pool(tiles)
+        predicted, error = (torch.cat([tile.facts[key] for tile in tiles]) for key in ("predicted", "error"))
         members = tiles[0].facts["members"]
         return {
             "tiles": len(tiles),
@@ -215,9 +198,3 @@ class Uncertainty(Scenario):
             rich_table(title, headings, rows, note),
             rich_table("Error of the rest", ("least certain\npixels dropped", "MSE", "better"), kept),
         ]
-
-
-def pool(tiles: Sequence[TileFigures]) -> tuple[Tensor, Tensor]:
-    """Predicted deviation and error (N,4) in reflectance of what ``Uncertainty.measure`` gave; 32 bytes a pixel."""
-    predicted, error = (torch.cat([tile.facts[key] for tile in tiles]) for key in ("predicted", "error"))
-    return predicted, error

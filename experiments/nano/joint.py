@@ -193,8 +193,8 @@ def train_nano(config: NanoConfig, *, resume: bool = True, progress: bool = True
 
 def main(train: Any, configuration: Any, arguments: list[str]) -> None:
     """Parse a configuration, train, and say where the weights are."""
-    run = parse(configuration, arguments, f"python -m experiments.nano.{Path(sys.argv[0]).stem}")
-    print(train(run.config, resume=not run.restart, progress=not run.quiet))
+    run, restart, quiet = parse(configuration, arguments, f"python -m experiments.nano.{Path(sys.argv[0]).stem}")
+    print(train(run, resume=not restart, progress=not quiet))
 
 
 if __name__ == "__main__":

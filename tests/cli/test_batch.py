@@ -53,6 +53,15 @@ def test_the_options_reach_the_job(axs: Run, called: Any, tmp_path: Path) -> Non
     assert called.options == {"fail_fast": True, "overwrite": False, "progress": False} and called.pool.open() == 3
 
 
+@pytest.mark.parametrize(("variant", "steps"), [("nano", 1), ("terramind_v1_base", 10)])
+@pytest.mark.parametrize("stage", ["ground", "pipeline"])
+def test_without_timesteps_the_weights_recommend_them(
+    axs: Run, called: Any, stage: str, variant: str, steps: int
+) -> None:
+    assert axs("batch", "in", "--out", "out", "--stage", stage, "--variant", variant).exit_code == 0
+    assert called.job.settings["timesteps"] == steps
+
+
 def test_masks_and_maps_reach_the_job(axs: Run, called: Any, tmp_path: Path) -> None:
     (tmp_path / "m.tif").touch()
     arguments = ("--mask", "m.tif", "--mask-buffer", 2, "--uncertainty", "u", "--date", "2021-07-14")

@@ -33,10 +33,10 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in PACKAGED.glob("*.yaml")))
 def test_every_packaged_configuration_is_found_by_name(name: str) -> None:
-    run = parse(CONFIGS[name.split("_")[0]], ["-c", name, "--data", "DIR"], "axs train")
-    assert run.config.data.folder == "DIR" and run.config.out == f"runs/{name}"
-    assert (run.config.lora is not None) == ("lora" in name)
-    assert run.config.trainer.precision == ("bf16-mixed" if "lora" in name else "32-true")
+    run, _, _ = parse(CONFIGS[name.split("_")[0]], ["-c", name, "--data", "DIR"], "axs train")
+    assert run.data.folder == "DIR" and run.out == f"runs/{name}"
+    assert (run.lora is not None) == ("lora" in name)
+    assert run.trainer.precision == ("bf16-mixed" if "lora" in name else "32-true")
 
 
 def test_a_name_that_there_is_not_gets_the_list_of_those_that_there_are(axs: Any, tmp_path: Path) -> None:

@@ -52,28 +52,6 @@ def test_clouds_are_patches_with_smooth_outlines_and_differ() -> None:
     assert lonely < 1e-4
 
 
-def likeness(trust: torch.Tensor, distance: int) -> torch.Tensor:
-    """(B,) the greatest share of what is unknown that is unknown too so many pixels away, over all directions."""
-    unknown = 1 - trust[:, 0]
-    side = unknown.shape[-1]
-    power = torch.fft.fft2(unknown, s=(2 * side, 2 * side)).abs().square()
-    overlap = torch.fft.fftshift(torch.fft.ifft2(power).real, dim=(1, 2)) / unknown.sum((1, 2))[:, None, None]
-    axis = torch.arange(-side, side)
-    ring = ((axis[:, None].square() + axis.square()).sqrt() - distance).abs() < 1.5
-    return overlap[:, ring].max(dim=1).values
-
-
-def test_a_shadow_is_the_cloud_again_some_pixels_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"BLANK_CHANCE": 0.0, "SWATH_CHANCE": 0.0, "SHADOW_SHIFT": (15.0, 15.0)}.items():
-        monkeypatch.setattr(clouds, name, value)
-    found = {}
-    for chance in (0.0, 1.0):
-        monkeypatch.setattr(clouds, "SHADOW_CHANCE", chance)
-        trust = cloud_trust(32, 160, 160, generator=generator(), cover=(0.1, 0.1))
-        found[chance] = likeness(trust, distance=30).mean()
-    assert found[1.0] > found[0.0] + 0.1
-
-
 def test_a_swath_is_a_straight_edge(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"BLANK_CHANCE": 0.0, "SWATH_CHANCE": 1.0, "SWATH_STEEPNESS": 1e3}.items():
         monkeypatch.setattr(clouds, name, value)

@@ -7,8 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from axs_lib.data import degrade as module
-from axs_lib.data.degrade import PIXELS_PER_FWHM, PRESETS, blur, degrade, degrade_lightly
+from axs_lib.data.degrade import PIXELS_PER_FWHM, blur, degrade, degrade_lightly
 from axs_lib.errors import InputError
 
 
@@ -18,10 +17,6 @@ def scene(batch: int = 2, height: int = 64, width: int = 48, seed: int = 0) -> t
     coarse = torch.rand(batch, 4, height // 8 + 1, width // 8 + 1, generator=generator)
     fields = coarse.repeat_interleave(8, -1).repeat_interleave(8, -2)[..., :height, :width]
     return 300 + fields * torch.tensor([600.0, 800.0, 1000.0, 3000.0])[:, None, None]
-
-
-def drawn(batch: int) -> module.Draw:
-    return module.Draw(torch.Generator().manual_seed(0), batch, torch.device("cpu"))
 
 
 def lightly(truth: torch.Tensor, seed: int = 0) -> torch.Tensor:
@@ -87,31 +82,6 @@ def test_blur_keeps_the_level_at_the_borders_and_has_its_width() -> None:
     at = (torch.arange(41.0) - 20).square()
     assert float((profile.sum(1) * at).sum().sqrt()) == pytest.approx(sigma, rel=0.01)
     assert float((profile.sum(0) * at).sum().sqrt()) == pytest.approx(2 * sigma, rel=0.01)
-
-
-def test_texture_is_smooth_correlated_and_without_mean() -> None:
-    texture = module.texture(96, 80, PRESETS["train"], drawn(32))
-    assert texture.mean((-2, -1)).abs().max() < 1e-2
-    step = (texture[..., 1:] - texture[..., :-1]).square().mean().sqrt()
-    assert step < 0.5 * texture.std()
-    red, blue, nir = (texture[:, band].std((-2, -1)).mean() for band in (2, 0, 3))
-    assert 15 < blue < 80 and nir > red
-    assert torch.stack([torch.corrcoef(sample)[0, 1] for sample in texture.flatten(2)]).mean() > 0.5
-
-
-def test_displaced_patches_move_content_without_inventing_values() -> None:
-    truth = scene(16, 64, 64)
-    moved = module.displace_patches(truth, PRESETS["test"], drawn(16))
-    changed = ((moved - truth).abs() > 1).any(1).float().mean((1, 2))
-    assert (changed > 0).all() and changed.mean() < 0.7
-    low, high = truth.amin((2, 3), keepdim=True), truth.amax((2, 3), keepdim=True)
-    assert (moved >= low - 1e-2).all() and (moved <= high + 1e-2).all()
-
-
-def test_the_presets_are_two_distributions() -> None:
-    train, test = PRESETS["train"], PRESETS["test"]
-    for field in ("patches", "patch_radius", "patch_shift", "resolution", "gain_common", "texture_scale"):
-        assert getattr(train, field) != getattr(test, field), field
 
 
 def test_wrong_arguments_are_named() -> None:

@@ -42,19 +42,16 @@ def test_sar_and_optical_show_the_same_lake_and_an_unknown_tile_lists_those_ther
         load_sample("atlantis")
 
 
-@pytest.mark.parametrize(
-    ("name", "lat", "lon"),
-    [
-        ("finland_lake", (60, 70), (19, 31)),
-        ("ireland_fields", (51, 56), (-11, -5)),
-        ("portugal_hills", (36, 43), (-10, -6)),
-    ],
-)
-def test_day_and_place_are_those_of_the_patch(name: str, lat: tuple[float, float], lon: tuple[float, float]) -> None:
+PLACES = {"finland_lake": (60, 70, 19, 31), "ireland_fields": (51, 56, -11, -5), "portugal_hills": (36, 43, -10, -6)}
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_day_and_place_are_those_of_the_patch(name: str) -> None:
+    south, north, west, east = PLACES[name]
     known = sample_metadata(name)
     assert set(known) == {"date", "lat", "lon"}
     readme = (FOLDER / "README.md").read_text(encoding="utf-8")
     row = next(line for line in readme.splitlines() if line.startswith(f"| `{name}`"))
     day = re.search(r"_MSIL2A_(\d{8})T", row)
     assert day is not None and day[1] == str(known["date"]).replace("-", "")
-    assert lat[0] < float(known["lat"]) < lat[1] and lon[0] < float(known["lon"]) < lon[1]
+    assert south < float(known["lat"]) < north and west < float(known["lon"]) < east

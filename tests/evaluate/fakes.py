@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import io
+import json
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,8 +12,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from rich.console import Console
 from torch import Tensor
 
+from axs_lib.evaluate import Scenario, evaluate
 from axs_lib.grounding.large import NO_CONTROLS, GroundingControls
 
 CPU = torch.device("cpu")
@@ -136,3 +140,18 @@ def write_folder(folder: Path) -> Path:
         rows.append(f"src,{name},{group},{quality}")
     (folder / "index.csv").write_text("\n".join(rows))
     return folder
+
+
+def outcome(model: Any, folder: Path, scenario: Scenario, **options: Any) -> dict[str, Any]:
+    """What ``axs evaluate --json`` would write of one scenario."""
+    report = evaluate(model, folder, [scenario], **options).to_json()
+    written: dict[str, Any] = json.loads(json.dumps(report, allow_nan=False))
+    return written[scenario.name] if scenario.name else written
+
+
+def shown(tables: Iterable[Any], width: int = 160) -> str:
+    """The text of tables on a terminal of this width."""
+    console = Console(file=io.StringIO(), width=width)
+    for table in tables:
+        console.print(table)
+    return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]

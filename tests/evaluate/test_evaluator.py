@@ -25,7 +25,7 @@ def test_tiles_are_batched_by_size_and_arguments_passed_on(folder: Path) -> None
     assert calls == [((2, 4, 32, 32), 3, 5), ((1, 4, 32, 32), 3, 5), ((1, 4, 40, 40), 3, 5)]
     written = report.to_json()
     assert (written["timesteps"], written["nfe"], written["seed"]) == (3, 3, 5)
-    assert evaluate(FakeModel(), folder, [Estimates()]).timesteps == 10, "the model's own"
+    assert evaluate(FakeModel(), folder, [Estimates()]).run["timesteps"] == 10, "the model's own"
     content = np.load(folder / "pairs" / "src" / "d.npz")
     np.savez(folder / "pairs" / "src" / "a.npz", **content)  # now a is larger than b and c
     assert ids(folder, quality="all") == ["a", "b", "c", "d"], "in the order of the folder"

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import io
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
 from torch import Tensor
 from torch.nn import functional as F
 
 from axs_lib.evaluate import Floods, evaluate
 from axs_lib.evaluate.flood import MARGIN, is_dry, measure_flood, ndwi
+from tests.evaluate import fakes
 from tests.evaluate.fakes import FakeModel
 
 WATER = torch.tensor([300.0, 400.0, 250.0, 100.0]).view(1, 4, 1, 1)
@@ -27,9 +25,7 @@ def see_water(s1: Tensor, opt_v2: Tensor) -> Tensor:
 
 
 def outcome(model: FakeModel, folder: Path, **options: Any) -> dict[str, Any]:
-    report = evaluate(model, folder, [Floods()], **options)
-    written: dict[str, Any] = json.loads(json.dumps(report.to_json(), allow_nan=False))["flood"]
-    return written
+    return fakes.outcome(model, folder, Floods(), **options)
 
 
 @pytest.fixture
@@ -84,10 +80,7 @@ def test_what_lies_within_the_margin_of_the_flood_counts_as_neither(folder: Path
 
 
 def test_the_table_says_what_was_measured(folder: Path) -> None:
-    console = Console(file=io.StringIO(), width=80)
-    for table in evaluate(FakeModel(see_water), folder, [Floods()]).tables():
-        console.print(table)
-    text = console.file.getvalue()  # type: ignore[attr-defined]
+    text = fakes.shown(evaluate(FakeModel(see_water), folder, [Floods()]).tables(), width=80)
     for word in ("2 dry tiles (1 with water left out)", "in the flood", "real SAR", "on 100 % of the tiles"):
         assert word in text, word
 

@@ -78,17 +78,6 @@ def test_nodata_is_grey_and_all_nodata_is_drawn() -> None:
     plot_panel({name: np.full_like(image, np.nan) for name, image in images((16, 16)).items()})
 
 
-def test_figures_of_a_filled_gap_are_those_inside_it() -> None:
-    """The clear pixels are right; inside, opt_v3 is 100 DN off."""
-    content = images((32, 32))
-    content["trust"] = np.ones((1, 32, 32))
-    content["trust"][:, 8:24, 8:24] = 0
-    gap = content["trust"] == 0
-    content["opt_v2"] = np.where(gap, np.nan, content["truth"])
-    content["opt_v3"] = np.where(gap, content["truth"] + 100, content["truth"])
-    assert "MSE 1.00·10⁻⁴" in words_on(content)
-
-
 def test_wrong_shapes_are_named() -> None:
     wrong = (
         ({"opt_v3": np.ones((4, 8, 8))}, r"opt_v3 is \(8, 8\)"),

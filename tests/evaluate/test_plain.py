@@ -1,18 +1,16 @@
-"""The plain baseline: what it sees, what it keeps, that it learns, and its file."""
+"""The plain baseline: what it sees, what it keeps, and its file."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
-from axs_lib.data.pairs import list_pairs
 from axs_lib.errors import InputError, WeightsError
 from axs_lib.evaluate.plain import INPUTS, Inputs, PlainModel, load_plain
 from axs_lib.terramind.weights import write_state
-from experiments.nano.plain import PlainConfig, save_plain, train_plain
+from experiments.nano.plain import save_plain
 from tests.models import plausible_pair
 
 
@@ -46,30 +44,6 @@ def test_observed_pixels_stay_and_gaps_are_never_looked_at() -> None:
     assert torch.equal(first.nan_to_num(), second.nan_to_num())
     assert torch.isnan(first[..., :3, :3]).all() and torch.isfinite(first[..., 3:, :]).all()
     assert torch.equal(first[..., 40:, :], opt_v2[..., 40:, :])
-
-
-def test_training_repairs_is_repeatable_and_leaves_the_callers_random_state(tmp_path: Path) -> None:
-    for number in range(2):
-        s1, s2 = plausible_pair(1, 64, 64, seed=number)
-        np.savez(tmp_path / f"t{number}.npz", s1=s1[0].numpy(), s2=s2[0].round().numpy().astype(np.uint16))
-    records = list_pairs(tmp_path, quality="all")
-    options = {"inputs": "optical", "kinds": ("gaps",), "steps": 25, "warmup": 2, "crop_sizes": (64,), "ema": 0.5}
-    state = torch.get_rng_state()
-    files = [
-        train_plain(PlainConfig(out=str(tmp_path / run), **options), records, progress=False)  # type: ignore[arg-type]
-        for run in ("first", "second")
-    ]
-    assert torch.equal(torch.get_rng_state(), state)
-    model, again = map(load_plain, files)
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
-    s1, s2 = plausible_pair(1, 64, 64, seed=0)
-    trust = torch.ones(1, 1, 64, 64)
-    trust[..., 16:48, 16:48] = 0
-
-    def error(net: PlainModel) -> float:
-        return float((net.predict(s1, s2, trust) - s2).square().mean())
-
-    assert error(model) < error(PlainModel("optical"))
 
 
 def test_its_file_brings_it_back_and_others_are_refused(tmp_path: Path) -> None:

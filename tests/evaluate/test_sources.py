@@ -45,14 +45,8 @@ def test_the_same_place_at_another_date() -> None:
         known = {"month": month} if month else {}
         return replace(record(name, group, side), metadata=known | ({} if lat is None else {"lat": lat}))
 
-    records = [
-        at("a", "g", 5),
-        at("b", "g", 6),
-        at("c", "g", 6),
-        at("d", "g", 7, 9),
-        at("e", "h", 8),
-        at("f", "g", None),
-    ]
+    records = [at("a", "g", 5), at("b", "g", 6), at("c", "g", 6)]
+    records += [at("d", "g", 7, 9), at("e", "h", 8), at("f", "g", None)]
     found = {name: other.id for name, other in find_other_dates(records).items()}
     assert found == {"src/a": "b", "src/b": "a", "src/c": "a"}
     assert not find_other_dates([at("a", "g", 5, lat=1.0), at("b", "g", 6, lat=2.0)]), "another place"

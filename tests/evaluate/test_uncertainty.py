@@ -20,12 +20,12 @@ from axs_lib.evaluate.uncertainty import (
     DROPPED,
     auce,
     gaussian_crps,
-    pool,
     reliability_bins,
     retention_curve,
     spread_skill,
     uncertainty_figures,
 )
+from tests.evaluate import fakes
 from tests.evaluate.fakes import FakeModel, FakePipeline
 
 COUNT = 200_000
@@ -106,9 +106,6 @@ def test_what_cannot_be_measured_is_refused(predicted: Tensor, error: Tensor) ->
         uncertainty_figures(predicted, error)
 
 
-# -- a folder -----------------------------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def bright(tmp_path: Path) -> Path:
     """Two tiles whose opt_v2 is 200 DN too bright, with a nodata pixel each."""
@@ -121,9 +118,7 @@ def bright(tmp_path: Path) -> Path:
 
 
 def outcome(model: Any, folder: Path, ensemble_size: int = 4, **options: Any) -> dict[str, Any]:
-    report = evaluate(model, folder, [Uncertainty(ensemble_size)], **options)
-    written: dict[str, Any] = json.loads(json.dumps(report.to_json(), allow_nan=False))["uncertainty"]
-    return written
+    return fakes.outcome(model, folder, Uncertainty(ensemble_size), **options)
 
 
 def test_a_folder_is_pooled_without_nodata(bright: Path) -> None:
@@ -157,6 +152,6 @@ def test_the_pipelines_own_estimate_is_measured(bright: Path) -> None:
     pipeline = FakePipeline(uncertainty=30.0, provenance={CALIBRATED: "yes"})
     tiles = next(iter(evaluate(pipeline, bright, [Uncertainty(2)], source="stage2").tiles.values()))
     assert tiles[0].facts["members"] == 2 and tiles[0].facts["nfe"] == 22
-    predicted, error = pool(tiles)
+    predicted, error = (torch.cat([tile.facts[key] for tile in tiles]) for key in ("predicted", "error"))
     assert error[:, :3].unique().tolist() == pytest.approx([0.1])
     assert predicted.unique().tolist() == pytest.approx([0.003])

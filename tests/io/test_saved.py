@@ -13,9 +13,9 @@ from rasterio.transform import Affine
 from axs_lib.bands import OPTICAL_BANDS
 from axs_lib.errors import InputError
 from axs_lib.io.grid import SceneGrid
+from axs_lib.io.products import read_raster
 from axs_lib.io.results import optical_layer, write_arrays, write_layer
 from axs_lib.io.saved import find_results, read_results
-from axs_lib.io.tiles import read_raster
 
 from ..scenes.conftest import PLACE, scene_arrays, write_scene
 

@@ -37,16 +37,10 @@ def line_chart(
     diagonal: bool = False,
     x_ticks: Sequence[float] | None = None,
 ) -> str:
-    """Lines over one pair of axes.
+    """Lines over one pair of axes; empty text where no point is finite.
 
-    Args:
-        title: says what is shown.
-        series: at least one with a finite point, else the chart is empty text.
-        x_label: below.
-        y_label: beside the vertical axis.
-        y_from_zero: whether the vertical axis starts at 0.
-        diagonal: gives both axes one range and draws y = x.
-        x_ticks: numbers along the horizontal axis; round ones by default.
+    ``y_from_zero`` starts the vertical axis at 0, ``diagonal`` gives both axes one range and draws y = x, and
+    ``x_ticks`` are numbers along the horizontal axis, round ones by default.
     """
     series = [replace(one, points=[p for p in one.points if all(map(math.isfinite, p))]) for one in series]
     points = [point for one in series for point in one.points]

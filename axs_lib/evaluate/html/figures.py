@@ -1,7 +1,4 @@
-"""What the page says of a result in numbers: tables of metrics, histograms, the trust that its uncertainty deserves.
-
-Out: ``Table`` and ``Charts`` in words and SVG for the template, which escapes the words.
-"""
+"""What the page says of a result in numbers: tables of metrics, histograms, the trust that its uncertainty deserves."""
 
 from __future__ import annotations
 

@@ -42,19 +42,10 @@ def write_report(
     most: int = 50,
     overwrite: bool = False,
 ) -> int:
-    """Write the page.
+    """Write the page, and give the number of results on it: at most ``most``, and it says how many are left out.
 
-    Args:
-        path: the file.
-        results: folders and files, see ``axs_lib.io.saved.find_results``.
-        evaluation: JSON of ``axs evaluate``.
-        companions: GeoTIFFs of further layers by name (``s1``, ``opt_v2``, ``truth``, ...), for a single result.
-        title: of the page.
-        most: results shown; the page says how many files are left out.
-        overwrite: whether an existing file may be replaced.
-
-    Returns:
-        How many results it shows.
+    ``results`` are folders and files, see ``axs_lib.io.saved.find_results``; ``evaluation`` is the JSON of ``axs
+    evaluate``; ``companions`` are GeoTIFFs of further layers by name (``s1``, ``truth``, ...), for a single result.
 
     Raises:
         InputError: there is nothing to show, or no file of it can be read.
@@ -191,11 +182,8 @@ def _words(tags: Mapping[str, str]) -> list[tuple[str, str]]:
     return words
 
 
-# -- the evaluation -----------------------------------------------------------------------------------------------
-
-
 def _load(path: PathLike) -> list[dict[str, Any]]:
-    """The reports of an evaluation, one a figures.number of timesteps."""
+    """The reports of an evaluation, one a number of timesteps."""
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -268,36 +256,23 @@ def _part(report: Mapping[str, Any]) -> dict[str, Any]:
 
 def _trade_off(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What more network evaluations bring and cost."""
-    points = {}
-    for report in reports:
+    means = {}
+    for report in sorted(reports, key=lambda report: int(report["timesteps"])):
         quality = "all" if "all" in report["summary"] else next(iter(report["summary"]))
-        points[int(report["timesteps"])] = (
-            report["summary"][quality]["mean"],
-            figures.number(report["seconds_per_tile"]),
-        )
-    steps = sorted(points)
-
-    def chart(title: str, key: str, label: str, factor: float = 1.0) -> tuple[str, str]:
-        if key == "seconds":
-            series = [Series("opt_v3", "v3", [(float(n), points[n][1]) for n in steps], marks=True)]
-        else:
-            before, after = (
-                [(float(n), factor * figures.number(points[n][0][f"{key}_{v}"])) for n in steps] for v in ("v2", "v3")
-            )
-            series = [Series("opt_v2", "v2", before), Series("opt_v3", "v3", after, marks=True)]
-        axes: dict[str, Any] = {
-            "x_label": "timesteps",
-            "y_label": label,
-            "x_ticks": steps,
-            "y_from_zero": key == "seconds",
-        }
-        return title, line_chart(f"{title} by timesteps", series, **axes)
-
-    charts = [
-        chart("Error", "mse", "MSE, 10⁻⁴", 1e4),
-        chart("Sharpness (truth = 1)", "sharpness", "sharpness"),
-        chart("Edges, with truth", "edge_truth", "correlation"),
-        chart("Time", "seconds", "s a tile"),
-    ]
+        mean = report["summary"][quality]["mean"] | {"seconds_v3": report["seconds_per_tile"]}
+        means[int(report["timesteps"])] = mean
+    charts = []
+    for title, key, label, factor in (
+        ("Error", "mse", "MSE, 10⁻⁴", 1e4),
+        ("Sharpness (truth = 1)", "sharpness", "sharpness", 1),
+        ("Edges, with truth", "edge_truth", "correlation", 1),
+        ("Time", "seconds", "s a tile", 1),
+    ):
+        series = []
+        for image in ("v3",) if key == "seconds" else ("v2", "v3"):
+            points = [(float(n), factor * figures.number(mean[f"{key}_{image}"])) for n, mean in means.items()]
+            series.append(Series(f"opt_{image}", image, points, marks=image == "v3"))
+        axes: dict[str, Any] = {"x_label": "timesteps", "y_label": label, "x_ticks": list(means)}
+        charts.append((title, line_chart(f"{title} by timesteps", series, y_from_zero=key == "seconds", **axes)))
     shown = figures.Charts("How many timesteps", charts, [("opt_v2", "v2"), ("opt_v3", "v3")])
     return {"title": "", "facts": (), "tables": (), "beside": (), "charts": [shown], "provenance": ()}

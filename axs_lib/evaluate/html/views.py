@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,14 +26,6 @@ MAPS = {  # label, note, palette
 }
 
 
-class Legend(NamedTuple):
-    """The colour scale of a map: CSS colours from low to high, and its ends in words."""
-
-    colours: tuple[str, ...]
-    low: str
-    high: str
-
-
 class View(NamedTuple):
     """One choice of the swipe view, by the layer, such as ``opt_v3`` or ``change``."""
 
@@ -42,7 +34,7 @@ class View(NamedTuple):
     short: str  # the same in a word or two
     note: str  # what the colours mean
     pictures: Mapping[str, str]  # data URIs by kind of colour: ``true`` and ``false`` of an optical image, else ``any``
-    legend: Legend | None = None  # of a map
+    legend: Mapping[str, Any] | None = None  # of a map: CSS colours from low to high, and its ends in words
 
 
 def views_of(result: Result) -> list[View]:
@@ -93,9 +85,10 @@ def _map(
     valid = np.isfinite(layer)
     place = np.clip((np.where(valid, layer, low) - low) / (top - low), 0, 1)
     picture = np.where(valid[..., None], colours(place)[..., :3], colour.NODATA_GREY)
-    scale = tuple(to_hex(colours(x)) for x in np.linspace(0, 1, 9))
+    scale = [to_hex(colours(x)) for x in np.linspace(0, 1, 9)]
+    legend = {"colours": scale, "low": _ended(low), "high": _ended(top)}
     short = label.split(" |")[0].split(" (")[0]
-    return View(key, label, short, note, {"any": _uri(picture)}, Legend(scale, _ended(low), _ended(top)))
+    return View(key, label, short, note, {"any": _uri(picture)}, legend)
 
 
 def _ended(value: float) -> str:

@@ -179,9 +179,6 @@ def test_it_replaces_nothing_by_accident(save: Save, tmp_path: Path) -> None:
         write_report(tmp_path / "other.html")
 
 
-# -- the evaluation -----------------------------------------------------------------------------------------------
-
-
 def evaluation() -> dict[str, Any]:
     """As ``axs evaluate --json`` writes it, with what the page reads."""
     mean = {f"{key}_{suffix}": 0.5 for key in ("ssim", "sharpness", "edge_truth") for suffix in ("v2", "v3")}
@@ -193,33 +190,19 @@ def evaluation() -> dict[str, Any]:
         for name, gain in (("field", 25.0), ("<u>lake", -5.0))
     ]
     tiles[0]["no_sar"] = {"mse": 9e-4, "mae": 1.9e-2}
+    summary = {
+        "tiles": 2, "wins": 0.5, "worst_tile_%": 5.0, "improvement_quartiles_%": [1.0, 10.0, 20.0], "mean": mean,
+        "no_sar": control | {"sar_worth_%": 12.5},
+    }  # fmt: skip
+    uncertainty = {
+        "spread_skill": {"B02": 0.97}, "retention": [[0.0, 8e-4], [0.2, 5e-4]],
+        "reliability": {"B02": [[0.01, 0.011], [0.02, 0.03]], "<b>": [[1, 1]]},
+    }  # fmt: skip
     return {
-        "data": "<pairs>",
-        "quality": "ok",
-        "opt_v2_source": {"degraded": 2},
-        "model": {"AXS_VARIANT": "nano", "AXS_WEIGHTS_SHA256": "abc123"},
-        "timesteps": 1,
-        "nfe": 1,
-        "seed": 0,
-        "device": "cpu",
-        "seconds_per_tile": 0.25,
-        "summary": {
-            "ok": {
-                "tiles": 2,
-                "wins": 0.5,
-                "worst_tile_%": 5.0,
-                "improvement_quartiles_%": [1.0, 10.0, 20.0],
-                "mean": mean,
-                "no_sar": control | {"sar_worth_%": 12.5},
-            }
-        },
-        "tiles": tiles,
-        "uncertainty": {
-            "spread_skill": {"B02": 0.97},
-            "retention": [[0.0, 8e-4], [0.2, 5e-4]],
-            "reliability": {"B02": [[0.01, 0.011], [0.02, 0.03]], "<b>": [[1, 1]]},
-        },
-    }
+        "data": "<pairs>", "quality": "ok", "opt_v2_source": {"degraded": 2}, "timesteps": 1, "nfe": 1, "seed": 0,
+        "model": {"AXS_VARIANT": "nano", "AXS_WEIGHTS_SHA256": "abc123"}, "device": "cpu", "seconds_per_tile": 0.25,
+        "summary": {"ok": summary}, "tiles": tiles, "uncertainty": uncertainty,
+    }  # fmt: skip
 
 
 def written(tmp_path: Path, content: Any) -> Path:
