@@ -176,6 +176,18 @@ def outside_triple() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return truth + 0.6 * (opt_v2 - truth) + wrong, opt_v2, truth
 
 
+def test_ssim_spectral_angle_and_ergas_are_those_of_torchmetrics() -> None:
+    from torchmetrics import image as outside
+
+    estimate, _, truth = outside_triple()
+    figures, pair = compute_metrics(10_000 * estimate, 10_000 * truth), (estimate[None], truth[None])
+    ssim = outside.StructuralSimilarityIndexMeasure(data_range=1.0)(*pair)
+    assert figures["ssim"] == pytest.approx(float(ssim), abs=1e-4)
+    assert figures["sam"] == pytest.approx(math.degrees(float(outside.SpectralAngleMapper()(*pair))), rel=1e-6)
+    ergas = outside.ErrorRelativeGlobalDimensionlessSynthesis(ratio=1)(*pair)
+    assert figures["ergas"] == pytest.approx(float(ergas), rel=1e-6)
+
+
 def test_correctness_is_that_of_opensr_test() -> None:
     """Computed once with opensr-test 1.3.3, whose dependencies (CLIP, satalign, another OpenCV) are too many for here.
 
