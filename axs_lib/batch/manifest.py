@@ -291,7 +291,7 @@ def _record(value: object) -> Record | None:
     """The record that a line or row holds; ``None`` where it is none."""
     if not isinstance(value, dict) or value.keys() != _TYPES.keys():
         return None
-    if not all(isinstance(value[name], kind) for name, kind in _TYPES.items()):
+    if not all(isinstance(value[name], kind) and not isinstance(value[name], bool) for name, kind in _TYPES.items()):
         return None
     right = value["status"] in get_args(Status) and 0 <= value["output_bytes"] < 2**63
     return Record(**value) if right else None

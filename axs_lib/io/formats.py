@@ -36,6 +36,7 @@ DRIVERS = {
 LARGEST = 2**29  # values of an .npz or .pt array, which has to fit in memory: 2 GB of float32
 LARGEST_SIDE = 2**20  # px
 LARGEST_XML = 2**22  # bytes
+LARGEST_TEXT = 2**22  # bytes of a text in an .npz, such as the provenance
 _ADDRESS = re.compile(r"/vsi|[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _TIFF_TYPES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 _TIFF_NUMBERS = {3: "H", 4: "I", 16: "Q"}  # types of block offsets and sizes
@@ -95,7 +96,9 @@ def open_raster(path: PathLike, *, addresses: bool = False, inside_zip: bool = F
         alone = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR"} if is_address(path) else {}  # nothing lies beside it
         try:
             with rasterio.Env(**alone):
-                dataset = rasterio.open(os.fspath(path), driver=driver)
+                # The whole path of a file, since GDAL reads GTIFF_DIR:1:a.tif and file:a.tif as other names of a.tif.
+                whole = os.fspath(path) if is_address(path) else str(Path(path).absolute())
+                dataset = rasterio.open(whole, driver=driver)
         except (RasterioError, OSError, ValueError) as error:
             raise InputError(unreadable(path, "a GeoTIFF, COG or JPEG 2000 image", error)) from error
         with dataset:
@@ -226,14 +229,20 @@ class Arrays:
 
     def text(self, key: str) -> str | None:
         """A piece of text such as ``provenance``, or None where there is none."""
-        value = self._array(key) if key in self else np.empty(0)
-        return str(value) if value.dtype.kind == "U" and value.shape == () else None
+        shape, dtype = self._header(key) if key in self else ((0,), np.dtype("f4"))
+        if dtype.kind != "U" or shape != ():
+            return None
+        if dtype.itemsize > LARGEST_TEXT:
+            raise InputError(
+                f"{self._path}: {key} is a text of {dtype.itemsize:,} bytes; expected at most {LARGEST_TEXT}"
+            )
+        return str(self._array(key))
 
     def georeference(self) -> tuple[str | None, tuple[float, ...] | None]:
         """CRS and transform as this library writes them into an .npz, where they are there."""
-        transform = self._array("transform") if "transform" in self else np.empty(0)
-        located = transform.dtype.kind == "f" and transform.shape == (6,)
-        return self.text("crs"), tuple(float(v) for v in transform) if located else None
+        shape, dtype = self._header("transform") if "transform" in self else ((0,), np.dtype("f4"))
+        located = dtype.kind == "f" and shape == (6,)
+        return self.text("crs"), tuple(float(v) for v in self._array("transform")) if located else None
 
     def _header(self, key: str, expected: str | None = None) -> tuple[tuple[int, ...], np.dtype[Any]]:
         if key not in self:
@@ -312,15 +321,16 @@ def read_pt(path: PathLike) -> FloatArray:
             f"{path} holds a {type(loaded).__name__}; expected one tensor (C,H,W) or (N,C,H,W): torch.save(tensor,"
             " path)"
         )
-    dense = loaded.layout == torch.strided and loaded.device.type == "cpu"
-    if loaded.is_complex() or loaded.dtype == torch.bool or not dense:
+    plain = loaded.layout == torch.strided and loaded.device.type == "cpu" and not loaded.is_nested
+    number = loaded.dtype.is_floating_point or f"{loaded.dtype}".startswith(("torch.int", "torch.uint"))
+    if not (plain and number):
         raise InputError(f"{path} holds a {loaded.layout} tensor of {loaded.dtype}; expected dense real numbers")
     if loaded.numel() * loaded.element_size() > loaded.untyped_storage().nbytes() or loaded.numel() > LARGEST:
         raise InputError(
             f"{path} claims {tuple(loaded.shape)} and holds {loaded.untyped_storage().nbytes():,} bytes; expected"
             f" at most {LARGEST:,} values, all of them in the file: save tensor.contiguous()"
         )
-    return np.asarray(loaded.detach().to(torch.float32).numpy())
+    return np.asarray(loaded.detach().resolve_neg().to(torch.float32).numpy())
 
 
 def parse_xml(text: bytes, source: str) -> ElementTree.Element:

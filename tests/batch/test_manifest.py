@@ -75,6 +75,7 @@ WRONG = [
     json.dumps(dataclasses.asdict(record("w")) | {"id": 3}).encode(),
     json.dumps(dataclasses.asdict(record("w")) | {"status": "fine"}).encode(),
     json.dumps(dataclasses.asdict(record("w")) | {"output_bytes": 2**70}).encode(),
+    json.dumps(dataclasses.asdict(record("w")) | {"output_bytes": True}).encode(),
     json.dumps(dataclasses.asdict(record("w")) | {"seconds": {"a": 1}}).encode(),
     json.dumps(dataclasses.asdict(record("w")) | {"more": 1}).encode(),
 ]
@@ -183,6 +184,22 @@ def test_links_and_pipes_in_place_of_the_manifest_are_refused(tmp_path: Path, na
         os.mkfifo(out / name)
         with pytest.raises((InputError, OutputError), match=r"is a named pipe|not a regular file"):
             fill(out, "a")
+
+
+def test_a_copy_by_hard_links_keeps_what_it_has(tmp_path: Path) -> None:
+    out, copy = tmp_path / "out", tmp_path / "copy"
+    fill(out, "a")
+    copy.mkdir()
+    for name in (JOURNAL, MANIFEST):
+        (copy / name).hardlink_to(out / name)
+    precious = tmp_path / "precious"
+    precious.write_bytes(b"precious")
+    (out / LOCK).unlink()
+    (out / LOCK).hardlink_to(precious)
+    fill(out, "b")
+    assert names(out) == ["a", "b"] and names(copy) == ["a"]
+    (copy / JOURNAL).unlink()
+    assert names(copy) == ["a"] and precious.read_bytes() == b"precious"
 
 
 def test_a_folder_that_is_removed_or_replaced_is_noticed(tmp_path: Path) -> None:

@@ -411,6 +411,16 @@ def test_directories_of_a_tiff_that_have_no_end(tmp_path: Path) -> None:
     assert time.monotonic() - start < 20  # 1000 rounds took minutes
 
 
+def test_a_name_that_gdal_would_take_for_another_file(
+    tmp_path: Path, sar: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "a.tif", sar - 5, SAR_BANDS)
+    for name in ("file:a.tif", "GTIFF_DIR:1:a.tif"):
+        write(tmp_path / name, sar, SAR_BANDS)
+        assert np.array_equal(read_sar(name)[1], sar)
+
+
 def test_claims_of_size_are_checked_before_pixels_are_read(tmp_path: Path) -> None:
     import torch
 
@@ -424,3 +434,10 @@ def test_claims_of_size_are_checked_before_pixels_are_read(tmp_path: Path) -> No
     torch.save(torch.zeros(1).expand(1, 4, 30_000, 30_000), tmp_path / "bomb.pt")
     with pytest.raises(InputError, match="claims"):
         read_optical(tmp_path / "bomb.pt")
+    with zipfile.ZipFile(tmp_path / "text.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(
+            "opt_v2.npy", header.read_bytes().replace(b"(3,), }      ", b"(4, 1, 8), }  ")[:128] + bytes(256)
+        )
+        archive.writestr("crs.npy", header.read_bytes().replace(b"<f8", b"<U%d" % 10**8).replace(b"(3,)", b"()  "))
+    with pytest.raises(InputError, match=r"text.npz: crs is a text of 400,000,000 bytes|text.npz cannot be read"):
+        read_optical(tmp_path / "text.npz")
