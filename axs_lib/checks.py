@@ -113,7 +113,7 @@ def check_pair(
     certainty = _as_trust(trust, s1)
     if trust is not None:
         opt_v2 = opt_v2.masked_fill(certainty == 0, torch.nan)
-    _check_finite("s1", s1, "dB")
+    _check_finite("s1", s1.float(), "dB")  # as the networks see it: 1e39 is infinite then
     _check_finite("opt_v2", opt_v2, "DN")
     if standardize and not force:
         _report([_sar_range(s1), _optical_range("opt_v2", opt_v2)], source)
@@ -123,12 +123,12 @@ def check_pair(
 def check_sar(s1: Tensor, *, standardize: bool = True) -> CheckedSar:
     """Validate SAR alone, as ``check_pair`` does; an implausible range is a warning."""
     s1 = _as_image("s1", s1, SAR_BANDS)
-    batch = s1[None] if s1.ndim == 3 else s1
+    batch = (s1[None] if s1.ndim == 3 else s1).float()
     _check_pixels("s1", batch)
     _check_finite("s1", batch, "dB")
     if standardize:
         _report([_sar_range(batch)])
-    return CheckedSar(batch.float(), s1.ndim == 3)
+    return CheckedSar(batch, s1.ndim == 3)
 
 
 def check_optical(image: Tensor, name: str, *, standardize: bool = True) -> CheckedOptical:
@@ -217,7 +217,7 @@ def check_tensor(name: str, value: object, example: str = "array") -> Tensor:
             f"{name} is a {type(value).__name__}; expected a torch.Tensor, e.g. torch.from_numpy({example}) for NumPy"
             " data"
         )
-    if value.is_meta or value.layout is not torch.strided or value.is_quantized:
+    if value.is_meta or value.layout is not torch.strided or value.is_quantized or value.is_nested:
         kind = "on the meta device, without values" if value.is_meta else f"of layout {value.layout}"
         raise InputError(f"{name} is a tensor {kind}; expected a dense tensor with values, e.g. by .to_dense()")
     if value.is_complex():

@@ -182,11 +182,16 @@ class Stage3GroundingModel(GeneratorStage, HubMixin):
         generator, optical = self.terramind_generator, self.terramind_generator.optical
 
         # 1. Check what came in.
+        hold_colour = self.hold_colour if hold_colour is None else hold_colour
+        if not isinstance(controls, GroundingControls) or not isinstance(hold_colour, bool):
+            raise InputError(
+                f"controls is a {type(controls).__name__} and hold_colour {hold_colour!r}; expected GroundingControls"
+                " and a truth value"
+            )
         pair = check_pair(s1, opt_v2, trust=trust, standardize=self.standardize, force=controls.ranges_checked)
         check_device(pair.s1, self.device)
         check_sampling(temperature, ensemble_size, batch_size)
         mode = _check_correction_mode(self.correction_mode if correction_mode is None else correction_mode)
-        hold_colour = self.hold_colour if hold_colour is None else hold_colour
         timesteps = check_timesteps(self.timesteps if timesteps is None else timesteps)
         given = self._given_proposal(controls.proposal, pair, mode)  # None or (B, 4, H, W) in DN
         orientation = check_count("orientation", controls.orientation, 0)

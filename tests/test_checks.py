@@ -149,6 +149,7 @@ def test_the_device_is_named() -> None:
     [
         (lambda image: image.to("meta"), "meta device"),
         (lambda image: image.to_sparse(), r"layout torch\.sparse_coo.*to_dense"),
+        (lambda image: torch.nested.as_nested_tensor([image]), r"dense tensor with values"),
         (lambda image: image.numpy(), r"ndarray.*torch\.from_numpy"),
         (lambda image: [1, 2], "is a list"),
         (lambda image: None, "is a NoneType"),
@@ -164,6 +165,15 @@ def test_tensors_without_plain_values_are_refused(change: Any, message: str) -> 
     if change(s1) is not None:  # which is no trust map at all
         with pytest.raises(InputError, match="trust"):
             check_pair(s1, opt_v2, trust=change(torch.ones(64, 64)))
+
+
+def test_sar_that_float32_cannot_hold_is_infinite() -> None:
+    s1, opt_v2 = plausible_pair(1)
+    s1 = s1.double()
+    s1[..., 3, 3] = -1e39
+    for check in (lambda: check_pair(s1, opt_v2), lambda: check_sar(s1)):
+        with pytest.raises(InputError, match="s1 contains infinite values"):
+            check()
 
 
 def test_another_default_dtype_is_refused() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -98,3 +99,37 @@ def test_other_threads_draw_as_ever() -> None:
             thread.start()
             thread.join()
     assert torch.equal(drawn[0], expected)
+
+
+NETWORK = """
+import socket, sys
+
+def watch(event, given):
+    local = event == "socket.connect" and given[0].family == socket.AF_UNIX
+    if event in ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname") and not local:
+        print("NETWORK", event, given[1:])
+
+sys.addaudithook(watch)
+from axs_lib.cli.app import app
+try:
+    app(sys.argv[1:])
+except SystemExit as end:
+    assert not end.code, end.code
+print("DONE")
+socket.getaddrinfo("localhost", 1)  # the watch is awake
+"""
+
+
+@pytest.mark.parametrize("command", ["info", "ground", "run"])
+def test_no_command_with_packaged_weights_reaches_the_network(command: str, repository: Path, tmp_path: Path) -> None:
+    samples = repository / "axs_lib" / "data" / "samples"
+    given = {"info": [], "ground": ["--opt-v2", samples / "ireland_fields_s2.tif"], "run": ["--date", "2021-07-14"]}[
+        command
+    ]
+    if command != "info":
+        given += ["--s1", samples / "ireland_fields_s1.tif", "--out", tmp_path / "out.npz", "--variant", "nano"]
+    words = [sys.executable, "-c", NETWORK, command, *map(str, given)]
+    result = subprocess.run(words, capture_output=True, text=True, check=False, timeout=300, cwd=repository)
+    assert result.returncode == 0, result.stderr
+    before, done, after = result.stdout.partition("DONE")
+    assert done and "NETWORK" not in before and after.count("NETWORK") == 1

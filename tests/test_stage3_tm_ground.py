@@ -464,3 +464,12 @@ def test_members_in_one_batch_are_what_each_would_be_alone(nano: Stage3Grounding
     alone, together = (nano.ground(s1, opt_v2, batch_size=size, **options) for size in (1, 8))
     torch.testing.assert_close(together.image, alone.image, atol=0.05, rtol=0)
     torch.testing.assert_close(together.uncertainty, alone.uncertainty, atol=0.05, rtol=0)
+
+
+@pytest.mark.parametrize("value", [None, "x", [1]])
+def test_options_of_another_type_are_refused(value: Any) -> None:
+    with pytest.raises(InputError, match="standardize is"):
+        random_nano(standardize=value)
+    s1, opt_v2 = plausible_pair(1)
+    with pytest.raises(InputError, match="expected GroundingControls"):
+        random_nano().ground(s1, opt_v2, controls=value)

@@ -29,6 +29,7 @@ _LAYOUT = (
     "expected tiles as NAME.npz, or NAME_s1.tif with NAME_opt_v2.tif beside it (Stage 3), or NAME_s1.tif (pipeline);"
     " for other names give a CSV or parquet manifest with the columns s1 and opt_v2"
 )
+MOST_ROWS = 100_000  # of a parquet manifest that has fewer bytes
 LONGEST_NAME = 250  # bytes; with the suffix, what a file system allows
 _EXAMPLES = 3
 
@@ -125,6 +126,8 @@ def _from_manifest(path: Path, stage: Stage) -> list[Item]:
             f" opt_v2, and as far as known {', '.join(c for c in COLUMNS if c not in ('path', 's1', 'opt_v2'))}: remove"
             " or rename the others"
         )
+    if len(columns) > len({*columns}):
+        raise InputError(f"{path} has the columns {', '.join(columns)}; expected each of them once")
     folder = path.resolve().parent
     return [_item_of_row(row, f"{path}, row {number}", folder, stage) for number, row in enumerate(rows, 1)]
 
@@ -183,6 +186,9 @@ def _parquet_rows(path: Path) -> tuple[list[str], list[dict[str, Any]]]:
 
     try:
         with open_regular(path, "the manifest") as file:
+            rows = parquet.ParquetFile(file).metadata.num_rows
+            if rows > max(MOST_ROWS, path.stat().st_size):  # repeated, they take no place in the file
+                raise ValueError(f"it claims {rows:,} rows, more than it has bytes")
             table = parquet.read_table(file)
             return table.column_names, table.to_pylist()
     except (ArrowException, OSError, ValueError, MemoryError) as error:

@@ -150,8 +150,9 @@ def open_manifest(out: Path, outputs: Iterable[Path] = (), *, overwrite: bool = 
         with _disk(journal):
             if damaged:
                 journal.replace(journal.with_suffix(".damaged"))
-            if not journal.exists():
-                with atomic_write(journal) as temporary:
+            linked = journal.exists() and journal.stat().st_nlink > 1  # a copy by hard links keeps what it has
+            if linked or not journal.exists():
+                with atomic_write(journal, overwrite=linked) as temporary:
                     temporary.write_bytes(b"".join(map(_line, records.values())))
             descriptor = os.open(journal, os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW)
         manifest = Manifest(out, records, descriptor, lock)
@@ -211,9 +212,12 @@ def _locked(out: Path) -> Iterator[int]:
             raise OutputError(
                 f"{out} is in use by another axs batch ({owner}); wait until it ends, or choose another --out"
             ) from None
-        with contextlib.suppress(OSError):  # the name of the owner is a courtesy that a full disk may refuse
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+        # The name of the owner is a courtesy, which a full disk may refuse and a file of two names is not given: what
+        # has the other one is not to be changed.
+        with contextlib.suppress(OSError):
+            if os.fstat(descriptor).st_nlink == 1:
+                os.ftruncate(descriptor, 0)
+                os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
         yield os.fstat(descriptor).st_ino
     finally:
         os.close(descriptor)
@@ -277,7 +281,7 @@ def _record(value: object) -> Record | None:
     """The record that a line or row holds; ``None`` where it is none."""
     if not isinstance(value, dict) or value.keys() != _TYPES.keys():
         return None
-    if not all(isinstance(value[name], kind) for name, kind in _TYPES.items()):
+    if not all(isinstance(value[name], kind) and not isinstance(value[name], bool) for name, kind in _TYPES.items()):
         return None
     right = value["status"] in get_args(Status) and 0 <= value["output_bytes"] < 2**63
     return Record(**value) if right else None

@@ -214,6 +214,8 @@ def _json(value: object) -> str:
 
 def _stamp(path: str) -> tuple[int, ...]:
     status = check_regular(path).stat()
+    if status.st_size == 0:  # also the files of /proc, some of which are waited for
+        raise InputError(f"{path} is empty (0 bytes); write it again")
     return status.st_size, status.st_mtime_ns, status.st_ino
 
 

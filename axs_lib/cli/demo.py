@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from axs_lib.cli import options
 from axs_lib.cli.options import option
-from axs_lib.errors import OutputError
+from axs_lib.errors import InputError, OutputError
+from axs_lib.io.files import open_regular
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -98,9 +99,9 @@ def check_folder(out: Path, overwrite: bool) -> None:
     if overwrite or not out.is_dir() or not any(out.iterdir()):
         return
     try:
-        record = json.loads((out / RECORD).read_text(encoding="utf-8"))
-        ours = record["created_by"] == CREATED_BY
-    except (OSError, ValueError, KeyError, TypeError):
+        with open_regular(out / RECORD) as file:
+            ours = json.load(file)["created_by"] == CREATED_BY
+    except (InputError, OSError, ValueError, RecursionError, KeyError, TypeError):
         ours = False
     if not ours:
         raise OutputError(

@@ -35,7 +35,8 @@ DRIVERS = {
 }
 LARGEST = 2**29  # values of an .npz or .pt array, which has to fit in memory: 2 GB of float32
 LARGEST_SIDE = 2**20  # px
-LARGEST_XML = 2**25  # bytes
+LARGEST_XML = 2**22  # bytes
+LARGEST_TEXT = 2**22  # bytes of a text in an .npz, such as the provenance
 _ADDRESS = re.compile(r"/vsi|[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _TIFF_TYPES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 _TIFF_NUMBERS = {3: "H", 4: "I", 16: "Q"}  # types of block offsets and sizes
@@ -81,9 +82,10 @@ def open_raster(path: PathLike, *, addresses: bool = False, inside_zip: bool = F
     if not is_address(path):
         file = check_file(path, "the image")
         check_whole(file)
-        for beside in (f"{file}.ovr", f"{file}.msk"):  # GDAL reads them, whatever they are
-            if Path(beside).exists():
-                check_whole(check_file(beside), must_be_tiff=True)
+        for beside in _read_along(file):
+            check_whole(check_file(beside), must_be_tiff=True)
+            with open_raster(beside):  # and what GDAL reads along with it
+                pass
     elif not (addresses or inside_zip):
         raise InputError(
             f"{path} is an address; expected a file: addresses are opened only where you write them yourself"
@@ -91,8 +93,12 @@ def open_raster(path: PathLike, *, addresses: bool = False, inside_zip: bool = F
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         driver = _driver(path)
+        alone = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR"} if is_address(path) else {}  # nothing lies beside it
         try:
-            dataset = rasterio.open(os.fspath(path), driver=driver)
+            with rasterio.Env(**alone):
+                # The whole path of a file, since GDAL reads GTIFF_DIR:1:a.tif and file:a.tif as other names of a.tif.
+                whole = os.fspath(path) if is_address(path) else str(Path(path).absolute())
+                dataset = rasterio.open(whole, driver=driver)
         except (RasterioError, OSError, ValueError) as error:
             raise InputError(unreadable(path, "a GeoTIFF, COG or JPEG 2000 image", error)) from error
         logger.info("reads %s: %d bands of %d x %d px", path, dataset.count, dataset.height, dataset.width)
@@ -104,6 +110,16 @@ def open_raster(path: PathLike, *, addresses: bool = False, inside_zip: bool = F
                     f"{path} is {dataset.height}x{dataset.width} px; expected at most {LARGEST_SIDE} px a side"
                 )
             yield dataset
+
+
+def _read_along(file: Path) -> list[Path]:
+    """Overviews and mask beside a file, which GDAL reads by any driver and finds in small and capital letters."""
+    wanted = {f"{file.name}{suffix}".lower() for suffix in (".ovr", ".msk")}
+    try:
+        return [each for each in file.parent.iterdir() if each.name.lower() in wanted]
+    except OSError:  # a folder that may not be listed: GDAL tries the two ways of writing them
+        names = (f"{file.name}{suffix}" for suffix in (".ovr", ".OVR", ".msk", ".MSK"))
+        return [file.with_name(name) for name in names if file.with_name(name).exists()]
 
 
 def _driver(path: PathLike) -> str:
@@ -144,7 +160,7 @@ def check_whole(path: Path, *, must_be_tiff: bool = False) -> None:
 
 
 def _walk_tiff(file: BinaryIO, order: str, big: bool, size: int) -> None:
-    """Raises EOFError at the first thing that lies outside of the file."""
+    """Raises EOFError at the first thing that lies outside of the file, or where more is listed than the file holds."""
     wide, short = ("Q", "Q") if big else ("I", "H")
     entry_size, inline = (20, 8) if big else (12, 4)
 
@@ -153,6 +169,7 @@ def _walk_tiff(file: BinaryIO, order: str, big: bool, size: int) -> None:
         return struct.unpack(f"{order}{count}{kind}", file.read(count * struct.calcsize(f"{order}{kind}")))
 
     (at,) = numbers(wide, 1, 8 if big else 4)
+    left = 2 * size  # bytes of directories and lists of blocks; those that name each other or overlap have no end
     for _ in range(_MOST_DIRECTORIES):
         if at == 0:
             return
@@ -163,16 +180,20 @@ def _walk_tiff(file: BinaryIO, order: str, big: bool, size: int) -> None:
         end = first + count * entry_size
         if end > size:
             raise EOFError("a directory is not whole")
+        left -= count * entry_size
         blocks: dict[int, NDArray[np.int64]] = {}
         for here in range(first, end, entry_size):
             tag, kind = numbers("H", 2, here)
             (values,) = numbers(wide, 1, here + 4)
             length, where = values * _TIFF_TYPES.get(kind, 1), here + entry_size - inline
+            if left < 0:
+                raise EOFError("its directories have no end")
             if length > inline:
                 (where,) = numbers(wide, 1, where)
                 if where + length > size:
                     raise EOFError(f"tag {tag} lies behind its end")
             if any(tag in pair for pair in _BLOCKS) and kind in _TIFF_NUMBERS:
+                left -= length
                 blocks[tag] = np.array(numbers(_TIFF_NUMBERS[kind], values, where), dtype=np.int64)
         for offsets, sizes in _BLOCKS:
             starts, lengths = blocks.get(offsets), blocks.get(sizes)
@@ -209,14 +230,20 @@ class Arrays:
 
     def text(self, key: str) -> str | None:
         """A piece of text such as ``provenance``, or None where there is none."""
-        value = self._array(key) if key in self else np.empty(0)
-        return str(value) if value.dtype.kind == "U" and value.shape == () else None
+        shape, dtype = self._header(key) if key in self else ((0,), np.dtype("f4"))
+        if dtype.kind != "U" or shape != ():
+            return None
+        if dtype.itemsize > LARGEST_TEXT:
+            raise InputError(
+                f"{self._path}: {key} is a text of {dtype.itemsize:,} bytes; expected at most {LARGEST_TEXT}"
+            )
+        return str(self._array(key))
 
     def georeference(self) -> tuple[str | None, tuple[float, ...] | None]:
         """CRS and transform as this library writes them into an .npz, where they are there."""
-        transform = self._array("transform") if "transform" in self else np.empty(0)
-        located = transform.dtype.kind == "f" and transform.shape == (6,)
-        return self.text("crs"), tuple(float(v) for v in transform) if located else None
+        shape, dtype = self._header("transform") if "transform" in self else ((0,), np.dtype("f4"))
+        located = dtype.kind == "f" and shape == (6,)
+        return self.text("crs"), tuple(float(v) for v in self._array("transform")) if located else None
 
     def _header(self, key: str, expected: str | None = None) -> tuple[tuple[int, ...], np.dtype[Any]]:
         if key not in self:
@@ -295,15 +322,16 @@ def read_pt(path: PathLike) -> FloatArray:
             f"{path} holds a {type(loaded).__name__}; expected one tensor (C,H,W) or (N,C,H,W): torch.save(tensor,"
             " path)"
         )
-    dense = loaded.layout == torch.strided and loaded.device.type == "cpu"
-    if loaded.is_complex() or loaded.dtype == torch.bool or not dense:
+    plain = loaded.layout == torch.strided and loaded.device.type == "cpu" and not loaded.is_nested
+    number = loaded.dtype.is_floating_point or f"{loaded.dtype}".startswith(("torch.int", "torch.uint"))
+    if not (plain and number):
         raise InputError(f"{path} holds a {loaded.layout} tensor of {loaded.dtype}; expected dense real numbers")
     if loaded.numel() * loaded.element_size() > loaded.untyped_storage().nbytes() or loaded.numel() > LARGEST:
         raise InputError(
             f"{path} claims {tuple(loaded.shape)} and holds {loaded.untyped_storage().nbytes():,} bytes; expected"
             f" at most {LARGEST:,} values, all of them in the file: save tensor.contiguous()"
         )
-    return np.asarray(loaded.detach().to(torch.float32).numpy())
+    return np.asarray(loaded.detach().resolve_neg().to(torch.float32).numpy())
 
 
 def parse_xml(text: bytes, source: str) -> ElementTree.Element:

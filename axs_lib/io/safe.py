@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 
 from axs_lib.bands import OPTICAL_BANDS
 from axs_lib.errors import InputError, listed
-from axs_lib.io.files import PathLike
+from axs_lib.io.files import PathLike, open_regular
 from axs_lib.io.formats import LARGEST_XML, check_file, is_address, parse_xml
 
 METADATA = "MTD_MSIL2A.xml"
@@ -97,8 +97,9 @@ def metadata_offset(path: PathLike) -> Offset | None:
     folders = [place, *place.parents][: MOST_PARENTS + 1]
     for folder in folders:
         file = folder / METADATA
-        if file.is_file() and file.stat().st_size <= LARGEST_XML:
-            return _read_offset(file.read_bytes(), str(file))
+        if file.is_file():
+            with open_regular(file) as stream:
+                return _read_offset(stream.read(LARGEST_XML + 1), str(file))
     baseline = next((match[1] for folder in folders if (match := _BASELINE.search(folder.name))), None)
     if baseline is None:
         return None
@@ -143,8 +144,11 @@ def _zip_files(path: Path) -> tuple[dict[str, str], Offset | None]:
             names = [name for name in archive.namelist() if ".." not in PurePosixPath(name).parts and name[:1] != "/"]
             metadata = min((name for name in names if PurePosixPath(name).name == METADATA), key=len, default=None)
             offset = metadata_offset(path)
-            if metadata is not None and archive.getinfo(metadata).file_size <= LARGEST_XML:
-                offset = _read_offset(archive.read(metadata), f"{path}/{metadata}")
-    except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+            if metadata is not None:
+                with archive.open(metadata) as stream:
+                    offset = _read_offset(stream.read(LARGEST_XML + 1), f"{path}/{metadata}")
+    except InputError:
+        raise
+    except Exception as error:  # zipfile and the decompressors raise what the damage happens to hit
         raise InputError(f"{path} cannot be read as a .zip of a Sentinel-2 product: {error}") from error
     return {name: f"/vsizip/{{{path.resolve()}}}/{name}" for name in names}, offset

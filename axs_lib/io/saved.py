@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,9 +114,9 @@ def _results_below(folder: Path) -> Iterator[Path]:
 
 def _holds_result(path: Path) -> bool:
     try:
-        with zipfile.ZipFile(path) as archive:
-            return f"{MAIN}.npy" in archive.namelist()
-    except (OSError, zipfile.BadZipFile):
+        with open_npz(path) as arrays:
+            return MAIN in arrays
+    except InputError:
         return False
 
 

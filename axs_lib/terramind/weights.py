@@ -527,9 +527,10 @@ def load_strict(
 
 
 def _is_finite(tensor: Tensor) -> bool:
-    """Whether every number is, as the sum is then and only then."""
+    """Whether every number is in float32 or less, as the sum is then and only then."""
     import torch
 
+    tensor = tensor.float() if tensor.dtype == torch.float64 else tensor
     return not tensor.is_floating_point() or bool(torch.isfinite(tensor.sum(dtype=torch.float64)))
 
 

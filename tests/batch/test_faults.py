@@ -282,11 +282,12 @@ def test_every_input_fails_alone_whatever_it_is_called(batch: Batch) -> None:
     (batch.inputs / "manifest.parquet" / "k.npz").write_text("ok k")
     os.mkfifo(batch.inputs / "pipe.npz")
     (batch.inputs / "zero.npz").symlink_to("/dev/zero")
+    (batch.inputs / "kernel.npz").symlink_to("/proc/kmsg")  # a regular file of no size, which is waited for
     for number in range(2):
         result = batch.run("--workers", 2)
         assert result.returncode == 1 and "Traceback" not in result.stderr
         before = "0 done, 7 done before" if number else "7 done"
-        assert result.stdout.startswith(f"16 items: {before}, 9 failed;")
+        assert result.stdout.startswith(f"17 items: {before}, 10 failed;")
         assert "\x1b" not in result.stderr and r"bad\udcff\udce9" in result.stderr
         assert "pipe.npz is a named pipe" in result.stderr and "zero.npz is a device" in result.stderr
         assert "the id 'manifest.parquet/k' stands for a file of the manifest" in result.stderr

@@ -93,6 +93,7 @@ def test_a_parquet_manifest(folder: Path) -> None:
         ('path,id\n"a.npz"z,x\n', "cannot be read as CSV"),
         ("path,id\na.npz,x,y\n", "row 1 has more cells than the header"),
         ("path,masks\na.npz,m.tif\n", "does not know 'masks'; .* remove or rename"),
+        ("path,path\na.npz,b.npz\n", "columns path, path; expected each of them once"),
         ("path\n", "holds no tile"),
         ("", "holds no tile"),
     ],
@@ -107,6 +108,13 @@ def test_names_that_are_no_utf8(tmp_path: Path) -> None:
     name = os.fsdecode(b"t\xff\xe9")
     (tmp_path / "list.csv").write_bytes(b"path\nin/t\xff\xe9.npz\n")
     assert list_items(tmp_path / "list.csv") == [Item(name, str(tmp_path / "in" / f"{name}.npz"))]
+
+
+def test_a_parquet_manifest_of_more_rows_than_bytes_is_refused(tmp_path: Path) -> None:
+    table = pyarrow.table({"path": ["a.npz"] * 1_000_000})
+    parquet.write_table(table, tmp_path / "m.parquet", compression="zstd")
+    with pytest.raises(InputError, match="1,000,000 rows, more than it has bytes"):
+        list_items(tmp_path / "m.parquet")
 
 
 def test_a_pipe_as_a_manifest_is_refused(tmp_path: Path) -> None:

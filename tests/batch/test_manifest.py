@@ -53,7 +53,15 @@ def test_records_come_back_as_they_were_and_the_last_one_counts(tmp_path: Path) 
 
 
 WRONG = [b"not json", b"[" * 100_000, b'{"id":' * 5000, b"null", b"[]", b"{}", b"\xff\xfe", b"1" * 5000]
-FIELDS = ({"id": ["w"]}, {"id": 3}, {"status": "fine"}, {"output_bytes": 2**70}, {"seconds": {"a": 1}}, {"more": 1})
+FIELDS = (
+    {"id": ["w"]},
+    {"id": 3},
+    {"status": "fine"},
+    {"output_bytes": 2**70},
+    {"output_bytes": True},
+    {"seconds": {"a": 1}},
+    {"more": 1},
+)
 WRONG += [json.dumps(dataclasses.asdict(record("w")) | wrong).encode() for wrong in FIELDS]
 
 
@@ -137,6 +145,22 @@ def test_links_and_pipes_in_place_of_the_manifest_are_refused(tmp_path: Path, na
         os.mkfifo(out / name)
         with pytest.raises((InputError, OutputError), match=r"is a named pipe|not a regular file"):
             fill(out, "a")
+
+
+def test_a_copy_by_hard_links_keeps_what_it_has(tmp_path: Path) -> None:
+    out, copy = tmp_path / "out", tmp_path / "copy"
+    fill(out, "a")
+    copy.mkdir()
+    for name in (JOURNAL, MANIFEST):
+        (copy / name).hardlink_to(out / name)
+    precious = tmp_path / "precious"
+    precious.write_bytes(b"precious")
+    (out / LOCK).unlink()
+    (out / LOCK).hardlink_to(precious)
+    fill(out, "b")
+    assert names(out) == ["a", "b"] and names(copy) == ["a"]
+    (copy / JOURNAL).unlink()
+    assert names(copy) == ["a"] and precious.read_bytes() == b"precious"
 
 
 def test_temporary_files_of_killed_workers_go_and_others_stay(tmp_path: Path) -> None:

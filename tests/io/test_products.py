@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import struct
+import time
 import warnings
 import zipfile
 from contextlib import ExitStack
@@ -357,6 +359,68 @@ def test_only_allowed_drivers_and_regular_files_are_opened(tmp_path: Path, sar: 
             read_sar(address, addresses=False)
 
 
+MASK_OF_ANOTHER_FILE = (
+    '<VRTDataset rasterXSize="{w}" rasterYSize="{h}"><Metadata><MDI key="INTERNAL_MASK_FLAGS_1">2</MDI></Metadata>'
+    '<VRTRasterBand dataType="Byte" band="1"><SimpleSource><SourceFilename>{path}</SourceFilename></SimpleSource>'
+    "</VRTRasterBand></VRTDataset>"
+)
+
+
+@pytest.mark.parametrize("suffix", [".msk", ".MSK", ".Ovr", ".msk.ovr"])
+def test_no_file_beside_an_image_brings_in_another(tmp_path: Path, sar: np.ndarray, suffix: str) -> None:
+    other = write(tmp_path / "other.tif", np.zeros((1, H, W), "uint8"))
+    good = write(tmp_path / "good.tif", sar, SAR_BANDS)
+    if suffix == ".msk.ovr":
+        shutil.copy(other, f"{good}.msk")
+    Path(f"{good}{suffix}").write_text(MASK_OF_ANOTHER_FILE.format(h=H, w=W, path=other))
+    with pytest.raises(InputError, match="is no TIFF"):
+        read_sar(good)
+
+
+def test_no_file_in_a_zip_brings_in_another(tmp_path: Path, safe: Path, optical: np.ndarray) -> None:
+    other = write(tmp_path / "other.tif", np.zeros((1, H, W), "uint8"))
+    for band in safe.rglob("*_B02_10m.jp2"):
+        for suffix in (".msk", ".MSK"):
+            Path(f"{band}{suffix}").write_text(MASK_OF_ANOTHER_FILE.format(h=H, w=W, path=other))
+    zipped = Path(shutil.make_archive(str(tmp_path / "product"), "zip", safe))
+    assert np.isfinite(read_optical(zipped)[1]).all()
+
+
+@pytest.mark.parametrize("part", ["name", "metadata"])
+def test_a_damaged_zip_of_a_product(tmp_path: Path, safe: Path, part: str) -> None:
+    zipped = Path(shutil.make_archive(str(tmp_path / "product"), "zip", safe))
+    content = bytearray(zipped.read_bytes())
+    if part == "name":  # one that says it is UTF-8 and is not
+        entry = content.index(b"PK\1\2")
+        content[entry + 8 : entry + 10], content[entry + 46] = b"\0\x08", 0xFF
+    else:
+        data = content.index(b"MTD_MSIL2A.xml") + len("MTD_MSIL2A.xml")
+        content[data : data + 10] = b"\xff" * 10
+    zipped.write_bytes(content)
+    with pytest.raises(InputError, match=r"product.zip cannot be read as a .zip"):
+        read_optical(zipped)
+
+
+def test_directories_of_a_tiff_that_have_no_end(tmp_path: Path) -> None:
+    entry = struct.pack("<HHII", 254, 4, 1, 0)
+    loop = tmp_path / "loop.tif"
+    loop.write_bytes(b"II*\0" + struct.pack("<IH", 8, 60_000) + entry * 60_000 + struct.pack("<I", 8))
+    start = time.monotonic()
+    with pytest.raises(InputError, match="have no end"):
+        read_sar(loop)
+    assert time.monotonic() - start < 20  # 1000 rounds took minutes
+
+
+def test_a_name_that_gdal_would_take_for_another_file(
+    tmp_path: Path, sar: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "a.tif", sar - 5, SAR_BANDS)
+    for name in ("file:a.tif", "GTIFF_DIR:1:a.tif"):
+        write(tmp_path / name, sar, SAR_BANDS)
+        assert np.array_equal(read_sar(name)[1], sar)
+
+
 def test_claims_of_size_are_checked_before_pixels_are_read(tmp_path: Path) -> None:
     import torch
 
@@ -370,3 +434,10 @@ def test_claims_of_size_are_checked_before_pixels_are_read(tmp_path: Path) -> No
     torch.save(torch.zeros(1).expand(1, 4, 30_000, 30_000), tmp_path / "bomb.pt")
     with pytest.raises(InputError, match="claims"):
         read_optical(tmp_path / "bomb.pt")
+    with zipfile.ZipFile(tmp_path / "text.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(
+            "opt_v2.npy", header.read_bytes().replace(b"(3,), }      ", b"(4, 1, 8), }  ")[:128] + bytes(256)
+        )
+        archive.writestr("crs.npy", header.read_bytes().replace(b"<f8", b"<U%d" % 10**8).replace(b"(3,)", b"()  "))
+    with pytest.raises(InputError, match=r"text.npz: crs is a text of 400,000,000 bytes|text.npz cannot be read"):
+        read_optical(tmp_path / "text.npz")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ def test_results_of_a_tree_have_short_names(tmp_path: Path) -> None:
         np.savez(tmp_path / name, **arrays())
     np.savez(tmp_path / "batch" / "pair.npz", s1=np.zeros((2, 4, 4)), s2=np.zeros((4, 4, 4)))
     (tmp_path / "batch" / "broken.npz").write_bytes(b"no archive")
+    os.mkfifo(tmp_path / "batch" / "pipe.npz")
     write_scene(tmp_path / "a" / "opt_v3.tif", OPTICAL)  # the same as tile.npz
     write_scene(tmp_path / "alone" / "opt_v3.tif", OPTICAL)
     write_scene(tmp_path / "alone" / "s1.tif", S1)

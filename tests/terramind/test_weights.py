@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import pickle
 import shutil
@@ -382,8 +383,13 @@ def test_wrong_shape_names_the_variant_it_looks_like_and_changes_nothing() -> No
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("value", "dtype"),
+    [
+        *itertools.product((float("nan"), float("inf"), -float("inf")), (torch.float32, torch.float16, torch.bfloat16)),
+        (1e300, torch.float64),  # infinite in the float32 of the module
+    ],
+)
 def test_numbers_that_are_not_finite_are_refused(value: float, dtype: torch.dtype) -> None:
     model = Small()
     state = {k: v.clone().to(dtype) if v.is_floating_point() else v for k, v in model.state_dict().items()}

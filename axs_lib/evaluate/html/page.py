@@ -24,6 +24,7 @@ from axs_lib.evaluate.html.views import SMALL, thumbnail, views_of
 from axs_lib.evaluate.measured import measure_layers
 from axs_lib.evaluate.tables import percent
 from axs_lib.io.atomic import atomic_write
+from axs_lib.io.files import open_regular
 from axs_lib.io.saved import Result, find_results, read_results
 
 PathLike = str | os.PathLike[str]
@@ -185,8 +186,9 @@ def _words(tags: Mapping[str, str]) -> list[tuple[str, str]]:
 def _load(path: PathLike) -> list[dict[str, Any]]:
     """The reports of an evaluation, one a number of timesteps."""
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        with open_regular(path, "the evaluation") as file:
+            content = json.load(file)
+    except (OSError, ValueError, RecursionError) as error:
         message = f"{path} cannot be read as JSON ({error}); expected what axs evaluate --json writes"
         raise InputError(message) from error
     reports = content.get("reports", [content]) if isinstance(content, dict) else []

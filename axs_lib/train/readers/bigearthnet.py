@@ -18,6 +18,7 @@ import numpy as np
 
 from axs_lib.bands import OPTICAL_BANDS, SAR_BANDS, VALID_DN
 from axs_lib.errors import InputError
+from axs_lib.io.files import open_regular
 from axs_lib.io.pixels import Reading
 from axs_lib.io.products import open_source
 from axs_lib.tilegrid import Tile
@@ -127,9 +128,10 @@ def _pairs_of_json(root: Path, problems: list[str]) -> list[tuple[str, str, str]
     for patch in sorted(p for p in root.iterdir() if p.is_dir()):
         file = patch / f"{patch.name}_labels_metadata.json"
         try:
-            s2_name = json.loads(file.read_text(encoding="utf-8"))["corresponding_s2_patch"]
+            with open_regular(file) as stream:
+                s2_name = json.load(stream)["corresponding_s2_patch"]
             pairs.append((str(s2_name), patch.name, ""))
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (InputError, OSError, ValueError, RecursionError, KeyError, TypeError) as error:
             problems.append(f"{file} does not say the patch's Sentinel-2 pair ({type(error).__name__})")
     return pairs
 

@@ -5,11 +5,12 @@ The output of ``axs precompute`` is such a folder; its ``opt_v1`` and ``opt_v2``
 
 from __future__ import annotations
 
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from axs_lib.data.pairs import PairRecord, list_pairs, load_pair
+from axs_lib.errors import InputError
+from axs_lib.io.formats import open_npz
 from axs_lib.tilegrid import Tile
 from axs_lib.train.readers.sample import ESTIMATES, Crop, Listing, TrainingSample
 
@@ -31,9 +32,9 @@ def list_npz(folder: Path) -> Listing:
     listing = Listing()
     for record in list_pairs(folder, "all", bad=listing.problems):
         try:
-            with zipfile.ZipFile(record.path) as archive:
-                arrays = {name.removesuffix(".npy") for name in archive.namelist()}
-        except (OSError, zipfile.BadZipFile) as error:
+            with open_npz(record.path) as stored:
+                arrays = stored.names
+        except InputError as error:
             listing.problems.append(f"{record.path} is no readable NPZ ({error})")
             continue
         sample = NpzSample(

@@ -230,7 +230,7 @@ def test_several_timesteps_are_compared(tmp_path: Path) -> None:
     assert "Error by timesteps" in [chart["aria-label"] for chart in page.all("svg")]
 
 
-@pytest.mark.parametrize("content", ["no JSON", "[]", '{"reports": []}', '{"summary": {}}'])
+@pytest.mark.parametrize("content", ["no JSON", "[" * 100_000, "[]", '{"reports": []}', '{"summary": {}}'])
 def test_another_json_is_refused(tmp_path: Path, content: str) -> None:
     path = tmp_path / "evaluation.json"
     path.write_text(content)
