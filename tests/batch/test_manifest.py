@@ -53,7 +53,8 @@ def test_records_come_back_as_they_were_and_the_last_one_counts(tmp_path: Path) 
 
 
 WRONG = [b"not json", b"[" * 100_000, b'{"id":' * 5000, b"null", b"[]", b"{}", b"\xff\xfe", b"1" * 5000]
-FIELDS = (
+FIELDS = ({"id": ["w"]}, {"id": 3}, {"status": "fine"}, {"output_bytes": 2**70}, {"seconds": {"a": 1}}, {"more": 1})
+FIELDS += ({"output_bytes": True},)
     {"id": ["w"]},
     {"id": 3},
     {"status": "fine"},
