@@ -23,7 +23,6 @@ from torch import Tensor
 from axs_lib.bands import OPTICAL_BANDS
 from axs_lib.errors import InputError
 from axs_lib.evaluate import Uncertainty, evaluate
-from axs_lib.evaluate.uncertainty import pool
 from axs_lib.grounding.calibration import HEADER_KEY, Calibration
 from axs_lib.io.atomic import atomic_write, check_output
 from axs_lib.stage3_tm_ground import build_stage3_model
@@ -93,7 +92,7 @@ def main(words: Sequence[str] | None = None) -> None:
             measured = evaluate(
                 model, arguments.data, [scenario], timesteps=timesteps, source=arguments.opt_v2_source, groups=[group]
             ).tiles[scenario]
-            predicted, error = pool(measured)
+            predicted, error = (torch.cat([tile.facts[key] for tile in measured]) for key in ("predicted", "error"))
             nfe = measured[0].facts["nfe"]
             # What is measured carries the scales that the weights came with, where the model has them.
             applied = torch.ones(len(OPTICAL_BANDS)) if before is None else before.scale(nfe)

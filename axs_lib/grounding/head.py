@@ -46,6 +46,7 @@ class GroundingHead(nn.Module):
     """The U-Net of the learned correction; ``widths`` are its channels from half to sixteenth resolution."""
 
     gate_floor: Tensor
+    mask_floor: Tensor
     filter_floor: Tensor
     gate_scale: Tensor
 
@@ -59,9 +60,10 @@ class GroundingHead(nn.Module):
             statistics=STATISTICS,
             tile_values=FILTER,
         )
-        # Gates below the floor are closed, and the others let ``gate_scale`` of the residual through; coefficients of
-        # the filter come nearer to 0 by ``filter_floor``. Chosen after training, on kinds that were not trained on.
+        # Gates and masks below their floor are closed, gates let ``gate_scale`` of the residual through, the filter's
+        # coefficients come nearer to 0 by ``filter_floor``. Chosen after training, on kinds that were not trained on.
         self.register_buffer("gate_floor", torch.zeros(()))
+        self.register_buffer("mask_floor", torch.zeros(()))
         self.register_buffer("filter_floor", torch.zeros(()))
         self.register_buffer("gate_scale", torch.ones(()))
 
@@ -97,9 +99,12 @@ class GroundingHead(nn.Module):
         filtered = torch.zeros_like(residual)
         for band, gain, coefficient in zip(detail, DETAIL_GAINS, coefficients.chunk(2, dim=1), strict=True):
             filtered = filtered + coefficient[..., None, None] / gain * band
-        gate = ((gate.sigmoid() - self.gate_floor) / (1.0 - self.gate_floor)).clamp_min(0.0)
+        gate, mask = (
+            ((part.sigmoid() - floor) / (1.0 - floor)).clamp_min(0.0)
+            for part, floor in ((gate, self.gate_floor), (mask, self.mask_floor))
+        )
         error = FRESH_ERROR * log_error.clamp(*LOG_ERROR_RANGE).exp()
-        return HeadOutput(residual, self.gate_scale * gate, mask.sigmoid(), error, filtered)
+        return HeadOutput(residual, self.gate_scale * gate, mask, error, filtered)
 
 
 def tile_statistics(estimate: Tensor, images: Sequence[Tensor], maps: Sequence[Tensor]) -> Tensor:

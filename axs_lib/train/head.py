@@ -199,6 +199,7 @@ def _start_head(config: HeadConfig, corrector: GroundingCorrector) -> None:
     corrector.calibration = None
     corrector.head.gate_floor.zero_()
     corrector.head.filter_floor.zero_()
+    corrector.head.mask_floor.zero_()
     corrector.head.gate_scale.fill_(1.0)
     corrector.requires_grad_(True)
 
