@@ -136,7 +136,7 @@ def test_scl_that_leaves_nothing_clear(tmp_path: Path) -> None:
 
 def test_scl_without_a_buffer_is_advised_one(tmp_path: Path) -> None:
     path = write_mask(tmp_path / "scl.tif", scl(), transform=COARSE)
-    assert "--mask-buffer 3 is advised" in read_mask(path).notes[0]
+    assert "--mask-buffer 5 is advised" in read_mask(path).notes[0]
     assert not read_mask(path, buffer=1).notes
 
 
