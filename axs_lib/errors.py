@@ -32,3 +32,8 @@ class UntrainedHeadWarning(UserWarning):
 def listed(names: Iterable[object]) -> str:
     """Names joined by commas, for messages."""
     return ", ".join(str(name) for name in names)
+
+
+def counted(number: int, noun: str) -> str:
+    """A number and its noun, for messages: 1 tile, 2 tiles."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"

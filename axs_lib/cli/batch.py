@@ -14,7 +14,7 @@ import typer
 from axs_lib.cli import options
 from axs_lib.cli.command import printable
 from axs_lib.cli.options import option
-from axs_lib.errors import InputError
+from axs_lib.errors import InputError, counted
 
 if TYPE_CHECKING:
     from axs_lib.batch.supervise import Summary, WorkerPool
@@ -160,7 +160,7 @@ def _report(summary: Summary, out: Path) -> None:
     counts += [f"{summary.kept} done before"] if summary.kept else []
     counts += [f"{len(summary.failed)} failed"] if summary.failed else []
     counts += [f"{summary.left} left"] if summary.left else []
-    typer.echo(printable(f"{summary.total} items: {', '.join(counts)}; {out / 'manifest.parquet'}"))
+    typer.echo(printable(f"{counted(summary.total, 'item')}: {', '.join(counts)}; {out / 'manifest.parquet'}"))
     for record in summary.failed[:SHOWN_FAILURES]:
         typer.echo(printable(f"{record.status}: {record.id}: {record.error}"), err=True)
     if len(summary.failed) > SHOWN_FAILURES:

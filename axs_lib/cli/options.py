@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from axs_lib.errors import AxionError, InputError
+from axs_lib.errors import AxionError, InputError, counted
 
 if TYPE_CHECKING:
     from axs_lib.io.grid import SceneGrid
@@ -315,11 +315,12 @@ def report(result: SceneResult, variant: str, known: Sequence[str] = ()) -> None
         typer.echo(note, err=True)
     height, width = result.grid.size
     speed = result.tiles / max(result.seconds, 1e-9)
-    evaluations = " and ".join(map(str, result.nfe)) if isinstance(result.nfe, tuple) else str(result.nfe)
+    stages = result.nfe if isinstance(result.nfe, tuple) else (result.nfe,)
+    evaluations = " and ".join(map(str, stages)) + f" network evaluation{'' if sum(stages) == 1 else 's'}"
     about = "".join(f", {each}" for each in known)
     typer.echo(
-        f"{height}x{width} px, {variant}{about}, {result.tiles} tiles in {result.seconds:.0f} s ({speed:.1f} tiles/s),"
-        f" {evaluations} network evaluations"
+        f"{height}x{width} px, {variant}{about}, {counted(result.tiles, 'tile')} in {result.seconds:.0f} s"
+        f" ({speed:.1f} tiles/s), {evaluations}"
     )
     words = {"kept": "kept as observed", "filled": "filled", "corrected": "corrected", "empty": "left empty (nodata)"}
     total = sum(result.counts.values())

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from axs_lib.errors import InputError, listed
+from axs_lib.errors import InputError, counted, listed
 from axs_lib.io.files import PathLike, check_regular
 from axs_lib.progress import logger
 
@@ -101,7 +101,7 @@ def open_raster(path: PathLike, *, addresses: bool = False, inside_zip: bool = F
                 dataset = rasterio.open(whole, driver=driver)
         except (RasterioError, OSError, ValueError) as error:
             raise InputError(unreadable(path, "a GeoTIFF, COG or JPEG 2000 image", error)) from error
-        logger.info("reads %s: %d bands of %d x %d px", path, dataset.count, dataset.height, dataset.width)
+        logger.info("reads %s: %s of %d x %d px", path, counted(dataset.count, "band"), dataset.height, dataset.width)
         with dataset:
             if "OVERVIEW_FILE" in dataset.tags(ns="OVERVIEWS"):
                 raise InputError(f"{path} names another file as its overviews, which is not opened; write it again")

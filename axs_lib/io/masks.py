@@ -31,7 +31,7 @@ SCL_CLASSES = (
 SCL_DROPPED = (
     "no_data", "saturated_or_defective", "cloud_shadow", "cloud_medium", "cloud_high", "thin_cirrus",
 )  # fmt: skip
-SCL_BUFFER = 3  # px, advised: SCL misses the rims of clouds
+SCL_BUFFER = 5  # px, advised: SCL misses the rims of clouds
 MASK_SUFFIXES = (".tif", ".tiff", ".jp2", ".png", ".npz")
 MASK_KEYS = ("trust", "mask", "scl")
 MASK_KINDS = ("auto", "boolean", "trust", "scl")

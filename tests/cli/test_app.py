@@ -18,6 +18,7 @@ from axs_lib.cli import app as cli
 from axs_lib.cli.command import spread_values
 from axs_lib.data.samples import sample_names, sample_paths
 from axs_lib.errors import AxionError, InputError, OutputError, WeightsError
+from axs_lib.progress import logger
 from axs_lib.stage3_tm_ground import UntrainedHeadWarning
 
 
@@ -86,10 +87,14 @@ def test_several_values_after_one_option(line: str, spread: str) -> None:
     assert spread_values(line.split(), {"--s1", "--opt-v2"}) == spread.split()
 
 
-def test_the_log_says_what_is_read_loaded_and_written(axs: Callable[..., Any], tmp_path: Path) -> None:
+def test_the_log_says_what_is_read_loaded_and_written(
+    axs: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logger, "handlers", [])  # both are put back for the tests that follow
+    monkeypatch.setattr(logger, "level", logger.level)
     s1, s2 = sample_paths(sample_names()[0])
     words = ["ground", "--s1", s1, "--opt-v2", s2, "--variant", "nano", "-q", "--out"]
-    loud, quiet = (axs(*flags, *words, tmp_path / f"{len(flags)}.tif") for flags in (["-v"], []))
+    quiet, loud = (axs(*flags, *words, tmp_path / f"{len(flags)}.tif") for flags in ([], ["-v"]))
     assert loud.exit_code == quiet.exit_code == 0
     for said in (f"reads {s2}", "loaded the grounding head", f"wrote {tmp_path / '1.tif'}"):
         assert said in loud.stderr and said not in quiet.stderr

@@ -40,7 +40,7 @@ def test_the_options_reach_the_job(axs: Run, called: Any, tmp_path: Path) -> Non
         "--workers", 3, "--force", "--fail-fast", "-q", "--dtype", "bfloat16",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
-    assert result.output == "1 items: 1 done; out/manifest.parquet\n"
+    assert result.output == "1 item: 1 done; out/manifest.parquet\n"
     job = called.job
     assert job is not None and called.items == [Item("a", str(tmp_path / "in" / "a.npz"))]
     wanted = {

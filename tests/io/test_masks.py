@@ -132,6 +132,11 @@ def test_scl_that_leaves_nothing_clear(tmp_path: Path) -> None:
     assert read_mask(clouds, drop=["cloud_high"]).trust.any()
 
 
+def test_scl_without_a_buffer_is_advised_one(tmp_path: Path) -> None:
+    path = write_mask(tmp_path / "scl.tif", scl(), transform=COARSE)
+    assert "--mask-buffer 5 is advised" in read_mask(path).notes[0] and not read_mask(path, buffer=1).notes
+
+
 # Buffer and grid
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from axs_lib import __version__
-from axs_lib.errors import InputError
+from axs_lib.errors import InputError, counted
 from axs_lib.evaluate.html import figures
 from axs_lib.evaluate.html.charts import Series, bar_chart, environment, line_chart
 from axs_lib.evaluate.html.views import SMALL, thumbnail, views_of
@@ -221,7 +221,7 @@ def _evaluation(reports: Sequence[dict[str, Any]], path: PathLike | None) -> dic
 def _part(report: Mapping[str, Any]) -> dict[str, Any]:
     summary = report["summary"]
     tables = [
-        figures.metrics_table(part["mean"], f"Mean over {part['tiles']} tiles, quality {quality}")
+        figures.metrics_table(part["mean"], f"Mean over {counted(part['tiles'], 'tile')}, quality {quality}")
         for quality, part in summary.items()
     ]
     totals = next(iter(summary.values()))
