@@ -89,10 +89,6 @@ class HubMixin(ModelHubMixin):
         *,
         model_id: str,
         revision: str | None,
-        cache_dir: str | Path | None,
-        force_download: bool,
-        local_files_only: bool,
-        token: str | bool | None,
         config: Mapping[str, Any] | None = None,
         device: torch.device | str | None = None,
         **settings: Any,
@@ -107,19 +103,11 @@ class HubMixin(ModelHubMixin):
                 f"{model_id} has no {CONFIG_FILE} that names a variant; expected a folder of save_pretrained, or a"
                 " repository of push_to_hub"
             )
+        access = {name: settings.pop(name) for name in ("cache_dir", "force_download", "local_files_only", "token")}
         names, folder = _file_names(variant), Path(model_id)
         local = folder.is_dir()
         if not local:
-            snapshot = snapshot_download(
-                model_id,
-                allow_patterns=names,
-                revision=revision,
-                cache_dir=cache_dir,
-                force_download=force_download,
-                local_files_only=local_files_only,
-                token=token,
-            )
-            folder = Path(snapshot)
+            folder = Path(snapshot_download(model_id, allow_patterns=names, revision=revision, **access))
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
             raise WeightsError(

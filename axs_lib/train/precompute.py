@@ -115,9 +115,6 @@ def precompute(config: PrecomputeConfig, *, progress: bool = True) -> Path:
     return out
 
 
-# -- folds and models ---------------------------------------------------------------------------------------------
-
-
 def _check(config: PrecomputeConfig) -> None:
     if config.stage not in ESTIMATE:
         raise InputError(f"stage is {config.stage!r}; expected stage1 (makes opt_v1) or stage2 (makes opt_v2)")
@@ -222,9 +219,6 @@ def _load(config: PrecomputeConfig, weights: Path) -> tuple[Predict, dict[str, A
             return image
 
     return predict, {"variant": variant, "sha256": dict(info.sha256) if info else {}}
-
-
-# -- files --------------------------------------------------------------------------------------------------------
 
 
 def _outputs(sample: TrainingSample, config: PrecomputeConfig) -> Iterator[Output]:
