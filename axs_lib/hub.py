@@ -46,9 +46,6 @@ class HubMixin(ModelHubMixin):
         terramind_generator: TerraMindGenerator
         corrector: GroundingCorrector
         timesteps: int
-        standardize: bool
-        correction_mode: str
-        scheduler: str
         provenance: Any
 
     @classmethod
@@ -127,15 +124,9 @@ class HubMixin(ModelHubMixin):
         for name, state in weight_files(self).items():
             short = {key: _shortest(value.detach()) for key, value in state.items()}
             write_state(save_directory / name, short, _header(self, name), overwrite=True)
-        config = {
-            "library": LIBRARY,
-            "variant": self.terramind_generator.layout.variant,
-            "s1_product": self.terramind_generator.layout.s1_product,
-            "timesteps": self.timesteps,
-            "standardize": self.standardize,
-            "correction_mode": self.correction_mode,
-            "scheduler": self.scheduler,
-        }
+        layout = self.terramind_generator.layout
+        config = {"library": LIBRARY, "variant": layout.variant, "s1_product": layout.s1_product}
+        config |= {name: getattr(self, name) for name in ("timesteps", "standardize", "correction_mode", "scheduler")}
         text = json.dumps(config, indent=2, sort_keys=True) + "\n"
         (save_directory / CONFIG_FILE).write_text(text, encoding="utf-8")
 
