@@ -123,7 +123,10 @@ class HubMixin(ModelHubMixin):
     def _save_pretrained(self, save_directory: Path) -> None:
         for name, state in weight_files(self).items():
             short = {key: _shortest(value.detach()) for key, value in state.items()}
-            write_state(save_directory / name, short, _header(self, name), overwrite=True)
+            header = source_header((self.corrector if name == CORRECTOR_FILE else self.terramind_generator).weights)
+            if name == CORRECTOR_FILE and self.corrector.calibration is not None:
+                header |= self.corrector.calibration.to_header()
+            write_state(save_directory / name, short, header, overwrite=True)
         layout = self.terramind_generator.layout
         config = {"library": LIBRARY, "variant": layout.variant, "s1_product": layout.s1_product}
         config |= {name: getattr(self, name) for name in ("timesteps", "standardize", "correction_mode", "scheduler")}
@@ -202,14 +205,6 @@ def weight_files(model: Any) -> dict[str, dict[str, Tensor]]:
 def prefixed(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A state dict with a prefix before every name."""
     return {f"{prefix}.{name}": value for name, value in state.items()}
-
-
-def _header(model: HubMixin, name: str) -> dict[str, str]:
-    """What the file that the weights came from says of them; the head's also has the calibration."""
-    if name != CORRECTOR_FILE:
-        return source_header(model.terramind_generator.weights)
-    calibration = model.corrector.calibration
-    return source_header(model.corrector.weights) | ({} if calibration is None else calibration.to_header())
 
 
 def source_header(weights: WeightsInfo | None) -> dict[str, str]:

@@ -195,7 +195,12 @@ def ground_scene(
     maps = zip(MAPS, (uncertainty, gate, sar_contribution), strict=True)
     wanted: Wanted = {optical_layer("opt_v3"): out} | {layer: path for layer, path in maps if path}
     made = _Outputs(wanted, stac, date, overwrite)
-    estimate = _estimate(s1, opt_v2)
+    estimate: Any = opt_v2
+    if opt_v2 is None or (isinstance(opt_v2, Sequence) and len(opt_v2) == 0):
+        paths = paths_of(s1)
+        if paths is None:
+            raise InputError("no opt_v2 is given; expected an array or paths beside s1")
+        estimate = pair_file(paths)
 
     with _opened() as stack:
         # 2. Open the inputs on one grid, and look at a sample of them.
@@ -569,16 +574,6 @@ class _Outputs:
         counts = {key: self.counts[key] for key in ("kept", "filled", "corrected", "empty")}
         seconds = time.monotonic() - self._started
         return SceneResult(self._place, self.total, nfe, seconds, self._files, arrays, tuple(notes), counts, image)
-
-
-def _estimate(s1: Any, opt_v2: Any) -> Any:
-    """opt_v2, or the .npz of ``s1`` that holds it, too."""
-    if opt_v2 is not None and not (isinstance(opt_v2, Sequence) and len(opt_v2) == 0):
-        return opt_v2
-    paths = paths_of(s1)
-    if paths is None:
-        raise InputError("no opt_v2 is given; expected an array or paths beside s1")
-    return pair_file(paths)
 
 
 def _pipeline_outputs(

@@ -256,7 +256,7 @@ def _compute(batch: list[Output], predict: Predict, config: PrecomputeConfig, no
         else:
             skipped.add(output.id)
     key = ESTIMATE[config.stage]
-    images = predict([crop for _, crop in read]).float().cpu().numpy() if read else []
+    images: Any = predict([crop for _, crop in read]).float().cpu().numpy() if read else []
     for (output, crop), image in zip(read, images, strict=True):
         arrays: dict[str, Any] = {"s1": crop.s1}
         for name, pixels in {"s2": crop.s2, **crop.estimates, key: image}.items():
