@@ -106,7 +106,7 @@ def apply_lora_to_linear(
     )
     count = _inject(network, config)
     for name, parameter in module.named_parameters():
-        parameter.requires_grad_(_is_lora(name))
+        parameter.requires_grad_(".lora_" in name)
     _describe(network, f"lora rank {rank}")
     return count
 
@@ -211,7 +211,7 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike[str], *, trainable:
             count = _inject(network, config)
     except ValueError as error:
         raise WeightsError(f"{what} does not fit {type(model).__name__}: {error}") from None
-    base = {name: value for name, value in network.state_dict().items() if not _is_lora(name)}
+    base = {name: value for name, value in network.state_dict().items() if ".lora_" not in name}
     try:
         load_strict(network, base | weights, what=what)
         _load_head(model, path / CORRECTOR_FILE)
@@ -221,7 +221,7 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike[str], *, trainable:
             parameter.requires_grad_(trained[name])
         raise
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(trainable and _is_lora(name))
+        parameter.requires_grad_(trainable and ".lora_" in name)
     _describe(network, f"lora rank {config.r} sha256 {sha256_file(path / WEIGHTS_FILE)}")
     return count
 
@@ -305,7 +305,16 @@ def _read_config(path: Path, weights: Mapping[str, Tensor]) -> LoraConfig:
     """
     from peft import LoraConfig
 
-    settings = _read_json(path)
+    if not path.is_file():
+        raise _nothing(path.parent, path.name)
+    try:
+        if path.stat().st_size > MAX_CONFIG_BYTES:
+            raise ValueError(f"{path.stat().st_size} bytes, more than {MAX_CONFIG_BYTES}")
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise WeightsError(f"{path} is not readable JSON ({_short(error)}); save the adapter again") from None
+    if not isinstance(settings, dict):
+        raise WeightsError(f"{path} holds a {type(settings).__name__}; expected a JSON object")
     if settings.get("peft_type") != "LORA":
         raise WeightsError(f"{path} describes {settings.get('peft_type')!r}; expected an adapter of peft_type 'LORA'")
     default = LoraConfig().to_dict()
@@ -327,20 +336,6 @@ def _read_config(path: Path, weights: Mapping[str, Tensor]) -> LoraConfig:
     if not isinstance(known.get("target_modules"), list):
         known["target_modules"] = sorted({name.partition(".lora_")[0] for name in weights})
     return LoraConfig(**known)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise _nothing(path.parent, path.name)
-    try:
-        if path.stat().st_size > MAX_CONFIG_BYTES:
-            raise ValueError(f"{path.stat().st_size} bytes, more than {MAX_CONFIG_BYTES}")
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise WeightsError(f"{path} is not readable JSON ({_short(error)}); save the adapter again") from None
-    if not isinstance(settings, dict):
-        raise WeightsError(f"{path} holds a {type(settings).__name__}; expected a JSON object")
-    return settings
 
 
 def _short(value: object) -> str:
@@ -421,10 +416,6 @@ def _adapted(module: nn.Module) -> Any:
             " apply_lora_to_linear was given"
         )
     return found[0]
-
-
-def _is_lora(name: str) -> bool:
-    return ".lora_" in name
 
 
 def _base_name(network: nn.Module) -> str | None:

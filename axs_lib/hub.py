@@ -46,9 +46,6 @@ class HubMixin(ModelHubMixin):
         terramind_generator: TerraMindGenerator
         corrector: GroundingCorrector
         timesteps: int
-        standardize: bool
-        correction_mode: str
-        scheduler: str
         provenance: Any
 
     @classmethod
@@ -89,10 +86,6 @@ class HubMixin(ModelHubMixin):
         *,
         model_id: str,
         revision: str | None,
-        cache_dir: str | Path | None,
-        force_download: bool,
-        local_files_only: bool,
-        token: str | bool | None,
         config: Mapping[str, Any] | None = None,
         device: torch.device | str | None = None,
         **settings: Any,
@@ -107,19 +100,11 @@ class HubMixin(ModelHubMixin):
                 f"{model_id} has no {CONFIG_FILE} that names a variant; expected a folder of save_pretrained, or a"
                 " repository of push_to_hub"
             )
+        access = {name: settings.pop(name) for name in ("cache_dir", "force_download", "local_files_only", "token")}
         names, folder = _file_names(variant), Path(model_id)
         local = folder.is_dir()
         if not local:
-            snapshot = snapshot_download(
-                model_id,
-                allow_patterns=names,
-                revision=revision,
-                cache_dir=cache_dir,
-                force_download=force_download,
-                local_files_only=local_files_only,
-                token=token,
-            )
-            folder = Path(snapshot)
+            folder = Path(snapshot_download(model_id, allow_patterns=names, revision=revision, **access))
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
             raise WeightsError(
@@ -138,16 +123,13 @@ class HubMixin(ModelHubMixin):
     def _save_pretrained(self, save_directory: Path) -> None:
         for name, state in weight_files(self).items():
             short = {key: _shortest(value.detach()) for key, value in state.items()}
-            write_state(save_directory / name, short, _header(self, name), overwrite=True)
-        config = {
-            "library": LIBRARY,
-            "variant": self.terramind_generator.layout.variant,
-            "s1_product": self.terramind_generator.layout.s1_product,
-            "timesteps": self.timesteps,
-            "standardize": self.standardize,
-            "correction_mode": self.correction_mode,
-            "scheduler": self.scheduler,
-        }
+            header = source_header((self.corrector if name == CORRECTOR_FILE else self.terramind_generator).weights)
+            if name == CORRECTOR_FILE and self.corrector.calibration is not None:
+                header |= self.corrector.calibration.to_header()
+            write_state(save_directory / name, short, header, overwrite=True)
+        layout = self.terramind_generator.layout
+        config = {"library": LIBRARY, "variant": layout.variant, "s1_product": layout.s1_product}
+        config |= {name: getattr(self, name) for name in ("timesteps", "standardize", "correction_mode", "scheduler")}
         text = json.dumps(config, indent=2, sort_keys=True) + "\n"
         (save_directory / CONFIG_FILE).write_text(text, encoding="utf-8")
 
@@ -223,14 +205,6 @@ def weight_files(model: Any) -> dict[str, dict[str, Tensor]]:
 def prefixed(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A state dict with a prefix before every name."""
     return {f"{prefix}.{name}": value for name, value in state.items()}
-
-
-def _header(model: HubMixin, name: str) -> dict[str, str]:
-    """What the file that the weights came from says of them; the head's also has the calibration."""
-    if name != CORRECTOR_FILE:
-        return source_header(model.terramind_generator.weights)
-    calibration = model.corrector.calibration
-    return source_header(model.corrector.weights) | ({} if calibration is None else calibration.to_header())
 
 
 def source_header(weights: WeightsInfo | None) -> dict[str, str]:

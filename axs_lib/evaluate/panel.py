@@ -145,10 +145,8 @@ def _figures(metrics: Mapping[str, float] | None, suffix: str) -> str:
 def _show(axes: Axes, image: Array, title: str, subtitle: str, **colours: Any) -> Any:
     step = -(-max(image.shape[:2]) // MOST_PIXELS)
     drawn = axes.imshow(image[::step, ::step], interpolation="nearest", **colours)
-    axes.set_xticks([])
-    axes.set_yticks([])
-    for spine in axes.spines.values():
-        spine.set_linewidth(0.5)
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_linewidth(0.5)
     axes.set_title(title, fontsize=10.5, fontweight="bold", loc="left", pad=17)
     axes.text(0, 1.02, subtitle, transform=axes.transAxes, fontsize=8.5, color="0.25", ha="left", va="bottom")
     return drawn

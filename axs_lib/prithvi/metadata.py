@@ -101,15 +101,11 @@ def encode_metadata(metadata: MetadataLike, batch: int, device: torch.device | s
             " 'lon': 16.4}, a list of one mapping a sample, or None"
         )
 
-    def column(name: str) -> list[float]:
-        values = [getattr(each, name) for each in known]
-        return [math.nan if value is None else float(value) for value in values]
-
-    def pair(first: str, second: str) -> Tensor:
-        return torch.tensor([column(first), column(second)], dtype=torch.float32, device=device).T
-
+    rows = [(each.year, each.day_of_year, each.lat, each.lon) for each in known]
+    values = [math.nan if value is None else value for row in rows for value in row]
+    temporal, location = torch.tensor(values, dtype=torch.float32, device=device).reshape(batch, 2, 2).unbind(1)
     biome = torch.tensor([each.biome for each in known], dtype=torch.int64, device=device)
-    return EncodedMetadata(pair("year", "day_of_year"), pair("lat", "lon"), biome)
+    return EncodedMetadata(temporal, location, biome)
 
 
 def parse_metadata(metadata: Mapping[str, object] | None, name: str = "metadata") -> Metadata:

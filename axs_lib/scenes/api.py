@@ -41,7 +41,7 @@ from axs_lib.io.safe import open_safe
 from axs_lib.io.stac import check_located, parse_date, write_item
 from axs_lib.io.warp import DerivedSource, Readable, to_grid
 from axs_lib.progress import bar
-from axs_lib.scenes.stream import WINDOW_ROWS, Rows, TileFunction, one_ahead, stream_stack, stream_tiles, tile_count
+from axs_lib.scenes.stream import Rows, TileFunction, one_ahead, stream_stack, stream_tiles, tile_count
 from axs_lib.tilegrid import Tile, TileGrid
 
 if TYPE_CHECKING:
@@ -70,9 +70,7 @@ class SceneResult:
     nfe: Any  # network evaluations of each denoising run; of Stage 1 and Stage 3 for the pipeline
     seconds: float  # all of it
     files: dict[Path, str] = field(default_factory=dict)  # the outputs and what each holds
-    arrays: dict[str, DataArray] = field(
-        default_factory=dict
-    )  # layers (band, y, x) by name, where no file was asked for
+    arrays: dict[str, DataArray] = field(default_factory=dict)  # layers (band, y, x), where no file was asked for
     notes: tuple[str, ...] = ()  # what was assumed of the inputs, and what was found in them that is no measurement
     # Pixels ``kept`` (observed), ``filled`` (unknown before), ``corrected`` (an estimate before), ``empty``.
     counts: Mapping[str, int] = field(default_factory=dict)
@@ -141,10 +139,8 @@ def ground_scene(
     boa_offset: str = "auto",
     same_grid: bool = False,
     grid: TileGrid | None = None,
-    origin: tuple[int, int] | None = None,
     batch_size: int = 8,
     deterministic: bool = False,
-    window_rows: int = WINDOW_ROWS,
     tags: Mapping[str, str] | None = None,
     overwrite: bool = False,
     force: bool = False,
@@ -176,10 +172,7 @@ def ground_scene(
         boa_offset: ``"auto"`` (by the product's metadata), ``"0"`` or ``"1000"``: what the DN hold too much.
         same_grid: lay images of one size on each other although one does not say where it lies.
         grid: model tiles; default 256 px overlapping by 64.
-        origin: (row, column) of the upper left pixel in the noise field; default by the georeference, so that a part
-            of a scene has the noise of the whole, and (0, 0) for an image of one tile, as in
-            ``Stage3GroundingModel.ground``.
-        batch_size, window_rows: tiles the network sees, and rows read, at once; no pixel depends on the latter.
+        batch_size: tiles the network sees at once.
         deterministic: show the network one tile at a time, whatever ``batch_size``: with the same number of torch
             threads the result is then the same to the last DN, else to within 1 DN.
         tags, overwrite: further tags for the files; replace existing ones.
@@ -202,7 +195,12 @@ def ground_scene(
     maps = zip(MAPS, (uncertainty, gate, sar_contribution), strict=True)
     wanted: Wanted = {optical_layer("opt_v3"): out} | {layer: path for layer, path in maps if path}
     made = _Outputs(wanted, stac, date, overwrite)
-    estimate = _estimate(s1, opt_v2)
+    estimate: Any = opt_v2
+    if opt_v2 is None or (isinstance(opt_v2, Sequence) and len(opt_v2) == 0):
+        paths = paths_of(s1)
+        if paths is None:
+            raise InputError("no opt_v2 is given; expected an array or paths beside s1")
+        estimate = pair_file(paths)
 
     with _opened() as stack:
         # 2. Open the inputs on one grid, and look at a sample of them.
@@ -231,7 +229,8 @@ def ground_scene(
                 "this model does not predict its error, so that --uncertainty is the spread of an ensemble, and"
                 " --ensemble-size is 1; expected 2 or more"
             )
-        corner = origin or ((0, 0) if made.whole and warped is sar else optical.grid.noise_origin)
+        # By place, so that a part of a scene has the noise of the whole; for one tile as in the model's ``ground``.
+        corner = (0, 0) if made.whole and warped is sar else optical.grid.noise_origin
         settings = {"timesteps": timesteps, "seed": seed, **options}
         nfe = 0
 
@@ -280,7 +279,7 @@ def ground_scene(
             return rows.layers
 
         # 4. Run, and give the outputs their names.
-        made.stream(sources, ground, finish, 1 if deterministic else batch_size, window_rows, progress)
+        made.stream(sources, ground, finish, 1 if deterministic else batch_size, progress)
         mask = certainty if isinstance(certainty, MaskSource) else None
         if mask is not None and not made.counts["kept"]:
             raise InputError(mask.nothing_clear())
@@ -329,10 +328,8 @@ def run_scene(
     s1_unit: str = "auto",
     same_grid: bool = False,
     grid: TileGrid | None = None,
-    origin: tuple[int, int] | None = None,
     batch_size: int = 8,
     deterministic: bool = False,
-    window_rows: int = WINDOW_ROWS,
     tags: Mapping[str, str] | None = None,
     overwrite: bool = False,
     force: bool = False,
@@ -381,7 +378,7 @@ def run_scene(
         given.look()
         sar = to_grid(given, place, stack, made.work, same_grid=same_grid)
         stages: Any = pipeline if hasattr(pipeline, "provenance") else pipeline()
-        corner = origin or ((0, 0) if made.whole and scene_grid is None else place.noise_origin)
+        corner = (0, 0) if made.whole and scene_grid is None else place.noise_origin
         if made.whole:
             known = _located(known, place, place.whole, digits=5)
         settings = {"timesteps": timesteps, "seed": seed, "ensemble_size": ensemble_size, **options}
@@ -410,7 +407,7 @@ def run_scene(
             return rows.layers
 
         # 4. Run, and give the outputs their names.
-        made.stream([sar], draw, finish, 1 if deterministic else batch_size, window_rows, progress)
+        made.stream([sar], draw, finish, 1 if deterministic else batch_size, progress)
         _check_read(made.counts, given)
         described = settings | {f"metadata_{key}": value for key, value in known.items()}
         provenance = stages.provenance | _tags(described | {"nfe": " ".join(map(str, nfe))}, tiles, corner)
@@ -446,16 +443,14 @@ class _Outputs:
         out = next(iter(wanted.values()))
         self.targets: dict[Layer, Path | None] = {}
         for layer, path in wanted.items():
-            array = path is None or isinstance(path, bool)
-            if (out is None) != array:
+            file = None if path is None or isinstance(path, bool) else check_output(path, overwrite)
+            if (out is None) != (file is None):
                 raise InputError(
                     f"{layer.name} is {path!r} and out is {out!r}; expected a file for both, or out=None and True"
                 )
-            if path is None or isinstance(path, bool):
-                self.targets[layer] = None
-            else:
-                check_suffix(path)
-                self.targets[layer] = check_output(path, overwrite)
+            if file is not None:
+                check_suffix(file)
+            self.targets[layer] = file
         if stac is not None and date is None:
             raise InputError("a STAC Item needs the day the image stands for; give --date 2021-07-14 (date=)")
         if stac is not None and out is None:
@@ -499,23 +494,19 @@ class _Outputs:
         network: TileFunction,
         finish: Callable[[Rows], FloatArray],
         batch_size: int,
-        window_rows: int,
         progress: bool,
     ) -> None:
         """Stream the tiles; ``finish`` turns rows of what the network made into rows of the layers."""
-        if batch_size < 1 or window_rows < 1:
-            raise InputError(f"batch_size is {batch_size} and window_rows {window_rows}; expected at least 1")
-
-        def empty(bands: tuple[str, ...]) -> FloatArray:
-            return np.empty((len(bands), *self._place.size), dtype=np.float32)
+        if batch_size < 1:
+            raise InputError(f"batch_size is {batch_size}; expected at least 1")
 
         for layer, path in self.targets.items():
             if path is not None and path.suffix.lower() in TIFF_SUFFIXES:
                 self._cogs[layer] = CogWriter(layer, self._place, path, self._stack)
             if layer not in self._cogs or self._together is not None:
-                self._memory[layer] = empty(layer.bands)
+                self._memory[layer] = np.empty((len(layer.bands), *self._place.size), np.float32)
         if self._memory:
-            self.inputs = [empty(source.bands) for source in sources]
+            self.inputs = [np.empty((len(source.bands), *self._place.size), np.float32) for source in sources]
         ends = np.cumsum([len(layer.bands) for layer in self.targets])
 
         def write(rows: Rows) -> None:
@@ -544,7 +535,6 @@ class _Outputs:
                     int(ends[-1]),
                     self.grid,
                     batch_size=batch_size,
-                    window_rows=window_rows,
                     wanted=lambda images: not bool(_nodata(images).all()),
                     advance=advance,
                 )
@@ -558,10 +548,9 @@ class _Outputs:
         given = companions() if self.inputs else {}
         tile = replace(self._place, height=self._place.height // self._like.pixels.tiles)
         for layer, path in self.targets.items():
-            if path is None or layer in self._cogs:
-                continue
-            write_arrays(path, {layer.name: arrays[layer], **given}, tile, tags, overwrite=self._overwrite)
-            self._files[path] = layer.name
+            if path is not None and layer not in self._cogs:
+                write_arrays(path, {layer.name: arrays[layer], **given}, tile, tags, overwrite=self._overwrite)
+                self._files[path] = layer.name
         name_cogs(list(self._cogs.values()), tags, overwrite=self._overwrite)
         links = {writer.target: layer for layer, writer in self._cogs.items()}
         self._files |= {path: layer.name for path, layer in links.items()}
@@ -585,16 +574,6 @@ class _Outputs:
         counts = {key: self.counts[key] for key in ("kept", "filled", "corrected", "empty")}
         seconds = time.monotonic() - self._started
         return SceneResult(self._place, self.total, nfe, seconds, self._files, arrays, tuple(notes), counts, image)
-
-
-def _estimate(s1: Any, opt_v2: Any) -> Any:
-    """opt_v2, or the .npz of ``s1`` that holds it, too."""
-    if opt_v2 is not None and not (isinstance(opt_v2, Sequence) and len(opt_v2) == 0):
-        return opt_v2
-    paths = paths_of(s1)
-    if paths is None:
-        raise InputError("no opt_v2 is given; expected an array or paths beside s1")
-    return pair_file(paths)
 
 
 def _pipeline_outputs(

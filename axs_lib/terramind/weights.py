@@ -74,6 +74,8 @@ class Variant:
         return [file.name for file in self.published] or [f"{self.packaged_name or self.name}.safetensors"]
 
 
+_TINY_COMMIT = "3e763e7a7daa25e73bbe01616bc1ba91ed02a217"
+_TINY_SHA256 = "e56ea9ebcd4451078b9ca4893d5cd8a89bbee376ae16829c3e7fbbbc76de0eba"
 _TOKENIZER = HubFile("ibm-esa-geospatial/TerraMind-1.0-Tokenizer-S2L2A", "TerraMind_Tokenizer_S2L2A.pt")
 
 
@@ -86,12 +88,7 @@ VARIANTS: dict[str, Variant] = {
     v.name: v
     for v in (
         Variant(NANO, 192, timesteps=1),
-        _published(
-            "tiny",
-            192,
-            commit="3e763e7a7daa25e73bbe01616bc1ba91ed02a217",
-            sha256="e56ea9ebcd4451078b9ca4893d5cd8a89bbee376ae16829c3e7fbbbc76de0eba",
-        ),
+        _published("tiny", 192, _TINY_COMMIT, _TINY_SHA256),
         _published("small", 384),
         _published("base", 768),
         _published("large", 1024),
@@ -146,9 +143,6 @@ class WeightsInfo:
             if values:
                 tags[f"AXS_WEIGHTS_{name}"] = " ".join(f"{file}={value}" for file, value in values.items())
         return tags
-
-
-# -- finding ------------------------------------------------------------------------------------------------------
 
 
 def find_variant(name: str, variants: Mapping[str, Variant] = VARIANTS) -> Variant:
@@ -344,9 +338,6 @@ def _sha256(path: Path, size: int, modified: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-# -- reading ------------------------------------------------------------------------------------------------------
-
-
 def read_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """Read a state dict from ``.safetensors`` or a torch file, without executing what is in it.
 
@@ -445,9 +436,6 @@ def _short(error: BaseException) -> str:
     return line if len(line) <= 120 else line[:117] + "..."
 
 
-# -- writing ------------------------------------------------------------------------------------------------------
-
-
 def write_state(
     path: str | os.PathLike[str],
     state: Mapping[str, Tensor],
@@ -467,9 +455,6 @@ def write_state(
     # As bytes, not by safetensors' save_file, whose files only their owner may read.
     with atomic_write(path, overwrite=overwrite) as temporary:
         temporary.write_bytes(save(tensors, metadata=dict(header or {})))
-
-
-# -- loading ------------------------------------------------------------------------------------------------------
 
 
 def substate(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -510,14 +495,11 @@ def load_strict(
         and (state[name].shape != value.shape or state[name].is_floating_point() != value.is_floating_point())
     ]
     endless = [] if misfits else [name for name in wanted if name in state and not _is_finite(state[name])]
+    found = {"missing": missing, "unexpected": unexpected, "of another shape": misfits}
+    found["with numbers that are not finite"] = endless
     problems = [
         f"{len(names)} {problem} ({', '.join(names[:_EXAMPLES])}{', ...' if len(names) > _EXAMPLES else ''})"
-        for problem, names in (
-            ("missing", missing),
-            ("unexpected", unexpected),
-            ("of another shape", misfits),
-            ("with numbers that are not finite", endless),
-        )
+        for problem, names in found.items()
         if names
     ]
     if problems:

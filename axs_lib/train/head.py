@@ -218,9 +218,6 @@ def _write(config: HeadConfig, model: Stage3GroundingModel, step: int) -> Path:
     return folder
 
 
-# -- tiles --------------------------------------------------------------------------------------------------------
-
-
 def load_tiles(
     config: HeadConfig, generator: TerraMindGenerator, path: Path, *, progress: bool = False
 ) -> list[TrainingTile]:
@@ -278,9 +275,6 @@ def shifted(note: str) -> bool:
     if not found:
         return False
     return max(abs(int(found[1])), abs(int(found[2]))) > SHIFTED_PX and float(found[3]) > 0.12
-
-
-# -- examples -----------------------------------------------------------------------------------------------------
 
 
 class ExampleSampler:
@@ -421,9 +415,6 @@ def water_colour(like: Tensor, random: torch.Generator) -> Tensor:
     own = torch.rand(len(like), 4, 1, 1, generator=random)
     level = low + (high - low) * (0.7 * share + 0.3 * own)
     return (level * (1 + 0.04 * torch.randn(like.shape, generator=random))).clamp(*VALID_DN)
-
-
-# -- the step -----------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()

@@ -115,9 +115,6 @@ def precompute(config: PrecomputeConfig, *, progress: bool = True) -> Path:
     return out
 
 
-# -- folds and models ---------------------------------------------------------------------------------------------
-
-
 def _check(config: PrecomputeConfig) -> None:
     if config.stage not in ESTIMATE:
         raise InputError(f"stage is {config.stage!r}; expected stage1 (makes opt_v1) or stage2 (makes opt_v2)")
@@ -224,9 +221,6 @@ def _load(config: PrecomputeConfig, weights: Path) -> tuple[Predict, dict[str, A
     return predict, {"variant": variant, "sha256": dict(info.sha256) if info else {}}
 
 
-# -- files --------------------------------------------------------------------------------------------------------
-
-
 def _outputs(sample: TrainingSample, config: PrecomputeConfig) -> Iterator[Output]:
     """The files of a sample: itself, or the tiles of an image that is larger than a tile."""
     folder = Path(config.out) / "pairs" / sample.source
@@ -261,21 +255,17 @@ def _compute(batch: list[Output], predict: Predict, config: PrecomputeConfig, no
             read.append((output, crop))
         else:
             skipped.add(output.id)
-    if read:
-        images = predict([crop for _, crop in read]).float().cpu().numpy()
-        for (output, crop), image in zip(read, images, strict=True):
-            _write_pair(output.path, crop, ESTIMATE[config.stage], image, note)
+    key = ESTIMATE[config.stage]
+    images: Any = predict([crop for _, crop in read]).float().cpu().numpy() if read else []
+    for (output, crop), image in zip(read, images, strict=True):
+        arrays: dict[str, Any] = {"s1": crop.s1}
+        for name, pixels in {"s2": crop.s2, **crop.estimates, key: image}.items():
+            whole = np.isfinite(pixels).all(0)  # 0 in some bands alone would be read as a dark pixel
+            arrays[name] = to_uint16(np.where(whole, pixels, np.nan))
+        arrays |= {f"{key}_provenance": np.array(note), "metadata": np.array(json.dumps(dict(crop.metadata)))}
+        with atomic_write(output.path, overwrite=True) as temporary:
+            np.savez(temporary, **arrays)
     return skipped
-
-
-def _write_pair(path: Path, crop: Crop, key: str, image: np.ndarray[Any, Any], note: str) -> None:
-    arrays: dict[str, Any] = {"s1": crop.s1}
-    for name, pixels in {"s2": crop.s2, **crop.estimates, key: image}.items():
-        whole = np.isfinite(pixels).all(0)  # 0 in some bands alone would be read as a dark pixel
-        arrays[name] = to_uint16(np.where(whole, pixels, np.nan))
-    arrays |= {f"{key}_provenance": np.array(note), "metadata": np.array(json.dumps(dict(crop.metadata)))}
-    with atomic_write(path, overwrite=True) as temporary:
-        np.savez(temporary, **arrays)
 
 
 def _is_done(path: Path, key: str, note: str) -> bool:

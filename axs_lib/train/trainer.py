@@ -62,9 +62,6 @@ def own_random(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
         yield
 
 
-# -- what is trained --------------------------------------------------------------------------------------------------
-
-
 class TrainingTask(lightning.LightningModule, ABC):
     """What all trainings share: optimiser, schedule, small checkpoints.
 
@@ -147,9 +144,6 @@ class ModuleTask(TrainingTask):
         return self.write(step)
 
 
-# -- batches ----------------------------------------------------------------------------------------------------------
-
-
 class ByStep(Dataset[Any]):
     """Training batches made by a function of the step."""
 
@@ -185,9 +179,6 @@ class Batches(lightning.LightningDataModule):
         rank, world, count = self.trainer.global_rank, self.trainer.world_size, len(self.held_out)
         mine = [(rank + turn * world) % count for turn in range(-(-count // world))]
         return DataLoader(self.held_out, batch_size=None, sampler=mine, generator=torch.Generator())
-
-
-# -- the loop ---------------------------------------------------------------------------------------------------------
 
 
 def fit(

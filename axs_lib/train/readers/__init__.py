@@ -136,13 +136,10 @@ def _list(config: DataConfig) -> Listing:
     from axs_lib.train.readers.scenes import list_scenes
 
     folder = Path(config.folder)
-    if config.format == "bigearthnet_v1":
-        return list_bigearthnet_v1(folder)
-    if config.format == "bigearthnet_v2":
-        return list_bigearthnet_v2(folder)
     if config.format == "scenes":
         return list_scenes(folder, Reading(s1_unit=config.s1_unit, boa_offset=config.boa_offset, addresses=False))
-    return list_npz(folder)
+    others = {"bigearthnet_v1": list_bigearthnet_v1, "bigearthnet_v2": list_bigearthnet_v2, "npz": list_npz}
+    return others[config.format](folder)
 
 
 def _check_groups(samples: Sequence[TrainingSample], config: DataConfig) -> None:

@@ -69,6 +69,8 @@ def _warped(sar: Source, part: SceneGrid) -> Array:
 
 def list_scenes(folder: Path, reading: Reading) -> Listing:
     """Pairs of scenes below a folder; no such folder is an InputError."""
+    from rasterio.warp import transform_bounds
+
     if not folder.is_dir():
         raise InputError(f"{folder} is no folder; expected one with NAME_s1.tif and NAME_s2.tif in it")
     listing = Listing()
@@ -77,14 +79,19 @@ def list_scenes(folder: Path, reading: Reading) -> Listing:
         name = re.fullmatch(r"(.+)_(s1|s2)\.tiff?", path.name, re.IGNORECASE)
         if name and not path.name.startswith("."):
             found.setdefault(path.with_name(name[1]), {})[name[2].lower()] = path
-    footprints: list[Box] = []
+    footprints: list[Box] = []  # of the optical images, in degrees
     for stem, files in found.items():
         lacking = {"s1", "s2"} - set(files)
         if lacking:
             listing.problems.append(f"{next(iter(files.values()))}: {stem.name}_{lacking.pop()}.tif is missing")
             continue
         try:
-            size, footprint = _check_scene(files["s1"], files["s2"], reading)
+            sar, optical, _ = _opened(files["s1"], files["s2"], reading, os.getpid())
+            boxes = [transform_bounds(s.grid.crs, "EPSG:4326", *s.grid.bounds()) for s in (sar, optical)]
+            if not _overlap(*boxes):
+                raise InputError(
+                    f"{files['s1']} and {files['s2'].name} show different places: their footprints do not meet"
+                )
         except InputError as error:
             listing.problems.append(str(error))
             continue
@@ -93,27 +100,16 @@ def list_scenes(folder: Path, reading: Reading) -> Listing:
             source=where.as_posix() if where.parts else "scenes",
             id=stem.name,
             group=stem.relative_to(folder).as_posix(),
-            height=size[0],
-            width=size[1],
+            height=optical.grid.height,
+            width=optical.grid.width,
             s1=files["s1"],
             s2=files["s2"],
             reading=reading,
         )
         listing.samples.append(sample)
-        footprints.append(footprint)
+        footprints.append(boxes[1])
     listing.samples = _grouped(listing.samples, footprints)
     return listing
-
-
-def _check_scene(s1: Path, s2: Path, reading: Reading) -> tuple[tuple[int, int], Box]:
-    """Size and footprint in degrees of the optical image."""
-    from rasterio.warp import transform_bounds
-
-    sar, optical, _ = _opened(s1, s2, reading, os.getpid())
-    boxes = [transform_bounds(s.grid.crs, "EPSG:4326", *s.grid.bounds()) for s in (sar, optical)]
-    if not _overlap(*boxes):
-        raise InputError(f"{s1} and {s2.name} show different places: their footprints do not meet")
-    return optical.grid.size, boxes[1]
 
 
 def _grouped(samples: list[TrainingSample], footprints: list[Box]) -> list[TrainingSample]:
