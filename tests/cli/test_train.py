@@ -19,7 +19,7 @@ from tests.models import plausible_pair
 @pytest.fixture
 def trained(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """What training was asked for, in place of training."""
-    from axs_lib.train import stages
+    from axs_lib.train import tasks
 
     seen: list[dict[str, Any]] = []
 
@@ -27,7 +27,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         seen.append({"config": config} | options)
         return Path("weights")
 
-    monkeypatch.setattr(stages, "train_stage", stub)
+    monkeypatch.setattr(tasks, "train_stage", stub)
     return seen
 
 
