@@ -24,11 +24,11 @@ class Doubtful:
     device = torch.device("cpu")
     provenance: dict[str, str] = {}  # noqa: RUF012
 
-    def __init__(self, checkpoint: str) -> None:
+    def __init__(self, checkpoint: str | Path) -> None:
         calibration = Calibration.from_header(read_metadata(checkpoint))
         self.scale = calibration.scale if calibration else lambda nfe: torch.ones(4)
 
-    def ground(self, s1: Tensor, opt_v2: Tensor, timesteps: int, *, seed: int = 0) -> Any:
+    def ground(self, s1: Tensor, opt_v2: Tensor, timesteps: int, **_: object) -> Any:
         doubt = timesteps * torch.ones_like(opt_v2) * self.scale(timesteps)[:, None, None]
         return SimpleNamespace(image=opt_v2, proposal=opt_v2, nfe=timesteps, uncertainty=doubt)
 
@@ -43,13 +43,13 @@ def write_place(folder: Path, name: str, side: int, error: int) -> None:
 def test_scales_are_written_and_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(calibrate, "build_stage3_model", lambda *, variant, checkpoint: Doubtful(checkpoint))
     for name in ("inside", "outside"):
         write_place(tmp_path, name, 16, 200)
     weights = {"w": torch.arange(6.0).half()}
     save_file(weights, tmp_path / "nano.safetensors", metadata={"steps": "7"})
     fresh, again = tmp_path / "fresh.safetensors", tmp_path / "again.safetensors"
     for source, target in ((tmp_path / "nano.safetensors", fresh), (fresh, again)):
+        monkeypatch.setattr(calibrate, "build_stage3_model", lambda source=source, **_: Doubtful(source))
         calibrate.main([str(tmp_path), "--checkpoint", str(source), "--out", str(target), "--groups", "inside/a"])
         header = read_metadata(target)
         assert header["steps"] == "7" and header["calibration_groups"] == "inside/a"
@@ -63,7 +63,7 @@ def test_scales_are_written_and_replaced(
 
 def test_every_place_counts_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A large place that errs by 100 DN and a small one by 700: the mean square is 500², its standard error 490²."""
-    monkeypatch.setattr(calibrate, "build_stage3_model", lambda *, variant, checkpoint: Doubtful(checkpoint))
+    monkeypatch.setattr(calibrate, "build_stage3_model", lambda **_: Doubtful(str(tmp_path / "nano.safetensors")))
     for name, side, error in (("large", 64, 100), ("small", 16, 700)):
         write_place(tmp_path, name, side, error)
     save_file({"w": torch.zeros(1)}, tmp_path / "nano.safetensors", metadata={"steps": "7"})

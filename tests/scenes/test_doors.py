@@ -168,7 +168,7 @@ def test_a_product_and_its_own_classification(grounder: BoxGrounder, scene: Scen
     path, coarse = folder.parent / "R20m" / "T29_SCL_20m.tif", PLACE * Affine.scale(2)
     write_scene(path, classes, ("",), dtype="uint8", nodata=0, transform=coarse)
     result = ground_scene(grounder, scene.s1, folder.parent, tmp_path / "o.tif", trust=MaskFile("scl"), grid=GRID)
-    assert result.counts["filled"] == 20 * 50 and "--mask-buffer 3" in result.notes[-1]
+    assert result.counts["filled"] == 20 * 50 and "--mask-buffer 5" in result.notes[-1]
     with rasterio.open(tmp_path / "o.tif") as file:
         assert file.tags()["AXS_MASK_KIND"] == "scl" and file.tags()["AXS_BOA_OFFSET_REMOVED"] == "0"
 
