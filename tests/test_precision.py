@@ -91,4 +91,4 @@ def test_images_stay_and_so_does_the_setting(lowered: str) -> None:
     torch.set_float32_matmul_precision("highest")
     again = [model.ground(s1, opt_v2).image, pipeline(s1, date, 1).opt_v2]
     for before, after in zip(images, again, strict=True):
-        assert (before - after).abs().max() < (2.0 if rounds else 1e-9)
+        assert (before - after).abs().max() < (2.0 if rounds else 1e-3)
