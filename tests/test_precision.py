@@ -78,7 +78,7 @@ def test_products_outside_the_networks_are_exact() -> None:
 
 @torch.no_grad()
 def test_images_stay_and_so_does_the_setting(lowered: str) -> None:
-    """Bit for bit where the processor does not multiply bfloat16: there the networks' own products are rounded."""
+    """To the order of sums where products are full; else the networks' own are rounded to bfloat16."""
     model = random_nano(timesteps=2)
     stage2 = build_prithvi_refiner(variant="nano", pretrained=False)
     torch.nn.init.normal_(stage2.head.out.weight, std=0.01)
@@ -91,4 +91,4 @@ def test_images_stay_and_so_does_the_setting(lowered: str) -> None:
     torch.set_float32_matmul_precision("highest")
     again = [model.ground(s1, opt_v2).image, pipeline(s1, date, 1).opt_v2]
     for before, after in zip(images, again, strict=True):
-        assert (before - after).abs().max() < (2.0 if rounds else 1e-3)
+        assert (before - after).abs().max() < (2.0 if rounds else 0.05)
