@@ -197,6 +197,9 @@ def test_saved_and_loaded_it_answers_alike(
     assert (answer(fresh) - answer(shared)).abs().max() > 0.01
     assert not any(p.requires_grad for p in fresh.parameters())
     assert "sha256" in fresh.provenance["AXS_ADAPTER"]
+    unload_adapter(fresh)
+    load_adapter(fresh.terramind_generator, adapter, trainable=True)
+    assert {n for n, p in fresh.named_parameters() if p.requires_grad} == set(lora_parameters(fresh))
 
 
 def test_a_stage3_model_gets_the_head_that_was_saved_with_it(
@@ -242,12 +245,6 @@ def test_of_a_pipeline_only_stage_3_takes_it(model: Stage3GroundingModel, tmp_pa
     load_adapter(pipeline, folder)
     assert torch.equal(answer(pipeline.stage1), before) and not lora_parameters(pipeline.stage1)
     assert lora_parameters(pipeline.stage3)
-
-
-def test_loaded_to_be_trained_further(shared: Stage3GroundingModel, adapter: Path) -> None:
-    fresh = copy.deepcopy(shared)
-    load_adapter(fresh.terramind_generator, adapter, trainable=True)
-    assert {n for n, p in fresh.named_parameters() if p.requires_grad} == set(lora_parameters(fresh))
 
 
 def test_peft_itself_reads_the_folder(model: Stage3GroundingModel, shared: Stage3GroundingModel, adapter: Path) -> None:
@@ -336,7 +333,6 @@ def edit_config(folder: Path, **changes: Any) -> None:
         (lambda f: (f / CONFIG_FILE).write_text(" " * 2_000_000), "2000000 bytes"),
         (lambda f: edit_config(f, peft_type="IA3"), "IA3.*expected.*LORA"),
         (lambda f: edit_config(f, base_model_name_or_path="terramind_v1_base"), "terramind_v1_base.*nano"),
-        (lambda f: (f / CONFIG_FILE).write_text("{"), "not readable JSON"),
         (lambda f: (f / CONFIG_FILE).unlink(), "save_adapter"),
         (lambda f: (f / WEIGHTS_FILE).unlink(), "has no file adapter_model"),
         (lambda f: (f / WEIGHTS_FILE).write_bytes(b"\0" * 40), "truncated"),

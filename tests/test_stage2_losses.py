@@ -29,9 +29,6 @@ def alone(term: str) -> Stage2Loss:
     return Stage2Loss(**{name: float(name == term) for name in TERMS})  # type: ignore[arg-type]
 
 
-# -- the whole ----------------------------------------------------------------------------------------------------
-
-
 def test_the_loss_is_the_weighted_sum_of_its_terms() -> None:
     estimate, truth = tiles()
     assert Stage2Loss()(truth, truth) < 1e-5 and Stage2Loss()(estimate, truth) > 0.01
@@ -86,9 +83,6 @@ def test_shapes_that_do_not_match_are_refused(
     estimate, truth = tiles()
     with pytest.raises(InputError, match=message):
         Stage2Loss()(estimate[:, :channels], truth[:, :channels, :, :width], mask)
-
-
-# -- what counts --------------------------------------------------------------------------------------------------
 
 
 @settings(max_examples=12)
@@ -158,9 +152,6 @@ def test_nothing_that_counts_is_zero_and_a_diverged_model_is_not() -> None:
     assert not estimate.grad.any()
     assert Stage2Loss()(torch.full_like(truth, torch.nan), truth).isnan()
     assert not Stage2Loss()(torch.full_like(truth, torch.inf), truth).isfinite()
-
-
-# -- the terms ----------------------------------------------------------------------------------------------------
 
 
 def test_pixel_terms_are_in_reflectance() -> None:

@@ -82,9 +82,6 @@ def write_v2(root: Path) -> Path:
     return root
 
 
-# -- NPZ ----------------------------------------------------------------------------------------------------------
-
-
 def test_npz_pairs_carry_date_place_and_estimates(tmp_path: Path) -> None:
     _, estimate = pair_arrays(9, 72)
     write_pairs(tmp_path, opt_v1=estimate)
@@ -115,9 +112,6 @@ def test_an_empty_folder_and_wrong_units_are_errors(tmp_path: Path) -> None:
     np.savez(tmp_path / "linear.npz", s1=10 ** (s1 / 10), s2=s2)
     with pytest.raises(InputError, match=r"linear(.|\n)*linear power"):
         samples_of(tmp_path)
-
-
-# -- BigEarthNet --------------------------------------------------------------------------------------------------
 
 
 def test_bigearthnet_v1_pairs_by_the_json_of_the_sar_patches(tmp_path: Path) -> None:
@@ -187,9 +181,6 @@ def test_a_corrupt_patch_is_named_when_it_is_read_or_replaced_by_another_draw(tm
         batches = [skipping[i] for i in range(4)]
     assert sum(w.category is BadDataWarning for w in seen) == 1
     assert all(len(batch["s1"]) == 4 for batch in batches)
-
-
-# -- scenes -------------------------------------------------------------------------------------------------------
 
 
 def write_scene(
@@ -267,9 +258,6 @@ def test_scenes_that_overlap_are_one_group_and_unpaired_ones_are_named(tmp_path:
     (tmp_path / "other" / "b_s1.tif").replace(tmp_path / "swapped" / "b_s1.tif")
     with pytest.raises(InputError, match="show different places"):
         samples_of(tmp_path / "swapped", format="scenes")
-
-
-# -- splits and batches -------------------------------------------------------------------------------------------
 
 
 def test_groups_are_never_on_both_sides(pairs: Path) -> None:
