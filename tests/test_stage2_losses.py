@@ -60,29 +60,20 @@ def test_gradients_are_finite_at_the_truth_and_in_the_dark(term: str) -> None:
     assert gradient.isfinite().all()
 
 
-@pytest.mark.parametrize(
-    ("weights", "message"),
-    [
+def test_weights_and_shapes_that_cannot_be_are_refused() -> None:
+    for weights, message in (
         ({"sam": -1.0}, "weight of sam is -1"),
         ({"l1": math.nan}, "weight of l1 is nan"),
-        ({name: 0.0 for name in TERMS}, "all weights are 0"),
-    ],
-)
-def test_weights_that_cannot_be_are_refused(weights: dict[str, float], message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        Stage2Loss(**weights)
-
-
-@pytest.mark.parametrize(
-    ("channels", "width", "mask", "message"),
-    [(4, 47, None, "expected two of"), (3, 48, None, "expected two of"), (4, 48, torch.ones(3, 3), "mask has shape")],
-)
-def test_shapes_that_do_not_match_are_refused(
-    channels: int, width: int, mask: torch.Tensor | None, message: str
-) -> None:
+        (dict.fromkeys(TERMS, 0.0), "all weights are 0"),
+    ):
+        with pytest.raises(InputError, match=message):
+            Stage2Loss(**weights)
     estimate, truth = tiles()
-    with pytest.raises(InputError, match=message):
-        Stage2Loss()(estimate[:, :channels], truth[:, :channels, :, :width], mask)
+    for images in ((estimate, truth[..., :47]), (estimate[:, :3], truth[:, :3])):
+        with pytest.raises(InputError, match="expected two of"):
+            Stage2Loss()(*images)
+    with pytest.raises(InputError, match="mask has shape"):
+        Stage2Loss()(estimate, truth, torch.ones(3, 3))
 
 
 @settings(max_examples=12)

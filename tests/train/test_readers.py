@@ -114,7 +114,7 @@ def test_an_empty_folder_and_wrong_units_are_errors(tmp_path: Path) -> None:
         samples_of(tmp_path)
 
 
-def test_bigearthnet_v1_pairs_by_the_json_of_the_sar_patches(tmp_path: Path) -> None:
+def test_bigearthnet_v1_pairs_by_the_json_of_the_sar_patches_or_by_split_files(tmp_path: Path) -> None:
     samples = samples_of(write_v1(tmp_path), format="bigearthnet_v1")
     assert [sample.id for sample in samples] == [s2 for s2, _ in V1]
     assert [sample.group for sample in samples] == ["33UUP", "33UUP", "35VPK"]
@@ -123,12 +123,8 @@ def test_bigearthnet_v1_pairs_by_the_json_of_the_sar_patches(tmp_path: Path) -> 
     np.testing.assert_array_equal(crop.s1, s1)
     np.testing.assert_array_equal(crop.s2, s2)
     assert crop.metadata["date"] == "2017-06-13" and crop.metadata["lat"] == pytest.approx(47.85, abs=0.05)
-
-
-def test_bigearthnet_v1_takes_pairs_and_split_from_the_split_files(tmp_path: Path) -> None:
-    write_v1(tmp_path)
-    for (s2, s1), split in zip(V1, ("train", "val", "test"), strict=True):
-        (tmp_path / f"bigearthnet-{split}.csv").write_text(f"{s2},{s1}\n")
+    for (s2_name, s1_name), split in zip(V1, ("train", "val", "test"), strict=True):
+        (tmp_path / f"bigearthnet-{split}.csv").write_text(f"{s2_name},{s1_name}\n")
     samples = samples_of(tmp_path, format="bigearthnet_v1")
     assert [sample.split for sample in samples] == ["train", "validation", "test"]
 
