@@ -158,7 +158,10 @@ def test_impossible_arguments(model: Stage3GroundingModel, options: dict[str, An
     assert not lora_parameters(model)
 
 
-def test_a_module_without_blocks_and_a_second_adapter_are_refused(model: Stage3GroundingModel) -> None:
+def test_no_blocks_no_adapter_and_a_second_adapter_are_refused(model: Stage3GroundingModel, tmp_path: Path) -> None:
+    for call in (merge_adapter, unload_adapter, lambda m: save_adapter(m, tmp_path / "none")):
+        with pytest.raises(InputError, match="0 adapters"):
+            call(model)
     with pytest.raises(InputError, match="no layer"):
         apply_lora_to_linear(model.corrector)
     apply_lora_to_linear(model.terramind_generator)
@@ -289,12 +292,6 @@ def test_unloading_restores_every_weight(
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         apply_lora_to_linear(model.terramind_generator)  # and the next one finds a bare module
-
-
-def test_without_an_adapter_there_is_nothing_to_do(model: Stage3GroundingModel, tmp_path: Path) -> None:
-    for call in (merge_adapter, unload_adapter, lambda m: save_adapter(m, tmp_path / "none")):
-        with pytest.raises(InputError, match="0 adapters"):
-            call(model)
 
 
 def test_an_adapter_is_not_overwritten_unasked(model: Stage3GroundingModel, adapter: Path) -> None:

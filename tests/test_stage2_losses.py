@@ -145,15 +145,12 @@ def test_nothing_that_counts_is_zero_and_a_diverged_model_is_not() -> None:
     assert not Stage2Loss()(torch.full_like(truth, torch.inf), truth).isfinite()
 
 
-def test_pixel_terms_are_in_reflectance() -> None:
+def test_pixel_terms_are_in_reflectance_and_the_gradient_is_its_slope_per_pixel() -> None:
     _, truth = tiles()
     terms = Stage2Loss().terms(truth + 100.0, truth)
     assert terms["l1"] == pytest.approx(0.01, rel=1e-3)
     assert terms["charbonnier"] == pytest.approx(math.hypot(0.01, 1e-3) - 1e-3, rel=1e-3)
     assert terms["gradient"] == pytest.approx(0.0, abs=1e-6)
-
-
-def test_the_gradient_term_is_the_slope_in_reflectance_per_pixel() -> None:
     ramp = torch.arange(32.0).expand(1, 4, 32, 32) * 100 + 1
     flat = torch.full_like(ramp, 500.0)
     # The border repeats its outermost column, which halves the slope in two of 32 columns; two directions.

@@ -56,9 +56,7 @@ def test_a_fresh_head_returns_opt_v2_bit_for_bit_and_says_so() -> None:
     model.corrector.head = GroundingHead()
     with pytest.warns(UntrainedHeadWarning, match="nano|difference"):
         assert torch.equal(ground(model, s1, opt_v2).image, opt_v2)
-
-
-def test_a_fresh_build_defaults_to_the_way_that_needs_no_training() -> None:
+    # The way that needs no training is the default of a fresh build.
     assert build_stage3_model(pretrained=False, variant="nano").correction_mode == "difference"
 
 
