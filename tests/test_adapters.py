@@ -158,7 +158,10 @@ def test_impossible_arguments(model: Stage3GroundingModel, options: dict[str, An
     assert not lora_parameters(model)
 
 
-def test_a_module_without_blocks_and_a_second_adapter_are_refused(model: Stage3GroundingModel) -> None:
+def test_no_blocks_no_adapter_and_a_second_adapter_are_refused(model: Stage3GroundingModel, tmp_path: Path) -> None:
+    for call in (merge_adapter, unload_adapter, lambda m: save_adapter(m, tmp_path / "none")):
+        with pytest.raises(InputError, match="0 adapters"):
+            call(model)
     with pytest.raises(InputError, match="no layer"):
         apply_lora_to_linear(model.corrector)
     apply_lora_to_linear(model.terramind_generator)
@@ -197,6 +200,9 @@ def test_saved_and_loaded_it_answers_alike(
     assert (answer(fresh) - answer(shared)).abs().max() > 0.01
     assert not any(p.requires_grad for p in fresh.parameters())
     assert "sha256" in fresh.provenance["AXS_ADAPTER"]
+    unload_adapter(fresh)
+    load_adapter(fresh.terramind_generator, adapter, trainable=True)
+    assert {n for n, p in fresh.named_parameters() if p.requires_grad} == set(lora_parameters(fresh))
 
 
 def test_a_stage3_model_gets_the_head_that_was_saved_with_it(
@@ -244,12 +250,6 @@ def test_of_a_pipeline_only_stage_3_takes_it(model: Stage3GroundingModel, tmp_pa
     assert lora_parameters(pipeline.stage3)
 
 
-def test_loaded_to_be_trained_further(shared: Stage3GroundingModel, adapter: Path) -> None:
-    fresh = copy.deepcopy(shared)
-    load_adapter(fresh.terramind_generator, adapter, trainable=True)
-    assert {n for n, p in fresh.named_parameters() if p.requires_grad} == set(lora_parameters(fresh))
-
-
 def test_peft_itself_reads_the_folder(model: Stage3GroundingModel, shared: Stage3GroundingModel, adapter: Path) -> None:
     fresh = copy.deepcopy(shared)
     wrapped = peft.PeftModel.from_pretrained(fresh.terramind_generator, adapter)
@@ -294,12 +294,6 @@ def test_unloading_restores_every_weight(
         apply_lora_to_linear(model.terramind_generator)  # and the next one finds a bare module
 
 
-def test_without_an_adapter_there_is_nothing_to_do(model: Stage3GroundingModel, tmp_path: Path) -> None:
-    for call in (merge_adapter, unload_adapter, lambda m: save_adapter(m, tmp_path / "none")):
-        with pytest.raises(InputError, match="0 adapters"):
-            call(model)
-
-
 def test_an_adapter_is_not_overwritten_unasked(model: Stage3GroundingModel, adapter: Path) -> None:
     before = (adapter / WEIGHTS_FILE).read_bytes()
     disturb(model, seed=2)
@@ -336,7 +330,6 @@ def edit_config(folder: Path, **changes: Any) -> None:
         (lambda f: (f / CONFIG_FILE).write_text(" " * 2_000_000), "2000000 bytes"),
         (lambda f: edit_config(f, peft_type="IA3"), "IA3.*expected.*LORA"),
         (lambda f: edit_config(f, base_model_name_or_path="terramind_v1_base"), "terramind_v1_base.*nano"),
-        (lambda f: (f / CONFIG_FILE).write_text("{"), "not readable JSON"),
         (lambda f: (f / CONFIG_FILE).unlink(), "save_adapter"),
         (lambda f: (f / WEIGHTS_FILE).unlink(), "has no file adapter_model"),
         (lambda f: (f / WEIGHTS_FILE).write_bytes(b"\0" * 40), "truncated"),

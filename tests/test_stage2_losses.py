@@ -29,9 +29,6 @@ def alone(term: str) -> Stage2Loss:
     return Stage2Loss(**{name: float(name == term) for name in TERMS})  # type: ignore[arg-type]
 
 
-# -- the whole ----------------------------------------------------------------------------------------------------
-
-
 def test_the_loss_is_the_weighted_sum_of_its_terms() -> None:
     estimate, truth = tiles()
     assert Stage2Loss()(truth, truth) < 1e-5 and Stage2Loss()(estimate, truth) > 0.01
@@ -63,32 +60,20 @@ def test_gradients_are_finite_at_the_truth_and_in_the_dark(term: str) -> None:
     assert gradient.isfinite().all()
 
 
-@pytest.mark.parametrize(
-    ("weights", "message"),
-    [
+def test_weights_and_shapes_that_cannot_be_are_refused() -> None:
+    for weights, message in (
         ({"sam": -1.0}, "weight of sam is -1"),
         ({"l1": math.nan}, "weight of l1 is nan"),
-        ({name: 0.0 for name in TERMS}, "all weights are 0"),
-    ],
-)
-def test_weights_that_cannot_be_are_refused(weights: dict[str, float], message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        Stage2Loss(**weights)
-
-
-@pytest.mark.parametrize(
-    ("channels", "width", "mask", "message"),
-    [(4, 47, None, "expected two of"), (3, 48, None, "expected two of"), (4, 48, torch.ones(3, 3), "mask has shape")],
-)
-def test_shapes_that_do_not_match_are_refused(
-    channels: int, width: int, mask: torch.Tensor | None, message: str
-) -> None:
+        (dict.fromkeys(TERMS, 0.0), "all weights are 0"),
+    ):
+        with pytest.raises(InputError, match=message):
+            Stage2Loss(**weights)
     estimate, truth = tiles()
-    with pytest.raises(InputError, match=message):
-        Stage2Loss()(estimate[:, :channels], truth[:, :channels, :, :width], mask)
-
-
-# -- what counts --------------------------------------------------------------------------------------------------
+    for images in ((estimate, truth[..., :47]), (estimate[:, :3], truth[:, :3])):
+        with pytest.raises(InputError, match="expected two of"):
+            Stage2Loss()(*images)
+    with pytest.raises(InputError, match="mask has shape"):
+        Stage2Loss()(estimate, truth, torch.ones(3, 3))
 
 
 @settings(max_examples=12)
@@ -160,18 +145,12 @@ def test_nothing_that_counts_is_zero_and_a_diverged_model_is_not() -> None:
     assert not Stage2Loss()(torch.full_like(truth, torch.inf), truth).isfinite()
 
 
-# -- the terms ----------------------------------------------------------------------------------------------------
-
-
-def test_pixel_terms_are_in_reflectance() -> None:
+def test_pixel_terms_are_in_reflectance_and_the_gradient_is_its_slope_per_pixel() -> None:
     _, truth = tiles()
     terms = Stage2Loss().terms(truth + 100.0, truth)
     assert terms["l1"] == pytest.approx(0.01, rel=1e-3)
     assert terms["charbonnier"] == pytest.approx(math.hypot(0.01, 1e-3) - 1e-3, rel=1e-3)
     assert terms["gradient"] == pytest.approx(0.0, abs=1e-6)
-
-
-def test_the_gradient_term_is_the_slope_in_reflectance_per_pixel() -> None:
     ramp = torch.arange(32.0).expand(1, 4, 32, 32) * 100 + 1
     flat = torch.full_like(ramp, 500.0)
     # The border repeats its outermost column, which halves the slope in two of 32 columns; two directions.

@@ -56,26 +56,20 @@ def test_a_fresh_head_returns_opt_v2_bit_for_bit_and_says_so() -> None:
     model.corrector.head = GroundingHead()
     with pytest.warns(UntrainedHeadWarning, match="nano|difference"):
         assert torch.equal(ground(model, s1, opt_v2).image, opt_v2)
-
-
-def test_a_fresh_build_defaults_to_the_way_that_needs_no_training() -> None:
+    # The way that needs no training is the default of a fresh build.
     assert build_stage3_model(pretrained=False, variant="nano").correction_mode == "difference"
 
 
 @pytest.mark.parametrize("mode", CORRECTION_MODES)
 def test_strength_zero_returns_opt_v2_bit_for_bit(nano: Stage3GroundingModel, mode: str) -> None:
+    """In float64, and values outside the valid range, too."""
     s1, opt_v2 = plausible_pair(height=40, width=72)
+    opt_v2 = opt_v2.double() + 1e-9
+    opt_v2[0, 0, 0, 0] = 0.25
     out = ground(nano, s1, opt_v2, strength=0.0, correction_mode=mode, ensemble_size=2)
     assert torch.equal(out.image, opt_v2)
     assert out.nfe == 0
     assert out.uncertainty is not None and not out.uncertainty.any()
-
-
-def test_identity_keeps_float64_and_values_outside_the_valid_range(nano: Stage3GroundingModel) -> None:
-    s1, opt_v2 = plausible_pair()
-    opt_v2 = opt_v2.double() + 1e-9
-    opt_v2[0, 0, 0, 0] = 0.25
-    assert torch.equal(ground(nano, s1, opt_v2, strength=0.0).image, opt_v2)
 
 
 @pytest.mark.parametrize("mode", CORRECTION_MODES)
@@ -246,17 +240,13 @@ def test_hold_colour_is_the_models_where_a_call_does_not_say(nano: Stage3Groundi
 
 
 @pytest.mark.parametrize("size", [64, 300])
-@pytest.mark.parametrize(
-    "controls", [{"origin": "x"}, {"origin": (1, 2, 3)}, {"origin": 5}, {"origin": torch.zeros(3, 2)}]
-)
-def test_origins_that_cannot_be(nano: Stage3GroundingModel, controls: dict[str, Any], size: int) -> None:
+@pytest.mark.parametrize("origin", ["x", (1, 2, 3), 5, torch.zeros(3, 2)])
+def test_places_that_cannot_be(nano: Stage3GroundingModel, origin: Any, size: int) -> None:
+    pair = plausible_pair(2, size, 64)
     with pytest.raises(InputError, match=r"(?s)origin is .*expected the scene's \(row, column\)"):
-        ground(nano, *plausible_pair(2, size, 64), controls=GroundingControls(**controls))
-
-
-def test_an_orientation_that_cannot_be(nano: Stage3GroundingModel) -> None:
+        ground(nano, *pair, controls=GroundingControls(origin=origin))
     with pytest.raises(InputError, match="orientation is 'x'"):
-        ground(nano, *plausible_pair(1), controls=GroundingControls(orientation="x"))  # type: ignore[arg-type]
+        ground(nano, *pair, controls=GroundingControls(orientation="x"))  # type: ignore[arg-type]
 
 
 def test_valid_pixels_never_become_nodata_zero(nano: Stage3GroundingModel) -> None:
@@ -325,18 +315,14 @@ def test_training_evaluates_the_denoiser_once_at_random_steps() -> None:
         model(*plausible_pair(4))
     assert len(seen) == 4
     assert torch.cat(seen).unique().numel() > 2
+    with pytest.raises(InputError, match="train on crops"):
+        model(*plausible_pair(1, 300, 64))
 
 
 def test_forward_without_gradients_is_inference(nano: Stage3GroundingModel) -> None:
     s1, opt_v2 = plausible_pair(1)
     with torch.no_grad():
         assert torch.equal(nano(s1, opt_v2), nano.ground(s1, opt_v2).image)
-
-
-def test_training_tiles_may_not_exceed_the_networks() -> None:
-    model = random_nano().requires_grad_(True)
-    with pytest.raises(InputError, match="train on crops"):
-        model(*plausible_pair(1, 300, 64))
 
 
 def test_batch_inference_equals_single(nano: Stage3GroundingModel) -> None:
@@ -363,7 +349,6 @@ def test_bad_loaders(nano: Stage3GroundingModel, loader: list[object], message: 
     ("options", "message"),
     [
         ({"timesteps": 0}, "1 to 1000"),
-        ({"timesteps": 1001}, "1 to 1000"),
         ({"strength": -0.1}, "strength"),
         ({"tokens": "hard"}, "soft, argmax, sample"),
         ({"correction_mode": "magic"}, "learned, difference"),
@@ -408,56 +393,54 @@ def test_inference_moves_its_inputs_to_the_model_and_the_result_back(nano: Stage
     assert out.device == opt_v2.device
 
 
-def test_observed_pixels_come_back_bit_for_bit_and_what_lies_in_a_gap_is_never_looked_at() -> None:
-    model = random_nano()
+def test_observed_pixels_come_back_bit_for_bit_and_what_lies_in_a_gap_is_never_looked_at(
+    nano: Stage3GroundingModel,
+) -> None:
     s1, opt_v2 = plausible_pair(2, 72, 72)
     trust = torch.ones(2, 1, 72, 72)
     trust[..., 20:50, 24:60] = 0.0
     clouded = opt_v2.clone()
     clouded[..., 20:50, 24:60] = 20_000.0
     hidden = opt_v2.masked_fill(trust == 0, torch.nan)
-    first, second = (model.ground(s1, image, 1, trust=trust).image for image in (clouded, hidden))
+    first, second = (nano.ground(s1, image, 1, trust=trust).image for image in (clouded, hidden))
     assert torch.equal(first, second)
     clear = trust.expand_as(first) == 1
     assert torch.equal(first[clear], opt_v2[clear])
     assert torch.isfinite(first).all()
     inside = (slice(None), slice(None), slice(26, 44), slice(30, 54))
-    moved = model.ground(s1 + 4.0, hidden, 1, trust=trust).image
+    moved = nano.ground(s1 + 4.0, hidden, 1, trust=trust).image
     assert (moved[inside] - first[inside]).abs().max() > 1.0  # the gap's content comes from the SAR too
 
 
-def test_a_wholly_unknown_estimate_is_drawn_from_the_sar() -> None:
-    model = random_nano()
+def test_a_wholly_unknown_estimate_is_drawn_from_the_sar(nano: Stage3GroundingModel) -> None:
     s1, opt_v2 = plausible_pair(1, 64, 64)
     s1[..., :4, :4] = torch.nan
-    image = model.ground(s1, torch.full_like(opt_v2, torch.nan), 1, trust=torch.zeros(1, 1, 64, 64)).image
+    image = nano.ground(s1, torch.full_like(opt_v2, torch.nan), 1, trust=torch.zeros(1, 1, 64, 64)).image
     assert torch.isnan(image[..., :4, :4]).all()
     assert torch.isfinite(image[..., 4:, :]).all()
 
 
-def test_a_given_proposal_takes_the_place_of_the_drawn_one() -> None:
-    model = random_nano()
+def test_a_given_proposal_takes_the_place_of_the_drawn_one(nano: Stage3GroundingModel) -> None:
     s1, opt_v2 = plausible_pair(1, 64, 64)
-    drawn = model.ground(s1, opt_v2, 1)
-    again = model.ground(s1, opt_v2, 1, controls=GroundingControls(proposal=drawn.proposal))
+    drawn = nano.ground(s1, opt_v2, 1)
+    again = nano.ground(s1, opt_v2, 1, controls=GroundingControls(proposal=drawn.proposal))
     assert again.nfe == 0 and torch.allclose(again.image, drawn.image, atol=1.0)
-    other = model.ground(s1, opt_v2, 1, controls=GroundingControls(proposal=drawn.proposal.flip(2)))
+    other = nano.ground(s1, opt_v2, 1, controls=GroundingControls(proposal=drawn.proposal.flip(2)))
     assert (other.image - drawn.image).abs().max() > 1.0
     with pytest.raises(InputError, match="proposal has shape"):
-        model.ground(s1, opt_v2, 1, controls=GroundingControls(proposal=drawn.proposal[..., :32]))
+        nano.ground(s1, opt_v2, 1, controls=GroundingControls(proposal=drawn.proposal[..., :32]))
 
 
-def test_without_sar_nothing_depends_on_its_content() -> None:
-    model = random_nano()
+def test_without_sar_nothing_depends_on_its_content(nano: Stage3GroundingModel) -> None:
     s1, opt_v2 = plausible_pair(1, 64, 64)
     first, second = (
-        model.ground(image, opt_v2, 1, controls=GroundingControls(use_sar=False)).image for image in (s1, s1 + 3.0)
+        nano.ground(image, opt_v2, 1, controls=GroundingControls(use_sar=False)).image for image in (s1, s1 + 3.0)
     )
     assert torch.equal(first, second)
-    assert not torch.equal(first, model.ground(s1, opt_v2, 1).image)
+    assert not torch.equal(first, nano.ground(s1, opt_v2, 1).image)
 
 
-@pytest.mark.parametrize("mode", ["learned", "difference"])
+@pytest.mark.parametrize("mode", CORRECTION_MODES)
 def test_members_in_one_batch_are_what_each_would_be_alone(nano: Stage3GroundingModel, mode: str) -> None:
     s1, opt_v2 = plausible_pair(1)
     options = {"timesteps": 2, "ensemble_size": 3, "tokens": "sample", "correction_mode": mode}

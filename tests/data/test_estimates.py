@@ -41,23 +41,19 @@ def test_nodata_stays() -> None:
     assert torch.equal(estimate.isnan(), truth.isnan())
 
 
-def test_older_image_is_the_one_given() -> None:
+def test_older_image_is_the_one_given_and_wrong_input_is_named() -> None:
     truth, older = tiles(), tiles() + 100
     random = torch.Generator().manual_seed(0)
     assert torch.equal(make_estimate("older_image", truth, generator=random, given=older), older)
     with pytest.raises(InputError, match="older"):
         make_estimate("older_image", truth, generator=random)
+    with pytest.raises(InputError, match="unknown kind"):
+        make_estimate("nothing", truth, generator=random)
+    with pytest.raises(InputError, match="shape"):
+        make_estimate("truth", truth[0], generator=random)
 
 
 def test_a_third_of_the_kinds_is_left_out_of_training_and_combinations_never_mix_splits() -> None:
     report, choose, train = (kinds_of(split) for split in ("report", "choose", "train"))
     assert len(report) * 3 >= len(KINDS) == len(report) + len(choose) + len(train)
     assert set(estimates.COMBINED) <= set(train) and set(estimates.COMBINED_REPORT) <= set(report)
-
-
-def test_wrong_input_is_named() -> None:
-    random = torch.Generator().manual_seed(0)
-    with pytest.raises(InputError, match="unknown kind"):
-        make_estimate("nothing", tiles(), generator=random)
-    with pytest.raises(InputError, match="shape"):
-        make_estimate("truth", tiles()[0], generator=random)

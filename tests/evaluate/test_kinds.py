@@ -65,7 +65,8 @@ def test_a_copy_is_no_worse_and_no_better(folder: Path) -> None:
 
 @pytest.mark.usefixtures("simple")
 def test_what_is_repaired_and_what_is_spoilt(folder: Path) -> None:
-    written = outcome(FakeModel(lambda s1, opt_v2: opt_v2 - 100.0), folder)
+    model = FakeModel(lambda s1, opt_v2: opt_v2 - 100.0, uncertainty=50.0)
+    written = outcome(model, folder)
     rows = rows_of(written)
     assert rows["brighter"]["mse_change_%"] == pytest.approx(-100) == rows["brighter"]["mae_change_%"]
     assert (rows["brighter"]["wins"], rows["brighter"]["worst_tile_%"]) == (1, pytest.approx(-100))
@@ -77,6 +78,9 @@ def test_what_is_repaired_and_what_is_spoilt(folder: Path) -> None:
     assert summary["median_mse_change_%"] == pytest.approx(sum(left_out) / 2)
     assert summary["worst_kind"] == "noisy" and summary["worst_kind_mse_change_%"] == max(left_out)
     assert summary["worst_tile_%"] == max(row["worst_tile_%"] for row in rows.values() if row["wins"] is not None)
+    text = fakes.shown(evaluate(model, folder, [EstimateKinds()]).tables(), width=140)
+    for word in ("3 tiles", "brighter", "-100.0 %", "2 kinds left out of training", "noisy", "used for choices"):
+        assert word in text, word
 
 
 @pytest.mark.usefixtures("simple")
@@ -99,14 +103,6 @@ def test_tiles_of_another_day_are_counted_and_left_out(folder: Path) -> None:
     assert (written["all_tiles"]["tiles"], written["sar_consistent"]["tiles"]) == (3, 2)
     assert written["all_tiles"]["rows"][0]["rmse_v3"] > 0 == written["sar_consistent"]["rows"][0]["rmse_v3"]
     assert len(evaluate(model, folder, [EstimateKinds()]).tables()) == 2
-
-
-@pytest.mark.usefixtures("simple")
-def test_the_table_tells_what_was_measured(folder: Path) -> None:
-    report = evaluate(FakeModel(lambda s1, opt_v2: opt_v2 - 100.0, uncertainty=50.0), folder, [EstimateKinds()])
-    text = fakes.shown(report.tables(), width=140)
-    for word in ("3 tiles", "brighter", "-100.0 %", "2 kinds left out of training", "noisy", "used for choices"):
-        assert word in text, word
 
 
 @pytest.mark.usefixtures("simple")

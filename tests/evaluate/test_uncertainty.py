@@ -132,6 +132,8 @@ def test_a_folder_is_pooled_without_nodata(bright: Path) -> None:
     assert figures["retention"][3] == pytest.approx([0.2, 4e-4], rel=1e-5)
     title = evaluate(model, bright, [Uncertainty()]).tables()[0].title
     assert "spread of the ensemble alone" in str(title)
+    with pytest.raises(InputError, match="--ensemble-size 4"):  # a model without uncertainty is told what to do
+        outcome(FakeModel(), bright)
 
 
 def test_calibrated_deviations_are_taken_as_they_are(bright: Path) -> None:
@@ -140,11 +142,6 @@ def test_calibrated_deviations_are_taken_as_they_are(bright: Path) -> None:
         figures = outcome(model, bright, size)
         assert figures["calibrated"] and figures["spread_skill"]["B08"] == pytest.approx(0.5)
     assert outcome(FakeModel(uncertainty=100.0), bright, 1)["calibrated"], "the head's own, of one run"
-
-
-def test_a_model_without_uncertainty_is_told_what_to_do(bright: Path) -> None:
-    with pytest.raises(InputError, match="--ensemble-size 4"):
-        outcome(FakeModel(), bright)
 
 
 def test_the_pipelines_own_estimate_is_measured(bright: Path) -> None:

@@ -26,21 +26,6 @@ def test_the_scale_of_a_new_place_is_a_standard_error_larger() -> None:
     assert cautious_scale([(1.0, 1.0, 1.0, 3.0), (1.0, 1.0, 1.0, 4.0)]) == pytest.approx((1.0, 1.0, 1.0, 4.0))
 
 
-@pytest.mark.parametrize(
-    ("predicted", "error"),
-    [
-        (torch.zeros(3, 4), torch.ones(3, 4)),
-        (torch.ones(3, 4), torch.zeros(3, 4)),
-        (torch.ones(3, 3), torch.ones(3, 3)),
-        (torch.ones(0, 4), torch.ones(0, 4)),
-        (torch.ones(3, 4), torch.full((3, 4), torch.nan)),
-    ],
-)
-def test_what_cannot_be_fitted_is_refused(predicted: torch.Tensor, error: torch.Tensor) -> None:
-    with pytest.raises(InputError, match="expected"):
-        fit_scale(predicted, error)
-
-
 @pytest.mark.parametrize(("nfe", "scales"), [(0, ONE), (1, ONE), (5, ONE), (6, TEN), (10, TEN), (1000, TEN)])
 def test_the_nearest_number_of_evaluations_counts(nfe: int, scales: tuple[float, ...]) -> None:
     assert tuple(Calibration({10: TEN, 1: ONE}).scale(nfe).tolist()) == scales

@@ -9,15 +9,10 @@ from axs_lib.prithvi.colour import SeasonalColour, season
 from axs_lib.prithvi.metadata import encode_metadata
 
 
-@pytest.fixture
-def colour() -> SeasonalColour:
-    layer = SeasonalColour()
-    torch.nn.init.normal_(layer.weight)
-    return layer
-
-
 @torch.no_grad()
-def test_summer_and_winter_differ_and_december_meets_january(colour: SeasonalColour) -> None:
+def test_summer_and_winter_differ_and_december_meets_january() -> None:
+    colour = SeasonalColour()
+    torch.nn.init.normal_(colour.weight)
     image = torch.randn(1, 4, 8, 8).expand(4, -1, -1, -1)
     dates = ["2021-12-31", "2021-01-01", "2021-06-21", "2021-12-21"]
     last, first, june, december = colour(image, encode_metadata([{"date": date} for date in dates], 4))

@@ -59,7 +59,6 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[d
         from huggingface_hub.errors import LocalEntryNotFoundError
 
         asked: list[dict[str, object]] = []
-        served = cached
 
         def fetch(
             repo: str,
@@ -69,7 +68,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[d
             local_files_only: bool = False,
         ) -> str:
             asked.append({"repo": repo, "name": name, "revision": revision, "local": local_files_only})
-            if local_files_only and not served:
+            if local_files_only and not cached:
                 raise LocalEntryNotFoundError("not in the cache")
             place = tmp_path / f"models--{repo.replace('/', '--')}" / "snapshots" / commit
             if local_dir is not None:
@@ -99,9 +98,6 @@ def test_checkpoint_folder_and_file_find_both_files(folder: Path) -> None:
         assert (files.generator, files.tokenizer) == (folder / GENERATOR, folder / TOKENIZER)
         assert files.source == "checkpoint"
         assert files.sha256 == {name: sha256_file(folder / name) for name in (GENERATOR, TOKENIZER)}
-
-
-def test_missing_tokenizer_is_named(folder: Path) -> None:
     (folder / TOKENIZER).unlink()
     with pytest.raises(WeightsError, match=TOKENIZER):
         resolve("terramind_v1_small", checkpoint=folder / GENERATOR)
@@ -139,6 +135,8 @@ def test_packaged_variant_ignores_the_environment(folder: Path, monkeypatch: pyt
 def test_packaged_weights_are_checked_by_hash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(weights, "_PACKAGED", tmp_path)
     path = tmp_path / "nano.safetensors"
+    with pytest.raises(WeightsError, match=r"nano\.safetensors.*reinstall"):
+        resolve("nano")
     save_file({"w": torch.ones(2)}, path)
     with pytest.raises(WeightsError, match=r"no entry for it.*Reinstall.*experiments/hash_weights\.py"):
         resolve("nano")
@@ -149,12 +147,6 @@ def test_packaged_weights_are_checked_by_hash(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(WeightsError, match=f"SHA-256 is {sha256_file(path)}, expected {info.sha256[path.name]}"):
         resolve("nano")
     assert resolve("nano", checkpoint=path).source == "checkpoint"  # a file of one's own may be anything
-
-
-def test_incomplete_installation_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(weights, "_PACKAGED", tmp_path)
-    with pytest.raises(WeightsError, match=r"nano\.safetensors.*reinstall"):
-        resolve("nano")
 
 
 def test_offline_without_weights_is_one_error_with_three_ways_out() -> None:
@@ -199,10 +191,7 @@ def test_known_hash_is_pinned_and_enforced(hub: Callable[..., list[dict[str, obj
     assert asked[0]["revision"] == published.commit
     with pytest.raises(WeightsError, match="not what was published"):
         weights.download("terramind_v1_tiny", folder=tmp_path / "here")
-
-
-def test_another_commit_may_have_another_content(hub: Callable[..., object]) -> None:
-    hub({"TerraMind_v1_tiny.pt": b"newer", TOKENIZER: b"tokenizer"})
+    hub(files)  # another commit may have another content
     assert resolve("terramind_v1_tiny", revision="main").source == "hub"
 
 
@@ -381,6 +370,8 @@ def test_wrong_shape_names_the_variant_it_looks_like_and_changes_nothing() -> No
     assert "(192,) float32, expected (8,) float32" in str(caught.value)
     assert "looks like terramind_v1_tiny: dim 192" in str(caught.value)
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+    with pytest.raises(WeightsError, match="looks like a tokenizer"):
+        load_strict(module, {"quant_proj.weight": torch.ones(2), "encoder.x": torch.ones(2)})
 
 
 @pytest.mark.parametrize(
@@ -398,12 +389,6 @@ def test_numbers_that_are_not_finite_are_refused(value: float, dtype: torch.dtyp
     with pytest.raises(WeightsError, match=r"1 with numbers that are not finite \(encoder\.0\.norm1\.weight\)"):
         load_strict(model, state)
     assert all(torch.equal(before[name], each) for name, each in model.state_dict().items())
-
-
-def test_tokenizers_are_recognised() -> None:
-    tokenizer = {"quant_proj.weight": torch.ones(2), "encoder.x": torch.ones(2)}
-    with pytest.raises(WeightsError, match="looks like a tokenizer"):
-        load_strict(Small(), tokenizer)
 
 
 @pytest.mark.slow

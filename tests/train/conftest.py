@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests.models import plausible_pair
-
-MakePairs = Callable[..., Path]
 
 
 def write_pairs(folder: Path, count: int = 4, side: int = 72, **extra: np.ndarray) -> Path:

@@ -82,9 +82,6 @@ def write_v2(root: Path) -> Path:
     return root
 
 
-# -- NPZ ----------------------------------------------------------------------------------------------------------
-
-
 def test_npz_pairs_carry_date_place_and_estimates(tmp_path: Path) -> None:
     _, estimate = pair_arrays(9, 72)
     write_pairs(tmp_path, opt_v1=estimate)
@@ -117,10 +114,7 @@ def test_an_empty_folder_and_wrong_units_are_errors(tmp_path: Path) -> None:
         samples_of(tmp_path)
 
 
-# -- BigEarthNet --------------------------------------------------------------------------------------------------
-
-
-def test_bigearthnet_v1_pairs_by_the_json_of_the_sar_patches(tmp_path: Path) -> None:
+def test_bigearthnet_v1_pairs_by_the_json_of_the_sar_patches_or_by_split_files(tmp_path: Path) -> None:
     samples = samples_of(write_v1(tmp_path), format="bigearthnet_v1")
     assert [sample.id for sample in samples] == [s2 for s2, _ in V1]
     assert [sample.group for sample in samples] == ["33UUP", "33UUP", "35VPK"]
@@ -129,12 +123,8 @@ def test_bigearthnet_v1_pairs_by_the_json_of_the_sar_patches(tmp_path: Path) -> 
     np.testing.assert_array_equal(crop.s1, s1)
     np.testing.assert_array_equal(crop.s2, s2)
     assert crop.metadata["date"] == "2017-06-13" and crop.metadata["lat"] == pytest.approx(47.85, abs=0.05)
-
-
-def test_bigearthnet_v1_takes_pairs_and_split_from_the_split_files(tmp_path: Path) -> None:
-    write_v1(tmp_path)
-    for (s2, s1), split in zip(V1, ("train", "val", "test"), strict=True):
-        (tmp_path / f"bigearthnet-{split}.csv").write_text(f"{s2},{s1}\n")
+    for (s2_name, s1_name), split in zip(V1, ("train", "val", "test"), strict=True):
+        (tmp_path / f"bigearthnet-{split}.csv").write_text(f"{s2_name},{s1_name}\n")
     samples = samples_of(tmp_path, format="bigearthnet_v1")
     assert [sample.split for sample in samples] == ["train", "validation", "test"]
 
@@ -187,9 +177,6 @@ def test_a_corrupt_patch_is_named_when_it_is_read_or_replaced_by_another_draw(tm
         batches = [skipping[i] for i in range(4)]
     assert sum(w.category is BadDataWarning for w in seen) == 1
     assert all(len(batch["s1"]) == 4 for batch in batches)
-
-
-# -- scenes -------------------------------------------------------------------------------------------------------
 
 
 def write_scene(
@@ -267,9 +254,6 @@ def test_scenes_that_overlap_are_one_group_and_unpaired_ones_are_named(tmp_path:
     (tmp_path / "other" / "b_s1.tif").replace(tmp_path / "swapped" / "b_s1.tif")
     with pytest.raises(InputError, match="show different places"):
         samples_of(tmp_path / "swapped", format="scenes")
-
-
-# -- splits and batches -------------------------------------------------------------------------------------------
 
 
 def test_groups_are_never_on_both_sides(pairs: Path) -> None:
