@@ -89,7 +89,7 @@ def compute_metrics(
     figures["edge_truth"] = _correlation(edges, real_edges, inner)
     figures["sharpness"] = (_mean(edges.square(), inner) / _mean(real_edges.square(), inner)).sqrt()
     if sar is not None:
-        broad, sar_broad = (_smooth(i.mean(1, keepdim=True), valid, SAR_SMOOTHING) for i in (estimate, sar))
+        broad, sar_broad = (smooth(i.mean(1, keepdim=True), valid, SAR_SMOOTHING) for i in (estimate, sar))
         figures[SAR_KEY] = _correlation(_gradient(broad), _gradient(sar_broad), inner)
     return {key: float(value) for key, value in figures.items()}
 
@@ -259,7 +259,7 @@ def _gradient(image: Tensor) -> Tensor:
     return magnitude
 
 
-def _smooth(image: Tensor, valid: Tensor, sigma: float) -> Tensor:
+def smooth(image: Tensor, valid: Tensor, sigma: float) -> Tensor:
     """Gaussian smoothing of (B,1,H,W) over the pixels that count only."""
     from kornia.filters import gaussian_blur2d
 

@@ -3,25 +3,9 @@
 Every pair is filled twice where it can be. ``simulated``: the clear truth with the cloud shapes of ``cloud_trust``,
 whose seed depends on nothing but the tile's name. ``cloudy``: where a pair carries a really cloudy image, that image,
 clear where ``cloudy_trust`` says so; its clear pixels are of another day than the truth. A method is handed the image
-with NaN inside the gaps and never sees what is there, but for the simulated proposals that are made of the truth:
-
-================ ======================================================================================
-stage3           the model, with its own proposal
-informed         with the simulated proposal of a good generator (``axs_lib.data.proposals``)
-truth_proposal   with the truth as proposal: the most that a generator can bring
-proposal_swapped with the proposal that it drew for another tile
-no_proposal      with the smoothly filled image as proposal, which says nothing new
-sar_withheld     the same weights without the SAR's content
-no_sar           a model trained without SAR, where one is given: a plain U-Net that takes none, or a Stage
-                 3 model, which meets mean backscatter everywhere
-plain            a plain U-Net with SAR, where one is given
-smooth           pull-push: each pixel from the finest level of an image pyramid that knows a clear neighbour
-mean             the mean colour of the tile's clear pixels
-================ ======================================================================================
-
-The rows with other proposals are left out where the model corrects by the difference of two proposals. Inside is
-where the map is 0 and neither SAR nor truth is nodata; the border is what of it lies within 3 px of clear pixels. A
-tile without any of either, or without clear pixels, is left out and named.
+with NaN inside the gaps and never sees what is there, but for the simulated proposals that are made of the truth. Other
+proposals are left out where the model corrects by the difference of two. The border is what of a gap lies within 3 px
+of clear pixels. A tile without gaps or without clear pixels is left out and named.
 """
 
 from __future__ import annotations
@@ -57,15 +41,15 @@ ERRORS = ("mse", "mae", "mse_border", "mae_border")
 STRUCTURE = ("ssim", "edge_truth", "sharpness")
 LABELS = {
     STAGE3: "Stage 3",
-    "informed": "informed proposal",
-    "truth_proposal": "truth as proposal",
+    "informed": "informed proposal",  # simulated, of a good generator
+    "truth_proposal": "truth as proposal",  # the most that a generator can bring
     "proposal_swapped": "another tile's proposal",
-    "no_proposal": "no proposal",
+    "no_proposal": "no proposal",  # the smoothly filled image, which says nothing new
     "sar_withheld": "SAR withheld",
     "no_sar": "trained without SAR",
     "plain": "plain U-Net",
-    "smooth": "smooth (pull-push)",
-    "mean": "mean colour",
+    "smooth": "smooth (pull-push)",  # each pixel from the finest level of a pyramid that knows a clear neighbour
+    "mean": "mean colour",  # of the tile's clear pixels
 }
 
 
