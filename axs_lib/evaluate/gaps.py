@@ -93,8 +93,13 @@ class Gaps(Scenario):
             ]
             proposals = {"informed": torch.cat(drawn), "truth_proposal": filled_truth}
             if walk.donors:
-                others = [_proposal_of_another(gap.tile, walk) for gap in gaps]
-                proposals["proposal_swapped"] = torch.stack(others)
+                swapped = []
+                for gap in gaps:
+                    other = next(gaps_of(walk.donor(gap.tile)))  # in that one's own simulated gap
+                    drawn_there = walk.ground(other.tile.s1[None], other.image[None], trust=other.trust[None]).proposal
+                    assert drawn_there is not None
+                    swapped.append(fitted(drawn_there[0], gap.tile.size))
+                proposals["proposal_swapped"] = torch.stack(swapped)
             proposals["no_proposal"] = smooth
         filled = {STAGE3: walk.ground(s1, image, trust=trust).opt_v3}
         for key, proposal in proposals.items():
@@ -185,14 +190,6 @@ def measure_gap(image: Tensor, gap: Gap) -> Figures:
         "mae_border": float(error.abs().mean()),
         "changed": changed,
     }
-
-
-def _proposal_of_another(tile: EvaluationTile, walk: Walk) -> Tensor:
-    """What Stage 3 draws for another tile in that one's own simulated gap, (4,H,W) DN."""
-    other = next(gaps_of(walk.donor(tile)))
-    drawn = walk.ground(other.tile.s1[None], other.image[None], trust=other.trust[None]).proposal
-    assert drawn is not None
-    return fitted(drawn[0], tile.size)
 
 
 def _summary(tiles: Sequence[TileFigures]) -> dict[str, Any]:

@@ -90,10 +90,8 @@ def water_on_land(s1: Tensor, truth: Tensor) -> float:
 def select_pairs(
     folder: str | Path, quality: Quality, groups: Sequence[str] | None, source: OptV2Source = "file"
 ) -> list[PairRecord]:
-    """The pairs to evaluate; of source ``cloudy`` those that hold a cloudy image.
-
-    Raises:
-        InputError: no pairs, an unknown group, no cloudy image, or (where files are read) a broken pair.
+    """The pairs to evaluate; of source ``cloudy`` those that hold a cloudy image. Raises InputError: no pairs, an
+    unknown group, no cloudy image, or (where files are read) a broken pair.
     """
     records = list_pairs(folder, quality)
     if groups is not None:
