@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable
 
 import torch
+from kornia.filters import gaussian_blur2d, spatial_gradient
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -81,7 +82,7 @@ class Stage2Loss(nn.Module):
             "l1": lambda: images.mean(images.error.abs()),
             "ms_ssim": lambda: images.per_image(1 - ms_ssim(images.pred, images.truth, images.valid)),
             "sam": lambda: images.mean(spectral_angle(images.pred, images.truth)),
-            "gradient": lambda: images.mean(sobel(images.error).abs().mean(2), whole_windows(images.valid)),
+            "gradient": lambda: images.mean(spatial_gradient(images.error).abs().mean(2), whole_windows(images.valid)),
         }
 
 
@@ -190,8 +191,6 @@ def _ssim_parts(first: Tensor, second: Tensor, weight: Tensor) -> tuple[Tensor, 
 
 def _window(image: Tensor) -> Tensor:
     """Sum over SSIM's Gaussian window, zero outside the image."""
-    from kornia.filters import gaussian_blur2d
-
     size, sigma = (SSIM_WINDOW, SSIM_WINDOW), (SSIM_SIGMA, SSIM_SIGMA)
     return gaussian_blur2d(image, size, sigma, border_type="constant")
 
@@ -200,13 +199,6 @@ def _halve(image: Tensor, weight: Tensor) -> Tensor:
     """Half the resolution, averaging over the pixels that count."""
     total = F.avg_pool2d(image * weight, 2, ceil_mode=True)
     return total / F.avg_pool2d(weight, 2, ceil_mode=True).clamp_min(_TINY)
-
-
-def sobel(image: Tensor) -> Tensor:
-    """Sobel gradient (B, C, 2, H, W) of (B, C, H, W), per pixel; the border repeats its outermost row and column."""
-    from kornia.filters import spatial_gradient
-
-    return spatial_gradient(image)
 
 
 def whole_windows(valid: Tensor) -> Tensor:

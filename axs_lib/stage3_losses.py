@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from kornia.filters import spatial_gradient
 from torch import Tensor
 from torch.nn import functional as F
 
 from axs_lib.bands import SAR_BANDS
 from axs_lib.errors import InputError
 from axs_lib.metrics import SAR_SMOOTHING, smooth
-from axs_lib.stage2_losses import ComparedImages, Stage2Loss, sobel, whole_windows
+from axs_lib.stage2_losses import ComparedImages, Stage2Loss, whole_windows
 
 IGNORED_TOKEN = -100
 _FLAT = 1e-6  # variance of the edge strength, in units of its mean square, under which there is no structure
@@ -91,7 +92,7 @@ def sar_structure_error(image: Tensor, s1: Tensor, valid: Tensor) -> Tensor:
     """
     inner = whole_windows(valid)
     smoothed = (smooth(x.mean(1, keepdim=True), valid, SAR_SMOOTHING) for x in (image, s1))
-    one, other = ((sobel(x).square().sum(2) + _TINY).sqrt() for x in smoothed)
+    one, other = ((spatial_gradient(x).square().sum(2) + _TINY).sqrt() for x in smoothed)
     count = inner.sum((1, 2, 3)).clamp_min(1)
 
     def mean(x: Tensor) -> Tensor:
