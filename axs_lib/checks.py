@@ -37,30 +37,16 @@ class RangeWarning(UserWarning):
 
 @dataclass(frozen=True)
 class CheckedPair:
-    """A valid batch, NaN = nodata.
+    """A valid batch, NaN = nodata."""
 
-    Attributes:
-        s1: (B, 2, H, W) float32.
-        opt_v2: (B, 4, H, W) float32 or float64.
-        trust: (B, 1, H, W) float32 in [0, 1]; ``Trust.ESTIMATE`` everywhere where none was given.
-        unbatched: whether the caller passed single tiles.
-    """
-
-    s1: Tensor
-    opt_v2: Tensor
-    trust: Tensor
-    unbatched: bool
+    s1: Tensor  # (B, 2, H, W) float32
+    opt_v2: Tensor  # (B, 4, H, W) float32 or float64
+    trust: Tensor  # (B, 1, H, W) float32 in [0, 1]; ``Trust.ESTIMATE`` everywhere where none was given
+    unbatched: bool  # whether the caller passed single tiles
 
 
-class CheckedSar(NamedTuple):
-    """(B, 2, H, W) float32, NaN = nodata; and whether the caller passed a single tile."""
-
-    s1: Tensor
-    unbatched: bool
-
-
-class CheckedOptical(NamedTuple):
-    """(B, 4, H, W) float32 or float64, NaN = nodata; and whether the caller passed a single tile."""
+class CheckedImage(NamedTuple):
+    """(B, C, H, W), SAR in float32, NaN = nodata; and whether the caller passed a single tile."""
 
     image: Tensor
     unbatched: bool
@@ -77,17 +63,11 @@ def check_pair(
 ) -> CheckedPair:
     """Validate SAR and optical inputs and bring them to one batched floating-point form.
 
-    Args:
-        s1: (B, 2, H, W) or (2, H, W), VV and VH in dB.
-        opt_v2: (B, 4, H, W) or (4, H, W), B02 B03 B04 B08 in DN.
-        trust: (B, 1, H, W), (1, H, W) or (H, W), 1 = observed, 0 = unknown (what opt_v2 holds there is not looked at
-            and becomes NaN); ``None`` is an estimate everywhere.
-        source: ``"file"`` raises on implausible ranges, ``"tensor"`` warns.
-        standardize: False means z-units, whose range is not checked.
-        force: do not check ranges.
-
-    Raises:
-        InputError: other shapes, bands, sizes or devices, no real numbers, infinities; or implausible ranges.
+    ``s1`` (B, 2, H, W) or (2, H, W) is VV and VH in dB, ``opt_v2`` (B, 4, H, W) or (4, H, W) B02 B03 B04 B08 in DN,
+    ``trust`` (B, 1, H, W), (1, H, W) or (H, W) 1 = observed, 0 = unknown (what opt_v2 holds there is not looked at and
+    becomes NaN); ``None`` is an estimate everywhere. Of source ``"file"`` implausible ranges raise, of ``"tensor"``
+    they warn; without ``standardize`` (z-units) and with ``force`` they are not checked. Raises InputError: other
+    shapes, bands, sizes or devices, no real numbers, infinities; or implausible ranges.
     """
     s1, opt_v2 = _as_image("s1", s1, SAR_BANDS), _as_image("opt_v2", opt_v2, OPTICAL_BANDS)
     if s1.ndim != opt_v2.ndim:
@@ -120,7 +100,7 @@ def check_pair(
     return CheckedPair(s1.float(), opt_v2, certainty, unbatched)
 
 
-def check_sar(s1: Tensor, *, standardize: bool = True) -> CheckedSar:
+def check_sar(s1: Tensor, *, standardize: bool = True) -> CheckedImage:
     """Validate SAR alone, as ``check_pair`` does; an implausible range is a warning."""
     s1 = _as_image("s1", s1, SAR_BANDS)
     batch = (s1[None] if s1.ndim == 3 else s1).float()
@@ -128,10 +108,10 @@ def check_sar(s1: Tensor, *, standardize: bool = True) -> CheckedSar:
     _check_finite("s1", batch, "dB")
     if standardize:
         _report([_sar_range(batch)])
-    return CheckedSar(batch, s1.ndim == 3)
+    return CheckedImage(batch, s1.ndim == 3)
 
 
-def check_optical(image: Tensor, name: str, *, standardize: bool = True) -> CheckedOptical:
+def check_optical(image: Tensor, name: str, *, standardize: bool = True) -> CheckedImage:
     """Validate an optical image of this name alone, as ``check_pair`` does; an implausible range is a warning."""
     image = _as_image(name, image, OPTICAL_BANDS)
     batch = image[None] if image.ndim == 3 else image
@@ -139,7 +119,7 @@ def check_optical(image: Tensor, name: str, *, standardize: bool = True) -> Chec
     _check_finite(name, batch, "DN")
     if standardize:
         _report([_optical_range(name, batch)])
-    return CheckedOptical(batch, image.ndim == 3)
+    return CheckedImage(batch, image.ndim == 3)
 
 
 def check_device(image: Tensor, device: torch.device) -> None:

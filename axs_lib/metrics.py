@@ -54,10 +54,7 @@ def compute_metrics(
     """Compare one optical estimate (B,4,H,W) or (4,H,W) in DN with the truth, DN of the same shape.
 
     ``s1`` (B,2,H,W) or (2,H,W) in dB adds ``edge_sar``; ``mask`` (B,1,H,W), (B,H,W) or (H,W) is true where pixels
-    count. Returns the module's table.
-
-    Raises:
-        InputError: shapes that do not match, or not one pixel that counts.
+    count. Returns the module's table; ``InputError`` for shapes that do not match, or not one pixel that counts.
     """
     from torchmetrics.functional import mean_absolute_error, mean_squared_error
     from torchmetrics.functional.image import (
@@ -89,7 +86,7 @@ def compute_metrics(
     figures["edge_truth"] = _correlation(edges, real_edges, inner)
     figures["sharpness"] = (_mean(edges.square(), inner) / _mean(real_edges.square(), inner)).sqrt()
     if sar is not None:
-        broad, sar_broad = (_smooth(i.mean(1, keepdim=True), valid, SAR_SMOOTHING) for i in (estimate, sar))
+        broad, sar_broad = (smooth(i.mean(1, keepdim=True), valid, SAR_SMOOTHING) for i in (estimate, sar))
         figures[SAR_KEY] = _correlation(_gradient(broad), _gradient(sar_broad), inner)
     return {key: float(value) for key, value in figures.items()}
 
@@ -100,10 +97,9 @@ def stage3_metrics(
 ) -> dict[str, float]:
     """Compare the Stage 3 image and the Stage 2 image with the truth, over the same pixels; see ``compute_metrics``.
 
-    Returns:
-        Every metric of the module's table with the suffixes ``_v3`` and ``_v2``; ``mse_improvement_%`` and
-        ``mae_improvement_%``, see ``improvement``; ``copy_ratio``, the sum of |v3 - v2| over the sum of |v3 - truth|:
-        0 is a copy of opt_v2 (inf where v3 equals the truth and not opt_v2); and what ``correctness`` returns.
+    Returns every metric of the module's table with the suffixes ``_v3`` and ``_v2``; ``mse_improvement_%`` and
+    ``mae_improvement_%``, see ``improvement``; ``copy_ratio``, the sum of |v3 - v2| over the sum of |v3 - truth|: 0 is
+    a copy of opt_v2 (inf where v3 equals the truth and not opt_v2); and what ``correctness`` returns.
     """
     images, _, valid = _prepare({"opt_v3": opt_v3, "opt_v2": opt_v2, "s2_truth": s2_truth}, s1, mask)
     figures: dict[str, float] = {}
@@ -259,7 +255,7 @@ def _gradient(image: Tensor) -> Tensor:
     return magnitude
 
 
-def _smooth(image: Tensor, valid: Tensor, sigma: float) -> Tensor:
+def smooth(image: Tensor, valid: Tensor, sigma: float) -> Tensor:
     """Gaussian smoothing of (B,1,H,W) over the pixels that count only."""
     from kornia.filters import gaussian_blur2d
 

@@ -133,26 +133,26 @@ class Pipeline(nn.Module):
         """
         # 1. Check what came in; one seed a sample, from which every member and stage derives its own.
         sar = check_sar(s1)
-        check_device(sar.s1, self.device)
+        check_device(sar.image, self.device)
         check_sampling(temperature, ensemble_size, batch_size)
-        seeds = sample_seeds(seed, len(sar.s1), device=sar.s1.device)
+        seeds = sample_seeds(seed, len(sar.image), device=sar.image.device)
         options: dict[str, Any] = {"tokens": tokens, "temperature": temperature, "batch_size": batch_size}
 
         # 2. The stages in their order, as often as the ensemble has members.
         images, variances, gates, contributions = [], [], [], []  # one of each a member
         for member in range(ensemble_size):
             options["seed"] = member_seeds(seeds, member)
-            first = self.stage1.generate(sar.s1, timesteps, origin=origin, **options)
+            first = self.stage1.generate(sar.image, timesteps, origin=origin, **options)
             refined = self.stage2(first.image, metadata, batch_size=batch_size)
             trust = torch.full_like(refined[:, :1], Trust.SAR_ONLY)
             controls = GroundingControls(origin=origin, orientation=member)
             grounding = {"trust": trust, "hold_colour": hold_colour, **options}
-            last = self.stage3.ground(sar.s1, refined, timesteps, controls=controls, **grounding)
+            last = self.stage3.ground(sar.image, refined, timesteps, controls=controls, **grounding)
             images.append(torch.stack([first.image, refined, last.image]))  # (3, B, 4, H, W)
             gates.append(last.gate)  # (B, 1, H, W)
             if sar_contribution:
                 plain = replace(controls, use_sar=False)
-                without = self.stage3.ground(sar.s1, refined, timesteps, controls=plain, **grounding)
+                without = self.stage3.ground(sar.image, refined, timesteps, controls=plain, **grounding)
                 contributions.append(last.image - without.image)  # (B, 4, H, W)
             if last.uncertainty is not None:
                 variances.append(last.uncertainty.square())  # (B, 4, H, W)
@@ -236,7 +236,7 @@ def full_pipeline(
     the next. The other arguments are those of ``Pipeline.forward``.
     """
     if pipeline is None:
-        pipeline = _default_pipeline(variant, str(check_sar(s1).s1.device))
+        pipeline = _default_pipeline(variant, str(check_sar(s1).image.device))
     output = pipeline(s1, metadata, timesteps, **options)
     return output.opt_v1, output.opt_v2, output.opt_v3
 

@@ -86,20 +86,20 @@ class Stage1Model(GeneratorStage):
 
         # 1. Check what came in.
         sar = check_sar(s1, standardize=self.standardize)
-        check_device(sar.s1, self.device)
+        check_device(sar.image, self.device)
         check_sampling(temperature, ensemble_size, batch_size)
         timesteps = check_timesteps(self.timesteps if timesteps is None else timesteps)
         schedule = build_schedule(scheduler or self.scheduler, timesteps)
-        batch, device = len(sar.s1), sar.s1.device
+        batch, device = len(sar.image), sar.image.device
         seeds = stage_seeds(sample_seeds(seed, batch, device=device), STAGE)  # (B,)
         corners = scene_origins(origin, batch, device)  # (B, 2)
 
         # An image is a single tile, or cut into tiles of a grid that are blended.
-        mosaic = Mosaic(sar.s1, generator.layout.max_side, batch_size)
+        mosaic = Mosaic(sar.image, generator.layout.max_side, batch_size)
         for tiles in mosaic.batches():
             # 2. Prepare: fill nodata from neighbours, pad to the network's side S, z-score. The M members of an
             #    ensemble lie along the batch of n tiles.
-            z_s1 = self._to_z(tiles.of(sar.s1), generator.sar)  # (n, 2, S, S)
+            z_s1 = self._to_z(tiles.of(sar.image), generator.sar)  # (n, 2, S, S)
             size = (z_s1.shape[-2], z_s1.shape[-1])
             members = ensemble_seeds(seeds[tiles.samples], ensemble_size)  # (M*n,)
             origins = tiles.origins(corners).repeat(ensemble_size, 1)  # (M*n, 2)
@@ -120,7 +120,7 @@ class Stage1Model(GeneratorStage):
         blended = mosaic.result()  # (B, 4, H, W) each
 
         # 5. Nodata out where the SAR has nodata; valid pixels are valid DN.
-        nodata = ~valid_pixels(sar.s1)
+        nodata = ~valid_pixels(sar.image)
         image = blended["image"].clamp(*VALID_DN) if self.standardize else blended["image"]
         image = image.masked_fill(nodata, torch.nan)
         uncertainty = blended["spread"].masked_fill(nodata, torch.nan) if ensemble_size > 1 else None
@@ -155,18 +155,18 @@ class Stage1Model(GeneratorStage):
         """
         generator = self.terramind_generator
         sar = check_sar(s1, standardize=self.standardize)
-        check_device(sar.s1, self.device)
-        height, width = check_training_size(generator.layout, sar.s1)
-        z_s1 = self._to_z(sar.s1, generator.sar)  # (B, 2, S, S)
+        check_device(sar.image, self.device)
+        height, width = check_training_size(generator.layout, sar.image)
+        z_s1 = self._to_z(sar.image, generator.sar)  # (B, 2, S, S)
         size = (z_s1.shape[-2], z_s1.shape[-1])
         if truth is None:
             clean = z_s1.new_zeros(len(z_s1), generator.optical.channels, *size)
         else:
             known = check_optical(truth, "truth", standardize=self.standardize).image.float()
-            if (len(known), known.shape[-2:]) != (len(sar.s1), sar.s1.shape[-2:]):
+            if (len(known), known.shape[-2:]) != (len(sar.image), sar.image.shape[-2:]):
                 raise InputError(
-                    f"truth is {tuple(known.shape)} and s1 {tuple(sar.s1.shape)}; expected one truth of the same height"
-                    " and width for every SAR tile"
+                    f"truth is {tuple(known.shape)} and s1 {tuple(sar.image.shape)}; expected one truth of the same"
+                    " height and width for every SAR tile"
                 )
             clean = generator.optical.expand_bands(self._to_z(known, generator.optical))  # (B, C, S, S)
         x_t, t = training_start(clean, training=self.training, noised=truth is not None)

@@ -3,19 +3,6 @@
 Images are DN (reflectance x 10000), B02 B03 B04 B08, and are brought to reflectance inside, so every term and weight
 is in these units. A pixel counts where truth and estimate are not NaN in any band and the mask is true. Whatever lies
 in other pixels changes neither loss nor gradient: windows and pyramids average over the pixels that count alone.
-
-============ =========== ============================================================================================
-term         unit        meaning
-============ =========== ============================================================================================
-charbonnier  reflectance mean of sqrt(d^2 + eps^2) - eps over bands and pixels, eps = 1e-3: L1 with a smooth tip
-l1           reflectance mean of |d|
-ms_ssim      1           1 - MS-SSIM (Wang et al. 2003; 11 px Gaussian window of 1.5 px), with as many of its five
-                         scales as the window fits into, their exponents brought to a sum of one
-sam          radian      mean angle between the two spectra of a pixel, as 2 atan(|u - v| / |u + v|) of unit vectors:
-                         the arc cosine has no finite gradient where the spectra agree
-gradient     reflectance mean absolute difference of the two Sobel gradients, where their 3 x 3 window counts wholly
-             per px
-============ =========== ============================================================================================
 """
 
 from __future__ import annotations
@@ -24,6 +11,7 @@ import math
 from collections.abc import Callable
 
 import torch
+from kornia.filters import gaussian_blur2d, spatial_gradient
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -39,7 +27,7 @@ _TINY = 1e-12  # under a square root, so that its gradient is finite at zero
 
 
 class Stage2Loss(nn.Module):
-    """Weighted sum of the terms in the module's table; a term of weight 0 is not computed.
+    """Weighted sum of the terms of ``measures``; a term of weight 0 is not computed.
 
     With the defaults the pixel error leads and the others add about as much again on typical estimates. Raises
     InputError: a weight that is negative or not finite, or none above 0.
@@ -68,14 +56,9 @@ class Stage2Loss(nn.Module):
     def forward(self, pred: Tensor, truth: Tensor, mask: Tensor | None = None, **further: Tensor | None) -> Tensor:
         """The loss, a scalar in float32; shapes that do not match are an InputError.
 
-        Where no pixel counts it is 0, but NaN if ``pred`` is NaN on all that truth and mask leave: a model that has
-        diverged must not look perfect.
-
-        Args:
-            pred: (B, 4, H, W) or (4, H, W), the estimate in DN.
-            truth: DN of the same shape, NaN = nodata.
-            mask: (B, 1, H, W), (B, H, W) or (H, W), true where pixels count.
-            **further: what a subclass's ``measures`` takes besides.
+        ``pred`` and ``truth`` are (B, 4, H, W) or (4, H, W); ``mask`` (B, 1, H, W), (B, H, W) or (H, W) is true where
+        pixels count; ``further`` is what a subclass's ``measures`` takes besides. Where no pixel counts it is 0, but
+        NaN if ``pred`` is NaN on all that truth and mask leave: a model that has diverged must not look perfect.
         """
         measures = self.measures(ComparedImages(pred, truth, mask), **further)
         terms = _evaluated({name: measure for name, measure in measures.items() if self.weights[name]})
@@ -89,13 +72,17 @@ class Stage2Loss(nn.Module):
         return _evaluated(self.measures(ComparedImages(pred, truth, mask), **further))
 
     def measures(self, images: ComparedImages) -> dict[str, Callable[[], Tensor]]:
-        """How to compute each term."""
+        """How to compute each term; the unit is reflectance, of ``sam`` radian, of ``gradient`` reflectance per px.
+
+        ``charbonnier`` is L1 with a smooth tip; ``ms_ssim`` 1 - MS-SSIM; ``sam`` the mean angle between the two
+        spectra of a pixel; ``gradient`` the mean absolute difference of the Sobel gradients.
+        """
         return {
             "charbonnier": lambda: images.mean((images.error.square() + EPSILON**2).sqrt() - EPSILON),
             "l1": lambda: images.mean(images.error.abs()),
             "ms_ssim": lambda: images.per_image(1 - ms_ssim(images.pred, images.truth, images.valid)),
             "sam": lambda: images.mean(spectral_angle(images.pred, images.truth)),
-            "gradient": lambda: images.mean(sobel(images.error).abs().mean(2), whole_windows(images.valid)),
+            "gradient": lambda: images.mean(spatial_gradient(images.error).abs().mean(2), whole_windows(images.valid)),
         }
 
 
@@ -142,7 +129,10 @@ class ComparedImages:
 
 
 def spectral_angle(first: Tensor, second: Tensor) -> Tensor:
-    """Angle in radians between the spectra of each pixel: (B, 1, H, W) of two (B, C, H, W); 0 where either is 0."""
+    """Angle in radians between the spectra of each pixel: (B, 1, H, W) of two (B, C, H, W); 0 where either is 0.
+
+    As 2 atan(|u - v| / |u + v|) of unit vectors: the arc cosine has no finite gradient where the spectra agree.
+    """
 
     def length(image: Tensor, floor: float = _TINY) -> Tensor:
         return (image.square().sum(1, keepdim=True) + floor).sqrt()
@@ -154,9 +144,10 @@ def spectral_angle(first: Tensor, second: Tensor) -> Tensor:
 
 
 def ms_ssim(first: Tensor, second: Tensor, valid: Tensor) -> Tensor:
-    """MS-SSIM (B,) of each pair of images (B, C, H, W), at most 1; 1 where nothing counts.
+    """MS-SSIM (B,) of each pair of images (B, C, H, W), at most 1; 1 where nothing counts (Wang et al. 2003).
 
-    Window and pyramid are averages normalised by the pixels in them that count by ``valid`` (B, 1, H, W).
+    It has as many of its five scales as the window fits into, their exponents brought to a sum of one. Window and
+    pyramid are averages normalised by the pixels in them that count by ``valid`` (B, 1, H, W).
     """
     side = min(first.shape[-2:])
     scales = 1 + sum(side >> scale >= SSIM_WINDOW for scale in range(1, len(MS_SSIM_EXPONENTS)))
@@ -200,8 +191,6 @@ def _ssim_parts(first: Tensor, second: Tensor, weight: Tensor) -> tuple[Tensor, 
 
 def _window(image: Tensor) -> Tensor:
     """Sum over SSIM's Gaussian window, zero outside the image."""
-    from kornia.filters import gaussian_blur2d
-
     size, sigma = (SSIM_WINDOW, SSIM_WINDOW), (SSIM_SIGMA, SSIM_SIGMA)
     return gaussian_blur2d(image, size, sigma, border_type="constant")
 
@@ -210,13 +199,6 @@ def _halve(image: Tensor, weight: Tensor) -> Tensor:
     """Half the resolution, averaging over the pixels that count."""
     total = F.avg_pool2d(image * weight, 2, ceil_mode=True)
     return total / F.avg_pool2d(weight, 2, ceil_mode=True).clamp_min(_TINY)
-
-
-def sobel(image: Tensor) -> Tensor:
-    """Sobel gradient (B, C, 2, H, W) of (B, C, H, W), per pixel; the border repeats its outermost row and column."""
-    from kornia.filters import spatial_gradient
-
-    return spatial_gradient(image)
 
 
 def whole_windows(valid: Tensor) -> Tensor:

@@ -1,30 +1,23 @@
 """The loss of Stage 3: the terms of Stage 2, edges shared with the SAR, and TerraMind's tokens.
 
-Two terms join those of ``axs_lib.stage2_losses``, each only where its inputs are given:
-
-============ ====== =================================================================================================
-term         unit   meaning
-============ ====== =================================================================================================
-sar          1      1 - Pearson correlation of the edge strength of the image (mean of its bands) and of the SAR (mean
-                    of VV and VH in dB), both first smoothed with a Gaussian of 2 px, since speckle has edges everywhere
-                    and smoothing the SAR alone would favour a blurred image; image by image, then averaged. The SAR's
-                    edges are not all the truth's, so its weight is small
-tokens       nat    cross-entropy of TerraMind's token logits and the truth's tokens
-============ ====== =================================================================================================
+Two terms join those of ``axs_lib.stage2_losses``, each only where its inputs are given: ``sar``, see
+``sar_structure_error``, whose weight is small because the SAR's edges are not all the truth's; and ``tokens``, the
+cross-entropy in nats of TerraMind's token logits and the truth's tokens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+from kornia.filters import spatial_gradient
 from torch import Tensor
 from torch.nn import functional as F
 
 from axs_lib.bands import SAR_BANDS
 from axs_lib.errors import InputError
-from axs_lib.stage2_losses import ComparedImages, Stage2Loss, sobel, whole_windows
+from axs_lib.metrics import SAR_SMOOTHING, smooth
+from axs_lib.stage2_losses import ComparedImages, Stage2Loss, whole_windows
 
-SAR_SMOOTHING = 2.0  # px, as in axs_lib.metrics
 IGNORED_TOKEN = -100
 _FLAT = 1e-6  # variance of the edge strength, in units of its mean square, under which there is no structure
 _TINY = 1e-12
@@ -91,13 +84,15 @@ def token_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def sar_structure_error(image: Tensor, s1: Tensor, valid: Tensor) -> Tensor:
-    """1 - correlation of edge strengths of each image: (B,), 0 to 2; 1 where either has no structure.
+    """1 - correlation of edge strengths of each image and its SAR: (B,), 0 to 2; 1 where either has no structure.
 
+    Edges are those of the mean of the bands, both first smoothed, since speckle has edges everywhere and smoothing the
+    SAR alone would favour a blurred image.
     ``image`` (B, C, H, W) and ``s1`` (B, 2, H, W) in dB are 0 where they do not count by ``valid`` (B, 1, H, W).
     """
     inner = whole_windows(valid)
-    smooth = (_smooth(x.mean(1, keepdim=True), valid) for x in (image, s1))
-    one, other = ((sobel(x).square().sum(2) + _TINY).sqrt() for x in smooth)
+    smoothed = (smooth(x.mean(1, keepdim=True), valid, SAR_SMOOTHING) for x in (image, s1))
+    one, other = ((spatial_gradient(x).square().sum(2) + _TINY).sqrt() for x in smoothed)
     count = inner.sum((1, 2, 3)).clamp_min(1)
 
     def mean(x: Tensor) -> Tensor:
@@ -108,19 +103,6 @@ def sar_structure_error(image: Tensor, s1: Tensor, valid: Tensor) -> Tensor:
     one, other = one - mean(one)[:, None, None, None], other - mean(other)[:, None, None, None]
     spread = (mean(one.square()) + _FLAT) * (mean(other.square()) + _FLAT)
     return 1 - mean(one * other) / spread.sqrt()
-
-
-def _smooth(image: Tensor, valid: Tensor) -> Tensor:
-    """Gaussian smoothing of (B, 1, H, W) over the pixels that count."""
-    from kornia.filters import gaussian_blur2d
-
-    side = 2 * int(3 * SAR_SMOOTHING) + 1
-
-    def spread(values: Tensor) -> Tensor:
-        return gaussian_blur2d(values, (side, side), (SAR_SMOOTHING, SAR_SMOOTHING), border_type="constant")
-
-    weight = valid.to(image.dtype)
-    return spread(image * weight) / spread(weight).clamp_min(_TINY)
 
 
 def _check_sar(s1: Tensor, image: Tensor) -> Tensor:

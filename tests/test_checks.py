@@ -123,8 +123,8 @@ def test_sar_alone_is_checked_as_in_a_pair() -> None:
     s1[0, 0, 0, 0] = torch.nan
     checked = check_sar(s1[0].double())
     assert checked.unbatched
-    assert checked.s1.shape == (1, 2, 64, 64) and checked.s1.dtype == torch.float32
-    assert torch.equal(checked.s1.nan_to_num(), s1.nan_to_num())
+    assert checked.image.shape == (1, 2, 64, 64) and checked.image.dtype == torch.float32
+    assert torch.equal(checked.image.nan_to_num(), s1.nan_to_num())
     with pytest.warns(RangeWarning, match="linear power"):
         check_sar(10 ** (s1 / 10))
     check_sar(10 ** (s1 / 10), standardize=False)

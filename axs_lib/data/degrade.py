@@ -70,12 +70,9 @@ def degrade(
 
     Every draw is from ``generator``, or makes the result a function of truth and ``seed``; with neither, the seed is a
     fresh one of the operating system. The estimate is float32 DN of truth's shape and device, clipped to 1..65535, NaN
-    exactly where truth is NaN.
-
-    Raises:
-        InputError: wrong shape, unknown preset, or both a generator and a seed.
+    exactly where truth is NaN. Raises InputError: wrong shape, unknown preset, or both a generator and a seed.
     """
-    _check_shape(truth)
+    image = _filled(truth)
     if preset not in PRESETS:
         raise InputError(f"unknown degradation preset {preset!r}; choose one of {', '.join(map(repr, PRESETS))}.")
     if generator is not None and seed is not None:
@@ -87,8 +84,6 @@ def degrade(
             generator.seed()
         else:
             generator.manual_seed(seed)
-
-    image = _filled(truth)
     draw = Draw(generator, len(image), image.device)
     image = displace_patches(image, ranges, draw)
     image = _to_resolution(image, ranges.resolution, draw)
@@ -99,7 +94,6 @@ def degrade(
 
 def degrade_lightly(truth: Tensor, *, generator: torch.Generator) -> Tensor:
     """Return an estimate as ``degrade`` does, with little or other damage: each component by chance."""
-    _check_shape(truth)
     draw = Draw(generator, 1, truth.device)
     images = torch.cat([_degrade_lightly(image, draw) for image in _filled(truth).split(1)])
     return images.clamp(*VALID_DN).view(truth.shape).masked_fill(truth.isnan(), math.nan)
@@ -150,14 +144,6 @@ def _resample(image: Tensor, draw: Draw) -> Tensor:
     return functional.interpolate(coarse, size=(height, width), mode=mode)
 
 
-def _check_shape(truth: Tensor) -> None:
-    if truth.ndim not in (3, 4) or truth.shape[-3] != 4 or truth.numel() == 0:
-        raise InputError(
-            f"degrade got a tensor of shape {tuple(truth.shape)}; expected (B,4,H,W) or (4,H,W), not empty, "
-            "with bands B02, B03, B04, B08. Stack or unsqueeze the tile first."
-        )
-
-
 class Draw:
     """Draws per-sample parameters from one generator and puts them on the tile's device."""
 
@@ -180,6 +166,11 @@ def each(values: Tensor) -> Tensor:
 
 def _filled(truth: Tensor) -> Tensor:
     """(B,4,H,W) float32 with each band's valid mean in place of nodata, so that NaN spreads nowhere."""
+    if truth.ndim not in (3, 4) or truth.shape[-3] != 4 or truth.numel() == 0:
+        raise InputError(
+            f"degrade got a tensor of shape {tuple(truth.shape)}; expected (B,4,H,W) or (4,H,W), not empty, "
+            "with bands B02, B03, B04, B08. Stack or unsqueeze the tile first."
+        )
     batch = truth.detach().float().view(-1, *truth.shape[-3:])
     mean = batch.nanmean(dim=(-2, -1), keepdim=True).nan_to_num(VALID_DN[0])
     return torch.where(batch.isnan(), mean, batch)

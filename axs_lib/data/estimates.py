@@ -71,10 +71,8 @@ def make_estimate(
     """An estimate of one kind of ``KINDS``: float32 DN clipped to 1..65535, NaN where truth is NaN.
 
     ``truth`` and what the kind ``needs``, ``given``, are (B,4,H,W) in DN. ``strength`` is 0 (light) to 1 (strong),
-    for all tiles or (B,), and drawn uniformly for each tile by default.
-
-    Raises:
-        InputError: unknown kind, wrong shape, or the tensor that the kind needs is missing.
+    for all tiles or (B,), and drawn uniformly for each tile by default. Raises InputError: unknown kind, wrong shape,
+    or the tensor that the kind needs is missing.
     """
     if kind not in KINDS:
         raise InputError(f"unknown kind of estimate {kind!r}; choose one of {', '.join(KINDS)}")

@@ -90,10 +90,8 @@ def list_pairs(folder: str | Path, quality: Quality = "ok", *, bad: list[str] | 
 
     ``quality`` ``"ok"`` keeps pairs marked ok (or not judged), ``"all"`` also clouds, snow, haze and open water; pairs
     marked ``bad`` are never listed. Where ``bad`` is given, what is wrong with a missing or unreadable file is appended
-    to it and the file left out.
-
-    Raises:
-        InputError: no such folder, no pairs in it, a broken index, a file that is missing or is no NPZ pair.
+    to it and the file left out. Raises InputError: no such folder, no pairs in it, a broken index, a file that is
+    missing or is no NPZ pair.
     """
     folder = Path(folder)
     if quality not in ("ok", "all"):

@@ -1,23 +1,8 @@
 """The main scenario: an estimate is grounded, and opt_v2 and opt_v3 are compared with the truth beside controls.
 
 In: tiles with the estimate that ``axs evaluate --opt-v2-source`` chose; of the pipeline, its own opt_v1 and opt_v2
-are measured, too. Out: per tile the figures of ``axs_lib.metrics.stage3_metrics``, and of every control those of
-``compute_metrics`` of an image in the place of opt_v3. A control shows what a gain would be without its supposed
-cause:
-
-==================== ================================================================================================
-key                  opt_v3 is replaced by
-==================== ================================================================================================
-sar_swapped          Stage 3 with another tile's SAR and the same opt_v2
-proposal_swapped     Stage 3 with the proposal that it drew for another tile, and the tile's own SAR and opt_v2 (not
-                     where it corrects by the difference of two proposals)
-sar_withheld         Stage 3, the same weights, without the SAR's content
-no_sar               Stage 3 retrained without SAR: it is given the mean backscatter everywhere
-plain                one plain U-Net
-mean_colour          the mean colour of nano's training tiles everywhere
-tile_mean            the true mean colour of the tile: an oracle that knows place and season, and nothing else
-no_date, no_date_v2  the pipeline's opt_v3, and opt_v2, where nothing is known of date and place
-==================== ================================================================================================
+are measured, too. Out: per tile the figures of ``axs_lib.metrics.stage3_metrics``, and of every control of
+``CONTROL_LABELS`` those of ``compute_metrics`` of an image in the place of opt_v3.
 """
 
 from __future__ import annotations
@@ -49,12 +34,12 @@ if TYPE_CHECKING:
 OPT_V3 = "opt_v3"
 CONTROL_LABELS = {
     "sar_swapped": "another tile's SAR",
-    "proposal_swapped": "another tile's proposal",
+    "proposal_swapped": "another tile's proposal",  # not where it corrects by the difference of two proposals
     "sar_withheld": "SAR withheld",
-    "no_sar": "retrained without SAR",
+    "no_sar": "retrained without SAR",  # given the mean backscatter everywhere
     "plain": "one plain U-Net",
-    "mean_colour": "mean colour",
-    "tile_mean": "tile's true mean colour",
+    "mean_colour": "mean colour",  # of nano's training tiles
+    "tile_mean": "tile's true mean colour",  # an oracle that knows place and season, and nothing else
     "no_date": "date and place withheld",
     "no_date_v2": "opt_v2, date and place withheld",
 }
@@ -156,10 +141,7 @@ class Estimates(Scenario):
         - ``tiles``, ``opt_v2_source``; ``wins`` share of tiles where opt_v3 has the smaller MSE;
         - ``worst_tile_%`` largest increase of a tile's MSE; ``improvement_quartiles_%`` over the tiles;
         - ``improvement_of_mean_%`` of ``mse`` and ``mae``: 100 (v2 - v3) / v2 of the means, the figure to quote;
-        - ``mean``, ``median`` of every metric, with suffix ``_v2`` and ``_v3``, of the pipeline ``_v1``; without
-          suffix ``copy_ratio``, the sum of |v3 - v2| over that of |v3 - truth|; ``d_improvement``, ``d_omission``,
-          ``d_hallucination`` and the shares of pixels ``improved``, ``omitted``, ``hallucinated`` as opensr-test has
-          them; ``identity_collapse`` 1 where opt_v3 is opt_v2 unchanged;
+        - ``mean``, ``median`` of every figure of ``stage3_metrics``, of the pipeline also with suffix ``_v1``;
         - ``sar_inconsistent_tiles`` whose SAR shows water on land of the truth, another day; ``sar_consistent`` the
           others; - each control under its key: ``mean``, ``improvement_of_mean_%`` over opt_v2,
           ``v3_improvement_over_it_%``, ``wins_over`` share of tiles where opt_v3 has the smaller MSE; of ``no_sar``

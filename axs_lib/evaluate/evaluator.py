@@ -117,11 +117,8 @@ def evaluate(
     Of the pipeline every estimate is made from the SAR and the pair's metadata. ``timesteps`` are those of Stage 3,
     of the pipeline also of Stage 1; by default the model's own. ``seed`` is that of the model's noise: what is
     simulated depends on the tile's name alone. The model sees ``batch_size`` tiles of one size at once. ``force``
-    accepts values that look like another unit.
-
-    Raises:
-        InputError: no pairs, an unknown group, a source that the model cannot have, a pair that is broken or in
-            another unit (the message names it), or a scenario for which no tile counts.
+    accepts values that look like another unit. Raises InputError: no pairs, an unknown group, a source that the model
+    cannot have, a pair that is broken or in another unit (it is named), or a scenario for which no tile counts.
     """
     started = time.perf_counter()
     records = sources.select_pairs(folder, quality, groups, source)

@@ -1,11 +1,8 @@
 """Flood scenario: does a flood that the SAR shows and opt_v2 does not come through, and does the rest stay dry?
 
-Each tile of mostly dry land (NDWI of the truth over 0 on at most 2 % of its pixels) is flooded in its SAR by
-``axs_lib.data.flood``, from a seed that depends on nothing but the tile's name; opt_v2 stays the simulated estimate
-without the flood. Stage 3 grounds it twice, with the flooded and with the real SAR. Out: per tile what changed inside
-the flood and, beyond ``MARGIN`` px from it, outside.
-
-Water is where NDWI = (B03 - B08) / (B03 + B08) is over 0 (McFeeters, 1996).
+Each tile of mostly dry land is flooded in its SAR by ``axs_lib.data.flood``, from a seed that depends on nothing but
+the tile's name; opt_v2 stays the simulated estimate without the flood. Stage 3 grounds it twice, with the flooded and
+with the real SAR. Water is where NDWI = (B03 - B08) / (B03 + B08) is over 0 (McFeeters, 1996).
 """
 
 from __future__ import annotations

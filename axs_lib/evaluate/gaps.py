@@ -3,25 +3,9 @@
 Every pair is filled twice where it can be. ``simulated``: the clear truth with the cloud shapes of ``cloud_trust``,
 whose seed depends on nothing but the tile's name. ``cloudy``: where a pair carries a really cloudy image, that image,
 clear where ``cloudy_trust`` says so; its clear pixels are of another day than the truth. A method is handed the image
-with NaN inside the gaps and never sees what is there, but for the simulated proposals that are made of the truth:
-
-================ ======================================================================================
-stage3           the model, with its own proposal
-informed         with the simulated proposal of a good generator (``axs_lib.data.proposals``)
-truth_proposal   with the truth as proposal: the most that a generator can bring
-proposal_swapped with the proposal that it drew for another tile
-no_proposal      with the smoothly filled image as proposal, which says nothing new
-sar_withheld     the same weights without the SAR's content
-no_sar           a model trained without SAR, where one is given: a plain U-Net that takes none, or a Stage
-                 3 model, which meets mean backscatter everywhere
-plain            a plain U-Net with SAR, where one is given
-smooth           pull-push: each pixel from the finest level of an image pyramid that knows a clear neighbour
-mean             the mean colour of the tile's clear pixels
-================ ======================================================================================
-
-The rows with other proposals are left out where the model corrects by the difference of two proposals. Inside is
-where the map is 0 and neither SAR nor truth is nodata; the border is what of it lies within 3 px of clear pixels. A
-tile without any of either, or without clear pixels, is left out and named.
+with NaN inside the gaps and never sees what is there, but for the simulated proposals that are made of the truth. Other
+proposals are left out where the model corrects by the difference of two. The border is what of a gap lies within 3 px
+of clear pixels. A tile without gaps or without clear pixels is left out and named.
 """
 
 from __future__ import annotations
@@ -57,15 +41,15 @@ ERRORS = ("mse", "mae", "mse_border", "mae_border")
 STRUCTURE = ("ssim", "edge_truth", "sharpness")
 LABELS = {
     STAGE3: "Stage 3",
-    "informed": "informed proposal",
-    "truth_proposal": "truth as proposal",
+    "informed": "informed proposal",  # simulated, of a good generator
+    "truth_proposal": "truth as proposal",  # the most that a generator can bring
     "proposal_swapped": "another tile's proposal",
-    "no_proposal": "no proposal",
+    "no_proposal": "no proposal",  # the smoothly filled image, which says nothing new
     "sar_withheld": "SAR withheld",
     "no_sar": "trained without SAR",
     "plain": "plain U-Net",
-    "smooth": "smooth (pull-push)",
-    "mean": "mean colour",
+    "smooth": "smooth (pull-push)",  # each pixel from the finest level of a pyramid that knows a clear neighbour
+    "mean": "mean colour",  # of the tile's clear pixels
 }
 
 
@@ -109,8 +93,13 @@ class Gaps(Scenario):
             ]
             proposals = {"informed": torch.cat(drawn), "truth_proposal": filled_truth}
             if walk.donors:
-                others = [_proposal_of_another(gap.tile, walk) for gap in gaps]
-                proposals["proposal_swapped"] = torch.stack(others)
+                swapped = []
+                for gap in gaps:
+                    other = next(gaps_of(walk.donor(gap.tile)))  # in that one's own simulated gap
+                    drawn_there = walk.ground(other.tile.s1[None], other.image[None], trust=other.trust[None]).proposal
+                    assert drawn_there is not None
+                    swapped.append(fitted(drawn_there[0], gap.tile.size))
+                proposals["proposal_swapped"] = torch.stack(swapped)
             proposals["no_proposal"] = smooth
         filled = {STAGE3: walk.ground(s1, image, trust=trust).opt_v3}
         for key, proposal in proposals.items():
@@ -201,14 +190,6 @@ def measure_gap(image: Tensor, gap: Gap) -> Figures:
         "mae_border": float(error.abs().mean()),
         "changed": changed,
     }
-
-
-def _proposal_of_another(tile: EvaluationTile, walk: Walk) -> Tensor:
-    """What Stage 3 draws for another tile in that one's own simulated gap, (4,H,W) DN."""
-    other = next(gaps_of(walk.donor(tile)))
-    drawn = walk.ground(other.tile.s1[None], other.image[None], trust=other.trust[None]).proposal
-    assert drawn is not None
-    return fitted(drawn[0], tile.size)
 
 
 def _summary(tiles: Sequence[TileFigures]) -> dict[str, Any]:

@@ -1,9 +1,8 @@
 """Kinds of estimates: what Stage 3 makes of estimates that were made in many ways, most of all of kinds it never met.
 
-Every truth is turned into an estimate of each kind of ``axs_lib.data.estimates``, the truth itself among them, and
-grounded; a kind that needs an image of another date counts where the folder has one. A kind whose ``split`` is not
-``train`` was left out of training, and one whose ``split`` is ``report`` had no part in any choice either: the median
-over those is the figure to quote. Draws depend on nothing but the names of kind and tile. Out: a row for each kind.
+Every truth is turned into an estimate of each kind of ``axs_lib.data.estimates``, and grounded; a kind that needs an
+image of another date counts where the folder has one. The median over the kinds whose ``split`` is ``report`` is the
+figure to quote. Draws depend on nothing but the names of kind and tile.
 """
 
 from __future__ import annotations
@@ -64,10 +63,9 @@ class EstimateKinds(Scenario):
 
         ``tiles`` how many; ``all_tiles`` with ``tiles``, ``summary`` (see ``summary_of``) and ``rows``;
         ``sar_consistent`` the same without the tiles whose SAR shows another day; ``per_tile`` the errors of each
-        kind. A row: ``kind``; ``split`` (train, choose: left out of training and used for choices, report: no part in
-        either); ``tiles``; ``rmse_v2``, ``rmse_v3``, ``rms_change`` (reflectance); ``mse_change_%``, ``mae_change_%``
-        of the means, below zero is better; ``wins``, ``worst_tile_%`` over the tiles whose opt_v2 is wrong;
-        ``spread_skill`` by band.
+        kind. A row: ``kind``; ``split``; ``tiles``; ``rmse_v2``, ``rmse_v3``, ``rms_change`` (reflectance);
+        ``mse_change_%``, ``mae_change_%`` of the means, below zero is better; ``wins``, ``worst_tile_%`` over the tiles
+        whose opt_v2 is wrong; ``spread_skill`` by band.
         """
         consistent = [tile for tile in tiles if tile.facts["sar_water_on_land"] <= INCONSISTENT_SHARE]
         parts = {"all_tiles": tiles}

@@ -19,9 +19,7 @@ class Measured(NamedTuple):
 
 
 def measure_layers(images: Mapping[str, NDArray[Any]]) -> Measured | None:
-    """Figures of a result's layers (C,H,W) by name, inside gaps where ``trust`` is 0; None where nothing can be
-    compared.
-    """
+    """Figures of layers (C,H,W) by name, inside gaps where ``trust`` is 0; None where nothing can be compared."""
     if not {"truth", "opt_v2"} <= set(images):
         return None
     import torch

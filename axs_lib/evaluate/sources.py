@@ -22,9 +22,8 @@ from axs_lib.errors import InputError
 from axs_lib.grounding.sar_inconsistency import open_water
 from axs_lib.nodata import fill_nodata, pad_square, valid_pixels
 
+# The pair's own (simulated where it has none), made by Stages 1 and 2, simulated, or the pair's cloudy image.
 OptV2Source = Literal["file", "stage2", "degraded", "cloudy"]
-"""Where opt_v2 comes from: the pair's own (simulated where it has none), made by Stages 1 and 2, simulated from the
-truth, or the pair's cloudy image."""
 
 
 @dataclass(frozen=True)
@@ -90,11 +89,7 @@ def water_on_land(s1: Tensor, truth: Tensor) -> float:
 def select_pairs(
     folder: str | Path, quality: Quality, groups: Sequence[str] | None, source: OptV2Source = "file"
 ) -> list[PairRecord]:
-    """The pairs to evaluate; of source ``cloudy`` those that hold a cloudy image.
-
-    Raises:
-        InputError: no pairs, an unknown group, no cloudy image, or (where files are read) a broken pair.
-    """
+    """The pairs to evaluate, of source ``cloudy`` those with a cloudy image; InputError where there is none."""
     records = list_pairs(folder, quality)
     if groups is not None:
         known = {record.group for record in records}

@@ -1,26 +1,7 @@
 """Does the predicted standard deviation of opt_v3 mean what it says? Figures of calibration, sharpness and ranking.
 
 In: for every pixel the predicted standard deviation (``Stage3Output.uncertainty``) and the error of opt_v3, both (N,4)
-in reflectance, one column a band of ``OPTICAL_BANDS``. Out: ``uncertainty_figures``, a dictionary of
-
-============ =========== ============================================================================================
-key          unit        meaning
-============ =========== ============================================================================================
-spread_skill 1           RMS of the predicted deviation over the RMSE: 1 is calibrated, below is overconfident. Of a
-                         bare ensemble of M members it is multiplied by sqrt((M + 1) / M), because the mean of M
-                         members errs by that much more than they spread (Fortin et al. 2014)
-uce          reflectance mean over bins of |observed RMSE - predicted RMSE|, weighted by pixels (Laves et al. 2020, in
-                         standard deviations); bins are deciles of the predicted deviation
-auce         1           mean over confidence levels of |share of errors inside the central Gaussian interval - level|
-                         (Gustafsson et al. 2020): 0 is calibrated, 0.5 the worst
-retention    reflectance [share dropped, MSE of the rest]: pixels are dropped from the least certain on, by the mean
-             ^2          predicted variance of their bands
-crps         reflectance continuous ranked probability score of a Gaussian around opt_v3 with the predicted deviation
-                         (Gneiting and Raftery 2007); of a deviation of 0 it is the absolute error
-reliability  reflectance [predicted RMSE, observed RMSE] of each bin, from the most certain to the least
-============ =========== ============================================================================================
-
-All but ``retention`` are by band. ``Uncertainty`` is the scenario that pools the pixels of all tiles.
+in reflectance, one column a band of ``OPTICAL_BANDS``. ``Uncertainty`` is the scenario that pools all tiles' pixels.
 """
 
 from __future__ import annotations
@@ -48,8 +29,10 @@ CALIBRATED = "AXS_CALIBRATION"
 
 
 def uncertainty_figures(predicted: Tensor, error: Tensor, *, members: int | None = None) -> dict[str, Any]:
-    """Every figure of the module's table, of standard deviations and errors (N,4) in reflectance.
+    """Every figure of standard deviations and errors (N,4) in reflectance, all but ``retention`` by band.
 
+    ``spread_skill``, ``auce``, ``retention``, ``crps`` and ``reliability`` are those of the functions below; ``uce``
+    is the mean over ``reliability_bins`` of |observed RMSE - predicted RMSE|, weighted by pixels (Laves et al. 2020).
     ``members`` are those of a bare ensemble; ``None`` where the deviation stands for the whole error. ``InputError``
     for other shapes, no pixel, a negative or undefined deviation.
     """
@@ -80,7 +63,11 @@ def uncertainty_figures(predicted: Tensor, error: Tensor, *, members: int | None
 
 
 def spread_skill(predicted: Tensor, error: Tensor, members: int | None = None) -> float:
-    """RMS of the deviations over the RMSE, both (N,); infinite where there is no error, NaN where there is neither."""
+    """RMS of the deviations over the RMSE, both (N,): 1 is calibrated, below is overconfident.
+
+    Of a bare ensemble it is multiplied by sqrt((M + 1) / M), because the mean of M ``members`` errs by that much more
+    than they spread (Fortin et al. 2014). Infinite where there is no error, NaN where there is neither.
+    """
     factor = 1.0 if members is None else math.sqrt((members + 1) / members)
     return factor * float(predicted.square().mean().sqrt() / error.square().mean().sqrt())
 
@@ -101,7 +88,10 @@ def reliability_bins(predicted: Tensor, error: Tensor, bins: int = BINS) -> list
 
 
 def auce(predicted: Tensor, error: Tensor, levels: int = 99) -> float:
-    """Mean over ``levels`` of confidence of |share of errors in the central Gaussian interval - level|, both (N,)."""
+    """Mean over confidence levels of |share of errors in the central Gaussian interval - level|, both (N,).
+
+    0 is calibrated, 0.5 the worst (Gustafsson et al. 2020).
+    """
     # The level whose interval just reaches the error; without a deviation 0 or 1.
     needed = torch.special.erf((error.abs() / predicted / math.sqrt(2.0)).nan_to_num(nan=0.0, posinf=math.inf))
     level = torch.arange(1, levels + 1, dtype=needed.dtype) / (levels + 1)
@@ -110,7 +100,7 @@ def auce(predicted: Tensor, error: Tensor, levels: int = 99) -> float:
 
 
 def gaussian_crps(predicted: Tensor, error: Tensor) -> float:
-    """Mean CRPS of Gaussians with these deviations around estimates with these errors, both (N,)."""
+    """Mean CRPS (Gneiting and Raftery 2007) of Gaussians with these deviations and estimates' errors, both (N,)."""
     z = error / predicted.clamp_min(torch.finfo(predicted.dtype).tiny)
     density = torch.exp(-0.5 * z.square()) / math.sqrt(2 * math.pi)
     score = error * torch.special.erf(z / math.sqrt(2.0)) + predicted * (2 * density - 1 / math.sqrt(math.pi))

@@ -50,9 +50,7 @@ def is_address(path: PathLike) -> bool:
 
 
 def check_file(path: PathLike, what: str = "the file") -> Path:
-    """Check that a path is a regular file that may be read and is not empty. Raises InputError: it is not; also for
-    addresses.
-    """
+    """Check that a path is a regular file that may be read and is not empty, and no address; else InputError."""
     if is_address(path):
         raise InputError(f"{path} is an address; expected {what} on this machine: download it first")
     file = check_regular(path, what)
@@ -295,9 +293,7 @@ def open_npz(path: PathLike) -> Iterator[Arrays]:
 
 
 def read_pt(path: PathLike) -> FloatArray:
-    """The tensor of a .pt file as float32, without unpickling anything else. Raises InputError: it holds something
-    else, is damaged, or claims more numbers than the file has.
-    """
+    """The tensor of a .pt file as float32; InputError where it holds anything else, is damaged or claims too much."""
     import torch
 
     file = check_file(path, "the tensor")
@@ -335,9 +331,7 @@ def read_pt(path: PathLike) -> FloatArray:
 
 
 def parse_xml(text: bytes, source: str) -> ElementTree.Element:
-    """A parsed XML document; document types and entities, which can read files or fill the memory, are refused. Raises
-    InputError: it is too large, has a document type, or is no XML.
-    """
+    """A parsed XML document; InputError where it is too large, is no XML, or has document types or entities."""
     if len(text) > LARGEST_XML or b"\0" in text[:4096] or b"<!DOCTYPE" in text or b"<!ENTITY" in text:
         raise InputError(
             f"{source} is no plain UTF-8 XML of at most {LARGEST_XML} bytes without a document type; expected"

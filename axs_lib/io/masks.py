@@ -193,9 +193,7 @@ class MaskSource:
 
 
 def scl_numbers(classes: Iterable[str | int]) -> list[int]:
-    """The numbers of SCL classes given by name or number, sorted. Raises InputError: there is no such class, or none is
-    given.
-    """
+    """The numbers of SCL classes given by name or number, sorted; InputError for no class, or one that there is not."""
     numbers, unknown = set(), []
     for each in classes:
         word = re.sub(r"[ -]+", "_", str(each).strip().lower())
@@ -214,9 +212,7 @@ def scl_numbers(classes: Iterable[str | int]) -> list[int]:
 
 
 def scl_trust(values: NDArray[Any], drop: Iterable[str | int] = SCL_DROPPED, *, source: str = "the mask") -> FloatArray:
-    """The trust map of a scene classification of any shape: 0 where a dropped class is, or NaN, 1 elsewhere. Raises
-    InputError: a value that is no class, or a class to drop that there is not.
-    """
+    """The trust map of an SCL of any shape: 0 where a dropped class is, or NaN, 1 elsewhere; InputError for no SCL."""
     classes = np.nan_to_num(values, nan=0)
     wrong = np.unique(classes[~np.isin(classes, range(len(SCL_CLASSES)))])
     if wrong.size:

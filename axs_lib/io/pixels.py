@@ -279,9 +279,7 @@ class MemoryPixels(Pixels):
 
 
 def read_npz(path: Path, wanted: tuple[str, ...], order: Order = None) -> MemoryPixels:
-    """The SAR (``s1``, or ``s1_vv`` and ``s1_vh``) or ``opt_v2`` of an .npz. Raises InputError: it holds something
-    else, or bands of different size.
-    """
+    """The SAR (``s1``, or ``s1_vv`` and ``s1_vh``) or ``opt_v2`` of an .npz; InputError where that is not there."""
     with open_npz(path) as arrays:
         if wanted == SAR_BANDS and "s1" not in arrays:
             shapes = [arrays.shape(key, KEYS[wanted]) for key in ("s1_vv", "s1_vh")]

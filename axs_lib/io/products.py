@@ -1,14 +1,8 @@
 """Open SAR and optical images of any kind as named bands in dB and DN, read by windows: what is right is decided once.
 
-Each kind of input is a ``Pixels``, which knows its grid, the order of its bands and what the file declares (nodata,
-scale, offset, unit). ``Source`` applies the same rules to all:
-
-- SAR: linear power and amplitude become dB, and power of 0 or less is nodata; so are exact zeros in dB, infinite
-  values, values outside of -60 to 40 dB, and a border of one number equal in both bands.
-- Optical: the BOA offset is taken off; 0 in all bands is nodata, so are values far below 0 or above 30,000 DN and a
-  border of one such number; values slightly below 0, which are legitimate over water, become 1.
-
-Values that look like another unit are refused, with the unit's name.
+``Source`` applies the same rules to all kinds of ``Pixels``; what is taken for nodata is in ``_SAID`` and is counted.
+Linear power and amplitude become dB, the BOA offset of DN is taken off, and values slightly below 0 DN, which are
+legitimate over water, become 1. Values that look like another unit are refused, with the unit's name.
 """
 
 from __future__ import annotations

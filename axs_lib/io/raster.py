@@ -63,9 +63,7 @@ def band_name(text: str | None) -> str | None:
 
 
 def parse_bands(text: str | None) -> tuple[str, ...] | None:
-    """The band order written as ``B04,B03,B02,B08`` (or ``red,green,blue,nir``); None for None. Raises InputError: a
-    name is not a Sentinel-1 or Sentinel-2 band, or stands twice.
-    """
+    """The band order in ``B04,B03,B02,B08`` (or ``red,green,blue,nir``); InputError for no band, or one twice."""
     if text is None:
         return None
     words = [word.strip() for word in text.split(",") if word.strip()]

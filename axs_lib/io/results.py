@@ -141,9 +141,7 @@ def _check_whole(cog: Path) -> None:
 
 
 def check_suffix(path: PathLike, batch: int = 1) -> None:
-    """Check that an output can be written and can hold this many tiles. Raises InputError: its suffix is not one of
-    ``SUFFIXES``, or a batch is to go into one GeoTIFF.
-    """
+    """InputError where an output's suffix is none of ``SUFFIXES``, or a batch is to go into one GeoTIFF."""
     suffix = Path(path).suffix.lower()
     if suffix not in SUFFIXES:
         raise InputError(f"{path} ends in {suffix or 'no suffix'}; expected an output named {listed(SUFFIXES)}")

@@ -54,9 +54,7 @@ class Safe:
 
 
 def open_safe(path: PathLike) -> Safe | None:
-    """The product at a path; None where it is neither a folder nor a .zip. Raises InputError: a folder or .zip without
-    the four 10 m bands, of more than one granule, or of another product.
-    """
+    """The product at a path; None for other files, InputError for a folder or .zip without one granule's 10 m bands."""
     if is_address(path):
         return None
     place = Path(path)

@@ -107,9 +107,17 @@ def _warped(
     """Reads SAR in dB, resampled in linear power, from a temporary file of the part that is needed."""
     import rasterio
 
-    power = stack.enter_context(rasterio.open(_write_power(source, needed, work() / "sar_power.tif")))
+    path, part = work() / "sar_power.tif", source.grid.part(needed)
+    with part.new_tiff(path, len(source.bands), "float32", np.nan, 256) as file:
+        for top in range(0, part.height, CHUNK_ROWS):
+            rows = min(CHUNK_ROWS, part.height - top)
+            first = needed.top + top
+            db = source.read(Tile(first, needed.left, first + rows, needed.right))
+            power = np.power(np.float32(10), db / np.float32(10))
+            file.write(power, window=((top, top + rows), (0, part.width)))
+    written = stack.enter_context(rasterio.open(path))
     across, down = _kernel_scale(source.grid, grid)
-    view = warped_view(power, grid, "bilinear", src_nodata=np.nan, XSCALE=across, YSCALE=down)
+    view = warped_view(written, grid, "bilinear", src_nodata=np.nan, XSCALE=across, YSCALE=down)
     opened: Any = stack.enter_context(view)
     return lambda window: to_db(opened.read(window=((window.top, window.bottom), (window.left, window.right))))
 
@@ -145,18 +153,6 @@ def warped_view(dataset: Any, grid: SceneGrid, resampling: str, **more: Any) -> 
 def to_db(power: FloatArray) -> FloatArray:
     """dB of linear power, NaN where there is none."""
     return np.float32(10) * np.log10(np.where(power > 0, power, np.float32(np.nan)))
-
-
-def _write_power(source: Readable, needed: Tile, path: Path) -> Path:
-    grid = source.grid.part(needed)
-    with grid.new_tiff(path, len(source.bands), "float32", np.nan, 256) as file:
-        for top in range(0, grid.height, CHUNK_ROWS):
-            rows = min(CHUNK_ROWS, grid.height - top)
-            first = needed.top + top
-            db = source.read(Tile(first, needed.left, first + rows, needed.right))
-            power = np.power(np.float32(10), db / np.float32(10))
-            file.write(power, window=((top, top + rows), (0, grid.width)))
-    return path
 
 
 def _overlap(source: SceneGrid, grid: SceneGrid) -> Tile | None:

@@ -223,12 +223,7 @@ class Stage3Task(StageTask):
 
 def build_task(config: RunConfig, **options: Any) -> StageTask:
     """The task of a configuration, in training mode; its random weights are a function of the seed."""
-    weights: dict[str, Any] = {
-        "variant": config.variant,
-        "pretrained": config.pretrained,
-        "checkpoint": config.checkpoint,
-        "revision": config.revision,
-    }
+    weights: dict[str, Any] = {key: getattr(config, key) for key in ("variant", "pretrained", "checkpoint", "revision")}
     with own_random(config.seed):
         task: StageTask
         if isinstance(config, Stage1Config):

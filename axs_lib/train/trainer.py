@@ -190,22 +190,12 @@ def fit(
     resume: bool = True,
     progress: bool = True,
 ) -> Path:
-    """Train a task, or go on where a stopped run left off, and export its weights.
+    """Train a task, or with ``resume`` go on where a stopped run left off, and export its weights.
 
-    Args:
-        task: what is trained; its ``config`` is the run.
-        training: item ``index`` is a whole batch, for any index.
-        held_out: validation batches; where there are some, the best validation's weights are exported.
-        workers: processes that read training batches.
-        resume: continue from the run folder's checkpoint where there is one.
-        progress: show Lightning's bar.
-
-    Returns:
-        What the task's ``export`` returned; on all but the first device the run folder.
-
-    Raises:
-        InputError, WeightsError: as ``check_run``.
-        OutputError: the disk refuses; the previous checkpoint is intact.
+    The task's ``config`` is the run. An item of ``training`` is a whole batch, for any index, and is read by so many
+    ``workers``; where there are ``held_out`` batches, the best validation's weights are exported. Returns what the
+    task's ``export`` returned; on all but the first device the run folder. Raises InputError, WeightsError: as
+    ``check_run``; OutputError: the disk refuses; the previous checkpoint is intact.
     """
     config = task.config
     out = Path(config.out)
