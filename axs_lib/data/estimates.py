@@ -152,11 +152,7 @@ def _kernel(distance: Tensor, name: str) -> Tensor:
 
 
 def _resampling(size: int, factor: Tensor, phase: Tensor, gaussian: Tensor, name: str) -> Tensor:
-    """(B,size,size) matrices: one axis reduced to pixels ``factor`` (B,) as large and enlarged again.
-
-    ``phase`` (B,) is where the coarse grid begins, 0 to 1; where ``gaussian`` (B,) is true the coarse pixels have a
-    Gaussian point spread function instead of the area mean.
-    """
+    """(B,size,size) matrices that reduce an axis to pixels ``factor`` as large, mean or Gaussian, and enlarge it."""
     device = factor.device
     count = math.ceil(size / float(factor.min())) + 7
     index = torch.arange(count, device=device) - 3

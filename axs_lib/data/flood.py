@@ -1,10 +1,9 @@
 """Simulate a flood that only the SAR has seen: tiles in dB in, the same tiles with open water in a patch of them out.
 
-Smooth noise is cut at the quantile that floods a share of the tile; its octaves give a shore that is neither round nor
-ragged. Water has a level and gamma distributed speckle of its own; along the shore power is mixed, since a pixel spans
-about 20 m on the ground. The values follow the open water of this project's real pairs (NDWI of the Sentinel-2 image
-over 0.3, B08 under 600 DN, 2 px from the shore; 9 tiles): VV -18.2 to -21.0 dB, VH -26.3 to -32.9 dB, 3 to 7 looks in
-single images, 20 to 44 in averaged images, neighbours correlated by 0.33 to 0.58.
+Along the shore power is mixed, since a pixel spans about 20 m on the ground. The values follow the open water of this
+project's real pairs (NDWI of the Sentinel-2 image over 0.3, B08 under 600 DN, 2 px from the shore; 9 tiles): VV -18.2
+to -21.0 dB, VH -26.3 to -32.9 dB, 3 to 7 looks in single images, 20 to 44 in averaged images, neighbours correlated by
+0.33 to 0.58.
 """
 
 from __future__ import annotations
@@ -74,10 +73,7 @@ def _smooth_noise(height: int, width: int, draw: Draw) -> Tensor:
 
 
 def _speckle(looks: Tensor, height: int, width: int, draw: Draw) -> Tensor:
-    """(B, 2, H, W) gamma distributed, mean 1, variance 1 / looks, correlated between neighbours.
-
-    A Gaussian field is brought to it by the cube of Wilson and Hilferty (1931), within 1 % from 4 looks on.
-    """
+    """(B, 2, H, W) gamma distributed, mean 1, variance 1 / looks, correlated; by Wilson and Hilferty (1931)."""
     white = draw.normal(2, height + 2, width + 2).flatten(0, 1)[:, None]
     line = torch.tensor([NEIGHBOUR, 1.0, NEIGHBOUR], device=looks.device)
     kernel = line[:, None] * line[None, :]

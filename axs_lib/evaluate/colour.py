@@ -58,10 +58,7 @@ def grey(layer: Array) -> Array:
 
 
 def difference_maps(layers: Mapping[str, Array]) -> dict[str, Array]:
-    """Maps (H,W) in reflectance, means over the bands, as far as a result's layers allow.
-
-    ``change`` is |v3 - v2|, ``removed`` the error that v3 has less than v2, ``uncertainty`` one standard deviation.
-    """
+    """Maps (H,W) in reflectance, means over the bands: |v3 - v2|, the error that v3 has less than v2, uncertainty."""
     before, after, truth = (layers.get(name) for name in ("opt_v2", "opt_v3", "truth"))
     maps = {}
     if before is not None and after is not None:

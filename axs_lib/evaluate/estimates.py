@@ -257,11 +257,7 @@ def _control_summary(key: str, tiles: Sequence[TileFigures]) -> dict[str, Any]:
 
 
 def timesteps_rows(outcomes: Mapping[int, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """What more network evaluations cost and bring, by timesteps what ``Estimates.to_json`` returned: a row for each.
-
-    Of each ``quality``, ``tiles``, ``timesteps``, ``nfe``, ``mse_improvement_%``, ``seconds_per_tile`` and the means of
-    MSE, MAE, SSIM, sharpness and edge agreement of opt_v2 (suffix ``_v2``) and opt_v3 (``_v3``).
-    """
+    """What more network evaluations cost and bring, of what ``Estimates.to_json`` returned by timesteps: a row each."""
     rows = []
     keys = [f"{key}_{suffix}" for key in TIMESTEPS_METRICS for suffix in ("v2", "v3")]
     for quality in next(iter(outcomes.values()))["summary"]:

@@ -1,7 +1,4 @@
-"""The evaluation loop: take a model over a folder of real pairs once, and put every question to it on the way.
-
-A pair that cannot be read stops the evaluation: a figure over the tiles that happened to load would be another figure.
-"""
+"""The evaluation loop: take a model over a folder of real pairs once, and put every question to it on the way."""
 
 from __future__ import annotations
 

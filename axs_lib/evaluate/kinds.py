@@ -114,12 +114,7 @@ def measure_kind(opt_v2: Tensor, opt_v3: Tensor, truth: Tensor, sigma: Tensor | 
 
 
 def summary_of(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What to quote of rows of ``to_json``: the kinds left out of training and choices, and the worst tile of all
-    kinds.
-
-    ``kinds`` (how many are left out), ``median_mse_change_%``, ``worst_kind``, ``worst_kind_mse_change_%``,
-    ``worst_tile_%`` and ``worst_tile_kind`` (over all kinds); None where there is no such kind.
-    """
+    """What to quote of the rows of ``to_json`` of split ``report``, and the worst tile of all kinds, or None."""
     changes = {
         row["kind"]: row["mse_change_%"] for row in rows if row["split"] == REPORT and row["mse_change_%"] is not None
     }

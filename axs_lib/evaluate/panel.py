@@ -1,7 +1,4 @@
-"""Draw one tile in true and false colour: what Stage 3 did to it, or what each stage of the pipeline made of its SAR.
-
-All optical views of one kind share one stretch, so that colours may be compared; nodata is light grey.
-"""
+"""Draw one tile in true and false colour, of one stretch: what Stage 3 did to it, or the stages made of its SAR."""
 
 from __future__ import annotations
 
@@ -24,7 +21,6 @@ if TYPE_CHECKING:
 
     from axs_lib.io.saved import Result
 
-DOTS_PER_INCH = 100
 CELL_INCHES = 2.75
 HEADING_INCHES = 0.46
 TITLE_INCHES = 0.34
@@ -109,7 +105,7 @@ def _canvas(size: tuple[int, ...], columns: int, title: str) -> tuple[Figure, ND
     layout = ConstrainedLayoutEngine(
         w_pad=0.05, h_pad=0.03, wspace=0.01, hspace=0.0, rect=(0, 0, 1, 1 - header / height)
     )
-    figure = Figure(dpi=DOTS_PER_INCH, figsize=(columns * CELL_INCHES + BAR_INCHES, height), layout=layout)
+    figure = Figure(dpi=100, figsize=(columns * CELL_INCHES + BAR_INCHES, height), layout=layout)
     if title:
         figure.text(0.5, 1 - 0.17 / height, title, fontsize=13, fontweight="bold", ha="center", va="center")
     return figure, figure.subplots(2, columns)

@@ -1,7 +1,4 @@
-"""The plain U-Net that Stage 3 is measured against: no TerraMind, no gate, no low-frequency constraint.
-
-``experiments/nano/plain.py`` trains one.
-"""
+"""The plain U-Net that Stage 3 is measured against: no TerraMind, no gate, no low-frequency constraint."""
 
 from __future__ import annotations
 

@@ -128,10 +128,7 @@ def find_donors(records: Sequence[PairRecord]) -> dict[str, PairRecord]:
 
 
 def find_other_dates(records: Sequence[PairRecord]) -> dict[str, PairRecord]:
-    """For each tile's name the same place at another date, the nearest one before it in the list where there is one.
-
-    That is a tile of the same group and size whose date or month differs and whose location, where known, does not.
-    """
+    """For a tile's name one of its group, size and location (where known) and another date or month, if any."""
     found = {}
     for index, record in enumerate(records):
         day = _known(record, "date", "year", "month")

@@ -101,10 +101,7 @@ class ArrayPixels(Pixels):
         return data, (raw == 0).all(axis=0)
 
     def dressed(self, data: FloatArray, layer: Layer) -> DataArray:
-        """A result (C, H, W) as an array like this one: coordinates, CRS and attributes kept.
-
-        Optical layers are integers with nodata 0 where this array holds integers; everything else is float32 with NaN.
-        """
+        """A result (C, H, W) as an array like this one: coordinates, CRS, attributes, and integers for optical DN."""
         axis = self._array.dims[0]
         same = len(data) == len(self._array)
         template = self._array if same else self._array.isel({axis: [0]})

@@ -1,8 +1,4 @@
-"""Atomic output files: a reader sees the whole new file or none of it; nothing is overwritten by accident.
-
-Symbolic links are never written through. What a killed process left behind is removed by the next one that writes to
-the same folder.
-"""
+"""Atomic output files: a reader sees the whole new file or none of it; nothing is overwritten by accident."""
 
 from __future__ import annotations
 

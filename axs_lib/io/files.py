@@ -32,11 +32,7 @@ _KINDS = {
 
 
 def check_regular(path: PathLike, what: str = "the file", error: type[AxionError] = InputError) -> Path:
-    """Check that a path names a regular file, directly or through symbolic links; nothing is opened.
-
-    ``what`` is how to call it in an error, which is of the kind ``error``: there is no such file, or it is a folder, a
-    named pipe, a device or a socket.
-    """
+    """Check that a path names a regular file, directly or through links; ``what`` it is called in an ``error``."""
     try:
         mode = Path(path).stat().st_mode
     except FileNotFoundError:

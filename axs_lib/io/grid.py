@@ -92,10 +92,7 @@ class SceneGrid:
 
     @property
     def noise_origin(self) -> tuple[int, int]:
-        """(row, column) of the upper left pixel from the origin of the CRS, so that a part has the noise of the whole.
-
-        (0, 0) where there is no georeference or the grid is turned.
-        """
+        """(row, column) of the upper left pixel from the CRS's origin; (0, 0) without a georeference, or turned."""
         if self.transform is None:
             return 0, 0
         a, b, c, d, e, f = self.transform

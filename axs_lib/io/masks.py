@@ -1,7 +1,4 @@
-"""Masks, read by windows: what says where an optical image was observed clear, as trust 1, and 0 where it is unknown.
-
-Understood are boolean masks, trust maps in 0..1 and the scene classification (SCL) of Sentinel-2 L2A.
-"""
+"""Masks, read by windows: boolean, trust in 0..1 or Sentinel-2's scene classification (SCL), as trust 0 to 1."""
 
 from __future__ import annotations
 

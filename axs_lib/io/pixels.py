@@ -1,7 +1,4 @@
-"""The pixels of raster files and arrays as they declare them: which band is which, nodata, scale, offset, unit.
-
-What they mean is the business of ``axs_lib.io.products``.
-"""
+"""The pixels of raster files and arrays as they declare them: which band is which, nodata, scale, offset, unit."""
 
 from __future__ import annotations
 

@@ -46,11 +46,7 @@ class Raster:
 
 
 def band_name(text: str | None) -> str | None:
-    """The Sentinel band that a free text names, or None where it names none or several.
-
-    Codes (``B2``, ``S2_B02``, ``Sigma0_VV_db``) and colours (``blue``, ``NIR``, ``NIR_NARROW``) are understood in any
-    case.
-    """
+    """The Sentinel band that a text names by code (``S2_B02``) or colour (``NIR``), or None for none or several."""
     tokens = re.findall(r"[a-z0-9]+", (text or "").lower())
     found = {_CODES[t] for t in tokens if t in _CODES}
     if not found:

@@ -266,9 +266,8 @@ def _choose_trained(model: nn.Module, config: RunConfig) -> None:
 def train_stage(config: RunConfig, *, resume: bool = True, progress: bool = True) -> Path:
     """Train a stage, or with ``resume`` go on where a stopped run left off, and return the folder of the weights.
 
-    Raises InputError: data that cannot be used, or a configuration that makes no sense; WeightsError: weights to start
-    from that cannot be had, or a checkpoint of another stage or variant; OutputError: the disk refuses; the previous
-    checkpoint is intact.
+    Raises InputError: data or a configuration that cannot be used; WeightsError: weights to start from that cannot be
+    had; and what ``fit`` raises.
     """
     data = config.data
     if data.batch_size < 1 or not 0.0 <= data.validation_share < 1.0:
@@ -295,10 +294,7 @@ def train_stage(config: RunConfig, *, resume: bool = True, progress: bool = True
 
 
 def estimate_source(config: RunConfig, split: Split) -> str:
-    """Where the stage's estimate comes from: ``file``, or ``degraded`` where it is simulated from the truth.
-
-    Raises InputError: pairs lack the estimate that the configuration wants from their files, or only some have it.
-    """
+    """``file``, or ``degraded`` where the estimate is simulated; InputError where files lack one that is wanted."""
     wanted = getattr(config, "estimate", "degraded")
     if wanted == "degraded":
         return "degraded"

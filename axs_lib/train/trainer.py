@@ -119,10 +119,7 @@ class TrainingTask(lightning.LightningModule, ABC):
 
 
 class ModuleTask(TrainingTask):
-    """The training of a single module, as far as its parameters require gradients.
-
-    ``loss`` is what a batch costs; ``write`` writes the weights, given the steps behind them, and returns where.
-    """
+    """The training of a single module; ``write`` writes its weights, given the steps behind them, and says where."""
 
     def __init__(
         self,
@@ -289,10 +286,7 @@ def check_run(config: LoopConfig, kind: str) -> list[str]:
 
 
 class Average(WeightAveraging):
-    """Exponential moving average of what is trained, which is what is validated and saved.
-
-    The decay warms up, so that the first hundred steps are not remembered for a thousand.
-    """
+    """Exponential moving average of what is trained, with a warm-up: what is validated and saved."""
 
     def __init__(self, decay: float) -> None:
         def average(averaged: list[Tensor], current: list[Tensor], count: Tensor) -> None:
