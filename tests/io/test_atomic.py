@@ -165,7 +165,7 @@ def test_what_is_no_regular_file_is_refused_at_once(tmp_path: Path) -> None:
         (tmp_path / "pipe", "is a named pipe"),
         ("/dev/zero", "is a device"),
         (tmp_path / "missing", "does not exist"),
-        (tmp_path / "a\0b", "cannot be read: embedded null"),
+        (tmp_path / "a\0b", "cannot be read: .*embedded null"),
         (tmp_path / ("x" * 300), "name too long"),
     ):
         for function in (check_regular, open_regular):
