@@ -183,11 +183,7 @@ class Stage3GroundingModel(GeneratorStage, HubMixin):
 
         # 1. Check what came in.
         hold_colour = self.hold_colour if hold_colour is None else hold_colour
-        if not isinstance(controls, GroundingControls) or not isinstance(hold_colour, bool):
-            raise InputError(
-                f"controls is a {type(controls).__name__} and hold_colour {hold_colour!r}; expected GroundingControls"
-                " and a truth value"
-            )
+        _check_controls(controls, hold_colour)
         pair = check_pair(s1, opt_v2, trust=trust, standardize=self.standardize, force=controls.ranges_checked)
         check_device(pair.s1, self.device)
         check_sampling(temperature, ensemble_size, batch_size)
@@ -507,6 +503,14 @@ def _notice_unmeasured(variant: str) -> None:
         variant,
         variant,
     )
+
+
+def _check_controls(controls: object, hold_colour: object) -> None:
+    if not isinstance(controls, GroundingControls) or not isinstance(hold_colour, bool):
+        raise InputError(
+            f"controls is a {type(controls).__name__} and hold_colour {hold_colour!r}; expected GroundingControls and a"
+            " truth value"
+        )
 
 
 def _check_correction_mode(correction_mode: str) -> str:
