@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -53,7 +54,7 @@ class Reading:
 AS_DECLARED = Reading()
 
 
-class Pixels:
+class Pixels(ABC):
     """The pixels of one kind of input, as it declares them."""
 
     grid: SceneGrid  # tiles of a batch lie one under another
@@ -70,9 +71,9 @@ class Pixels:
         self.tags: Mapping[str, str] = {}  # metadata of the file
         self.texts: Sequence[str] = []  # names of file and bands, which may tell the unit
 
+    @abstractmethod
     def read(self, window: Tile) -> tuple[FloatArray, NDArray[np.bool_]]:
         """(C, h, w) with the file's scale applied, NaN where it declares no data; and (h, w): 0 in all bands."""
-        raise NotImplementedError
 
     def positions(self, names: Sequence[str | None], order: Order, count: int) -> list[int]:
         """Where the bands stand in a stack of ``count``, from 0; InputError where one is missing or stands twice.
