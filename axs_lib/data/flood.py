@@ -26,7 +26,13 @@ OCTAVES = ((32, 1.0), (16, 0.4), (8, 0.15))  # px, weight
 NEIGHBOUR = 0.3  # weight of a neighbour beside 1: correlates neighbours by 2 * 0.3 / (1 + 2 * 0.3 ** 2) = 0.51
 
 
-def simulate_flood(s1: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def simulate_flood(
+    s1: Tensor,
+    generator: torch.Generator,
+    *,
+    vv: tuple[float, float] = WATER_VV,
+    vh_below_vv: tuple[float, float] = VH_BELOW_VV,
+) -> tuple[Tensor, Tensor]:
     """Flood a patch of each tile (B, 2, H, W), VV and VH in dB, NaN = nodata; ``InputError`` for another shape.
 
     Gives the SAR of the same shape, float32, equal to ``s1`` bit for bit from 2 px outside the patch on and NaN exactly
@@ -48,8 +54,8 @@ def simulate_flood(s1: Tensor, generator: torch.Generator) -> tuple[Tensor, Tens
     flooded = (rank >= ((1 - share) * rank.shape[1]).round()[:, None]).view(batch, 1, height, width)
 
     # 2. The water in linear power, with speckle.
-    vv = draw.uniform(*WATER_VV)
-    level = torch.stack([vv, vv - draw.uniform(*VH_BELOW_VV)], 1)[:, :, None, None]
+    level = draw.uniform(*vv)
+    level = torch.stack([level, level - draw.uniform(*vh_below_vv)], 1)[:, :, None, None]
     looks = draw.uniform(math.log(LOOKS[0]), math.log(LOOKS[1])).exp()
     water = torch.pow(10, level / 10) * _speckle(looks, height, width, draw)
 

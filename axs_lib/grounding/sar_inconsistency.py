@@ -28,9 +28,10 @@ COEFFICIENTS: tuple[tuple[float, float], ...] = (
 INVERSE_COVARIANCE: tuple[tuple[float, float], ...] = ((0.6566, -0.47126), (-0.47126, 0.52403))
 ONSET, FULL = 2.5, 4.5  # Mahalanobis distance where the map begins to rise and is 1; 90 % of clear ground is below 2.2
 # Broad backscatter in dB where open water begins to be likely and is plain. The open water of the project's pairs has
-# VV -18.2 to -21.0 and VH -26.3 to -32.9; smooth dry fields come down to about -17 and -24.
+# VV -18.2 to -21.0 and VH -26.3 to -32.9; smooth dry fields come down to about -17 and -24. Where VH is at the sensor's
+# noise and VV hardly above it, calm water and other smooth ground look alike, and nothing is claimed.
 WATER_SIGMA_PX = 2.5
-WATER_VV, WATER_VH = (-16.0, -18.0), (-24.0, -26.5)
+WATER_VV, WATER_VH, WATER_VV_OVER_VH = (-16.0, -18.0), (-24.0, -26.5), (4.5, 6.0)
 
 
 def optical_features(dn: Tensor) -> Tensor:
@@ -63,7 +64,7 @@ def sar_inconsistency(s1_db: Tensor, opt_dn: Tensor) -> Tensor:
 def open_water(s1_db: Tensor) -> Tensor:
     """How much backscatter in dB (B, 2, H, W) looks like open water: (B, 1, H, W) in [0, 1]."""
     vv, vh = gaussian_blur(s1_db, WATER_SIGMA_PX).split(1, dim=1)
-    return _smoothstep(vv, *WATER_VV) * _smoothstep(vh, *WATER_VH)
+    return _smoothstep(vv, *WATER_VV) * _smoothstep(vh, *WATER_VH) * _smoothstep(vv - vh, *WATER_VV_OVER_VH)
 
 
 def _smoothstep(x: Tensor, start: float, end: float) -> Tensor:

@@ -10,6 +10,7 @@ step). The loss counts harm to a tile twice. Out comes a folder with the head, w
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +21,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from axs_lib.bands import VALID_DN
 from axs_lib.checks import Trust
@@ -61,6 +63,10 @@ DATE_KNOWN = 0.7  # of the estimates from SAR alone, where the pair has one
 STAGE2_DRAWS = 3  # estimates from SAR alone of each tile
 SHIFTED_WEIGHT, SHIFTED_PX = 0.3, 2  # of a pair whose note names a shift over so many pixels
 LIGHT_CHANCE = 0.3  # of an estimate to be of light strength
+CONTRAST_CHANCE, CONTRAST = 0.5, 0.35  # of the ground's colours about their mean (1 std of the logarithm)
+ZOOM_CHANCE, MOST_ZOOM = 0.35, 1.6  # of a crop to be seen from farther away
+DRY_CHANCE = 0.3  # of a simulated flood to be smooth dry ground, which the optical image does not change for
+DRY_VV, DRY_VH_BELOW_VV = (-19.0, -14.0), (5.0, 8.5)  # dB
 LEAST_MSE = 1e-4  # (10 DN / 1000) squared
 ROBUST = 2.0  # weighed squared error of a tile from which on it counts by its logarithm
 DN_FLOOR = 6.0  # DN: a tile whose estimate is nearer to the truth counts as if it were so far
@@ -326,11 +332,16 @@ class ExampleSampler:
         tile, crop = self._draw(size, random, self.generator_weights if generated else self.weights)
         s1, truth = crop(tile.s1), crop(tile.truth)
 
-        # 1. Another calibration of the SAR, more speckle, another brightness of the ground.
+        # 1. Another calibration of the SAR, more speckle, another brightness and contrast of the ground.
         if mode != "stage2":
             s1 = s1 + CALIBRATION_DB * torch.randn(1, 2, 1, 1, generator=random)
-        gain = draw_gain(1, random)
-        truth = (truth * gain).clamp(*VALID_DN)
+        gain, middle = draw_gain(1, random), truth.mean((2, 3), keepdim=True)
+        contrast = math.exp(CONTRAST * float(torch.randn((), generator=random))) if uniform() < CONTRAST_CHANCE else 1.0
+
+        def lit(image: Tensor) -> Tensor:
+            return (middle + contrast * (image - middle)) * gain
+
+        truth = lit(truth).clamp(*VALID_DN)
 
         # 2. The estimate.
         trust = torch.full_like(truth[:, :1], Trust.ESTIMATE)
@@ -341,7 +352,7 @@ class ExampleSampler:
             chosen = int(torch.randint(len(tile.stage2), (), generator=random))
             trust = torch.full_like(trust, Trust.SAR_ONLY)
             s1 = s1 + tile.offsets[chosen][None, :, None, None]
-            estimate = crop(tile.stage2[chosen].float()) * gain
+            estimate = lit(crop(tile.stage2[chosen].float()))
             estimate = estimate * draw_gain(1, random, SAR_ONLY_COMMON, SAR_ONLY_BAND)
         else:
             kind = "refiner" if mode == "flood" else self.kinds[share(self.kind_weights.tolist())]
@@ -349,8 +360,11 @@ class ExampleSampler:
             estimate = make_estimate(kind, truth, generator=random, strength=strength).round()
         s1 = s1 + SPECKLE_DB * uniform() * torch.randn(s1.shape, generator=random)
         if mode == "flood":
-            s1, water = simulate_flood(s1, generator=random)
-            truth = torch.where(water, water_colour(truth, random), truth)
+            if uniform() < DRY_CHANCE:
+                s1, _ = simulate_flood(s1, random, vv=DRY_VV, vh_below_vv=DRY_VH_BELOW_VV)
+            else:
+                s1, water = simulate_flood(s1, random)
+                truth = torch.where(water, water_colour(truth, random), truth)
         estimate = estimate.clamp(*VALID_DN)
 
         # 3. What the proposal is made of.
@@ -375,7 +389,7 @@ class ExampleSampler:
     def _draw(
         self, size: int, random: torch.Generator, weights: Tensor, other_than: str | None = None
     ) -> tuple[TrainingTile, Callable[[Tensor], Tensor]]:
-        """A tile that is large enough (a little less is padded), of another group, and how to crop and turn it."""
+        """A tile that is large enough (a little less is padded), of another group, and how to crop, turn and zoom it."""
 
         def draw(high: int) -> int:
             return int(torch.randint(high, (), generator=random))
@@ -385,13 +399,18 @@ class ExampleSampler:
             suits = suits & torch.tensor([tile.record.group != other_than for tile in self.tiles])
         tile = self.tiles[int(torch.multinomial(weights * suits, 1, generator=random))]
         height, width = tile.truth.shape[-2:]
-        rows, columns = min(size, height), min(size, width)
+        zoom = 1.0
+        if float(torch.rand((), generator=random)) < ZOOM_CHANCE:
+            zoom += (MOST_ZOOM - 1.0) * float(torch.rand((), generator=random))
+        reach = max(size, min(round(zoom * size), height, width))
+        rows, columns = min(reach, height), min(reach, width)
         top, left = draw(height - rows + 1), draw(width - columns + 1)
         quarters, mirrored = draw(4), bool(draw(2))
 
         def crop(image: Tensor) -> Tensor:  # (C, H, W) -> (1, C, h, w)
             part = image[:, top : top + rows, left : left + columns].rot90(quarters, (1, 2))
-            return (part.flip(2) if mirrored else part)[None]
+            part = (part.flip(2) if mirrored else part)[None]
+            return F.interpolate(part, (size, size), mode="bilinear", antialias=True) if reach > size else part
 
         return tile, crop
 
