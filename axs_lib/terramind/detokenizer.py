@@ -51,17 +51,19 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, channels: int, embedding: int, out_channels: int) -> None:
         super().__init__()
-        self.in_layers = nn.Sequential(GroupNorm(channels), nn.SiLU(), conv3x3(channels, out_channels))
+        self.in_layers = nn.Sequential(GroupNorm(channels), nn.SiLU(inplace=True), conv3x3(channels, out_channels))
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(embedding, out_channels))
         self.out_layers = nn.Sequential(
-            GroupNorm(out_channels), nn.SiLU(), nn.Identity(), zeroed(conv3x3(out_channels, out_channels))
+            GroupNorm(out_channels), nn.SiLU(inplace=True), nn.Identity(), zeroed(conv3x3(out_channels, out_channels))
         )
         self.skip_connection = nn.Identity() if channels == out_channels else PointwiseConv2d(channels, out_channels)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         h = self.in_layers(x)
-        h = h + self.emb_layers(emb)[..., None, None].to(h.dtype)
-        return self.skip_connection(x) + self.out_layers(h)
+        h += self.emb_layers(emb)[..., None, None].to(h.dtype)
+        out: Tensor = self.out_layers(h)
+        out += self.skip_connection(x)
+        return out
 
 
 class SpatialAttention(nn.Module):
@@ -79,7 +81,7 @@ class SpatialAttention(nn.Module):
         query, key, value = F.linear(tokens, self.qkv.weight[..., 0], self.qkv.bias).chunk(3, dim=-1)
         mixed = F.scaled_dot_product_attention(query, key, value)
         out = F.linear(mixed, self.proj_out.weight[..., 0], self.proj_out.bias)
-        return x + out.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
+        return out.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2).add_(x)
 
 
 class Downsample(nn.Sequential):
@@ -157,7 +159,7 @@ class Detokenizer(nn.Module):
                 if depth > 0 and number == residual_blocks:
                     layers.append(Upsample(now))
                 self.output_blocks.append(Block(*layers))
-        self.out = nn.Sequential(GroupNorm(now), nn.SiLU(), zeroed(conv3x3(now, channels * PATCH**2)))
+        self.out = nn.Sequential(GroupNorm(now), nn.SiLU(inplace=True), zeroed(conv3x3(now, channels * PATCH**2)))
         self.to(memory_format=torch.channels_last)
 
     def forward(self, image: Tensor, timesteps: Tensor, codes: Tensor) -> Tensor:

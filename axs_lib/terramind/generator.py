@@ -21,7 +21,7 @@ from axs_lib.terramind.adapters import OpticalAdapter, SarAdapter
 from axs_lib.terramind.detokenizer import Detokenizer
 from axs_lib.terramind.noise import gumbel_field
 from axs_lib.terramind.sampler import Schedule, denoise
-from axs_lib.terramind.winograd import WinogradConv2d
+from axs_lib.terramind.winograd import WinogradConv2d, checked_once
 
 if TYPE_CHECKING:
     from axs_lib.terramind.weights import WeightsInfo
@@ -215,8 +215,9 @@ class TerraMindGenerator(nn.Module):
         schedule does not start from pure noise; ``batch_size`` images at once, by default all.
         """
         images, at_once = [], batch_size or len(codes)
-        for first in range(0, len(codes), at_once):
-            part = slice(first, first + at_once)
-            begun = None if start is None else start[part]
-            images.append(denoise(self.denoise_once, codes[part], noise[part], schedule, start=begun))
+        with checked_once(self.detokenizer):
+            for first in range(0, len(codes), at_once):
+                part = slice(first, first + at_once)
+                begun = None if start is None else start[part]
+                images.append(denoise(self.denoise_once, codes[part], noise[part], schedule, start=begun))
         return torch.cat(images)

@@ -8,7 +8,8 @@ arXiv:1509.09308). With the points used here the largest error of an output of o
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -30,12 +31,13 @@ class WinogradConv2d(nn.Conv2d):
 
     Parameters, names and results are those of ``nn.Conv2d``. The transformed kernel, (m + 2)^2 / 9 times the size of
     the weight, is kept and neither saved nor copied. It is made anew when the weight's place in memory or checksum
-    changes.
+    changes; within ``checked_once`` that is looked at once.
     """
 
     def __init__(self, channels: int, out_channels: int) -> None:
         super().__init__(channels, out_channels, 3, padding=1)
         self.direct = False  # whether the direct convolution is always taken
+        self.checked: bool | None = None  # within ``checked_once``, whether this layer has been
         self._kept: tuple[Any, Tensor] | None = None  # what the transformed kernel was made of, and itself
 
     @classmethod
@@ -63,7 +65,7 @@ class WinogradConv2d(nn.Conv2d):
             or torch.is_autocast_enabled("cpu")
             or torch.compiler.is_compiling()
             or (torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad))
-            or not products_are_full()
+            or not (self.checked or products_are_full())
         ):
             return 0
         tiles = x.shape[0] * math.ceil(height / 4) * math.ceil(width / 4)
@@ -71,13 +73,31 @@ class WinogradConv2d(nn.Conv2d):
 
     def kernel(self, m: int) -> Tensor:
         """The transformed kernel ((m + 2)^2, C, K) of the weight as it is now."""
-        made_of = (m, self.weight.data_ptr(), checksum(self.weight.detach()))
+        place = (m, self.weight.data_ptr())
+        if self.checked and self._kept is not None and self._kept[0][0] == place:
+            return self._kept[1]
+        made_of = (place, checksum(self.weight.detach()))
         if self._kept is None or self._kept[0] != made_of:
             self._kept = (made_of, transform_kernel(self.weight.detach(), m))
+        if self.checked is not None:
+            self.checked = True
         return self._kept[1]
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_kept": None}
+        return self.__dict__ | {"_kept": None, "checked": None}
+
+
+@contextmanager
+def checked_once(network: nn.Module) -> Iterator[None]:
+    """Within it the layers of a network look once whether their weights and the process's precision have changed."""
+    layers = [module for module in network.modules() if isinstance(module, WinogradConv2d)]
+    for layer in layers:
+        layer.checked = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.checked = None
 
 
 def products_are_full() -> bool:

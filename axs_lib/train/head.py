@@ -389,7 +389,7 @@ class ExampleSampler:
     def _draw(
         self, size: int, random: torch.Generator, weights: Tensor, other_than: str | None = None
     ) -> tuple[TrainingTile, Callable[[Tensor], Tensor]]:
-        """A tile that is large enough (a little less is padded), of another group, and how to crop, turn and zoom it."""
+        """A tile that is large enough (a little less is padded), of another group, and how to crop and turn it."""
 
         def draw(high: int) -> int:
             return int(torch.randint(high, (), generator=random))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from axs_lib.terramind import winograd as module
-from axs_lib.terramind.winograd import WinogradConv2d, transform_kernel, winograd
+from axs_lib.terramind.winograd import WinogradConv2d, checked_once, transform_kernel, winograd
 
 CHANNELS = 192
 
@@ -106,6 +106,21 @@ def test_the_transformed_kernel_follows_its_weight(change: Callable[[nn.Conv2d],
         assert (made(x) - before).abs().max() > 0.1
         small = x[..., :8, :8]  # another side of the tiles
         assert (made(small) - direct(made, small)).abs().max() < 1e-4
+
+
+def test_a_decoding_looks_at_the_weights_once_and_the_next_one_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, x, seen = layer(), image(1, CHANNELS, 16, 16), []
+    checksum = module.checksum
+    monkeypatch.setattr(module, "checksum", lambda weight: seen.append(1) or checksum(weight))
+    with checked_once(nn.Sequential(made)):
+        before = made(x)
+        assert torch.equal(made(x), before) and len(seen) == 1
+    made.weight.mul_(2.0)
+    with checked_once(made):
+        assert (made(x) - direct(made, x)).abs().max() < 1e-4 and len(seen) == 2
+    made(x)
+    made(x)
+    assert len(seen) == 4
 
 
 def test_the_transformed_kernel_is_kept_and_neither_saved_nor_copied() -> None:
