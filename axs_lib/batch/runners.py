@@ -101,7 +101,7 @@ def ground_item(model: Stage3GroundingModel, job: Job, item: Item, outputs: Mapp
         item.s1,
         item.opt_v2,
         outputs[IMAGE],
-        trust=MaskFile(mask, **how) if mask else None,
+        trust=MaskFile(mask, **how, may_be_clear=True) if mask else None,
         boa_offset=settings["boa_offset"],
         date=item.metadata.get("date"),
         strength=settings["strength"],

@@ -138,6 +138,8 @@ def batch(
     summary = run_batch(job, items, pool, fail_fast=fail_fast, overwrite=overwrite, progress=not scene.quiet)
 
     # 4. Say what became of them.
+    if trust is not None and not scene.quiet:
+        typer.echo("what each mask was taken for, and the size of its gap, is in the manifest's column notes", err=True)
     _report(summary, out)
     if summary.failed:
         raise typer.Exit(SOME_FAILED)

@@ -51,6 +51,7 @@ class MaskFile:
     invert: bool = False  # 1 means unknown, as in a cloud mask; for boolean masks and trust maps
     drop: Iterable[str | int] | None = None  # SCL classes that are unknown, by name or number; None: ``SCL_DROPPED``
     buffer: int = 0  # pixels by which what is unknown grows in every direction, diagonals included
+    may_be_clear: bool = False  # a mask without a gap is no mistake, as among many
 
     def __post_init__(self) -> None:
         if self.buffer < 0 or self.kind not in MASK_KINDS:
@@ -65,7 +66,7 @@ class MaskSource:
     """The trust map that a mask gives on the grid of an image, brought there by nearest neighbour where it has its own.
 
     ``tiles`` of the image lie one under another. Raises InputError: the mask cannot be read, does not cover the image,
-    does not fit its kind or options, or leaves nothing clear.
+    does not fit its kind or options, or leaves nothing clear or nothing to fill.
     """
 
     def __init__(
@@ -90,7 +91,7 @@ class MaskSource:
                 f"the {self.label} ends in {suffix or 'no suffix'}; expected one of {listed(MASK_SUFFIXES)}"
             )
         values = self._values_found()
-        self.kind = mask.kind if mask.kind != "auto" else _kind(values, named.replace("_", " "), self.label)
+        self.kind = mask.kind if mask.kind != "auto" else _kind(values[~np.isnan(values)], named, self.label)
         if self.kind == "scl" and mask.invert:
             raise InputError(
                 f"the {self.label} is a scene classification, which has no inverse; name classes with --drop"
@@ -101,12 +102,19 @@ class MaskSource:
                 " or say --mask-kind scl"
             )
         self._dropped = scl_numbers(SCL_DROPPED if mask.drop is None else mask.drop)
-        if not self._trust(values).any():
+        trust = self._trust(values)
+        if not trust.any():
             raise InputError(self.nothing_clear())
+        if trust.min() == 1 and not mask.may_be_clear:
+            raise InputError(
+                f"the {self.label} leaves nothing to fill: {self._meaning}, and there is none. Without --mask the whole"
+                " image is taken for an estimate and corrected"
+            )
 
     def nothing_clear(self) -> str:
         """What to say of a mask that leaves nothing clear."""
         hint = "drop fewer classes" if self.kind == "scl" else "if 1 means cloud in it, give --mask-invert"
+        hint = "leave --mask-invert out" if self._mask.invert else hint
         after = f" after a buffer of {self._mask.buffer} px" if self._mask.buffer else ""
         return (
             f"the {self.label} leaves nothing clear{after}; expected 1 where the image was observed: {hint}. To draw an"
@@ -114,19 +122,30 @@ class MaskSource:
         )
 
     @property
-    def notes(self) -> list[str]:
-        """What to say of the mask."""
-        if self.kind != "scl" or self._mask.buffer:
-            return []
-        return [
-            f"{self.label}: a scene classification misses the rims of clouds; --mask-buffer {SCL_BUFFER} is advised"
+    def _meaning(self) -> str:
+        """Which values are a gap."""
+        if self.kind == "scl":
+            return f"{listed(SCL_CLASSES[number] for number in self._dropped)} are gaps"
+        zero, other = ("clear", "a gap") if self._mask.invert else ("a gap", "clear")
+        return f"0 is {zero} and {'1' if self.kind == 'trust' else 'all else'} {other}"
+
+    def notes(self, unknown: int) -> list[str]:
+        """What to say of a mask by which this many pixels are unknown."""
+        assumed = self.kind != "scl" and self._mask.kind == "auto" and not self._mask.invert
+        notes = [
+            f"{self.label}: taken for {self.kind}, {self._meaning}: {gap_share(unknown, self.grid)}"
+            + ("; if 1 is cloud in it, give --mask-invert" if assumed else "")
         ]
+        if self.kind == "scl" and not self._mask.buffer:
+            notes.append(f"{self.label}: SCL misses the rims of clouds; --mask-buffer {SCL_BUFFER} is advised")
+        return notes
 
     @property
     def provenance(self) -> dict[str, str]:
         """How the mask was read, for file tags."""
         mask = self._mask
         tags = {"AXS_MASK": Path(mask.path).name, "AXS_MASK_KIND": self.kind, "AXS_MASK_BUFFER": str(mask.buffer)}
+        tags["AXS_MASK_MEANING"] = self._meaning
         if self.kind == "scl":
             return tags | {"AXS_MASK_DROP": ",".join(SCL_CLASSES[number] for number in self._dropped)}
         return tags | {"AXS_MASK_INVERT": str(mask.invert)}
@@ -176,13 +195,13 @@ class MaskSource:
         return values
 
     def _values_found(self) -> FloatArray:
-        """Every value of the mask, once."""
+        """Every value of the mask, once, with NaN."""
         found: FloatArray = np.empty(0, dtype=np.float32)
         height, width = self.grid.size
         for top in range(0, height, CHUNK_ROWS):
             rows = self._read(Tile(top, 0, min(top + CHUNK_ROWS, height), width))
-            found = np.union1d(found, rows[~np.isnan(rows)])
-        if not found.size:
+            found = np.union1d(found, rows)
+        if np.isnan(found).all():
             raise InputError(
                 f"the {self.label} has no data on the image's grid ({self.grid}); expected one that covers it"
             )
@@ -221,6 +240,13 @@ def scl_trust(values: NDArray[Any], drop: Iterable[str | int] = SCL_DROPPED, *, 
     return kept.astype(np.float32)
 
 
+def gap_share(unknown: int, grid: SceneGrid) -> str:
+    """How many pixels of an image are a gap, in words."""
+    total = grid.height * grid.width
+    end = {0: ", so that nothing is filled", total: ", so that nothing is kept"}.get(unknown, "")
+    return f"{unknown:,} of {total:,} pixels ({100 * unknown / total:.1f} %) are a gap{end}"
+
+
 def _grow_unknown(trust: FloatArray, pixels: int) -> FloatArray:
     """A trust map (H,W) in which each pixel has the least trust within a square of this radius."""
     if pixels == 0:
@@ -235,9 +261,9 @@ def _grow_unknown(trust: FloatArray, pixels: int) -> FloatArray:
 
 def _kind(values: FloatArray, named: str, source: str) -> str:
     """What the values, each once, look like, helped by the name of file, key or band."""
-    known = set(values.tolist())
+    known, words = set(values.tolist()), re.findall(r"[a-z]+", named.lower())
     classes = known <= set(range(len(SCL_CLASSES)))
-    if classes and "scl" in re.findall(r"[a-z]+", named.lower()):
+    if classes and "scl" in words:
         return "scl"
     if known <= {0.0, 1.0} or known <= {0.0, 255.0}:
         return "boolean"

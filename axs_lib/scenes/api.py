@@ -32,7 +32,7 @@ from axs_lib.io.atomic import check_output, temporary_folder
 from axs_lib.io.files import PathLike, paths_of
 from axs_lib.io.formats import FloatArray
 from axs_lib.io.grid import TILE_SIDE, SceneGrid
-from axs_lib.io.masks import MaskFile, MaskSource
+from axs_lib.io.masks import MaskFile, MaskSource, gap_share
 from axs_lib.io.pixels import TRUST, MemoryPixels, Reading
 from axs_lib.io.products import Source, as_raster, open_source, pair_file, read_companions
 from axs_lib.io.raster import TIFF_SUFFIXES, Raster
@@ -271,6 +271,7 @@ def ground_scene(
             unknown = certain == Trust.UNKNOWN
             made.counts.update(
                 kept=int(observed.sum()),
+                unknown=int(unknown.sum()),
                 filled=int((unknown & ~missing).sum()),
                 corrected=int((~unknown & ~missing & ~observed).sum()),
                 empty=int(missing.sum()),
@@ -286,11 +287,16 @@ def ground_scene(
         _check_read(made.counts, sar, optical)
         provenance = grounder.provenance | _tags(settings | {"nfe": nfe}, made.grid, corner) | sar.facts | optical.facts
         if mask is not None:
-            share = made.counts["filled"] / (optical.grid.height * optical.grid.width)
+            share = made.counts["unknown"] / (optical.grid.height * optical.grid.width)
             provenance |= mask.provenance | {"AXS_UNKNOWN_PERCENT": f"{100 * share:.2f}"}
         provenance = {**optical.tags, **provenance, **(tags or {})}
         made.finish(provenance, lambda: _companions(made.inputs, optical, estimate))
-        return made.result(nfe, [*sar.report(), *optical.report(), *([] if mask is None else mask.notes)])
+        notes, unknown = [*sar.report(), *optical.report()], made.counts["unknown"]
+        if mask is not None:
+            notes += mask.notes(unknown)
+        elif certainty is not None:
+            notes.append(f"trust map: 0 is a gap and 1 clear: {gap_share(unknown, optical.grid)}")
+        return made.result(nfe, notes)
 
 
 def fill_gaps(

@@ -94,11 +94,14 @@ def test_a_mask_of_the_item_keeps_what_was_observed(tmp_path: Path) -> None:
     clear = np.ones((120, 120), dtype=np.uint8)
     clear[:40] = 0
     np.savez(tmp_path / "mask.npz", mask=clear)
+    np.savez(tmp_path / "clear.npz", mask=np.ones_like(clear))
     job = job_of(tmp_path / "out")
     assert ground(job, Item("a", S1, S2, mask=str(tmp_path / "mask.npz"))).record.status == "done"  # type: ignore[union-attr]
     with np.load(tmp_path / "out" / "a.npz") as written:
         unchanged = (written["opt_v3"] == load_sample(NAME)[1].data).all(axis=0)
     assert unchanged[40:].all() and not unchanged[:40].all()
+    record = ground(job, Item("b", S1, S2, mask=str(tmp_path / "clear.npz"))).record
+    assert record is not None and record.status == "done" and "so that nothing is filled" in record.notes
 
 
 def test_addresses_in_a_manifest_are_never_opened(tmp_path: Path) -> None:

@@ -175,7 +175,7 @@ def test_the_trust_map_of_the_npz_counts_unless_there_is_a_mask(
     assert (fake_model.called["trust"][0, 0, 30:60] == 1).all()
     assert fake_model.called["trust"].mean() == 0.25
     with np.load(tmp_path / "o.npz", allow_pickle=False) as data:
-        assert '"AXS_MASK_INVERT": "True"' in str(data["provenance"])
+        assert '"AXS_MASK_MEANING": "0 is clear and all else a gap"' in str(data["provenance"])
 
 
 def test_an_scl_mask_with_classes_and_buffer(ground: Run, fake_model: FakeModel, tmp_path: Path) -> None:
