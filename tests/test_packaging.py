@@ -64,9 +64,9 @@ def test_every_module_of_ours_that_is_imported_is_declared(repository: Path) -> 
                 imported.add(node.module.split(".")[0])
     foreign = imported - set(sys.stdlib_module_names) - {"axs_lib"}
     assert foreign <= declared
-    # torchvision is named only so that it is resolved together with torch, tensorboard for Lightning's logger;
-    # terratorch's networks are loaded from its folders by ``axs_lib.networks``.
-    assert declared - foreign <= {"torchvision", "tensorboard", "terratorch"}
+    # torchvision is named only so that it is resolved together with torch, torchgeo with terratorch, tensorboard for
+    # Lightning's logger; terratorch's networks are loaded from its folders by ``axs_lib.networks``.
+    assert declared - foreign <= {"torchvision", "torchgeo", "tensorboard", "terratorch"}
 
 
 def test_package_data_is_not_ignored(repository: Path) -> None:

@@ -199,6 +199,14 @@ class FilePixels(Pixels):
             return [1]
         alpha = _alpha_bands(dataset)
         there = [index for index in dataset.indexes if index not in alpha]
+        if len(there) == 1:
+            name = Path(self.label).name
+            own = next((band for band in self.bands if band in name), name)
+            files = " ".join(name.replace(own, band) if own != name else f"{band}.tif" for band in self.bands)
+            raise InputError(
+                f"{self.label} holds one band; expected {listed(self.bands)}: give one stack of them, or one file a band:"
+                f" {'--s1' if self.bands == SAR_BANDS else '--opt-v2'} {files}"
+            )
         texts = [dataset.descriptions[index - 1] or "" for index in there]
         names = [band_name(text) for text in texts]
         foreign = len(there) != len(self.bands) or any(map(_other_band, texts))

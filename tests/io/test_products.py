@@ -235,6 +235,12 @@ def test_other_polarisations_are_refused_by_name(tmp_path: Path, sar: np.ndarray
         read_sar(files)
 
 
+@pytest.mark.parametrize(("name", "files"), [("S1_VH_g0", "S1_VV_g0.tif S1_VH_g0.tif"), ("a", "VV.tif VH.tif")])
+def test_one_polarisation_is_told_how_to_give_both(tmp_path: Path, sar: np.ndarray, name: str, files: str) -> None:
+    with pytest.raises(InputError, match=f"holds one band; expected VV, VH: .* --s1 {files}$"):
+        read_sar(write(tmp_path / f"{name}.tif", sar[:1]))
+
+
 def test_an_order_that_is_assumed_is_said_and_a_doubtful_one_warned_of(tmp_path: Path, sar: np.ndarray) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
