@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from axs_lib.cli import options
 from axs_lib.cli.options import option
-from axs_lib.errors import InputError, OutputError
+from axs_lib.errors import InputError, OutputError, counted
 from axs_lib.io.files import open_regular
 
 if TYPE_CHECKING:
@@ -219,4 +219,4 @@ def _show_table(console: Any, title: str, tiles: Mapping[str, Figures]) -> None:
     console.print(table)
     for rival in (image for image in images if image not in ("opt_v1", "opt_v3")):
         better = sum(figures["opt_v3"]["mse"] < figures[rival]["mse"] for figures in tiles.values())
-        console.print(f"MSE is lower in opt_v3 than in {rival} on {better} of {len(tiles)} tiles.")
+        console.print(f"MSE is lower in opt_v3 than in {rival} on {better} of {counted(len(tiles), 'tile')}.")

@@ -10,9 +10,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import typer
+
 from axs_lib.cli import options
+from axs_lib.cli.command import printable
 from axs_lib.cli.options import option
-from axs_lib.errors import InputError
+from axs_lib.errors import InputError, counted
 
 if TYPE_CHECKING:
     from axs_lib.pipeline import Pipeline
@@ -73,7 +76,7 @@ def evaluate(
     ensemble_size: Annotated[int, option("Members of the ensemble that --uncertainty measures.", min=1)] = 4,
     members: Annotated[int, option("Members of the ensemble whose mean is measured as opt_v3.", min=1)] = 1,
     json_file: Annotated[Path | None, option("Write the whole report here.", "--json", metavar="FILE")] = None,
-    overwrite: Annotated[bool, option("Replace an existing report.", "--overwrite")] = False,
+    overwrite: options.OverwriteOption = False,
     quiet: Annotated[bool, option("No progress bar and no line per tile.", "--quiet", "-q")] = False,
 ) -> None:
     """Measure opt_v3 beside opt_v2 on real pairs: per tile, in the mean and in the median.
@@ -115,26 +118,21 @@ def evaluate(
 
     met = sorted({record.group for record in records} & _groups_of_training(measured))
     if met:
-        tiles = sum(record.group in met for record in records)
-        Console(stderr=True).print(
-            f"{tiles} of the {len(records)} tiles are of groups that these weights were trained or chosen on"
-            f" ({', '.join(met)}); their figures tell nothing about new places: choose others with --groups",
-            soft_wrap=True,
-            markup=False,
-            highlight=False,
+        notice = (
+            f"{sum(record.group in met for record in records)} of {counted(len(records), 'tile')} of groups that these"
+            f" weights were trained or chosen on ({', '.join(met)}); their figures tell nothing about new places:"
+            " choose others with --groups"
         )
+        typer.echo(printable(notice), err=True)
 
     # 3. What is asked of it, in one walk over the tiles for each number of timesteps.
     scenarios: list[Scenario] = [Estimates(controls=controls, members=members, no_sar=no_sar, plain=plain)]
-    if flood:
-        scenarios.append(Floods())
-    if damages:
-        scenarios.append(EstimateKinds())
+    scenarios += [Floods()] if flood else []
+    scenarios += [EstimateKinds()] if damages else []
     if gaps:
         inpainter = plain if plain is not None and "sar" not in plain.inputs else None
         scenarios.append(Gaps(inpainter or no_sar, None if inpainter else plain))
-    if uncertainty:
-        scenarios.append(Uncertainty(ensemble_size))
+    scenarios += [Uncertainty(ensemble_size)] if uncertainty else []
     console = Console()
     written = {}
     walk: dict[str, Any] = {"source": source, "quality": quality, "groups": chosen}

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from axs_lib.cli.options import option
+from axs_lib.errors import counted
 
 
 def report(
@@ -33,15 +34,10 @@ def report(
 
     check_output(out, overwrite)
     given = {"s1": s1, "opt_v2": opt_v2, "truth": truth, "uncertainty": uncertainty, "gate": gate}
+    companions = {layer: path for layer, path in given.items() if path is not None}
     count = write_report(
-        out,
-        results or [],
-        evaluation=evaluation,
-        companions={layer: path for layer, path in given.items() if path is not None},
-        title=title,
-        most=most,
-        overwrite=overwrite,
+        out, results or [], evaluation=evaluation, companions=companions, title=title, most=most, overwrite=overwrite
     )
     if not quiet:
         size = out.stat().st_size / 1e6
-        typer.echo(f"{out}: {count} {'result' if count == 1 else 'results'}, {size:.1f} MB; open it in a browser")
+        typer.echo(f"{out}: {counted(count, 'result')}, {size:.1f} MB; open it in a browser")

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from axs_lib.bands import DN_PER_REFLECTANCE, OPTICAL_BANDS
+from axs_lib.checks import Trust
 
 Array = NDArray[np.float64]
 Stretch = list[tuple[float, float]]
@@ -20,10 +21,20 @@ LABELS = {
     "opt_v3": "opt_v3 · grounded",
     "truth": "truth · Sentinel-2",
 }
+UNDER_A_MASK = {"opt_v2": "opt_v2 · clouded image", "opt_v3": "opt_v3 · filled, clear kept"}
 NODATA_GREY = 0.85
 STRETCH_PERCENTILES = (1.0, 99.0)
 SMALLEST_RANGE = 0.02  # reflectance: a tile of open water is not stretched into noise
 SMALLEST_TOP = 1e-4  # a map of nothing keeps a scale
+
+
+def labels_of(layers: Mapping[str, ArrayLike], mask_kind: str = "") -> dict[str, str]:
+    """What the optical images of a result are, for people; whether clear pixels were kept, trust map or mask tell."""
+    if "trust" in layers:
+        masked = bool(np.isin(layers["trust"], (Trust.UNKNOWN, Trust.OBSERVED)).all())
+    else:
+        masked = mask_kind in ("boolean", "scl")
+    return LABELS | UNDER_A_MASK if masked else LABELS
 
 
 def stretch_of(image: Array, bands: tuple[str, ...]) -> Stretch:

@@ -21,6 +21,7 @@ from torch import Tensor
 from axs_lib.bands import OPTICAL_MEAN
 from axs_lib.checks import Trust
 from axs_lib.data.pairs import QUALITY_OK
+from axs_lib.errors import counted
 from axs_lib.evaluate.evaluator import Scenario, TileFigures
 from axs_lib.evaluate.models import Walk
 from axs_lib.evaluate.sources import EvaluationTile, fitted, water_on_land
@@ -333,13 +334,13 @@ def _said(part: dict[str, Any]) -> str:
         f" {shown_figure('copy_ratio', mean['copy_ratio'])}",
         f"better by tile, quartiles: {', '.join(map(percent, part['improvement_quartiles_%']))} · worst tile's MSE"
         f" {percent(part['worst_tile_%'])}",
-        f"pixels: {kinds}" + (f" · OPT_V3 IS OPT_V2 UNCHANGED on {unchanged} tiles" if unchanged else ""),
+        f"pixels: {kinds}" + (f" · OPT_V3 IS OPT_V2 UNCHANGED on {counted(unchanged, 'tile')}" if unchanged else ""),
     ]
     rest = part.get("sar_consistent")
     if rest is not None:
         lines.append(
-            f"on {len(part['sar_inconsistent_tiles'])} tiles the SAR shows water on land of the truth, another day;"
-            f" without them: MSE {percent(rest['improvement_of_mean_%']['mse'])} better, worst tile"
+            f"on {counted(len(part['sar_inconsistent_tiles']), 'tile')} the SAR shows water on land of the truth,"
+            f" another day; without them: MSE {percent(rest['improvement_of_mean_%']['mse'])} better, worst tile"
             f" {percent(rest['worst_tile_%'])}"
         )
     return "\n".join(lines)
@@ -370,4 +371,4 @@ def _controls_in(part: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _title(name: str, part: Mapping[str, Any]) -> str:
-    return f"{part['tiles']} {'tile' if part['tiles'] == 1 else 'tiles'}, quality {name}"
+    return f"{counted(part['tiles'], 'tile')}, quality {name}"

@@ -13,7 +13,7 @@ import torch
 from rich.table import Table
 
 from axs_lib.data.pairs import PairRecord, Quality
-from axs_lib.errors import InputError
+from axs_lib.errors import InputError, counted
 from axs_lib.evaluate import sources
 from axs_lib.evaluate.models import Walk
 from axs_lib.evaluate.sources import EvaluationTile, OptV2Source
@@ -90,8 +90,7 @@ class Report:
 
     def tables(self) -> list[Table]:
         """Rich tables of every scenario."""
-        steps = "timestep" if self.run["timesteps"] == 1 else "timesteps"
-        caption = f"{self.run['timesteps']} {steps} · seed {self.run['seed']} · {self.run['device']}"
+        caption = f"{counted(self.run['timesteps'], 'timestep')} · seed {self.run['seed']} · {self.run['device']}"
         return [table for each in self.tiles for table in each.tables(self.outcome(each), caption)]
 
 
@@ -150,8 +149,8 @@ def evaluate(
         results[scenario] = [tile for tile in found if not tile.left_out]
         if not results[scenario]:
             raise InputError(
-                f"none of the {len(records)} tiles of {folder} is a {scenario.needs}, which --{scenario.name} needs;"
-                f" choose other --groups ({'; '.join(left_out[scenario][:3])})"
+                f"of {counted(len(records), 'tile')} of {folder} none is a {scenario.needs}, which --{scenario.name}"
+                f" needs; choose other --groups ({'; '.join(left_out[scenario][:3])})"
             )
     run: dict[str, Any] = {"data": str(folder), "quality": quality, "model": dict(model.provenance)}
     run |= {"timesteps": walk.timesteps, "seed": seed, "device": device_name(model.device)}
@@ -164,4 +163,4 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()
-    return f"{device.type} ({threads} thread{'s' if threads > 1 else ''})"
+    return f"{device.type} ({counted(threads, 'thread')})"

@@ -19,6 +19,7 @@ from torch import Tensor
 from axs_lib.bands import DN_PER_REFLECTANCE, OPTICAL_BANDS
 from axs_lib.data.clouds import spread
 from axs_lib.data.flood import simulate_flood
+from axs_lib.errors import counted
 from axs_lib.evaluate.evaluator import Figures, Scenario, TileFigures
 from axs_lib.evaluate.models import Walk
 from axs_lib.evaluate.sources import EvaluationTile, generator_of, simulated_estimate
@@ -95,7 +96,8 @@ class Floods(Scenario):
             return f"{value:+.3f}" if key.endswith("change") else f"{100 * value:.1f} %"
 
         rows = [[label, *(cell(key, value) for key, value in outcome[part].items())] for part, label in PARTS.items()]
-        title = f"Flood in the SAR alone: {outcome['tiles']} dry tiles ({outcome['left_out']} with water left out)"
+        dry = counted(outcome["tiles"], "dry tile")
+        title = f"Flood in the SAR alone: {dry} ({outcome['left_out']} with water left out)"
         caption += (
             f" · water: NDWI over {WATER_NDWI:g} · outside: from {MARGIN} px on\non"
             f" {100 * outcome['came_through']:.0f} % of the tiles half of the flood or more turned to water"

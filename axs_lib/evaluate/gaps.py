@@ -23,6 +23,7 @@ from torch import Tensor
 from axs_lib.bands import DN_PER_REFLECTANCE
 from axs_lib.data.clouds import cloud_trust, cloudy_trust, spread
 from axs_lib.data.proposals import informed_proposal
+from axs_lib.errors import counted
 from axs_lib.evaluate.evaluator import Figures, Scenario, TileFigures
 from axs_lib.evaluate.models import Walk
 from axs_lib.evaluate.sources import EvaluationTile, fitted, generator_of
@@ -228,8 +229,7 @@ def _table(name: str, part: dict[str, Any], caption: str) -> Table:
         ]
         for method, mean in part["mean"].items()
     ]
-    tiles = "tile" if part["tiles"] == 1 else "tiles"
-    title = f"{name.capitalize()} gaps: {part['tiles']} {tiles}, {share(part['unknown'])} of their pixels"
+    title = f"{name.capitalize()} gaps: {counted(part['tiles'], 'tile')}, {share(part['unknown'])} of their pixels"
     caption += f" · the greatest change of a clear pixel by Stage 3: {part['changed_where_clear']:g} DN"
     headings = (*("filled by", "MSE\n10⁻⁴", "MSE at\nborder", "MAE", "SSIM"), *("better\nthan smooth", "Stage 3\nwins"))
     return rich_table(title, headings, rows, caption)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from axs_lib.bands import DN_PER_REFLECTANCE, OPTICAL_BANDS
 from axs_lib.data.estimates import KINDS, make_estimate
+from axs_lib.errors import counted
 from axs_lib.evaluate.estimates import INCONSISTENT_SHARE
 from axs_lib.evaluate.evaluator import Figures, Scenario, TileFigures
 from axs_lib.evaluate.models import Walk
@@ -79,7 +80,7 @@ class EstimateKinds(Scenario):
         return outcome
 
     def tables(self, outcome: dict[str, Any], caption: str) -> list[Table]:
-        titles = {"all_tiles": "tiles", "sar_consistent": "tiles whose SAR and truth agree about water"}
+        titles = {"all_tiles": "", "sar_consistent": " whose SAR and truth agree about water"}
         return [_table(outcome[key], title, caption) for key, title in titles.items() if key in outcome]
 
 
@@ -185,4 +186,4 @@ def _table(part: dict[str, Any], title: str, caption: str) -> Table:
     )
     changes = ("MSE\nchange", "MAE\nchange", "tiles\nbetter", "worst\ntile")
     headings = ("kind", "split", "RMSE\nopt_v2", "RMSE\nopt_v3", *changes)
-    return rich_table(f"Estimates of every kind: {part['tiles']} {title}", headings, rows, note)
+    return rich_table(f"Estimates of every kind: {counted(part['tiles'], 'tile')}{title}", headings, rows, note)

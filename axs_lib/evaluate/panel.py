@@ -67,7 +67,8 @@ def plot_panel(
 
 def _draw(layers: Mapping[str, Array], title: str, metrics: Mapping[str, float] | None) -> Figure:
     """SAR, then the optical images in true colour and below in false colour, then maps of what Stage 3 did."""
-    optical = [(label, layers[key], key.removeprefix("opt_")) for key, label in colour.LABELS.items() if key in layers]
+    named = colour.labels_of(layers).items()
+    optical = [(label, layers[key], key.removeprefix("opt_")) for key, label in named if key in layers]
     reference = layers.get("truth", np.concatenate([layers["opt_v2"], layers["opt_v3"]], axis=1))
     from_sar = "opt_v1" in layers
     figure, axes = _canvas(layers["opt_v3"].shape[1:], len(optical) + (1 if from_sar else 2), title)

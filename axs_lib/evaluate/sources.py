@@ -18,7 +18,7 @@ from axs_lib.bands import OPTICAL_BANDS
 from axs_lib.checks import check_pair
 from axs_lib.data.degrade import degrade
 from axs_lib.data.pairs import PairRecord, Quality, list_pairs, load_pair
-from axs_lib.errors import InputError
+from axs_lib.errors import InputError, counted
 from axs_lib.grounding.sar_inconsistency import open_water
 from axs_lib.nodata import fill_nodata, pad_square, valid_pixels
 
@@ -104,7 +104,7 @@ def select_pairs(
         records = [record for record in records if load_pair(record).s2_cloudy is not None]
         if not records:
             raise InputError(
-                f"none of the {count} pairs of {folder} holds s2_cloudy; expected at least one: choose another"
+                f"of {counted(count, 'pair')} of {folder} none holds s2_cloudy; expected at least one: choose another"
                 " --opt-v2-source or other groups"
             )
     return records

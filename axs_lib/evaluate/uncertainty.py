@@ -16,7 +16,7 @@ from rich.table import Table
 from torch import Tensor
 
 from axs_lib.bands import DN_PER_REFLECTANCE, OPTICAL_BANDS
-from axs_lib.errors import InputError
+from axs_lib.errors import InputError, counted
 from axs_lib.evaluate.evaluator import Scenario, TileFigures
 from axs_lib.evaluate.models import Walk
 from axs_lib.evaluate.sources import EvaluationTile
@@ -169,7 +169,7 @@ class Uncertainty(Scenario):
 
     def tables(self, outcome: dict[str, Any], caption: str) -> list[Table]:
         title = (
-            f"Uncertainty: {outcome['tiles']} tiles, {outcome['pixels']} pixels, ensemble of"
+            f"Uncertainty: {counted(outcome['tiles'], 'tile')}, {counted(outcome['pixels'], 'pixel')}, ensemble of"
             f" {outcome['ensemble_size']}, {'calibrated' if outcome['calibrated'] else 'spread of the ensemble alone'}"
         )
         keys = {"spread_skill": 3, "uce": 5, "auce": 3, "crps": 5}

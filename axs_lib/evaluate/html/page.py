@@ -60,12 +60,11 @@ def write_report(
     if results:
         entries, problems = _read(results, companions or {}, most, _tiles(reports))
     script = (FOLDER / "script.js").read_text(encoding="utf-8")
-    many = f"{len(entries)} {'result' if len(entries) == 1 else 'results'}"
     today = datetime.datetime.now(datetime.UTC).strftime("%d %B %Y").lstrip("0")
     template = environment().get_template("template.html")
     page = template.render(
         title=title,
-        subtitle=" · ".join([*([many] if entries else []), today]),
+        subtitle=" · ".join([*([counted(len(entries), "result")] if entries else []), today]),
         results=entries,
         small=SMALL,
         evaluation=_evaluation(reports, evaluation) if reports else None,
@@ -158,15 +157,10 @@ def _facts(result: Result) -> list[str]:
         lat, lon = place
         facts.append(f"{abs(lat):.3f}° {'N' if lat >= 0 else 'S'}, {abs(lon):.3f}° {'E' if lon >= 0 else 'W'}")
     tags = result.tags
-    if "AXS_VARIANT" in tags:
-        facts.append(tags["AXS_VARIANT"])
-    if "AXS_TIMESTEPS" in tags:
-        facts.append(_steps(tags["AXS_TIMESTEPS"]))
-    if "AXS_OPT_V2_SOURCE" in tags:
-        facts.append(f"opt_v2 {tags['AXS_OPT_V2_SOURCE']}")
-    if "opt_v1" in result.layers:  # made of SAR alone
-        facts.append("estimate, not observation")
-    return facts
+    facts += [tags["AXS_VARIANT"]] if "AXS_VARIANT" in tags else []
+    facts += [_steps(tags["AXS_TIMESTEPS"])] if "AXS_TIMESTEPS" in tags else []
+    facts += [f"opt_v2 {tags['AXS_OPT_V2_SOURCE']}"] if "AXS_OPT_V2_SOURCE" in tags else []
+    return facts + (["estimate, not observation"] if "opt_v1" in result.layers else [])  # made of SAR alone
 
 
 def _steps(count: object) -> str:

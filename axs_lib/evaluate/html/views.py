@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from axs_lib.checks import Trust
 from axs_lib.evaluate import colour
 from axs_lib.evaluate.colour import Array
 from axs_lib.io.saved import Result
@@ -43,11 +42,8 @@ def views_of(result: Result) -> list[View]:
     names = ["truth"] if "truth" in layers else [name for name in ("opt_v2", "opt_v3") if name in layers]
     reference = np.concatenate([layers[name] for name in names], axis=1)
     stretches = {bands: colour.stretch_of(reference, bands) for bands in (colour.TRUE_COLOUR, colour.FALSE_COLOUR)}
-    labels = dict(colour.LABELS)
-    if "trust" in layers and np.isin(layers["trust"], (Trust.UNKNOWN, Trust.OBSERVED)).all():
-        labels["opt_v2"] = "opt_v2 · observed"
     views = []
-    for name, label in labels.items():
+    for name, label in colour.labels_of(layers, result.tags.get("AXS_MASK_KIND", "")).items():
         if name in layers:
             pictures = {
                 kind: _uri(colour.optical_colour(layers[name], bands, stretches[bands]))
