@@ -6,9 +6,8 @@ mask, only what it calls unknown is filled and the rest comes back as it was.
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from axs_lib.cli import options
 from axs_lib.cli.options import option
@@ -37,38 +36,16 @@ def ground(
     from axs_lib.io.results import check_suffix
 
     # 1. What can be refused without reading anything.
-    steps = scene.steps()
     estimate.check_strength()
-    settings, trust = scene.for_scene(), estimate.mask_file(estimate.mask)
+    trust = estimate.mask_file(estimate.mask)
     for path in (out, scene.uncertainty, scene.gate, scene.sar_contribution):
         if path is not None:
             check_suffix(path)
             check_output(path, overwrite)
 
-    # 2. Run it; the model is built once the inputs were found good.
+    # 2. Run it.
     from axs_lib.scenes.api import ground_scene
 
-    device = options.torch_device(scene.device)
-
-    @functools.cache
-    def build() -> Any:
-        return scene.build("ground", steps, device, variant=scene.variant, correction_mode=estimate.correction_mode)
-
-    with options.memory_errors(device):
-        result = ground_scene(
-            build,
-            s1,
-            opt_v2,
-            out,
-            timesteps=steps,
-            ensemble_size=scene.ensemble_size or (options.DEFAULT_ENSEMBLE if scene.uncertainty else 1),
-            trust=trust,
-            date=scene.date,
-            boa_offset=estimate.boa_offset,
-            strength=estimate.strength,
-            deterministic=deterministic,
-            overwrite=overwrite,
-            **settings,
-        )
-    if not scene.quiet:
-        options.report(result, build().variant)
+    how = {"trust": trust, "date": scene.date, "boa_offset": estimate.boa_offset, "strength": estimate.strength}
+    how |= {"deterministic": deterministic, "overwrite": overwrite}
+    scene.carry_out("ground", ground_scene, s1, opt_v2, out, model={"correction_mode": estimate.correction_mode}, **how)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
@@ -117,7 +117,10 @@ class SceneOptions(ModelOptions):
         bool, option("Lay images of one size on each other, although one does not say where it lies.", "--same-grid")
     ] = False
     ensemble_size: Annotated[
-        int | None, option("Members averaged; by default 4 where an uncertainty map is written, else 1.", min=1)
+        int | None,
+        option(
+            "Members averaged; by default 4 where an uncertainty map is written, as axs run always does, else 1.", min=1
+        ),
     ] = None
     uncertainty: Annotated[
         Path | None, option("Also write the error to expect (1 std), in DN; of axs batch a folder.")
@@ -155,6 +158,16 @@ class SceneOptions(ModelOptions):
             "progress": not self.quiet,
             **({"hold_colour": True} if self.hold_colour else {}),
         }
+
+    def carry_out(self, stage: str, make: Callable[..., SceneResult], *inputs: Any, model: Any, **how: Any) -> None:
+        """Make the images of ``ground`` or ``pipeline`` with a model that is built once the inputs are found good."""
+        device, steps = torch_device(self.device), self.steps()
+        build = functools.cache(lambda: self.build(stage, steps, device, variant=self.variant, **model))
+        members = self.ensemble_size or (DEFAULT_ENSEMBLE if self.uncertainty or stage == "pipeline" else 1)
+        with memory_errors(device):
+            result = make(build, *inputs, timesteps=steps, ensemble_size=members, **self.for_scene(), **how)
+        if not self.quiet:
+            report(result, build().variant)
 
 
 @dataclass(frozen=True)
@@ -309,7 +322,7 @@ def memory_errors(device: str) -> Iterator[None]:
         ) from error
 
 
-def report(result: SceneResult, variant: str, known: Sequence[str] = ()) -> None:
+def report(result: SceneResult, variant: str) -> None:
     """Say what was assumed, on stderr, and what was made, on stdout."""
     for note in result.notes:
         typer.echo(note, err=True)
@@ -317,7 +330,9 @@ def report(result: SceneResult, variant: str, known: Sequence[str] = ()) -> None
     speed = result.tiles / max(result.seconds, 1e-9)
     stages = result.nfe if isinstance(result.nfe, tuple) else (result.nfe,)
     evaluations = " and ".join(map(str, stages)) + f" network evaluation{'' if sum(stages) == 1 else 's'}"
-    about = "".join(f", {each}" for each in known)
+    known = result.metadata.items()
+    told = [f"{key} {value:.2f}" if isinstance(value, float) else f"{key} {value}" for key, value in known]
+    about = "".join(f", {each}" for each in told or (["no date and place"] if len(stages) > 1 else []))
     typer.echo(
         f"{height}x{width} px, {variant}{about}, {counted(result.tiles, 'tile')} in {result.seconds:.0f} s"
         f" ({speed:.1f} tiles/s), {evaluations}"

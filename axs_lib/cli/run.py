@@ -6,10 +6,9 @@ everything (a batch gives the .npz alone).
 
 from __future__ import annotations
 
-import functools
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -42,38 +41,14 @@ def run(
     number = biome is not None and biome.strip().isdigit()
     metadata = {"date": scene.date, "lat": lat, "lon": lon, "biome": int(biome or 0) if number else biome}
     parse_metadata(metadata, "the command line")
-    steps, settings = scene.steps(), scene.for_scene()
     grid = options.grid_from(like, crs, res, bounds)
     if out.exists() and not out.is_dir():
         raise OutputError(f"{out} is a file; expected the name of a folder: choose another --out")
     if scene.date is None and not scene.quiet:
         typer.echo("no --date: Stage 2 does not know the season, and may not improve on Stage 1", err=True)
 
-    # 2. Run it; the pipeline is built once the input was found good.
+    # 2. Run it.
     from axs_lib.scenes.api import run_scene
 
-    device = options.torch_device(scene.device)
-
-    @functools.cache
-    def build() -> Any:
-        return scene.build("pipeline", steps, device, variant=scene.variant, **asdict(stages))
-
-    with options.memory_errors(device):
-        result = run_scene(
-            build,
-            s1,
-            out,
-            grid,
-            metadata=metadata,
-            timesteps=steps,
-            ensemble_size=scene.ensemble_size or options.DEFAULT_ENSEMBLE,
-            deterministic=deterministic,
-            overwrite=overwrite,
-            **settings,
-        )
-    if not scene.quiet:
-        known = [
-            f"{key} {value:.2f}" if isinstance(value, float) else f"{key} {value}"
-            for key, value in result.metadata.items()
-        ]
-        options.report(result, build().variant, known or ["no date and place"])
+    how = {"metadata": metadata, "deterministic": deterministic, "overwrite": overwrite}
+    scene.carry_out("pipeline", run_scene, s1, out, grid, model=asdict(stages), **how)

@@ -19,6 +19,7 @@ from axs_lib.bands import OPTICAL_BANDS, SAR_BANDS, VALID_DN
 from axs_lib.checks import MIN_SIDE
 from axs_lib.cli import options
 from axs_lib.cli.command import AxsGroup
+from axs_lib.cli.options import option
 from axs_lib.data.samples import load_sample
 from axs_lib.errors import InputError
 from axs_lib.terramind.weights import DEFAULT_VARIANT
@@ -53,21 +54,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 @options.with_shared
 def script(
     *,
-    test: Annotated[
-        bool, typer.Option("--test", help="Build the model, run it on a packaged tile and check what comes out.")
-    ] = False,
-    info: Annotated[
-        bool, typer.Option("--info", help="Show the architecture, its parameters and where its weights come from.")
-    ] = False,
-    infer: Annotated[
-        bool, typer.Option("--infer", help="Ground the tensors of --s1 and --opt_v2 and write --output.")
-    ] = False,
-    s1: Annotated[Path | None, typer.Option(metavar="FILE", help="(B,2,H,W) or (2,H,W): VV, VH in dB.")] = None,
+    test: Annotated[bool, option("Build the model, run it on a packaged tile and check it.", "--test")] = False,
+    info: Annotated[bool, option("Show architecture, parameters and where its weights come from.", "--info")] = False,
+    infer: Annotated[bool, option("Ground the tensors of --s1 and --opt_v2, write --output.", "--infer")] = False,
+    s1: Annotated[Path | None, option("(B,2,H,W) or (2,H,W): VV, VH in dB.", metavar="FILE")] = None,
     opt_v2: Annotated[
-        Path | None,
-        typer.Option("--opt_v2", "--opt-v2", metavar="FILE", help="(B,4,H,W) or (4,H,W): B02, B03, B04, B08 in DN."),
+        Path | None, option("(B,4,H,W) or (4,H,W): B02, B03, B04, B08 in DN.", "--opt_v2", "--opt-v2", metavar="FILE")
     ] = None,
-    output: Annotated[Path | None, typer.Option(metavar="FILE", help="opt_v3, shaped like opt_v2.")] = None,
+    output: Annotated[Path | None, option("opt_v3, shaped like opt_v2.", metavar="FILE")] = None,
     scene: options.SceneOptions,
     estimate: options.EstimateOptions,
     overwrite: options.OverwriteOption = False,

@@ -145,10 +145,7 @@ class MaskSource:
         """How the mask was read, for file tags."""
         mask = self._mask
         tags = {"AXS_MASK": Path(mask.path).name, "AXS_MASK_KIND": self.kind, "AXS_MASK_BUFFER": str(mask.buffer)}
-        tags["AXS_MASK_MEANING"] = self._meaning
-        if self.kind == "scl":
-            return tags | {"AXS_MASK_DROP": ",".join(SCL_CLASSES[number] for number in self._dropped)}
-        return tags | {"AXS_MASK_INVERT": str(mask.invert)}
+        return tags | {"AXS_MASK_MEANING": self._meaning}
 
     def read(self, window: Tile) -> FloatArray:
         """(1, h, w) in [0, 1] of a window; what is unknown does not grow from one tile of a batch into the next."""
@@ -261,9 +258,9 @@ def _grow_unknown(trust: FloatArray, pixels: int) -> FloatArray:
 
 def _kind(values: FloatArray, named: str, source: str) -> str:
     """What the values, each once, look like, helped by the name of file, key or band."""
-    known, words = set(values.tolist()), re.findall(r"[a-z]+", named.lower())
+    known = set(values.tolist())
     classes = known <= set(range(len(SCL_CLASSES)))
-    if classes and "scl" in words:
+    if classes and "scl" in re.findall(r"[a-z]+", named.lower()):
         return "scl"
     if known <= {0.0, 1.0} or known <= {0.0, 255.0}:
         return "boolean"

@@ -204,7 +204,7 @@ class FilePixels(Pixels):
             own = next((band for band in self.bands if band in name), name)
             files = " ".join(name.replace(own, band) if own != name else f"{band}.tif" for band in self.bands)
             raise InputError(
-                f"{self.label} holds one band; expected {listed(self.bands)}: give one stack of them, or one file a band:"
+                f"{self.label} holds one band; expected {listed(self.bands)}: give one stack, or one file a band:"
                 f" {'--s1' if self.bands == SAR_BANDS else '--opt-v2'} {files}"
             )
         texts = [dataset.descriptions[index - 1] or "" for index in there]

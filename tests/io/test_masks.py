@@ -70,7 +70,9 @@ def test_a_boolean_mask_in_every_format(tmp_path: Path, name: str, values: np.nd
         write_mask(path, values)
     mask = read_mask(path)
     assert mask.kind == "boolean" and mask.trust.dtype == np.float32
-    said = "0 is a gap and all else clear: 120 of 720 pixels (16.7 %) are a gap; if 1 is cloud in it, give --mask-invert"
+    said = (
+        "0 is a gap and all else clear: 120 of 720 pixels (16.7 %) are a gap; if 1 is cloud in it, give --mask-invert"
+    )
     assert [note.split("boolean, ")[1] for note in mask.notes] == [said]
     np.testing.assert_array_equal(mask.trust, CLEAR)
 
