@@ -107,7 +107,7 @@ class MaskSource:
             raise InputError(self.nothing_clear())
         if trust.min() == 1 and not mask.may_be_clear:
             raise InputError(
-                f"the {self.label} leaves nothing to fill: {self._meaning}, and there is none. Without --mask the whole"
+                f"the {self.label} leaves nothing to fill: {self._meaning}, and no pixel is one. Without --mask the whole"
                 " image is taken for an estimate and corrected"
             )
 

@@ -185,7 +185,7 @@ def test_without_georeference_the_size_must_be_the_same(tmp_path: Path) -> None:
     [
         (np.zeros((H, W), "uint8"), {}, "leaves nothing clear.* --mask-invert"),
         (np.ones((H, W), "uint8"), {"invert": True}, "leaves nothing clear.*: leave --mask-invert out"),
-        (np.ones((H, W), "uint8"), {}, "leaves nothing to fill: 0 is a gap and all else clear, and there is none"),
+        (np.ones((H, W), "uint8"), {}, "leaves nothing to fill: 0 is a gap and all else clear, and no pixel is one"),
         (np.full((H, W), 4, "uint8"), {"drop": ["snow"]}, "leaves nothing to fill: snow are gaps"),
         (CLEAR * 2 + 50, {}, "holds 2 values from 50 to 52.*--mask-kind"),
         (CLEAR * 100, {"kind": "trust"}, "runs from 0 to 100; expected trust in 0..1"),
