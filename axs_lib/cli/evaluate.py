@@ -119,9 +119,9 @@ def evaluate(
     met = sorted({record.group for record in records} & _groups_of_training(measured))
     if met:
         notice = (
-            f"{sum(record.group in met for record in records)} of {counted(len(records), 'tile')} of groups that these"
-            f" weights were trained or chosen on ({', '.join(met)}); their figures tell nothing about new places:"
-            " choose others with --groups"
+            f"these weights were trained or chosen on the groups of {sum(record.group in met for record in records)} of"
+            f" {counted(len(records), 'tile')} ({', '.join(met)}), whose figures tell nothing about new places: choose"
+            " others with --groups"
         )
         typer.echo(printable(notice), err=True)
 

@@ -107,8 +107,8 @@ class MaskSource:
             raise InputError(self.nothing_clear())
         if trust.min() == 1 and not mask.may_be_clear:
             raise InputError(
-                f"the {self.label} leaves nothing to fill: {self._meaning}, and no pixel is one. Without --mask the whole"
-                " image is taken for an estimate and corrected"
+                f"the {self.label} leaves nothing to fill: {self._meaning}, and no pixel is a gap. Without --mask the"
+                " whole image is taken for an estimate and corrected"
             )
 
     def nothing_clear(self) -> str:
@@ -125,7 +125,7 @@ class MaskSource:
     def _meaning(self) -> str:
         """Which values are a gap."""
         if self.kind == "scl":
-            return f"{listed(SCL_CLASSES[number] for number in self._dropped)} are gaps"
+            return f"gaps are {listed(SCL_CLASSES[number] for number in self._dropped)}"
         zero, other = ("clear", "a gap") if self._mask.invert else ("a gap", "clear")
         return f"0 is {zero} and {'1' if self.kind == 'trust' else 'all else'} {other}"
 

@@ -100,8 +100,8 @@ def test_a_mask_of_the_item_keeps_what_was_observed(tmp_path: Path) -> None:
     with np.load(tmp_path / "out" / "a.npz") as written:
         unchanged = (written["opt_v3"] == load_sample(NAME)[1].data).all(axis=0)
     assert unchanged[40:].all() and not unchanged[:40].all()
-    record = ground(job, Item("b", S1, S2, mask=str(tmp_path / "clear.npz"))).record
-    assert record is not None and record.status == "done" and "so that nothing is filled" in record.notes
+    record: Any = ground(job, Item("b", S1, S2, mask=str(tmp_path / "clear.npz"))).record
+    assert record.status == "done" and "so that nothing is filled" in record.notes
 
 
 def test_addresses_in_a_manifest_are_never_opened(tmp_path: Path) -> None:

@@ -161,7 +161,7 @@ def test_tiles_of_the_weights_own_training_are_named(
     target = tmp_path / "report.json"
     result = run("--data", folder, "--json", target)
     assert result.exit_code == 0, result.output
-    assert "2 of 3 tiles of groups that these weights were trained or chosen on (pairs/a, pairs/c)" in (result.stderr)
+    assert "trained or chosen on the groups of 2 of 3 tiles (pairs/a, pairs/c)" in result.stderr
     assert json.loads(target.read_text())["groups_of_training"] == ["pairs/a", "pairs/c"]
     assert "trained or chosen" not in run("--data", folder, "--groups", "pairs/b").stderr
 

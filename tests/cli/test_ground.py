@@ -191,7 +191,7 @@ def test_an_scl_mask_with_classes_and_buffer(ground: Run, fake_model: FakeModel,
     np.testing.assert_array_equal(fake_model.called["trust"][0, 0].numpy(), expected)
     with rasterio.open(tmp_path / "o.tif") as written:
         tags = written.tags()
-    assert tags["AXS_MASK_KIND"] == "scl" and tags["AXS_MASK_MEANING"] == "cloud_shadow, snow are gaps"
+    assert tags["AXS_MASK_KIND"] == "scl" and tags["AXS_MASK_MEANING"] == "gaps are cloud_shadow, snow"
     assert tags["AXS_MASK_BUFFER"] == "2"
 
 

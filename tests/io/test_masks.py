@@ -69,11 +69,8 @@ def test_a_boolean_mask_in_every_format(tmp_path: Path, name: str, values: np.nd
     else:
         write_mask(path, values)
     mask = read_mask(path)
-    assert mask.kind == "boolean" and mask.trust.dtype == np.float32
-    said = (
-        "0 is a gap and all else clear: 120 of 720 pixels (16.7 %) are a gap; if 1 is cloud in it, give --mask-invert"
-    )
-    assert [note.split("boolean, ")[1] for note in mask.notes] == [said]
+    assert mask.kind == "boolean" and mask.trust.dtype == np.float32 and len(mask.notes) == 1
+    assert mask.notes[0].endswith("(16.7 %) are a gap; if 1 is cloud in it, give --mask-invert")
     np.testing.assert_array_equal(mask.trust, CLEAR)
 
 
@@ -81,9 +78,8 @@ def test_a_boolean_mask_in_every_format(tmp_path: Path, name: str, values: np.nd
 def test_invert_turns_a_cloud_mask_around(tmp_path: Path, nodata: int | None) -> None:
     """Zero declared as nodata is still the zero of the mask."""
     path = write_mask(tmp_path / "clouds.tif", 1 - CLEAR, nodata=nodata)
-    mask = read_mask(path, invert=True)
-    assert mask.notes[0].endswith("0 is clear and all else a gap: 120 of 720 pixels (16.7 %) are a gap")
-    np.testing.assert_array_equal(mask.trust, CLEAR)
+    np.testing.assert_array_equal(read_mask(path, invert=True).trust, CLEAR)
+    assert read_mask(path, invert=True).notes[0].endswith("all else a gap: 120 of 720 pixels (16.7 %) are a gap")
 
 
 def test_nodata_of_the_mask_is_unknown_inverted_or_not(tmp_path: Path) -> None:
@@ -185,8 +181,7 @@ def test_without_georeference_the_size_must_be_the_same(tmp_path: Path) -> None:
     [
         (np.zeros((H, W), "uint8"), {}, "leaves nothing clear.* --mask-invert"),
         (np.ones((H, W), "uint8"), {"invert": True}, "leaves nothing clear.*: leave --mask-invert out"),
-        (np.ones((H, W), "uint8"), {}, "leaves nothing to fill: 0 is a gap and all else clear, and no pixel is one"),
-        (np.full((H, W), 4, "uint8"), {"drop": ["snow"]}, "leaves nothing to fill: snow are gaps"),
+        (np.ones((H, W), "uint8"), {}, "leaves nothing to fill: 0 is a gap and all else clear, and no pixel is a gap"),
         (CLEAR * 2 + 50, {}, "holds 2 values from 50 to 52.*--mask-kind"),
         (CLEAR * 100, {"kind": "trust"}, "runs from 0 to 100; expected trust in 0..1"),
         (CLEAR, {"kind": "cloud"}, "its kind 'cloud'; expected"),
