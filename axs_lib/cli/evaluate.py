@@ -109,12 +109,9 @@ def evaluate(
     measured = model.build("pipeline" if whole else "ground", steps[0], **common, **(asdict(stages) if whole else {}))
     if model.hold_colour:
         getattr(measured, "stage3", measured).hold_colour = True
-    no_sar = plain = None
-    if no_sar_checkpoint is not None:
-        blind = options.ModelOptions(no_sar_checkpoint, s1_product=model.s1_product)
-        no_sar = blind.build("ground", steps[0], **common)
-    if plain_checkpoint is not None:
-        plain = load_plain(plain_checkpoint).to(measured.device)
+    blind = options.ModelOptions(no_sar_checkpoint, s1_product=model.s1_product)
+    no_sar = None if no_sar_checkpoint is None else blind.build("ground", steps[0], **common)
+    plain = None if plain_checkpoint is None else load_plain(plain_checkpoint).to(measured.device)
 
     met = sorted({record.group for record in records} & _groups_of_training(measured))
     if met:
@@ -148,8 +145,7 @@ def evaluate(
     if len(steps) > 1:
         console.print(timesteps_table(rows))
     if json_file is not None:
-        several = {"timesteps_table": rows, "reports": list(written.values())}
-        result = written[steps[0]] if len(steps) == 1 else several
+        result = written[steps[0]] if len(steps) == 1 else {"timesteps_table": rows, "reports": list(written.values())}
         with atomic_write(json_file, overwrite) as temporary:
             temporary.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         console.print(f"report: {json_file}", soft_wrap=True, markup=False, highlight=False)

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -144,28 +143,27 @@ class SceneOptions(ModelOptions):
         """What ``ground_scene`` and ``run_scene`` take alike."""
         from axs_lib.io.raster import parse_bands
 
-        return {
-            "seed": self.seed,
-            "uncertainty": self.uncertainty or False,
-            "gate": self.gate or False,
-            "sar_contribution": self.sar_contribution or False,
-            "stac": self.stac,
-            "bands": parse_bands(self.bands),
-            "s1_unit": self.s1_unit,
-            "same_grid": self.same_grid,
-            "tags": {"AXS_S1_PRODUCT": self.s1_product, "AXS_DTYPE": self.dtype},
-            "force": self.force,
-            "progress": not self.quiet,
-            **({"hold_colour": True} if self.hold_colour else {}),
-        }
+        maps = {name: getattr(self, name) or False for name in ("uncertainty", "gate", "sar_contribution")}
+        as_given = {name: getattr(self, name) for name in ("seed", "stac", "s1_unit", "same_grid", "force")}
+        colour = {"hold_colour": True} if self.hold_colour else {}
+        tags = {"AXS_S1_PRODUCT": self.s1_product, "AXS_DTYPE": self.dtype}
+        others = {"bands": parse_bands(self.bands), "tags": tags, "progress": not self.quiet}
+        return {**maps, **as_given, **colour, **others}
 
     def carry_out(self, stage: str, make: Callable[..., SceneResult], *inputs: Any, model: Any, **how: Any) -> None:
         """Make the images of ``ground`` or ``pipeline`` with a model that is built once the inputs are found good."""
+        import torch
+
         device, steps = torch_device(self.device), self.steps()
         build = functools.cache(lambda: self.build(stage, steps, device, variant=self.variant, **model))
         members = self.ensemble_size or (DEFAULT_ENSEMBLE if self.uncertainty or stage == "pipeline" else 1)
-        with memory_errors(device):
+        try:
             result = make(build, *inputs, timesteps=steps, ensemble_size=members, **self.for_scene(), **how)
+        except torch.OutOfMemoryError as error:
+            raise AxionError(
+                f"{device} has too little memory for a batch of tiles; use --deterministic (one tile at a time),"
+                " --dtype bfloat16, --device cpu or a smaller --variant"
+            ) from error
         if not self.quiet:
             report(result, build().variant)
 
@@ -306,20 +304,6 @@ def torch_device(name: str | None) -> str:
         there = "cpu" + (f" and cuda:0 to cuda:{count - 1}" if count else "; there is no CUDA GPU here")
         raise InputError(f"--device {name} cannot be used; expected {there}") from error
     return name
-
-
-@contextmanager
-def memory_errors(device: str) -> Iterator[None]:
-    """Say in words that a device has too little memory."""
-    import torch
-
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise AxionError(
-            f"{device} has too little memory for a batch of tiles; use --deterministic (one tile at a time), --dtype"
-            " bfloat16, --device cpu or a smaller --variant"
-        ) from error
 
 
 def report(result: SceneResult, variant: str) -> None:

@@ -39,5 +39,4 @@ def report(
         out, results or [], evaluation=evaluation, companions=companions, title=title, most=most, overwrite=overwrite
     )
     if not quiet:
-        size = out.stat().st_size / 1e6
-        typer.echo(f"{out}: {counted(count, 'result')}, {size:.1f} MB; open it in a browser")
+        typer.echo(f"{out}: {counted(count, 'result')}, {out.stat().st_size / 1e6:.1f} MB; open it in a browser")

@@ -162,5 +162,4 @@ def device_name(device: torch.device) -> str:
     """The device for people: the GPU's name, or the CPU with its threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    threads = torch.get_num_threads()
-    return f"{device.type} ({counted(threads, 'thread')})"
+    return f"{device.type} ({counted(torch.get_num_threads(), 'thread')})"

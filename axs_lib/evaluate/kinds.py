@@ -103,11 +103,10 @@ def measure_kind(opt_v2: Tensor, opt_v3: Tensor, truth: Tensor, sigma: Tensor | 
     before, after, real = (image[:, keep].double() / DN_PER_REFLECTANCE for image in (opt_v2, opt_v3, truth))
     squared = (after - real).square().mean(1)
     spread = torch.full((4,), math.nan) if sigma is None else (sigma[:, keep] / DN_PER_REFLECTANCE).square().mean(1)
+    wrong = {"v2": before - real, "v3": after - real}
     return {
-        "mse_v2": float((before - real).square().mean()),
-        "mse_v3": float((after - real).square().mean()),
-        "mae_v2": float((before - real).abs().mean()),
-        "mae_v3": float((after - real).abs().mean()),
+        **{f"mse_{key}": float(error.square().mean()) for key, error in wrong.items()},
+        **{f"mae_{key}": float(error.abs().mean()) for key, error in wrong.items()},
         "change": float((after - before).square().mean()),
         **{f"error_{band}": float(value) for band, value in zip(OPTICAL_BANDS, squared, strict=True)},
         **{f"predicted_{band}": float(value) for band, value in zip(OPTICAL_BANDS, spread, strict=True)},

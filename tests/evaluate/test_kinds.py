@@ -95,7 +95,7 @@ def test_spread_skill_of_every_kind(folder: Path) -> None:
 def test_tiles_of_another_day_are_counted_and_left_out(folder: Path) -> None:
     path = folder / "pairs" / "src" / "a.npz"
     content = dict(np.load(path))
-    content["s1"][:] = -27.0  # open water,
+    content["s1"][:] = np.array([-27.0, -33.0])[:, None, None]  # open water,
     content["s2"][3] = 5000  # on land of the truth
     np.savez(path, **content)
     model = FakeModel(lambda s1, opt_v2: opt_v2 - 100.0 * (s1[:, :1] == -27))
