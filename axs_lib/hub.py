@@ -112,7 +112,7 @@ class HubMixin(ModelHubMixin):
                 " are not read)"
             )
         product = str(config.get("s1_product", "S1GRD"))
-        generator = load_generator(variant, checkpoint=str(folder), revision=revision, s1_product=product)
+        generator = load_generator(variant, checkpoint=folder, revision=revision, s1_product=product)
         corrector = load_corrector(generator.weights, s1_product=product)
         if not local and generator.weights is not None:
             generator.weights = replace(generator.weights, source=f"hub {model_id}")

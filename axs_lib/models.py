@@ -10,6 +10,8 @@ import torch
 from axs_lib.bands import S1_PRODUCTS
 from axs_lib.errors import InputError
 from axs_lib.stage1_tm_s2o import Stage1Model
+from axs_lib.terramind.sampler import build_schedule
+from axs_lib.terramind.weights import DEFAULT_VARIANT
 
 OUTPUT_MODALITY = "S2L2A"
 
@@ -21,7 +23,7 @@ def build_terramind_generator(
     standardize: bool = True,
     pretrained: bool = True,
     *,
-    variant: str = "terramind_v1_base",
+    variant: str = DEFAULT_VARIANT,
     checkpoint: str | PathLike[str] | None = None,
     revision: str | None = None,
     device: torch.device | str | None = None,
@@ -49,7 +51,6 @@ def build_terramind_generator(
         WeightsError: weights that cannot be had, read or matched.
     """
     from axs_lib.terramind.build import load_generator
-    from axs_lib.terramind.sampler import build_schedule
 
     inputs = _names("input_modalities", input_modalities)
     outputs = _names("output_modalities", output_modalities)
@@ -63,11 +64,7 @@ def build_terramind_generator(
         raise InputError(f"output_modalities is {outputs}; expected ('{OUTPUT_MODALITY}',)")
     build_schedule(scheduler, timesteps)  # what cannot be fails before weights are loaded
     generator = load_generator(
-        variant,
-        pretrained=pretrained,
-        checkpoint=None if checkpoint is None else str(checkpoint),
-        revision=revision,
-        s1_product=inputs[0],
+        variant, pretrained=pretrained, checkpoint=checkpoint, revision=revision, s1_product=inputs[0]
     )
     model = Stage1Model(generator, timesteps=timesteps, standardize=standardize, scheduler=scheduler)
     return model.requires_grad_(not pretrained).eval().to("cpu" if device is None else device)

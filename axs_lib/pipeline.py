@@ -20,14 +20,12 @@ from axs_lib.stage2_prithvi_refine import PrithviRefiner, build_prithvi_refiner
 from axs_lib.stage3_tm_ground import GroundingControls, Stage3GroundingModel, build_stage3_model
 from axs_lib.terramind.noise import Seed, member_seeds, sample_seeds
 from axs_lib.terramind.tiles import check_sampling, mean_and_spread, unbatch
-from axs_lib.terramind.weights import DEFAULT_PRITHVI, DEFAULT_VARIANT
+from axs_lib.terramind.weights import DEFAULT_PRITHVI, DEFAULT_VARIANT, NANO
 
 if TYPE_CHECKING:
     from os import PathLike
 
     from axs_lib.prithvi.metadata import MetadataLike
-
-NANO = "nano"
 
 
 @dataclass(frozen=True)
@@ -202,9 +200,8 @@ def build_pipeline(
         WeightsError: weights that cannot be had, read or matched.
     """
     common: dict[str, Any] = {"pretrained": pretrained, "variant": variant, "scheduler": scheduler, "device": device}
-    weights = None if checkpoint is None else str(checkpoint)
     stage3 = build_stage3_model(
-        stage3_timesteps, checkpoint=weights, revision=revision, s1_product=s1_product, **common
+        stage3_timesteps, checkpoint=checkpoint, revision=revision, s1_product=s1_product, **common
     )
     if stage1_checkpoint is None:
         stage1 = Stage1Model(stage3.terramind_generator, timesteps=stage1_timesteps, scheduler=scheduler).eval()

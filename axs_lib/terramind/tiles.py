@@ -40,8 +40,7 @@ def to_network(image: Tensor, valid: Tensor, side: int, adapter: Adapter, *, sta
     The image (B, C, H, W) is in z-units where not ``standardize``, and counts where ``valid`` (B, 1, H, W).
     """
     physical = image if standardize else adapter.from_z(image)
-    mean = adapter.from_z(torch.zeros_like(adapter.mean))
-    return pad_square(fill_nodata(physical, valid, fallback=mean), side)
+    return pad_square(fill_nodata(physical, valid, fallback=adapter.mean), side)
 
 
 def mean_and_spread(members: Tensor) -> tuple[Tensor, Tensor]:
