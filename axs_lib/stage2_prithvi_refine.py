@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from axs_lib.bands import VALID_DN
-from axs_lib.checks import check_device, check_optical
+from axs_lib.checks import check_count, check_device, check_optical
 from axs_lib.errors import InputError, UntrainedHeadWarning, WeightsError
 from axs_lib.fresh import fresh_weights
 from axs_lib.nodata import valid_pixels
@@ -118,8 +118,7 @@ class PrithviRefiner(nn.Module):
         checked = check_optical(opt_v1, "opt_v1", standardize=self.standardize)
         image = checked.image
         check_device(image, self.device)
-        if batch_size < 1:
-            raise InputError(f"batch_size is {batch_size}; expected at least 1")
+        check_count("batch_size", batch_size)
         metadata_of = encode_metadata(metadata, len(image), image.device)
         learning = torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
         if self.training and self.metadata_dropout > 0:

@@ -96,8 +96,8 @@ def test_full_pipeline_is_the_stages_in_their_order(pipeline: Pipeline) -> None:
     opt_v1, opt_v2, opt_v3 = full_pipeline(s1, METADATA, pipeline=pipeline, seed=4)
     assert torch.equal(opt_v1, tm_sar2opt(pipeline.stage1, s1, seed=4))
     assert torch.equal(opt_v2, pipeline.stage2(opt_v1, METADATA))
-    guess = torch.full_like(opt_v2[:, :1], Trust.SAR_ONLY)  # nobody has seen this colour
-    assert torch.equal(opt_v3, stage3_inference(pipeline.stage3, s1, opt_v2, seed=4, trust=guess))
+    trust = torch.full_like(opt_v2[:, :1], Trust.SAR_ONLY)
+    assert torch.equal(opt_v3, stage3_inference(pipeline.stage3, s1, opt_v2, seed=4, trust=trust))
     for earlier, later in ((opt_v1, opt_v2), (opt_v2, opt_v3)):
         assert (earlier - later).abs().mean() > 0.5
 
@@ -160,7 +160,7 @@ def test_an_ensemble_runs_the_whole_pipeline(pipeline: Pipeline) -> None:
     assert one.nfe == three.nfe == (2, 2)
     for a, b in ((one.opt_v1, three.opt_v1), (one.opt_v3, three.opt_v3)):
         assert 0.5 < (a - b).abs().mean() < b.std()
-    # Most of the doubt comes from Stage 1, which an ensemble of Stage 3 alone would not see.
+    # Most of the uncertainty comes from Stage 1, which an ensemble of Stage 3 alone would not see.
     alone = pipeline.stage3.ground(s1, one.opt_v2, ensemble_size=3).uncertainty
     assert alone is not None
     assert three.uncertainty.mean() > alone.mean()

@@ -158,7 +158,7 @@ def test_ensemble_mean_and_spread(nano: Stage3GroundingModel) -> None:
     assert one.uncertainty.min() > 0
     assert not torch.equal(one.image, three.image)
 
-    # Without a head's own word the uncertainty is the spread alone.
+    # Where the head predicts no error the uncertainty is the spread alone.
     options["correction_mode"] = "difference"
     assert ground(nano, s1, opt_v2, ensemble_size=1, **options).uncertainty is None
     spread = ground(nano, s1, opt_v2, ensemble_size=3, **options).uncertainty
@@ -166,7 +166,7 @@ def test_ensemble_mean_and_spread(nano: Stage3GroundingModel) -> None:
 
 
 @pytest.mark.parametrize("mode", CORRECTION_MODES)
-def test_the_grounding_map_says_what_changed_and_what_the_sar_asked_for(nano: Stage3GroundingModel, mode: str) -> None:
+def test_the_grounding_map_has_the_change_and_the_sar_contribution(nano: Stage3GroundingModel, mode: str) -> None:
     s1, opt_v2 = plausible_pair(1)
     s1[..., :8, :8] = torch.nan
     found = nano.grounding_map(s1, opt_v2, 2, correction_mode=mode)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from axs_lib.cli.options import option
+from axs_lib.errors import counted
 
 
 def report(
@@ -44,4 +45,4 @@ def report(
     )
     if not quiet:
         size = out.stat().st_size / 1e6
-        typer.echo(f"{out}: {count} {'result' if count == 1 else 'results'}, {size:.1f} MB; open it in a browser")
+        typer.echo(f"{out}: {counted(count, 'result')}, {size:.1f} MB; open it in a browser")

@@ -24,6 +24,7 @@ from axs_lib.bands import OPTICAL_BANDS, VALID_DN
 from axs_lib.blur import gaussian_blur
 from axs_lib.data.degrade import (
     METRES_PER_PIXEL,
+    OWN_BY_BAND,
     PIXELS_PER_FWHM,
     PRESETS,
     Draw,
@@ -45,7 +46,6 @@ Make = Callable[[Tensor, Draw, Tensor], Tensor]  # truth (B,4,H,W) in DN, draws,
 
 FILTER_MARGIN = 16  # px mirrored at each border before a filter in the frequency domain
 MOST_COMBINED = 3
-OWN_BY_BAND = (0.6, 0.7, 0.8, 1.5)  # what a band does by itself, of B02, B03, B04, B08
 HAZE_BY_BAND = (1.0, 0.8, 0.65, 0.3)  # path radiance of B02, B03, B04, B08 beside B02's
 
 
@@ -203,7 +203,7 @@ def _in_patches(image: Tensor, draw: Draw, strength: Tensor, sizes: Tensor) -> T
     level = _between(strength, 5, 120, log=True)
     cells = [int((side / sizes.min()).ceil()) + 1 for side in (height, width)]
     common = draw.normal(1, cells[0], cells[1])
-    own = draw.normal(4, cells[0], cells[1]) * torch.tensor(OWN_BY_BAND)[:, None, None]
+    own = draw.normal(4, cells[0], cells[1]) * torch.tensor(OWN_BY_BAND, device=image.device)[:, None, None]
     values = each(level) * (0.7 * common + 0.7 * own)
     start = draw.uniform(0, 1, 2) * sizes[:, None]
     rows = ((_positions(height, image.device) + start[:, :1]) / sizes[:, None]).long()

@@ -1,4 +1,4 @@
-"""Measure models on folders of real pairs: one loop (``evaluate``) and the scenarios it puts to a model."""
+"""Measure models on folders of real pairs: one loop (``evaluate``) and its scenarios."""
 
 from axs_lib.evaluate.estimates import Estimates
 from axs_lib.evaluate.evaluator import Report, Scenario, evaluate

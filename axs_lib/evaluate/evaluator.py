@@ -1,4 +1,4 @@
-"""The evaluation loop: take a model over a folder of real pairs once, and put every question to it on the way."""
+"""The evaluation loop: run a model once over a folder of real pairs, and measure it in every scenario."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import torch
 from rich.table import Table
 
 from axs_lib.data.pairs import PairRecord, Quality
-from axs_lib.errors import InputError
+from axs_lib.errors import InputError, counted
 from axs_lib.evaluate import sources
-from axs_lib.evaluate.models import Walk
+from axs_lib.evaluate.models import EvaluatedModel
 from axs_lib.evaluate.sources import EvaluationTile, OptV2Source
 from axs_lib.evaluate.tables import finite_only
 from axs_lib.progress import track
@@ -42,13 +42,13 @@ class TileFigures:
 
 
 class Scenario(ABC):
-    """One question that is put to a model. It holds settings only, so that it may be put again."""
+    """One way to measure a model. It holds settings only, so that it may be used again."""
 
     name: ClassVar[str]  # its key in the JSON; what has an empty one stands at the top
     needs: ClassVar[str] = "tile"  # what it needs of the folder, for the error where there is none
 
     @abstractmethod
-    def measure(self, tiles: Sequence[EvaluationTile], walk: Walk) -> Iterable[TileFigures]:
+    def measure(self, tiles: Sequence[EvaluationTile], model: EvaluatedModel) -> Iterable[TileFigures]:
         """Run the model on tiles of one size and measure each."""
 
     @abstractmethod
@@ -90,8 +90,7 @@ class Report:
 
     def tables(self) -> list[Table]:
         """Rich tables of every scenario."""
-        steps = "timestep" if self.run["timesteps"] == 1 else "timesteps"
-        caption = f"{self.run['timesteps']} {steps} · seed {self.run['seed']} · {self.run['device']}"
+        caption = f"{counted(self.run['timesteps'], 'timestep')} · seed {self.run['seed']} · {self.run['device']}"
         return [table for each in self.tiles for table in each.tables(self.outcome(each), caption)]
 
 
@@ -109,7 +108,7 @@ def evaluate(
     force: bool = False,
     progress: bool = False,
 ) -> Report:
-    """Take a model over the NPZ pairs of a folder, see ``axs_lib.data.pairs``.
+    """Measure a model on the NPZ pairs of a folder, see ``axs_lib.data.pairs``.
 
     Of the pipeline every estimate is made from the SAR and the pair's metadata. ``timesteps`` are those of Stage 3,
     of the pipeline also of Stage 1; by default the model's own. ``seed`` is that of the model's noise: what is
@@ -120,7 +119,7 @@ def evaluate(
     started = time.perf_counter()
     records = sources.select_pairs(folder, quality, groups, source)
     stage3: Any = getattr(model, "stage3", model)
-    walk = Walk(
+    evaluated = EvaluatedModel(
         model,
         stage3.timesteps if timesteps is None else timesteps,
         seed,
@@ -130,10 +129,10 @@ def evaluate(
         dated=any(record.metadata for record in records),
         force=force,
     )
-    if walk.whole != (source == "stage2"):
+    if evaluated.whole != (source == "stage2"):
         raise InputError(
-            f"opt_v2_source is {source!r} for {'the pipeline' if walk.whole else 'Stage 3 alone'}; the pipeline makes"
-            " its own opt_v2 ('stage2'), Stage 3 alone takes 'file', 'degraded' or 'cloudy'"
+            f"opt_v2_source is {source!r} for {'the pipeline' if evaluated.whole else 'Stage 3 alone'}; the pipeline"
+            " makes its own opt_v2 ('stage2'), Stage 3 alone takes 'file', 'degraded' or 'cloudy'"
         )
     results: dict[Scenario, list[TileFigures]] = {scenario: [] for scenario in scenarios}
     batches = list(sources.batches_of_one_size(records, batch_size))
@@ -141,7 +140,7 @@ def evaluate(
         for batch in track(batches, "evaluate", enabled=progress):
             tiles = [sources.read_tile(record, force=force) for record in batch]
             for scenario, found in results.items():
-                found += scenario.measure(tiles, walk)
+                found += scenario.measure(tiles, evaluated)
     order = {record.name: place for place, record in enumerate(records)}
     left_out = {}
     for scenario, found in results.items():
@@ -154,7 +153,7 @@ def evaluate(
                 f" choose other --groups ({'; '.join(left_out[scenario][:3])})"
             )
     run: dict[str, Any] = {"data": str(folder), "quality": quality, "model": dict(model.provenance)}
-    run |= {"timesteps": walk.timesteps, "seed": seed, "device": device_name(model.device)}
+    run |= {"timesteps": evaluated.timesteps, "seed": seed, "device": device_name(model.device)}
     run["seconds"] = round(time.perf_counter() - started, 2)
     return Report(run, results, left_out)
 
@@ -163,5 +162,4 @@ def device_name(device: torch.device) -> str:
     """The device for people: the GPU's name, or the CPU with its threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    threads = torch.get_num_threads()
-    return f"{device.type} ({threads} thread{'s' if threads > 1 else ''})"
+    return f"{device.type} ({counted(torch.get_num_threads(), 'thread')})"

@@ -18,7 +18,7 @@ from torch import Tensor
 from axs_lib.bands import DN_PER_REFLECTANCE, OPTICAL_BANDS
 from axs_lib.errors import InputError
 from axs_lib.evaluate.evaluator import Scenario, TileFigures
-from axs_lib.evaluate.models import Walk
+from axs_lib.evaluate.models import EvaluatedModel
 from axs_lib.evaluate.sources import EvaluationTile
 from axs_lib.evaluate.tables import percent, rich_table
 
@@ -133,21 +133,21 @@ class Uncertainty(Scenario):
     name: ClassVar[str] = "uncertainty"
     needs: ClassVar[str] = "tile with a valid pixel"
 
-    def measure(self, tiles: Sequence[EvaluationTile], walk: Walk) -> Iterable[TileFigures]:
+    def measure(self, tiles: Sequence[EvaluationTile], model: EvaluatedModel) -> Iterable[TileFigures]:
         """Of each tile as facts: ``predicted`` and ``error`` (N,4) in reflectance, and ``members``."""
-        images = walk.run(
+        images = model.run(
             torch.stack([tile.s1 for tile in tiles]),
-            torch.stack([tile.estimate(walk.source)[0] for tile in tiles]),
+            torch.stack([tile.estimate(model.source)[0] for tile in tiles]),
             [tile.record.metadata for tile in tiles],
             ensemble_size=self.ensemble_size,
         )
         if images.uncertainty is None:
             raise InputError(
-                f"the model gives no uncertainty with an ensemble of {self.ensemble_size}: use 4 (--ensemble-size 4),"
-                " or weights whose head predicts its own error"
+                f"the model gives no uncertainty with an ensemble of {self.ensemble_size}: use 4"
+                " (--uncertainty-members 4), or weights whose head predicts its own error"
             )
         # The pipeline runs Stage 3 once a member and gives the spread of its whole runs.
-        calibrated = not walk.whole and CALIBRATED in walk.model.provenance
+        calibrated = not model.whole and CALIBRATED in model.wrapped.provenance
         members = None if calibrated or self.ensemble_size < 2 else self.ensemble_size
         for tile, opt_v3, sigma in zip(tiles, images.opt_v3, images.uncertainty, strict=True):
             error = opt_v3 - tile.truth

@@ -95,10 +95,10 @@ def test_spread_skill_of_every_kind(folder: Path) -> None:
 def test_tiles_of_another_day_are_counted_and_left_out(folder: Path) -> None:
     path = folder / "pairs" / "src" / "a.npz"
     content = dict(np.load(path))
-    content["s1"][:] = -27.0  # open water,
+    content["s1"][:] = np.array([-21, -28], np.float32)[:, None, None]  # open water,
     content["s2"][3] = 5000  # on land of the truth
     np.savez(path, **content)
-    model = FakeModel(lambda s1, opt_v2: opt_v2 - 100.0 * (s1[:, :1] == -27))
+    model = FakeModel(lambda s1, opt_v2: opt_v2 - 100.0 * (s1[:, :1] == -21))
     written = outcome(model, folder)
     assert (written["all_tiles"]["tiles"], written["sar_consistent"]["tiles"]) == (3, 2)
     assert written["all_tiles"]["rows"][0]["rmse_v3"] > 0 == written["sar_consistent"]["rows"][0]["rmse_v3"]

@@ -60,12 +60,11 @@ def write_report(
     if results:
         entries, problems = _read(results, companions or {}, most, _tiles(reports))
     script = (FOLDER / "script.js").read_text(encoding="utf-8")
-    many = f"{len(entries)} {'result' if len(entries) == 1 else 'results'}"
     today = datetime.datetime.now(datetime.UTC).strftime("%d %B %Y").lstrip("0")
     template = environment().get_template("template.html")
     page = template.render(
         title=title,
-        subtitle=" · ".join([*([many] if entries else []), today]),
+        subtitle=" · ".join([*([counted(len(entries), "result")] if entries else []), today]),
         results=entries,
         small=SMALL,
         evaluation=_evaluation(reports, evaluation) if reports else None,
