@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from os import PathLike
 
 import torch
 
 from axs_lib.bands import S1_PRODUCTS
 from axs_lib.errors import InputError
+from axs_lib.io.files import PathLike
 from axs_lib.stage1_tm_s2o import Stage1Model
 from axs_lib.terramind.sampler import build_schedule
 from axs_lib.terramind.weights import DEFAULT_VARIANT
@@ -24,7 +24,7 @@ def build_terramind_generator(
     pretrained: bool = True,
     *,
     variant: str = DEFAULT_VARIANT,
-    checkpoint: str | PathLike[str] | None = None,
+    checkpoint: PathLike | None = None,
     revision: str | None = None,
     device: torch.device | str | None = None,
     scheduler: str = "ddim",

@@ -7,11 +7,9 @@ Prithvi's features. The numbered steps of ``PrithviRefiner.forward`` are the met
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +18,7 @@ from axs_lib.bands import VALID_DN
 from axs_lib.checks import check_count, check_device, check_optical
 from axs_lib.errors import InputError, UntrainedHeadWarning, WeightsError
 from axs_lib.fresh import fresh_weights
+from axs_lib.io.files import PathLike
 from axs_lib.nodata import valid_pixels
 from axs_lib.prithvi.backbone import MAX_SIDE, TAPS, PrithviBackbone, build_backbone
 from axs_lib.prithvi.colour import SeasonalColour, season
@@ -30,6 +29,7 @@ from axs_lib.terramind.weights import (
     DEFAULT_PRITHVI,
     NANO,
     PRITHVI_VARIANTS,
+    WeightsInfo,
     find_variant,
     load_strict,
     read_metadata,
@@ -38,9 +38,6 @@ from axs_lib.terramind.weights import (
     write_state,
 )
 from axs_lib.tilegrid import Mosaic
-
-if TYPE_CHECKING:
-    from axs_lib.terramind.weights import WeightsInfo
 
 
 class PrithviRefiner(nn.Module):
@@ -169,7 +166,7 @@ def build_prithvi_refiner(
     variant: str = DEFAULT_PRITHVI,
     *,
     pretrained: bool = True,
-    checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint: PathLike | None = None,
     revision: str | None = None,
     device: torch.device | str | None = None,
     standardize: bool = True,
@@ -237,7 +234,7 @@ def build_prithvi_refiner(
 
 def save_refiner(
     refiner: PrithviRefiner,
-    path: str | os.PathLike[str],
+    path: PathLike,
     *,
     half: bool = False,
     notes: Mapping[str, str] | None = None,

@@ -24,6 +24,7 @@ from axs_lib.grounding.large import NO_CONTROLS, GroundingControls, in_tiles
 from axs_lib.grounding.load import load_corrector
 from axs_lib.grounding.sar_inconsistency import sar_inconsistency
 from axs_lib.hub import HubMixin
+from axs_lib.io.files import PathLike
 from axs_lib.metrics import stage3_metrics as compute_stage3_metrics
 from axs_lib.nodata import fill_nodata, pad_square, valid_pixels
 from axs_lib.progress import logger, track
@@ -41,8 +42,6 @@ from axs_lib.terramind.tiles import (
 from axs_lib.terramind.weights import DEFAULT_VARIANT, NANO
 
 if TYPE_CHECKING:
-    from os import PathLike
-
     from axs_lib.terramind.generator import TerraMindGenerator
 
 __all__ = [
@@ -389,7 +388,7 @@ def build_stage3_model(
     pretrained: bool = True,
     *,
     variant: str = DEFAULT_VARIANT,
-    checkpoint: str | PathLike[str] | None = None,
+    checkpoint: PathLike | None = None,
     device: torch.device | str | None = None,
     s1_product: str = "S1GRD",
     revision: str | None = None,

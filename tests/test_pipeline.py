@@ -19,8 +19,9 @@ from axs_lib.pipeline import Pipeline, build_pipeline, full_pipeline
 from axs_lib.stage1_tm_s2o import Stage1Model, tm_sar2opt
 from axs_lib.stage2_prithvi_refine import PrithviRefiner, build_prithvi_refiner
 from axs_lib.stage3_tm_ground import build_stage3_model, stage3_inference
+from benchmarks.measure import redraw_zero_parameters
+from tests.document import snippet
 from tests.models import plausible_pair, random_nano
-from tests.published import redraw_zero_parameters
 
 METADATA = {"date": "2021-07-14", "lat": 48.2, "lon": 16.4, "biome": 4}
 
@@ -46,35 +47,6 @@ def sar(batch: int = 2, height: int = 64, width: int = 64) -> Tensor:
     return plausible_pair(batch, height, width)[0]
 
 
-# Word for word, with arguments in the place of "...".
-THREE_STAGES = """
-from axs_lib.stage1_tm_s2o import tm_sar2opt
-from axs_lib.stage2_prithvi_refine import build_prithvi_refiner
-from axs_lib.stage3_tm_ground import build_stage3_model
-
-# Build all stages
-stage1_model = build_terramind_generator(timesteps=2, variant="nano")
-stage2_model = build_prithvi_refiner(variant="nano", pretrained=False)
-stage3_model = build_stage3_model(timesteps=2, variant="nano")
-
-# Full pipeline
-def full_pipeline(s1, metadata):
-    # Stage 1: SAR → Optical
-    opt_v1 = tm_sar2opt(stage1_model, s1)
-    
-    # Stage 2: Prithvi refinement
-    opt_v2 = stage2_model(opt_v1, metadata)
-    
-    # Stage 3: TerraMind grounding
-    opt_v3 = stage3_inference(stage3_model, s1, opt_v2)
-    
-    return opt_v1, opt_v2, opt_v3
-
-# Run pipeline
-opt_v1, opt_v2, opt_v3 = full_pipeline(s1, metadata)
-"""  # noqa: W293
-
-
 def test_the_documents_pipeline() -> None:
     names: dict[str, Any] = {
         "build_terramind_generator": build_terramind_generator,  # the document takes these for granted
@@ -82,7 +54,8 @@ def test_the_documents_pipeline() -> None:
         "s1": sar(1, 120, 120),
         "metadata": METADATA,
     }
-    exec(THREE_STAGES, names)
+    text = snippet("Three-Stage Pipeline").replace("refiner(...)", 'refiner("nano", pretrained=False)')
+    exec(text.replace("(...)", '(timesteps=2, variant="nano")'), names)
     for name in ("opt_v1", "opt_v2", "opt_v3"):
         image = names[name].detach()
         assert image.shape == (1, 4, 120, 120)

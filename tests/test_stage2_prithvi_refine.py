@@ -14,8 +14,8 @@ from axs_lib.errors import InputError, OutputError, UntrainedHeadWarning, Weight
 from axs_lib.stage2_losses import Stage2Loss
 from axs_lib.stage2_prithvi_refine import PrithviRefiner, build_prithvi_refiner, save_refiner
 from axs_lib.terramind import weights
+from benchmarks.measure import redraw_zero_parameters
 from tests.models import plausible_pair
-from tests.published import redraw_zero_parameters
 
 KNOWN = {"date": "2021-07-14", "lat": 48.2, "lon": 16.4, "biome": 4}
 

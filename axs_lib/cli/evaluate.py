@@ -83,10 +83,9 @@ def evaluate(
     """
     from rich.console import Console
 
-    from axs_lib.evaluate import Estimates, Floods, Gaps, Scenario, Uncertainty
+    from axs_lib.evaluate import EstimateKinds, Estimates, Floods, Gaps, Scenario, Uncertainty
     from axs_lib.evaluate import evaluate as run_evaluation
     from axs_lib.evaluate.estimates import tile_table, timesteps_rows, timesteps_table
-    from axs_lib.evaluate.kinds import EstimateKinds
     from axs_lib.evaluate.plain import load_plain
     from axs_lib.evaluate.sources import select_pairs
     from axs_lib.io.atomic import atomic_write, check_output

@@ -9,11 +9,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from axs_lib.bands import OPTICAL_BANDS
-from axs_lib.data.degrade import Draw, each
+from axs_lib.data.degrade import Draw, Range, each
 from axs_lib.errors import InputError
 from axs_lib.nodata import fill_nodata, valid_pixels
-
-Range = tuple[float, float]
 
 COARSEST = 32  # cells between the samples of the coarsest noise; every octave halves it
 OCTAVES = 5

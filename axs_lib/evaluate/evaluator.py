@@ -19,6 +19,7 @@ from axs_lib.evaluate.models import EvaluatedModel
 from axs_lib.evaluate.sources import EvaluationTile, OptV2Source
 from axs_lib.evaluate.tables import finite_only
 from axs_lib.progress import track
+from axs_lib.tilegrid import batches_of_one_shape
 
 if TYPE_CHECKING:
     from axs_lib.pipeline import Pipeline
@@ -135,7 +136,8 @@ def evaluate(
             " makes its own opt_v2 ('stage2'), Stage 3 alone takes 'file', 'degraded' or 'cloudy'"
         )
     results: dict[Scenario, list[TileFigures]] = {scenario: [] for scenario in scenarios}
-    batches = list(sources.batches_of_one_size(records, batch_size))
+    by_size = sorted(records, key=lambda record: record.size)
+    batches = list(batches_of_one_shape(by_size, lambda record: record.size, batch_size))
     with torch.no_grad():
         for batch in track(batches, "evaluate", enabled=progress):
             tiles = [sources.read_tile(record, force=force) for record in batch]

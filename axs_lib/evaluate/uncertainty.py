@@ -107,7 +107,7 @@ def gaussian_crps(predicted: Tensor, error: Tensor) -> float:
     return float(score.mean())
 
 
-def retention_curve(predicted: Tensor, error: Tensor, dropped: Sequence[float] = DROPPED) -> list[list[float]]:
+def retention_curve(predicted: Tensor, error: Tensor) -> list[list[float]]:
     """[share dropped, MSE of the pixels that are left] of deviations and errors (N,4), the least certain dropped first.
 
     Pixels with equal mean variance are dropped alike, so a deviation that says nothing gives a flat curve.
@@ -117,11 +117,11 @@ def retention_curve(predicted: Tensor, error: Tensor, dropped: Sequence[float] =
     count = torch.bincount(which, minlength=len(levels)).double()
     total = torch.bincount(which, weights=squared.double(), minlength=len(levels))
     kept, sums = (torch.cat([torch.zeros(1, dtype=torch.double), x.cumsum(0)]) for x in (count, total))
-    wanted = torch.tensor([(1.0 - share) * len(variance) for share in dropped], dtype=torch.double)
+    wanted = torch.tensor([(1.0 - share) * len(variance) for share in DROPPED], dtype=torch.double)
     upper = torch.searchsorted(kept, wanted).clamp(1, len(kept) - 1)
     part = (wanted - kept[upper - 1]) / count[upper - 1]
     left = sums[upper - 1] + part * total[upper - 1]
-    return [[share, value] for share, value in zip(dropped, (left / wanted).tolist(), strict=True)]
+    return [[share, value] for share, value in zip(DROPPED, (left / wanted).tolist(), strict=True)]
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from os import PathLike
 from typing import Any
 
 from torch import nn
@@ -25,6 +24,7 @@ from axs_lib.bands import (
     sar_stats,
 )
 from axs_lib.fresh import fresh_weights
+from axs_lib.io.files import PathLike
 from axs_lib.networks.decoder_embeddings import ImageTokenDecoderEmbedding
 from axs_lib.networks.encoder_embeddings import ImageEncoderEmbedding
 from axs_lib.networks.quantize_finite_scalar import FiniteScalarQuantizer
@@ -151,7 +151,7 @@ def load_generator(
     variant: str,
     *,
     pretrained: bool = True,
-    checkpoint: str | PathLike[str] | None = None,
+    checkpoint: PathLike | None = None,
     revision: str | None = None,
     s1_product: str = "S1GRD",
 ) -> TerraMindGenerator:
@@ -168,7 +168,7 @@ def load_generator(
     return generator
 
 
-def load_nano_tokenizer(checkpoint: str | PathLike[str] | None = None) -> nn.Module:
+def load_nano_tokenizer(checkpoint: PathLike | None = None) -> nn.Module:
     """nano's trained tokenizer encoder, for training."""
     tokenizer = build_nano_tokenizer()
     _load_nano(resolve(NANO, checkpoint=checkpoint), {"tokenizer": tokenizer})
