@@ -10,6 +10,7 @@ from axs_lib.bands import S1_PRODUCTS
 from axs_lib.errors import InputError
 from axs_lib.io.files import PathLike
 from axs_lib.stage1_tm_s2o import Stage1Model
+from axs_lib.terramind.build import load_generator
 from axs_lib.terramind.sampler import build_schedule
 from axs_lib.terramind.weights import DEFAULT_VARIANT
 
@@ -50,8 +51,6 @@ def build_terramind_generator(
         InputError: modalities, variant, scheduler or timesteps that there are not.
         WeightsError: weights that cannot be had, read or matched.
     """
-    from axs_lib.terramind.build import load_generator
-
     inputs = _names("input_modalities", input_modalities)
     outputs = _names("output_modalities", output_modalities)
     if len(inputs) != 1 or inputs[0] not in S1_PRODUCTS:

@@ -7,7 +7,7 @@ steps give a sharper sample of it. ``Stage1Model.generate`` is the method.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from axs_lib.bands import VALID_DN
 from axs_lib.checks import check_device, check_optical, check_sar
 from axs_lib.errors import InputError
 from axs_lib.nodata import valid_pixels
+from axs_lib.terramind.adapters import Adapter
 from axs_lib.terramind.noise import Seed, ensemble_seeds, gaussian_field, sample_seeds, scene_origins, stage_seeds
 from axs_lib.terramind.sampler import build_schedule, check_timesteps
 from axs_lib.terramind.stage import GeneratorStage
@@ -29,9 +30,6 @@ from axs_lib.terramind.tiles import (
     unbatch,
 )
 from axs_lib.tilegrid import Mosaic
-
-if TYPE_CHECKING:
-    from axs_lib.terramind.adapters import Adapter
 
 STAGE = 1
 

@@ -11,7 +11,7 @@ import functools
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,6 +28,8 @@ from axs_lib.io.files import PathLike
 from axs_lib.metrics import stage3_metrics as compute_stage3_metrics
 from axs_lib.nodata import fill_nodata, pad_square, valid_pixels
 from axs_lib.progress import logger, track
+from axs_lib.terramind.build import load_generator
+from axs_lib.terramind.generator import TerraMindGenerator
 from axs_lib.terramind.noise import Seed, ensemble_seeds, gaussian_field, sample_seeds, scene_origins
 from axs_lib.terramind.sampler import build_schedule, check_strength, check_timesteps
 from axs_lib.terramind.stage import GeneratorStage
@@ -40,9 +42,6 @@ from axs_lib.terramind.tiles import (
     unbatch,
 )
 from axs_lib.terramind.weights import DEFAULT_VARIANT, NANO
-
-if TYPE_CHECKING:
-    from axs_lib.terramind.generator import TerraMindGenerator
 
 __all__ = [
     "GroundingControls",
@@ -414,8 +413,6 @@ def build_stage3_model(
         InputError: unknown variant, product, scheduler, or timesteps out of range.
         WeightsError: weights that cannot be had, read or matched.
     """
-    from axs_lib.terramind.build import load_generator
-
     build_schedule(scheduler, timesteps)  # what cannot be fails before weights are loaded
     if correction_mode is not None:
         _check_correction_mode(correction_mode)

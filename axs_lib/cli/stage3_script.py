@@ -22,6 +22,7 @@ from axs_lib.cli.command import AxsGroup
 from axs_lib.data.samples import load_sample
 from axs_lib.errors import InputError
 from axs_lib.grounding.load import load_corrector
+from axs_lib.terramind.build import load_generator
 from axs_lib.terramind.weights import DEFAULT_VARIANT, find_variant
 
 FAILED = 1
@@ -142,7 +143,6 @@ class _WithoutMemory(TorchFunctionMode):
 
 def _info(scene: options.SceneOptions) -> None:
     from axs_lib.cli.info import find_weights
-    from axs_lib.terramind.build import load_generator
 
     spec = find_variant(scene.variant or DEFAULT_VARIANT)
     with _WithoutMemory():
