@@ -200,15 +200,14 @@ def build_prithvi_refiner(
     if not 0.0 <= metadata_dropout < 1.0:
         raise InputError(f"metadata_dropout is {metadata_dropout}; expected 0 up to, not including, 1")
     state: dict[str, Tensor] | None = None
-    info: WeightsInfo | None = None
+    files: WeightsInfo | None = None
     what = variant
     if pretrained:
         files = resolve(spec, checkpoint=checkpoint, revision=revision)
         header = _check_header(files.generator, variant)
         if needs_season is None:
             needs_season = header.get("needs_season") == "yes"
-        state, info = read_state(files.generator), files
-        what = f"{variant} ({files.generator})"
+        state, what = read_state(files.generator), f"{variant} ({files.generator})"
     whole = state is not None and (variant == NANO or any(name.startswith("head.") for name in state))
 
     backbone = build_backbone(variant, None if whole else state, what=what)
@@ -220,14 +219,12 @@ def build_prithvi_refiner(
         needs_season=bool(needs_season),
     )
     if whole and state is not None:
-        for name, value in refiner.colour.state_dict().items():  # a file older than the season's colour
-            state.setdefault(f"colour.{name}", value)
         load_strict(refiner, state, what=what)
         refiner.requires_grad_(False)
     elif state is not None:
         for name, parameter in backbone.named_parameters():
             parameter.requires_grad_(name.endswith(("_enc.unknown", "_enc.biome.weight")))
-    refiner.weights = info
+    refiner.weights = files
     refiner.eval()
     return refiner.to(device) if device is not None else refiner
 
