@@ -51,8 +51,9 @@ def build_terramind_generator(
         InputError: modalities, variant, scheduler or timesteps that there are not.
         WeightsError: weights that cannot be had, read or matched.
     """
-    inputs = _names("input_modalities", input_modalities)
-    outputs = _names("output_modalities", output_modalities)
+    inputs, outputs = (
+        (names,) if isinstance(names, str) else tuple(names) for names in (input_modalities, output_modalities)
+    )
     if len(inputs) != 1 or inputs[0] not in S1_PRODUCTS:
         stage3 = ": SAR and optical together are Stage 3, axs_lib.stage3_tm_ground.build_stage3_model"
         products = ", ".join(str((product,)) for product in S1_PRODUCTS)
@@ -67,10 +68,3 @@ def build_terramind_generator(
     )
     model = Stage1Model(generator, timesteps=timesteps, standardize=standardize, scheduler=scheduler)
     return model.requires_grad_(not pretrained).eval().to("cpu" if device is None else device)
-
-
-def _names(argument: str, value: Sequence[str]) -> tuple[str, ...]:
-    names = (value,) if isinstance(value, str) else tuple(value)
-    if not names or not all(isinstance(name, str) for name in names):
-        raise InputError(f"{argument} is {value!r}; expected names of modalities, such as ('S1GRD',)")
-    return names

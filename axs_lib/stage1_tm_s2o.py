@@ -104,10 +104,10 @@ class Stage1Model(GeneratorStage):
             noise = gaussian_field(members, (generator.optical.channels, *size), origins=origins)  # (M*n, C, S, S)
 
             # 3. Encode: TerraMind reads the SAR and predicts the optical tokens; codes: what stands for each token.
-            logits = generator.logits({"s1": z_s1}).repeat(ensemble_size, 1, 1)  # (M*n, N, V)
+            logits = generator.logits({"s1": z_s1}).repeat(ensemble_size, 1, 1)  # (M*n, h*w, V)
             codes = generator.codes(
                 logits, size, tokens=tokens, temperature=temperature, seeds=members, origins=origins
-            )  # (M*n, D, S/16, S/16)
+            )  # (M*n, D, h, w)
 
             # 4. Denoise: exactly `timesteps` evaluations; mean and spread over the ensemble, cropped to the tile.
             decoded = generator.decode(codes, noise, schedule, batch_size=batch_size)  # (M*n, C, S, S)

@@ -126,7 +126,7 @@ class Stage3GroundingModel(GeneratorStage, HubMixin):
         return tags | ({"AXS_HOLD_COLOUR": "True"} if self.hold_colour else {})
 
     @property
-    def estimates_error(self) -> bool:
+    def predicts_error(self) -> bool:
         """Whether the default correction mode predicts an error without an ensemble."""
         return self.correction_mode == "learned"
 
@@ -234,9 +234,9 @@ class Stage3GroundingModel(GeneratorStage, HubMixin):
                 self.corrector(tiles, each, hold_colour=hold_colour, orientation=orientation + member)
                 for member, each in enumerate(proposals)
             ]  # M corrections of (B, 4, S, S)
-        else:  # "difference": the same noise decoded a second time, from the estimate alone
-            alone = generator.logits({"optical": conditions["optical"]})  # (B, h*w, V)
-            codes = generator.codes(alone.repeat(ensemble_size, 1, 1), size, **drawing)  # (M*B, D, h, w)
+        else:  # "difference", never of a given proposal: the same noise decoded again, from the estimate alone
+            logits_alone = generator.logits({"optical": conditions["optical"]})  # (B, h*w, V)
+            codes = generator.codes(logits_alone.repeat(ensemble_size, 1, 1), size, **drawing)  # (M*B, D, h, w)
             channels = generator.decode(codes, noise, **denoising)  # (M*B, C, S, S)
             without_sar = optical.from_z(optical.select(channels)).view_as(proposals)  # (M, B, 4, S, S)
             confidence = generator.confidence(logits, size)  # (B, 1, h, w)
@@ -365,9 +365,9 @@ class Stage3GroundingModel(GeneratorStage, HubMixin):
         if self.correction_mode == "learned":
             correction = self.corrector(tiles, proposal)
         else:
-            alone = self._propose_once(generator.logits({"optical": z_estimate}), x_t, t)  # (B, 4, S, S) in DN
+            without_sar = self._propose_once(generator.logits({"optical": z_estimate}), x_t, t)  # (B, 4, S, S) in DN
             confidence = generator.confidence(logits, (x_t.shape[-2], x_t.shape[-1]))
-            correction = self.corrector.difference(tiles, proposal, alone, confidence=confidence)
+            correction = self.corrector.difference(tiles, proposal, without_sar, confidence=confidence)
         change = self._difference_from_dn(correction.change)[..., :height, :width]
         filled = fill_nodata(pair.opt_v2, valid_pixels(pair.s1, pair.opt_v2))
         image = filled + change.to(filled.dtype)

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from axs_lib.errors import InputError
 from axs_lib.grounding.head import GroundingHead
 from axs_lib.stage3_tm_ground import (
+    CORRECTION_MODES,
     GroundingControls,
     Stage3GroundingModel,
     Stage3Output,
@@ -25,8 +26,6 @@ from axs_lib.stage3_tm_ground import (
 )
 from axs_lib.terramind.sampler import SCHEDULERS
 from tests.models import plausible_pair, random_nano
-
-CORRECTION_MODES = ("learned", "difference")
 
 
 @pytest.fixture(scope="module")

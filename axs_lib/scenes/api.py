@@ -224,7 +224,7 @@ def ground_scene(
         optical.look(None if certainty is None else lambda tile: certainty.read(tile)[0] > Trust.UNKNOWN)
         sources: list[Readable] = [warped, optical, *([] if certainty is None else [certainty])]
         grounder: Any = model if hasattr(model, "ground") else model()
-        if uncertainty and options.get("ensemble_size", 1) < 2 and not getattr(grounder, "estimates_error", False):
+        if uncertainty and options.get("ensemble_size", 1) < 2 and not getattr(grounder, "predicts_error", False):
             raise InputError(
                 "this model does not predict its error, so that --uncertainty is the spread of an ensemble, and"
                 " --ensemble-size is 1; expected 2 or more"
