@@ -225,8 +225,7 @@ def build_prithvi_refiner(
         for name, parameter in backbone.named_parameters():
             parameter.requires_grad_(name.endswith(("_enc.unknown", "_enc.biome.weight")))
     refiner.weights = files
-    refiner.eval()
-    return refiner.to(device) if device is not None else refiner
+    return refiner.eval().to("cpu" if device is None else device)
 
 
 def save_refiner(
