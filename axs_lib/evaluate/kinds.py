@@ -84,9 +84,8 @@ class EstimateKinds(Scenario):
 
 
 def estimate_of(kind: str, truth: Tensor, tile: str, older: Tensor | None = None) -> Tensor | None:
-    """The estimate (4, H, W) of a kind for a tile, by both names; None where the kind needs what there is not."""
-    needs = KINDS[kind].needs
-    if needs and (needs != "older" or older is None):
+    """The estimate (4, H, W) of a kind for a tile, by both names; None where an older image is needed."""
+    if KINDS[kind].make is None and older is None:
         return None
     given = None if older is None else older[None]
     return make_estimate(kind, truth[None], generator=generator_of(f"{kind} {tile}"), given=given)[0]
