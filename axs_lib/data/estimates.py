@@ -69,9 +69,9 @@ def make_estimate(
 ) -> Tensor:
     """An estimate of one kind of ``KINDS``: float32 DN clipped to 1..65535, NaN where truth is NaN.
 
-    ``truth`` and, for a kind not made of it, ``given`` are (B,4,H,W) in DN. ``strength`` is 0 (light) to 1 (strong), for
-    all tiles or (B,), and drawn uniformly for each tile by default. Raises InputError: unknown kind, wrong shape, or
-    nothing given to a kind that needs it.
+    ``truth`` and, for a kind not made of it, ``given`` are (B,4,H,W) in DN. ``strength`` is 0 (light) to 1 (strong),
+    for all tiles or (B,), and drawn uniformly for each tile by default. Raises InputError: unknown kind, wrong shape,
+    or nothing given to a kind that needs it.
     """
     if kind not in KINDS:
         raise InputError(f"unknown kind of estimate {kind!r}; choose one of {', '.join(KINDS)}")
