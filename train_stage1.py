@@ -12,6 +12,6 @@ __all__ = ["apply_lora_to_linear"]
 if __name__ == "__main__":
     import sys
 
-    from axs_lib.cli.train import as_script
+    from axs_lib.cli.app import app
 
-    as_script("stage1", sys.argv[1:])
+    app(["train", "stage1", *sys.argv[1:]], prog_name="axs")

@@ -11,7 +11,6 @@ from axs_lib.errors import InputError
 
 SAR_BANDS: tuple[str, ...] = ("VV", "VH")
 OPTICAL_BANDS: tuple[str, ...] = ("B02", "B03", "B04", "B08")
-PRITHVI_NAMES: dict[str, str] = {"B02": "BLUE", "B03": "GREEN", "B04": "RED", "B08": "NIR_BROAD"}
 S1_PRODUCTS: tuple[str, ...] = ("S1GRD", "S1RTC")
 
 DN_PER_REFLECTANCE = 10_000.0

@@ -12,19 +12,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from huggingface_hub import ModelCard, ModelCardData, ModelHubMixin
+import torch
+from huggingface_hub import ModelCard, ModelCardData, ModelHubMixin, snapshot_download
+from torch import Tensor
 
 from axs_lib.errors import InputError, WeightsError
+from axs_lib.grounding.corrector import GroundingCorrector
 from axs_lib.grounding.load import CORRECTOR_FILE, load_corrector
 from axs_lib.io.files import check_regular
+from axs_lib.terramind.build import load_generator
+from axs_lib.terramind.generator import TerraMindGenerator
 from axs_lib.terramind.weights import WeightsInfo, find_variant, read_metadata, write_state
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-
-    from axs_lib.grounding.corrector import GroundingCorrector
-    from axs_lib.terramind.generator import TerraMindGenerator
 
 CONFIG_FILE = "config.json"
 LIBRARY = "axion-sat"
@@ -90,10 +88,6 @@ class HubMixin(ModelHubMixin):
         device: torch.device | str | None = None,
         **settings: Any,
     ) -> Loaded:
-        from huggingface_hub import snapshot_download
-
-        from axs_lib.terramind.build import load_generator
-
         variant = config.get("variant") if isinstance(config, Mapping) else None
         if config is None or not isinstance(variant, str):
             raise WeightsError(
@@ -112,7 +106,7 @@ class HubMixin(ModelHubMixin):
                 " are not read)"
             )
         product = str(config.get("s1_product", "S1GRD"))
-        generator = load_generator(variant, checkpoint=str(folder), revision=revision, s1_product=product)
+        generator = load_generator(variant, checkpoint=folder, revision=revision, s1_product=product)
         corrector = load_corrector(generator.weights, s1_product=product)
         if not local and generator.weights is not None:
             generator.weights = replace(generator.weights, source=f"hub {model_id}")

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from os import PathLike
 
 import torch
 
 from axs_lib.bands import S1_PRODUCTS
 from axs_lib.errors import InputError
+from axs_lib.io.files import PathLike
 from axs_lib.stage1_tm_s2o import Stage1Model
+from axs_lib.terramind.build import load_generator
+from axs_lib.terramind.sampler import build_schedule
+from axs_lib.terramind.weights import DEFAULT_VARIANT
 
 OUTPUT_MODALITY = "S2L2A"
 
@@ -21,8 +24,8 @@ def build_terramind_generator(
     standardize: bool = True,
     pretrained: bool = True,
     *,
-    variant: str = "terramind_v1_base",
-    checkpoint: str | PathLike[str] | None = None,
+    variant: str = DEFAULT_VARIANT,
+    checkpoint: PathLike | None = None,
     revision: str | None = None,
     device: torch.device | str | None = None,
     scheduler: str = "ddim",
@@ -48,11 +51,9 @@ def build_terramind_generator(
         InputError: modalities, variant, scheduler or timesteps that there are not.
         WeightsError: weights that cannot be had, read or matched.
     """
-    from axs_lib.terramind.build import load_generator
-    from axs_lib.terramind.sampler import build_schedule
-
-    inputs = _names("input_modalities", input_modalities)
-    outputs = _names("output_modalities", output_modalities)
+    inputs, outputs = (
+        (names,) if isinstance(names, str) else tuple(names) for names in (input_modalities, output_modalities)
+    )
     if len(inputs) != 1 or inputs[0] not in S1_PRODUCTS:
         stage3 = ": SAR and optical together are Stage 3, axs_lib.stage3_tm_ground.build_stage3_model"
         products = ", ".join(str((product,)) for product in S1_PRODUCTS)
@@ -63,18 +64,7 @@ def build_terramind_generator(
         raise InputError(f"output_modalities is {outputs}; expected ('{OUTPUT_MODALITY}',)")
     build_schedule(scheduler, timesteps)  # what cannot be fails before weights are loaded
     generator = load_generator(
-        variant,
-        pretrained=pretrained,
-        checkpoint=None if checkpoint is None else str(checkpoint),
-        revision=revision,
-        s1_product=inputs[0],
+        variant, pretrained=pretrained, checkpoint=checkpoint, revision=revision, s1_product=inputs[0]
     )
     model = Stage1Model(generator, timesteps=timesteps, standardize=standardize, scheduler=scheduler)
     return model.requires_grad_(not pretrained).eval().to("cpu" if device is None else device)
-
-
-def _names(argument: str, value: Sequence[str]) -> tuple[str, ...]:
-    names = (value,) if isinstance(value, str) else tuple(value)
-    if not names or not all(isinstance(name, str) for name in names):
-        raise InputError(f"{argument} is {value!r}; expected names of modalities, such as ('S1GRD',)")
-    return names

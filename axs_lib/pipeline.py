@@ -7,27 +7,22 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from axs_lib.checks import Trust, check_device, check_sar
 from axs_lib.errors import InputError
+from axs_lib.io.files import PathLike
 from axs_lib.models import build_terramind_generator
+from axs_lib.prithvi.metadata import MetadataLike
 from axs_lib.stage1_tm_s2o import Stage1Model
 from axs_lib.stage2_prithvi_refine import PrithviRefiner, build_prithvi_refiner
 from axs_lib.stage3_tm_ground import GroundingControls, Stage3GroundingModel, build_stage3_model
 from axs_lib.terramind.noise import Seed, member_seeds, sample_seeds
 from axs_lib.terramind.tiles import check_sampling, mean_and_spread, unbatch
-from axs_lib.terramind.weights import DEFAULT_PRITHVI, DEFAULT_VARIANT
-
-if TYPE_CHECKING:
-    from os import PathLike
-
-    from axs_lib.prithvi.metadata import MetadataLike
-
-NANO = "nano"
+from axs_lib.terramind.weights import DEFAULT_PRITHVI, DEFAULT_VARIANT, NANO
 
 
 @dataclass(frozen=True)
@@ -176,10 +171,10 @@ def build_pipeline(
     pretrained: bool = True,
     stage1_timesteps: int = 12,
     stage3_timesteps: int = 10,
-    checkpoint: str | PathLike[str] | None = None,
-    stage1_checkpoint: str | PathLike[str] | None = None,
+    checkpoint: PathLike | None = None,
+    stage1_checkpoint: PathLike | None = None,
     stage2_variant: str | None = None,
-    stage2_checkpoint: str | PathLike[str] | None = None,
+    stage2_checkpoint: PathLike | None = None,
     revision: str | None = None,
     s1_product: str = "S1GRD",
     scheduler: str = "ddim",
@@ -202,9 +197,8 @@ def build_pipeline(
         WeightsError: weights that cannot be had, read or matched.
     """
     common: dict[str, Any] = {"pretrained": pretrained, "variant": variant, "scheduler": scheduler, "device": device}
-    weights = None if checkpoint is None else str(checkpoint)
     stage3 = build_stage3_model(
-        stage3_timesteps, checkpoint=weights, revision=revision, s1_product=s1_product, **common
+        stage3_timesteps, checkpoint=checkpoint, revision=revision, s1_product=s1_product, **common
     )
     if stage1_checkpoint is None:
         stage1 = Stage1Model(stage3.terramind_generator, timesteps=stage1_timesteps, scheduler=scheduler).eval()

@@ -7,7 +7,7 @@ steps give a sharper sample of it. ``Stage1Model.generate`` is the method.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from axs_lib.bands import VALID_DN
 from axs_lib.checks import check_device, check_optical, check_sar
 from axs_lib.errors import InputError
 from axs_lib.nodata import valid_pixels
+from axs_lib.terramind.adapters import Adapter
 from axs_lib.terramind.noise import Seed, ensemble_seeds, gaussian_field, sample_seeds, scene_origins, stage_seeds
 from axs_lib.terramind.sampler import build_schedule, check_timesteps
 from axs_lib.terramind.stage import GeneratorStage
@@ -29,9 +30,6 @@ from axs_lib.terramind.tiles import (
     unbatch,
 )
 from axs_lib.tilegrid import Mosaic
-
-if TYPE_CHECKING:
-    from axs_lib.terramind.adapters import Adapter
 
 STAGE = 1
 
@@ -106,10 +104,10 @@ class Stage1Model(GeneratorStage):
             noise = gaussian_field(members, (generator.optical.channels, *size), origins=origins)  # (M*n, C, S, S)
 
             # 3. Encode: TerraMind reads the SAR and predicts the optical tokens; codes: what stands for each token.
-            logits = generator.logits({"s1": z_s1}).repeat(ensemble_size, 1, 1)  # (M*n, N, V)
+            logits = generator.logits({"s1": z_s1}).repeat(ensemble_size, 1, 1)  # (M*n, h*w, V)
             codes = generator.codes(
                 logits, size, tokens=tokens, temperature=temperature, seeds=members, origins=origins
-            )  # (M*n, D, S/16, S/16)
+            )  # (M*n, D, h, w)
 
             # 4. Denoise: exactly `timesteps` evaluations; mean and spread over the ensemble, cropped to the tile.
             decoded = generator.decode(codes, noise, schedule, batch_size=batch_size)  # (M*n, C, S, S)

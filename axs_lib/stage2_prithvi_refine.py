@@ -7,19 +7,18 @@ Prithvi's features. The numbered steps of ``PrithviRefiner.forward`` are the met
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from axs_lib.bands import VALID_DN
-from axs_lib.checks import check_device, check_optical
+from axs_lib.checks import check_count, check_device, check_optical
 from axs_lib.errors import InputError, UntrainedHeadWarning, WeightsError
 from axs_lib.fresh import fresh_weights
+from axs_lib.io.files import PathLike
 from axs_lib.nodata import valid_pixels
 from axs_lib.prithvi.backbone import MAX_SIDE, TAPS, PrithviBackbone, build_backbone
 from axs_lib.prithvi.colour import SeasonalColour, season
@@ -30,6 +29,7 @@ from axs_lib.terramind.weights import (
     DEFAULT_PRITHVI,
     NANO,
     PRITHVI_VARIANTS,
+    WeightsInfo,
     find_variant,
     load_strict,
     read_metadata,
@@ -38,9 +38,6 @@ from axs_lib.terramind.weights import (
     write_state,
 )
 from axs_lib.tilegrid import Mosaic
-
-if TYPE_CHECKING:
-    from axs_lib.terramind.weights import WeightsInfo
 
 
 class PrithviRefiner(nn.Module):
@@ -118,8 +115,7 @@ class PrithviRefiner(nn.Module):
         checked = check_optical(opt_v1, "opt_v1", standardize=self.standardize)
         image = checked.image
         check_device(image, self.device)
-        if batch_size < 1:
-            raise InputError(f"batch_size is {batch_size}; expected at least 1")
+        check_count("batch_size", batch_size)
         metadata_of = encode_metadata(metadata, len(image), image.device)
         learning = torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
         if self.training and self.metadata_dropout > 0:
@@ -170,7 +166,7 @@ def build_prithvi_refiner(
     variant: str = DEFAULT_PRITHVI,
     *,
     pretrained: bool = True,
-    checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint: PathLike | None = None,
     revision: str | None = None,
     device: torch.device | str | None = None,
     standardize: bool = True,
@@ -204,15 +200,14 @@ def build_prithvi_refiner(
     if not 0.0 <= metadata_dropout < 1.0:
         raise InputError(f"metadata_dropout is {metadata_dropout}; expected 0 up to, not including, 1")
     state: dict[str, Tensor] | None = None
-    info: WeightsInfo | None = None
+    files: WeightsInfo | None = None
     what = variant
     if pretrained:
         files = resolve(spec, checkpoint=checkpoint, revision=revision)
         header = _check_header(files.generator, variant)
         if needs_season is None:
             needs_season = header.get("needs_season") == "yes"
-        state, info = read_state(files.generator), files
-        what = f"{variant} ({files.generator})"
+        state, what = read_state(files.generator), f"{variant} ({files.generator})"
     whole = state is not None and (variant == NANO or any(name.startswith("head.") for name in state))
 
     backbone = build_backbone(variant, None if whole else state, what=what)
@@ -224,21 +219,18 @@ def build_prithvi_refiner(
         needs_season=bool(needs_season),
     )
     if whole and state is not None:
-        for name, value in refiner.colour.state_dict().items():  # a file older than the season's colour
-            state.setdefault(f"colour.{name}", value)
         load_strict(refiner, state, what=what)
         refiner.requires_grad_(False)
     elif state is not None:
         for name, parameter in backbone.named_parameters():
             parameter.requires_grad_(name.endswith(("_enc.unknown", "_enc.biome.weight")))
-    refiner.weights = info
-    refiner.eval()
-    return refiner.to(device) if device is not None else refiner
+    refiner.weights = files
+    return refiner.eval().to("cpu" if device is None else device)
 
 
 def save_refiner(
     refiner: PrithviRefiner,
-    path: str | os.PathLike[str],
+    path: PathLike,
     *,
     half: bool = False,
     notes: Mapping[str, str] | None = None,

@@ -11,7 +11,7 @@ import functools
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,11 +21,15 @@ from axs_lib.checks import CheckedPair, check_count, check_device, check_pair, c
 from axs_lib.errors import InputError, UntrainedHeadWarning
 from axs_lib.grounding.corrector import GroundingCorrector, GroundingTiles
 from axs_lib.grounding.large import NO_CONTROLS, GroundingControls, in_tiles
+from axs_lib.grounding.load import load_corrector
 from axs_lib.grounding.sar_inconsistency import sar_inconsistency
 from axs_lib.hub import HubMixin
+from axs_lib.io.files import PathLike
 from axs_lib.metrics import stage3_metrics as compute_stage3_metrics
 from axs_lib.nodata import fill_nodata, pad_square, valid_pixels
 from axs_lib.progress import logger, track
+from axs_lib.terramind.build import load_generator
+from axs_lib.terramind.generator import TerraMindGenerator
 from axs_lib.terramind.noise import Seed, ensemble_seeds, gaussian_field, sample_seeds, scene_origins
 from axs_lib.terramind.sampler import build_schedule, check_strength, check_timesteps
 from axs_lib.terramind.stage import GeneratorStage
@@ -37,10 +41,7 @@ from axs_lib.terramind.tiles import (
     training_start,
     unbatch,
 )
-from axs_lib.terramind.weights import DEFAULT_VARIANT
-
-if TYPE_CHECKING:
-    from axs_lib.terramind.generator import TerraMindGenerator
+from axs_lib.terramind.weights import DEFAULT_VARIANT, NANO
 
 __all__ = [
     "GroundingControls",
@@ -125,7 +126,7 @@ class Stage3GroundingModel(GeneratorStage, HubMixin):
         return tags | ({"AXS_HOLD_COLOUR": "True"} if self.hold_colour else {})
 
     @property
-    def estimates_error(self) -> bool:
+    def predicts_error(self) -> bool:
         """Whether the default correction mode predicts an error without an ensemble."""
         return self.correction_mode == "learned"
 
@@ -208,7 +209,7 @@ class Stage3GroundingModel(GeneratorStage, HubMixin):
         size = (tiles.estimate.shape[-2], tiles.estimate.shape[-1])  # (S, S)
         seeds = ensemble_seeds(seeds, ensemble_size)  # (M*B,)
         origins = origins.repeat(ensemble_size, 1)  # (M*B, 2)
-        noise = gaussian_field(seeds, (generator.optical.channels, *size), origins=origins)  # (M*B, C, S, S)
+        noise = gaussian_field(seeds, (optical.channels, *size), origins=origins)  # (M*B, C, S, S)
         start = optical.expand_bands(conditions["optical"]).repeat(ensemble_size, 1, 1, 1)  # (M*B, C, S, S)
         drawing: dict[str, Any] = {"tokens": tokens, "temperature": temperature, "seeds": seeds, "origins": origins}
         denoising: dict[str, Any] = {"schedule": schedule, "start": start, "batch_size": batch_size}
@@ -233,9 +234,9 @@ class Stage3GroundingModel(GeneratorStage, HubMixin):
                 self.corrector(tiles, each, hold_colour=hold_colour, orientation=orientation + member)
                 for member, each in enumerate(proposals)
             ]  # M corrections of (B, 4, S, S)
-        else:  # "difference": the same noise decoded a second time, from the estimate alone
-            alone = generator.logits({"optical": conditions["optical"]})  # (B, h*w, V)
-            codes = generator.codes(alone.repeat(ensemble_size, 1, 1), size, **drawing)  # (M*B, D, h, w)
+        else:  # "difference", never of a given proposal: the same noise decoded again, from the estimate alone
+            logits_alone = generator.logits({"optical": conditions["optical"]})  # (B, h*w, V)
+            codes = generator.codes(logits_alone.repeat(ensemble_size, 1, 1), size, **drawing)  # (M*B, D, h, w)
             channels = generator.decode(codes, noise, **denoising)  # (M*B, C, S, S)
             without_sar = optical.from_z(optical.select(channels)).view_as(proposals)  # (M, B, 4, S, S)
             confidence = generator.confidence(logits, size)  # (B, 1, h, w)
@@ -248,9 +249,9 @@ class Stage3GroundingModel(GeneratorStage, HubMixin):
 
         # 7. Apply the change to the caller's own pixels, in their unit; they stay bit for bit where nothing changes.
         unknown = pair.trust == 0  # (B, 1, H, W)
-        filled = self._from_dn(tiles.estimate)[..., :height, :width].to(pair.opt_v2.dtype)  # (B, 4, H, W)
+        filled = self._image_from_dn(tiles.estimate)[..., :height, :width].to(pair.opt_v2.dtype)  # (B, 4, H, W)
         base = torch.where(unknown, filled, pair.opt_v2)  # (B, 4, H, W)
-        change = self._scaled(change)[..., :height, :width].to(base.dtype)  # (B, 4, H, W)
+        change = self._difference_from_dn(change)[..., :height, :width].to(base.dtype)  # (B, 4, H, W)
         image = base + change  # (B, 4, H, W)
         if self.standardize:
             image = torch.where(change == 0, base, image.clamp(*VALID_DN))
@@ -259,8 +260,8 @@ class Stage3GroundingModel(GeneratorStage, HubMixin):
         nodata = ~(valid_pixels(pair.s1) & (valid_pixels(pair.opt_v2) | unknown))  # (B, 1, H, W)
         check_result("opt_v3", image, nodata)
         if deviation is not None:
-            deviation = self._scaled(deviation)[..., :height, :width].masked_fill(nodata, torch.nan)
-        proposal = self._from_dn(proposals.mean(0))[..., :height, :width]  # (B, 4, H, W)
+            deviation = self._difference_from_dn(deviation)[..., :height, :width].masked_fill(nodata, torch.nan)
+        proposal = self._image_from_dn(proposals.mean(0))[..., :height, :width]  # (B, 4, H, W)
         gate = torch.stack([each.gate for each in corrections]).mean(0)[..., :height, :width]  # (B, 1, H, W)
         output = Stage3Output(
             image=image.masked_fill(nodata, torch.nan),
@@ -318,11 +319,11 @@ class Stage3GroundingModel(GeneratorStage, HubMixin):
         filled = fill_nodata(batched.float(), valid_pixels(batched)).to(pair.s1.device)
         return filled if self.standardize else self.terramind_generator.optical.from_z(filled)
 
-    def _scaled(self, dn: Tensor) -> Tensor:
+    def _difference_from_dn(self, dn: Tensor) -> Tensor:
         """A difference or deviation in DN in the model's unit."""
         return dn if self.standardize else dn / self.terramind_generator.optical.std
 
-    def _from_dn(self, dn: Tensor) -> Tensor:
+    def _image_from_dn(self, dn: Tensor) -> Tensor:
         """An image in DN in the model's unit."""
         return dn if self.standardize else self.terramind_generator.optical.to_z(dn)
 
@@ -364,10 +365,10 @@ class Stage3GroundingModel(GeneratorStage, HubMixin):
         if self.correction_mode == "learned":
             correction = self.corrector(tiles, proposal)
         else:
-            alone = self._propose_once(generator.logits({"optical": z_estimate}), x_t, t)  # (B, 4, S, S) in DN
+            without_sar = self._propose_once(generator.logits({"optical": z_estimate}), x_t, t)  # (B, 4, S, S) in DN
             confidence = generator.confidence(logits, (x_t.shape[-2], x_t.shape[-1]))
-            correction = self.corrector.difference(tiles, proposal, alone, confidence=confidence)
-        change = self._scaled(correction.change)[..., :height, :width]
+            correction = self.corrector.difference(tiles, proposal, without_sar, confidence=confidence)
+        change = self._difference_from_dn(correction.change)[..., :height, :width]
         filled = fill_nodata(pair.opt_v2, valid_pixels(pair.s1, pair.opt_v2))
         image = filled + change.to(filled.dtype)
         return (image[0] if pair.unbatched else image), logits
@@ -386,7 +387,7 @@ def build_stage3_model(
     pretrained: bool = True,
     *,
     variant: str = DEFAULT_VARIANT,
-    checkpoint: str | None = None,
+    checkpoint: PathLike | None = None,
     device: torch.device | str | None = None,
     s1_product: str = "S1GRD",
     revision: str | None = None,
@@ -412,9 +413,6 @@ def build_stage3_model(
         InputError: unknown variant, product, scheduler, or timesteps out of range.
         WeightsError: weights that cannot be had, read or matched.
     """
-    from axs_lib.grounding.load import load_corrector
-    from axs_lib.terramind.build import load_generator
-
     build_schedule(scheduler, timesteps)  # what cannot be fails before weights are loaded
     if correction_mode is not None:
         _check_correction_mode(correction_mode)
@@ -430,7 +428,7 @@ def build_stage3_model(
         correction_mode=correction_mode or ("difference" if corrector.untrained else "learned"),
         scheduler=scheduler,
     )
-    if pretrained and variant != "nano":
+    if pretrained and variant != NANO:
         _notice_unmeasured(variant)
     return model.requires_grad_(not pretrained).eval().to("cpu" if device is None else device)
 

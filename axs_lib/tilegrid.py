@@ -8,11 +8,14 @@ by ``side - stride`` and are blended with a separable ramp whose weights sum to 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,15 @@ class TileGrid:
         return weight.clamp_min(1e-6)
 
 
+def batches_of_one_shape(
+    items: Iterable[Item], shape: Callable[[Item], tuple[int, int]], size: int
+) -> Iterator[list[Item]]:
+    """Neighbouring items of one shape, up to ``size`` at a time."""
+    for _, run in itertools.groupby(items, shape):
+        alike = list(run)
+        yield from (alike[start : start + size] for start in range(0, len(alike), size))
+
+
 class Blender:
     """Accumulates weighted tiles into a whole image."""
 
@@ -128,11 +140,9 @@ class Mosaic:
         """All tiles, those of one shape together."""
         jobs = [(i, tile) for i in range(len(self.images)) for tile in self.grid.tiles(*self.images.shape[-2:])]
         jobs.sort(key=lambda job: job[1].shape)
-        for _, alike in itertools.groupby(jobs, key=lambda job: job[1].shape):
-            same = list(alike)
-            for start in range(0, len(same), self.batch_size):
-                samples, tiles = zip(*same[start : start + self.batch_size], strict=True)
-                yield TileBatch(torch.tensor(samples, device=self.images.device), tiles)
+        for batch in batches_of_one_shape(jobs, lambda job: job[1].shape, self.batch_size):
+            samples, tiles = zip(*batch, strict=True)
+            yield TileBatch(torch.tensor(samples, device=self.images.device), tiles)
 
     def add(self, batch: TileBatch, **layers: Tensor) -> None:
         """Add what was made of a batch of tiles: named layers (n, C, h, w)."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from axs_lib.stage3_tm_ground import Stage3GroundingModel, build_stage3_model
-from tests.published import redraw_zero_parameters
+from benchmarks.measure import redraw_zero_parameters
 
 
 def random_nano(seed: int = 0, **options: object) -> Stage3GroundingModel:

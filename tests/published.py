@@ -12,22 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from axs_lib.terramind.detokenizer import Detokenizer
 from axs_lib.terramind.weights import VARIANTS
+from benchmarks.measure import redraw_zero_parameters
 
 TARGET = "tok_sen2l2a@224"
-
-
-def redraw_zero_parameters(module: nn.Module, seed: int = 0) -> None:
-    """Give every all-zero parameter random values."""
-    random = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            if not parameter.any():
-                fan_in = parameter[0].numel() if parameter.ndim > 1 else parameter.numel()
-                parameter.copy_(torch.randn(parameter.shape, generator=random) / fan_in**0.5)
 
 
 def reference_generation(variant: str, modalities: list[str]) -> Any:

@@ -171,11 +171,13 @@ def test_no_blocks_no_adapter_and_a_second_adapter_are_refused(model: Stage3Grou
 
 def test_the_top_level_door(monkeypatch: pytest.MonkeyPatch, repository: Path) -> None:
     asked: list[Any] = []
-    monkeypatch.setattr("axs_lib.cli.train.as_script", lambda *arguments: asked.append(arguments))
+    monkeypatch.setattr("axs_lib.cli.train.main", asked.append)
     monkeypatch.setattr(sys, "argv", ["train_stage1.py", "-c", "mine.yaml"])
-    door = runpy.run_path(str(repository / "train_stage1.py"), run_name="__main__")
-    assert asked == [("stage1", ["-c", "mine.yaml"])]
-    assert door["apply_lora_to_linear"] is apply_lora_to_linear
+    script = str(repository / "train_stage1.py")
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(script, run_name="__main__")
+    assert end.value.code == 0 and asked == [["stage1", "-c", "mine.yaml"]]
+    assert runpy.run_path(script)["apply_lora_to_linear"] is apply_lora_to_linear
 
 
 @pytest.fixture

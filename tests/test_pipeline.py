@@ -19,8 +19,9 @@ from axs_lib.pipeline import Pipeline, build_pipeline, full_pipeline
 from axs_lib.stage1_tm_s2o import Stage1Model, tm_sar2opt
 from axs_lib.stage2_prithvi_refine import PrithviRefiner, build_prithvi_refiner
 from axs_lib.stage3_tm_ground import build_stage3_model, stage3_inference
+from benchmarks.measure import redraw_zero_parameters
+from tests.document import snippet
 from tests.models import plausible_pair, random_nano
-from tests.published import redraw_zero_parameters
 
 METADATA = {"date": "2021-07-14", "lat": 48.2, "lon": 16.4, "biome": 4}
 
@@ -46,35 +47,6 @@ def sar(batch: int = 2, height: int = 64, width: int = 64) -> Tensor:
     return plausible_pair(batch, height, width)[0]
 
 
-# Word for word, with arguments in the place of "...".
-THREE_STAGES = """
-from axs_lib.stage1_tm_s2o import tm_sar2opt
-from axs_lib.stage2_prithvi_refine import build_prithvi_refiner
-from axs_lib.stage3_tm_ground import build_stage3_model
-
-# Build all stages
-stage1_model = build_terramind_generator(timesteps=2, variant="nano")
-stage2_model = build_prithvi_refiner(variant="nano", pretrained=False)
-stage3_model = build_stage3_model(timesteps=2, variant="nano")
-
-# Full pipeline
-def full_pipeline(s1, metadata):
-    # Stage 1: SAR → Optical
-    opt_v1 = tm_sar2opt(stage1_model, s1)
-    
-    # Stage 2: Prithvi refinement
-    opt_v2 = stage2_model(opt_v1, metadata)
-    
-    # Stage 3: TerraMind grounding
-    opt_v3 = stage3_inference(stage3_model, s1, opt_v2)
-    
-    return opt_v1, opt_v2, opt_v3
-
-# Run pipeline
-opt_v1, opt_v2, opt_v3 = full_pipeline(s1, metadata)
-"""  # noqa: W293
-
-
 def test_the_documents_pipeline() -> None:
     names: dict[str, Any] = {
         "build_terramind_generator": build_terramind_generator,  # the document takes these for granted
@@ -82,7 +54,8 @@ def test_the_documents_pipeline() -> None:
         "s1": sar(1, 120, 120),
         "metadata": METADATA,
     }
-    exec(THREE_STAGES, names)
+    text = snippet("Three-Stage Pipeline").replace("refiner(...)", 'refiner("nano", pretrained=False)')
+    exec(text.replace("(...)", '(timesteps=2, variant="nano")'), names)
     for name in ("opt_v1", "opt_v2", "opt_v3"):
         image = names[name].detach()
         assert image.shape == (1, 4, 120, 120)
@@ -96,8 +69,8 @@ def test_full_pipeline_is_the_stages_in_their_order(pipeline: Pipeline) -> None:
     opt_v1, opt_v2, opt_v3 = full_pipeline(s1, METADATA, pipeline=pipeline, seed=4)
     assert torch.equal(opt_v1, tm_sar2opt(pipeline.stage1, s1, seed=4))
     assert torch.equal(opt_v2, pipeline.stage2(opt_v1, METADATA))
-    guess = torch.full_like(opt_v2[:, :1], Trust.SAR_ONLY)  # nobody has seen this colour
-    assert torch.equal(opt_v3, stage3_inference(pipeline.stage3, s1, opt_v2, seed=4, trust=guess))
+    trust = torch.full_like(opt_v2[:, :1], Trust.SAR_ONLY)
+    assert torch.equal(opt_v3, stage3_inference(pipeline.stage3, s1, opt_v2, seed=4, trust=trust))
     for earlier, later in ((opt_v1, opt_v2), (opt_v2, opt_v3)):
         assert (earlier - later).abs().mean() > 0.5
 
@@ -160,7 +133,7 @@ def test_an_ensemble_runs_the_whole_pipeline(pipeline: Pipeline) -> None:
     assert one.nfe == three.nfe == (2, 2)
     for a, b in ((one.opt_v1, three.opt_v1), (one.opt_v3, three.opt_v3)):
         assert 0.5 < (a - b).abs().mean() < b.std()
-    # Most of the doubt comes from Stage 1, which an ensemble of Stage 3 alone would not see.
+    # Most of the uncertainty comes from Stage 1, which an ensemble of Stage 3 alone would not see.
     alone = pipeline.stage3.ground(s1, one.opt_v2, ensemble_size=3).uncertainty
     assert alone is not None
     assert three.uncertainty.mean() > alone.mean()

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from axs_lib.errors import InputError
 from axs_lib.grounding.head import GroundingHead
 from axs_lib.stage3_tm_ground import (
+    CORRECTION_MODES,
     GroundingControls,
     Stage3GroundingModel,
     Stage3Output,
@@ -25,8 +26,6 @@ from axs_lib.stage3_tm_ground import (
 )
 from axs_lib.terramind.sampler import SCHEDULERS
 from tests.models import plausible_pair, random_nano
-
-CORRECTION_MODES = ("learned", "difference")
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +157,7 @@ def test_ensemble_mean_and_spread(nano: Stage3GroundingModel) -> None:
     assert one.uncertainty.min() > 0
     assert not torch.equal(one.image, three.image)
 
-    # Without a head's own word the uncertainty is the spread alone.
+    # Where the head predicts no error the uncertainty is the spread alone.
     options["correction_mode"] = "difference"
     assert ground(nano, s1, opt_v2, ensemble_size=1, **options).uncertainty is None
     spread = ground(nano, s1, opt_v2, ensemble_size=3, **options).uncertainty
@@ -166,7 +165,7 @@ def test_ensemble_mean_and_spread(nano: Stage3GroundingModel) -> None:
 
 
 @pytest.mark.parametrize("mode", CORRECTION_MODES)
-def test_the_grounding_map_says_what_changed_and_what_the_sar_asked_for(nano: Stage3GroundingModel, mode: str) -> None:
+def test_the_grounding_map_has_the_change_and_the_sar_contribution(nano: Stage3GroundingModel, mode: str) -> None:
     s1, opt_v2 = plausible_pair(1)
     s1[..., :8, :8] = torch.nan
     found = nano.grounding_map(s1, opt_v2, 2, correction_mode=mode)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 Stage = Literal["ground", "pipeline"]
-EstimateSource = Literal["file", "stage2", "degraded", "cloudy"]
+OptV2Source = Literal["file", "stage2", "degraded", "cloudy"]
 
 
 @options.with_shared
@@ -37,7 +37,7 @@ def evaluate(
         Stage, option("ground: Stage 3 by itself; pipeline: all three stages, from SAR alone.")
     ] = "ground",
     opt_v2_source: Annotated[
-        EstimateSource | None,
+        OptV2Source | None,
         option(
             "What Stage 3 grounds. file: the pair's own opt_v2, simulated from the truth where it has none;"
             " degraded: simulated; cloudy: the pair's cloudy image; stage2: made by Stages 1 and 2. By default"
@@ -73,8 +73,8 @@ def evaluate(
     uncertainty: Annotated[
         bool, option("Also ask whether the uncertainty map says how wrong opt_v3 is.", "--uncertainty")
     ] = False,
-    ensemble_size: Annotated[int, option("Members of the ensemble that --uncertainty measures.", min=1)] = 4,
-    members: Annotated[int, option("Members of the ensemble whose mean is measured as opt_v3.", min=1)] = 1,
+    ensemble_size: Annotated[int, option("Members averaged, whose mean is measured as opt_v3.", min=1)] = 1,
+    uncertainty_members: Annotated[int, option("Members of the ensemble that --uncertainty measures.", min=1)] = 4,
     json_file: Annotated[Path | None, option("Write the whole report here.", "--json", metavar="FILE")] = None,
     overwrite: options.OverwriteOption = False,
     quiet: Annotated[bool, option("No progress bar and no line per tile.", "--quiet", "-q")] = False,
@@ -86,10 +86,9 @@ def evaluate(
     """
     from rich.console import Console
 
-    from axs_lib.evaluate import Estimates, Floods, Gaps, Scenario, Uncertainty
-    from axs_lib.evaluate import evaluate as take_over
+    from axs_lib.evaluate import EstimateKinds, Estimates, Floods, Gaps, Scenario, Uncertainty
+    from axs_lib.evaluate import evaluate as run_evaluation
     from axs_lib.evaluate.estimates import tile_table, timesteps_rows, timesteps_table
-    from axs_lib.evaluate.kinds import EstimateKinds
     from axs_lib.evaluate.plain import load_plain
     from axs_lib.evaluate.sources import select_pairs
     from axs_lib.io.atomic import atomic_write, check_output
@@ -97,7 +96,7 @@ def evaluate(
     # 1. What can be refused is refused before the model is loaded.
     steps = [options.recommended_timesteps(variant)] if timesteps is None else _steps(timesteps)
     whole = _is_whole(stage, opt_v2_source, any(asdict(stages).values()))
-    source: EstimateSource = opt_v2_source or ("stage2" if whole else "file")
+    source: OptV2Source = opt_v2_source or ("stage2" if whole else "file")
     if json_file is not None:
         check_output(json_file, overwrite)
     chosen = None if groups is None else [group.strip() for group in groups.split(",") if group.strip()]
@@ -122,20 +121,20 @@ def evaluate(
         )
         typer.echo(printable(notice), err=True)
 
-    # 3. What is asked of it, in one walk over the tiles for each number of timesteps.
-    scenarios: list[Scenario] = [Estimates(controls=controls, members=members, no_sar=no_sar, plain=plain)]
+    # 3. Every scenario, in one pass over the tiles for each number of timesteps.
+    scenarios: list[Scenario] = [Estimates(controls, ensemble_size, no_sar, plain)]
     scenarios += [Floods()] if flood else []
     scenarios += [EstimateKinds()] if damages else []
     if gaps:
         inpainter = plain if plain is not None and "sar" not in plain.inputs else None
         scenarios.append(Gaps(inpainter or no_sar, None if inpainter else plain))
-    scenarios += [Uncertainty(ensemble_size)] if uncertainty else []
+    scenarios += [Uncertainty(uncertainty_members)] if uncertainty else []
     console = Console()
     written = {}
-    walk: dict[str, Any] = {"source": source, "quality": quality, "groups": chosen}
-    walk |= {"seed": model.seed, "force": model.force, "progress": not quiet}
+    settings: dict[str, Any] = {"source": source, "quality": quality, "groups": chosen}
+    settings |= {"seed": model.seed, "force": model.force, "progress": not quiet}
     for count in steps:
-        report = take_over(measured, data, scenarios, timesteps=count, **walk)
+        report = run_evaluation(measured, data, scenarios, timesteps=count, **settings)
         written[count] = report.to_json() | {"groups_of_training": met}
         for table in [*([] if quiet else [tile_table(written[count])]), *report.tables()]:
             console.print(table)
@@ -173,7 +172,7 @@ def _steps(timesteps: str) -> list[int]:
     return [options.check_timesteps(count) for count in dict.fromkeys(steps)]
 
 
-def _is_whole(stage: Stage, source: EstimateSource | None, has_checkpoints: bool) -> bool:
+def _is_whole(stage: Stage, source: OptV2Source | None, has_checkpoints: bool) -> bool:
     """Whether Stages 1 and 2 make the estimate."""
     whole = stage == "pipeline" or source == "stage2"
     if whole and source not in (None, "stage2"):

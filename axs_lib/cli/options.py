@@ -97,8 +97,7 @@ class ModelOptions:
         """Stage 3 (``ground``) or the three stages (``pipeline``), of which ``given`` says more."""
         from axs_lib.batch.runners import build_model
 
-        product, weights = self.s1_product, self.checkpoint and str(self.checkpoint)
-        common = {"device": device, "s1_product": product, "checkpoint": weights, **given}
+        common = {"device": device, "s1_product": self.s1_product, "checkpoint": self.checkpoint, **given}
         return build_model(stage, timesteps, adapter=self.adapter, dtype=self.dtype, **common)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
+from axs_lib.cli import options
 from axs_lib.cli.options import option
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def precompute(
         Literal["npz", "bigearthnet_v1", "bigearthnet_v2", "scenes"], option("Layout of the data folder.")
     ] = "npz",
     on_bad: Annotated[Literal["refuse", "skip"], option("What to do about bad files.")] = "refuse",
-    s1_product: Annotated[Literal["S1GRD", "S1RTC"], option("SAR product.")] = "S1GRD",
+    s1_product: Annotated[options.Product, option("SAR product.")] = "S1GRD",
     timesteps: Annotated[int, option("Network evaluations of stage1; 1 is the most accurate.", min=1, max=1000)] = 1,
     seed: Annotated[int, option("Deals groups to folds; give both stages the same.")] = 0,
     device: Annotated[str | None, option("cpu or cuda; default cuda where there is one.")] = None,

@@ -22,7 +22,9 @@ from axs_lib.cli.command import AxsGroup
 from axs_lib.cli.options import option
 from axs_lib.data.samples import load_sample
 from axs_lib.errors import InputError
-from axs_lib.terramind.weights import DEFAULT_VARIANT
+from axs_lib.grounding.load import load_corrector
+from axs_lib.terramind.build import load_generator
+from axs_lib.terramind.weights import DEFAULT_VARIANT, find_variant
 
 FAILED = 1
 TIMESTEPS = 10
@@ -135,9 +137,6 @@ class _WithoutMemory(TorchFunctionMode):
 
 def _info(scene: options.SceneOptions) -> None:
     from axs_lib.cli.info import find_weights
-    from axs_lib.grounding.load import load_corrector
-    from axs_lib.terramind.build import load_generator
-    from axs_lib.terramind.weights import find_variant
 
     spec = find_variant(scene.variant or DEFAULT_VARIANT)
     with _WithoutMemory():

@@ -17,7 +17,7 @@ PACKAGED = Path(__file__).resolve().parents[1] / "configs"
 MAX_CONFIG_BYTES = 1_000_000
 
 
-def main(arguments: Sequence[str], program: str = "axs train") -> None:
+def main(arguments: Sequence[str]) -> None:
     """Train what the first argument names, with the options that follow."""
     from rich.console import Console
 
@@ -25,30 +25,16 @@ def main(arguments: Sequence[str], program: str = "axs train") -> None:
     if kind == "head":
         from axs_lib.train.head import HeadConfig, train_head
 
-        head, restart, quiet = parse(HeadConfig, options, f"{program} {kind}")
+        head, restart, quiet = parse(HeadConfig, options, f"axs train {kind}")
         weights = train_head(head, resume=not restart, progress=not quiet)
     else:
         from axs_lib.train.config import CONFIGS
 
-        run, restart, quiet = parse(CONFIGS[kind], options, f"{program} {kind}")
+        run, restart, quiet = parse(CONFIGS[kind], options, f"axs train {kind}")
         from axs_lib.train.tasks import train_stage  # loads Lightning, which --help does not need
 
         weights = train_stage(run, resume=not restart, progress=not quiet)
     Console().print(f"weights: {weights}")
-
-
-def as_script(stage: str, arguments: Sequence[str]) -> None:
-    """``main`` for a file that is run by itself, with errors as the ``axs`` command reports them."""
-    import typer
-
-    from axs_lib.cli.command import USER_ERROR
-    from axs_lib.errors import AxionError
-
-    try:
-        main([stage, *arguments])
-    except AxionError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise SystemExit(USER_ERROR) from None
 
 
 def parse(configuration: type[Config], arguments: Sequence[str], program: str) -> tuple[Config, bool, bool]:

@@ -9,11 +9,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from axs_lib.bands import OPTICAL_BANDS
-from axs_lib.data.degrade import Draw, each
+from axs_lib.data.degrade import Draw, Range, each
 from axs_lib.errors import InputError
 from axs_lib.nodata import fill_nodata, valid_pixels
-
-Range = tuple[float, float]
 
 COARSEST = 32  # cells between the samples of the coarsest noise; every octave halves it
 OCTAVES = 5
@@ -38,10 +36,8 @@ def cloud_trust(
     """Draw trust maps (B,1,H,W) of 10 m pixels, 1 clear and 0 unknown, with the shapes of clouds and of their shadows.
 
     A cloud is where fractal noise (five octaves, 640 m to 40 m, the strongest of them drawn per sample) exceeds a
-    level. Specks are dropped, the rest is dilated by about 20 m, which closes small holes, and smoothed, as cloud masks
-    are buffered; half of the samples get a shadow, the same shape displaced by 60 to 300 m, and 6 % the straight edge
-    of a swath. All of that happens to the noise before the level is chosen, so that the share of unknown pixels is the
-    one drawn uniformly from ``cover``, a range within 0..1, within about 1 %. One sample in 50 is unknown everywhere.
+    level. The level is chosen last, so that the share of unknown pixels is the one drawn uniformly from ``cover``, a
+    range within 0..1, within about 1 %. One sample in 50 is unknown everywhere.
     """
     low, high = cover
     if not 0 <= low <= high <= 1:
@@ -62,7 +58,7 @@ def cloud_trust(
     shadow = _window(field, reach + length * angle.sin(), reach + length * angle.cos(), rows, columns)
     clouds = torch.where(chance(SHADOW_CHANCE), torch.maximum(clouds, shadow), clouds)
 
-    # 2. Specks go, the rest grows, its outline is smoothed.
+    # 2. Specks go, the rest grows by about 20 m and is smoothed, as cloud masks are buffered.
     clouds = -spread(-clouds, 1)
     clouds = spread(clouds, 2)
     clouds = functional.avg_pool2d(clouds, 3, stride=1, padding=1, count_include_pad=False)

@@ -28,6 +28,7 @@ BANDPASS_RATIO = 3  # outer over inner Gaussian of the band-limited texture
 NO_DAMAGE = 0.10  # chance that a light degradation is none
 LIGHT_RESOLUTION = (5.0, 30.0)  # m, FWHM
 NOISE = (10.0, 100.0)  # DN
+OWN_BY_BAND = (0.6, 0.7, 0.8, 1.5)  # what a band does by itself, of B02, B03, B04, B08
 NOISE_STEP = 2  # px between the white-noise samples the texture is smoothed from
 
 

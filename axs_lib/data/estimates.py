@@ -24,6 +24,7 @@ from axs_lib.bands import OPTICAL_BANDS, VALID_DN
 from axs_lib.blur import gaussian_blur
 from axs_lib.data.degrade import (
     METRES_PER_PIXEL,
+    OWN_BY_BAND,
     PIXELS_PER_FWHM,
     PRESETS,
     Draw,
@@ -45,7 +46,6 @@ Make = Callable[[Tensor, Draw, Tensor], Tensor]  # truth (B,4,H,W) in DN, draws,
 
 FILTER_MARGIN = 16  # px mirrored at each border before a filter in the frequency domain
 MOST_COMBINED = 3
-OWN_BY_BAND = (0.6, 0.7, 0.8, 1.5)  # what a band does by itself, of B02, B03, B04, B08
 HAZE_BY_BAND = (1.0, 0.8, 0.65, 0.3)  # path radiance of B02, B03, B04, B08 beside B02's
 
 
@@ -56,8 +56,7 @@ class Kind:
     name: str
     split: Split
     about: str
-    make: Make | None = None  # None where ``make_estimate`` must be given what the kind needs
-    needs: str = ""  # ``older``, the same places at another date, or ``stage2``, what Stages 1 and 2 draw
+    make: Make | None  # None for an image of the same place at another date, which ``make_estimate`` is given
 
 
 def make_estimate(
@@ -70,9 +69,9 @@ def make_estimate(
 ) -> Tensor:
     """An estimate of one kind of ``KINDS``: float32 DN clipped to 1..65535, NaN where truth is NaN.
 
-    ``truth`` and what the kind ``needs``, ``given``, are (B,4,H,W) in DN. ``strength`` is 0 (light) to 1 (strong),
+    ``truth`` and, for a kind not made of it, ``given`` are (B,4,H,W) in DN. ``strength`` is 0 (light) to 1 (strong),
     for all tiles or (B,), and drawn uniformly for each tile by default. Raises InputError: unknown kind, wrong shape,
-    or the tensor that the kind needs is missing.
+    or nothing given to a kind that needs it.
     """
     if kind not in KINDS:
         raise InputError(f"unknown kind of estimate {kind!r}; choose one of {', '.join(KINDS)}")
@@ -92,16 +91,16 @@ def make_estimate(
     if chosen.make is None:
         if given is None or given.shape != truth.shape:
             shape = "nothing" if given is None else f"shape {tuple(given.shape)}"
-            raise InputError(f"kind {kind!r} needs {chosen.needs} of shape {tuple(truth.shape)} and got {shape}")
+            raise InputError(f"kind {kind!r} needs an older image of shape {tuple(truth.shape)} and got {shape}")
         estimate = torch.where(given.isfinite(), given.float(), image)
     else:
         estimate = chosen.make(image, draw, level)
     return estimate.clamp(*VALID_DN).masked_fill(~valid, math.nan)
 
 
-def kinds_of(split: Split, *, without_needs: bool = False) -> list[str]:
-    """Names of the kinds of a split, ``without_needs`` only of those that need nothing but the truth."""
-    return [name for name, kind in KINDS.items() if kind.split == split and not (without_needs and kind.make is None)]
+def kinds_of(split: Split) -> list[str]:
+    """Names of the kinds of a split."""
+    return [name for name, kind in KINDS.items() if kind.split == split]
 
 
 def _between(strength: Tensor, light: float, strong: float, *, log: bool = False) -> Tensor:
@@ -203,7 +202,7 @@ def _in_patches(image: Tensor, draw: Draw, strength: Tensor, sizes: Tensor) -> T
     level = _between(strength, 5, 120, log=True)
     cells = [int((side / sizes.min()).ceil()) + 1 for side in (height, width)]
     common = draw.normal(1, cells[0], cells[1])
-    own = draw.normal(4, cells[0], cells[1]) * torch.tensor(OWN_BY_BAND)[:, None, None]
+    own = draw.normal(4, cells[0], cells[1]) * torch.tensor(OWN_BY_BAND, device=image.device)[:, None, None]
     values = each(level) * (0.7 * common + 0.7 * own)
     start = draw.uniform(0, 1, 2) * sizes[:, None]
     rows = ((_positions(height, image.device) + start[:, :1]) / sizes[:, None]).long()
@@ -506,7 +505,6 @@ _TABLE = (
     Kind("shift", "train", "the whole tile 0.5 to 30 m aside", _shift),
     Kind("changed_fields", "train", "areas of like colour brighter or darker by 3 to 30 %", _changed_fields),
     Kind("refiner", "train", "degrade's preset train, or its light damage", _refiner),
-    Kind("stage2", "train", "what Stages 1 and 2 draw from the SAR", None, "stage2"),
     Kind("combined", "train", "two or three of the kinds above", _combination(COMBINED)),
     # only for choices
     Kind("defocus_blur", "choose", "disc of 6 to 50 m radius", _defocus_blur),
@@ -519,7 +517,7 @@ _TABLE = (
     Kind("edge_preserving", "report", "bilateral filter, twice, 60 to 600 DN", _edge_preserving),
     Kind("patch_offsets_16", "report", "offsets of 5 to 120 DN in patches of 16 px", _patch_offsets_16),
     Kind("median_composite", "report", "median of five simulated dates", _median_composite),
-    Kind("older_image", "report", "the same place at another date", None, "older"),
+    Kind("older_image", "report", "the same place at another date", None),
     Kind("motion_blur", "report", "10 to 90 m in a line, any direction", _motion_blur),
     Kind("haze", "report", "smooth veil, strongest in B02", _haze),
     Kind("smooth_warp", "report", "warp of 1 to 25 m (1 std)", _smooth_warp),

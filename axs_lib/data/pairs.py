@@ -17,13 +17,11 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from axs_lib.bands import VALID_DN
 from axs_lib.errors import InputError
-from axs_lib.io.formats import Arrays, open_npz
+from axs_lib.io.formats import Arrays, FloatArray, open_npz
 
-Array = NDArray[np.float32]
 Quality = Literal["ok", "all"]
 
 QUALITY_OK = "ok"
@@ -75,11 +73,11 @@ class Pair:
     """One pair in memory, NaN is nodata: ``s1`` (2,H,W) VV, VH in dB, the others, ``s2`` the truth, (4,H,W) in DN."""
 
     record: PairRecord
-    s1: Array
-    s2: Array
-    opt_v1: Array | None = None
-    opt_v2: Array | None = None
-    s2_cloudy: Array | None = None
+    s1: FloatArray
+    s2: FloatArray
+    opt_v1: FloatArray | None = None
+    opt_v2: FloatArray | None = None
+    s2_cloudy: FloatArray | None = None
 
 
 G = TypeVar("G", bound=Any)  # a tile with ``source``, ``id``, ``group`` and ``pixels``, as ``PairRecord``
@@ -223,7 +221,7 @@ def _size(path: Path) -> tuple[int, int]:
     return height, width
 
 
-def _sar(path: Path, arrays: Arrays) -> Array:
+def _sar(path: Path, arrays: Arrays) -> FloatArray:
     """(2,H,W) VV, VH in dB from ``s1``, or from ``s1_vv`` and ``s1_vh``."""
     if "s1" not in arrays and "s1_vv" in arrays and "s1_vh" in arrays:
         vv, vh = arrays.numbers("s1_vv"), arrays.numbers("s1_vh")
@@ -235,7 +233,7 @@ def _sar(path: Path, arrays: Arrays) -> Array:
     return _checked(path, "s1", sar, 2)
 
 
-def _optical(path: Path, arrays: Arrays, key: str, size: tuple[int, ...]) -> Array:
+def _optical(path: Path, arrays: Arrays, key: str, size: tuple[int, ...]) -> FloatArray:
     """(4,H,W) DN with nodata as NaN and valid values from 1 up."""
     values = _checked(path, key, arrays.numbers(key, expected="s2, the clear optical truth (4,H,W) in DN"), 4)
     if values.shape[1:] != size:
@@ -249,7 +247,7 @@ def _optical(path: Path, arrays: Arrays, key: str, size: tuple[int, ...]) -> Arr
     return np.where((values == 0).all(axis=0), np.float32(np.nan), np.maximum(values, np.float32(low)))
 
 
-def _checked(path: Path, key: str, image: Array, bands: int) -> Array:
+def _checked(path: Path, key: str, image: FloatArray, bands: int) -> FloatArray:
     if image.ndim != 3 or image.shape[0] != bands or image.size == 0:
         raise InputError(f"{path}: {key} has shape {image.shape}; expected ({bands},H,W), not empty.")
     if np.isinf(image).any():

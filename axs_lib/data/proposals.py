@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from axs_lib.bands import TERRAMIND_BOA_OFFSET, TERRAMIND_OPTICAL_INDEX, TERRAMIND_S2_MEAN, TERRAMIND_S2_STD, VALID_DN
-from axs_lib.data.degrade import PRESETS, Draw, band_limited, blur, displace_patches, each
+from axs_lib.data.degrade import OWN_BY_BAND, PRESETS, Draw, band_limited, blur, displace_patches, each
 
 BLUR_PX = (0.5, 6.0)
 SHARP_CHANCE = 0.1  # of an informed proposal to be nearly the truth
@@ -50,7 +50,7 @@ def informed_proposal(truth: Tensor, *, generator: torch.Generator) -> Tensor:
         some = draw.uniform(0, 1) < 0.7
         return greatest * draw.uniform(0, 1) * worse * some
 
-    band = torch.tensor([0.6, 0.7, 0.8, 1.5], device=truth.device)
+    band = torch.tensor(OWN_BY_BAND, device=truth.device)
     gain = 1 + level(GAIN)[:, None] * (0.7 * draw.normal(1) + 0.5 * draw.normal(4))
     offset = level(OFFSET_DN)[:, None] * (0.7 * draw.normal(1) + 0.7 * band * draw.normal(4))
     image = image * gain[..., None, None] + offset[..., None, None]

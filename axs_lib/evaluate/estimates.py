@@ -23,7 +23,7 @@ from axs_lib.checks import Trust
 from axs_lib.data.pairs import QUALITY_OK
 from axs_lib.errors import counted
 from axs_lib.evaluate.evaluator import Scenario, TileFigures
-from axs_lib.evaluate.models import Walk
+from axs_lib.evaluate.models import EvaluatedModel
 from axs_lib.evaluate.sources import EvaluationTile, fitted, water_on_land
 from axs_lib.evaluate.tables import over_tiles, percent, rich_table, share, shown_figure
 from axs_lib.metrics import METRIC_KEYS, SAR_KEY, compute_metrics, improvement, stage3_metrics
@@ -69,19 +69,19 @@ class Estimates(Scenario):
     """The estimate grounded, with the controls that were asked for."""
 
     controls: bool = False  # also measure those that need no further model
-    members: int = 1  # of the ensemble whose mean opt_v3 is; the controls are of one
+    ensemble_size: int = 1  # of the ensemble whose mean opt_v3 is; the controls are of one
     no_sar: Stage3GroundingModel | None = None  # retrained without SAR
     plain: PlainModel | None = None
 
     name: ClassVar[str] = ""
 
-    def measure(self, tiles: Sequence[EvaluationTile], walk: Walk) -> Iterable[TileFigures]:
-        estimates = [tile.estimate(walk.source) for tile in tiles]
+    def measure(self, tiles: Sequence[EvaluationTile], model: EvaluatedModel) -> Iterable[TileFigures]:
+        estimates = [tile.estimate(model.source) for tile in tiles]
         s1, opt_v2 = torch.stack([tile.s1 for tile in tiles]), torch.stack([image for image, _ in estimates])
         clock = time.perf_counter()
-        images = walk.run(s1, opt_v2, [tile.record.metadata for tile in tiles], ensemble_size=self.members)
+        images = model.run(s1, opt_v2, [tile.record.metadata for tile in tiles], ensemble_size=self.ensemble_size)
         seconds = (time.perf_counter() - clock) / len(tiles)
-        others = self._controls(tiles, s1, images.opt_v2, walk)
+        others = self._controls(tiles, s1, images.opt_v2, model)
         for index, (tile, (_, source)) in enumerate(zip(tiles, estimates, strict=True)):
             figures = {OPT_V3: stage3_metrics(images.opt_v3[index], images.opt_v2[index], tile.truth, s1=tile.s1)}
             if images.opt_v1 is not None:
@@ -99,33 +99,35 @@ class Estimates(Scenario):
                 "sar_water_on_land": round(water_on_land(tile.s1, tile.truth), 4),
             }
             if "sar_swapped" in others:
-                facts["donor"] = walk.donors[tile.record.name].name
+                facts["donor"] = model.donors[tile.record.name].name
             yield TileFigures(tile.record, figures, facts)
 
-    def _controls(self, tiles: Sequence[EvaluationTile], s1: Tensor, opt_v2: Tensor, walk: Walk) -> dict[str, Tensor]:
+    def _controls(
+        self, tiles: Sequence[EvaluationTile], s1: Tensor, opt_v2: Tensor, model: EvaluatedModel
+    ) -> dict[str, Tensor]:
         """The image (B,4,H,W) of every control."""
         images: dict[str, Tensor] = {}
-        trust = torch.full_like(opt_v2[:, :1], Trust.SAR_ONLY) if walk.whole else None
+        trust = torch.full_like(opt_v2[:, :1], Trust.SAR_ONLY) if model.whole else None
         if self.controls:
-            if walk.donors:
-                others = [(walk.donor(tile), tile.size) for tile in tiles]
+            if model.donors:
+                others = [(model.donor(tile), tile.size) for tile in tiles]
                 swapped = torch.stack([fitted(other.s1, size) for other, size in others])
                 swapped = swapped.masked_fill(s1.isnan(), torch.nan)
-                images["sar_swapped"] = walk.ground(swapped, opt_v2, trust=trust).opt_v3
-                if walk.takes_proposals:
-                    proposals = torch.stack([fitted(_proposal(other, walk), size) for other, size in others])
-                    images["proposal_swapped"] = walk.ground(s1, opt_v2, trust=trust, proposal=proposals).opt_v3
-            images["sar_withheld"] = walk.ground(s1, opt_v2, trust=trust, use_sar=False).opt_v3
+                images["sar_swapped"] = model.ground(swapped, opt_v2, trust=trust).opt_v3
+                if model.takes_proposals:
+                    proposals = torch.stack([fitted(_proposal(other, model), size) for other, size in others])
+                    images["proposal_swapped"] = model.ground(s1, opt_v2, trust=trust, proposal=proposals).opt_v3
+            images["sar_withheld"] = model.ground(s1, opt_v2, trust=trust, use_sar=False).opt_v3
         if self.no_sar is not None:
-            images["no_sar"] = walk.without_sar(self.no_sar, s1, opt_v2, trust)
+            images["no_sar"] = model.without_sar(self.no_sar, s1, opt_v2, trust)
         if self.plain is not None:
-            images["plain"] = walk.predict(self.plain, s1, opt_v2)
+            images["plain"] = model.predict(self.plain, s1, opt_v2)
         if self.controls:
             truth = torch.stack([tile.truth for tile in tiles])
             images["mean_colour"] = torch.tensor(OPTICAL_MEAN)[None, :, None, None].expand_as(truth)
             images["tile_mean"] = truth.nanmean((2, 3), keepdim=True).expand_as(truth)
-            if walk.whole and walk.dated:
-                undated = walk.run(s1, opt_v2, [{} for _ in tiles])
+            if model.whole and model.dated:
+                undated = model.run(s1, opt_v2, [{} for _ in tiles])
                 images |= {"no_date": undated.opt_v3, "no_date_v2": undated.opt_v2}
         return images
 
@@ -133,7 +135,7 @@ class Estimates(Scenario):
         """Where opt_v2 came from, how long it took, the figures over all tiles, and those of every tile.
 
         ``opt_v2_source`` number of tiles by source; ``opt_v2_preset`` of simulated errors; ``control_models`` what
-        ``no_sar`` and ``plain`` are; ``nfe`` evaluations counted; ``members`` of the ensemble; ``seconds_per_tile``
+        ``no_sar`` and ``plain`` are; ``nfe`` evaluations counted; ``ensemble_size``; ``seconds_per_tile``
         median, without the controls; ``units``; ``tiles`` a list with ``win``, ``metrics``, ``donor`` and the
         controls of each.
 
@@ -162,7 +164,7 @@ class Estimates(Scenario):
             "opt_v2_preset": "test" if "degraded" in sources else None,
             "control_models": described,
             "nfe": max(tile.facts["nfe"] for tile in tiles),
-            "members": self.members,
+            "ensemble_size": self.ensemble_size,
             "seconds_per_tile": statistics.median(tile.facts["seconds"] for tile in tiles),
             "units": "mse and mae in reflectance (DN / 10000); sam in degrees; psnr in dB",
             "summary": {name: _summary(part) for name, part in parts.items() if part},
@@ -187,14 +189,14 @@ class Estimates(Scenario):
         ]
 
 
-def _proposal(tile: EvaluationTile, walk: Walk) -> Tensor:
+def _proposal(tile: EvaluationTile, model: EvaluatedModel) -> Tensor:
     """What Stage 3 draws for a tile by itself, (4,H,W) DN."""
-    s1, opt_v2 = tile.s1[None], tile.estimate(walk.source)[0][None]
-    if not walk.whole:
-        proposal = walk.ground(s1, opt_v2).proposal
+    s1, opt_v2 = tile.s1[None], tile.estimate(model.source)[0][None]
+    if not model.whole:
+        proposal = model.ground(s1, opt_v2).proposal
     else:  # the pipeline does not hand its proposal out
-        opt_v2 = walk.run(s1, opt_v2, [tile.record.metadata]).opt_v2
-        proposal = walk.ground(s1, opt_v2, trust=torch.full_like(opt_v2[:, :1], Trust.SAR_ONLY)).proposal
+        opt_v2 = model.run(s1, opt_v2, [tile.record.metadata]).opt_v2
+        proposal = model.ground(s1, opt_v2, trust=torch.full_like(opt_v2[:, :1], Trust.SAR_ONLY)).proposal
     assert proposal is not None
     return proposal[0]
 

@@ -1,4 +1,4 @@
-"""The evaluation loop: take a model over a folder of real pairs once, and put every question to it on the way."""
+"""The evaluation loop: run a model once over a folder of real pairs, and measure it in every scenario."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from rich.table import Table
 from axs_lib.data.pairs import PairRecord, Quality
 from axs_lib.errors import InputError, counted
 from axs_lib.evaluate import sources
-from axs_lib.evaluate.models import Walk
+from axs_lib.evaluate.models import EvaluatedModel
 from axs_lib.evaluate.sources import EvaluationTile, OptV2Source
 from axs_lib.evaluate.tables import finite_only
 from axs_lib.progress import track
+from axs_lib.tilegrid import batches_of_one_shape
 
 if TYPE_CHECKING:
     from axs_lib.pipeline import Pipeline
@@ -42,13 +43,13 @@ class TileFigures:
 
 
 class Scenario(ABC):
-    """One question that is put to a model. It holds settings only, so that it may be put again."""
+    """One way to measure a model. It holds settings only, so that it may be used again."""
 
     name: ClassVar[str]  # its key in the JSON; what has an empty one stands at the top
     needs: ClassVar[str] = "tile"  # what it needs of the folder, for the error where there is none
 
     @abstractmethod
-    def measure(self, tiles: Sequence[EvaluationTile], walk: Walk) -> Iterable[TileFigures]:
+    def measure(self, tiles: Sequence[EvaluationTile], model: EvaluatedModel) -> Iterable[TileFigures]:
         """Run the model on tiles of one size and measure each."""
 
     @abstractmethod
@@ -108,7 +109,7 @@ def evaluate(
     force: bool = False,
     progress: bool = False,
 ) -> Report:
-    """Take a model over the NPZ pairs of a folder, see ``axs_lib.data.pairs``.
+    """Measure a model on the NPZ pairs of a folder, see ``axs_lib.data.pairs``.
 
     Of the pipeline every estimate is made from the SAR and the pair's metadata. ``timesteps`` are those of Stage 3,
     of the pipeline also of Stage 1; by default the model's own. ``seed`` is that of the model's noise: what is
@@ -119,7 +120,7 @@ def evaluate(
     started = time.perf_counter()
     records = sources.select_pairs(folder, quality, groups, source)
     stage3: Any = getattr(model, "stage3", model)
-    walk = Walk(
+    evaluated = EvaluatedModel(
         model,
         stage3.timesteps if timesteps is None else timesteps,
         seed,
@@ -129,18 +130,19 @@ def evaluate(
         dated=any(record.metadata for record in records),
         force=force,
     )
-    if walk.whole != (source == "stage2"):
+    if evaluated.whole != (source == "stage2"):
         raise InputError(
-            f"opt_v2_source is {source!r} for {'the pipeline' if walk.whole else 'Stage 3 alone'}; the pipeline makes"
-            " its own opt_v2 ('stage2'), Stage 3 alone takes 'file', 'degraded' or 'cloudy'"
+            f"opt_v2_source is {source!r} for {'the pipeline' if evaluated.whole else 'Stage 3 alone'}; the pipeline"
+            " makes its own opt_v2 ('stage2'), Stage 3 alone takes 'file', 'degraded' or 'cloudy'"
         )
     results: dict[Scenario, list[TileFigures]] = {scenario: [] for scenario in scenarios}
-    batches = list(sources.batches_of_one_size(records, batch_size))
+    by_size = sorted(records, key=lambda record: record.size)
+    batches = list(batches_of_one_shape(by_size, lambda record: record.size, batch_size))
     with torch.no_grad():
         for batch in track(batches, "evaluate", enabled=progress):
             tiles = [sources.read_tile(record, force=force) for record in batch]
             for scenario, found in results.items():
-                found += scenario.measure(tiles, walk)
+                found += scenario.measure(tiles, evaluated)
     order = {record.name: place for place, record in enumerate(records)}
     left_out = {}
     for scenario, found in results.items():
@@ -153,7 +155,7 @@ def evaluate(
                 f" needs; choose other --groups ({'; '.join(left_out[scenario][:3])})"
             )
     run: dict[str, Any] = {"data": str(folder), "quality": quality, "model": dict(model.provenance)}
-    run |= {"timesteps": walk.timesteps, "seed": seed, "device": device_name(model.device)}
+    run |= {"timesteps": evaluated.timesteps, "seed": seed, "device": device_name(model.device)}
     run["seconds"] = round(time.perf_counter() - started, 2)
     return Report(run, results, left_out)
 

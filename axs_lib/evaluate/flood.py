@@ -21,7 +21,7 @@ from axs_lib.data.clouds import spread
 from axs_lib.data.flood import simulate_flood
 from axs_lib.errors import counted
 from axs_lib.evaluate.evaluator import Figures, Scenario, TileFigures
-from axs_lib.evaluate.models import Walk
+from axs_lib.evaluate.models import EvaluatedModel
 from axs_lib.evaluate.sources import EvaluationTile, generator_of, simulated_estimate
 from axs_lib.evaluate.tables import over_tiles, rich_table
 from axs_lib.nodata import valid_pixels
@@ -48,7 +48,7 @@ class Floods(Scenario):
         f"tile of dry land (NDWI over {WATER_NDWI:g} on at most {100 * MOST_WATER:g} % of its pixels)"
     )
 
-    def measure(self, tiles: Sequence[EvaluationTile], walk: Walk) -> Iterable[TileFigures]:
+    def measure(self, tiles: Sequence[EvaluationTile], model: EvaluatedModel) -> Iterable[TileFigures]:
         yield from (TileFigures(tile.record, left_out="has water") for tile in tiles if not is_dry(tile.truth))
         tiles = [tile for tile in tiles if is_dry(tile.truth)]
         if not tiles:
@@ -57,8 +57,8 @@ class Floods(Scenario):
         flooded_s1, inside = (torch.cat(part) for part in zip(*floods, strict=True))
         outside = spread(inside.float(), MARGIN) == 0
         opt_v2 = torch.stack([simulated_estimate(tile.truth, tile.record.name) for tile in tiles])
-        flooded = walk.ground(flooded_s1, opt_v2).opt_v3
-        real = walk.ground(torch.stack([tile.s1 for tile in tiles]), opt_v2).opt_v3
+        flooded = model.ground(flooded_s1, opt_v2).opt_v3
+        real = model.ground(torch.stack([tile.s1 for tile in tiles]), opt_v2).opt_v3
         for index, tile in enumerate(tiles):
             figures = {
                 f"{part}{suffix}": measure_flood(opt_v2[index], opt_v3[index], area[index])

@@ -25,7 +25,7 @@ from axs_lib.data.clouds import cloud_trust, cloudy_trust, spread
 from axs_lib.data.proposals import informed_proposal
 from axs_lib.errors import counted
 from axs_lib.evaluate.evaluator import Figures, Scenario, TileFigures
-from axs_lib.evaluate.models import Walk
+from axs_lib.evaluate.models import EvaluatedModel
 from axs_lib.evaluate.sources import EvaluationTile, fitted, generator_of
 from axs_lib.evaluate.tables import over_tiles, percent, rich_table, share, shown_figure
 from axs_lib.metrics import compute_metrics, improvement
@@ -64,7 +64,7 @@ class Gaps(Scenario):
     name: ClassVar[str] = "gaps"
     needs: ClassVar[str] = "tile with a gap and clear pixels"
 
-    def measure(self, tiles: Sequence[EvaluationTile], walk: Walk) -> Iterable[TileFigures]:
+    def measure(self, tiles: Sequence[EvaluationTile], model: EvaluatedModel) -> Iterable[TileFigures]:
         gaps = []
         for gap in (gap for tile in tiles for gap in gaps_of(tile)):
             if gap.inside.any() and gap.clear.any():
@@ -74,42 +74,42 @@ class Gaps(Scenario):
                 yield TileFigures(gap.tile.record, left_out=f"no {missing} ({gap.gaps})")
         if not gaps:
             return
-        filled = self._fill(gaps, walk)
+        filled = self._fill(gaps, model)
         for index, gap in enumerate(gaps):
             figures = {method: measure_gap(images[index], gap) for method, images in filled.items()}
             facts = {"gaps": gap.gaps, "unknown": float(gap.inside.float().mean())}
             yield TileFigures(gap.tile.record, figures, facts)
 
-    def _fill(self, gaps: Sequence[Gap], walk: Walk) -> dict[str, Tensor]:
+    def _fill(self, gaps: Sequence[Gap], model: EvaluatedModel) -> dict[str, Tensor]:
         """The image (B,4,H,W) of every method."""
         s1, truth = (torch.stack([getattr(gap.tile, key) for gap in gaps]) for key in ("s1", "truth"))
         image, trust = (torch.stack([getattr(gap, key) for gap in gaps]) for key in ("image", "trust"))
         smooth = fill_nodata(image, valid_pixels(image))
         proposals = {}
-        if walk.takes_proposals:
+        if model.takes_proposals:
             filled_truth = fill_nodata(truth, valid_pixels(truth))
             drawn = [
                 informed_proposal(one[None], generator=generator_of(f"proposal {gap.tile.record.name}"))
                 for one, gap in zip(filled_truth, gaps, strict=True)
             ]
             proposals = {"informed": torch.cat(drawn), "truth_proposal": filled_truth}
-            if walk.donors:
+            if model.donors:
                 swapped = []
                 for gap in gaps:
-                    other = next(gaps_of(walk.donor(gap.tile)))  # in that one's own simulated gap
-                    drawn_there = walk.ground(other.tile.s1[None], other.image[None], trust=other.trust[None]).proposal
+                    other = next(gaps_of(model.donor(gap.tile)))  # in that one's own simulated gap
+                    drawn_there = model.ground(other.tile.s1[None], other.image[None], trust=other.trust[None]).proposal
                     assert drawn_there is not None
                     swapped.append(fitted(drawn_there[0], gap.tile.size))
                 proposals["proposal_swapped"] = torch.stack(swapped)
             proposals["no_proposal"] = smooth
-        filled = {STAGE3: walk.ground(s1, image, trust=trust).opt_v3}
+        filled = {STAGE3: model.ground(s1, image, trust=trust).opt_v3}
         for key, proposal in proposals.items():
-            filled[key] = walk.ground(s1, image, trust=trust, proposal=proposal).opt_v3
-        filled["sar_withheld"] = walk.ground(s1, image, trust=trust, use_sar=False).opt_v3
+            filled[key] = model.ground(s1, image, trust=trust, proposal=proposal).opt_v3
+        filled["sar_withheld"] = model.ground(s1, image, trust=trust, use_sar=False).opt_v3
         if self.no_sar is not None:
-            filled["no_sar"] = walk.without_sar(self.no_sar, s1, image, trust)
+            filled["no_sar"] = model.without_sar(self.no_sar, s1, image, trust)
         if self.plain is not None:
-            filled["plain"] = walk.predict(self.plain, s1, image, trust)
+            filled["plain"] = model.predict(self.plain, s1, image, trust)
         filled["smooth"] = smooth
         filled["mean"] = torch.where(valid_pixels(image), image, image.nanmean(dim=(-2, -1), keepdim=True))
         return filled

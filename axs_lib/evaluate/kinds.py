@@ -22,7 +22,7 @@ from axs_lib.data.estimates import KINDS, make_estimate
 from axs_lib.errors import counted
 from axs_lib.evaluate.estimates import INCONSISTENT_SHARE
 from axs_lib.evaluate.evaluator import Figures, Scenario, TileFigures
-from axs_lib.evaluate.models import Walk
+from axs_lib.evaluate.models import EvaluatedModel
 from axs_lib.evaluate.sources import EvaluationTile, generator_of, water_on_land
 from axs_lib.evaluate.tables import over_tiles, percent, rich_table, share
 from axs_lib.metrics import improvement
@@ -39,9 +39,9 @@ class EstimateKinds(Scenario):
 
     name: ClassVar[str] = "damages"
 
-    def measure(self, tiles: Sequence[EvaluationTile], walk: Walk) -> Iterable[TileFigures]:
+    def measure(self, tiles: Sequence[EvaluationTile], model: EvaluatedModel) -> Iterable[TileFigures]:
         figures: list[dict[str, Figures]] = [{} for _ in tiles]
-        others = [walk.other_date(tile) for tile in tiles]
+        others = [model.other_date(tile) for tile in tiles]
         for kind in KINDS:
             made = {}
             for index, (tile, other) in enumerate(zip(tiles, others, strict=True)):
@@ -51,7 +51,7 @@ class EstimateKinds(Scenario):
             if not made:
                 continue
             opt_v2 = torch.stack(list(made.values()))
-            images = walk.ground(torch.stack([tiles[index].s1 for index in made]), opt_v2)
+            images = model.ground(torch.stack([tiles[index].s1 for index in made]), opt_v2)
             for place, index in enumerate(made):
                 sigma = None if images.uncertainty is None else images.uncertainty[place]
                 of_kind = measure_kind(opt_v2[place], images.opt_v3[place], tiles[index].truth, sigma)
@@ -85,9 +85,8 @@ class EstimateKinds(Scenario):
 
 
 def estimate_of(kind: str, truth: Tensor, tile: str, older: Tensor | None = None) -> Tensor | None:
-    """The estimate (4, H, W) of a kind for a tile, by both names; None where the kind needs what there is not."""
-    needs = KINDS[kind].needs
-    if needs and (needs != "older" or older is None):
+    """The estimate (4, H, W) of a kind for a tile, by both names; None where an older image is needed."""
+    if KINDS[kind].make is None and older is None:
         return None
     given = None if older is None else older[None]
     return make_estimate(kind, truth[None], generator=generator_of(f"{kind} {tile}"), given=given)[0]

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import torch
 from numpy.typing import NDArray
 
 from axs_lib.errors import InputError
+from axs_lib.metrics import compute_metrics, stage3_metrics
+from axs_lib.nodata import fill_nodata, valid_pixels
 
 
 class Measured(NamedTuple):
@@ -22,11 +25,6 @@ def measure_layers(images: Mapping[str, NDArray[Any]]) -> Measured | None:
     """Figures of layers (C,H,W) by name, inside gaps where ``trust`` is 0; None where nothing can be compared."""
     if not {"truth", "opt_v2"} <= set(images):
         return None
-    import torch
-
-    from axs_lib.metrics import compute_metrics, stage3_metrics
-    from axs_lib.nodata import fill_nodata, valid_pixels
-
     layers = {name: torch.from_numpy(image)[None] for name, image in images.items()}
     truth, opt_v2, s1 = layers["truth"], layers["opt_v2"], layers.get("s1")
     gap = layers["trust"] == 0 if "trust" in layers else torch.zeros_like(truth[:, :1], dtype=torch.bool)

@@ -31,10 +31,10 @@ class Images(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Walk:
-    """One model, Stage 3 or the pipeline, on its way over the tiles of a folder."""
+class EvaluatedModel:
+    """The model that is measured, Stage 3 or the pipeline, and how it is run on the tiles of a folder."""
 
-    model: Stage3GroundingModel | Pipeline
+    wrapped: Stage3GroundingModel | Pipeline
     timesteps: int  # network evaluations of each denoiser
     seed: int  # of the noise
     source: OptV2Source
@@ -55,12 +55,12 @@ class Walk:
     @property
     def whole(self) -> bool:
         """Whether Stages 1 and 2 make the estimate."""
-        return hasattr(self.model, "stage3")
+        return hasattr(self.wrapped, "stage3")
 
     @property
     def stage3(self) -> Stage3GroundingModel:
         """The model itself, or the last stage of the pipeline."""
-        model: Any = self.model
+        model: Any = self.wrapped
         stage3: Stage3GroundingModel = model.stage3 if self.whole else model
         return stage3
 
@@ -73,7 +73,7 @@ class Walk:
         """Run the model as a user would; the pipeline makes its own opt_v2 from ``metadata`` of each tile."""
         if not self.whole:
             return self.ground(s1, opt_v2, ensemble_size=ensemble_size)
-        model: Any = self.model
+        model: Any = self.wrapped
         options = {"seed": self.seed, "ensemble_size": ensemble_size}
         output = model(s1.to(model.device), list(metadata), self.timesteps, **options)
         opt_v1, opt_v2, opt_v3 = (image.cpu() for image in (output.opt_v1, output.opt_v2, output.opt_v3))
@@ -109,7 +109,7 @@ class Walk:
 
     def predict(self, network: PlainModel, s1: Tensor, opt_v2: Tensor, trust: Tensor | None = None) -> Tensor:
         """The image of a plain network on the model's device, which gets no estimate where it takes none."""
-        device = self.model.device
+        device = self.wrapped.device
         estimate = opt_v2.to(device) if "optical" in network.inputs else None
         return network.predict(s1.to(device), estimate, None if trust is None else trust.to(device)).cpu()
 

@@ -12,7 +12,10 @@ from axs_lib.bands import OPTICAL_MEAN, OPTICAL_STD, VALID_DN, sar_stats
 from axs_lib.checks import Trust
 from axs_lib.errors import InputError, WeightsError
 from axs_lib.grounding.unet import UNet, fine_detail
-from axs_lib.nodata import fill_nodata, pad_square, valid_pixels
+from axs_lib.nodata import pad_square, valid_pixels
+from axs_lib.terramind.adapters import Adapter
+from axs_lib.terramind.tiles import to_network
+from axs_lib.terramind.weights import load_strict, read_metadata, read_state
 
 Inputs = Literal["sar", "optical", "sar+optical"]
 INPUTS: tuple[Inputs, ...] = ("sar", "optical", "sar+optical")
@@ -22,11 +25,6 @@ MULTIPLE = 16
 class PlainModel(nn.Module):
     """A U-Net from ``inputs``, SAR, estimate or both, to the image; ``widths`` are the channels of its levels."""
 
-    mean: Tensor
-    std: Tensor
-    sar_mean: Tensor
-    sar_std: Tensor
-
     def __init__(self, inputs: Inputs = "sar+optical", widths: tuple[int, ...] = (32, 64, 96, 128)) -> None:
         super().__init__()
         if inputs not in INPUTS:
@@ -34,9 +32,7 @@ class PlainModel(nn.Module):
         self.inputs, self.widths = inputs, tuple(widths)
         channels = 2 * ("sar" in inputs) + (4 + 1 + 8) * ("optical" in inputs)
         self.body = UNet(channels, 4, self.widths)
-        for name, values in (("", (OPTICAL_MEAN, OPTICAL_STD)), ("sar_", sar_stats("S1GRD"))):
-            for key, value in zip(("mean", "std"), values, strict=True):
-                self.register_buffer(name + key, torch.tensor(value)[:, None, None], persistent=False)
+        self.sar, self.optical = Adapter(*sar_stats("S1GRD")), Adapter(OPTICAL_MEAN, OPTICAL_STD)
 
     def forward(self, s1: Tensor, opt_v2: Tensor | None = None, trust: Tensor | None = None) -> Tensor:
         """The image in DN, differentiable and not clipped, of inputs as in ``predict`` but without nodata.
@@ -45,14 +41,14 @@ class PlainModel(nn.Module):
         """
         parts, base = [], torch.zeros_like(s1[:, :1])
         if "sar" in self.inputs:
-            parts.append((s1 - self.sar_mean) / self.sar_std)
+            parts.append(self.sar.to_z(s1))
         if "optical" in self.inputs:
             if opt_v2 is None:
                 raise InputError(f"this plain model needs opt_v2 (its inputs are {self.inputs})")
-            base = (opt_v2 - self.mean) / self.std
+            base = self.optical.to_z(opt_v2)
             known = torch.full_like(base[:, :1], Trust.ESTIMATE) if trust is None else trust
             parts += [base, known, *fine_detail(base)]
-        return (base + self.body(torch.cat(parts, dim=1))) * self.std + self.mean
+        return self.optical.from_z(base + self.body(torch.cat(parts, dim=1)))
 
     @torch.no_grad()
     def predict(self, s1: Tensor, opt_v2: Tensor | None = None, trust: Tensor | None = None) -> Tensor:
@@ -64,14 +60,14 @@ class PlainModel(nn.Module):
         height, width = s1.shape[-2:]
         side = -(-max(height, width) // MULTIPLE) * MULTIPLE
         sar_valid = valid_pixels(s1)
-        filled = pad_square(fill_nodata(s1.float(), sar_valid, fallback=self.sar_mean), side)
+        filled = to_network(s1.float(), sar_valid, side, self.sar, standardize=True)
         optical = padded_trust = None
         if opt_v2 is not None and "optical" in self.inputs:
             known = valid_pixels(opt_v2)
             if trust is not None:
                 known = known & (trust > 0)
                 padded_trust = pad_square(trust * known, side)
-            optical = pad_square(fill_nodata(opt_v2.float(), known, fallback=self.mean), side)
+            optical = to_network(opt_v2.float(), known, side, self.optical, standardize=True)
         image = self(filled, optical, padded_trust)[..., :height, :width].clamp(*VALID_DN)
         if trust is not None and opt_v2 is not None:
             image = torch.where(trust == 1, opt_v2.float(), image)
@@ -80,8 +76,6 @@ class PlainModel(nn.Module):
 
 def load_plain(path: str | Path) -> PlainModel:
     """Read a plain model; ``WeightsError`` for a file of another kind, or one that does not fit."""
-    from axs_lib.terramind.weights import load_strict, read_metadata, read_state
-
     header = read_metadata(Path(path))
     if header.get("kind") != "plain" or header.get("inputs") not in INPUTS:
         raise WeightsError(f"{path} is no plain U-Net; expected a file of experiments/nano/plain.py")

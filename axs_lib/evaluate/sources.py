@@ -6,7 +6,7 @@ Whatever is simulated depends on nothing but the truth and the tile's name, so t
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -108,13 +108,6 @@ def select_pairs(
                 " --opt-v2-source or other groups"
             )
     return records
-
-
-def batches_of_one_size(records: Sequence[PairRecord], size: int) -> Iterator[list[PairRecord]]:
-    """Up to ``size`` tiles of one height and width at a time."""
-    for shape in sorted({record.size for record in records}):
-        same = [record for record in records if record.size == shape]
-        yield from (same[start : start + size] for start in range(0, len(same), size))
 
 
 def find_donors(records: Sequence[PairRecord]) -> dict[str, PairRecord]:

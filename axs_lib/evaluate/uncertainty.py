@@ -18,7 +18,7 @@ from torch import Tensor
 from axs_lib.bands import DN_PER_REFLECTANCE, OPTICAL_BANDS
 from axs_lib.errors import InputError, counted
 from axs_lib.evaluate.evaluator import Scenario, TileFigures
-from axs_lib.evaluate.models import Walk
+from axs_lib.evaluate.models import EvaluatedModel
 from axs_lib.evaluate.sources import EvaluationTile
 from axs_lib.evaluate.tables import percent, rich_table
 
@@ -107,7 +107,7 @@ def gaussian_crps(predicted: Tensor, error: Tensor) -> float:
     return float(score.mean())
 
 
-def retention_curve(predicted: Tensor, error: Tensor, dropped: Sequence[float] = DROPPED) -> list[list[float]]:
+def retention_curve(predicted: Tensor, error: Tensor) -> list[list[float]]:
     """[share dropped, MSE of the pixels that are left] of deviations and errors (N,4), the least certain dropped first.
 
     Pixels with equal mean variance are dropped alike, so a deviation that says nothing gives a flat curve.
@@ -117,11 +117,11 @@ def retention_curve(predicted: Tensor, error: Tensor, dropped: Sequence[float] =
     count = torch.bincount(which, minlength=len(levels)).double()
     total = torch.bincount(which, weights=squared.double(), minlength=len(levels))
     kept, sums = (torch.cat([torch.zeros(1, dtype=torch.double), x.cumsum(0)]) for x in (count, total))
-    wanted = torch.tensor([(1.0 - share) * len(variance) for share in dropped], dtype=torch.double)
+    wanted = torch.tensor([(1.0 - share) * len(variance) for share in DROPPED], dtype=torch.double)
     upper = torch.searchsorted(kept, wanted).clamp(1, len(kept) - 1)
     part = (wanted - kept[upper - 1]) / count[upper - 1]
     left = sums[upper - 1] + part * total[upper - 1]
-    return [[share, value] for share, value in zip(dropped, (left / wanted).tolist(), strict=True)]
+    return [[share, value] for share, value in zip(DROPPED, (left / wanted).tolist(), strict=True)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,21 +133,21 @@ class Uncertainty(Scenario):
     name: ClassVar[str] = "uncertainty"
     needs: ClassVar[str] = "tile with a valid pixel"
 
-    def measure(self, tiles: Sequence[EvaluationTile], walk: Walk) -> Iterable[TileFigures]:
+    def measure(self, tiles: Sequence[EvaluationTile], model: EvaluatedModel) -> Iterable[TileFigures]:
         """Of each tile as facts: ``predicted`` and ``error`` (N,4) in reflectance, and ``members``."""
-        images = walk.run(
+        images = model.run(
             torch.stack([tile.s1 for tile in tiles]),
-            torch.stack([tile.estimate(walk.source)[0] for tile in tiles]),
+            torch.stack([tile.estimate(model.source)[0] for tile in tiles]),
             [tile.record.metadata for tile in tiles],
             ensemble_size=self.ensemble_size,
         )
         if images.uncertainty is None:
             raise InputError(
-                f"the model gives no uncertainty with an ensemble of {self.ensemble_size}: use 4 (--ensemble-size 4),"
-                " or weights whose head predicts its own error"
+                f"the model gives no uncertainty with an ensemble of {self.ensemble_size}: use 4"
+                " (--uncertainty-members 4), or weights whose head predicts its own error"
             )
         # The pipeline runs Stage 3 once a member and gives the spread of its whole runs.
-        calibrated = not walk.whole and CALIBRATED in walk.model.provenance
+        calibrated = not model.whole and CALIBRATED in model.wrapped.provenance
         members = None if calibrated or self.ensemble_size < 2 else self.ensemble_size
         for tile, opt_v3, sigma in zip(tiles, images.opt_v3, images.uncertainty, strict=True):
             error = opt_v3 - tile.truth

@@ -55,7 +55,7 @@ def in_tiles(ground: Callable[P, Stage3Output]) -> Callable[P, Stage3Output]:
         side = model.terramind_generator.layout.max_side
         shape: tuple[int, ...] = getattr(opt_v2, "shape", ())
         if len(shape) not in (3, 4) or not isinstance(batch_size, int) or batch_size < 1:
-            return run(s1, opt_v2, **options)  # an error, which ``ground`` words
+            return run(s1, opt_v2, **options)  # an error, in the words of ``ground``
         if max(shape[-2:]) <= side and (len(shape) == 3 or shape[0] <= batch_size):
             return run(s1, opt_v2, **options)
         return _ground_large(run, model, s1, opt_v2, batch_size, **options)

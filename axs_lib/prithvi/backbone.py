@@ -4,7 +4,7 @@ The network is terratorch's ``PrithviViT`` with the published weights; added are
 coordinate that was not given and an embedding of the biome, zero at first, as Prithvi's pretraining put where it
 dropped the metadata. What terratorch 1.2.11 does, and what is done here (``tests/prithvi`` guards it):
 
-- B08 (``NIR_BROAD``) is not among the pretrained bands: it takes kernel and statistics of B8A (``NIR_NARROW``).
+- B08 is not among the pretrained bands: it takes kernel and statistics of B8A (``NIR_NARROW``).
 - ``ckpt_path=`` loads with ``strict=False``: the file's encoder is loaded strictly, its decoder left out.
 - The registry's ``forward`` is closed over the original: ``PrithviViT`` is built directly; copies run their own.
 - ``forward`` is the masked autoencoder's and drops three quarters of the tokens: ``forward_features`` is called.
@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from axs_lib.bands import OPTICAL_BANDS, OPTICAL_MEAN, OPTICAL_STD, PRITHVI_NAMES
+from axs_lib.bands import OPTICAL_BANDS, OPTICAL_MEAN, OPTICAL_STD
 from axs_lib.errors import WeightsError
 from axs_lib.fresh import fresh_weights
 from axs_lib.prithvi.metadata import BIOMES, EncodedMetadata
@@ -75,8 +75,8 @@ PRITHVI_BANDS = ("BLUE", "GREEN", "RED", "NIR_NARROW", "SWIR_1", "SWIR_2")
 PRITHVI_MEAN = (1087.0, 1342.0, 1433.0, 2734.0, 1958.0, 1363.0)
 PRITHVI_STD = (2248.0, 2179.0, 2178.0, 1850.0, 1242.0, 1049.0)
 
-# Prithvi was trained on HLS, whose near infrared is the narrow B8A; B08 is the wide one around the same wavelength.
-PRITHVI_STAND_IN = {"NIR_BROAD": "NIR_NARROW"}
+# Ours among them. Its near infrared is the narrow B8A of HLS; B08 is the wide one around the same wavelength.
+PRITHVI_NAMES = {"B02": "BLUE", "B03": "GREEN", "B04": "RED", "B08": "NIR_NARROW"}
 
 
 class CoordinateEncoder(nn.Module):
@@ -168,8 +168,7 @@ def build_backbone(
 
 def prithvi_band_index() -> list[int]:
     """Position of B02, B03, B04 and B08 among the six bands Prithvi was trained on, found by name."""
-    names = [PRITHVI_NAMES[band] for band in OPTICAL_BANDS]
-    return [PRITHVI_BANDS.index(PRITHVI_STAND_IN.get(name, name)) for name in names]
+    return [PRITHVI_BANDS.index(PRITHVI_NAMES[band]) for band in OPTICAL_BANDS]
 
 
 def _load_published(vit: nn.Module, state: Mapping[str, Tensor], what: str) -> None:

@@ -10,7 +10,6 @@ import calendar
 import datetime
 import difflib
 import math
-import numbers
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from axs_lib.checks import check_number
 from axs_lib.errors import InputError
 
 METADATA_KEYS = ("date", "year", "month", "day_of_year", "lat", "lon", "biome")
@@ -188,13 +188,7 @@ def _date(value: object, name: str) -> datetime.date:
 def _number(given: Mapping[str, object], key: str, low: float, high: float, name: str, note: str = "") -> float | None:
     if key not in given:
         return None
-    value = given[key]
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise InputError(f"{name}: {key} is a {type(value).__name__} ({value!r}); expected one number{note}")
-    number = float(value)
-    if not low <= number <= high:
-        raise InputError(f"{name}: {key} is {value}; expected {low:g} to {high:g}{note}")
-    return number
+    return check_number(f"{name}: {key}", given[key], low, high, f"a number, {low:g} to {high:g}{note}")
 
 
 def _whole(given: Mapping[str, object], key: str, low: int, high: int, name: str, note: str = "") -> int | None:

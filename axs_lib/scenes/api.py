@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from axs_lib.bands import OPTICAL_BANDS, SAR_BANDS
-from axs_lib.checks import MIN_SIDE, RangeWarning, Trust
+from axs_lib.checks import MIN_SIDE, RangeWarning, Trust, check_count
 from axs_lib.errors import InputError, OutputError, listed
 from axs_lib.grounding.large import GroundingControls
 from axs_lib.io.arrays import ArrayPixels, times
@@ -224,7 +224,7 @@ def ground_scene(
         optical.look(None if certainty is None else lambda tile: certainty.read(tile)[0] > Trust.UNKNOWN)
         sources: list[Readable] = [warped, optical, *([] if certainty is None else [certainty])]
         grounder: Any = model if hasattr(model, "ground") else model()
-        if uncertainty and options.get("ensemble_size", 1) < 2 and not getattr(grounder, "estimates_error", False):
+        if uncertainty and options.get("ensemble_size", 1) < 2 and not getattr(grounder, "predicts_error", False):
             raise InputError(
                 "this model does not predict its error, so that --uncertainty is the spread of an ensemble, and"
                 " --ensemble-size is 1; expected 2 or more"
@@ -503,9 +503,7 @@ class _Outputs:
         progress: bool,
     ) -> None:
         """Stream the tiles; ``finish`` turns rows of what the network made into rows of the layers."""
-        if batch_size < 1:
-            raise InputError(f"batch_size is {batch_size}; expected at least 1")
-
+        check_count("batch_size", batch_size)
         for layer, path in self.targets.items():
             if path is not None and path.suffix.lower() in TIFF_SUFFIXES:
                 self._cogs[layer] = CogWriter(layer, self._place, path, self._stack)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from axs_lib.io.formats import FloatArray
 from axs_lib.io.warp import Readable
-from axs_lib.tilegrid import Tile, TileGrid
+from axs_lib.tilegrid import Tile, TileGrid, batches_of_one_shape
 
 WINDOW_ROWS = 256
 AHEAD = 1  # windows read, or rows to be written, that may wait
@@ -98,7 +98,7 @@ def stream_tiles(
             views = {tile: [rows[:, : bottom - top, tile.left : tile.right] for rows in band] for tile in tiles}
             needed = [tile for tile in tiles if wanted(views[tile])]
             advance(len(tiles) - len(needed))
-            for batch in _batches(needed, batch_size):
+            for batch in batches_of_one_shape(needed, lambda tile: tile.shape, batch_size):
                 images = [torch.from_numpy(np.stack(each)) for each in zip(*(views[t] for t in batch), strict=True)]
                 values = network(images, batch).float().cpu()
 
@@ -137,10 +137,3 @@ def stream_stack(
         values = network(images, [Tile(0, 0, height, width)] * (stop - start)).float().cpu()
         yield Rows(rows.top, np.concatenate(list(values.numpy()), axis=1), inputs)
         advance(stop - start)
-
-
-def _batches(tiles: Sequence[Tile], size: int) -> Iterator[list[Tile]]:
-    for _, group in itertools.groupby(tiles, key=lambda tile: tile.shape):
-        run = list(group)
-        for start in range(0, len(run), size):
-            yield run[start : start + size]

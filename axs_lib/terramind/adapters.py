@@ -1,8 +1,8 @@
 """Adapters between physical units and what a TerraMind network was trained on; everything is a buffer.
 
-For IBM's weights the optical adapter also adds the +1000 offset that their statistics carry, and lifts the four known
-bands to the twelve of TerraMind's S2L2A modality with a fixed least-squares spectral lift, because zero-filled bands
-are far outside what the network has seen.
+For IBM's weights, whose statistics carry the +1000 offset, the optical adapter takes it off them, and lifts the four
+known bands to the twelve of TerraMind's S2L2A modality with a fixed least-squares spectral lift, because zero-filled
+bands are far outside what the network has seen.
 """
 
 from __future__ import annotations
@@ -43,17 +43,13 @@ class Adapter(nn.Module):
         return z * self.std + self.mean
 
 
-class SarAdapter(Adapter):
-    """dB <-> z-units of VV and VH."""
-
-
 class OpticalAdapter(Adapter):
     """DN <-> z-units of the four bands (B, 4, H, W), and four bands <-> the network's channels (B, C, H, W).
 
     Args:
-        mean: statistics of the four bands in DN as the network saw them (offset included).
+        mean: statistics of the four bands in DN as the network saw them.
         std: their standard deviations.
-        boa_offset: DN added before z-scoring and taken off after.
+        boa_offset: BOA offset that those DN still carried.
         lift: ``(weight (C, 4), bias (C,), index)`` in z-units of the network's C channels, where ``index`` are the
             channels of B02, B03, B04, B08; ``None`` for a network that is four-band throughout.
     """
@@ -69,8 +65,7 @@ class OpticalAdapter(Adapter):
         boa_offset: float = 0.0,
         lift: tuple[Tensor, Tensor, Sequence[int]] | None = None,
     ) -> None:
-        super().__init__(mean, std)
-        self.boa_offset = boa_offset
+        super().__init__([value - boa_offset for value in mean], std)
         self.lifts = lift is not None
         weight, bias, index = lift if lift is not None else (torch.eye(4), torch.zeros(4), range(4))
         self.index = list(index)
@@ -81,14 +76,6 @@ class OpticalAdapter(Adapter):
     def channels(self) -> int:
         """Channels of the network's optical modality."""
         return self.lift_weight.shape[0]
-
-    def to_z(self, values: Tensor) -> Tensor:
-        """z-units of DN."""
-        return (values + self.boa_offset - self.mean) / self.std
-
-    def from_z(self, z: Tensor) -> Tensor:
-        """DN of z-units."""
-        return z * self.std + self.mean - self.boa_offset
 
     def expand_bands(self, z: Tensor) -> Tensor:
         """Network channels of the four bands in z-units; known bands pass unchanged."""

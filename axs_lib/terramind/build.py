@@ -24,15 +24,17 @@ from axs_lib.bands import (
     sar_stats,
 )
 from axs_lib.fresh import fresh_weights
+from axs_lib.io.files import PathLike
 from axs_lib.networks.decoder_embeddings import ImageTokenDecoderEmbedding
 from axs_lib.networks.encoder_embeddings import ImageEncoderEmbedding
 from axs_lib.networks.quantize_finite_scalar import FiniteScalarQuantizer
 from axs_lib.networks.terramind import TerraMind
 from axs_lib.networks.tm_utils import LayerNorm
-from axs_lib.terramind.adapters import OpticalAdapter, SarAdapter, terramind_spectral_lift
+from axs_lib.terramind.adapters import Adapter, OpticalAdapter, terramind_spectral_lift
 from axs_lib.terramind.detokenizer import Detokenizer
 from axs_lib.terramind.generator import GeneratorLayout, TerraMindGenerator
 from axs_lib.terramind.weights import (
+    NANO,
     WeightsInfo,
     find_variant,
     load_strict,
@@ -105,7 +107,7 @@ def build_v1(variant: str, *, s1_product: str = "S1GRD") -> TerraMindGenerator:
         build_core(V1_CORES[variant], sar_key, bands, quantizer.codebook_size, image_size=224),
         Detokenizer(bands, code_channels=quantizer.codebook.shape[1]),
         quantizer,
-        sar=SarAdapter(*statistics),
+        sar=Adapter(*statistics),
         optical=OpticalAdapter(
             [TERRAMIND_S2_MEAN[i] for i in TERRAMIND_OPTICAL_INDEX],
             [TERRAMIND_S2_STD[i] for i in TERRAMIND_OPTICAL_INDEX],
@@ -127,9 +129,9 @@ def build_nano(*, s1_product: str = "S1GRD") -> TerraMindGenerator:
         build_core(NANO_CORE, sar_key, bands, quantizer.codebook_size, NANO_IMAGE_SIZE),
         Detokenizer(bands, code_channels=quantizer.codebook.shape[1], width=32, residual_blocks=2),
         quantizer,
-        sar=SarAdapter(*statistics),
+        sar=Adapter(*statistics),
         optical=OpticalAdapter(OPTICAL_MEAN, OPTICAL_STD),
-        layout=GeneratorLayout("nano", sar_key, OPTICAL_KEY, TARGET_KEY, s1_product, min_side=64),
+        layout=GeneratorLayout(NANO, sar_key, OPTICAL_KEY, TARGET_KEY, s1_product, min_side=64),
     )
 
 
@@ -149,14 +151,14 @@ def load_generator(
     variant: str,
     *,
     pretrained: bool = True,
-    checkpoint: str | None = None,
+    checkpoint: PathLike | None = None,
     revision: str | None = None,
     s1_product: str = "S1GRD",
 ) -> TerraMindGenerator:
     """A generator, with weights where ``pretrained``; an InputError or WeightsError where there are none such."""
     find_variant(variant)
     files = resolve(variant, checkpoint=checkpoint, revision=revision) if pretrained else None
-    nano = variant == "nano"
+    nano = variant == NANO
     generator = build_nano(s1_product=s1_product) if nano else build_v1(variant, s1_product=s1_product)
     if files is not None and nano:
         _load_nano(files, {"core": generator.core, "detokenizer": generator.detokenizer})
@@ -166,10 +168,10 @@ def load_generator(
     return generator
 
 
-def load_nano_tokenizer(checkpoint: str | None = None) -> nn.Module:
+def load_nano_tokenizer(checkpoint: PathLike | None = None) -> nn.Module:
     """nano's trained tokenizer encoder, for training."""
     tokenizer = build_nano_tokenizer()
-    _load_nano(resolve("nano", checkpoint=checkpoint), {"tokenizer": tokenizer})
+    _load_nano(resolve(NANO, checkpoint=checkpoint), {"tokenizer": tokenizer})
     return tokenizer
 
 

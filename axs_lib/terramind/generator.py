@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from axs_lib.errors import InputError
 from axs_lib.networks.tm_utils import interpolate_pos_encoding
-from axs_lib.terramind.adapters import OpticalAdapter, SarAdapter
+from axs_lib.terramind.adapters import Adapter, OpticalAdapter
 from axs_lib.terramind.detokenizer import Detokenizer
 from axs_lib.terramind.noise import gumbel_field
 from axs_lib.terramind.sampler import Schedule, denoise
@@ -57,7 +57,7 @@ class TerraMindGenerator(nn.Module):
         detokenizer: Detokenizer,
         quantizer: nn.Module,
         *,
-        sar: SarAdapter,
+        sar: Adapter,
         optical: OpticalAdapter,
         layout: GeneratorLayout,
     ) -> None:

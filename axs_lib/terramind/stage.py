@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import nn
 
 from axs_lib.errors import InputError
+from axs_lib.terramind.generator import TerraMindGenerator
 from axs_lib.terramind.sampler import build_schedule, check_timesteps
-
-if TYPE_CHECKING:
-    from axs_lib.terramind.generator import TerraMindGenerator
 
 
 class GeneratorStage(nn.Module):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -11,12 +11,10 @@ from torch import Tensor
 from axs_lib.checks import check_count, check_number
 from axs_lib.errors import InputError
 from axs_lib.nodata import fill_nodata, pad_square
+from axs_lib.terramind.adapters import Adapter
+from axs_lib.terramind.generator import GeneratorLayout
 from axs_lib.terramind.noise import gaussian_field, sample_seeds
 from axs_lib.terramind.sampler import TRAIN_TIMESTEPS, add_noise
-
-if TYPE_CHECKING:
-    from axs_lib.terramind.adapters import Adapter
-    from axs_lib.terramind.generator import GeneratorLayout
 
 Output = TypeVar("Output")
 
@@ -40,8 +38,7 @@ def to_network(image: Tensor, valid: Tensor, side: int, adapter: Adapter, *, sta
     The image (B, C, H, W) is in z-units where not ``standardize``, and counts where ``valid`` (B, 1, H, W).
     """
     physical = image if standardize else adapter.from_z(image)
-    mean = adapter.from_z(torch.zeros_like(adapter.mean))
-    return pad_square(fill_nodata(physical, valid, fallback=mean), side)
+    return pad_square(fill_nodata(physical, valid, fallback=adapter.mean), side)
 
 
 def mean_and_spread(members: Tensor) -> tuple[Tensor, Tensor]:

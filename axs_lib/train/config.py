@@ -155,4 +155,5 @@ class Stage3Config(RunConfig):
     estimate: Literal["auto", "file", "degraded"] = "auto"
 
 
+MADE = {"stage1": "opt_v1", "stage2": "opt_v2"}  # by a stage, for the next one's training
 CONFIGS: dict[str, type[RunConfig]] = {"stage1": Stage1Config, "stage2": Stage2Config, "stage3": Stage3Config}

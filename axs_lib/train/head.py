@@ -289,7 +289,7 @@ class ExampleSampler:
     def __init__(self, config: HeadConfig, tiles: Sequence[TrainingTile]) -> None:
         self.config = config
         self.tiles = tiles
-        self.kinds = list(kinds_of("train", without_needs=True))
+        self.kinds = kinds_of("train")
         self.kind_weights = torch.tensor([float(config.kinds.get(name, 1.0)) for name in self.kinds])
         self.sides = torch.tensor([min(tile.truth.shape[-2:]) for tile in tiles])
         self.weights = torch.tensor([tile.weight for tile in tiles])

@@ -30,12 +30,11 @@ from axs_lib.progress import track
 from axs_lib.stage1_tm_s2o import tm_sar2opt
 from axs_lib.stage2_prithvi_refine import build_prithvi_refiner
 from axs_lib.terramind.weights import read_metadata
-from axs_lib.tilegrid import Tile
-from axs_lib.train.config import RunConfig
+from axs_lib.tilegrid import Tile, batches_of_one_shape
+from axs_lib.train.config import MADE, RunConfig
 from axs_lib.train.readers import BadDataWarning, DataConfig, list_samples, split_samples, without_groups
 from axs_lib.train.readers.sample import Crop, TrainingSample
 
-ESTIMATE = {"stage1": "opt_v1", "stage2": "opt_v2"}
 WHEN_AND_WHERE = ("date", "year", "month", "lat", "lon")
 INDEX_COLUMNS = ("source", "id", "group", "quality", "h", "w", "split", *WHEN_AND_WHERE)
 Predict = Callable[[list[Crop]], Tensor]
@@ -94,10 +93,11 @@ def precompute(config: PrecomputeConfig, *, progress: bool = True) -> Path:
         predict, provenance = _load(config, weights)
         note = json.dumps({"fold": number, "timesteps": config.timesteps} | provenance, sort_keys=True)
         outputs = [output for sample in fold for output in _outputs(sample, config)]
-        todo = [output for output in outputs if not _is_done(output.path, ESTIMATE[config.stage], note)]
+        todo = [output for output in outputs if not _is_done(output.path, MADE[config.stage], note)]
         text = f"{config.stage}, fold {number + 1} of {len(folds)}"
         skipped: set[str] = set()
-        for batch in track(_batches(todo, config.batch_size), text, enabled=progress):
+        batches = list(batches_of_one_shape(todo, lambda output: output.window.shape, config.batch_size))
+        for batch in track(batches, text, enabled=progress):
             skipped |= _compute(batch, predict, config, note)
         written = [output for output in outputs if output.id not in skipped]
         rows += [_row(output) for output in written]
@@ -116,7 +116,7 @@ def precompute(config: PrecomputeConfig, *, progress: bool = True) -> Path:
 
 
 def _check(config: PrecomputeConfig) -> None:
-    if config.stage not in ESTIMATE:
+    if config.stage not in MADE:
         raise InputError(f"stage is {config.stage!r}; expected stage1 (makes opt_v1) or stage2 (makes opt_v2)")
     if Path(config.out).resolve() == Path(config.data.folder).resolve():
         raise InputError(
@@ -236,15 +236,6 @@ def _parts(length: int, longest: int) -> list[tuple[int, int]]:
     return list(itertools.pairwise(round(part * length / count) for part in range(count + 1)))
 
 
-def _batches(outputs: Sequence[Output], size: int) -> list[list[Output]]:
-    """Runs of neighbouring outputs of one shape."""
-    batches = []
-    for _, run in itertools.groupby(outputs, lambda output: output.window.shape):
-        same = list(run)
-        batches += [same[start : start + size] for start in range(0, len(same), size)]
-    return batches
-
-
 def _compute(batch: list[Output], predict: Predict, config: PrecomputeConfig, note: str) -> set[str]:
     """Write a batch's files; returns the ids left out because they cannot be read (or hold no data)."""
     read: list[tuple[Output, Crop]] = []
@@ -255,7 +246,7 @@ def _compute(batch: list[Output], predict: Predict, config: PrecomputeConfig, no
             read.append((output, crop))
         else:
             skipped.add(output.id)
-    key = ESTIMATE[config.stage]
+    key = MADE[config.stage]
     images: Any = predict([crop for _, crop in read]).float().cpu().numpy() if read else []
     for (output, crop), image in zip(read, images, strict=True):
         arrays: dict[str, Any] = {"s1": crop.s1}

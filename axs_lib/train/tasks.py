@@ -34,14 +34,13 @@ from axs_lib.terramind.build import build_nano_tokenizer, load_nano_tokenizer
 from axs_lib.terramind.tiles import network_side, to_network
 from axs_lib.terramind.weights import PRITHVI_VARIANTS, write_state
 from axs_lib.train.colour import fit_colour
-from axs_lib.train.config import CONFIGS, RunConfig, Stage1Config, Stage2Config, Stage3Config
+from axs_lib.train.config import CONFIGS, MADE, RunConfig, Stage1Config, Stage2Config, Stage3Config
 from axs_lib.train.readers import Split, list_samples, split_samples
 from axs_lib.train.readers.batches import Batch, CropDataset, validation_batches
 from axs_lib.train.trainer import LAST, SEED_STRIDE, TrainingTask, check_run, fit, own_random
 
 DN_SCALE = 1000.0  # held-out errors are in tenths of reflectance
 STAGES = {kind: stage for stage, kind in CONFIGS.items()}
-ESTIMATES = {"stage2": ("opt_v1", "stage1"), "stage3": ("opt_v2", "stage2")}  # and the stage that makes it
 
 
 class StageTask(TrainingTask):
@@ -298,7 +297,8 @@ def estimate_source(config: RunConfig, split: Split) -> str:
     wanted = getattr(config, "estimate", "degraded")
     if wanted == "degraded":
         return "degraded"
-    key, previous = ESTIMATES[STAGES[type(config)]]
+    previous = "stage1" if isinstance(config, Stage2Config) else "stage2"
+    key = MADE[previous]
     samples = [*split.train, *split.validation]
     count = sum(key in sample.estimates for sample in samples)
     if count == len(samples):

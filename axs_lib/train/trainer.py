@@ -42,7 +42,6 @@ from axs_lib.train.config import LoopConfig
 
 __all__ = ["LAST", "SEED_STRIDE", "ByStep", "ModuleTask", "TrainingTask", "fit", "own_random"]
 
-Batch = dict[str, Any]
 LAST, BEST = "last.ckpt", "best.ckpt"
 SEED_STRIDE = 7_368_787
 # Settings that may differ between a run and its continuation without changing the result, and those that may not.

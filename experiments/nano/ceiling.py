@@ -90,7 +90,7 @@ def score(model: PlainModel, record: PairRecord, task: str, train: list[PairReco
     swapped = swapped.repeat(1, 1, *repeats)[..., : s1.shape[-2], : s1.shape[-1]]
     trust = None
     if model.inputs == "sar":
-        before = model.mean.expand_as(truth)
+        before = model.optical.mean.expand_as(truth)
         where = torch.ones_like(truth)
     elif task == "gaps":
         trust = cloud_trust(1, *truth.shape[-2:], generator=torch.Generator().manual_seed(seed))

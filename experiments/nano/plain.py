@@ -66,7 +66,7 @@ def _loss(config: PlainConfig, model: PlainModel, batch: Mapping[str, Tensor]) -
     if config.augmented:
         s1, truth = augment(s1, truth, random)
     if config.inputs == "sar":
-        return balanced_loss(model(s1), model.mean.expand_as(truth), truth)
+        return balanced_loss(model(s1), model.optical.mean.expand_as(truth), truth)
     made = make_examples(config.kinds[step % len(config.kinds)], s1, truth, random)
     image = model(made.s1, made.estimate, made.trust)
     return balanced_loss(torch.where(made.trust < 1, image, made.truth), made.estimate, made.truth)

@@ -99,7 +99,7 @@ def test_several_timesteps_are_compared(folder: Path, tmp_path: Path, built: lis
                  "--variant", "terramind_v1_tiny", "--checkpoint", "w", "--device", "cpu",
                  "--s1-product", "S1RTC")  # fmt: skip
     assert result.exit_code == 0, result.output
-    wanted = {"variant": "terramind_v1_tiny", "checkpoint": "w", "s1_product": "S1RTC", "device": "cpu"}
+    wanted = {"variant": "terramind_v1_tiny", "checkpoint": Path("w"), "s1_product": "S1RTC", "device": "cpu"}
     assert len(built) == 1 and wanted.items() <= built[0].items()
     written = json.loads(target.read_text())
     assert set(written) == {"timesteps_table", "reports"}
@@ -129,7 +129,7 @@ def test_models_to_compare_with(
                  "--plain-checkpoint", tmp_path / "plain", "--json", target)  # fmt: skip
     assert result.exit_code == 0, result.output
     assert loaded == [tmp_path / "plain"]
-    assert [options.get("checkpoint") for options in built] == [None, str(tmp_path / "blind")]
+    assert [options.get("checkpoint") for options in built] == [None, tmp_path / "blind"]
     assert [options["correction_mode"] for options in built] == ["learned", "learned"]
     written = json.loads(target.read_text())
     summary = written["summary"]["ok"]
@@ -214,5 +214,5 @@ def test_uncertainty_joins_the_report(folder: Path, tmp_path: Path, monkeypatch:
     assert 0 < written["spread_skill"]["B08"] < 1
     assert [share for share, _ in written["retention"]][:4] == [0, 0.05, 0.1, 0.2]
     model.calls.clear()
-    assert run("--data", folder, "--members", "3", "-q").exit_code == 0
+    assert run("--data", folder, "--ensemble-size", "3", "-q").exit_code == 0
     assert {call.ensemble_size for call in model.calls} == {3}

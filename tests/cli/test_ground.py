@@ -68,7 +68,7 @@ def test_one_npz_holds_both_and_every_option_reaches_the_model(axs: Run, fake_mo
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     assert fake_model.built == {
-        "timesteps": 1, "variant": "nano", "checkpoint": "w", "s1_product": "S1RTC", "device": "cpu",
+        "timesteps": 1, "variant": "nano", "checkpoint": Path("w"), "s1_product": "S1RTC", "device": "cpu",
         "correction_mode": "difference",
     }  # fmt: skip
     assert fake_model.called["strength"] == 0.5 and fake_model.called["ensemble_size"] == 2

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from axs_lib.cli.train import PACKAGED, as_script, parse, read_config
+from axs_lib.cli.train import PACKAGED, parse, read_config
 from axs_lib.errors import InputError
 from axs_lib.train.config import CONFIGS
 from tests.models import plausible_pair
@@ -57,16 +57,6 @@ def test_options_go_over_the_file_and_lightning_gets_its_flags(axs: Any, trained
     assert run["config"].loss == {"sar": 0.5} and run["config"].variant == "nano"
     assert run["config"].trainer.devices == 2 and run["config"].trainer.strategy == "ddp"
     assert run["resume"] is False and run["progress"] is False
-
-
-def test_the_script_of_stage_1_takes_the_same_options(
-    trained: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
-) -> None:
-    as_script("stage1", ["-c", "stage1_nano", "--data=DIR"])
-    assert type(trained[0]["config"]).__name__ == "Stage1Config" and trained[0]["config"].data.folder == "DIR"
-    with pytest.raises(SystemExit) as end:
-        as_script("stage1", ["--stepz", "3"])
-    assert end.value.code == 2 and capsys.readouterr().err.startswith("error: ")
 
 
 def test_what_axs_train_writes_with_lora_loads(axs: Any, tmp_path: Path) -> None:

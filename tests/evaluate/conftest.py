@@ -1,4 +1,4 @@
-"""The folder that most tests of the evaluation walk."""
+"""The folder of most tests of the evaluation."""
 
 from __future__ import annotations
 

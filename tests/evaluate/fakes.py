@@ -71,12 +71,12 @@ class FakeModel:
             )
         )  # fmt: skip
         image = self.correct(s1 if use_sar else torch.full_like(s1, -10.0), opt_v2)
-        doubt = None if self.uncertainty is None else torch.full_like(image, self.uncertainty)
+        deviation = None if self.uncertainty is None else torch.full_like(image, self.uncertainty)
         if proposal is not None:
             assert bool(proposal.isfinite().all())
-            return SimpleNamespace(image=image + proposal, proposal=proposal, nfe=0, uncertainty=doubt)
+            return SimpleNamespace(image=image + proposal, proposal=proposal, nfe=0, uncertainty=deviation)
         nfe = self.timesteps if timesteps is None else timesteps
-        return SimpleNamespace(image=image, proposal=self.propose(s1), nfe=nfe, uncertainty=doubt)
+        return SimpleNamespace(image=image, proposal=self.propose(s1), nfe=nfe, uncertainty=deviation)
 
 
 @dataclass
@@ -112,9 +112,9 @@ class FakePipeline:
         self.metadata += metadata
         self.asked.append((timesteps, seed))
         drawn = torch.full((len(s1), 4, *s1.shape[-2:]), 1000.0)
-        doubt = None if self.uncertainty is None else torch.full_like(drawn, self.uncertainty)
+        deviation = None if self.uncertainty is None else torch.full_like(drawn, self.uncertainty)
         return SimpleNamespace(
-            opt_v1=drawn, opt_v2=drawn * 2, opt_v3=follow_sar(s1, drawn * 2), nfe=(12, 10), uncertainty=doubt
+            opt_v1=drawn, opt_v2=drawn * 2, opt_v3=follow_sar(s1, drawn * 2), nfe=(12, 10), uncertainty=deviation
         )
 
 

@@ -124,9 +124,9 @@ def test_the_floors_are_constant_colours(folder: Path) -> None:
 def test_models_beside_the_model_are_measured_as_it_is(folder: Path) -> None:
     """Without the SAR nothing is gained here, so the SAR is worth the whole gain."""
     blind, plain, model = FakeModel(), FakePlain("sar+optical"), FakeModel(follow_sar)
-    settings = Estimates(members=4, no_sar=blind, plain=plain)  # type: ignore[arg-type]
+    settings = Estimates(ensemble_size=4, no_sar=blind, plain=plain)  # type: ignore[arg-type]
     written = outcome(model, folder, settings)
-    assert written["members"] == 4 and {call.ensemble_size for call in model.calls} == {4}
+    assert written["ensemble_size"] == 4 and {call.ensemble_size for call in model.calls} == {4}
     assert {call.ensemble_size for call in blind.calls} == {1}
     mean = blind.terramind_generator.sar.mean
     assert torch.equal(blind.calls[0].s1, mean.expand_as(blind.calls[0].s1))
@@ -275,7 +275,7 @@ def test_the_json_is_complete(folder: Path) -> None:
     written = outcome(FakeModel(), folder, quality="all")
     assert set(written) == {
         "data", "quality", "opt_v2_source", "opt_v2_preset", "model", "control_models", "timesteps", "nfe", "seed",
-        "members", "device", "seconds", "seconds_per_tile", "units", "summary", "tiles",
+        "ensemble_size", "device", "seconds", "seconds_per_tile", "units", "summary", "tiles",
     }  # fmt: skip
     assert written["model"] == {"AXS_VARIANT": "fake"}
     assert written["summary"]["all"]["wins"] == 0, "a copy wins nothing"

@@ -20,11 +20,11 @@ def trained(inputs: Inputs) -> PlainModel:
     return model.eval()
 
 
-def test_a_fresh_net_answers_what_it_is_given_or_the_mean_colour() -> None:
+def test_a_fresh_net_returns_what_it_is_given_or_the_mean_colour() -> None:
     s1, opt_v2 = plausible_pair(1, 70, 52)
     assert torch.allclose(PlainModel().predict(s1, opt_v2), opt_v2, atol=0.01)
     sar = PlainModel("sar")
-    assert torch.allclose(sar.predict(s1), sar.mean.expand_as(opt_v2))
+    assert torch.allclose(sar.predict(s1), sar.optical.mean.expand_as(opt_v2))
 
 
 @pytest.mark.parametrize("inputs", INPUTS)

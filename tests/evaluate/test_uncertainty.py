@@ -132,7 +132,7 @@ def test_a_folder_is_pooled_without_nodata(bright: Path) -> None:
     assert figures["retention"][3] == pytest.approx([0.2, 4e-4], rel=1e-5)
     title = evaluate(model, bright, [Uncertainty()]).tables()[0].title
     assert "spread of the ensemble alone" in str(title)
-    with pytest.raises(InputError, match="--ensemble-size 4"):  # a model without uncertainty is told what to do
+    with pytest.raises(InputError, match="--uncertainty-members 4"):  # a model without uncertainty is told what to do
         outcome(FakeModel(), bright)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from axs_lib.bands import DN_PER_REFLECTANCE, OPTICAL_BANDS, SAR_BANDS
@@ -14,6 +15,7 @@ from axs_lib.evaluate.estimates import CONTROL_LABELS, ERRORS, METRIC_LABELS
 from axs_lib.evaluate.html.charts import Series, line_chart
 from axs_lib.evaluate.measured import Measured
 from axs_lib.evaluate.tables import percent, shown_figure
+from axs_lib.evaluate.uncertainty import CALIBRATED, uncertainty_figures
 from axs_lib.io.saved import Result
 from axs_lib.metrics import LOWER_IS_BETTER, improvement
 
@@ -144,10 +146,6 @@ def trust_of(result: Result) -> Charts | None:
     """How well the uncertainty ranks and foretells the errors of a result; None without uncertainty and truth."""
     if not {"truth", "uncertainty"} <= set(result.layers):
         return None
-    import torch
-
-    from axs_lib.evaluate.uncertainty import CALIBRATED, uncertainty_figures
-
     error = result.layers["opt_v3"] - result.layers["truth"]
     predicted = result.layers["uncertainty"]
     keep = np.isfinite(error).all(0) & np.isfinite(predicted).all(0) & (predicted >= 0).all(0)

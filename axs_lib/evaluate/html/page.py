@@ -11,7 +11,6 @@ import datetime
 import hashlib
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,10 +23,8 @@ from axs_lib.evaluate.html.views import SMALL, thumbnail, views_of
 from axs_lib.evaluate.measured import measure_layers
 from axs_lib.evaluate.tables import percent
 from axs_lib.io.atomic import atomic_write
-from axs_lib.io.files import open_regular
+from axs_lib.io.files import PathLike, open_regular
 from axs_lib.io.saved import Result, find_results, read_results
-
-PathLike = str | os.PathLike[str]
 
 FOLDER = Path(__file__).parent
 LEFT = ("opt_v2", "opt_v1", "s1")  # what stands left at first, as far as it is there

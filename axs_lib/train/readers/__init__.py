@@ -159,14 +159,14 @@ def _check_units(samples: Sequence[TrainingSample]) -> None:
     """Look at a few samples, so that linear power or reflectance in 0-1 is an error before the run, not a bad model."""
     import torch
 
-    from axs_lib.checks import check_pair
+    from axs_lib.checks import MIN_SIDE, check_pair
 
     for sample in evenly_spread(samples, CHECKED):
         try:
             crop = sample.read(sample.centre(256))
         except InputError:
             continue  # a broken file is reported by name where it is used
-        if min(crop.s1.shape[-2:]) < 8:
+        if min(crop.s1.shape[-2:]) < MIN_SIDE:
             continue
         try:
             check_pair(torch.from_numpy(crop.s1), torch.from_numpy(crop.s2), source="file")

@@ -12,14 +12,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-
 from axs_lib.errors import InputError
+from axs_lib.io.formats import FloatArray
 from axs_lib.io.grid import SceneGrid
 from axs_lib.tilegrid import Tile
 
-Array = NDArray[np.float32]
 WhenAndWhere = Mapping[str, str | float]
 Item = TypeVar("Item")
 ESTIMATES = ("opt_v1", "opt_v2")
@@ -33,9 +30,11 @@ class BadDataWarning(UserWarning):
 class Crop:
     """Pixels of one pair; NaN is nodata."""
 
-    s1: Array  # (2, h, w) VV, VH in dB
-    s2: Array  # (4, h, w) B02, B03, B04, B08 in DN (1..65535), the truth
-    estimates: Mapping[str, Array] = field(default_factory=dict)  # opt_v1, opt_v2 likewise, where the files carry them
+    s1: FloatArray  # (2, h, w) VV, VH in dB
+    s2: FloatArray  # (4, h, w) B02, B03, B04, B08 in DN (1..65535), the truth
+    estimates: Mapping[str, FloatArray] = field(
+        default_factory=dict
+    )  # opt_v1, opt_v2 likewise, where the files carry them
     metadata: WhenAndWhere = field(default_factory=dict)  # date (ISO), lat, lon, as far as they are known
 
     def window(self, window: Tile | None) -> Crop:

@@ -19,12 +19,13 @@ import numpy as np
 
 from axs_lib.bands import OPTICAL_BANDS, SAR_BANDS, VALID_DN
 from axs_lib.errors import InputError
+from axs_lib.io.formats import FloatArray
 from axs_lib.io.grid import SceneGrid
 from axs_lib.io.pixels import Reading
 from axs_lib.io.products import Source, open_source
 from axs_lib.io.warp import to_grid
 from axs_lib.tilegrid import Tile
-from axs_lib.train.readers.sample import Array, Crop, Listing, TrainingSample, when_and_where
+from axs_lib.train.readers.sample import Crop, Listing, TrainingSample, when_and_where
 
 Box = tuple[float, float, float, float]  # west, south, east, north
 
@@ -57,7 +58,7 @@ def _opened(s1: Path, s2: Path, reading: Reading, process: int) -> tuple[Source,
     return sar, optical, stack  # the files are closed with it
 
 
-def _warped(sar: Source, part: SceneGrid) -> Array:
+def _warped(sar: Source, part: SceneGrid) -> FloatArray:
     """(2, h, w) dB on a grid, NaN outside the SAR image."""
     with ExitStack() as stack:
         try:
