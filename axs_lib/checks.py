@@ -141,26 +141,39 @@ def check_result(name: str, image: Tensor, nodata: Tensor) -> None:
         )
 
 
-def check_count(name: str, value: object, least: int = 1) -> int:
-    """A whole number from ``least`` on, as a Python integer; ``InputError`` for anything else, also truth values."""
+def check_count(name: str, value: object, least: int = 1, most: int = 2**63 - 1) -> int:
+    """A whole number from ``least`` to ``most``; ``InputError`` for anything else, also truth values."""
     try:
         number = None if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]
     except (TypeError, RuntimeError):
         number = None
-    if number is None or number < least:
-        raise InputError(f"{name} is {value!r}; expected an integer of at least {least}")
+    if number is None or not least <= number <= most:
+        bounds = f"from {least} to {most}" if least < 0 else f"of at least {least}"
+        raise InputError(f"{name} is {_shown(value)}; expected an integer {bounds}")
     return number
+
+
+def check_flag(name: str, value: object) -> bool:
+    """A truth value; ``InputError`` for anything else."""
+    if not isinstance(value, bool):
+        raise InputError(f"{name} is {_shown(value)}; expected a truth value")
+    return value
 
 
 def check_number(name: str, value: object, low: float, high: float, expected: str) -> float:
     """A number from ``low`` to ``high`` as a float, else ``InputError`` that says what is ``expected``."""
     try:
         number = math.nan if isinstance(value, (str, bytes, bool)) else float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError, RuntimeError):
+    except (TypeError, ValueError, RuntimeError, OverflowError):
         number = math.nan
     if not low <= number <= high:
-        raise InputError(f"{name} is {value!r}; expected {expected}")
+        raise InputError(f"{name} is {_shown(value)}; expected {expected}")
     return number
+
+
+def _shown(value: object) -> str:
+    """A value for a message; an integer of over 4300 digits has no text in Python."""
+    return f"an integer of {value.bit_length()} bits" if isinstance(value, int) and abs(value) > 2**99 else repr(value)
 
 
 def _check_pixels(name: str, image: Tensor) -> None:
@@ -197,8 +210,9 @@ def check_tensor(name: str, value: object, example: str = "array") -> Tensor:
             f"{name} is a {type(value).__name__}; expected a torch.Tensor, e.g. torch.from_numpy({example}) for NumPy"
             " data"
         )
-    if value.is_meta or value.layout is not torch.strided or value.is_quantized or value.is_nested:
-        kind = "on the meta device, without values" if value.is_meta else f"of layout {value.layout}"
+    plain = value.layout is torch.strided and not (value.is_quantized or value.is_nested)
+    if not plain or value.untyped_storage().device.type == "meta":  # also where the tensor itself says otherwise
+        kind = "on the meta device, without values" if plain else f"of layout {value.layout}"
         raise InputError(f"{name} is a tensor {kind}; expected a dense tensor with values, e.g. by .to_dense()")
     if value.is_complex():
         raise InputError(f"{name} has dtype {value.dtype}; expected real numbers (for complex SAR: 20*log10(abs(x)))")

@@ -7,6 +7,7 @@ fetched from a repository, and nothing is executed.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +15,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from huggingface_hub import ModelCard, ModelCardData, ModelHubMixin
 
-from axs_lib.errors import InputError, WeightsError
+from axs_lib.errors import AxionError, InputError, WeightsError, listed
 from axs_lib.grounding.load import CORRECTOR_FILE, load_corrector
+from axs_lib.io.atomic import check_output
 from axs_lib.io.files import check_regular
 from axs_lib.terramind.weights import WeightsInfo, find_variant, read_metadata, write_state
 
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from axs_lib.terramind.generator import TerraMindGenerator
 
 CONFIG_FILE = "config.json"
+CONFIG_FIELDS = ("library", "variant", "s1_product", "timesteps", "standardize", "correction_mode", "scheduler")
 LIBRARY = "axion-sat"
 LICENCE = "apache-2.0"
 TAGS = ["remote-sensing", "sentinel-1", "sentinel-2", "sar-to-optical", "terramind"]
@@ -63,7 +66,7 @@ class HubMixin(ModelHubMixin):
         from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
         source, revision = pretrained_model_name_or_path, options.get("revision")
-        if Path(source).is_dir() and (Path(source) / CONFIG_FILE).exists():
+        if os.path.lexists(Path(source) / CONFIG_FILE):
             check_regular(Path(source) / CONFIG_FILE, "the configuration", WeightsError)
         try:
             model: Loaded = super().from_pretrained(source, **options)
@@ -74,7 +77,9 @@ class HubMixin(ModelHubMixin):
                 f"{what} cannot be had: {reason} Expected a folder of save_pretrained, or a repository"
                 " 'name/repository' that exists and that you may read, and a network or a cache that has it"
             ) from None
-        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        except (AttributeError, ValueError, RecursionError) as error:
+            if isinstance(error, AxionError):
+                raise
             raise WeightsError(
                 f"the {CONFIG_FILE} of {source} is damaged ({type(error).__name__}); save the model again"
             ) from None
@@ -100,6 +105,12 @@ class HubMixin(ModelHubMixin):
                 f"{model_id} has no {CONFIG_FILE} that names a variant; expected a folder of save_pretrained, or a"
                 " repository of push_to_hub"
             )
+        unknown = [name for name in config if name not in CONFIG_FIELDS]
+        if unknown or config.get("library", LIBRARY) != LIBRARY:
+            raise WeightsError(
+                f"the {CONFIG_FILE} of {model_id} is not of {LIBRARY}: it has the fields {listed(config)}, library is"
+                f" {config.get('library')!r}; expected {listed(CONFIG_FIELDS)}, and no other"
+            )
         access = {name: settings.pop(name) for name in ("cache_dir", "force_download", "local_files_only", "token")}
         names, folder = _file_names(variant), Path(model_id)
         local = folder.is_dir()
@@ -121,6 +132,7 @@ class HubMixin(ModelHubMixin):
         return loaded
 
     def _save_pretrained(self, save_directory: Path) -> None:
+        check_output(save_directory / "README.md", overwrite=True)  # which the Hub's mixin writes, through links too
         for name, state in weight_files(self).items():
             short = {key: _shortest(value.detach()) for key, value in state.items()}
             header = source_header((self.corrector if name == CORRECTOR_FILE else self.terramind_generator).weights)
@@ -129,7 +141,7 @@ class HubMixin(ModelHubMixin):
             write_state(save_directory / name, short, header, overwrite=True)
         layout = self.terramind_generator.layout
         config = {"library": LIBRARY, "variant": layout.variant, "s1_product": layout.s1_product}
-        config |= {name: getattr(self, name) for name in ("timesteps", "standardize", "correction_mode", "scheduler")}
+        config |= {name: getattr(self, name) for name in CONFIG_FIELDS[3:]}
         text = json.dumps(config, indent=2, sort_keys=True) + "\n"
         (save_directory / CONFIG_FILE).write_text(text, encoding="utf-8")
 

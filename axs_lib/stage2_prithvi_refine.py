@@ -7,6 +7,7 @@ Prithvi's features. The numbered steps of ``PrithviRefiner.forward`` are the met
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from collections.abc import Mapping
@@ -17,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from axs_lib.bands import VALID_DN
-from axs_lib.checks import check_device, check_optical
-from axs_lib.errors import InputError, UntrainedHeadWarning, WeightsError
+from axs_lib.checks import check_count, check_device, check_flag, check_number, check_optical
+from axs_lib.errors import UntrainedHeadWarning, WeightsError
 from axs_lib.fresh import fresh_weights
 from axs_lib.nodata import valid_pixels
 from axs_lib.prithvi.backbone import MAX_SIDE, TAPS, PrithviBackbone, build_backbone
@@ -63,9 +64,11 @@ class PrithviRefiner(nn.Module):
         self.backbone = backbone
         self.head = head
         self.colour = SeasonalColour()
-        self.standardize = standardize
-        self.metadata_dropout = metadata_dropout
-        self.needs_season = needs_season
+        self.standardize = check_flag("standardize", standardize)
+        below_1 = math.nextafter(1.0, 0.0)
+        expected = "0 up to, not including, 1"
+        self.metadata_dropout = check_number("metadata_dropout", metadata_dropout, 0.0, below_1, expected)
+        self.needs_season = check_flag("needs_season", needs_season)
         self.weights: WeightsInfo | None = None
 
     @property
@@ -118,8 +121,7 @@ class PrithviRefiner(nn.Module):
         checked = check_optical(opt_v1, "opt_v1", standardize=self.standardize)
         image = checked.image
         check_device(image, self.device)
-        if batch_size < 1:
-            raise InputError(f"batch_size is {batch_size}; expected at least 1")
+        check_count("batch_size", batch_size)
         metadata_of = encode_metadata(metadata, len(image), image.device)
         learning = torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
         if self.training and self.metadata_dropout > 0:
@@ -201,8 +203,6 @@ def build_prithvi_refiner(
         WeightsError: weights that cannot be had, read or matched.
     """
     spec = find_variant(variant, PRITHVI_VARIANTS)
-    if not 0.0 <= metadata_dropout < 1.0:
-        raise InputError(f"metadata_dropout is {metadata_dropout}; expected 0 up to, not including, 1")
     state: dict[str, Tensor] | None = None
     info: WeightsInfo | None = None
     what = variant
@@ -221,7 +221,7 @@ def build_prithvi_refiner(
         RefinementHead(backbone.layout.dim, TAPS),
         standardize=standardize,
         metadata_dropout=metadata_dropout,
-        needs_season=bool(needs_season),
+        needs_season=False if needs_season is None else needs_season,
     )
     if whole and state is not None:
         for name, value in refiner.colour.state_dict().items():  # a file older than the season's colour

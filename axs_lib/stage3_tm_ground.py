@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from axs_lib.bands import VALID_DN
-from axs_lib.checks import CheckedPair, check_count, check_device, check_pair, check_result, check_tensor
+from axs_lib.checks import CheckedPair, check_count, check_device, check_flag, check_pair, check_result, check_tensor
 from axs_lib.errors import InputError, UntrainedHeadWarning
 from axs_lib.grounding.corrector import GroundingCorrector, GroundingTiles
 from axs_lib.grounding.large import NO_CONTROLS, GroundingControls, in_tiles
@@ -116,7 +116,7 @@ class Stage3GroundingModel(GeneratorStage, HubMixin):
         super().__init__(terramind_generator, timesteps=timesteps, standardize=standardize, scheduler=scheduler)
         self.corrector = corrector
         self.correction_mode = _check_correction_mode(correction_mode)
-        self.hold_colour = hold_colour
+        self.hold_colour = check_flag("hold_colour", hold_colour)
 
     @property
     def provenance(self) -> dict[str, str]:
@@ -182,8 +182,9 @@ class Stage3GroundingModel(GeneratorStage, HubMixin):
         generator, optical = self.terramind_generator, self.terramind_generator.optical
 
         # 1. Check what came in.
-        hold_colour = self.hold_colour if hold_colour is None else hold_colour
-        _check_controls(controls, hold_colour)
+        hold_colour = check_flag("hold_colour", self.hold_colour if hold_colour is None else hold_colour)
+        if not isinstance(controls, GroundingControls):
+            raise InputError(f"controls is a {type(controls).__name__}; expected GroundingControls")
         pair = check_pair(s1, opt_v2, trust=trust, standardize=self.standardize, force=controls.ranges_checked)
         check_device(pair.s1, self.device)
         check_sampling(temperature, ensemble_size, batch_size)
@@ -505,14 +506,6 @@ def _notice_unmeasured(variant: str) -> None:
     )
 
 
-def _check_controls(controls: object, hold_colour: object) -> None:
-    if not isinstance(controls, GroundingControls) or not isinstance(hold_colour, bool):
-        raise InputError(
-            f"controls is a {type(controls).__name__} and hold_colour {hold_colour!r}; expected GroundingControls and a"
-            " truth value"
-        )
-
-
 def _check_correction_mode(correction_mode: str) -> str:
     if correction_mode not in CORRECTION_MODES:
         raise InputError(f"correction_mode is {correction_mode!r}; expected one of {', '.join(CORRECTION_MODES)}")
@@ -524,7 +517,8 @@ def _ground_there(
 ) -> Stage3Output:
     """``ground`` on the model's device; what is no tensor is left for it to name."""
     s1, opt_v2, trust = (
-        image.to(model.device) if isinstance(image, Tensor) else image for image in (s1, opt_v2, options.get("trust"))
+        check_tensor("an image", image).to(model.device) if isinstance(image, Tensor) else image
+        for image in (s1, opt_v2, options.get("trust"))
     )
     return model.ground(s1, opt_v2, timesteps, **{**options, "trust": trust})
 

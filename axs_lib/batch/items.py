@@ -93,7 +93,10 @@ def _from_files(text: str, stage: Stage, outputs: Sequence[Path]) -> list[Item]:
         fixed = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parts))
         root = fixed.resolve()
         pattern = path.relative_to(fixed).as_posix()
-        files = (file for file in root.glob(pattern) if file.is_file()) if glob.has_magic(pattern) else ()
+        try:
+            files = [file for file in root.glob(pattern) if file.is_file()] if glob.has_magic(pattern) else ()
+        except ValueError as error:
+            raise InputError(f"{text} is no pattern for files: {error}") from error
     items = []
     for file in files:
         relative = file.relative_to(root)
@@ -191,6 +194,6 @@ def _parquet_rows(path: Path) -> tuple[list[str], list[dict[str, Any]]]:
                 raise ValueError(f"it claims {rows:,} rows, more than it has bytes")
             table = parquet.read_table(file)
             return table.column_names, table.to_pylist()
-    except (ArrowException, OSError, ValueError, MemoryError) as error:
+    except (ArrowException, OSError, ValueError, MemoryError, OverflowError) as error:
         reason = (str(error).splitlines() or [""])[0][:160]
         raise InputError(f"{path} cannot be read as parquet ({reason}); write it again") from error

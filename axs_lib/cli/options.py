@@ -141,6 +141,8 @@ class SceneOptions(ModelOptions):
         """What ``ground_scene`` and ``run_scene`` take alike."""
         from axs_lib.io.raster import parse_bands
 
+        if not -(2**63) <= self.seed < 2**63:
+            raise InputError(f"--seed is {self.seed}; expected an integer of at most 63 bits")
         return {
             "seed": self.seed,
             "uncertainty": self.uncertainty or False,

@@ -22,7 +22,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from axs_lib.errors import InputError, counted, listed
-from axs_lib.io.files import PathLike, check_regular
+from axs_lib.io.files import PathLike, check_regular, open_regular
 from axs_lib.progress import logger
 
 FloatArray = NDArray[np.float32]
@@ -75,15 +75,12 @@ def open_raster(path: PathLike, *, addresses: bool = False, inside_zip: bool = F
     that it is a ``/vsizip/`` path that ``axs_lib.io.safe`` made.
     """
     import rasterio
-    from rasterio.errors import NotGeoreferencedWarning, RasterioError
+    from rasterio.errors import NotGeoreferencedWarning
 
     if not is_address(path):
         file = check_file(path, "the image")
         check_whole(file)
-        for beside in _read_along(file):
-            check_whole(check_file(beside), must_be_tiff=True)
-            with open_raster(beside):  # and what GDAL reads along with it
-                pass
+        _check_along(file)
     elif not (addresses or inside_zip):
         raise InputError(
             f"{path} is an address; expected a file: addresses are opened only where you write them yourself"
@@ -97,27 +94,33 @@ def open_raster(path: PathLike, *, addresses: bool = False, inside_zip: bool = F
                 # The whole path of a file, since GDAL reads GTIFF_DIR:1:a.tif and file:a.tif as other names of a.tif.
                 whole = os.fspath(path) if is_address(path) else str(Path(path).absolute())
                 dataset = rasterio.open(whole, driver=driver)
-        except (RasterioError, OSError, ValueError) as error:
+                _ = dataset.crs, dataset.colorinterp  # what is wrong with a file beside it is told only now
+        except Exception as error:  # GDAL's own errors have no public class
             raise InputError(unreadable(path, "a GeoTIFF, COG or JPEG 2000 image", error)) from error
         logger.info("reads %s: %s of %d x %d px", path, counted(dataset.count, "band"), dataset.height, dataset.width)
         with dataset:
             if "OVERVIEW_FILE" in dataset.tags(ns="OVERVIEWS"):
                 raise InputError(f"{path} names another file as its overviews, which is not opened; write it again")
-            if max(dataset.width, dataset.height) > LARGEST_SIDE:
-                raise InputError(
-                    f"{path} is {dataset.height}x{dataset.width} px; expected at most {LARGEST_SIDE} px a side"
-                )
             yield dataset
 
 
-def _read_along(file: Path) -> list[Path]:
-    """Overviews and mask beside a file, which GDAL reads by any driver and finds in small and capital letters."""
-    wanted = {f"{file.name}{suffix}".lower() for suffix in (".ovr", ".msk")}
+def _check_along(file: Path) -> None:
+    """Refuse what GDAL would read along with a file, in small and capital letters: pipes, and other drivers' images."""
+    start = f"{file.stem}.".lower()
     try:
-        return [each for each in file.parent.iterdir() if each.name.lower() in wanted]
+        beside = [each for each in file.parent.iterdir() if each.name.lower().startswith(start)]
     except OSError:  # a folder that may not be listed: GDAL tries the two ways of writing them
-        names = (f"{file.name}{suffix}" for suffix in (".ovr", ".OVR", ".msk", ".MSK"))
-        return [file.with_name(name) for name in names if file.with_name(name).exists()]
+        ends = (".ovr", ".OVR", ".msk", ".MSK", ".aux", ".AUX", ".aux.xml", ".xml", ".XML")
+        beside = [file.with_name(name + end) for name in (file.stem, file.name) for end in ends]
+    for each in beside:
+        if each.name.lower() in (f"{file.name}.ovr".lower(), f"{file.name}.msk".lower()) and os.path.lexists(each):
+            check_whole(check_file(each), must_be_tiff=True)
+            with open_raster(each):  # and what GDAL reads along with it
+                pass
+        elif each != file and each.exists() and not each.is_dir():
+            with open_regular(each) as opened:
+                if opened.read(15) == b"EHFA_HEADER_TAG":
+                    raise InputError(f"{each} may hold overviews of another image, which are not read: move it away")
 
 
 def _driver(path: PathLike) -> str:
@@ -224,7 +227,7 @@ class Arrays:
         """One array as float32; ``InputError`` where it is missing, pickled, damaged or not numeric."""
         self.shape(key, expected)
         with np.errstate(over="ignore"):
-            return self._array(key).astype(np.float32)
+            return self._array(key).astype(np.float32, copy=False)
 
     def text(self, key: str) -> str | None:
         """A piece of text such as ``provenance``, or None where there is none."""
@@ -245,7 +248,7 @@ class Arrays:
 
     def _header(self, key: str, expected: str | None = None) -> tuple[tuple[int, ...], np.dtype[Any]]:
         if key not in self:
-            keys = listed(self.names) or "no arrays"
+            keys = listed(self.names[:20]) or "no arrays"
             raise InputError(f"{self._path} holds {keys}; expected {expected or key}: np.savez(path, {key}=array, ...)")
         with self._member(key) as member:
             version = npy.read_magic(member)

@@ -18,7 +18,7 @@ from axs_lib.bands import DN_PER_REFLECTANCE, OPTICAL_BANDS, SAR_BANDS
 from axs_lib.errors import InputError, listed
 from axs_lib.io.files import PathLike
 from axs_lib.io.formats import FloatArray, open_npz, open_raster, unreadable
-from axs_lib.io.grid import SceneGrid, grid_of
+from axs_lib.io.grid import SceneGrid, checked_grid, grid_of
 from axs_lib.io.raster import band_name
 from axs_lib.io.safe import GEOCODING, Offset, metadata_offset
 from axs_lib.tilegrid import Tile
@@ -268,7 +268,7 @@ class MemoryPixels(Pixels):
         self.batched, self.tiles = data.ndim == 4, len(data) if data.ndim == 4 else 1
         stacked = np.take(data, self.positions([None], order, count), axis=-3)
         self._data = np.concatenate(list(stacked), axis=1) if self.batched else stacked
-        self.grid = SceneGrid(self._data.shape[1], self._data.shape[2], crs, transform if crs else None)
+        self.grid = checked_grid(label, *self._data.shape[1:], crs, transform if crs else None)
 
     def read(self, window: Tile) -> tuple[FloatArray, NDArray[np.bool_]]:
         raw = self._data[:, window.top : window.bottom, window.left : window.right]

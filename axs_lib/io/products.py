@@ -322,6 +322,8 @@ def open_source(what: Any, wanted: tuple[str, ...], stack: ExitStack, reading: R
     order, paths = tuple(named) or None, paths_of(what)
     if paths is not None:
         return Source(_open_paths(paths, wanted, order, stack, reading), reading)
+    if isinstance(what, np.ma.MaskedArray):
+        what = np.ma.filled(what.astype(np.result_type(what, np.float32)), np.nan)
     if isinstance(what, np.ndarray):
         return Source(MemoryPixels(what, wanted, order, "the NumPy array"), reading)
     if is_xarray(what):

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from axs_lib.checks import check_number
 from axs_lib.errors import InputError
 
 METADATA_KEYS = ("date", "year", "month", "day_of_year", "lat", "lon", "biome")
@@ -191,10 +192,7 @@ def _number(given: Mapping[str, object], key: str, low: float, high: float, name
     value = given[key]
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise InputError(f"{name}: {key} is a {type(value).__name__} ({value!r}); expected one number{note}")
-    number = float(value)
-    if not low <= number <= high:
-        raise InputError(f"{name}: {key} is {value}; expected {low:g} to {high:g}{note}")
-    return number
+    return check_number(f"{name}: {key}", value, low, high, f"{low:g} to {high:g}{note}")
 
 
 def _whole(given: Mapping[str, object], key: str, low: int, high: int, name: str, note: str = "") -> int | None:

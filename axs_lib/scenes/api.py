@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from axs_lib.bands import OPTICAL_BANDS, SAR_BANDS
-from axs_lib.checks import MIN_SIDE, RangeWarning, Trust
+from axs_lib.checks import MIN_SIDE, RangeWarning, Trust, check_count
 from axs_lib.errors import InputError, OutputError, listed
 from axs_lib.grounding.large import GroundingControls
 from axs_lib.io.arrays import ArrayPixels, times
@@ -190,7 +190,7 @@ def ground_scene(
         OutputError: an output exists, or the disk refuses. Nothing is then left under any output's name.
     """
     # 1. What can be refused without reading anything.
-    _check_options(options, GROUND_OPTIONS)
+    _check_options(options, GROUND_OPTIONS, batch_size, options.get("ensemble_size", 1))
     reading = Reading(tuple(bands or ()) or None, s1_unit, boa_offset, same_grid, force, addresses)
     maps = zip(MAPS, (uncertainty, gate, sar_contribution), strict=True)
     wanted: Wanted = {optical_layer("opt_v3"): out} | {layer: path for layer, path in maps if path}
@@ -358,7 +358,7 @@ def run_scene(
         InputError: as for ``ground_scene``, and so is the OutputError.
     """
     # 1. What can be refused without reading anything.
-    _check_options(options, PIPELINE_OPTIONS)
+    _check_options(options, PIPELINE_OPTIONS, batch_size, ensemble_size)
     known = {key: value for key, value in (metadata or {}).items() if value is not None}
     date = str(known["date"]) if "date" in known else None
     if uncertainty and ensemble_size < 2:
@@ -595,7 +595,9 @@ def _pipeline_outputs(
     return {layer: path / f"{layer.name}.tif" for layer in layers}, path / ARRAYS if small else None
 
 
-def _check_options(options: Mapping[str, Any], allowed: Sequence[str]) -> None:
+def _check_options(options: Mapping[str, Any], allowed: Sequence[str], batch_size: int, ensemble_size: int) -> None:
+    check_count("batch_size", batch_size)
+    check_count("ensemble_size", ensemble_size)
     unknown = sorted(set(options) - set(allowed))
     if unknown:
         raise TypeError(f"unknown option(s) {', '.join(unknown)}; expected any of {', '.join(allowed)}")

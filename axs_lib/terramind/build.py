@@ -23,6 +23,7 @@ from axs_lib.bands import (
     TERRAMIND_S2_STD,
     sar_stats,
 )
+from axs_lib.errors import WeightsError
 from axs_lib.fresh import fresh_weights
 from axs_lib.networks.decoder_embeddings import ImageTokenDecoderEmbedding
 from axs_lib.networks.encoder_embeddings import ImageEncoderEmbedding
@@ -175,6 +176,9 @@ def load_nano_tokenizer(checkpoint: str | None = None) -> nn.Module:
 
 def _load_nano(files: WeightsInfo, modules: dict[str, nn.Module]) -> None:
     state = read_state(files.generator)
+    foreign = [name for name in state if name.partition(".")[0] not in ("core", "detokenizer", "tokenizer")]
+    if foreign:
+        raise WeightsError(f"{files.generator} holds {foreign[0]}, which is no part of nano; give another file")
     for name, module in modules.items():
         load_strict(module, substate(state, f"{name}."), what=f"nano {name} ({files.generator})")
 

@@ -147,7 +147,7 @@ class WeightsInfo:
 
 def find_variant(name: str, variants: Mapping[str, Variant] = VARIANTS) -> Variant:
     """The variant of this name; an InputError lists those there are."""
-    if name in variants:
+    if isinstance(name, str) and name in variants:
         return variants[name]
     close = difflib.get_close_matches(str(name), variants, n=1, cutoff=0.5)
     guess = f" Did you mean {close[0]!r}?" if close else ""
@@ -328,8 +328,8 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
         file = check_regular(Path(path).resolve(), "the weights file", WeightsError)
         status = file.stat()
         return _sha256(file, status.st_size, status.st_mtime_ns)
-    except OSError as error:
-        raise WeightsError(f"cannot read {path}: {error.strerror or error}") from None
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
 
 
 @functools.lru_cache(maxsize=64)

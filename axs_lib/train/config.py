@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from axs_lib.errors import InputError
 from axs_lib.train.readers import DataConfig
 
 
@@ -64,6 +65,10 @@ class LoopConfig:
     seed: int = 0
     threads: int | None = None
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**32:
+            raise InputError(f"seed is {self.seed}; expected an integer from 0 to {2**32 - 1}")
 
 
 @dataclass(frozen=True)

@@ -148,7 +148,7 @@ def test_what_cannot_be_is_refused(grounder: BoxGrounder, scene: SceneFiles, tmp
     refused("expected 2 or more", uncertainty=tmp_path / "u.tif")
     refused("name one file twice", gate=tmp_path / "out.tif")
     refused("expected an output named", name="out.png")
-    refused("expected at least 1", batch_size=0)
+    refused("expected an integer of at least 1", batch_size=0)
     refused("needs the day", stac=tmp_path / "i.json")
     refused("expected a file for both", gate=True)
     with pytest.raises(TypeError, match="unknown option"):

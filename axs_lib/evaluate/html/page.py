@@ -76,7 +76,7 @@ def write_report(
         version=__version__,
     )
     with atomic_write(path, overwrite) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+        temporary.write_text(page, encoding="utf-8", errors="backslashreplace")
     return len(entries)
 
 
