@@ -70,9 +70,8 @@ def apply_lora_to_linear(
         target_modules: any names of ``LAYERS``, or ``"all-linear"`` for all of them.
         dropout: on the input of the added matrices, in training.
 
-    Raises:
-        InputError: unknown layer names, no such layer in the module, numbers out of range, or a module that already
-            has an adapter.
+    Raises InputError: unknown layer names, no such layer in the module, numbers out of range, or a module that already
+    has an adapter.
     """
     from peft import LoraConfig
 
@@ -165,10 +164,9 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike[str], *, trainable:
             ``weights`` of ``axs train head``, which holds a grounding head alone.
         trainable: whether the LoRA weights are to be trained further; everything else comes frozen either way.
 
-    Raises:
-        InputError: the model has an adapter already.
-        WeightsError: the folder lacks a file or holds what cannot be read or is not allowed (see ``FIELDS``), or the
-            adapter is of another base model, layout or rank. The model is then as it was.
+    Raises InputError: the model has an adapter already; or WeightsError: the folder lacks a file or holds what cannot
+    be read or is not allowed (see ``FIELDS``), or the adapter is of another base model, layout or rank. The model is
+    then as it was.
     """
     pipeline: Any = model
     stage3 = getattr(pipeline, "stage3", None)

@@ -149,14 +149,14 @@ def check_count(name: str, value: object, least: int = 1, most: int = 2**63 - 1)
         number = None
     if number is None or not least <= number <= most:
         bounds = f"from {least} to {most}" if least < 0 else f"of at least {least}"
-        raise InputError(f"{name} is {_shown(value)}; expected an integer {bounds}")
+        raise InputError(f"{name} is {value!r}; expected an integer {bounds}")
     return number
 
 
 def check_flag(name: str, value: object) -> bool:
     """A truth value; ``InputError`` for anything else."""
     if not isinstance(value, bool):
-        raise InputError(f"{name} is {_shown(value)}; expected a truth value")
+        raise InputError(f"{name} is {value!r}; expected a truth value")
     return value
 
 
@@ -167,13 +167,8 @@ def check_number(name: str, value: object, low: float, high: float, expected: st
     except (TypeError, ValueError, RuntimeError, OverflowError):
         number = math.nan
     if not low <= number <= high:
-        raise InputError(f"{name} is {_shown(value)}; expected {expected}")
+        raise InputError(f"{name} is {value!r}; expected {expected}")
     return number
-
-
-def _shown(value: object) -> str:
-    """A value for a message; an integer of over 4300 digits has no text in Python."""
-    return f"an integer of {value.bit_length()} bits" if isinstance(value, int) and abs(value) > 2**99 else repr(value)
 
 
 def _check_pixels(name: str, image: Tensor) -> None:

@@ -60,8 +60,7 @@ class HubMixin(ModelHubMixin):
             **options: ``revision`` (commit, tag or branch), ``cache_dir``, ``token``, ``local_files_only``,
                 ``force_download``; ``device``; and any keyword of the model in place of the saved one.
 
-        Raises:
-            WeightsError: the repository, its revision or a file cannot be had, or does not fit the model.
+        Raises WeightsError: the repository, its revision or a file cannot be had, or does not fit the model.
         """
         from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 

@@ -55,8 +55,7 @@ class PipelineOutput:
 class Pipeline(nn.Module):
     """The three stages, for inference, as their builders return them; see ``build_pipeline``.
 
-    Raises:
-        InputError: a stage works in z-units, which differ from stage to stage.
+    Raises InputError: a stage works in z-units, which differ from stage to stage.
     """
 
     def __init__(self, stage1: Stage1Model, stage2: PrithviRefiner, stage3: Stage3GroundingModel) -> None:
@@ -128,8 +127,7 @@ class Pipeline(nn.Module):
                 reaches the last, and the tile turned or mirrored for the grounding head; images are their mean.
             sar_contribution: run Stage 3 once more without the SAR, for the change that it makes.
 
-        Raises:
-            InputError: shapes, bands, sizes, devices or metadata that do not fit, or an option out of its range.
+        Raises InputError: shapes, bands, sizes, devices or metadata that do not fit, or an option out of its range.
         """
         # 1. Check what came in; one seed a sample, from which every member and stage derives its own.
         sar = check_sar(s1)
@@ -193,13 +191,10 @@ def build_pipeline(
         checkpoint: weights of TerraMind from this file or folder; ``stage1_checkpoint`` those of Stage 1, where they
             differ, and ``stage2_checkpoint`` those of Stage 2.
         stage2_variant: of Prithvi; default ``"nano"`` beside nano and ``"prithvi_eo_v2_300_tl"`` beside the others.
-        revision: Hub revision (commit, tag or branch) of TerraMind's weights.
-        s1_product: ``"S1GRD"`` or ``"S1RTC"``.
-        scheduler: ``"ddim"`` or ``"dpmsolver++"``.
+        revision, s1_product, scheduler: as for ``build_stage3_model``.
 
-    Raises:
-        InputError: unknown variant, product or scheduler, or timesteps out of range.
-        WeightsError: weights that cannot be had, read or matched.
+    Raises InputError: unknown variant, product or scheduler, or timesteps out of range; or WeightsError: weights that
+    cannot be had, read or matched.
     """
     common: dict[str, Any] = {"pretrained": pretrained, "variant": variant, "scheduler": scheduler, "device": device}
     weights = None if checkpoint is None else str(checkpoint)

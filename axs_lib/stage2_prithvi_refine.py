@@ -65,9 +65,7 @@ class PrithviRefiner(nn.Module):
         self.head = head
         self.colour = SeasonalColour()
         self.standardize = check_flag("standardize", standardize)
-        below_1 = math.nextafter(1.0, 0.0)
-        expected = "0 up to, not including, 1"
-        self.metadata_dropout = check_number("metadata_dropout", metadata_dropout, 0.0, below_1, expected)
+        self.metadata_dropout = metadata_dropout
         self.needs_season = check_flag("needs_season", needs_season)
         self.weights: WeightsInfo | None = None
 
@@ -110,12 +108,10 @@ class PrithviRefiner(nn.Module):
                 ``axs_lib.prithvi.metadata.parse_metadata``.
             batch_size: tiles the network sees at once.
 
-        Returns:
-            opt_v2 of opt_v1's shape: float64 for float64 input, float32 otherwise; NaN where opt_v1 is; changed DN
-            are clipped to 1..65535, unchanged ones stay bit for bit.
+        opt_v2 has opt_v1's shape, float64 for float64 input, else float32, and is NaN where opt_v1 is; changed DN are
+        clipped to 1..65535, unchanged ones stay bit for bit.
 
-        Raises:
-            InputError: shapes, bands, sizes, devices or metadata that do not fit.
+        Raises InputError: shapes, bands, sizes, devices or metadata that do not fit.
         """
         # 1. Check what came in.
         checked = check_optical(opt_v1, "opt_v1", standardize=self.standardize)
@@ -190,19 +186,18 @@ def build_prithvi_refiner(
             from the Hugging Face Hub, ``AXS_WEIGHTS`` or ``checkpoint``) or ``"nano"`` (packaged).
         pretrained: load weights; False gives a random, trainable model.
         checkpoint: local weights: a published Prithvi file, a folder with it, or a refiner saved by ``save_refiner``.
-        revision: Hub revision (commit, tag or branch) of the weights.
-        device: where to put the model; default CPU.
+        revision, device: Hub revision of the weights; where to put the model, default CPU.
         standardize: input is DN; False means z-units in and out.
         metadata_dropout: how often ``train()`` mode forgets date, place and biome (each by itself), so that
             "unknown" is learned.
         needs_season: leave images alone whose season is unknown, without a date or in the tropics; ``None`` does what
             the header of the weights tells, and corrects every image where it does not tell.
 
-    Raises:
-        InputError: unknown variant, or a share out of range.
-        WeightsError: weights that cannot be had, read or matched.
+    Raises InputError: unknown variant, or a share out of range; or WeightsError: weights that cannot be had, read or
+    matched.
     """
     spec = find_variant(variant, PRITHVI_VARIANTS)
+    check_number("metadata_dropout", metadata_dropout, 0.0, math.nextafter(1.0, 0.0), "0 up to, not including, 1")
     state: dict[str, Tensor] | None = None
     info: WeightsInfo | None = None
     what = variant

@@ -176,8 +176,7 @@ class Stage3GroundingModel(GeneratorStage, HubMixin):
             batch_size: tiles the network is given at once.
             controls: what scenes, tests and controls set.
 
-        Raises:
-            InputError: shapes, bands, sizes, devices or trust values that do not fit, or an option out of its range.
+        Raises InputError: shapes, bands, sizes, devices or trust values that do not fit, or an option out of its range.
         """
         generator, optical = self.terramind_generator, self.terramind_generator.optical
 
@@ -350,8 +349,7 @@ class Stage3GroundingModel(GeneratorStage, HubMixin):
     def training_pass(self, s1: Tensor, opt_v2: Tensor, trust: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Differentiable pass with one evaluation of the denoiser: opt_v3 in the caller's unit, and token logits.
 
-        Raises:
-            InputError: tiles larger than the network's tile, or shapes, bands or devices that do not fit.
+        Raises InputError: tiles larger than the network's tile, or shapes, bands or devices that do not fit.
         """
         generator, optical = self.terramind_generator, self.terramind_generator.optical
         pair = check_pair(s1, opt_v2, trust=trust, standardize=self.standardize)
@@ -409,9 +407,8 @@ def build_stage3_model(
         correction_mode: ``"learned"`` or ``"difference"``; default learned, or with a fresh head difference.
         scheduler: ``"ddim"`` or ``"dpmsolver++"``.
 
-    Raises:
-        InputError: unknown variant, product, scheduler, or timesteps out of range.
-        WeightsError: weights that cannot be had, read or matched.
+    Raises InputError: unknown variant, product, scheduler, or timesteps out of range; or WeightsError: weights that
+    cannot be had, read or matched.
     """
     from axs_lib.grounding.load import load_corrector
     from axs_lib.terramind.build import load_generator
@@ -442,15 +439,8 @@ def stage3_inference(
 ) -> Tensor:
     """Ground opt_v2 (B02 B03 B04 B08 in DN) in s1 (VV, VH in dB): ``model.ground(...).image`` on any device.
 
-    Args:
-        model: from ``build_stage3_model``; the inputs are moved to its device.
-        s1: (B, 2, H, W) or (2, H, W).
-        opt_v2: (B, 4, H, W) or (4, H, W).
-        timesteps: network evaluations; default the model's.
-        **options: any keyword of ``Stage3GroundingModel.ground``.
-
-    Returns:
-        opt_v3 of opt_v2's shape, on its device: float64 for float64 input, float32 otherwise.
+    The inputs are moved to the model's device; ``options`` are any keywords of ``ground``, and ``timesteps`` is the
+    model's where it is left out. opt_v3 has opt_v2's shape and device: float64 for float64 input, else float32.
     """
     return _ground_there(model, s1, opt_v2, timesteps, options).image.to(opt_v2.device)
 
@@ -465,16 +455,9 @@ def stage3_batch_inference(
 ) -> dict[str, Any]:
     """Ground every batch of a loader.
 
-    Args:
-        model: from ``build_stage3_model``.
-        dataloader: yields mappings with ``s1`` and ``opt_v2`` (and optionally ``trust``), or (s1, opt_v2) pairs.
-            Batches are moved to the model's device.
-        timesteps: network evaluations; default the model's.
-        verbose: show a progress bar.
-        **options: any keyword of ``Stage3GroundingModel.ground``.
-
-    Returns:
-        ``opt_v3`` (N, 4, H, W) on the CPU, ``nfe``, and ``uncertainty`` where the model gives one.
+    The loader yields mappings with ``s1`` and ``opt_v2`` (and optionally ``trust``), or (s1, opt_v2) pairs; otherwise
+    as ``stage3_inference``, with a progress bar where ``verbose``. Returns ``opt_v3`` (N, 4, H, W) on the CPU, ``nfe``,
+    and ``uncertainty`` where the model gives one.
     """
     images: list[Tensor] = []
     deviations: list[Tensor] = []

@@ -181,13 +181,11 @@ def ground_scene(
         **options: ``strength``, ``tokens``, ``temperature``, ``ensemble_size``, ``hold_colour``, ``correction_mode`` or
             ``scheduler`` of ``Stage3GroundingModel.ground``.
 
-    Returns:
-        The files, or the arrays ``opt_v3``, ``uncertainty``, ``gate`` and ``sar_contribution``.
+    Gives the files, or the arrays ``opt_v3``, ``uncertainty``, ``gate`` and ``sar_contribution``.
 
-    Raises:
-        InputError: an input that cannot be read, warped or used, values that look like another unit, or no pixel that
-            has both SAR and estimate.
-        OutputError: an output exists, or the disk refuses. Nothing is then left under any output's name.
+    Raises InputError: an input that cannot be read, warped or used, values that look like another unit, or no pixel
+    that has both SAR and estimate; or OutputError: an output exists, or the disk refuses. Nothing is then left under
+    any output's name.
     """
     # 1. What can be refused without reading anything.
     _check_options(options, GROUND_OPTIONS, batch_size, options.get("ensemble_size", 1))
@@ -354,8 +352,7 @@ def run_scene(
         stac: also write a STAC Item, which needs a ``date`` in ``metadata``.
         **options: ``tokens``, ``temperature`` or ``hold_colour`` of ``Pipeline.forward``.
 
-    Raises:
-        InputError: as for ``ground_scene``, and so is the OutputError.
+    Raises InputError: as for ``ground_scene``, and so is the OutputError.
     """
     # 1. What can be refused without reading anything.
     _check_options(options, PIPELINE_OPTIONS, batch_size, ensemble_size)

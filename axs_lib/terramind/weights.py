@@ -168,8 +168,7 @@ def resolve(
         revision: branch, tag or commit of the generator's Hub repository; ``"GENERATOR:TOKENIZER"`` also pins the
             tokenizer's, which has commits of its own.
 
-    Raises:
-        WeightsError: the files are not there, cannot be had, or differ from their known SHA-256.
+    Raises WeightsError: the files are not there, cannot be had, or differ from their known SHA-256.
     """
     spec = variant if isinstance(variant, Variant) else find_variant(variant)
     if checkpoint is not None:

@@ -179,10 +179,9 @@ def train_head(config: HeadConfig, *, resume: bool = True, progress: bool = True
         resume: continue from the run folder's checkpoint where there is one.
         progress: show progress bars.
 
-    Raises:
-        InputError: data that cannot be used, or a configuration that makes no sense.
-        WeightsError: weights to start from that cannot be had, or a checkpoint of another run.
-        OutputError: the disk refuses; the previous checkpoint is intact.
+    Raises InputError: data that cannot be used, or a configuration that makes no sense; or WeightsError: weights to
+    start from that cannot be had, or a checkpoint of another run; or OutputError: the disk refuses; the previous
+    checkpoint is intact.
     """
     model = build_stage3_model(
         timesteps=1,
@@ -240,8 +239,7 @@ def load_tiles(
 ) -> list[TrainingTile]:
     """The training pairs with the estimates of Stages 1 and 2, which are stored in ``path`` for the next start.
 
-    Raises:
-        InputError: there is nothing to train on.
+    Raises InputError: there is nothing to train on.
     """
     held_out = {*config.test_groups, *config.validation_groups}
     records = [
