@@ -78,7 +78,7 @@ class GroundingHead(nn.Module):
         """Residual, gate, mask and error.
 
         s1 (B, 2, H, W), the estimate opt_v2 and TerraMind's proposal (B, 4, H, W) are in z-units, H and W multiples of
-        16; trust (B, 1, H, W) holds values of ``axs_lib.checks.Trust``, and the inconsistency (B, 1, H, W) is in [0, 1].
+        16; trust (B, 1, H, W) holds values of ``axs_lib.checks.Trust``; the inconsistency (B, 1, H, W) is in [0, 1].
         """
         guided, explained = guided_difference(s1, estimate, trust)  # (B, 4, H/2, W/2), (B, 1, H/2, W/2)
         fitted, agreement = proposal_guided_difference(proposal, estimate, trust)  # (B, 4, H, W), (B, 4, H/2, W/2)

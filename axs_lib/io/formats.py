@@ -11,6 +11,7 @@ import re
 import struct
 import warnings
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -141,13 +142,17 @@ def _driver(path: PathLike) -> str:
 
 
 def check_whole(path: Path, *, must_be_tiff: bool = False) -> None:
-    """Check that every directory, tag and block of a TIFF lies inside the file; GDAL ignores tags that do not.
+    """Check that every directory, tag and block of a TIFF lies inside the file, and every chunk of a PNG is whole.
 
-    What is no TIFF is left to its own driver, or is refused with ``must_be_tiff``. Raises InputError.
+    GDAL ignores such tags, and reads what is left of a PNG as other pixels. What is neither is left to its own driver,
+    or is refused with ``must_be_tiff``. Raises InputError.
     """
     with path.open("rb") as file:
-        order = {b"II": "<", b"MM": ">"}.get(file.read(2))
+        start = file.read(2)
+        order = {b"II": "<", b"MM": ">"}.get(start)
         try:
+            if start == DRIVERS["PNG"][0][0][:2] and not must_be_tiff:
+                _walk_png(file)
             version = struct.unpack(f"{order}H", file.read(2))[0] if order else 0
             if order is not None and version in (42, 43):
                 _walk_tiff(file, order, version == 43, path.stat().st_size)
@@ -158,6 +163,17 @@ def check_whole(path: Path, *, must_be_tiff: bool = False) -> None:
                 f"{path} is cut short or damaged ({error}), so that pixels or band names are lost; write or copy it"
                 " again"
             ) from error
+
+
+def _walk_png(file: BinaryIO) -> None:
+    """Raises EOFError at the first chunk that is cut or damaged."""
+    file.seek(8)
+    kind = b""
+    while kind != b"IEND":
+        length, kind = struct.unpack(">I4s", file.read(8))
+        content = file.read(length)
+        if zlib.crc32(kind + content) != struct.unpack(">I", file.read(4))[0]:
+            raise EOFError(f"its part {kind!r} is damaged")
 
 
 def _walk_tiff(file: BinaryIO, order: str, big: bool, size: int) -> None:

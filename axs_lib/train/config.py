@@ -67,8 +67,11 @@ class LoopConfig:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.seed < 2**32:
-            raise InputError(f"seed is {self.seed}; expected an integer from 0 to {2**32 - 1}")
+        numbers = {"seed": (0, 2**32 - 1), "threads": (1, 2**15), "learning_rate": (1e-12, 1e3), "warmup": (0, 10**9)}
+        for name, (low, high) in numbers.items():
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                raise InputError(f"{name} is {value}; expected from {low} to {high}")
 
 
 @dataclass(frozen=True)
