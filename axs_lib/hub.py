@@ -55,10 +55,9 @@ class HubMixin(ModelHubMixin):
     def from_pretrained(cls: type[Loaded], pretrained_model_name_or_path: str | Path, **options: Any) -> Loaded:
         """Load a model, frozen and in ``eval()`` mode, from a folder or from the Hub.
 
-        Args:
-            pretrained_model_name_or_path: a folder of ``save_pretrained``, or a repository such as ``me/mine``.
-            **options: ``revision`` (commit, tag or branch), ``cache_dir``, ``token``, ``local_files_only``,
-                ``force_download``; ``device``; and any keyword of the model in place of the saved one.
+        Of a folder of ``save_pretrained``, or a repository such as ``me/mine``. Options are ``revision`` (commit, tag,
+        branch), ``cache_dir``, ``token``, ``local_files_only``, ``force_download``, ``device``, and any keyword of the
+        model in place of the saved one.
 
         Raises WeightsError: the repository, its revision or a file cannot be had, or does not fit the model.
         """

@@ -102,16 +102,10 @@ class PrithviRefiner(nn.Module):
         px are cut on a grid anchored to their upper left pixel and blended. Differentiable where gradients are on and
         something is trainable; only then are the DN not clipped, since a clipped pixel has no gradient.
 
-        Args:
-            opt_v1: (B, 4, H, W) or (4, H, W), B02 B03 B04 B08 in DN, NaN = nodata; H, W from 8 px.
-            metadata: ``None``, one mapping for all samples, or one (or ``None``) a sample, with any of the keys of
-                ``axs_lib.prithvi.metadata.parse_metadata``.
-            batch_size: tiles the network sees at once.
-
+        opt_v1 is (B, 4, H, W) or (4, H, W), B02 B03 B04 B08 in DN, NaN = nodata, from 8 px; ``metadata`` is ``None``,
+        one mapping for all samples, or one (or ``None``) a sample, with keys of ``axs_lib.prithvi.metadata``.
         opt_v2 has opt_v1's shape, float64 for float64 input, else float32, and is NaN where opt_v1 is; changed DN are
-        clipped to 1..65535, unchanged ones stay bit for bit.
-
-        Raises InputError: shapes, bands, sizes, devices or metadata that do not fit.
+        clipped to 1..65535, unchanged ones stay bit for bit. Raises InputError: what does not fit.
         """
         # 1. Check what came in.
         checked = check_optical(opt_v1, "opt_v1", standardize=self.standardize)
@@ -182,12 +176,9 @@ def build_prithvi_refiner(
     opt_v1.
 
     Args:
-        variant: ``"prithvi_eo_v2_300_tl"``, ``"prithvi_eo_v2_600_tl"``, ``"prithvi_eo_v2_tiny_tl"`` (NASA/IBM weights
-            from the Hugging Face Hub, ``AXS_WEIGHTS`` or ``checkpoint``) or ``"nano"`` (packaged).
-        pretrained: load weights; False gives a random, trainable model.
+        variant: a name in ``PRITHVI_VARIANTS``; the weights of all but ``"nano"`` are those of NASA and IBM.
+        pretrained, standardize, revision, device: as for ``build_stage3_model``.
         checkpoint: local weights: a published Prithvi file, a folder with it, or a refiner saved by ``save_refiner``.
-        revision, device: Hub revision of the weights; where to put the model, default CPU.
-        standardize: input is DN; False means z-units in and out.
         metadata_dropout: how often ``train()`` mode forgets date, place and biome (each by itself), so that
             "unknown" is learned.
         needs_season: leave images alone whose season is unknown, without a date or in the tropics; ``None`` does what

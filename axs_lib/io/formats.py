@@ -110,7 +110,7 @@ def _check_along(file: Path) -> None:
     start = f"{file.stem}.".lower()
     try:
         beside = [each for each in file.parent.iterdir() if each.name.lower().startswith(start)]
-    except OSError:  # a folder that may not be listed: GDAL tries the two ways of writing them
+    except OSError:  # a folder that may not be listed
         ends = (".ovr", ".OVR", ".msk", ".MSK", ".aux", ".AUX", ".aux.xml", ".xml", ".XML")
         beside = [file.with_name(name + end) for name in (file.stem, file.name) for end in ends]
     for each in beside:

@@ -346,8 +346,7 @@ def run_scene(
         scene_grid: of the results: ``SceneGrid.like(file)`` or ``SceneGrid.of(crs, resolution, bounds)``; default
             that of ``s1``.
         metadata: what is known of time and place; where it has no ``lat`` and ``lon`` each tile has its own.
-        timesteps: network evaluations of Stage 1 and of Stage 3; default each model's own.
-        ensemble_size: runs averaged; from 2 on their spread is the uncertainty.
+        timesteps, ensemble_size: as for ``Pipeline.forward``.
         uncertainty: where its map goes; default into the folder.
         stac: also write a STAC Item, which needs a ``date`` in ``metadata``.
         **options: ``tokens``, ``temperature`` or ``hold_colour`` of ``Pipeline.forward``.

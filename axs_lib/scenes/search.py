@@ -101,12 +101,10 @@ def find_pair(
 ) -> ScenePair:
     """Find the day that shows most of a place clear, and the Sentinel-1 pass nearest to it.
 
-    Args:
-        catalog: address of a STAC API, address or path of a static catalogue, or one that is open; for a service that
-            signs its links, such as Planetary Computer, ``pystac_client.Client.open(url, modifier=...)``.
-        bounds: west, south, east, north in degrees.
-        dates: a day, or first and last day as ``2021-07-01/2021-07-31``; also moments.
-        sar_collection, optical_collection: ids of collections of geocoded backscatter and of Sentinel-2 L2A.
+    The catalogue is the address of a STAC API, address or path of a static one, or one that is open; for a service that
+    signs its links, such as Planetary Computer, ``pystac_client.Client.open(url, modifier=...)``. Bounds are west,
+    south, east, north in degrees; dates a day, or first and last as ``2021-07-01/2021-07-31``; also moments. The
+    collections are of geocoded backscatter and of Sentinel-2 L2A.
 
     Raises InputError: bounds or dates that cannot be, or nothing was found; or AxionError: the extra is not installed,
     or the catalogue cannot be read.

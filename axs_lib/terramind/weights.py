@@ -160,13 +160,9 @@ def resolve(
     """Find the weight files of a variant: ``checkpoint``, then ``AXS_WEIGHTS``, then the Hub's cache, then the Hub.
 
     A packaged variant is read from this package and ignores ``AXS_WEIGHTS``.
-
-    Args:
-        variant: a variant, or a name in ``VARIANTS``; an unknown one is an InputError.
-        checkpoint: the generator's file (``.pt`` or ``.safetensors``) with the tokenizer's file beside it, or a
-            folder that holds both under their published names.
-        revision: branch, tag or commit of the generator's Hub repository; ``"GENERATOR:TOKENIZER"`` also pins the
-            tokenizer's, which has commits of its own.
+    ``checkpoint`` is the generator's ``.pt`` or ``.safetensors`` with the tokenizer's beside it, or a folder that holds
+    both under their published names. ``revision`` is a branch, tag or commit of the generator's Hub repository;
+    ``"GENERATOR:TOKENIZER"`` also pins the tokenizer's. An unknown variant is an InputError.
 
     Raises WeightsError: the files are not there, cannot be had, or differ from their known SHA-256.
     """

@@ -67,7 +67,9 @@ class LoopConfig:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
 
     def __post_init__(self) -> None:
-        numbers = {"seed": (0, 2**32 - 1), "threads": (1, 2**15), "learning_rate": (1e-12, 1e3), "warmup": (0, 10**9)}
+        if self.trainer.accumulate_grad_batches < 1:
+            raise InputError("trainer.accumulate_grad_batches is below 1")
+        numbers = {"seed": (0, 2**32 - 1), "threads": (1, 2**15), "learning_rate": (0, 1e3), "warmup": (0, 10**9)}
         for name, (low, high) in numbers.items():
             value = getattr(self, name)
             if value is not None and not low <= value <= high:

@@ -136,8 +136,9 @@ class HeadConfig(LoopConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.crop_sizes or any(side < 32 or side % 32 for side in self.crop_sizes):
-            raise InputError(f"crop_sizes is {self.crop_sizes}; expected multiples of 32")
+        wrong = any(side < 32 or side % 32 for side in self.crop_sizes) or min(self.kinds.values(), default=0.0) < 0
+        if wrong or not self.crop_sizes:
+            raise InputError(f"crop_sizes is {self.crop_sizes}, kinds {self.kinds}; expected multiples of 32, and 0 up")
         for name, names in (("modes", MODES), ("proposals", PROPOSALS)):
             shares = getattr(self, name)
             if len(shares) != len(names) or min(shares) < 0 or not 0 < sum(shares) < math.inf:
@@ -174,10 +175,7 @@ class HeadBatch:
 def train_head(config: HeadConfig, *, resume: bool = True, progress: bool = True) -> Path:
     """Train a head, or go on where a stopped run left off, and return the folder of its weights.
 
-    Args:
-        config: the run.
-        resume: continue from the run folder's checkpoint where there is one.
-        progress: show progress bars.
+    With ``resume`` it goes on from the run folder's checkpoint where there is one.
 
     Raises InputError: data that cannot be used, or a configuration that makes no sense; or WeightsError: weights to
     start from that cannot be had, or a checkpoint of another run; or OutputError: the disk refuses; the previous

@@ -22,7 +22,7 @@ from axs_lib import __version__
 from axs_lib.adapters import apply_lora_to_linear, merge_adapter, save_adapter
 from axs_lib.bands import VALID_DN
 from axs_lib.data.degrade import degrade
-from axs_lib.errors import InputError, UntrainedHeadWarning
+from axs_lib.errors import InputError, UntrainedHeadWarning, listed
 from axs_lib.hub import prefixed, weight_files
 from axs_lib.models import build_terramind_generator
 from axs_lib.nodata import pad_square
@@ -221,30 +221,29 @@ class Stage3Task(StageTask):
         return image
 
 
-def _loss(loss: Any, config: RunConfig) -> Any:
-    try:
-        return loss(**config.loss)
-    except TypeError as error:
-        raise InputError(f"loss names a weight that there is not: {error}") from error
-
-
 def build_task(config: RunConfig, **options: Any) -> StageTask:
     """The task of a configuration, in training mode; its random weights are a function of the seed."""
     weights: dict[str, Any] = {key: getattr(config, key) for key in ("variant", "pretrained", "checkpoint", "revision")}
+    terms = (Stage2Loss if isinstance(config, Stage2Config) else Stage3Loss)().weights
+    if not config.loss.keys() <= terms.keys() or config.data.workers < 0:
+        raise InputError(
+            f"loss names {listed(config.loss)} and data.workers is {config.data.workers}; expected any of"
+            f" {listed(terms)}, and 0 or more"
+        )
     with own_random(config.seed):
         task: StageTask
         if isinstance(config, Stage1Config):
             stage1 = build_terramind_generator((config.s1_product,), timesteps=1, **weights)
-            task = Stage1Task(config, stage1, _loss(Stage3Loss, config), _nano_tokenizer(config), **options)
+            task = Stage1Task(config, stage1, Stage3Loss(**config.loss), _nano_tokenizer(config), **options)
         elif isinstance(config, Stage2Config):
             stage2 = build_prithvi_refiner(
                 metadata_dropout=config.metadata_dropout, needs_season=config.needs_season, **weights
             )
-            task = Stage2Task(config, stage2, _loss(Stage2Loss, config), **options)
+            task = Stage2Task(config, stage2, Stage2Loss(**config.loss), **options)
         else:
             assert isinstance(config, Stage3Config)
             stage3 = build_stage3_model(timesteps=1, s1_product=config.s1_product, correction_mode="learned", **weights)
-            task = Stage3Task(config, stage3, _loss(Stage3Loss, config), _nano_tokenizer(config), **options)
+            task = Stage3Task(config, stage3, Stage3Loss(**config.loss), _nano_tokenizer(config), **options)
         _choose_trained(task.model, config)
     task.model.train()  # builders return models in eval() mode
     return task
