@@ -176,8 +176,7 @@ def _check_pixels(name: str, image: Tensor) -> None:
         raise InputError(f"{name} has shape {tuple(image.shape)}: it is empty; pass at least one tile")
     if min(image.shape[-2:]) < MIN_SIDE:
         raise InputError(
-            f"tiles are {image.shape[-2]}x{image.shape[-1]} pixels; expected at least {MIN_SIDE}x{MIN_SIDE}: cut larger"
-            " tiles"
+            f"tiles are {image.shape[-2]}x{image.shape[-1]} px; expected at least {MIN_SIDE}x{MIN_SIDE}: cut more"
         )
 
 
@@ -202,8 +201,7 @@ def check_tensor(name: str, value: object, example: str = "array") -> Tensor:
     """The value, a dense tensor of real numbers; ``InputError`` for anything else."""
     if not isinstance(value, Tensor):
         raise InputError(
-            f"{name} is a {type(value).__name__}; expected a torch.Tensor, e.g. torch.from_numpy({example}) for NumPy"
-            " data"
+            f"{name} is a {type(value).__name__}; expected a torch.Tensor, e.g. torch.from_numpy({example})"
         )
     plain = value.layout is torch.strided and not (value.is_quantized or value.is_nested)
     if not plain or value.untyped_storage().device.type == "meta":  # also where the tensor itself says otherwise
@@ -226,8 +224,7 @@ def _as_image(name: str, image: object, bands: tuple[str, ...]) -> Tensor:
     if image.ndim not in (3, 4) or image.shape[-3] != len(bands):
         shape = f"{len(bands)}, H, W)"
         raise InputError(
-            f"{name} has shape {tuple(image.shape)}; expected (B, {shape} or ({shape} with bands {', '.join(bands)} in"
-            " this order"
+            f"{name} has shape {tuple(image.shape)}; expected (B, {shape} or ({shape} with {', '.join(bands)}"
         )
     return image if image.dtype in (torch.float32, torch.float64) else image.float()
 

@@ -106,8 +106,8 @@ class HubMixin(ModelHubMixin):
         unknown = [name for name in config if name not in CONFIG_FIELDS]
         if unknown or config.get("library", LIBRARY) != LIBRARY:
             raise WeightsError(
-                f"the {CONFIG_FILE} of {model_id} is not of {LIBRARY}: it has the fields {listed(config)}, library is"
-                f" {config.get('library')!r}; expected {listed(CONFIG_FIELDS)}, and no other"
+                f"the {CONFIG_FILE} of {model_id} is not of {LIBRARY}: library is {config.get('library')!r}, unknown"
+                f" are {listed(unknown) or 'no fields'}; expected {listed(CONFIG_FIELDS)}"
             )
         access = {name: settings.pop(name) for name in ("cache_dir", "force_download", "local_files_only", "token")}
         names, folder = _file_names(variant), Path(model_id)

@@ -109,15 +109,11 @@ def test_only_safetensors_are_read(model: Stage3GroundingModel, hub: LocalHub, t
         Stage3GroundingModel.from_pretrained(tmp_path / "cut")
 
 
-FOREIGN = ['{"variant": "nano", "auto_map": {"AutoModel": "evil.M"}}', '{"variant": "nano", "library": "other"}', "[]"]
-
-
-@pytest.mark.parametrize("config", [None, "{}", '{"variant": 3}', *FOREIGN])
+@pytest.mark.parametrize("config", [None, "{}", '{"variant": 3}', "[]", '{"variant": "nano", "auto_map": {}}'])
 def test_a_folder_without_its_configuration_is_refused(tmp_path: Path, config: str | None) -> None:
     if config is not None:
         (tmp_path / "config.json").write_text(config)
-    message = "is damaged|is not of axion-sat" if config in FOREIGN else "that names a variant"
-    with pytest.raises(WeightsError, match=rf"config\.json .*({message})"):
+    with pytest.raises(WeightsError, match=r"config\.json (that names a variant|.* damaged|.* unknown are auto_map)"):
         Stage3GroundingModel.from_pretrained(tmp_path)
 
 

@@ -201,8 +201,7 @@ class EstimateOptions:
         if path is None:
             if self.mask_kind != "auto" or self.mask_invert or self.drop is not None or self.mask_buffer:
                 raise InputError(
-                    "--mask-kind, --mask-invert, --drop and --mask-buffer say how to read a mask and none is given; add"
-                    " --mask FILE"
+                    "--mask-kind, --mask-invert, --drop, --mask-buffer need a mask and none is given; add --mask FILE"
                 )
             return None
         classes = None if self.drop is None else scl_numbers(word for word in self.drop.split(",") if word.strip())

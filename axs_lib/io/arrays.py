@@ -117,8 +117,7 @@ class ArrayPixels(Pixels):
         names = layer.bands
         if len(data) == 1:
             result, names = result.isel({axis: 0}, drop=True), names[:1]
-        elif not same:
-            result = result.assign_coords({axis: list(names)})
+        result = result if same or len(data) == 1 else result.assign_coords({axis: list(names)})
         for key in ("scale_factor", "add_offset", "_FillValue"):
             result.attrs.pop(key, None)
         result.encoding = {}  # how the input was stored, which need not fit

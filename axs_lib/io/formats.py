@@ -160,8 +160,7 @@ def check_whole(path: Path, *, must_be_tiff: bool = False) -> None:
                 raise InputError(f"{path} is no TIFF; expected overviews or a mask as GDAL writes them: remove it")
         except (struct.error, EOFError) as error:
             raise InputError(
-                f"{path} is cut short or damaged ({error}), so that pixels or band names are lost; write or copy it"
-                " again"
+                f"{path} is cut short or damaged ({error}), so that pixels or band names are lost; write it again"
             ) from error
 
 
@@ -329,13 +328,11 @@ def read_pt(path: PathLike) -> FloatArray:
         ) from error
     if size > file.stat().st_size:
         raise InputError(
-            f"{path} inflates to {size:,} bytes; expected a tensor saved by torch.save(tensor, path), which is not"
-            " compressed"
+            f"{path} inflates to {size:,} bytes; expected a tensor of torch.save(tensor, path), not compressed"
         )
     if not isinstance(loaded, torch.Tensor):
         raise InputError(
-            f"{path} holds a {type(loaded).__name__}; expected one tensor (C,H,W) or (N,C,H,W): torch.save(tensor,"
-            " path)"
+            f"{path} holds a {type(loaded).__name__}; expected one tensor (C,H,W) or (N,C,H,W), by torch.save"
         )
     plain = loaded.layout == torch.strided and loaded.device.type == "cpu" and not loaded.is_nested
     number = loaded.dtype.is_floating_point or f"{loaded.dtype}".startswith(("torch.int", "torch.uint"))

@@ -207,10 +207,9 @@ def checked_grid(
 
     if max(height, width) > LARGEST_SIDE:
         raise InputError(f"{label} is {height}x{width} px; expected at most {LARGEST_SIDE} px a side")
-    if transform is not None:
-        a, b, _, d, e, _ = transform
-        if not (all(abs(each) < MOST_PLACE for each in transform) and abs(a * e - b * d) > 0):
-            raise InputError(f"{label} has the transform {transform}; expected one that lays pixels on a map")
+    a, b, c, d, e, f = transform or (1, 0, 0, 0, 1, 0)
+    if not (all(abs(each) < MOST_PLACE for each in (a, b, c, d, e, f)) and abs(a * e - b * d) > 0):
+        raise InputError(f"{label} has the transform {transform}; expected one that lays pixels on a map")
     try:
         _ = crs and CRS.from_wkt(crs)
     except CRSError as error:

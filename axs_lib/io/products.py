@@ -307,8 +307,7 @@ class Source:
         unit = "dB" if self.bands == SAR_BANDS else "DN"
         return (
             f"{100 * share:.1f} % of the pixels of {self.label} are outside of {low:g} to {high:g} {unit}, too many for"
-            " a few fill numbers; if they are nodata, say so in the file (for example gdal_edit.py -a_nodata -9999"
-            " FILE)"
+            " a few fill numbers; if they are nodata, say so in the file (as gdal_edit.py -a_nodata -9999)"
         )
 
 

@@ -613,8 +613,7 @@ def _check_read(counts: Mapping[str, int], *sources: Source) -> None:
         )
     if not (counts["kept"] or counts["filled"] or counts["corrected"]):
         raise InputError(
-            f"no pixel is valid in {' and '.join(source.label for source in sources)} at once; expected images of"
-            " one place"
+            f"no pixel is valid in {' and '.join(source.label for source in sources)} at once; expected one place"
         )
 
 

@@ -176,8 +176,7 @@ def load_nano_tokenizer(checkpoint: str | None = None) -> nn.Module:
 
 def _load_nano(files: WeightsInfo, modules: dict[str, nn.Module]) -> None:
     state = read_state(files.generator)
-    foreign = [name for name in state if name.partition(".")[0] not in ("core", "detokenizer", "tokenizer")]
-    if foreign:
+    if foreign := [name for name in state if not name.startswith(("core.", "detokenizer.", "tokenizer."))]:
         raise WeightsError(f"{files.generator} holds {foreign[0]}, which is no part of nano; give another file")
     for name, module in modules.items():
         load_strict(module, substate(state, f"{name}."), what=f"nano {name} ({files.generator})")

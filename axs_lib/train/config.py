@@ -67,13 +67,11 @@ class LoopConfig:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
 
     def __post_init__(self) -> None:
-        if self.trainer.accumulate_grad_batches < 1:
-            raise InputError("trainer.accumulate_grad_batches is below 1")
         numbers = {"seed": (0, 2**32 - 1), "threads": (1, 2**15), "learning_rate": (0, 1e3), "warmup": (0, 10**9)}
-        for name, (low, high) in numbers.items():
-            value = getattr(self, name)
-            if value is not None and not low <= value <= high:
-                raise InputError(f"{name} is {value}; expected from {low} to {high}")
+        given = vars(self) | {"accumulate_grad_batches": self.trainer.accumulate_grad_batches}
+        for name, (low, high) in (numbers | {"accumulate_grad_batches": (1, 10**6)}).items():
+            if given[name] is not None and not low <= given[name] <= high:
+                raise InputError(f"{name} is {given[name]}; expected from {low} to {high}")
 
 
 @dataclass(frozen=True)

@@ -136,8 +136,8 @@ class HeadConfig(LoopConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        wrong = any(side < 32 or side % 32 for side in self.crop_sizes) or min(self.kinds.values(), default=0.0) < 0
-        if wrong or not self.crop_sizes:
+        wrong = any(side < 32 or side % 32 for side in self.crop_sizes or (0,))
+        if wrong or min(self.kinds.values(), default=0.0) < 0:
             raise InputError(f"crop_sizes is {self.crop_sizes}, kinds {self.kinds}; expected multiples of 32, and 0 up")
         for name, names in (("modes", MODES), ("proposals", PROPOSALS)):
             shares = getattr(self, name)
@@ -296,8 +296,7 @@ def _stored(path: Path, drawn_with: list[Any]) -> dict[str, dict[str, Tensor]]:
         return dict(stored["tiles"])
     except Exception as error:  # torch raises half a dozen kinds for a damaged archive
         raise WeightsError(
-            f"{path} holds no estimates of Stage 2 that can be read ({type(error).__name__}); delete it, and they are"
-            " made again"
+            f"{path} holds no estimates of Stage 2 that can be read ({type(error).__name__}); delete it, to make them"
         ) from error
 
 

@@ -119,8 +119,7 @@ def test_numpy_in_and_numpy_out(grounder: BoxGrounder, arrays: tuple[Any, Any]) 
     np.testing.assert_array_equal(batch.image[1], result.image)
     masked = np.ma.masked_array(arrays[1].values)
     masked[:, 40:50, 40:50] = np.ma.masked
-    holed = ground_scene(grounder, arrays[0].values, masked).image
-    assert np.isnan(holed[:, 40:50, 40:50]).all() and np.isfinite(holed[:, 50:60, 40:50]).any()
+    assert np.isnan(ground_scene(grounder, arrays[0].values, masked).image[:, 40:50, 40:50]).all()
     for wrong, match in (
         (arrays[1].assign_attrs(scale_factor="x"), "no number as its nodata, scale_factor"),
         (np.moveaxis(arrays[1].values, 0, -1), "bands last"),
