@@ -265,7 +265,7 @@ class MemoryPixels(Pixels):
         self.batched, self.tiles = data.ndim == 4, len(data) if data.ndim == 4 else 1
         stacked = np.take(data, self.positions([None], order, count), axis=-3)
         self._data = np.concatenate(list(stacked), axis=1) if self.batched else stacked
-        self.grid = checked_grid(label, *self._data.shape[1:], crs, transform if crs else None)
+        self.grid = checked_grid(label, self._data.shape[1], self._data.shape[2], crs, transform if crs else None)
 
     def read(self, window: Tile) -> tuple[FloatArray, NDArray[np.bool_]]:
         raw = self._data[:, window.top : window.bottom, window.left : window.right]
