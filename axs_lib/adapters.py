@@ -63,20 +63,16 @@ def apply_lora_to_linear(
     The wrapped module gives the same output as before (LoRA starts at zero), and its LoRA weights are its only
     trainable ones. Their random part is drawn from torch's global generator, as every layer's is.
 
-    Args:
-        module: for example ``model.terramind_generator``, a whole Stage 3 model, or a Stage 2 refiner.
-        rank: of the added matrices.
-        alpha: their output is scaled by ``alpha / rank``.
-        target_modules: any names of ``LAYERS``, or ``"all-linear"`` for all of them.
-        dropout: on the input of the added matrices, in training.
+    The module is for example ``model.terramind_generator``, a whole Stage 3 model, or a Stage 2 refiner. The output of
+    the added matrices is scaled by ``alpha / rank``; ``dropout`` is on their input, in training. ``target_modules`` are
+    any names of ``LAYERS``, or ``"all-linear"`` for all of them.
 
-    Raises:
-        InputError: unknown layer names, no such layer in the module, numbers out of range, or a module that already
-            has an adapter.
+    Raises InputError: unknown layer names, no such layer in the module, numbers out of range, or a module that already
+    has an adapter.
     """
     from peft import LoraConfig
 
-    if not _is_rank(rank):
+    if not (_is_rank(rank) and rank < 2**14):  # no layer is wider
         raise InputError(f"rank is {rank!r}; expected an integer from 1, such as 8")
     if not _is_positive(alpha):
         raise InputError(f"alpha is {alpha!r}; expected a number above 0, such as 2 * rank")
@@ -157,18 +153,15 @@ def save_adapter(
 def load_adapter(model: nn.Module, folder: str | os.PathLike[str], *, trainable: bool = False) -> int:
     """Put an adapter from disk into a model, completely or not at all; returns the number of wrapped layers.
 
-    Args:
-        model: a Stage 3 model gets LoRA and, where the folder holds one, the grounding head that was trained beside it;
-            so does a pipeline's Stage 3, with a generator of its own where Stage 1 shares it; any other module that
-            holds the network (such as ``model.terramind_generator``) gets LoRA alone.
-        folder: written by ``save_adapter``, by PEFT, or by ``axs train``: ``weights/adapter`` of a run with LoRA, or
-            ``weights`` of ``axs train head``, which holds a grounding head alone.
-        trainable: whether the LoRA weights are to be trained further; everything else comes frozen either way.
+    A Stage 3 model gets LoRA and, where the folder holds one, the grounding head that was trained beside it; so does a
+    pipeline's Stage 3, with a generator of its own where Stage 1 shares it; any other module that holds the network
+    (such as ``model.terramind_generator``) gets LoRA alone. The folder is written by ``save_adapter``, by PEFT, or by
+    ``axs train``: ``weights/adapter`` of a run with LoRA, or ``weights`` of ``axs train head``, which holds a grounding
+    head alone. The LoRA weights are trained further where ``trainable``; everything else comes frozen either way.
 
-    Raises:
-        InputError: the model has an adapter already.
-        WeightsError: the folder lacks a file or holds what cannot be read or is not allowed (see ``FIELDS``), or the
-            adapter is of another base model, layout or rank. The model is then as it was.
+    Raises InputError: the model has an adapter already; or WeightsError: the folder lacks a file or holds what cannot
+    be read or is not allowed (see ``FIELDS``), or the adapter is of another base model, layout or rank. The model is
+    then as it was.
     """
     pipeline: Any = model
     stage3 = getattr(pipeline, "stage3", None)

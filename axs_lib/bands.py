@@ -66,8 +66,7 @@ def sar_stats(product: str) -> tuple[tuple[float, float], tuple[float, float]]:
     >>> mean
     (-10.93, -17.329)
 
-    Raises:
-        InputError: ``product`` is not one of ``S1_PRODUCTS``.
+    Raises InputError: ``product`` is not one of ``S1_PRODUCTS``.
     """
     if product not in _SAR_STATS:
         raise InputError(

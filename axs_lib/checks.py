@@ -141,22 +141,30 @@ def check_result(name: str, image: Tensor, nodata: Tensor) -> None:
         )
 
 
-def check_count(name: str, value: object, least: int = 1) -> int:
-    """A whole number from ``least`` on, as a Python integer; ``InputError`` for anything else, also truth values."""
+def check_count(name: str, value: object, least: int = 1, most: int = 2**63 - 1) -> int:
+    """A whole number from ``least`` to ``most``; ``InputError`` for anything else, also truth values."""
     try:
         number = None if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]
     except (TypeError, RuntimeError):
         number = None
-    if number is None or number < least:
-        raise InputError(f"{name} is {value!r}; expected an integer of at least {least}")
+    if number is None or not least <= number <= most:
+        bounds = f"from {least} to {most}" if least < 0 else f"of at least {least}"
+        raise InputError(f"{name} is {value!r}; expected an integer {bounds}")
     return number
+
+
+def check_flag(name: str, value: object) -> bool:
+    """A truth value; ``InputError`` for anything else."""
+    if not isinstance(value, bool):
+        raise InputError(f"{name} is {value!r}; expected a truth value")
+    return value
 
 
 def check_number(name: str, value: object, low: float, high: float, expected: str) -> float:
     """A number from ``low`` to ``high`` as a float, else ``InputError`` that says what is ``expected``."""
     try:
         number = math.nan if isinstance(value, (str, bytes, bool)) else float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError, RuntimeError):
+    except (TypeError, ValueError, RuntimeError, OverflowError):
         number = math.nan
     if not low <= number <= high:
         raise InputError(f"{name} is {value!r}; expected {expected}")
@@ -168,8 +176,7 @@ def _check_pixels(name: str, image: Tensor) -> None:
         raise InputError(f"{name} has shape {tuple(image.shape)}: it is empty; pass at least one tile")
     if min(image.shape[-2:]) < MIN_SIDE:
         raise InputError(
-            f"tiles are {image.shape[-2]}x{image.shape[-1]} pixels; expected at least {MIN_SIDE}x{MIN_SIDE}: cut larger"
-            " tiles"
+            f"tiles are {image.shape[-2]}x{image.shape[-1]} px; expected at least {MIN_SIDE}x{MIN_SIDE}: cut more"
         )
 
 
@@ -194,11 +201,11 @@ def check_tensor(name: str, value: object, example: str = "array") -> Tensor:
     """The value, a dense tensor of real numbers; ``InputError`` for anything else."""
     if not isinstance(value, Tensor):
         raise InputError(
-            f"{name} is a {type(value).__name__}; expected a torch.Tensor, e.g. torch.from_numpy({example}) for NumPy"
-            " data"
+            f"{name} is a {type(value).__name__}; expected a torch.Tensor, e.g. torch.from_numpy({example})"
         )
-    if value.is_meta or value.layout is not torch.strided or value.is_quantized or value.is_nested:
-        kind = "on the meta device, without values" if value.is_meta else f"of layout {value.layout}"
+    plain = value.layout is torch.strided and not (value.is_quantized or value.is_nested)
+    if not plain or value.untyped_storage().device.type == "meta":  # also where the tensor itself says otherwise
+        kind = "on the meta device, without values" if plain else f"of layout {value.layout}"
         raise InputError(f"{name} is a tensor {kind}; expected a dense tensor with values, e.g. by .to_dense()")
     if value.is_complex():
         raise InputError(f"{name} has dtype {value.dtype}; expected real numbers (for complex SAR: 20*log10(abs(x)))")
@@ -217,8 +224,7 @@ def _as_image(name: str, image: object, bands: tuple[str, ...]) -> Tensor:
     if image.ndim not in (3, 4) or image.shape[-3] != len(bands):
         shape = f"{len(bands)}, H, W)"
         raise InputError(
-            f"{name} has shape {tuple(image.shape)}; expected (B, {shape} or ({shape} with bands {', '.join(bands)} in"
-            " this order"
+            f"{name} has shape {tuple(image.shape)}; expected (B, {shape} or ({shape} with {', '.join(bands)}"
         )
     return image if image.dtype in (torch.float32, torch.float64) else image.float()
 

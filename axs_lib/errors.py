@@ -6,11 +6,16 @@ Everything the command line should report in one line, without a traceback and w
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 
 class AxionError(Exception):
-    """Base of every deliberate error of the library."""
+    """Base of every deliberate error of the library; one line, apart from lists, whose lines are indented."""
+
+    def __str__(self) -> str:
+        """In place of a line break out of a file's name or a value stands a space."""
+        return re.sub(r"\n(?!  )", " ", super().__str__())
 
 
 class InputError(AxionError, ValueError):

@@ -7,6 +7,7 @@ fetched from a repository, and nothing is executed.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,15 +17,17 @@ import torch
 from huggingface_hub import ModelCard, ModelCardData, ModelHubMixin, snapshot_download
 from torch import Tensor
 
-from axs_lib.errors import InputError, WeightsError
+from axs_lib.errors import AxionError, InputError, WeightsError, listed
 from axs_lib.grounding.corrector import GroundingCorrector
 from axs_lib.grounding.load import CORRECTOR_FILE, load_corrector
+from axs_lib.io.atomic import check_output
 from axs_lib.io.files import check_regular
 from axs_lib.terramind.build import load_generator
 from axs_lib.terramind.generator import TerraMindGenerator
 from axs_lib.terramind.weights import WeightsInfo, find_variant, read_metadata, write_state
 
 CONFIG_FILE = "config.json"
+CONFIG_FIELDS = ("library", "variant", "s1_product", "timesteps", "standardize", "correction_mode", "scheduler")
 LIBRARY = "axion-sat"
 LICENCE = "apache-2.0"
 TAGS = ["remote-sensing", "sentinel-1", "sentinel-2", "sar-to-optical", "terramind"]
@@ -50,18 +53,16 @@ class HubMixin(ModelHubMixin):
     def from_pretrained(cls: type[Loaded], pretrained_model_name_or_path: str | Path, **options: Any) -> Loaded:
         """Load a model, frozen and in ``eval()`` mode, from a folder or from the Hub.
 
-        Args:
-            pretrained_model_name_or_path: a folder of ``save_pretrained``, or a repository such as ``me/mine``.
-            **options: ``revision`` (commit, tag or branch), ``cache_dir``, ``token``, ``local_files_only``,
-                ``force_download``; ``device``; and any keyword of the model in place of the saved one.
+        Of a folder of ``save_pretrained``, or a repository such as ``me/mine``. Options are ``revision`` (commit, tag,
+        branch), ``cache_dir``, ``token``, ``local_files_only``, ``force_download``, ``device``, and any keyword of the
+        model in place of the saved one.
 
-        Raises:
-            WeightsError: the repository, its revision or a file cannot be had, or does not fit the model.
+        Raises WeightsError: the repository, its revision or a file cannot be had, or does not fit the model.
         """
         from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
         source, revision = pretrained_model_name_or_path, options.get("revision")
-        if Path(source).is_dir() and (Path(source) / CONFIG_FILE).exists():
+        if os.path.lexists(Path(source) / CONFIG_FILE):
             check_regular(Path(source) / CONFIG_FILE, "the configuration", WeightsError)
         try:
             model: Loaded = super().from_pretrained(source, **options)
@@ -72,7 +73,9 @@ class HubMixin(ModelHubMixin):
                 f"{what} cannot be had: {reason} Expected a folder of save_pretrained, or a repository"
                 " 'name/repository' that exists and that you may read, and a network or a cache that has it"
             ) from None
-        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        except (AttributeError, ValueError, RecursionError) as error:
+            if isinstance(error, AxionError):
+                raise
             raise WeightsError(
                 f"the {CONFIG_FILE} of {source} is damaged ({type(error).__name__}); save the model again"
             ) from None
@@ -93,6 +96,12 @@ class HubMixin(ModelHubMixin):
             raise WeightsError(
                 f"{model_id} has no {CONFIG_FILE} that names a variant; expected a folder of save_pretrained, or a"
                 " repository of push_to_hub"
+            )
+        unknown = [name for name in config if name not in CONFIG_FIELDS]
+        if unknown or config.get("library", LIBRARY) != LIBRARY:
+            raise WeightsError(
+                f"the {CONFIG_FILE} of {model_id} is not of {LIBRARY}: library is {config.get('library')!r}, unknown"
+                f" are {listed(unknown) or 'no fields'}; expected {listed(CONFIG_FIELDS)}"
             )
         access = {name: settings.pop(name) for name in ("cache_dir", "force_download", "local_files_only", "token")}
         names, folder = _file_names(variant), Path(model_id)
@@ -115,6 +124,7 @@ class HubMixin(ModelHubMixin):
         return loaded
 
     def _save_pretrained(self, save_directory: Path) -> None:
+        check_output(save_directory / "README.md", overwrite=True)  # which the Hub's mixin writes, through links too
         for name, state in weight_files(self).items():
             short = {key: _shortest(value.detach()) for key, value in state.items()}
             header = source_header((self.corrector if name == CORRECTOR_FILE else self.terramind_generator).weights)
@@ -123,7 +133,7 @@ class HubMixin(ModelHubMixin):
             write_state(save_directory / name, short, header, overwrite=True)
         layout = self.terramind_generator.layout
         config = {"library": LIBRARY, "variant": layout.variant, "s1_product": layout.s1_product}
-        config |= {name: getattr(self, name) for name in ("timesteps", "standardize", "correction_mode", "scheduler")}
+        config |= {name: getattr(self, name) for name in CONFIG_FIELDS[3:]}
         text = json.dumps(config, indent=2, sort_keys=True) + "\n"
         (save_directory / CONFIG_FILE).write_text(text, encoding="utf-8")
 

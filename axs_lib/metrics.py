@@ -125,11 +125,10 @@ def correctness(opt_v3: Tensor, opt_v2: Tensor, s2_truth: Tensor, mask: Tensor |
     = 0.05: improvement d_im + d_om (1 - exp(-l H)), omission d_om + d_im (1 - exp(-l H)), hallucination exp(-l d_im
     d_om).
 
-    Returns:
-        ``d_improvement``, ``d_omission`` and ``d_hallucination``: d_im, d_om and H of the means over all pixels (where
-        opt_v2 is the truth itself: 0 if opt_v3 is too, else inf). ``improved``, ``omitted``, ``hallucinated``: the
-        shares of the pixels that count; their sum is below 1 by the pixels whose three images agree to 0.005
-        reflectance. ``identity_collapse``: 1 where d_om is 0, so that opt_v3 is opt_v2 unchanged, else 0.
+    ``d_improvement``, ``d_omission`` and ``d_hallucination`` are d_im, d_om and H of the means over all pixels (where
+    opt_v2 is the truth itself: 0 if opt_v3 is too, else inf). ``improved``, ``omitted``, ``hallucinated`` are the
+    shares of the pixels that count; their sum is below 1 by the pixels whose three images agree to 0.005 reflectance.
+    ``identity_collapse`` is 1 where d_om is 0, so that opt_v3 is opt_v2 unchanged, else 0.
     """
     images, _, valid = _prepare({"opt_v3": opt_v3, "opt_v2": opt_v2, "s2_truth": s2_truth}, None, mask)
     v3, v2, truth = images.values()

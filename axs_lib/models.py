@@ -35,21 +35,8 @@ def build_terramind_generator(
     Args:
         input_modalities: ``("S1GRD",)`` or ``("S1RTC",)``; the SAR statistics follow.
         output_modalities: ``("S2L2A",)``.
-        timesteps: default number of network evaluations, 1 to 1000.
-        standardize: input is dB and output DN (recommended); False means z-units in and out.
-        pretrained: load weights, frozen; False gives a random, trainable model.
-        variant: ``"nano"`` (packaged) or ``"terramind_v1_tiny|small|base|large"``.
-        checkpoint: local weights file or folder.
-        revision: Hub revision (commit, tag or branch) of the weights.
-        device: where to put the model; default CPU.
-        scheduler: ``"ddim"`` or ``"dpmsolver++"``.
-
-    Returns:
-        The model in ``eval()`` mode; its ``terramind_generator`` is the network.
-
-    Raises:
-        InputError: modalities, variant, scheduler or timesteps that there are not.
-        WeightsError: weights that cannot be had, read or matched.
+        timesteps, standardize, pretrained, variant, checkpoint, revision, device, scheduler: as there, and so is what
+            it raises.
     """
     inputs, outputs = (
         (names,) if isinstance(names, str) else tuple(names) for names in (input_modalities, output_modalities)

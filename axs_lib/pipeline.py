@@ -50,8 +50,7 @@ class PipelineOutput:
 class Pipeline(nn.Module):
     """The three stages, for inference, as their builders return them; see ``build_pipeline``.
 
-    Raises:
-        InputError: a stage works in z-units, which differ from stage to stage.
+    Raises InputError: a stage works in z-units, which differ from stage to stage.
     """
 
     def __init__(self, stage1: Stage1Model, stage2: PrithviRefiner, stage3: Stage3GroundingModel) -> None:
@@ -113,18 +112,15 @@ class Pipeline(nn.Module):
         """Run the three stages.
 
         Args:
-            s1: (B, 2, H, W) or (2, H, W), VV and VH in dB, NaN = nodata; H, W from 8 px.
-            metadata: ``None``, one mapping for all samples or one a sample, with any of ``date``, ``year``, ``month``,
-                ``day_of_year``, ``lat``, ``lon``, ``biome``.
-            timesteps: network evaluations of Stage 1 and of Stage 3, 1 to 1000; default each model's own.
-            seed, tokens, temperature, hold_colour, origin, batch_size: as for ``Stage3GroundingModel.ground``; each
+            s1, seed, tokens, temperature, hold_colour, origin, batch_size: as for ``Stage3GroundingModel.ground``; each
                 stage draws other noise from the seed.
+            metadata: as for ``PrithviRefiner.forward``.
+            timesteps: of Stage 1 and of Stage 3, 1 to 1000; default each model's own.
             ensemble_size: runs of the whole pipeline with noise of their own, so that the uncertainty of an early stage
                 reaches the last, and the tile turned or mirrored for the grounding head; images are their mean.
             sar_contribution: run Stage 3 once more without the SAR, for the change that it makes.
 
-        Raises:
-            InputError: shapes, bands, sizes, devices or metadata that do not fit, or an option out of its range.
+        Raises InputError: what does not fit, or an option out of its range.
         """
         # 1. Check what came in; one seed a sample, from which every member and stage derives its own.
         sar = check_sar(s1)
@@ -182,19 +178,13 @@ def build_pipeline(
 ) -> Pipeline:
     """Build the three stages, in ``eval()`` mode, on the CPU or ``device``; without ``pretrained`` with random weights.
 
-    Args:
-        variant: of TerraMind: ``"nano"`` or ``"terramind_v1_tiny|small|base|large"``.
-        stage1_timesteps, stage3_timesteps: default numbers of network evaluations.
-        checkpoint: weights of TerraMind from this file or folder; ``stage1_checkpoint`` those of Stage 1, where they
-            differ, and ``stage2_checkpoint`` those of Stage 2.
-        stage2_variant: of Prithvi; default ``"nano"`` beside nano and ``"prithvi_eo_v2_300_tl"`` beside the others.
-        revision: Hub revision (commit, tag or branch) of TerraMind's weights.
-        s1_product: ``"S1GRD"`` or ``"S1RTC"``.
-        scheduler: ``"ddim"`` or ``"dpmsolver++"``.
+    ``variant``, ``revision``, ``s1_product`` and ``scheduler`` are as for ``build_stage3_model``; ``stage2_variant`` of
+    Prithvi is by default ``"nano"`` beside nano and ``"prithvi_eo_v2_300_tl"`` beside the others. ``checkpoint`` is the
+    file or folder of TerraMind's weights, ``stage1_checkpoint`` of Stage 1's, where they differ, and
+    ``stage2_checkpoint`` of Stage 2's.
 
-    Raises:
-        InputError: unknown variant, product or scheduler, or timesteps out of range.
-        WeightsError: weights that cannot be had, read or matched.
+    Raises InputError: unknown variant, product or scheduler, or timesteps out of range; or WeightsError: weights that
+    cannot be had, read or matched.
     """
     common: dict[str, Any] = {"pretrained": pretrained, "variant": variant, "scheduler": scheduler, "device": device}
     stage3 = build_stage3_model(

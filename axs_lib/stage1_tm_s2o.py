@@ -62,23 +62,9 @@ class Stage1Model(GeneratorStage):
     ) -> Stage1Output:
         """Draw the optical images of a batch of SAR images.
 
-        A tile's result depends on its own pixels, its seed and its origin, not on its batch mates (within 1 DN).
-        Images larger than the network's tile are cut on a grid anchored to their upper left pixel and blended.
-
-        Args:
-            s1: (B, 2, H, W) or (2, H, W), VV and VH in dB, NaN = nodata; H, W from 8 px.
-            timesteps: network evaluations, 1 to 1000; default the model's.
-            seed: of the noise field, one for all samples or one a sample, or ``torch.Generator`` objects to draw it
-                from. Stage 3 draws other noise from the same seed.
-            tokens: ``"soft"`` (deterministic), ``"argmax"`` or ``"sample"``.
-            temperature: of soft and sampled tokens.
-            ensemble_size: members averaged; from 2 on their spread is the uncertainty map.
-            scheduler: default the model's.
-            origin: scene (row, column) of the image's upper left pixel, one for all or (B, 2), which fixes the noise.
-            batch_size: tiles the network is given at once.
-
-        Raises:
-            InputError: shapes, bands, sizes or devices that do not fit, or an option out of its range.
+        ``s1`` is (B, 2, H, W) or (2, H, W), VV and VH in dB, NaN = nodata; ``origin`` the scene's (row, column) of the
+        upper left pixel, one for all or (B, 2). The other arguments, how large images are cut, and what raises
+        InputError, are as for ``Stage3GroundingModel.ground``; Stage 3 draws other noise from the same seed.
         """
         generator = self.terramind_generator
 

@@ -7,6 +7,7 @@ Prithvi's features. The numbered steps of ``PrithviRefiner.forward`` are the met
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from axs_lib.bands import VALID_DN
-from axs_lib.checks import check_count, check_device, check_optical
-from axs_lib.errors import InputError, UntrainedHeadWarning, WeightsError
+from axs_lib.checks import check_count, check_device, check_flag, check_number, check_optical
+from axs_lib.errors import UntrainedHeadWarning, WeightsError
 from axs_lib.fresh import fresh_weights
 from axs_lib.io.files import PathLike
 from axs_lib.nodata import valid_pixels
@@ -60,9 +61,9 @@ class PrithviRefiner(nn.Module):
         self.backbone = backbone
         self.head = head
         self.colour = SeasonalColour()
-        self.standardize = standardize
+        self.standardize = check_flag("standardize", standardize)
         self.metadata_dropout = metadata_dropout
-        self.needs_season = needs_season
+        self.needs_season = check_flag("needs_season", needs_season)
         self.weights: WeightsInfo | None = None
 
     @property
@@ -98,18 +99,10 @@ class PrithviRefiner(nn.Module):
         px are cut on a grid anchored to their upper left pixel and blended. Differentiable where gradients are on and
         something is trainable; only then are the DN not clipped, since a clipped pixel has no gradient.
 
-        Args:
-            opt_v1: (B, 4, H, W) or (4, H, W), B02 B03 B04 B08 in DN, NaN = nodata; H, W from 8 px.
-            metadata: ``None``, one mapping for all samples, or one (or ``None``) a sample, with any of the keys of
-                ``axs_lib.prithvi.metadata.parse_metadata``.
-            batch_size: tiles the network sees at once.
-
-        Returns:
-            opt_v2 of opt_v1's shape: float64 for float64 input, float32 otherwise; NaN where opt_v1 is; changed DN
-            are clipped to 1..65535, unchanged ones stay bit for bit.
-
-        Raises:
-            InputError: shapes, bands, sizes, devices or metadata that do not fit.
+        opt_v1 is (B, 4, H, W) or (4, H, W), B02 B03 B04 B08 in DN, NaN = nodata, from 8 px; ``metadata`` is ``None``,
+        one mapping for all samples, or one (or ``None``) a sample, with keys of ``axs_lib.prithvi.metadata``.
+        opt_v2 has opt_v1's shape, float64 for float64 input, else float32, and is NaN where opt_v1 is; changed DN are
+        clipped to 1..65535, unchanged ones stay bit for bit. Raises InputError: what does not fit.
         """
         # 1. Check what came in.
         checked = check_optical(opt_v1, "opt_v1", standardize=self.standardize)
@@ -180,25 +173,19 @@ def build_prithvi_refiner(
     opt_v1.
 
     Args:
-        variant: ``"prithvi_eo_v2_300_tl"``, ``"prithvi_eo_v2_600_tl"``, ``"prithvi_eo_v2_tiny_tl"`` (NASA/IBM weights
-            from the Hugging Face Hub, ``AXS_WEIGHTS`` or ``checkpoint``) or ``"nano"`` (packaged).
-        pretrained: load weights; False gives a random, trainable model.
+        variant: a name in ``PRITHVI_VARIANTS``; the weights of all but ``"nano"`` are those of NASA and IBM.
+        pretrained, standardize, revision, device: as for ``build_stage3_model``.
         checkpoint: local weights: a published Prithvi file, a folder with it, or a refiner saved by ``save_refiner``.
-        revision: Hub revision (commit, tag or branch) of the weights.
-        device: where to put the model; default CPU.
-        standardize: input is DN; False means z-units in and out.
         metadata_dropout: how often ``train()`` mode forgets date, place and biome (each by itself), so that
             "unknown" is learned.
         needs_season: leave images alone whose season is unknown, without a date or in the tropics; ``None`` does what
             the header of the weights tells, and corrects every image where it does not tell.
 
-    Raises:
-        InputError: unknown variant, or a share out of range.
-        WeightsError: weights that cannot be had, read or matched.
+    Raises InputError: unknown variant, or a share out of range; or WeightsError: weights that cannot be had, read or
+    matched.
     """
     spec = find_variant(variant, PRITHVI_VARIANTS)
-    if not 0.0 <= metadata_dropout < 1.0:
-        raise InputError(f"metadata_dropout is {metadata_dropout}; expected 0 up to, not including, 1")
+    check_number("metadata_dropout", metadata_dropout, 0.0, math.nextafter(1.0, 0.0), "0 up to, not including, 1")
     state: dict[str, Tensor] | None = None
     files: WeightsInfo | None = None
     what = variant
@@ -216,7 +203,7 @@ def build_prithvi_refiner(
         RefinementHead(backbone.layout.dim, TAPS),
         standardize=standardize,
         metadata_dropout=metadata_dropout,
-        needs_season=bool(needs_season),
+        needs_season=False if needs_season is None else needs_season,
     )
     if whole and state is not None:
         load_strict(refiner, state, what=what)

@@ -110,8 +110,5 @@ def _check_sar(s1: Tensor, image: Tensor) -> Tensor:
     sar = s1[None] if s1.ndim == 3 else s1
     if sar.ndim != 4 or sar.shape[1] != bands or sar.shape[0] != len(image) or sar.shape[2:] != image.shape[2:]:
         batch, _, height, width = image.shape
-        raise InputError(
-            f"s1 has shape {tuple(s1.shape)}; expected VV and VH on the image's grid, ({batch}, {bands}, {height},"
-            f" {width})"
-        )
+        raise InputError(f"s1 has shape {tuple(s1.shape)}; expected VV and VH, ({batch}, {bands}, {height}, {width})")
     return sar.to(device=image.device, dtype=image.dtype)

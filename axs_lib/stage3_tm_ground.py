@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from axs_lib.bands import VALID_DN
-from axs_lib.checks import CheckedPair, check_count, check_device, check_pair, check_result, check_tensor
+from axs_lib.checks import CheckedPair, check_count, check_device, check_flag, check_pair, check_result, check_tensor
 from axs_lib.errors import InputError, UntrainedHeadWarning
 from axs_lib.grounding.corrector import GroundingCorrector, GroundingTiles
 from axs_lib.grounding.large import NO_CONTROLS, GroundingControls, in_tiles
@@ -117,7 +117,7 @@ class Stage3GroundingModel(GeneratorStage, HubMixin):
         super().__init__(terramind_generator, timesteps=timesteps, standardize=standardize, scheduler=scheduler)
         self.corrector = corrector
         self.correction_mode = _check_correction_mode(correction_mode)
-        self.hold_colour = hold_colour
+        self.hold_colour = check_flag("hold_colour", hold_colour)
 
     @property
     def provenance(self) -> dict[str, str]:
@@ -177,14 +177,14 @@ class Stage3GroundingModel(GeneratorStage, HubMixin):
             batch_size: tiles the network is given at once.
             controls: what scenes, tests and controls set.
 
-        Raises:
-            InputError: shapes, bands, sizes, devices or trust values that do not fit, or an option out of its range.
+        Raises InputError: shapes, bands, sizes, devices or trust values that do not fit, or an option out of its range.
         """
         generator, optical = self.terramind_generator, self.terramind_generator.optical
 
         # 1. Check what came in.
-        hold_colour = self.hold_colour if hold_colour is None else hold_colour
-        _check_controls(controls, hold_colour)
+        hold_colour = check_flag("hold_colour", self.hold_colour if hold_colour is None else hold_colour)
+        if not isinstance(controls, GroundingControls):
+            raise InputError(f"controls is a {type(controls).__name__}; expected GroundingControls")
         pair = check_pair(s1, opt_v2, trust=trust, standardize=self.standardize, force=controls.ranges_checked)
         check_device(pair.s1, self.device)
         check_sampling(temperature, ensemble_size, batch_size)
@@ -350,8 +350,7 @@ class Stage3GroundingModel(GeneratorStage, HubMixin):
     def training_pass(self, s1: Tensor, opt_v2: Tensor, trust: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Differentiable pass with one evaluation of the denoiser: opt_v3 in the caller's unit, and token logits.
 
-        Raises:
-            InputError: tiles larger than the network's tile, or shapes, bands or devices that do not fit.
+        Raises InputError: tiles larger than the network's tile, or shapes, bands or devices that do not fit.
         """
         generator, optical = self.terramind_generator, self.terramind_generator.optical
         pair = check_pair(s1, opt_v2, trust=trust, standardize=self.standardize)
@@ -409,9 +408,8 @@ def build_stage3_model(
         correction_mode: ``"learned"`` or ``"difference"``; default learned, or with a fresh head difference.
         scheduler: ``"ddim"`` or ``"dpmsolver++"``.
 
-    Raises:
-        InputError: unknown variant, product, scheduler, or timesteps out of range.
-        WeightsError: weights that cannot be had, read or matched.
+    Raises InputError: unknown variant, product, scheduler, or timesteps out of range; or WeightsError: weights that
+    cannot be had, read or matched.
     """
     build_schedule(scheduler, timesteps)  # what cannot be fails before weights are loaded
     if correction_mode is not None:
@@ -439,15 +437,8 @@ def stage3_inference(
 ) -> Tensor:
     """Ground opt_v2 (B02 B03 B04 B08 in DN) in s1 (VV, VH in dB): ``model.ground(...).image`` on any device.
 
-    Args:
-        model: from ``build_stage3_model``; the inputs are moved to its device.
-        s1: (B, 2, H, W) or (2, H, W).
-        opt_v2: (B, 4, H, W) or (4, H, W).
-        timesteps: network evaluations; default the model's.
-        **options: any keyword of ``Stage3GroundingModel.ground``.
-
-    Returns:
-        opt_v3 of opt_v2's shape, on its device: float64 for float64 input, float32 otherwise.
+    The inputs are moved to the model's device; ``options`` are any keywords of ``ground``, and ``timesteps`` is the
+    model's where it is left out. opt_v3 has opt_v2's shape and device: float64 for float64 input, else float32.
     """
     return _ground_there(model, s1, opt_v2, timesteps, options).image.to(opt_v2.device)
 
@@ -462,16 +453,9 @@ def stage3_batch_inference(
 ) -> dict[str, Any]:
     """Ground every batch of a loader.
 
-    Args:
-        model: from ``build_stage3_model``.
-        dataloader: yields mappings with ``s1`` and ``opt_v2`` (and optionally ``trust``), or (s1, opt_v2) pairs.
-            Batches are moved to the model's device.
-        timesteps: network evaluations; default the model's.
-        verbose: show a progress bar.
-        **options: any keyword of ``Stage3GroundingModel.ground``.
-
-    Returns:
-        ``opt_v3`` (N, 4, H, W) on the CPU, ``nfe``, and ``uncertainty`` where the model gives one.
+    The loader yields mappings with ``s1`` and ``opt_v2`` (and optionally ``trust``), or (s1, opt_v2) pairs; otherwise
+    as ``stage3_inference``, with a progress bar where ``verbose``. Returns ``opt_v3`` (N, 4, H, W) on the CPU, ``nfe``,
+    and ``uncertainty`` where the model gives one.
     """
     images: list[Tensor] = []
     deviations: list[Tensor] = []
@@ -503,14 +487,6 @@ def _notice_unmeasured(variant: str) -> None:
     )
 
 
-def _check_controls(controls: object, hold_colour: object) -> None:
-    if not isinstance(controls, GroundingControls) or not isinstance(hold_colour, bool):
-        raise InputError(
-            f"controls is a {type(controls).__name__} and hold_colour {hold_colour!r}; expected GroundingControls and a"
-            " truth value"
-        )
-
-
 def _check_correction_mode(correction_mode: str) -> str:
     if correction_mode not in CORRECTION_MODES:
         raise InputError(f"correction_mode is {correction_mode!r}; expected one of {', '.join(CORRECTION_MODES)}")
@@ -522,7 +498,8 @@ def _ground_there(
 ) -> Stage3Output:
     """``ground`` on the model's device; what is no tensor is left for it to name."""
     s1, opt_v2, trust = (
-        image.to(model.device) if isinstance(image, Tensor) else image for image in (s1, opt_v2, options.get("trust"))
+        check_tensor("an image", image).to(model.device) if isinstance(image, Tensor) else image
+        for image in (s1, opt_v2, options.get("trust"))
     )
     return model.ground(s1, opt_v2, timesteps, **{**options, "trust": trust})
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from axs_lib.checks import RangeWarning, check_count, check_device, check_number, check_pair, check_result, check_sar
 from axs_lib.errors import AxionError, InputError
@@ -148,6 +149,7 @@ def test_the_device_is_named() -> None:
     ("change", "message"),
     [
         (lambda image: image.to("meta"), "meta device"),
+        (lambda image: FakeTensorMode().from_tensor(image), "meta device"),
         (lambda image: image.to_sparse(), r"layout torch\.sparse_coo.*to_dense"),
         (lambda image: torch.nested.as_nested_tensor([image]), r"dense tensor with values"),
         (lambda image: image.numpy(), r"ndarray.*torch\.from_numpy"),

@@ -57,8 +57,7 @@ def list_items(inputs: str | os.PathLike[str], stage: Stage = "ground", outputs:
     ``inputs`` is a folder, a glob (``tiles/**/*.npz``), one tile, or a ``.parquet`` or ``.csv`` manifest with columns
     of ``COLUMNS``, whose paths are relative to its folder; nothing is looked for in folders of ``outputs``.
 
-    Raises:
-        InputError: nothing is there, the manifest cannot be read, or two items have one name.
+    Raises InputError: nothing is there, the manifest cannot be read, or two items have one name.
     """
     text = os.fspath(inputs)
     if "\0" in text:
@@ -93,6 +92,8 @@ def _from_files(text: str, stage: Stage, outputs: Sequence[Path]) -> list[Item]:
         fixed = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parts))
         root = fixed.resolve()
         pattern = path.relative_to(fixed).as_posix()
+        if any("**" in part and part != "**" for part in path.parts):
+            raise InputError(f"{text} is no pattern for files: ** stands for whole folders")
         files = (file for file in root.glob(pattern) if file.is_file()) if glob.has_magic(pattern) else ()
     items = []
     for file in files:
@@ -191,6 +192,6 @@ def _parquet_rows(path: Path) -> tuple[list[str], list[dict[str, Any]]]:
                 raise ValueError(f"it claims {rows:,} rows, more than it has bytes")
             table = parquet.read_table(file)
             return table.column_names, table.to_pylist()
-    except (ArrowException, OSError, ValueError, MemoryError) as error:
+    except (ArrowException, OSError, ValueError, MemoryError, OverflowError) as error:
         reason = (str(error).splitlines() or [""])[0][:160]
         raise InputError(f"{path} cannot be read as parquet ({reason}); write it again") from error

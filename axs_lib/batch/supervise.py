@@ -80,11 +80,9 @@ def run_batch(
     The ``pool`` is shut down when the call ends, also by Ctrl-C; ``fail_fast`` stops at the first item that fails;
     ``overwrite`` replaces outputs that the manifest does not account for, or where it cannot be read.
 
-    Raises:
-        OutputError: the folder is another job's, holds files of others, was removed in the meantime, or the disk is
-            full; the manifest is kept.
-        InputError: an output would replace an input, or the manifest is damaged.
-        AxionError: the model cannot be built, or the workers keep ending.
+    Raises OutputError: the folder is another job's, holds files of others, was removed in the meantime, or the disk is
+    full; the manifest is kept; or InputError: an output would replace an input, or the manifest is damaged; or
+    AxionError: the model cannot be built, or the workers keep ending.
     """
     _check_outputs(job, items)
     summary = Summary(len(items))

@@ -28,6 +28,11 @@ class AxsGroup(TyperGroup):
             except AxionError as error:
                 typer.echo(f"error: {printable(str(error))}", err=True)
                 raise typer.Exit(USER_ERROR) from None
+            except OSError as error:  # of a path that no door looked at: its name is too long, or access denied
+                if error.filename is None:
+                    raise
+                typer.echo(f"error: {printable(f'{error.filename}: {error.strerror}')}", err=True)
+                raise typer.Exit(USER_ERROR) from None
             except KeyboardInterrupt:
                 raise typer.Exit(INTERRUPTED) from None
 

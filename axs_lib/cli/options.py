@@ -142,6 +142,8 @@ class SceneOptions(ModelOptions):
         """What ``ground_scene`` and ``run_scene`` take alike."""
         from axs_lib.io.raster import parse_bands
 
+        if not -(2**63) <= self.seed < 2**63:
+            raise InputError(f"--seed is {self.seed}; expected an integer of at most 63 bits")
         maps = {name: getattr(self, name) or False for name in ("uncertainty", "gate", "sar_contribution")}
         as_given = {name: getattr(self, name) for name in ("seed", "stac", "s1_unit", "same_grid", "force")}
         colour = {"hold_colour": True} if self.hold_colour else {}
@@ -209,8 +211,7 @@ class EstimateOptions:
         if path is None:
             if self.mask_kind != "auto" or self.mask_invert or self.drop is not None or self.mask_buffer:
                 raise InputError(
-                    "--mask-kind, --mask-invert, --drop and --mask-buffer say how to read a mask and none is given; add"
-                    " --mask FILE"
+                    "--mask-kind, --mask-invert, --drop, --mask-buffer need a mask and none is given; add --mask FILE"
                 )
             return None
         classes = None if self.drop is None else scl_numbers(word for word in self.drop.split(",") if word.strip())

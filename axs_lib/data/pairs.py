@@ -9,6 +9,8 @@ h, w, split, date or year and month, lat, lon, note) the files lie at ``pairs/<s
 from __future__ import annotations
 
 import csv
+import io
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +22,7 @@ import numpy as np
 
 from axs_lib.bands import VALID_DN
 from axs_lib.errors import InputError
+from axs_lib.io.files import open_regular
 from axs_lib.io.formats import Arrays, FloatArray, open_npz
 
 Quality = Literal["ok", "all"]
@@ -158,7 +161,7 @@ def split_groups(records: Sequence[G], folds: int, seed: int = 0) -> list[list[G
 
 def _rows(index: Path) -> list[dict[str, str]]:
     try:
-        with index.open(newline="", encoding="utf-8") as stream:
+        with open_regular(index, "the index") as file, io.TextIOWrapper(file, "utf-8", newline="") as stream:
             reader = csv.DictReader(stream)
             columns = list(reader.fieldnames or [])
             rows = list(reader)
@@ -173,13 +176,18 @@ def _rows(index: Path) -> list[dict[str, str]]:
 def _listed(index: Path, row: Mapping[str, str]) -> PairRecord:
     """The record of a row of ``index.csv``, whose file must exist."""
     source, tile = row["source"], row["id"]
-    path = index.parent / "pairs" / source / f"{tile}.npz"
-    if not path.is_file():
+    path = index.parent / "pairs" / f"{source}" / f"{tile}.npz"
+    if not (source and tile) or any(part in ("", "..") for part in f"{source}/{tile}".split("/")):
+        raise InputError(f"{index} lists {source}/{tile}; expected names below {path.parents[1]}: pairs/SOURCE/ID.npz")
+    if not os.path.isfile(path):  # noqa: PTH113  # no error for a name that is too long
         raise InputError(f"{index} lists {source}/{tile}, but {path} does not exist; complete the folder or the index.")
     level, note, split, height, width = (row.get(key) or "" for key in ("level", "note", "split", "h", "w"))
-    size = (int(height), int(width)) if height.isdigit() and width.isdigit() else _size(path)
     group, quality = row.get("group") or f"{source}/{tile}", row.get("quality") or QUALITY_OK
-    return PairRecord(path, tile, group, quality, source, level, *size, note, split, _metadata(row))
+    try:
+        size = (int(height), int(width)) if height.isdigit() and width.isdigit() else _size(path)
+        return PairRecord(path, tile, group, quality, source, level, *size, note, split, _metadata(row))
+    except ValueError as error:
+        raise InputError(f"{index}, {source}/{tile}: {error}") from error
 
 
 def _metadata(row: Mapping[str, str]) -> dict[str, str | float]:

@@ -67,7 +67,7 @@ def read_tile(record: PairRecord, *, force: bool = False) -> EvaluationTile:
 
 def generator_of(name: str) -> torch.Generator:
     """Draws that depend on a name alone: the same wherever and whenever a tile is evaluated."""
-    return torch.Generator().manual_seed(zlib.crc32(name.encode()))
+    return torch.Generator().manual_seed(zlib.crc32(name.encode(errors="surrogateescape")))
 
 
 def simulated_estimate(truth: Tensor, name: str) -> Tensor:

@@ -38,13 +38,11 @@ def uncertainty_figures(predicted: Tensor, error: Tensor, *, members: int | None
     """
     if predicted.shape != error.shape or predicted.ndim != 2 or predicted.shape[1] != len(OPTICAL_BANDS):
         raise InputError(
-            f"predicted has shape {tuple(predicted.shape)} and error {tuple(error.shape)}; expected (N,4) twice, a row"
-            " a pixel"
+            f"predicted has shape {tuple(predicted.shape)} and error {tuple(error.shape)}; expected (N,4) twice"
         )
     if len(predicted) == 0 or not bool((predicted >= 0).all()) or not bool(error.isfinite().all()):
         raise InputError(
-            f"{len(predicted)} pixels were given; expected at least one, deviations from 0 and finite errors: leave"
-            " out nodata"
+            f"{len(predicted)} pixels were given; expected at least one, deviations from 0 and finite errors"
         )
     predicted, error = predicted.double(), error.double()
     columns = dict(zip(OPTICAL_BANDS, zip(predicted.T.contiguous(), error.T.contiguous(), strict=True), strict=True))

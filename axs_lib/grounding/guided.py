@@ -29,15 +29,10 @@ STEP = 4  # px between the points where the relation is fitted
 def guided_difference(s1: Tensor, estimate: Tensor, trust: Tensor) -> tuple[Tensor, Tensor]:
     """How the estimate as the SAR has it differs from the estimate.
 
-    Args:
-        s1: (B, 2, H, W) in z-units; H and W multiples of 4.
-        estimate: (B, 4, H, W) in z-units.
-        trust: (B, 1, H, W); what is unknown does not take part in the fit.
-
-    Returns:
-        At half the resolution, where all of it lives: the guided image less the estimate, (B, 4, H/2, W/2) in z-units,
-        and the share of the estimate's local variance that the SAR explains, (B, 1, H/2, W/2) in [0, 1], the mean over
-        the bands.
+    s1 (B, 2, H, W) and the estimate (B, 4, H, W) are in z-units, H and W multiples of 4; what is unknown in trust (B,
+    1, H, W) does not take part in the fit. Out come, at half the resolution, where all of it lives, the guided image
+    less the estimate, (B, 4, H/2, W/2) in z-units, and the share of the estimate's local variance that the SAR
+    explains, (B, 1, H/2, W/2) in [0, 1], the mean over the bands.
     """
     with torch.autocast(s1.device.type, enabled=False):
         # 1. Weighted means in every window of the images and of their products, from half the resolution: the guide is
@@ -73,14 +68,8 @@ def proposal_guided_difference(proposal: Tensor, estimate: Tensor, trust: Tensor
     The proposal's structure counts and not its colour, which a generator often misses. Where the two have nothing in
     common the slope is about 0 and the share of variance explained is small: a proposal of another place shows.
 
-    Args:
-        proposal: (B, 4, H, W) in z-units; H and W multiples of 4.
-        estimate: (B, 4, H, W) in z-units.
-        trust: (B, 1, H, W); what is unknown does not take part in the fit.
-
-    Returns:
-        The fitted proposal less the estimate, (B, 4, H, W) in z-units, and the share of each band's local variance
-        that the proposal explains, (B, 4, H/2, W/2) in [0, 1].
+    Images and trust are as for ``guided_difference``. Out come the fitted proposal less the estimate, (B, 4, H, W) in
+    z-units, and the share of each band's local variance that the proposal explains, (B, 4, H/2, W/2) in [0, 1].
     """
     with torch.autocast(proposal.device.type, enabled=False):
         fitted = 1.0 - unknown_share(trust.float())

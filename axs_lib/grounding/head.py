@@ -77,12 +77,8 @@ class GroundingHead(nn.Module):
     ) -> HeadOutput:
         """Residual, gate, mask and error.
 
-        Args:
-            s1: (B, 2, H, W) in z-units; H and W multiples of 16.
-            estimate: opt_v2 (B, 4, H, W) in z-units.
-            proposal: TerraMind's image (B, 4, H, W) in z-units.
-            trust: (B, 1, H, W), values of ``axs_lib.checks.Trust``.
-            sar_inconsistency: (B, 1, H, W) in [0, 1].
+        s1 (B, 2, H, W), the estimate opt_v2 and TerraMind's proposal (B, 4, H, W) are in z-units, H and W multiples of
+        16; trust (B, 1, H, W) holds values of ``axs_lib.checks.Trust``; the inconsistency (B, 1, H, W) is in [0, 1].
         """
         guided, explained = guided_difference(s1, estimate, trust)  # (B, 4, H/2, W/2), (B, 1, H/2, W/2)
         fitted, agreement = proposal_guided_difference(proposal, estimate, trust)  # (B, 4, H, W), (B, 4, H/2, W/2)

@@ -53,7 +53,7 @@ def in_tiles(ground: Callable[P, Stage3Output]) -> Callable[P, Stage3Output]:
     ) -> Stage3Output:
         run = functools.partial(plain, model, timesteps=timesteps, batch_size=batch_size)
         side = model.terramind_generator.layout.max_side
-        shape: tuple[int, ...] = getattr(opt_v2, "shape", ())
+        shape: tuple[int, ...] = opt_v2.shape if isinstance(opt_v2, Tensor) and not opt_v2.is_nested else ()
         if len(shape) not in (3, 4) or not isinstance(batch_size, int) or batch_size < 1:
             return run(s1, opt_v2, **options)  # an error, in the words of ``ground``
         if max(shape[-2:]) <= side and (len(shape) == 3 or shape[0] <= batch_size):

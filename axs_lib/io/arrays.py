@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from axs_lib.bands import DN_PER_REFLECTANCE, OPTICAL_BANDS
 from axs_lib.errors import InputError, listed
 from axs_lib.io.formats import FloatArray
-from axs_lib.io.grid import SceneGrid
+from axs_lib.io.grid import checked_grid
 from axs_lib.io.pixels import TRUST, Order, Pixels
 from axs_lib.io.raster import band_name
 from axs_lib.io.results import Layer
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from xarray import DataArray
 
 _AXES = (("lon", "lat"), ("longitude", "latitude"))
+_SCALE = {"scale_factor": 1.0, "add_offset": 0.0}  # attributes and what they are where they are not there
 
 
 def is_xarray(what: object) -> bool:
@@ -72,18 +74,22 @@ class ArrayPixels(Pixels):
         if array.dtype.kind not in "fiu":
             raise InputError(f"{self.label} holds {array.dtype}; expected real numbers")
         stacked = array.transpose(*bands, y, x) if bands else array.expand_dims("band")
-        given = array.attrs.get("long_name", ())
-        titles = [given] if isinstance(given, str) else [str(name) for name in given]
+        titles = [str(name) for name in np.atleast_1d(array.attrs.get("long_name", ()))]
         values = [str(value) for value in array[bands[0]].values] if bands and bands[0] in array.coords else []
         alone = wanted == TRUST and len(stacked) == 1
         names = TRUST if alone else _names(len(stacked), values, titles)
         self._array = stacked.isel({stacked.dims[0]: self.positions(names, order, len(stacked))})
         self.dtype = self._array.dtype
-        self._scale = float(array.attrs.get("scale_factor", 1.0)), float(array.attrs.get("add_offset", 0.0))
+        numbers = [(self._nodata, math.nan), *((array.attrs.get(k), v) for k, v in _SCALE.items())]
+        try:
+            nodata, *scale = (float(default if given is None else given) for given, default in numbers)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{self.label} has no number as its nodata, {listed(_SCALE)} ({error})") from error
+        self._nodata, self._scale = nodata, (scale[0], scale[1])
         self.offset_declared = self._scale[1] != 0
         located = crs is not None and array.sizes[x] > 1 and array.sizes[y] > 1
         place = (crs.to_wkt(), tuple(array.rio.transform())[:6]) if located else (None, None)
-        self.grid = SceneGrid(array.sizes[y], array.sizes[x], *place)
+        self.grid = checked_grid(self.label, array.sizes[y], array.sizes[x], *place)
         self.texts = [str(n) for n in (array.name, array.attrs.get("units"), *values, *titles) if n]
 
     def read(self, window: Tile) -> tuple[FloatArray, NDArray[np.bool_]]:
@@ -96,7 +102,7 @@ class ArrayPixels(Pixels):
             scale, offset = self._scale
             unit = DN_PER_REFLECTANCE if self.bands == OPTICAL_BANDS else 1.0
             data = (raw.astype(np.float64) * (scale * unit) + offset * unit).astype(np.float32)
-        if self._nodata is not None and np.isfinite(self._nodata):
+        if np.isfinite(self._nodata):
             data[raw == self._nodata] = np.nan
         return data, (raw == 0).all(axis=0)
 
@@ -104,12 +110,14 @@ class ArrayPixels(Pixels):
         """A result (C, H, W) as an array like this one: coordinates, CRS, attributes, and integers for optical DN."""
         axis = self._array.dims[0]
         same = len(data) == len(self._array)
-        template = self._array if same else self._array.isel({axis: [0]})
+        # Where there are more bands, or fewer, the coordinate is that of others.
+        template = self._array if same else self._array.isel({axis: [0] * len(data)}).drop_vars(axis, errors="ignore")
         stored = layer.dtype == "uint16" and template.dtype.kind in "iu"
         result = template.copy(data=layer.encode(data) if stored else data)
         names = layer.bands
-        if not same:  # the band's coordinate is that of another band
+        if len(data) == 1:
             result, names = result.isel({axis: 0}, drop=True), names[:1]
+        result = result if same or len(data) == 1 else result.assign_coords({axis: list(names)})
         for key in ("scale_factor", "add_offset", "_FillValue"):
             result.attrs.pop(key, None)
         result.encoding = {}  # how the input was stored, which need not fit

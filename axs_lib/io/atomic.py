@@ -58,8 +58,7 @@ def check_output(path: PathLike, overwrite: bool = False) -> Path:
         raise _refused(path, error) from error
     if stat.S_ISLNK(mode):
         raise OutputError(
-            f"{path} is a symbolic link, which is never written through: give the name of the file that it points to,"
-            " or remove it"
+            f"{path} is a symbolic link, which is never written through: name the file that it points to, or remove it"
         )
     if stat.S_ISDIR(mode):
         raise OutputError(f"{path} is a folder: give the name of a file to write")

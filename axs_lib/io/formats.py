@@ -11,6 +11,7 @@ import re
 import struct
 import warnings
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +23,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from axs_lib.errors import InputError, counted, listed
-from axs_lib.io.files import PathLike, check_regular
+from axs_lib.io.files import PathLike, check_regular, open_regular
 from axs_lib.progress import logger
 
 FloatArray = NDArray[np.float32]
@@ -75,15 +76,12 @@ def open_raster(path: PathLike, *, addresses: bool = False, inside_zip: bool = F
     that it is a ``/vsizip/`` path that ``axs_lib.io.safe`` made.
     """
     import rasterio
-    from rasterio.errors import NotGeoreferencedWarning, RasterioError
+    from rasterio.errors import NotGeoreferencedWarning
 
     if not is_address(path):
         file = check_file(path, "the image")
         check_whole(file)
-        for beside in _read_along(file):
-            check_whole(check_file(beside), must_be_tiff=True)
-            with open_raster(beside):  # and what GDAL reads along with it
-                pass
+        _check_along(file)
     elif not (addresses or inside_zip):
         raise InputError(
             f"{path} is an address; expected a file: addresses are opened only where you write them yourself"
@@ -97,27 +95,33 @@ def open_raster(path: PathLike, *, addresses: bool = False, inside_zip: bool = F
                 # The whole path of a file, since GDAL reads GTIFF_DIR:1:a.tif and file:a.tif as other names of a.tif.
                 whole = os.fspath(path) if is_address(path) else str(Path(path).absolute())
                 dataset = rasterio.open(whole, driver=driver)
-        except (RasterioError, OSError, ValueError) as error:
+                _ = dataset.crs, dataset.colorinterp  # what is wrong with a file beside it is told only now
+        except Exception as error:  # GDAL's own errors have no public class
             raise InputError(unreadable(path, "a GeoTIFF, COG or JPEG 2000 image", error)) from error
         logger.info("reads %s: %s of %d x %d px", path, counted(dataset.count, "band"), dataset.height, dataset.width)
         with dataset:
             if "OVERVIEW_FILE" in dataset.tags(ns="OVERVIEWS"):
                 raise InputError(f"{path} names another file as its overviews, which is not opened; write it again")
-            if max(dataset.width, dataset.height) > LARGEST_SIDE:
-                raise InputError(
-                    f"{path} is {dataset.height}x{dataset.width} px; expected at most {LARGEST_SIDE} px a side"
-                )
             yield dataset
 
 
-def _read_along(file: Path) -> list[Path]:
-    """Overviews and mask beside a file, which GDAL reads by any driver and finds in small and capital letters."""
-    wanted = {f"{file.name}{suffix}".lower() for suffix in (".ovr", ".msk")}
+def _check_along(file: Path) -> None:
+    """Refuse what GDAL would read along with a file, in small and capital letters: pipes, and other drivers' images."""
+    start = f"{file.stem}.".lower()
     try:
-        return [each for each in file.parent.iterdir() if each.name.lower() in wanted]
-    except OSError:  # a folder that may not be listed: GDAL tries the two ways of writing them
-        names = (f"{file.name}{suffix}" for suffix in (".ovr", ".OVR", ".msk", ".MSK"))
-        return [file.with_name(name) for name in names if file.with_name(name).exists()]
+        beside = [each for each in file.parent.iterdir() if each.name.lower().startswith(start)]
+    except OSError:  # a folder that may not be listed
+        ends = (".ovr", ".OVR", ".msk", ".MSK", ".aux", ".AUX", ".aux.xml", ".xml", ".XML")
+        beside = [file.with_name(name + end) for name in (file.stem, file.name) for end in ends]
+    for each in beside:
+        if each.name.lower() in (f"{file.name}.ovr".lower(), f"{file.name}.msk".lower()) and os.path.lexists(each):
+            check_whole(check_file(each), must_be_tiff=True)
+            with open_raster(each):  # and what GDAL reads along with it
+                pass
+        elif each != file and each.exists() and not each.is_dir():
+            with open_regular(each) as opened:
+                if opened.read(15) == b"EHFA_HEADER_TAG":
+                    raise InputError(f"{each} may hold overviews of another image, which are not read: move it away")
 
 
 def _driver(path: PathLike) -> str:
@@ -138,13 +142,17 @@ def _driver(path: PathLike) -> str:
 
 
 def check_whole(path: Path, *, must_be_tiff: bool = False) -> None:
-    """Check that every directory, tag and block of a TIFF lies inside the file; GDAL ignores tags that do not.
+    """Check that every directory, tag and block of a TIFF lies inside the file, and every chunk of a PNG is whole.
 
-    What is no TIFF is left to its own driver, or is refused with ``must_be_tiff``. Raises InputError.
+    GDAL ignores such tags, and reads what is left of a PNG as other pixels. What is neither is left to its own driver,
+    or is refused with ``must_be_tiff``. Raises InputError.
     """
     with path.open("rb") as file:
-        order = {b"II": "<", b"MM": ">"}.get(file.read(2))
+        start = file.read(2)
+        order = {b"II": "<", b"MM": ">"}.get(start)
         try:
+            if start == DRIVERS["PNG"][0][0][:2] and not must_be_tiff:
+                _walk_png(file)
             version = struct.unpack(f"{order}H", file.read(2))[0] if order else 0
             if order is not None and version in (42, 43):
                 _walk_tiff(file, order, version == 43, path.stat().st_size)
@@ -152,9 +160,19 @@ def check_whole(path: Path, *, must_be_tiff: bool = False) -> None:
                 raise InputError(f"{path} is no TIFF; expected overviews or a mask as GDAL writes them: remove it")
         except (struct.error, EOFError) as error:
             raise InputError(
-                f"{path} is cut short or damaged ({error}), so that pixels or band names are lost; write or copy it"
-                " again"
+                f"{path} is cut short or damaged ({error}), so that pixels or band names are lost; write it again"
             ) from error
+
+
+def _walk_png(file: BinaryIO) -> None:
+    """Raises EOFError at the first chunk that is cut or damaged."""
+    file.seek(8)
+    kind = b""
+    while kind != b"IEND":
+        length, kind = struct.unpack(">I4s", file.read(8))
+        content = file.read(length)
+        if zlib.crc32(kind + content) != struct.unpack(">I", file.read(4))[0]:
+            raise EOFError(f"its part {kind!r} is damaged")
 
 
 def _walk_tiff(file: BinaryIO, order: str, big: bool, size: int) -> None:
@@ -224,7 +242,7 @@ class Arrays:
         """One array as float32; ``InputError`` where it is missing, pickled, damaged or not numeric."""
         self.shape(key, expected)
         with np.errstate(over="ignore"):
-            return self._array(key).astype(np.float32)
+            return self._array(key).astype(np.float32, copy=False)
 
     def text(self, key: str) -> str | None:
         """A piece of text such as ``provenance``, or None where there is none."""
@@ -245,7 +263,7 @@ class Arrays:
 
     def _header(self, key: str, expected: str | None = None) -> tuple[tuple[int, ...], np.dtype[Any]]:
         if key not in self:
-            keys = listed(self.names) or "no arrays"
+            keys = listed(self.names[:20]) or "no arrays"
             raise InputError(f"{self._path} holds {keys}; expected {expected or key}: np.savez(path, {key}=array, ...)")
         with self._member(key) as member:
             version = npy.read_magic(member)
@@ -310,13 +328,11 @@ def read_pt(path: PathLike) -> FloatArray:
         ) from error
     if size > file.stat().st_size:
         raise InputError(
-            f"{path} inflates to {size:,} bytes; expected a tensor saved by torch.save(tensor, path), which is not"
-            " compressed"
+            f"{path} inflates to {size:,} bytes; expected a tensor of torch.save(tensor, path), not compressed"
         )
     if not isinstance(loaded, torch.Tensor):
         raise InputError(
-            f"{path} holds a {type(loaded).__name__}; expected one tensor (C,H,W) or (N,C,H,W): torch.save(tensor,"
-            " path)"
+            f"{path} holds a {type(loaded).__name__}; expected one tensor (C,H,W) or (N,C,H,W), by torch.save"
         )
     plain = loaded.layout == torch.strided and loaded.device.type == "cpu" and not loaded.is_nested
     number = loaded.dtype.is_floating_point or f"{loaded.dtype}".startswith(("torch.int", "torch.uint"))

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 
 from axs_lib.errors import InputError, listed
-from axs_lib.io.formats import PathLike, open_raster
+from axs_lib.io.formats import LARGEST_SIDE, PathLike, open_raster
 from axs_lib.tilegrid import Tile
 
 TILE_SIDE = 256  # px; larger images do not fit the network at once
 TOLERANCE_PX = 0.01  # between grids that are taken for one
+MOST_PLACE = 1e12  # in any unit of a CRS
 
 
 @dataclass(frozen=True)
@@ -46,15 +47,16 @@ class SceneGrid:
             wkt = CRS.from_user_input(crs).to_wkt()
         except CRSError as error:
             raise InputError(f"the CRS {crs!r} is unknown; expected for example EPSG:32633") from error
-        if not (math.isfinite(resolution) and resolution > 0):
+        if not 1e-9 < resolution < MOST_PLACE:
             raise InputError(f"the resolution is {resolution}; expected a positive pixel side in units of the CRS")
-        if len(bounds) != 4 or not (bounds[0] < bounds[2] and bounds[1] < bounds[3]):
+        ordered = len(bounds) == 4 and bounds[0] < bounds[2] and bounds[1] < bounds[3]
+        if not (ordered and all(abs(edge) < MOST_PLACE for edge in bounds)):
             raise InputError(f"the bounds are {listed(bounds)}; expected left, bottom, right, top in units of the CRS")
         slack = 1e-6  # of a pixel, so that bounds written in decimals do not grow the grid by a row
         left, bottom = (math.floor(edge / resolution + slack) for edge in bounds[:2])
         right, top = (math.ceil(edge / resolution - slack) for edge in bounds[2:])
         transform = (resolution, 0.0, left * resolution, 0.0, -resolution, top * resolution)
-        return cls(top - bottom, right - left, wkt, transform)
+        return checked_grid("what is to be drawn", top - bottom, right - left, wkt, transform)
 
     @property
     def located(self) -> bool:
@@ -193,4 +195,23 @@ def grid_of(dataset: Any) -> SceneGrid:
     """The grid of an open rasterio dataset."""
     crs = dataset.crs.to_wkt() if dataset.crs else None
     transform = None if dataset.transform.is_identity else tuple(dataset.transform)[:6]
-    return SceneGrid(dataset.height, dataset.width, crs, transform)
+    return checked_grid(dataset.name, dataset.height, dataset.width, crs, transform)
+
+
+def checked_grid(
+    label: str, height: int, width: int, crs: str | None, transform: tuple[float, ...] | None
+) -> SceneGrid:
+    """A grid of which others wrote the georeference; ``InputError`` where that is none, or no side can be so long."""
+    from rasterio.crs import CRS
+    from rasterio.errors import CRSError
+
+    if max(height, width) > LARGEST_SIDE:
+        raise InputError(f"{label} is {height}x{width} px; expected at most {LARGEST_SIDE} px a side")
+    a, b, c, d, e, f = transform or (1, 0, 0, 0, 1, 0)
+    if not (all(abs(each) < MOST_PLACE for each in (a, b, c, d, e, f)) and abs(a * e - b * d) > 0):
+        raise InputError(f"{label} has the transform {transform}; expected one that lays pixels on a map")
+    try:
+        _ = crs and CRS.from_wkt(crs)
+    except CRSError as error:
+        raise InputError(f"{label} has a CRS that cannot be read ({str(crs)[:60]!r}); expected WKT") from error
+    return SceneGrid(height, width, crs, transform)

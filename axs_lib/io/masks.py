@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 from contextlib import ExitStack
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from axs_lib.errors import InputError, listed
 from axs_lib.io.files import PathLike
-from axs_lib.io.formats import FloatArray, open_npz, open_raster
+from axs_lib.io.formats import FloatArray, open_npz, open_raster, unreadable
 from axs_lib.io.grid import SceneGrid, grid_of
 from axs_lib.io.pixels import TRUST
 from axs_lib.io.warp import warped_view
@@ -186,7 +187,10 @@ class MaskSource:
         if self._values is not None:
             return self._values[window.top : window.bottom, window.left : window.right]
         part = ((window.top, window.bottom), (window.left, window.right))
-        values: FloatArray = self._dataset.read(1, window=part).astype(np.float32)
+        try:
+            values: FloatArray = self._dataset.read(1, window=part).astype(np.float32)
+        except Exception as error:  # GDAL's own errors have no public class
+            raise InputError(unreadable(self._mask.path, "a complete mask", error)) from error
         if self._nodata is not None:
             values[values == self._nodata] = np.nan
         return values
@@ -285,15 +289,13 @@ def _read_npz(path: Path, grid: SceneGrid, tiles: int) -> tuple[FloatArray, str]
                 f"{path} holds {listed(arrays.names) or 'no arrays'}; expected one of {listed(MASK_KEYS)}:"
                 " np.savez(path, mask=array)"
             )
-        values = arrays.numbers(key)
-    height, width = grid.height // tiles, grid.width
-    fits = values.size == grid.height * width and values.shape[-2:] == (height, width)
-    if not fits or values.ndim not in (2, 3, 4):
-        raise InputError(
-            f"{path}: {key} has shape {values.shape}; expected ({height},{width}), or ({tiles},{height},{width}) for a"
-            " batch, as the image has"
-        )
-    return values.reshape(grid.size), key
+        shape, (height, width) = arrays.shape(key), (grid.height // tiles, grid.width)
+        if math.prod(shape) != grid.height * width or shape[-2:] != (height, width) or len(shape) > 4:
+            raise InputError(
+                f"{path}: {key} has shape {shape}; expected ({height},{width}), or ({tiles},{height},{width}) for a"
+                " batch, as the image has"
+            )
+        return arrays.numbers(key).reshape(grid.size), key
 
 
 def _on_grid(dataset: Any, grid: SceneGrid, nodata: float | None, label: str, stack: ExitStack) -> Any:

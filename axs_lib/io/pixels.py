@@ -18,7 +18,7 @@ from axs_lib.bands import DN_PER_REFLECTANCE, OPTICAL_BANDS, SAR_BANDS
 from axs_lib.errors import InputError, listed
 from axs_lib.io.files import PathLike
 from axs_lib.io.formats import FloatArray, open_npz, open_raster, unreadable
-from axs_lib.io.grid import SceneGrid, grid_of
+from axs_lib.io.grid import SceneGrid, checked_grid, grid_of
 from axs_lib.io.raster import band_name
 from axs_lib.io.safe import GEOCODING, Offset, metadata_offset
 from axs_lib.tilegrid import Tile
@@ -102,8 +102,7 @@ class Pixels(ABC):
         twice = [band for band in self.bands if names.count(band) > 1]
         if twice:
             raise InputError(
-                f"{self.label} names more than one band {listed(twice)}; name every band in the order of the stack:"
-                " --bands"
+                f"{self.label} names more than one band {listed(twice)}; name every band in their order: --bands"
             )
         missing = [band for band in self.bands if band not in names]
         if missing:
@@ -151,8 +150,7 @@ class FilePixels(Pixels):
             if not grid_of(dataset).same_as(self.grid):
                 raise InputError(
                     f"the grids of {paths[0]} and {path} differ: {self.grid} against {grid_of(dataset)}; expected one"
-                    " grid for all bands (B02, B03, B04 and B08 of 10 m): resample them first, for example with rio"
-                    " warp --like"
+                    " grid for all bands (B02, B03, B04 and B08 of 10 m): resample them first, as by rio warp --like"
                 )
         if first.gcps[0] and self.grid.transform is None and not reading.same_grid:
             raise InputError(f"{self.label} has ground control points only and lies in radar geometry; {GEOCODING}")
@@ -222,8 +220,7 @@ class FilePixels(Pixels):
         """One file a band, in the order of ``bands``."""
         if order is not None and len(order) != len(paths):
             raise InputError(
-                f"{len(paths)} files are given and --bands names {len(order)} ({listed(order)}); expected one name a"
-                " file"
+                f"{len(paths)} files are given and --bands names {len(order)} ({listed(order)}); one a file"
             )
         found: dict[str, tuple[Any, list[int], str]] = {}
         for position, (dataset, path) in enumerate(zip(datasets, paths, strict=True)):
@@ -276,7 +273,7 @@ class MemoryPixels(Pixels):
         self.batched, self.tiles = data.ndim == 4, len(data) if data.ndim == 4 else 1
         stacked = np.take(data, self.positions([None], order, count), axis=-3)
         self._data = np.concatenate(list(stacked), axis=1) if self.batched else stacked
-        self.grid = SceneGrid(self._data.shape[1], self._data.shape[2], crs, transform if crs else None)
+        self.grid = checked_grid(label, self._data.shape[1], self._data.shape[2], crs, transform if crs else None)
 
     def read(self, window: Tile) -> tuple[FloatArray, NDArray[np.bool_]]:
         raw = self._data[:, window.top : window.bottom, window.left : window.right]
@@ -291,8 +288,7 @@ def read_npz(path: Path, wanted: tuple[str, ...], order: Order = None) -> Memory
             shapes = [arrays.shape(key, KEYS[wanted]) for key in ("s1_vv", "s1_vh")]
             if shapes[0] != shapes[1] or len(shapes[0]) not in (2, 3):
                 raise InputError(
-                    f"{path}: s1_vv has shape {shapes[0]} and s1_vh {shapes[1]}; expected one shape, (H,W), or (N,H,W)"
-                    " for a batch"
+                    f"{path}: s1_vv has shape {shapes[0]} and s1_vh {shapes[1]}; expected one shape, (H,W) or (N,H,W)"
                 )
             data = np.stack([arrays.numbers("s1_vv"), arrays.numbers("s1_vh")], axis=-3)
         else:

@@ -307,8 +307,7 @@ class Source:
         unit = "dB" if self.bands == SAR_BANDS else "DN"
         return (
             f"{100 * share:.1f} % of the pixels of {self.label} are outside of {low:g} to {high:g} {unit}, too many for"
-            " a few fill numbers; if they are nodata, say so in the file (for example gdal_edit.py -a_nodata -9999"
-            " FILE)"
+            " a few fill numbers; if they are nodata, say so in the file (as gdal_edit.py -a_nodata -9999)"
         )
 
 
@@ -322,6 +321,8 @@ def open_source(what: Any, wanted: tuple[str, ...], stack: ExitStack, reading: R
     order, paths = tuple(named) or None, paths_of(what)
     if paths is not None:
         return Source(_open_paths(paths, wanted, order, stack, reading), reading)
+    if isinstance(what, np.ma.MaskedArray):
+        what = np.ma.filled(what.astype(np.result_type(what, np.float32)), np.nan)
     if isinstance(what, np.ndarray):
         return Source(MemoryPixels(what, wanted, order, "the NumPy array"), reading)
     if is_xarray(what):

@@ -14,7 +14,7 @@ from axs_lib.bands import OPTICAL_BANDS, SAR_BANDS
 from axs_lib.errors import InputError, listed
 from axs_lib.io.files import PathLike
 from axs_lib.io.formats import FloatArray, open_npz, open_raster
-from axs_lib.io.grid import SceneGrid, grid_of
+from axs_lib.io.grid import SceneGrid, checked_grid, grid_of
 from axs_lib.io.raster import TIFF_SUFFIXES, TRUTH_KEYS, Raster
 
 MAIN = "opt_v3"
@@ -178,7 +178,7 @@ def _read_npz(path: Path, name: str, beside: Mapping[str, Path], longest: int) -
         thinned = {layer: data[index, :, ::step, ::step] for layer, data in stacks.items()}
         layers = {layer: np.where(np.isfinite(data), data, np.nan) for layer, data in thinned.items()}
         rows, columns = layers[MAIN].shape[1:]
-        grid = SceneGrid(rows, columns, crs, transform)
+        grid = checked_grid(str(path), rows, columns, crs, transform)
         if count == 1 and step == 1:
             lacking = {layer: file for layer, file in beside.items() if layer not in layers}
             layers |= _read_beside(lacking, Raster(layers[MAIN], OPTICAL_BANDS, grid, source=str(path)), longest)
@@ -251,6 +251,6 @@ def _onto(raster: Raster, main: Raster) -> FloatArray:
 def _tags(text: str | None) -> dict[str, str]:
     try:
         stored = json.loads(text or "{}")
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return {str(key): str(value) for key, value in stored.items()} if isinstance(stored, dict) else {}

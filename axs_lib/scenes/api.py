@@ -181,16 +181,14 @@ def ground_scene(
         **options: ``strength``, ``tokens``, ``temperature``, ``ensemble_size``, ``hold_colour``, ``correction_mode`` or
             ``scheduler`` of ``Stage3GroundingModel.ground``.
 
-    Returns:
-        The files, or the arrays ``opt_v3``, ``uncertainty``, ``gate`` and ``sar_contribution``.
+    Gives the files, or the arrays ``opt_v3``, ``uncertainty``, ``gate`` and ``sar_contribution``.
 
-    Raises:
-        InputError: an input that cannot be read, warped or used, values that look like another unit, or no pixel that
-            has both SAR and estimate.
-        OutputError: an output exists, or the disk refuses. Nothing is then left under any output's name.
+    Raises InputError: an input that cannot be read, warped or used, values that look like another unit, or no pixel
+    that has both SAR and estimate; or OutputError: an output exists, or the disk refuses. Nothing is then left under
+    any output's name.
     """
     # 1. What can be refused without reading anything.
-    _check_options(options, GROUND_OPTIONS)
+    _check_options(options, GROUND_OPTIONS, batch_size, options.get("ensemble_size", 1))
     reading = Reading(tuple(bands or ()) or None, s1_unit, boa_offset, same_grid, force, addresses)
     maps = zip(MAPS, (uncertainty, gate, sar_contribution), strict=True)
     wanted: Wanted = {optical_layer("opt_v3"): out} | {layer: path for layer, path in maps if path}
@@ -354,17 +352,15 @@ def run_scene(
         scene_grid: of the results: ``SceneGrid.like(file)`` or ``SceneGrid.of(crs, resolution, bounds)``; default
             that of ``s1``.
         metadata: what is known of time and place; where it has no ``lat`` and ``lon`` each tile has its own.
-        timesteps: network evaluations of Stage 1 and of Stage 3; default each model's own.
-        ensemble_size: runs averaged; from 2 on their spread is the uncertainty.
+        timesteps, ensemble_size: as for ``Pipeline.forward``.
         uncertainty: where its map goes; default into the folder.
         stac: also write a STAC Item, which needs a ``date`` in ``metadata``.
         **options: ``tokens``, ``temperature`` or ``hold_colour`` of ``Pipeline.forward``.
 
-    Raises:
-        InputError: as for ``ground_scene``, and so is the OutputError.
+    Raises InputError: as for ``ground_scene``, and so is the OutputError.
     """
     # 1. What can be refused without reading anything.
-    _check_options(options, PIPELINE_OPTIONS)
+    _check_options(options, PIPELINE_OPTIONS, batch_size, ensemble_size)
     known = {key: value for key, value in (metadata or {}).items() if value is not None}
     date = str(known["date"]) if "date" in known else None
     if uncertainty and ensemble_size < 2:
@@ -599,7 +595,9 @@ def _pipeline_outputs(
     return {layer: path / f"{layer.name}.tif" for layer in layers}, path / ARRAYS if small else None
 
 
-def _check_options(options: Mapping[str, Any], allowed: Sequence[str]) -> None:
+def _check_options(options: Mapping[str, Any], allowed: Sequence[str], batch_size: int, ensemble_size: int) -> None:
+    check_count("batch_size", batch_size)
+    check_count("ensemble_size", ensemble_size)
     unknown = sorted(set(options) - set(allowed))
     if unknown:
         raise TypeError(f"unknown option(s) {', '.join(unknown)}; expected any of {', '.join(allowed)}")
@@ -619,8 +617,7 @@ def _check_read(counts: Mapping[str, int], *sources: Source) -> None:
         )
     if not (counts["kept"] or counts["filled"] or counts["corrected"]):
         raise InputError(
-            f"no pixel is valid in {' and '.join(source.label for source in sources)} at once; expected images of"
-            " one place"
+            f"no pixel is valid in {' and '.join(source.label for source in sources)} at once; expected one place"
         )
 
 

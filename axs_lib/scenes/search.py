@@ -101,16 +101,13 @@ def find_pair(
 ) -> ScenePair:
     """Find the day that shows most of a place clear, and the Sentinel-1 pass nearest to it.
 
-    Args:
-        catalog: address of a STAC API, address or path of a static catalogue, or one that is open; for a service that
-            signs its links, such as Planetary Computer, ``pystac_client.Client.open(url, modifier=...)``.
-        bounds: west, south, east, north in degrees.
-        dates: a day, or first and last day as ``2021-07-01/2021-07-31``; also moments.
-        sar_collection, optical_collection: ids of collections of geocoded backscatter and of Sentinel-2 L2A.
+    The catalogue is the address of a STAC API, address or path of a static one, or one that is open; for a service that
+    signs its links, such as Planetary Computer, ``pystac_client.Client.open(url, modifier=...)``. Bounds are west,
+    south, east, north in degrees; dates a day, or first and last as ``2021-07-01/2021-07-31``; also moments. The
+    collections are of geocoded backscatter and of Sentinel-2 L2A.
 
-    Raises:
-        InputError: bounds or dates that cannot be, or nothing was found.
-        AxionError: the extra is not installed, or the catalogue cannot be read.
+    Raises InputError: bounds or dates that cannot be, or nothing was found; or AxionError: the extra is not installed,
+    or the catalogue cannot be read.
     """
     place, span = _checked_bounds(bounds), _span(dates)
     bands = {sar_collection: SAR_BANDS, optical_collection: OPTICAL_BANDS}
@@ -151,11 +148,9 @@ def load_pair(
     Scale and offset are those that each asset declares. A Sentinel-2 asset that declares none holds DN, from which 1000
     are taken where its item has processing baseline 04.00 or later, unless the item says that this was done.
 
-    Args:
-        pair: of ``find_pair``; an item that lacks a band, or says nothing of its grid, is an InputError.
-        crs: of the optical grid; default that of the items, as for its resolution.
-        resolution: in units of the CRS.
-        s1_unit: ``"db"``, ``"power"`` or ``"amplitude"``; ``"auto"`` is the unit that the items declare, else power.
+    An item of ``pair`` that lacks a band, or says nothing of its grid, is an InputError. The optical grid is that of
+    the items, or has another ``crs`` and ``resolution`` in its units. ``s1_unit`` is ``"db"``, ``"power"``,
+    ``"amplitude"``, or with ``"auto"`` the unit that the items declare, else power.
     """
     optical = [(item, _band_assets(item, OPTICAL_BANDS)) for item in pair.s2]
     sar = [(item, _band_assets(item, SAR_BANDS)) for item in pair.s1]
@@ -372,8 +367,7 @@ def _grid_of(item: Item, keys: Mapping[str, str], **where: Any) -> Any:
         return odc.stac.load([item], bands=list(keys.values()), chunks={}, **where).odc.geobox
     except ValueError as error:
         raise InputError(
-            f"the item {item.id} says nothing of its grid ({error}); expected the projection extension, or crs and"
-            " resolution"
+            f"the item {item.id} says nothing of its grid ({error}); expected projection:, or crs and resolution"
         ) from error
 
 

@@ -23,6 +23,7 @@ from axs_lib.bands import (
     TERRAMIND_S2_STD,
     sar_stats,
 )
+from axs_lib.errors import WeightsError
 from axs_lib.fresh import fresh_weights
 from axs_lib.io.files import PathLike
 from axs_lib.networks.decoder_embeddings import ImageTokenDecoderEmbedding
@@ -177,6 +178,8 @@ def load_nano_tokenizer(checkpoint: PathLike | None = None) -> nn.Module:
 
 def _load_nano(files: WeightsInfo, modules: dict[str, nn.Module]) -> None:
     state = read_state(files.generator)
+    if foreign := [name for name in state if not name.startswith(("core.", "detokenizer.", "tokenizer."))]:
+        raise WeightsError(f"{files.generator} holds {foreign[0]}, which is no part of nano; give another file")
     for name, module in modules.items():
         load_strict(module, substate(state, f"{name}."), what=f"nano {name} ({files.generator})")
 

@@ -94,8 +94,7 @@ class TerraMindGenerator(nn.Module):
         """
         if dtype not in (torch.bfloat16, torch.float16):
             raise InputError(
-                f"precision is {dtype}; expected torch.bfloat16, or torch.float16 on a GPU (float32 is what a model is"
-                " built in)"
+                f"precision is {dtype}; expected torch.bfloat16, or torch.float16 on a GPU (built in float32)"
             )
         kept = set(self.detokenizer.out.modules())
         for module in (*self.core.modules(), *self.detokenizer.modules()):

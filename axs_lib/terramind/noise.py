@@ -8,13 +8,13 @@ Box-Muller.
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from axs_lib.checks import check_count, check_tensor
 from axs_lib.errors import InputError
 
 PIXEL_STREAM = 1  # the denoiser's starting noise
@@ -79,10 +79,10 @@ def gumbel_field(seeds: Tensor, shape: tuple[int, int, int], *, origins: Tensor 
 def scene_origins(origin: Tensor | Sequence[int], batch: int, device: torch.device) -> Tensor:
     """Scene (row, column) of every sample's upper left pixel, (B, 2) int64, from one pair for all or one a sample."""
     try:
-        origins = torch.as_tensor(origin, dtype=torch.int64, device=device)
-        if origins.shape[-1:] != (2,):
+        origins = torch.as_tensor(origin, device=device)
+        if origins.shape[-1:] != (2,) or origins.is_floating_point():
             raise ValueError
-        return origins.expand(batch, 2)
+        return origins.long().expand(batch, 2)
     except (TypeError, ValueError, RuntimeError, OverflowError):
         raise InputError(
             f"origin is {origin!r}; expected the scene's (row, column) of the upper left pixel, one pair of integers"
@@ -96,28 +96,25 @@ def sample_seeds(seed: Seed, batch: int, *, device: torch.device | str = "cpu") 
     One integer serves every sample alike, which keeps a tile's result independent of its place in the batch. From a
     ``torch.Generator`` (or one a sample) the seeds are drawn, and only it advances.
     """
-    value: Any = seed.tolist() if hasattr(seed, "tolist") else seed  # of a tensor, or of NumPy
+    value: Any = check_tensor("seed", seed) if isinstance(seed, Tensor) else seed
+    value = value.tolist() if hasattr(value, "tolist") else value  # of a tensor, or of NumPy
     if isinstance(value, torch.Generator):
         seeds = _drawn_seeds(value, batch)
-    elif isinstance(value, int):
-        seeds = torch.tensor([_signed(value)]).expand(batch)
+    elif isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        seeds = torch.cat([torch.zeros(0, dtype=torch.int64), *map(_one_seed, value)])
     else:
-        try:
-            each = [
-                _drawn_seeds(s, 1) if isinstance(s, torch.Generator) else torch.tensor([_signed(operator.index(s))])
-                for s in value
-            ]
-        except TypeError:
-            raise InputError(
-                f"seed is {seed!r}; expected an integer, one a sample, or torch.Generator objects"
-            ) from None
-        seeds = torch.cat(each) if each else torch.zeros(0, dtype=torch.int64)
+        seeds = _one_seed(value).expand(batch)
     if len(seeds) != batch:
         raise InputError(
-            f"got {len(seeds)} seeds (or generators) for a batch of {batch}; pass one seed for all samples or exactly"
-            " one a sample"
+            f"got {len(seeds)} seeds (or generators) for a batch of {batch}; pass one for all samples or one a sample"
         )
     return seeds.to(device)
+
+
+def _one_seed(value: object) -> Tensor:
+    if isinstance(value, torch.Generator):
+        return _drawn_seeds(value, 1)
+    return torch.tensor([check_count("seed", value, -(2**63), 2**63 - 1)])
 
 
 def _drawn_seeds(generator: torch.Generator, count: int) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from axs_lib.errors import InputError
+from axs_lib.checks import check_flag
 from axs_lib.terramind.generator import TerraMindGenerator
 from axs_lib.terramind.sampler import build_schedule, check_timesteps
 
@@ -28,9 +28,7 @@ class GeneratorStage(nn.Module):
         super().__init__()
         self.terramind_generator = terramind_generator
         self.timesteps = check_timesteps(timesteps)
-        if not isinstance(standardize, bool):
-            raise InputError(f"standardize is {standardize!r}; expected a truth value")
-        self.standardize = standardize
+        self.standardize = check_flag("standardize", standardize)
         self.scheduler = scheduler
         build_schedule(scheduler, 1)  # an unknown name fails here, not at the first tile
 

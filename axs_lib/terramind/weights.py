@@ -147,7 +147,7 @@ class WeightsInfo:
 
 def find_variant(name: str, variants: Mapping[str, Variant] = VARIANTS) -> Variant:
     """The variant of this name; an InputError lists those there are."""
-    if name in variants:
+    if isinstance(name, str) and name in variants:
         return variants[name]
     close = difflib.get_close_matches(str(name), variants, n=1, cutoff=0.5)
     guess = f" Did you mean {close[0]!r}?" if close else ""
@@ -160,16 +160,11 @@ def resolve(
     """Find the weight files of a variant: ``checkpoint``, then ``AXS_WEIGHTS``, then the Hub's cache, then the Hub.
 
     A packaged variant is read from this package and ignores ``AXS_WEIGHTS``.
+    ``checkpoint`` is the generator's ``.pt`` or ``.safetensors`` with the tokenizer's beside it, or a folder that holds
+    both under their published names. ``revision`` is a branch, tag or commit of the generator's Hub repository;
+    ``"GENERATOR:TOKENIZER"`` also pins the tokenizer's. An unknown variant is an InputError.
 
-    Args:
-        variant: a variant, or a name in ``VARIANTS``; an unknown one is an InputError.
-        checkpoint: the generator's file (``.pt`` or ``.safetensors``) with the tokenizer's file beside it, or a
-            folder that holds both under their published names.
-        revision: branch, tag or commit of the generator's Hub repository; ``"GENERATOR:TOKENIZER"`` also pins the
-            tokenizer's, which has commits of its own.
-
-    Raises:
-        WeightsError: the files are not there, cannot be had, or differ from their known SHA-256.
+    Raises WeightsError: the files are not there, cannot be had, or differ from their known SHA-256.
     """
     spec = variant if isinstance(variant, Variant) else find_variant(variant)
     if checkpoint is not None:
@@ -328,8 +323,8 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
         file = check_regular(Path(path).resolve(), "the weights file", WeightsError)
         status = file.stat()
         return _sha256(file, status.st_size, status.st_mtime_ns)
-    except OSError as error:
-        raise WeightsError(f"cannot read {path}: {error.strerror or error}") from None
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
 
 
 @functools.lru_cache(maxsize=64)

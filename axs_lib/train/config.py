@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from axs_lib.errors import InputError
 from axs_lib.train.readers import DataConfig
 
 
@@ -64,6 +65,13 @@ class LoopConfig:
     seed: int = 0
     threads: int | None = None
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+
+    def __post_init__(self) -> None:
+        numbers = {"seed": (0, 2**32 - 1), "threads": (1, 2**15), "learning_rate": (0, 1e3), "warmup": (0, 10**9)}
+        given = vars(self) | {"accumulate_grad_batches": self.trainer.accumulate_grad_batches}
+        for name, (low, high) in (numbers | {"accumulate_grad_batches": (1, 10**6)}).items():
+            if given[name] is not None and not low <= given[name] <= high:
+                raise InputError(f"{name} is {given[name]}; expected from {low} to {high}")
 
 
 @dataclass(frozen=True)

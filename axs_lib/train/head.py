@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -30,12 +31,13 @@ from axs_lib.data.estimates import kinds_of, make_estimate
 from axs_lib.data.flood import simulate_flood
 from axs_lib.data.pairs import PairRecord, list_pairs, load_pair
 from axs_lib.data.proposals import TURNED_CHANCE, informed_proposal
-from axs_lib.errors import InputError
+from axs_lib.errors import InputError, WeightsError, listed
 from axs_lib.grounding.corrector import GroundingCorrector, GroundingTiles
 from axs_lib.grounding.head import GroundingHead
 from axs_lib.grounding.load import CORRECTOR_FILE
 from axs_lib.grounding.sar_inconsistency import open_water, sar_inconsistency
 from axs_lib.io.atomic import atomic_write
+from axs_lib.io.files import check_regular
 from axs_lib.nodata import fill_nodata, pad_square, valid_pixels
 from axs_lib.progress import track
 from axs_lib.stage1_tm_s2o import Stage1Model
@@ -132,6 +134,16 @@ class HeadConfig(LoopConfig):
     crop_sizes: tuple[int, ...] = (64, 96, 96, 128)
     batch_pixels: int = 6 * 96 * 96
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        wrong = any(side < 32 or side % 32 for side in self.crop_sizes or (0,))
+        if wrong or min(self.kinds.values(), default=0.0) < 0:
+            raise InputError(f"crop_sizes is {self.crop_sizes}, kinds {self.kinds}; expected multiples of 32, and 0 up")
+        for name, names in (("modes", MODES), ("proposals", PROPOSALS)):
+            shares = getattr(self, name)
+            if len(shares) != len(names) or min(shares) < 0 or not 0 < sum(shares) < math.inf:
+                raise InputError(f"{name} is {shares}; expected shares of {listed(names)} from 0 on")
+
 
 @dataclass(frozen=True)
 class TrainingTile:
@@ -163,15 +175,11 @@ class HeadBatch:
 def train_head(config: HeadConfig, *, resume: bool = True, progress: bool = True) -> Path:
     """Train a head, or go on where a stopped run left off, and return the folder of its weights.
 
-    Args:
-        config: the run.
-        resume: continue from the run folder's checkpoint where there is one.
-        progress: show progress bars.
+    With ``resume`` it goes on from the run folder's checkpoint where there is one.
 
-    Raises:
-        InputError: data that cannot be used, or a configuration that makes no sense.
-        WeightsError: weights to start from that cannot be had, or a checkpoint of another run.
-        OutputError: the disk refuses; the previous checkpoint is intact.
+    Raises InputError: data that cannot be used, or a configuration that makes no sense; or WeightsError: weights to
+    start from that cannot be had, or a checkpoint of another run; or OutputError: the disk refuses; the previous
+    checkpoint is intact.
     """
     model = build_stage3_model(
         timesteps=1,
@@ -229,8 +237,7 @@ def load_tiles(
 ) -> list[TrainingTile]:
     """The training pairs with the estimates of Stages 1 and 2, which are stored in ``path`` for the next start.
 
-    Raises:
-        InputError: there is nothing to train on.
+    Raises InputError: there is nothing to train on.
     """
     held_out = {*config.test_groups, *config.validation_groups}
     records = [
@@ -241,8 +248,7 @@ def load_tiles(
     if not records:
         raise InputError(f"{config.data} has no pair to train on outside the groups that are held out")
     drawn_with = [config.variant, config.checkpoint, config.revision, config.s1_product, config.seed]
-    earlier = torch.load(path, weights_only=True) if path.exists() else {}
-    stored: dict[str, dict[str, Tensor]] = earlier["tiles"] if earlier.get("drawn_with") == drawn_with else {}
+    stored = _stored(path, drawn_with)
     stage1 = Stage1Model(generator, timesteps=1).eval()
     stage2 = build_prithvi_refiner(variant="nano")
     groups = Counter(record.group for record in records)
@@ -252,7 +258,7 @@ def load_tiles(
         s1, truth = torch.as_tensor(pair.s1)[None].float(), torch.as_tensor(pair.s2)[None].float()
         valid = valid_pixels(s1, truth)
         s1, truth = fill_nodata(s1, valid), fill_nodata(truth, valid)
-        if record.name not in stored:
+        if record.name not in stored or stored[record.name]["stage2"].shape[-2:] != truth.shape[-2:]:
             random = torch.Generator().manual_seed(config.seed * SEED_STRIDE + number)
             offsets = STAGE2_CALIBRATION_DB * torch.randn(STAGE2_DRAWS, 2, generator=random)
             dated = torch.rand(STAGE2_DRAWS, generator=random) < DATE_KNOWN
@@ -273,6 +279,25 @@ def load_tiles(
     with atomic_write(path, overwrite=True) as temporary:
         torch.save({"drawn_with": drawn_with, "tiles": stored}, temporary)
     return tiles
+
+
+def _stored(path: Path, drawn_with: list[Any]) -> dict[str, dict[str, Tensor]]:
+    """The estimates of an earlier start, by the names of the pairs; none where they are of other settings."""
+    if not os.path.lexists(path):
+        return {}
+    try:
+        stored = torch.load(check_regular(path), weights_only=True)
+        if stored["drawn_with"] != drawn_with:
+            return {}
+        for name, tile in stored["tiles"].items():
+            shapes = [tile[key].shape for key in ("stage2", "offsets")]
+            if len(tile) > 2 or shapes != [(STAGE2_DRAWS, 4, *shapes[0][2:]), (STAGE2_DRAWS, 2)]:
+                raise ValueError(f"{name} has the shapes {shapes}")
+        return dict(stored["tiles"])
+    except Exception as error:  # torch raises half a dozen kinds for a damaged archive
+        raise WeightsError(
+            f"{path} holds no estimates of Stage 2 that can be read ({type(error).__name__}); delete it, to make them"
+        ) from error
 
 
 def shifted(note: str) -> bool:
@@ -389,7 +414,7 @@ class ExampleSampler:
     def _draw(
         self, size: int, random: torch.Generator, weights: Tensor, other_than: str | None = None
     ) -> tuple[TrainingTile, Callable[[Tensor], Tensor]]:
-        """A tile that is large enough (a little less is padded), of another group, and how to crop and turn it."""
+        """A tile that is large enough (a little less is padded), of another group; how to crop, turn and zoom it."""
 
         def draw(high: int) -> int:
             return int(torch.randint(high, (), generator=random))
@@ -397,7 +422,10 @@ class ExampleSampler:
         suits = self.sides >= size - (8 if size >= 128 else 0)
         if other_than is not None:
             suits = suits & torch.tensor([tile.record.group != other_than for tile in self.tiles])
-        tile = self.tiles[int(torch.multinomial(weights * suits, 1, generator=random))]
+        chances = weights * suits
+        if not (bool(chances.any()) and bool((chances >= 0).all())):
+            raise InputError(f"no pair of {size} px, of another group than {other_than}, is drawn; change crop_sizes")
+        tile = self.tiles[int(torch.multinomial(chances, 1, generator=random))]
         height, width = tile.truth.shape[-2:]
         zoom = 1.0
         if float(torch.rand((), generator=random)) < ZOOM_CHANCE:

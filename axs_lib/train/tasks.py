@@ -22,7 +22,7 @@ from axs_lib import __version__
 from axs_lib.adapters import apply_lora_to_linear, merge_adapter, save_adapter
 from axs_lib.bands import VALID_DN
 from axs_lib.data.degrade import degrade
-from axs_lib.errors import InputError, UntrainedHeadWarning
+from axs_lib.errors import InputError, UntrainedHeadWarning, listed
 from axs_lib.hub import prefixed, weight_files
 from axs_lib.models import build_terramind_generator
 from axs_lib.nodata import pad_square
@@ -223,6 +223,12 @@ class Stage3Task(StageTask):
 def build_task(config: RunConfig, **options: Any) -> StageTask:
     """The task of a configuration, in training mode; its random weights are a function of the seed."""
     weights: dict[str, Any] = {key: getattr(config, key) for key in ("variant", "pretrained", "checkpoint", "revision")}
+    terms = (Stage2Loss if isinstance(config, Stage2Config) else Stage3Loss)().weights
+    if not config.loss.keys() <= terms.keys() or config.data.workers < 0:
+        raise InputError(
+            f"loss names {listed(config.loss)} and data.workers is {config.data.workers}; expected any of"
+            f" {listed(terms)}, and 0 or more"
+        )
     with own_random(config.seed):
         task: StageTask
         if isinstance(config, Stage1Config):

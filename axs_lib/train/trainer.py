@@ -33,6 +33,7 @@ from lightning.pytorch.callbacks import (
     WeightAveraging,
 )
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -214,21 +215,24 @@ def fit(
         best = ModelCheckpoint(out, "best", monitor="val_mse", enable_version_counter=False)
         callbacks.append(best)
     callbacks.append(SaveLast(last, config.check_every, watched=bool(held_out)))
-    trainer = lightning.Trainer(
-        **asdict(config.trainer),
-        max_steps=config.steps,
-        default_root_dir=out,
-        logger=TensorBoardLogger(str(out), name="log", version=""),
-        plugins=[AtomicCheckpoints()],
-        callbacks=callbacks,
-        val_check_interval=config.check_every * config.trainer.accumulate_grad_batches if held_out else None,
-        check_val_every_n_epoch=None,
-        limit_val_batches=1.0 if held_out else 0,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-        enable_progress_bar=progress,
-        enable_model_summary=False,
-    )
+    try:
+        trainer = lightning.Trainer(
+            **asdict(config.trainer),
+            max_steps=config.steps,
+            default_root_dir=out,
+            logger=TensorBoardLogger(str(out), name="log", version=""),
+            plugins=[AtomicCheckpoints()],
+            callbacks=callbacks,
+            val_check_interval=config.check_every * config.trainer.accumulate_grad_batches if held_out else None,
+            check_val_every_n_epoch=None,
+            limit_val_batches=1.0 if held_out else 0,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+            enable_progress_bar=progress,
+            enable_model_summary=False,
+        )
+    except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
+        raise InputError(f"the settings trainer.* cannot be: {' '.join(str(error).split())}") from error
     ckpt_path = last if resume and last.is_file() else None
     try:
         with warnings.catch_warnings():

@@ -133,6 +133,10 @@ def test_broken_indexes_are_named(indexed: Path) -> None:
     (indexed / "index.csv").write_text("name,h\nx,1\n")
     with pytest.raises(InputError, match="source and id missing"):
         list_pairs(indexed)
+    for row, message in (("src,../../../x,3", "names below"), ("src,b,x", "src/b: invalid literal")):
+        (indexed / "index.csv").write_text(f"source,id,month\n{row}\n")
+        with pytest.raises(InputError, match=message):
+            list_pairs(indexed)
     (indexed / "index.csv").write_bytes(b"\xff\xfe\x00broken")
     with pytest.raises(InputError, match="index"):
         list_pairs(indexed)

@@ -203,8 +203,10 @@ def test_what_cannot_be_is_refused(tmp_path: Path, values: np.ndarray, options: 
 def test_a_file_that_is_no_mask_is_said_in_words(tmp_path: Path) -> None:
     np.savez(tmp_path / "many.npz", a=CLEAR, b=CLEAR)
     (tmp_path / "broken.png").write_bytes(b"not an image")
+    (tmp_path / "cut.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(40))
     for name, message in (
         ("broken.png", "is no GeoTIFF"),
+        ("cut.png", "is cut short or damaged"),
         ("m.jpg", r"ends in \.jpg"),
         ("many.npz", "holds a, b; expected one of trust, mask"),
     ):

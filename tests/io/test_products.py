@@ -379,6 +379,13 @@ def test_no_file_beside_an_image_brings_in_another(tmp_path: Path, sar: np.ndarr
         read_sar(good)
 
 
+@pytest.mark.parametrize("name", ["good.aux", "good.tif.AUX", "good.tif.aux.xml", "good.xml"])
+def test_overviews_of_other_drivers_and_pipes_beside_an_image(tmp_path: Path, sar: np.ndarray, name: str) -> None:
+    os.mkfifo(tmp_path / name) if "xml" in name else (tmp_path / name).write_bytes(b"EHFA_HEADER_TAG")
+    with pytest.raises(InputError, match="named pipe" if "xml" in name else "overviews of another image"):
+        read_sar(write(tmp_path / "good.tif", sar, SAR_BANDS))
+
+
 def test_no_file_in_a_zip_brings_in_another(tmp_path: Path, safe: Path, optical: np.ndarray) -> None:
     other = write(tmp_path / "other.tif", np.zeros((1, H, W), "uint8"))
     for band in safe.rglob("*_B02_10m.jp2"):

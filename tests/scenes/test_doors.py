@@ -119,7 +119,11 @@ def test_numpy_in_and_numpy_out(grounder: BoxGrounder, arrays: tuple[Any, Any]) 
     assert isinstance(expected, xr.DataArray) and expected.rio.crs == arrays[1].rio.crs
     batch = ground_scene(grounder, np.stack([arrays[0]] * 2), np.stack([arrays[1]] * 2))
     np.testing.assert_array_equal(batch.image[1], result.image)
+    masked = np.ma.masked_array(arrays[1].values)
+    masked[:, 40:50, 40:50] = np.ma.masked
+    assert np.isnan(ground_scene(grounder, arrays[0].values, masked).image[:, 40:50, 40:50]).all()
     for wrong, match in (
+        (arrays[1].assign_attrs(scale_factor="x"), "no number as its nodata, scale_factor"),
         (np.moveaxis(arrays[1].values, 0, -1), "bands last"),
         (arrays[1].values[:3], "3 band"),
         (torch.from_numpy(arrays[1].values), r"torch\.Tensor.*NumPy"),

@@ -94,7 +94,9 @@ def test_it_is_the_documented_hash() -> None:
             assert abs(float(field[index, channel, row, column]) - expected) < 1e-4
 
 
-@pytest.mark.parametrize("seed", ["x", "3", 1.5, None, torch.tensor([1.5]), {"a": 1}, [1, "x"], [None], object()])
+@pytest.mark.parametrize(
+    "seed", ["x", b"1", 1.5, None, True, torch.tensor([1.5]), {"a": 1}, {1}, [1, "x"], [None], object(), 2**63, [2**64]]
+)
 def test_what_is_no_seed_is_refused(seed: Any) -> None:
     with pytest.raises(InputError, match=r"seed is .*; expected an integer"):
         sample_seeds(seed, 1)

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from axs_lib.adapters import load_adapter
+from axs_lib.errors import WeightsError
 from axs_lib.grounding.corrector import Correction, GroundingCorrector, GroundingTiles
 from axs_lib.grounding.head import GroundingHead
 from axs_lib.grounding.load import CORRECTOR_FILE
@@ -112,6 +113,9 @@ def test_estimates_from_sar_are_stored_for_the_same_run_alone(
     monkeypatch.setattr("axs_lib.train.head.Stage1Model.generate", None)  # nothing is drawn again
     again = load_tiles(dataclasses.replace(config, seed=1), generator, stored)
     assert torch.equal(again[0].stage2, other[0].stage2)
+    stored.write_bytes(stored.read_bytes()[:-50])
+    with pytest.raises(WeightsError, match=r"stage2\.pt.*delete it"):
+        load_tiles(config, generator, stored)
 
 
 def test_the_generator_draws_the_own_proposals_alone(sampler: ExampleSampler, nano_weights: Path) -> None:

@@ -45,9 +45,8 @@ def write_report(
     ``results`` are folders and files, see ``axs_lib.io.saved.find_results``; ``evaluation`` is the JSON of ``axs
     evaluate``; ``companions`` are GeoTIFFs of further layers by name (``s1``, ``truth``, ...), for a single result.
 
-    Raises:
-        InputError: there is nothing to show, or no file of it can be read.
-        OutputError: the file exists and ``overwrite`` is false, or it cannot be written.
+    Raises InputError: there is nothing to show, or no file of it can be read; or OutputError: the file exists and
+    ``overwrite`` is false, or it cannot be written.
     """
     if not results and evaluation is None:
         raise InputError("nothing is given to report; expected folders or files of results, or an evaluation")
@@ -72,7 +71,7 @@ def write_report(
         version=__version__,
     )
     with atomic_write(path, overwrite) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+        temporary.write_text(page, encoding="utf-8", errors="backslashreplace")
     return len(entries)
 
 
