@@ -153,12 +153,11 @@ def evaluate(
 def _groups_of_training(model: Stage3GroundingModel | Pipeline) -> set[str]:
     """The groups that the weights of a model, or of its stages, were trained or chosen on, as their headers say."""
     from axs_lib.hub import source_header
+    from axs_lib.terramind.weights import groups_in
 
     stages: list[Any] = [getattr(model, "stage2", None), getattr(model, "stage3", model)]
     parts = stages + [getattr(stages[1], name, None) for name in ("terramind_generator", "corrector")]
-    headers = [source_header(getattr(part, "weights", None)) for part in parts]
-    lists = [json.loads(h.get(key, "[]")) for h in headers for key in ("train_groups", "validation_groups")]
-    return {group for groups in lists for group in groups}
+    return set().union(*(groups_in(source_header(getattr(part, "weights", None))) for part in parts))
 
 
 def _steps(timesteps: str) -> list[int]:

@@ -10,6 +10,7 @@ import difflib
 import functools
 import hashlib
 import itertools
+import json
 import os
 import re
 from collections import Counter
@@ -369,6 +370,16 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
             return dict(file.metadata() or {})
     except (SafetensorError, OSError) as error:
         raise WeightsError(f"{path} is not a readable safetensors file: {_short(error)}") from None
+
+
+def groups_in(header: Mapping[str, str]) -> set[str]:
+    """The groups that weights were trained or chosen on, by their header; a WeightsError where it is unreadable."""
+    try:
+        return {
+            str(group) for use in ("train", "validation") for group in json.loads(header.get(f"{use}_groups", "[]"))
+        }
+    except (TypeError, ValueError, RecursionError):
+        raise WeightsError("the groups of training in a weights file's header are not a list of names") from None
 
 
 def _read_safetensors(file: Path) -> object:

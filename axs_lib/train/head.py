@@ -36,6 +36,7 @@ from axs_lib.grounding.corrector import GroundingCorrector, GroundingTiles
 from axs_lib.grounding.head import GroundingHead
 from axs_lib.grounding.load import CORRECTOR_FILE
 from axs_lib.grounding.sar_inconsistency import open_water, sar_inconsistency
+from axs_lib.hub import source_header
 from axs_lib.io.atomic import atomic_write
 from axs_lib.io.files import check_regular
 from axs_lib.nodata import fill_nodata, pad_square, valid_pixels
@@ -46,7 +47,7 @@ from axs_lib.stage3_tm_ground import Stage3GroundingModel, build_stage3_model
 from axs_lib.terramind.generator import TerraMindGenerator
 from axs_lib.terramind.noise import gaussian_field, sample_seeds
 from axs_lib.terramind.sampler import build_schedule
-from axs_lib.terramind.weights import load_strict, read_metadata, read_state, sha256_file, write_state
+from axs_lib.terramind.weights import groups_in, load_strict, read_metadata, read_state, sha256_file, write_state
 from axs_lib.train.config import LoopConfig
 from axs_lib.train.trainer import SEED_STRIDE, ByStep, ModuleTask, fit, own_random
 
@@ -189,7 +190,7 @@ def train_head(config: HeadConfig, *, resume: bool = True, progress: bool = True
         s1_product=config.s1_product,
         correction_mode="learned",
     )
-    _start_head(config, model.corrector)
+    seen = _start_head(config, model.corrector)
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     tiles = load_tiles(config, model.terramind_generator, out / STAGE2, progress=progress)
@@ -198,17 +199,21 @@ def train_head(config: HeadConfig, *, resume: bool = True, progress: bool = True
     def make_batch(step: int) -> HeadBatch:
         return sampler.batch(torch.Generator().manual_seed(config.seed * SEED_STRIDE + step))
 
-    task = ModuleTask(config, "head", model, partial(_loss, model, config), partial(_write, config, model))
+    groups = sorted(seen | {tile.record.group for tile in tiles})
+    task = ModuleTask(config, "head", model, partial(_loss, model, config), partial(_write, config, model, groups))
     return fit(task, ByStep(make_batch), resume=resume, progress=progress)
 
 
-def _start_head(config: HeadConfig, corrector: GroundingCorrector) -> None:
-    """Put the head that the training starts from into a corrector, and make it all that is trained."""
+def _start_head(config: HeadConfig, corrector: GroundingCorrector) -> set[str]:
+    """Put the head that the training starts from into a corrector, all that is trained; the groups that it has seen."""
+    header = source_header(corrector.weights)
     if config.start == FRESH:
+        header = {}
         with own_random(config.seed):
             corrector.head = GroundingHead()
     elif config.start is not None:
         load_strict(corrector, read_state(config.start), what=f"the grounding head ({config.start})")
+        header = read_metadata(config.start)
     # Calibration, floor and scale were chosen for the head before; a gate below a floor has no gradient.
     corrector.calibration = None
     corrector.head.gate_floor.zero_()
@@ -216,13 +221,15 @@ def _start_head(config: HeadConfig, corrector: GroundingCorrector) -> None:
     corrector.head.mask_floor.zero_()
     corrector.head.gate_scale.fill_(1.0)
     corrector.requires_grad_(True)
+    return groups_in(header)
 
 
-def _write(config: HeadConfig, model: Stage3GroundingModel, step: int) -> Path:
-    """Write the head with the run's settings in its header; returns the folder."""
+def _write(config: HeadConfig, model: Stage3GroundingModel, groups: Sequence[str], step: int) -> Path:
+    """Write the head with the run's settings and the groups trained on in its header; returns the folder."""
     left_out = ("data", "out", "checkpoint", "start")
     settings = {key: value for key, value in asdict(config).items() if key not in left_out}
-    header = {"variant": config.variant, "head_config": json.dumps(settings)}
+    header = {"variant": config.variant, "head_config": json.dumps(settings), "train_groups": json.dumps(groups)}
+    header["validation_groups"] = json.dumps(config.validation_groups)
     if config.start not in (None, FRESH):
         step += int(read_metadata(str(config.start)).get("head_steps", 0))
         header["head_start"] = sha256_file(str(config.start))

@@ -29,7 +29,7 @@ from axs_lib.models import build_terramind_generator
 from axs_lib.progress import track
 from axs_lib.stage1_tm_s2o import tm_sar2opt
 from axs_lib.stage2_prithvi_refine import build_prithvi_refiner
-from axs_lib.terramind.weights import read_metadata
+from axs_lib.terramind.weights import groups_in, read_metadata
 from axs_lib.tilegrid import Tile, batches_of_one_shape
 from axs_lib.train.config import MADE, RunConfig
 from axs_lib.train.readers import BadDataWarning, DataConfig, list_samples, split_samples, without_groups
@@ -185,8 +185,7 @@ def _check_unseen(path: Path, groups: list[str], number: int) -> None:
             stacklevel=4,
         )
         return
-    seen = {*json.loads(header["train_groups"]), *json.loads(header.get("validation_groups", "[]"))}
-    both = sorted(seen & set(groups))
+    both = sorted(groups_in(header) & set(groups))
     if both:
         raise InputError(
             f"{path} was trained on {len(both)} of the {len(groups)} groups of fold {number} ({', '.join(both[:5])});"

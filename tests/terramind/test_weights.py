@@ -426,3 +426,10 @@ def test_the_assumed_layout_has_the_published_size(tmp_path: Path) -> None:
     file = tmp_path / "TerraMind_v1_tiny.pt"
     torch.save(model.state_dict(), file)
     assert abs(file.stat().st_size - 211_873_402) < 1024
+
+
+def test_groups_in_a_header_that_are_no_list_are_refused() -> None:
+    assert weights.groups_in({"train_groups": '["a"]', "validation_groups": '["b"]'}) == {"a", "b"}
+    for text in ("{", "3", "[" * 100_000):
+        with pytest.raises(WeightsError, match="groups of training"):
+            weights.groups_in({"train_groups": text})

@@ -15,7 +15,7 @@ from axs_lib.grounding.corrector import Correction, GroundingCorrector, Groundin
 from axs_lib.grounding.head import GroundingHead
 from axs_lib.grounding.load import CORRECTOR_FILE
 from axs_lib.stage3_tm_ground import build_stage3_model
-from axs_lib.terramind.weights import read_metadata, read_state, sha256_file
+from axs_lib.terramind.weights import groups_in, read_metadata, read_state, sha256_file
 from axs_lib.train.head import ExampleSampler, HeadConfig, load_tiles, loss_of_batch, own_proposals, train_head
 from axs_lib.train.trainer import LAST
 from tests.models import plausible_pair
@@ -63,6 +63,7 @@ def test_only_the_head_is_trained_and_a_stopped_run_goes_on(nano_weights: Path, 
     # Another run may start from that head.
     further = dataclasses.replace(config, out=str(tmp_path / "c"), start=str(weights / CORRECTOR_FILE), steps=1)
     header = read_metadata(train_head(further, progress=False) / CORRECTOR_FILE)
+    assert groups_in(header) == groups_in(read_metadata(weights / CORRECTOR_FILE)) != set()
     assert header["head_steps"] == "5" and header["head_start"] == sha256_file(weights / CORRECTOR_FILE)
 
     # The folder is an adapter: it brings the head into a model.
