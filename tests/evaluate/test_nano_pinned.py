@@ -17,9 +17,9 @@ from axs_lib.stage3_tm_ground import Stage3GroundingModel, build_stage3_model
 # MSE in 10⁻⁴ of reflectance squared, of opt_v3 from the simulated estimate, and of a filled gap inside it; RMS in DN of
 # what the truth itself is changed by.
 EXPECTED = {
-    "finland_lake": (3.203, 8.716, 1.5),
-    "ireland_fields": (5.171, 17.743, 2.2),
-    "portugal_hills": (4.924, 7.910, 0.2),
+    "finland_lake": (3.154, 8.393, 1.8),
+    "ireland_fields": (5.055, 17.554, 1.4),
+    "portugal_hills": (4.848, 8.032, 0.0),
 }
 TOLERANCE = 0.05
 TOLERANCE_DN = 1.0
