@@ -154,7 +154,7 @@ class GroundingCorrector(nn.Module):
         """
         residual = with_sar - without_sar
         gate = F.interpolate(confidence, residual.shape[-2:], mode="bilinear").clamp(0.0, 1.0)
-        mask = tiles.sar_inconsistency * (not hold_colour)
+        mask = tiles.sar_inconsistency * open_water(tiles.s1) * (not hold_colour)
         return Correction(self.constrain(residual, gate, mask, tiles.trust), residual, gate, mask)
 
     def constrain(

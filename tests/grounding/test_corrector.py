@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
 from axs_lib.checks import Trust
 from axs_lib.grounding.corrector import Correction, GroundingCorrector, GroundingTiles
 from axs_lib.grounding.head import GroundingHead, HeadOutput
+from axs_lib.grounding.sar_inconsistency import open_water
 
 LAND, WATER = torch.tensor([-11.0, -18.0]), torch.tensor([-21.0, -29.0])
 FIELD = torch.tensor([500.0, 700.0, 800.0, 2400.0])
@@ -66,7 +69,10 @@ def test_difference_is_zero_where_the_sar_changes_nothing_and_weighted_by_confid
     out = corrector.difference(given, given.estimate + 1, given.estimate, confidence=confidence)
     assert torch.allclose(out.residual, torch.ones_like(given.estimate))
     assert out.gate[..., 0].max() == 0 and out.gate[..., -1].min() == 1
-    assert torch.equal(out.low_freq_mask, given.sar_inconsistency)
+    assert torch.equal(out.low_freq_mask, given.sar_inconsistency * open_water(given.s1))
+    dry = dataclasses.replace(given, s1=LAND[:, None, None].expand_as(given.s1))
+    assert out.low_freq_mask.any()
+    assert not corrector.difference(dry, dry.estimate, dry.estimate, confidence=confidence).low_freq_mask.any()
 
 
 def test_deviation_joins_predicted_error_and_spread() -> None:
