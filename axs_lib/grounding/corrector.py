@@ -127,13 +127,7 @@ class GroundingCorrector(nn.Module):
         )
         predicted = self.head(*(turn(image, orientation) for image in images))
         residual, gate, mask, error, filtered = (turn_back(part, orientation) for part in predicted)
-        unknown = unknown_share(tiles.trust)
-        # Broad colour of an estimate changes only where it and the SAR disagree and the SAR looks like open water: a
-        # flood is the one broad change that the head was trained on. Unknown pixels may change in everything.
-        mask = mask * torch.maximum(tiles.sar_inconsistency, unknown)
-        mask = mask * torch.maximum(open_water(tiles.s1), unknown)
-        if hold_colour:
-            mask = torch.zeros_like(mask)
+        mask = broad_change(tiles, mask, hold_colour)
         change = self.constrain(residual, gate, mask, tiles.trust, filtered) * self.optical_std
         error = error.masked_fill(tiles.trust == 1, 0.0) * self.optical_std
         return Correction(change, residual * self.optical_std, gate, mask, error, filtered * self.optical_std)
@@ -154,15 +148,14 @@ class GroundingCorrector(nn.Module):
         """
         residual = with_sar - without_sar
         gate = F.interpolate(confidence, residual.shape[-2:], mode="bilinear").clamp(0.0, 1.0)
-        mask = tiles.sar_inconsistency * open_water(tiles.s1) * (not hold_colour)
+        mask = broad_change(tiles, torch.ones_like(tiles.sar_inconsistency), hold_colour)
         return Correction(self.constrain(residual, gate, mask, tiles.trust), residual, gate, mask)
 
     def constrain(
         self, residual: Tensor, gate: Tensor, low_freq_mask: Tensor, trust: Tensor, filtered: Tensor | float = 0.0
     ) -> Tensor:
         """The residual (B, 4, S, S) after constraint and gate, with what the filter changes, feathered, in its unit."""
-        constrained = self.low_freq(residual, torch.maximum(low_freq_mask, unknown_share(trust)))
-        return fit_to_observed(gate * constrained + filtered, trust)
+        return fit_to_observed(gate * self.low_freq(residual, low_freq_mask) + filtered, trust)
 
     def deviation(self, corrections: Sequence[Correction], nfe: int) -> Tensor | None:
         """Standard deviation of the error to expect of the mean over an ensemble, (B, 4, S, S) in DN.
@@ -181,3 +174,15 @@ class GroundingCorrector(nn.Module):
         if errors and self.calibration is not None:
             deviation = deviation * self.calibration.scale(nfe).to(deviation)[:, None, None]
         return deviation
+
+
+def broad_change(tiles: GroundingTiles, wanted: Tensor, hold_colour: bool) -> Tensor:
+    """Where broad colour may change, (B, 1, S, S) in [0, 1], of where a head wants it to.
+
+    In an estimate that is where it and the SAR disagree and the SAR looks like open water: a flood is the one broad
+    change that the head was trained on. Unknown pixels may change in everything.
+    """
+    mask = wanted * tiles.sar_inconsistency * open_water(tiles.s1)
+    if hold_colour:
+        mask = torch.zeros_like(mask)
+    return torch.maximum(mask, unknown_share(tiles.trust))
