@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from axs_lib.checks import check_type
 from axs_lib.errors import InputError, WeightsError
 from axs_lib.grounding.corrector import GroundingCorrector
 from axs_lib.grounding.load import CORRECTOR, CORRECTOR_FILE, load_weights
@@ -78,8 +79,8 @@ def apply_lora_to_linear(
         raise InputError(f"alpha is {alpha!r}; expected a number above 0, such as 2 * rank")
     if not _is_share(dropout):
         raise InputError(f"dropout is {dropout!r}; expected a number from 0 to below 1")
-    wanted, network = _wanted_layers(target_modules), _network(module)
     _check_bare(module)
+    wanted, network = _wanted_layers(target_modules), _network(module)
     layers = {
         name: match[1]
         for name, layer in network.named_modules()
@@ -135,7 +136,7 @@ def save_adapter(
     adapted, corrector, target = _adapted(model), _corrector(model), Path(folder)
     for name in (WEIGHTS_FILE, CONFIG_FILE, *((CORRECTOR_FILE,) if corrector is not None else ())):
         check_output(target / name, overwrite)
-    header = {"format": "pt", **(notes or {})}
+    header = {"format": "pt", **({} if notes is None else notes)}
     if corrector is not None:
         extra = corrector.calibration.to_header() if corrector.calibration is not None else {}
         write_state(target / CORRECTOR_FILE, corrector.state_dict(), header | extra, overwrite=overwrite)
@@ -174,8 +175,8 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike[str], *, trainable:
         except (InputError, WeightsError):
             stage3.terramind_generator = shared
             raise
-    path, network = Path(folder), _network(model)
     _check_bare(model)
+    path, network = Path(folder), _network(model)
     if not (path / CONFIG_FILE).exists() and not (path / WEIGHTS_FILE).exists():
         if not _load_head(model, path / CORRECTOR_FILE):
             raise _nothing(path)
@@ -389,7 +390,8 @@ def _wrapped(module: nn.Module) -> dict[str, Any]:
 
 
 def _with_adapter(module: nn.Module) -> list[Any]:
-    return [part for part in module.modules() if "peft_config" in vars(part)]
+    parts = check_type("the model", module, nn.Module, "a torch.nn.Module").modules()
+    return [part for part in parts if "peft_config" in vars(part)]
 
 
 def _check_bare(module: nn.Module) -> None:

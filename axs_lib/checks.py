@@ -10,16 +10,19 @@ from __future__ import annotations
 import math
 import operator
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from axs_lib.bands import OPTICAL_BANDS, SAR_BANDS
-from axs_lib.errors import AxionError, InputError
+from axs_lib.errors import AxionError, InputError, listed
 
 MIN_SIDE = 8
+
+Kind = TypeVar("Kind")
 
 
 class Trust:
@@ -131,6 +134,18 @@ def check_device(image: Tensor, device: torch.device) -> None:
         )
 
 
+def find_device(device: object, name: str = "device") -> torch.device:
+    """The device of this name, the CPU for ``None``; ``InputError`` where nothing can be computed there."""
+    try:
+        found = torch.device("cpu" if device is None else device)  # type: ignore[call-overload]
+        torch.zeros(1, device=found).item()
+    except (RuntimeError, AssertionError, TypeError, ValueError, ImportError) as error:
+        count = torch.cuda.device_count()
+        there = "cpu" + (f" and cuda:0 to cuda:{count - 1}" if count else "; there is no CUDA GPU here")
+        raise InputError(f"{name} {device!r} cannot be used; expected {there}") from error
+    return found
+
+
 def check_result(name: str, image: Tensor, nodata: Tensor) -> None:
     """Raise ``AxionError`` where an image (B, C, H, W) is not finite outside ``nodata``, (B, 1, H, W) bool."""
     wrong = ~(torch.isfinite(image) | nodata)
@@ -148,16 +163,28 @@ def check_count(name: str, value: object, least: int = 1, most: int = 2**63 - 1)
     except (TypeError, RuntimeError):
         number = None
     if number is None or not least <= number <= most:
-        bounds = f"from {least} to {most}" if least < 0 else f"of at least {least}"
+        bounds = f"from {least} to {most}" if least < 0 or most < 2**63 - 1 else f"of at least {least}"
         raise InputError(f"{name} is {value!r}; expected an integer {bounds}")
     return number
 
 
+def check_type(name: str, value: object, kind: type[Kind], expected: str) -> Kind:
+    """The value, of this type; ``InputError`` that says what is ``expected`` for anything else."""
+    if not isinstance(value, kind):
+        raise InputError(f"{name} is {value!r}; expected {expected}")
+    return value
+
+
+def check_choice(name: str, value: object, choices: Sequence[str]) -> str:
+    """One of the names; ``InputError`` for anything else."""
+    if not isinstance(value, str) or value not in choices:
+        raise InputError(f"{name} is {value!r}; expected one of {listed(choices)}")
+    return value
+
+
 def check_flag(name: str, value: object) -> bool:
     """A truth value; ``InputError`` for anything else."""
-    if not isinstance(value, bool):
-        raise InputError(f"{name} is {value!r}; expected a truth value")
-    return value
+    return check_type(name, value, bool, "a truth value")
 
 
 def check_number(name: str, value: object, low: float, high: float, expected: str) -> float:

@@ -17,6 +17,7 @@ import torch
 from huggingface_hub import ModelCard, ModelCardData, ModelHubMixin, snapshot_download
 from torch import Tensor
 
+from axs_lib.checks import find_device
 from axs_lib.errors import AxionError, InputError, WeightsError, listed
 from axs_lib.grounding.corrector import GroundingCorrector
 from axs_lib.grounding.load import CORRECTOR_FILE, load_corrector
@@ -103,6 +104,7 @@ class HubMixin(ModelHubMixin):
                 f"the {CONFIG_FILE} of {model_id} is not of {LIBRARY}: library is {config.get('library')!r}, unknown"
                 f" are {listed(unknown) or 'no fields'}; expected {listed(CONFIG_FIELDS)}"
             )
+        place = find_device(device)
         access = {name: settings.pop(name) for name in ("cache_dir", "force_download", "local_files_only", "token")}
         names, folder = _file_names(variant), Path(model_id)
         local = folder.is_dir()
@@ -120,7 +122,7 @@ class HubMixin(ModelHubMixin):
         if not local and generator.weights is not None:
             generator.weights = replace(generator.weights, source=f"hub {model_id}")
         model: Any = cls(generator, corrector, **settings)
-        loaded: Loaded = model.requires_grad_(False).eval().to("cpu" if device is None else device)
+        loaded: Loaded = model.requires_grad_(False).eval().to(place)
         return loaded
 
     def _save_pretrained(self, save_directory: Path) -> None:

@@ -33,6 +33,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from axs_lib.bands import DN_PER_REFLECTANCE, OPTICAL_BANDS
+from axs_lib.checks import check_tensor
 from axs_lib.errors import InputError
 
 METRIC_KEYS = ("mse", "mae", "psnr", "ssim", "sam", "ergas", "ndvi", "ndwi", "edge_truth", "sharpness")
@@ -164,6 +165,9 @@ def _prepare(
     images: dict[str, Tensor], s1: Tensor | None, mask: Tensor | None
 ) -> tuple[dict[str, Tensor], Tensor | None, Tensor]:
     """Images as (B,4,H,W) reflectance, SAR as (B,2,H,W), both 0 where nothing counts, and (B,1,H,W) of what counts."""
+    for name, image in (images | {"s1": s1, "mask": mask}).items():
+        if image is not None or name in images:
+            check_tensor(name, image)
     first_name, first = next(iter(images.items()))
     batches = {name: _batch(name, image, len(OPTICAL_BANDS), first.device) for name, image in images.items()}
     shape = batches[first_name].shape

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from axs_lib.bands import S1_PRODUCTS
+from axs_lib.checks import find_device
 from axs_lib.errors import InputError
 from axs_lib.io.files import PathLike
 from axs_lib.stage1_tm_s2o import Stage1Model
@@ -38,9 +39,8 @@ def build_terramind_generator(
         timesteps, standardize, pretrained, variant, checkpoint, revision, device, scheduler: as there, and so is what
             it raises.
     """
-    inputs, outputs = (
-        (names,) if isinstance(names, str) else tuple(names) for names in (input_modalities, output_modalities)
-    )
+    given = (input_modalities, output_modalities)
+    inputs, outputs = ((each,) if isinstance(each, str) else tuple(map(str, each)) for each in given)
     if len(inputs) != 1 or inputs[0] not in S1_PRODUCTS:
         stage3 = ": SAR and optical together are Stage 3, axs_lib.stage3_tm_ground.build_stage3_model"
         products = ", ".join(str((product,)) for product in S1_PRODUCTS)
@@ -50,8 +50,9 @@ def build_terramind_generator(
     if outputs != (OUTPUT_MODALITY,):
         raise InputError(f"output_modalities is {outputs}; expected ('{OUTPUT_MODALITY}',)")
     build_schedule(scheduler, timesteps)  # what cannot be fails before weights are loaded
+    place = find_device(device)
     generator = load_generator(
         variant, pretrained=pretrained, checkpoint=checkpoint, revision=revision, s1_product=inputs[0]
     )
     model = Stage1Model(generator, timesteps=timesteps, standardize=standardize, scheduler=scheduler)
-    return model.requires_grad_(not pretrained).eval().to("cpu" if device is None else device)
+    return model.requires_grad_(not pretrained).eval().to(place)

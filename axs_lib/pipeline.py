@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from axs_lib.checks import Trust, check_device, check_sar
+from axs_lib.checks import Trust, check_device, check_flag, check_sar, check_type
 from axs_lib.errors import InputError
 from axs_lib.io.files import PathLike
 from axs_lib.models import build_terramind_generator
@@ -55,8 +55,9 @@ class Pipeline(nn.Module):
 
     def __init__(self, stage1: Stage1Model, stage2: PrithviRefiner, stage3: Stage3GroundingModel) -> None:
         super().__init__()
-        for name, stage in (("stage1", stage1), ("stage2", stage2), ("stage3", stage3)):
-            if not stage.standardize:
+        kinds: tuple[Any, ...] = (Stage1Model, PrithviRefiner, Stage3GroundingModel)
+        for name, stage, kind in zip(("stage1", "stage2", "stage3"), (stage1, stage2, stage3), kinds, strict=True):
+            if not check_type(name, stage, kind, f"a {kind.__name__}").standardize:
                 raise InputError(
                     f"{name} was built with standardize=False; expected stages that exchange dB and DN: build them with"
                     " standardize=True"
@@ -141,7 +142,7 @@ class Pipeline(nn.Module):
             last = self.stage3.ground(sar.image, refined, timesteps, controls=controls, **grounding)
             images.append(torch.stack([first.image, refined, last.image]))  # (3, B, 4, H, W)
             gates.append(last.gate)  # (B, 1, H, W)
-            if sar_contribution:
+            if check_flag("sar_contribution", sar_contribution):
                 plain = replace(controls, use_sar=False)
                 without = self.stage3.ground(sar.image, refined, timesteps, controls=plain, **grounding)
                 contributions.append(last.image - without.image)  # (B, 4, H, W)
@@ -197,7 +198,7 @@ def build_pipeline(
             (s1_product,), timesteps=stage1_timesteps, checkpoint=stage1_checkpoint, **common
         )
     stage2 = build_prithvi_refiner(
-        variant=stage2_variant or (NANO if variant == NANO else DEFAULT_PRITHVI),
+        variant=(NANO if variant == NANO else DEFAULT_PRITHVI) if stage2_variant is None else stage2_variant,
         pretrained=pretrained,
         checkpoint=stage2_checkpoint,
         device=device,

@@ -73,7 +73,7 @@ class Stage1Model(GeneratorStage):
         check_device(sar.image, self.device)
         check_sampling(temperature, ensemble_size, batch_size)
         timesteps = check_timesteps(self.timesteps if timesteps is None else timesteps)
-        schedule = build_schedule(scheduler or self.scheduler, timesteps)
+        schedule = build_schedule(self.scheduler if scheduler is None else scheduler, timesteps)
         batch, device = len(sar.image), sar.image.device
         seeds = stage_seeds(sample_seeds(seed, batch, device=device), STAGE)  # (B,)
         corners = scene_origins(origin, batch, device)  # (B, 2)

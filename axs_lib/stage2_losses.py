@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from axs_lib.bands import DN_PER_REFLECTANCE, OPTICAL_BANDS
+from axs_lib.checks import check_number
 from axs_lib.errors import InputError
 from axs_lib.metrics import pixel_mask
 
@@ -48,8 +49,7 @@ class Stage2Loss(nn.Module):
 
     def check_weights(self) -> None:
         for name, weight in self.weights.items():
-            if not (math.isfinite(weight) and weight >= 0):
-                raise InputError(f"the weight of {name} is {weight}; expected a finite number from 0 up")
+            check_number(f"the weight of {name}", weight, 0, math.nextafter(math.inf, 0), "a finite number from 0 up")
         if not any(self.weights.values()):
             raise InputError(f"all weights are 0 ({', '.join(self.weights)}); expected at least one above 0")
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from axs_lib.bands import VALID_DN
-from axs_lib.checks import check_count, check_device, check_flag, check_number, check_optical
+from axs_lib.checks import check_count, check_device, check_flag, check_number, check_optical, check_type, find_device
 from axs_lib.errors import UntrainedHeadWarning, WeightsError
 from axs_lib.fresh import fresh_weights
 from axs_lib.io.files import PathLike
@@ -184,12 +184,12 @@ def build_prithvi_refiner(
     Raises InputError: unknown variant, or a share out of range; or WeightsError: weights that cannot be had, read or
     matched.
     """
-    spec = find_variant(variant, PRITHVI_VARIANTS)
+    spec, place = find_variant(variant, PRITHVI_VARIANTS), find_device(device)
     check_number("metadata_dropout", metadata_dropout, 0.0, math.nextafter(1.0, 0.0), "0 up to, not including, 1")
     state: dict[str, Tensor] | None = None
     files: WeightsInfo | None = None
     what = variant
-    if pretrained:
+    if check_flag("pretrained", pretrained):
         files = resolve(spec, checkpoint=checkpoint, revision=revision)
         header = _check_header(files.generator, variant)
         if needs_season is None:
@@ -212,7 +212,7 @@ def build_prithvi_refiner(
         for name, parameter in backbone.named_parameters():
             parameter.requires_grad_(name.endswith(("_enc.unknown", "_enc.biome.weight")))
     refiner.weights = files
-    return refiner.eval().to("cpu" if device is None else device)
+    return refiner.eval().to(place)
 
 
 def save_refiner(
@@ -229,6 +229,7 @@ def save_refiner(
     exists without ``overwrite``, or the disk refuses.
     """
     target = Path(path)
+    check_type("refiner", refiner, PrithviRefiner, "a PrithviRefiner")
     header = {"stage": "2", "variant": refiner.variant} | dict(notes or {})
     if refiner.needs_season:
         header["needs_season"] = "yes"

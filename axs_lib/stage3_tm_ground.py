@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from axs_lib import checks
 from axs_lib.bands import VALID_DN
-from axs_lib.checks import CheckedPair, check_count, check_device, check_flag, check_pair, check_result, check_tensor
 from axs_lib.errors import InputError, UntrainedHeadWarning
 from axs_lib.grounding.corrector import GroundingCorrector, GroundingTiles
 from axs_lib.grounding.large import NO_CONTROLS, GroundingControls, in_tiles
@@ -115,9 +115,9 @@ class Stage3GroundingModel(GeneratorStage, HubMixin):
         hold_colour: bool = False,
     ) -> None:
         super().__init__(terramind_generator, timesteps=timesteps, standardize=standardize, scheduler=scheduler)
-        self.corrector = corrector
-        self.correction_mode = _check_correction_mode(correction_mode)
-        self.hold_colour = check_flag("hold_colour", hold_colour)
+        self.corrector = checks.check_type("corrector", corrector, GroundingCorrector, "a GroundingCorrector")
+        self.correction_mode = checks.check_choice("correction_mode", correction_mode, CORRECTION_MODES)
+        self.hold_colour = checks.check_flag("hold_colour", hold_colour)
 
     @property
     def provenance(self) -> dict[str, str]:
@@ -182,16 +182,17 @@ class Stage3GroundingModel(GeneratorStage, HubMixin):
         generator, optical = self.terramind_generator, self.terramind_generator.optical
 
         # 1. Check what came in.
-        hold_colour = check_flag("hold_colour", self.hold_colour if hold_colour is None else hold_colour)
+        hold_colour = checks.check_flag("hold_colour", self.hold_colour if hold_colour is None else hold_colour)
         if not isinstance(controls, GroundingControls):
             raise InputError(f"controls is a {type(controls).__name__}; expected GroundingControls")
-        pair = check_pair(s1, opt_v2, trust=trust, standardize=self.standardize, force=controls.ranges_checked)
-        check_device(pair.s1, self.device)
+        pair = checks.check_pair(s1, opt_v2, trust=trust, standardize=self.standardize, force=controls.ranges_checked)
+        checks.check_device(pair.s1, self.device)
         check_sampling(temperature, ensemble_size, batch_size)
-        mode = _check_correction_mode(self.correction_mode if correction_mode is None else correction_mode)
+        mode = self.correction_mode if correction_mode is None else correction_mode
+        checks.check_choice("correction_mode", mode, CORRECTION_MODES)
         timesteps = check_timesteps(self.timesteps if timesteps is None else timesteps)
         given = self._given_proposal(controls.proposal, pair, mode)  # None or (B, 4, H, W) in DN
-        orientation = check_count("orientation", controls.orientation, 0)
+        orientation = checks.check_count("orientation", controls.orientation, 0)
         batch, _, height, width = pair.opt_v2.shape
         seeds = sample_seeds(seed, batch, device=pair.s1.device)  # (B,)
         origins = scene_origins(controls.origin, batch, pair.s1.device)  # (B, 2)
@@ -199,7 +200,7 @@ class Stage3GroundingModel(GeneratorStage, HubMixin):
             warnings.warn(UNTRAINED, UntrainedHeadWarning, stacklevel=4)
         if check_strength(strength) == 0.0:
             return self._unchanged(pair, uncertain=ensemble_size > 1)
-        schedule = build_schedule(scheduler or self.scheduler, timesteps, strength)
+        schedule = build_schedule(self.scheduler if scheduler is None else scheduler, timesteps, strength)
 
         # 2. Prepare: fill nodata and gaps from neighbours, pad to the network's side S, z-score. The noise is a
         #    function of seed and scene coordinate. The M members of an ensemble lie along the batch.
@@ -258,7 +259,7 @@ class Stage3GroundingModel(GeneratorStage, HubMixin):
 
         # 8. The result, with nodata where either image has none.
         nodata = ~(valid_pixels(pair.s1) & (valid_pixels(pair.opt_v2) | unknown))  # (B, 1, H, W)
-        check_result("opt_v3", image, nodata)
+        checks.check_result("opt_v3", image, nodata)
         if deviation is not None:
             deviation = self._difference_from_dn(deviation)[..., :height, :width].masked_fill(nodata, torch.nan)
         proposal = self._image_from_dn(proposals.mean(0))[..., :height, :width]  # (B, 4, H, W)
@@ -302,11 +303,11 @@ class Stage3GroundingModel(GeneratorStage, HubMixin):
         tiles = GroundingTiles(sar, optical, pad_square(trust * valid, side), sar_inconsistency(sar, optical))
         return tiles if use_sar else tiles.without_sar(generator.sar.mean)
 
-    def _given_proposal(self, proposal: Tensor | None, pair: CheckedPair, mode: str) -> Tensor | None:
+    def _given_proposal(self, proposal: Tensor | None, pair: checks.CheckedPair, mode: str) -> Tensor | None:
         """The proposal that was given, batched and filled, in DN."""
         if proposal is None:
             return None
-        proposal = check_tensor("proposal", proposal)
+        proposal = checks.check_tensor("proposal", proposal)
         batched = proposal[None] if pair.unbatched and proposal.ndim == 3 else proposal
         if batched.shape != pair.opt_v2.shape:
             raise InputError(
@@ -327,7 +328,7 @@ class Stage3GroundingModel(GeneratorStage, HubMixin):
         """An image in DN in the model's unit."""
         return dn if self.standardize else self.terramind_generator.optical.to_z(dn)
 
-    def _unchanged(self, pair: CheckedPair, *, uncertain: bool) -> Stage3Output:
+    def _unchanged(self, pair: checks.CheckedPair, *, uncertain: bool) -> Stage3Output:
         """The result of strength 0."""
         nodata = ~valid_pixels(pair.s1, pair.opt_v2)
         image = pair.opt_v2.masked_fill(nodata, torch.nan)
@@ -353,8 +354,8 @@ class Stage3GroundingModel(GeneratorStage, HubMixin):
         Raises InputError: tiles larger than the network's tile, or shapes, bands or devices that do not fit.
         """
         generator, optical = self.terramind_generator, self.terramind_generator.optical
-        pair = check_pair(s1, opt_v2, trust=trust, standardize=self.standardize)
-        check_device(pair.s1, self.device)
+        pair = checks.check_pair(s1, opt_v2, trust=trust, standardize=self.standardize)
+        checks.check_device(pair.s1, self.device)
         height, width = check_training_size(generator.layout, pair.opt_v2)
         tiles = self.prepare(pair.s1, pair.opt_v2.float(), pair.trust)
         z_s1, z_estimate = generator.sar.to_z(tiles.s1), optical.to_z(tiles.estimate)
@@ -412,8 +413,9 @@ def build_stage3_model(
     cannot be had, read or matched.
     """
     build_schedule(scheduler, timesteps)  # what cannot be fails before weights are loaded
+    place = checks.find_device(device)
     if correction_mode is not None:
-        _check_correction_mode(correction_mode)
+        checks.check_choice("correction_mode", correction_mode, CORRECTION_MODES)
     generator = load_generator(
         variant, pretrained=pretrained, checkpoint=checkpoint, revision=revision, s1_product=s1_product
     )
@@ -428,7 +430,7 @@ def build_stage3_model(
     )
     if pretrained and variant != NANO:
         _notice_unmeasured(variant)
-    return model.requires_grad_(not pretrained).eval().to("cpu" if device is None else device)
+    return model.requires_grad_(not pretrained).eval().to(place)
 
 
 @torch.no_grad()
@@ -487,18 +489,14 @@ def _notice_unmeasured(variant: str) -> None:
     )
 
 
-def _check_correction_mode(correction_mode: str) -> str:
-    if correction_mode not in CORRECTION_MODES:
-        raise InputError(f"correction_mode is {correction_mode!r}; expected one of {', '.join(CORRECTION_MODES)}")
-    return correction_mode
-
-
 def _ground_there(
     model: Stage3GroundingModel, s1: Any, opt_v2: Any, timesteps: int | None, options: Mapping[str, Any]
 ) -> Stage3Output:
     """``ground`` on the model's device; what is no tensor is left for it to name."""
+    if not isinstance(getattr(model, "device", None), torch.device) or not hasattr(model, "ground"):
+        raise InputError(f"the model is a {type(model).__name__}; expected one of build_stage3_model")
     s1, opt_v2, trust = (
-        check_tensor("an image", image).to(model.device) if isinstance(image, Tensor) else image
+        checks.check_tensor("an image", image).to(model.device) if isinstance(image, Tensor) else image
         for image in (s1, opt_v2, options.get("trust"))
     )
     return model.ground(s1, opt_v2, timesteps, **{**options, "trust": trust})

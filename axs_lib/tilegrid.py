@@ -15,6 +15,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from axs_lib.checks import MIN_SIDE, check_count
+
 Item = TypeVar("Item")
 
 
@@ -43,6 +45,10 @@ class TileGrid:
 
     side: int = 256
     overlap: int = 64
+
+    def __post_init__(self) -> None:
+        check_count("the side of the tiles", self.side, MIN_SIDE)
+        check_count("the overlap of the tiles", self.overlap, 0, self.side - 1)
 
     @property
     def stride(self) -> int:

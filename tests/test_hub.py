@@ -13,7 +13,7 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
 from axs_lib.adapters import apply_lora_to_linear, merge_adapter
-from axs_lib.errors import InputError, WeightsError
+from axs_lib.errors import InputError, OutputError, WeightsError
 from axs_lib.grounding.calibration import Calibration
 from axs_lib.stage3_tm_ground import Stage3GroundingModel, build_stage3_model, stage3_inference
 from axs_lib.terramind.weights import packaged, read_metadata, resolve
@@ -47,6 +47,13 @@ def test_a_saved_model_comes_back_bit_for_bit(model: Stage3GroundingModel, tmp_p
     # The same folder is a checkpoint.
     other = build_stage3_model(2, variant="nano", checkpoint=str(tmp_path), scheduler="dpmsolver++")
     assert torch.equal(stage3_inference(other, s1, opt_v2), stage3_inference(model, s1, opt_v2))
+
+
+def test_a_model_is_never_saved_through_a_link(model: Stage3GroundingModel, tmp_path: Path) -> None:
+    (tmp_path / "README.md").symlink_to(tmp_path / "precious")
+    with pytest.raises(OutputError, match=r"README\.md is a symbolic link"):
+        model.save_pretrained(tmp_path)
+    assert not (tmp_path / "precious").exists()
 
 
 def test_what_changed_after_building_is_saved(model: Stage3GroundingModel, tmp_path: Path) -> None:

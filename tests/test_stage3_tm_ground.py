@@ -370,6 +370,7 @@ def test_impossible_options(nano: Stage3GroundingModel, options: dict[str, objec
         ({"s1_product": "SLC"}, "S1GRD"),
         ({"correction_mode": "x"}, "learned"),
         ({"scheduler": "x"}, "ddim"),
+        *(({"device": each}, "device .* cannot be used; expected cpu") for each in ("x", "cuda:99", "meta", 1.5, [])),
     ],
 )
 def test_impossible_builds(options: dict[str, object], message: str) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from axs_lib.errors import InputError
 from axs_lib.tilegrid import Blender, Mosaic, TileGrid
 
 GRID = TileGrid(side=32, overlap=8)
@@ -57,6 +59,12 @@ def test_tiles_come_back_in_place(size: tuple[int, int]) -> None:
     blended = mosaic.result()
     torch.testing.assert_close(blended["same"], image, atol=1e-3, rtol=1e-6)
     torch.testing.assert_close(blended["double"], 2 * image[:, :1], atol=1e-3, rtol=1e-6)
+
+
+@pytest.mark.parametrize("sizes", [(64, 64), (7, 0), ("x", 0), (64, -1), (64, 1.5)])
+def test_tiles_that_cannot_lie_are_refused(sizes: Any) -> None:
+    with pytest.raises(InputError, match=r"tiles is .*; expected an integer"):
+        TileGrid(*sizes)
 
 
 def test_tiles_of_one_shape_go_together_and_a_single_one_comes_back_bit_for_bit() -> None:

@@ -295,15 +295,11 @@ def torch_device(name: str | None) -> str:
     """The torch device of this name, or the best there is; ``InputError`` where it is not here."""
     import torch
 
+    from axs_lib.checks import find_device
+
     if name is None:
         return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        count = torch.cuda.device_count()
-        there = "cpu" + (f" and cuda:0 to cuda:{count - 1}" if count else "; there is no CUDA GPU here")
-        raise InputError(f"--device {name} cannot be used; expected {there}") from error
-    return name
+    return str(find_device(name, "--device"))
 
 
 def report(result: SceneResult, variant: str) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from axs_lib.bands import OPTICAL_MEAN, OPTICAL_STD, VALID_DN, sar_stats
-from axs_lib.checks import Trust
+from axs_lib.checks import Trust, check_choice
 from axs_lib.errors import InputError, WeightsError
 from axs_lib.grounding.unet import UNet, fine_detail
 from axs_lib.nodata import pad_square, valid_pixels
@@ -27,8 +27,7 @@ class PlainModel(nn.Module):
 
     def __init__(self, inputs: Inputs = "sar+optical", widths: tuple[int, ...] = (32, 64, 96, 128)) -> None:
         super().__init__()
-        if inputs not in INPUTS:
-            raise InputError(f"inputs is {inputs!r}; expected one of {', '.join(INPUTS)}")
+        check_choice("inputs", inputs, INPUTS)
         self.inputs, self.widths = inputs, tuple(widths)
         channels = 2 * ("sar" in inputs) + (4 + 1 + 8) * ("optical" in inputs)
         self.body = UNet(channels, 4, self.widths)

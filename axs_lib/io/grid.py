@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from axs_lib.checks import check_number
 from axs_lib.errors import InputError, listed
 from axs_lib.io.formats import LARGEST_SIDE, PathLike, open_raster
 from axs_lib.tilegrid import Tile
@@ -47,8 +48,7 @@ class SceneGrid:
             wkt = CRS.from_user_input(crs).to_wkt()
         except CRSError as error:
             raise InputError(f"the CRS {crs!r} is unknown; expected for example EPSG:32633") from error
-        if not 1e-9 < resolution < MOST_PLACE:
-            raise InputError(f"the resolution is {resolution}; expected a positive pixel side in units of the CRS")
+        check_number("the resolution", resolution, 1e-9, MOST_PLACE, "a positive pixel side in units of the CRS")
         ordered = len(bounds) == 4 and bounds[0] < bounds[2] and bounds[1] < bounds[3]
         if not (ordered and all(abs(edge) < MOST_PLACE for edge in bounds)):
             raise InputError(f"the bounds are {listed(bounds)}; expected left, bottom, right, top in units of the CRS")

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from axs_lib.checks import check_choice, check_count, check_flag
 from axs_lib.errors import InputError, listed
 from axs_lib.io.files import PathLike
-from axs_lib.io.formats import FloatArray, open_npz, open_raster, unreadable
+from axs_lib.io.formats import LARGEST_SIDE, FloatArray, open_npz, open_raster, unreadable
 from axs_lib.io.grid import SceneGrid, grid_of
 from axs_lib.io.pixels import TRUST
 from axs_lib.io.warp import warped_view
@@ -55,11 +56,9 @@ class MaskFile:
     may_be_clear: bool = False  # a mask without a gap is no mistake, as among many
 
     def __post_init__(self) -> None:
-        if self.buffer < 0 or self.kind not in MASK_KINDS:
-            raise InputError(
-                f"the buffer of the mask is {self.buffer} px and its kind {self.kind!r}; expected 0 or more and one of"
-                f" {listed(MASK_KINDS)}"
-            )
+        check_count("the buffer of the mask, in pixels,", self.buffer, 0, LARGEST_SIDE)
+        check_flag("invert", self.invert)
+        check_choice("the mask's kind", self.kind, MASK_KINDS)
         scl_numbers(SCL_DROPPED if self.drop is None else self.drop)
 
 

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from axs_lib.bands import OPTICAL_BANDS, SAR_BANDS
-from axs_lib.checks import MIN_SIDE, RangeWarning, Trust, check_count
+from axs_lib.checks import MIN_SIDE, RangeWarning, Trust, check_count, check_type
 from axs_lib.errors import InputError, OutputError, listed
 from axs_lib.grounding.large import GroundingControls
 from axs_lib.io.arrays import ArrayPixels, times
@@ -55,6 +55,15 @@ if TYPE_CHECKING:
 GROUND_OPTIONS = ("strength", "tokens", "temperature", "ensemble_size", "hold_colour", "correction_mode", "scheduler")
 PIPELINE_OPTIONS = ("tokens", "temperature", "hold_colour")
 GDAL_CACHE_BYTES = 256 * 1024**2
+KINDS: Mapping[str, tuple[Any, str]] = {  # of arguments, where they are not None
+    "grid": (TileGrid, "an axs_lib.tilegrid.TileGrid"),
+    "scene_grid": (SceneGrid, "an axs_lib.io.grid.SceneGrid"),
+    "bands": (Sequence, "names of bands"),
+    **dict.fromkeys(("metadata", "tags"), (Mapping, "a mapping of names to values")),
+    **dict.fromkeys(("s1_unit", "boa_offset"), (str, "a name")),
+    **dict.fromkeys(("same_grid", "deterministic", "overwrite", "force"), (bool, "a truth value")),
+    **dict.fromkeys([layer.name for layer in MAPS], (bool | str | os.PathLike, "a path or a truth value")),
+}
 STAGES = ("opt_v1", "opt_v2", "opt_v3")
 ARRAYS = "result.npz"  # of the pipeline, beside the GeoTIFFs of an image of one tile
 
@@ -188,7 +197,7 @@ def ground_scene(
     any output's name.
     """
     # 1. What can be refused without reading anything.
-    _check_options(options, GROUND_OPTIONS, batch_size, options.get("ensemble_size", 1))
+    _check_options(locals(), GROUND_OPTIONS)
     reading = Reading(tuple(bands or ()) or None, s1_unit, boa_offset, same_grid, force, addresses)
     maps = zip(MAPS, (uncertainty, gate, sar_contribution), strict=True)
     wanted: Wanted = {optical_layer("opt_v3"): out} | {layer: path for layer, path in maps if path}
@@ -221,7 +230,7 @@ def ground_scene(
         certainty = _trust(trust, estimate, optical, stack, reading)
         optical.look(None if certainty is None else lambda tile: certainty.read(tile)[0] > Trust.UNKNOWN)
         sources: list[Readable] = [warped, optical, *([] if certainty is None else [certainty])]
-        grounder: Any = model if hasattr(model, "ground") else model()
+        grounder = _built(model, "ground", "build_stage3_model")
         if uncertainty and options.get("ensemble_size", 1) < 2 and not getattr(grounder, "predicts_error", False):
             raise InputError(
                 "this model does not predict its error, so that --uncertainty is the spread of an ensemble, and"
@@ -360,7 +369,7 @@ def run_scene(
     Raises InputError: as for ``ground_scene``, and so is the OutputError.
     """
     # 1. What can be refused without reading anything.
-    _check_options(options, PIPELINE_OPTIONS, batch_size, ensemble_size)
+    _check_options(locals(), PIPELINE_OPTIONS)
     known = {key: value for key, value in (metadata or {}).items() if value is not None}
     date = str(known["date"]) if "date" in known else None
     if uncertainty and ensemble_size < 2:
@@ -379,7 +388,7 @@ def run_scene(
         made.prepare(given, place, tiles, stack)
         given.look()
         sar = to_grid(given, place, stack, made.work, same_grid=same_grid)
-        stages: Any = pipeline if hasattr(pipeline, "provenance") else pipeline()
+        stages = _built(pipeline, "provenance", "build_pipeline")
         corner = (0, 0) if made.whole and scene_grid is None else place.noise_origin
         if made.whole:
             known = _located(known, place, place.whole, digits=5)
@@ -595,12 +604,26 @@ def _pipeline_outputs(
     return {layer: path / f"{layer.name}.tif" for layer in layers}, path / ARRAYS if small else None
 
 
-def _check_options(options: Mapping[str, Any], allowed: Sequence[str], batch_size: int, ensemble_size: int) -> None:
-    check_count("batch_size", batch_size)
-    check_count("ensemble_size", ensemble_size)
+def _check_options(given: Mapping[str, Any], allowed: Sequence[str]) -> None:
+    """Refuse arguments of another type than ``KINDS`` says, and options that there are not."""
+    options = given["options"]
+    check_count("batch_size", given["batch_size"])
+    check_count("ensemble_size", {"ensemble_size": 1, **options, **given}["ensemble_size"])
+    for name, (kind, expected) in KINDS.items():
+        if given.get(name) is not None:
+            check_type(name, given[name], kind, expected)
     unknown = sorted(set(options) - set(allowed))
     if unknown:
         raise TypeError(f"unknown option(s) {', '.join(unknown)}; expected any of {', '.join(allowed)}")
+
+
+def _built(model: Any, what: str, builder: str) -> Any:
+    """The model, which is known by an attribute, or what a function builds."""
+    builds = callable(model) and not hasattr(model, what) and not isinstance(model, torch.nn.Module)
+    made = model() if builds else model
+    if isinstance(made, type) or not hasattr(made, what):
+        raise InputError(f"the model is {made!r}; expected one of {builder}, or a function that builds it")
+    return made
 
 
 def _check_read(counts: Mapping[str, int], *sources: Source) -> None:

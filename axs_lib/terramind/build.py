@@ -23,6 +23,7 @@ from axs_lib.bands import (
     TERRAMIND_S2_STD,
     sar_stats,
 )
+from axs_lib.checks import check_flag
 from axs_lib.errors import WeightsError
 from axs_lib.fresh import fresh_weights
 from axs_lib.io.files import PathLike
@@ -158,6 +159,7 @@ def load_generator(
 ) -> TerraMindGenerator:
     """A generator, with weights where ``pretrained``; an InputError or WeightsError where there are none such."""
     find_variant(variant)
+    check_flag("pretrained", pretrained)
     files = resolve(variant, checkpoint=checkpoint, revision=revision) if pretrained else None
     nano = variant == NANO
     generator = build_nano(s1_product=s1_product) if nano else build_v1(variant, s1_product=s1_product)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from axs_lib.checks import check_choice
 from axs_lib.errors import InputError
 from axs_lib.networks.tm_utils import interpolate_pos_encoding
 from axs_lib.terramind.adapters import Adapter, OpticalAdapter
@@ -170,20 +171,18 @@ class TerraMindGenerator(nn.Module):
         """
         height, width = size[0] // self.layout.patch, size[1] // self.layout.patch
         codebook, logits = self.codebook, logits.float()
-        if tokens == "soft":
+        if check_choice("tokens", tokens, TOKEN_MODES) == "soft":
             weight = (logits / temperature).softmax(-1)
             # No matrix product, which the process may round.
             codes = torch.stack([(weight * values).sum(-1) for values in codebook.float().mT], dim=-1)
         elif tokens == "argmax":
             codes = codebook[logits.argmax(-1)]
-        elif tokens == "sample":
+        else:
             if seeds is None:
                 raise InputError("sampled tokens need seeds")
             token_origins = None if origins is None else origins // self.layout.patch
             gumbel = gumbel_field(seeds, (logits.shape[-1], height, width), origins=token_origins)
             codes = codebook[(logits / temperature + gumbel.flatten(2).transpose(1, 2)).argmax(-1)]
-        else:
-            raise InputError(f"tokens is {tokens!r}; expected one of {', '.join(TOKEN_MODES)}")
         return codes.transpose(1, 2).reshape(len(codes), -1, height, width).float()
 
     def confidence(self, logits: Tensor, size: tuple[int, int]) -> Tensor:

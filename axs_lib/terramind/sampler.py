@@ -16,7 +16,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from axs_lib.checks import check_number
+from axs_lib.checks import check_choice, check_number
 from axs_lib.errors import InputError
 
 TRAIN_TIMESTEPS = 1000
@@ -83,10 +83,8 @@ def build_schedule(name: str, timesteps: int, strength: float = 1.0) -> Schedule
     """
     check_timesteps(timesteps)
     steps = tuple(spaced_timesteps(timesteps, check_strength(strength)))
-    if name == "ddim":
+    if check_choice("scheduler", name, SCHEDULERS) == "ddim":
         return Schedule(steps, lambda: ddim(steps))
-    if name != "dpmsolver++":
-        raise InputError(f"scheduler is {name!r}; expected one of {', '.join(SCHEDULERS)}")
     if len(set(steps)) < len(steps):
         raise InputError(
             f"strength leaves {len(set(steps))} distinct steps for {len(steps)} timesteps, which a multistep solver"

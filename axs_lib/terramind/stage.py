@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from axs_lib.checks import check_flag
+from axs_lib.checks import check_flag, check_type
 from axs_lib.terramind.generator import TerraMindGenerator
 from axs_lib.terramind.sampler import build_schedule, check_timesteps
 
@@ -26,7 +26,7 @@ class GeneratorStage(nn.Module):
         scheduler: str = "ddim",
     ) -> None:
         super().__init__()
-        self.terramind_generator = terramind_generator
+        self.terramind_generator = check_type("generator", terramind_generator, TerraMindGenerator, "TerraMind")
         self.timesteps = check_timesteps(timesteps)
         self.standardize = check_flag("standardize", standardize)
         self.scheduler = scheduler

@@ -460,7 +460,8 @@ def write_state(
     }
     # As bytes, not by safetensors' save_file, whose files only their owner may read.
     with atomic_write(path, overwrite=overwrite) as temporary:
-        temporary.write_bytes(save(tensors, metadata=dict(header or {})))
+        text = {k: str(value).encode(errors="backslashreplace").decode() for k, value in (header or {}).items()}
+        temporary.write_bytes(save(tensors, metadata=text))
 
 
 def substate(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

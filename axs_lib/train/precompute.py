@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from axs_lib.checks import find_device
 from axs_lib.data.pairs import split_groups
 from axs_lib.errors import InputError
 from axs_lib.io.atomic import atomic_write
@@ -198,7 +199,7 @@ def _load(config: PrecomputeConfig, weights: Path) -> tuple[Predict, dict[str, A
     variant = config.train.variant if config.train else config.variant or (_header(weights) or {}).get("variant")
     if variant is None:
         raise InputError(f"{weights} does not say its variant; pass --variant")
-    device = torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = find_device(config.device or ("cuda" if torch.cuda.is_available() else None))
     if config.stage == "stage1":
         generator = build_terramind_generator(
             (config.s1_product,), timesteps=config.timesteps, variant=variant, checkpoint=weights, device=device

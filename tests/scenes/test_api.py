@@ -149,6 +149,8 @@ def test_what_cannot_be_is_refused(grounder: BoxGrounder, scene: SceneFiles, tmp
     refused("name one file twice", gate=tmp_path / "out.tif")
     refused("expected an output named", name="out.png")
     refused("integer of at least 1", batch_size=0)
+    refused(r"grid is 'x'; expected an axs_lib\.tilegrid\.TileGrid", grid="x")
+    refused("tags is 'x'; expected a mapping", tags="x")
     refused("needs the day", stac=tmp_path / "i.json")
     refused("expected a file for both", gate=True)
     with pytest.raises(TypeError, match="unknown option"):
@@ -157,6 +159,10 @@ def test_what_cannot_be_is_refused(grounder: BoxGrounder, scene: SceneFiles, tmp
         ground_scene(grounder, scene.s1, tmp_path / "none.tif", tmp_path / "o.tif")
     with pytest.raises(InputError, match="opt_v2 as an array"):
         ground_scene(grounder, scene.s1, scene.opt_v2)
+    for model in ("nano", 3, lambda: None, torch.nn.Linear(2, 2)):
+        for run, given in ((ground_scene, (scene.s1, scene.opt_v2)), (run_scene, (scene.s1,))):
+            with pytest.raises(InputError, match=r"the model is .*; expected one of build_"):
+                run(model, *given, tmp_path / "o.tif")
     (tmp_path / "out.tif").write_bytes(b"mine")
     refused("exists already")
     assert (tmp_path / "out.tif").read_bytes() == b"mine" and not grounder.calls

@@ -46,6 +46,12 @@ def checkpoint(out: Path) -> dict[str, Any]:
     return content
 
 
+@pytest.mark.parametrize("wrong", [{"seed": -1}, {"threads": 0}, {"trainer": TrainerConfig(accumulate_grad_batches=0)}])
+def test_settings_that_no_training_can_have_are_refused(wrong: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"(seed|threads|accumulate_grad_batches) is (-1|0); expected from"):
+        config("stage3", tmp_path, tmp_path, **wrong)
+
+
 def test_a_killed_run_goes_on_as_if_it_had_not_been(pairs: Path, tmp_path: Path, repository: Path) -> None:
     """SIGKILL in mid-training; the resumed run ends with the weights of an uninterrupted one."""
     run = config("stage3", pairs, tmp_path / "whole", steps=4)
