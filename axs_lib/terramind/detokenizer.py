@@ -52,7 +52,7 @@ class ResidualBlock(nn.Module):
     def __init__(self, channels: int, embedding: int, out_channels: int) -> None:
         super().__init__()
         self.in_layers = nn.Sequential(GroupNorm(channels), nn.SiLU(inplace=True), conv3x3(channels, out_channels))
-        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(embedding, out_channels))
+        self.emb_layers = nn.Sequential(nn.Identity(), nn.Linear(embedding, out_channels))  # of the activated embedding
         self.out_layers = nn.Sequential(
             GroupNorm(out_channels), nn.SiLU(inplace=True), nn.Identity(), zeroed(conv3x3(out_channels, out_channels))
         )
@@ -167,7 +167,7 @@ class Detokenizer(nn.Module):
 
         ``timesteps`` are (B,) or (1,), 0..999, ``codes`` (B, D, h, w).
         """
-        emb = self.time_embed(timestep_embedding(timesteps, self.width))
+        emb = F.silu(self.time_embed(timestep_embedding(timesteps, self.width)))  # (B, E) or (1, E)
         h = F.pixel_unshuffle(image, PATCH)  # (B, C*16, H/4, W/4)
         h = torch.cat([h, F.interpolate(codes, h.shape[-2:], mode="nearest")], dim=1)
         h = h.contiguous(memory_format=torch.channels_last)
