@@ -132,6 +132,7 @@ def files(tmp_path: Path) -> Path:
     """A tile of 40 x 56 pixels in every format, and a mask."""
     s1, opt_v2 = plausible_pair(1, 40, 56)
     mask = np.ones((40, 56), dtype=np.uint8)
+    mask[8:16, 8:24] = 0
     np.savez(tmp_path / "both.npz", s1=s1[0].numpy(), opt_v2=opt_v2[0].numpy())
     np.savez_compressed(tmp_path / "packed.npz", s1=s1[0].numpy(), opt_v2=opt_v2[0].numpy())
     np.savez(tmp_path / "mask.npz", mask=mask)
