@@ -156,6 +156,11 @@ def check_result(name: str, image: Tensor, nodata: Tensor) -> None:
         )
 
 
+def shown(value: object) -> str:
+    """A value for a message; an integer of over 4300 digits has no text in Python."""
+    return f"an integer of {value.bit_length()} bits" if isinstance(value, int) and abs(value) > 2**99 else repr(value)
+
+
 def check_count(name: str, value: object, least: int = 1, most: int = 2**63 - 1) -> int:
     """A whole number from ``least`` to ``most``; ``InputError`` for anything else, also truth values."""
     try:
@@ -164,21 +169,21 @@ def check_count(name: str, value: object, least: int = 1, most: int = 2**63 - 1)
         number = None
     if number is None or not least <= number <= most:
         bounds = f"from {least} to {most}" if least < 0 or most < 2**63 - 1 else f"of at least {least}"
-        raise InputError(f"{name} is {value!r}; expected an integer {bounds}")
+        raise InputError(f"{name} is {shown(value)}; expected an integer {bounds}")
     return number
 
 
 def check_type(name: str, value: object, kind: type[Kind], expected: str) -> Kind:
     """The value, of this type; ``InputError`` that says what is ``expected`` for anything else."""
     if not isinstance(value, kind):
-        raise InputError(f"{name} is {value!r}; expected {expected}")
+        raise InputError(f"{name} is {shown(value)}; expected {expected}")
     return value
 
 
 def check_choice(name: str, value: object, choices: Sequence[str]) -> str:
     """One of the names; ``InputError`` for anything else."""
     if not isinstance(value, str) or value not in choices:
-        raise InputError(f"{name} is {value!r}; expected one of {listed(choices)}")
+        raise InputError(f"{name} is {shown(value)}; expected one of {listed(choices)}")
     return value
 
 
@@ -194,7 +199,7 @@ def check_number(name: str, value: object, low: float, high: float, expected: st
     except (TypeError, ValueError, RuntimeError, OverflowError):
         number = math.nan
     if not low <= number <= high:
-        raise InputError(f"{name} is {value!r}; expected {expected}")
+        raise InputError(f"{name} is {shown(value)}; expected {expected}")
     return number
 
 
@@ -203,7 +208,8 @@ def _check_pixels(name: str, image: Tensor) -> None:
         raise InputError(f"{name} has shape {tuple(image.shape)}: it is empty; pass at least one tile")
     if min(image.shape[-2:]) < MIN_SIDE:
         raise InputError(
-            f"tiles are {image.shape[-2]}x{image.shape[-1]} px; expected at least {MIN_SIDE}x{MIN_SIDE}: cut more"
+            f"tiles are {image.shape[-2]}x{image.shape[-1]} px; expected at least {MIN_SIDE}x{MIN_SIDE}: cut larger"
+            " tiles"
         )
 
 
@@ -228,7 +234,8 @@ def check_tensor(name: str, value: object, example: str = "array") -> Tensor:
     """The value, a dense tensor of real numbers; ``InputError`` for anything else."""
     if not isinstance(value, Tensor):
         raise InputError(
-            f"{name} is a {type(value).__name__}; expected a torch.Tensor, e.g. torch.from_numpy({example})"
+            f"{name} is a {type(value).__name__}; expected a torch.Tensor, e.g. torch.from_numpy({example}) for NumPy"
+            " data"
         )
     plain = value.layout is torch.strided and not (value.is_quantized or value.is_nested)
     if not plain or value.untyped_storage().device.type == "meta":  # also where the tensor itself says otherwise

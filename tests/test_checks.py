@@ -188,7 +188,7 @@ def test_another_default_dtype_is_refused() -> None:
         torch.set_default_dtype(torch.float32)
 
 
-@pytest.mark.parametrize("value", ["3", 1.5, None, 0, -1, True, torch.ones(2)])
+@pytest.mark.parametrize("value", ["3", 1.5, None, 0, -1, True, torch.ones(2), pytest.param(10**5000, id="huge")])
 def test_what_is_no_count_is_refused(value: object) -> None:
     with pytest.raises(InputError, match=r"ensemble_size is .*; expected an integer of at least 1"):
         check_count("ensemble_size", value)

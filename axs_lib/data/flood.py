@@ -40,7 +40,8 @@ def simulate_flood(
     """
     if s1.ndim != 4 or s1.shape[1] != 2 or s1.numel() == 0:
         raise InputError(
-            f"simulate_flood got a tensor of shape {tuple(s1.shape)}; expected (B,2,H,W), not empty, in dB"
+            f"simulate_flood got a tensor of shape {tuple(s1.shape)}; expected (B,2,H,W), not empty, with VV and VH in"
+            " dB"
         )
     batch, _, height, width = s1.shape
     s1 = s1.detach().float()

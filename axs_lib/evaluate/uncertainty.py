@@ -42,7 +42,8 @@ def uncertainty_figures(predicted: Tensor, error: Tensor, *, members: int | None
         )
     if len(predicted) == 0 or not bool((predicted >= 0).all()) or not bool(error.isfinite().all()):
         raise InputError(
-            f"{len(predicted)} pixels were given; expected at least one, deviations from 0 and finite errors"
+            f"{len(predicted)} pixels were given; expected at least one, deviations from 0 and finite errors: leave"
+            " out nodata"
         )
     predicted, error = predicted.double(), error.double()
     columns = dict(zip(OPTICAL_BANDS, zip(predicted.T.contiguous(), error.T.contiguous(), strict=True), strict=True))

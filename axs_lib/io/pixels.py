@@ -220,7 +220,8 @@ class FilePixels(Pixels):
         """One file a band, in the order of ``bands``."""
         if order is not None and len(order) != len(paths):
             raise InputError(
-                f"{len(paths)} files are given and --bands names {len(order)} ({listed(order)}); one a file"
+                f"{len(paths)} files are given and --bands names {len(order)} ({listed(order)}); expected one name a"
+                " file"
             )
         found: dict[str, tuple[Any, list[int], str]] = {}
         for position, (dataset, path) in enumerate(zip(datasets, paths, strict=True)):

@@ -367,7 +367,8 @@ def _grid_of(item: Item, keys: Mapping[str, str], **where: Any) -> Any:
         return odc.stac.load([item], bands=list(keys.values()), chunks={}, **where).odc.geobox
     except ValueError as error:
         raise InputError(
-            f"the item {item.id} says nothing of its grid ({error}); expected projection:, or crs and resolution"
+            f"the item {item.id} says nothing of its grid ({error}); expected the projection extension, or crs and"
+            " resolution"
         ) from error
 
 
