@@ -1,8 +1,8 @@
-"""Calibrate the uncertainty of Stage 3 weights on places that they were not trained on.
+"""Calibrate the uncertainty of Stage 3 weights on places that no figure is reported of.
 
 Usage: python experiments/calibrate.py DATA --checkpoint F --groups A,B --out NEW [--timesteps 1,10] [--variant nano]
 
-Grounds the pairs of DATA in the given validation groups (never the test groups, whose figures it would spoil), once
+Grounds the pairs of DATA in the given groups (never the test groups, whose figures it would spoil), once
 for each number of timesteps, fits one scale a band (``axs_lib/grounding/calibration.py``) and writes the weights to NEW
 with the scales in their header. Every group counts alike, whatever its number of pixels: the next place will be one
 more group, and a place of many tiles would otherwise speak for all. The scale errs on the side of doubt, by one
@@ -71,7 +71,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("--checkpoint", type=Path, required=True)
-    parser.add_argument("--groups", required=True, help="validation groups, with commas between")
+    parser.add_argument("--groups", required=True, help="groups, with commas between")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--timesteps", default="1,10", help="with commas between")
     parser.add_argument("--ensemble-size", type=int, default=1)

@@ -1,6 +1,6 @@
 """Calibration: what a predicted standard deviation must be multiplied by so that it stands for the error.
 
-One scale a band and number of network evaluations, fitted by ``experiments/calibrate.py`` on places not trained on
+One scale a band and number of network evaluations, fitted by ``experiments/calibrate.py`` on places of no report
 and kept as JSON in the header of the weights that it belongs to (``HEADER_KEY``).
 """
 
