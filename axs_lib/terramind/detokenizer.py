@@ -22,6 +22,8 @@ Layer = TypeVar("Layer", bound=nn.Module)
 
 PATCH = 4  # side in pixels of the patches that the image enters and leaves in
 GROUPS = 32  # of every normalisation
+SUM_PIXELS = 64  # of an image from which on an upsampling sums its taps
+TAP_SUMS = ((1.0, 1.0, 0.0), (0.0, 0.0, 1.0), (1.0, 0.0, 0.0), (0.0, 1.0, 1.0))  # second pixel's 2 taps, first pixel's
 
 
 class GroupNorm(nn.GroupNorm):
@@ -92,11 +94,27 @@ class Downsample(nn.Sequential):
 
 
 class Upsample(nn.Sequential):
-    """Twice the resolution, by repetition and a convolution."""
+    """Twice the resolution, by repetition and a convolution.
+
+    Each of the four pixels that one becomes has 2 x 2 taps of its own on the image as it was, which are sums of the
+    convolution's: 4/9 of the multiplications. It is done so on a CPU where Winograd's filtering is not taken.
+    """
 
     def __init__(self, channels: int) -> None:
         repeat = nn.Upsample(scale_factor=2.0, mode="nearest")
         super().__init__(OrderedDict(repeat=repeat, conv=conv3x3(channels, channels)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        conv: nn.Conv2d = self.conv  # type: ignore[assignment]
+        winograd = isinstance(conv, WinogradConv2d) and conv.tile_side(x) > 0
+        if x.device.type != "cpu" or x.shape[-2] * x.shape[-1] < SUM_PIXELS or winograd:
+            return super().forward(x)
+        sums = conv.weight.new_tensor(TAP_SUMS)
+        sums = torch.kron(sums, sums).view(2, 2, 2, 2, 9).transpose(1, 2).flatten(0, 3)  # (pixel, tap: 16, 9)
+        taps = sums @ conv.weight.permute(0, 2, 3, 1).flatten(1, 2)  # (K, 16, C)
+        kernel = taps.view(-1, 2, 2, x.shape[1]).permute(0, 3, 1, 2)  # (K*4, C, 2, 2)
+        bias = None if conv.bias is None else conv.bias.repeat_interleave(4)
+        return F.pixel_shuffle(F.conv2d(x, kernel, bias, padding=1), 2)[..., 1:-1, 1:-1]
 
 
 class Block(nn.Sequential):

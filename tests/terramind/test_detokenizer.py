@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from axs_lib.errors import InputError
 from axs_lib.stage3_tm_ground import build_stage3_model
-from axs_lib.terramind.detokenizer import PointwiseConv2d, SpatialAttention
+from axs_lib.terramind.detokenizer import PointwiseConv2d, SpatialAttention, Upsample
 from axs_lib.terramind.generator import TerraMindGenerator
 from axs_lib.terramind.noise import gaussian_field, sample_seeds
 from axs_lib.terramind.sampler import build_schedule
@@ -47,6 +47,21 @@ def test_it_equals_terratorchs(wide: bool) -> None:
             layer: Any = next(module for module in broken.modules() if isinstance(module, kind))
             (layer.proj_out if kind is SpatialAttention else layer).weight.mul_(1.5)
             assert (broken(x, t, codes) - expected).abs().max() > 10 * TOLERANCE
+
+
+@pytest.mark.parametrize("size", [(8, 8), (16, 12), (4, 4)], ids=str)
+def test_upsampling_is_repetition_and_a_convolution(size: tuple[int, int]) -> None:
+    """To the borders and in its gradients, though it is made of sums of the convolution's taps."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        layer, x = Upsample(64), torch.randn(2, 64, *size, requires_grad=True)
+    plain = layer.conv(layer.repeat(x))
+    direct = layer(x)
+    assert direct.shape == (2, 64, 2 * size[0], 2 * size[1]) and plain.std() > 0.1
+    assert torch.equal(direct, plain) == (size == (4, 4)) and (direct - plain).abs().max() < 1e-5
+    parts = (x, *layer.parameters())
+    for one, other in zip(*(torch.autograd.grad(out.square().sum(), parts) for out in (direct, plain)), strict=True):
+        assert one.abs().max() > 1 and torch.allclose(one, other, rtol=1e-4, atol=1e-3)
 
 
 def decode(generator: TerraMindGenerator, timesteps: int) -> Tensor:
