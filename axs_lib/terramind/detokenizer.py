@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -96,8 +96,8 @@ class Downsample(nn.Sequential):
 class Upsample(nn.Sequential):
     """Twice the resolution, by repetition and a convolution.
 
-    Each of the four pixels that one becomes has 2 x 2 taps of its own on the image as it was, which are sums of the
-    convolution's: 4/9 of the multiplications. It is done so on a CPU where Winograd's filtering is not taken.
+    On a CPU, where Winograd's filtering is not taken, each of the four pixels that one becomes is a convolution of the
+    image as it was by 2 x 2 sums of the taps: 4/9 of the multiplications.
     """
 
     def __init__(self, channels: int) -> None:
@@ -105,7 +105,7 @@ class Upsample(nn.Sequential):
         super().__init__(OrderedDict(repeat=repeat, conv=conv3x3(channels, channels)))
 
     def forward(self, x: Tensor) -> Tensor:
-        conv: nn.Conv2d = self.conv  # type: ignore[assignment]
+        conv: Any = self.conv
         winograd = isinstance(conv, WinogradConv2d) and conv.tile_side(x) > 0
         if x.device.type != "cpu" or x.shape[-2] * x.shape[-1] < SUM_PIXELS or winograd:
             return super().forward(x)
@@ -113,8 +113,7 @@ class Upsample(nn.Sequential):
         sums = torch.kron(sums, sums).view(2, 2, 2, 2, 9).transpose(1, 2).flatten(0, 3)  # (pixel, tap: 16, 9)
         taps = sums @ conv.weight.permute(0, 2, 3, 1).flatten(1, 2)  # (K, 16, C)
         kernel = taps.view(-1, 2, 2, x.shape[1]).permute(0, 3, 1, 2)  # (K*4, C, 2, 2)
-        bias = None if conv.bias is None else conv.bias.repeat_interleave(4)
-        return F.pixel_shuffle(F.conv2d(x, kernel, bias, padding=1), 2)[..., 1:-1, 1:-1]
+        return F.pixel_shuffle(F.conv2d(x, kernel, conv.bias.repeat_interleave(4), padding=1), 2)[..., 1:-1, 1:-1]
 
 
 class Block(nn.Sequential):

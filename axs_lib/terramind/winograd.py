@@ -68,13 +68,12 @@ class WinogradConv2d(nn.Conv2d):
             or (x.dtype == torch.float32 and torch.is_autocast_enabled("cpu"))
             or torch.compiler.is_compiling()
             or (torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad))
+            or (x.dtype == torch.bfloat16 and min(self.weight.shape[:2]) < MIN_CHANNELS_BFLOAT16)
             or not (self.checked or x.dtype == torch.bfloat16 or products_are_full())
         ):
             return 0
-        if x.dtype == torch.bfloat16:
-            return 2 if min(self.weight.shape[:2]) >= MIN_CHANNELS_BFLOAT16 else 0
         tiles = x.shape[0] * math.ceil(height / 4) * math.ceil(width / 4)
-        return 4 if height * width >= LARGE_PIXELS and tiles >= FEW_TILES else 2
+        return 4 if x.dtype == torch.float32 and height * width >= LARGE_PIXELS and tiles >= FEW_TILES else 2
 
     def kernel(self, m: int) -> Tensor:
         """The transformed kernel ((m + 2)^2, C, K) of the weight as it is now."""

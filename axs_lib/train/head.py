@@ -1,10 +1,8 @@
 """Train the grounding head: estimates of every kind, proposals of every quality, one head for all generators.
 
-Tiles in memory are cropped, turned and varied; each crop of a batch is an example of its own: an estimate
-(``axs_lib.data.estimates``, kinds of the split ``train``; clouds' surroundings; from SAR alone; or one that misses a
-flood), a proposal (the generator's own, informed, misleading or none) and the SAR. A step is a function of (seed,
-step). The loss counts harm to a tile twice. Out comes a folder with the head, which serves every generator and which
-``--adapter`` takes.
+Tiles are cropped, turned and varied; each crop of a batch is an example of its own: an estimate (kinds of the split
+``train``; clouds' surroundings; from SAR alone; or one that misses a flood), a proposal (the generator's own, informed,
+misleading or none) and the SAR. A step is a function of (seed, step). The head serves every generator.
 """
 
 from __future__ import annotations
@@ -406,8 +404,7 @@ class ExampleSampler:
                 proposal = truth.flip((2, 3))
             else:
                 other, crop = self._draw(size, random, self.weights, other_than=tile.record.group)
-                height, width = (min(size, side) for side in tile.truth.shape[-2:])
-                proposal = _fitted(crop(other.truth), height, width)
+                proposal = _fitted(crop(other.truth), *truth.shape[-2:])
 
         # 4. Another tile's SAR, or none.
         chance = uniform()
@@ -474,18 +471,16 @@ def water_colour(like: Tensor, random: torch.Generator) -> Tensor:
 @torch.no_grad()
 def own_proposals(batch: HeadBatch, generator: TerraMindGenerator) -> Tensor:
     """The proposals (B, 4, H, W) in DN, the generator's own one-step images where a batch has its own."""
-    proposal = batch.proposal.clone()
-    for blind in (False, True):
+    proposal, optical = batch.proposal.clone(), generator.optical
+    size = (proposal.shape[-2], proposal.shape[-1])
+    for blind in batch.blind[batch.own].unique().tolist():
         chosen = (batch.own & (batch.blind == blind)).nonzero()[:, 0]
-        if not len(chosen):
-            continue
         conditions = {} if blind else {"s1": generator.sar.to_z(batch.s1[chosen])}
-        conditions["optical"] = generator.optical.to_z(batch.estimate[chosen])
-        size = (proposal.shape[-2], proposal.shape[-1])
+        conditions["optical"] = optical.to_z(batch.estimate[chosen])
+        noise = gaussian_field(batch.noise[chosen], (optical.channels, *size))
         codes = generator.codes(generator.logits(conditions), size)
-        noise = gaussian_field(batch.noise[chosen], (generator.optical.channels, *size))
         decoded = generator.decode(codes, noise, build_schedule("ddim", 1))
-        proposal[chosen] = generator.optical.from_z(generator.optical.select(decoded))
+        proposal[chosen] = optical.from_z(optical.select(decoded))
     return proposal
 
 

@@ -74,20 +74,13 @@ def fake_model(monkeypatch: pytest.MonkeyPatch) -> FakeModel:
 
 
 @dataclass
-class FakePipeline:
+class FakePipeline(FakeModel):
     """Stands in for the three stages: constant images; remembers how it was built and called."""
 
-    built: dict[str, Any] = field(default_factory=dict)
     metadata: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     s1: Tensor = field(default_factory=lambda: torch.empty(0))
     stage3: FakeModel = field(default_factory=FakeModel)
-    variant: str = "fake"
-    provenance: dict[str, str] = field(default_factory=lambda: {"AXS_VARIANT": "fake"})
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-
-    def use_precision(self, dtype: torch.dtype) -> None:
-        self.stage3.use_precision(dtype)
 
     def __call__(self, s1: Tensor, metadata: Any, **settings: Any) -> PipelineOutput:
         self.s1, self.metadata, self.settings = s1, metadata, settings

@@ -43,7 +43,7 @@ def test_georeferenced_files_and_an_npz(axs: Run, fake_pipeline: FakePipeline, t
         np.testing.assert_array_equal(np.stack([arrays["s1_vv"], arrays["s1_vh"]]), sar)
         assert json.loads(str(arrays["provenance"]))["AXS_ENSEMBLE_SIZE"] == "4"
     assert {"timesteps": 10, "seed": 5, "ensemble_size": 4}.items() <= fake_pipeline.settings.items()
-    assert fake_pipeline.stage3.precision == torch.float32
+    assert fake_pipeline.precision == torch.float32
     steps = {"stage1_timesteps": 10, "stage3_timesteps": 10}
     assert fake_pipeline.built == {"device": "cpu", "s1_product": "S1GRD"} | steps
     assert "no --date" not in result.stderr
@@ -71,7 +71,7 @@ def test_what_the_user_says_outranks_the_file(axs: Run, fake_pipeline: FakePipel
     assert metadata["lat"] == -33.5 and metadata["lon"] < 0 and metadata["biome"] == 12
     assert {"timesteps": 3, "seed": 0, "ensemble_size": 1}.items() <= fake_pipeline.settings.items()
     assert fake_pipeline.built["variant"] == "nano" and fake_pipeline.built["s1_product"] == "S1RTC"
-    assert fake_pipeline.stage3.precision == torch.bfloat16
+    assert fake_pipeline.precision == torch.bfloat16
     with rasterio.open(tmp_path / "opt_v3.tif") as written:
         assert written.tags()["AXS_DTYPE"] == "bfloat16"
     assert not (tmp_path / "uncertainty.tif").exists()
