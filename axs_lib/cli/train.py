@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import is_dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar, get_args, get_type_hints
 
@@ -26,21 +27,20 @@ def main(arguments: Sequence[str]) -> None:
         from axs_lib.train.head import HeadConfig, train_head
 
         head, restart, quiet = parse(HeadConfig, options, f"axs train {kind}")
-        weights = train_head(head, resume=not restart, progress=not quiet)
+        train: Callable[..., Path] = partial(train_head, head)
     else:
         from axs_lib.train.config import CONFIGS
 
         run, restart, quiet = parse(CONFIGS[kind], options, f"axs train {kind}")
         from axs_lib.train.tasks import train_stage  # loads Lightning, which --help does not need
 
-        weights = train_stage(run, resume=not restart, progress=not quiet)
-    Console().print(f"weights: {weights}")
+        train = partial(train_stage, run)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its banners; warnings still come
+    Console().print(f"weights: {train(resume=not restart, progress=not quiet)}")
 
 
 def parse(configuration: type[Config], arguments: Sequence[str], program: str) -> tuple[Config, bool, bool]:
-    """A configuration, a dataclass of plain values or of such dataclasses, from options; whether to start anew, be
-    quiet.
-    """
+    """A configuration, a dataclass of plain values or of such, from options; whether to start anew; to be quiet."""
     from jsonargparse import ArgumentError, ArgumentParser
 
     parser = ArgumentParser(prog=program, description=configuration.__doc__, exit_on_error=False)
@@ -59,7 +59,6 @@ def parse(configuration: type[Config], arguments: Sequence[str], program: str) -
         raise InputError(_readable(error, parser.get_defaults().keys(), program)) from None
     settings.pop("config")
     restart, quiet = settings.pop("restart"), settings.pop("quiet")
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its banners; warnings still come
     return configuration(**settings), restart, quiet
 
 
