@@ -106,8 +106,8 @@ class TerraMindGenerator(nn.Module):
     def use_winograd(self, use: bool = True) -> None:
         """Whether the detokenizer's wide 3 x 3 convolutions may be Winograd's on a CPU; they are unless told otherwise.
 
-        The transformed kernels take up to 1.9 GB for the published variants, none for nano; ``False`` frees them. The
-        image is the same to float32's rounding.
+        The transformed kernels take up to 1.9 GB for the published variants (0.5 GB in bfloat16), none for nano;
+        ``False`` frees them. The image is the same to the rounding of its precision.
         """
         for module in self.detokenizer.modules():
             if isinstance(module, WinogradConv2d):
