@@ -5,8 +5,7 @@ Usage: python experiments/calibrate.py DATA --checkpoint F --groups A,B --out NE
 Grounds the pairs of DATA in the given groups (never the test groups, whose figures it would spoil), once
 for each number of timesteps, fits one scale a band (``axs_lib/grounding/calibration.py``) and writes the weights to NEW
 with the scales in their header. Every group counts alike, whatever its number of pixels: the next place will be one
-more group, and a place of many tiles would otherwise speak for all. The scale errs on the side of doubt, by one
-standard error of the mean over the groups. A calibration that F has already is replaced. F and
+more group, and a place of many tiles would otherwise speak for all. A calibration that F has already is replaced. F and
 NEW are a .safetensors file: ``grounding.safetensors``, beside the generator's weights.
 """
 
@@ -29,25 +28,11 @@ from axs_lib.stage3_tm_ground import build_stage3_model
 from axs_lib.terramind.weights import read_metadata
 
 
-def cautious_scale(scales: Sequence[tuple[float, ...]]) -> tuple[float, ...]:
-    """One scale a band for a new place, from the scales of measured places, each with the same weight.
-
-    Few places leave the scale of a new one uncertain, and an uncertainty that is too small does more harm than one that
-    is too large: the square of the scale is the mean of theirs plus its standard error.
-
-    >>> cautious_scale([(1.0, 1.0, 1.0, 3.0), (1.0, 1.0, 1.0, 4.0)])  # squares 9 and 16: 12.5 and 3.5
-    (1.0, 1.0, 1.0, 4.0)
-    """
-    squares = torch.tensor(scales, dtype=torch.float64).square()
-    spread = squares.std(0) if len(squares) > 1 else torch.zeros_like(squares[0])
-    return tuple((squares.mean(0) + spread / len(squares) ** 0.5).sqrt().tolist())
-
-
 def fit_scale(predicted: Tensor, error: Tensor) -> tuple[float, ...]:
     """Scales that make the RMS of the deviations equal to the RMSE, band by band.
 
     Args:
-        predicted: (N,4) standard deviations that are not calibrated, a row a pixel.
+        predicted: (N,4) standard deviations that are not calibrated, a row a pixel or the RMS of a group.
         error: (N,4), in the same unit.
 
     Raises:
@@ -85,7 +70,7 @@ def main(words: Sequence[str] | None = None) -> None:
     before = Calibration.from_header(header)
     scales: dict[int, tuple[float, ...]] = {}
     for timesteps in (int(part) for part in arguments.timesteps.split(",")):
-        fitted: list[tuple[float, ...]] = []
+        rows: list[list[Tensor]] = []
         tiles = 0
         for group in arguments.groups.split(","):
             scenario = Uncertainty(arguments.ensemble_size)
@@ -96,11 +81,11 @@ def main(words: Sequence[str] | None = None) -> None:
             nfe = measured[0].facts["nfe"]
             # What is measured carries the scales that the weights came with, where the model has them.
             applied = torch.ones(len(OPTICAL_BANDS)) if before is None else before.scale(nfe)
-            fitted.append(fit_scale(predicted / applied, error))
+            rows.append([pixels.double().square().mean(0).sqrt() for pixels in (predicted / applied, error)])
             tiles += len(measured)
-        scales[nfe] = cautious_scale(fitted)
+        scales[nfe] = fit_scale(*(torch.stack(column) for column in zip(*rows, strict=True)))
         shown = ", ".join(f"{b} {s:.3f}" for b, s in zip(OPTICAL_BANDS, scales[nfe], strict=True))
-        print(f"nfe {nfe}: {shown}  ({len(fitted)} groups, {tiles} tiles)")
+        print(f"nfe {nfe}: {shown}  ({len(rows)} groups, {tiles} tiles)")
     header |= Calibration(scales).to_header() | {f"{HEADER_KEY}_groups": arguments.groups}
     with atomic_write(arguments.out, overwrite=arguments.overwrite) as temporary:
         temporary.write_bytes(save(load_file(arguments.checkpoint), metadata=header))

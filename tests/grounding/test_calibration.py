@@ -7,7 +7,7 @@ import torch
 
 from axs_lib.errors import InputError, WeightsError
 from axs_lib.grounding.calibration import HEADER_KEY, Calibration
-from experiments.calibrate import cautious_scale, fit_scale
+from experiments.calibrate import fit_scale
 
 ONE, TEN = (1.0, 2.0, 3.0, 4.0), (5.0, 6.0, 7.0, 8.0)
 
@@ -20,10 +20,6 @@ def test_a_fit_finds_each_bands_factor() -> None:
     assert torch.tensor(fit_scale(predicted, error)) == pytest.approx(truth / 0.001, rel=0.02)
     scaled = predicted * torch.tensor(fit_scale(predicted, error))
     assert scaled.square().mean(0).sqrt() == pytest.approx(error.square().mean(0).sqrt())
-
-
-def test_the_scale_of_a_new_place_is_a_standard_error_larger() -> None:
-    assert cautious_scale([(1.0, 1.0, 1.0, 3.0), (1.0, 1.0, 1.0, 4.0)]) == pytest.approx((1.0, 1.0, 1.0, 4.0))
 
 
 @pytest.mark.parametrize(("nfe", "scales"), [(0, ONE), (1, ONE), (5, ONE), (6, TEN), (10, TEN), (1000, TEN)])
