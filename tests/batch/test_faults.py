@@ -49,6 +49,7 @@ def test_an_item_that_kills_its_workers_is_recorded_and_the_rest_is_done(batch: 
     assert "crashed: a: its worker ended 2 times: killed by SIGKILL" in result.stderr
     assert batch.statuses() == {"a": "crashed", "b": "done", "c": "done", "d": "crashed"}
     assert batch.runs("a") == 2 and batch.runs("b") == 1
+    batch.check_outputs()
 
 
 def test_a_killed_driver_takes_its_workers_along_and_the_next_job_goes_on(batch: Batch) -> None:
@@ -112,6 +113,7 @@ def test_garbage_among_good_ones_fails_alone(batch: Batch) -> None:
     assert "f.npz does not exist" in result.stderr
     assert batch.statuses() == {"a": "done", "b": "failed", "c": "failed", "d": "done", "f": "failed"}
     assert "b.npz is bad" in batch.records()["b"].error
+    batch.check_outputs()
 
 
 def test_fail_fast_stops_at_the_first_failure(batch: Batch) -> None:
@@ -120,6 +122,7 @@ def test_fail_fast_stops_at_the_first_failure(batch: Batch) -> None:
     assert result.returncode == 1
     assert result.stdout.startswith("3 items: 0 done, 1 failed, 2 left;")
     assert batch.statuses() == {"a": "failed"}
+    batch.check_outputs()
 
 
 def test_what_is_missing_or_changed_is_done_again_and_nothing_else(batch: Batch) -> None:
