@@ -372,12 +372,10 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
         raise WeightsError(f"{path} is not a readable safetensors file: {_short(error)}") from None
 
 
-def groups_in(header: Mapping[str, str]) -> set[str]:
+def groups_in(header: Mapping[str, str], uses: Sequence[str] = ("train", "validation")) -> set[str]:
     """The groups that weights were trained or chosen on, by their header; a WeightsError where it is unreadable."""
     try:
-        return {
-            str(group) for use in ("train", "validation") for group in json.loads(header.get(f"{use}_groups", "[]"))
-        }
+        return {str(group) for use in uses for group in json.loads(header.get(f"{use}_groups", "[]"))}
     except (TypeError, ValueError, RecursionError):
         raise WeightsError("the groups of training in a weights file's header are not a list of names") from None
 

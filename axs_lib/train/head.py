@@ -188,7 +188,7 @@ def train_head(config: HeadConfig, *, resume: bool = True, progress: bool = True
         s1_product=config.s1_product,
         correction_mode="learned",
     )
-    seen = _start_head(config, model.corrector)
+    start = _start_head(config, model.corrector)
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     tiles = load_tiles(config, model.terramind_generator, out / STAGE2, progress=progress)
@@ -197,13 +197,15 @@ def train_head(config: HeadConfig, *, resume: bool = True, progress: bool = True
     def make_batch(step: int) -> HeadBatch:
         return sampler.batch(torch.Generator().manual_seed(config.seed * SEED_STRIDE + step))
 
-    groups = sorted(seen | {tile.record.group for tile in tiles})
+    trained_on = groups_in(start, ["train"]) | {tile.record.group for tile in tiles}
+    chosen_on = (groups_in(start, ["validation"]) | set(config.validation_groups)) - trained_on
+    groups = {"train_groups": json.dumps(sorted(trained_on)), "validation_groups": json.dumps(sorted(chosen_on))}
     task = ModuleTask(config, "head", model, partial(_loss, model, config), partial(_write, config, model, groups))
     return fit(task, ByStep(make_batch), resume=resume, progress=progress)
 
 
-def _start_head(config: HeadConfig, corrector: GroundingCorrector) -> set[str]:
-    """Put the head that the training starts from into a corrector, all that is trained; the groups that it has seen."""
+def _start_head(config: HeadConfig, corrector: GroundingCorrector) -> Mapping[str, str]:
+    """Put the head that the training starts from into a corrector, all that is trained; the header of its file."""
     header = source_header(corrector.weights)
     if config.start == FRESH:
         header = {}
@@ -219,15 +221,14 @@ def _start_head(config: HeadConfig, corrector: GroundingCorrector) -> set[str]:
     corrector.head.mask_floor.zero_()
     corrector.head.gate_scale.fill_(1.0)
     corrector.requires_grad_(True)
-    return groups_in(header)
+    return header
 
 
-def _write(config: HeadConfig, model: Stage3GroundingModel, groups: Sequence[str], step: int) -> Path:
+def _write(config: HeadConfig, model: Stage3GroundingModel, groups: Mapping[str, str], step: int) -> Path:
     """Write the head with the run's settings and the groups trained on in its header; returns the folder."""
     left_out = ("data", "out", "checkpoint", "start")
     settings = {key: value for key, value in asdict(config).items() if key not in left_out}
-    header = {"variant": config.variant, "head_config": json.dumps(settings), "train_groups": json.dumps(groups)}
-    header["validation_groups"] = json.dumps(config.validation_groups)
+    header = {"variant": config.variant, "head_config": json.dumps(settings), **groups}
     if config.start not in (None, FRESH):
         step += int(read_metadata(str(config.start)).get("head_steps", 0))
         header["head_start"] = sha256_file(str(config.start))

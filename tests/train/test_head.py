@@ -44,7 +44,7 @@ def config_of(data: Path, out: Path, nano_weights: Path, **options: object) -> H
 
 
 def test_only_the_head_is_trained_and_a_stopped_run_goes_on(nano_weights: Path, tmp_path: Path) -> None:
-    config = config_of(tmp_path / "pairs", tmp_path / "a", nano_weights)
+    config = config_of(tmp_path / "pairs", tmp_path / "a", nano_weights, validation_groups=("elsewhere",))
     folder = train_head(config, progress=False)
     straight = read_state(folder / CORRECTOR_FILE)
     assert straight["head.body.out.weight"].any()
@@ -63,7 +63,8 @@ def test_only_the_head_is_trained_and_a_stopped_run_goes_on(nano_weights: Path, 
     # Another run may start from that head.
     further = dataclasses.replace(config, out=str(tmp_path / "c"), start=str(weights / CORRECTOR_FILE), steps=1)
     header = read_metadata(train_head(further, progress=False) / CORRECTOR_FILE)
-    assert groups_in(header) == groups_in(read_metadata(weights / CORRECTOR_FILE)) != set()
+    for use in ("train", "validation"):
+        assert groups_in(header, [use]) == groups_in(read_metadata(weights / CORRECTOR_FILE), [use]) != set()
     assert header["head_steps"] == "5" and header["head_start"] == sha256_file(weights / CORRECTOR_FILE)
 
     # The folder is an adapter: it brings the head into a model.
