@@ -51,12 +51,13 @@ def _no_user_settings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _full_products() -> None:
-    """A test's ``import terratorch`` lets products be made in bfloat16; that is not to reach the next test."""
+def _full_products_and_equal_draws() -> None:
+    """A test's ``import terratorch`` lets products be made in bfloat16; neither that nor its draws reach the next."""
     if "torch" in sys.modules:
         import torch
 
         torch.set_float32_matmul_precision("highest")
+        torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")
