@@ -80,7 +80,7 @@ class WinogradConv2d(nn.Conv2d):
         place = (m, self.weight.data_ptr())
         if self.checked and self._kept is not None and self._kept[0][0] == place:
             return self._kept[1]
-        with torch.autocast("cpu", enabled=False):  # it would round both
+        with torch.autocast("cpu", enabled=False):  # it would round the checksum
             made_of = (place, checksum(self.weight.detach()))
             if self._kept is None or self._kept[0] != made_of:
                 self._kept = (made_of, transform_kernel(self.weight.detach(), m))
