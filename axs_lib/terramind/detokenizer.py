@@ -22,6 +22,7 @@ Layer = TypeVar("Layer", bound=nn.Module)
 
 PATCH = 4  # side in pixels of the patches that the image enters and leaves in
 GROUPS = 32  # of every normalisation
+COARSE = 2  # level from which on an image has few pixels
 SUM_PIXELS = 64  # of an image from which on an upsampling sums its taps
 TAP_SUMS = ((1.0, 1.0, 0.0), (0.0, 0.0, 1.0), (1.0, 0.0, 0.0), (0.0, 1.0, 1.0))  # second pixel's 2 taps, first pixel's
 
@@ -38,29 +39,22 @@ class GroupNorm(nn.GroupNorm):
         return super().forward(x.float()).to(x.dtype)
 
 
-class PointwiseConv2d(nn.Conv2d):
-    """A 1 x 1 convolution as a matrix product over the channels; with channels last nothing is copied."""
-
-    def __init__(self, channels: int, out_channels: int) -> None:
-        super().__init__(channels, out_channels, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
-
-
 class ResidualBlock(nn.Module):
-    """Two 3 x 3 convolutions with the time step's embedding between them."""
+    """Two 3 x 3 convolutions with the time step's embedding between them; ``coarse`` where an image has few pixels."""
 
-    def __init__(self, channels: int, embedding: int, out_channels: int) -> None:
+    def __init__(self, channels: int, embedding: int, out_channels: int, coarse: bool) -> None:
         super().__init__()
+        self.coarse = coarse and WinogradConv2d.gains(channels, out_channels)
         self.in_layers = nn.Sequential(GroupNorm(channels), nn.SiLU(inplace=True), conv3x3(channels, out_channels))
         self.emb_layers = nn.Sequential(nn.Identity(), nn.Linear(embedding, out_channels))  # of the activated embedding
         self.out_layers = nn.Sequential(
             GroupNorm(out_channels), nn.SiLU(inplace=True), nn.Identity(), zeroed(conv3x3(out_channels, out_channels))
         )
-        self.skip_connection = nn.Identity() if channels == out_channels else PointwiseConv2d(channels, out_channels)
+        self.skip_connection = nn.Identity() if channels == out_channels else nn.Conv2d(channels, out_channels, 1)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        if self.coarse and x.device.type == "cpu" and not takes_winograd(self.in_layers[-1], x):
+            x = x.contiguous()  # few pixels read channels first faster
         h = self.in_layers(x)
         h += self.emb_layers(emb)[..., None, None].to(h.dtype)
         out: Tensor = self.out_layers(h)
@@ -106,8 +100,7 @@ class Upsample(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         conv: Any = self.conv
-        winograd = isinstance(conv, WinogradConv2d) and conv.tile_side(x) > 0
-        if x.device.type != "cpu" or x.shape[-2] * x.shape[-1] < SUM_PIXELS or winograd:
+        if x.device.type != "cpu" or x.shape[-2] * x.shape[-1] < SUM_PIXELS or takes_winograd(conv, x):
             return super().forward(x)
         sums = conv.weight.new_tensor(TAP_SUMS)
         sums = torch.kron(sums, sums).view(2, 2, 2, 2, 9).transpose(1, 2).flatten(0, 3)  # (pixel, tap: 16, 9)
@@ -153,7 +146,7 @@ class Detokenizer(nn.Module):
         skips = [now]
 
         def level(entering: int, leaving: int, depth: int) -> list[nn.Module]:
-            block = ResidualBlock(entering, embedding, leaving)
+            block = ResidualBlock(entering, embedding, leaving, depth >= COARSE)
             return [block, SpatialAttention(leaving)] if 2**depth in attention else [block]
 
         widths = [width * multiplier for multiplier in multipliers]
@@ -166,7 +159,7 @@ class Detokenizer(nn.Module):
                 self.input_blocks.append(Block(Downsample(now)))
                 skips.append(now)
         self.middle_block = Block(
-            ResidualBlock(now, embedding, now), SpatialAttention(now), ResidualBlock(now, embedding, now)
+            ResidualBlock(now, embedding, now, True), SpatialAttention(now), ResidualBlock(now, embedding, now, True)
         )
         self.output_blocks = nn.ModuleList()
         for depth, leaving in reversed(list(enumerate(widths))):
@@ -178,6 +171,9 @@ class Detokenizer(nn.Module):
                 self.output_blocks.append(Block(*layers))
         self.out = nn.Sequential(GroupNorm(now), nn.SiLU(inplace=True), zeroed(conv3x3(now, channels * PATCH**2)))
         self.to(memory_format=torch.channels_last)
+        for block in self.modules():
+            if isinstance(block, ResidualBlock) and block.coarse:
+                block.to(memory_format=torch.contiguous_format)
 
     def forward(self, image: Tensor, timesteps: Tensor, codes: Tensor) -> Tensor:
         """The clean image (B, C, H, W) that a noisy one comes from, float32 also under autocast.
@@ -204,6 +200,11 @@ def conv3x3(channels: int, out_channels: int) -> nn.Conv2d:
     if WinogradConv2d.gains(channels, out_channels):
         return WinogradConv2d(channels, out_channels)
     return nn.Conv2d(channels, out_channels, 3, padding=1)
+
+
+def takes_winograd(conv: nn.Module, x: Tensor) -> bool:
+    """Whether a convolution of an image (B, C, H, W) is done by Winograd's filtering."""
+    return isinstance(conv, WinogradConv2d) and conv.tile_side(x) > 0
 
 
 def zeroed(layer: Layer) -> Layer:
