@@ -42,8 +42,10 @@ def main(arguments: Sequence[str]) -> None:
 def parse(configuration: type[Config], arguments: Sequence[str], program: str) -> tuple[Config, bool, bool]:
     """A configuration, a dataclass of plain values or of such, from options; whether to start anew; to be quiet."""
     from jsonargparse import ArgumentError, ArgumentParser
+    from typer import echo
 
     parser = ArgumentParser(prog=program, description=configuration.__doc__, exit_on_error=False)
+    parser.print_help = lambda file=None: echo(parser.format_help())  # type: ignore[method-assign]  # fails aloud
     parser.add_argument(
         "-c", "--config", action="config", help="packaged name, or YAML file with any of the options below"
     )

@@ -334,9 +334,10 @@ def test_a_manifest_of_which_nothing_can_be_read_is_rebuilt_by_one_command(batch
     assert batch.run().stdout.startswith("2 items: 0 done, 2 done before;")
 
 
-@pytest.mark.parametrize("arguments", [("batch", "in", "--out", "out", "-q"), ("--help",), ("weights", "list")])
-def test_standard_output_on_a_full_device_is_one_line(batch: Batch, tmp_path: Path, arguments: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("words", ["batch in --out out -q", "--help", "weights list", "train stage3 --help"])
+def test_standard_output_on_a_full_device_is_one_line(batch: Batch, tmp_path: Path, words: str) -> None:
     batch.write(a="ok a")
+    arguments = words.split()
     with Path("/dev/full").open("w") as full:
         command = [sys.executable, "-m", "tests.batch.fakes", *arguments]
         where: dict[str, Any] = {"cwd": tmp_path, "env": os.environ | {"PYTHONPATH": str(batch.repository)}}

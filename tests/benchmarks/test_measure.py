@@ -30,11 +30,6 @@ def test_runs_alternate_after_a_warm_up() -> None:
     assert {name: len(each) for name, each in times.items()} == {"a": 2, "b": 2}
 
 
-def test_a_table_is_markdown() -> None:
-    text = measure.table([{"a": 1.23456, "b": None}])
-    assert text.splitlines() == ["| a | b |", "| --- | --- |", "| 1.235 |  |"]
-
-
 def test_generations_figures(capsys: pytest.CaptureFixture[str]) -> None:
     exact = random_nano().terramind_generator
     case = generation.Case("nano", side=64, timesteps=2, batch=2, device="cpu")

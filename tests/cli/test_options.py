@@ -49,8 +49,3 @@ def test_one_default_and_one_meaning(name: str) -> None:
 
 def test_the_weights_recommend_the_number_of_timesteps() -> None:
     assert options.recommended_timesteps("nano") == 1 and options.recommended_timesteps(None) == 10
-
-
-def test_bounds_are_in_units_of_the_crs() -> None:
-    for command in ("run", "fetch"):
-        assert "in units of --crs" in parameters(command)["--bounds"].help
