@@ -62,9 +62,8 @@ class GroundingHead(nn.Module):
         )
         # Gates and masks below their floor are closed, gates let ``gate_scale`` of the residual through, the filter's
         # coefficients come nearer to 0 by ``filter_floor``. Chosen after training, on kinds that were not trained on.
-        self.register_buffer("gate_floor", torch.zeros(()))
-        self.register_buffer("mask_floor", torch.zeros(()))
-        self.register_buffer("filter_floor", torch.zeros(()))
+        for name in ("gate_floor", "mask_floor", "filter_floor"):
+            self.register_buffer(name, torch.zeros(()))
         self.register_buffer("gate_scale", torch.ones(()))
 
     @property
@@ -90,8 +89,9 @@ class GroundingHead(nn.Module):
         statistics = tile_statistics(estimate, images, maps)
         out, coefficients = self.body.with_context(torch.cat(inputs, dim=1), half, statistics)
         residual, gate, mask, log_error = out.float().split([4, 1, 1, 4], dim=1)  # (B, C, H, W) each
+        # Nearer to 0 by the floor, so that a coefficient of exactly 0, as a fresh head's, has a gradient all the same.
         coefficients = coefficients.float()
-        coefficients = coefficients.sign() * (coefficients.abs() - self.filter_floor).clamp_min(0.0)
+        coefficients = coefficients * (1.0 - self.filter_floor / coefficients.abs().clamp_min(1e-6)).clamp_min(0.0)
         filtered = torch.zeros_like(residual)
         for band, gain, coefficient in zip(detail, DETAIL_GAINS, coefficients.chunk(2, dim=1), strict=True):
             filtered = filtered + coefficient[..., None, None] / gain * band

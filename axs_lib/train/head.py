@@ -216,9 +216,8 @@ def _start_head(config: HeadConfig, corrector: GroundingCorrector) -> Mapping[st
         header = read_metadata(config.start)
     # Calibration, floor and scale were chosen for the head before; a gate below a floor has no gradient.
     corrector.calibration = None
-    corrector.head.gate_floor.zero_()
-    corrector.head.filter_floor.zero_()
-    corrector.head.mask_floor.zero_()
+    for floor in (corrector.head.gate_floor, corrector.head.filter_floor, corrector.head.mask_floor):
+        floor.zero_()
     corrector.head.gate_scale.fill_(1.0)
     corrector.requires_grad_(True)
     return header

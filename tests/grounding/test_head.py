@@ -38,6 +38,15 @@ def test_the_filter_follows_the_kind_of_error() -> None:
     assert not head(s1, smooth, *others).filtered.any()
 
 
+def test_the_filter_of_a_fresh_head_learns() -> None:
+    """Its coefficients are exactly 0, and bringing them nearer to 0 leaves them a gradient."""
+    head = GroundingHead()
+    (head(*inputs(64)).filtered - 1.0).square().sum().backward()
+    assert head.body.context is not None
+    gradient = head.body.context.last.bias.grad
+    assert gradient is not None and gradient[-8:].all()
+
+
 def test_every_input_matters() -> None:
     head = GroundingHead()
     torch.nn.init.normal_(head.body.out.weight)
