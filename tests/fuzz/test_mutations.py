@@ -257,3 +257,8 @@ def test_configurations_of_training(tmp_path: Path) -> None:
     whole.write_text("out: run\nseed: 3\nsteps: 20\nlora:\n  rank: 8\ndata:\n  folder: pairs\n")
     name = "stage3"
     attack(whole, bad, 60, lambda: parse(CONFIGS[name], ["-c", str(bad)], f"axs train {name}"))
+
+
+def test_mutations_are_many_and_the_same_each_time() -> None:
+    once, again = ([mutated(bytes(range(256)), seed) for seed in range(50)] for _ in range(2))
+    assert once == again and len(set(once)) > 40
