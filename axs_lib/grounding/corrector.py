@@ -21,10 +21,13 @@ from axs_lib.grounding.gap import fit_to_observed, unknown_share
 from axs_lib.grounding.head import GroundingHead
 from axs_lib.grounding.low_freq import LowFrequencyConstraint
 from axs_lib.grounding.orientation import turn, turn_back
-from axs_lib.grounding.sar_inconsistency import open_water
+from axs_lib.grounding.sar_inconsistency import open_water, smoothstep
 
 if TYPE_CHECKING:
     from axs_lib.terramind.weights import WeightsInfo
+
+
+WATER_LIKELY = (0.35, 0.65)  # of water that the estimate lacks: from where on broad colour changes, and wholly
 
 
 @dataclass(frozen=True)
@@ -127,7 +130,7 @@ class GroundingCorrector(nn.Module):
         )
         predicted = self.head(*(turn(image, orientation) for image in images))
         residual, gate, mask, error, filtered = (turn_back(part, orientation) for part in predicted)
-        mask = broad_change(tiles, mask, hold_colour)
+        mask = self.broad_change(tiles, mask, hold_colour)
         change = self.constrain(residual, gate, mask, tiles.trust, filtered) * self.optical_std
         error = error.masked_fill(tiles.trust == 1, 0.0) * self.optical_std
         return Correction(change, residual * self.optical_std, gate, mask, error, filtered * self.optical_std)
@@ -148,8 +151,23 @@ class GroundingCorrector(nn.Module):
         """
         residual = with_sar - without_sar
         gate = F.interpolate(confidence, residual.shape[-2:], mode="bilinear").clamp(0.0, 1.0)
-        mask = broad_change(tiles, torch.ones_like(tiles.sar_inconsistency), hold_colour)
+        mask = self.broad_change(tiles, torch.ones_like(tiles.sar_inconsistency), hold_colour)
         return Correction(self.constrain(residual, gate, mask, tiles.trust), residual, gate, mask)
+
+    def broad_change(self, tiles: GroundingTiles, missed_water: Tensor, hold_colour: bool) -> Tensor:
+        """Where broad colour may change, (B, 1, S, S) in [0, 1].
+
+        In an estimate that is where a head sees water that it lacks, it and the SAR disagree, and the SAR looks like
+        open water: a flood is the one broad change that the head was trained on. A colour between land and water is
+        neither, so that all three together are sharpened, but not in training: the ends of the ramp have no gradient.
+        Unknown pixels may change in everything.
+        """
+        mask = missed_water * tiles.sar_inconsistency * open_water(tiles.s1)
+        if not (self.training and torch.is_grad_enabled()):
+            mask = smoothstep(mask, *WATER_LIKELY)
+        if hold_colour:
+            mask = torch.zeros_like(mask)
+        return torch.maximum(mask, unknown_share(tiles.trust))
 
     def constrain(
         self, residual: Tensor, gate: Tensor, low_freq_mask: Tensor, trust: Tensor, filtered: Tensor | float = 0.0
@@ -174,15 +192,3 @@ class GroundingCorrector(nn.Module):
         if errors and self.calibration is not None:
             deviation = deviation * self.calibration.scale(nfe).to(deviation)[:, None, None]
         return deviation
-
-
-def broad_change(tiles: GroundingTiles, wanted: Tensor, hold_colour: bool) -> Tensor:
-    """Where broad colour may change, (B, 1, S, S) in [0, 1], of where a head wants it to.
-
-    In an estimate that is where it and the SAR disagree and the SAR looks like open water: a flood is the one broad
-    change that the head was trained on. Unknown pixels may change in everything.
-    """
-    mask = wanted * tiles.sar_inconsistency * open_water(tiles.s1)
-    if hold_colour:
-        mask = torch.zeros_like(mask)
-    return torch.maximum(mask, unknown_share(tiles.trust))

@@ -58,16 +58,16 @@ def mahalanobis_distance(s1_db: Tensor, opt_dn: Tensor) -> Tensor:
 
 def sar_inconsistency(s1_db: Tensor, opt_dn: Tensor) -> Tensor:
     """SAR inconsistency map (B, 1, H, W) in [0, 1] of backscatter in dB (B, 2, H, W) and DN (B, 4, H, W)."""
-    return _smoothstep(mahalanobis_distance(s1_db, opt_dn), ONSET, FULL)
+    return smoothstep(mahalanobis_distance(s1_db, opt_dn), ONSET, FULL)
 
 
 def open_water(s1_db: Tensor) -> Tensor:
     """How much backscatter in dB (B, 2, H, W) looks like open water: (B, 1, H, W) in [0, 1]."""
     vv, vh = gaussian_blur(s1_db, WATER_SIGMA_PX).split(1, dim=1)
-    return _smoothstep(vv, *WATER_VV) * _smoothstep(vh, *WATER_VH) * _smoothstep(vv - vh, *WATER_VV_OVER_VH)
+    return smoothstep(vv, *WATER_VV) * smoothstep(vh, *WATER_VH) * smoothstep(vv - vh, *WATER_VV_OVER_VH)
 
 
-def _smoothstep(x: Tensor, start: float, end: float) -> Tensor:
+def smoothstep(x: Tensor, start: float, end: float) -> Tensor:
     """0 up to ``start``, 1 from ``end`` on, smooth between."""
     ramp = ((x - start) / (end - start)).clamp(0.0, 1.0)
     return ramp * ramp * (3.0 - 2.0 * ramp)

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from axs_lib.checks import Trust
-from axs_lib.grounding.corrector import Correction, GroundingCorrector, GroundingTiles
+from axs_lib.grounding.corrector import WATER_LIKELY, Correction, GroundingCorrector, GroundingTiles
 from axs_lib.grounding.head import GroundingHead, HeadOutput
-from axs_lib.grounding.sar_inconsistency import open_water
+from axs_lib.grounding.sar_inconsistency import open_water, smoothstep
 
 LAND, WATER = torch.tensor([-11.0, -18.0]), torch.tensor([-21.0, -29.0])
 FIELD = torch.tensor([500.0, 700.0, 800.0, 2400.0])
@@ -19,10 +19,12 @@ FIELD = torch.tensor([500.0, 700.0, 800.0, 2400.0])
 class DarkerEverywhere(GroundingHead):
     """A head that wants everything half a standard deviation darker, with the gate fully open."""
 
+    missed_water = 1.0
+
     def forward(self, s1: torch.Tensor, *_: torch.Tensor) -> HeadOutput:
         one = torch.ones_like(s1[:, :1])
         every_band = one.expand(-1, 4, -1, -1)
-        return HeadOutput(-0.5 * every_band, one, one, 0.1 * every_band, 0.0 * every_band)
+        return HeadOutput(-0.5 * every_band, one, self.missed_water * one, 0.1 * every_band, 0.0 * every_band)
 
 
 def tiles(trust: float = Trust.ESTIMATE, side: int = 128) -> GroundingTiles:
@@ -37,7 +39,7 @@ def tiles(trust: float = Trust.ESTIMATE, side: int = 128) -> GroundingTiles:
 
 
 def test_broad_colour_changes_only_under_water_that_the_estimate_lacks() -> None:
-    corrector = GroundingCorrector(DarkerEverywhere())
+    corrector = GroundingCorrector(DarkerEverywhere()).eval()
     change = corrector(tiles(), tiles().estimate).change
     wanted = (-0.5 * corrector.optical_std).expand(1, 4, 128, 30)
     assert torch.allclose(change[..., 90:120], wanted, rtol=0.05)
@@ -46,22 +48,31 @@ def test_broad_colour_changes_only_under_water_that_the_estimate_lacks() -> None
     assert held.change.abs().max() < 1.0 and not held.low_freq_mask.any()
 
 
+@pytest.mark.parametrize(("likely", "share"), [(0.3, 0.0), (0.7, 1.0)])
+def test_water_is_painted_wholly_or_not_at_all(likely: float, share: float) -> None:
+    corrector = GroundingCorrector(DarkerEverywhere()).eval()
+    corrector.head.missed_water = likely  # type: ignore[assignment]
+    correction = corrector(tiles(), tiles().estimate)
+    assert (correction.low_freq_mask[..., 90:120] == share).all() and not correction.low_freq_mask[..., :30].any()
+    assert torch.allclose(corrector.train()(tiles(), tiles().estimate).low_freq_mask[..., 90:120], torch.tensor(likely))
+
+
 @pytest.mark.parametrize("hold_colour", [False, True])
 def test_where_nothing_is_known_everything_may_change(hold_colour: bool) -> None:
-    corrector = GroundingCorrector(DarkerEverywhere())
+    corrector = GroundingCorrector(DarkerEverywhere()).eval()
     change = corrector(tiles(Trust.UNKNOWN), tiles().estimate, hold_colour=hold_colour).change
     assert torch.allclose(change, (-0.5 * corrector.optical_std).expand_as(change), rtol=1e-3)
 
 
 def test_observed_pixels_do_not_change_and_are_certain() -> None:
-    corrector = GroundingCorrector(DarkerEverywhere())
+    corrector = GroundingCorrector(DarkerEverywhere()).eval()
     correction = corrector(tiles(Trust.OBSERVED), tiles().estimate)
     assert not correction.change.any()
     assert correction.error is not None and not correction.error.any()
 
 
 def test_difference_is_zero_where_the_sar_changes_nothing_and_weighted_by_confidence() -> None:
-    corrector = GroundingCorrector(GroundingHead())
+    corrector = GroundingCorrector(GroundingHead()).eval()
     given = tiles(side=32)
     confidence = torch.tensor([[[[0.0, 1.0], [0.0, 1.0]]]])
     same = corrector.difference(given, given.estimate, given.estimate, confidence=confidence)
@@ -69,7 +80,8 @@ def test_difference_is_zero_where_the_sar_changes_nothing_and_weighted_by_confid
     out = corrector.difference(given, given.estimate + 1, given.estimate, confidence=confidence)
     assert torch.allclose(out.residual, torch.ones_like(given.estimate))
     assert out.gate[..., 0].max() == 0 and out.gate[..., -1].min() == 1
-    assert torch.equal(out.low_freq_mask, given.sar_inconsistency * open_water(given.s1))
+    likely = given.sar_inconsistency * open_water(given.s1)
+    assert torch.equal(out.low_freq_mask, smoothstep(likely, *WATER_LIKELY))
     dry = dataclasses.replace(given, s1=LAND[:, None, None].expand_as(given.s1))
     assert out.low_freq_mask.any()
     assert not corrector.difference(dry, dry.estimate, dry.estimate, confidence=confidence).low_freq_mask.any()
