@@ -119,10 +119,15 @@ def check_optical(image: Tensor, name: str, *, standardize: bool = True) -> Chec
     image = _as_image(name, image, OPTICAL_BANDS)
     batch = image[None] if image.ndim == 3 else image
     _check_pixels(name, batch)
-    _check_finite(name, batch, "DN")
-    if standardize:
-        _report([_optical_range(name, batch)])
+    check_dn(name, batch, standardize=standardize)
     return CheckedImage(batch, image.ndim == 3)
+
+
+def check_dn(name: str, image: Tensor, *, standardize: bool = True) -> None:
+    """Raise ``InputError`` for infinite values, and warn of a range that is not of DN."""
+    _check_finite(name, image, "DN")
+    if standardize:
+        _report([_optical_range(name, image)])
 
 
 def check_device(image: Tensor, device: torch.device) -> None:
@@ -253,8 +258,8 @@ def _as_image(name: str, image: object, bands: tuple[str, ...]) -> Tensor:
             f"torch's default dtype is {torch.get_default_dtype()}; expected torch.float32: call"
             " torch.set_default_dtype(torch.float32) before a model is built"
         )
-    if image.dtype == torch.bool:
-        raise InputError(f"{name} has dtype {image.dtype}; expected real numbers")
+    if image.dtype in (torch.bool, torch.uint8):
+        raise InputError(f"{name} has dtype {image.dtype}; expected backscatter in dB, or DN (reflectance x 10000)")
     if image.ndim not in (3, 4) or image.shape[-3] != len(bands):
         shape = f"{len(bands)}, H, W)"
         raise InputError(
@@ -273,13 +278,12 @@ def _as_trust(trust: Tensor | None, s1: Tensor) -> Tensor:
         value = value[None]
     if value.ndim == 3:
         value = value[:, None] if value.shape[0] == batch and batch > 1 else value[None]
-    try:
-        value = value.expand(batch, 1, height, width)
-    except RuntimeError:
+    if value.ndim != 4 or value.shape[1:] != (1, height, width) or len(value) not in (1, batch):
         raise InputError(
             f"trust has shape {tuple(trust.shape)}; expected (B, 1, H, W) = ({batch}, 1, {height}, {width}) or"
             f" ({height}, {width})"
-        ) from None
+        )
+    value = value.expand(batch, 1, height, width)
     if not bool(((value >= 0) & (value <= 1)).all()):
         raise InputError(
             "trust holds values outside 0..1 (or NaN); expected 1 = observed, 0 = unknown, between = partly"

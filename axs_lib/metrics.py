@@ -33,7 +33,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from axs_lib.bands import DN_PER_REFLECTANCE, OPTICAL_BANDS
-from axs_lib.checks import check_tensor
+from axs_lib.checks import check_dn, check_tensor
 from axs_lib.errors import InputError
 
 METRIC_KEYS = ("mse", "mae", "psnr", "ssim", "sam", "ergas", "ndvi", "ndwi", "edge_truth", "sharpness")
@@ -172,6 +172,7 @@ def _prepare(
     batches = {name: _batch(name, image, len(OPTICAL_BANDS), first.device) for name, image in images.items()}
     shape = batches[first_name].shape
     for name, image in batches.items():
+        check_dn(name, image)
         if image.shape != shape:
             raise InputError(
                 f"{name} has shape {tuple(images[name].shape)} and {first_name} {tuple(first.shape)};"

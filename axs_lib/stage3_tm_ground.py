@@ -282,6 +282,8 @@ class Stage3GroundingModel(GeneratorStage, HubMixin):
         The arguments are those of ``ground``.
         """
         controls = options.pop("controls", NO_CONTROLS)
+        if isinstance(seed, torch.Generator):  # it would go on between the two runs
+            seed = int(torch.randint(2**62, (), generator=seed, device=seed.device))
         with_sar, without = (
             self.ground(s1, opt_v2, timesteps, seed=seed, controls=replace(controls, use_sar=use_sar), **options).image
             for use_sar in (True, False)
@@ -464,14 +466,14 @@ def stage3_batch_inference(
     for batch in track(dataloader, "Stage 3", enabled=verbose):
         s1, opt_v2, trust = _batch_parts(batch)
         output = _ground_there(model, s1, opt_v2, timesteps, options if trust is None else options | {"trust": trust})
-        if images and output.image.shape[1:] != images[0].shape[1:]:
+        if images and output.image.shape[-3:] != images[0].shape[-3:]:
             raise InputError(
-                f"a batch holds tiles of {tuple(output.image.shape[1:])} after tiles of {tuple(images[0].shape[1:])};"
+                f"a batch holds tiles of {tuple(output.image.shape[-3:])} after tiles of {tuple(images[0].shape[1:])};"
                 " expected one size: group the tiles by size or call stage3_inference"
             )
-        images.append(output.image.cpu())
-        if output.uncertainty is not None:
-            deviations.append(output.uncertainty.cpu())
+        for part, collected in ((output.image, images), (output.uncertainty, deviations)):
+            if part is not None:
+                collected.append(part.cpu() if part.ndim == 4 else part.cpu()[None])
     if not images:
         raise InputError("the loader yielded no batch; expected at least one with 's1' and 'opt_v2'")
     results: dict[str, Any] = {"opt_v3": torch.cat(images), "nfe": output.nfe}

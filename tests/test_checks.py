@@ -31,6 +31,7 @@ from tests.models import plausible_pair
         (torch.zeros(1, 2, 64, 64, dtype=torch.complex64), None, "complex64", "log10"),
         (torch.full((1, 2, 64, 64), -torch.inf), None, "infinite", "NaN"),
         (None, torch.full((1, 4, 64, 64), torch.inf), "infinite", "NaN"),
+        (None, torch.zeros(1, 4, 64, 64, dtype=torch.uint8), "uint8", "DN"),
     ],
 )
 @pytest.mark.parametrize("force", [False, True])
@@ -109,6 +110,7 @@ def test_trust_shapes(shape: tuple[int, ...]) -> None:
     for wrong, message in (
         (torch.ones(3, 1, 16, 16), "trust has shape"),
         (torch.ones(2, 1, 16, 8), "trust has shape"),
+        *((torch.ones(odd), "trust has shape") for odd in ((), (16,), (1, 16), (16, 1), (1, 1))),
         (torch.full((16, 16), 2.0), r"0\.\.1"),
         (torch.full((16, 16), torch.nan), r"0\.\.1"),
     ):

@@ -59,16 +59,16 @@ def test_a_model_is_never_saved_through_a_link(model: Stage3GroundingModel, tmp_
 def test_what_changed_after_building_is_saved(model: Stage3GroundingModel, tmp_path: Path) -> None:
     changed = copy.deepcopy(model)  # the mixin must survive a copy, as the averaged weights of training are one
     changed.timesteps = 7
-    changed.correction_mode = "difference"
+    changed.correction_mode, changed.hold_colour = "difference", True
     changed.corrector.calibration = Calibration({1: (2.0, 2.0, 2.0, 2.0)})
     changed.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     assert config == {
         "library": "axion-sat", "variant": "nano", "s1_product": "S1GRD", "timesteps": 7, "standardize": True,
-        "correction_mode": "difference", "scheduler": "dpmsolver++",
+        "correction_mode": "difference", "scheduler": "dpmsolver++", "hold_colour": True,
     }  # fmt: skip
     loaded = Stage3GroundingModel.from_pretrained(tmp_path)
-    assert (loaded.timesteps, loaded.corrector.calibration) == (7, changed.corrector.calibration)
+    assert (loaded.timesteps, loaded.hold_colour, loaded.correction_mode) == (7, True, "difference")
     assert Calibration.from_header(read_metadata(tmp_path / "grounding.safetensors")) == changed.corrector.calibration
 
 

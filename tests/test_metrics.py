@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from axs_lib.checks import RangeWarning
 from axs_lib.errors import InputError
 from axs_lib.metrics import METRIC_KEYS, compute_metrics, correctness, stage3_metrics
 
@@ -31,6 +32,10 @@ def test_perfect_estimate() -> None:
     assert set(figures) == set(METRIC_KEYS)
     assert figures["mse"] == figures["mae"] == figures["ergas"] == figures["ndvi"] == figures["ndwi"] == 0
     assert figures["psnr"] == math.inf
+    with pytest.warns(RangeWarning, match="reflectance"):
+        compute_metrics(truth / 10_000, truth / 10_000)
+    with pytest.raises(InputError, match="infinite"):
+        compute_metrics(truth / 0, truth)
     assert figures["sam"] == pytest.approx(0, abs=1e-5)
     for key in ("ssim", "edge_truth", "sharpness"):
         assert figures[key] == pytest.approx(1), key

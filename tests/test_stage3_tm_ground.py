@@ -175,6 +175,10 @@ def test_the_grounding_map_has_the_change_and_the_sar_contribution(nano: Stage3G
     assert torch.allclose(opt_v2 + found.change, image, equal_nan=True)
     assert torch.allclose(image - found.sar_contribution, blind, equal_nan=True)
     assert found.sar_contribution.nan_to_num().abs().max() > 1e-3
+    same = torch.Generator().manual_seed(1)
+    drawn = (int(torch.randint(2**62, (), generator=same)), same.manual_seed(1))
+    maps = [nano.grounding_map(s1, opt_v2, 2, correction_mode=mode, seed=seed).sar_contribution for seed in drawn]
+    assert torch.equal(*(each.nan_to_num() for each in maps))
 
 
 @settings(max_examples=12)
@@ -333,6 +337,8 @@ def test_batch_inference_equals_single(nano: Stage3GroundingModel) -> None:
     assert results["nfe"] == 1
     single = stage3_inference(nano, s1[2:], opt_v2[2:], 1, ensemble_size=2)
     assert (results["opt_v3"][2:] - single).abs().max() < 1.0
+    alone = stage3_batch_inference(nano, list(zip(s1, opt_v2, strict=True)), 1, verbose=False, ensemble_size=2)
+    assert all((alone[key] - results[key]).abs().max() < 1.0 for key in ("opt_v3", "uncertainty"))
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from axs_lib.bands import DN_PER_REFLECTANCE, OPTICAL_BANDS
 from axs_lib.errors import InputError, listed
 from axs_lib.io.formats import FloatArray
 from axs_lib.io.grid import checked_grid
-from axs_lib.io.pixels import TRUST, Order, Pixels
+from axs_lib.io.pixels import TRUST, Order, Pixels, Reading, real_kinds
 from axs_lib.io.raster import band_name
 from axs_lib.io.results import Layer
 from axs_lib.tilegrid import Tile
@@ -44,7 +44,7 @@ class ArrayPixels(Pixels):
     overrides that. The georeference is the one that rioxarray keeps.
     """
 
-    def __init__(self, array: Any, wanted: tuple[str, ...], order: Order) -> None:
+    def __init__(self, array: Any, wanted: tuple[str, ...], order: Order, reading: Reading) -> None:
         import rioxarray  # noqa: F401  # gives arrays their georeference
 
         super().__init__(wanted, f"{type(array).__name__} {getattr(array, 'name', None) or ''}".strip())
@@ -71,7 +71,7 @@ class ArrayPixels(Pixels):
         bands = [dim for dim in array.dims if dim not in (y, x)]
         if len(bands) > 1:
             raise InputError(f"{self.label} has the axes {listed(array.dims)}; expected (band, y, x) or (y, x)")
-        if array.dtype.kind not in "fiu":
+        if array.dtype.kind not in real_kinds(wanted):
             raise InputError(f"{self.label} holds {array.dtype}; expected real numbers")
         stacked = array.transpose(*bands, y, x) if bands else array.expand_dims("band")
         titles = [str(name) for name in np.atleast_1d(array.attrs.get("long_name", ()))]
@@ -87,8 +87,10 @@ class ArrayPixels(Pixels):
             raise InputError(f"{self.label} has no number as its nodata, {listed(_SCALE)} ({error})") from error
         self._nodata, self._scale = nodata, (scale[0], scale[1])
         self.offset_declared = self._scale[1] != 0
-        located = crs is not None and array.sizes[x] > 1 and array.sizes[y] > 1
-        place = (crs.to_wkt(), tuple(array.rio.transform())[:6]) if located else (None, None)
+        if reading.ignores_offset(wanted):
+            self._scale = scale[0], 0.0
+        spaced = array.sizes[x] > 1 and array.sizes[y] > 1 and (crs is not None or {x, y} <= set(array.coords))
+        place = (crs and crs.to_wkt(), tuple(array.rio.transform())[:6]) if spaced else (None, None)
         self.grid = checked_grid(self.label, array.sizes[y], array.sizes[x], *place)
         self.texts = [str(n) for n in (array.name, array.attrs.get("units"), *values, *titles) if n]
 

@@ -106,13 +106,13 @@ class SceneGrid:
     def offset_in(self, other: SceneGrid) -> tuple[int, int] | None:
         """(row, column) in ``other`` of this grid's upper left pixel, where both are one lattice of pixels.
 
-        Without a georeference on either side, two grids of one size are taken for the same.
+        Without a transform on either side, or a CRS on one, two grids of one size are taken for the same.
         """
         from rasterio.crs import CRS
 
-        if self.transform is None or other.transform is None or not (self.crs and other.crs):
+        if self.transform is None or other.transform is None or bool(self.crs) != bool(other.crs):
             return (0, 0) if self.size == other.size else None
-        if self.crs != other.crs and CRS.from_wkt(self.crs) != CRS.from_wkt(other.crs):
+        if self.crs and other.crs and self.crs != other.crs and CRS.from_wkt(self.crs) != CRS.from_wkt(other.crs):
             return None
         if self.transform == other.transform:
             return 0, 0

@@ -76,7 +76,7 @@ class MaskSource:
         self.bands: tuple[str, ...] = TRUST
         self._mask, self._tiles = mask, tiles
         self._values: FloatArray | None = None
-        suffix = Path(mask.path).suffix.lower()
+        suffix, self._masked = Path(mask.path).suffix.lower(), False
         if suffix == ".npz":
             self._values, named = _read_npz(Path(mask.path), grid, tiles)
         elif suffix in MASK_SUFFIXES:
@@ -86,6 +86,8 @@ class MaskSource:
             self._nodata = dataset.nodata or None  # 0 is unknown already, or clear in an inverted mask
             named = f"{Path(mask.path).stem} {dataset.descriptions[0] or ''}"
             self._dataset = _on_grid(dataset, grid, self._nodata, self.label, stack)
+            own_mask = any(flag.name == "per_dataset" for flag in dataset.mask_flag_enums[0])
+            self._masked = own_mask and self._dataset is dataset  # a view on another grid has it in its nodata
         else:
             raise InputError(
                 f"the {self.label} ends in {suffix or 'no suffix'}; expected one of {listed(MASK_SUFFIXES)}"
@@ -188,6 +190,8 @@ class MaskSource:
         part = ((window.top, window.bottom), (window.left, window.right))
         try:
             values: FloatArray = self._dataset.read(1, window=part).astype(np.float32)
+            if self._masked:
+                values[self._dataset.read_masks(1, window=part) == 0] = np.nan
         except Exception as error:  # GDAL's own errors have no public class
             raise InputError(unreadable(self._mask.path, "a complete mask", error)) from error
         if self._nodata is not None:

@@ -43,6 +43,10 @@ class Reading:
     force: bool = False  # accept values that look like another unit
     addresses: bool = True  # open addresses (https://, /vsi...), because the user wrote the paths
 
+    def ignores_offset(self, bands: tuple[str, ...]) -> bool:
+        """Whether the user says what is to be taken off, in place of an offset that the input declares."""
+        return self.boa_offset != "auto" and bands == OPTICAL_BANDS
+
     def __post_init__(self) -> None:
         if self.s1_unit not in S1_UNITS or self.boa_offset not in BOA_OFFSETS:
             raise InputError(
@@ -159,7 +163,7 @@ class FilePixels(Pixels):
             self.offset = metadata_offset(paths[0])
         units = [d.units[i - 1] for d, indexes, _ in self._parts for i in indexes]
         self.texts = [text for text in (*(Path(p).stem for p in paths), *units, *first.descriptions) if text]
-        self._ignore_offset = reading.boa_offset != "auto" and wanted == OPTICAL_BANDS
+        self._ignore_offset = reading.ignores_offset(wanted)
 
     def read(self, window: Tile) -> tuple[FloatArray, NDArray[np.bool_]]:
         from rasterio.errors import RasterioError
@@ -251,6 +255,11 @@ class FilePixels(Pixels):
         return [found[band] for band in self.bands]
 
 
+def real_kinds(bands: tuple[str, ...]) -> str:
+    """NumPy's kinds of numbers that an input may hold; a trust map may be true where it is observed."""
+    return "fiub" if bands == TRUST else "fiu"
+
+
 class MemoryPixels(Pixels):
     """An array (C,H,W), or a batch of tiles (N,C,H,W), which lie one under another."""
 
@@ -258,7 +267,9 @@ class MemoryPixels(Pixels):
         self, data: NDArray[Any], wanted: tuple[str, ...], order: Order, label: str, place: Place = (None, None)
     ) -> None:
         super().__init__(wanted, label)
-        if data.dtype.kind not in "fiu" or data.ndim not in (3, 4) or data.size == 0:
+        if wanted == TRUST and data.ndim in (2, 3) and (data.ndim == 2 or len(data) > 1):
+            data = data[..., None, :, :]
+        if data.dtype.kind not in real_kinds(wanted) or data.ndim not in (3, 4) or data.size == 0:
             raise InputError(
                 f"{label}: the array is {data.dtype} of shape {data.shape}; expected real numbers"
                 f" ({len(wanted)},H,W), or (N,{len(wanted)},H,W) for a batch, not empty"

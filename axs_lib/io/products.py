@@ -326,7 +326,7 @@ def open_source(what: Any, wanted: tuple[str, ...], stack: ExitStack, reading: R
     if isinstance(what, np.ndarray):
         return Source(MemoryPixels(what, wanted, order, "the NumPy array"), reading)
     if is_xarray(what):
-        return Source(ArrayPixels(what, wanted, order), reading)
+        return Source(ArrayPixels(what, wanted, order, reading), reading)
     raise InputError(
         f"{listed(wanted)} is given as {type(what).__module__}.{type(what).__qualname__}; expected a path, paths, a"
         " NumPy array (C,H,W), or an xarray DataArray or Dataset: for a tensor give tensor.numpy()"
@@ -402,6 +402,8 @@ def read_companions(path: PathLike, opt_v2: Raster) -> tuple[Raster | None, Floa
             truth = replace(opt_v2, data=data.reshape(opt_v2.data.shape))
         if "trust" in arrays:
             data = arrays.numbers("trust")
+            if data.shape == (height, width):
+                data = np.broadcast_to(data, (count, height, width))
             if data.size != count * height * width or data.shape[-2:] != (height, width):
                 raise InputError(
                     f"{path}: trust has shape {data.shape}; expected ({count},1,{height},{width}) or"

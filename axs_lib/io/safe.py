@@ -23,7 +23,7 @@ MOST_PARENTS = 5  # from the bands of a product up to its metadata
 _BAND_IDS = {"1": "B02", "2": "B03", "3": "B04", "7": "B08"}
 _BAND_FILE = re.compile(r"_(B02|B03|B04|B08)_10m\.(jp2|tif|tiff)$", re.IGNORECASE)
 _CLASS_FILE = re.compile(r"_SCL_20m\.(jp2|tif|tiff)$", re.IGNORECASE)
-_BASELINE = re.compile(r"(?:^|_)N(\d{4})(?:_|\.|$)")
+_BASELINE = re.compile(r"_N(\d{4})_R\d{3}_T\d{2}[A-Z]{3}")  # as products are named; N4510 alone may be a latitude
 _RAW_SAR = re.compile(r"^S1[A-D]_(IW|EW|S\d|WV)_(GRD|SLC|RAW|OCN).*\.(SAFE|ZIP)$", re.IGNORECASE)
 GEOCODING = (
     "geocode it first, in one of the three usual ways: ESA SNAP (Apply-Orbit-File, Calibration, Terrain-Correction),"

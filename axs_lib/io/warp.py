@@ -62,11 +62,12 @@ def to_grid(
                 f"{source.label} is {source.grid} and the optical grid is {grid}; expected one size, or a georeference"
                 " on both so that the SAR can be warped: geocode it first"
             )
-        if source.grid.located != grid.located and not same_grid:
+        if not same_grid and (source.grid.located != grid.located or grid.offset_in(source.grid) != (0, 0)):
+            apart = "only one of them says where it lies" if source.grid.located != grid.located else "no CRS is named"
             raise InputError(
-                f"{source.label} is {source.grid} and the optical grid is {grid}: only one of them says where it lies,"
-                " so that they may be kilometres apart. Geocode the other one; or, if both are known to have one grid,"
-                " give --same-grid (same_grid=True)"
+                f"{source.label} is {source.grid} and the optical grid is {grid}: {apart}, so that they may be"
+                " kilometres apart. Geocode what has no CRS; or, if both are known to have one grid, give --same-grid"
+                " (same_grid=True)"
             )
         return source
     offset = grid.offset_in(source.grid)

@@ -36,7 +36,7 @@ from axs_lib.io.masks import MaskFile, MaskSource, gap_share
 from axs_lib.io.pixels import TRUST, MemoryPixels, Reading
 from axs_lib.io.products import Source, as_raster, open_source, pair_file, read_companions
 from axs_lib.io.raster import TIFF_SUFFIXES, Raster
-from axs_lib.io.results import MAPS, CogWriter, Layer, check_suffix, name_cogs, optical_layer, write_arrays
+from axs_lib.io.results import MAPS, UNCERTAINTY, CogWriter, Layer, check_suffix, name_cogs, optical_layer, write_arrays
 from axs_lib.io.safe import open_safe
 from axs_lib.io.stac import check_located, parse_date, write_item
 from axs_lib.io.warp import DerivedSource, Readable, to_grid
@@ -52,6 +52,7 @@ if TYPE_CHECKING:
 
     SceneInput = PathLike | Sequence[PathLike] | NDArray[Any] | DataArray | Dataset
 
+OF_ONE_RUN = ("AXS_HOLD_COLOUR", "AXS_MASK", "AXS_UNKNOWN_PERCENT", "AXS_ADAPTER")  # tags not every run has
 GROUND_OPTIONS = ("strength", "tokens", "temperature", "ensemble_size", "hold_colour", "correction_mode", "scheduler")
 PIPELINE_OPTIONS = ("tokens", "temperature", "hold_colour")
 GDAL_CACHE_BYTES = 256 * 1024**2
@@ -236,6 +237,8 @@ def ground_scene(
                 "this model does not predict its error, so that --uncertainty is the spread of an ensemble, and"
                 " --ensemble-size is 1; expected 2 or more"
             )
+        if certainty is not None and options.get("strength") == 0:
+            raise InputError("strength 0 changes nothing, so that no gap is filled; leave the mask out, or give more")
         # By place, so that a part of a scene has the noise of the whole; for one tile as in the model's ``ground``.
         corner = (0, 0) if made.whole and warped is sar else optical.grid.noise_origin
         settings = {"timesteps": timesteps, "seed": seed, **options}
@@ -262,7 +265,7 @@ def ground_scene(
             if sar_contribution:
                 without = grounder.ground(*given[:2], controls=replace(controls, use_sar=False), **how)
                 layers["sar_contribution"] = output.image - without.image
-            return torch.cat([layers[layer.name].float().cpu() for layer in made.targets], dim=1)
+            return made.to_blend(layers)
 
         def finish(rows: Rows) -> FloatArray:
             size = rows.layers.shape[1:]
@@ -296,7 +299,10 @@ def ground_scene(
         if mask is not None:
             share = made.counts["unknown"] / (optical.grid.height * optical.grid.width)
             provenance |= mask.provenance | {"AXS_UNKNOWN_PERCENT": f"{100 * share:.2f}"}
-        provenance = {**optical.tags, **provenance, **(tags or {})}
+        earlier = {
+            k.replace("AXS_", "AXS_OPT_V2_", 1) if k.startswith(OF_ONE_RUN) else k: v for k, v in optical.tags.items()
+        }
+        provenance = {**earlier, **provenance, **(tags or {})}
         made.finish(provenance, lambda: _companions(made.inputs, optical, estimate))
         notes, unknown = [*sar.report(), *optical.report()], made.counts["unknown"]
         if mask is not None:
@@ -408,7 +414,7 @@ def run_scene(
                 **asked,
             )
             nfe = output.nfe
-            return torch.cat([getattr(output, layer.name).float().cpu() for layer in made.targets], dim=1)
+            return made.to_blend(vars(output))
 
         def finish(rows: Rows) -> FloatArray:
             missing = _nodata(rows.inputs)
@@ -499,6 +505,11 @@ class _Outputs:
         paths = [path for path in (*self.targets.values(), self._together) if path is not None]
         return self._stack.enter_context(temporary_folder(paths[0].parent if paths else None))
 
+    def to_blend(self, layers: Mapping[str, Any]) -> Tensor:
+        """The layers wanted of (B, C, h, w) each, in one; tiles blend their variances, not standard deviations."""
+        wanted = {layer: layers[layer.name].float().cpu() for layer in self.targets}
+        return torch.cat([part.square() if layer is UNCERTAINTY else part for layer, part in wanted.items()], dim=1)
+
     def stream(
         self,
         sources: Sequence[Readable],
@@ -523,6 +534,7 @@ class _Outputs:
             for kept, given in zip(self.inputs, rows.inputs, strict=bool(self.inputs)):
                 kept[:, part] = given
             for layer, data in zip(self.targets, np.split(finish(rows), ends[:-1]), strict=True):
+                data = np.sqrt(data) if layer is UNCERTAINTY else data
                 if layer in self._cogs:
                     self._cogs[layer].write(rows.top, data)
                 if layer in self._memory:
@@ -659,8 +671,6 @@ def _trust(what: Any, estimate: Any, optical: Source, stack: ExitStack, reading:
         what = trust if count > 1 else trust[0]
     if isinstance(what, MaskFile):
         return MaskSource(_product_mask(what, estimate), optical.grid, stack, tiles=count, addresses=reading.addresses)
-    if isinstance(what, np.ndarray) and what.ndim == 2:
-        what = what[None]
     source = open_source(what, TRUST, stack, reading)
     fits = source.grid.same_as(optical.grid) if source.pixels.may_lie else source.grid.size == optical.grid.size
     if not fits:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import rasterio
 from PIL import Image
 from rasterio.transform import from_origin
 from rasterio.warp import transform_bounds
@@ -90,6 +91,9 @@ def test_nodata_of_the_mask_is_unknown_inverted_or_not(tmp_path: Path) -> None:
         trust = read_mask(path, invert=invert).trust
         assert (trust[20:] == 0).all()
         np.testing.assert_array_equal(trust[:20], 1 - CLEAR[:20] if invert else CLEAR[:20])
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(write_mask(path, CLEAR), "r+") as file:
+        file.write_mask(np.arange(H)[:, None].repeat(W, 1) < 20)
+    np.testing.assert_array_equal(read_mask(path).trust, np.where(np.arange(H)[:, None] < 20, CLEAR, 0))
 
 
 def test_a_trust_map_keeps_its_fractions_and_nan_is_unknown(tmp_path: Path) -> None:

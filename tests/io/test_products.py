@@ -309,6 +309,8 @@ def test_a_dark_end_near_1000_is_warned_of(tmp_path: Path, optical: np.ndarray) 
     with pytest.warns(ReadingWarning, match="--boa-offset 1000"):
         read_optical(path)
     np.testing.assert_array_equal(read_optical(path, boa_offset="1000")[1], optical)
+    latitude = write(tmp_path / "N5310_W0730" / "bright_N4510.tif", optical + 2000, OPTICAL_BANDS)
+    np.testing.assert_array_equal(read_optical(latitude)[1], optical + 2000)
 
 
 def test_what_is_no_level_2a_product_is_refused(tmp_path: Path, safe: Path) -> None:

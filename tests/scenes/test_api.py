@@ -36,7 +36,7 @@ def ground(grounder: BoxGrounder, scene: SceneFiles, out: Path, name: str = "out
     return read_tiff(out / name)
 
 
-def in_memory(scene: SceneFiles, origin: tuple[int, int] = ORIGIN) -> np.ndarray:
+def in_memory(scene: SceneFiles, origin: tuple[int, int] = ORIGIN, *, uncertainty: bool = False) -> np.ndarray:
     """The scene's changes, blended with everything in memory, as stored."""
     height, width = scene.sar.shape[-2:]
     s1, optical = torch.from_numpy(scene.sar)[None], torch.from_numpy(scene.optical)[None]
@@ -44,8 +44,11 @@ def in_memory(scene: SceneFiles, origin: tuple[int, int] = ORIGIN) -> np.ndarray
     for tile in GRID.tiles(height, width):
         place = torch.tensor([[origin[0] + tile.top, origin[1] + tile.left]])
         parts = tile.of(s1).contiguous(), tile.of(optical).contiguous()
-        image = BoxGrounder().ground(*parts, seed=5, trust=None, origin=place).image
-        blender.add(tile, (image - parts[1].nan_to_num())[0])
+        made = BoxGrounder().ground(*parts, seed=5, trust=None, origin=place, ensemble_size=2)
+        layer = made.uncertainty.square() if uncertainty else made.image - parts[1].nan_to_num()
+        blender.add(tile, layer[0])
+    if uncertainty:
+        return blender.result().sqrt().numpy()
     return to_uint16((blender.result() + optical[0].nan_to_num()).numpy())
 
 
@@ -55,6 +58,8 @@ def test_the_same_pixels_as_in_memory(
 ) -> None:
     result = ground(grounder, scene, tmp_path, batch_size=batch_size)
     np.testing.assert_array_equal(result, in_memory(scene))
+    ground(grounder, scene, tmp_path, "again.tif", uncertainty=tmp_path / "u.tif", ensemble_size=2)
+    np.testing.assert_allclose(read_tiff(tmp_path / "u.tif"), in_memory(scene, uncertainty=True), rtol=1e-4)
     assert (result != scene.optical).mean() > 0.9  # something was done
 
 
@@ -114,13 +119,14 @@ def test_what_is_trusted_stays_bit_for_bit(grounder: BoxGrounder, scene: SceneFi
 
 def test_files_say_how_they_were_made(grounder: BoxGrounder, scene: SceneFiles, tmp_path: Path) -> None:
     with rasterio.open(scene.opt_v2, "r+") as file:
-        file.update_tags(SCENE="T33UUP")
+        file.update_tags(SCENE="T33UUP", AXS_HOLD_COLOUR="True", AXS_MASK_KIND="scl")
     maps = {name: tmp_path / f"{name}.tif" for name in ("uncertainty", "gate")}
     result = ground(grounder, scene, tmp_path, ensemble_size=2, timesteps=3, **maps)
     with rasterio.open(tmp_path / "out.tif") as file:
         assert file.crs == rasterio.crs.CRS.from_string(CRS) and file.transform == PLACE
         tags = file.tags()
     assert tags["SCENE"] == "T33UUP" and tags["AXS_WEIGHTS_SHA256"] == "abc"
+    assert tags["AXS_OPT_V2_MASK_KIND"] == "scl" and not {"AXS_HOLD_COLOUR", "AXS_MASK_KIND"} & tags.keys()
     assert (tags["AXS_TIMESTEPS"], tags["AXS_SEED"], tags["AXS_NFE"]) == ("3", "5", "3")
     assert (tags["AXS_TILE_SIDE"], tags["AXS_TILE_OVERLAP"]) == ("64", "16")
     assert tags["AXS_NOISE_ORIGIN"] == "-600000 50000"

@@ -71,6 +71,13 @@ def test_an_image_that_does_not_say_where_it_lies(grounder: BoxGrounder, scene: 
     ground_scene(grounder, bare, scene.opt_v2, tmp_path / "o.tif", grid=GRID, same_grid=True)
     ground_scene(grounder, scene.s1, scene.opt_v2, tmp_path / "p.tif", grid=GRID)
     np.testing.assert_array_equal(read_tiff(tmp_path / "o.tif"), read_tiff(tmp_path / "p.tif"))
+    s1, opt_v2 = (
+        write_scene(tmp_path / f"{at}.tif", data, crs=None, transform=PLACE * Affine.translation(at, 0))
+        for at, data in ((0, scene.sar), (40_000, scene.optical))
+    )
+    with pytest.raises(InputError, match=r"no CRS is named.*--same-grid"):
+        ground_scene(grounder, s1, opt_v2, tmp_path / "q.tif", grid=GRID)
+    ground_scene(grounder, s1, opt_v2, tmp_path / "q.tif", grid=GRID, same_grid=True)
 
 
 @pytest.mark.parametrize("west", [179.90, -180.10])
@@ -119,6 +126,17 @@ def test_numpy_in_and_numpy_out(grounder: BoxGrounder, arrays: tuple[Any, Any]) 
     assert isinstance(expected, xr.DataArray) and expected.rio.crs == arrays[1].rio.crs
     batch = ground_scene(grounder, np.stack([arrays[0]] * 2), np.stack([arrays[1]] * 2))
     np.testing.assert_array_equal(batch.image[1], result.image)
+    clear = np.arange(80)[:, None].repeat(70, 1) < 60  # true where observed
+    kept = ground_scene(grounder, *arrays, trust=arrays[1][0].copy(data=clear)).image
+    np.testing.assert_array_equal(kept[:, :60], arrays[1][:, :60])
+    for trust in (clear, np.stack([clear] * 2)):
+        few = [np.stack([a.values] * 2) if trust.ndim == 3 else a.values for a in arrays]
+        np.testing.assert_array_equal(ground_scene(grounder, *few, trust=trust).image.reshape(-1, 80, 70)[:4], kept)
+    with pytest.raises(InputError, match="strength 0"):
+        ground_scene(grounder, *arrays, trust=clear[None], strength=0)
+    bare = [a.drop_vars("spatial_ref") for a in (arrays[0][:, ::-1], arrays[1])]
+    with pytest.raises(InputError, match="no CRS is named"):
+        ground_scene(grounder, *bare)
     masked = np.ma.masked_array(arrays[1].values)
     masked[:, 40:50, 40:50] = np.ma.masked
     assert np.isnan(ground_scene(grounder, arrays[0].values, masked).image[:, 40:50, 40:50]).all()
@@ -144,6 +162,9 @@ def test_datasets_and_axes_of_any_name(grounder: BoxGrounder, arrays: tuple[Any,
     renamed = ground_scene(grounder, s1.rename(names), opt_v2.rename(names)).arrays["opt_v3"]
     assert renamed.dims == ("band", "lat", "lon")
     np.testing.assert_array_equal(renamed.values, expected)
+    higher = (opt_v2 + 3000).assign_attrs(scale_factor=1e-4, add_offset=-0.1)
+    less = ground_scene(grounder, s1, (opt_v2 + 2000), boa_offset="0").image
+    np.testing.assert_allclose(ground_scene(grounder, s1, higher, boa_offset="1000").image, less, atol=0.01)
     with pytest.raises(InputError, match="HH, HV and lacks VV, VH"):
         ground_scene(grounder, s1.assign_coords(band=["HH", "HV"]), opt_v2)
     with pytest.raises(InputError, match="holds B02, B03; expected a variable"):
