@@ -16,7 +16,7 @@ PACKAGE = "axs_lib"
 
 # A part may import itself and what stands in its row. Parts are the packages and top-level modules.
 CORE = {
-    "axs_lib", "bands", "blur", "checks", "errors", "nodata", "tilegrid", "progress", "metrics", "fresh", "networks",
+    "axs_lib", "bands", "blur", "checks", "errors", "nodata", "tilegrid", "progress", "metrics", "fresh",
     "precision",
 }  # fmt: skip
 FILES = CORE | {"io", "data"}
