@@ -242,6 +242,7 @@ def build_task(config: RunConfig, **options: Any) -> StageTask:
         else:
             assert isinstance(config, Stage3Config)
             stage3 = build_stage3_model(timesteps=1, s1_product=config.s1_product, correction_mode="learned", **weights)
+            stage3.corrector.calibration = None  # it was fitted to the head before
             task = Stage3Task(config, stage3, Stage3Loss(**config.loss), _nano_tokenizer(config), **options)
         _choose_trained(task.model, config)
     task.model.train()  # builders return models in eval() mode

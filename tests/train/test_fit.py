@@ -159,6 +159,8 @@ def test_lora_trains_adapters_and_head_and_writes_both_alone_and_merged(
     apart, moved = ((images[1] - images[index]).abs().mean() for index in (2, 0))
     assert apart < 0.1 * moved
     assert "sha256" in adapted.provenance["AXS_ADAPTER"]
+    packaged = build_task(dataclasses.replace(run, checkpoint=None)).model.corrector
+    assert packaged.calibration is None  # it was fitted to the head before
 
 
 def test_a_checkpoint_of_another_run_or_a_damaged_one_is_refused(pairs: Path, tmp_path: Path) -> None:
