@@ -95,12 +95,17 @@ def _from_files(text: str, stage: Stage, outputs: Sequence[Path]) -> list[Item]:
         if any("**" in part and part != "**" for part in path.parts):
             raise InputError(f"{text} is no pattern for files: ** stands for whole folders")
         files = (file for file in root.glob(pattern) if file.is_file()) if glob.has_magic(pattern) else ()
-    items = []
+    items, passed = list[Item](), list[Item]()
     for file in files:
         relative = file.relative_to(root)
-        hidden = any(part.startswith(".") for part in relative.parts)
-        if not hidden and not any(map(file.is_relative_to, outputs)):
-            items += _item_of(file, relative, stage)
+        if not any(part.startswith(".") for part in relative.parts):
+            among = passed if any(map(file.is_relative_to, outputs)) else items
+            among += _item_of(file, relative, stage)
+    if passed and not items:
+        raise InputError(
+            f"all tiles of {text} lie in a folder for outputs, where none is looked for; give a folder beside or inside"
+            f" {root} as --out and for maps"
+        )
     return items
 
 

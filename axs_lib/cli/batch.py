@@ -63,6 +63,7 @@ def batch(
     from axs_lib.batch.items import list_items
     from axs_lib.batch.supervise import run_batch
     from axs_lib.batch.work import Job
+    from axs_lib.io.stac import parse_date
     from axs_lib.terramind.weights import DEFAULT_VARIANT
 
     # 1. What can be refused without reading anything. Torch is left to the workers: this process stays small.
@@ -76,6 +77,12 @@ def batch(
     if wrong:
         option = f"--{wrong[0].replace('_', '-')}"
         raise InputError(f"--stage {stage} has no {option}; leave it out, or choose the other --stage")
+    if scene.date is not None:
+        parse_date(scene.date)
+    if pipeline and scene.uncertainty and scene.ensemble_size == 1:
+        raise InputError("--uncertainty is that of an ensemble, and --ensemble-size is 1; expected 2 or more")
+    if scene.stac and format != "tif":
+        raise InputError("--stac links to GeoTIFFs; add --format tif")
     share = _gpu_share(scene.device, gpus_per_worker)
     common = scene.for_scene()
     folders = {name: common[name] for name in ("uncertainty", "gate", "sar_contribution", "stac")}
@@ -95,6 +102,8 @@ def batch(
         items = [replace(item, mask=item.mask or str(estimate.mask.resolve())) for item in items]
     if scene.date is not None:
         items = [replace(item, metadata={"date": scene.date, **item.metadata}) for item in items]
+    if scene.stac and not any("date" in item.metadata for item in items):
+        raise InputError("--stac needs the day each image stands for; give --date 2021-07-14, or a column date")
     several = scene.uncertainty or pipeline
     settings: dict[str, Any] = {
         **{name: common[name] for name in ("seed", "s1_unit", "bands", "same_grid")},

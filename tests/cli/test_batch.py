@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from axs_lib.batch import ray_engine, runners, supervise
+from axs_lib.batch import runners, supervise
 from axs_lib.batch.items import Item
 from axs_lib.batch.supervise import Summary
 from axs_lib.batch.work import Job, Task, make_record
@@ -101,6 +102,11 @@ def test_failures_are_named_and_counted(axs: Run, called: Any) -> None:
         (("in", "--stage", "pipeline", "--mask", "m.tif"), "--stage pipeline has no --mask"),
         (("in", "--device", "cuda:1"), "choose GPUs by CUDA_VISIBLE_DEVICES"),
         (("in", "--mask-buffer", "3"), "add --mask FILE"),
+        (("in", "--date", "notadate"), "the date is 'notadate'"),
+        (("in", "--stac", "items"), "add --format tif"),
+        (("in", "--stac", "items", "--format", "tif"), "give --date 2021-07-14, or a column date"),
+        (("in", "--stage", "pipeline", "--uncertainty", "u", "--ensemble-size", "1"), "expected 2 or more"),
+        (("in", "--gate", "."), "all tiles of in lie in a folder for outputs"),
         (("nowhere",), "holds no tile; expected tiles as NAME.npz"),
         (("in", "--stage", "stage9"), "stage9"),
     ],
@@ -116,10 +122,7 @@ def test_what_cannot_be_is_refused_in_words(
 def test_without_ray_the_way_out_is_named(
     axs: Run, called: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def missing(name: str) -> None:
-        raise ModuleNotFoundError(f"No module named {name!r}")
-
-    monkeypatch.setattr(ray_engine.importlib, "import_module", missing)
+    monkeypatch.setitem(sys.modules, "ray", None)
     result = axs("batch", "in", "--out", "out", "--engine", "ray")
     assert result.exit_code == 2
     assert "pip install 'axion-sat[ray]', or use --engine local" in result.stderr
