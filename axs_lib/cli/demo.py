@@ -186,6 +186,7 @@ def _write(
     folder: Path, sar: Raster, optical: Raster, images: Mapping[str, Tensor | None], tags: Mapping[str, str]
 ) -> None:
     """GeoTIFFs of the optical images and an NPZ of everything; files of an earlier run are replaced."""
+    from axs_lib.io.atomic import atomic_write
     from axs_lib.io.results import optical_layer, write_arrays, write_layer
 
     arrays = {name: image[0].numpy() for name, image in images.items() if image is not None}
@@ -194,7 +195,8 @@ def _write(
         made = {} if name == "truth" else tags
         write_layer(folder / f"{name}.tif", optical_layer(name), image, optical.grid, made, overwrite=True)
     everything = dict(zip(("s1_vv", "s1_vh"), sar.data, strict=True)) | arrays | {"s2_real": optical.data}
-    write_arrays(folder / "tile.npz", everything, optical.grid, tags, overwrite=True)
+    with atomic_write(folder / "tile.npz", overwrite=True) as temporary:
+        write_arrays(temporary, everything, optical.grid, tags)
 
 
 def _write_record(path: Path, record: Mapping[str, Any]) -> None:

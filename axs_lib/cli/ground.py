@@ -7,7 +7,7 @@ mask, only what it calls unknown is filled and the rest comes back as it was.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from axs_lib.cli import options
 from axs_lib.cli.options import option
@@ -32,20 +32,9 @@ def ground(
     overwrite: options.OverwriteOption = False,
 ) -> None:
     """Ground an optical estimate in its SAR image, or fill the gaps of an optical image from SAR and context."""
-    from axs_lib.io.atomic import check_output
-    from axs_lib.io.results import check_suffix
-
-    # 1. What can be refused without reading anything.
-    estimate.check_strength()
-    trust = estimate.mask_file(estimate.mask)
-    for path in (out, scene.uncertainty, scene.gate, scene.sar_contribution):
-        if path is not None:
-            check_suffix(path)
-            check_output(path, overwrite)
-
-    # 2. Run it.
     from axs_lib.scenes.api import ground_scene
 
-    how = {"trust": trust, "date": scene.date, "boa_offset": estimate.boa_offset, "strength": estimate.strength}
-    how |= {"deterministic": deterministic, "overwrite": overwrite}
+    estimate.check_strength()
+    how: dict[str, Any] = {"trust": estimate.mask_file(estimate.mask), "date": scene.date, "overwrite": overwrite}
+    how |= {"boa_offset": estimate.boa_offset, "strength": estimate.strength, "deterministic": deterministic}
     scene.carry_out("ground", ground_scene, s1, opt_v2, out, model={"correction_mode": estimate.correction_mode}, **how)

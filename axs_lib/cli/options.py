@@ -115,10 +115,7 @@ class SceneOptions(ModelOptions):
         bool, option("Lay images of one size on each other, although one does not say where it lies.", "--same-grid")
     ] = False
     ensemble_size: Annotated[
-        int | None,
-        option(
-            "Members averaged; by default 4 where an uncertainty map is written, as axs run always does, else 1.", min=1
-        ),
+        int | None, option("Members averaged; by default 4 for the pipeline or an uncertainty map, else 1.", min=1)
     ] = None
     uncertainty: Annotated[
         Path | None, option("Also write the error to expect (1 std), in DN; of axs batch a folder.")

@@ -1,7 +1,7 @@
 """``axs run``: the whole pipeline on one SAR tile, one batch of tiles, or a scene of any size.
 
 Out: a folder with the images of the three stages and the uncertainty as GeoTIFFs, and for one tile also an .npz with
-everything (a batch gives the .npz alone).
+everything (a batch gives the .npz alone); or one file, an .npz with everything or a .tif with the last image.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from axs_lib.cli.options import option
 def run(
     *,
     s1: options.S1Option,
-    out: Annotated[Path, option("Folder for the results.", metavar="DIR")],
+    out: Annotated[Path, option("Folder for the results; or an .npz of all, or a .tif of opt_v3.", metavar="DIR")],
     lat: Annotated[float | None, option("Latitude in degrees; by default of the middle of the file.")] = None,
     lon: Annotated[float | None, option("Longitude in degrees; by default of the middle of the file.")] = None,
     biome: Annotated[str | None, option("WWF biome, a number from 1 to 14 or its name.")] = None,
@@ -34,7 +34,6 @@ def run(
     overwrite: options.OverwriteOption = False,
 ) -> None:
     """Draw, refine and ground an optical image from SAR alone."""
-    from axs_lib.errors import OutputError
     from axs_lib.prithvi.metadata import parse_metadata
 
     # 1. What can be refused without reading anything.
@@ -42,8 +41,6 @@ def run(
     metadata = {"date": scene.date, "lat": lat, "lon": lon, "biome": int(biome or 0) if number else biome}
     parse_metadata(metadata, "the command line")
     grid = options.grid_from(like, crs, res, bounds)
-    if out.exists() and not out.is_dir():
-        raise OutputError(f"{out} is a file; expected the name of a folder: choose another --out")
     if scene.date is None and not scene.quiet:
         typer.echo("no --date: Stage 2 does not know the season, and may not improve on Stage 1", err=True)
 

@@ -12,10 +12,10 @@ import shutil
 import stat
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from axs_lib.errors import AxionError, OutputError
+from axs_lib.errors import OutputError
 from axs_lib.io.files import PathLike
 from axs_lib.progress import logger
 
@@ -43,29 +43,28 @@ _TEMPORARY = re.compile(r"\.axs-[0-9a-f]{16}\.tmp")
 def check_output(path: PathLike, overwrite: bool = False) -> Path:
     """The path of an output, the links of its folder resolved, checked before any long computation.
 
-    Raises OutputError: it is a symbolic link, a folder or a special file; it exists and ``overwrite`` is false; or it
-    is no valid path.
+    Raises OutputError: it is a symbolic link, a folder or a special file; it exists and ``overwrite`` is false; its
+    folder, or the nearest one above that is there, cannot be written to; or it is no valid path.
     """
+    mode = 0
     try:
         target = Path(path)
         target = target.parent.resolve() / target.name
-        mode = target.lstat().st_mode
-    except (FileNotFoundError, NotADirectoryError):
-        return target
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            mode = target.lstat().st_mode
+        folder = next(each for each in target.parents if each.exists())
+        Path(tempfile.mkdtemp(prefix=".axs-", dir=folder)).rmdir()
     except ValueError as error:
         raise OutputError(f"{str(path)!r} is no valid path ({error}): give the name of a file to write") from None
     except (OSError, RuntimeError) as error:
         raise _refused(path, error) from error
     if stat.S_ISLNK(mode):
-        raise OutputError(
-            f"{path} is a symbolic link, which is never written through: name the file that it points to, or remove it"
-        )
-    if stat.S_ISDIR(mode):
-        raise OutputError(f"{path} is a folder: give the name of a file to write")
-    if not stat.S_ISREG(mode):
-        raise OutputError(f"{path} is not a regular file: give the name of a file to write")
-    if not overwrite:
-        raise OutputError(_exists(path))
+        raise OutputError(f"{path} is a symbolic link, which is never written through: name its file, or remove it")
+    if mode and not stat.S_ISREG(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "not a regular file"
+        raise OutputError(f"{path} is {kind}: give the name of a file to write")
+    if mode and not overwrite:
+        raise OutputError(f"{path} exists already: choose another name, or pass --overwrite (overwrite=True in Python)")
     return target
 
 
@@ -77,21 +76,38 @@ def atomic_write(path: PathLike, overwrite: bool = False) -> Iterator[Path]:
     are flushed to disk when the block ends. Without ``overwrite`` a file that appears in the meantime is kept. Raises
     OutputError: see ``check_output``; or the disk refuses (full, no permission, read-only).
     """
-    target = check_output(path, overwrite)
-    try:
-        with temporary_folder(target.parent) as folder:
-            yield folder / target.name
-            _flush(folder / target.name, os.O_RDWR)
-            _put_in_place(folder / target.name, target, overwrite)
-            logger.info("wrote %s", path)
-            with contextlib.suppress(OSError):  # not every file system can make the new name durable, too
-                _flush(target.parent, os.O_RDONLY)
-    except AxionError:
-        raise
-    except OSError as error:
-        if error.errno in _REASONS:
-            raise _refused(path, error) from error
-        raise
+    with atomic_writes(overwrite) as place:
+        yield place(path)
+
+
+@contextlib.contextmanager
+def atomic_writes(overwrite: bool = False) -> Iterator[Callable[[PathLike], Path]]:
+    """As ``atomic_write`` for several outputs, one after the other: gives a function from output to path to write to.
+
+    When the block succeeds and all files are on disk, they are put in their outputs' places, the first one last.
+    """
+    target, files = Path(), dict[Path, Path]()  # the output in hand, and where each is written
+    with contextlib.ExitStack() as stack:
+
+        def place(path: PathLike) -> Path:
+            nonlocal target
+            target = check_output(path, overwrite)
+            files[target] = stack.enter_context(temporary_folder(target.parent)) / target.name
+            return files[target]
+
+        try:
+            yield place
+            for target in files:
+                _flush(files[target], os.O_RDWR)
+            for target in reversed(files):
+                _put_in_place(files[target], target, overwrite)
+                logger.info("wrote %s", target)
+                with contextlib.suppress(OSError):  # not every file system can make the new name durable, too
+                    _flush(target.parent, os.O_RDONLY)
+        except OSError as error:
+            if error.errno in _REASONS:  # an OutputError has none
+                raise _refused(target, error) from error
+            raise
 
 
 @contextlib.contextmanager
@@ -168,9 +184,7 @@ def _put_in_place(temporary: Path, target: Path, overwrite: bool) -> None:
         try:
             target.hardlink_to(temporary)  # fails where the target exists, so no other writer's file is lost
             return
-        except FileExistsError as error:
-            raise OutputError(_exists(target)) from error
-        except OSError:  # a file system without hard links
+        except OSError:  # it exists, or the file system has no hard links
             check_output(target)
     temporary.replace(target)
 
@@ -181,10 +195,6 @@ def _flush(path: Path, flags: int) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _exists(path: PathLike) -> str:
-    return f"{path} exists already: choose another name, or pass --overwrite (overwrite=True in Python)"
 
 
 def _refused(path: PathLike, error: OSError | RuntimeError) -> OutputError:

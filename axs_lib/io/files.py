@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import stat
@@ -20,6 +21,13 @@ def paths_of(what: Any) -> list[PathLike] | None:
         return [what]
     several = isinstance(what, Sequence) and all(isinstance(each, str | os.PathLike) for each in what)
     return list(what) if several else None
+
+
+def same_file(one: PathLike, other: PathLike) -> bool:
+    """Whether two paths lead to one file that is there."""
+    with contextlib.suppress(OSError, ValueError):
+        return Path(one).samefile(other)
+    return False
 
 
 _KINDS = {

@@ -10,7 +10,7 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,8 +95,8 @@ class CogWriter:
         except (RasterioError, OSError) as error:
             raise self._refused(error) from error
 
-    def finish(self, tags: Tags) -> Path:
-        """Make the COG; gives its temporary path on the output's file system, or ``OutputError``."""
+    def finish(self, tags: Tags, path: Path) -> None:
+        """Make the COG at a path on the output's file system; ``OutputError`` where the disk refuses."""
         from rasterio.shutil import copy
 
         cog = self._folder / "cog.tif"
@@ -107,7 +107,7 @@ class CogWriter:
             _check_whole(cog)
         except Exception as error:  # GDAL's own errors have no public class
             raise self._refused(error) from error
-        return cog
+        cog.replace(path)
 
     def _refused(self, error: Exception) -> OutputError:
         refusal = OutputError(
@@ -117,14 +117,6 @@ class CogWriter:
         if shutil.disk_usage(self.target.parent).free < _LITTLE_SPACE:
             refusal.__context__ = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return refusal
-
-
-def name_cogs(writers: Sequence[CogWriter], tags: Tags, *, overwrite: bool) -> None:
-    """Make every COG, then give all their names, the first one last."""
-    with ExitStack() as stack:
-        for writer in writers:
-            temporary = stack.enter_context(atomic_write(writer.target, overwrite))
-            writer.finish(tags).replace(temporary)
 
 
 def _check_whole(cog: Path) -> None:
@@ -156,14 +148,12 @@ def write_layer(
     with ExitStack() as stack, atomic_write(path, overwrite) as temporary:
         writer = CogWriter(layer, grid, temporary, stack)
         writer.write(0, np.asarray(data, dtype=np.float32))
-        writer.finish(tags).replace(temporary)
+        writer.finish(tags, temporary)
 
 
-def write_arrays(
-    path: PathLike, arrays: Mapping[str, NDArray[Any]], grid: SceneGrid, tags: Tags, *, overwrite: bool = False
-) -> None:
+def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]], grid: SceneGrid, tags: Tags) -> None:
     """Write named arrays as one .npz with the georeference of the grid and tags (``provenance``, JSON), or the first of
-    them as the tensor of a .pt. Raises OutputError: as for ``write_layer``.
+    them as the tensor of a .pt; the path is one of ``atomic_write``.
     """
     stored: dict[str, Any] = dict(arrays)
     if grid.crs is not None:
@@ -172,8 +162,8 @@ def write_arrays(
         stored["transform"] = np.array(grid.transform, dtype=np.float64)
     if tags:
         stored["provenance"] = np.array(json.dumps(dict(tags), sort_keys=True))
-    with atomic_write(path, overwrite) as temporary, temporary.open("wb") as file:
-        if temporary.suffix.lower() == ".npz":
+    with path.open("wb") as file:
+        if path.suffix.lower() == ".npz":
             np.savez_compressed(file, **stored)
         else:
             import torch

@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from axs_lib.errors import InputError
-from axs_lib.io.atomic import atomic_write
-from axs_lib.io.files import PathLike
 from axs_lib.io.grid import SceneGrid
 from axs_lib.io.results import Layer
 
@@ -34,25 +32,14 @@ def parse_date(text: str) -> datetime:
     return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
 
 
-def write_item(
-    path: PathLike,
-    grid: SceneGrid,
-    assets: Mapping[Path, Layer],
-    date: str,
-    tags: Mapping[str, str],
-    *,
-    overwrite: bool = False,
-) -> None:
-    """Write a STAC 1.1 Item as JSON, with the projection, processing, eo and raster extensions.
+def stac_item(path: Path, grid: SceneGrid, assets: Mapping[Path, Layer], date: str, tags: Mapping[str, str]) -> str:
+    """A STAC 1.1 Item as JSON, with the projection, processing, eo and raster extensions, to be written to ``path``.
 
-    Links to the assets, COGs and what they hold, are relative to the file. Raises InputError: the scene has no
-    georeference, or the date is none; or OutputError: the file exists, or the disk refuses.
+    Links to the assets, COGs and what they hold, are relative to it.
     """
     from rasterio.crs import CRS
     from rasterio.warp import transform_bounds, transform_geom
 
-    check_located(grid)
-    path = Path(path)
     west, south, east, north = grid.bounds()
     ring = [(west, south), (east, south), (east, north), (west, north), (west, south)]
     crs = CRS.from_wkt(grid.crs)
@@ -77,8 +64,7 @@ def write_item(
         "links": [],
         "assets": {layer.name: _asset(path, file, layer) for file, layer in assets.items()},
     }
-    with atomic_write(path, overwrite=overwrite) as temporary:
-        temporary.write_text(json.dumps(item, indent=2) + "\n", encoding="utf-8")
+    return json.dumps(item, indent=2) + "\n"
 
 
 def check_located(grid: SceneGrid) -> None:

@@ -25,20 +25,20 @@ from torch import Tensor
 
 from axs_lib.bands import OPTICAL_BANDS, SAR_BANDS
 from axs_lib.checks import MIN_SIDE, RangeWarning, Trust, check_count, check_type
-from axs_lib.errors import InputError, OutputError, listed
+from axs_lib.errors import InputError, listed
 from axs_lib.grounding.large import GroundingControls
 from axs_lib.io.arrays import ArrayPixels, times
-from axs_lib.io.atomic import check_output, temporary_folder
-from axs_lib.io.files import PathLike, paths_of
+from axs_lib.io.atomic import atomic_writes, check_output, temporary_folder
+from axs_lib.io.files import PathLike, paths_of, same_file
 from axs_lib.io.formats import FloatArray
 from axs_lib.io.grid import TILE_SIDE, SceneGrid
 from axs_lib.io.masks import MaskFile, MaskSource, gap_share
 from axs_lib.io.pixels import TRUST, MemoryPixels, Reading
 from axs_lib.io.products import Source, as_raster, open_source, pair_file, read_companions
 from axs_lib.io.raster import TIFF_SUFFIXES, Raster
-from axs_lib.io.results import MAPS, UNCERTAINTY, CogWriter, Layer, check_suffix, name_cogs, optical_layer, write_arrays
+from axs_lib.io.results import MAPS, UNCERTAINTY, CogWriter, Layer, check_suffix, optical_layer, write_arrays
 from axs_lib.io.safe import open_safe
-from axs_lib.io.stac import check_located, parse_date, write_item
+from axs_lib.io.stac import check_located, parse_date, stac_item
 from axs_lib.io.warp import DerivedSource, Readable, to_grid
 from axs_lib.progress import bar
 from axs_lib.scenes.stream import Rows, TileFunction, one_ahead, stream_stack, stream_tiles, tile_count
@@ -193,9 +193,9 @@ def ground_scene(
 
     Gives the files, or the arrays ``opt_v3``, ``uncertainty``, ``gate`` and ``sar_contribution``.
 
-    Raises InputError: an input that cannot be read, warped or used, values that look like another unit, or no pixel
-    that has both SAR and estimate; or OutputError: an output exists, or the disk refuses. Nothing is then left under
-    any output's name.
+    Raises InputError: an input that cannot be read, warped or used, values that look like another unit, no pixel that
+    has both SAR and estimate, or an output that would replace an input, but for ``out`` in place of ``opt_v2``; or
+    OutputError: an output exists, or the disk refuses. Nothing is then left under any output's name.
     """
     # 1. What can be refused without reading anything.
     _check_options(locals(), GROUND_OPTIONS)
@@ -217,7 +217,9 @@ def ground_scene(
             raise InputError(
                 "no output is named and opt_v2 is a file; give out=FILE, or opt_v2 as an array or DataArray"
             )
-        made.prepare(optical, optical.grid, grid or TileGrid(), stack)
+        in_place = out is not None and all(same_file(out, path) for path in paths_of(opt_v2) or [])
+        inputs = (s1, getattr(trust, "path", trust), None if in_place else opt_v2)
+        made.prepare(inputs, optical, optical.grid, grid or TileGrid(), stack)
         count = optical.pixels.tiles
         sar = open_source(s1, SAR_BANDS, stack, reading)
         if sar.pixels.tiles != count:
@@ -391,7 +393,7 @@ def run_scene(
         small = tile_count(tiles, *place.size) == 1 and max(place.size) <= TILE_SIDE
         wanted, together = _pipeline_outputs(out, layers, given.pixels.tiles, small)
         made = _Outputs(wanted | maps, stac, date, overwrite, together)
-        made.prepare(given, place, tiles, stack)
+        made.prepare([s1], given, place, tiles, stack)
         given.look()
         sar = to_grid(given, place, stack, made.work, same_grid=same_grid)
         stages = _built(pipeline, "provenance", "build_pipeline")
@@ -455,13 +457,14 @@ class _Outputs:
         self, wanted: Wanted, stac: PathLike | None, date: str | None, overwrite: bool, together: Path | None = None
     ) -> None:
         named = [path for path in (*wanted.values(), stac, together) if path is not None and not isinstance(path, bool)]
-        if len({check_output(path, overwrite) for path in named}) < len(named):
+        files: dict[Any, Path] = {path: check_output(path, overwrite) for path in named}
+        if len({*files.values()}) < len(named):
             raise InputError(f"{listed(named)} name one file twice; give the outputs different names")
         out = next(iter(wanted.values()))
         self.targets: dict[Layer, Path | None] = {}
         for layer, path in wanted.items():
-            file = None if path is None or isinstance(path, bool) else check_output(path, overwrite)
-            if (out is None) != (file is None):
+            file = files.get(path)
+            if (out is None) != (file is None) and (together is None or file is None):
                 raise InputError(
                     f"{layer.name} is {path!r} and out is {out!r}; expected a file for both, or out=None and True"
                 )
@@ -470,8 +473,6 @@ class _Outputs:
             self.targets[layer] = file
         if stac is not None and date is None:
             raise InputError("a STAC Item needs the day the image stands for; give --date 2021-07-14 (date=)")
-        if stac is not None and out is None:
-            raise InputError("a STAC Item links to GeoTIFFs; give out=FILE")
         if date is not None:
             parse_date(date)
         self._stac, self._date, self._overwrite, self._together = stac, date, overwrite, together
@@ -482,13 +483,16 @@ class _Outputs:
         self._memory: dict[Layer, FloatArray] = {}  # of what does not go to a GeoTIFF row by row
         self._files: dict[Path, str] = {}
 
-    def prepare(self, like: Source, place: SceneGrid, grid: TileGrid, stack: ExitStack) -> None:
-        """Say what the results are like: an input, their grid, the model tiles, and what removes temporary files."""
+    def prepare(self, inputs: Any, like: Source, place: SceneGrid, grid: TileGrid, stack: ExitStack) -> None:
+        """Say what the results do not replace, and are like: an input, their grid, the model tiles; and what tidies."""
         count = like.pixels.tiles
         self.grid, self._like, self._place, self._stack = grid, like, place, stack
         self.total = count if count > 1 else tile_count(grid, *place.size)
         self.whole = count > 1 or self.total == 1  # the network sees a tile as a whole
         paths = self.targets.values()
+        for given in (path for each in inputs for path in paths_of(each) or []):
+            if any(path is not None and same_file(given, path) for path in (*paths, self._stac, self._together)):
+                raise InputError(f"an output would replace the input {given}; give the output another name")
         for path in paths:
             if path is not None:
                 check_suffix(path, count)
@@ -498,7 +502,7 @@ class _Outputs:
         if self._stac is not None:
             check_located(place)
             if any(path is None or path.suffix.lower() not in TIFF_SUFFIXES for path in paths):
-                raise InputError("a STAC Item links to GeoTIFFs; give the outputs names that end in .tif")
+                raise InputError("a STAC Item links to GeoTIFFs; expected one tile or scene, and outputs named .tif")
 
     def work(self) -> Path:
         """A folder for the warped SAR, which is as large as the output: beside it, and not on a small /tmp."""
@@ -568,19 +572,21 @@ class _Outputs:
         arrays = {layer: as_raster(self._like, data).data for layer, data in self._memory.items()}
         given = companions() if self.inputs else {}
         tile = replace(self._place, height=self._place.height // self._like.pixels.tiles)
-        for layer, path in self.targets.items():
-            if path is not None and layer not in self._cogs:
-                write_arrays(path, {layer.name: arrays[layer], **given}, tile, tags, overwrite=self._overwrite)
-                self._files[path] = layer.name
-        name_cogs(list(self._cogs.values()), tags, overwrite=self._overwrite)
-        links = {writer.target: layer for layer, writer in self._cogs.items()}
+        links = {path: layer for layer, path in self.targets.items() if path is not None}
         self._files |= {path: layer.name for path, layer in links.items()}
-        if self._stac is not None and self._date is not None:
-            write_item(self._stac, self._place, links, self._date, tags, overwrite=self._overwrite)
-        if self._together is not None:
-            stored = {layer.name: data for layer, data in arrays.items()} | {**given}
-            write_arrays(self._together, stored, tile, tags, overwrite=self._overwrite)
-            self._files[self._together] = "all of them, with the SAR"
+        with atomic_writes(self._overwrite) as place:
+            for path, layer in links.items():
+                if layer in self._cogs:
+                    self._cogs[layer].finish(tags, place(path))
+                else:
+                    write_arrays(place(path), {layer.name: arrays[layer], **given}, tile, tags)
+            if self._stac is not None and self._date is not None:
+                item = stac_item(Path(self._stac), self._place, links, self._date, tags)
+                place(self._stac).write_text(item, encoding="utf-8")
+            if self._together is not None:
+                stored = {layer.name: data for layer, data in arrays.items()} | {**given}
+                write_arrays(place(self._together), stored, tile, tags)
+                self._files[self._together] = "all of them, with the SAR"
 
     def result(self, nfe: Any, notes: Sequence[str]) -> SceneResult:
         """The report, with arrays made like the input where there are any."""
@@ -609,8 +615,6 @@ def _pipeline_outputs(
         return nothing, path
     if path.suffix.lower() in TIFF_SUFFIXES:
         return {layers[0]: path}, None
-    if path.exists() and not path.is_dir():
-        raise OutputError(f"{path} is a file; expected the name of a folder: choose another --out")
     if count > 1:
         return nothing, path / ARRAYS
     return {layer: path / f"{layer.name}.tif" for layer in layers}, path / ARRAYS if small else None

@@ -23,14 +23,14 @@ import numpy as np
 
 from axs_lib.bands import DN_PER_REFLECTANCE, OPTICAL_BANDS, SAR_BANDS
 from axs_lib.errors import AxionError, InputError, listed
-from axs_lib.io.atomic import check_output
+from axs_lib.io.atomic import atomic_writes, check_output
 from axs_lib.io.files import PathLike
 from axs_lib.io.formats import FloatArray
 from axs_lib.io.masks import scl_trust
 from axs_lib.io.pixels import TRUST
 from axs_lib.io.products import open_source
 from axs_lib.io.raster import band_name
-from axs_lib.io.results import SAR, CogWriter, Layer, name_cogs, optical_layer
+from axs_lib.io.results import SAR, CogWriter, Layer, optical_layer
 from axs_lib.io.stac import parse_date
 from axs_lib.io.warp import MARGIN_PX, to_db
 from axs_lib.scenes.stream import WINDOW_ROWS
@@ -198,7 +198,9 @@ def save_pair(arrays: PairArrays, folder: PathLike, *, overwrite: bool = False) 
                 except (RasterioError, OSError) as error:
                     raise AxionError(f"the pixels of the pair cannot be read ({error}); try again") from error
                 writers[-1].write(top, data)
-        name_cogs(writers, arrays.tags | {"AXS_DATE": arrays.date}, overwrite=overwrite)
+        with atomic_writes(overwrite) as place:
+            for writer in writers:
+                writer.finish(arrays.tags | {"AXS_DATE": arrays.date}, place(writer.target))
     return targets
 
 

@@ -81,24 +81,26 @@ def test_a_batch_without_georeference(axs: Run, fake_pipeline: FakePipeline, tmp
     s1 = np.stack([load_sample("ireland_fields")[0].data] * 2)
     s1[1, :, :4] = np.nan
     np.savez(tmp_path / "batch.npz", s1=s1)
-    result = axs("run", "--s1", tmp_path / "batch.npz", "--out", tmp_path / "out")
+    result = axs("run", "--s1", tmp_path / "batch.npz", "--out", tmp_path / "out", "--gate", tmp_path / "gate.npz")
     assert result.exit_code == 0, result.output
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["result.npz"]
     assert fake_pipeline.metadata == [{}, {}]
     assert "no date and place" in result.output
-    with np.load(tmp_path / "out" / "result.npz") as arrays:
+    with np.load(tmp_path / "out" / "result.npz") as arrays, np.load(tmp_path / "gate.npz") as gate:
+        assert gate["gate"].shape == (2, 1, 120, 120)
         assert arrays["opt_v2"].shape == (2, 4, 120, 120) and arrays["s1"].shape == s1.shape
         assert np.isnan(arrays["opt_v2"][1, :, :4]).all() and np.isfinite(arrays["opt_v2"][0]).all()
 
 
 def test_existing_results_are_kept(axs: Run, fake_pipeline: FakePipeline, tmp_path: Path) -> None:
-    (tmp_path / "opt_v2.tif").write_bytes(b"mine")
-    for out, words in ((tmp_path, "opt_v2.tif exists already"), (tmp_path / "opt_v2.tif", "is a file")):
+    for out in (tmp_path, tmp_path / "opt_v2.tif"):
+        (tmp_path / "opt_v2.tif").write_bytes(b"mine")
+        fake_pipeline.settings.clear()
         result = axs("run", "--s1", S1, "--out", out)
-        assert result.exit_code == 2 and words in result.output
-    assert (tmp_path / "opt_v2.tif").read_bytes() == b"mine" and not fake_pipeline.settings
-    assert axs("run", "--s1", S1, "--out", tmp_path, "--overwrite").exit_code == 0
-    assert (tmp_path / "opt_v2.tif").read_bytes() != b"mine"
+        assert result.exit_code == 2 and "opt_v2.tif exists already" in result.output
+        assert (tmp_path / "opt_v2.tif").read_bytes() == b"mine" and not fake_pipeline.settings
+        assert axs("run", "--s1", S1, "--out", out, "--overwrite").exit_code == 0
+        assert (tmp_path / "opt_v2.tif").read_bytes() != b"mine"
 
 
 @pytest.mark.parametrize(

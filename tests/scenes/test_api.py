@@ -21,6 +21,7 @@ from rio_cogeo import cog_validate
 from axs_lib.bands import OPTICAL_BANDS, SAR_BANDS
 from axs_lib.errors import InputError, OutputError
 from axs_lib.io.grid import SceneGrid
+from axs_lib.io.masks import MaskFile
 from axs_lib.io.results import to_uint16
 from axs_lib.scenes.api import ground_scene, run_scene
 from axs_lib.tilegrid import Blender, Tile
@@ -61,16 +62,10 @@ def test_the_same_pixels_as_in_memory(
     ground(grounder, scene, tmp_path, "again.tif", uncertainty=tmp_path / "u.tif", ensemble_size=2)
     np.testing.assert_allclose(read_tiff(tmp_path / "u.tif"), in_memory(scene, uncertainty=True), rtol=1e-4)
     assert (result != scene.optical).mean() > 0.9  # something was done
-
-
-def test_deterministic_shows_the_network_one_tile_at_a_time(
-    grounder: BoxGrounder, scene: SceneFiles, tmp_path: Path
-) -> None:
-    ground(grounder, scene, tmp_path, "a.tif", batch_size=4)
-    assert max(grounder.calls) > 1
+    assert (max(grounder.calls) > 1) == (batch_size > 1)
     grounder.calls.clear()
-    ground(grounder, scene, tmp_path, "b.tif", batch_size=4, deterministic=True)
-    assert set(grounder.calls) == {1}
+    ground(grounder, scene, tmp_path, "b.tif", batch_size=batch_size, deterministic=True)
+    assert set(grounder.calls) == {1}  # the network sees one tile at a time
 
 
 def test_a_cut_along_the_grid_has_the_same_pixels(grounder: BoxGrounder, scene: SceneFiles, tmp_path: Path) -> None:
@@ -169,24 +164,30 @@ def test_what_cannot_be_is_refused(grounder: BoxGrounder, scene: SceneFiles, tmp
         for run, given in ((ground_scene, (scene.s1, scene.opt_v2)), (run_scene, (scene.s1,))):
             with pytest.raises(InputError, match=r"the model is .*; expected one of build_"):
                 run(model, *given, tmp_path / "o.tif")
+            with pytest.raises(InputError, match=r"would replace the input .*s1\.tif"):
+                run(model, *given, scene.s1, overwrite=True)
     (tmp_path / "out.tif").write_bytes(b"mine")
     refused("exists already")
+    refused("would replace the input", gate=scene.opt_v2, overwrite=True)
+    refused("would replace the input", trust=MaskFile(tmp_path / "out.tif"), overwrite=True)
     assert (tmp_path / "out.tif").read_bytes() == b"mine" and not grounder.calls
-    ground(grounder, scene, tmp_path, overwrite=True)
+    ground(grounder, scene, tmp_path, "in/opt.tif", overwrite=True)  # the estimate may be grounded in its place
 
 
-@pytest.mark.parametrize("kind", [ZeroDivisionError, KeyboardInterrupt])
+@pytest.mark.parametrize("kind", [ZeroDivisionError, KeyboardInterrupt, OutputError])
 def test_a_stop_in_the_middle_leaves_nothing(
     grounder: BoxGrounder, scene: SceneFiles, tmp_path: Path, kind: type[BaseException]
 ) -> None:
     def stop() -> None:
         if len(grounder.calls) == 5:
-            raise kind
+            (tmp_path / "items").touch()  # so that the Item, written last, cannot be
+            if kind is not OutputError:
+                raise kind
 
     grounder.before = stop
-    out = tmp_path / "out"
+    out, item = tmp_path / "out", tmp_path / "items" / "i.json"
     with pytest.raises(kind):
-        ground(grounder, scene, out, gate=out / "gate.tif", batch_size=1)
+        ground(grounder, scene, out, gate=out / "gate.tif", batch_size=1, stac=item, date="2021-07-14")
     assert list(out.iterdir()) == []
     assert not [t for t in threading.enumerate() if t.name.startswith("axs-")]
 
