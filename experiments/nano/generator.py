@@ -11,6 +11,7 @@ Token cross-entropy goes on beside it. Head and tokenizer are kept as they are.
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from torch.nn import functional as F
 from axs_lib.terramind.build import load_generator, load_nano_tokenizer
 from axs_lib.terramind.generator import TerraMindGenerator
 from axs_lib.terramind.tiles import training_start
-from axs_lib.terramind.weights import read_metadata, read_state, resolve, write_state
+from axs_lib.terramind.weights import groups_in, read_metadata, read_state, resolve, write_state
 from axs_lib.train.trainer import SEED_STRIDE, ByStep, ModuleTask, fit, own_random
 from experiments.nano.examples import SAR_JITTER_DB, augment, make_examples
 from experiments.nano.joint import PairsConfig, main
@@ -97,7 +98,11 @@ def _write(config: GeneratorConfig, generator: TerraMindGenerator, step: int) ->
     state = read_state(source)
     for name, module in (("core", generator.core), ("detokenizer", generator.detokenizer)):
         state |= {f"{name}.{key}": value for key, value in module.state_dict().items()}
-    header = read_metadata(source) | {"generator_steps": str(step), "generator_config": config.settings()}
+    header = read_metadata(source)
+    steps = step + int(header.get("generator_steps", 0))
+    groups = groups_in(header, ["train"]) | {record.group for record in config.records()}
+    header |= {"generator_steps": str(steps), "generator_config": config.settings()}
+    header |= {"train_groups": json.dumps(sorted(groups))}
     target = Path(config.out) / "nano.safetensors"
     write_state(target, state, header, half=True, overwrite=True)
     return target

@@ -159,7 +159,7 @@ def test_lora_trains_adapters_and_head_and_writes_both_alone_and_merged(
     apart, moved = ((images[1] - images[index]).abs().mean() for index in (2, 0))
     assert apart < 0.1 * moved
     assert "sha256" in adapted.provenance["AXS_ADAPTER"]
-    packaged = build_task(dataclasses.replace(run, checkpoint=None)).model.corrector
+    packaged = build_task(replace(run, checkpoint=None)).model.corrector
     assert packaged.calibration is None  # it was fitted to the head before
 
 
