@@ -12,7 +12,7 @@ import csv
 import io
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from axs_lib.bands import VALID_DN
-from axs_lib.errors import InputError
+from axs_lib.errors import InputError, listed
 from axs_lib.io.files import open_regular
 from axs_lib.io.formats import Arrays, FloatArray, open_npz
 
@@ -29,6 +29,7 @@ Quality = Literal["ok", "all"]
 
 QUALITY_OK = "ok"
 QUALITY_BAD = "bad"
+SHOWN = 10  # names in a message
 
 # How the ``dates`` and ``place`` columns of published indices say when and where.
 _DAY = re.compile(r"S2 (\d{4})-?(\d\d)-?(\d\d)")
@@ -39,21 +40,17 @@ _PLACE = re.compile(rf"\({_DEGREES},\s*{_DEGREES}\)")
 _PLACE_BY_SIDE = re.compile(rf"\({_DEGREES}([NS]) {_DEGREES}([EW])\)")
 
 
-@dataclass(frozen=True)
-class PairRecord:
-    """One pair of a folder, not yet read."""
+@dataclass(frozen=True, kw_only=True)
+class ListedPair:
+    """One pair of any data set, not yet read."""
 
-    path: Path
-    id: str
-    group: str  # place or date that tiles share; tiles of a group never lie on both sides of a split
-    quality: str  # ``ok``, also where nobody judged it, or why not (``cloud``, ``snow_or_haze``, ...)
     source: str  # data set it comes from (without an index, the folders the file lies in)
-    level: str  # ``L2A`` or ``L1C``; empty when unknown
-    height: int
+    id: str  # name in it
+    group: str  # place or date that pairs share; pairs of a group never lie on both sides of a split
+    height: int  # rows of the optical grid
     width: int
-    note: str = ""
-    split: str = ""  # ``train``, ``validation`` or ``test`` where the index says so
-    metadata: Mapping[str, str | float] = field(default_factory=dict)  # date (ISO) or month and year, lat and lon
+    split: str = ""  # ``train``, ``validation`` or ``test`` where the data set says so
+    quality: str = "ok"  # also where nobody judged it, or why not (``cloud``, ``snow_or_haze``, ...)
 
     @property
     def name(self) -> str:
@@ -61,14 +58,24 @@ class PairRecord:
         return f"{self.source}/{self.id}"
 
     @property
-    def size(self) -> tuple[int, int]:
-        """Height and width in pixels."""
-        return self.height, self.width
-
-    @property
     def pixels(self) -> int:
         """Size in pixels, nodata included."""
         return self.height * self.width
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairRecord(ListedPair):
+    """One pair of a folder of NPZ files."""
+
+    path: Path
+    level: str = ""  # ``L2A`` or ``L1C`` where it is known
+    note: str = ""
+    metadata: Mapping[str, str | float] = field(default_factory=dict)  # date (ISO) or month and year, lat and lon
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return self.height, self.width
 
 
 @dataclass(frozen=True)
@@ -83,7 +90,7 @@ class Pair:
     s2_cloudy: FloatArray | None = None
 
 
-G = TypeVar("G", bound=Any)  # a tile with ``source``, ``id``, ``group`` and ``pixels``, as ``PairRecord``
+G = TypeVar("G", bound=ListedPair)
 
 
 def list_pairs(folder: str | Path, quality: Quality = "ok", *, bad: list[str] | None = None) -> list[PairRecord]:
@@ -137,6 +144,17 @@ def load_pair(record: PairRecord | str | Path) -> Pair:
     return Pair(record, sar, truth, **extra)
 
 
+def check_groups(folder: str | Path, pairs: Iterable[ListedPair], groups: Iterable[str]) -> None:
+    """Raise ``InputError`` for a group that none of a folder's pairs is of."""
+    known = sorted({pair.group for pair in pairs})
+    unknown = [group for group in groups if group not in known]
+    if unknown:
+        more = ", ..." if len(known) > SHOWN else ""
+        raise InputError(
+            f"{folder} has no group {listed(unknown[:SHOWN])}; its groups are {listed(known[:SHOWN])}{more}"
+        )
+
+
 def split_groups(records: Sequence[G], folds: int, seed: int = 0) -> list[list[G]]:
     """Split pairs into folds by group, balanced by pixels: the same folds for the same records and seed.
 
@@ -181,11 +199,12 @@ def _listed(index: Path, row: Mapping[str, str]) -> PairRecord:
         raise InputError(f"{index} lists {source}/{tile}; expected names below {path.parents[1]}: pairs/SOURCE/ID.npz")
     if not os.path.isfile(path):  # noqa: PTH113  # no error for a name that is too long
         raise InputError(f"{index} lists {source}/{tile}, but {path} does not exist; complete the folder or the index.")
-    level, note, split, height, width = (row.get(key) or "" for key in ("level", "note", "split", "h", "w"))
-    group, quality = row.get("group") or f"{source}/{tile}", row.get("quality") or QUALITY_OK
+    given: dict[str, Any] = {key: row.get(key) or "" for key in ("level", "note", "split")}
+    given |= {"group": row.get("group") or f"{source}/{tile}", "quality": row.get("quality") or QUALITY_OK}
+    sides = [row.get(key) or "" for key in ("h", "w")]
     try:
-        size = (int(height), int(width)) if height.isdigit() and width.isdigit() else _size(path)
-        return PairRecord(path, tile, group, quality, source, level, *size, note, split, _metadata(row))
+        given["height"], given["width"] = map(int, sides) if all(map(str.isdigit, sides)) else _size(path)
+        return PairRecord(path=path, source=source, id=tile, metadata=_metadata(row), **given)
     except ValueError as error:
         raise InputError(f"{index}, {source}/{tile}: {error}") from error
 
@@ -219,7 +238,8 @@ def _record_of(path: Path, folder: Path) -> PairRecord:
     height, width = _size(path)
     parent = path.parent.relative_to(folder)
     source = parent.as_posix() if parent.parts else folder.resolve().name
-    return PairRecord(path, path.stem, f"{source}/{path.stem}", QUALITY_OK, source, "", height, width)
+    group = f"{source}/{path.stem}"
+    return PairRecord(path=path, source=source, id=path.stem, group=group, height=height, width=width)
 
 
 def _size(path: Path) -> tuple[int, int]:

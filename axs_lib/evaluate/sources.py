@@ -17,7 +17,7 @@ from torch import Tensor
 from axs_lib.bands import OPTICAL_BANDS
 from axs_lib.checks import check_pair
 from axs_lib.data.degrade import degrade
-from axs_lib.data.pairs import PairRecord, Quality, list_pairs, load_pair
+from axs_lib.data.pairs import PairRecord, Quality, check_groups, list_pairs, load_pair
 from axs_lib.errors import InputError, counted
 from axs_lib.grounding.sar_inconsistency import open_water
 from axs_lib.nodata import fill_nodata, pad_square, valid_pixels
@@ -92,12 +92,7 @@ def select_pairs(
     """The pairs to evaluate, of source ``cloudy`` those with a cloudy image; InputError where there is none."""
     records = list_pairs(folder, quality)
     if groups is not None:
-        known = {record.group for record in records}
-        unknown = sorted(set(groups) - known)
-        if unknown or not groups:
-            raise InputError(
-                f"no tile of the groups {', '.join(unknown) or '(none given)'}; there are {', '.join(sorted(known))}."
-            )
+        check_groups(folder, records, groups or ["(none given)"])
         records = [record for record in records if record.group in set(groups)]
     if source == "cloudy":
         count = len(records)

@@ -48,7 +48,6 @@ class LoopConfig:
         weight_decay: of AdamW.
         ema: decay of the averaged weights, which are those validated and written out.
         check_every: steps between checkpoints, each with a validation where something is held out.
-        patience: validations without a better one after which training stops; 0 never stops early.
         seed: of data order, crops and every other draw.
         threads: CPU threads; null leaves them.
         trainer: arguments of Lightning's Trainer.
@@ -61,15 +60,15 @@ class LoopConfig:
     warmup: int = 200
     ema: float = 0.998
     check_every: int = 250
-    patience: int = 10
     seed: int = 0
     threads: int | None = None
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
 
     def __post_init__(self) -> None:
         numbers = {"seed": (0, 2**32 - 1), "threads": (1, 2**15), "learning_rate": (0, 1e3), "warmup": (0, 10**9)}
+        numbers |= {"accumulate_grad_batches": (1, 10**6), "steps": (1, 10**9), "check_every": (1, 10**9)}
         given = vars(self) | {"accumulate_grad_batches": self.trainer.accumulate_grad_batches}
-        for name, (low, high) in (numbers | {"accumulate_grad_batches": (1, 10**6)}).items():
+        for name, (low, high) in (numbers | {"ema": (0, 1 - 1e-9)}).items():
             if given[name] is not None and not low <= given[name] <= high:
                 raise InputError(f"{name} is {given[name]}; expected from {low} to {high}")
 
@@ -100,6 +99,7 @@ class RunConfig(LoopConfig):
         checkpoint: weights to start from instead of the variant's own: a file or folder.
         revision: Hub revision of the variant's own weights.
         lora: train adapters; null trains all weights.
+        patience: validations without a better one after which training stops; 0 never stops early.
         sar_jitter: standard deviation in dB of a random calibration error of each training crop's bands.
         loss: weights of ``Stage2Loss``, or for stages 1 and 3 of ``Stage3Loss``; token cross-entropy comes in where
             variant and weights hold a tokenizer's encoder, which nano's do.
@@ -111,6 +111,7 @@ class RunConfig(LoopConfig):
     checkpoint: str | None = None
     revision: str | None = None
     lora: LoraSettings | None = None
+    patience: int = 10
     sar_jitter: float = 0.5
     loss: dict[str, float] = field(default_factory=dict)
 

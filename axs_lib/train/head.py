@@ -27,7 +27,7 @@ from axs_lib.checks import Trust
 from axs_lib.data.clouds import cloud_trust
 from axs_lib.data.estimates import kinds_of, make_estimate
 from axs_lib.data.flood import simulate_flood
-from axs_lib.data.pairs import PairRecord, list_pairs, load_pair
+from axs_lib.data.pairs import PairRecord, check_groups, list_pairs, load_pair
 from axs_lib.data.proposals import TURNED_CHANCE, informed_proposal
 from axs_lib.errors import InputError, WeightsError, listed
 from axs_lib.grounding.corrector import GroundingCorrector, GroundingTiles
@@ -47,6 +47,7 @@ from axs_lib.terramind.noise import gaussian_field, sample_seeds
 from axs_lib.terramind.sampler import build_schedule
 from axs_lib.terramind.weights import groups_in, load_strict, read_metadata, read_state, sha256_file, write_state
 from axs_lib.train.config import LoopConfig
+from axs_lib.train.readers.batches import draw
 from axs_lib.train.trainer import SEED_STRIDE, ByStep, ModuleTask, fit, own_random
 
 STAGE2, FRESH = "stage2.pt", "fresh"
@@ -242,14 +243,12 @@ def load_tiles(
 ) -> list[TrainingTile]:
     """The training pairs with the estimates of Stages 1 and 2, which are stored in ``path`` for the next start.
 
-    Raises InputError: there is nothing to train on.
+    Raises InputError: a group to hold out that is not there, or nothing to train on.
     """
+    listed_pairs = list_pairs(config.data, quality="all")
     held_out = {*config.test_groups, *config.validation_groups}
-    records = [
-        record
-        for record in list_pairs(config.data, quality="all")
-        if record.quality in config.qualities and record.group not in held_out
-    ]
+    check_groups(config.data, listed_pairs, held_out)
+    records = [each for each in listed_pairs if each.quality in config.qualities and each.group not in held_out]
     if not records:
         raise InputError(f"{config.data} has no pair to train on outside the groups that are held out")
     drawn_with = [config.variant, config.checkpoint, config.revision, config.s1_product, config.seed]
@@ -330,7 +329,7 @@ class ExampleSampler:
     def batch(self, random: torch.Generator) -> HeadBatch:
         """One batch; everything is drawn from ``random``."""
         sizes = self.config.crop_sizes
-        size = sizes[int(torch.randint(len(sizes), (), generator=random))]
+        size = sizes[draw(random, len(sizes))]
         count = max(1, self.config.batch_pixels // size**2)
         examples = [self._example(size, random) for _ in range(count)]
         kinds = [kind for kind, _ in examples]
@@ -419,10 +418,6 @@ class ExampleSampler:
         self, size: int, random: torch.Generator, weights: Tensor, other_than: str | None = None
     ) -> tuple[TrainingTile, Callable[[Tensor], Tensor]]:
         """A tile that is large enough (a little less is padded), of another group; how to crop, turn and zoom it."""
-
-        def draw(high: int) -> int:
-            return int(torch.randint(high, (), generator=random))
-
         suits = self.sides >= size - (8 if size >= 128 else 0)
         if other_than is not None:
             suits = suits & torch.tensor([tile.record.group != other_than for tile in self.tiles])
@@ -436,8 +431,8 @@ class ExampleSampler:
             zoom += (MOST_ZOOM - 1.0) * float(torch.rand((), generator=random))
         reach = max(size, min(round(zoom * size), height, width))
         rows, columns = min(reach, height), min(reach, width)
-        top, left = draw(height - rows + 1), draw(width - columns + 1)
-        quarters, mirrored = draw(4), bool(draw(2))
+        top, left = draw(random, height - rows + 1), draw(random, width - columns + 1)
+        quarters, mirrored = draw(random, 4), bool(draw(random, 2))
 
         def crop(image: Tensor) -> Tensor:  # (C, H, W) -> (1, C, h, w)
             part = image[:, top : top + rows, left : left + columns].rot90(quarters, (1, 2))

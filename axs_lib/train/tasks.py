@@ -296,7 +296,7 @@ def train_stage(config: RunConfig, *, resume: bool = True, progress: bool = True
     estimates = [task.estimate_key] if source == "file" and task.estimate_key else []
     crops = CropDataset(split.train, data, estimates, config.seed)
     tiles = validation_batches(split.validation, data, estimates)
-    return fit(task, crops, tiles, workers=data.workers, resume=resume, progress=progress)
+    return fit(task, crops, tiles, workers=data.workers, patience=config.patience, resume=resume, progress=progress)
 
 
 def estimate_source(config: RunConfig, split: Split) -> str:

@@ -184,15 +184,17 @@ def fit(
     held_out: Any = (),
     *,
     workers: int = 0,
+    patience: int = 0,
     resume: bool = True,
     progress: bool = True,
 ) -> Path:
     """Train a task, or with ``resume`` go on where a stopped run left off, and export its weights.
 
     The task's ``config`` is the run. An item of ``training`` is a whole batch, for any index, and is read by so many
-    ``workers``; where there are ``held_out`` batches, the best validation's weights are exported. Returns what the
-    task's ``export`` returned; on all but the first device the run folder. Raises InputError, WeightsError: as
-    ``check_run``; OutputError: the disk refuses; the previous checkpoint is intact.
+    ``workers``; where there are ``held_out`` batches, the best validation's weights are exported, and ``patience``
+    validations without a better one end the run. Returns what the task's ``export`` returned; on all but the first
+    device the run folder. Raises InputError: no such trainer; WeightsError: as ``check_run``; OutputError: the disk
+    refuses; the previous checkpoint is intact.
     """
     config = task.config
     out = Path(config.out)
@@ -210,8 +212,8 @@ def fit(
         callbacks.append(StepBar())
     best = None
     if held_out:
-        if config.patience:
-            callbacks.append(EarlyStopping("val_mse", patience=config.patience, mode="min"))
+        if patience:
+            callbacks.append(EarlyStopping("val_mse", patience=patience, mode="min"))
         best = ModelCheckpoint(out, "best", monitor="val_mse", enable_version_counter=False)
         callbacks.append(best)
     callbacks.append(SaveLast(last, config.check_every, watched=bool(held_out)))
@@ -257,14 +259,8 @@ def fit(
 def check_run(config: LoopConfig, kind: str) -> list[str]:
     """Settings that differ from those of the run folder's checkpoint, in words; empty where there is none.
 
-    Raises InputError: numbers that make no sense; or WeightsError: the checkpoint is damaged, or of another kind of run
-    or another variant.
+    Raises WeightsError: the checkpoint is damaged, or of another kind of run or another variant.
     """
-    if config.steps < 1 or config.check_every < 1 or not 0.0 <= config.ema < 1.0:
-        raise InputError(
-            f"steps is {config.steps}, check_every {config.check_every} and ema {config.ema}; expected at least 1, at"
-            " least 1 and 0 to below 1"
-        )
     path = Path(config.out) / LAST
     if not path.is_file():
         return []

@@ -15,6 +15,7 @@ from torch import Tensor
 from axs_lib.data.pairs import PairRecord, load_pair
 from axs_lib.errors import InputError
 from axs_lib.nodata import fill_nodata, valid_pixels
+from axs_lib.train.readers.batches import draw
 
 
 class Crops:
@@ -48,18 +49,14 @@ class Crops:
     def batch(self, step: int) -> dict[str, Tensor]:
         """The batch of one step, the same whenever it is asked for."""
         random = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
-
-        def draw(high: int) -> int:
-            return int(torch.randint(high, (), generator=random))
-
-        size = self.sizes[draw(len(self.sizes))]
+        size = self.sizes[draw(random, len(self.sizes))]
         chance = torch.where(self.sides >= size, self.sides.float(), 0.0)
         count = max(1, self.batch_pixels // size**2)
         crops = []
         for index in torch.multinomial(chance, count, replacement=True, generator=random).tolist():
             images = self.tiles[index]
             height, width = images[0].shape[-2:]
-            top, left, turns, mirror = draw(height - size + 1), draw(width - size + 1), draw(4), draw(2)
+            top, left, turns, mirror = (draw(random, high) for high in (height - size + 1, width - size + 1, 4, 2))
             cut = [image[:, top : top + size, left : left + size].rot90(turns, (1, 2)) for image in images]
             crops.append([image.flip(2) if mirror else image for image in cut])
         s1, truth = (torch.stack(images) for images in zip(*crops, strict=True))

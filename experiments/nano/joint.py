@@ -90,7 +90,6 @@ class NanoConfig(PairsConfig):
 
     out: str = "runs/nano"
     learning_rate: float = 1e-3
-    patience: int = 0
     token_weight: float = 0.05
     reconstruction_weight: float = 0.5
     ground_weight: float = 20.0

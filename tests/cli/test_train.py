@@ -43,6 +43,8 @@ def test_every_packaged_configuration_is_found_by_name(name: str) -> None:
 def test_a_name_that_there_is_not_gets_the_list_of_those_that_there_are(axs: Any, tmp_path: Path) -> None:
     result = axs("train", "stage3", "-c", "stage3_lora_bse", "--data", "DIR")
     assert result.exit_code == 2 and "stage1_nano" in result.stderr and "stage3_lora_base" in result.stderr
+    result = axs("train", "head", "--data", "DIR", "--patience", 3)  # it has no held-out tiles to be patient with
+    assert result.exit_code == 2 and "patience" in result.stderr
     with pytest.raises(InputError, match="neither a file nor"):
         read_config(str(tmp_path))
 

@@ -63,13 +63,10 @@ def test_pair_is_float32_with_nan_nodata(tmp_path: Path) -> None:
     content["s2"][:, 3, 4] = 0
     content["s2"][1, 5, 6] = 0
     pair = load_pair(write(tmp_path / "a.npz", **content))
-    assert pair.s1.dtype == pair.s2.dtype == np.float32
-    assert np.isnan(pair.s1[:, 0, 0]).all()
+    assert pair.s1.dtype == pair.s2.dtype == np.float32 and np.isnan(pair.s1[:, 0, 0]).all()
     assert np.isnan(pair.s2[:, 3, 4]).all()
     assert pair.s2[1, 5, 6] == 1, "0 in one band only is a dark pixel, not nodata"
-    assert np.isnan(pair.s2).sum() == 4
-    assert pair.opt_v2 is None
-    assert pair.s2_cloudy is None
+    assert np.isnan(pair.s2).sum() == 4 and pair.opt_v2 is None and pair.s2_cloudy is None
     assert np.array_equal(pair.s2[0, 8], content["s2"][0, 8].astype(np.float32))
 
 
@@ -80,10 +77,8 @@ def test_optional_images_and_the_documents_own_keys(tmp_path: Path) -> None:
     pair = load_pair(
         write(tmp_path / "a.npz", s1_vv=vv, s1_vh=vh, s2_real=content["s2"], opt_v2=opt_v2, s2_cloudy=content["s2"])
     )
-    assert np.array_equal(pair.s1, content["s1"])
-    assert pair.opt_v2 is not None
-    assert np.array_equal(pair.opt_v2, opt_v2.astype(np.float32))
-    assert pair.s2_cloudy is not None
+    assert np.array_equal(pair.s1, content["s1"]) and pair.opt_v2 is not None
+    assert np.array_equal(pair.opt_v2, opt_v2.astype(np.float32)) and pair.s2_cloudy is not None
 
 
 BROKEN = {
@@ -171,7 +166,7 @@ def test_when_and_where_are_read_from_the_index(
 
 def records(sizes: dict[str, list[int]]) -> list[PairRecord]:
     return [
-        PairRecord(Path(f"{group}{i}.npz"), f"{group}{i}", group, "ok", "s", "", side, side)
+        PairRecord(path=Path(), source="s", id=f"{group}{i}", group=group, height=side, width=side)
         for group, sides in sizes.items()
         for i, side in enumerate(sides)
     ]

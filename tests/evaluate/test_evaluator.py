@@ -33,7 +33,7 @@ def test_tiles_are_batched_by_size_and_arguments_passed_on(folder: Path) -> None
 
 def test_groups_select_and_unknown_ones_are_named(folder: Path) -> None:
     assert ids(folder, groups=["g1"]) == ["a", "b"]
-    with pytest.raises(InputError, match=r"g9; there are g1, g2"):
+    with pytest.raises(InputError, match=r"has no group g9; its groups are g1, g2"):
         ids(folder, groups=["g1", "g9"])
     with pytest.raises(InputError, match="none given"):
         ids(folder, groups=[])

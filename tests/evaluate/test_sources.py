@@ -37,7 +37,7 @@ def test_cloudy_pairs_are_those_with_a_cloudy_image(folder: Path) -> None:
 
 
 def record(name: str, group: str, side: int) -> PairRecord:
-    return PairRecord(Path(name), name, group, "ok", "src", "", side, side)
+    return PairRecord(path=Path(name), source="src", id=name, group=group, height=side, width=side)
 
 
 def test_the_same_place_at_another_date() -> None:

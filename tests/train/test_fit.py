@@ -46,9 +46,11 @@ def checkpoint(out: Path) -> dict[str, Any]:
     return content
 
 
-@pytest.mark.parametrize("wrong", [{"seed": -1}, {"threads": 0}, {"trainer": TrainerConfig(accumulate_grad_batches=0)}])
+@pytest.mark.parametrize(
+    "wrong", [{"seed": -1}, {"steps": 0}, {"ema": 1}, {"trainer": TrainerConfig(accumulate_grad_batches=0)}]
+)
 def test_settings_that_no_training_can_have_are_refused(wrong: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"(seed|threads|accumulate_grad_batches) is (-1|0); expected from"):
+    with pytest.raises(InputError, match=r"(seed|steps|ema|accumulate_grad_batches) is (-1|0|1); expected from"):
         config("stage3", tmp_path, tmp_path, **wrong)
 
 
@@ -146,8 +148,7 @@ def test_lora_trains_adapters_and_head_and_writes_both_alone_and_merged(
     assert not [n for n in checkpoint(tmp_path / "run")["state_dict"] if n.endswith("base_layer.weight")]
     before, after = read_state(nano_weights), read_state(weights / "nano.safetensors")
     changed = {name for name in before if not torch.equal(before[name], after[name])}
-    assert before.keys() == after.keys()
-    assert "core.encoder.0.attn.qkv.weight" in changed
+    assert before.keys() == after.keys() and "core.encoder.0.attn.qkv.weight" in changed
     assert not {n for n in changed if n.startswith(("detokenizer.", "tokenizer.")) or ".mlp." in n}
 
     # The adapter on what it was trained on is the merged weights, but for their float16.
@@ -157,8 +158,7 @@ def test_lora_trains_adapters_and_head_and_writes_both_alone_and_merged(
     merged = build_stage3_model(variant="nano", checkpoint=str(weights))
     images = [each.ground(s1, opt_v2, 1).image for each in (base, adapted, merged)]
     apart, moved = ((images[1] - images[index]).abs().mean() for index in (2, 0))
-    assert apart < 0.1 * moved
-    assert "sha256" in adapted.provenance["AXS_ADAPTER"]
+    assert apart < 0.1 * moved and "sha256" in adapted.provenance["AXS_ADAPTER"]
     packaged = build_task(replace(run, checkpoint=None)).model.corrector
     assert packaged.calibration is None  # it was fitted to the head before
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from axs_lib.adapters import load_adapter
-from axs_lib.errors import WeightsError
+from axs_lib.errors import InputError, WeightsError
 from axs_lib.grounding.corrector import Correction, GroundingCorrector, GroundingTiles
 from axs_lib.grounding.head import GroundingHead
 from axs_lib.grounding.load import CORRECTOR_FILE
@@ -22,7 +22,7 @@ from tests.models import plausible_pair
 
 
 def folder_of_pairs(folder: Path) -> str:
-    for number in range(2):
+    for number in range(3):
         s1, s2 = plausible_pair(1, 64, 64, seed=number)
         np.savez(folder / f"tile{number}.npz", s1=s1[0].numpy(), s2=s2[0].round().numpy().astype(np.uint16))
     return str(folder)
@@ -44,7 +44,9 @@ def config_of(data: Path, out: Path, nano_weights: Path, **options: object) -> H
 
 
 def test_only_the_head_is_trained_and_a_stopped_run_goes_on(nano_weights: Path, tmp_path: Path) -> None:
-    config = config_of(tmp_path / "pairs", tmp_path / "a", nano_weights, validation_groups=("elsewhere",))
+    config = config_of(tmp_path / "pairs", tmp_path / "a", nano_weights, validation_groups=("pairs/tile2",))
+    with pytest.raises(InputError, match=r"has no group tile2; its groups are pairs/tile0"):
+        train_head(dataclasses.replace(config, test_groups=("tile2",)), progress=False)
     folder = train_head(config, progress=False)
     straight = read_state(folder / CORRECTOR_FILE)
     assert straight["head.body.out.weight"].any()
@@ -142,5 +144,4 @@ def test_harm_costs_more_than_the_same_gain_brings(sampler: ExampleSampler) -> N
         return float(loss_of_batch(Fixed(corrector.head), batch, relative=0.1))
 
     nothing = loss(0.0)
-    assert loss(0.2) < nothing < loss(-0.2)
-    assert loss(-0.2) - nothing > nothing - loss(0.2)
+    assert loss(0.2) < nothing < loss(-0.2) and loss(-0.2) - nothing > nothing - loss(0.2)

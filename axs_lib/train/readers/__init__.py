@@ -11,13 +11,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from axs_lib.data.pairs import split_groups
+from axs_lib.data.pairs import SHOWN, check_groups, split_groups
 from axs_lib.errors import InputError
 from axs_lib.train.readers.sample import BadDataWarning, Listing, TrainingSample, evenly_spread
 
 __all__ = ["BadDataWarning", "DataConfig", "Split", "list_samples", "split_samples", "without_groups"]
 
-SHOWN = 10  # bad files named in a message
 CHECKED = 8  # samples whose units are looked at before a run
 
 
@@ -99,7 +98,9 @@ def split_samples(samples: Sequence[TrainingSample], config: DataConfig, seed: i
     ``validation_share`` of the pixels is held out by whole groups. Raises InputError: a group that is not there or on
     both sides, or nothing left to train on.
     """
-    _check_groups(samples, config)
+    check_groups(config.folder, samples, [*config.test_groups, *config.validation_groups])
+    if both := set(config.test_groups) & set(config.validation_groups):
+        raise InputError(f"the groups {', '.join(sorted(both))} are test and validation groups; name each once")
     use: dict[str, list[TrainingSample]] = {"train": [], "validation": [], "test": []}
     for sample in samples:
         if sample.group in config.test_groups:
@@ -140,19 +141,6 @@ def _list(config: DataConfig) -> Listing:
         return list_scenes(folder, Reading(s1_unit=config.s1_unit, boa_offset=config.boa_offset, addresses=False))
     others = {"bigearthnet_v1": list_bigearthnet_v1, "bigearthnet_v2": list_bigearthnet_v2, "npz": list_npz}
     return others[config.format](folder)
-
-
-def _check_groups(samples: Sequence[TrainingSample], config: DataConfig) -> None:
-    known = {sample.group for sample in samples}
-    unknown = [g for g in (*config.test_groups, *config.validation_groups) if g not in known]
-    if unknown:
-        raise InputError(
-            f"{config.folder} has no group {', '.join(unknown[:SHOWN])}; its groups are"
-            f" {', '.join(sorted(known)[:SHOWN])}{', ...' if len(known) > SHOWN else ''}"
-        )
-    both = set(config.test_groups) & set(config.validation_groups)
-    if both:
-        raise InputError(f"the groups {', '.join(sorted(both))} are test and validation groups; name each once")
 
 
 def _check_units(samples: Sequence[TrainingSample]) -> None:

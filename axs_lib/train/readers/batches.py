@@ -54,7 +54,7 @@ class CropDataset(Dataset[Batch]):
 
     def __getitem__(self, index: int) -> Batch:
         random = torch.Generator().manual_seed((self.seed * 1_000_003 + index) % 2**63)
-        size = self.crop_sizes[_draw(random, len(self.crop_sizes))]
+        size = self.crop_sizes[draw(random, len(self.crop_sizes))]
         crops = [self._crop(size, random) for _ in range(self.config.batch_size)]
         return _stack(crops, self.estimates) | {"index": index}
 
@@ -64,8 +64,8 @@ class CropDataset(Dataset[Batch]):
             chance = self._chances[size]
             point = torch.rand((), generator=random, dtype=torch.float64) * chance[-1]
             sample = self.samples[min(int(torch.searchsorted(chance, point, right=True)), len(chance) - 1)]
-            top, left = _draw(random, sample.height - size + 1), _draw(random, sample.width - size + 1)
-            turns, mirror = _draw(random, 4), _draw(random, 2)
+            top, left = draw(random, sample.height - size + 1), draw(random, sample.width - size + 1)
+            turns, mirror = draw(random, 4), draw(random, 2)
             try:
                 crop = sample.read(Tile(top, left, top + size, left + size))
             except InputError as problem:
@@ -101,7 +101,8 @@ def _valid_share(crop: Crop) -> float:
     return float((np.isfinite(crop.s1).all(0) & np.isfinite(crop.s2).all(0)).mean())
 
 
-def _draw(random: torch.Generator, high: int) -> int:
+def draw(random: torch.Generator, high: int) -> int:
+    """A whole number from 0 to below ``high``."""
     return int(torch.randint(high, (), generator=random))
 
 

@@ -5,10 +5,10 @@ The output of ``axs precompute`` is such a folder; its ``opt_v1`` and ``opt_v2``
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
-from axs_lib.data.pairs import PairRecord, list_pairs, load_pair
+from axs_lib.data.pairs import ListedPair, PairRecord, list_pairs, load_pair
 from axs_lib.errors import InputError
 from axs_lib.io.formats import open_npz
 from axs_lib.tilegrid import Tile
@@ -37,16 +37,7 @@ def list_npz(folder: Path) -> Listing:
         except InputError as error:
             listing.problems.append(f"{record.path} is no readable NPZ ({error})")
             continue
-        sample = NpzSample(
-            source=record.source,
-            id=record.id,
-            group=record.group,
-            height=record.height,
-            width=record.width,
-            split=record.split,
-            quality=record.quality,
-            estimates=tuple(key for key in ESTIMATES if key in arrays),
-            record=record,
-        )
-        listing.samples.append(sample)
+        shared = {each.name: getattr(record, each.name) for each in fields(ListedPair)}
+        estimates = tuple(key for key in ESTIMATES if key in arrays)
+        listing.samples.append(NpzSample(**shared, estimates=estimates, record=record))
     return listing

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from axs_lib.data.pairs import ListedPair
 from axs_lib.errors import InputError
 from axs_lib.io.formats import FloatArray
 from axs_lib.io.grid import SceneGrid
@@ -32,9 +33,7 @@ class Crop:
 
     s1: FloatArray  # (2, h, w) VV, VH in dB
     s2: FloatArray  # (4, h, w) B02, B03, B04, B08 in DN (1..65535), the truth
-    estimates: Mapping[str, FloatArray] = field(
-        default_factory=dict
-    )  # opt_v1, opt_v2 likewise, where the files carry them
+    estimates: Mapping[str, FloatArray] = field(default_factory=dict)  # opt_v1, opt_v2, as far as the files carry them
     metadata: WhenAndWhere = field(default_factory=dict)  # date (ISO), lat, lon, as far as they are known
 
     def window(self, window: Tile | None) -> Crop:
@@ -47,27 +46,10 @@ class Crop:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingSample(ABC):
-    """One pair, not yet read."""
+class TrainingSample(ListedPair, ABC):
+    """One pair, and how its pixels are read."""
 
-    source: str  # data set
-    id: str  # name in it
-    group: str  # what shares a place (or date): never on both sides of a split
-    height: int  # rows of the optical grid
-    width: int
-    split: str = ""  # train, validation or test where the data set says so
-    quality: str = "ok"  # or why not; ok where nobody judged it
     estimates: tuple[str, ...] = ()  # which of opt_v1 and opt_v2 the files carry
-
-    @property
-    def name(self) -> str:
-        """``source/id``, unique in a folder."""
-        return f"{self.source}/{self.id}"
-
-    @property
-    def pixels(self) -> int:
-        """Size in pixels, nodata included."""
-        return self.height * self.width
 
     @abstractmethod
     def read(self, window: Tile | None = None) -> Crop:
