@@ -1,12 +1,15 @@
 """Calibrate the uncertainty of Stage 3 weights on places that no figure is reported of.
 
 Usage: python experiments/calibrate.py DATA --checkpoint F --groups A,B --out NEW [--timesteps 1,10] [--variant nano]
+       python experiments/calibrate.py DATA --adapter RUN/weights --groups A,B --out NEW ...
 
 Grounds the pairs of DATA in the given groups (never the test groups, whose figures it would spoil), once
 for each number of timesteps, fits one scale a band (``axs_lib/grounding/calibration.py``) and writes the weights to NEW
 with the scales in their header. Every group counts alike, whatever its number of pixels: the next place will be one
 more group, and a place of many tiles would otherwise speak for all. A calibration that F has already is replaced. F and
-NEW are a .safetensors file: ``grounding.safetensors``, beside the generator's weights.
+NEW are a .safetensors file: ``grounding.safetensors``, beside the generator's weights. A head that ``axs train`` wrote
+by itself, or with LoRA, is given by its folder as ``--adapter``; ``--checkpoint`` is then the generator's, where it is
+not the variant's own.
 """
 
 from __future__ import annotations
@@ -19,10 +22,12 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from axs_lib.adapters import load_adapter
 from axs_lib.bands import OPTICAL_BANDS
 from axs_lib.errors import InputError
 from axs_lib.evaluate import Uncertainty, evaluate
 from axs_lib.grounding.calibration import HEADER_KEY, Calibration
+from axs_lib.grounding.load import CORRECTOR_FILE
 from axs_lib.io.atomic import atomic_write, check_output
 from axs_lib.stage3_tm_ground import build_stage3_model
 from axs_lib.terramind.weights import read_metadata
@@ -55,7 +60,8 @@ def fit_scale(predicted: Tensor, error: Tensor) -> tuple[float, ...]:
 def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
-    parser.add_argument("--checkpoint", type=Path, required=True)
+    parser.add_argument("--checkpoint", type=Path)
+    parser.add_argument("--adapter", type=Path)
     parser.add_argument("--groups", required=True, help="groups, with commas between")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--timesteps", default="1,10", help="with commas between")
@@ -65,8 +71,15 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--overwrite", action="store_true")
     arguments = parser.parse_args(words)
     check_output(arguments.out, arguments.overwrite)
-    model = build_stage3_model(variant=arguments.variant, checkpoint=str(arguments.checkpoint.parent))
-    header = read_metadata(arguments.checkpoint)
+    if arguments.adapter is None and arguments.checkpoint is None:
+        parser.error("expected --checkpoint or --adapter: there is no head to calibrate")
+    folder = None if arguments.checkpoint is None else str(arguments.checkpoint.parent)
+    model = build_stage3_model(variant=arguments.variant, checkpoint=folder)
+    head = arguments.checkpoint
+    if arguments.adapter is not None:
+        load_adapter(model, arguments.adapter)
+        head = arguments.adapter / CORRECTOR_FILE
+    header = read_metadata(head)
     before = Calibration.from_header(header)
     scales: dict[int, tuple[float, ...]] = {}
     for timesteps in (int(part) for part in arguments.timesteps.split(",")):
@@ -88,7 +101,7 @@ def main(words: Sequence[str] | None = None) -> None:
         print(f"nfe {nfe}: {shown}  ({len(rows)} groups, {tiles} tiles)")
     header |= Calibration(scales).to_header() | {f"{HEADER_KEY}_groups": arguments.groups}
     with atomic_write(arguments.out, overwrite=arguments.overwrite) as temporary:
-        temporary.write_bytes(save(load_file(arguments.checkpoint), metadata=header))
+        temporary.write_bytes(save(load_file(head), metadata=header))
 
 
 if __name__ == "__main__":

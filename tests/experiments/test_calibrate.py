@@ -47,10 +47,13 @@ def test_scales_are_written_and_replaced(
         write_place(tmp_path, name, 16, 200)
     weights = {"w": torch.arange(6.0).half()}
     save_file(weights, tmp_path / "nano.safetensors", metadata={"steps": "7"})
-    fresh, again = tmp_path / "fresh.safetensors", tmp_path / "again.safetensors"
-    for source, target in ((tmp_path / "nano.safetensors", fresh), (fresh, again)):
+    fresh, head = tmp_path / "fresh.safetensors", tmp_path / "grounding.safetensors"
+    monkeypatch.setattr(calibrate, "load_adapter", lambda model, folder: model.__init__(folder / head.name))
+    nano, again = tmp_path / "nano.safetensors", tmp_path / "again.safetensors"
+    for source, target, how in ((nano, fresh, "checkpoint"), (fresh, head, "checkpoint"), (head, again, "adapter")):
         monkeypatch.setattr(calibrate, "build_stage3_model", lambda source=source, **_: Doubtful(source))
-        calibrate.main([str(tmp_path), "--checkpoint", str(source), "--out", str(target), "--groups", "inside/a"])
+        given = [f"--{how}", str(tmp_path if how == "adapter" else source)]
+        calibrate.main([str(tmp_path), *given, "--out", str(target), "--groups", "inside/a"])
         header = read_metadata(target)
         assert header["steps"] == "7" and header["calibration_groups"] == "inside/a"
         calibration = Calibration.from_header(header)
