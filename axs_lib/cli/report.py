@@ -18,7 +18,9 @@ def report(
     ] = None,
     out: Annotated[Path, option("The page.", metavar="FILE")] = Path("report.html"),
     evaluation: Annotated[Path | None, option("Also show this report of axs evaluate --json.", metavar="FILE")] = None,
-    s1: Annotated[Path | None, option("SAR of a single result.", metavar="FILE")] = None,
+    s1: Annotated[
+        list[Path] | None, option("SAR of a single result: one stack, or VV and VH.", metavar="FILE [FILE]")
+    ] = None,
     opt_v2: Annotated[Path | None, option("Its estimate.", metavar="FILE")] = None,
     truth: Annotated[Path | None, option("Its clear truth.", metavar="FILE")] = None,
     uncertainty: Annotated[Path | None, option("Its uncertainty.", metavar="FILE")] = None,
@@ -34,7 +36,7 @@ def report(
 
     check_output(out, overwrite)
     given = {"s1": s1, "opt_v2": opt_v2, "truth": truth, "uncertainty": uncertainty, "gate": gate}
-    companions = {layer: path for layer, path in given.items() if path is not None}
+    companions = {layer: path for layer, path in given.items() if path}
     count = write_report(
         out, results or [], evaluation=evaluation, companions=companions, title=title, most=most, overwrite=overwrite
     )

@@ -15,7 +15,7 @@ from axs_lib.errors import InputError, listed
 from axs_lib.io.files import PathLike
 from axs_lib.io.formats import FloatArray, open_npz, open_raster
 from axs_lib.io.grid import SceneGrid, checked_grid, grid_of
-from axs_lib.io.raster import TIFF_SUFFIXES, TRUTH_KEYS, Raster
+from axs_lib.io.raster import TIFF_SUFFIXES, TRUTH_KEYS, Raster, band_name
 
 MAIN = "opt_v3"
 LAYERS = {
@@ -53,7 +53,8 @@ def find_results(paths: Sequence[PathLike]) -> list[tuple[str, Path]]:
     """Names and paths of the results in folders, and of files.
 
     In a folder and those below it a result is an .npz with ``opt_v3``, or a GeoTIFF named ``opt_v3.tif`` (unless an
-    .npz lies beside it, which then is the same result) or ``NAME_opt_v3.tif``. A file given itself may have any name.
+    .npz lies beside it, which then is the same result) or ``NAME_opt_v3.tif``, or an optical one of any other name that
+    this library wrote and that is not named as another layer. A file given itself may have any name.
     Raises InputError: a path does not exist, or there is no result at all.
     """
     found: dict[Path, str] = {}
@@ -69,36 +70,36 @@ def find_results(paths: Sequence[PathLike]) -> list[tuple[str, Path]]:
             raise InputError(f"{path} does not exist; expected a folder with results, .npz or .tif files")
     if not found:
         raise InputError(
-            f"{listed(paths)} holds no results; expected .npz files with opt_v3, or opt_v3.tif, as axs ground, axs run,"
+            f"{listed(paths)} holds no results; expected .npz files with opt_v3, or GeoTIFFs, as axs ground, axs run,"
             " axs batch and axs demo write them"
         )
     return [(name, path) for path, name in found.items()]
 
 
 def read_results(
-    path: PathLike, name: str | None = None, *, longest: int = LONGEST, companions: Mapping[str, PathLike] | None = None
+    path: PathLike, name: str | None = None, *, companions: Mapping[str, PathLike | Sequence[PathLike]] | None = None
 ) -> Iterator[Result]:
     """Read the results of one file: one, or the tiles of a batch.
 
     Layers that the file does not hold are taken from the GeoTIFFs beside it, such as ``s1.tif`` beside ``opt_v3.tif``
-    or the only .npz of a folder, and ``NAME_s1.tif`` beside ``NAME_opt_v3.tif``; ``companions``, paths of layers by
-    their name, go before those. Large GeoTIFFs are averaged until no side is over ``longest`` pixels, larger arrays
-    thinned. Raises InputError: a file cannot be read, is not what it should be, or does not lie where ``opt_v3`` does.
+    or the only .npz of a folder, and ``NAME_s1.tif`` beside ``NAME_opt_v3.tif``; ``companions``, layers by their name,
+    a stack or one file a band each, go before those. Large GeoTIFFs are averaged until no side is over ``LONGEST``,
+    arrays thinned. Raises InputError: a file cannot be read, is not what it should be, or lies elsewhere.
     """
     path = Path(path)
     name = name or _name(Path(path.name), path.resolve().parent.name)
-    beside = {layer: Path(file) for layer, file in (companions or {}).items()}
-    unknown = [layer for layer in beside if layer not in LAYERS or layer == MAIN]
+    given = {layer: [f] if isinstance(f, str | os.PathLike) else f for layer, f in (companions or {}).items()}
+    unknown = [layer for layer in given if layer not in LAYERS or layer == MAIN]
     if unknown:
         raise InputError(f"{listed(unknown)} is no layer of a result; expected some of {listed(LAYERS)}")
-    beside = _companions(path) | beside
+    beside = _companions(path) | {layer: [Path(file) for file in files] for layer, files in given.items()}
     if path.suffix.lower() in TIFF_SUFFIXES:
-        main = _read_reduced(path, OPTICAL_BANDS, longest)
-        layers = {MAIN: main.data} | _read_beside(beside, main, longest)
+        main = _read_reduced(path, OPTICAL_BANDS)
+        layers = {MAIN: main.data} | _read_beside(beside, main)
         ordered = {layer: layers[layer] for layer in LAYERS if layer in layers}
         yield Result(name, str(path), ordered, SceneGrid.like(path).size, main.grid, main.tags)
     else:
-        yield from _read_npz(path, name, beside, longest)
+        yield from _read_npz(path, name, beside)
 
 
 def _results_below(folder: Path) -> Iterator[Path]:
@@ -108,12 +109,18 @@ def _results_below(folder: Path) -> Iterator[Path]:
         archives = [file for file in here if file.suffix.lower() == ".npz" and _holds_result(file)]
         yield from archives
         for file in (file for file in here if file.suffix.lower() in TIFF_SUFFIXES):
-            if file.stem.endswith(f"_{MAIN}") or (file.stem == MAIN and not archives):
+            known = (name for names in KEYS.values() for name in names)
+            layer = next((name for name in known if f"_{file.stem}".endswith(f"_{name}")), None)
+            if (layer == MAIN and not (file.stem == MAIN and archives)) or (layer is None and _holds_result(file)):
                 yield file
 
 
 def _holds_result(path: Path) -> bool:
     try:
+        if path.suffix.lower() in TIFF_SUFFIXES:
+            with open_raster(path) as image:
+                ours = "AXS_VERSION" in image.tags() and image.descriptions == OPTICAL_BANDS
+                return ours and image.dtypes[0] == "uint16"  # an uncertainty is a float
         with open_npz(path) as arrays:
             return MAIN in arrays
     except InputError:
@@ -127,7 +134,7 @@ def _name(path: Path, folder: str) -> str:
     return folder if path.parent == Path() else path.parent.as_posix()
 
 
-def _companions(path: Path) -> dict[str, Path]:
+def _companions(path: Path) -> dict[str, list[Path]]:
     """GeoTIFFs beside a result that hold layers of it, by the layers' names."""
     prefix = ""
     if path.suffix.lower() in TIFF_SUFFIXES:
@@ -142,11 +149,11 @@ def _companions(path: Path) -> dict[str, Path]:
         files = (path.parent / f"{prefix}{stem}{suffix}" for stem in stems for suffix in TIFF_SUFFIXES)
         file = next((file for file in files if file.is_file()), None)
         if file is not None and layer != MAIN:
-            found[layer] = file
+            found[layer] = [file]
     return found
 
 
-def _read_npz(path: Path, name: str, beside: Mapping[str, Path], longest: int) -> Iterator[Result]:
+def _read_npz(path: Path, name: str, beside: Mapping[str, Sequence[Path]]) -> Iterator[Result]:
     with open_npz(path) as arrays:
         stacks: dict[str, FloatArray] = {}
         for layer, names in KEYS.items():
@@ -170,7 +177,7 @@ def _read_npz(path: Path, name: str, beside: Mapping[str, Path], longest: int) -
         if data.size != np.prod(wanted) or data.shape[-2:] != wanted[-2:]:
             raise InputError(f"{path}: {layer} has shape {data.shape}; expected {wanted} as {MAIN} has")
         stacks[layer] = data.reshape(wanted)
-    step = -(-max(height, width) // longest)
+    step = -(-max(height, width) // LONGEST)
     if transform is not None:
         a, b, c, d, e, f = transform
         transform = (a * step, b * step, c, d * step, e * step, f)
@@ -181,19 +188,19 @@ def _read_npz(path: Path, name: str, beside: Mapping[str, Path], longest: int) -
         grid = checked_grid(str(path), rows, columns, crs, transform)
         if count == 1 and step == 1:
             lacking = {layer: file for layer, file in beside.items() if layer not in layers}
-            layers |= _read_beside(lacking, Raster(layers[MAIN], OPTICAL_BANDS, grid, source=str(path)), longest)
+            layers |= _read_beside(lacking, Raster(layers[MAIN], OPTICAL_BANDS, grid, source=str(path)))
         title = name if count == 1 else f"{name} #{index + 1}"
         ordered = {layer: layers[layer] for layer in LAYERS if layer in layers}
         yield Result(title, str(path), ordered, (height, width), grid, tags)
 
 
-def _read_reduced(path: Path, wanted: tuple[str, ...], longest: int) -> Raster:
-    """A GeoTIFF of this library, averaged until no side is longer than ``longest``; overviews are used."""
+def _read_reduced(path: Path, wanted: tuple[str, ...]) -> Raster:
+    """A GeoTIFF of this library, averaged until no side is longer than ``LONGEST``; overviews are used."""
     from rasterio.enums import Resampling
     from rasterio.errors import RasterioError
 
     with open_raster(path) as dataset:
-        shrink = max(1.0, max(dataset.height, dataset.width) / longest)
+        shrink = max(1.0, max(dataset.height, dataset.width) / LONGEST)
         height, width = max(1, round(dataset.height / shrink)), max(1, round(dataset.width / shrink))
         if dataset.count < len(wanted):
             raise InputError(f"{path} has {dataset.count} band(s); expected {listed(wanted)}")
@@ -215,8 +222,17 @@ def _read_reduced(path: Path, wanted: tuple[str, ...], longest: int) -> Raster:
     return Raster(data, wanted, SceneGrid(height, width, grid.crs, transform), tags, str(path))
 
 
-def _read_beside(files: Mapping[str, Path], main: Raster, longest: int) -> dict[str, FloatArray]:
-    return {layer: _onto(_read_reduced(file, LAYERS[layer], longest), main) for layer, file in files.items()}
+def _read_beside(beside: Mapping[str, Sequence[Path]], main: Raster) -> dict[str, FloatArray]:
+    layers = {}
+    for layer, files in beside.items():
+        parts = {files[0]: LAYERS[layer]}
+        if len(files) > 1:
+            named = {band_name(file.stem): file for file in files}
+            if len(files) != len(LAYERS[layer]) or not named.keys() >= set(LAYERS[layer]):
+                raise InputError(f"{listed(files)}: expected one stack, or files named {listed(LAYERS[layer])}")
+            parts = {named[band]: (band,) for band in LAYERS[layer]}
+        layers[layer] = np.concatenate([_onto(_read_reduced(*part), main) for part in parts.items()])
+    return layers
 
 
 def _onto(raster: Raster, main: Raster) -> FloatArray:

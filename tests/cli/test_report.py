@@ -6,7 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from axs_lib.data.samples import sample_paths
+from axs_lib.bands import SAR_BANDS
+from axs_lib.data.samples import load_sample, sample_paths
+from tests.scenes.conftest import write_scene
 
 from .conftest import Run
 
@@ -27,8 +29,13 @@ def test_a_page_of_a_file(axs: Run, tmp_path: Path) -> None:
 
 def test_layers_of_a_file_with_any_name(axs: Run, tmp_path: Path) -> None:
     s1, s2 = sample_paths("ireland_fields")
+    sar, _ = load_sample("ireland_fields")
+    place = {"crs": sar.grid.crs, "transform": sar.grid.affine}
+    bands = [
+        write_scene(tmp_path / f"{b}.tif", d[None], (b,), **place) for b, d in zip(SAR_BANDS, sar.data, strict=True)
+    ]
     out = tmp_path / "page.html"
-    result = axs("report", s2, "--s1", s1, "--opt-v2", s2, "--truth", s2, "--out", out)
+    result = axs("report", s2, "--s1", *bands, "--opt-v2", s2, "--truth", s2, "--out", out)
     assert result.exit_code == 0, result.output
     for view in ("opt_v2", "opt_v3", "truth", "s1", "change"):
         assert f'data-view="{view}"' in out.read_text()

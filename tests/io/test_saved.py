@@ -11,7 +11,7 @@ import pytest
 import rasterio
 from rasterio.transform import Affine
 
-from axs_lib.bands import OPTICAL_BANDS
+from axs_lib.bands import OPTICAL_BANDS, SAR_BANDS
 from axs_lib.errors import InputError
 from axs_lib.io.grid import SceneGrid
 from axs_lib.io.products import read_raster
@@ -49,11 +49,15 @@ def test_results_of_a_tree_have_short_names(tmp_path: Path) -> None:
     write_scene(tmp_path / "alone" / "opt_v3.tif", OPTICAL)
     write_scene(tmp_path / "alone" / "s1.tif", S1)
     scene(tmp_path / "scene", 1)
+    for name in ("batch/three", "batch/three_opt_v2", "batch/opt_v1"):  # as axs batch --format tif and axs run write it
+        write_scene(tmp_path / f"{name}.tif", OPTICAL, tags={"AXS_VERSION": "0"})
+    write_scene(tmp_path / "maps" / "three.tif", OPTICAL, dtype="float32", tags={"AXS_VERSION": "0"})
+    write_scene(tmp_path / "maps" / "input.tif", OPTICAL)
     found = dict(find_results([tmp_path]))
-    assert set(found) == {"a", "a/pipeline", "alone", "batch/one", "batch/two", "scene/evora"}
+    assert set(found) == {"a", "a/pipeline", "alone", "batch/one", "batch/two", "batch/three", "scene/evora"}
     assert found["a"].name == "tile.npz"
     names = [name for name, _ in find_results([tmp_path / "a", tmp_path / "batch", tmp_path / "a" / "tile.npz"])]
-    assert names == ["a", "a/pipeline", "batch/one", "batch/two"]
+    assert names == ["a", "a/pipeline", "batch/one", "batch/two", "batch/three"]
     (result,) = read_results(found["alone"])
     assert set(result.layers) == {"s1", "opt_v3"} and result.name == "alone"
 
@@ -85,9 +89,10 @@ def test_tiles_of_a_batch_and_one_map_for_all_bands(tmp_path: Path) -> None:
         np.testing.assert_array_equal(band, sigma[2])
 
 
-def test_a_scene_is_averaged_and_stays_where_it_is(tmp_path: Path) -> None:
+def test_a_scene_is_averaged_and_stays_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, optical = scene(tmp_path)
-    (result,) = read_results(path, longest=180)
+    monkeypatch.setattr("axs_lib.io.saved.LONGEST", 180)
+    (result,) = read_results(path)
     assert result.size == (360, 720) and result.reduction == 4
     assert {name: layer.shape[1:] for name, layer in result.layers.items()} == dict.fromkeys(
         ("s1", "opt_v2", "opt_v3", "uncertainty"), (90, 180)
@@ -99,11 +104,12 @@ def test_a_scene_is_averaged_and_stays_where_it_is(tmp_path: Path) -> None:
     assert result.tags["AXS_VARIANT"] == "nano"
 
 
-def test_nodata_stays_nodata_when_averaged(tmp_path: Path) -> None:
+def test_nodata_stays_nodata_when_averaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, optical = scene(tmp_path, 1)
     optical[:, :40, :40] = np.nan
     write_scene(path, optical)
-    (result,) = read_results(path, longest=60)
+    monkeypatch.setattr("axs_lib.io.saved.LONGEST", 60)
+    (result,) = read_results(path)
     image = result.layers["opt_v3"]
     assert np.isnan(image[:, :10, :10]).all() and np.isfinite(image[:, 10:, 10:]).all()
 
@@ -112,8 +118,12 @@ def test_a_layer_on_another_grid_is_brought_over(tmp_path: Path) -> None:
     path, optical = scene(tmp_path, 1)
     wide = np.pad(optical, ((0, 0), (20, 20), (20, 20)), constant_values=9000)
     write_scene(tmp_path / "wide.tif", wide, transform=PLACE * Affine.translation(-20, -20))
-    (result,) = read_results(path, companions={"truth": tmp_path / "wide.tif"})
+    sar = [write_scene(tmp_path / f"sar_{band}.tif", S1[at : at + 1], (band,)) for at, band in enumerate(SAR_BANDS)]
+    (result,) = read_results(path, companions={"truth": tmp_path / "wide.tif", "s1": sar[::-1]})
     np.testing.assert_allclose(result.layers["truth"], result.layers["opt_v3"], atol=1)
+    np.testing.assert_array_equal(result.layers["s1"][..., :120], S1)
+    with pytest.raises(InputError, match="expected one stack, or files named VV, VH"):
+        list(read_results(path, companions={"s1": [sar[0], path]}))
     for name, where, message in (
         ("far", {"transform": PLACE * Affine.translation(1e5, 0)}, "do not overlap"),
         ("bare", {"crs": None, "transform": None}, "the grids of .*bare.tif and .* differ"),

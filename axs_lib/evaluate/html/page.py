@@ -35,7 +35,7 @@ def write_report(
     results: Sequence[PathLike] = (),
     *,
     evaluation: PathLike | None = None,
-    companions: Mapping[str, PathLike] | None = None,
+    companions: Mapping[str, PathLike | Sequence[PathLike]] | None = None,
     title: str = "Report",
     most: int = 50,
     overwrite: bool = False,
@@ -43,7 +43,7 @@ def write_report(
     """Write the page, and give the number of results on it: at most ``most``, and it says how many are left out.
 
     ``results`` are folders and files, see ``axs_lib.io.saved.find_results``; ``evaluation`` is the JSON of ``axs
-    evaluate``; ``companions`` are GeoTIFFs of further layers by name (``s1``, ``truth``, ...), for a single result.
+    evaluate``; ``companions`` are GeoTIFFs of further layers of a single result, as ``read_results`` takes them.
 
     Raises InputError: there is nothing to show, or no file of it can be read; or OutputError: the file exists and
     ``overwrite`` is false, or it cannot be written.
@@ -76,7 +76,7 @@ def write_report(
 
 
 def _read(
-    paths: Sequence[PathLike], companions: Mapping[str, PathLike], most: int, tiles: Mapping[str, Mapping[str, Any]]
+    paths: Sequence[PathLike], companions: Mapping[str, Any], most: int, tiles: Mapping[str, Mapping[str, Any]]
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """What the template shows of each result, and in words what could not be shown."""
     found = find_results(paths)
