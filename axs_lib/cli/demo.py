@@ -218,7 +218,7 @@ def _show_table(console: Any, title: str, tiles: Mapping[str, Figures]) -> None:
             rows.append(["" if number else name, image, *cells])
     table = rich_table(title, ("tile", "image", *(heading for _, heading, _ in COLUMNS)), rows)
     table.title_justify, table.columns[1].justify = "left", "left"
-    console.print(table)
+    console.print(table, crop=False)
     for rival in (image for image in images if image not in ("opt_v1", "opt_v3")):
         better = sum(figures["opt_v3"]["mse"] < figures[rival]["mse"] for figures in tiles.values())
         console.print(f"MSE is lower in opt_v3 than in {rival} on {better} of {counted(len(tiles), 'tile')}.")

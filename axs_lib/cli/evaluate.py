@@ -137,12 +137,12 @@ def evaluate(
         report = run_evaluation(measured, data, scenarios, timesteps=count, **settings)
         written[count] = report.to_json() | {"groups_of_training": met}
         for table in [*([] if quiet else [tile_table(written[count])]), *report.tables()]:
-            console.print(table)
+            console.print(table, crop=False)
 
     # 4. Compare the numbers of timesteps, and write.
     rows = timesteps_rows(written)
     if len(steps) > 1:
-        console.print(timesteps_table(rows))
+        console.print(timesteps_table(rows), crop=False)
     if json_file is not None:
         result = written[steps[0]] if len(steps) == 1 else {"timesteps_table": rows, "reports": list(written.values())}
         with atomic_write(json_file, overwrite) as temporary:

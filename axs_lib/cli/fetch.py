@@ -39,5 +39,6 @@ def fetch(
         return
     typer.echo(f"Sentinel-2 of {pair.date}, {100 * pair.clear:.0f} % clear: {pair.tags['AXS_S2_ITEMS']}")
     typer.echo(f"Sentinel-1 of {pair.sar_date}: {pair.tags['AXS_S1_ITEMS']}")
-    mask = f" --mask {trust[0]}" if trust else ""
-    typer.echo(f"next: axs ground --s1 {s1} --opt-v2 {s2}{mask} --out grounded.tif")
+    mask = f" --mask {trust[0]} --mask-buffer 5" if trust else ""
+    product = " --s1-product S1RTC" if "rtc" in sar_collection.lower() else ""  # gamma0
+    typer.echo(f"next: axs ground --s1 {s1}{product} --opt-v2 {s2}{mask} --out grounded.tif --variant nano")

@@ -72,7 +72,7 @@ def find_weights(spec: Variant) -> tuple[str, list[Path]]:
 
     if spec.packaged:
         try:
-            return "packaged", [packaged(spec.name)]
+            return "packaged", [packaged(name) for name in (spec.name, f"{spec.name}_stage2", "grounding")]
         except WeightsError:
             return "packaged, and missing from this installation", []
     if os.environ.get(WEIGHTS_VARIABLE):

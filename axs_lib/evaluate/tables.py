@@ -47,10 +47,11 @@ def shown_figure(key: str, value: float | None) -> str:
 
 
 def rich_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "") -> Table:
-    """A table of text: names on the left, figures on the right, no frame."""
+    """A table of text: names on the left, figures on the right, no frame. Names and headings wrap, figures never do."""
     table = Table(title=title, caption=caption or None, header_style="bold", box=None, pad_edge=False)
     for index, heading in enumerate(headings):
-        table.add_column(heading, justify="right" if index else "left", no_wrap=True)
+        widest = max((len(row[index]) for row in rows), default=0)
+        table.add_column(heading, justify="right" if index else "left", min_width=widest if index else min(widest, 12))
     for row in rows:
         table.add_row(*row)
     return table

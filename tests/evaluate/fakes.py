@@ -153,5 +153,5 @@ def shown(tables: Iterable[Any], width: int = 160) -> str:
     """The text of tables on a terminal of this width."""
     console = Console(file=io.StringIO(), width=width)
     for table in tables:
-        console.print(table)
+        console.print(table, crop=False)
     return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]

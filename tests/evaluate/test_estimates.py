@@ -39,8 +39,7 @@ def test_figures_are_those_of_the_metrics(folder: Path) -> None:
     for entry in written["tiles"]:
         s1, truth, opt_v2 = of_pair(folder, entry["id"])
         opt_v3 = follow_sar(s1[None], opt_v2[None])[0]
-        assert entry["metrics"] == pytest.approx(stage3_metrics(opt_v3, opt_v2, truth, s1=s1))
-        assert entry["win"]
+        assert entry["metrics"] == pytest.approx(stage3_metrics(opt_v3, opt_v2, truth, s1=s1)) and entry["win"]
     assert {name: figures["tiles"] for name, figures in written["summary"].items()} == {"ok": 3, "all": 4}
     mean, median = written["summary"]["all"]["mean"], written["summary"]["ok"]["median"]
     assert mean["mse_v3"] == pytest.approx(np.mean([t["metrics"]["mse_v3"] for t in written["tiles"]]))
@@ -136,8 +135,7 @@ def test_models_beside_the_model_are_measured_as_it_is(folder: Path) -> None:
     assert without["mean"]["mse"] == pytest.approx(own["mse_v2"])
     assert without["improvement_of_mean_%"]["mse"] == pytest.approx(0)
     assert without["sar_worth_%"] == pytest.approx(100 * (own["mse_v2"] - own["mse_v3"]) / own["mse_v2"])
-    assert without["wins_over"] == 1
-    assert figures["plain"]["mean"]["mse"] == pytest.approx(own["mse_v2"])
+    assert without["wins_over"] == 1 and figures["plain"]["mean"]["mse"] == pytest.approx(own["mse_v2"])
     assert without["v3_improvement_over_it_%"]["mse"] == pytest.approx(without["sar_worth_%"])
     assert written["control_models"] == {"no_sar": {"AXS_VARIANT": "fake"}, "plain": {"inputs": "sar+optical"}}
     from_sar = outcome(FakeModel(), folder, Estimates(plain=FakePlain("sar")))["tiles"][0]["plain"]
@@ -186,6 +184,7 @@ def test_what_the_date_is_worth(folder: Path) -> None:
     assert "no_date" not in outcome(FakePipeline(), folder, controls, source="stage2")["summary"]["ok"]
     date_first_tile(folder)
     written = outcome(FakePipeline(), folder, controls, source="stage2")
+    assert "…" not in fakes.shown(controls.tables(written, ""), width=80), "figures are whole"
     for tile in written["tiles"]:  # this one's images do not depend on the date
         assert tile["no_date_v2"]["mse"] == pytest.approx(tile["metrics"]["mse_v2"])
         assert tile["no_date"]["mse"] == pytest.approx(tile["metrics"]["mse_v3"])
@@ -196,7 +195,7 @@ def measured(name: str, mse_v2: float, mse_v3: float, **facts: Any) -> TileFigur
     shares = dict.fromkeys(("copy_ratio", "improved", "omitted", "hallucinated", "identity_collapse"), 0.25)
     metrics |= shares | {"mse_v2": mse_v2, "mse_v3": mse_v3}
     metrics |= {"mse_improvement_%": improvement(mse_v2, mse_v3), "mae_improvement_%": 0.0}
-    record = PairRecord(Path(name), name, name, "ok", "src", "", 8, 8)
+    record = PairRecord(path=Path(name), source="src", id=name, group=name, height=8, width=8)
     defaults = {"opt_v2_source": "degraded", "seconds": 0.1, "nfe": 10, "sar_water_on_land": 0.0}
     return TileFigures(record, {"opt_v3": metrics}, defaults | facts)
 
@@ -214,8 +213,7 @@ def summary_of(*tiles: TileFigures) -> dict[str, Any]:
 def test_wins_worst_tile_and_quartiles() -> None:
     """Improvements of 50, 30, 10, 0 and -20 %."""
     summary = summary_of(*(measured(str(value), 1.0, value) for value in (0.5, 0.7, 0.9, 1.0, 1.2)))
-    assert summary["wins"] == pytest.approx(0.6)
-    assert summary["worst_tile_%"] == pytest.approx(20)
+    assert summary["wins"] == pytest.approx(0.6) and summary["worst_tile_%"] == pytest.approx(20)
     assert summary["improvement_quartiles_%"] == pytest.approx([0, 10, 30])
     assert summary["mean"]["copy_ratio"] == 0.25
     alone = summary_of(measured("a", 1.0, 0.9))
@@ -230,8 +228,7 @@ def test_a_tile_whose_sar_shows_another_day_is_named_and_set_aside() -> None:
     assert summary["sar_inconsistent_tiles"] == [flooded.record.name]
     assert "on 1 tile the SAR" in fakes.shown(Estimates().tables(report(measured("a", 1, 0.8), flooded).to_json(), ""))
     rest = summary["sar_consistent"]
-    assert (rest["tiles"], rest["wins"]) == (2, 1)
-    assert rest["worst_tile_%"] == pytest.approx(-10)
+    assert (rest["tiles"], rest["wins"]) == (2, 1) and rest["worst_tile_%"] == pytest.approx(-10)
     assert rest["improvement_of_mean_%"]["mse"] == pytest.approx(15)
     for share in (0.0, 0.05):
         summary = summary_of(*(measured(name, 1.0, 0.9, sar_water_on_land=share) for name in "ab"))
@@ -280,6 +277,5 @@ def test_the_json_is_complete(folder: Path) -> None:
     assert written["model"] == {"AXS_VARIANT": "fake"}
     assert written["summary"]["all"]["wins"] == 0, "a copy wins nothing"
     assert written["summary"]["all"]["improvement_of_mean_%"] == {"mse": 0, "mae": 0}
-    assert written["tiles"][0]["metrics"]["psnr_v3"] is None
-    assert written["tiles"][0]["metrics"]["mse_v3"] == 0
+    assert written["tiles"][0]["metrics"]["psnr_v3"] is None and written["tiles"][0]["metrics"]["mse_v3"] == 0
     assert {"group", "quality", "opt_v2_source", "seconds", "win", "height", "width"} <= set(written["tiles"][0])

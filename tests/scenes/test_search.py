@@ -336,6 +336,7 @@ def test_the_command_fetches_a_pair(full: Path, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "2021-07-07, 95 % clear: clear" in result.stdout and "2021-07-08: near" in result.stdout
     next_step = next(line for line in result.stdout.splitlines() if "axs ground" in line)
-    assert f"--mask {tmp_path / 'pair' / 'trust.tif'}" in next_step
+    assert f"--s1-product S1RTC --opt-v2 {tmp_path / 'pair' / 's2.tif'}" in next_step
+    assert f"--mask {tmp_path / 'pair' / 'trust.tif'} --mask-buffer 5" in next_step and "--variant nano" in next_step
     result = CliRunner().invoke(app, ["fetch", str(full), "--bounds", "1,2", "--dates", "2021", "--out", "x"])
     assert result.exit_code == 2 and "LEFT,BOTTOM,RIGHT,TOP" in result.output
