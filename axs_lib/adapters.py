@@ -73,12 +73,10 @@ def apply_lora_to_linear(
     """
     from peft import LoraConfig
 
-    if not (_is_rank(rank) and rank < 2**14):  # no layer is wider
-        raise InputError(f"rank is {rank!r}; expected an integer from 1, such as 8")
-    if not _is_positive(alpha):
-        raise InputError(f"alpha is {alpha!r}; expected a number above 0, such as 2 * rank")
-    if not _is_share(dropout):
-        raise InputError(f"dropout is {dropout!r}; expected a number from 0 to below 1")
+    for name, value in {"rank": rank, "alpha": alpha, "dropout": dropout}.items():
+        check, expected = FIELDS["r" if name == "rank" else f"lora_{name}"]
+        if not check(value):
+            raise InputError(f"{name} is {value!r}; expected {expected}")
     _check_bare(module)
     wanted, network = _wanted_layers(target_modules), _network(module)
     layers = {
@@ -247,15 +245,11 @@ def _nothing(folder: Path, lacking: str = "") -> WeightsError:
 
 
 def _is_rank(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value < 2**14  # no layer is wider
 
 
 def _is_positive(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
-
-
-def _is_share(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1
 
 
 def _is_plain(value: object) -> bool:
@@ -273,14 +267,17 @@ def _is_pattern(of: Callable[[object], bool]) -> Callable[[object], bool]:
 
 # The fields of adapter_config.json that are read, and what each may hold.
 FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "r": (_is_rank, "an integer from 1"),
-    "lora_alpha": (_is_positive, "a number above 0"),
-    "lora_dropout": (_is_share, "a number from 0 to below 1"),
+    "r": (_is_rank, "an integer from 1 to 16383, such as 8"),
+    "lora_alpha": (_is_positive, "a number above 0, such as twice the rank"),
+    "lora_dropout": (
+        lambda value: (value == 0 and value is not False) or (_is_positive(value) and value < 1),
+        "a number from 0 to below 1",
+    ),
     "target_modules": (
         lambda value: isinstance(value, str) or (isinstance(value, list) and all(map(_is_plain, value))),
         "a list of layer names",
     ),
-    "rank_pattern": (_is_pattern(_is_rank), "layer names, each with an integer from 1"),
+    "rank_pattern": (_is_pattern(_is_rank), "layer names, each with an integer from 1 to 16383"),
     "alpha_pattern": (_is_pattern(_is_positive), "layer names, each with a number above 0"),
     "use_rslora": (lambda value: isinstance(value, bool), "true or false"),
     "bias": (lambda value: value == "none", "'none'"),

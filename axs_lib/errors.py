@@ -6,6 +6,7 @@ Everything the command line should report in one line, without a traceback and w
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterable
 
@@ -32,6 +33,12 @@ class OutputError(AxionError, OSError):
 
 class UntrainedHeadWarning(UserWarning):
     """A correcting head was never trained: its output is its input unchanged."""
+
+
+def meant(word: object, names: Iterable[str], cutoff: float = 0.6) -> str:
+    """A question with the one of the names that a word is nearest to, for messages; empty where it is near to none."""
+    close = difflib.get_close_matches(str(word), list(names), n=1, cutoff=cutoff)
+    return f" Did you mean {close[0]!r}?" if close else ""
 
 
 def listed(names: Iterable[object]) -> str:

@@ -24,7 +24,7 @@ SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
 EPSILON = 1e-3  # reflectance, where Charbonnier turns from square to absolute
 MS_SSIM_EXPONENTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 _DARK = 1e-8  # squared reflectance; a spectrum shorter than its root, 1 DN, has no direction to speak of
-_TINY = 1e-12  # under a square root, so that its gradient is finite at zero
+TINY = 1e-12  # under a square root, so that its gradient is finite at zero
 
 
 class Stage2Loss(nn.Module):
@@ -61,15 +61,10 @@ class Stage2Loss(nn.Module):
         NaN if ``pred`` is NaN on all that truth and mask leave: a model that has diverged must not look perfect.
         """
         measures = self.measures(ComparedImages(pred, truth, mask), **further)
-        terms = _evaluated({name: measure for name, measure in measures.items() if self.weights[name]})
-        return torch.stack([self.weights[name] * value for name, value in terms.items()]).sum()
-
-    @torch.no_grad()
-    def terms(
-        self, pred: Tensor, truth: Tensor, mask: Tensor | None = None, **further: Tensor | None
-    ) -> dict[str, Tensor]:
-        """Every term that has its inputs before weighting, also of weight 0, as detached scalars; for logging."""
-        return _evaluated(self.measures(ComparedImages(pred, truth, mask), **further))
+        # In float32: under autocast the windows' convolutions would lose the small variances.
+        with torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
+            terms = [self.weights[name] * measure() for name, measure in measures.items() if self.weights[name]]
+        return torch.stack(terms).sum()
 
     def measures(self, images: ComparedImages) -> dict[str, Callable[[], Tensor]]:
         """How to compute each term; the unit is reflectance, of ``sam`` radian, of ``gradient`` reflectance per px.
@@ -84,12 +79,6 @@ class Stage2Loss(nn.Module):
             "sam": lambda: images.mean(spectral_angle(images.pred, images.truth)),
             "gradient": lambda: images.mean(spatial_gradient(images.error).abs().mean(2), whole_windows(images.valid)),
         }
-
-
-def _evaluated(measures: dict[str, Callable[[], Tensor]]) -> dict[str, Tensor]:
-    """The terms in float32: under autocast the windows' convolutions would lose the small variances."""
-    with torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
-        return {name: measure() for name, measure in measures.items()}
 
 
 class ComparedImages:
@@ -134,7 +123,7 @@ def spectral_angle(first: Tensor, second: Tensor) -> Tensor:
     As 2 atan(|u - v| / |u + v|) of unit vectors: the arc cosine has no finite gradient where the spectra agree.
     """
 
-    def length(image: Tensor, floor: float = _TINY) -> Tensor:
+    def length(image: Tensor, floor: float = TINY) -> Tensor:
         return (image.square().sum(1, keepdim=True) + floor).sqrt()
 
     u, v = first / length(first, _DARK), second / length(second, _DARK)
@@ -160,7 +149,7 @@ def ms_ssim(first: Tensor, second: Tensor, valid: Tensor) -> Tensor:
         similarity = luminance * contrast if scale == scales - 1 else contrast
         counted = weight.expand_as(similarity)
         total = counted.flatten(1).sum(1)
-        mean = (similarity * counted).flatten(1).sum(1) / total.clamp_min(_TINY)
+        mean = (similarity * counted).flatten(1).sum(1) / total.clamp_min(TINY)
         # A similarity may be negative, and a fraction of a power has no gradient at 0.
         result = result * torch.where(total > 0, mean, 1.0).clamp_min(1e-4) ** exponent
         first, second = _halve(first, weight), _halve(second, weight)
@@ -170,14 +159,14 @@ def ms_ssim(first: Tensor, second: Tensor, valid: Tensor) -> Tensor:
 
 def _ssim_parts(first: Tensor, second: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Luminance and contrast-structure maps (B, C, H, W) from windowed moments over the pixels that count."""
-    share = _window(weight).clamp_min(_TINY)
+    share = _window(weight).clamp_min(TINY)
 
     def mean(image: Tensor) -> Tensor:
         return _window(image * weight) / share
 
     mean_1, mean_2 = mean(first), mean(second)
     # Moments about the image's own mean: those about 0 lose small variances in float32.
-    middle = (second * weight).flatten(2).sum(2)[..., None, None] / weight.sum((2, 3), keepdim=True).clamp_min(_TINY)
+    middle = (second * weight).flatten(2).sum(2)[..., None, None] / weight.sum((2, 3), keepdim=True).clamp_min(TINY)
     one, two = first - middle, second - middle
     low_1, low_2 = mean_1 - middle, mean_2 - middle
     variance_1 = (mean(one.square()) - low_1.square()).clamp_min(0)
@@ -198,7 +187,7 @@ def _window(image: Tensor) -> Tensor:
 def _halve(image: Tensor, weight: Tensor) -> Tensor:
     """Half the resolution, averaging over the pixels that count."""
     total = F.avg_pool2d(image * weight, 2, ceil_mode=True)
-    return total / F.avg_pool2d(weight, 2, ceil_mode=True).clamp_min(_TINY)
+    return total / F.avg_pool2d(weight, 2, ceil_mode=True).clamp_min(TINY)
 
 
 def whole_windows(valid: Tensor) -> Tensor:

@@ -228,13 +228,12 @@ def save_refiner(
     ``half`` stores float16, read back as float32; ``notes`` go into the file's header. Raises OutputError: the file
     exists without ``overwrite``, or the disk refuses.
     """
-    target = Path(path)
     check_type("refiner", refiner, PrithviRefiner, "a PrithviRefiner")
     header = {"stage": "2", "variant": refiner.variant} | dict(notes or {})
     if refiner.needs_season:
         header["needs_season"] = "yes"
-    write_state(target, refiner.state_dict(), header, half=half, overwrite=overwrite)
-    return target
+    write_state(path, refiner.state_dict(), header, half=half, overwrite=overwrite)
+    return Path(path)
 
 
 def _check_header(path: Path, variant: str) -> Mapping[str, str]:

@@ -16,17 +16,16 @@ from torch.nn import functional as F
 from axs_lib.bands import SAR_BANDS
 from axs_lib.errors import InputError
 from axs_lib.metrics import SAR_SMOOTHING, smooth
-from axs_lib.stage2_losses import ComparedImages, Stage2Loss, whole_windows
+from axs_lib.stage2_losses import TINY, ComparedImages, Stage2Loss, whole_windows
 
 IGNORED_TOKEN = -100
 _FLAT = 1e-6  # variance of the edge strength, in units of its mean square, under which there is no structure
-_TINY = 1e-12
 
 
 class Stage3Loss(Stage2Loss):
     """Stage 2's loss with SAR structure and token cross-entropy, by their weights; the others are ``Stage2Loss``'s.
 
-    ``forward`` and ``terms`` take estimate, truth and mask as Stage 2's do, and by name what ``measures`` takes.
+    ``forward`` takes estimate, truth and mask as Stage 2's does, and by name what ``measures`` takes.
     """
 
     def __init__(self, sar: float = 0.01, tokens: float = 0.01, **weights: float) -> None:
@@ -92,14 +91,14 @@ def sar_structure_error(image: Tensor, s1: Tensor, valid: Tensor) -> Tensor:
     """
     inner = whole_windows(valid)
     smoothed = (smooth(x.mean(1, keepdim=True), valid, SAR_SMOOTHING) for x in (image, s1))
-    one, other = ((spatial_gradient(x).square().sum(2) + _TINY).sqrt() for x in smoothed)
+    one, other = ((spatial_gradient(x).square().sum(2) + TINY).sqrt() for x in smoothed)
     count = inner.sum((1, 2, 3)).clamp_min(1)
 
     def mean(x: Tensor) -> Tensor:
         return (x * inner).sum((1, 2, 3)) / count
 
     # Scaled first, since the edges of reflectance are far smaller than those of dB.
-    one, other = (x / (mean(x.square()) + _TINY).sqrt()[:, None, None, None] for x in (one, other))
+    one, other = (x / (mean(x.square()) + TINY).sqrt()[:, None, None, None] for x in (one, other))
     one, other = one - mean(one)[:, None, None, None], other - mean(other)[:, None, None, None]
     spread = (mean(one.square()) + _FLAT) * (mean(other.square()) + _FLAT)
     return 1 - mean(one * other) / spread.sqrt()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from axs_lib.cli import options
 from axs_lib.cli.options import option
@@ -48,17 +48,8 @@ def precompute(
     if config is not None:
         arguments = ["-c", config, "--data", str(data), "--data.format", format, "--data.on_bad", on_bad]
         training = parse(CONFIGS[stage], [*arguments, "--out", str(out / "models")], "axs precompute")[0]
-    settings = PrecomputeConfig(
-        stage=stage,
-        data=training.data if training else DataConfig(str(data), format=format, on_bad=on_bad),
-        out=str(out),
-        folds=folds,
-        checkpoints=tuple(map(str, checkpoint or ())),
-        train=training,
-        variant=variant,
-        s1_product=getattr(training, "s1_product", s1_product),
-        timesteps=timesteps,
-        seed=seed,
-        device=device,
-    )
+    reading = training.data if training else DataConfig(str(data), format=format, on_bad=on_bad)
+    given: dict[str, Any] = {"folds": folds, "checkpoints": tuple(map(str, checkpoint or ())), "train": training}
+    given |= {"variant": variant, "s1_product": getattr(training, "s1_product", s1_product), "timesteps": timesteps}
+    settings = PrecomputeConfig(stage, reading, str(out), seed=seed, device=device, **given)
     Console().print(f"pairs: {run(settings, progress=not quiet)}")

@@ -81,10 +81,7 @@ def degrade(
     ranges = PRESETS[preset]
     if generator is None:
         generator = torch.Generator()
-        if seed is None:
-            generator.seed()
-        else:
-            generator.manual_seed(seed)
+        generator.manual_seed(generator.seed() if seed is None else seed)
     draw = Draw(generator, len(image), image.device)
     image = displace_patches(image, ranges, draw)
     image = _to_resolution(image, ranges.resolution, draw)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import calendar
 import datetime
-import difflib
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor
 
 from axs_lib.checks import check_number
-from axs_lib.errors import InputError
+from axs_lib.errors import InputError, listed, meant
 
 METADATA_KEYS = ("date", "year", "month", "day_of_year", "lat", "lon", "biome")
 YEARS = (1970, 2100)
@@ -124,9 +123,8 @@ def parse_metadata(metadata: Mapping[str, object] | None, name: str = "metadata"
         )
     for key in metadata:
         if key not in METADATA_KEYS:
-            close = difflib.get_close_matches(str(key), METADATA_KEYS, n=1)
-            guess = f" Did you mean {close[0]!r}?" if close else ""
-            raise InputError(f"{name} has the unknown key {key!r}; the keys are {', '.join(METADATA_KEYS)}.{guess}")
+            keys = f"{listed(METADATA_KEYS)}.{meant(key, METADATA_KEYS)}"
+            raise InputError(f"{name} has the unknown key {key!r}; the keys are {keys}")
     given = {key: value for key, value in metadata.items() if value is not None}
     year, day_of_year = _when(given, name)
     return Metadata(
@@ -205,11 +203,9 @@ def _biome(value: object, name: str) -> int:
         names = {_plain(biome): number for number, biome in enumerate(BIOMES, start=1)}
         if _plain(value) in names:
             return names[_plain(value)]
-        close = difflib.get_close_matches(_plain(value), names, n=1)
-        guess = f" Did you mean {BIOMES[names[close[0]] - 1]!r}?" if close else ""
         raise InputError(
             f"{name}: biome is {value!r}; expected a number from 1 to {len(BIOMES)} or one of"
-            f" {'; '.join(BIOMES)}.{guess}"
+            f" {'; '.join(BIOMES)}.{meant(value, BIOMES)}"
         )
     return _whole({"biome": value}, "biome", 1, len(BIOMES), name, " (the WWF biomes)") or UNKNOWN_BIOME
 

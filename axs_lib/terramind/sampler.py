@@ -16,7 +16,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from axs_lib.checks import check_choice, check_number
+from axs_lib.checks import check_choice, check_count, check_number
 from axs_lib.errors import InputError
 
 TRAIN_TIMESTEPS = 1000
@@ -38,12 +38,7 @@ def alphas_cumprod() -> Tensor:
 
 def check_timesteps(timesteps: int) -> int:
     """``timesteps`` itself; an InputError where it is not an integer from 1 to 1000."""
-    if isinstance(timesteps, bool) or not isinstance(timesteps, int) or not 1 <= timesteps <= TRAIN_TIMESTEPS:
-        raise InputError(
-            f"timesteps is {timesteps!r}; expected an integer from 1 to {TRAIN_TIMESTEPS} (1 is the most accurate and"
-            " fastest, 10 the default, more is sharper)"
-        )
-    return timesteps
+    return check_count("timesteps", timesteps, 1, TRAIN_TIMESTEPS)
 
 
 def check_strength(strength: float) -> float:

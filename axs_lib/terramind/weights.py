@@ -6,7 +6,6 @@ anything and loaded strictly: a missing or misshapen tensor is an error, never a
 
 from __future__ import annotations
 
-import difflib
 import functools
 import hashlib
 import itertools
@@ -19,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from axs_lib.errors import InputError, WeightsError
+from axs_lib.errors import InputError, WeightsError, meant
 from axs_lib.io.atomic import atomic_write
 from axs_lib.io.files import check_regular, open_regular
 from axs_lib.progress import logger
@@ -150,9 +149,7 @@ def find_variant(name: str, variants: Mapping[str, Variant] = VARIANTS) -> Varia
     """The variant of this name; an InputError lists those there are."""
     if isinstance(name, str) and name in variants:
         return variants[name]
-    close = difflib.get_close_matches(str(name), variants, n=1, cutoff=0.5)
-    guess = f" Did you mean {close[0]!r}?" if close else ""
-    raise InputError(f"unknown variant {name!r}; the variants are {', '.join(variants)}.{guess}")
+    raise InputError(f"unknown variant {name!r}; the variants are {', '.join(variants)}.{meant(name, variants, 0.5)}")
 
 
 def resolve(

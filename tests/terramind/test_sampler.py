@@ -53,10 +53,8 @@ def test_every_count_is_exact(name: str, n: int) -> None:
     network = GaussianNetwork()
     schedule = build_schedule(name, n)
     out = denoise(network, CODES, torch.randn(1, 1, 4, 4, generator=torch.Generator().manual_seed(0)), schedule)
-    assert len(network.calls) == n == schedule.nfe
-    assert network.calls[0] == TRAIN_TIMESTEPS - 1
-    assert network.calls == sorted(network.calls, reverse=True)
-    assert torch.isfinite(out).all()
+    assert len(network.calls) == n == schedule.nfe and network.calls[0] == TRAIN_TIMESTEPS - 1
+    assert network.calls == sorted(network.calls, reverse=True) and torch.isfinite(out).all()
 
 
 @pytest.mark.parametrize("n", [1, 2, 4, 5, 8, 10, 20, 25, 40, 50, 100, 125, 200, 250, 500, 1000])
@@ -81,8 +79,7 @@ def test_many_steps_sample_the_data_distribution(name: str) -> None:
     network = GaussianNetwork(mean=2.0, std=0.5)
     noise = torch.randn(1, 1, 128, 128, generator=torch.Generator().manual_seed(1))
     out = denoise(network, CODES, noise, build_schedule(name, 100))
-    assert abs(float(out.mean()) - 2.0) < 0.02
-    assert abs(float(out.std()) - 0.5) < 0.03
+    assert abs(float(out.mean()) - 2.0) < 0.02 and abs(float(out.std()) - 0.5) < 0.03
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
@@ -92,9 +89,7 @@ def test_strength_shortens_the_range_and_keeps_the_count(name: str) -> None:
     network = GaussianNetwork(mean=2.0, std=0.5)
     schedule = build_schedule(name, 10, strength=0.3)
     out = denoise(network, CODES, noise, schedule, start=start)
-    assert len(network.calls) == 10
-    assert network.calls[0] == 299
-    assert not schedule.starts_from_noise
+    assert len(network.calls) == 10 and network.calls[0] == 299 and not schedule.starts_from_noise
     assert 2.1 < float(out.mean()) < 3.1  # between the start and the prior: the start was noised, not dropped
     with pytest.raises(InputError, match="start"):
         denoise(network, CODES, noise, schedule)
