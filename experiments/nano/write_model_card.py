@@ -137,9 +137,9 @@ TerraMind variant (`grounding.safetensors`, {head_megabytes:.1f} MB, SHA-256
 
 **What it is for**: trying Axion-Sat on any machine, the tests and the demo. Generator and tokenizer were trained for
 {steps} steps, the generator for {generator_steps} more on its one-step image, the grounding head on top of them for
-{head_steps}, on a CPU: tokenizer and generator on 87 small real tiles, the generator's last 400 steps and the head's last
-42,000 on 185, mostly European summers. It is a demonstration model: do not map floods or crops with it. For that, use IBM's TerraMind weights and
-fine-tune on your own area.
+{head_steps}, on a CPU: tokenizer and generator on 87 small real tiles, the head's last 42,000 steps on 185, mostly
+European summers. It is a demonstration model: do not map floods or crops with it. For that,
+use IBM's TerraMind weights and fine-tune on your own area.
 
 **Uncertainty** is calibrated on the training and validation tiles of quality ok.
 
@@ -169,9 +169,9 @@ LIMITS = """
 truth; Stage 3 paints the water, as it should, and has the largest error of the table.
 
 **Limits**: opt_v2 is a simulation, not the output of a real Stage 2; the tiles are few and from few places; snow, real
-haze and clouds were not trained on. Smooth dark ground (wet bare soil, flooded crops) can look like open water to the SAR,
-and nano may then paint water that is not there. `hold_colour=True` (`--hold-colour`) rules that out, and every real
-flood with it. What else was measured, and what was missed: `docs/nano.md`.
+haze and clouds were not trained on. Smooth dark ground (wet bare soil, flooded crops) can look like open water to the
+SAR, and nano may then paint water that is not there. `hold_colour=True` (`--hold-colour`) rules that out, and every
+real flood with it. What else was measured, and what was missed: `docs/nano.md`.
 
 **Licence**: Apache-2.0 for the weights; the data's licences are named above.
 """
