@@ -29,15 +29,8 @@ from axs_lib.terramind.weights import WeightsInfo, find_variant, read_metadata, 
 
 CONFIG_FILE = "config.json"
 CONFIG_FIELDS = (
-    "library",
-    "variant",
-    "s1_product",
-    "timesteps",
-    "standardize",
-    "correction_mode",
-    "scheduler",
-    "hold_colour",
-)
+    "library", "variant", "s1_product", "timesteps", "standardize", "correction_mode", "scheduler", "hold_colour",
+)  # fmt: skip
 LIBRARY = "axion-sat"
 LICENCE = "apache-2.0"
 TAGS = ["remote-sensing", "sentinel-1", "sentinel-2", "sar-to-optical", "terramind"]

@@ -332,9 +332,7 @@ def test_batch_inference_equals_single(nano: Stage3GroundingModel) -> None:
     s1, opt_v2 = plausible_pair(3)
     loader = [{"s1": s1[:2], "opt_v2": opt_v2[:2]}, (s1[2:], opt_v2[2:])]
     results = stage3_batch_inference(nano, loader, 1, verbose=False, ensemble_size=2)
-    assert results["opt_v3"].shape == (3, 4, 64, 64)
-    assert results["uncertainty"].shape == (3, 4, 64, 64)
-    assert results["nfe"] == 1
+    assert results["opt_v3"].shape == results["uncertainty"].shape == (3, 4, 64, 64) and results["nfe"] == 1
     single = stage3_inference(nano, s1[2:], opt_v2[2:], 1, ensemble_size=2)
     assert (results["opt_v3"][2:] - single).abs().max() < 1.0
     alone = stage3_batch_inference(nano, list(zip(s1, opt_v2, strict=True)), 1, verbose=False, ensemble_size=2)

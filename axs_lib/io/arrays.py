@@ -14,7 +14,7 @@ from axs_lib.bands import DN_PER_REFLECTANCE, OPTICAL_BANDS
 from axs_lib.errors import InputError, listed
 from axs_lib.io.formats import FloatArray
 from axs_lib.io.grid import checked_grid
-from axs_lib.io.pixels import TRUST, Order, Pixels, Reading, real_kinds
+from axs_lib.io.pixels import TRUST, Order, Pixels, Reading
 from axs_lib.io.raster import band_name
 from axs_lib.io.results import Layer
 from axs_lib.tilegrid import Tile
@@ -71,7 +71,7 @@ class ArrayPixels(Pixels):
         bands = [dim for dim in array.dims if dim not in (y, x)]
         if len(bands) > 1:
             raise InputError(f"{self.label} has the axes {listed(array.dims)}; expected (band, y, x) or (y, x)")
-        if array.dtype.kind not in real_kinds(wanted):
+        if array.dtype.kind not in ("fiub" if wanted == TRUST else "fiu"):
             raise InputError(f"{self.label} holds {array.dtype}; expected real numbers")
         stacked = array.transpose(*bands, y, x) if bands else array.expand_dims("band")
         titles = [str(name) for name in np.atleast_1d(array.attrs.get("long_name", ()))]

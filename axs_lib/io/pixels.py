@@ -255,11 +255,6 @@ class FilePixels(Pixels):
         return [found[band] for band in self.bands]
 
 
-def real_kinds(bands: tuple[str, ...]) -> str:
-    """NumPy's kinds of numbers that an input may hold; a trust map may be true where it is observed."""
-    return "fiub" if bands == TRUST else "fiu"
-
-
 class MemoryPixels(Pixels):
     """An array (C,H,W), or a batch of tiles (N,C,H,W), which lie one under another."""
 
@@ -269,7 +264,7 @@ class MemoryPixels(Pixels):
         super().__init__(wanted, label)
         if wanted == TRUST and data.ndim in (2, 3) and (data.ndim == 2 or len(data) > 1):
             data = data[..., None, :, :]
-        if data.dtype.kind not in real_kinds(wanted) or data.ndim not in (3, 4) or data.size == 0:
+        if data.dtype.kind not in ("fiub" if wanted == TRUST else "fiu") or data.ndim not in (3, 4) or data.size == 0:
             raise InputError(
                 f"{label}: the array is {data.dtype} of shape {data.shape}; expected real numbers"
                 f" ({len(wanted)},H,W), or (N,{len(wanted)},H,W) for a batch, not empty"

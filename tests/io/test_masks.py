@@ -120,9 +120,6 @@ def test_a_batch_has_a_mask_for_each_tile(tmp_path: Path) -> None:
         read_mask(tmp_path / "one.npz", tiles=2)
 
 
-# Scene classification
-
-
 @pytest.mark.parametrize("name", ["T33_20210714_SCL_20m.tif", "m.tif"])
 def test_scl_at_20_m_is_told_by_name_or_values_and_brought_to_the_images_grid(tmp_path: Path, name: str) -> None:
     mask = read_mask(write_mask(tmp_path / name, scl(), transform=COARSE, nodata=0))
@@ -141,9 +138,6 @@ def test_scl_that_leaves_nothing_clear(tmp_path: Path) -> None:
 def test_scl_without_a_buffer_is_advised_one(tmp_path: Path) -> None:
     path = write_mask(tmp_path / "scl.tif", scl(), transform=COARSE)
     assert "--mask-buffer 5 is advised" in read_mask(path).notes[1] and len(read_mask(path, buffer=1).notes) == 1
-
-
-# Buffer and grid
 
 
 def test_the_buffer_takes_the_least_trust_around(tmp_path: Path) -> None:

@@ -60,9 +60,6 @@ def read_optical(what: Any, **how: Any) -> tuple[Source, np.ndarray]:
     return opened(what, OPTICAL_BANDS, **how)
 
 
-# The unit of SAR
-
-
 @pytest.mark.parametrize("given", ["auto", "power"])
 def test_power_becomes_db_and_a_border_of_zeros_nodata(tmp_path: Path, sar: np.ndarray, given: str) -> None:
     power = 10 ** (sar / 10)
@@ -120,9 +117,6 @@ def test_sar_of_another_unit_is_refused_by_its_name(
     read_sar(path, force=True, **how)
 
 
-# Nodata of SAR
-
-
 @pytest.mark.parametrize("value", [0.0, -60.0, -100.0, -30.0, -9999.0])
 def test_a_border_of_one_number_is_nodata(tmp_path: Path, sar: np.ndarray, value: float) -> None:
     sar[:, np.tri(H, W, -20, dtype=bool)] = value  # a corner, as of a swath
@@ -147,9 +141,6 @@ def test_many_fill_numbers_are_refused(tmp_path: Path, sar: np.ndarray, optical:
     optical[:, 10:30:2, 10:30:2] = 65535
     with pytest.raises(InputError, match=r"outside of|wrapped around"):
         read_optical(write(tmp_path / "s2.tif", optical, OPTICAL_BANDS))
-
-
-# Optical
 
 
 @pytest.mark.parametrize(
@@ -223,9 +214,6 @@ def test_a_fifth_band_of_alpha_is_a_mask(tmp_path: Path, optical: np.ndarray) ->
     assert np.isnan(data[:, 5:9]).all() and np.isfinite(data[:, 9:]).all()
 
 
-# Order of bands
-
-
 @pytest.mark.parametrize("names", [("HH", "HV"), ("Sigma0_HH_db", "Sigma0_HV_db"), ("VV", "HH")])
 def test_other_polarisations_are_refused_by_name(tmp_path: Path, sar: np.ndarray, names: tuple[str, str]) -> None:
     with pytest.raises(InputError, match=r"HH.*lacks V"):
@@ -270,9 +258,6 @@ def test_pixels_of_another_size_are_said(tmp_path: Path, optical: np.ndarray) ->
     path = write(tmp_path / "s2.tif", optical, OPTICAL_BANDS, transform=PLACE * Affine.scale(2))
     assert any("pixels are of 20 m" in note for note in read_optical(path)[0].notes)
     assert not any("pixels are of" in note for note in read_optical(optical)[0].notes)
-
-
-# Products and places
 
 
 @pytest.fixture
@@ -334,9 +319,6 @@ def test_radar_geometry_is_refused_with_the_ways_to_geocode_it(tmp_path: Path, s
         with pytest.raises(InputError, match=r"radar geometry.*SNAP.*HyP3.*Planetary"):
             read_sar(path)
     read_sar(raw, same_grid=True)
-
-
-# What is opened
 
 
 def test_only_allowed_drivers_and_regular_files_are_opened(tmp_path: Path, sar: np.ndarray) -> None:

@@ -40,9 +40,6 @@ def read_optical(path: Path, order: tuple[str, ...] | None = None) -> np.ndarray
     return read_raster(path, OPTICAL_BANDS, order=order).data
 
 
-# Names
-
-
 @pytest.mark.parametrize(
     ("text", "name"),
     [
@@ -63,12 +60,6 @@ def test_band_orders_are_parsed() -> None:
     for bad, message in (("B04,B99", "B99"), ("", "nothing"), ("B04,red", "twice")):
         with pytest.raises(InputError, match=message):
             parse_bands(bad)
-
-
-# NPZ and PT
-
-
-# GeoTIFF
 
 
 @pytest.mark.parametrize(
@@ -119,9 +110,6 @@ def test_band_files_must_share_a_grid(tmp_path: Path, s1: np.ndarray) -> None:
     vh = write_tiff(tmp_path / "a_VH.tif", s1[1:], crs="EPSG:32632")
     with pytest.raises(InputError, match=r"grids of .*a_VV.tif and .*a_VH.tif differ"):
         read_raster([vv, vh], SAR_BANDS)
-
-
-# Bad input
 
 
 ONES = np.ones((4, H, W), "float32")

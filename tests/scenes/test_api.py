@@ -244,9 +244,6 @@ def test_the_bar_counts_tiles(
     assert capsys.readouterr().err == ""
 
 
-# The whole pipeline
-
-
 class BoxPipeline:
     """Stands in for the three stages; remembers the metadata of its tiles."""
 

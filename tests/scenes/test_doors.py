@@ -21,8 +21,6 @@ from axs_lib.scenes.api import fill_gaps, ground_scene
 
 from .conftest import CORNER, CRS, GRID, PLACE, BoxGrounder, SceneFiles, read_tiff, scene_arrays, write_scene
 
-# Clear pixels, and what is empty
-
 
 def test_clear_pixels_survive_without_sar(grounder: BoxGrounder, tmp_path: Path) -> None:
     sar, optical = scene_arrays(200, 150)
@@ -103,9 +101,6 @@ def test_sar_in_degrees_beyond_the_seam(grounder: BoxGrounder, tmp_path: Path, w
     assert inside.mean() > 0.95
     valid = (read_tiff(tmp_path / "o.tif") > 0).all(axis=0).ravel()
     assert valid[inside].all()
-
-
-# From Python
 
 
 @pytest.fixture
