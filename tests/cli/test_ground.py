@@ -203,6 +203,6 @@ def test_the_guide_names_options_and_classes_that_there_are(axs: Run, repository
     options = set(re.findall(r"--[a-z0-9][a-z0-9-]*", guide)) - of_evaluate
     assert {"--mask", "--mask-kind", "--mask-invert", "--mask-buffer", "--drop"} <= options
     assert all(option in text for option in options)
-    rows = re.findall(r"^\| (\d+) \| `(\w+)` \| (yes|no)", guide, re.M)
-    assert [name for _, name, _ in rows] == list(SCL_CLASSES)
-    assert tuple(name for _, name, dropped in rows if dropped == "yes") == SCL_DROPPED
+    dropped, clear = (re.findall(r"(\d+) `(\w+)`", row) for row in re.findall(r"^\| (?:dropped|clear) .*", guide, re.M))
+    assert {int(number): name for number, name in dropped + clear} == dict(enumerate(SCL_CLASSES))
+    assert tuple(name for _, name in dropped) == SCL_DROPPED

@@ -59,7 +59,7 @@ def test_the_same_pixels_as_in_memory(
 ) -> None:
     result = ground(grounder, scene, tmp_path, batch_size=batch_size)
     np.testing.assert_array_equal(result, in_memory(scene))
-    ground(grounder, scene, tmp_path, "again.tif", uncertainty=tmp_path / "u.tif", ensemble_size=2)
+    ground(grounder, scene, tmp_path, "o2.tif", uncertainty=tmp_path / "u.tif", ensemble_size=2, batch_size=batch_size)
     np.testing.assert_allclose(read_tiff(tmp_path / "u.tif"), in_memory(scene, uncertainty=True), rtol=1e-4)
     assert (result != scene.optical).mean() > 0.9  # something was done
     assert (max(grounder.calls) > 1) == (batch_size > 1)
