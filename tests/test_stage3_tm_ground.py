@@ -171,7 +171,6 @@ def test_the_grounding_map_has_the_change_and_the_sar_contribution(nano: Stage3G
     found = nano.grounding_map(s1, opt_v2, 2, correction_mode=mode)
     image = ground(nano, s1, opt_v2, correction_mode=mode).image
     blind = ground(nano, s1, opt_v2, correction_mode=mode, controls=GroundingControls(use_sar=False)).image
-    assert torch.equal(torch.isnan(found.change), torch.isnan(image))
     assert torch.allclose(opt_v2 + found.change, image, equal_nan=True)
     assert torch.allclose(image - found.sar_contribution, blind, equal_nan=True)
     assert found.sar_contribution.nan_to_num().abs().max() > 1e-3

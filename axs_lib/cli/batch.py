@@ -14,7 +14,7 @@ import typer
 from axs_lib.cli import options
 from axs_lib.cli.command import printable
 from axs_lib.cli.options import option
-from axs_lib.errors import InputError, counted
+from axs_lib.errors import InputError, counted, listed
 
 if TYPE_CHECKING:
     from axs_lib.batch.supervise import Summary, WorkerPool
@@ -102,8 +102,8 @@ def batch(
         items = [replace(item, mask=item.mask or str(estimate.mask.resolve())) for item in items]
     if scene.date is not None:
         items = [replace(item, metadata={"date": scene.date, **item.metadata}) for item in items]
-    if scene.stac and not any("date" in item.metadata for item in items):
-        raise InputError("--stac needs the day each image stands for; give --date 2021-07-14, or a column date")
+    if scene.stac and (undated := [item.id for item in items if "date" not in item.metadata]):
+        raise InputError(f"--stac needs the day of {listed(undated[:5])}; give --date 2021-07-14, or a column date")
     several = scene.uncertainty or pipeline
     settings: dict[str, Any] = {
         **{name: common[name] for name in ("seed", "s1_unit", "bands", "same_grid")},

@@ -163,7 +163,8 @@ class SceneOptions(ModelOptions):
                 " --dtype bfloat16, --device cpu or a smaller --variant"
             ) from error
         if not self.quiet:
-            if stage == "ground" and self.uncertainty and "AXS_CALIBRATION" not in build().provenance:
+            made_by = build().provenance if stage == "ground" and self.uncertainty else {}
+            if made_by.get("AXS_CORRECTION_MODE") == "learned" and "AXS_CALIBRATION" not in made_by:
                 typer.echo("the uncertainty of this head is not calibrated; experiments/calibrate.py does it", err=True)
             report(result, build().variant)
 

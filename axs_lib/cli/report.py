@@ -35,6 +35,8 @@ def report(
     from axs_lib.io.atomic import check_output
 
     check_output(out, overwrite)
+    if s1 and not results:  # what follows --s1 is taken for more of it
+        s1, results = s1[:1] if len(s1) < 3 else s1[:-1], s1[-1:] if len(s1) > 1 else []
     given = {"s1": s1, "opt_v2": opt_v2, "truth": truth, "uncertainty": uncertainty, "gate": gate}
     companions = {layer: path for layer, path in given.items() if path}
     count = write_report(

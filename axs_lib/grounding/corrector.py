@@ -158,9 +158,8 @@ class GroundingCorrector(nn.Module):
         """Where broad colour may change, (B, 1, S, S) in [0, 1].
 
         In an estimate that is where a head sees water that it lacks, it and the SAR disagree, and the SAR looks like
-        open water: a flood is the one broad change that the head was trained on. A colour between land and water is
-        neither, so that all three together are sharpened, but not in training: the ends of the ramp have no gradient.
-        Unknown pixels may change in everything.
+        open water: the broad change that heads are trained on. A colour between land and water is neither: the product
+        is sharpened, but in training, where the ends of the ramp have no gradient. Unknown pixels may change wholly.
         """
         mask = missed_water * tiles.sar_inconsistency * open_water(tiles.s1)
         if not (self.training and torch.is_grad_enabled()):

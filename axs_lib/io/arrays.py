@@ -89,7 +89,8 @@ class ArrayPixels(Pixels):
         self.offset_declared = self._scale[1] != 0
         if reading.ignores_offset(wanted):
             self._scale = scale[0], 0.0
-        spaced = array.sizes[x] > 1 and array.sizes[y] > 1 and (crs is not None or {x, y} <= set(array.coords))
+        numbered = all(axis in array.coords and array[axis].dtype.kind in "fiu" for axis in (x, y))
+        spaced = array.sizes[x] > 1 and array.sizes[y] > 1 and (crs is not None or numbered)
         place = (crs and crs.to_wkt(), tuple(array.rio.transform())[:6]) if spaced else (None, None)
         self.grid = checked_grid(self.label, array.sizes[y], array.sizes[x], *place)
         self.texts = [str(n) for n in (array.name, array.attrs.get("units"), *values, *titles) if n]

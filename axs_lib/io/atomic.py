@@ -53,7 +53,7 @@ def check_output(path: PathLike, overwrite: bool = False) -> Path:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             mode = target.lstat().st_mode
         folder = next(each for each in target.parents if each.exists())
-        Path(tempfile.mkdtemp(prefix=".axs-", dir=folder)).rmdir()
+        tempfile.TemporaryFile(dir=folder).close()
     except ValueError as error:
         raise OutputError(f"{str(path)!r} is no valid path ({error}): give the name of a file to write") from None
     except (OSError, RuntimeError) as error:

@@ -205,7 +205,7 @@ def _biome(value: object, name: str) -> int:
             return names[_plain(value)]
         raise InputError(
             f"{name}: biome is {value!r}; expected a number from 1 to {len(BIOMES)} or one of"
-            f" {'; '.join(BIOMES)}.{meant(value, BIOMES)}"
+            f" {'; '.join(BIOMES)}.{meant(_plain(value), names)}"
         )
     return _whole({"biome": value}, "biome", 1, len(BIOMES), name, " (the WWF biomes)") or UNKNOWN_BIOME
 

@@ -52,7 +52,6 @@ if TYPE_CHECKING:
 
     SceneInput = PathLike | Sequence[PathLike] | NDArray[Any] | DataArray | Dataset
 
-OF_ONE_RUN = ("AXS_HOLD_COLOUR", "AXS_MASK", "AXS_UNKNOWN_PERCENT", "AXS_ADAPTER")  # tags not every run has
 GROUND_OPTIONS = ("strength", "tokens", "temperature", "ensemble_size", "hold_colour", "correction_mode", "scheduler")
 PIPELINE_OPTIONS = ("tokens", "temperature", "hold_colour")
 GDAL_CACHE_BYTES = 256 * 1024**2
@@ -239,8 +238,6 @@ def ground_scene(
                 "this model does not predict its error, so that --uncertainty is the spread of an ensemble, and"
                 " --ensemble-size is 1; expected 2 or more"
             )
-        if certainty is not None and options.get("strength") == 0:
-            raise InputError("strength 0 changes nothing, so that no gap is filled; leave the mask out, or give more")
         # By place, so that a part of a scene has the noise of the whole; for one tile as in the model's ``ground``.
         corner = (0, 0) if made.whole and warped is sar else optical.grid.noise_origin
         settings = {"timesteps": timesteps, "seed": seed, **options}
@@ -296,14 +293,16 @@ def ground_scene(
         mask = certainty if isinstance(certainty, MaskSource) else None
         if mask is not None and not made.counts["kept"]:
             raise InputError(mask.nothing_clear())
+        if options.get("strength") == 0 and made.counts["unknown"]:
+            raise InputError("strength 0 changes nothing, so that the gaps would stay empty; give more")
         _check_read(made.counts, sar, optical)
         provenance = grounder.provenance | _tags(settings | {"nfe": nfe}, made.grid, corner) | sar.facts | optical.facts
         if mask is not None:
             share = made.counts["unknown"] / (optical.grid.height * optical.grid.width)
             provenance |= mask.provenance | {"AXS_UNKNOWN_PERCENT": f"{100 * share:.2f}"}
-        earlier = {
-            k.replace("AXS_", "AXS_OPT_V2_", 1) if k.startswith(OF_ONE_RUN) else k: v for k, v in optical.tags.items()
-        }
+        # What was said of opt_v2 alone is not said of the result.
+        earlier = {k.replace("AXS_", "AXS_OPT_V2_", 1): v for k, v in optical.tags.items() if k not in provenance}
+        earlier = {k.replace("AXS_OPT_V2_OPT_V2_", "AXS_OPT_V2_"): v for k, v in earlier.items()}
         provenance = {**earlier, **provenance, **(tags or {})}
         made.finish(provenance, lambda: _companions(made.inputs, optical, estimate))
         notes, unknown = [*sar.report(), *optical.report()], made.counts["unknown"]

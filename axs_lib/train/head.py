@@ -220,7 +220,7 @@ def _start_head(config: HeadConfig, corrector: GroundingCorrector) -> Mapping[st
     for floor in (corrector.head.gate_floor, corrector.head.filter_floor, corrector.head.mask_floor):
         floor.zero_()
     corrector.head.gate_scale.fill_(1.0)
-    corrector.requires_grad_(True)
+    corrector.requires_grad_(True).train()
     return header
 
 

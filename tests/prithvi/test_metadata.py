@@ -105,7 +105,7 @@ def test_a_number_is_kept_or_refused_by_name(key: str, value: float) -> None:
         ({"lat": [1.0, 2.0]}, r"lat is \[1\.0, 2\.0\]; expected a number"),
         ({"day": 3}, "unknown key 'day'"),
         ({"latt": 3}, "Did you mean 'lat'"),
-        ({"biome": "Tundras"}, "Did you mean 'Tundra'"),
+        ({"biome": "Tundras"}, "Did you mean 'tundra'"),
         ({"biome": 0}, "biome is 0"),
     ],
 )

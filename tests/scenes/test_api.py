@@ -114,7 +114,7 @@ def test_what_is_trusted_stays_bit_for_bit(grounder: BoxGrounder, scene: SceneFi
 
 def test_files_say_how_they_were_made(grounder: BoxGrounder, scene: SceneFiles, tmp_path: Path) -> None:
     with rasterio.open(scene.opt_v2, "r+") as file:
-        file.update_tags(SCENE="T33UUP", AXS_HOLD_COLOUR="True", AXS_MASK_KIND="scl")
+        file.update_tags(SCENE="T33UUP", AXS_HOLD_COLOUR="True", AXS_MASK_KIND="scl", AXS_SEED="7")
     maps = {name: tmp_path / f"{name}.tif" for name in ("uncertainty", "gate")}
     result = ground(grounder, scene, tmp_path, ensemble_size=2, timesteps=3, **maps)
     with rasterio.open(tmp_path / "out.tif") as file:

@@ -31,15 +31,13 @@ def test_a_published_checkpoint_grounds_out_of_the_box(
     assert not any(p.requires_grad for p in model.parameters())
     assert model.correction_mode == "learned"
     tags = model.provenance
-    assert tags["AXS_HEAD"] == "packaged"
-    assert tags["AXS_VARIANT"] == TINY
+    assert tags["AXS_HEAD"] == "packaged" and tags["AXS_VARIANT"] == TINY
     assert sha256_file(published_tiny.checkpoint) in " ".join(tags.values())
     s1, opt_v2 = plausible_pair(1, 40, 100)
     with torch.no_grad():
         out = model.ground(s1, opt_v2, 2)
     assert out.image.shape == opt_v2.shape and out.nfe == 2
-    assert torch.isfinite(out.image).all()
-    assert out.proposal.std() > 10.0
+    assert torch.isfinite(out.image).all() and out.proposal.std() > 10.0
 
 
 @pytest.fixture

@@ -43,13 +43,19 @@ def config_of(data: Path, out: Path, nano_weights: Path, **options: object) -> H
     return HeadConfig(data=folder_of_pairs(data), out=str(out), **(settings | options))  # type: ignore[arg-type]
 
 
-def test_only_the_head_is_trained_and_a_stopped_run_goes_on(nano_weights: Path, tmp_path: Path) -> None:
+def test_only_the_head_is_trained_and_a_stopped_run_goes_on(
+    nano_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trains: set[bool] = set()  # in eval() mode the mask would be sharpened, and flat
+    monkeypatch.setattr(
+        "axs_lib.train.head.loss_of_batch", lambda c, *a, **o: trains.add(c.training) or loss_of_batch(c, *a, **o)
+    )
     config = config_of(tmp_path / "pairs", tmp_path / "a", nano_weights, validation_groups=("pairs/tile2",))
     with pytest.raises(InputError, match=r"has no group tile2; its groups are pairs/tile0"):
         train_head(dataclasses.replace(config, test_groups=("tile2",)), progress=False)
     folder = train_head(config, progress=False)
     straight = read_state(folder / CORRECTOR_FILE)
-    assert straight["head.body.out.weight"].any()
+    assert straight["head.body.out.weight"].any() and trains == {True}
     trained = torch.load(tmp_path / "a" / LAST, weights_only=True)["state_dict"]
     assert "module.corrector.head.body.out.weight" in trained and not [n for n in trained if n.endswith("qkv.weight")]
 
