@@ -1,8 +1,7 @@
 """LoRA adapters: train a few low-rank matrices beside a frozen network, save them, load them, fold them in.
 
 Layers are wrapped in place by ``peft``, and files are in PEFT's format, with a Stage 3 model's grounding head beside
-them. Of the configuration only the fields in ``FIELDS`` are read, so that a folder from elsewhere can name no code to
-run.
+them. Of the configuration only the fields in ``FIELDS`` are read, so that a folder from elsewhere runs no code.
 """
 
 from __future__ import annotations

@@ -181,8 +181,7 @@ def build_prithvi_refiner(
         needs_season: leave images alone whose season is unknown, without a date or in the tropics; ``None`` does what
             the header of the weights tells, and corrects every image where it does not tell.
 
-    Raises InputError: unknown variant, or a share out of range; or WeightsError: weights that cannot be had, read or
-    matched.
+    Raises InputError: unknown variant, or a share out of range; or WeightsError: weights that cannot be had or matched.
     """
     spec, place = find_variant(variant, PRITHVI_VARIANTS), find_device(device)
     check_number("metadata_dropout", metadata_dropout, 0.0, math.nextafter(1.0, 0.0), "0 up to, not including, 1")

@@ -160,8 +160,7 @@ class Stage3GroundingModel(GeneratorStage, HubMixin):
             opt_v2: (B, 4, H, W) or (4, H, W), B02 B03 B04 B08 in DN, NaN = nodata.
             timesteps: network evaluations, 1 to 1000; default the model's.
             strength: 1 starts from pure noise; less starts from the partly noised estimate; 0 returns it unchanged.
-            seed: of the noise field, one for all samples or one a sample; or ``torch.Generator`` objects to draw it
-                from.
+            seed: of the noise field, one for all samples or one a sample; or ``torch.Generator`` objects.
             tokens: ``"soft"`` (deterministic), ``"argmax"`` or ``"sample"``.
             temperature: of soft and sampled tokens.
             ensemble_size: members averaged, with noise of their own and the tile turned or mirrored for the grounding

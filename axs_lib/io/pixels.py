@@ -91,6 +91,10 @@ class Pixels(ABC):
                     f"{self.label} has {count} band(s) and --bands names {len(order)} ({listed(order)}); expected a"
                     " name for every band of the stack, in its order"
                 )
+            said = ((band_name(name), own) for name, own in zip(names, order, strict=False))
+            against = [f"{name} for {own}" for name, own in said if name not in (None, own)]
+            if against:
+                self.notes.append(f"{self.label}: --bands takes {listed(against)}, against the names in the file")
             names = order
         elif not any(names):
             if count != len(self.bands):

@@ -448,8 +448,7 @@ def _opened() -> Iterator[ExitStack]:
 class _Outputs:
     """What one run makes: temporary files and arrays while it runs, final names at its end.
 
-    ``wanted`` says where each layer goes; no path is an array, which is then true of all. ``together`` is an .npz with
-    all layers.
+    ``wanted`` says where each layer goes; no path is an array, which is then true of all. ``together`` an .npz of all.
     """
 
     def __init__(

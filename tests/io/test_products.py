@@ -210,8 +210,7 @@ def test_a_fifth_band_of_alpha_is_a_mask(tmp_path: Path, optical: np.ndarray) ->
         tmp_path / "a.tif", np.concatenate([optical, alpha]), (*OPTICAL_BANDS, ""), colours=colours,
         photometric="MINISBLACK", ALPHA="YES",
     )  # fmt: skip
-    data = read_optical(path)[1]
-    assert np.isnan(data[:, 5:9]).all() and np.isfinite(data[:, 9:]).all()
+    assert np.isnan(data := read_optical(path)[1])[:, 5:9].all() and np.isfinite(data[:, 9:]).all()
 
 
 @pytest.mark.parametrize("names", [("HH", "HV"), ("Sigma0_HH_db", "Sigma0_HV_db"), ("VV", "HH")])
@@ -226,11 +225,12 @@ def test_other_polarisations_are_refused_by_name(tmp_path: Path, sar: np.ndarray
 def test_an_order_that_is_assumed_is_said_and_a_doubtful_one_warned_of(tmp_path: Path, sar: np.ndarray) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        source, _ = read_sar(write(tmp_path / "a.tif", sar))
-    assert "taken for VV, VH in this order" in source.report()[0]
+        assert "taken for VV, VH in this order" in read_sar(write(tmp_path / "a.tif", sar))[0].report()[0]
     with pytest.warns(ReadingWarning, match="--bands VH,VV"):
         read_sar(write(tmp_path / "b.tif", sar[::-1]))
     np.testing.assert_array_equal(read_sar(tmp_path / "b.tif", bands=("VH", "VV"))[1], sar)
+    source, _ = read_sar(write(tmp_path / "c.tif", sar, ("VV", "VH")), bands=("VH", "VV"), force=True)
+    assert "--bands takes VV for VH, VH for VV, against the names in the file" in source.report()[0]
     with pytest.raises(InputError, match=r"holds one band; .*: --s1 a_VV_g0\.tif a_VH_g0\.tif$"):
         read_sar(write(tmp_path / "a_VH_g0.tif", sar[:1]))
 
