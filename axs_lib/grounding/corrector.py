@@ -159,7 +159,7 @@ class GroundingCorrector(nn.Module):
 
         In an estimate that is where a head sees water that it lacks, it and the SAR disagree, and the SAR looks like
         open water: the broad change that heads are trained on. A colour between land and water is neither: the product
-        is sharpened, but in training, where the ends of the ramp have no gradient. Unknown pixels may change wholly.
+        is sharpened, except in training, where the ends of the ramp have no gradient. Unknown pixels may change wholly.
         """
         mask = missed_water * tiles.sar_inconsistency * open_water(tiles.s1)
         if not (self.training and torch.is_grad_enabled()):
