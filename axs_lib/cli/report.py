@@ -36,7 +36,7 @@ def report(
 
     check_output(out, overwrite)
     if s1 and not results:  # what follows --s1 is taken for more of it
-        s1, results = s1[:1] if len(s1) < 3 else s1[:-1], s1[-1:] if len(s1) > 1 else []
+        s1, results = (s1[:-1], s1[-1:]) if len(s1) > 1 else (s1, [])
     given = {"s1": s1, "opt_v2": opt_v2, "truth": truth, "uncertainty": uncertainty, "gate": gate}
     companions = {layer: path for layer, path in given.items() if path}
     count = write_report(

@@ -31,14 +31,14 @@ def test_layers_of_a_file_with_any_name(axs: Run, tmp_path: Path) -> None:
     s1, s2 = sample_paths("ireland_fields")
     sar, _ = load_sample("ireland_fields")
     place = {"crs": sar.grid.crs, "transform": sar.grid.affine}
-    bands = [
-        write_scene(tmp_path / f"{b}.tif", d[None], (b,), **place) for b, d in zip(SAR_BANDS, sar.data, strict=True)
-    ]
+    pairs = zip(SAR_BANDS, sar.data, strict=True)
+    bands = [write_scene(tmp_path / f"{band}.tif", data[None], (band,), **place) for band, data in pairs]
     out = tmp_path / "page.html"
-    result = axs("report", s2, "--s1", *bands, "--opt-v2", s2, "--truth", s2, "--out", out)
-    assert result.exit_code == 0, result.output
-    for view in ("opt_v2", "opt_v3", "truth", "s1", "change"):
-        assert f'data-view="{view}"' in out.read_text()
+    for first, last in (([s2], []), ([], ["--s1", *bands, s2]), ([], ["--s1", s1, s2])):  # --s1 may take the result
+        given = (*first, "--opt-v2", s2, "--truth", s2, *(last or ["--s1", *bands]))
+        result = axs("report", "--out", out, "--overwrite", *given)
+        views = [f'data-view="{view}"' in out.read_text() for view in ("opt_v2", "opt_v3", "truth", "s1", "change")]
+        assert result.exit_code == 0 and all(views), result.output
     both = axs("report", s2, s1, "--truth", s2, "--out", tmp_path / "b.html")
     assert both.exit_code == 2 and "belong to one" in both.stderr
 
