@@ -274,15 +274,16 @@ class Stage3GroundingModel(GeneratorStage, HubMixin):
 
     @torch.no_grad()
     def grounding_map(
-        self, s1: Tensor, opt_v2: Tensor, timesteps: int | None = None, *, seed: int = 0, **options: Any
+        self, s1: Tensor, opt_v2: Tensor, timesteps: int | None = None, *, seed: Seed = 0, **options: Any
     ) -> GroundingMap:
         """Where and by how much Stage 3 moves opt_v2, and what the SAR contributed: two runs of ``ground``.
 
         The arguments are those of ``ground``.
         """
         controls = options.pop("controls", NO_CONTROLS)
-        if isinstance(seed, torch.Generator):  # it would go on between the two runs
-            seed = int(torch.randint(2**62, (), generator=seed, device=seed.device))
+        if not isinstance(seed, int):  # generators would go on between the two runs
+            batch = len(opt_v2) if checks.check_tensor("opt_v2", opt_v2).ndim == 4 else 1
+            seed = sample_seeds(seed, batch)
         with_sar, without = (
             self.ground(s1, opt_v2, timesteps, seed=seed, controls=replace(controls, use_sar=use_sar), **options).image
             for use_sar in (True, False)

@@ -39,8 +39,7 @@ def plot_panel(
     ``result`` is a saved result (``axs_lib.io.saved``), the path of one, or images by name: ``s1`` (or ``s1_vv`` and
     ``s1_vh``), ``opt_v2``, ``opt_v3``, and as far as known ``opt_v1``, ``truth`` (or ``s2_real``), ``trust`` and
     ``uncertainty``, as arrays or tensors of one tile; other names are ignored. ``title`` is by default the saved
-    result's name; ``metrics``, MSE and SSIM with suffixes ``_v1``, ``_v2``, ``_v3``, are measured where the truth is
-    known.
+    result's name; ``metrics``, MSE and SSIM with suffixes ``_v1``, ``_v2``, ``_v3``, are measured where truth is known.
 
     ``InputError``: SAR, opt_v2 or opt_v3 is missing, the shapes do not belong to one tile, or the file is unreadable.
     """

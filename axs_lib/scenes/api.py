@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
 import torch
@@ -59,6 +59,7 @@ KINDS: Mapping[str, tuple[Any, str]] = {  # of arguments, where they are not Non
     "grid": (TileGrid, "an axs_lib.tilegrid.TileGrid"),
     "scene_grid": (SceneGrid, "an axs_lib.io.grid.SceneGrid"),
     "bands": (Sequence, "names of bands"),
+    "seed": (SupportsIndex, "an integer"),  # a generator would go on from tile to tile
     **dict.fromkeys(("metadata", "tags"), (Mapping, "a mapping of names to values")),
     **dict.fromkeys(("s1_unit", "boa_offset"), (str, "a name")),
     **dict.fromkeys(("same_grid", "deterministic", "overwrite", "force"), (bool, "a truth value")),

@@ -150,16 +150,16 @@ def test_what_cannot_be_is_refused(grounder: BoxGrounder, scene: SceneFiles, tmp
     refused("name one file twice", gate=tmp_path / "out.tif")
     refused("expected an output named", name="out.png")
     refused("integer of at least 1", batch_size=0)
+    refused("seed is .*; expected an integer", seed=torch.Generator())
     refused(r"grid is 'x'; expected an axs_lib\.tilegrid\.TileGrid", grid="x")
     refused("tags is 'x'; expected a mapping", tags="x")
     refused("needs the day", stac=tmp_path / "i.json")
     refused("expected a file for both", gate=True)
     with pytest.raises(TypeError, match="unknown option"):
         ground(grounder, scene, tmp_path, generator=torch.Generator())
-    with pytest.raises(InputError, match="does not exist"):
-        ground_scene(grounder, scene.s1, tmp_path / "none.tif", tmp_path / "o.tif")
-    with pytest.raises(InputError, match="opt_v2 as an array"):
-        ground_scene(grounder, scene.s1, scene.opt_v2)
+    for given, match in (((tmp_path / "none.tif", tmp_path / "o.tif"), "not exist"), ((scene.opt_v2,), "as an array")):
+        with pytest.raises(InputError, match=match):
+            ground_scene(grounder, scene.s1, *given)
     for model in ("nano", 3, lambda: None, torch.nn.Linear(2, 2)):
         for run, given in ((ground_scene, (scene.s1, scene.opt_v2)), (run_scene, (scene.s1,))):
             with pytest.raises(InputError, match=r"the model is .*; expected one of build_"):
