@@ -34,8 +34,7 @@ class CropDataset(Dataset[Batch]):
     A batch holds ``s1`` (B, 2, c, c) dB and ``truth`` (B, 4, c, c) DN, nodata filled; ``mask`` (B, 1, c, c), True where
     a pixel is real; ``opt_v1`` and ``opt_v2`` where ``estimates`` asks for them; ``metadata``, one mapping a crop; and
     its ``index``. Larger samples are drawn more often, by the square root of their area. Samples that cannot be read
-    are errors, or with ``on_bad: skip`` named once and replaced by others. Raises InputError: no sample is large
-    enough.
+    are errors, or with ``on_bad: skip`` named once and replaced. Raises InputError: no sample is large enough.
     """
 
     def __init__(
