@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from axs_lib.batch.manifest import RESERVED
+from axs_lib.batch.manifest import MANIFEST, RESERVED
 from axs_lib.errors import InputError
-from axs_lib.io.files import check_regular, open_regular
+from axs_lib.io.files import check_kept, check_regular, open_regular
 
 Stage = Literal["ground", "pipeline"]
 
@@ -57,13 +57,14 @@ def list_items(inputs: str | os.PathLike[str], stage: Stage = "ground", outputs:
     ``inputs`` is a folder, a glob (``tiles/**/*.npz``), one tile, or a ``.parquet`` or ``.csv`` manifest with columns
     of ``COLUMNS``, whose paths are relative to its folder; nothing is looked for in folders of ``outputs``.
 
-    Raises InputError: nothing is there, the manifest cannot be read, or two items have one name.
+    Raises InputError: nothing is there, the manifest cannot be read or would be replaced, or two items have one name.
     """
     text = os.fspath(inputs)
     if "\0" in text:
         raise InputError(f"{text!r} is no valid path; expected a folder, a glob or a manifest")
     path = Path(text)
     if path.suffix.lower() in MANIFEST_SUFFIXES and not glob.has_magic(text):
+        check_kept([folder / MANIFEST for folder in outputs], path)
         items = _from_manifest(path, stage)
     else:
         items = _from_files(text, stage, [folder.resolve() for folder in outputs])

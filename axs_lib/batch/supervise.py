@@ -188,7 +188,9 @@ def _tasks(job: Job, items: Iterable[Item], manifest: Manifest, overwrite: bool)
 
 
 def _check_outputs(job: Job, items: Sequence[Item]) -> None:
-    inputs = {path for item in items for path in item.files.values()}
+    weights = [str(file) for path in map(Path, job.checkpoints.values()) for file in (path, *path.rglob("*"))]
+    images = [path for item in items for path in item.files.values()]
+    inputs = set(map(os.path.realpath, images + weights))
     for item in items:
         outputs = [os.path.realpath(path) for path in job.outputs(item).values()]
         if len(set(outputs)) < len(outputs):

@@ -92,6 +92,7 @@ def evaluate(
     from axs_lib.evaluate.plain import load_plain
     from axs_lib.evaluate.sources import select_pairs
     from axs_lib.io.atomic import atomic_write, check_output
+    from axs_lib.io.files import check_kept
 
     # 1. What can be refused is refused before the model is loaded.
     steps = [options.recommended_timesteps(variant)] if timesteps is None else _steps(timesteps)
@@ -99,6 +100,8 @@ def evaluate(
     source: OptV2Source = opt_v2_source or ("stage2" if whole else "file")
     if json_file is not None:
         check_output(json_file, overwrite)
+        weights = (model.checkpoint, model.adapter, no_sar_checkpoint, plain_checkpoint, *asdict(stages).values())
+        check_kept([json_file], data / "index.csv", *data.rglob("*.npz"), *weights)
     chosen = None if groups is None else [group.strip() for group in groups.split(",") if group.strip()]
     records = select_pairs(data, quality, chosen, source)
 

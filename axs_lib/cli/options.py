@@ -155,8 +155,9 @@ class SceneOptions(ModelOptions):
         device, steps = torch_device(self.device), self.steps()
         build = functools.cache(lambda: self.build(stage, steps, device, variant=self.variant, **model))
         members = self.ensemble_size or (DEFAULT_ENSEMBLE if self.uncertainty or stage == "pipeline" else 1)
+        kept = (self.checkpoint, self.adapter, *how.pop("kept", ()))
         try:
-            result = make(build, *inputs, timesteps=steps, ensemble_size=members, **self.for_scene(), **how)
+            result = make(build, *inputs, timesteps=steps, ensemble_size=members, kept=kept, **self.for_scene(), **how)
         except torch.OutOfMemoryError as error:
             raise AxionError(
                 f"{device} has too little memory for a batch of tiles; use --deterministic (one tile at a time),"

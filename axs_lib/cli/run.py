@@ -48,4 +48,5 @@ def run(
     from axs_lib.scenes.api import run_scene
 
     how = {"metadata": metadata, "deterministic": deterministic, "overwrite": overwrite}
+    how["kept"] = (like, *asdict(stages).values())
     scene.carry_out("pipeline", run_scene, s1, out, grid, model=asdict(stages), **how)

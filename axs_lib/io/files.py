@@ -6,7 +6,7 @@ import contextlib
 import io
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,20 @@ def same_file(one: PathLike, other: PathLike) -> bool:
     with contextlib.suppress(OSError, ValueError):
         return Path(one).samefile(other)
     return False
+
+
+def check_kept(outputs: Iterable[Any], *inputs: Any) -> None:
+    """Raise ``InputError`` where an output is an input, or a file in a folder that is one.
+
+    Inputs are paths or several; what is no path, on either side, is passed over.
+    """
+    written = [Path(path) for path in outputs if isinstance(path, str | os.PathLike)]
+    for given in (path for each in inputs for path in paths_of(each) or []):
+        for path in written:
+            inside = path.is_file() and Path(given).is_dir() and path.resolve().is_relative_to(Path(given).resolve())
+            if inside or same_file(given, path):
+                where = f"{path}, a file of the input" if inside else "the input"
+                raise InputError(f"an output would replace {where} {given}; give the output another name")
 
 
 _KINDS = {

@@ -29,7 +29,7 @@ from axs_lib.errors import InputError, listed
 from axs_lib.grounding.large import GroundingControls
 from axs_lib.io.arrays import ArrayPixels, times
 from axs_lib.io.atomic import atomic_writes, check_output, temporary_folder
-from axs_lib.io.files import PathLike, paths_of, same_file
+from axs_lib.io.files import PathLike, check_kept, paths_of, same_file
 from axs_lib.io.formats import FloatArray
 from axs_lib.io.grid import TILE_SIDE, SceneGrid
 from axs_lib.io.masks import MaskFile, MaskSource, gap_share
@@ -59,6 +59,7 @@ KINDS: Mapping[str, tuple[Any, str]] = {  # of arguments, where they are not Non
     "grid": (TileGrid, "an axs_lib.tilegrid.TileGrid"),
     "scene_grid": (SceneGrid, "an axs_lib.io.grid.SceneGrid"),
     "bands": (Sequence, "names of bands"),
+    "kept": (Sequence, "paths"),
     "seed": (SupportsIndex, "an integer"),  # a generator would go on from tile to tile
     **dict.fromkeys(("metadata", "tags"), (Mapping, "a mapping of names to values")),
     **dict.fromkeys(("s1_unit", "boa_offset"), (str, "a name")),
@@ -153,6 +154,7 @@ def ground_scene(
     deterministic: bool = False,
     tags: Mapping[str, str] | None = None,
     overwrite: bool = False,
+    kept: Sequence[PathLike | None] = (),
     force: bool = False,
     addresses: bool = True,
     progress: bool = False,
@@ -186,6 +188,7 @@ def ground_scene(
         deterministic: show the network one tile at a time, whatever ``batch_size``: with the same number of torch
             threads the result is then the same to the last DN, else to within 1 DN.
         tags, overwrite: further tags for the files; replace existing ones.
+        kept: further files and folders that no output may replace, such as those of the weights.
         force: accept values that do not look like dB and DN.
         addresses: open addresses among the paths.
         **options: ``strength``, ``tokens``, ``temperature``, ``ensemble_size``, ``hold_colour``, ``correction_mode`` or
@@ -218,7 +221,7 @@ def ground_scene(
                 "no output is named and opt_v2 is a file; give out=FILE, or opt_v2 as an array or DataArray"
             )
         in_place = out is not None and all(same_file(out, path) for path in paths_of(opt_v2) or [])
-        inputs = (s1, getattr(trust, "path", trust), None if in_place else opt_v2)
+        inputs = (s1, getattr(trust, "path", trust), None if in_place else opt_v2, *kept)
         made.prepare(inputs, optical, optical.grid, grid or TileGrid(), stack)
         count = optical.pixels.tiles
         sar = open_source(s1, SAR_BANDS, stack, reading)
@@ -353,6 +356,7 @@ def run_scene(
     deterministic: bool = False,
     tags: Mapping[str, str] | None = None,
     overwrite: bool = False,
+    kept: Sequence[PathLike | None] = (),
     force: bool = False,
     addresses: bool = True,
     progress: bool = False,
@@ -393,7 +397,7 @@ def run_scene(
         small = tile_count(tiles, *place.size) == 1 and max(place.size) <= TILE_SIDE
         wanted, together = _pipeline_outputs(out, layers, given.pixels.tiles, small)
         made = _Outputs(wanted | maps, stac, date, overwrite, together)
-        made.prepare([s1], given, place, tiles, stack)
+        made.prepare([s1, *kept], given, place, tiles, stack)
         given.look()
         sar = to_grid(given, place, stack, made.work, same_grid=same_grid)
         stages = _built(pipeline, "provenance", "build_pipeline")
@@ -489,9 +493,7 @@ class _Outputs:
         self.total = count if count > 1 else tile_count(grid, *place.size)
         self.whole = count > 1 or self.total == 1  # the network sees a tile as a whole
         paths = self.targets.values()
-        for given in (path for each in inputs for path in paths_of(each) or []):
-            if any(path is not None and same_file(given, path) for path in (*paths, self._stac, self._together)):
-                raise InputError(f"an output would replace the input {given}; give the output another name")
+        check_kept((*paths, self._stac, self._together), *inputs)
         for path in paths:
             if path is not None:
                 check_suffix(path, count)

@@ -24,7 +24,7 @@ import numpy as np
 from axs_lib.bands import DN_PER_REFLECTANCE, OPTICAL_BANDS, SAR_BANDS
 from axs_lib.errors import AxionError, InputError, listed
 from axs_lib.io.atomic import atomic_writes, check_output
-from axs_lib.io.files import PathLike
+from axs_lib.io.files import PathLike, check_kept
 from axs_lib.io.formats import FloatArray
 from axs_lib.io.masks import scl_trust
 from axs_lib.io.pixels import TRUST
@@ -89,6 +89,7 @@ class PairArrays:
     trust: DataArray | None
     date: str  # day of the optical image
     tags: dict[str, str]  # items the pixels come from
+    sources: tuple[str, ...] = ()  # addresses or paths of the items' files
 
 
 def find_pair(
@@ -169,14 +170,16 @@ def load_pair(
     # 2. The SAR on its own grid: the scene way warps it, in linear power.
     own = _grid_of(*sar[0], geopolygon=place.pad(MARGIN_PX).extent)
     backscatter = [_to_db(item, keys, _read(item, keys, own), s1_unit) for item, keys in sar]
-    return PairArrays(_mosaic(backscatter), _mosaic(images), trust, pair.date, pair.tags)
+    sources = tuple(map(str, (a.get_absolute_href() for i in (*pair.s1, *pair.s2) for a in i.assets.values())))
+    return PairArrays(_mosaic(backscatter), _mosaic(images), trust, pair.date, pair.tags, sources)
 
 
 def save_pair(arrays: PairArrays, folder: PathLike, *, overwrite: bool = False) -> list[Path]:
     """Read a pair to the end, row by row, into COGs in a folder: ``s1.tif``, ``s2.tif`` and ``trust.tif``.
 
-    Raises InputError: the SAR is not in the unit that was said; AxionError: the pixels cannot be read; OutputError: a
-    file exists, or the disk refuses. Nothing is then left under any name.
+    Raises InputError: the SAR is not in the unit that was said, or a file of the catalogue would be replaced;
+    AxionError: the pixels cannot be read; OutputError: a file exists, or the disk refuses. Nothing is then left under
+    any name.
     """
     from rasterio.errors import RasterioError
 
@@ -184,6 +187,7 @@ def save_pair(arrays: PairArrays, folder: PathLike, *, overwrite: bool = False) 
     if arrays.trust is not None:
         kinds[Layer("trust", TRUST, "float32", np.nan, "1")] = arrays.trust
     targets = [check_output(Path(folder, f"{layer.name}.tif"), overwrite) for layer in kinds]
+    check_kept(targets, arrays.sources)
     Path(folder).mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         writers = []

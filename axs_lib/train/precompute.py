@@ -119,10 +119,9 @@ def precompute(config: PrecomputeConfig, *, progress: bool = True) -> Path:
 def _check(config: PrecomputeConfig) -> None:
     if config.stage not in MADE:
         raise InputError(f"stage is {config.stage!r}; expected stage1 (makes opt_v1) or stage2 (makes opt_v2)")
-    if Path(config.out).resolve() == Path(config.data.folder).resolve():
-        raise InputError(
-            f"{config.out} is the data folder itself; choose another --out, so that no input is overwritten"
-        )
+    out, data = Path(config.out).resolve(), Path(config.data.folder).resolve()
+    if out == data or data.is_relative_to(out / "pairs"):
+        raise InputError(f"the pairs of {config.out} would replace those of {data}, the input; choose another --out")
     if config.train is None and len(config.checkpoints) != config.folds:
         raise InputError(
             f"{len(config.checkpoints)} checkpoints are given for {config.folds} folds; pass --checkpoint once for each"

@@ -193,12 +193,15 @@ def fit(
     The task's ``config`` is the run. An item of ``training`` is a whole batch, for any index, and is read by so many
     ``workers``; where there are ``held_out`` batches, the best validation's weights are exported, and ``patience``
     validations without a better one end the run. Returns what the task's ``export`` returned; on all but the first
-    device the run folder. Raises InputError: no such trainer; WeightsError: as ``check_run``; OutputError: the disk
-    refuses; the previous checkpoint is intact.
+    device the run folder. Raises InputError: no such trainer, or the run would replace the weights that it starts from;
+    WeightsError: as ``check_run``; OutputError: the disk refuses; the previous checkpoint is intact.
     """
     config = task.config
     out = Path(config.out)
     last = out / LAST
+    for given in (getattr(config, name, None) for name in ("checkpoint", "start")):
+        if given is not None and Path(given).resolve().is_relative_to((out / "weights").resolve()):
+            raise InputError(f"the weights of the run would replace {given}, which it starts from; give another --out")
     changed = check_run(config, task.kind) if resume else []
     if changed:
         warnings.warn(

@@ -129,3 +129,6 @@ def test_what_is_not_there_or_cannot_be_read(tmp_path: Path) -> None:
     ):
         with pytest.raises(InputError, match=message):
             list_items(tmp_path / name)
+    (tmp_path / "manifest.parquet").write_bytes(b"mine")
+    with pytest.raises(InputError, match=r"would replace the input .*manifest\.parquet"):
+        list_items(tmp_path / "manifest.parquet", outputs=[tmp_path])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -54,7 +55,10 @@ def job(out: Path) -> Job:
 
 
 def test_an_output_never_replaces_an_input(tmp_path: Path) -> None:
-    item = Item("a", str(tmp_path / "a.npz"))
-    with pytest.raises(InputError, match="would replace the input"):
-        run_batch(job(tmp_path), [item], FailingPool())
-    assert list(tmp_path.iterdir()) == []
+    """Nor does one that the input, or the weights, are a link to."""
+    (tmp_path / "link.npz").symlink_to(tmp_path / "b.npz")
+    for name, weights in (("a", {}), ("link", {}), ("c", {"checkpoint": str(tmp_path / "link.npz")})):
+        item = Item("a" if name == "a" else "b", str(tmp_path / f"{name}.npz"))
+        with pytest.raises(InputError, match="would replace the input"):
+            run_batch(replace(job(tmp_path), checkpoints=weights), [item], FailingPool())
+    assert [path.name for path in tmp_path.iterdir()] == ["link.npz"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -123,6 +125,44 @@ def test_refused_in_one_line(
     assert message in result.output
     assert "Traceback" not in result.output
     assert not (tmp_path / "out").exists() and not fake_pipeline.settings
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        f"run --s1 {S1} --like image.tif --out image.tif",
+        f"run --s1 {S1} --like opt_v3.tif --out .",
+        f"run --s1 {S1} --stage2-checkpoint w.json --stac w.json --date 2021-07-14 --out new",
+        f"ground --s1 {S1} --opt-v2 {S2} --checkpoint w.json --stac w.json --date 2021-07-14 --out new.tif",
+        f"ground --s1 {S1} --opt-v2 {S2} --adapter a --stac a/w.json --date 2021-07-14 --out new.tif",
+        "evaluate --data pairs --json pairs/pair.npz",
+        "evaluate --data pairs --json w.json --plain-checkpoint w.json",
+        "report pair.npz --out pair.npz",
+        "report page.html --out page.html",
+        "report . --out opt_v3.tif",
+        "report --evaluation w.json --out w.json",
+        "report image.tif --gate page.html --out page.html",
+    ],
+)
+def test_no_command_replaces_what_it_reads(
+    axs: Run,
+    fake_model: FakeModel,
+    fake_pipeline: FakePipeline,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    words: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    image, stored = load_sample("ireland_fields")[1].data, io.BytesIO()
+    np.savez(stored, s1=image[:2] * 0 - 12, s2=image, opt_v3=image)
+    content = {"image.tif": S2.read_bytes(), "opt_v3.tif": S2.read_bytes(), "w.json": b"{}", "a/w.json": b"{}"}
+    content |= dict.fromkeys(("pairs/pair.npz", "pair.npz", "page.html"), stored.getvalue())
+    for name, data in content.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(data)
+    result = axs(*words.split(), "--overwrite")
+    assert result.exit_code == 2 and re.search("would replace|is the name of an image", result.stderr), result.output
+    assert {n: (tmp_path / n).read_bytes() for n in content} == content and not (tmp_path / "new.tif").exists()
 
 
 @pytest.fixture

@@ -321,7 +321,11 @@ def test_a_pair_is_saved_as_files_that_a_scene_takes(full: Path, tmp_path: Path)
     np.testing.assert_array_equal(read_tiff(tmp_path / "o.tif"), np.rint(direct.values))
     with pytest.raises(OutputError, match="exists already"):
         save_pair(arrays, folder)
-    (Path(full).parents[1] / "pixels" / "near" / "vv.tif").write_bytes(b"gone")
+    gone = Path(full).parents[1] / "pixels" / "near" / "vv.tif"
+    (gone.parent / "s1.tif").hardlink_to(gone)
+    with pytest.raises(InputError, match=r"would replace the input .*vv\.tif"):
+        save_pair(arrays, gone.parent, overwrite=True)
+    gone.write_bytes(b"gone")
     with pytest.raises(AxionError, match="cannot be read"):
         save_pair(arrays, tmp_path / "other")
     assert list((tmp_path / "other").iterdir()) == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -52,6 +53,12 @@ def checkpoint(out: Path) -> dict[str, Any]:
 def test_settings_that_no_training_can_have_are_refused(wrong: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"(seed|steps|ema|accumulate_grad_batches) is (-1|0|1); expected from"):
         config("stage3", tmp_path, tmp_path, **wrong)
+
+
+def test_a_run_does_not_replace_the_weights_it_starts_from(pairs: Path, tmp_path: Path, nano_weights: Path) -> None:
+    first = shutil.copytree(nano_weights.parent, tmp_path / "run" / "weights") / nano_weights.name
+    with pytest.raises(InputError, match=r"would replace .*, which it starts from"):
+        fit(config("stage1", pairs, tmp_path / "run", pretrained=True, checkpoint=str(first)))
 
 
 def test_a_killed_run_goes_on_as_if_it_had_not_been(pairs: Path, tmp_path: Path, repository: Path) -> None:

@@ -98,8 +98,9 @@ def test_a_model_that_has_seen_the_groups_is_refused(
     unknown = replace(swapped, checkpoints=(str(nano_weights),) * 2, variant="nano")
     with pytest.warns(BadDataWarning, match="does not say what it was trained on"):
         precompute(unknown, progress=False)
-    with pytest.raises(InputError, match="is the data folder itself"):
-        precompute(replace(swapped, out=str(pairs)), progress=False)
+    for data in (pairs, pairs / "pairs"):
+        with pytest.raises(InputError, match=r"would replace those of .*, the input"):
+            precompute(replace(swapped, out=str(pairs), data=DataConfig(str(data))), progress=False)
 
 
 def test_models_are_trained_on_the_other_folds_and_stage2_follows_stage1(

@@ -23,7 +23,8 @@ from axs_lib.evaluate.html.views import SMALL, thumbnail, views_of
 from axs_lib.evaluate.measured import measure_layers
 from axs_lib.evaluate.tables import percent
 from axs_lib.io.atomic import atomic_write
-from axs_lib.io.files import PathLike, open_regular
+from axs_lib.io.files import PathLike, check_kept, open_regular
+from axs_lib.io.raster import SUFFIXES
 from axs_lib.io.saved import Result, find_results, read_results
 
 FOLDER = Path(__file__).parent
@@ -45,11 +46,14 @@ def write_report(
     ``results`` are folders and files, see ``axs_lib.io.saved.find_results``; ``evaluation`` is the JSON of ``axs
     evaluate``; ``companions`` are GeoTIFFs of further layers of a single result, as ``read_results`` takes them.
 
-    Raises InputError: there is nothing to show, or no file of it can be read; or OutputError: the file exists and
-    ``overwrite`` is false, or it cannot be written.
+    Raises InputError: there is nothing to show, no file of it can be read, or the page would replace an input; or
+    OutputError: the file exists and ``overwrite`` is false, or it cannot be written.
     """
     if not results and evaluation is None:
         raise InputError("nothing is given to report; expected folders or files of results, or an evaluation")
+    if Path(path).suffix.lower() in SUFFIXES:
+        raise InputError(f"{path} is the name of an image; expected that of a page, such as report.html")
+    check_kept([path], evaluation, *(companions or {}).values(), *(each for each in results if not Path(each).is_dir()))
     reports = [] if evaluation is None else _load(evaluation)
     entries: list[dict[str, Any]] = []
     problems: list[str] = []
