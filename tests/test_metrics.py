@@ -32,8 +32,10 @@ def test_perfect_estimate() -> None:
     assert set(figures) == set(METRIC_KEYS)
     assert figures["mse"] == figures["mae"] == figures["ergas"] == figures["ndvi"] == figures["ndwi"] == 0
     assert figures["psnr"] == math.inf
-    with pytest.warns(RangeWarning, match="reflectance"):
-        compute_metrics(truth / 10_000, truth / 10_000)
+    for image, fix in ((truth / 10_000, "multiply by 10000"), (truth / 1000 + 9, "unless the place is that dark")):
+        with pytest.warns(RangeWarning, match=fix) as seen:
+            compute_metrics(image, image)
+        assert not any("model" in str(warning.message) for warning in seen)
     with pytest.raises(InputError, match="infinite"):
         compute_metrics(truth / 0, truth)
     assert figures["sam"] == pytest.approx(0, abs=1e-5)
