@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ LAYERS = {
 }
 KEYS = {layer: TRUTH_KEYS if layer == "truth" else (layer,) for layer in LAYERS}  # names in files
 LONGEST = 1024  # px
-_GENERIC = {MAIN, "tile", "result"}  # names of files that say less than their folder's
+_TOGETHER = {"tile", "result"}  # names of .npz files that hold what the GeoTIFFs beside them do
 
 
 @dataclass(frozen=True)
@@ -50,11 +51,11 @@ class Result:
 
 
 def find_results(paths: Sequence[PathLike]) -> list[tuple[str, Path]]:
-    """Names and paths of the results in folders, and of files.
+    """Names and paths of the results in folders, and of files; two that would have one name have their paths.
 
-    In a folder and those below it a result is an .npz with ``opt_v3``, or a GeoTIFF named ``opt_v3.tif`` (unless an
-    .npz lies beside it, which then is the same result) or ``NAME_opt_v3.tif``, or an optical one of any other name that
-    this library wrote and that is not named as another layer. A file given itself may have any name.
+    In a folder and those below it a result is an .npz with ``opt_v3``, or a GeoTIFF named ``opt_v3.tif`` (unless a
+    ``result.npz`` or ``tile.npz`` lies beside it, the same result) or ``NAME_opt_v3.tif``, or an optical one of any
+    other name that this library wrote and that is not named as another layer. A file given itself may have any name.
     Raises InputError: a path does not exist, or there is no result at all.
     """
     found: dict[Path, str] = {}
@@ -73,7 +74,8 @@ def find_results(paths: Sequence[PathLike]) -> list[tuple[str, Path]]:
             f"{listed(paths)} holds no results; expected .npz files with opt_v3, or GeoTIFFs, as axs ground, axs run,"
             " axs batch and axs demo write them"
         )
-    return [(name, path) for path, name in found.items()]
+    count = Counter(found.values())
+    return [(name if count[name] == 1 else path.as_posix(), path) for path, name in found.items()]
 
 
 def read_results(
@@ -111,7 +113,8 @@ def _results_below(folder: Path) -> Iterator[Path]:
         for file in (file for file in here if file.suffix.lower() in TIFF_SUFFIXES):
             known = (name for names in KEYS.values() for name in names)
             layer = next((name for name in known if f"_{file.stem}".endswith(f"_{name}")), None)
-            if (layer == MAIN and not (file.stem == MAIN and archives)) or (layer is None and _holds_result(file)):
+            same = file.stem == MAIN and any(archive.stem in _TOGETHER for archive in archives)
+            if (layer == MAIN and not same) or (layer is None and _holds_result(file)):
                 yield file
 
 
@@ -129,7 +132,7 @@ def _holds_result(path: Path) -> bool:
 
 def _name(path: Path, folder: str) -> str:
     stem = path.stem.removesuffix(f"_{MAIN}")
-    if stem not in _GENERIC:
+    if stem not in {MAIN, *_TOGETHER}:  # which say less than the folder's name
         return path.with_name(stem).as_posix()
     return folder if path.parent == Path() else path.parent.as_posix()
 

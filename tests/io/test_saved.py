@@ -58,6 +58,11 @@ def test_results_of_a_tree_have_short_names(tmp_path: Path) -> None:
     assert found["a"].name == "tile.npz"
     names = [name for name, _ in find_results([tmp_path / "a", tmp_path / "batch", tmp_path / "a" / "tile.npz"])]
     assert names == ["a", "a/pipeline", "batch/one", "batch/two", "batch/three"]
+    many = [write_scene(tmp_path / f"many/{n}", OPTICAL, tags={"AXS_VERSION": "0"}) for n in ("x.tif", "opt_v3.tif")]
+    many += [tmp_path / "many" / n for n in ("x.npz", "opt_v3.npz")]
+    np.savez(many[2], **arrays())
+    np.savez(many[3], **arrays())
+    assert {*find_results([tmp_path / "many"])} == {(path.as_posix(), path) for path in many}
     (result,) = read_results(found["alone"])
     assert set(result.layers) == {"s1", "opt_v3"} and result.name == "alone"
 
