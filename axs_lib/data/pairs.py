@@ -179,11 +179,11 @@ def split_groups(records: Sequence[G], folds: int, seed: int = 0) -> list[list[G
 
 def _rows(index: Path) -> list[dict[str, str]]:
     try:
-        with open_regular(index, "the index") as file, io.TextIOWrapper(file, "utf-8", newline="") as stream:
+        with open_regular(index, "the index") as file, io.TextIOWrapper(file, "utf-8", "surrogateescape", "") as stream:
             reader = csv.DictReader(stream)
             columns = list(reader.fieldnames or [])
             rows = list(reader)
-    except (UnicodeDecodeError, csv.Error) as error:
+    except csv.Error as error:
         raise InputError(f"{index} cannot be read as CSV ({error}); expected UTF-8 with a header line.") from error
     missing = [column for column in ("source", "id") if column not in columns]
     if missing:

@@ -83,6 +83,15 @@ def open_regular(path: PathLike, what: str = "the file", error: type[AxionError]
     return file
 
 
+def check_utf8(path: PathLike, what: str = "the file", error: type[AxionError] = InputError) -> None:
+    """Raise ``error`` where the whole path is no UTF-8, as GDAL and safetensors need it."""
+    whole = str(Path(path).absolute())
+    try:
+        whole.encode()
+    except UnicodeEncodeError:
+        raise error(f"{what} has the path {whole!r}, which is no UTF-8; rename the file or its folder") from None
+
+
 def _check_mode(mode: int, path: PathLike, what: str, error: type[AxionError]) -> None:
     if not stat.S_ISREG(mode):
         kind = _KINDS.get(stat.S_IFMT(mode), "no regular file")

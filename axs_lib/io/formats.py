@@ -23,7 +23,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from axs_lib.errors import InputError, counted, listed
-from axs_lib.io.files import PathLike, check_regular, open_regular
+from axs_lib.io.files import PathLike, check_regular, check_utf8, open_regular
 from axs_lib.progress import logger
 
 FloatArray = NDArray[np.float32]
@@ -86,6 +86,7 @@ def open_raster(path: PathLike, *, addresses: bool = False, inside_zip: bool = F
         raise InputError(
             f"{path} is an address; expected a file: addresses are opened only where you write them yourself"
         )
+    check_utf8(path, "the image")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         driver = _driver(path)

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from axs_lib.checks import check_number
-from axs_lib.errors import InputError, listed
+from axs_lib.errors import InputError, OutputError, listed
+from axs_lib.io.files import check_utf8
 from axs_lib.io.formats import LARGEST_SIDE, PathLike, open_raster
 from axs_lib.tilegrid import Tile
 
@@ -174,6 +175,7 @@ class SceneGrid:
         import rasterio
         from rasterio.crs import CRS
 
+        check_utf8(path, "the GeoTIFF to write", OutputError)
         profile: dict[str, Any] = {"width": self.width, "height": self.height, "count": count, "dtype": dtype}
         profile |= {"tiled": True, "blockxsize": block, "blockysize": block, "nodata": nodata}
         if self.located:

@@ -24,7 +24,7 @@ import numpy as np
 from axs_lib.bands import DN_PER_REFLECTANCE, OPTICAL_BANDS, SAR_BANDS
 from axs_lib.errors import AxionError, InputError, listed
 from axs_lib.io.atomic import atomic_writes, check_output
-from axs_lib.io.files import PathLike, check_kept
+from axs_lib.io.files import PathLike, check_kept, check_utf8
 from axs_lib.io.formats import FloatArray
 from axs_lib.io.masks import scl_trust
 from axs_lib.io.pixels import TRUST
@@ -171,6 +171,8 @@ def load_pair(
     own = _grid_of(*sar[0], geopolygon=place.pad(MARGIN_PX).extent)
     backscatter = [_to_db(item, keys, _read(item, keys, own), s1_unit) for item, keys in sar]
     sources = tuple(map(str, (a.get_absolute_href() for i in (*pair.s1, *pair.s2) for a in i.assets.values())))
+    for source in sources:
+        check_utf8(source, "the asset")
     return PairArrays(_mosaic(backscatter), _mosaic(images), trust, pair.date, pair.tags, sources)
 
 

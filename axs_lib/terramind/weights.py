@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from axs_lib.errors import InputError, WeightsError, meant
 from axs_lib.io.atomic import atomic_write
-from axs_lib.io.files import check_regular, open_regular
+from axs_lib.io.files import check_regular, check_utf8, open_regular
 from axs_lib.progress import logger
 
 if TYPE_CHECKING:
@@ -339,6 +339,7 @@ def read_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     file; or it holds anything but tensors that its bytes have room for.
     """
     file = Path(path)
+    check_utf8(file, "the weights file", WeightsError)
     with open_regular(file, "the weights file", WeightsError) as opened:
         start = opened.read(len(_LFS))
     if not start:
@@ -362,6 +363,7 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
     from safetensors import SafetensorError, safe_open
 
     check_regular(path, "the weights file", WeightsError)
+    check_utf8(path, "the weights file", WeightsError)
     try:
         with safe_open(os.fspath(path), framework="pt") as file:
             return dict(file.metadata() or {})

@@ -105,7 +105,7 @@ def precompute(config: PrecomputeConfig, *, progress: bool = True) -> Path:
         done.append({"groups": groups, "weights": provenance, "files": [output.id for output in written]})
         with (
             atomic_write(out / "index.csv", overwrite=True) as temporary,
-            temporary.open("w", newline="", encoding="utf-8") as stream,
+            temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as stream,
         ):
             writer = csv.DictWriter(stream, INDEX_COLUMNS)
             writer.writeheader()

@@ -19,9 +19,11 @@ from rasterio.control import GroundControlPoint
 from rasterio.transform import Affine
 
 from axs_lib.bands import OPTICAL_BANDS, SAR_BANDS
-from axs_lib.errors import InputError
+from axs_lib.errors import AxionError, InputError
 from axs_lib.io.pixels import Reading
 from axs_lib.io.products import ReadingWarning, Source, open_source
+from axs_lib.io.results import optical_layer, write_layer
+from axs_lib.terramind.weights import read_metadata, read_state
 from tests.products import METADATA, PRODUCT, write_safe
 
 from ..scenes.conftest import PLACE
@@ -350,6 +352,23 @@ MASK_OF_ANOTHER_FILE = (
     '<VRTRasterBand dataType="Byte" band="1"><SimpleSource><SourceFilename>{path}</SourceFilename></SimpleSource>'
     "</VRTRasterBand></VRTDataset>"
 )
+
+
+def test_a_path_that_is_no_utf8_is_said_to_be_so(tmp_path: Path, sar: np.ndarray) -> None:
+    """By what reads images and weights, and by what writes GeoTIFFs, which need UTF-8; arrays do not."""
+    folder = shutil.copytree(write(tmp_path / "x" / "s1.tif", sar).parent, tmp_path / "\udcff")
+    np.savez(folder / "s1.npz", s1=sar)
+    for name in ("w.pt", "w.safetensors"):
+        (folder / name).touch()
+    grid, layer = read_sar(folder / "s1.npz")[0].grid, optical_layer("o")
+    for act in (
+        lambda: read_sar(folder / "s1.tif"),
+        lambda: read_state(folder / "w.pt"),
+        lambda: read_metadata(folder / "w.safetensors"),
+        lambda: write_layer(folder / "o.tif", layer, np.ones((4, H, W)), grid, {}),
+    ):
+        with pytest.raises(AxionError, match=r"udcff/.*, which is no UTF-8; rename the file or its folder"):
+            act()
 
 
 @pytest.mark.parametrize("suffix", [".msk", ".MSK", ".Ovr", ".msk.ovr"])

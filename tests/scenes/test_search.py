@@ -309,7 +309,7 @@ def test_an_api_searches_for_itself(full: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_a_pair_is_saved_as_files_that_a_scene_takes(full: Path, tmp_path: Path) -> None:
     _, dn = scene_arrays(SIDE, SIDE)
-    arrays = load_pair(find_pair(full, inside(), "2021-07-07/2021-07-09"))
+    arrays = load_pair(pair := find_pair(full, inside(), "2021-07-07/2021-07-09"))
     folder = tmp_path / "pair"
     files = save_pair(arrays, folder)
     assert sorted(path.name for path in folder.iterdir()) == ["s1.tif", "s2.tif", "trust.tif"]
@@ -329,6 +329,9 @@ def test_a_pair_is_saved_as_files_that_a_scene_takes(full: Path, tmp_path: Path)
     with pytest.raises(AxionError, match="cannot be read"):
         save_pair(arrays, tmp_path / "other")
     assert list((tmp_path / "other").iterdir()) == []
+    pair.s1[0].assets["vv"].href = "/no/\udcff.tif"
+    with pytest.raises(InputError, match="no UTF-8"):
+        load_pair(pair)
 
 
 def test_the_command_fetches_a_pair(full: Path, tmp_path: Path) -> None:

@@ -50,10 +50,13 @@ def test_outputs_are_out_of_fold_and_read_by_the_next_stage(
     from axs_lib.models import build_terramind_generator
     from axs_lib.stage1_tm_s2o import tm_sar2opt
 
+    (pairs / "pairs/src/t3.npz").rename(pairs / "pairs/src/t\udcff.npz")  # no UTF-8
+    (pairs / "index.csv").write_bytes((pairs / "index.csv").read_bytes().replace(b"t3", b"t\xff"))
     config = settings(pairs, tmp_path / "out", checkpoints=fold_weights)
     out = precompute(config, progress=False)
     samples = list_samples(DataConfig(str(out)))
-    assert [(s.id, s.group, s.estimates) for s in samples] == [(f"t{n}", f"g{n}", ("opt_v1",)) for n in range(4)]
+    found = {s.id: (s.group, s.estimates) for s in samples}
+    assert found == {f"t{name}": (f"g{n}", ("opt_v1",)) for n, name in enumerate("012\udcff")}
     source, made = load_pair(pairs / "pairs/src/t2.npz"), samples[2].read()
     np.testing.assert_array_equal(made.s1, source.s1)
     np.testing.assert_array_equal(made.s2, source.s2)
