@@ -59,6 +59,7 @@ class Summary:
     done: int = 0  # in this run
     kept: int = 0  # done before, from the same inputs, weights and settings
     failed: list[Record] = field(default_factory=list)  # or crashed, in this run
+    notes: set[str] = field(default_factory=set)  # the manifest's, of the items that are done
 
     @property
     def left(self) -> int:
@@ -114,7 +115,10 @@ def run_batch(
         manifest.check_lock()
         for item in items:
             record = manifest.records.get(item.id)
-            if record is None or record.status != "done" or _is_there(job, item, record):
+            if record is None or record.status != "done":
+                continue
+            if _is_there(job, item, record):
+                summary.notes.add(record.notes)
                 continue
             error = "its output was removed or changed after it was written; run the batch again"
             lost = make_record(job, Task(item, manifest.lock, frozenset(record.outputs(job.out))), "failed", error)

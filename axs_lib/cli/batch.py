@@ -63,6 +63,7 @@ def batch(
     from axs_lib.batch.items import list_items
     from axs_lib.batch.supervise import run_batch
     from axs_lib.batch.work import Job
+    from axs_lib.io.results import CALIBRATE
     from axs_lib.io.stac import parse_date
     from axs_lib.terramind.weights import DEFAULT_VARIANT
 
@@ -149,6 +150,8 @@ def batch(
     # 4. Say what became of them.
     if trust is not None and not scene.quiet:
         typer.echo("what each mask was taken for, and the size of its gap, is in the manifest's column notes", err=True)
+    if not scene.quiet and any(CALIBRATE in notes for notes in summary.notes):
+        typer.echo(CALIBRATE, err=True)
     _report(summary, out)
     if summary.failed:
         raise typer.Exit(SOME_FAILED)

@@ -164,9 +164,6 @@ class SceneOptions(ModelOptions):
                 " --dtype bfloat16, --device cpu or a smaller --variant"
             ) from error
         if not self.quiet:
-            by_head = self.uncertainty and build().provenance.get("AXS_CORRECTION_MODE") != "difference"
-            if stage == "ground" and by_head and "AXS_CALIBRATION" not in build().provenance:
-                typer.echo("the uncertainty of this head is not calibrated; experiments/calibrate.py does it", err=True)
             report(result, build().variant)
 
 

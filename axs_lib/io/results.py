@@ -63,6 +63,7 @@ UNCERTAINTY = Layer("uncertainty", OPTICAL_BANDS, "float32", np.nan, "DN")
 GATE = Layer("gate", ("gate",), "float32", np.nan, "1")
 SAR_CONTRIBUTION = Layer("sar_contribution", OPTICAL_BANDS, "float32", np.nan, "DN")
 MAPS = (UNCERTAINTY, GATE, SAR_CONTRIBUTION)
+CALIBRATE = "the uncertainty of this head is not calibrated; experiments/calibrate.py does it"
 SAR = Layer("s1", SAR_BANDS, "float32", np.nan, "dB")
 
 

@@ -36,7 +36,7 @@ from axs_lib.io.masks import MaskFile, MaskSource, gap_share
 from axs_lib.io.pixels import TRUST, MemoryPixels, Reading
 from axs_lib.io.products import Source, as_raster, open_source, pair_file, read_companions
 from axs_lib.io.raster import TIFF_SUFFIXES, Raster
-from axs_lib.io.results import MAPS, UNCERTAINTY, CogWriter, Layer, check_suffix, optical_layer, write_arrays
+from axs_lib.io.results import CALIBRATE, MAPS, UNCERTAINTY, CogWriter, Layer, check_suffix, optical_layer, write_arrays
 from axs_lib.io.safe import open_safe
 from axs_lib.io.stac import check_located, parse_date, stac_item
 from axs_lib.io.warp import DerivedSource, Readable, to_grid
@@ -314,6 +314,8 @@ def ground_scene(
             notes += mask.notes(unknown)
         elif certainty is not None:
             notes.append(f"trust map: 0 is a gap and 1 clear: {gap_share(unknown, optical.grid)}")
+        by_head = uncertainty and grounder.provenance.get("AXS_CORRECTION_MODE") != "difference"
+        notes += [CALIBRATE] if by_head and "AXS_CALIBRATION" not in grounder.provenance else []
         return made.result(nfe, notes)
 
 

@@ -18,6 +18,7 @@ from axs_lib.batch.items import Item
 from axs_lib.batch.work import Job, Outcome, Task, Worker
 from axs_lib.data.samples import load_sample, sample_paths
 from axs_lib.errors import OutputError, WeightsError
+from axs_lib.io.results import CALIBRATE
 from axs_lib.scenes.api import ground_scene
 from tests.cli.conftest import FakePipeline
 from tests.scenes.conftest import BoxGrounder
@@ -76,6 +77,9 @@ def test_a_pair_is_grounded_as_the_command_does_it(tmp_path: Path, format: Any) 
     np.testing.assert_array_equal(image, image_and_tags(like)[0])
     assert (tags["AXS_SEED"], tags["AXS_TIMESTEPS"], tags["AXS_DTYPE"]) == ("3", "2", "float32")
     assert list(made.parent.iterdir()) == [made]
+    maps = {"uncertainty": str(tmp_path / "maps")}
+    mapped = ground(job_of(tmp_path / "more", {"ensemble_size": 2}, format=format, maps=maps), Item("a", S1, S2))
+    assert mapped.record is not None and CALIBRATE in mapped.record.notes and CALIBRATE not in outcome.record.notes
 
 
 def test_maps_go_to_their_folders_and_the_stac_item_links_to_the_image(tmp_path: Path) -> None:

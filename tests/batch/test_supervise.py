@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from axs_lib.batch.items import Item
+from axs_lib.batch.local import LocalPool
 from axs_lib.batch.supervise import EXITS_IN_A_ROW, WorkerExit, run_batch, supervise
 from axs_lib.batch.work import Job, Outcome, Task
 from axs_lib.errors import AxionError, InputError
@@ -52,6 +53,14 @@ def test_workers_that_keep_ending_end_the_job(tmp_path: Path) -> None:
 
 def job(out: Path) -> Job:
     return Job(make_runner, {"stage": "ground", "variant": "fake", "seed": 0}, FAKE_WEIGHTS, str(out))
+
+
+def test_what_was_assumed_of_items_is_in_the_summary_also_where_they_were_done_before(tmp_path: Path) -> None:
+    (tmp_path / "a.npz").write_text("ok")
+    made = job(tmp_path / "out")
+    for _ in range(2):
+        summary = run_batch(made, [Item("a", str(tmp_path / "a.npz"))], LocalPool(made, 1))
+        assert summary.notes == {"the unit is assumed"}
 
 
 def test_an_output_never_replaces_an_input(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from axs_lib.batch import runners, supervise
 from axs_lib.batch.items import Item
 from axs_lib.batch.supervise import Summary
 from axs_lib.batch.work import Job, Task, make_record
+from axs_lib.io.results import CALIBRATE
 
 from .conftest import Run
 
@@ -90,6 +91,9 @@ def test_failures_are_named_and_counted(axs: Run, called: Any) -> None:
     lines = result.stderr.splitlines()
     assert lines[0] == "failed: t0: it is bad" and len(lines) == 11
     assert lines[-1] == "... and 2 more in the manifest"
+    called.summary = Summary(1, done=1, notes={f"the unit is assumed; {CALIBRATE}", CALIBRATE})
+    assert axs("batch", "in", "--out", "out", "--uncertainty", "u").stderr == f"{CALIBRATE}\n"
+    assert axs("batch", "in", "--out", "out", "--uncertainty", "u", "-q").stderr == ""
 
 
 @pytest.mark.parametrize(
