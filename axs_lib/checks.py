@@ -21,11 +21,7 @@ from axs_lib.bands import OPTICAL_BANDS, SAR_BANDS
 from axs_lib.errors import AxionError, InputError, listed
 
 MIN_SIDE = 8
-_ADVICE = {  # on values too small, by what they are: a model's tensors, images beside no model, those of a file
-    "tensor": "; for z-scored input build the model with standardize=False",
-    "images": "; bring them to DN, unless the place is that dark",
-    "file": "",
-}
+_Z_SCORED = "; for z-scored input build the model with standardize=False"  # said where there is a model
 
 Kind = TypeVar("Kind")
 
@@ -104,7 +100,8 @@ def check_pair(
     _check_finite("s1", s1.float(), "dB")  # as the networks see it: 1e39 is infinite then
     _check_finite("opt_v2", opt_v2, "DN")
     if standardize and not force:
-        _report([_sar_range(s1, source), _optical_range("opt_v2", opt_v2, source)], source)
+        advice = _Z_SCORED if source == "tensor" else ""
+        _report([_sar_range(s1, advice), _optical_range("opt_v2", opt_v2, advice)], source)
     return CheckedPair(s1.float(), opt_v2, certainty, unbatched)
 
 
@@ -133,7 +130,7 @@ def check_optical(image: Tensor, name: str, *, standardize: bool = True) -> Chec
 def check_dn(name: str, image: Tensor) -> None:
     """Raise ``InputError`` for infinite values, and warn of a range that is not of DN; of images beside no model."""
     _check_finite(name, image, "DN")
-    _report([_optical_range(name, image, "images")])
+    _report([_optical_range(name, image, "; bring them to DN, unless the place is that dark")])
 
 
 def check_device(image: Tensor, device: torch.device) -> None:
@@ -297,7 +294,7 @@ def _as_trust(trust: Tensor | None, s1: Tensor) -> Tensor:
     return value
 
 
-def _sar_range(s1: Tensor, source: str = "tensor") -> str | None:
+def _sar_range(s1: Tensor, advice: str = _Z_SCORED) -> str | None:
     values = s1[torch.isfinite(s1)]
     if values.numel() == 0:
         return None
@@ -309,13 +306,13 @@ def _sar_range(s1: Tensor, source: str = "tensor") -> str | None:
         )
     if not -45.0 <= mean <= -2.0:
         return (
-            f"s1 does not look like backscatter in dB (expected a mean between -45 and -2 dB){_ADVICE[source]}"
+            f"s1 does not look like backscatter in dB (expected a mean between -45 and -2 dB){advice}"
             f" [seen mean {mean:.4g}, range {low:.4g} to {high:.4g}]"
         )
     return None
 
 
-def _optical_range(name: str, image: Tensor, source: str = "tensor") -> str | None:
+def _optical_range(name: str, image: Tensor, advice: str = _Z_SCORED) -> str | None:
     values = image[torch.isfinite(image)]
     if values.numel() == 0:
         return None
@@ -324,7 +321,7 @@ def _optical_range(name: str, image: Tensor, source: str = "tensor") -> str | No
     if low >= 0 and high <= 2.0:
         return f"{name} looks like reflectance in 0-1, not DN; multiply by 10000" + seen
     if high <= 20.0:
-        return f"{name} does not look like DN (reflectance x 10000): no value is above 20{_ADVICE[source]}{seen}"
+        return f"{name} does not look like DN (reflectance x 10000): no value is above 20{advice}{seen}"
     if high > 65_535.0 or float((values < 0).float().mean()) > 0.01:
         return f"{name} does not look like DN (reflectance x 10000, 1 to 65535)" + seen
     return None

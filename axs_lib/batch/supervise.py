@@ -59,7 +59,7 @@ class Summary:
     done: int = 0  # in this run
     kept: int = 0  # done before, from the same inputs, weights and settings
     failed: list[Record] = field(default_factory=list)  # or crashed, in this run
-    notes: set[str] = field(default_factory=set)  # the manifest's, of the items that are done
+    notes: set[str] = field(default_factory=set)  # the manifest's, of its items
 
     @property
     def left(self) -> int:
@@ -115,10 +115,7 @@ def run_batch(
         manifest.check_lock()
         for item in items:
             record = manifest.records.get(item.id)
-            if record is None or record.status != "done":
-                continue
-            if _is_there(job, item, record):
-                summary.notes.add(record.notes)
+            if record is None or record.status != "done" or _is_there(job, item, record):
                 continue
             error = "its output was removed or changed after it was written; run the batch again"
             lost = make_record(job, Task(item, manifest.lock, frozenset(record.outputs(job.out))), "failed", error)
@@ -126,6 +123,7 @@ def run_batch(
             summary.failed.append(lost)
             summary.kept -= item.id in kept
             summary.done -= item.id not in kept
+        summary.notes = {manifest.records[item.id].notes for item in items if item.id in manifest.records}
     return summary
 
 

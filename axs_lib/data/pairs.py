@@ -251,14 +251,7 @@ def _size(path: Path) -> tuple[int, int]:
 
 def _sar(path: Path, arrays: Arrays) -> FloatArray:
     """(2,H,W) VV, VH in dB from ``s1``, or from ``s1_vv`` and ``s1_vh``."""
-    if "s1" not in arrays and "s1_vv" in arrays and "s1_vh" in arrays:
-        vv, vh = arrays.numbers("s1_vv"), arrays.numbers("s1_vh")
-        if vv.shape != vh.shape:
-            raise InputError(f"{path}: s1_vv is {vv.shape} and s1_vh {vh.shape}; expected one size (H,W).")
-        sar = np.stack([vv, vh])
-    else:
-        sar = arrays.numbers("s1", expected="s1 (2,H,W), or s1_vv and s1_vh (H,W), in dB")
-    return _checked(path, "s1", sar, 2)
+    return _checked(path, "s1", arrays.sar(expected="s1 (2,H,W), or s1_vv and s1_vh (H,W), in dB"), 2)
 
 
 def _optical(path: Path, arrays: Arrays, key: str, size: tuple[int, ...]) -> FloatArray:

@@ -245,6 +245,17 @@ class Arrays:
         with np.errstate(over="ignore"):
             return self._array(key).astype(np.float32, copy=False)
 
+    def sar(self, expected: str | None = None) -> FloatArray:
+        """``s1``, or ``s1_vv`` and ``s1_vh`` of one shape (..., H, W) as one stack (..., 2, H, W), as ``numbers``."""
+        if "s1" in self:
+            return self.numbers("s1", expected)
+        vv, vh = (self.numbers(key, expected) for key in ("s1_vv", "s1_vh"))
+        if vv.shape != vh.shape or vv.ndim not in (2, 3):
+            raise InputError(
+                f"{self._path}: s1_vv has shape {vv.shape} and s1_vh {vh.shape}; expected one shape, (H,W) or (N,H,W)"
+            )
+        return np.stack([vv, vh], axis=-3)
+
     def text(self, key: str) -> str | None:
         """A piece of text such as ``provenance``, or None where there is none."""
         shape, dtype = self._header(key) if key in self else ((0,), np.dtype("f4"))

@@ -296,12 +296,7 @@ def read_npz(path: Path, wanted: tuple[str, ...], order: Order = None) -> Memory
     """The SAR (``s1``, or ``s1_vv`` and ``s1_vh``) or ``opt_v2`` of an .npz; InputError where that is not there."""
     with open_npz(path) as arrays:
         if wanted == SAR_BANDS and "s1" not in arrays:
-            shapes = [arrays.shape(key, KEYS[wanted]) for key in ("s1_vv", "s1_vh")]
-            if shapes[0] != shapes[1] or len(shapes[0]) not in (2, 3):
-                raise InputError(
-                    f"{path}: s1_vv has shape {shapes[0]} and s1_vh {shapes[1]}; expected one shape, (H,W) or (N,H,W)"
-                )
-            data = np.stack([arrays.numbers("s1_vv"), arrays.numbers("s1_vh")], axis=-3)
+            data = arrays.sar(KEYS[wanted])
         else:
             key = {SAR_BANDS: "s1", OPTICAL_BANDS: "opt_v2"}[wanted]
             shape = arrays.shape(key, KEYS[wanted])

@@ -163,10 +163,8 @@ def _read_npz(path: Path, name: str, beside: Mapping[str, Sequence[Path]]) -> It
             key = next((key for key in names if key in arrays), None)
             if key is not None or layer == MAIN:
                 stacks[layer] = arrays.numbers(key or MAIN, expected=f"{MAIN} (4,H,W) or (N,4,H,W)")
-        if "s1" not in stacks and "s1_vv" in arrays and "s1_vh" in arrays:
-            vv, vh = arrays.numbers("s1_vv"), arrays.numbers("s1_vh")
-            if vv.shape == vh.shape:
-                stacks["s1"] = np.stack([vv, vh], axis=-3)
+        if "s1_vv" in arrays and "s1_vh" in arrays:
+            stacks["s1"] = arrays.sar()
         crs, transform = arrays.georeference()
         tags = _tags(arrays.text("provenance"))
     main = stacks[MAIN]
