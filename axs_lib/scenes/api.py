@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
+import rasterio
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -438,8 +439,6 @@ def run_scene(
 @contextmanager
 def _opened() -> Iterator[ExitStack]:
     """What a run opens, closed at its end; GDAL's cache, by default 5 % of the machine's memory, is bounded."""
-    import rasterio
-
     with ExitStack() as stack:
         if "GDAL_CACHEMAX" not in os.environ:
             stack.enter_context(rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE_BYTES))

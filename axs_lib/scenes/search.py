@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from rasterio.errors import RasterioError
 
 from axs_lib.bands import DN_PER_REFLECTANCE, OPTICAL_BANDS, SAR_BANDS
 from axs_lib.errors import AxionError, InputError, listed
@@ -178,8 +179,6 @@ def save_pair(arrays: PairArrays, folder: PathLike, *, overwrite: bool = False) 
     Raises InputError: the SAR is not in the unit that was said; AxionError: the pixels cannot be read; OutputError: a
     file exists, or the disk refuses. Nothing is then left under any name.
     """
-    from rasterio.errors import RasterioError
-
     kinds = {SAR: arrays.s1, optical_layer("s2"): arrays.opt_v2}
     if arrays.trust is not None:
         kinds[Layer("trust", TRUST, "float32", np.nan, "1")] = arrays.trust
