@@ -68,7 +68,7 @@ class HubMixin(ModelHubMixin):
         if os.path.lexists(Path(source) / CONFIG_FILE):
             check_regular(Path(source) / CONFIG_FILE, "the configuration", WeightsError)
         try:
-            model: Loaded = super().from_pretrained(source, **options)
+            return super().from_pretrained(source, **options)
         except (EntryNotFoundError, HfHubHTTPError, HFValidationError, OfflineModeIsEnabled) as error:
             what = source if revision is None else f"{source} at revision {revision!r}"
             reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -82,7 +82,6 @@ class HubMixin(ModelHubMixin):
             raise WeightsError(
                 f"the {CONFIG_FILE} of {source} is damaged ({type(error).__name__}); save the model again"
             ) from None
-        return model
 
     @classmethod
     def _from_pretrained(
@@ -124,8 +123,7 @@ class HubMixin(ModelHubMixin):
         if not local and generator.weights is not None:
             generator.weights = replace(generator.weights, source=f"hub {model_id}")
         model: Any = cls(generator, corrector, **settings)
-        loaded: Loaded = model.requires_grad_(False).eval().to(place)
-        return loaded
+        return model.requires_grad_(False).eval().to(place)
 
     def _save_pretrained(self, save_directory: Path) -> None:
         check_output(save_directory / "README.md", overwrite=True)  # which the Hub's mixin writes, through links too

@@ -74,8 +74,7 @@ class RayPool:
 
     def _outcome(self, slot: int) -> Outcome | WorkerExit:
         try:
-            outcome: Outcome = self._ray.get(self._pending.pop(slot))
-            return outcome
+            return self._ray.get(self._pending.pop(slot))
         except self._ray.exceptions.RayError as error:  # the actor, its node, or its memory is gone
             return WorkerExit(" ".join(str(error).split())[:300])
 

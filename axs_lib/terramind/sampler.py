@@ -117,8 +117,7 @@ def multistep(steps: Sequence[int]) -> Update:
     scheduler.set_timesteps(timesteps=list(steps))
 
     def update(x0: Tensor, number: int, x: Tensor) -> Tensor:
-        out: Tensor = scheduler.step(x0, scheduler.timesteps[number], x).prev_sample
-        return out
+        return scheduler.step(x0, scheduler.timesteps[number], x).prev_sample
 
     return update
 

@@ -115,8 +115,7 @@ def checksum(weight: Tensor) -> list[float]:
     """A number for each filter of a weight (K, C, 3, 3), which changes with its taps and with their places."""
     taps = (weight if weight.is_contiguous() else weight.permute(0, 2, 3, 1)).flatten(1).float()  # as they lie
     factors = 2.0 + torch.arange(taps.shape[1], dtype=torch.float32).cos()  # of about one size, and all different
-    numbers: list[float] = (taps @ factors).tolist()
-    return numbers
+    return (taps @ factors).tolist()
 
 
 @cache
