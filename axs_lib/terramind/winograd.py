@@ -9,12 +9,13 @@ bfloat16 the transforms of 2 x 2 tiles, which only add, double a layer's roundin
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
 import torch
+from numpy.polynomial.polynomial import polyfromroots
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -130,22 +131,13 @@ def transforms(m: int) -> tuple[Tensor, Tensor, Tensor]:
     image, kernel = [], []
     for i, p in enumerate(points):
         others = [q for j, q in enumerate(points) if j != i]
-        image.append([*polynomial(others), 0.0])
+        image.append([*polyfromroots(others), 0.0])
         kernel.append([p**power / math.prod(p - q for q in others) for power in range(3)])
-    image.append(polynomial(points))
+    image.append([*polyfromroots(points)])
     kernel.append([0.0, 0.0, 1.0])
     square = (torch.tensor(matrix, dtype=torch.float64) for matrix in (image, kernel, result))
     of_image, of_kernel, back = (torch.kron(matrix, matrix).float() for matrix in square)
     return of_image, of_kernel, back
-
-
-def polynomial(roots: Sequence[float]) -> list[float]:
-    """Coefficients of the product of (x - root), lowest power first."""
-    coefficients = [1.0]
-    for root in roots:
-        shifted, scaled = [0.0, *coefficients], [*(-root * c for c in coefficients), 0.0]
-        coefficients = [a + b for a, b in zip(shifted, scaled, strict=True)]
-    return coefficients
 
 
 def transform_kernel(weight: Tensor, m: int) -> Tensor:
