@@ -18,7 +18,7 @@ from huggingface_hub import ModelCard, ModelCardData, ModelHubMixin, snapshot_do
 from torch import Tensor
 
 from axs_lib.checks import find_device
-from axs_lib.errors import AxionError, InputError, WeightsError, listed
+from axs_lib.errors import AxionError, InputError, WeightsError, first_line, listed
 from axs_lib.grounding.corrector import GroundingCorrector
 from axs_lib.grounding.load import CORRECTOR_FILE, load_corrector
 from axs_lib.io.atomic import check_output
@@ -71,9 +71,8 @@ class HubMixin(ModelHubMixin):
             return super().from_pretrained(source, **options)
         except (EntryNotFoundError, HfHubHTTPError, HFValidationError, OfflineModeIsEnabled) as error:
             what = source if revision is None else f"{source} at revision {revision!r}"
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise WeightsError(
-                f"{what} cannot be had: {reason} Expected a folder of save_pretrained, or a repository"
+                f"{what} cannot be had: {first_line(error)} Expected a folder of save_pretrained, or a repository"
                 " 'name/repository' that exists and that you may read, and a network or a cache that has it"
             ) from None
         except (AttributeError, ValueError, RecursionError) as error:

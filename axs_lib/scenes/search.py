@@ -23,7 +23,7 @@ import numpy as np
 from rasterio.errors import RasterioError
 
 from axs_lib.bands import DN_PER_REFLECTANCE, OPTICAL_BANDS, SAR_BANDS
-from axs_lib.errors import AxionError, InputError, listed
+from axs_lib.errors import AxionError, InputError, first_line, listed
 from axs_lib.io.atomic import atomic_writes, check_output
 from axs_lib.io.files import PathLike
 from axs_lib.io.formats import FloatArray
@@ -304,8 +304,7 @@ def _catalogue_errors(catalog: PathLike | Catalog) -> Iterator[None]:
     except (pystac.STACError, APIError, OSError, ValueError) as error:
         if isinstance(error, AxionError):
             raise
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise AxionError(f"{_label(catalog)} cannot be read as a STAC catalogue: {reason}") from error
+        raise AxionError(f"{_label(catalog)} cannot be read as a STAC catalogue: {first_line(error)}") from error
 
 
 def _assets(item: Item, wanted: tuple[str, ...]) -> dict[str, str | None]:
