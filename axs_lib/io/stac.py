@@ -67,12 +67,6 @@ def stac_item(path: Path, grid: SceneGrid, assets: Mapping[Path, Layer], date: s
     return json.dumps(item, indent=2) + "\n"
 
 
-def check_located(grid: SceneGrid) -> None:
-    """Check that a scene has a place, as every STAC Item has. Raises InputError: it has none."""
-    if not grid.located:
-        raise InputError("the scene has no georeference, which a STAC Item needs; give one with a CRS")
-
-
 def _asset(item: Path, file: Path, layer: Layer) -> dict[str, Any]:
     common = {band: {"eo:common_name": name} for band, name in _COMMON_NAMES.items()}
     # JSON has no NaN; STAC spells it out

@@ -39,7 +39,7 @@ from axs_lib.io.products import Source, as_raster, open_source, pair_file, read_
 from axs_lib.io.raster import TIFF_SUFFIXES, Raster
 from axs_lib.io.results import MAPS, UNCERTAINTY, CogWriter, Layer, check_suffix, optical_layer, write_arrays
 from axs_lib.io.safe import open_safe
-from axs_lib.io.stac import check_located, parse_date, stac_item
+from axs_lib.io.stac import parse_date, stac_item
 from axs_lib.io.warp import DerivedSource, Readable, to_grid
 from axs_lib.progress import bar
 from axs_lib.scenes.stream import Rows, TileFunction, one_ahead, stream_stack, stream_tiles, tile_count
@@ -498,7 +498,8 @@ class _Outputs:
         if min(height, width) < MIN_SIDE:
             raise InputError(f"{like.label} is {height}x{width} px; expected at least {MIN_SIDE} px a side")
         if self._stac is not None:
-            check_located(place)
+            if not place.located:
+                raise InputError("the scene has no georeference, which a STAC Item needs; give one with a CRS")
             if any(path is None or path.suffix.lower() not in TIFF_SUFFIXES for path in paths):
                 raise InputError("a STAC Item links to GeoTIFFs; expected one tile or scene, and outputs named .tif")
 
