@@ -522,7 +522,6 @@ class _Outputs:
         progress: bool,
     ) -> None:
         """Stream the tiles; ``finish`` turns rows of what the network made into rows of the layers."""
-        check_count("batch_size", batch_size)
         for layer, path in self.targets.items():
             if path is not None and path.suffix.lower() in TIFF_SUFFIXES:
                 self._cogs[layer] = CogWriter(layer, self._place, path, self._stack)
