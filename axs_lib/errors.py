@@ -46,6 +46,12 @@ def listed(names: Iterable[object]) -> str:
     return ", ".join(str(name) for name in names)
 
 
+def first_line(error: BaseException) -> str:
+    """What another library's error says, for messages: its first line, cut to a readable length."""
+    line = (str(error).splitlines() or [""])[0].strip() or type(error).__name__
+    return line if len(line) <= 200 else f"{line[:197]}..."
+
+
 def counted(number: int, noun: str) -> str:
     """A number and its noun, for messages: 1 tile, 2 tiles."""
     return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -18,7 +18,7 @@ from huggingface_hub import ModelCard, ModelCardData, ModelHubMixin, snapshot_do
 from torch import Tensor
 
 from axs_lib.checks import find_device
-from axs_lib.errors import AxionError, InputError, WeightsError, listed
+from axs_lib.errors import AxionError, InputError, WeightsError, first_line, listed
 from axs_lib.grounding.corrector import GroundingCorrector
 from axs_lib.grounding.load import CORRECTOR_FILE, load_corrector
 from axs_lib.io.atomic import check_output
@@ -68,12 +68,11 @@ class HubMixin(ModelHubMixin):
         if os.path.lexists(Path(source) / CONFIG_FILE):
             check_regular(Path(source) / CONFIG_FILE, "the configuration", WeightsError)
         try:
-            model: Loaded = super().from_pretrained(source, **options)
+            return super().from_pretrained(source, **options)
         except (EntryNotFoundError, HfHubHTTPError, HFValidationError, OfflineModeIsEnabled) as error:
             what = source if revision is None else f"{source} at revision {revision!r}"
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise WeightsError(
-                f"{what} cannot be had: {reason} Expected a folder of save_pretrained, or a repository"
+                f"{what} cannot be had: {first_line(error)} Expected a folder of save_pretrained, or a repository"
                 " 'name/repository' that exists and that you may read, and a network or a cache that has it"
             ) from None
         except (AttributeError, ValueError, RecursionError) as error:
@@ -82,7 +81,6 @@ class HubMixin(ModelHubMixin):
             raise WeightsError(
                 f"the {CONFIG_FILE} of {source} is damaged ({type(error).__name__}); save the model again"
             ) from None
-        return model
 
     @classmethod
     def _from_pretrained(
@@ -124,8 +122,7 @@ class HubMixin(ModelHubMixin):
         if not local and generator.weights is not None:
             generator.weights = replace(generator.weights, source=f"hub {model_id}")
         model: Any = cls(generator, corrector, **settings)
-        loaded: Loaded = model.requires_grad_(False).eval().to(place)
-        return loaded
+        return model.requires_grad_(False).eval().to(place)
 
     def _save_pretrained(self, save_directory: Path) -> None:
         check_output(save_directory / "README.md", overwrite=True)  # which the Hub's mixin writes, through links too

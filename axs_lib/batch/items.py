@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from axs_lib.batch.manifest import MANIFEST, RESERVED
-from axs_lib.errors import InputError
+from axs_lib.errors import InputError, first_line
 from axs_lib.io.files import check_kept, check_regular, open_regular
 
 Stage = Literal["ground", "pipeline"]
@@ -199,5 +199,4 @@ def _parquet_rows(path: Path) -> tuple[list[str], list[dict[str, Any]]]:
             table = parquet.read_table(file)
             return table.column_names, table.to_pylist()
     except (ArrowException, OSError, ValueError, MemoryError, OverflowError) as error:
-        reason = (str(error).splitlines() or [""])[0][:160]
-        raise InputError(f"{path} cannot be read as parquet ({reason}); write it again") from error
+        raise InputError(f"{path} cannot be read as parquet ({first_line(error)}); write it again") from error

@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
-from axs_lib.errors import AxionError, InputError, OutputError
+from axs_lib.errors import AxionError, InputError, OutputError, first_line
 from axs_lib.io.atomic import atomic_write, remove_leftovers
 from axs_lib.io.files import open_regular
 
@@ -296,10 +296,9 @@ def _read_parquet(path: Path) -> dict[str, Record]:
         if None in records:
             raise ValueError("it has other columns or values than this version writes")
     except (ArrowException, OSError, ValueError, TypeError) as error:
-        reason = (str(error).splitlines() or [""])[0][:160]
         raise InputError(
-            f"{path} cannot be read ({reason}), and there is no {JOURNAL} beside it: choose another --out, or run the"
-            f" same command with {OVERWRITE} to make the outputs again"
+            f"{path} cannot be read ({first_line(error)}), and there is no {JOURNAL} beside it: choose another --out,"
+            f" or run the same command with {OVERWRITE} to make the outputs again"
         ) from error
     return {record.id: record for record in records if record is not None}
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from axs_lib.batch.supervise import WorkerExit
 from axs_lib.batch.work import Job, Outcome, Task, Worker
-from axs_lib.errors import AxionError
+from axs_lib.errors import AxionError, first_line
 
 
 class RayPool:
@@ -47,8 +47,9 @@ class RayPool:
             self._ray.init(**options, log_to_driver=False, logging_level="ERROR")
         except (ConnectionError, OSError, RuntimeError, ValueError) as error:
             where = f"at {self._address}" if self._address else "on this machine"
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise AxionError(f"Ray cannot be used {where}: {reason}; check --address, or use --engine local") from error
+            raise AxionError(
+                f"Ray cannot be used {where}: {first_line(error)}; check --address, or use --engine local"
+            ) from error
         total = self._ray.cluster_resources()
         limits = {"CPU": self._resources["num_cpus"], "GPU": self._resources["num_gpus"]}
         room_for = min(math.floor(total.get(name, 0) / need) for name, need in limits.items() if need)
@@ -74,8 +75,7 @@ class RayPool:
 
     def _outcome(self, slot: int) -> Outcome | WorkerExit:
         try:
-            outcome: Outcome = self._ray.get(self._pending.pop(slot))
-            return outcome
+            return self._ray.get(self._pending.pop(slot))
         except self._ray.exceptions.RayError as error:  # the actor, its node, or its memory is gone
             return WorkerExit(" ".join(str(error).split())[:300])
 

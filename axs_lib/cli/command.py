@@ -43,8 +43,7 @@ class MultiValueCommand(TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse after writing ``--option A B`` as ``--option A --option B``."""
         repeatable = {o for p in self.params if getattr(p, "multiple", False) for o in p.opts}
-        rest: list[str] = super().parse_args(ctx, spread_values(args, repeatable))
-        return rest
+        return super().parse_args(ctx, spread_values(args, repeatable))
 
 
 def spread_values(args: list[str], repeatable: set[str]) -> list[str]:

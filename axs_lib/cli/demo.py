@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 from axs_lib.cli import options
 from axs_lib.cli.options import option
 from axs_lib.errors import InputError, OutputError, counted
+from axs_lib.io.atomic import atomic_write
 from axs_lib.io.files import open_regular
 
 if TYPE_CHECKING:
@@ -186,7 +187,6 @@ def _write(
     folder: Path, sar: Raster, optical: Raster, images: Mapping[str, Tensor | None], tags: Mapping[str, str]
 ) -> None:
     """GeoTIFFs of the optical images and an NPZ of everything; files of an earlier run are replaced."""
-    from axs_lib.io.atomic import atomic_write
     from axs_lib.io.results import optical_layer, write_arrays, write_layer
 
     arrays = {name: image[0].numpy() for name, image in images.items() if image is not None}
@@ -200,8 +200,6 @@ def _write(
 
 
 def _write_record(path: Path, record: Mapping[str, Any]) -> None:
-    from axs_lib.io.atomic import atomic_write
-
     with atomic_write(path, overwrite=True) as temporary:
         temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 

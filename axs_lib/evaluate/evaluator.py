@@ -71,8 +71,7 @@ class Report:
 
     def outcome(self, scenario: Scenario) -> dict[str, Any]:
         """What came of one scenario, as plain JSON types; a figure that is not finite is null."""
-        content: dict[str, Any] = finite_only(scenario.to_json(self.tiles[scenario], self.left_out[scenario]))
-        return content
+        return finite_only(scenario.to_json(self.tiles[scenario], self.left_out[scenario]))
 
     def to_json(self) -> dict[str, Any]:
         """Everything as plain JSON types.

@@ -61,8 +61,7 @@ class EvaluatedModel:
     def stage3(self) -> Stage3GroundingModel:
         """The model itself, or the last stage of the pipeline."""
         model: Any = self.wrapped
-        stage3: Stage3GroundingModel = model.stage3 if self.whole else model
-        return stage3
+        return model.stage3 if self.whole else model
 
     @property
     def takes_proposals(self) -> bool:

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from axs_lib.errors import InputError, counted, listed
+from axs_lib.errors import InputError, counted, first_line, listed
 from axs_lib.io.files import PathLike, check_regular, check_utf8, open_regular
 from axs_lib.progress import logger
 
@@ -64,8 +64,9 @@ def check_file(path: PathLike, what: str = "the file") -> Path:
 
 def unreadable(path: PathLike, expected: str, error: Exception) -> str:
     """What to say of a file that a library cannot read."""
-    reason = (str(error).splitlines() or [""])[0].strip()[:160] or type(error).__name__
-    return f"{path} cannot be read; expected {expected}: it is damaged, truncated or of another kind ({reason})"
+    return (
+        f"{path} cannot be read; expected {expected}: it is damaged, truncated or of another kind ({first_line(error)})"
+    )
 
 
 @contextmanager
@@ -294,7 +295,6 @@ class Arrays:
         return shape, dtype
 
     def _array(self, key: str) -> NDArray[Any]:
-        self._header(key)
         with self._member(key) as member:
             return npy.read_array(member, allow_pickle=False)
 

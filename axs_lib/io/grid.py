@@ -8,6 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import rasterio
+from rasterio.crs import CRS
+from rasterio.errors import CRSError, RasterioError
+from rasterio.transform import Affine
+from rasterio.warp import transform as transform_points
 
 from axs_lib.checks import check_number
 from axs_lib.errors import InputError, OutputError, listed
@@ -42,9 +47,6 @@ class SceneGrid:
         The CRS is anything that PROJ understands, such as ``EPSG:32633``; pixel side and bounds (left, bottom, right,
         top) are in its units. Raises InputError: it is unknown, the resolution not positive or the bounds empty.
         """
-        from rasterio.crs import CRS
-        from rasterio.errors import CRSError
-
         try:
             wkt = CRS.from_user_input(crs).to_wkt()
         except CRSError as error:
@@ -67,16 +69,12 @@ class SceneGrid:
     @property
     def affine(self) -> Any:
         """The transform as rasterio takes it; there must be one."""
-        from rasterio.transform import Affine
-
         assert self.transform is not None
         return Affine(*self.transform)
 
     @property
     def pixel_metres(self) -> float | None:
         """Side of a pixel in metres, or None where there is no projected CRS."""
-        from rasterio.crs import CRS
-
         if self.crs is None or self.transform is None:
             return None
         crs = CRS.from_wkt(self.crs)
@@ -109,8 +107,6 @@ class SceneGrid:
 
         Without a transform on either side, or a CRS on one, two grids of one size are taken for the same.
         """
-        from rasterio.crs import CRS
-
         if self.transform is None or other.transform is None or bool(self.crs) != bool(other.crs):
             return (0, 0) if self.size == other.size else None
         if self.crs and other.crs and self.crs != other.crs and CRS.from_wkt(self.crs) != CRS.from_wkt(other.crs):
@@ -144,25 +140,19 @@ class SceneGrid:
         """Latitude and longitude (degrees) of the middle of the grid, or of a part; None without georeference."""
         if self.crs is None or self.transform is None:
             return None
-        from rasterio.warp import transform
-
         part = tile or self.whole
         x, y = self.affine * ((part.left + part.right) / 2, (part.top + part.bottom) / 2)
         try:
-            (lon, *_), (lat, *_) = transform(self.crs, "EPSG:4326", [x], [y])[:2]
+            (lon, *_), (lat, *_) = transform_points(self.crs, "EPSG:4326", [x], [y])[:2]
         except Exception:  # a local system, or a point outside the projection: GDAL's errors have no public class
             return None
         return (lat, lon) if -90 <= lat <= 90 and -180 <= lon <= 180 else None
 
     def points_in(self, other: SceneGrid, points: Sequence[tuple[float, float]]) -> Any:
         """(x, y) in pixels of ``other``, arrays, of points in pixels of this grid; None outside its projection."""
-        from rasterio.crs import CRS
-        from rasterio.errors import RasterioError
-        from rasterio.warp import transform
-
         places = [self.affine * point for point in points]
         try:
-            xs, ys = map(np.array, transform(self.crs, other.crs, [x for x, _ in places], [y for _, y in places])[:2])
+            xs, ys = map(np.array, transform_points(self.crs, other.crs, *zip(*places, strict=True))[:2])
         except RasterioError:
             return None
         if CRS.from_wkt(other.crs).is_geographic:  # longitudes of one turn around its middle, as GDAL has it
@@ -172,9 +162,6 @@ class SceneGrid:
 
     def new_tiff(self, path: PathLike, count: int, dtype: str, nodata: float, block: int) -> Any:
         """An empty tiled GeoTIFF on this grid, open for writing."""
-        import rasterio
-        from rasterio.crs import CRS
-
         check_utf8(path, "the GeoTIFF to write", OutputError)
         profile: dict[str, Any] = {"width": self.width, "height": self.height, "count": count, "dtype": dtype}
         profile |= {"tiled": True, "blockxsize": block, "blockysize": block, "nodata": nodata}
@@ -183,8 +170,6 @@ class SceneGrid:
         return rasterio.open(path, "w", driver="GTiff", photometric="minisblack", BIGTIFF="IF_SAFER", **profile)
 
     def __str__(self) -> str:
-        from rasterio.crs import CRS
-
         place = "no georeference"
         if self.crs is not None and self.transform is not None:
             a, _, c, _, e, f = self.transform
@@ -204,9 +189,6 @@ def checked_grid(
     label: str, height: int, width: int, crs: str | None, transform: tuple[float, ...] | None
 ) -> SceneGrid:
     """A grid of which others wrote the georeference; ``InputError`` where that is none, or no side can be so long."""
-    from rasterio.crs import CRS
-    from rasterio.errors import CRSError
-
     if max(height, width) > LARGEST_SIDE:
         raise InputError(f"{label} is {height}x{width} px; expected at most {LARGEST_SIDE} px a side")
     a, b, c, d, e, f = transform or (1, 0, 0, 0, 1, 0)

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch.nn import functional
 
 from axs_lib.checks import check_choice, check_count, check_flag
 from axs_lib.errors import InputError, listed
@@ -255,9 +257,6 @@ def _grow_unknown(trust: FloatArray, pixels: int) -> FloatArray:
     """A trust map (H,W) in which each pixel has the least trust within a square of this radius."""
     if pixels == 0:
         return trust
-    import torch
-    from torch.nn import functional
-
     side = 2 * pixels + 1
     rows = functional.max_pool2d(-torch.from_numpy(trust)[None], (side, 1), stride=1, padding=(pixels, 0))
     return np.abs(functional.max_pool2d(rows, (1, side), stride=1, padding=(0, pixels))[0].numpy())

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from rasterio.errors import RasterioError
 
 from axs_lib.bands import DN_PER_REFLECTANCE, OPTICAL_BANDS, SAR_BANDS
 from axs_lib.errors import InputError, listed
@@ -170,8 +171,6 @@ class FilePixels(Pixels):
         self._ignore_offset = reading.ignores_offset(wanted)
 
     def read(self, window: Tile) -> tuple[FloatArray, NDArray[np.bool_]]:
-        from rasterio.errors import RasterioError
-
         part = (window.top, window.bottom), (window.left, window.right)
         data = np.empty((len(self.bands), *window.shape), dtype=np.float32)
         zero = np.ones(window.shape, dtype=bool)

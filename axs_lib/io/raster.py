@@ -35,14 +35,9 @@ class Raster:
     source: str = "array"  # the file or files it came from, for messages
 
     @property
-    def batched(self) -> bool:
-        """Whether ``data`` has a leading batch axis."""
-        return self.data.ndim == 4
-
-    @property
     def batch(self) -> FloatArray:
         """The data as (N,C,H,W), with N = 1 for a single tile."""
-        return self.data if self.batched else self.data[None]
+        return self.data if self.data.ndim == 4 else self.data[None]
 
 
 def band_name(text: str | None) -> str | None:

@@ -17,7 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import rasterio
+import rasterio.shutil
 from numpy.typing import NDArray
+from rasterio.enums import ColorInterp
+from rasterio.errors import RasterioError
 
 from axs_lib.bands import DN_PER_REFLECTANCE, OPTICAL_BANDS, SAR_BANDS, VALID_DN
 from axs_lib.errors import InputError, OutputError, listed
@@ -71,8 +75,6 @@ class CogWriter:
     """Rows of one layer on their way to a COG at ``target``, whose folder must be there; the stack tidies up."""
 
     def __init__(self, layer: Layer, grid: SceneGrid, target: Path, stack: ExitStack) -> None:
-        from rasterio.enums import ColorInterp
-
         self.layer, self.grid, self.target = layer, grid, target
         self._folder = stack.enter_context(temporary_folder(target.parent))
         count = len(layer.bands)
@@ -88,8 +90,6 @@ class CogWriter:
 
     def write(self, top: int, data: FloatArray) -> None:
         """Add rows (C, n, W) from row ``top`` on; ``OutputError`` where the disk refuses."""
-        from rasterio.errors import RasterioError
-
         window = ((top, top + data.shape[1]), (0, self.grid.width))
         try:
             self._rows.write(self.layer.encode(data), window=window)
@@ -98,13 +98,11 @@ class CogWriter:
 
     def finish(self, tags: Tags, path: Path) -> None:
         """Make the COG at a path on the output's file system; ``OutputError`` where the disk refuses."""
-        from rasterio.shutil import copy
-
         cog = self._folder / "cog.tif"
         try:
             self._rows.update_tags(**tags)
             self._rows.close()
-            copy(self._rows.name, cog, driver="COG", BLOCKSIZE=BLOCK, **_COG)
+            rasterio.shutil.copy(self._rows.name, cog, driver="COG", BLOCKSIZE=BLOCK, **_COG)
             _check_whole(cog)
         except Exception as error:  # GDAL's own errors have no public class
             raise self._refused(error) from error
@@ -122,8 +120,6 @@ class CogWriter:
 
 def _check_whole(cog: Path) -> None:
     """Raises OSError where GDAL closed a file cut short without a word; the last block is written last."""
-    import rasterio
-
     with rasterio.open(cog) as dataset:
         rows, columns = dataset.block_shapes[0]
         last = f"{(dataset.width - 1) // columns}_{(dataset.height - 1) // rows}"

@@ -65,7 +65,6 @@ def open_safe(path: PathLike) -> Safe | None:
         files, offset = _zip_files(check_file(place, "the .zip"))
     else:
         return None
-    refuse_radar_geometry(path)
     found: dict[str, list[str]] = {band: [] for band in OPTICAL_BANDS}
     for name, where in files.items():
         if match := _BAND_FILE.search(name):

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from rasterio.enums import Resampling
+from rasterio.errors import RasterioError
+from rasterio.warp import reproject
 
 from axs_lib.bands import OPTICAL_BANDS, SAR_BANDS
 from axs_lib.errors import InputError, listed
@@ -197,9 +200,6 @@ def _read_npz(path: Path, name: str, beside: Mapping[str, Sequence[Path]]) -> It
 
 def _read_reduced(path: Path, wanted: tuple[str, ...]) -> Raster:
     """A GeoTIFF of this library, averaged until no side is longer than ``LONGEST``; overviews are used."""
-    from rasterio.enums import Resampling
-    from rasterio.errors import RasterioError
-
     with open_raster(path) as dataset:
         shrink = max(1.0, max(dataset.height, dataset.width) / LONGEST)
         height, width = max(1, round(dataset.height / shrink)), max(1, round(dataset.width / shrink))
@@ -238,9 +238,6 @@ def _read_beside(beside: Mapping[str, Sequence[Path]], main: Raster) -> dict[str
 
 def _onto(raster: Raster, main: Raster) -> FloatArray:
     """The pixels on the grid of another raster; resampled where both say where they lie and that differs."""
-    from rasterio.enums import Resampling
-    from rasterio.warp import reproject
-
     if raster.grid.same_as(main.grid):
         return raster.data
     if not (raster.grid.located and main.grid.located):

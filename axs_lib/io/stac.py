@@ -10,6 +10,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from rasterio.crs import CRS
+from rasterio.warp import transform_bounds, transform_geom
+
 from axs_lib.errors import InputError
 from axs_lib.io.grid import SceneGrid
 from axs_lib.io.results import Layer
@@ -37,9 +40,6 @@ def stac_item(path: Path, grid: SceneGrid, assets: Mapping[Path, Layer], date: s
 
     Links to the assets, COGs and what they hold, are relative to it.
     """
-    from rasterio.crs import CRS
-    from rasterio.warp import transform_bounds, transform_geom
-
     west, south, east, north = grid.bounds()
     ring = [(west, south), (east, south), (east, north), (west, north), (west, south)]
     crs = CRS.from_wkt(grid.crs)
@@ -65,12 +65,6 @@ def stac_item(path: Path, grid: SceneGrid, assets: Mapping[Path, Layer], date: s
         "assets": {layer.name: _asset(path, file, layer) for file, layer in assets.items()},
     }
     return json.dumps(item, indent=2) + "\n"
-
-
-def check_located(grid: SceneGrid) -> None:
-    """Check that a scene has a place, as every STAC Item has. Raises InputError: it has none."""
-    if not grid.located:
-        raise InputError("the scene has no georeference, which a STAC Item needs; give one with a CRS")
 
 
 def _asset(item: Path, file: Path, layer: Layer) -> dict[str, Any]:

@@ -14,6 +14,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import rasterio
+from rasterio.crs import CRS
+from rasterio.enums import Resampling
+from rasterio.vrt import WarpedVRT
 
 from axs_lib.errors import InputError
 from axs_lib.io.formats import FloatArray
@@ -106,8 +110,6 @@ def _warped(
     source: Readable, needed: Tile, grid: SceneGrid, stack: ExitStack, work: Callable[[], Path]
 ) -> Callable[[Tile], FloatArray]:
     """Reads SAR in dB, resampled in linear power, from a temporary file of the part that is needed."""
-    import rasterio
-
     path, part = work() / "sar_power.tif", source.grid.part(needed)
     with part.new_tiff(path, len(source.bands), "float32", np.nan, 256) as file:
         for top in range(0, part.height, CHUNK_ROWS):
@@ -130,10 +132,6 @@ def warped_view(dataset: Any, grid: SceneGrid, resampling: str, **more: Any) -> 
     at 1e-6 a cut scene differs by 5e-6 dB, and GDAL crashes on 0); nodata takes no part in any interpolation; and the
     scale of a kernel is given (``XSCALE``, ``YSCALE``), which GDAL would choose window by window.
     """
-    from rasterio.crs import CRS
-    from rasterio.enums import Resampling
-    from rasterio.vrt import WarpedVRT
-
     crs, (left, _, right, _) = dataset.crs, dataset.bounds
     if crs.is_geographic and max(abs(left), abs(right)) >= NEAR_SEAM:  # longitudes go on beyond 180 degrees
         crs = CRS.from_string(f"{crs.to_proj4()} +lon_wrap={(left + right) / 2}")

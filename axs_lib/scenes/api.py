@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
+import rasterio
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -38,7 +39,7 @@ from axs_lib.io.products import Source, as_raster, open_source, pair_file, read_
 from axs_lib.io.raster import TIFF_SUFFIXES, Raster
 from axs_lib.io.results import CALIBRATE, MAPS, UNCERTAINTY, CogWriter, Layer, check_suffix, optical_layer, write_arrays
 from axs_lib.io.safe import open_safe
-from axs_lib.io.stac import check_located, parse_date, stac_item
+from axs_lib.io.stac import parse_date, stac_item
 from axs_lib.io.warp import DerivedSource, Readable, to_grid
 from axs_lib.progress import bar
 from axs_lib.scenes.stream import Rows, TileFunction, one_ahead, stream_stack, stream_tiles, tile_count
@@ -444,8 +445,6 @@ def run_scene(
 @contextmanager
 def _opened() -> Iterator[ExitStack]:
     """What a run opens, closed at its end; GDAL's cache, by default 5 % of the machine's memory, is bounded."""
-    import rasterio
-
     with ExitStack() as stack:
         if "GDAL_CACHEMAX" not in os.environ:
             stack.enter_context(rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE_BYTES))
@@ -503,7 +502,8 @@ class _Outputs:
         if min(height, width) < MIN_SIDE:
             raise InputError(f"{like.label} is {height}x{width} px; expected at least {MIN_SIDE} px a side")
         if self._stac is not None:
-            check_located(place)
+            if not place.located:
+                raise InputError("the scene has no georeference, which a STAC Item needs; give one with a CRS")
             if any(path is None or path.suffix.lower() not in TIFF_SUFFIXES for path in paths):
                 raise InputError("a STAC Item links to GeoTIFFs; expected one tile or scene, and outputs named .tif")
 
@@ -526,7 +526,6 @@ class _Outputs:
         progress: bool,
     ) -> None:
         """Stream the tiles; ``finish`` turns rows of what the network made into rows of the layers."""
-        check_count("batch_size", batch_size)
         for layer, path in self.targets.items():
             if path is not None and path.suffix.lower() in TIFF_SUFFIXES:
                 self._cogs[layer] = CogWriter(layer, self._place, path, self._stack)

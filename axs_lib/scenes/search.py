@@ -20,9 +20,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import xarray
+from rasterio.errors import RasterioError
+from xarray import DataArray
 
 from axs_lib.bands import DN_PER_REFLECTANCE, OPTICAL_BANDS, SAR_BANDS
-from axs_lib.errors import AxionError, InputError, listed
+from axs_lib.errors import AxionError, InputError, first_line, listed
 from axs_lib.io.atomic import atomic_writes, check_output
 from axs_lib.io.files import PathLike, check_kept, check_utf8
 from axs_lib.io.formats import FloatArray
@@ -38,7 +41,6 @@ from axs_lib.tilegrid import Tile
 
 if TYPE_CHECKING:
     from pystac import Asset, Catalog, Item
-    from xarray import DataArray
 
 Bounds = tuple[float, float, float, float]
 
@@ -183,8 +185,6 @@ def save_pair(arrays: PairArrays, folder: PathLike, *, overwrite: bool = False) 
     AxionError: the pixels cannot be read; OutputError: a file exists, or the disk refuses. Nothing is then left under
     any name.
     """
-    from rasterio.errors import RasterioError
-
     kinds = {SAR: arrays.s1, optical_layer("s2"): arrays.opt_v2}
     if arrays.trust is not None:
         kinds[Layer("trust", TRUST, "float32", np.nan, "1")] = arrays.trust
@@ -311,8 +311,7 @@ def _catalogue_errors(catalog: PathLike | Catalog) -> Iterator[None]:
     except (pystac.STACError, APIError, OSError, ValueError) as error:
         if isinstance(error, AxionError):
             raise
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise AxionError(f"{_label(catalog)} cannot be read as a STAC catalogue: {reason}") from error
+        raise AxionError(f"{_label(catalog)} cannot be read as a STAC catalogue: {first_line(error)}") from error
 
 
 def _assets(item: Item, wanted: tuple[str, ...]) -> dict[str, str | None]:
@@ -383,7 +382,6 @@ def _grid_of(item: Item, keys: Mapping[str, str], **where: Any) -> Any:
 def _read(item: Item, keys: Mapping[str, str], geobox: Any) -> DataArray:
     """Raw values (band, y, x) of an item on a grid as float32, NaN where there is no data, bands by our names."""
     import odc.stac
-    import xarray
 
     chunks: dict[str, Any] = {"y": WINDOW_ROWS, "x": CHUNK_COLUMNS}
     found = odc.stac.load([item], bands=list(keys.values()), geobox=geobox, chunks=chunks, resampling="nearest")
@@ -417,8 +415,6 @@ def _to_dn(item: Item, keys: Mapping[str, str], raw: DataArray) -> DataArray:
 
 def _to_db(item: Item, keys: Mapping[str, str], raw: DataArray, unit: str) -> DataArray:
     """Backscatter in dB of the raw values of a Sentinel-1 item."""
-    import xarray
-
     values = _scaled(raw, [_scaling(item.assets[key]) or (1.0, 0.0) for key in keys.values()])
     units = {str(fields.get("unit", "")).lower() for k in keys.values() for fields in _declared(item.assets[k])}
     if unit == "db" or (unit == "auto" and "db" in units):
@@ -438,8 +434,6 @@ def _to_db(item: Item, keys: Mapping[str, str], raw: DataArray, unit: str) -> Da
 
 def _scaled(raw: DataArray, scalings: Sequence[tuple[float, float]]) -> DataArray:
     """Each band times its factor plus its shift."""
-    import xarray
-
     factor, shift = (
         xarray.DataArray(np.array(each), dims="band", coords={"band": raw["band"]})
         for each in zip(*scalings, strict=True)
@@ -449,8 +443,6 @@ def _scaled(raw: DataArray, scalings: Sequence[tuple[float, float]]) -> DataArra
 
 def _trust(classes: DataArray, image: DataArray) -> DataArray:
     """1 where the classes say clear and 0 where not, NaN where the item has no image."""
-    import xarray
-
     clear = functools.partial(scl_trust, source="the scene classification")
     trust = xarray.apply_ufunc(clear, classes, dask="parallelized", output_dtypes=[np.float32])
     return trust.where(image.notnull().any("band"))

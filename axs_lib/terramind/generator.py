@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from axs_lib import __version__
 from axs_lib.checks import check_choice
 from axs_lib.errors import InputError
 from axs_lib.networks.tm_utils import interpolate_pos_encoding
@@ -81,8 +82,6 @@ class TerraMindGenerator(nn.Module):
     @property
     def provenance(self) -> dict[str, str]:
         """What an output was made with, for file tags: version, variant, weights and their hash, adapter."""
-        from axs_lib import __version__
-
         tags = {"AXS_VERSION": __version__, "AXS_VARIANT": self.layout.variant}
         tags |= self.weights.tags() if self.weights else {"AXS_WEIGHTS": "random"}
         return tags | ({"AXS_ADAPTER": self.adapter} if self.adapter else {})

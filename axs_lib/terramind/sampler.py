@@ -65,11 +65,6 @@ class Schedule:
         """Number of network evaluations."""
         return len(self.network_timesteps)
 
-    @property
-    def starts_from_noise(self) -> bool:
-        """Whether the first step is the pure-noise end of the process."""
-        return self.network_timesteps[0] == TRAIN_TIMESTEPS - 1
-
 
 def build_schedule(name: str, timesteps: int, strength: float = 1.0) -> Schedule:
     """A schedule of exactly ``timesteps`` evaluations over the first ``strength`` of the diffusion process.
@@ -117,8 +112,7 @@ def multistep(steps: Sequence[int]) -> Update:
     scheduler.set_timesteps(timesteps=list(steps))
 
     def update(x0: Tensor, number: int, x: Tensor) -> Tensor:
-        out: Tensor = scheduler.step(x0, scheduler.timesteps[number], x).prev_sample
-        return out
+        return scheduler.step(x0, scheduler.timesteps[number], x).prev_sample
 
     return update
 
@@ -142,7 +136,7 @@ def denoise(
     ``network(x_t, t, codes)`` gives x0, with t (1,) common to the batch; ``start`` is the clean image to start from
     where the schedule does not start from pure noise. The solver's arithmetic stays in float32 under autocast.
     """
-    if schedule.starts_from_noise:
+    if schedule.network_timesteps[0] == TRAIN_TIMESTEPS - 1:  # the pure-noise end of the process
         x = noise
     elif start is None:
         raise InputError("a schedule with strength < 1 needs the image to start from; pass start=opt_v2 in z-units")

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from axs_lib.errors import InputError, WeightsError, meant
+from axs_lib.errors import InputError, WeightsError, first_line, meant
 from axs_lib.io.atomic import atomic_write
 from axs_lib.io.files import check_regular, check_utf8, open_regular
 from axs_lib.progress import logger
@@ -368,7 +368,7 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
         with safe_open(os.fspath(path), framework="pt") as file:
             return dict(file.metadata() or {})
     except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{path} is not a readable safetensors file: {_short(error)}") from None
+        raise WeightsError(f"{path} is not a readable safetensors file: {first_line(error)}") from None
 
 
 def groups_in(header: Mapping[str, str], uses: Sequence[str] = ("train", "validation")) -> set[str]:
@@ -387,7 +387,7 @@ def _read_safetensors(file: Path) -> object:
         return load_file(file)
     except (SafetensorError, OSError, ValueError) as error:
         raise WeightsError(
-            f"{file} is not a readable safetensors file ({_short(error)}): it may be truncated; fetch it again"
+            f"{file} is not a readable safetensors file ({first_line(error)}): it may be truncated; fetch it again"
         ) from None
 
 
@@ -411,8 +411,8 @@ def _read_torch(file: Path) -> object:
         ) from None
     except Exception as error:  # torch raises half a dozen kinds for a damaged archive
         raise WeightsError(
-            f"{file} is not a readable torch file ({_short(error)}): it may be truncated or of another kind; fetch it"
-            " again, or give a .pt or .safetensors file of weights"
+            f"{file} is not a readable torch file ({first_line(error)}): it may be truncated or of another kind; fetch"
+            " it again, or give a .pt or .safetensors file of weights"
         ) from None
 
 
@@ -431,12 +431,6 @@ def _check_entry(name: object, value: object, file: Path) -> None:
             f"{file} is damaged: {name} claims to be {_describe(value)}, {value.layout} on {value.device}, for which"
             " the file has no room; fetch it again"
         )
-
-
-def _short(error: BaseException) -> str:
-    """First line of an error, cut to a readable length."""
-    line = (str(error) or type(error).__name__).splitlines()[0]
-    return line if len(line) <= 120 else line[:117] + "..."
 
 
 def write_state(

@@ -9,12 +9,13 @@ bfloat16 the transforms of 2 x 2 tiles, which only add, double a layer's roundin
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
 import torch
+from numpy.polynomial.polynomial import polyfromroots
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -115,8 +116,7 @@ def checksum(weight: Tensor) -> list[float]:
     """A number for each filter of a weight (K, C, 3, 3), which changes with its taps and with their places."""
     taps = (weight if weight.is_contiguous() else weight.permute(0, 2, 3, 1)).flatten(1).float()  # as they lie
     factors = 2.0 + torch.arange(taps.shape[1], dtype=torch.float32).cos()  # of about one size, and all different
-    numbers: list[float] = (taps @ factors).tolist()
-    return numbers
+    return (taps @ factors).tolist()
 
 
 @cache
@@ -131,22 +131,13 @@ def transforms(m: int) -> tuple[Tensor, Tensor, Tensor]:
     image, kernel = [], []
     for i, p in enumerate(points):
         others = [q for j, q in enumerate(points) if j != i]
-        image.append([*polynomial(others), 0.0])
+        image.append([*polyfromroots(others), 0.0])
         kernel.append([p**power / math.prod(p - q for q in others) for power in range(3)])
-    image.append(polynomial(points))
+    image.append([*polyfromroots(points)])
     kernel.append([0.0, 0.0, 1.0])
     square = (torch.tensor(matrix, dtype=torch.float64) for matrix in (image, kernel, result))
     of_image, of_kernel, back = (torch.kron(matrix, matrix).float() for matrix in square)
     return of_image, of_kernel, back
-
-
-def polynomial(roots: Sequence[float]) -> list[float]:
-    """Coefficients of the product of (x - root), lowest power first."""
-    coefficients = [1.0]
-    for root in roots:
-        shifted, scaled = [0.0, *coefficients], [*(-root * c for c in coefficients), 0.0]
-        coefficients = [a + b for a, b in zip(shifted, scaled, strict=True)]
-    return coefficients
 
 
 def transform_kernel(weight: Tensor, m: int) -> Tensor:

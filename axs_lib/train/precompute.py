@@ -214,8 +214,7 @@ def _load(config: PrecomputeConfig, weights: Path) -> tuple[Predict, dict[str, A
         @torch.no_grad()
         def predict(crops: list[Crop]) -> Tensor:
             opt_v1 = torch.from_numpy(np.stack([crop.estimates["opt_v1"] for crop in crops])).to(device)
-            image: Tensor = refiner(opt_v1, [crop.metadata for crop in crops])
-            return image
+            return refiner(opt_v1, [crop.metadata for crop in crops])
 
     return predict, {"variant": variant, "sha256": dict(info.sha256) if info else {}}
 

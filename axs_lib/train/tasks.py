@@ -157,8 +157,7 @@ class StageTask(TrainingTask):
         targets = self.truth_tokens(batch)
         if targets is not None:
             compared |= {"logits": logits, "targets": targets}
-        loss: Tensor = self.criterion(image, batch["truth"], batch["mask"], **compared)
-        return loss
+        return self.criterion(image, batch["truth"], batch["mask"], **compared)
 
     @torch.no_grad()
     def truth_tokens(self, batch: Batch) -> Tensor | None:
@@ -183,8 +182,7 @@ class Stage1Task(StageTask):
         return self.generator_loss(batch, batch["truth"])
 
     def predict(self, batch: Batch) -> Tensor:
-        image: Tensor = self.model.generate(batch["s1"], 1).image
-        return image
+        return self.model.generate(batch["s1"], 1).image
 
 
 class Stage2Task(StageTask):
@@ -198,12 +196,10 @@ class Stage2Task(StageTask):
         size = (len(batch["truth"]), 4, 1, 1)
         gain = torch.exp(torch.randn(size, generator=self.random(batch, 3)) * self.config.brightness_jitter)
         batch = batch | {key: (batch[key] * gain.to(batch[key])).clamp(*VALID_DN) for key in ("opt_v1", "truth")}
-        loss: Tensor = self.criterion(self.predict(batch), batch["truth"], batch["mask"])
-        return loss
+        return self.criterion(self.predict(batch), batch["truth"], batch["mask"])
 
     def predict(self, batch: Batch) -> Tensor:
-        image: Tensor = self.model(batch["opt_v1"], batch["metadata"])
-        return image
+        return self.model(batch["opt_v1"], batch["metadata"])
 
 
 class Stage3Task(StageTask):
@@ -216,8 +212,7 @@ class Stage3Task(StageTask):
         return self.generator_loss(batch, batch["opt_v2"], s1=batch["s1"])
 
     def predict(self, batch: Batch) -> Tensor:
-        image: Tensor = self.model.ground(batch["s1"], batch["opt_v2"], 1).image
-        return image
+        return self.model.ground(batch["s1"], batch["opt_v2"], 1).image
 
 
 def build_task(config: RunConfig, **options: Any) -> StageTask:

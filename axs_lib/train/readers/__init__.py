@@ -11,6 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+import torch
+
+from axs_lib.checks import MIN_SIDE, check_pair
 from axs_lib.data.pairs import SHOWN, check_groups, split_groups
 from axs_lib.errors import InputError
 from axs_lib.train.readers.sample import BadDataWarning, Listing, TrainingSample, evenly_spread
@@ -145,10 +148,6 @@ def _list(config: DataConfig) -> Listing:
 
 def _check_units(samples: Sequence[TrainingSample]) -> None:
     """Look at a few samples, so that linear power or reflectance in 0-1 is an error before the run, not a bad model."""
-    import torch
-
-    from axs_lib.checks import MIN_SIDE, check_pair
-
     for sample in evenly_spread(samples, CHECKED):
         try:
             crop = sample.read(sample.centre(256))

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from rasterio.warp import transform_bounds
 
 from axs_lib.bands import OPTICAL_BANDS, SAR_BANDS, VALID_DN
 from axs_lib.errors import InputError
@@ -70,8 +71,6 @@ def _warped(sar: Source, part: SceneGrid) -> FloatArray:
 
 def list_scenes(folder: Path, reading: Reading) -> Listing:
     """Pairs of scenes below a folder; no such folder is an InputError."""
-    from rasterio.warp import transform_bounds
-
     if not folder.is_dir():
         raise InputError(f"{folder} is no folder; expected one with NAME_s1.tif and NAME_s2.tif in it")
     listing = Listing()
