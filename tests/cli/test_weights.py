@@ -10,24 +10,15 @@ from typer.testing import CliRunner
 from axs_lib.cli.weights import app
 from axs_lib.errors import InputError
 from axs_lib.terramind.weights import resolve, sha256_file
-
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
+from tests.hub import COMMIT, serve_files
 
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A stand-in for the Hub with files whose content is their name; gives the folder of its cache."""
-    cache = tmp_path / "cache"
-
-    def fetch(repo: str, name: str, revision: str | None = None, local_dir: Path | None = None, **_: object) -> str:
-        place = local_dir or cache / f"models--{repo.replace('/', '--')}" / "snapshots" / COMMIT
-        place.mkdir(parents=True, exist_ok=True)
-        (place / name).write_text(name)
-        return str(place / name)
-
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", fetch)
-    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", lambda *_, **__: None)
-    return cache
+    """A stand-in for the Hub; gives the folder of its cache."""
+    names = ("TerraMind_v1_base.pt", "TerraMind_v1_large.pt", "TerraMind_Tokenizer_S2L2A.pt")
+    serve_files(monkeypatch, tmp_path / "cache", {name: name.encode() for name in names})
+    return tmp_path / "cache"
 
 
 def test_download_to_a_folder_prints_what_makes_it_found(
