@@ -14,7 +14,6 @@ from .conftest import Run
 
 def test_it_lists_versions_and_variants(axs: Run) -> None:
     result = axs("info")
-    assert result.exit_code == 0, result.output
     files = ("nano.safetensors", "nano_stage2.safetensors", "grounding.safetensors")
     for word in ("axion-sat", "python", "torch", "terratorch", "CPU cores", *VARIANTS, *files):
         assert word in result.output

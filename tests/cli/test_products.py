@@ -30,7 +30,6 @@ def test_a_safe_folder_through_ground(axs: Run, tmp_path: Path, pair: tuple[np.n
     safe = write_safe(tmp_path, optical)
     s1, out = write_tiff(tmp_path / "s1.tif", sar, SAR_BANDS), tmp_path / "o.tif"
     result = axs("ground", "--s1", s1, "--opt-v2", safe, "--mask", "scl", "--out", out, *NANO)
-    assert result.exit_code == 0, result.output
     assert "2,400 kept as observed (80.0 %), 600 filled (20.0 %)" in result.output
     with rasterio.open(out) as written:
         image, tags = written.read(), written.tags()
@@ -51,7 +50,6 @@ def test_a_hyp3_pair_through_run(axs: Run, tmp_path: Path, pair: tuple[np.ndarra
     inputs = {"power": files, "db": [write_tiff(tmp_path / "db.tif", sar, SAR_BANDS)]}
     for name, s1 in inputs.items():
         result = axs("run", "--s1", *s1, "--out", tmp_path / name, "--date", "2021-07-14", *NANO)
-        assert result.exit_code == 0, result.output
         if name == "power":
             assert "linear power" in result.stderr and "250 left empty" in result.stdout
     for stage in ("opt_v1", "opt_v2", "opt_v3"):
@@ -71,6 +69,6 @@ def test_a_sar_without_a_pixel_ends_with_a_word(
     s1 = write_tiff(tmp_path / "s1.tif", np.full_like(sar, np.nan), SAR_BANDS)
     opt_v2 = ["--opt-v2", write_tiff(tmp_path / "o.tif", optical, OPTICAL_BANDS)] if command == "ground" else []
     out = tmp_path / "out" / ("o.tif" if command == "ground" else "results")
-    result = axs(command, "--s1", s1, *opt_v2, "--out", out, *NANO)
-    assert result.exit_code == 2 and "nodata" in result.stderr, result.output
+    result = axs(command, "--s1", s1, *opt_v2, "--out", out, *NANO, code=2)
+    assert "nodata" in result.stderr, result.output
     assert not any((tmp_path / "out").rglob("*.*"))
