@@ -159,16 +159,12 @@ def test_no_command_replaces_what_it_reads(
     assert {n: (tmp_path / n).read_bytes() for n in content} == content and not (tmp_path / "new.tif").exists()
 
 
-@pytest.fixture
-def scene(tmp_path: Path) -> tuple[Path, Path]:
-    """S1 and S2 of a scene of 120x360 px."""
-    s1, opt_v2 = scene_arrays(120, 360)
-    return write_scene(tmp_path / "s1.tif", s1), write_scene(tmp_path / "s2.tif", opt_v2)
-
-
 def test_every_option_works_for_a_tile_and_for_a_scene(
-    axs: Run, fake_model: FakeModel, fake_pipeline: FakePipeline, scene: tuple[Path, Path], tmp_path: Path
+    axs: Run, fake_model: FakeModel, fake_pipeline: FakePipeline, tmp_path: Path
 ) -> None:
+    scene = [
+        write_scene(tmp_path / f"{name}.tif", image) for name, image in zip("ab", scene_arrays(120, 360), strict=True)
+    ]
     for size, (s1, s2) in {"tile": (S1, S2), "scene": scene}.items():
         out = tmp_path / size
         maps = [w for n in ("uncertainty", "gate", "sar-contribution") for w in (f"--{n}", out / f"{n}.tif")]
