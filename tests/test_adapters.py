@@ -39,7 +39,7 @@ from axs_lib.terramind import build
 from axs_lib.terramind.build import build_nano_tokenizer
 from axs_lib.terramind.weights import WeightsInfo
 from tests.document import snippet
-from tests.models import plausible_pair, random_nano
+from tests.models import plausible_pair, random_nano, z_inputs
 
 DOCUMENTED = ["proj", "q_proj", "k_proj", "v_proj"]
 ENCODER, DECODER = 4, 2  # nano's blocks
@@ -71,9 +71,7 @@ def disturb(module: nn.Module, seed: int = 1) -> None:
 @torch.no_grad()
 def answer(model: Any) -> torch.Tensor:
     """Token logits of a fixed input, which everything LoRA touches goes through."""
-    random = torch.Generator().manual_seed(3)
-    inputs = {"s1": torch.randn(1, 2, 64, 64, generator=random), "optical": torch.randn(1, 4, 64, 64, generator=random)}
-    return model.terramind_generator.logits(inputs)
+    return model.terramind_generator.logits(z_inputs(1, seed=3))
 
 
 @pytest.mark.parametrize(

@@ -17,22 +17,11 @@ from axs_lib.errors import InputError, WeightsError
 from axs_lib.models import build_terramind_generator
 from axs_lib.pipeline import Pipeline, build_pipeline, full_pipeline
 from axs_lib.stage1_tm_s2o import Stage1Model, tm_sar2opt
-from axs_lib.stage2_prithvi_refine import PrithviRefiner, build_prithvi_refiner
 from axs_lib.stage3_tm_ground import build_stage3_model, stage3_inference
-from benchmarks.measure import redraw_zero_parameters
 from tests.document import snippet
-from tests.models import plausible_pair, random_nano
+from tests.models import plausible_pair, random_nano, random_refiner
 
 METADATA = {"date": "2021-07-14", "lat": 48.2, "lon": 16.4, "biome": 4}
-
-
-def random_refiner() -> PrithviRefiner:
-    """Stage 2 with random weights in which nothing is zero; frozen, in eval mode."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        refiner = build_prithvi_refiner(variant="nano", pretrained=False)
-    redraw_zero_parameters(refiner)
-    return refiner.requires_grad_(False)
 
 
 @pytest.fixture(scope="module")

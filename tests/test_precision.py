@@ -20,10 +20,9 @@ from axs_lib.pipeline import Pipeline
 from axs_lib.prithvi.colour import SeasonalColour
 from axs_lib.prithvi.metadata import encode_metadata
 from axs_lib.stage1_tm_s2o import Stage1Model
-from axs_lib.stage2_prithvi_refine import build_prithvi_refiner
 from axs_lib.terramind.adapters import OpticalAdapter, terramind_spectral_lift
 from axs_lib.terramind.winograd import products_are_full
-from tests.models import plausible_pair, random_nano
+from tests.models import plausible_pair, random_nano, random_refiner
 
 PRODUCTS = frozenset({"matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "einsum", "linear"})
 
@@ -80,9 +79,7 @@ def test_products_outside_the_networks_are_exact() -> None:
 def test_images_stay_and_so_does_the_setting(lowered: str) -> None:
     """To the order of sums where products are full; else the networks' own are rounded to bfloat16."""
     model = random_nano(timesteps=2)
-    stage2 = build_prithvi_refiner(variant="nano", pretrained=False)
-    torch.nn.init.normal_(stage2.head.out.weight, std=0.01)
-    pipeline = Pipeline(Stage1Model(model.terramind_generator).eval(), stage2.eval(), model)
+    pipeline = Pipeline(Stage1Model(model.terramind_generator).eval(), random_refiner(), model)
     s1, opt_v2 = plausible_pair(2, 120, 120)
     date = {"date": "2020-07-01"}
     rounds = not products_are_full()

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import rasterio
 from rasterio.enums import Resampling
 from rasterio.transform import Affine
 from rasterio.warp import reproject
@@ -16,6 +15,7 @@ from typer.testing import CliRunner
 
 from axs_lib.cli.app import app
 from axs_lib.data.samples import load_sample
+from tests.scenes.conftest import read_tiff, write_tiff
 
 CENTRE, RADIUS = 60, 22  # px of the cloud
 CLOUD_DN, CLOUD_HIGH, VEGETATION = 9000, 9, 4
@@ -39,9 +39,9 @@ def place(tmp_path_factory: pytest.TempPathFactory, truth: np.ndarray) -> Path:
     transform = optical.grid.affine
     clouded = truth.copy()
     clouded[:, cloud()] = CLOUD_DN
-    write(folder / "s2.tif", clouded.astype("uint16"), optical.grid.crs, transform)
+    write_tiff(folder / "s2.tif", clouded.astype("uint16"), crs=optical.grid.crs, transform=transform)
     scl = np.where(cloud(), CLOUD_HIGH, VEGETATION)[None, ::2, ::2].astype("uint8")
-    write(folder / "scl.tif", scl, optical.grid.crs, transform * Affine.scale(2))
+    write_tiff(folder / "scl.tif", scl, crs=optical.grid.crs, transform=transform * Affine.scale(2))
     grid = transform * Affine.translation(-5.5, -5.5)
     for band, values in zip(("VV", "VH"), sar.data, strict=True):
         power = np.zeros((130, 130), dtype="float32")
@@ -54,20 +54,13 @@ def place(tmp_path_factory: pytest.TempPathFactory, truth: np.ndarray) -> Path:
             dst_crs=optical.grid.crs,
             resampling=Resampling.bilinear,
         )
-        write(folder / f"{band}.tif", power[None], optical.grid.crs, grid)
+        write_tiff(folder / f"{band}.tif", power[None], crs=optical.grid.crs, transform=grid)
     return folder
 
 
 def cloud() -> np.ndarray:
     y, x = np.mgrid[:120, :120]
     return np.hypot(y - CENTRE, x - CENTRE) < RADIUS
-
-
-def write(path: Path, image: np.ndarray, crs: object, transform: Affine) -> None:
-    bands, height, width = image.shape
-    shape = {"count": bands, "height": height, "width": width, "dtype": image.dtype}
-    with rasterio.open(path, "w", driver="GTiff", crs=crs, transform=transform, **shape) as file:
-        file.write(image)
 
 
 def commands(text: str) -> list[list[str]]:
@@ -88,9 +81,8 @@ def test_the_quick_start_runs_as_it_stands(
     (code,) = re.findall(r"```python\n(.*?)```", start, re.S)
     exec(code, {})
 
-    with rasterio.open("filled.tif") as file, rasterio.open("filled_py.tif") as other:
-        filled = file.read()
-        assert np.array_equal(filled, other.read())
+    filled = read_tiff(place / "filled.tif")
+    assert np.array_equal(filled, read_tiff(place / "filled_py.tif"))
     far = np.hypot(*(np.mgrid[:120, :120] - CENTRE)) > RADIUS + 9  # further than the buffer reaches
     assert np.array_equal(filled[:, far], truth[:, far])
     hidden = np.abs(filled.astype(float) - truth)[:, cloud()].mean()

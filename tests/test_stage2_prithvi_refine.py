@@ -14,8 +14,7 @@ from axs_lib.errors import InputError, OutputError, UntrainedHeadWarning, Weight
 from axs_lib.stage2_losses import Stage2Loss
 from axs_lib.stage2_prithvi_refine import PrithviRefiner, build_prithvi_refiner, save_refiner
 from axs_lib.terramind import weights
-from benchmarks.measure import redraw_zero_parameters
-from tests.models import plausible_pair
+from tests.models import plausible_pair, random_refiner
 
 KNOWN = {"date": "2021-07-14", "lat": 48.2, "lon": 16.4, "biome": 4}
 
@@ -29,9 +28,7 @@ def fresh() -> PrithviRefiner:
 @pytest.fixture(scope="module")
 def refiner() -> PrithviRefiner:
     """nano with random weights in which nothing is zero, frozen as loaded weights are."""
-    model = build_prithvi_refiner(variant="nano", pretrained=False)
-    redraw_zero_parameters(model)
-    return model.requires_grad_(False)
+    return random_refiner()
 
 
 def images(batch: int = 2, height: int = 64, width: int = 64, seed: int = 0) -> torch.Tensor:

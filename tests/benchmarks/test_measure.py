@@ -12,9 +12,8 @@ from torch import Tensor
 
 from axs_lib.pipeline import Pipeline
 from axs_lib.stage1_tm_s2o import Stage1Model
-from axs_lib.stage2_prithvi_refine import build_prithvi_refiner
 from benchmarks import generation, measure, nano
-from tests.models import random_nano
+from tests.models import random_nano, random_refiner
 
 
 def test_the_ratio_is_the_median_within_rounds() -> None:
@@ -51,9 +50,7 @@ def test_generations_figures(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_nanos_figures(tmp_path: Path) -> None:
     model = random_nano()
-    stage2 = build_prithvi_refiner(variant="nano", pretrained=False)
-    torch.nn.init.normal_(stage2.head.out.weight, std=0.01)
-    pipeline = Pipeline(Stage1Model(model.terramind_generator).eval(), stage2, model)
+    pipeline = Pipeline(Stage1Model(model.terramind_generator).eval(), random_refiner(), model)
     arguments = argparse.Namespace(
         only=["memory", "throughput", "growth", "precision"], timesteps=[1], batches=[1], rounds=1, quick=True
     )

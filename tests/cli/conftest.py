@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from axs_lib import pipeline as pipeline_module
 from axs_lib import stage3_tm_ground
@@ -20,14 +20,17 @@ from axs_lib.stage3_tm_ground import Stage3Output
 Run = Callable[..., Any]
 
 
+def run_axs(*arguments: object, code: int = 0) -> Result:
+    """Run the command line, which must end with ``code``."""
+    result = CliRunner().invoke(app, [str(a) for a in arguments])
+    assert result.exit_code == code, result.output
+    return result
+
+
 @pytest.fixture
 def axs() -> Run:
-    """``axs("ground", "--s1", path)`` runs the command line and returns its result."""
-
-    def run(*arguments: object) -> Any:
-        return CliRunner().invoke(app, [str(a) for a in arguments])
-
-    return run
+    """``axs("ground", "--s1", path)`` runs the command line and returns its result, of success or of ``code=``."""
+    return run_axs
 
 
 @dataclass

@@ -31,8 +31,8 @@ def test_nothing_heavy_is_loaded_for_what_is_quick() -> None:
 
 def test_version_and_no_command(axs: Callable[..., Any]) -> None:
     result = axs("--version")
-    assert result.exit_code == 0 and result.output.strip() == f"axs {axs_lib.__version__}"
-    assert "Commands:" in axs().output
+    assert result.output.strip() == f"axs {axs_lib.__version__}"
+    assert "Commands:" in axs(code=2).output
 
 
 @pytest.mark.parametrize("kind", [InputError, WeightsError, OutputError, KeyboardInterrupt, ZeroDivisionError])
@@ -95,6 +95,5 @@ def test_the_log_says_what_is_read_loaded_and_written(
     s1, s2 = sample_paths(sample_names()[0])
     words = ["ground", "--s1", s1, "--opt-v2", s2, "--variant", "nano", "-q", "--out"]
     quiet, loud = (axs(*flags, *words, tmp_path / f"{len(flags)}.tif") for flags in ([], ["-v"]))
-    assert loud.exit_code == quiet.exit_code == 0
     for said in (f"reads {s2}", "loaded the grounding head", f"wrote {tmp_path / '1.tif'}"):
         assert said in loud.stderr and said not in quiet.stderr

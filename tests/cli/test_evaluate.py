@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,15 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from typer.testing import CliRunner, Result
 
 from axs_lib import pipeline as pipeline_module
 from axs_lib import stage3_tm_ground
-from axs_lib.cli.app import app
 from axs_lib.evaluate import plain as plain_module
 from tests.evaluate.fakes import FakeModel, FakePipeline, FakePlain
 
+from .conftest import run_axs
+
+run = functools.partial(run_axs, "evaluate")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -52,14 +54,9 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "pairs"
 
 
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(app, ["evaluate", *map(str, arguments)])
-
-
 def test_tables_and_report(folder: Path, tmp_path: Path, built: list[dict[str, Any]]) -> None:
     target = tmp_path / "out" / "report.json"
     result = run("--data", folder, "--timesteps", 4, "--seed", 3, "--controls", "--json", target)
-    assert result.exit_code == 0, result.output
     assert "3 tiles, quality ok" in result.stdout and "Per tile" in result.stdout
     assert "degraded" in result.stdout
     report = json.loads(target.read_text())
@@ -77,7 +74,6 @@ def test_the_whole_pipeline(
     target = tmp_path / "report.json"
     result = run("--data", folder, *way, "--timesteps", 4, "--controls", "--json", target,
                  "--correction-mode", "difference", "--stage1-checkpoint", "one", "--hold-colour")  # fmt: skip
-    assert result.exit_code == 0, result.output
     assert not built, "Stage 3 comes with the pipeline"
     assert asked == {
         "stage1_timesteps": 4, "stage3_timesteps": 4, "variant": "nano", "device": DEVICE, "s1_product": "S1GRD",
@@ -97,7 +93,6 @@ def test_several_timesteps_are_compared(folder: Path, tmp_path: Path, built: lis
     result = run("--data", folder, "--timesteps", "1,5, 10,5", "--quality", "all", "--json", target,
                  "--variant", "terramind_v1_tiny", "--checkpoint", "w", "--device", "cpu",
                  "--s1-product", "S1RTC")  # fmt: skip
-    assert result.exit_code == 0, result.output
     wanted = {"variant": "terramind_v1_tiny", "checkpoint": Path("w"), "s1_product": "S1RTC", "device": "cpu"}
     assert len(built) == 1 and wanted.items() <= built[0].items()
     written = json.loads(target.read_text())
@@ -126,7 +121,6 @@ def test_models_to_compare_with(
     target = tmp_path / "report.json"
     result = run("--data", folder, "--correction-mode", "learned", "--no-sar-checkpoint", tmp_path / "blind", "--gaps",
                  "--plain-checkpoint", tmp_path / "plain", "--json", target)  # fmt: skip
-    assert result.exit_code == 0, result.output
     assert loaded == [tmp_path / "plain"]
     assert [options.get("checkpoint") for options in built] == [None, tmp_path / "blind"]
     assert [options["correction_mode"] for options in built] == ["learned", "learned"]
@@ -144,7 +138,6 @@ def test_the_flood_the_kinds_and_the_gaps(folder: Path, tmp_path: Path, built: l
     target = tmp_path / "report.json"
     result = run("--data", folder, "--flood", "--damages", "--gaps", "--timesteps", "2", "--seed", 3,
                  "--groups", "pairs/a,pairs/b", "--quiet", "--json", target)  # fmt: skip
-    assert result.exit_code == 0, result.output
     report = json.loads(target.read_text())
     assert (report["timesteps"], report["flood"]["tiles"], report["damages"]["tiles"]) == (2, 2, 2)
     assert report["gaps"]["summary"]["simulated"]["tiles"] == 2
@@ -159,7 +152,6 @@ def test_tiles_of_the_weights_own_training_are_named(
     monkeypatch.setattr("axs_lib.hub.source_header", lambda weights: header)
     target = tmp_path / "report.json"
     result = run("--data", folder, "--json", target)
-    assert result.exit_code == 0, result.output
     assert "trained or chosen on the groups of 2 of 3 tiles (pairs/a, pairs/c)" in result.stderr
     assert json.loads(target.read_text())["groups_of_training"] == ["pairs/a", "pairs/c"]
     assert "trained or chosen" not in run("--data", folder, "--groups", "pairs/b").stderr
@@ -168,10 +160,10 @@ def test_tiles_of_the_weights_own_training_are_named(
 def test_reports_are_not_overwritten_unasked(folder: Path, tmp_path: Path, built: list[dict[str, Any]]) -> None:
     target = tmp_path / "report.json"
     target.write_text("mine")
-    refused = run("--data", folder, "--json", target)
-    assert refused.exit_code == 2 and "--overwrite" in refused.output
+    refused = run("--data", folder, "--json", target, code=2)
+    assert "--overwrite" in refused.output
     assert target.read_text() == "mine" and not built, "refused before the model is built"
-    assert run("--data", folder, "--json", target, "--overwrite").exit_code == 0
+    run("--data", folder, "--json", target, "--overwrite")
     assert json.loads(target.read_text())["quality"] == "ok"
 
 
@@ -195,15 +187,14 @@ def test_user_errors_have_one_line_and_code_2(
     folder: Path, built: list[dict[str, Any]], arguments: list[str], message: str
 ) -> None:
     needs_data = arguments and "--data" not in arguments
-    result = run(*(["--data", folder] if needs_data else []), *arguments)
-    assert result.exit_code == 2 and message in result.output and "Traceback" not in result.output
+    result = run(*(["--data", folder] if needs_data else []), *arguments, code=2)
+    assert message in result.output and "Traceback" not in result.output
 
 
 def test_uncertainty_joins_the_report(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = FakeModel(half_way, uncertainty=50.0)
     monkeypatch.setattr(stage3_tm_ground, "build_stage3_model", lambda timesteps, **_: model)
     result = run("--data", folder, "--uncertainty", "--json", tmp_path / "r.json", "-q")
-    assert result.exit_code == 0, result.output
     assert "spread-skill" in result.output and "pixels dropped" in result.output
     written = json.loads((tmp_path / "r.json").read_text())["uncertainty"]
     assert written["ensemble_size"] == 4 and {call.ensemble_size for call in model.calls} == {1, 4}
@@ -211,5 +202,5 @@ def test_uncertainty_joins_the_report(folder: Path, tmp_path: Path, monkeypatch:
     assert 0 < written["spread_skill"]["B08"] < 1
     assert [share for share, _ in written["retention"]][:4] == [0, 0.05, 0.1, 0.2]
     model.calls.clear()
-    assert run("--data", folder, "--ensemble-size", "3", "-q").exit_code == 0
+    run("--data", folder, "--ensemble-size", "3", "-q")
     assert {call.ensemble_size for call in model.calls} == {3}

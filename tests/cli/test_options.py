@@ -32,17 +32,11 @@ def parameters(command: str) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_has_the_shared_options(command: str) -> None:
-    wanted = EVERYWHERE | (set() if command == "run" else WITH_AN_ESTIMATE)
-    assert wanted <= parameters(command).keys()
-
-
 @pytest.mark.parametrize("name", sorted(EVERYWHERE | WITH_AN_ESTIMATE))
-def test_one_default_and_one_meaning(name: str) -> None:
+def test_the_commands_have_it_with_one_default_and_one_meaning(name: str) -> None:
     shared = [parameters(command).get(name) for command in (*COMMANDS, "evaluate")]
     declared = [(p.default, p.help, p.metavar, tuple(p.opts)) for p in shared[:3] if p is not None]
-    assert len(set(map(str, declared))) == 1 and len(declared) >= 2
+    assert len(set(map(str, declared))) == 1 and len(declared) == (3 if name in EVERYWHERE else 2)
     if shared[3] is not None and name in ("--device", "--quiet", "--seed"):
         assert str((shared[3].default, tuple(shared[3].opts))) == str((declared[0][0], declared[0][3]))
 

@@ -5,37 +5,26 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
-from axs_lib.cli.weights import app
-from axs_lib.errors import InputError
 from axs_lib.terramind.weights import resolve, sha256_file
+from tests.hub import COMMIT, serve_files
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
+from .conftest import Run
 
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A stand-in for the Hub with files whose content is their name; gives the folder of its cache."""
-    cache = tmp_path / "cache"
-
-    def fetch(repo: str, name: str, revision: str | None = None, local_dir: Path | None = None, **_: object) -> str:
-        place = local_dir or cache / f"models--{repo.replace('/', '--')}" / "snapshots" / COMMIT
-        place.mkdir(parents=True, exist_ok=True)
-        (place / name).write_text(name)
-        return str(place / name)
-
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", fetch)
-    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", lambda *_, **__: None)
-    return cache
+    """A stand-in for the Hub; gives the folder of its cache."""
+    names = ("TerraMind_v1_base.pt", "TerraMind_v1_large.pt", "TerraMind_Tokenizer_S2L2A.pt")
+    serve_files(monkeypatch, tmp_path / "cache", {name: name.encode() for name in names})
+    return tmp_path / "cache"
 
 
 def test_download_to_a_folder_prints_what_makes_it_found(
-    hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    axs: Run, hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target = tmp_path / "my weights"
-    result = CliRunner().invoke(app, ["download", "terramind_v1_base", "--to", str(target)], catch_exceptions=False)
-    assert result.exit_code == 0
+    result = axs("weights", "download", "terramind_v1_base", "--to", target)
     for name in ("TerraMind_v1_base.pt", "TerraMind_Tokenizer_S2L2A.pt"):
         assert str(target / name) in result.output and sha256_file(target / name) in result.output
     assert f"export AXS_WEIGHTS='{target}'" in result.output
@@ -44,20 +33,19 @@ def test_download_to_a_folder_prints_what_makes_it_found(
     assert resolve("terramind_v1_base").generator == target / "TerraMind_v1_base.pt"
 
 
-def test_download_to_the_cache_prints_the_commit(hub: Path) -> None:
-    result = CliRunner().invoke(app, ["download", "terramind_v1_large"], catch_exceptions=False)
+def test_download_to_the_cache_prints_the_commit(axs: Run, hub: Path) -> None:
+    result = axs("weights", "download", "terramind_v1_large")
     assert f"commit {COMMIT}" in result.output and "AXS_WEIGHTS" not in result.output
     assert list(hub.rglob("TerraMind_v1_large.pt"))
 
 
-def test_what_cannot_be_downloaded(hub: Path) -> None:
-    result = CliRunner().invoke(app, ["download", "nano"], catch_exceptions=False)
-    assert "nothing to download" in result.output and not hub.exists()
-    assert isinstance(CliRunner().invoke(app, ["download", "terramind"]).exception, InputError)
+def test_what_cannot_be_downloaded(axs: Run, hub: Path) -> None:
+    assert "nothing to download" in axs("weights", "download", "nano").output and not hub.exists()
+    assert "unknown variant 'terramind'" in axs("weights", "download", "terramind", code=2).stderr
 
 
-def test_list_names_every_variant_and_its_repository() -> None:
-    output = CliRunner().invoke(app, ["list"], catch_exceptions=False).output
+def test_list_names_every_variant_and_its_repository(axs: Run) -> None:
+    output = axs("weights", "list").output
     for expected in ("nano", "in this package", "ibm-esa-geospatial/TerraMind-1.0-tiny/TerraMind_v1_tiny.pt"):
         assert expected in output
     assert "ibm-nasa-geospatial/Prithvi-EO-2.0-300M-TL/Prithvi_EO_V2_300M_TL.pt" in output

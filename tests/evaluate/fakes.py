@@ -126,22 +126,6 @@ def tile(rng: np.random.Generator, side: int) -> dict[str, np.ndarray]:
     return {"s1": np.stack([vv, vv - 6]).astype(np.float32), "s2": s2}
 
 
-def write_folder(folder: Path) -> Path:
-    """Tiles a and b of group g1, c of g2, and the clouded and larger d of g2; a has an opt_v2, 300 DN too bright."""
-    rng = np.random.default_rng(0)
-    rows = ["source,id,group,quality"]
-    tiles = (("a", "g1", "ok", 32), ("b", "g1", "ok", 32), ("c", "g2", "ok", 32), ("d", "g2", "cloud", 40))
-    for name, group, quality, side in tiles:
-        content = tile(rng, side)
-        if name == "a":
-            content["opt_v2"] = content["s2"].astype(np.float32) + 300
-        (folder / "pairs" / "src").mkdir(parents=True, exist_ok=True)
-        np.savez(folder / "pairs" / "src" / f"{name}.npz", **content)
-        rows.append(f"src,{name},{group},{quality}")
-    (folder / "index.csv").write_text("\n".join(rows))
-    return folder
-
-
 def outcome(model: Any, folder: Path, scenario: Scenario, **options: Any) -> dict[str, Any]:
     """What ``axs evaluate --json`` would write of one scenario."""
     report = evaluate(model, folder, [scenario], **options).to_json()

@@ -5,23 +5,18 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 from axs_lib.stage3_tm_ground import build_stage3_model
 from experiments.nano.crops import Crops
 from experiments.nano.joint import NanoConfig, train_nano
-from tests.models import plausible_pair
+from tests.train.conftest import write_pairs
 
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pairs")
-    for number in range(3):
-        s1, s2 = plausible_pair(1, 64, 64, seed=number)
-        np.savez(folder / f"tile{number}.npz", s1=s1[0].numpy(), s2=s2[0].round().numpy().astype(np.uint16))
-    return folder
+    return write_pairs(tmp_path_factory.mktemp("pairs"), count=3, side=64)
 
 
 def test_a_run_resumes_where_it_stopped_and_its_weights_load(pairs: Path, tmp_path: Path) -> None:

@@ -23,9 +23,8 @@ from typer.testing import CliRunner
 from axs_lib import stage3_tm_ground
 from axs_lib.adapters import apply_lora_to_linear, load_adapter, save_adapter
 from axs_lib.bands import OPTICAL_BANDS, SAR_BANDS
-from axs_lib.batch.items import Item, list_items
+from axs_lib.batch.items import list_items
 from axs_lib.batch.manifest import JOURNAL, MANIFEST, open_manifest
-from axs_lib.batch.work import Job, Task, make_record
 from axs_lib.cli.app import app
 from axs_lib.cli.command import USER_ERROR
 from axs_lib.cli.train import parse
@@ -33,7 +32,7 @@ from axs_lib.errors import AxionError
 from axs_lib.stage3_tm_ground import Stage3GroundingModel
 from axs_lib.terramind.weights import load_strict, read_metadata, read_state
 from axs_lib.train.config import CONFIGS
-from tests.batch.fakes import make_runner
+from tests.batch.test_manifest import fill
 from tests.models import plausible_pair, random_nano
 from tests.scenes.conftest import BoxGrounder, write_tiff
 
@@ -233,11 +232,7 @@ def test_lists_of_tiles(tmp_path: Path, suffix: str) -> None:
 
 @pytest.mark.parametrize("name", [JOURNAL, MANIFEST])
 def test_manifest_of_a_batch(tmp_path: Path, name: str) -> None:
-    job = Job(make_runner, {"stage": "ground"}, {"w": "0"}, str(tmp_path))
-    with open_manifest(tmp_path) as manifest:
-        for number in range(5):
-            task = Task(Item(f"t{number}", f"/in/{number}.npz"), 0)
-            manifest.append(make_record(job, task, "done", written={}, size=5))
+    fill(tmp_path, *(f"t{number}" for number in range(5)))
     kept = {each: (tmp_path / each).read_bytes() for each in (JOURNAL, MANIFEST)}
     (tmp_path / "whole").write_bytes(kept[name])
 

@@ -18,16 +18,15 @@ from rasterio.transform import Affine, array_bounds
 from rasterio.warp import transform_bounds, transform_geom
 from shapely import box
 from shapely.geometry import mapping
-from typer.testing import CliRunner
 
 from axs_lib.bands import OPTICAL_BANDS, SAR_BANDS
-from axs_lib.cli.app import app
 from axs_lib.errors import AxionError, InputError, OutputError
 from axs_lib.io.grid import SceneGrid
 from axs_lib.io.masks import MaskFile
 from axs_lib.scenes.api import ground_scene
 from axs_lib.scenes.search import ScenePair, find_pair, load_pair, save_pair
 from axs_lib.tilegrid import Tile
+from tests.cli.conftest import run_axs
 
 from .conftest import CRS, GRID, PLACE, BoxGrounder, read_tiff, scene_arrays, write_scene
 
@@ -336,14 +335,11 @@ def test_a_pair_is_saved_as_files_that_a_scene_takes(full: Path, tmp_path: Path)
 
 def test_the_command_fetches_a_pair(full: Path, tmp_path: Path) -> None:
     where = ",".join(map(str, inside()))
-    result = CliRunner().invoke(
-        app,
-        ["fetch", str(full), "--bounds", where, "--dates", "2021-07-01/2021-07-31", "--out", str(tmp_path / "pair")],
-    )
-    assert result.exit_code == 0, result.output
+    dates = "2021-07-01/2021-07-31"
+    result = run_axs("fetch", full, "--bounds", where, "--dates", dates, "--out", tmp_path / "pair")
     assert "2021-07-07, 95 % clear: clear" in result.stdout and "2021-07-08: near" in result.stdout
     next_step = next(line for line in result.stdout.splitlines() if "axs ground" in line)
     assert f"--s1-product S1RTC --opt-v2 {tmp_path / 'pair' / 's2.tif'}" in next_step
     assert f"--mask {tmp_path / 'pair' / 'trust.tif'} --mask-buffer 5" in next_step and "--variant nano" in next_step
-    result = CliRunner().invoke(app, ["fetch", str(full), "--bounds", "1,2", "--dates", "2021", "--out", "x"])
-    assert result.exit_code == 2 and "LEFT,BOTTOM,RIGHT,TOP" in result.output
+    result = run_axs("fetch", full, "--bounds", "1,2", "--dates", "2021", "--out", "x", code=2)
+    assert "LEFT,BOTTOM,RIGHT,TOP" in result.output

@@ -18,7 +18,7 @@ from axs_lib.terramind.generator import TerraMindGenerator
 from axs_lib.terramind.noise import gaussian_field, sample_seeds
 from axs_lib.terramind.sampler import build_schedule
 from axs_lib.terramind.winograd import WinogradConv2d
-from tests.models import random_nano
+from tests.models import random_nano, z_inputs
 from tests.published import our_unet, terratorch_unet, wide_unet
 
 TOLERANCE = 1e-4  # z-units, of an output of order 1
@@ -63,9 +63,7 @@ def test_upsampling_is_repetition_and_a_convolution(side: int) -> None:
 
 
 def decode(generator: TerraMindGenerator, timesteps: int) -> Tensor:
-    random = torch.Generator().manual_seed(0)
-    inputs = {"s1": torch.randn(2, 2, 64, 64, generator=random), "optical": torch.randn(2, 4, 64, 64, generator=random)}
-    codes = generator.codes(generator.logits(inputs), (64, 64))
+    codes = generator.codes(generator.logits(z_inputs()), (64, 64))
     noise = gaussian_field(sample_seeds(0, 2), (4, 64, 64))
     return generator.decode(codes, noise, build_schedule("ddim", timesteps))
 

@@ -9,7 +9,7 @@ from axs_lib.errors import InputError
 from axs_lib.terramind.build import build_nano
 from axs_lib.terramind.generator import TerraMindGenerator
 from axs_lib.terramind.noise import sample_seeds
-from tests.models import random_nano
+from tests.models import random_nano, z_inputs
 
 SIZE = (64, 64)
 
@@ -17,14 +17,6 @@ SIZE = (64, 64)
 @pytest.fixture(scope="module")
 def generator() -> TerraMindGenerator:
     return random_nano().terramind_generator
-
-
-def z_inputs(batch: int = 2) -> dict[str, torch.Tensor]:
-    random = torch.Generator().manual_seed(0)
-    return {
-        "s1": torch.randn(batch, 2, *SIZE, generator=random),
-        "optical": torch.randn(batch, 4, *SIZE, generator=random),
-    }
 
 
 def test_a_fresh_detokenizer_answers_zero_so_tests_redraw_it() -> None:

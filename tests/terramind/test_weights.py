@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import itertools
 import os
@@ -27,9 +28,9 @@ from axs_lib.terramind.weights import (
     sha256_file,
 )
 from experiments.hash_weights import write_hashes
+from tests.hub import COMMIT, serve_files
 
 GENERATOR, TOKENIZER = "TerraMind_v1_small.pt", "TerraMind_Tokenizer_S2L2A.pt"
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Small(nn.Module):
@@ -53,38 +54,8 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[dict[str, object]]]:
-    """A stand-in for the Hub: serves given files in the cache's layout and notes what was asked for."""
-
-    def install(files: dict[str, bytes], commit: str = COMMIT, cached: bool = False) -> list[dict[str, object]]:
-        from huggingface_hub.errors import LocalEntryNotFoundError
-
-        asked: list[dict[str, object]] = []
-
-        def fetch(
-            repo: str,
-            name: str,
-            revision: str | None = None,
-            local_dir: Path | None = None,
-            local_files_only: bool = False,
-        ) -> str:
-            asked.append({"repo": repo, "name": name, "revision": revision, "local": local_files_only})
-            if local_files_only and not cached:
-                raise LocalEntryNotFoundError("not in the cache")
-            place = tmp_path / f"models--{repo.replace('/', '--')}" / "snapshots" / commit
-            if local_dir is not None:
-                place = local_dir
-                note = local_dir / ".cache" / "huggingface" / "download" / f"{name}.metadata"
-                note.parent.mkdir(parents=True, exist_ok=True)
-                note.write_text(f"{commit}\netag\n0.0\n")
-            place.mkdir(parents=True, exist_ok=True)
-            (place / name).write_bytes(files[name])
-            return str(place / name)
-
-        monkeypatch.setattr("huggingface_hub.hf_hub_download", fetch)
-        monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", lambda *_, **__: None)
-        return asked
-
-    return install
+    """``hub(files)`` serves files and gives what was asked for."""
+    return functools.partial(serve_files, monkeypatch, tmp_path)
 
 
 def test_unknown_variant_lists_the_known_ones_and_guesses() -> None:
