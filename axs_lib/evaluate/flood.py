@@ -2,7 +2,7 @@
 
 Each tile of mostly dry land is flooded in its SAR by ``axs_lib.data.flood``, from a seed that depends on nothing but
 the tile's name; opt_v2 stays the simulated estimate without the flood. Stage 3 grounds it twice, with the flooded and
-with the real SAR. Water is where NDWI = (B03 - B08) / (B03 + B08) is over 0 (McFeeters, 1996).
+with the real SAR. Water is where NDWI is over 0.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from axs_lib.evaluate.evaluator import Figures, Scenario, TileFigures
 from axs_lib.evaluate.models import EvaluatedModel
 from axs_lib.evaluate.sources import EvaluationTile, generator_of, simulated_estimate
 from axs_lib.evaluate.tables import over_tiles, rich_table
+from axs_lib.grounding.sar_inconsistency import ndwi
 from axs_lib.nodata import valid_pixels
 
 WATER_NDWI = 0.0
@@ -105,12 +106,6 @@ class Floods(Scenario):
         water = ("water\nopt_v2", "water\nopt_v3", "turned\nto water")
         headings = ("", *water, "NIR\nfell", "NDWI\nchange", "NIR\nchange")
         return [rich_table(title, headings, rows, caption)]
-
-
-def ndwi(image: Tensor) -> Tensor:
-    """(..., 1, H, W) of an image (..., 4, H, W) in any unit proportional to reflectance; NaN stays NaN."""
-    green, nir = (image.select(-3, OPTICAL_BANDS.index(band)).unsqueeze(-3) for band in ("B03", "B08"))
-    return (green - nir) / (green + nir).clamp_min(1e-6)
 
 
 def is_dry(truth: Tensor) -> bool:

@@ -21,13 +21,14 @@ from axs_lib.grounding.gap import fit_to_observed, unknown_share
 from axs_lib.grounding.head import GroundingHead
 from axs_lib.grounding.low_freq import LowFrequencyConstraint
 from axs_lib.grounding.orientation import turn, turn_back
-from axs_lib.grounding.sar_inconsistency import open_water, smoothstep
+from axs_lib.grounding.sar_inconsistency import open_water, shows_water, smoothstep
 
 if TYPE_CHECKING:
     from axs_lib.terramind.weights import WeightsInfo
 
 
-WATER_LIKELY = (0.35, 0.65)  # of water that the estimate lacks: from where on broad colour changes, and wholly
+# From where on broad colour changes for water that the estimate lacks, and wholly: of what the head says, and the rule.
+WATER_SEEN, WATER_LIKELY = (0.5, 0.7), (0.35, 0.65)
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ class Correction:
         error: predicted standard error of estimate + change, (B, 4, S, S) in DN, not calibrated, 0 where the estimate
             was observed; ``None`` where none is predicted (difference).
         filtered: the part of the change that the tile's filter makes, (B, 4, S, S) in DN (learned).
+        missed_water: (B, 1, S, S) in [0, 1], where the head sees water that the estimate lacks (learned).
     """
 
     change: Tensor
@@ -73,6 +75,7 @@ class Correction:
     low_freq_mask: Tensor
     error: Tensor | None = None
     filtered: Tensor | None = None
+    missed_water: Tensor | None = None
 
 
 class GroundingCorrector(nn.Module):
@@ -129,11 +132,13 @@ class GroundingCorrector(nn.Module):
             tiles.sar_inconsistency,  # (B, 1, S, S)
         )
         predicted = self.head(*(turn(image, orientation) for image in images))
-        residual, gate, mask, error, filtered = (turn_back(part, orientation) for part in predicted)
-        mask = self.broad_change(tiles, mask, hold_colour)
+        residual, gate, missed, error, filtered = (turn_back(part, orientation) for part in predicted)
+        mask = self.broad_change(tiles, missed, hold_colour)
+        # The constraint lets the edges of water through, so that where water is refused the gate is closed.
+        gate = gate * (1.0 - (missed - mask).clamp_min(0.0))
         change = self.constrain(residual, gate, mask, tiles.trust, filtered) * self.optical_std
         error = error.masked_fill(tiles.trust == 1, 0.0) * self.optical_std
-        return Correction(change, residual * self.optical_std, gate, mask, error, filtered * self.optical_std)
+        return Correction(change, residual * self.optical_std, gate, mask, error, filtered * self.optical_std, missed)
 
     def difference(
         self,
@@ -157,13 +162,15 @@ class GroundingCorrector(nn.Module):
     def broad_change(self, tiles: GroundingTiles, missed_water: Tensor, hold_colour: bool) -> Tensor:
         """Where broad colour may change, (B, 1, S, S) in [0, 1].
 
-        In an estimate that is where a head sees water that it lacks, it and the SAR disagree, and the SAR looks like
-        open water: the broad change that heads are trained on. A colour between land and water is neither: the product
-        is sharpened, except in training, where the ends of the ramp have no gradient. Unknown pixels may change wholly.
+        In an estimate that is where a head sees water that it lacks, it and the SAR disagree, the SAR looks like open
+        water, and its colour does not: the broad change that heads are trained on. A colour between land and water is
+        neither: both are sharpened, except in training, where the ends of the ramps have no gradient. Unknown pixels
+        may change wholly.
         """
-        mask = missed_water * tiles.sar_inconsistency * open_water(tiles.s1)
+        rule = tiles.sar_inconsistency * open_water(tiles.s1)
         if not (self.training and torch.is_grad_enabled()):
-            mask = smoothstep(mask, *WATER_LIKELY)
+            missed_water, rule = smoothstep(missed_water, *WATER_SEEN), smoothstep(rule, *WATER_LIKELY)
+        mask = missed_water * rule * (1.0 - shows_water(tiles.estimate))
         if hold_colour:
             mask = torch.zeros_like(mask)
         return torch.maximum(mask, unknown_share(tiles.trust))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from axs_lib.bands import OPTICAL_BANDS
 from axs_lib.blur import gaussian_blur
 from axs_lib.precision import exact_matmul
 
@@ -32,6 +33,7 @@ ONSET, FULL = 2.5, 4.5  # Mahalanobis distance where the map begins to rise and 
 # noise and VV hardly above it, calm water and other smooth ground look alike, and nothing is claimed.
 WATER_SIGMA_PX = 2.5
 WATER_VV, WATER_VH, WATER_VV_OVER_VH = (-16.0, -18.0), (-24.0, -26.5), (4.5, 6.0)
+WATER_NDWI = (-0.15, 0.05)  # of an estimate, where water begins to be likely and is plain
 
 
 def optical_features(dn: Tensor) -> Tensor:
@@ -39,9 +41,9 @@ def optical_features(dn: Tensor) -> Tensor:
     reflectance = (dn / 10_000.0).clamp(1e-3, 2.0)
     blue, green, red, nir = reflectance.unbind(1)
     ndvi = (nir - red) / (nir + red)
-    ndwi = (green - nir) / (green + nir)
     ones = torch.ones_like(blue)
-    return torch.stack([ones, blue.log(), green.log(), red.log(), nir.log(), ndvi, ndwi], dim=1)
+    indices = [ndvi, ndwi(reflectance)[:, 0]]
+    return torch.stack([ones, blue.log(), green.log(), red.log(), nir.log(), *indices], dim=1)
 
 
 def mahalanobis_distance(s1_db: Tensor, opt_dn: Tensor) -> Tensor:
@@ -59,6 +61,20 @@ def mahalanobis_distance(s1_db: Tensor, opt_dn: Tensor) -> Tensor:
 def sar_inconsistency(s1_db: Tensor, opt_dn: Tensor) -> Tensor:
     """SAR inconsistency map (B, 1, H, W) in [0, 1] of backscatter in dB (B, 2, H, W) and DN (B, 4, H, W)."""
     return smoothstep(mahalanobis_distance(s1_db, opt_dn), ONSET, FULL)
+
+
+def ndwi(image: Tensor) -> Tensor:
+    """(B03 - B08) / (B03 + B08), (..., 1, H, W), of an image (..., 4, H, W) in any unit proportional to reflectance.
+
+    Over 0 on water (McFeeters, 1996). NaN stays NaN.
+    """
+    green, nir = (image.select(-3, OPTICAL_BANDS.index(band)).unsqueeze(-3) for band in ("B03", "B08"))
+    return (green - nir) / (green + nir).clamp_min(1e-6)
+
+
+def shows_water(dn: Tensor) -> Tensor:
+    """How much an estimate in DN (B, 4, H, W) shows water: (B, 1, H, W) in [0, 1]."""
+    return smoothstep(gaussian_blur(ndwi(dn), 1.0), *WATER_NDWI)
 
 
 def open_water(s1_db: Tensor) -> Tensor:

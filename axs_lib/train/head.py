@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from axs_lib.bands import VALID_DN
+from axs_lib.blur import gaussian_blur
 from axs_lib.checks import Trust
 from axs_lib.data.clouds import cloud_trust
 from axs_lib.data.estimates import kinds_of, make_estimate
@@ -33,7 +34,7 @@ from axs_lib.errors import InputError, WeightsError, listed
 from axs_lib.grounding.corrector import GroundingCorrector, GroundingTiles
 from axs_lib.grounding.head import GroundingHead
 from axs_lib.grounding.load import CORRECTOR_FILE
-from axs_lib.grounding.sar_inconsistency import open_water, sar_inconsistency
+from axs_lib.grounding.sar_inconsistency import ndwi, open_water, sar_inconsistency
 from axs_lib.hub import source_header
 from axs_lib.io.atomic import atomic_write
 from axs_lib.io.files import check_regular
@@ -54,6 +55,7 @@ STAGE2, FRESH = "stage2.pt", "fresh"
 
 FILTER_WEIGHT = 0.3  # of the error that the tile's filter leaves by itself
 ERROR_WEIGHT = 0.05  # of the expected error's likelihood beside the image's own loss
+WATER_WEIGHT = 0.1  # of the cross-entropy of water that an estimate lacks
 UNLIKELY = 16.0  # squared ratio of error to expected error beyond which a pixel counts no more
 INCONSISTENT_WEIGHT = 4.0  # of a tile's mean SAR inconsistency, beside 1: smooth dark fields look like water
 DONOR_WATER = 0.01  # of a tile at most, whose SAR is shown to another place
@@ -67,8 +69,11 @@ SHIFTED_WEIGHT, SHIFTED_PX = 0.3, 2  # of a pair whose note names a shift over s
 LIGHT_CHANCE = 0.3  # of an estimate to be of light strength
 CONTRAST_CHANCE, CONTRAST = 0.5, 0.35  # of the ground's colours about their mean (1 std of the logarithm)
 ZOOM_CHANCE, MOST_ZOOM = 0.35, 1.6  # of a crop to be seen from farther away
-DRY_CHANCE = 0.3  # of a simulated flood to be smooth dry ground, which the optical image does not change for
-DRY_VV, DRY_VH_BELOW_VV = (-19.0, -14.0), (5.0, 8.5)  # dB
+DRY_CHANCE = 0.45  # of a simulated flood to be dark dry ground, which the optical image does not change for
+# VV of such ground and how far VH lies below it, dB: smooth, and with VH at the sensor's noise. A third kind is the
+# ground that is there, darker by so much.
+DRY_GROUND = (((-19.0, -14.0), (5.0, 8.5)), ((-25.0, -18.5), (2.5, 6.0)))
+DARKER_DB = (4.0, 8.0)
 LEAST_MSE = 1e-4  # (10 DN / 1000) squared
 ROBUST = 2.0  # weighed squared error of a tile from which on it counts by its logarithm
 DN_FLOOR = 6.0  # DN: a tile whose estimate is nearer to the truth counts as if it were so far
@@ -390,7 +395,7 @@ class ExampleSampler:
         s1 = s1 + SPECKLE_DB * uniform() * torch.randn(s1.shape, generator=random)
         if mode == "flood":
             if uniform() < DRY_CHANCE:
-                s1, _ = simulate_flood(s1, random, vv=DRY_VV, vh_below_vv=DRY_VH_BELOW_VV)
+                s1 = _with_dry_ground(s1, random)
             else:
                 s1, water = simulate_flood(s1, random)
                 truth = torch.where(water, water_colour(truth, random), truth)
@@ -440,6 +445,16 @@ class ExampleSampler:
             return F.interpolate(part, (size, size), mode="bilinear", antialias=True) if reach > size else part
 
         return tile, crop
+
+
+def _with_dry_ground(s1: Tensor, random: torch.Generator) -> Tensor:
+    """The SAR with a patch of dry ground that looks much like open water."""
+    kind = draw(random, len(DRY_GROUND) + 1)
+    if kind < len(DRY_GROUND):
+        vv, vh_below_vv = DRY_GROUND[kind]
+        return simulate_flood(s1, random, vv=vv, vh_below_vv=vh_below_vv)[0]
+    darker = DARKER_DB[0] + (DARKER_DB[1] - DARKER_DB[0]) * float(torch.rand((), generator=random))
+    return s1 - darker * gaussian_blur(simulate_flood(s1, random)[1].float(), 0.7)
 
 
 def _fitted(image: Tensor, height: int, width: int) -> Tensor:
@@ -494,7 +509,7 @@ def tiles_of(corrector: GroundingCorrector, batch: HeadBatch) -> GroundingTiles:
 
 
 def loss_of_batch(corrector: GroundingCorrector, batch: HeadBatch, *, relative: float) -> Tensor:
-    """The loss: error of opt_v3, of the filter alone, relative to opt_v2's, and likelihood of the expected error."""
+    """The loss: error of opt_v3, of the filter alone, relative to opt_v2's, likelihood of the expected error, water."""
     correction = corrector(tiles_of(corrector, batch), batch.proposal)
     assert correction.error is not None
     image = batch.estimate + correction.change
@@ -524,7 +539,15 @@ def loss_of_batch(corrector: GroundingCorrector, batch: HeadBatch, *, relative: 
 
     apart = ((image.detach() - batch.truth) / predicted).square().clamp_max(UNLIKELY)
     unlikely = ((0.5 * apart + (predicted / corrector.optical_std).log()) * unknown).mean()
-    return balanced + FILTER_WEIGHT * filtering + relative * ratios + ERROR_WEIGHT * unlikely
+
+    # Whether the head knows water that the estimate lacks; the image's error does not tell where it is refused anyway.
+    assert correction.missed_water is not None
+    missed = (ndwi(batch.truth) > 0) & (ndwi(batch.estimate) <= 0)
+    likelihood = torch.where(missed, correction.missed_water, 1.0 - correction.missed_water).clamp_min(1e-4)
+    counts = (batch.trust > 0) * (0.2 + open_water(batch.s1))
+    water = -(counts * likelihood.log()).mean() / counts.mean().clamp_min(1e-3)
+
+    return balanced + FILTER_WEIGHT * filtering + relative * ratios + ERROR_WEIGHT * unlikely + WATER_WEIGHT * water
 
 
 def _by_logarithm(cost: Tensor) -> Tensor:

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from axs_lib.evaluate import Floods, evaluate
-from axs_lib.evaluate.flood import MARGIN, is_dry, measure_flood, ndwi
+from axs_lib.evaluate.flood import MARGIN, is_dry, measure_flood
+from axs_lib.grounding.sar_inconsistency import ndwi
 from tests.evaluate import fakes
 from tests.evaluate.fakes import FakeModel
 

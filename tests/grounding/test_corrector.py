@@ -48,13 +48,35 @@ def test_broad_colour_changes_only_under_water_that_the_estimate_lacks() -> None
     assert held.change.abs().max() < 1.0 and not held.low_freq_mask.any()
 
 
-@pytest.mark.parametrize(("likely", "share"), [(0.3, 0.0), (0.7, 1.0)])
+@pytest.mark.parametrize(("likely", "share"), [(0.5, 0.0), (0.9, 1.0)])
 def test_water_is_painted_wholly_or_not_at_all(likely: float, share: float) -> None:
     corrector = GroundingCorrector(DarkerEverywhere()).eval()
     corrector.head.missed_water = likely  # type: ignore[assignment]
     correction = corrector(tiles(), tiles().estimate)
     assert (correction.low_freq_mask[..., 90:120] == share).all() and not correction.low_freq_mask[..., :30].any()
     assert torch.allclose(corrector.train()(tiles(), tiles().estimate).low_freq_mask[..., 90:120], torch.tensor(likely))
+
+
+def test_of_water_that_is_refused_no_part_is_painted() -> None:
+    """A pond of 16 px is fine enough to pass the low-frequency constraint by half."""
+    pond = torch.zeros(1, 1, 128, 128)
+    pond[..., 24:40, 24:40] = 1.0
+
+    class Pond(DarkerEverywhere):
+        def forward(self, s1: torch.Tensor, *rest: torch.Tensor) -> HeadOutput:
+            every = super().forward(s1, *rest)
+            return every._replace(residual=every.residual * pond, low_freq_mask=self.missed_water * pond)
+
+    corrector = GroundingCorrector(Pond()).eval()
+    assert corrector(tiles(), tiles().estimate).change[..., 28:36, 28:36].abs().max() < 1.0
+    corrector.head.missed_water = 0.0  # type: ignore[assignment]
+    assert corrector(tiles(), tiles().estimate).change[..., 28:36, 28:36].abs().max() > 100.0, "detail, not water"
+
+
+def test_an_estimate_that_shows_the_water_keeps_its_colour() -> None:
+    corrector = GroundingCorrector(DarkerEverywhere()).eval()
+    wet = dataclasses.replace(tiles(), estimate=FIELD.flip(0)[:, None, None].expand(1, 4, 128, 128))
+    assert corrector(wet, wet.estimate).change.abs().max() < 1.0
 
 
 @pytest.mark.parametrize("hold_colour", [False, True])

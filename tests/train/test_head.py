@@ -139,15 +139,18 @@ def test_harm_costs_more_than_the_same_gain_brings(sampler: ExampleSampler) -> N
     batch = sampler.batch(torch.Generator().manual_seed(7))
     corrector = GroundingCorrector(GroundingHead())
 
-    def loss(towards: float) -> float:
+    def loss(towards: float, seen: float = 0.01) -> float:
         change = towards * (batch.truth - batch.estimate)
 
         class Fixed(GroundingCorrector):
             def forward(self, tiles: GroundingTiles, proposal: torch.Tensor, **_: object) -> Correction:
                 one = torch.ones_like(batch.truth)
-                return Correction(change, change, one[:, :1], one[:, :1], 100 * one, 0 * one)
+                return Correction(change, change, one[:, :1], one[:, :1], 100 * one, 0 * one, seen * one[:, :1])
 
         return float(loss_of_batch(Fixed(corrector.head), batch, relative=0.1))
 
     nothing = loss(0.0)
     assert loss(0.2) < nothing < loss(-0.2) and loss(-0.2) - nothing > nothing - loss(0.2)
+    assert loss(0.0, seen=0.3) > nothing, "water that there is none of"
+    batch.truth[:] = torch.tensor([400.0, 600.0, 400.0, 150.0])[:, None, None]
+    assert loss(0.0, seen=0.3) < loss(0.0)
