@@ -17,6 +17,7 @@ from types import MappingProxyType
 from typing import Literal
 
 import torch
+from kornia.filters import bilateral_blur, guided_blur
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -219,9 +220,7 @@ def _gaussian_blur(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
 def _roll_off(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
     cut = each(_between(strength, 0.7, 0.08, log=True))
     power = each(draw.uniform(0.0, math.log(4.0)).exp())
-    return _filtered(
-        image, lambda down, across: torch.exp(-(((down.square() + across.square()).sqrt() / cut) ** power))
-    )
+    return _filtered(image, lambda down, across: torch.exp(-((torch.hypot(down, across) / cut) ** power)))
 
 
 def _motion_blur(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
@@ -271,8 +270,6 @@ def _median_filter(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
 
 
 def _edge_preserving(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
-    from kornia.filters import bilateral_blur
-
     reach = _between(strength, 60, 600, log=True)  # DN between colours that still mix, RMS of the bands
     alike = (1e6, 1e6)  # px: pixels of the window count by their colour alone
     for _ in range(2):
@@ -281,8 +278,6 @@ def _edge_preserving(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
 
 
 def _guided_smoothing(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
-    from kornia.filters import guided_blur
-
     bands = image.flatten(0, 1)[:, None]  # each is its own guide
     epsilon = _between(strength, 40, 500, log=True).square().repeat_interleave(image.shape[1])
     smoothed: Tensor = guided_blur(bands, bands, 7, epsilon, "replicate")

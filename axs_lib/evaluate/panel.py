@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from numpy.typing import ArrayLike, NDArray
 
 from axs_lib.errors import InputError
@@ -14,12 +18,7 @@ from axs_lib.evaluate import colour
 from axs_lib.evaluate.colour import Array
 from axs_lib.evaluate.measured import measure_layers
 from axs_lib.io.raster import TRUTH_KEYS
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-    from axs_lib.io.saved import Result
+from axs_lib.io.saved import LAYERS, Result, read_results
 
 CELL_INCHES = 2.75
 HEADING_INCHES = 0.46
@@ -43,8 +42,6 @@ def plot_panel(
 
     ``InputError``: SAR, opt_v2 or opt_v3 is missing, the shapes do not belong to one tile, or the file is unreadable.
     """
-    from axs_lib.io.saved import LAYERS, Result, read_results
-
     if isinstance(result, str | os.PathLike):
         result = next(read_results(result))
     name = result.name if isinstance(result, Result) else ""
@@ -96,9 +93,6 @@ def _draw(layers: Mapping[str, Array], title: str, metrics: Mapping[str, float] 
 
 def _canvas(size: tuple[int, ...], columns: int, title: str) -> tuple[Figure, NDArray[np.object_]]:
     """A figure of two rows of views of this size, and its axes (2,columns)."""
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
     aspect = min(max(size[0] / size[1], 0.4), 2.5)
     header = TITLE_INCHES if title else 0.0
     height = 2 * (CELL_INCHES * aspect + HEADING_INCHES) + header
@@ -149,8 +143,6 @@ def _show(axes: Axes, image: Array, title: str, subtitle: str, **colours: Any) -
 
 def _map(figure: Figure, axes: Axes, layer: Array, palette: str, title: str, *, centred: bool = False) -> None:
     """A scalar map in reflectance with its colour bar."""
-    from matplotlib import colormaps
-
     top = colour.top_of(layer)
     scale = {
         "cmap": colormaps[palette].with_extremes(bad=(colour.NODATA_GREY,) * 3),

@@ -37,7 +37,7 @@ class HeadOutput(NamedTuple):
 
     residual: Tensor  # (B, 4, H, W) in z-units of the optical bands
     gate: Tensor  # (B, 1, H, W) in [0, 1]
-    low_freq_mask: Tensor  # (B, 1, H, W) in [0, 1], where the head would let broad colour change
+    missed_water: Tensor  # (B, 1, H, W) in [0, 1], where the head sees water that the estimate lacks
     error: Tensor  # standard error of the corrected image, (B, 4, H, W) in z-units, above 0
     filtered: Tensor  # what the tile's filter changes, (B, 4, H, W) in z-units; not gated
 
@@ -46,9 +46,7 @@ class GroundingHead(nn.Module):
     """The U-Net of the learned correction; ``widths`` are its channels from half to sixteenth resolution."""
 
     gate_floor: Tensor
-    mask_floor: Tensor
     filter_floor: Tensor
-    gate_scale: Tensor
 
     def __init__(self, widths: tuple[int, ...] = (32, 64, 96, 128)) -> None:
         super().__init__()
@@ -60,11 +58,10 @@ class GroundingHead(nn.Module):
             statistics=STATISTICS,
             tile_values=FILTER,
         )
-        # Gates and masks below their floor are closed, gates let ``gate_scale`` of the residual through, the filter's
-        # coefficients come nearer to 0 by ``filter_floor``. Chosen after training, on kinds that were not trained on.
-        for name in ("gate_floor", "mask_floor", "filter_floor"):
+        # Gates below their floor are closed, the filter's coefficients come nearer to 0 by theirs. Chosen after
+        # training, on kinds that were not trained on.
+        for name in ("gate_floor", "filter_floor"):
             self.register_buffer(name, torch.zeros(()))
-        self.register_buffer("gate_scale", torch.ones(()))
 
     @property
     def untrained(self) -> bool:
@@ -74,7 +71,7 @@ class GroundingHead(nn.Module):
     def forward(
         self, s1: Tensor, estimate: Tensor, proposal: Tensor, trust: Tensor, sar_inconsistency: Tensor
     ) -> HeadOutput:
-        """Residual, gate, mask and error.
+        """Residual, gate, missed water and error.
 
         s1 (B, 2, H, W), the estimate opt_v2 and TerraMind's proposal (B, 4, H, W) are in z-units, H and W multiples of
         16; trust (B, 1, H, W) holds values of ``axs_lib.checks.Trust``; the inconsistency (B, 1, H, W) is in [0, 1].
@@ -88,19 +85,16 @@ class GroundingHead(nn.Module):
         maps = [agreement, (trust == 1).float(), unknown_share(trust), sar_inconsistency]
         statistics = tile_statistics(estimate, images, maps)
         out, coefficients = self.body.with_context(torch.cat(inputs, dim=1), half, statistics)
-        residual, gate, mask, log_error = out.float().split([4, 1, 1, 4], dim=1)  # (B, C, H, W) each
+        residual, gate, missed_water, log_error = out.float().split([4, 1, 1, 4], dim=1)  # (B, C, H, W) each
         # Nearer to 0 by the floor, so that a coefficient of exactly 0, as a fresh head's, has a gradient all the same.
         coefficients = coefficients.float()
         coefficients = coefficients * (1.0 - self.filter_floor / coefficients.abs().clamp_min(1e-6)).clamp_min(0.0)
         filtered = torch.zeros_like(residual)
         for band, gain, coefficient in zip(detail, DETAIL_GAINS, coefficients.chunk(2, dim=1), strict=True):
             filtered = filtered + coefficient[..., None, None] / gain * band
-        gate, mask = (
-            ((part.sigmoid() - floor) / (1.0 - floor)).clamp_min(0.0)
-            for part, floor in ((gate, self.gate_floor), (mask, self.mask_floor))
-        )
+        gate = ((gate.sigmoid() - self.gate_floor) / (1.0 - self.gate_floor)).clamp_min(0.0)
         error = FRESH_ERROR * log_error.clamp(*LOG_ERROR_RANGE).exp()
-        return HeadOutput(residual, self.gate_scale * gate, mask, error, filtered)
+        return HeadOutput(residual, gate, missed_water.sigmoid(), error, filtered)
 
 
 def tile_statistics(estimate: Tensor, images: Sequence[Tensor], maps: Sequence[Tensor]) -> Tensor:

@@ -220,11 +220,10 @@ def _start_head(config: HeadConfig, corrector: GroundingCorrector) -> Mapping[st
     elif config.start is not None:
         load_strict(corrector, read_state(config.start), what=f"the grounding head ({config.start})")
         header = read_metadata(config.start)
-    # Calibration, floor and scale were chosen for the head before; a gate below a floor has no gradient.
+    # Calibration and floors were chosen for the head before; a gate below a floor has no gradient.
     corrector.calibration = None
-    for floor in (corrector.head.gate_floor, corrector.head.filter_floor, corrector.head.mask_floor):
+    for floor in (corrector.head.gate_floor, corrector.head.filter_floor):
         floor.zero_()
-    corrector.head.gate_scale.fill_(1.0)
     corrector.requires_grad_(True).train()
     return header
 

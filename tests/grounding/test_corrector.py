@@ -65,7 +65,7 @@ def test_of_water_that_is_refused_no_part_is_painted() -> None:
     class Pond(DarkerEverywhere):
         def forward(self, s1: torch.Tensor, *rest: torch.Tensor) -> HeadOutput:
             every = super().forward(s1, *rest)
-            return every._replace(residual=every.residual * pond, low_freq_mask=self.missed_water * pond)
+            return every._replace(residual=every.residual * pond, missed_water=self.missed_water * pond)
 
     corrector = GroundingCorrector(Pond()).eval()
     assert corrector(tiles(), tiles().estimate).change[..., 28:36, 28:36].abs().max() < 1.0

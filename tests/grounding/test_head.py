@@ -61,6 +61,6 @@ def test_gate_mask_and_error_are_bounded() -> None:
     head = GroundingHead()
     torch.nn.init.normal_(head.body.out.weight, std=50.0)
     out = head(*inputs(64))
-    for part in (out.gate, out.low_freq_mask):
+    for part in (out.gate, out.missed_water):
         assert part.min() >= 0 and part.max() <= 1
     assert out.error.min() > 0 and torch.isfinite(out.error).all()

@@ -7,10 +7,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from jinja2 import Environment
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 TICKS = 5
 
@@ -67,8 +66,6 @@ def bar_chart(title: str, values: Sequence[tuple[str, float]], *, y_label: str =
 @functools.cache
 def environment() -> Environment:
     """The templates of the page; whatever is put into them is escaped."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
     folder = FileSystemLoader(Path(__file__).parent)
     templates = Environment(loader=folder, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     templates.filters["figure"] = _figure

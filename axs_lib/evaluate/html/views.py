@@ -8,7 +8,10 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+from matplotlib import colormaps
+from matplotlib.colors import to_hex
 from numpy.typing import NDArray
+from PIL import Image
 
 from axs_lib.evaluate import colour
 from axs_lib.evaluate.colour import Array
@@ -72,9 +75,6 @@ def thumbnail(result: Result) -> str:
 def _map(
     key: str, label: str, note: str, palette: str, layer: Array, *, centred: bool = False, top: float = 0.0
 ) -> View:
-    from matplotlib import colormaps
-    from matplotlib.colors import to_hex
-
     colours = colormaps[palette]
     top = top or colour.top_of(layer)
     low = -top if centred else 0.0
@@ -92,8 +92,6 @@ def _ended(value: float) -> str:
 
 
 def _uri(picture: NDArray[np.float64]) -> str:
-    from PIL import Image
-
     image = Image.fromarray(np.round(picture * 255).astype(np.uint8))
     buffer = io.BytesIO()
     sampling = 0 if max(image.size) <= SMALL else 2  # 4:4:4 or 4:2:0
