@@ -92,7 +92,8 @@ class GroundingHead(nn.Module):
         filtered = torch.zeros_like(residual)
         for band, gain, coefficient in zip(detail, DETAIL_GAINS, coefficients.chunk(2, dim=1), strict=True):
             filtered = filtered + coefficient[..., None, None] / gain * band
-        gate = ((gate.sigmoid() - self.gate_floor) / (1.0 - self.gate_floor)).clamp_min(0.0)
+        floor = self.gate_floor * (1.0 - unknown_share(trust))  # a gap has no good estimate to protect
+        gate = ((gate.sigmoid() - floor) / (1.0 - floor)).clamp_min(0.0)
         error = FRESH_ERROR * log_error.clamp(*LOG_ERROR_RANGE).exp()
         return HeadOutput(residual, gate, missed_water.sigmoid(), error, filtered)
 
