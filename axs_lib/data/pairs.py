@@ -185,6 +185,8 @@ def _rows(index: Path) -> list[dict[str, str]]:
             rows = list(reader)
     except csv.Error as error:
         raise InputError(f"{index} cannot be read as CSV ({error}); expected UTF-8 with a header line.") from error
+    if any("\udc80" <= letter <= "\udcff" for row in rows for letter in row.get("group") or ""):
+        raise InputError(f"{index} names groups in another encoding; expected UTF-8")
     missing = [column for column in ("source", "id") if column not in columns]
     if missing:
         raise InputError(f"{index} has the columns {', '.join(columns)}; {' and '.join(missing)} missing.")

@@ -121,7 +121,7 @@ class GroundingCorrector(nn.Module):
         Args:
             tiles: SAR, estimate, trust and SAR inconsistency.
             proposal: TerraMind's image (B, 4, S, S) in DN.
-            hold_colour: change detail only, never the broad colour of an estimate; gaps are filled all the same.
+            hold_colour: keep the broad colour of an estimate; gaps are filled all the same, trust below 0.5 in part.
             orientation: how the tile is turned or mirrored for the head, 0 to 7.
         """
         images = (
@@ -134,7 +134,7 @@ class GroundingCorrector(nn.Module):
         predicted = self.head(*(turn(image, orientation) for image in images))
         residual, gate, missed, error, filtered = (turn_back(part, orientation) for part in predicted)
         mask = self.broad_change(tiles, missed, hold_colour)
-        # The constraint lets the edges of water through, so that where water is refused the gate is closed.
+        # The constraint lets the edges of water through, so that where water is refused the gate closes.
         gate = gate * (1.0 - (missed - mask).clamp_min(0.0))
         change = self.constrain(residual, gate, mask, tiles.trust, filtered) * self.optical_std
         error = error.masked_fill(tiles.trust == 1, 0.0) * self.optical_std

@@ -58,8 +58,8 @@ class GroundingHead(nn.Module):
             statistics=STATISTICS,
             tile_values=FILTER,
         )
-        # Gates below their floor are closed, the filter's coefficients come nearer to 0 by theirs. Chosen after
-        # training, on kinds that were not trained on.
+        # An estimate's gate is closed below its floor, the filter's coefficients come nearer to 0 by theirs. Chosen
+        # after training, on kinds that were not trained on.
         for name in ("gate_floor", "filter_floor"):
             self.register_buffer(name, torch.zeros(()))
 
@@ -92,7 +92,7 @@ class GroundingHead(nn.Module):
         filtered = torch.zeros_like(residual)
         for band, gain, coefficient in zip(detail, DETAIL_GAINS, coefficients.chunk(2, dim=1), strict=True):
             filtered = filtered + coefficient[..., None, None] / gain * band
-        floor = self.gate_floor * (1.0 - unknown_share(trust))  # a gap has no good estimate to protect
+        floor = self.gate_floor * (1.0 - unknown_share(trust))  # a gap has no estimate to protect
         gate = ((gate.sigmoid() - floor) / (1.0 - floor)).clamp_min(0.0)
         error = FRESH_ERROR * log_error.clamp(*LOG_ERROR_RANGE).exp()
         return HeadOutput(residual, gate, missed_water.sigmoid(), error, filtered)

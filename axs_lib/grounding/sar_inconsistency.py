@@ -74,7 +74,7 @@ def ndwi(image: Tensor) -> Tensor:
 
 def shows_water(dn: Tensor) -> Tensor:
     """How much an estimate in DN (B, 4, H, W) shows water: (B, 1, H, W) in [0, 1]."""
-    return smoothstep(gaussian_blur(ndwi(dn), 1.0), *WATER_NDWI)
+    return smoothstep(gaussian_blur(ndwi(dn.clamp_min(1.0)), 1.0), *WATER_NDWI)
 
 
 def open_water(s1_db: Tensor) -> Tensor:

@@ -33,12 +33,13 @@ def same_file(one: PathLike, other: PathLike) -> bool:
 def check_kept(outputs: Iterable[Any], *inputs: Any) -> None:
     """Raise ``InputError`` where an output is an input, or a file in a folder that is one.
 
-    Inputs are paths or several; what is no path, on either side, is passed over.
+    Inputs are paths or several; what is no path, on either side, is passed over, as are results beside weights.
     """
     written = [Path(path) for path in outputs if isinstance(path, str | os.PathLike)]
     for given in (path for each in inputs for path in paths_of(each) or []):
         for path in written:
             inside = path.is_file() and Path(given).is_dir() and path.resolve().is_relative_to(Path(given).resolve())
+            inside = inside and (path.suffix not in (".tif", ".npz") or Path(given).suffix == ".SAFE")
             if inside or same_file(given, path):
                 where = f"{path}, a file of the input" if inside else "the input"
                 raise InputError(f"an output would replace {where} {given}; give the output another name")
@@ -84,12 +85,11 @@ def open_regular(path: PathLike, what: str = "the file", error: type[AxionError]
 
 
 def check_utf8(path: PathLike, what: str = "the file", error: type[AxionError] = InputError) -> None:
-    """Raise ``error`` where the whole path is no UTF-8, as GDAL and safetensors need it."""
-    whole = str(Path(path).absolute())
+    """Raise ``error`` where the path is no UTF-8, as GDAL and safetensors need it."""
     try:
-        whole.encode()
+        str(path).encode()
     except UnicodeEncodeError:
-        raise error(f"{what} has the path {whole!r}, which is no UTF-8; rename the file or its folder") from None
+        raise error(f"{what} has the path {str(path)!r}, which is no UTF-8; rename the file or its folder") from None
 
 
 def _check_mode(mode: int, path: PathLike, what: str, error: type[AxionError]) -> None:

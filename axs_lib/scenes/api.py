@@ -60,7 +60,7 @@ KINDS: Mapping[str, tuple[Any, str]] = {  # of arguments, where they are not Non
     "grid": (TileGrid, "an axs_lib.tilegrid.TileGrid"),
     "scene_grid": (SceneGrid, "an axs_lib.io.grid.SceneGrid"),
     "bands": (Sequence, "names of bands"),
-    "kept": (Sequence, "paths"),
+    "kept": ((list, tuple), "a list of paths"),
     "seed": (SupportsIndex, "an integer"),  # a generator would go on from tile to tile
     **dict.fromkeys(("metadata", "tags"), (Mapping, "a mapping of names to values")),
     **dict.fromkeys(("s1_unit", "boa_offset"), (str, "a name")),

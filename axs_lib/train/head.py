@@ -447,7 +447,7 @@ class ExampleSampler:
 
 
 def _with_dry_ground(s1: Tensor, random: torch.Generator) -> Tensor:
-    """The SAR with a patch of dry ground that looks much like open water."""
+    """The SAR with a patch of dry ground that is dark to it."""
     kind = draw(random, len(DRY_GROUND) + 1)
     if kind < len(DRY_GROUND):
         vv, vh_below_vv = DRY_GROUND[kind]
@@ -509,7 +509,8 @@ def tiles_of(corrector: GroundingCorrector, batch: HeadBatch) -> GroundingTiles:
 
 def loss_of_batch(corrector: GroundingCorrector, batch: HeadBatch, *, relative: float) -> Tensor:
     """The loss: error of opt_v3, of the filter alone, relative to opt_v2's, likelihood of the expected error, water."""
-    correction = corrector(tiles_of(corrector, batch), batch.proposal)
+    tiles = tiles_of(corrector, batch)
+    correction = corrector(tiles, batch.proposal)
     assert correction.error is not None
     image = batch.estimate + correction.change
     unknown = batch.trust < 1
@@ -543,7 +544,7 @@ def loss_of_batch(corrector: GroundingCorrector, batch: HeadBatch, *, relative: 
     assert correction.missed_water is not None
     missed = (ndwi(batch.truth) > 0) & (ndwi(batch.estimate) <= 0)
     likelihood = torch.where(missed, correction.missed_water, 1.0 - correction.missed_water).clamp_min(1e-4)
-    counts = (batch.trust > 0) * (0.2 + open_water(batch.s1))
+    counts = (batch.trust > 0) * (0.2 + open_water(tiles.s1))
     water = -(counts * likelihood.log()).mean() / counts.mean().clamp_min(1e-3)
 
     return balanced + FILTER_WEIGHT * filtering + relative * ratios + ERROR_WEIGHT * unlikely + WATER_WEIGHT * water

@@ -137,7 +137,7 @@ TerraMind variant (`grounding.safetensors`, {head_megabytes:.1f} MB, SHA-256
 
 **What it is for**: trying Axion-Sat on any machine, the tests and the demo. Generator and tokenizer were trained for
 {steps} steps, the generator for {generator_steps} more on its one-step image, the grounding head on top of them for
-{head_steps}, on a CPU: tokenizer and generator on 87 small real tiles, the head's last 42,000 steps on 185, mostly
+{head_steps}, on a CPU: tokenizer and generator on 87 small real tiles, the head's last 52,000 steps on 185, mostly
 European summers. It is a demonstration model: do not map floods or crops with it. For that,
 use IBM's TerraMind weights and fine-tune on your own area.
 

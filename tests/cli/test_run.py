@@ -97,7 +97,7 @@ def test_existing_results_are_kept(axs: Run, fake_pipeline: FakePipeline, tmp_pa
         result = axs("run", "--s1", S1, "--out", out, code=2)
         assert "opt_v2.tif exists already" in result.output
         assert (tmp_path / "opt_v2.tif").read_bytes() == b"mine" and not fake_pipeline.settings
-        axs("run", "--s1", S1, "--out", out, "--overwrite")
+        axs("run", "--s1", S1, "--out", out, "--overwrite", "--stage2-checkpoint", tmp_path)  # beside weights
         assert (tmp_path / "opt_v2.tif").read_bytes() != b"mine"
 
 

@@ -132,9 +132,10 @@ def test_broken_indexes_are_named(indexed: Path) -> None:
         (indexed / "index.csv").write_text(f"source,id,month\n{row}\n")
         with pytest.raises(InputError, match=message):
             list_pairs(indexed)
-    (indexed / "index.csv").write_bytes(b"\xff\xfe\x00broken")
-    with pytest.raises(InputError, match="index"):
-        list_pairs(indexed)
+    for wrong, message in ((b"\xff\xfe\x00", "index"), (b"source,id,group\nsrc,b,M\xfcnchen\n", "another encoding")):
+        (indexed / "index.csv").write_bytes(wrong)
+        with pytest.raises(InputError, match=message):
+            list_pairs(indexed)
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ def test_water_is_painted_wholly_or_not_at_all(likely: float, share: float) -> N
     assert torch.allclose(corrector.train()(tiles(), tiles().estimate).low_freq_mask[..., 90:120], torch.tensor(likely))
 
 
-def test_of_water_that_is_refused_no_part_is_painted() -> None:
+def test_the_surer_the_head_is_of_water_that_is_refused_the_less_is_painted() -> None:
     """A pond of 16 px is fine enough to pass the low-frequency constraint by half."""
     pond = torch.zeros(1, 1, 128, 128)
     pond[..., 24:40, 24:40] = 1.0
@@ -67,16 +67,21 @@ def test_of_water_that_is_refused_no_part_is_painted() -> None:
             every = super().forward(s1, *rest)
             return every._replace(residual=every.residual * pond, missed_water=self.missed_water * pond)
 
-    corrector = GroundingCorrector(Pond()).eval()
-    assert corrector(tiles(), tiles().estimate).change[..., 28:36, 28:36].abs().max() < 1.0
-    corrector.head.missed_water = 0.0  # type: ignore[assignment]
-    assert corrector(tiles(), tiles().estimate).change[..., 28:36, 28:36].abs().max() > 100.0, "detail, not water"
+    corrector, painted = GroundingCorrector(Pond()).eval(), []
+    for sure in (1.0, 0.5, 0.0):
+        corrector.head.missed_water = sure  # type: ignore[assignment]
+        painted.append(float(corrector(tiles(), tiles().estimate).change[..., 28:36, 28:36].abs().max()))
+    assert painted[0] < 1.0 and painted[1] == pytest.approx(painted[2] / 2, rel=0.01) and painted[2] > 100.0
 
 
 def test_an_estimate_that_shows_the_water_keeps_its_colour() -> None:
     corrector = GroundingCorrector(DarkerEverywhere()).eval()
     wet = dataclasses.replace(tiles(), estimate=FIELD.flip(0)[:, None, None].expand(1, 4, 128, 128))
     assert corrector(wet, wet.estimate).change.abs().max() < 1.0
+    field, spoiled = tiles().estimate, tiles().estimate.clone()
+    spoiled[..., 60, 100] = torch.tensor([5.0, 5.0, 5.0, -6.0])  # NDWI of millions, were it not bounded
+    change = [corrector(dataclasses.replace(tiles(), estimate=each), each).change for each in (field, spoiled)]
+    assert torch.allclose(change[0][..., 57, 98:103], change[1][..., 57, 98:103], atol=1.0), "3 px away"
 
 
 @pytest.mark.parametrize("hold_colour", [False, True])

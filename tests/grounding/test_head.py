@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from axs_lib.checks import Trust
 from axs_lib.grounding.head import GroundingHead
 
 
@@ -64,3 +65,11 @@ def test_gate_mask_and_error_are_bounded() -> None:
     for part in (out.gate, out.missed_water):
         assert part.min() >= 0 and part.max() <= 1
     assert out.error.min() > 0 and torch.isfinite(out.error).all()
+
+
+def test_gates_under_the_floor_are_closed_except_in_gaps() -> None:
+    head, given = GroundingHead(), inputs(64)  # a fresh head's gates are one half
+    given[3][..., :32], given[3][..., 32:] = Trust.UNKNOWN, Trust.ESTIMATE
+    head.gate_floor.fill_(0.6)
+    gate = head(*given).gate
+    assert (gate[..., :32] == 0.5).all() and not gate[..., 32:].any()

@@ -202,19 +202,6 @@ def test_scene_crops_are_georeferenced_windows_of_the_whole(tmp_path: Path) -> N
     np.testing.assert_array_equal(whole.s2, s2)  # bands found by name, stored the other way round
 
 
-def test_scene_sar_is_warped_in_linear_power(tmp_path: Path) -> None:
-    """Between a bright and a dark pixel lies the mean of their powers, not of their dB."""
-    _, s2 = pair_arrays(3, 64)
-    write_tiff(tmp_path / "a_s2.tif", s2, OPTICAL_BANDS, transform=from_origin(600_005, 5_300_000, 10, 10))
-    s1 = np.full((2, 64, 66), -21, np.float32)
-    s1[:, :, 33:] = -1
-    s1[1] -= 6
-    write_tiff(tmp_path / "a_s1.tif", s1, SAR_BANDS, transform=PLACE)
-    (sample,) = samples_of(tmp_path, format="scenes")
-    between = sample.read().s1[0, 32, 32]
-    assert between == pytest.approx(-1 + 10 * np.log10((1 + 0.01) / 2), abs=0.05)
-
-
 def test_scenes_in_power_and_with_an_offset_come_out_as_db_and_dn(tmp_path: Path) -> None:
     write_scene(tmp_path / "db", "a")
     write_scene(tmp_path / "power", "a", unit="power", offset=1000)
