@@ -39,7 +39,7 @@ def check_kept(outputs: Iterable[Any], *inputs: Any) -> None:
     for given in (path for each in inputs for path in paths_of(each) or []):
         for path in written:
             inside = path.is_file() and Path(given).is_dir() and path.resolve().is_relative_to(Path(given).resolve())
-            inside = inside and (path.suffix not in (".tif", ".npz") or Path(given).suffix == ".SAFE")
+            inside = inside and (path.suffix not in (".tif", ".tiff", ".npz") or Path(given).suffix == ".SAFE")
             if inside or same_file(given, path):
                 where = f"{path}, a file of the input" if inside else "the input"
                 raise InputError(f"an output would replace {where} {given}; give the output another name")
