@@ -190,7 +190,7 @@ def _tasks(job: Job, items: Iterable[Item], manifest: Manifest, overwrite: bool)
 
 
 def _check_outputs(job: Job, items: Sequence[Item]) -> None:
-    weights = [str(file) for path in map(Path, job.checkpoints.values()) for file in (path, *path.rglob("*"))]
+    weights = [str(file) for path in map(Path, job.checkpoints.values()) for file in (path, *path.glob("*.json"))]
     images = [path for item in items for path in item.files.values()]
     inputs = set(map(os.path.realpath, images + weights))
     for item in items:

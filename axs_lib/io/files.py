@@ -31,15 +31,16 @@ def same_file(one: PathLike, other: PathLike) -> bool:
 
 
 def check_kept(outputs: Iterable[Any], *inputs: Any) -> None:
-    """Raise ``InputError`` where an output is an input, or a file in a folder that is one.
+    """Raise ``InputError`` where an output is an input, a path or several, or a file of a folder that is one.
 
-    Inputs are paths or several; what is no path, on either side, is passed over, as are results beside weights.
+    What is no path, on either side, is passed over, and images beside weights may be replaced.
     """
     written = [Path(path) for path in outputs if isinstance(path, str | os.PathLike)]
     for given in (path for each in inputs for path in paths_of(each) or []):
         for path in written:
-            inside = path.is_file() and Path(given).is_dir() and path.resolve().is_relative_to(Path(given).resolve())
-            inside = inside and (path.suffix not in (".tif", ".tiff", ".npz") or Path(given).suffix == ".SAFE")
+            beside = [] if path.suffix in (".tif", ".tiff", ".npz") else [path.parent]
+            folders = path.absolute().parents if Path(given).suffix == ".SAFE" else beside
+            inside = path.is_file() and any(same_file(folder, given) for folder in folders)
             if inside or same_file(given, path):
                 where = f"{path}, a file of the input" if inside else "the input"
                 raise InputError(f"an output would replace {where} {given}; give the output another name")

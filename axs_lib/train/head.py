@@ -71,9 +71,8 @@ CONTRAST_CHANCE, CONTRAST = 0.5, 0.35  # of the ground's colours about their mea
 ZOOM_CHANCE, MOST_ZOOM = 0.35, 1.6  # of a crop to be seen from farther away
 DRY_CHANCE = 0.45  # of a simulated flood to be dark dry ground, which the optical image does not change for
 # VV of such ground and how far VH lies below it, dB: smooth, and with VH at the sensor's noise. A third kind is the
-# ground that is there, darker by so much.
+# ground that is there, 4 to 8 dB darker.
 DRY_GROUND = (((-19.0, -14.0), (5.0, 8.5)), ((-25.0, -18.5), (2.5, 6.0)))
-DARKER_DB = (4.0, 8.0)
 LEAST_MSE = 1e-4  # (10 DN / 1000) squared
 ROBUST = 2.0  # weighed squared error of a tile from which on it counts by its logarithm
 DN_FLOOR = 6.0  # DN: a tile whose estimate is nearer to the truth counts as if it were so far
@@ -452,7 +451,7 @@ def _with_dry_ground(s1: Tensor, random: torch.Generator) -> Tensor:
     if kind < len(DRY_GROUND):
         vv, vh_below_vv = DRY_GROUND[kind]
         return simulate_flood(s1, random, vv=vv, vh_below_vv=vh_below_vv)[0]
-    darker = DARKER_DB[0] + (DARKER_DB[1] - DARKER_DB[0]) * float(torch.rand((), generator=random))
+    darker = 4.0 + 4.0 * float(torch.rand((), generator=random))
     return s1 - darker * gaussian_blur(simulate_flood(s1, random)[1].float(), 0.7)
 
 
