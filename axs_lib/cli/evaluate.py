@@ -101,7 +101,8 @@ def evaluate(
     if json_file is not None:
         check_output(json_file, overwrite)
         weights = (model.checkpoint, model.adapter, no_sar_checkpoint, plain_checkpoint, *asdict(stages).values())
-        check_kept([json_file], data / "index.csv", *data.rglob("*.npz"), *weights)
+        named = options.environment_weights(variant)
+        check_kept([json_file], data / "index.csv", *data.rglob("*.npz"), *weights, named)
     chosen = None if groups is None else [group.strip() for group in groups.split(",") if group.strip()]
     records = select_pairs(data, quality, chosen, source)
 

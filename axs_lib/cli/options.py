@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
@@ -155,7 +156,7 @@ class SceneOptions(ModelOptions):
         device, steps = torch_device(self.device), self.steps()
         build = functools.cache(lambda: self.build(stage, steps, device, variant=self.variant, **model))
         members = self.ensemble_size or (DEFAULT_ENSEMBLE if self.uncertainty or stage == "pipeline" else 1)
-        kept = (self.checkpoint, self.adapter, *how.pop("kept", ()))
+        kept = (self.checkpoint, self.adapter, environment_weights(self.variant), *how.pop("kept", ()))
         try:
             result = make(build, *inputs, timesteps=steps, ensemble_size=members, kept=kept, **self.for_scene(), **how)
         except torch.OutOfMemoryError as error:
@@ -280,6 +281,13 @@ def recommended_timesteps(variant: str | None) -> int:
     from axs_lib.terramind.weights import DEFAULT_VARIANT, find_variant
 
     return find_variant(variant or DEFAULT_VARIANT).timesteps
+
+
+def environment_weights(variant: str | None) -> str | None:
+    """Where ``AXS_WEIGHTS`` says that a variant's weights are; None where it says nothing, or they are packaged."""
+    from axs_lib.terramind.weights import DEFAULT_VARIANT, WEIGHTS_VARIABLE, find_variant
+
+    return None if find_variant(variant or DEFAULT_VARIANT).packaged else os.environ.get(WEIGHTS_VARIABLE)
 
 
 def check_timesteps(timesteps: int) -> int:

@@ -29,6 +29,7 @@ LAYERS = {
 }
 KEYS = {layer: TRUTH_KEYS if layer == "truth" else (layer,) for layer in LAYERS}  # names in files
 LONGEST = 1024  # px
+NOT_SHOWN = "not shown"  # tag of a result that says what its file holds and cannot be shown
 _TOGETHER = {"tile", "result"}  # names of .npz files that hold what the GeoTIFFs beside them do
 
 
@@ -56,20 +57,23 @@ class Result:
 def find_results(paths: Sequence[PathLike]) -> list[tuple[str, Path]]:
     """Names and paths of the results in folders, and of files; two that would have one name have their paths.
 
+    A file that several paths lead to is one result, of the first of them.
     In a folder and those below it a result is an .npz with ``opt_v3``, or a GeoTIFF named ``opt_v3.tif`` (unless a
     ``result.npz`` or ``tile.npz`` lies beside it, the same result) or ``NAME_opt_v3.tif``, or an optical one of any
     other name that this library wrote and that is not named as another layer. A file given itself may have any name.
     Raises InputError: a path does not exist, or there is no result at all.
     """
-    found: dict[Path, str] = {}
+    found: dict[str, tuple[str, Path]] = {}  # by where all links lead
     for path in map(Path, paths):
         if path.is_dir():
             folder = path.resolve().name
             for file in _results_below(path):
                 inside = file.relative_to(path)
-                found.setdefault(file, _name(inside if len(paths) == 1 else folder / inside, folder))
+                name = _name(inside if len(paths) == 1 else folder / inside, folder)
+                found.setdefault(os.path.realpath(file), (name, file))
         elif path.exists():
-            found.setdefault(path, _name(Path(path.name), path.resolve().parent.name))
+            name = _name(Path(path.name), path.resolve().parent.name)
+            found.setdefault(os.path.realpath(path), (name, path))
         else:
             raise InputError(f"{path} does not exist; expected a folder with results, .npz or .tif files")
     if not found:
@@ -77,8 +81,8 @@ def find_results(paths: Sequence[PathLike]) -> list[tuple[str, Path]]:
             f"{listed(paths)} holds no results; expected .npz files with opt_v3, or GeoTIFFs, as axs ground, axs run,"
             " axs batch and axs demo write them"
         )
-    count = Counter(found.values())
-    return [(name if count[name] == 1 else path.as_posix(), path) for path, name in found.items()]
+    count = Counter(name for name, _ in found.values())
+    return [(name if count[name] == 1 else path.as_posix(), path) for name, path in found.values()]
 
 
 def read_results(
@@ -166,10 +170,14 @@ def _read_npz(path: Path, name: str, beside: Mapping[str, Sequence[Path]]) -> It
             key = next((key for key in names if key in arrays), None)
             if key is not None or layer == MAIN:
                 stacks[layer] = arrays.numbers(key or MAIN, expected=f"{MAIN} (4,H,W) or (N,4,H,W)")
-        if "s1_vv" in arrays and "s1_vh" in arrays:
-            stacks["s1"] = arrays.sar()
         crs, transform = arrays.georeference()
         tags = _tags(arrays.text("provenance"))
+        if "s1" not in stacks and "s1_vv" in arrays and "s1_vh" in arrays:
+            vv, vh = arrays.shape("s1_vv"), arrays.shape("s1_vh")
+            if vv == vh:
+                stacks["s1"] = arrays.sar()
+            else:
+                tags[NOT_SHOWN] = f"SAR, since s1_vv has shape {vv} and s1_vh {vh}"
     main = stacks[MAIN]
     if main.ndim not in (3, 4) or main.shape[-3] != len(OPTICAL_BANDS) or main.size == 0:
         raise InputError(f"{path}: {MAIN} has shape {main.shape}; expected (4,H,W) or (N,4,H,W)")

@@ -72,7 +72,7 @@ def test_one_npz_holds_both_and_every_option_reaches_the_model(axs: Run, fake_mo
         np.testing.assert_array_equal(data["s1_vv"], s1.data[0])
 
 
-def test_pt_tensors_and_a_batch(axs: Run, fake_model: FakeModel, tmp_path: Path) -> None:
+def test_pt_tensors_and_a_batch(axs: Run, fake_model: FakeModel, tmp_path: Path, monkeypatch: Any) -> None:
     s1, s2 = (torch.from_numpy(raster.data) for raster in load_sample(NAME))
     torch.save(torch.stack([s1, s1]), tmp_path / "s1.pt")
     torch.save(torch.stack([s2, s2]), tmp_path / "opt.pt")
@@ -82,6 +82,9 @@ def test_pt_tensors_and_a_batch(axs: Run, fake_model: FakeModel, tmp_path: Path)
     fake_model.called = {}
     result = axs(*arguments, tmp_path / "o.tif", code=2)
     assert "name it .npz or .pt" in result.stderr and fake_model.called == {}
+    monkeypatch.setenv("AXS_WEIGHTS", str(tmp_path))  # o.pt may be one of them
+    assert "would replace" in axs(*arguments, tmp_path / "o.pt", "--overwrite", code=2).stderr
+    axs(*arguments, tmp_path / "o.pt", "--overwrite", "--variant", "nano")  # which needs none
 
 
 def test_the_change_that_the_sar_asked_for(

@@ -56,7 +56,9 @@ def test_results_of_a_tree_have_short_names(tmp_path: Path) -> None:
     found = dict(find_results([tmp_path]))
     assert set(found) == {"a", "a/pipeline", "alone", "batch/one", "batch/two", "batch/three", "scene/evora"}
     assert found["a"].name == "tile.npz"
-    names = [name for name, _ in find_results([tmp_path / "a", tmp_path / "batch", tmp_path / "a" / "tile.npz"])]
+    (tmp_path / "link.npz").symlink_to(tmp_path / "a" / "tile.npz")
+    given = (tmp_path / each for each in ("a", "batch", "batch/../a/tile.npz", "link.npz"))
+    names = [name for name, _ in find_results([*given])]
     assert names == ["a", "a/pipeline", "batch/one", "batch/two", "batch/three"]
     many = [write_scene(tmp_path / f"many/{n}", OPTICAL, tags={"AXS_VERSION": "0"}) for n in ("x.tif", "opt_v3.tif")]
     many += [tmp_path / "many" / n for n in ("x.npz", "opt_v3.npz")]

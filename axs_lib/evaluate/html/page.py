@@ -25,7 +25,7 @@ from axs_lib.evaluate.tables import percent
 from axs_lib.io.atomic import atomic_write
 from axs_lib.io.files import PathLike, check_kept, open_regular
 from axs_lib.io.raster import SUFFIXES
-from axs_lib.io.saved import Result, find_results, read_results
+from axs_lib.io.saved import NOT_SHOWN, Result, find_results, read_results
 
 FOLDER = Path(__file__).parent
 LEFT = ("opt_v2", "opt_v1", "s1")  # what stands left at first, as far as it is there
@@ -160,6 +160,7 @@ def _facts(result: Result) -> list[str]:
     facts += [tags["AXS_VARIANT"]] if "AXS_VARIANT" in tags else []
     facts += [_steps(tags["AXS_TIMESTEPS"])] if "AXS_TIMESTEPS" in tags else []
     facts += [f"opt_v2 {tags['AXS_OPT_V2_SOURCE']}"] if "AXS_OPT_V2_SOURCE" in tags else []
+    facts += [f"{NOT_SHOWN}: {tags[NOT_SHOWN]}"] if NOT_SHOWN in tags else []
     return facts + (["estimate, not observation"] if "opt_v1" in result.layers else [])  # made of SAR alone
 
 

@@ -122,10 +122,12 @@ def test_without_truth_opt_v2_and_opt_v3_share_one_stretch(save: Save, tmp_path:
 
 
 def test_little_is_enough(save: Save, tmp_path: Path) -> None:
-    """opt_v3 alone, all of it nodata."""
-    nothing = dict.fromkeys(("s1_vv", "s1_vh", "opt_v2", "s2_real", "uncertainty", "gate", "provenance"))
-    page = report(tmp_path, save("x.npz", opt_v3=np.full((4, 8, 8), np.nan), **nothing))
+    """opt_v3 alone, all of it nodata, beside SAR that is none."""
+    nothing = dict.fromkeys(("opt_v2", "s2_real", "uncertainty", "gate", "provenance"))
+    sar = {"s1_vv": np.zeros((8, 8)), "s1_vh": np.zeros((4, 8))}
+    page = report(tmp_path, save("x.npz", opt_v3=np.full((4, 8, 8), np.nan), **sar, **nothing))
     assert "Without a clear truth" in page.words
+    assert "not shown: SAR, since s1_vv has shape (8, 8) and s1_vh (4, 8)" in page.words
     assert [option["value"] for option in page.all("option")] == ["opt_v3"] * 2
 
 
