@@ -25,19 +25,8 @@ from axs_lib.prithvi.backbone import MAX_SIDE, TAPS, PrithviBackbone, build_back
 from axs_lib.prithvi.colour import SeasonalColour, season
 from axs_lib.prithvi.head import RefinementHead
 from axs_lib.prithvi.metadata import EncodedMetadata, MetadataLike, encode_metadata
+from axs_lib.terramind import weights
 from axs_lib.terramind.tiles import to_network
-from axs_lib.terramind.weights import (
-    DEFAULT_PRITHVI,
-    NANO,
-    PRITHVI_VARIANTS,
-    WeightsInfo,
-    find_variant,
-    load_strict,
-    read_metadata,
-    read_state,
-    resolve,
-    write_state,
-)
 from axs_lib.tilegrid import Mosaic
 
 
@@ -64,7 +53,7 @@ class PrithviRefiner(nn.Module):
         self.standardize = check_flag("standardize", standardize)
         self.metadata_dropout = metadata_dropout
         self.needs_season = check_flag("needs_season", needs_season)
-        self.weights: WeightsInfo | None = None
+        self.weights: weights.WeightsInfo | None = None
 
     @property
     def variant(self) -> str:
@@ -156,7 +145,7 @@ class PrithviRefiner(nn.Module):
 
 @fresh_weights()
 def build_prithvi_refiner(
-    variant: str = DEFAULT_PRITHVI,
+    variant: str = weights.DEFAULT_PRITHVI,
     *,
     pretrained: bool = True,
     checkpoint: PathLike | None = None,
@@ -183,18 +172,18 @@ def build_prithvi_refiner(
 
     Raises InputError: unknown variant, or a share out of range; or WeightsError: weights that cannot be had or matched.
     """
-    spec, place = find_variant(variant, PRITHVI_VARIANTS), find_device(device)
+    spec, place = weights.find_variant(variant, weights.PRITHVI_VARIANTS), find_device(device)
     check_number("metadata_dropout", metadata_dropout, 0.0, math.nextafter(1.0, 0.0), "0 up to, not including, 1")
     state: dict[str, Tensor] | None = None
-    files: WeightsInfo | None = None
+    files: weights.WeightsInfo | None = None
     what = variant
     if check_flag("pretrained", pretrained):
-        files = resolve(spec, checkpoint=checkpoint, revision=revision)
+        files = weights.resolve(spec, checkpoint=checkpoint, revision=revision)
         header = _check_header(files.generator, variant)
         if needs_season is None:
             needs_season = header.get("needs_season") == "yes"
-        state, what = read_state(files.generator), f"{variant} ({files.generator})"
-    whole = state is not None and (variant == NANO or any(name.startswith("head.") for name in state))
+        state, what = weights.read_state(files.generator), f"{variant} ({files.generator})"
+    whole = state is not None and (variant == weights.NANO or any(name.startswith("head.") for name in state))
 
     backbone = build_backbone(variant, None if whole else state, what=what)
     refiner = PrithviRefiner(
@@ -205,7 +194,7 @@ def build_prithvi_refiner(
         needs_season=False if needs_season is None else needs_season,
     )
     if whole and state is not None:
-        load_strict(refiner, state, what=what)
+        weights.load_strict(refiner, state, what=what)
         refiner.requires_grad_(False)
     elif state is not None:
         for name, parameter in backbone.named_parameters():
@@ -231,7 +220,7 @@ def save_refiner(
     header = {"stage": "2", "variant": refiner.variant} | dict(notes or {})
     if refiner.needs_season:
         header["needs_season"] = "yes"
-    write_state(path, refiner.state_dict(), header, half=half, overwrite=overwrite)
+    weights.write_state(path, refiner.state_dict(), header, half=half, overwrite=overwrite)
     return Path(path)
 
 
@@ -239,7 +228,7 @@ def _check_header(path: Path, variant: str) -> Mapping[str, str]:
     """The header of a file; one that holds another variant is refused."""
     if path.suffix != ".safetensors":
         return {}
-    header = read_metadata(path)
+    header = weights.read_metadata(path)
     if header.get("stage", "2") != "2" or header.get("variant", variant) != variant:
         raise WeightsError(
             f"{path} holds the variant {header.get('variant')!r} of stage {header.get('stage', '2')}; expected"

@@ -32,11 +32,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from axs_lib.terramind.build import TARGET_KEY, build_v1
+from axs_lib.terramind.build import TARGET_KEY, build_v1, other_modalities
 from axs_lib.terramind.generator import TerraMindGenerator
 from axs_lib.terramind.noise import gaussian_field, sample_seeds
 from axs_lib.terramind.sampler import Schedule, build_schedule
-from axs_lib.terramind.weights import load_strict, other_modalities
+from axs_lib.terramind.weights import load_strict
 from benchmarks.measure import (
     alternate,
     machine,

@@ -12,14 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from axs_lib.bands import (
-    SPECTRAL_LIFT_BIAS,
-    SPECTRAL_LIFT_MATRIX,
-    TERRAMIND_BOA_OFFSET,
-    TERRAMIND_OPTICAL_INDEX,
-    TERRAMIND_S2_MEAN,
-    TERRAMIND_S2_STD,
-)
+from axs_lib import bands
 from axs_lib.precision import exact_matmul
 
 
@@ -93,12 +86,12 @@ class OpticalAdapter(Adapter):
 
 def terramind_spectral_lift() -> tuple[Tensor, Tensor, Sequence[int]]:
     """The fixed 4 -> 12 band lift in z-units of TerraMind's S2L2A statistics; unmeasured with IBM's weights."""
-    index = list(TERRAMIND_OPTICAL_INDEX)
+    index, offset = list(bands.TERRAMIND_OPTICAL_INDEX), bands.TERRAMIND_BOA_OFFSET
+    values = (bands.SPECTRAL_LIFT_MATRIX, bands.SPECTRAL_LIFT_BIAS, bands.TERRAMIND_S2_MEAN, bands.TERRAMIND_S2_STD)
     matrix, bias, mean, std = (
-        torch.tensor(values, dtype=torch.float64)
-        for values in (SPECTRAL_LIFT_MATRIX, SPECTRAL_LIFT_BIAS, TERRAMIND_S2_MEAN, TERRAMIND_S2_STD)
-    )  # (12, 4) DN per DN, the others (12,) DN
+        torch.tensor(each, dtype=torch.float64) for each in values
+    )  # (12, 4) DN per DN, (12,) DN
     # DN_out + offset = matrix (z std_in + mean_in - offset) + bias + offset, then z-score.
     weight_z = matrix * std[index] / std[:, None]
-    bias_z = (matrix @ (mean[index] - TERRAMIND_BOA_OFFSET) + bias + TERRAMIND_BOA_OFFSET - mean) / std
+    bias_z = (matrix @ (mean[index] - offset) + bias + offset - mean) / std
     return weight_z, bias_z, index

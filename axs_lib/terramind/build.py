@@ -6,23 +6,15 @@ Random weights follow ``torch.manual_seed`` and advance nobody's random state; l
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from axs_lib.bands import (
-    OPTICAL_BANDS,
-    OPTICAL_MEAN,
-    OPTICAL_STD,
-    TERRAMIND_BOA_OFFSET,
-    TERRAMIND_OPTICAL_INDEX,
-    TERRAMIND_S2_BANDS,
-    TERRAMIND_S2_MEAN,
-    TERRAMIND_S2_STD,
-    sar_stats,
-)
+from axs_lib import bands
 from axs_lib.checks import check_flag
 from axs_lib.errors import WeightsError
 from axs_lib.fresh import fresh_weights
@@ -35,16 +27,7 @@ from axs_lib.networks.tm_utils import LayerNorm
 from axs_lib.terramind.adapters import Adapter, OpticalAdapter, terramind_spectral_lift
 from axs_lib.terramind.detokenizer import Detokenizer
 from axs_lib.terramind.generator import GeneratorLayout, TerraMindGenerator
-from axs_lib.terramind.weights import (
-    NANO,
-    WeightsInfo,
-    find_variant,
-    load_strict,
-    other_modalities,
-    read_state,
-    resolve,
-    substate,
-)
+from axs_lib.terramind.weights import NANO, WeightsInfo, find_variant, load_strict, read_state, resolve, substate
 
 TARGET_KEY = "tok_sen2l2a@224"
 OPTICAL_KEY = "untok_sen2l2a@224"
@@ -102,18 +85,18 @@ def build_core(config: CoreConfig, sar_key: str, optical_channels: int, vocabula
 @fresh_weights()
 def build_v1(variant: str, *, s1_product: str = "S1GRD") -> TerraMindGenerator:
     """A TerraMind v1 generator with random weights: 2-band SAR, 12-band optical, FSQ codebook of 15360."""
-    statistics = sar_stats(s1_product)
+    statistics = bands.sar_stats(s1_product)
     quantizer = FiniteScalarQuantizer(codebook_size=FSQ_LEVELS)
-    bands, sar_key = len(TERRAMIND_S2_BANDS), SAR_KEYS[s1_product]
+    channels, sar_key = len(bands.TERRAMIND_S2_BANDS), SAR_KEYS[s1_product]
     return TerraMindGenerator(
-        build_core(V1_CORES[variant], sar_key, bands, quantizer.codebook_size, image_size=224),
-        Detokenizer(bands, code_channels=quantizer.codebook.shape[1]),
+        build_core(V1_CORES[variant], sar_key, channels, quantizer.codebook_size, image_size=224),
+        Detokenizer(channels, code_channels=quantizer.codebook.shape[1]),
         quantizer,
         sar=Adapter(*statistics),
         optical=OpticalAdapter(
-            [TERRAMIND_S2_MEAN[i] for i in TERRAMIND_OPTICAL_INDEX],
-            [TERRAMIND_S2_STD[i] for i in TERRAMIND_OPTICAL_INDEX],
-            boa_offset=TERRAMIND_BOA_OFFSET,
+            [bands.TERRAMIND_S2_MEAN[i] for i in bands.TERRAMIND_OPTICAL_INDEX],
+            [bands.TERRAMIND_S2_STD[i] for i in bands.TERRAMIND_OPTICAL_INDEX],
+            boa_offset=bands.TERRAMIND_BOA_OFFSET,
             lift=terramind_spectral_lift(),
         ),
         layout=GeneratorLayout(variant, sar_key, OPTICAL_KEY, TARGET_KEY, s1_product),
@@ -123,16 +106,16 @@ def build_v1(variant: str, *, s1_product: str = "S1GRD") -> TerraMindGenerator:
 @fresh_weights()
 def build_nano(*, s1_product: str = "S1GRD") -> TerraMindGenerator:
     """The small four-band generator with random weights: dim 192, 4 + 2 blocks, codebook of 512, 32-channel U-Net."""
-    statistics = sar_stats(s1_product)
+    statistics = bands.sar_stats(s1_product)
     quantizer = FiniteScalarQuantizer(codebook_size=NANO_FSQ_LEVELS)
-    bands = len(OPTICAL_BANDS)
+    channels = len(bands.OPTICAL_BANDS)
     sar_key = SAR_KEYS["S1GRD"]  # one SAR embedding; the product only chooses the statistics
     return TerraMindGenerator(
-        build_core(NANO_CORE, sar_key, bands, quantizer.codebook_size, NANO_IMAGE_SIZE),
-        Detokenizer(bands, code_channels=quantizer.codebook.shape[1], width=32, residual_blocks=2),
+        build_core(NANO_CORE, sar_key, channels, quantizer.codebook_size, NANO_IMAGE_SIZE),
+        Detokenizer(channels, code_channels=quantizer.codebook.shape[1], width=32, residual_blocks=2),
         quantizer,
         sar=Adapter(*statistics),
-        optical=OpticalAdapter(OPTICAL_MEAN, OPTICAL_STD),
+        optical=OpticalAdapter(bands.OPTICAL_MEAN, bands.OPTICAL_STD),
         layout=GeneratorLayout(NANO, sar_key, OPTICAL_KEY, TARGET_KEY, s1_product, min_side=64),
     )
 
@@ -142,9 +125,9 @@ def build_nano_tokenizer() -> nn.Module:
     """nano's tokenizer encoder, needed for training only: image (B, 4, H, W) in z-units -> FSQ latent (B, 3, h, w)."""
     from axs_lib.networks.vit_models import ViTEncoder
 
-    latent = len(NANO_FSQ_LEVELS.split("-"))
+    latent, channels = len(NANO_FSQ_LEVELS.split("-")), len(bands.OPTICAL_BANDS)
     encoder = ViTEncoder(
-        in_channels=len(OPTICAL_BANDS), patch_size=16, resolution=NANO_IMAGE_SIZE, dim_tokens=128, depth=3, num_heads=4
+        in_channels=channels, patch_size=16, resolution=NANO_IMAGE_SIZE, dim_tokens=128, depth=3, num_heads=4
     )
     return nn.Sequential(encoder, nn.Conv2d(128, latent, kernel_size=1))
 
@@ -186,16 +169,24 @@ def _load_nano(files: WeightsInfo, modules: dict[str, nn.Module]) -> None:
         load_strict(module, substate(state, f"{name}."), what=f"nano {name} ({files.generator})")
 
 
+def other_modalities(module: nn.Module, state: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """Prefixes of the modality embeddings that a published file has and a module was built without.
+
+    A modality that the module has is never among them, so its weights stay required.
+    """
+    published, built = (
+        {match[0] for name in names if (match := re.match(r"(?:en|de)coder_embeddings\.[^.]+\.", name))}
+        for names in (state, module.state_dict())
+    )
+    return tuple(sorted(published - built))
+
+
 def _load_published(generator: TerraMindGenerator, files: WeightsInfo) -> None:
     core, state = generator.core, read_state(files.generator)
     # Sine-cosine positions and zero norm biases are buffers whose value is fixed; a file may leave them out.
     fixed = dict(core.named_buffers())
-    load_strict(
-        core,
-        fixed | state,
-        ignore_prefixes=other_modalities(core, state),
-        what=f"{generator.layout.variant} ({files.generator})",
-    )
+    others, what = other_modalities(core, state), f"{generator.layout.variant} ({files.generator})"
+    load_strict(core, fixed | state, ignore_prefixes=others, what=what)
     assert files.tokenizer is not None  # resolve() raises where a published variant lacks it
     tokenizer = substate(read_state(files.tokenizer), "decoder.")
     load_strict(generator.detokenizer, tokenizer, what=f"S2L2A tokenizer ({files.tokenizer})")

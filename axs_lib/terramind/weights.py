@@ -460,18 +460,6 @@ def substate(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
-def other_modalities(module: nn.Module, state: Mapping[str, Tensor]) -> tuple[str, ...]:
-    """Prefixes of the modality embeddings that a published file has and a module was built without.
-
-    A modality that the module has is never among them, so its weights stay required.
-    """
-    published, built = (
-        {match[0] for name in names if (match := re.match(r"(?:en|de)coder_embeddings\.[^.]+\.", name))}
-        for names in (state, module.state_dict())
-    )
-    return tuple(sorted(published - built))
-
-
 def load_strict(
     module: nn.Module, state: Mapping[str, Tensor], *, ignore_prefixes: Iterable[str] = (), what: str = "the checkpoint"
 ) -> None:
@@ -521,10 +509,7 @@ def _describe(tensor: Tensor) -> str:
 def _hint(state: Mapping[str, Tensor], wanted: Collection[str]) -> str:
     """What the state seems to be instead, where that can be told."""
     prefixes = Counter(
-        name.removesuffix(known)
-        for known in list(wanted)[:20]
-        for name in state
-        if name != known and name.endswith(f".{known}")
+        name.removesuffix(known) for known in list(wanted)[:20] for name in state if name.endswith(f".{known}")
     )
     if prefixes and not any(name in wanted for name in state):
         return f" Its names start with {prefixes.most_common(1)[0][0]!r}: save the inner module's state dict instead."

@@ -24,14 +24,7 @@ from typing import Any
 import lightning
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
-from lightning.pytorch.callbacks import (
-    Checkpoint,
-    EarlyStopping,
-    LearningRateMonitor,
-    ModelCheckpoint,
-    TQDMProgressBar,
-    WeightAveraging,
-)
+from lightning.pytorch import callbacks
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
@@ -210,16 +203,16 @@ def fit(
         )
     if config.threads:
         torch.set_num_threads(config.threads)
-    callbacks: list[Any] = [Average(config.ema), LearningRateMonitor("step")]
+    called: list[Any] = [Average(config.ema), callbacks.LearningRateMonitor("step")]
     if progress:
-        callbacks.append(StepBar())
+        called.append(StepBar())
     best = None
     if held_out:
         if patience:
-            callbacks.append(EarlyStopping("val_mse", patience=patience, mode="min"))
-        best = ModelCheckpoint(out, "best", monitor="val_mse", enable_version_counter=False)
-        callbacks.append(best)
-    callbacks.append(SaveLast(last, config.check_every, watched=bool(held_out)))
+            called.append(callbacks.EarlyStopping("val_mse", patience=patience, mode="min"))
+        best = callbacks.ModelCheckpoint(out, "best", monitor="val_mse", enable_version_counter=False)
+        called.append(best)
+    called.append(SaveLast(last, config.check_every, watched=bool(held_out)))
     try:
         trainer = lightning.Trainer(
             **asdict(config.trainer),
@@ -227,7 +220,7 @@ def fit(
             default_root_dir=out,
             logger=TensorBoardLogger(str(out), name="log", version=""),
             plugins=[AtomicCheckpoints()],
-            callbacks=callbacks,
+            callbacks=called,
             val_check_interval=config.check_every * config.trainer.accumulate_grad_batches if held_out else None,
             check_val_every_n_epoch=None,
             limit_val_batches=1.0 if held_out else 0,
@@ -287,7 +280,7 @@ def check_run(config: LoopConfig, kind: str) -> list[str]:
     return [f"{key} {old.get(key)} -> {new[key]}" for key in changed]
 
 
-class Average(WeightAveraging):
+class Average(callbacks.WeightAveraging):
     """Exponential moving average of what is trained, with a warm-up: what is validated and saved."""
 
     def __init__(self, decay: float) -> None:
@@ -303,7 +296,7 @@ class Average(WeightAveraging):
         super().setup(trainer, pl_module, stage)
 
 
-class SaveLast(Checkpoint):
+class SaveLast(callbacks.Checkpoint):
     """Writes ``last.ckpt`` every so many steps, after the validation where there is one, and at the end."""
 
     def __init__(self, path: Path, every: int, *, watched: bool) -> None:
@@ -342,7 +335,7 @@ class AtomicCheckpoints(TorchCheckpointIO):
             ) from error
 
 
-class StepBar(TQDMProgressBar):
+class StepBar(callbacks.TQDMProgressBar):
     """Lightning's bar over the optimiser steps of an endless loader."""
 
     @property

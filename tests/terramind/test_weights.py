@@ -18,15 +18,8 @@ from torch import nn
 
 from axs_lib.errors import InputError, WeightsError
 from axs_lib.terramind import weights
-from axs_lib.terramind.weights import (
-    VARIANTS,
-    load_strict,
-    other_modalities,
-    read_metadata,
-    read_state,
-    resolve,
-    sha256_file,
-)
+from axs_lib.terramind.build import other_modalities
+from axs_lib.terramind.weights import VARIANTS, load_strict, read_metadata, read_state, resolve, sha256_file
 from experiments.hash_weights import write_hashes
 from tests.hub import COMMIT, serve_files
 
