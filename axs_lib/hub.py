@@ -251,12 +251,13 @@ def _scores_section(report: Mapping[str, Any] | None) -> str:
         f"`axs evaluate`, {ok['tiles']} tiles of quality ok, opt_v2 from: {sources}, {report['timesteps']} timesteps.",
         "\n| mean over tiles | opt_v2 | opt_v3 | better |\n|---|---|---|---|",
     ]
-    for key, label in (
-        ("mse", "MSE (reflectance²)"),
-        ("mae", "MAE (reflectance)"),
-        ("ssim", "SSIM"),
-        ("edge_truth", "edge agreement with the truth"),
-    ):
+    labels = {
+        "mse": "MSE (reflectance²)",
+        "mae": "MAE (reflectance)",
+        "ssim": "SSIM",
+        "edge_truth": "edges, with truth",
+    }
+    for key, label in labels.items():
         gain = f"{better[key]:.1f} % |" if key in better else "|"
         lines.append(f"| {label} | {mean[f'{key}_v2']:.4g} | {mean[f'{key}_v3']:.4g} | {gain}")
     lines.append(f"\nopt_v3 has the smaller MSE on {100 * ok['wins']:.0f} % of the tiles.")

@@ -57,12 +57,8 @@ def compute_metrics(
     ``s1`` (B,2,H,W) or (2,H,W) in dB adds ``edge_sar``; ``mask`` (B,1,H,W), (B,H,W) or (H,W) is true where pixels
     count. Returns the module's table; ``InputError`` for shapes that do not match, or not one pixel that counts.
     """
+    from torchmetrics.functional import image as of_images
     from torchmetrics.functional import mean_absolute_error, mean_squared_error
-    from torchmetrics.functional.image import (
-        error_relative_global_dimensionless_synthesis,
-        peak_signal_noise_ratio,
-        spectral_angle_mapper,
-    )
 
     images, sar, valid = _prepare({"estimate": estimate, "truth": truth}, s1, mask)
     estimate, truth = images["estimate"], images["truth"]
@@ -71,14 +67,14 @@ def compute_metrics(
     seen_column, real_column = (pixels.T[None, :, :, None].contiguous() for pixels in (seen, real))  # (1,4,pixels,1)
     mse = mean_squared_error(seen, real)
     # A pixel without any signal has no angle.
-    angles = spectral_angle_mapper(seen_column, real_column, reduction="none")
+    angles = of_images.spectral_angle_mapper(seen_column, real_column, reduction="none")
     figures = {
         "mse": mse,
         "mae": mean_absolute_error(seen, real),
-        "psnr": peak_signal_noise_ratio(seen, real, data_range=1.0) if mse > 0 else math.inf,
+        "psnr": of_images.peak_signal_noise_ratio(seen, real, data_range=1.0) if mse > 0 else math.inf,
         "ssim": _ssim(estimate, truth, valid),
         "sam": torch.rad2deg(angles.nanmean()).nan_to_num(),
-        "ergas": error_relative_global_dimensionless_synthesis(seen_column, real_column, ratio=1),
+        "ergas": of_images.error_relative_global_dimensionless_synthesis(seen_column, real_column, ratio=1),
         "ndvi": mean_absolute_error(_index(seen, "B08", "B04"), _index(real, "B08", "B04")),
         "ndwi": mean_absolute_error(_index(seen, "B03", "B08"), _index(real, "B03", "B08")),
     }
@@ -277,9 +273,5 @@ def _correlation(first: Tensor, second: Tensor, valid: Tensor) -> Tensor:
         if a.numel() == 0:
             continue
         flat = a.numel() < 2 or any(bool(values.std() <= 1e-9 * (1 + values.abs().max())) for values in (a, b))
-        results.append(a.new_zeros(()) if flat else (_z(a) * _z(b)).sum() / (a.numel() - 1))
+        results.append(a.new_zeros(()) if flat else torch.corrcoef(torch.stack([a, b]))[0, 1])
     return torch.stack(results).mean() if results else first.new_zeros(())
-
-
-def _z(values: Tensor) -> Tensor:
-    return (values - values.mean()) / values.std()

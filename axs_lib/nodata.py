@@ -42,6 +42,13 @@ def _pull_push(weighted: Tensor, mask: Tensor, fallback: Tensor | float) -> Tens
     return torch.where(mask > 0, value, pushed)
 
 
+def spread(image: Tensor, radius: int) -> Tensor:
+    """The greatest value of (B, C, H, W) within a square of this radius in pixels."""
+    side = 2 * radius + 1
+    image = F.max_pool2d(image, (side, 1), stride=1, padding=(radius, 0))
+    return F.max_pool2d(image, (1, side), stride=1, padding=(0, radius))
+
+
 def pad_square(image: Tensor, side: int) -> Tensor:
     """(B, C, H, W) reflected at the bottom and right up to (B, C, side, side), in steps where one cannot reach."""
     while image.shape[-2] < side or image.shape[-1] < side:

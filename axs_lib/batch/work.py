@@ -54,10 +54,9 @@ class Job:
 
     def outputs(self, item: Item) -> dict[str, Path]:
         """Where each of an item's outputs goes, by its name; the image first."""
-        paths = {IMAGE: Path(self.out, f"{item.id}.{self.format}")}
-        for name, folder in self.maps.items():
-            paths[name] = Path(folder, f"{item.id}.{'json' if name == 'stac' else self.format}")
-        return paths
+        folders = {IMAGE: self.out, **self.maps}
+        endings = {name: "json" if name == "stac" else self.format for name in folders}
+        return {name: Path(folder, f"{item.id}.{endings[name]}") for name, folder in folders.items()}
 
     def key(self, item: Item, hashes: Mapping[str, str]) -> str:
         """What an output is made from, in one hash."""

@@ -78,14 +78,10 @@ def _train(context: typer.Context) -> None:
     train_main([str(context.info_name), *context.args])
 
 
+# The options are those of the stage's configuration, which only loads when it is asked for.
+_ANY_OPTIONS = {"allow_extra_args": True, "ignore_unknown_options": True}
 for _name, _help in TRAINABLE.items():
-    # The options are those of the stage's configuration, which only loads when it is asked for.
-    train.command(
-        _name,
-        help=_help,
-        add_help_option=False,
-        context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
-    )(_train)
+    train.command(_name, help=_help, add_help_option=False, context_settings=_ANY_OPTIONS)(_train)
 
 
 def main() -> None:

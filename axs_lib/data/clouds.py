@@ -11,7 +11,7 @@ from torch.nn import functional
 from axs_lib.bands import OPTICAL_BANDS
 from axs_lib.data.degrade import Draw, Range, each
 from axs_lib.errors import InputError
-from axs_lib.nodata import fill_nodata, valid_pixels
+from axs_lib.nodata import fill_nodata, spread, valid_pixels
 
 COARSEST = 32  # cells between the samples of the coarsest noise; every octave halves it
 OCTAVES = 5
@@ -126,10 +126,3 @@ def _window(field: Tensor, top: Tensor, left: Tensor, rows: int, columns: int) -
     across = left.round().long()[:, None] + torch.arange(columns, device=field.device)
     sample = torch.arange(len(field), device=field.device)[:, None, None]
     return field[sample, 0, down[:, :, None], across[:, None, :]][:, None]
-
-
-def spread(image: Tensor, radius: int) -> Tensor:
-    """The greatest value within a square of this radius (B,1,H,W)."""
-    side = 2 * radius + 1
-    image = functional.max_pool2d(image, (side, 1), stride=1, padding=(radius, 0))
-    return functional.max_pool2d(image, (1, side), stride=1, padding=(0, radius))

@@ -17,7 +17,6 @@ from rich.table import Table
 from torch import Tensor
 
 from axs_lib.bands import DN_PER_REFLECTANCE, OPTICAL_BANDS
-from axs_lib.data.clouds import spread
 from axs_lib.data.flood import simulate_flood
 from axs_lib.errors import counted
 from axs_lib.evaluate.evaluator import Figures, Scenario, TileFigures
@@ -25,7 +24,7 @@ from axs_lib.evaluate.models import EvaluatedModel
 from axs_lib.evaluate.sources import EvaluationTile, generator_of, simulated_estimate
 from axs_lib.evaluate.tables import over_tiles, rich_table
 from axs_lib.grounding.sar_inconsistency import ndwi
-from axs_lib.nodata import valid_pixels
+from axs_lib.nodata import spread, valid_pixels
 
 WATER_NDWI = 0.0
 MOST_WATER = 0.02  # share of a dry tile

@@ -21,7 +21,7 @@ from rich.table import Table
 from torch import Tensor
 
 from axs_lib.bands import DN_PER_REFLECTANCE
-from axs_lib.data.clouds import cloud_trust, cloudy_trust, spread
+from axs_lib.data.clouds import cloud_trust, cloudy_trust
 from axs_lib.data.proposals import informed_proposal
 from axs_lib.errors import counted
 from axs_lib.evaluate.evaluator import Figures, Scenario, TileFigures
@@ -29,7 +29,7 @@ from axs_lib.evaluate.models import EvaluatedModel
 from axs_lib.evaluate.sources import EvaluationTile, fitted, generator_of
 from axs_lib.evaluate.tables import over_tiles, percent, rich_table, share, shown_figure
 from axs_lib.metrics import compute_metrics, improvement
-from axs_lib.nodata import fill_nodata, valid_pixels
+from axs_lib.nodata import fill_nodata, spread, valid_pixels
 
 if TYPE_CHECKING:
     from axs_lib.evaluate.plain import PlainModel

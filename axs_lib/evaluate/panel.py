@@ -96,9 +96,7 @@ def _canvas(size: tuple[int, ...], columns: int, title: str) -> tuple[Figure, ND
     aspect = min(max(size[0] / size[1], 0.4), 2.5)
     header = TITLE_INCHES if title else 0.0
     height = 2 * (CELL_INCHES * aspect + HEADING_INCHES) + header
-    layout = ConstrainedLayoutEngine(
-        w_pad=0.05, h_pad=0.03, wspace=0.01, hspace=0.0, rect=(0, 0, 1, 1 - header / height)
-    )
+    layout = ConstrainedLayoutEngine(w_pad=0.05, h_pad=0.03, wspace=0.01, hspace=0, rect=(0, 0, 1, 1 - header / height))
     figure = Figure(dpi=100, figsize=(columns * CELL_INCHES + BAR_INCHES, height), layout=layout)
     if title:
         figure.text(0.5, 1 - 0.17 / height, title, fontsize=13, fontweight="bold", ha="center", va="center")
@@ -144,11 +142,8 @@ def _show(axes: Axes, image: Array, title: str, subtitle: str, **colours: Any) -
 def _map(figure: Figure, axes: Axes, layer: Array, palette: str, title: str, *, centred: bool = False) -> None:
     """A scalar map in reflectance with its colour bar."""
     top = colour.top_of(layer)
-    scale = {
-        "cmap": colormaps[palette].with_extremes(bad=(colour.NODATA_GREY,) * 3),
-        "vmin": -top if centred else 0.0,
-        "vmax": top,
-    }
+    colours = colormaps[palette].with_extremes(bad=(colour.NODATA_GREY,) * 3)
+    scale = {"cmap": colours, "vmin": -top if centred else 0.0, "vmax": top}
     drawn = _show(axes, np.ma.masked_invalid(layer), title, "mean over the bands, reflectance", **scale)
     bar = figure.colorbar(drawn, ax=axes, fraction=0.046, pad=0.03)
     bar.ax.tick_params(labelsize=8)

@@ -76,14 +76,9 @@ def reliability_bins(predicted: Tensor, error: Tensor, bins: int = BINS) -> list
     edges = predicted.sort().values[[len(predicted) * i // bins for i in range(1, bins)]].unique()
     which = torch.bucketize(predicted, edges, right=True)
     count = torch.bincount(which, minlength=len(edges) + 1)
-    seen, found = (
-        torch.bincount(which, weights=values.square(), minlength=len(edges) + 1) for values in (predicted, error)
-    )
-    return [
-        (int(n), math.sqrt(float(p / n)), math.sqrt(float(o / n)))
-        for n, p, o in zip(count, seen, found, strict=True)
-        if n
-    ]
+    seen, found = (torch.bincount(which, x.square(), minlength=len(edges) + 1) for x in (predicted, error))
+    columns = zip(count.tolist(), (seen / count).sqrt().tolist(), (found / count).sqrt().tolist(), strict=True)
+    return [row for row in columns if row[0]]
 
 
 def auce(predicted: Tensor, error: Tensor, levels: int = 99) -> float:

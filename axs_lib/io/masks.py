@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.nn import functional
 
 from axs_lib.checks import check_choice, check_count, check_flag
 from axs_lib.errors import InputError, listed
@@ -22,6 +21,7 @@ from axs_lib.io.formats import LARGEST_SIDE, FloatArray, open_npz, open_raster, 
 from axs_lib.io.grid import SceneGrid, grid_of
 from axs_lib.io.pixels import TRUST
 from axs_lib.io.warp import warped_view
+from axs_lib.nodata import spread
 from axs_lib.tilegrid import Tile
 
 # By number. Unclassified (7) is often thin cloud at the rim of a cloud; snow (11) is what was there to be seen.
@@ -169,9 +169,9 @@ class MaskSource:
             min(window.bottom + reach, last),
             min(window.right + reach, self.grid.width),
         )
-        grown = _grow_unknown(self._trust(self._read(wide)), reach)
+        grown = -spread(-torch.from_numpy(self._trust(self._read(wide)))[None], reach)[0]  # the least trust around
         top, left = window.top - wide.top, window.left - wide.left
-        return grown[top : top + window.shape[0], left : left + window.shape[1]]
+        return grown[top : top + window.shape[0], left : left + window.shape[1]].abs().numpy()  # no -0
 
     def _trust(self, values: FloatArray) -> FloatArray:
         """NaN is unknown, inverted or not."""
@@ -251,15 +251,6 @@ def gap_share(unknown: int, grid: SceneGrid) -> str:
     total = grid.height * grid.width
     end = {0: ", so that nothing is filled", total: ", so that nothing is kept"}.get(unknown, "")
     return f"{unknown:,} of {total:,} pixels ({100 * unknown / total:.1f} %) are a gap{end}"
-
-
-def _grow_unknown(trust: FloatArray, pixels: int) -> FloatArray:
-    """A trust map (H,W) in which each pixel has the least trust within a square of this radius."""
-    if pixels == 0:
-        return trust
-    side = 2 * pixels + 1
-    rows = functional.max_pool2d(-torch.from_numpy(trust)[None], (side, 1), stride=1, padding=(pixels, 0))
-    return np.abs(functional.max_pool2d(rows, (1, side), stride=1, padding=(0, pixels))[0].numpy())
 
 
 def _kind(values: FloatArray, named: str, source: str) -> str:

@@ -32,13 +32,8 @@ class RefinementHead(nn.Module):
         self.norms = nn.ModuleList(LayerNorm2d(dim) for _ in range(taps))
         self.join = nn.Conv2d(dim * taps, quarter, 1)
         self.context = ConvNeXtBlock(quarter, ls_init_value=None)
-        self.stems = nn.ModuleList(
-            [
-                nn.Conv2d(bands, full, 3, padding=1),
-                nn.Conv2d(bands * 4, half, 3, padding=1),
-                nn.Conv2d(bands * 16, quarter, 1),
-            ]
-        )
+        stems = nn.Conv2d(bands, full, 3, padding=1), nn.Conv2d(bands * 4, half, 3, padding=1)
+        self.stems = nn.ModuleList([*stems, nn.Conv2d(bands * 16, quarter, 1)])
         self.stages = nn.ModuleList(
             nn.Sequential(*[ConvNeXtBlock(width, mlp_ratio=ratio, ls_init_value=None) for _ in range(BLOCKS)])
             for width, ratio in zip(WIDTHS, MLP_RATIOS, strict=True)

@@ -80,13 +80,6 @@ class SpatialAttention(nn.Module):
         return out.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2).add_(x)
 
 
-class Downsample(nn.Sequential):
-    """Half the resolution, by a convolution."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__(OrderedDict(op=nn.Conv2d(channels, channels, 3, stride=2, padding=1)))
-
-
 class Upsample(nn.Sequential):
     """Twice the resolution, by repetition and a convolution.
 
@@ -156,7 +149,8 @@ class Detokenizer(nn.Module):
                 now = leaving
                 skips.append(now)
             if depth < len(widths) - 1:
-                self.input_blocks.append(Block(Downsample(now)))
+                halve = nn.Conv2d(now, now, 3, stride=2, padding=1)
+                self.input_blocks.append(Block(nn.Sequential(OrderedDict(op=halve))))
                 skips.append(now)
         self.middle_block = Block(
             ResidualBlock(now, embedding, now, True), SpatialAttention(now), ResidualBlock(now, embedding, now, True)

@@ -256,9 +256,7 @@ def _choose_trained(model: nn.Module, config: RunConfig) -> None:
     if config.lora is None:
         model.requires_grad_(True)
         return
-    apply_lora_to_linear(
-        model, rank=config.lora.rank, alpha=config.lora.alpha, target_modules=config.lora.target_modules
-    )
+    apply_lora_to_linear(model, **vars(config.lora))
     for name, parameter in model.named_parameters():
         if name.startswith(("corrector.", "colour.", "head.")) or name.endswith(("_enc.unknown", "_enc.biome.weight")):
             parameter.requires_grad_(True)

@@ -124,10 +124,8 @@ def _entry(identity: str, result: Result, tiles: Mapping[str, Mapping[str, Any]]
         note = " · ".join(note for note in notes if note)
         where = "Inside the gaps, against the clear truth" if baseline != "opt_v2" else "Against the clear truth"
         tables.append(figures.metrics_table(metrics, where, baseline=baseline, note=note))
-        rows = figures.rows_of(metrics, {}, baseline)
-        tables.append(
-            figures.comparison_table(rows | {"one flat colour": measured.flat}, baseline, "Beside simpler images")
-        )
+        rows = figures.rows_of(metrics, {}, baseline) | {"one flat colour": measured.flat}
+        tables.append(figures.comparison_table(rows, baseline, "Beside simpler images"))
         headline = figures.badge(measured, controls)
     if controls:
         rows = figures.rows_of(tile.get("metrics") or {}, controls)
