@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import json
 import math
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from axs_lib.errors import InputError, WeightsError
 from axs_lib.grounding.corrector import GroundingCorrector
 from axs_lib.grounding.load import CORRECTOR, CORRECTOR_FILE, load_weights
 from axs_lib.io.atomic import atomic_write, check_output
+from axs_lib.io.files import PathLike
 from axs_lib.terramind.weights import load_strict, read_state, resolve, sha256_file, write_state
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def _wanted_layers(target_modules: Sequence[str] | str) -> set[str]:
 
 
 def save_adapter(
-    model: nn.Module, folder: str | os.PathLike[str], *, overwrite: bool = False, notes: Mapping[str, str] | None = None
+    model: nn.Module, folder: PathLike, *, overwrite: bool = False, notes: Mapping[str, str] | None = None
 ) -> Path:
     """Write a model's adapter, and a Stage 3 model's grounding head beside it; returns the folder.
 
@@ -148,7 +148,7 @@ def save_adapter(
     return target
 
 
-def load_adapter(model: nn.Module, folder: str | os.PathLike[str], *, trainable: bool = False) -> int:
+def load_adapter(model: nn.Module, folder: PathLike, *, trainable: bool = False) -> int:
     """Put an adapter from disk into a model, completely or not at all; returns the number of wrapped layers.
 
     A Stage 3 model gets LoRA and, where the folder holds one, the grounding head that was trained beside it; so does a
@@ -186,10 +186,8 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike[str], *, trainable:
         for name, value in read_state(path / WEIGHTS_FILE).items()
     }  # by the network's own names
     config = _read_config(path / CONFIG_FILE, weights)
-    for kind, ours, theirs in (
-        ("model", _base_name(network), config.base_model_name_or_path),
-        ("weights", _base_hash(model), config.revision),
-    ):
+    named = ("model", _base_name(network), config.base_model_name_or_path)
+    for kind, ours, theirs in (named, ("weights", _base_hash(model), config.revision)):
         if ours and theirs and ours != theirs:
             raise WeightsError(
                 f"the adapter in {path} was trained on the {kind} {theirs} and this is {ours}; load it into a model"
@@ -217,7 +215,7 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike[str], *, trainable:
     return count
 
 
-def adapter_files(folder: str | os.PathLike[str]) -> list[Path]:
+def adapter_files(folder: PathLike) -> list[Path]:
     """The files of an adapter, for hashing; a WeightsError where there are none."""
     path = Path(folder)
     files = [path / name for name in (CONFIG_FILE, WEIGHTS_FILE, CORRECTOR_FILE) if (path / name).is_file()]

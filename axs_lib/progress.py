@@ -30,9 +30,7 @@ def track(items: Iterable[T], description: str, *, enabled: bool = True, total: 
 
 
 @contextmanager
-def bar(
-    description: str, total: int | None, *, enabled: bool = True, unit: str = ""
-) -> Iterator[Callable[[int], None]]:
+def bar(label: str, total: int | None, *, enabled: bool = True, unit: str = "") -> Iterator[Callable[[int], None]]:
     """A bar on stderr with count, time left and, where there is a unit, speed; gives a function to be told of it."""
     if not enabled:
         yield lambda done: None
@@ -43,7 +41,7 @@ def bar(
     columns = (TextColumn("[progress.description]{task.description}"), BarColumn(), MofNCompleteColumn())
     speed = (TextColumn("{task.fields[speed]}"),) if unit else ()
     with Progress(*columns, *speed, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
-        task = progress.add_task(description, total=total, speed="")
+        task = progress.add_task(label, total=total, speed="")
 
         def advance(done: int) -> None:
             progress.advance(task, done)

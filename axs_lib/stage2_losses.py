@@ -35,13 +35,7 @@ class Stage2Loss(nn.Module):
     """
 
     def __init__(
-        self,
-        charbonnier: float = 1.0,
-        ms_ssim: float = 0.1,
-        sam: float = 0.1,
-        gradient: float = 0.5,
-        *,
-        l1: float = 0.0,
+        self, charbonnier: float = 1, ms_ssim: float = 0.1, sam: float = 0.1, gradient: float = 0.5, *, l1: float = 0
     ) -> None:
         super().__init__()
         self.weights = {"charbonnier": charbonnier, "l1": l1, "ms_ssim": ms_ssim, "sam": sam, "gradient": gradient}
@@ -99,9 +93,7 @@ class ComparedImages:
             wanted = wanted & pixel_mask(mask, pred.shape, pred.device)
         self.valid = wanted & ~pred.isnan().any(1, keepdim=True)
         self.diverged = bool(wanted.any()) and not bool(self.valid.any())
-        self.pred, self.truth = (
-            image.float().masked_fill(~self.valid, 0.0) / DN_PER_REFLECTANCE for image in (pred, truth)
-        )
+        self.pred, self.truth = (x.float().masked_fill(~self.valid, 0.0) / DN_PER_REFLECTANCE for x in (pred, truth))
         self.error = self.pred - self.truth
 
     def mean(self, image: Tensor, valid: Tensor | None = None) -> Tensor:

@@ -27,9 +27,7 @@ PARAMETERS = {
 }
 
 
-def info(
-    variant: Annotated[str | None, typer.Option(help="Only this variant, with its files and hashes.")] = None,
-) -> None:
+def info(variant: Annotated[str | None, typer.Option(help="Only this variant, with files and hashes.")] = None) -> None:
     """Show versions, variants and where their weights come from."""
     from importlib.metadata import version
 

@@ -128,9 +128,7 @@ class _WithoutMemory(TorchFunctionMode):
 
     factories = frozenset({torch.empty, torch.zeros, torch.ones, torch.randn})
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         extra = {"device": "meta"} if func in self.factories else {}
         return func(*args, **(kwargs or {}) | extra)
 

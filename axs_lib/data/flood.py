@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from axs_lib.data.degrade import Draw, each
+from axs_lib.data.degrade import Draw, Range, each
 from axs_lib.errors import InputError
 from axs_lib.nodata import valid_pixels
 
@@ -27,11 +27,7 @@ NEIGHBOUR = 0.3  # weight of a neighbour beside 1: correlates neighbours by 2 * 
 
 
 def simulate_flood(
-    s1: Tensor,
-    generator: torch.Generator,
-    *,
-    vv: tuple[float, float] = WATER_VV,
-    vh_below_vv: tuple[float, float] = VH_BELOW_VV,
+    s1: Tensor, generator: torch.Generator, *, vv: Range = WATER_VV, vh_below_vv: Range = VH_BELOW_VV
 ) -> tuple[Tensor, Tensor]:
     """Flood a patch of each tile (B, 2, H, W), VV and VH in dB, NaN = nodata; ``InputError`` for another shape.
 

@@ -44,9 +44,7 @@ class Floods(Scenario):
     """Every dry tile flooded in its SAR; Stage 3 by itself, also of the pipeline."""
 
     name: ClassVar[str] = "flood"
-    needs: ClassVar[str] = (
-        f"tile of dry land (NDWI over {WATER_NDWI:g} on at most {100 * MOST_WATER:g} % of its pixels)"
-    )
+    needs: ClassVar[str] = f"tile of dry land (NDWI over {WATER_NDWI:g} on up to {100 * MOST_WATER:g} % of its pixels)"
 
     def measure(self, tiles: Sequence[EvaluationTile], model: EvaluatedModel) -> Iterable[TileFigures]:
         yield from (TileFigures(tile.record, left_out="has water") for tile in tiles if not is_dry(tile.truth))

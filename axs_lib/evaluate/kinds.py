@@ -114,9 +114,8 @@ def measure_kind(opt_v2: Tensor, opt_v3: Tensor, truth: Tensor, sigma: Tensor | 
 
 def summary_of(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """What to quote of the rows of ``to_json`` of split ``report``, and the worst tile of all kinds, or None."""
-    changes = {
-        row["kind"]: row["mse_change_%"] for row in rows if row["split"] == REPORT and row["mse_change_%"] is not None
-    }
+    known = [row for row in rows if row["split"] == REPORT and row["mse_change_%"] is not None]
+    changes = {row["kind"]: row["mse_change_%"] for row in known}
     tiles = {row["kind"]: row["worst_tile_%"] for row in rows if row["worst_tile_%"] is not None}
     worst = max(changes, key=lambda kind: changes[kind], default=None)
     worst_tile = max(tiles, key=lambda kind: tiles[kind], default=None)

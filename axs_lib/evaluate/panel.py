@@ -70,10 +70,8 @@ def _draw(layers: Mapping[str, Array], title: str, metrics: Mapping[str, float] 
     figure, axes = _canvas(layers["opt_v3"].shape[1:], len(optical) + (1 if from_sar else 2), title)
     _show(axes[0, 0], colour.sar_colour(layers["s1"]), "SAR", "red VV, green VH, blue VV − VH")
     _show(axes[1, 0], colour.grey(layers["s1"][0]), "SAR", "VV (dB)")
-    for row, bands, kind in (
-        (0, colour.TRUE_COLOUR, "true colour"),
-        (1, colour.FALSE_COLOUR, "false colour: NIR, red, green"),
-    ):
+    kinds = {"true colour": colour.TRUE_COLOUR, "false colour: NIR, red, green": colour.FALSE_COLOUR}
+    for row, (kind, bands) in enumerate(kinds.items()):
         stretch = colour.stretch_of(reference, bands)
         for column, (name, image, suffix) in enumerate(optical, start=1):
             subtitle = (_figures(metrics, suffix) or kind) if row == 0 else kind

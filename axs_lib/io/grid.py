@@ -185,17 +185,15 @@ def grid_of(dataset: Any) -> SceneGrid:
     return checked_grid(dataset.name, dataset.height, dataset.width, crs, transform)
 
 
-def checked_grid(
-    label: str, height: int, width: int, crs: str | None, transform: tuple[float, ...] | None
-) -> SceneGrid:
+def checked_grid(name: str, height: int, width: int, crs: str | None, transform: tuple[float, ...] | None) -> SceneGrid:
     """A grid of which others wrote the georeference; ``InputError`` where that is none, or no side can be so long."""
     if max(height, width) > LARGEST_SIDE:
-        raise InputError(f"{label} is {height}x{width} px; expected at most {LARGEST_SIDE} px a side")
+        raise InputError(f"{name} is {height}x{width} px; expected at most {LARGEST_SIDE} px a side")
     a, b, c, d, e, f = transform or (1, 0, 0, 0, 1, 0)
     if not (all(abs(each) < MOST_PLACE for each in (a, b, c, d, e, f)) and abs(a * e - b * d) > 0):
-        raise InputError(f"{label} has the transform {transform}; expected one that lays pixels on a map")
+        raise InputError(f"{name} has the transform {transform}; expected one that lays pixels on a map")
     try:
         _ = crs and CRS.from_wkt(crs)
     except CRSError as error:
-        raise InputError(f"{label} has a CRS that cannot be read ({str(crs)[:60]!r}); expected WKT") from error
+        raise InputError(f"{name} has a CRS that cannot be read ({str(crs)[:60]!r}); expected WKT") from error
     return SceneGrid(height, width, crs, transform)

@@ -140,9 +140,8 @@ class FilePixels(Pixels):
         inside_zip: bool = False,
     ) -> None:
         super().__init__(wanted, os.fspath(paths[0]) + (f" (and {len(paths) - 1} more)" if len(paths) > 1 else ""))
-        datasets = [
-            stack.enter_context(open_raster(path, addresses=reading.addresses, inside_zip=inside_zip)) for path in paths
-        ]
+        how = {"addresses": reading.addresses, "inside_zip": inside_zip}
+        datasets = [stack.enter_context(open_raster(path, **how)) for path in paths]
         first = datasets[0]
         self.grid = grid_of(first)
         self.dtype = np.result_type(*(dtype for dataset in datasets for dtype in dataset.dtypes))

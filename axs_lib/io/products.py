@@ -445,7 +445,5 @@ def _border(pixels: Pixels, bands: tuple[str, ...]) -> set[float]:
 def _sample(grid: SceneGrid) -> list[Tile]:
     """Sixteen parts spread over the image, which cost nothing beside reading all of it."""
     side, (height, width) = SAMPLE_SIDE, grid.size
-    rows, columns = (
-        sorted({round(part * max(length - side, 0) / 3) for part in range(4)}) for length in (height, width)
-    )
+    rows, columns = (sorted({round(part * max(size - side, 0) / 3) for part in range(4)}) for size in (height, width))
     return [Tile(r, c, min(r + side, height), min(c + side, width)) for r in rows for c in columns]

@@ -53,7 +53,8 @@ class ResidualBlock(nn.Module):
         self.skip_connection = nn.Identity() if channels == out_channels else nn.Conv2d(channels, out_channels, 1)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        if self.coarse and x.device.type == "cpu" and not takes_winograd(self.in_layers[-1], x):
+        first: Any = self.in_layers[-1]
+        if self.coarse and x.device.type == "cpu" and not first.tile_side(x):
             x = x.contiguous()  # few pixels read channels first faster
         h = self.in_layers(x)
         h += self.emb_layers(emb)[..., None, None].to(h.dtype)
@@ -93,7 +94,8 @@ class Upsample(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         conv: Any = self.conv
-        if x.device.type != "cpu" or x.shape[-2] * x.shape[-1] < SUM_PIXELS or takes_winograd(conv, x):
+        winograd = isinstance(conv, WinogradConv2d) and conv.tile_side(x) > 0
+        if winograd or x.device.type != "cpu" or x.shape[-2] * x.shape[-1] < SUM_PIXELS:
             return super().forward(x)
         sums = conv.weight.new_tensor(TAP_SUMS)
         sums = torch.kron(sums, sums).view(2, 2, 2, 2, 9).transpose(1, 2).flatten(0, 3)  # (pixel, tap: 16, 9)
@@ -194,11 +196,6 @@ def conv3x3(channels: int, out_channels: int) -> nn.Conv2d:
     if WinogradConv2d.gains(channels, out_channels):
         return WinogradConv2d(channels, out_channels)
     return nn.Conv2d(channels, out_channels, 3, padding=1)
-
-
-def takes_winograd(conv: nn.Module, x: Tensor) -> bool:
-    """Whether a convolution of an image (B, C, H, W) is done by Winograd's filtering."""
-    return isinstance(conv, WinogradConv2d) and conv.tile_side(x) > 0
 
 
 def zeroed(layer: Layer) -> Layer:

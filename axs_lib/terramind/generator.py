@@ -198,18 +198,12 @@ class TerraMindGenerator(nn.Module):
 
     @torch.no_grad()
     def decode(
-        self,
-        codes: Tensor,
-        noise: Tensor,
-        schedule: Schedule,
-        *,
-        start: Tensor | None = None,
-        batch_size: int | None = None,
+        self, codes: Tensor, noise: Tensor, schedule: Schedule, *, start: Tensor | None = None, batch_size: int = 0
     ) -> Tensor:
         """Image channels (B, C, H, W) in z-units, after exactly ``schedule.nfe`` evaluations of each image.
 
         From codes (B, D, h, w) and standard normal noise (B, C, H, W), and from ``start`` (B, C, H, W) where the
-        schedule does not start from pure noise; ``batch_size`` images at once, by default all.
+        schedule does not start from pure noise; ``batch_size`` images at once, 0 for all.
         """
         images, at_once = [], batch_size or len(codes)
         with checked_once(self.detokenizer):

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from axs_lib.errors import InputError, WeightsError, first_line, meant
 from axs_lib.io.atomic import atomic_write
-from axs_lib.io.files import check_regular, check_utf8, open_regular
+from axs_lib.io.files import PathLike, check_regular, check_utf8, open_regular
 from axs_lib.progress import logger
 
 if TYPE_CHECKING:
@@ -152,9 +152,7 @@ def find_variant(name: str, variants: Mapping[str, Variant] = VARIANTS) -> Varia
     raise InputError(f"unknown variant {name!r}; the variants are {', '.join(variants)}.{meant(name, variants, 0.5)}")
 
 
-def resolve(
-    variant: str | Variant, checkpoint: str | os.PathLike[str] | None = None, revision: str | None = None
-) -> WeightsInfo:
+def resolve(variant: str | Variant, checkpoint: PathLike | None = None, revision: str | None = None) -> WeightsInfo:
     """Find the weight files of a variant: ``checkpoint``, then ``AXS_WEIGHTS``, then the Hub's cache, then the Hub.
 
     A packaged variant is read from this package and ignores ``AXS_WEIGHTS``.
@@ -185,11 +183,7 @@ def packaged(name: str) -> Path:
 
 
 def download(
-    variant: str | Variant,
-    revision: str | None = None,
-    folder: str | os.PathLike[str] | None = None,
-    *,
-    refresh: bool = False,
+    variant: str | Variant, revision: str | None = None, folder: PathLike | None = None, *, refresh: bool = False
 ) -> WeightsInfo:
     """Fetch a published variant from the Hub unless its cache already has it.
 
@@ -315,7 +309,7 @@ def _commit(path: Path) -> str | None:
     return first if _COMMIT.fullmatch(first) else None
 
 
-def sha256_file(path: str | os.PathLike[str]) -> str:
+def sha256_file(path: PathLike) -> str:
     """SHA-256 of a regular file's content in hexadecimal; asked twice, an unchanged file is read once."""
     try:
         file = check_regular(Path(path).resolve(), "the weights file", WeightsError)
@@ -331,7 +325,7 @@ def _sha256(path: Path, size: int, modified: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+def read_state(path: PathLike) -> dict[str, Tensor]:
     """Read a state dict from ``.safetensors`` or a torch file, without executing what is in it.
 
     A torch file holds a flat state dict, or one under ``model`` or ``state_dict``. Tensors are on the CPU, mapped from
@@ -358,7 +352,7 @@ def read_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     return dict(content)
 
 
-def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
+def read_metadata(path: PathLike) -> dict[str, str]:
     """The text metadata in a ``.safetensors`` file's header; empty where there is none."""
     from safetensors import SafetensorError, safe_open
 
@@ -434,7 +428,7 @@ def _check_entry(name: object, value: object, file: Path) -> None:
 
 
 def write_state(
-    path: str | os.PathLike[str],
+    path: PathLike,
     state: Mapping[str, Tensor],
     header: Mapping[str, str] | None = None,
     *,

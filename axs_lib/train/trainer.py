@@ -112,15 +112,10 @@ class TrainingTask(lightning.LightningModule, ABC):
 
 
 class ModuleTask(TrainingTask):
-    """The training of a single module; ``write`` writes its weights, given the steps behind them, and says where."""
+    """The training of a module: ``loss`` of a batch; ``write`` its weights, given the steps behind them, says where."""
 
     def __init__(
-        self,
-        config: LoopConfig,
-        kind: str,
-        module: nn.Module,
-        loss: Callable[[Any], Tensor],
-        write: Callable[[int], Path],
+        self, config: LoopConfig, kind: str, module: nn.Module, loss: Callable[..., Tensor], write: Callable[..., Path]
     ) -> None:
         super().__init__(config, kind)
         self.module, self.loss, self.write = module, loss, write

@@ -58,9 +58,8 @@ def bar_chart(title: str, values: Sequence[tuple[str, float]], *, y_label: str =
     bars = [(name, value) for name, value in values if math.isfinite(value)]
     if not bars:
         return ""
-    return _draw(
-        title, (0.0, float(len(bars))), _range([0.0, *(value for _, value in bars)]), y_label=y_label, bars=bars
-    )
+    ys = _range([0.0, *(value for _, value in bars)])
+    return _draw(title, (0.0, float(len(bars))), ys, y_label=y_label, bars=bars)
 
 
 @functools.cache

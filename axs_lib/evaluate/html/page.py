@@ -223,9 +223,7 @@ def _part(report: Mapping[str, Any]) -> dict[str, Any]:
     rows = figures.rows_of(totals["mean"], totals)
     if len(rows) > 2:
         tables.append(figures.comparison_table(rows, "opt_v2", "Controls", note=note))
-    quartiles = ", ".join(
-        figures.error_change(figures.number(value)).text for value in totals["improvement_quartiles_%"]
-    )
+    quartiles = ", ".join(figures.error_change(figures.number(each)).text for each in totals["improvement_quartiles_%"])
     facts = [
         f"nearer to the truth on {100 * figures.number(totals['wins']):.0f} % of the tiles",
         f"tiles' MSE, quartiles {quartiles}",
