@@ -265,9 +265,7 @@ def _as_image(name: str, image: object, bands: tuple[str, ...]) -> Tensor:
         raise InputError(f"{name} has dtype {image.dtype}; expected backscatter in dB, or DN (reflectance x 10000)")
     if image.ndim not in (3, 4) or image.shape[-3] != len(bands):
         shape = f"{len(bands)}, H, W)"
-        raise InputError(
-            f"{name} has shape {tuple(image.shape)}; expected (B, {shape} or ({shape} with {', '.join(bands)}"
-        )
+        raise InputError(f"{name} has shape {tuple(image.shape)}; expected (B, {shape} or ({shape}: {listed(bands)}")
     return image if image.dtype in (torch.float32, torch.float64) else image.float()
 
 
@@ -288,9 +286,7 @@ def _as_trust(trust: Tensor | None, s1: Tensor) -> Tensor:
         )
     value = value.expand(batch, 1, height, width)
     if not bool(((value >= 0) & (value <= 1)).all()):
-        raise InputError(
-            "trust holds values outside 0..1 (or NaN); expected 1 = observed, 0 = unknown, between = partly"
-        )
+        raise InputError("trust holds NaN or values outside 0..1; expected 1 = observed, 0 = unknown, between = partly")
     return value
 
 

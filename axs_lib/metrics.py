@@ -179,9 +179,7 @@ def _prepare(
     if s1 is not None:
         sar = _batch("s1", s1, 2, first.device)
         if sar.shape[0] != shape[0] or sar.shape[2:] != shape[2:]:
-            raise InputError(
-                f"s1 has shape {tuple(s1.shape)} and {first_name} {tuple(first.shape)}; expected one grid."
-            )
+            raise InputError(f"s1 has shape {tuple(s1.shape)} and {first_name} {tuple(first.shape)}; expected one grid")
         valid &= ~torch.isnan(sar).any(1, keepdim=True)
     if mask is not None:
         valid &= pixel_mask(mask, shape, first.device)
@@ -196,9 +194,7 @@ def _prepare(
 
 def _batch(name: str, image: Tensor, bands: int, device: torch.device) -> Tensor:
     if image.ndim not in (3, 4) or image.shape[-3] != bands or image.numel() == 0:
-        raise InputError(
-            f"{name} has shape {tuple(image.shape)}; expected (B,{bands},H,W) or ({bands},H,W), not empty."
-        )
+        raise InputError(f"{name} has shape {tuple(image.shape)}; expected (B,{bands},H,W) or ({bands},H,W), not empty")
     image = image.detach().to(device=device, dtype=torch.float64)
     return image if image.ndim == 4 else image.unsqueeze(0)
 

@@ -107,9 +107,7 @@ def run_batch(
                 if outcome.stop:
                     finished = f"{summary.done + summary.kept} of {summary.total} items are done"
                     kind = AxionError if outcome.record is None else OutputError
-                    raise kind(
-                        f"{outcome.stop}; {finished} and recorded in {job.out}, run the same command again to go on"
-                    )
+                    raise kind(f"{outcome.stop}; {finished} and recorded in {job.out}, run the command again to go on")
                 if fail_fast and summary.failed:
                     break
         manifest.check_lock()

@@ -18,9 +18,7 @@ def fetch(
     bounds: options.BoundsOption,
     dates: Annotated[str, option("First and last day, as 2021-07-01/2021-07-31.")],
     out: Annotated[Path, option("Folder for s1.tif, s2.tif and trust.tif.", metavar="DIR")],
-    sar_collection: Annotated[
-        str, option("Collection of terrain-corrected Sentinel-1 backscatter.")
-    ] = "sentinel-1-rtc",
+    sar_collection: Annotated[str, option("Collection of terrain-corrected Sentinel-1.")] = "sentinel-1-rtc",
     optical_collection: Annotated[str, option("Collection of Sentinel-2 L2A.")] = "sentinel-2-l2a",
     s1_unit: options.S1UnitOption = "auto",
     crs: options.CrsOption = None,

@@ -85,9 +85,7 @@ class ModelOptions:
     hold_colour: Annotated[
         bool, option("Change detail only: no flood comes through, none is invented.", "--hold-colour")
     ] = False
-    device: Annotated[
-        str | None, option("cpu, cuda, cuda:1 ...; by default a GPU where there is one, else the CPU.")
-    ] = None
+    device: Annotated[str | None, option("cpu, cuda, cuda:1 ...; by default a GPU, else the CPU.")] = None
     dtype: Annotated[
         Literal["float32", "bfloat16"],
         option("Arithmetic; bfloat16 is faster where the processor has the instructions."),
@@ -109,9 +107,7 @@ class SceneOptions(ModelOptions):
     variant: Annotated[str | None, option("nano, or terramind_v1_tiny, _small, _base (default) or _large.")] = None
     timesteps: TimestepsOption = None
     s1_unit: S1UnitOption = "auto"
-    bands: Annotated[
-        str | None, option("Order of the bands in the files, as B04,B03,B02,B08, where they do not say it.")
-    ] = None
+    bands: Annotated[str | None, option("Order of the bands, as B04,B03,B02,B08, where files do not say it.")] = None
     same_grid: Annotated[
         bool, option("Lay images of one size on each other, although one does not say where it lies.", "--same-grid")
     ] = False

@@ -53,9 +53,7 @@ class ArrayPixels(Pixels):
             array = self._one_array(array)
         if times(array) is not None:
             if times(array) != 1:
-                raise InputError(
-                    f"{self.label} has {times(array)} times; expected one, or ground_scene, which takes each"
-                )
+                raise InputError(f"{self.label} has {times(array)} times; expected one; ground_scene takes several")
             array = array.squeeze("time", drop=True)
         for x, y in _AXES:
             if {x, y} <= set(array.dims):

@@ -84,9 +84,7 @@ def open_raster(path: PathLike, *, addresses: bool = False, inside_zip: bool = F
         check_whole(file)
         _check_along(file)
     elif not (addresses or inside_zip):
-        raise InputError(
-            f"{path} is an address; expected a file: addresses are opened only where you write them yourself"
-        )
+        raise InputError(f"{path} is an address; expected a file: only addresses that you write yourself are opened")
     check_utf8(path, "the image")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
@@ -339,9 +337,7 @@ def read_pt(path: PathLike) -> FloatArray:
             f" expected one plain tensor: torch.save(tensor, path) ({type(error).__name__})"
         ) from error
     if size > file.stat().st_size:
-        raise InputError(
-            f"{path} inflates to {size:,} bytes; expected a tensor of torch.save(tensor, path), not compressed"
-        )
+        raise InputError(f"{path} inflates to {size:,} bytes; expected torch.save(tensor, path), not compressed")
     if not isinstance(loaded, torch.Tensor):
         raise InputError(
             f"{path} holds a {type(loaded).__name__}; expected one tensor (C,H,W) or (N,C,H,W), by torch.save"

@@ -91,15 +91,11 @@ class MaskSource:
             own_mask = any(flag.name == "per_dataset" for flag in dataset.mask_flag_enums[0])
             self._masked = own_mask and self._dataset is dataset  # a view on another grid has it in its nodata
         else:
-            raise InputError(
-                f"the {self.label} ends in {suffix or 'no suffix'}; expected one of {listed(MASK_SUFFIXES)}"
-            )
+            raise InputError(f"the {self.label} ends in {suffix or 'no suffix'}; expected {listed(MASK_SUFFIXES)}")
         values = self._values_found()
         self.kind = mask.kind if mask.kind != "auto" else _kind(values[~np.isnan(values)], named, self.label)
         if self.kind == "scl" and mask.invert:
-            raise InputError(
-                f"the {self.label} is a scene classification, which has no inverse; name classes with --drop"
-            )
+            raise InputError(f"the {self.label} is a scene classification, which has no inverse; give --drop CLASSES")
         if self.kind != "scl" and mask.drop is not None:
             raise InputError(
                 f"the {self.label} was taken for a {self.kind} mask, which has no classes to drop; leave --drop out,"
@@ -208,9 +204,7 @@ class MaskSource:
             rows = self._read(Tile(top, 0, min(top + CHUNK_ROWS, height), width))
             found = np.union1d(found, rows)
         if np.isnan(found).all():
-            raise InputError(
-                f"the {self.label} has no data on the image's grid ({self.grid}); expected one that covers it"
-            )
+            raise InputError(f"the {self.label} has no data on the image's grid ({self.grid}); give one that covers it")
         return found
 
 

@@ -343,9 +343,7 @@ def _open_paths(
     suffixes = {Path(path).suffix.lower() for path in paths}
     if len(paths) > 1:
         if suffixes & {".npz", ".pt"}:
-            raise InputError(
-                f"{listed(paths)} are several files; expected GeoTIFFs, one a band, or one .npz or .pt alone"
-            )
+            raise InputError(f"{listed(paths)} are several files; expected GeoTIFFs, one a band, or one .npz or .pt")
     elif ".npz" in suffixes:
         return read_npz(Path(paths[0]), wanted, order)
     elif ".pt" in suffixes:

@@ -120,9 +120,7 @@ def _read_offset(text: bytes, source: str) -> Offset:
 def refuse_radar_geometry(path: PathLike) -> None:
     """Refuse a Sentinel-1 product as ESA delivers it, in the geometry of the radar. Raises InputError: it is one."""
     if any(_RAW_SAR.match(part) for part in Path(path).parts):
-        raise InputError(
-            f"{path} is a Sentinel-1 product in radar geometry, with ground control points only; {GEOCODING}"
-        )
+        raise InputError(f"{path} is a Sentinel-1 product in radar geometry (ground control points only); {GEOCODING}")
 
 
 def _folder_files(folder: Path) -> list[str]:

@@ -218,9 +218,7 @@ def ground_scene(
         # 2. Open the inputs on one grid, and look at a sample of them.
         optical = open_source(estimate, OPTICAL_BANDS, stack, reading)
         if out is None and not (isinstance(optical.pixels, ArrayPixels) or isinstance(estimate, np.ndarray)):
-            raise InputError(
-                "no output is named and opt_v2 is a file; give out=FILE, or opt_v2 as an array or DataArray"
-            )
+            raise InputError("no output is named and opt_v2 is a file; give out=FILE, or opt_v2 as an array")
         in_place = out is not None and all(same_file(out, path) for path in paths_of(opt_v2) or [])
         inputs = (s1, getattr(trust, "path", trust), None if in_place else opt_v2, *kept)
         made.prepare(inputs, optical, optical.grid, grid or TileGrid(), stack)

@@ -105,9 +105,7 @@ def sample_seeds(seed: Seed, batch: int, *, device: torch.device | str = "cpu") 
     else:
         seeds = _one_seed(value).expand(batch)
     if len(seeds) != batch:
-        raise InputError(
-            f"got {len(seeds)} seeds (or generators) for a batch of {batch}; pass one for all samples or one a sample"
-        )
+        raise InputError(f"got {len(seeds)} seeds (or generators) for a batch of {batch}; pass one, or one a sample")
     return seeds.to(device)
 
 

@@ -112,7 +112,7 @@ class TrainingTask(lightning.LightningModule, ABC):
 
 
 class ModuleTask(TrainingTask):
-    """The training of a module: ``loss`` of a batch; ``write`` its weights, given the steps behind them, says where."""
+    """The training of a single module by a batch's ``loss``; ``write`` takes the steps, writes weights, says where."""
 
     def __init__(
         self, config: LoopConfig, kind: str, module: nn.Module, loss: Callable[..., Tensor], write: Callable[..., Path]
@@ -325,9 +325,7 @@ class AtomicCheckpoints(TorchCheckpointIO):
                 temporary.write_bytes(buffer.getbuffer())
         except OutputError as error:
             kept = "the previous checkpoint is intact" if Path(path).exists() else "there is no checkpoint yet"
-            raise OutputError(
-                f"{error}; {kept}: run the same command again to go on from it, once there is space"
-            ) from error
+            raise OutputError(f"{error}; {kept}: run the same command again once there is space") from error
 
 
 class StepBar(callbacks.TQDMProgressBar):
