@@ -165,8 +165,6 @@ def test_hash_is_of_the_content_now(tmp_path: Path) -> None:
     assert sha256_file(file) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     file.write_bytes(b"abcd")
     assert sha256_file(file).startswith("88d4266fd4e6338d")
-    with pytest.raises(WeightsError, match="does not exist"):
-        sha256_file(tmp_path / "missing")
 
 
 @pytest.mark.parametrize("wrap", [None, "model", "state_dict"])
@@ -199,9 +197,9 @@ def test_pickled_code_is_refused_and_not_run(tmp_path: Path, writer: Callable[[o
     assert "weights_only=False" not in str(caught.value)
 
 
-def _saved(value: object) -> bytes:
+def _saved(value: object, **how: bool) -> bytes:
     buffer = io.BytesIO()
-    torch.save(value, buffer)
+    torch.save(value, buffer, **how)
     return buffer.getvalue()
 
 
@@ -216,6 +214,7 @@ def _saved(value: object) -> bytes:
         (_saved({"a": torch.ones(2), "epoch": 3}), "'epoch', a int"),
         (_saved([torch.ones(2)]), "holds a list"),
         (_saved({"model": {"a": 1}}), "only tensors"),
+        (_saved({"a": torch.ones(2)}, _use_new_zipfile_serialization=False), r"older than torch 1\.6"),
     ],
 )
 def test_what_is_not_a_state_dict_is_refused(tmp_path: Path, content: bytes, said: str) -> None:
@@ -224,12 +223,25 @@ def test_what_is_not_a_state_dict_is_refused(tmp_path: Path, content: bytes, sai
         read_state(tmp_path / "w.pt")
 
 
-@pytest.mark.parametrize("content", [b"", b"x", b"\xff" * 64, save({"a": torch.ones(1000)})[:-100]])
-def test_broken_safetensors_are_refused(tmp_path: Path, content: bytes) -> None:
+HEADER = b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}'
+HOSTILE = (
+    HEADER.replace(b"[2]", b"[4294967296,4294967296]"),
+    HEADER.replace(b"8]", b"800000000000]"),
+    HEADER.replace(b"F32", b"os.system"),
+    HEADER.replace(b"{", b'{"__metadata__":{"a":{"b":1}},', 1),
+    b'{"a":' + b"[" * 100_000 + b"}",
+)
+BROKEN = [b"", b"x", b"\xff" * 64, save({"a": torch.ones(1000)})[:-100]]
+BROKEN += [length.to_bytes(8, "little") + HEADER + bytes(8) for length in (0, 10**3, 10**9, 2**62, 2**64 - 1)]
+BROKEN += [len(header).to_bytes(8, "little") + header + bytes(8) for header in HOSTILE]
+
+
+@pytest.mark.parametrize("content", BROKEN, ids=range(len(BROKEN)))
+def test_broken_and_hostile_safetensors_are_refused(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "w.safetensors"
     file.write_bytes(content)
     for read in (read_state, read_metadata):
-        with pytest.raises(WeightsError):
+        with pytest.raises(WeightsError, match=r"is empty|not a readable safetensors"):
             read(file)
 
 
@@ -256,34 +268,6 @@ def test_a_pointer_of_git_lfs_is_no_weights(tmp_path: Path) -> None:
         read_state(tmp_path / "w.safetensors")
 
 
-@pytest.mark.parametrize("length", [0, 10**3, 10**9, 2**62, 2**64 - 1])
-def test_headers_that_claim_too_much_are_refused(tmp_path: Path, length: int) -> None:
-    file = tmp_path / "w.safetensors"
-    file.write_bytes(
-        length.to_bytes(8, "little") + b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}' + bytes(8)
-    )
-    for read in (read_state, read_metadata):
-        with pytest.raises(WeightsError, match="not a readable safetensors"):
-            read(file)
-
-
-@pytest.mark.parametrize(
-    "header",
-    [
-        b'{"a":{"dtype":"F32","shape":[4294967296,4294967296],"data_offsets":[0,8]}}',
-        b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,800000000000]}}',
-        b'{"a":' + b"[" * 100_000 + b"}",
-        b'{"a":{"dtype":"os.system","shape":[2],"data_offsets":[0,8]}}',
-        b'{"__metadata__":{"a":{"b":1}},"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}',
-    ],
-)
-def test_hostile_headers_are_refused(tmp_path: Path, header: bytes) -> None:
-    file = tmp_path / "w.safetensors"
-    file.write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
-    with pytest.raises(WeightsError, match="not a readable safetensors"):
-        read_state(file)
-
-
 def test_a_tensor_for_which_the_file_has_no_room_is_refused(tmp_path: Path) -> None:
     torch.save({"a": torch.ones(1).expand(10**5, 10**5)}, tmp_path / "w.pt")
     with pytest.raises(WeightsError, match=r"a claims to be \(100000, 100000\)"):
@@ -292,12 +276,6 @@ def test_a_tensor_for_which_the_file_has_no_room_is_refused(tmp_path: Path) -> N
         torch.save({"a": value}, tmp_path / "w.pt")
         with pytest.raises(WeightsError):
             read_state(tmp_path / "w.pt")
-
-
-def test_torch_files_of_the_old_format_are_refused(tmp_path: Path) -> None:
-    torch.save({"a": torch.ones(2)}, tmp_path / "w.pt", _use_new_zipfile_serialization=False)
-    with pytest.raises(WeightsError, match=r"older than torch 1\.6"):
-        read_state(tmp_path / "w.pt")
 
 
 def test_strict_loading_takes_every_value_and_the_modules_dtype() -> None:
@@ -361,8 +339,6 @@ def test_the_assumed_layout_has_the_published_size(tmp_path: Path) -> None:
 
     The published file has 211,873,402 bytes; a name prefix, another modality or any further tensor would show.
     """
-    from functools import partial
-
     import terratorch  # noqa: F401  (its modality_info cannot be the first that is imported of it)
     from terratorch.models.backbones.terramind.model.modality_info import MODALITY_INFO
     from terratorch.models.backbones.terramind.model.terramind import TerraMind
@@ -385,7 +361,7 @@ def test_the_assumed_layout_has_the_published_size(tmp_path: Path) -> None:
         encoder_depth=12,
         decoder_depth=4,
         num_heads=3,
-        norm_layer=partial(LayerNorm, eps=1e-6, bias=False),
+        norm_layer=functools.partial(LayerNorm, eps=1e-6, bias=False),
     )
     file = tmp_path / "TerraMind_v1_tiny.pt"
     torch.save(model.state_dict(), file)
