@@ -12,17 +12,15 @@ from axs_lib.terramind.weights import read_metadata, read_state
 from axs_lib.train.trainer import LAST
 from experiments.nano.generator import GeneratorConfig, train_generator
 from tests.models import plausible_pair
-from tests.train.test_head import folder_of_pairs
+from tests.train.conftest import write_pairs
 
 
 def config(folder: Path, weights: Path, **options: object) -> GeneratorConfig:
-    (folder / "pairs").mkdir()
     settings = {"steps": 4, "warmup": 0, "crop_sizes": (64,), "batch_pixels": 64 * 64, "check_every": 2}
     return GeneratorConfig(
-        data=folder_of_pairs(folder / "pairs"),
+        data=str(write_pairs(folder / "pairs", 3, 64)),
         out=str(folder / "run"),
         checkpoint=str(weights),
-        qualities=("ok", ""),
         **(settings | options),  # type: ignore[arg-type]
     )
 
@@ -51,7 +49,7 @@ def test_the_image_from_sar_alone_comes_nearer(nano_weights: Path, tmp_path: Pat
 
     def error(path: Path) -> float:
         generator = load_generator("nano", checkpoint=str(path))
-        s1, truth = plausible_pair(1, 64, 64, seed=0)  # one of the two tiles of the folder
+        s1, truth = plausible_pair(1, 64, 64, seed=0)  # one of the tiles of the folder
         noise = torch.randn(1, 4, 64, 64, generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
             logits = generator.logits({"s1": generator.sar.to_z(s1)})

@@ -21,14 +21,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_run_resumes_where_it_stopped_and_its_weights_load(pairs: Path, tmp_path: Path) -> None:
     config = NanoConfig(
-        data=str(pairs),
-        out=str(tmp_path),
-        qualities=("ok", ""),
-        steps=2,
-        warmup=1,
-        crop_sizes=(64,),
-        batch_pixels=2 * 64 * 64,
-        check_every=1,
+        data=str(pairs), out=str(tmp_path), steps=2, warmup=1, crop_sizes=(64,), batch_pixels=2 * 64 * 64, check_every=1
     )
     train_nano(config, progress=False)
     first = torch.load(tmp_path / "last.ckpt", weights_only=True)

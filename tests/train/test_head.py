@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -18,29 +17,20 @@ from axs_lib.stage3_tm_ground import build_stage3_model
 from axs_lib.terramind.weights import groups_in, read_metadata, read_state, sha256_file
 from axs_lib.train.head import ExampleSampler, HeadConfig, load_tiles, loss_of_batch, own_proposals, train_head
 from axs_lib.train.trainer import LAST
-from tests.models import plausible_pair
-
-
-def folder_of_pairs(folder: Path) -> str:
-    for number in range(3):
-        s1, s2 = plausible_pair(1, 64, 64, seed=number)
-        np.savez(folder / f"tile{number}.npz", s1=s1[0].numpy(), s2=s2[0].round().numpy().astype(np.uint16))
-    return str(folder)
+from tests.train.conftest import write_pairs
 
 
 def config_of(data: Path, out: Path, nano_weights: Path, **options: object) -> HeadConfig:
     settings = {
         "checkpoint": str(nano_weights),
         "start": "fresh",
-        "qualities": ("ok", ""),
         "steps": 4,
         "warmup": 0,
         "crop_sizes": (64,),
         "batch_pixels": 2 * 64 * 64,
         "check_every": 2,
     }
-    data.mkdir(exist_ok=True)
-    return HeadConfig(data=folder_of_pairs(data), out=str(out), **(settings | options))  # type: ignore[arg-type]
+    return HeadConfig(data=str(write_pairs(data, 3, 64)), out=str(out), **(settings | options))  # type: ignore[arg-type]
 
 
 def test_only_the_head_is_trained_and_a_stopped_run_goes_on(
@@ -50,8 +40,8 @@ def test_only_the_head_is_trained_and_a_stopped_run_goes_on(
     monkeypatch.setattr(
         "axs_lib.train.head.loss_of_batch", lambda c, *a, **o: trains.add(c.training) or loss_of_batch(c, *a, **o)
     )
-    config = config_of(tmp_path / "pairs", tmp_path / "a", nano_weights, validation_groups=("pairs/tile2",))
-    with pytest.raises(InputError, match=r"has no group tile2; its groups are pairs/tile0"):
+    config = config_of(tmp_path / "pairs", tmp_path / "a", nano_weights, validation_groups=("g2",))
+    with pytest.raises(InputError, match="has no group tile2; its groups are g0"):
         train_head(dataclasses.replace(config, test_groups=("tile2",)), progress=False)
     folder = train_head(config, progress=False)
     straight = read_state(folder / CORRECTOR_FILE)
