@@ -31,6 +31,7 @@ from tests.cli.conftest import run_axs
 from .conftest import CRS, GRID, PLACE, BoxGrounder, read_tiff, scene_arrays, write_scene
 
 SIDE = 220
+DB, DN = scene_arrays(SIDE, SIDE)
 S1 = "sentinel-1-rtc"
 COLOURS = dict(zip(OPTICAL_BANDS, ("blue", "green", "red", "nir"), strict=True))
 
@@ -121,18 +122,17 @@ def catalogue(tmp_path: Path) -> Catalogue:
 @pytest.fixture
 def full(catalogue: Catalogue) -> Iterator[Path]:
     """Two days of Sentinel-2 and three passes of Sentinel-1, of the values that the tests know."""
-    db, dn = scene_arrays(SIDE, SIDE)
     scl = np.full((SIDE, SIDE), 4, dtype="uint8")
     scl[60:90, 60:100] = 9
     declared = {"raster:scale": 1e-4, "raster:offset": -0.1}
-    catalogue.add("cloudy", "2021-07-02T10:00:00", optical(dn + 3000), declared, **{"eo:cloud_cover": 80.0})
+    catalogue.add("cloudy", "2021-07-02T10:00:00", optical(DN + 3000), declared, **{"eo:cloud_cover": 80.0})
     catalogue.add(
-        "clear", "2021-07-07T10:00:00", optical(dn + 1000) | {"scl": scl}, declared, **{"eo:cloud_cover": 5.0}
+        "clear", "2021-07-07T10:00:00", optical(DN + 1000) | {"scl": scl}, declared, **{"eo:cloud_cover": 5.0}
     )
-    catalogue.add("later", "2021-08-07T10:00:00", optical(dn), declared, **{"eo:cloud_cover": 0.0})
+    catalogue.add("later", "2021-08-07T10:00:00", optical(DN), declared, **{"eo:cloud_cover": 0.0})
     for name, date in (("far", "2021-07-01T05:00:00"), ("near", "2021-07-08T17:00:00")):
-        catalogue.add(name, date, sar(power(db if name == "near" else db - 3)), collection=S1)
-    catalogue.add("half", "2021-07-07T05:00:00", sar(power(db - 9)), left=SIDE // 2, collection=S1)
+        catalogue.add(name, date, sar(power(DB if name == "near" else DB - 3)), collection=S1)
+    catalogue.add("half", "2021-07-07T05:00:00", sar(power(DB - 9)), left=SIDE // 2, collection=S1)
     yield catalogue.save()
 
 
@@ -146,13 +146,12 @@ def test_the_clearest_day_and_the_nearest_pass_that_covers_the_place(full: Path)
 
 
 def test_pixels_come_in_the_librarys_units(full: Path) -> None:
-    db, dn = scene_arrays(SIDE, SIDE)
     arrays = load_pair(find_pair(full, inside(), "2021-07-07/2021-07-09"))
     assert arrays.s1.chunks is not None and arrays.opt_v2.chunks is not None  # nothing was read yet
     assert list(arrays.s1["band"].values) == list(SAR_BANDS)
     assert list(arrays.opt_v2["band"].values) == list(OPTICAL_BANDS)
-    np.testing.assert_array_equal(arrays.opt_v2.values, window(arrays.opt_v2, dn))
-    np.testing.assert_allclose(arrays.s1.values, window(arrays.s1, db), atol=1e-4)
+    np.testing.assert_array_equal(arrays.opt_v2.values, window(arrays.opt_v2, DN))
+    np.testing.assert_allclose(arrays.s1.values, window(arrays.s1, DB), atol=1e-4)
     assert arrays.trust is not None
     expected = np.ones((SIDE, SIDE))
     expected[60:90, 60:100] = 0
@@ -162,16 +161,15 @@ def test_pixels_come_in_the_librarys_units(full: Path) -> None:
 
 @pytest.mark.parametrize("odd", ["nearer_with_VV_alone", "cloud_cover_null", "beyond_180_degrees"])
 def test_odd_items_are_passed_over_or_found(catalogue: Catalogue, odd: str) -> None:
-    db, dn = scene_arrays(SIDE, SIDE)
     items = [
-        catalogue.add("s2", "2021-07-07T10:00:00", optical(dn), **{"eo:cloud_cover": 90.0}),
-        catalogue.add("s1", "2021-07-09", sar(power(db)), collection=S1),
+        catalogue.add("s2", "2021-07-07T10:00:00", optical(DN), **{"eo:cloud_cover": 90.0}),
+        catalogue.add("s1", "2021-07-09", sar(power(DB)), collection=S1),
     ]
     place = inside()
     if odd == "nearer_with_VV_alone":
-        catalogue.add("odd", "2021-07-07T11:00:00", {"vv": power(db[0])}, collection=S1)
+        catalogue.add("odd", "2021-07-07T11:00:00", {"vv": power(DB[0])}, collection=S1)
     elif odd == "cloud_cover_null":  # unknown: it may be all cloud
-        catalogue.add("odd", "2021-07-08", optical(dn), **{"eo:cloud_cover": None})
+        catalogue.add("odd", "2021-07-08", optical(DN), **{"eo:cloud_cover": None})
     else:  # footprints from -180.05 on of a place at 180
         for item in items:
             item.geometry = mapping(box(-180.05, 10, -179.9, 10.1))
@@ -183,11 +181,11 @@ def test_odd_items_are_passed_over_or_found(catalogue: Catalogue, odd: str) -> N
 
 @pytest.mark.parametrize("dtype", ["uint16", "float32"])
 def test_zero_in_all_bands_is_nodata_declared_or_not(catalogue: Catalogue, dtype: str) -> None:
-    db, dn = scene_arrays(SIDE, SIDE)
+    dn = DN.copy()
     dn[:, :100], dn[0, 120] = 0, 0
     for asset in catalogue.add("s2", "2021-07-07", optical(dn, dtype)).assets.values():
         del asset.extra_fields["nodata"]
-    catalogue.add("s1", "2021-07-07", sar(power(db)), collection=S1)
+    catalogue.add("s1", "2021-07-07", sar(power(DB)), collection=S1)
     found = load_pair(find_pair(catalogue.save(), inside(), "2021-07-07")).opt_v2
     blank = window(found, (dn == 0).all(axis=0))
     np.testing.assert_array_equal(np.isnan(found.values).all(axis=0), blank)
@@ -214,39 +212,37 @@ OLD = {"raster:bands": [{"scale": 2e-4, "offset": 0.01, "nodata": 0}]}
 def test_scale_and_offset_are_those_that_an_item_declares(
     catalogue: Catalogue, about: dict[str, Any], properties: dict[str, Any], factor: float, shift: float
 ) -> None:
-    db, dn = scene_arrays(SIDE, SIDE)
+    dn = DN.copy()
     dn[:, 40:50, 40:60] = 0  # nodata
     catalogue.add("s2", "2021-07-07", optical(dn), about, **properties)
-    catalogue.add("s1", "2021-07-07", sar(power(db)), collection=S1)
+    catalogue.add("s1", "2021-07-07", sar(power(DB)), collection=S1)
     found = load_pair(find_pair(catalogue.save(), inside(), "2021-07-07")).opt_v2
     expected = window(found, np.where(dn == 0, np.nan, dn * factor + shift))
     np.testing.assert_allclose(found.values, expected, rtol=1e-6)
 
 
 def test_items_of_a_day_are_joined_each_with_its_own_offset(catalogue: Catalogue) -> None:
-    db, dn = scene_arrays(SIDE, SIDE)
     half = SIDE // 2
     catalogue.add(
-        "west", "2021-07-07T10:00:00", optical(dn[..., :half] + 1000), {"raster:scale": 1e-4, "raster:offset": -0.1}
+        "west", "2021-07-07T10:00:00", optical(DN[..., :half] + 1000), {"raster:scale": 1e-4, "raster:offset": -0.1}
     )
-    catalogue.add("east", "2021-07-07T10:00:20", optical(dn[..., half - 20 :]), left=half - 20)
-    catalogue.add("s1", "2021-07-07", sar(power(db)), collection=S1)
+    catalogue.add("east", "2021-07-07T10:00:20", optical(DN[..., half - 20 :]), left=half - 20)
+    catalogue.add("s1", "2021-07-07", sar(power(DB)), collection=S1)
     pair = find_pair(catalogue.save(), inside(), "2021-07-07")
     assert len(pair.s2) == 2
     arrays = load_pair(pair)
-    np.testing.assert_array_equal(arrays.opt_v2.values, window(arrays.opt_v2, dn))
+    np.testing.assert_array_equal(arrays.opt_v2.values, window(arrays.opt_v2, DN))
     assert arrays.trust is None
 
 
 def test_sar_in_db_is_told_by_its_items_or_by_the_user(catalogue: Catalogue) -> None:
-    db, dn = scene_arrays(SIDE, SIDE)
-    catalogue.add("s2", "2021-07-07", optical(dn))
-    catalogue.add("told", "2021-07-07", sar(db), {"unit": "dB"}, collection=S1)
-    catalogue.add("quiet", "2021-06-07", sar(db), collection=S1)
-    catalogue.add("s2_june", "2021-06-07", optical(dn))
+    catalogue.add("s2", "2021-07-07", optical(DN))
+    catalogue.add("told", "2021-07-07", sar(DB), {"unit": "dB"}, collection=S1)
+    catalogue.add("quiet", "2021-06-07", sar(DB), collection=S1)
+    catalogue.add("s2_june", "2021-06-07", optical(DN))
     path = catalogue.save()
     told = load_pair(find_pair(path, inside(), "2021-07-07")).s1
-    np.testing.assert_array_equal(told.values, window(told, db))
+    np.testing.assert_array_equal(told.values, window(told, DB))
     quiet = find_pair(path, inside(), "2021-06-07")
     with pytest.raises(InputError, match="s1_unit='db'"):
         load_pair(quiet).s1.load(scheduler="synchronous")
@@ -307,14 +303,13 @@ def test_an_api_searches_for_itself(full: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_pair_is_saved_as_files_that_a_scene_takes(full: Path, tmp_path: Path) -> None:
-    _, dn = scene_arrays(SIDE, SIDE)
     arrays = load_pair(pair := find_pair(full, inside(), "2021-07-07/2021-07-09"))
     folder = tmp_path / "pair"
     files = save_pair(arrays, folder)
     assert sorted(path.name for path in folder.iterdir()) == ["s1.tif", "s2.tif", "trust.tif"]
     with rasterio.open(folder / "s2.tif") as file:
         assert file.descriptions == OPTICAL_BANDS and file.tags()["AXS_S2_ITEMS"] == "clear"
-        np.testing.assert_array_equal(file.read(), window(arrays.opt_v2, dn))
+        np.testing.assert_array_equal(file.read(), window(arrays.opt_v2, DN))
     direct = ground_scene(BoxGrounder(), arrays.s1, arrays.opt_v2, trust=arrays.trust, grid=GRID).arrays["opt_v3"]
     ground_scene(BoxGrounder(), *files[:2], tmp_path / "o.tif", trust=MaskFile(files[2]), grid=GRID)
     np.testing.assert_array_equal(read_tiff(tmp_path / "o.tif"), np.rint(direct.values))
