@@ -62,8 +62,7 @@ def test_implausible_ranges_raise_from_files_and_warn_from_tensors(case: str, ch
     assert caught.match("seen") and caught.match("--force") and "model" not in str(caught.value)
     with pytest.warns(RangeWarning, match=fix):
         check_pair(s1, opt_v2)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with warnings.catch_warnings(action="error"):
         check_pair(s1, opt_v2, source="file", force=True)
         check_pair(s1, opt_v2, standardize=False)
 
@@ -92,8 +91,7 @@ def test_plausible_input_passes_silently(
     s1 = level + torch.randn(batch, 2, height, width, generator=random)
     opt_v2 = (dn + 20 * torch.randn(batch, 4, height, width, generator=random)).clamp(21, 65535)
     opt_v2[torch.rand(opt_v2.shape, generator=random) < holes] = torch.nan
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with warnings.catch_warnings(action="error"):
         pair = check_pair(s1, opt_v2, source="file")
     shapes = (pair.s1.shape, pair.opt_v2.shape, pair.trust.shape)
     assert shapes == (s1.shape, opt_v2.shape, (batch, 1, height, width))

@@ -110,8 +110,7 @@ def test_standardize_false_is_z_in_and_z_out(nano: Stage1Model) -> None:
     generator = nano.terramind_generator
     model = Stage1Model(generator, standardize=False)
     s1 = sar(1)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with warnings.catch_warnings(action="error"):
         z = draw(model, generator.sar.to_z(s1)).image
     expected = draw(nano, s1).image
     assert z.abs().max() < 20.0

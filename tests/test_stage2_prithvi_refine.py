@@ -102,8 +102,7 @@ def test_z_units_stay_z_units(refiner: PrithviRefiner) -> None:
     plain = copy.copy(refiner)
     plain.standardize = False
     optical = refiner.backbone.optical
-    with warnings.catch_warnings():  # nor is a trained head warned of
-        warnings.simplefilter("error")
+    with warnings.catch_warnings(action="error"):  # nor is a trained head warned of
         z, opt_v2 = plain(optical.to_z(opt_v1), KNOWN), refiner(opt_v1, KNOWN)
     assert torch.allclose(optical.from_z(z).clamp(1, 65535), opt_v2, atol=0.5)
     assert (opt_v2 - opt_v1).abs().mean() > 10 and torch.equal(opt_v1, before)

@@ -59,8 +59,7 @@ def test_only_the_librarys_own_warnings_are_shown(monkeypatch: pytest.MonkeyPatc
         raise typer.Exit
 
     monkeypatch.setattr(sys, "warnoptions", [])
-    with warnings.catch_warnings():
-        warnings.simplefilter("always")
+    with warnings.catch_warnings(action="always"):
         result = run_with(monkeypatch, warn)
     assert result.stderr == "warning: head is fresh\n"
 

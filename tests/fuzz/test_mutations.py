@@ -96,8 +96,7 @@ def attack(original: Path, target: Path, count: int, read: Callable[[], object])
         signal.alarm(SECONDS)
         faulthandler.dump_traceback_later(3 * SECONDS, exit=True)
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
+            with warnings.catch_warnings(action="ignore"):
                 read()
         except AxionError as error:
             if not str(error).strip():
@@ -250,8 +249,7 @@ def test_manifest_of_a_batch(tmp_path: Path, name: str) -> None:
 def test_configurations_of_training(tmp_path: Path) -> None:
     whole, bad = tmp_path / "whole.yaml", tmp_path / "bad.yaml"
     whole.write_text("out: run\nseed: 3\nsteps: 20\nlora:\n  rank: 8\ndata:\n  folder: pairs\n")
-    name = "stage3"
-    attack(whole, bad, 60, lambda: parse(CONFIGS[name], ["-c", str(bad)], f"axs train {name}"))
+    attack(whole, bad, 60, lambda: parse(CONFIGS["stage3"], ["-c", str(bad)], "axs train stage3"))
 
 
 def test_mutations_are_many_and_the_same_each_time() -> None:

@@ -225,8 +225,7 @@ def test_other_polarisations_are_refused_by_name(tmp_path: Path, sar: np.ndarray
 
 
 def test_an_order_that_is_assumed_is_said_and_a_doubtful_one_warned_of(tmp_path: Path, sar: np.ndarray) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with warnings.catch_warnings(action="error"):
         assert "taken for VV, VH in this order" in read_sar(write(tmp_path / "a.tif", sar))[0].report()[0]
     with pytest.warns(ReadingWarning, match="--bands VH,VV"):
         read_sar(write(tmp_path / "b.tif", sar[::-1]))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import copy
 import hashlib
 import json
 import re
@@ -225,7 +224,7 @@ def test_an_evaluation_is_shown_with_its_controls(save: Save, tmp_path: Path) ->
 
 
 def test_several_timesteps_are_compared(tmp_path: Path) -> None:
-    more = copy.deepcopy(evaluation()) | {"timesteps": 10}
+    more = evaluation() | {"timesteps": 10}
     content = {"timesteps_table": [], "reports": [evaluation(), more]}
     page = report(tmp_path, evaluation=written(tmp_path, content))
     assert "How many timesteps" in page.words and "1 timestep" in page.words and "10 timesteps" in page.words
