@@ -1,35 +1,50 @@
 """One Gaussian blur for everything in the network's path.
 
-It is written here rather than taken from kornia because it must be exact whatever precision the process allows, fast on
-short axes, and free at start: importing kornia takes longer than grounding a tile. Losses and metrics use kornia's.
+It is written here rather than taken from kornia because it must be exact whatever precision the process allows (sums
+are not rounded as products of matrices and convolutions are), fast on short axes, and free at start: importing kornia
+takes longer than grounding a tile. Losses and metrics use kornia's.
 """
 
 from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from axs_lib.precision import exact_matmul
-
 
 def gaussian_blur(image: Tensor, sigma: float) -> Tensor:
-    """Separable Gaussian blur of (B, C, H, W) with reflected (then repeated) borders; ``sigma`` in pixels."""
-    with torch.autocast(image.device.type, enabled=False):
-        rows, columns = (_blur_matrix(size, sigma, image.dtype, image.device) for size in image.shape[-2:])
-        return exact_matmul(exact_matmul(rows, image), columns.mT)
+    """Separable Gaussian blur of (B, C, H, W), floating point; borders reflected, then repeated; ``sigma`` in px."""
+    radius = max(1, math.ceil(3 * sigma))
+    kernel = [math.exp(-0.5 * (distance / sigma) ** 2) for distance in range(radius + 1)]
+    total = kernel[0] + 2 * sum(kernel[1:])
+    blurred = image.to(torch.promote_types(image.dtype, torch.float32))
+    for axis in (-2, -1):
+        size = blurred.shape[axis]
+        padded = blurred.index_select(axis, _reflected(size, radius, image.device))
+        blurred = padded.narrow(axis, radius, size) * (kernel[0] / total)
+        for distance in range(1, radius + 1):
+            for start in (radius - distance, radius + distance):
+                blurred.add_(padded.narrow(axis, start, size), alpha=kernel[distance] / total)
+    return blurred.to(image.dtype)
 
 
-@functools.lru_cache(maxsize=16)
-@torch.inference_mode(False)  # a cached matrix must serve training, too
-def _blur_matrix(size: int, sigma: float, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """(size, size) matrix of the blur along one axis, borders included: the axes of a tile are short."""
-    radius, last = max(1, math.ceil(3 * sigma)), size - 1
-    offsets = torch.arange(-radius, radius + 1)
-    kernel = torch.exp(-0.5 * (offsets.float() / sigma) ** 2)
-    position = torch.arange(size)[:, None] + offsets
-    source = torch.where(position > last, (2 * last - position).clamp_min(0), position.abs().clamp_max(last))
-    matrix = torch.zeros(size, size).scatter_add_(1, source, (kernel / kernel.sum()).expand(size, -1))
-    return matrix.to(device, dtype)
+def detail_bands(image: Tensor, sigmas: Sequence[float]) -> list[Tensor]:
+    """Detail of (B, C, H, W) between Gaussian scales in pixels that grow, finest first."""
+    details, coarser = [], image
+    for sigma in sigmas:
+        blurred = gaussian_blur(image, sigma)
+        details.append(coarser - blurred)
+        coarser = blurred
+    return details
+
+
+@functools.lru_cache(maxsize=64)
+@torch.inference_mode(False)  # a cached index must serve training, too
+def _reflected(size: int, radius: int, device: torch.device) -> Tensor:
+    """Where each pixel of an axis with ``radius`` more at either end lies in it."""
+    position = torch.arange(-radius, size + radius)
+    last = size - 1
+    return torch.where(position > last, (2 * last - position).clamp_min(0), position.abs().clamp_max(last)).to(device)
