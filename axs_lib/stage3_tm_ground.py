@@ -299,10 +299,11 @@ class Stage3GroundingModel(GeneratorStage, HubMixin):
         generator = self.terramind_generator
         s1_valid, opt_valid = valid_pixels(s1), valid_pixels(opt_v2) & (trust > 0)
         valid = s1_valid & (opt_valid | (trust == 0))  # what is nodata in either image is unknown in both
-        side = network_side(generator.layout, *opt_v2.shape[-2:])
+        size = (opt_v2.shape[-2], opt_v2.shape[-1])
+        side = network_side(generator.layout, *size)
         sar = to_network(s1, s1_valid & valid, side, generator.sar, standardize=self.standardize)
         optical = to_network(opt_v2, opt_valid & valid, side, generator.optical, standardize=self.standardize)
-        tiles = GroundingTiles(sar, optical, pad_square(trust * valid, side), sar_inconsistency(sar, optical))
+        tiles = GroundingTiles(sar, optical, pad_square(trust * valid, side), sar_inconsistency(sar, optical), size)
         return tiles if use_sar else tiles.without_sar(generator.sar.mean)
 
     def _given_proposal(self, proposal: Tensor | None, pair: checks.CheckedPair, mode: str) -> Tensor | None:

@@ -219,7 +219,7 @@ def _gaussian_blur(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
 
 def _roll_off(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
     cut = each(_between(strength, 0.7, 0.08, log=True))
-    power = each(draw.uniform(0.0, math.log(4.0)).exp())
+    power = each(draw.uniform(0.0, math.log(64.0)).exp())  # from exponential to a sharp cut
     return _filtered(image, lambda down, across: torch.exp(-((torch.hypot(down, across) / cut) ** power)))
 
 
@@ -492,7 +492,7 @@ _TABLE = (
     # trained on
     Kind("truth", "train", "the truth itself", lambda image, draw, strength: image),
     Kind("gaussian_blur", "train", "Gaussian point spread function of 6 to 120 m (FWHM)", _gaussian_blur),
-    Kind("roll_off", "train", "exp(-(f / f0)^p), f0 0.7 to 0.08 cycles per pixel, p 1 to 4", _roll_off),
+    Kind("roll_off", "train", "exp(-(f / f0)^p), f0 0.7 to 0.08 cycles per pixel, p 1 to 64", _roll_off),
     Kind("enlarged_nearest", "train", "15 to 120 m pixels, nearest", _enlarged("nearest")),
     Kind("enlarged_bilinear", "train", "15 to 120 m pixels, bilinear", _enlarged("bilinear")),
     Kind("enlarged_lanczos", "train", "15 to 120 m pixels, Lanczos", _enlarged("lanczos")),

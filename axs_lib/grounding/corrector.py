@@ -8,7 +8,7 @@ serves every TerraMind variant.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from axs_lib.bands import OPTICAL_MEAN, OPTICAL_STD, sar_stats
 from axs_lib.grounding.calibration import Calibration
-from axs_lib.grounding.gap import fit_to_observed, unknown_share
+from axs_lib.grounding.gap import estimate_share, fit_to_observed, unknown_share
 from axs_lib.grounding.head import GroundingHead
 from axs_lib.grounding.low_freq import LowFrequencyConstraint
 from axs_lib.grounding.orientation import turn, turn_back
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 # From where on broad colour changes for water that the estimate lacks, and wholly: of what the head says, and the rule.
 WATER_SEEN, WATER_LIKELY = (0.5, 0.7), (0.35, 0.65)
+REFUSED_DN = (600.0, 1500.0)  # RMS over the bands of refused broad change, from where on the gate closes, and wholly
 
 
 @dataclass(frozen=True)
@@ -40,17 +41,19 @@ class GroundingTiles:
         estimate: opt_v2 (B, 4, S, S) in DN, B02 B03 B04 B08; filled from neighbours where it is unknown.
         trust: (B, 1, S, S), values of ``axs_lib.checks.Trust``; 0 also where either image has no data.
         sar_inconsistency: (B, 1, S, S) in [0, 1], from ``axs_lib.grounding.sar_inconsistency``.
+        size: height and width without the padding, at the upper left; ``None`` where there is none.
     """
 
     s1: Tensor
     estimate: Tensor
     trust: Tensor
     sar_inconsistency: Tensor
+    size: tuple[int, int] | None = None
 
     def without_sar(self, s1: Tensor) -> GroundingTiles:
         """The tiles with ``s1`` (dB, broadcast) in the place of the SAR's content."""
         consistent = torch.zeros_like(self.sar_inconsistency)
-        return GroundingTiles(s1.expand_as(self.s1), self.estimate, self.trust, consistent)
+        return replace(self, s1=s1.expand_as(self.s1), sar_inconsistency=consistent)
 
 
 @dataclass(frozen=True)
@@ -124,19 +127,27 @@ class GroundingCorrector(nn.Module):
             hold_colour: keep the broad colour of an estimate; gaps are filled all the same, trust below 0.5 in part.
             orientation: how the tile is turned or mirrored for the head, 0 to 7.
         """
-        images = (
-            (tiles.s1 - self.s1_mean) / self.s1_std,  # (B, 2, S, S)
-            (tiles.estimate - self.optical_mean) / self.optical_std,  # (B, 4, S, S)
-            (proposal - self.optical_mean) / self.optical_std,  # (B, 4, S, S)
-            tiles.trust,  # (B, 1, S, S)
-            tiles.sar_inconsistency,  # (B, 1, S, S)
-        )
-        predicted = self.head(*(turn(image, orientation) for image in images))
-        residual, gate, missed, error, filtered = (turn_back(part, orientation) for part in predicted)
+        # 1. The tile's filter; the head is shown what it makes, from which no gradient comes back to it.
+        s1 = (tiles.s1 - self.s1_mean) / self.s1_std  # (B, 2, S, S)
+        estimate = (tiles.estimate - self.optical_mean) / self.optical_std  # (B, 4, S, S)
+        size = tiles.size or (estimate.shape[-2], estimate.shape[-1])
+        filtered, statistics = self.head.filtered(s1, estimate, tiles.trust, size)  # (B, 4, S, S), (B, N)
+        estimate = estimate + estimate_share(tiles.trust) * filtered.detach()
+
+        # 2. What the head predicts, for the tile turned or mirrored.
+        proposal = (proposal - self.optical_mean) / self.optical_std  # (B, 4, S, S)
+        images = (s1, estimate, proposal, tiles.trust, tiles.sar_inconsistency)
+        predicted = self.head(*(turn(image, orientation) for image in images), statistics)
+        residual, gate, missed, error = (turn_back(part, orientation) for part in predicted)
+
+        # 3. Where broad colour may change. The constraint lets the edges of a broad change through, so that where water
+        #    or any large one is refused the gate closes.
         mask = self.broad_change(tiles, missed, hold_colour)
-        # The constraint lets the edges of water through, so that where water is refused the gate closes.
-        gate = gate * (1.0 - (missed - mask).clamp_min(0.0))
-        change = self.constrain(residual, gate, mask, tiles.trust, filtered) * self.optical_std
+        kept = self.low_freq(residual, mask)
+        refused = (residual - kept) * self.optical_std * (1.0 - unknown_share(tiles.trust))  # (B, 4, S, S) in DN
+        rms = (refused.square().mean(1, keepdim=True) + 1.0).sqrt()  # with a gradient at 0
+        gate = gate * (1.0 - (missed - mask).clamp_min(0.0)) * (1.0 - smoothstep(rms, *REFUSED_DN))
+        change = fit_to_observed(gate * kept + filtered, tiles.trust) * self.optical_std
         error = error.masked_fill(tiles.trust == 1, 0.0) * self.optical_std
         return Correction(change, residual * self.optical_std, gate, mask, error, filtered * self.optical_std, missed)
 
@@ -157,7 +168,7 @@ class GroundingCorrector(nn.Module):
         residual = with_sar - without_sar
         gate = F.interpolate(confidence, residual.shape[-2:], mode="bilinear").clamp(0.0, 1.0)
         mask = self.broad_change(tiles, torch.ones_like(tiles.sar_inconsistency), hold_colour)
-        return Correction(self.constrain(residual, gate, mask, tiles.trust), residual, gate, mask)
+        return Correction(fit_to_observed(gate * self.low_freq(residual, mask), tiles.trust), residual, gate, mask)
 
     def broad_change(self, tiles: GroundingTiles, missed_water: Tensor, hold_colour: bool) -> Tensor:
         """Where broad colour may change, (B, 1, S, S) in [0, 1].
@@ -174,12 +185,6 @@ class GroundingCorrector(nn.Module):
         if hold_colour:
             mask = torch.zeros_like(mask)
         return torch.maximum(mask, unknown_share(tiles.trust))
-
-    def constrain(
-        self, residual: Tensor, gate: Tensor, low_freq_mask: Tensor, trust: Tensor, filtered: Tensor | float = 0.0
-    ) -> Tensor:
-        """The residual (B, 4, S, S) after constraint and gate, with what the filter changes, feathered, in its unit."""
-        return fit_to_observed(gate * self.low_freq(residual, low_freq_mask) + filtered, trust)
 
     def deviation(self, corrections: Sequence[Correction], nfe: int) -> Tensor | None:
         """Standard deviation of the error to expect of the mean over an ensemble, (B, 4, S, S) in DN.

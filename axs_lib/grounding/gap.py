@@ -21,9 +21,14 @@ def unknown_share(trust: Tensor) -> Tensor:
     return (1.0 - trust / Trust.ESTIMATE).clamp_min(0.0)
 
 
+def estimate_share(trust: Tensor) -> Tensor:
+    """How much of a correction acts: 1 up to an estimate, falling to 0 where opt_v2 was observed."""
+    return ((1.0 - trust) / (1.0 - Trust.ESTIMATE)).clamp_max(1.0)
+
+
 def fit_to_observed(change: Tensor, trust: Tensor) -> Tensor:
     """A change (B, C, H, W) that is exactly 0 where ``trust`` (B, 1, H, W) is 1 and continuous at the gaps' borders."""
-    fade = ((1.0 - trust) / (1.0 - Trust.ESTIMATE)).clamp_max(1.0)
+    fade = estimate_share(trust)
     observed = (trust == 1).to(change.dtype)
     if not bool(observed.any()):
         return change * fade

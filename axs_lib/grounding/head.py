@@ -1,10 +1,9 @@
 """The grounding head: SAR, estimate and proposal at full resolution in, a residual and its gate out.
 
 TerraMind's tokens cover 16 x 16 pixels and cannot carry edges; this small U-Net brings the structure of SAR and
-proposal to pixels. Beside its inputs it is given the estimate's fine detail and the estimate as a local function of SAR
-and proposal (``guided``). Statistics of the tile tell which kind of error it may have; from them come also the
-coefficients of one filter for the tile, which sharpens or smooths it. A fresh head changes nothing. What limits its
-output is in ``axs_lib.grounding.corrector``.
+proposal to pixels, after one filter for the whole tile (``tile_filter``). Beside its inputs it is given the estimate's
+fine detail and the estimate as a local function of SAR and proposal (``guided``). Statistics of the tile tell which
+kind of error it may have. A fresh head changes nothing. What limits its output is in ``axs_lib.grounding.corrector``.
 """
 
 from __future__ import annotations
@@ -17,7 +16,9 @@ from torch import Tensor, nn
 
 from axs_lib.grounding.gap import unknown_share
 from axs_lib.grounding.guided import guided_difference, proposal_guided_difference
-from axs_lib.grounding.unet import DETAIL_GAINS, DETAIL_SIGMAS_PX, UNet, fine_detail
+from axs_lib.grounding.tile_filter import STATISTICS as FILTER_STATISTICS
+from axs_lib.grounding.tile_filter import TileFilter
+from axs_lib.grounding.unet import DETAIL_SIGMAS_PX, UNet, fine_detail
 
 INPUT_CHANNELS = 2 + 4 + 4 + 1 + 1 + 4 * len(DETAIL_SIGMAS_PX) + 4
 HALF_CHANNELS = 4 + 1 + 4  # inputs at half resolution
@@ -27,7 +28,6 @@ LEAST_ENERGY = 1e-5  # z-units squared: about 3 DN
 ENERGY_OFFSET = 2.4  # brings the logarithm of an energy to about zero
 GUIDED_GAIN = 3.0  # brings the guided image's difference to about the strength of colour
 OUTPUT_CHANNELS = 4 + 1 + 1 + 4
-FILTER = 4 * len(DETAIL_SIGMAS_PX)  # coefficients of the tile's filter
 FRESH_ERROR = 0.1  # expected error of a fresh head in z-units
 LOG_ERROR_RANGE = (-5.0, 4.0)
 
@@ -39,7 +39,6 @@ class HeadOutput(NamedTuple):
     gate: Tensor  # (B, 1, H, W) in [0, 1]
     missed_water: Tensor  # (B, 1, H, W) in [0, 1], where the head sees water that the estimate lacks
     error: Tensor  # standard error of the corrected image, (B, 4, H, W) in z-units, above 0
-    filtered: Tensor  # what the tile's filter changes, (B, 4, H, W) in z-units; not gated
 
 
 class GroundingHead(nn.Module):
@@ -55,26 +54,43 @@ class GroundingHead(nn.Module):
             OUTPUT_CHANNELS,
             widths,
             half_channels=HALF_CHANNELS,
-            statistics=STATISTICS,
-            tile_values=FILTER,
+            statistics=STATISTICS + FILTER_STATISTICS,
         )
-        # An estimate's gate is closed below its floor, the filter's coefficients come nearer to 0 by theirs. Chosen
-        # after training, on kinds that were not trained on.
+        self.filter = TileFilter()
+        # An estimate's gate is closed below its floor, and what the filter changes in a band (z-units, RMS) comes
+        # nearer to 0 by its. Chosen on the validation groups.
         for name in ("gate_floor", "filter_floor"):
             self.register_buffer(name, torch.zeros(()))
 
     @property
     def untrained(self) -> bool:
-        """Whether the last layer is still at its zero initialisation."""
-        return not bool(self.body.out.weight.any())
+        """Whether the last layers are still at their zero initialisation."""
+        return not bool(self.body.out.weight.any() or self.filter.last.weight.any())
+
+    def filtered(self, s1: Tensor, estimate: Tensor, trust: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """What the tile's filter changes in an estimate, (B, 4, H, W) in z-units, and the statistics it follows from.
+
+        Arguments as of ``forward``; ``size`` are H and W without padding.
+        """
+        guessed = ((trust > 0) & (trust < 1)).to(estimate.dtype)  # neither observed nor a gap's filling
+        change, statistics = self.filter(s1, estimate, guessed, size)
+        change = change * guessed
+        rms = ((change.square().mean((2, 3)) + 1e-12) / guessed.mean((2, 3)).clamp_min(1e-3)).sqrt()
+        return change * (1.0 - self.filter_floor / rms).clamp_min(0.0)[..., None, None], statistics
 
     def forward(
-        self, s1: Tensor, estimate: Tensor, proposal: Tensor, trust: Tensor, sar_inconsistency: Tensor
+        self,
+        s1: Tensor,
+        estimate: Tensor,
+        proposal: Tensor,
+        trust: Tensor,
+        sar_inconsistency: Tensor,
+        filter_statistics: Tensor,
     ) -> HeadOutput:
         """Residual, gate, missed water and error.
 
-        s1 (B, 2, H, W), the estimate opt_v2 and TerraMind's proposal (B, 4, H, W) are in z-units, H and W multiples of
-        16; trust (B, 1, H, W) holds values of ``axs_lib.checks.Trust``; the inconsistency (B, 1, H, W) is in [0, 1].
+        s1 (B, 2, H, W), the filtered estimate and TerraMind's proposal (B, 4, H, W) are in z-units, H and W multiples
+        of 16; trust (B, 1, H, W) holds values of ``axs_lib.checks.Trust``; the inconsistency (B, 1, H, W) is in [0, 1].
         """
         guided, explained = guided_difference(s1, estimate, trust)  # (B, 4, H/2, W/2), (B, 1, H/2, W/2)
         fitted, agreement = proposal_guided_difference(proposal, estimate, trust)  # (B, 4, H, W), (B, 4, H/2, W/2)
@@ -83,19 +99,13 @@ class GroundingHead(nn.Module):
         half = torch.cat([GUIDED_GAIN * guided, explained, agreement], dim=1)
         images = [*detail, guided, fitted, difference]
         maps = [agreement, (trust == 1).float(), unknown_share(trust), sar_inconsistency]
-        statistics = tile_statistics(estimate, images, maps)
-        out, coefficients = self.body.with_context(torch.cat(inputs, dim=1), half, statistics)
+        statistics = torch.cat([tile_statistics(estimate, images, maps), filter_statistics], dim=1)
+        out = self.body(torch.cat(inputs, dim=1), half, statistics)
         residual, gate, missed_water, log_error = out.float().split([4, 1, 1, 4], dim=1)  # (B, C, H, W) each
-        # Nearer to 0 by the floor, so that a coefficient of exactly 0, as a fresh head's, has a gradient all the same.
-        coefficients = coefficients.float()
-        coefficients = coefficients * (1.0 - self.filter_floor / coefficients.abs().clamp_min(1e-6)).clamp_min(0.0)
-        filtered = torch.zeros_like(residual)
-        for band, gain, coefficient in zip(detail, DETAIL_GAINS, coefficients.chunk(2, dim=1), strict=True):
-            filtered = filtered + coefficient[..., None, None] / gain * band
         floor = self.gate_floor * (1.0 - unknown_share(trust))  # a gap has no estimate to protect
         gate = ((gate.sigmoid() - floor) / (1.0 - floor)).clamp_min(0.0)
         error = FRESH_ERROR * log_error.clamp(*LOG_ERROR_RANGE).exp()
-        return HeadOutput(residual, gate, missed_water.sigmoid(), error, filtered)
+        return HeadOutput(residual, gate, missed_water.sigmoid(), error)
 
 
 def tile_statistics(estimate: Tensor, images: Sequence[Tensor], maps: Sequence[Tensor]) -> Tensor:

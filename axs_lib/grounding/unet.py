@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from axs_lib.blur import gaussian_blur
+from axs_lib.blur import detail_bands
 
 DETAIL_SIGMAS_PX = (1.0, 2.5)
 DETAIL_GAINS = (20.0, 8.0)  # bring detail to about the strength of colour, so that it is learned as fast
@@ -22,12 +22,8 @@ BRANCH_SCALE = 0.2  # of a block's second convolution at birth: depth starts nea
 
 def fine_detail(estimate: Tensor) -> list[Tensor]:
     """Two bands of fine detail of an image in z-units, amplified to the strength of its colour."""
-    details, coarser = [], estimate
-    for sigma, gain in zip(DETAIL_SIGMAS_PX, DETAIL_GAINS, strict=True):
-        blurred = gaussian_blur(estimate, sigma)
-        details.append((coarser - blurred) * gain)
-        coarser = blurred
-    return details
+    details = detail_bands(estimate, DETAIL_SIGMAS_PX)
+    return [gain * detail for detail, gain in zip(details, DETAIL_GAINS, strict=True)]
 
 
 class ConvBlock(nn.Module):
@@ -45,36 +41,35 @@ class ConvBlock(nn.Module):
 
 
 class Context(nn.Module):
-    """Scales and shifts of the decoder and values for the whole tile, from statistics of it.
+    """Scales and shifts of the decoder and offsets of the output, from statistics of the tile.
 
     The kind of error of an estimate does not show in the surroundings of one pixel; over a whole tile it does. A fresh
     one changes nothing. (FiLM: Perez et al. 2018, arXiv:1709.07871.)
     """
 
-    def __init__(self, widths: tuple[int, ...], statistics: int, values: int, hidden: int = 96) -> None:
+    def __init__(self, widths: tuple[int, ...], statistics: int, out_channels: int, hidden: int = 96) -> None:
         super().__init__()
         self.sizes = [2 * width for width in widths[:-1]]
         self.first = nn.Linear(statistics, hidden)
         self.norm = nn.LayerNorm(hidden)  # without it the units die: none was alive after some thousand steps
         self.second = nn.Linear(hidden, hidden)
-        self.last = nn.Linear(hidden, sum(self.sizes) + values)
+        self.last = nn.Linear(hidden, sum(self.sizes) + out_channels)
         for parameter in self.last.parameters():
             nn.init.zeros_(parameter)
 
     def forward(self, statistics: Tensor) -> tuple[list[Tensor], Tensor]:
-        """For each decoder (B, 2 * width) scales and shifts, and (B, values)."""
+        """For each decoder (B, 2 * width) scales and shifts, and (B, out_channels)."""
         hidden = F.silu(self.norm(self.first(statistics)))
         hidden = hidden + F.silu(self.second(hidden))
-        *modulations, values = self.last(hidden).split([*self.sizes, self.last.out_features - sum(self.sizes)], dim=1)
-        return modulations, values
+        *modulations, offsets = self.last(hidden).split([*self.sizes, self.last.out_features - sum(self.sizes)], dim=1)
+        return modulations, offsets
 
 
 class UNet(nn.Module):
     """U-Net over half, quarter, eighth and sixteenth resolution; H and W are multiples of 16.
 
     ``half_channels`` are those of a second input (B, half_channels, H/2, W/2), for what is smooth; ``statistics`` the
-    values of a third (B, statistics), for what is known of the whole tile, with which there is a ``Context``, and
-    ``tile_values`` what that predicts of the whole tile beside the image.
+    values of a third (B, statistics), for what is known of the whole tile, with which there is a ``Context``.
     """
 
     def __init__(
@@ -85,10 +80,8 @@ class UNet(nn.Module):
         *,
         half_channels: int = 0,
         statistics: int = 0,
-        tile_values: int = 0,
     ) -> None:
         super().__init__()
-        self.out_channels = out_channels
         self.stem = nn.Conv2d(in_channels * 4 + half_channels, widths[0], 3, padding=1)
         self.encoders = nn.ModuleList(ConvBlock(width) for width in widths)
         self.downs = nn.ModuleList(nn.Conv2d(a, b, 2, stride=2) for a, b in itertools.pairwise(widths))
@@ -97,19 +90,16 @@ class UNet(nn.Module):
         self.out = nn.Conv2d(widths[0], out_channels * 4, 3, padding=1)
         for parameter in self.out.parameters():
             nn.init.zeros_(parameter)
-        self.context = Context(widths, statistics, out_channels + tile_values) if statistics else None
+        self.context = Context(widths, statistics, out_channels) if statistics else None
         self.to(memory_format=torch.channels_last)
 
-    def forward(self, x: Tensor, half: Tensor | None = None) -> Tensor:
-        """(B, out_channels, H, W) of (B, in_channels, H, W) and, where there is one, the second input."""
-        return self._decode(self._encode(x, half), [])
-
-    def with_context(self, x: Tensor, half: Tensor, statistics: Tensor) -> tuple[Tensor, Tensor]:
-        """The image (B, out_channels, H, W), and the values of the tile (B, tile_values)."""
-        assert self.context is not None
-        modulations, values = self.context(statistics)
-        offsets, values = values.tensor_split([self.out_channels], dim=1)
-        return self._decode(self._encode(x, half), modulations) + offsets[..., None, None], values
+    def forward(self, x: Tensor, half: Tensor | None = None, statistics: Tensor | None = None) -> Tensor:
+        """(B, out_channels, H, W) of (B, in_channels, H, W) and, where there are, the second and third input."""
+        if self.context is None:
+            return self._decode(self._encode(x, half), [])
+        assert statistics is not None
+        modulations, offsets = self.context(statistics)
+        return self._decode(self._encode(x, half), modulations) + offsets[..., None, None]
 
     def _encode(self, x: Tensor, half: Tensor | None) -> list[Tensor]:
         """Features of every level, finest first."""

@@ -104,6 +104,8 @@ class HeadConfig(LoopConfig):
         proposals: share of the proposals that are own, informed, foreign and none.
         swapped: share of the examples beside another tile's SAR.
         blind: share of the examples without SAR.
+        fit_filter: whether the tile's filter is trained, too (``python -m experiments.nano.tile_filter`` fits one by
+            itself, in minutes).
         use_sar: False trains the control that meets mean backscatter everywhere, as ``axs evaluate`` runs it.
         relative: weight of each tile's error relative to its estimate's in the loss.
         crop_sizes: sides of the crops in pixels, multiples of 32.
@@ -129,6 +131,7 @@ class HeadConfig(LoopConfig):
     proposals: tuple[float, ...] = (0.55, 0.26, 0.12, 0.07)
     swapped: float = 0.07
     blind: float = 0.09
+    fit_filter: bool = True
     use_sar: bool = True
     relative: float = 0.02
     steps: int = 10000
@@ -213,17 +216,23 @@ def _start_head(config: HeadConfig, corrector: GroundingCorrector) -> Mapping[st
     """Put the head that the training starts from into a corrector, all that is trained; the header of its file."""
     header = source_header(corrector.weights)
     if config.start == FRESH:
-        header = {}
+        if not config.fit_filter:
+            raise InputError("fit_filter is False and start 'fresh'; expected a head whose filter is fitted")
+        header, fitted = {}, corrector.head.filter
         with own_random(config.seed):
             corrector.head = GroundingHead()
+        corrector.head.filter.mean, corrector.head.filter.scale = fitted.mean, fitted.scale
     elif config.start is not None:
         load_strict(corrector, read_state(config.start), what=f"the grounding head ({config.start})")
         header = read_metadata(config.start)
-    # Calibration and floors were chosen for the head before; a gate below a floor has no gradient.
+    # Calibration and floors were chosen for the head before; what is below a floor has no gradient.
     corrector.calibration = None
-    for floor in (corrector.head.gate_floor, corrector.head.filter_floor):
-        floor.zero_()
+    corrector.head.gate_floor.zero_()
     corrector.requires_grad_(True).train()
+    if config.fit_filter:
+        corrector.head.filter_floor.zero_()
+    else:
+        corrector.head.filter.requires_grad_(False)
     return header
 
 
@@ -522,19 +531,19 @@ def loss_of_batch(corrector: GroundingCorrector, batch: HeadBatch, *, relative: 
         began = ((batch.estimate - batch.truth) / 1000.0).square().mean((1, 2, 3)).clamp_min(LEAST_MSE)
         weight = (began * began.mean()).rsqrt()
     squared = error.square().mean((1, 2, 3)) * weight
-    balanced = _by_logarithm(squared).mean() + 0.3 * (error.abs().mean((1, 2, 3)) * weight.sqrt()).mean()
+    balanced = by_logarithm(squared).mean() + 0.3 * (error.abs().mean((1, 2, 3)) * weight.sqrt()).mean()
 
     # The tile's filter is to be right by itself, so that the gate opens for what it cannot do.
     assert correction.filtered is not None
     sharp = (batch.estimate + correction.filtered - batch.truth) / 1000.0
     guessed = (batch.trust > 0) & unknown
-    filtering = _by_logarithm((sharp * guessed).square().mean((1, 2, 3)) * weight).mean()
+    filtering = by_logarithm((sharp * guessed).square().mean((1, 2, 3)) * weight).mean()
 
     # Harm to a whole tile counts twice, relative to what its estimate began with.
     after, before = ((each - batch.truth).square().mean((1, 2, 3)) for each in (image, batch.estimate))
     ratio = after / (before + DN_FLOOR**2)
     worse = (ratio - before / (before + DN_FLOOR**2)).relu()
-    ratios = _by_logarithm(ratio + worse).mean()
+    ratios = by_logarithm(ratio + worse).mean()
 
     apart = ((image.detach() - batch.truth) / predicted).square().clamp_max(UNLIKELY)
     unlikely = ((0.5 * apart + (predicted / corrector.optical_std).log()) * unknown).mean()
@@ -549,6 +558,6 @@ def loss_of_batch(corrector: GroundingCorrector, batch: HeadBatch, *, relative: 
     return balanced + FILTER_WEIGHT * filtering + relative * ratios + ERROR_WEIGHT * unlikely + WATER_WEIGHT * water
 
 
-def _by_logarithm(cost: Tensor) -> Tensor:
+def by_logarithm(cost: Tensor) -> Tensor:
     """Costs that count by their logarithm from ``ROBUST`` on."""
     return torch.where(cost > ROBUST, ROBUST * (1.0 + (cost / ROBUST).clamp_min(1.0).log()), cost)

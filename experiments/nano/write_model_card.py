@@ -116,7 +116,7 @@ SUMMARY = (
 CONTROLS = {
     "sar_swapped": "with another tile's SAR",
     "proposal_swapped": "with another tile's proposal",
-    "no_sar": "of the head of 39,500 steps after 8000 more without SAR, run without it",
+    "no_sar": "of the head of 67,500 steps after 8000 more without SAR, run without it",
     "plain": "of a plain U-Net",
 }
 
@@ -137,7 +137,7 @@ TerraMind variant (`grounding.safetensors`, {head_megabytes:.1f} MB, SHA-256
 
 **What it is for**: trying Axion-Sat on any machine, the tests and the demo. Generator and tokenizer were trained for
 {steps} steps, the generator for {generator_steps} more on its one-step image, the grounding head on top of them for
-{head_steps}, on a CPU: tokenizer and generator on 87 small real tiles, the head's last 52,000 steps on 185, mostly
+{head_steps}, on a CPU: tokenizer and generator on 87 small real tiles, the head's last 64,000 steps on 185, mostly
 European summers. It is a demonstration model: do not map floods or crops with it. For that,
 use IBM's TerraMind weights and fine-tune on your own area.
 
@@ -150,7 +150,8 @@ what Stages 1 and 2 make of the training tiles; the proposal is nano's own, simu
 another tile, or none. Commands, each with `--data DIR`:
 `python -m experiments.nano.joint --config experiments/nano/nano_stage3.yaml`,
 `python -m experiments.nano.generator --config experiments/nano/nano_generator.yaml`,
-`axs train head -c experiments/nano/nano_head.yaml`, which goes on from an earlier head (`experiments/nano.md`). That
+`python -m experiments.nano.tile_filter --config experiments/nano/nano_head.yaml` and
+`axs train head -c experiments/nano/nano_head.yaml`, which go on from an earlier head (`experiments/nano.md`). That
 run changed its settings by hand between its parts and cannot be repeated bit for bit; its file names the parts.{note}
 
 Kept out of training: the test groups
@@ -166,7 +167,7 @@ degraded`).
 LIMITS = """
 ¹ On the others the SAR shows open water on more than 5 % of the pixels, which are dry land in the truth: another day
 (`axs evaluate` names them). On SEN12MS-CR 4438 a whole river bed is under water in the SAR and partly green in the
-truth; Stage 3 paints the water, as it should, and has the largest error of the table.
+truth; the water that Stage 3 paints there, as it should, counts as an error.
 
 **Limits**: opt_v2 is a simulation, not the output of a real Stage 2; the tiles are few and from few places; snow, real
 haze and clouds were not trained on. Smooth dark ground (wet bare soil, flooded crops) can look like open water to the

@@ -6,53 +6,74 @@ import torch
 
 from axs_lib.checks import Trust
 from axs_lib.grounding.head import GroundingHead
+from axs_lib.grounding.tile_filter import STATISTICS
 
 
 def inputs(side: int = 128, seed: int = 0) -> list[torch.Tensor]:
     random = torch.Generator().manual_seed(seed)
     images = [torch.randn(1, channels, side, side, generator=random) for channels in (2, 4, 4)]
-    return images + [0.5 * torch.rand(1, 1, side, side, generator=random) for _ in range(2)]
+    maps = [0.5 * torch.rand(1, 1, side, side, generator=random) for _ in range(2)]
+    return [*images, *maps, torch.randn(1, STATISTICS, generator=random)]
+
+
+def filtered(head: GroundingHead, estimate: torch.Tensor, trust: torch.Tensor | None = None) -> torch.Tensor:
+    s1, side = inputs(estimate.shape[-1])[0], estimate.shape[-1]
+    trust = torch.full_like(estimate[:, :1], Trust.ESTIMATE) if trust is None else trust
+    return head.filtered(s1, estimate, trust, (side, side))[0]
 
 
 def test_a_fresh_head_answers_zero() -> None:
     head = GroundingHead()
     assert head.untrained
-    assert not head(*inputs()).residual.any()
+    assert not head(*inputs()).residual.any() and not filtered(head, inputs()[1]).any()
     torch.nn.init.normal_(head.body.out.weight)
-    assert not head.untrained
+    trained = head.untrained
+    assert not trained
     assert head(*inputs()).residual.any()
 
 
 def test_the_filter_follows_the_kind_of_error() -> None:
-    """Noise and blur leave other statistics, and what the context makes of them differs: its units are alive."""
+    """Noise and blur leave other statistics, and what the filter makes of them differs: its units are alive."""
     torch.manual_seed(0)
     head = GroundingHead()
-    context = head.body.context
-    assert context is not None
-    torch.nn.init.normal_(context.last.weight)
-    s1, estimate, *others = inputs(64)
+    torch.nn.init.normal_(head.filter.last.weight)
+    estimate = inputs(64)[1]
     smooth = torch.nn.functional.avg_pool2d(estimate, 5, 1, 2)
-    noisy, blurred = (head(s1, image, *others).filtered for image in (smooth + 0.2 * estimate, smooth))
+    noisy, blurred = (filtered(head, image) for image in (smooth + 0.2 * estimate, smooth))
     assert noisy.any() and blurred.any()
     assert (noisy.std() / blurred.std() - 1).abs() > 0.1
     head.filter_floor.fill_(1e6)
-    assert not head(s1, smooth, *others).filtered.any()
+    assert not filtered(head, smooth).any()
+
+
+def test_the_filter_leaves_what_is_no_estimate() -> None:
+    """Observed and unknown pixels are not filtered, and have no part in the statistics."""
+    head = GroundingHead()
+    torch.nn.init.normal_(head.filter.last.weight)
+    estimate = inputs(64)[1]
+    trust = torch.full_like(estimate[:, :1], Trust.ESTIMATE)
+    trust[..., :20], trust[..., 50:] = Trust.UNKNOWN, Trust.OBSERVED
+    change = filtered(head, estimate, trust)
+    assert change[..., 20:50].all() and not change[..., :20].any() and not change[..., 50:].any()
+    other = estimate.clone()
+    other[..., :12], other[..., 58:] = 3.0, -1.0
+    assert torch.allclose(filtered(head, other, trust)[..., 30:40], change[..., 30:40], rtol=0.05, atol=1e-3)
 
 
 def test_the_filter_of_a_fresh_head_learns() -> None:
-    """Its coefficients are exactly 0, and bringing them nearer to 0 leaves them a gradient."""
     head = GroundingHead()
-    (head(*inputs(64)).filtered - 1.0).square().sum().backward()
-    assert head.body.context is not None
-    gradient = head.body.context.last.bias.grad
-    assert gradient is not None and gradient[-8:].all()
+    (filtered(head, inputs(64)[1]) - 1.0).square().sum().backward()
+    gradient = head.filter.last.bias.grad
+    assert gradient is not None and gradient.all()
 
 
 def test_every_input_matters() -> None:
     head = GroundingHead()
+    assert head.body.context is not None
+    torch.nn.init.normal_(head.body.context.last.weight)
     torch.nn.init.normal_(head.body.out.weight)
     base = head(*inputs(64)).residual
-    for index in range(5):
+    for index in range(6):
         changed = inputs(64)
         changed[index] = changed[index] + 0.5
         assert (head(*changed).residual - base).abs().max() > 1e-3, index

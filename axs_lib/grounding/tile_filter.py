@@ -1,0 +1,143 @@
+"""The tile's filter: one filter for a whole tile that sharpens, smooths or mixes the estimate's bands.
+
+Blur, noise, sharpening and compression do not show at one pixel; over a tile they leave their marks in the power
+spectrum and in how much bands and SAR have in common at each scale. From those statistics a small network predicts the
+coefficients of one linear filter of the estimate's detail, as Wiener's filter follows from spectra. A fresh one changes
+nothing, and neither does any on a tile unlike those that it was fitted on, in statistics or size.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from axs_lib.blur import detail_bands, gaussian_blur
+from axs_lib.grounding.sar_inconsistency import smoothstep
+from axs_lib.precision import exact_matmul
+
+SCALES_PX = (0.6, 1.0, 1.6, 2.5)  # Gaussian scales between which the bands of detail lie
+ACTIVITY_SIGMA_PX = 2.0
+FEATHER_PX = 4.0  # scale over which the statistics fade out towards pixels that are no estimate
+# Edges of rings in cycles per pixel: of the power, of what bands have in common, and of the power along the axes.
+RINGS = (*(0.02 + 0.025 * ring for ring in range(17)), 0.45, 0.48, 0.51, 0.71)
+WIDE_RINGS = (0.02, 0.07, 0.12, 0.17, 0.22, 0.295, 0.37, 0.45, 0.71)
+AXIS_RINGS = (0.1, 0.2, 0.35, 0.51)
+PAIRS = 10  # of the four bands and the SAR
+LEAST_POWER = 1e-6  # z-units squared: about 1 DN
+DETAIL_CHANNELS = 4 * len(SCALES_PX)
+TERMS = 2 * DETAIL_CHANNELS  # detail, and detail where the ground is varied
+STATISTICS = 4 * (len(RINGS) - 1) + PAIRS * (len(WIDE_RINGS) - 1) + 2 * 4 * (len(AXIS_RINGS) - 1) + DETAIL_CHANNELS
+TYPICAL_SPREAD = 4.0  # of statistics, where none is known
+UNLIKE = (5.0, 8.0)  # standard deviations of the farthest statistic, from where on the filter fades, and to nothing
+LEAST_PIXELS = 64 * 64  # of an estimate, below which the filter fades: statistics of few pixels are uncertain
+
+
+class TileFilter(nn.Module):
+    """Statistics of a tile, the coefficients that follow from them, and what the filter of those changes."""
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, hidden: int = 288) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(STATISTICS))
+        self.register_buffer("scale", torch.full((STATISTICS,), TYPICAL_SPREAD))
+        self.first = nn.Linear(STATISTICS, hidden)
+        self.norm = nn.LayerNorm(hidden)
+        self.second = nn.Linear(hidden, hidden)
+        self.last = nn.Linear(hidden, 4 * TERMS)
+        for parameter in self.last.parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, s1: Tensor, estimate: Tensor, guessed: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """What the filter changes, (B, 4, H, W) in z-units, and the standardised statistics, (B, STATISTICS).
+
+        s1 (B, 2, H, W) and estimate (B, 4, H, W) are z-scored; ``guessed`` (B, 1, H, W) is 1 where the estimate is one
+        and 0 where it was observed or is unknown; ``size`` are H and W without padding.
+        """
+        with torch.autocast(estimate.device.type, enabled=False):
+            images = torch.cat([estimate, s1.mean(1, keepdim=True)], dim=1).float()  # (B, 5, H, W)
+            detail = torch.cat(detail_bands(images[:, :4], SCALES_PX), dim=1)
+            inside = (..., slice(size[0]), slice(size[1]))
+            weight = statistics_weight(guessed[inside].float())
+            statistics = (spectral_statistics(images[inside], detail[inside], weight) - self.mean) / self.scale
+            known = 1.0 - smoothstep(statistics.abs().amax(1), *UNLIKE)
+            known = known * (weight.sum((1, 2, 3)) / LEAST_PIXELS).clamp_max(1.0)
+            everywhere, varied = self.coefficients(statistics).split(DETAIL_CHANNELS, dim=2)
+            flat, varied_ground = detail.flatten(2), activity(detail, weight).flatten(2)
+            filtered = exact_matmul(everywhere, flat) + exact_matmul(varied, flat) * varied_ground
+            return (filtered * known[:, None, None]).unflatten(2, detail.shape[2:]), statistics
+
+    def coefficients(self, statistics: Tensor) -> Tensor:
+        """(B, 4, TERMS): what of every term goes into each band, from standardised statistics."""
+        hidden = F.silu(self.norm(self.first(statistics)))
+        hidden = hidden + F.silu(self.second(hidden))
+        return self.last(hidden).unflatten(1, (4, TERMS))
+
+
+def statistics_weight(guessed: Tensor) -> Tensor:
+    """How much each pixel counts, (B, 1, H, W): 1 inside an estimate, 0 beside it; 1 everywhere where there is none."""
+    weight = (2.0 * gaussian_blur(guessed, FEATHER_PX) - 1.0).clamp_min(0.0)
+    return torch.where((weight > 0).any(-1, keepdim=True).any(-2, keepdim=True), weight, 1.0)
+
+
+def spectral_statistics(images: Tensor, detail: Tensor, weight: Tensor) -> Tensor:
+    """(B, STATISTICS) of the z-scored bands and SAR (B, 5, H, W), the bands' detail (B, 16, H, W) and their weights.
+
+    Logarithms of the power in rings of frequency, the coherence of bands and SAR in wider ones, power along the axes
+    beside that around (stripes), and how sparse the detail is (noise or edges).
+    """
+    rings, wide, (down, across, around), window = _plan(images.shape[-2], images.shape[-1], images.device)
+    window = window * weight
+    window = window * window.square().mean((2, 3), keepdim=True).rsqrt()
+    transform = torch.fft.rfft2((images - _mean(images, weight)[..., None, None]) * window, norm="ortho")
+    real, imaginary = transform.real, transform.imag  # (B, 5, H, W/2 + 1)
+    power = real.square() + imaginary.square()
+    cross = _pairs(real) + _pairs(imaginary)
+    own, common = (torch.cat([power, cross], dim=1).flatten(2) @ wide).split([5, PAIRS], dim=1)
+    coherence = common * _pairs((own + LEAST_POWER).rsqrt())
+    power = power[:, :4]
+    along = torch.cat([power[..., 0] @ down, power[:, :, 0] @ across], dim=2)
+    power = power.flatten(2)
+    beside = (power @ around).repeat(1, 1, 2)
+    in_rings, along, beside = ((part + LEAST_POWER).log() for part in (power @ rings, along, beside))
+    sparse = (_mean(detail.square(), weight) + LEAST_POWER).log() - 2 * (_mean(detail.abs(), weight) + 1e-3).log()
+    return torch.cat([part.flatten(1) for part in (in_rings, coherence, along - beside, sparse)], dim=1)
+
+
+def activity(detail: Tensor, weight: Tensor) -> Tensor:
+    """How varied the ground is, (B, 1, H, W) in [0, 1), by the energy of fine detail beside its weighted mean."""
+    energy = gaussian_blur(detail[:, :8].square().sum(1, keepdim=True), ACTIVITY_SIGMA_PX)
+    mean = _mean(energy[..., : weight.shape[-2], : weight.shape[-1]], weight)
+    return energy / (energy + mean[..., None, None] + LEAST_POWER)
+
+
+def _mean(images: Tensor, weight: Tensor) -> Tensor:
+    """(B, C), the weighted mean over (B, C, H, W)."""
+    return (images * weight).mean((2, 3)) / weight.mean((2, 3))
+
+
+def _pairs(images: Tensor) -> Tensor:
+    """The products of every two of five channels, (B, PAIRS, ...)."""
+    return torch.cat([images[:, one : one + 1] * images[:, one + 1 :] for one in range(4)], dim=1)
+
+
+@functools.lru_cache(maxsize=8)
+@torch.inference_mode(False)  # cached weights must serve training, too
+def _plan(height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor, tuple[Tensor, ...], Tensor]:
+    """Weights that average over narrow and wide rings, and along both axes and around; and a window."""
+    down, across = torch.fft.fftfreq(height).float(), torch.fft.rfftfreq(width).float()
+    radius = torch.hypot(down[:, None], across[None]).flatten()
+
+    def weights(frequency: Tensor, edges: tuple[float, ...]) -> Tensor:
+        rings = itertools.pairwise(edges)
+        inside = torch.stack([((frequency >= low) & (frequency < high)).float() for low, high in rings], dim=1)
+        return (inside / inside.sum(0).clamp_min(1.0)).to(device)
+
+    rows, columns = (torch.hann_window(side + 2, periodic=False).float()[1:-1] for side in (height, width))
+    axes = tuple(weights(frequency, AXIS_RINGS) for frequency in (down.abs(), across, radius))
+    return weights(radius, RINGS), weights(radius, WIDE_RINGS), axes, (rows[:, None] * columns).to(device)

@@ -1,0 +1,45 @@
+"""The tile's filter: what it is predicted from, and what the packaged one does to errors of known kinds."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from axs_lib.data.estimates import make_estimate
+from axs_lib.data.samples import load_sample
+from axs_lib.grounding.tile_filter import TileFilter
+from axs_lib.stage3_tm_ground import Stage3GroundingModel, build_stage3_model
+
+
+@pytest.fixture(scope="module")
+def nano() -> Stage3GroundingModel:
+    return build_stage3_model(1, variant="nano")
+
+
+def statistics(estimate: torch.Tensor, size: tuple[int, int] | None = None) -> torch.Tensor:
+    s1 = torch.randn(len(estimate), 2, *estimate.shape[2:], generator=torch.Generator().manual_seed(1))
+    return TileFilter()(s1, estimate, torch.ones_like(estimate[:, :1]), size or tuple(estimate.shape[2:]))[1]
+
+
+@pytest.mark.parametrize("size", [(8, 12), (64, 128)])
+def test_every_tile_has_finite_statistics_of_its_own(size: tuple[int, int]) -> None:
+    """Of no batch mate, and not of what it is padded with."""
+    tiles = torch.randn(2, 4, *size, generator=torch.Generator().manual_seed(0))
+    tiles[1] = 0.5
+    found = statistics(tiles)
+    assert found.isfinite().all()
+    assert torch.allclose(found[:1], statistics(tiles[:1]), atol=1e-4)
+    padded = torch.nn.functional.pad(tiles, (0, 4, 0, 4), mode="reflect")
+    assert (statistics(padded, size) - found)[:, :80].abs().max() < 0.1  # of the bands' power
+
+
+@pytest.mark.parametrize(
+    ("kind", "side", "most"),
+    [("white_noise", 120, 0.5), ("gaussian_blur", 120, 0.8), ("haze", 120, 1.01), ("gaussian_blur", 16, 1.05)],
+)
+def test_the_packaged_head_repairs_what_it_knows(nano: Stage3GroundingModel, kind: str, side: int, most: float) -> None:
+    sar, optical = load_sample("ireland_fields")
+    s1, truth = (torch.from_numpy(image.batch)[..., :side, :side] for image in (sar, optical))
+    estimate = make_estimate(kind, truth, generator=torch.Generator().manual_seed(0), strength=0.9)
+    before, after = (float((image - truth).square().mean()) for image in (estimate, nano.ground(s1, estimate).image))
+    assert after < most * before
