@@ -201,6 +201,8 @@ def _read_npz(path: Path, name: str, beside: Mapping[str, Sequence[Path]]) -> It
         if count == 1 and step == 1:
             lacking = {layer: file for layer, file in beside.items() if layer not in layers}
             layers |= _read_beside(lacking, Raster(layers[MAIN], OPTICAL_BANDS, grid, source=str(path)))
+        if "s1" in layers:  # of a file beside it
+            tags.pop(NOT_SHOWN, None)
         title = name if count == 1 else f"{name} #{index + 1}"
         ordered = {layer: layers[layer] for layer in LAYERS if layer in layers}
         yield Result(title, str(path), ordered, (height, width), grid, tags)

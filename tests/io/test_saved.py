@@ -16,7 +16,7 @@ from axs_lib.errors import InputError
 from axs_lib.io.grid import SceneGrid
 from axs_lib.io.products import read_raster
 from axs_lib.io.results import optical_layer, write_arrays, write_layer
-from axs_lib.io.saved import find_results, read_results
+from axs_lib.io.saved import NOT_SHOWN, find_results, read_results
 
 from ..scenes.conftest import PLACE, scene_arrays, write_scene
 
@@ -83,6 +83,11 @@ def test_a_tile_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert (result.layers["uncertainty"] == 7).all()
     assert result.tags["AXS_SEED"] == "3" and result.size == (120, 120) and result.reduction == 1
     assert result.grid == grid
+    write_scene(tmp_path / "t" / "s1.tif", S1 - 1)
+    write_arrays(tmp_path / "t" / "tile.npz", stored | {"s1_vh": S1[1, 1:]}, grid, {})
+    (result,) = read_results(tmp_path / "t" / "tile.npz")  # whose own SAR is none, but that beside it is shown
+    np.testing.assert_array_equal(result.layers["s1"], S1 - 1)
+    assert NOT_SHOWN not in result.tags
 
 
 def test_tiles_of_a_batch_and_one_map_for_all_bands(tmp_path: Path) -> None:
