@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from axs_lib import __version__
-from axs_lib.checks import check_choice
+from axs_lib.checks import check_choice, check_count
 from axs_lib.errors import InputError
 from axs_lib.networks.tm_utils import interpolate_pos_encoding
 from axs_lib.terramind.adapters import Adapter, OpticalAdapter
@@ -205,7 +205,7 @@ class TerraMindGenerator(nn.Module):
         From codes (B, D, h, w) and standard normal noise (B, C, H, W), and from ``start`` (B, C, H, W) where the
         schedule does not start from pure noise; ``batch_size`` images at once, 0 for all.
         """
-        images, at_once = [], batch_size or len(codes)
+        images, at_once = [], check_count("batch_size", batch_size, 0) or len(codes)
         with checked_once(self.detokenizer):
             for first in range(0, len(codes), at_once):
                 part = slice(first, first + at_once)

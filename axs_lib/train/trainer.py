@@ -115,10 +115,10 @@ class ModuleTask(TrainingTask):
     """The training of a single module by a batch's ``loss``; ``write`` takes the steps, writes weights, says where."""
 
     def __init__(
-        self, config: LoopConfig, kind: str, module: nn.Module, loss: Callable[..., Tensor], write: Callable[..., Path]
+        self, config: LoopConfig, kind: str, net: nn.Module, loss: Callable[[Any], Tensor], write: Callable[[int], Path]
     ) -> None:
         super().__init__(config, kind)
-        self.module, self.loss, self.write = module, loss, write
+        self.module, self.loss, self.write = net, loss, write
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         loss = self.loss(batch)

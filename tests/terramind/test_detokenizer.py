@@ -79,6 +79,8 @@ def test_bfloat16_stays_close_and_repeats() -> None:
     error = (actual - expected).square().mean().sqrt()
     assert 0 < error < 1e-2
     assert torch.equal(decode(rough, 1), actual)
+    with pytest.raises(InputError, match="batch_size is -1; expected an integer of at least 0"):
+        exact.decode(actual, actual, build_schedule("ddim", 1), batch_size=-1)
 
 
 @torch.no_grad()
