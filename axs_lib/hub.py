@@ -255,7 +255,7 @@ def _scores_section(report: Mapping[str, Any] | None) -> str:
         "mse": "MSE (reflectance²)",
         "mae": "MAE (reflectance)",
         "ssim": "SSIM",
-        "edge_truth": "edges, with truth",
+        "edge_truth": "edge agreement with the truth",
     }
     for key, label in labels.items():
         gain = f"{better[key]:.1f} % |" if key in better else "|"

@@ -179,7 +179,7 @@ def _is_whole(stage: Stage, source: OptV2Source | None, has_checkpoints: bool) -
     """Whether Stages 1 and 2 make the estimate."""
     whole = stage == "pipeline" or source == "stage2"
     if whole and source not in (None, "stage2"):
-        raise InputError(f"--opt-v2-source is {source} with --stage pipeline, which makes its own; leave --stage out")
+        raise InputError(f"--opt-v2-source is {source}, but --stage pipeline makes its own opt_v2; leave --stage out")
     if not whole and has_checkpoints:
         raise InputError(
             "--stage1-checkpoint and --stage2-checkpoint are for opt_v2 made by Stages 1 and 2; add --stage"

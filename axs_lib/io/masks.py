@@ -91,7 +91,7 @@ class MaskSource:
             own_mask = any(flag.name == "per_dataset" for flag in dataset.mask_flag_enums[0])
             self._masked = own_mask and self._dataset is dataset  # a view on another grid has it in its nodata
         else:
-            raise InputError(f"the {self.label} ends in {suffix or 'no suffix'}; expected {listed(MASK_SUFFIXES)}")
+            raise InputError(f"the {self.label} ends in {suffix or 'no suffix'}; give one of {listed(MASK_SUFFIXES)}")
         values = self._values_found()
         self.kind = mask.kind if mask.kind != "auto" else _kind(values[~np.isnan(values)], named, self.label)
         if self.kind == "scl" and mask.invert:

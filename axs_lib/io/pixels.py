@@ -110,7 +110,7 @@ class Pixels(ABC):
             )
         twice = [band for band in self.bands if names.count(band) > 1]
         if twice:
-            raise InputError(f"{self.label} names more than one band {listed(twice)}; name all in order: --bands")
+            raise InputError(f"{self.label} names more than one band {listed(twice)}; name each in order: --bands")
         missing = [band for band in self.bands if band not in names]
         if missing:
             hint = " HH and HV are backscatter of another polarisation, which the networks do not know."
@@ -144,7 +144,7 @@ class FilePixels(Pixels):
         self.grid = grid_of(first)
         self.dtype = np.result_type(*(dtype for dataset in datasets for dtype in dataset.dtypes))
         if self.dtype.kind == "c":
-            raise InputError(f"{self.label} holds complex numbers; expected backscatter in dB or power, or DN")
+            raise InputError(f"{self.label} is complex; expected backscatter in dB or power, or reflectance in DN")
         self.tags = {k: str(v) for k, v in first.tags().items() if k != "AREA_OR_POINT"}
         if len(paths) == 1:
             self._parts = [(first, self._stack_indexes(first, order), self.label)]

@@ -83,7 +83,7 @@ def to_grid(
         row, column = offset
         needed = _cut(source.grid, row, column, row + grid.height, column + grid.width)
     if needed is None:
-        raise InputError(f"{source.label} ({source.grid}) does not meet the optical grid ({grid}); expected one place")
+        raise InputError(f"{source.label} ({source.grid}) does not meet the optical grid ({grid}); give SAR from there")
     read = _warped(source, needed, grid, stack, work) if offset is None else _shifted(source, offset)
     return DerivedSource(grid, source.bands, source.label, read)
 

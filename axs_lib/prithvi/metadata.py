@@ -172,7 +172,7 @@ def _date(value: object, name: str) -> datetime.date:
         try:
             value = datetime.datetime.fromisoformat(value.strip())
         except ValueError:
-            raise InputError(f"{name}: date is {value!r}; expected a day that exists, such as '2021-07-14'") from None
+            raise InputError(f"{name}: date is {value!r}; expected a day that exists, as YYYY-MM-DD") from None
     if not isinstance(value, datetime.date):
         raise InputError(f"{name}: date is a {type(value).__name__}; expected text as YYYY-MM-DD or a datetime.date")
     date = value.date() if isinstance(value, datetime.datetime) else value

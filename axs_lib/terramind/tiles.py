@@ -56,7 +56,7 @@ def check_training_size(layout: GeneratorLayout, image: Tensor) -> tuple[int, in
     """Height and width of a training image; an InputError where it is larger than the network's tile."""
     height, width = image.shape[-2:]
     if max(height, width) > layout.max_side:
-        raise InputError(f"training tiles are {height}x{width} px; expected up to {layout.max_side} px: train on crops")
+        raise InputError(f"tiles are {height}x{width} px; expected at most {layout.max_side} px a side: train on crops")
     return height, width
 
 

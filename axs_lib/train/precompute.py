@@ -162,7 +162,7 @@ def _weights(config: PrecomputeConfig, number: int, groups: list[str], progress:
         return train_stage(training, progress=progress)
     settings = {key: value for key, value in asdict(training).items() if key not in ("data", "out")}
     if json.loads(header["config"]) != json.loads(json.dumps(settings)):
-        raise InputError(f"{run} holds a model trained with other settings; delete it, or choose another --out")
+        raise InputError(f"{run} holds a model trained with other settings; delete it to train anew, or change --out")
     _check_unseen(run / "weights", groups, number)
     return run / "weights"
 
