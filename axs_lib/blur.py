@@ -1,8 +1,7 @@
 """One Gaussian blur for everything in the network's path.
 
-It is written here rather than taken from kornia because it must be exact whatever precision the process allows (sums
-are not rounded as products of matrices and convolutions are), fast on short axes, and free at start: importing kornia
-takes longer than grounding a tile. Losses and metrics use kornia's.
+Not kornia's, because it must be exact whatever precision the process allows (sums are not rounded as products of
+matrices are) and free at start: importing kornia takes longer than grounding a tile. Losses and metrics use kornia's.
 """
 
 from __future__ import annotations

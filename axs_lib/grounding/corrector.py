@@ -133,13 +133,11 @@ class GroundingCorrector(nn.Module):
         size = tiles.size or (estimate.shape[-2], estimate.shape[-1])
         filtered, statistics = self.head.filtered(s1, estimate, tiles.trust, size)  # (B, 4, S, S), (B, N)
         estimate = estimate + estimate_share(tiles.trust) * filtered.detach()
-
         # 2. What the head predicts, for the tile turned or mirrored.
-        proposal = (proposal - self.optical_mean) / self.optical_std  # (B, 4, S, S)
+        proposal = (proposal - self.optical_mean) / self.optical_std
         images = (s1, estimate, proposal, tiles.trust, tiles.sar_inconsistency)
         predicted = self.head(*(turn(image, orientation) for image in images), statistics)
         residual, gate, missed, error = (turn_back(part, orientation) for part in predicted)
-
         # 3. Where broad colour may change. The constraint lets the edges of a broad change through, so that where water
         #    or any large one is refused the gate closes.
         mask = self.broad_change(tiles, missed, hold_colour)

@@ -14,16 +14,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from axs_lib.grounding import tile_filter
 from axs_lib.grounding.gap import unknown_share
 from axs_lib.grounding.guided import guided_difference, proposal_guided_difference
-from axs_lib.grounding.tile_filter import STATISTICS as FILTER_STATISTICS
-from axs_lib.grounding.tile_filter import TileFilter
 from axs_lib.grounding.unet import DETAIL_SIGMAS_PX, UNet, fine_detail
 
 INPUT_CHANNELS = 2 + 4 + 4 + 1 + 1 + 4 * len(DETAIL_SIGMAS_PX) + 4
 HALF_CHANNELS = 4 + 1 + 4  # inputs at half resolution
 STRIDES_PX = (1, 2, 4)  # of the differences whose energy stands for the estimate's spectrum
-STATISTICS = 4 * 2 * len(STRIDES_PX) + 4 * len(DETAIL_SIGMAS_PX) + 4 + 4 + 4 + 4 + 3
+STATISTICS = 4 * 2 * len(STRIDES_PX) + 4 * len(DETAIL_SIGMAS_PX) + 4 + 4 + 4 + 4 + 3 + tile_filter.STATISTICS
 LEAST_ENERGY = 1e-5  # z-units squared: about 3 DN
 ENERGY_OFFSET = 2.4  # brings the logarithm of an energy to about zero
 GUIDED_GAIN = 3.0  # brings the guided image's difference to about the strength of colour
@@ -49,14 +48,8 @@ class GroundingHead(nn.Module):
 
     def __init__(self, widths: tuple[int, ...] = (32, 64, 96, 128)) -> None:
         super().__init__()
-        self.body = UNet(
-            INPUT_CHANNELS,
-            OUTPUT_CHANNELS,
-            widths,
-            half_channels=HALF_CHANNELS,
-            statistics=STATISTICS + FILTER_STATISTICS,
-        )
-        self.filter = TileFilter()
+        self.body = UNet(INPUT_CHANNELS, OUTPUT_CHANNELS, widths, half_channels=HALF_CHANNELS, statistics=STATISTICS)
+        self.filter = tile_filter.TileFilter()
         # An estimate's gate is closed below its floor, and what the filter changes in a band (z-units, RMS) comes
         # nearer to 0 by its. Chosen on the validation groups.
         for name in ("gate_floor", "filter_floor"):
@@ -68,10 +61,7 @@ class GroundingHead(nn.Module):
         return not bool(self.body.out.weight.any() or self.filter.last.weight.any())
 
     def filtered(self, s1: Tensor, estimate: Tensor, trust: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """What the tile's filter changes in an estimate, (B, 4, H, W) in z-units, and the statistics it follows from.
-
-        Arguments as of ``forward``; ``size`` are H and W without padding.
-        """
+        """The tile's filter's change of an estimate, as ``TileFilter`` returns it; ``size`` are H and W unpadded."""
         guessed = ((trust > 0) & (trust < 1)).to(estimate.dtype)  # neither observed nor a gap's filling
         change, statistics = self.filter(s1, estimate, guessed, size)
         change = change * guessed
@@ -79,18 +69,13 @@ class GroundingHead(nn.Module):
         return change * (1.0 - self.filter_floor / rms).clamp_min(0.0)[..., None, None], statistics
 
     def forward(
-        self,
-        s1: Tensor,
-        estimate: Tensor,
-        proposal: Tensor,
-        trust: Tensor,
-        sar_inconsistency: Tensor,
-        filter_statistics: Tensor,
+        self, s1: Tensor, estimate: Tensor, proposal: Tensor, trust: Tensor, sar_inconsistency: Tensor, spectrum: Tensor
     ) -> HeadOutput:
         """Residual, gate, missed water and error.
 
         s1 (B, 2, H, W), the filtered estimate and TerraMind's proposal (B, 4, H, W) are in z-units, H and W multiples
-        of 16; trust (B, 1, H, W) holds values of ``axs_lib.checks.Trust``; the inconsistency (B, 1, H, W) is in [0, 1].
+        of 16; trust (B, 1, H, W) holds values of ``axs_lib.checks.Trust``; the inconsistency (B, 1, H, W) is in [0, 1];
+        ``spectrum`` are the filter's statistics.
         """
         guided, explained = guided_difference(s1, estimate, trust)  # (B, 4, H/2, W/2), (B, 1, H/2, W/2)
         fitted, agreement = proposal_guided_difference(proposal, estimate, trust)  # (B, 4, H, W), (B, 4, H/2, W/2)
@@ -99,7 +84,7 @@ class GroundingHead(nn.Module):
         half = torch.cat([GUIDED_GAIN * guided, explained, agreement], dim=1)
         images = [*detail, guided, fitted, difference]
         maps = [agreement, (trust == 1).float(), unknown_share(trust), sar_inconsistency]
-        statistics = torch.cat([tile_statistics(estimate, images, maps), filter_statistics], dim=1)
+        statistics = torch.cat([tile_statistics(estimate, images, maps), spectrum], dim=1)
         out = self.body(torch.cat(inputs, dim=1), half, statistics)
         residual, gate, missed_water, log_error = out.float().split([4, 1, 1, 4], dim=1)  # (B, C, H, W) each
         floor = self.gate_floor * (1.0 - unknown_share(trust))  # a gap has no estimate to protect
@@ -109,7 +94,7 @@ class GroundingHead(nn.Module):
 
 
 def tile_statistics(estimate: Tensor, images: Sequence[Tensor], maps: Sequence[Tensor]) -> Tensor:
-    """What a tile is like as a whole, (B, STATISTICS).
+    """What a tile is like as a whole, (B, STATISTICS) but for the filter's.
 
     Logarithms of the energy of the estimate's differences over some pixels and of the images, and means of the maps.
     """

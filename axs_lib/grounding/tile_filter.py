@@ -31,8 +31,8 @@ LEAST_POWER = 1e-6  # z-units squared: about 1 DN
 DETAIL_CHANNELS = 4 * len(SCALES_PX)
 TERMS = 2 * DETAIL_CHANNELS  # detail, and detail where the ground is varied
 STATISTICS = 4 * (len(RINGS) - 1) + PAIRS * (len(WIDE_RINGS) - 1) + 2 * 4 * (len(AXIS_RINGS) - 1) + DETAIL_CHANNELS
-TYPICAL_SPREAD = 4.0  # of statistics, where none is known
 UNLIKE = (5.0, 8.0)  # standard deviations of the farthest statistic, from where on the filter fades, and to nothing
+JOINT = (0.5, 1.5)  # how far the whole tile's logarithm of stripes is above its quarters' where it is a joint's
 LEAST_PIXELS = 64 * 64  # of an estimate, below which the filter fades: statistics of few pixels are uncertain
 
 
@@ -45,7 +45,7 @@ class TileFilter(nn.Module):
     def __init__(self, hidden: int = 288) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(STATISTICS))
-        self.register_buffer("scale", torch.full((STATISTICS,), TYPICAL_SPREAD))
+        self.register_buffer("scale", torch.full((STATISTICS,), 4.0))  # a typical one
         self.first = nn.Linear(STATISTICS, hidden)
         self.norm = nn.LayerNorm(hidden)
         self.second = nn.Linear(hidden, hidden)
@@ -63,10 +63,11 @@ class TileFilter(nn.Module):
             images = torch.cat([estimate, s1.mean(1, keepdim=True)], dim=1).float()  # (B, 5, H, W)
             detail = torch.cat(detail_bands(images[:, :4], SCALES_PX), dim=1)
             inside = (..., slice(size[0]), slice(size[1]))
-            weight = statistics_weight(guessed[inside].float())
+            weight = (2.0 * gaussian_blur(guessed[inside].float(), FEATHER_PX) - 1.0).clamp_min(0.0)  # inside estimates
+            weight = torch.where(weight.amax((2, 3), keepdim=True) > 0, weight, 1.0)
             statistics = (spectral_statistics(images[inside], detail[inside], weight) - self.mean) / self.scale
-            known = 1.0 - smoothstep(statistics.abs().amax(1), *UNLIKE)
-            known = known * (weight.sum((1, 2, 3)) / LEAST_PIXELS).clamp_max(1.0)
+            known = (weight.sum((1, 2, 3)) / LEAST_PIXELS).clamp_max(1.0)
+            known = known * (1.0 - smoothstep(statistics.abs().amax(1), *UNLIKE))
             everywhere, varied = self.coefficients(statistics).split(DETAIL_CHANNELS, dim=2)
             flat, varied_ground = detail.flatten(2), activity(detail, weight).flatten(2)
             filtered = exact_matmul(everywhere, flat) + exact_matmul(varied, flat) * varied_ground
@@ -79,34 +80,55 @@ class TileFilter(nn.Module):
         return self.last(hidden).unflatten(1, (4, TERMS))
 
 
-def statistics_weight(guessed: Tensor) -> Tensor:
-    """How much each pixel counts, (B, 1, H, W): 1 inside an estimate, 0 beside it; 1 everywhere where there is none."""
-    weight = (2.0 * gaussian_blur(guessed, FEATHER_PX) - 1.0).clamp_min(0.0)
-    return torch.where((weight > 0).any(-1, keepdim=True).any(-2, keepdim=True), weight, 1.0)
-
-
 def spectral_statistics(images: Tensor, detail: Tensor, weight: Tensor) -> Tensor:
     """(B, STATISTICS) of the z-scored bands and SAR (B, 5, H, W), the bands' detail (B, 16, H, W) and their weights.
 
     Logarithms of the power in rings of frequency, the coherence of bands and SAR in wider ones, power along the axes
     beside that around (stripes), and how sparse the detail is (noise or edges).
     """
-    rings, wide, (down, across, around), window = _plan(images.shape[-2], images.shape[-1], images.device)
-    window = window * weight
-    window = window * window.square().mean((2, 3), keepdim=True).rsqrt()
-    transform = torch.fft.rfft2((images - _mean(images, weight)[..., None, None]) * window, norm="ortho")
-    real, imaginary = transform.real, transform.imag  # (B, 5, H, W/2 + 1)
-    power = real.square() + imaginary.square()
+    rings, wide, _, _ = _plan(images.shape[-2], images.shape[-1], images.device)
+    power, real, imaginary = _spectra(images, weight)  # (B, 5, H, W/2 + 1)
     cross = _pairs(real) + _pairs(imaginary)
     own, common = (torch.cat([power, cross], dim=1).flatten(2) @ wide).split([5, PAIRS], dim=1)
     coherence = common * _pairs((own + LEAST_POWER).rsqrt())
-    power = power[:, :4]
-    along = torch.cat([power[..., 0] @ down, power[:, :, 0] @ across], dim=2)
-    power = power.flatten(2)
-    beside = (power @ around).repeat(1, 1, 2)
-    in_rings, along, beside = ((part + LEAST_POWER).log() for part in (power @ rings, along, beside))
+    in_rings = (power[:, :4].flatten(2) @ rings + LEAST_POWER).log()
+    stripes = _stripes(images[:, :4], weight, power[:, :4])
     sparse = (_mean(detail.square(), weight) + LEAST_POWER).log() - 2 * (_mean(detail.abs(), weight) + 1e-3).log()
-    return torch.cat([part.flatten(1) for part in (in_rings, coherence, along - beside, sparse)], dim=1)
+    return torch.cat([part.flatten(1) for part in (in_rings, coherence, stripes, sparse)], dim=1)
+
+
+def _spectra(images: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Power, real and imaginary part of (B, C, H, W) under a window of unit power, (B, C, H, W/2 + 1)."""
+    window = _plan(images.shape[-2], images.shape[-1], images.device)[-1] * weight
+    window = window * window.square().mean((2, 3), keepdim=True).rsqrt()
+    transform = torch.fft.rfft2((images - _mean(images, weight)[..., None, None]) * window, norm="ortho")
+    return transform.real.square() + transform.imag.square(), transform.real, transform.imag
+
+
+def _stripes(bands: Tensor, weight: Tensor, power: Tensor) -> Tensor:
+    """Logarithms of the power along the axes beside that around, (B, 4, 6) of (B, 4, H, W).
+
+    Stripes are in every part of a tile, a straight joint, as at the edge of a swath, only in some: what the whole has
+    and the median of its quarters has not does not count.
+    """
+    height, width = bands.shape[-2:]
+    starts = itertools.product((0, height - height // 2), (0, width - width // 2))
+    quarters = [(..., slice(y, y + height // 2), slice(x, x + width // 2)) for y, x in starts]
+    whole, parts = _along_axes(power, width), []
+    for part in quarters:
+        enough = weight[part].mean((2, 3), keepdim=True) > 0.1
+        own = _spectra(bands[part], torch.where(enough, weight[part], 1.0))[0]
+        parts.append(torch.where(enough[..., 0], _along_axes(own, width // 2), whole))
+    median = torch.stack(parts).sort(0).values[1:3].mean(0)
+    return median + (whole - median) * (1.0 - smoothstep(whole - median, *JOINT))
+
+
+def _along_axes(power: Tensor, width: int) -> Tensor:
+    """As ``_stripes``, of the power of one part of a tile."""
+    down, across, around = _plan(power.shape[-2], width, power.device)[2]
+    along = torch.cat([power[..., 0] @ down, power[:, :, 0] @ across], dim=2)
+    beside = (power.flatten(2) @ around).repeat(1, 1, 2)
+    return (along + LEAST_POWER).log() - (beside + LEAST_POWER).log()
 
 
 def activity(detail: Tensor, weight: Tensor) -> Tensor:

@@ -104,8 +104,7 @@ class HeadConfig(LoopConfig):
         proposals: share of the proposals that are own, informed, foreign and none.
         swapped: share of the examples beside another tile's SAR.
         blind: share of the examples without SAR.
-        fit_filter: whether the tile's filter is trained, too (``python -m experiments.nano.tile_filter`` fits one by
-            itself, in minutes).
+        fit_filter: whether the tile's filter is trained, too (``experiments.nano.tile_filter`` fits one by itself).
         use_sar: False trains the control that meets mean backscatter everywhere, as ``axs evaluate`` runs it.
         relative: weight of each tile's error relative to its estimate's in the loss.
         crop_sizes: sides of the crops in pixels, multiples of 32.

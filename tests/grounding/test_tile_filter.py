@@ -43,3 +43,11 @@ def test_the_packaged_head_repairs_what_it_knows(nano: Stage3GroundingModel, kin
     estimate = make_estimate(kind, truth, generator=torch.Generator().manual_seed(0), strength=0.9)
     before, after = (float((image - truth).square().mean()) for image in (estimate, nano.ground(s1, estimate).image))
     assert after < most * before
+
+
+def test_a_straight_joint_is_not_taken_for_stripes(nano: Stage3GroundingModel) -> None:
+    """Power along an axis is what stripes have; at the edge of a swath it is in one place only."""
+    sar, optical = load_sample("ireland_fields")
+    s1, truth = torch.from_numpy(sar.batch), torch.from_numpy(optical.batch).clone()
+    truth[..., :72, :72] *= 0.6
+    assert (nano.ground(s1, truth).image - truth).square().mean().sqrt() < 3.0
