@@ -114,12 +114,12 @@ def _stripes(bands: Tensor, weight: Tensor, power: Tensor) -> Tensor:
     height, width = bands.shape[-2:]
     starts = itertools.product((0, height - height // 2), (0, width - width // 2))
     quarters = [(..., slice(y, y + height // 2), slice(x, x + width // 2)) for y, x in starts]
-    whole, parts = _along_axes(power, width), []
-    for part in quarters:
-        enough = weight[part].mean((2, 3), keepdim=True) > 0.1
-        own = _spectra(bands[part], torch.where(enough, weight[part], 1.0))[0]
-        parts.append(torch.where(enough[..., 0], _along_axes(own, width // 2), whole))
-    median = torch.stack(parts).sort(0).values[1:3].mean(0)
+    parts, inside = (torch.cat([image[quarter] for quarter in quarters]) for image in (bands, weight))  # (4 * B, ...)
+    enough = inside.mean((2, 3), keepdim=True) > 0.1
+    own = _along_axes(_spectra(parts, torch.where(enough, inside, 1.0))[0], width // 2)
+    whole = _along_axes(power, width)
+    own = torch.where(enough[..., 0], own, whole.repeat(4, 1, 1))
+    median = own.unflatten(0, (4, -1)).sort(0).values[1:3].mean(0)
     return median + (whole - median) * (1.0 - smoothstep(whole - median, *JOINT))
 
 
