@@ -5,7 +5,7 @@ settings); ``report`` has no part in training or in any choice, so its figures a
 changes its split, since published figures depend on it. ``strength`` runs from 0 (light) to 1 (strong).
 
 Sources: the reversible 5/3 wavelet of JPEG 2000 (ITU-T T.800); bilateral filter (Tomasi and Manduchi, 1998); guided
-filter (He, Sun, Tang, 2013); bicubic kernel (Keys, 1981, a = -0.5).
+filter (He, Sun, Tang, 2013); anisotropic diffusion (Perona and Malik, 1990); bicubic kernel (Keys, 1981, a = -0.5).
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ Make = Callable[[Tensor, Draw, Tensor], Tensor]  # truth (B,4,H,W) in DN, draws,
 
 FILTER_MARGIN = 16  # px mirrored at each border before a filter in the frequency domain
 MOST_COMBINED = 3
+TRANSFORM_BLOCKS = (5, 6, 7, 10, 12, 16)  # px; not JPEG's 8
 HAZE_BY_BAND = (1.0, 0.8, 0.65, 0.3)  # path radiance of B02, B03, B04, B08 beside B02's
 
 
@@ -223,6 +224,18 @@ def _roll_off(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
     return _filtered(image, lambda down, across: torch.exp(-((torch.hypot(down, across) / cut) ** power)))
 
 
+def _one_way_blur(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
+    cut = each(_between(strength, 0.7, 0.08, log=True))
+    power = each(draw.uniform(0.0, math.log(16.0)).exp())
+    angle, across_too = each(draw.uniform(0, math.pi)), each(draw.uniform(0.0, 0.5))
+
+    def transfer(down: Tensor, across: Tensor) -> Tensor:
+        along, aside = down * angle.sin() + across * angle.cos(), across * angle.sin() - down * angle.cos()
+        return torch.exp(-((torch.hypot(along, across_too * aside) / cut) ** power))
+
+    return _filtered(image, transfer)
+
+
 def _motion_blur(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
     length = each(_between(strength, 1.0, 9.0, log=True))
     angle = each(draw.uniform(0, math.pi))
@@ -299,6 +312,38 @@ def _jpeg_blocks(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
     ]
     restored = torch.stack(coded)[..., top:, left:].to(image) + (exact - 255).clamp_min(0)
     return restored * scale + low
+
+
+def _block_transform(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
+    """Blocks' cosine transform, quantised in steps that grow with frequency."""
+    sizes = torch.tensor(TRANSFORM_BLOCKS)[draw.uniform(0, len(TRANSFORM_BLOCKS)).long()]
+    starts, slopes = draw.uniform(0, 1, 2), draw.uniform(0, 2)
+    steps = _between(strength, 15, 500, log=True)[:, None] * draw.uniform(0.6, 1.6, 4)
+    coded = []
+    for tile, size, start, slope, step in zip(image, sizes.tolist(), starts, slopes, steps, strict=True):
+        top, left = (start * size).long().tolist()
+        height, width = tile.shape[1:]
+        padded = F.pad(tile[None], (left, -(left + width) % size, top, -(top + height) % size), mode="replicate")[0]
+        blocks = padded.unflatten(2, (-1, size)).unflatten(1, (-1, size)).transpose(2, 3)  # (4, rows, columns, n, n)
+        index = _positions(size, image.device)
+        cosines = torch.cos(math.pi / size * (index + 0.5) * index[:, None]) * math.sqrt(2 / size)
+        cosines[0] *= math.sqrt(0.5)
+        grown = step[:, None, None, None, None] * (1 + slope * 4 * (index + index[:, None]) / size)
+        blocks = cosines.T @ (((cosines @ blocks @ cosines.T) / grown).round() * grown) @ cosines
+        coded.append(blocks.transpose(2, 3).flatten(3, 4).flatten(1, 2)[:, top : top + height, left : left + width])
+    return torch.stack(coded)
+
+
+def _diffusion(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
+    reach = each(_between(strength, 60, 500, log=True))  # DN over a pixel beyond which an edge stays
+    for _ in range(8):
+        around = F.pad(image, (1, 1, 1, 1), mode="replicate")
+        sides = (around[..., 2:, 1:-1], around[..., :-2, 1:-1], around[..., 1:-1, 2:], around[..., 1:-1, :-2])
+        steps = [side - image for side in sides]
+        image = image + 0.2 * sum(
+            step * torch.exp(-step.square().mean(1, keepdim=True) / reach.square()) for step in steps
+        )
+    return image
 
 
 def _wavelet_step(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -493,6 +538,9 @@ _TABLE = (
     Kind("truth", "train", "the truth itself", lambda image, draw, strength: image),
     Kind("gaussian_blur", "train", "Gaussian point spread function of 6 to 120 m (FWHM)", _gaussian_blur),
     Kind("roll_off", "train", "exp(-(f / f0)^p), f0 0.7 to 0.08 cycles per pixel, p 1 to 64", _roll_off),
+    Kind("one_way_blur", "train", "as roll_off, p 1 to 16, in one direction most", _one_way_blur),
+    Kind("block_transform", "train", "cosine transform of blocks of 5 to 16 px but 8, quantised", _block_transform),
+    Kind("diffusion", "train", "anisotropic diffusion, 60 to 500 DN", _diffusion),
     Kind("enlarged_nearest", "train", "15 to 120 m pixels, nearest", _enlarged("nearest")),
     Kind("enlarged_bilinear", "train", "15 to 120 m pixels, bilinear", _enlarged("bilinear")),
     Kind("enlarged_lanczos", "train", "15 to 120 m pixels, Lanczos", _enlarged("lanczos")),

@@ -2,14 +2,16 @@
 
 Blur, noise, sharpening and compression do not show at one pixel; over a tile they leave their marks in the power
 spectrum and in how much bands and SAR have in common at each scale. From those statistics a small network predicts the
-coefficients of one linear filter of the estimate's detail, as Wiener's filter follows from spectra. A fresh one changes
-nothing, and neither does any on a tile unlike those that it was fitted on, in statistics or size.
+coefficients of one linear filter of the estimate's detail, as Wiener's filter follows from spectra; what a tile lacks
+in one direction more than across is filtered along that. A fresh one changes nothing, and neither does any on a tile
+unlike those that it was fitted on, in statistics or size.
 """
 
 from __future__ import annotations
 
 import functools
 import itertools
+import math
 
 import torch
 from torch import Tensor, nn
@@ -26,11 +28,17 @@ FEATHER_PX = 4.0  # scale over which the statistics fade out towards pixels that
 RINGS = (*(0.02 + 0.025 * ring for ring in range(17)), 0.45, 0.48, 0.51, 0.71)
 WIDE_RINGS = (0.02, 0.07, 0.12, 0.17, 0.22, 0.295, 0.37, 0.45, 0.71)
 AXIS_RINGS = (0.1, 0.2, 0.35, 0.51)
+TURNED_RINGS = (0.07, 0.12, 0.17, 0.22, 0.295, 0.37, 0.45)  # of the power by direction
+SECTORS, OFF_AXIS = 8, 2.5  # of half a turn; what is left out beside the axes, in steps of frequency
 PAIRS = 10  # of the four bands and the SAR
 LEAST_POWER = 1e-6  # z-units squared: about 1 DN
 DETAIL_CHANNELS = 4 * len(SCALES_PX)
-TERMS = 2 * DETAIL_CHANNELS  # detail, and detail where the ground is varied
-STATISTICS = 4 * (len(RINGS) - 1) + PAIRS * (len(WIDE_RINGS) - 1) + 2 * 4 * (len(AXIS_RINGS) - 1) + DETAIL_CHANNELS
+TERMS = 3 * DETAIL_CHANNELS  # detail, detail where the ground is varied, and differences along the tile's direction
+DIRECTIONAL = 2 * 4 * (len(TURNED_RINGS) - 1) + 1
+STATISTICS = (
+    4 * (len(RINGS) - 1) + PAIRS * (len(WIDE_RINGS) - 1) + 2 * 4 * (len(AXIS_RINGS) - 1) + DETAIL_CHANNELS + DIRECTIONAL
+)
+LEAST_LEAN = 0.2  # of the logarithm of power towards a direction, below which a tile has hardly any
 UNLIKE = (5.0, 8.0)  # standard deviations of the farthest statistic, from where on the filter fades, and to nothing
 JOINT = (0.5, 1.5)  # how far the whole tile's logarithm of stripes is above its quarters' where it is a joint's
 LEAST_PIXELS = 64 * 64  # of an estimate, below which the filter fades: statistics of few pixels are uncertain
@@ -61,17 +69,22 @@ class TileFilter(nn.Module):
         """
         with torch.autocast(estimate.device.type, enabled=False):
             images = torch.cat([estimate, s1.mean(1, keepdim=True)], dim=1).float()  # (B, 5, H, W)
-            detail = torch.cat(detail_bands(images[:, :4], SCALES_PX), dim=1)
+            detail, blurred = scales_of(images[:, :4])
             inside = (..., slice(size[0]), slice(size[1]))
             weight = (2.0 * gaussian_blur(guessed[inside].float(), FEATHER_PX) - 1.0).clamp_min(0.0)  # inside estimates
             weight = torch.where(weight.amax((2, 3), keepdim=True) > 0, weight, 1.0)
-            statistics = (spectral_statistics(images[inside], detail[inside], weight) - self.mean) / self.scale
+            statistics, lean = spectral_statistics(images[inside], detail[inside], weight)
+            statistics = (statistics - self.mean) / self.scale
             known = (weight.sum((1, 2, 3)) / LEAST_PIXELS).clamp_max(1.0)
             known = known * (1.0 - smoothstep(statistics.abs().amax(1), *UNLIKE))
-            everywhere, varied = self.coefficients(statistics).split(DETAIL_CHANNELS, dim=2)
-            flat, varied_ground = detail.flatten(2), activity(detail, weight).flatten(2)
-            filtered = exact_matmul(everywhere, flat) + exact_matmul(varied, flat) * varied_ground
-            return (filtered * known[:, None, None]).unflatten(2, detail.shape[2:]), statistics
+            everywhere, varied, along = self.coefficients(statistics).split(DETAIL_CHANNELS, dim=2)
+            flat = detail.flatten(2)
+            mixed, where_varied, smooth = (
+                exact_matmul(each, image).unflatten(2, detail.shape[2:])
+                for each, image in ((everywhere, flat), (varied, flat), (along, blurred.flatten(2)))
+            )
+            filtered = mixed + where_varied * activity(detail, weight) + directed(smooth, lean)
+            return filtered * known[:, None, None, None], statistics
 
     def coefficients(self, statistics: Tensor) -> Tensor:
         """(B, 4, TERMS): what of every term goes into each band, from standardised statistics."""
@@ -80,13 +93,36 @@ class TileFilter(nn.Module):
         return self.last(hidden).unflatten(1, (4, TERMS))
 
 
-def spectral_statistics(images: Tensor, detail: Tensor, weight: Tensor) -> Tensor:
+def scales_of(bands: Tensor) -> tuple[Tensor, Tensor]:
+    """Detail between the scales, and what is smoother than each, (B, 16, H, W), of z-scored bands (B, 4, H, W).
+
+    What is smoother is multiplied by the square of its scale, as second derivatives of a scale are.
+    """
+    detail = detail_bands(bands, SCALES_PX)
+    smoother = bands - torch.stack(detail).cumsum(0)
+    return torch.cat(detail, dim=1), torch.cat([s * s * image for s, image in zip(SCALES_PX, smoother, strict=True)], 1)
+
+
+def directed(images: Tensor, lean: Tensor) -> Tensor:
+    """The second difference of (B, C, H, W) along a direction less that across it.
+
+    ``lean`` (B, 2) are cosine and sine of twice its angle to the rows; a shorter one gives less.
+    """
+    around = F.pad(images, (1, 1, 1, 1), mode="replicate")
+    across, down = (around[..., 1:-1, 2:] + around[..., 1:-1, :-2]), (around[..., 2:, 1:-1] + around[..., :-2, 1:-1])
+    diagonal = around[..., 2:, 2:] + around[..., :-2, :-2] - around[..., 2:, :-2] - around[..., :-2, 2:]
+    straight, slanted = lean[..., None, None].unbind(1)
+    return straight[:, None] * (across - down) + 0.5 * slanted[:, None] * diagonal
+
+
+def spectral_statistics(images: Tensor, detail: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """(B, STATISTICS) of the z-scored bands and SAR (B, 5, H, W), the bands' detail (B, 16, H, W) and their weights.
 
     Logarithms of the power in rings of frequency, the coherence of bands and SAR in wider ones, power along the axes
-    beside that around (stripes), and how sparse the detail is (noise or edges).
+    beside that around (stripes), how sparse the detail is (noise or edges), and how power differs by direction, along
+    that which has most. And that direction, (B, 2) as ``directed`` takes it.
     """
-    rings, wide, _, _ = _plan(images.shape[-2], images.shape[-1], images.device)
+    rings, wide = _plan(images.shape[-2], images.shape[-1], images.device)[:2]
     power, real, imaginary = _spectra(images, weight)  # (B, 5, H, W/2 + 1)
     cross = _pairs(real) + _pairs(imaginary)
     own, common = (torch.cat([power, cross], dim=1).flatten(2) @ wide).split([5, PAIRS], dim=1)
@@ -94,7 +130,8 @@ def spectral_statistics(images: Tensor, detail: Tensor, weight: Tensor) -> Tenso
     in_rings = (power[:, :4].flatten(2) @ rings + LEAST_POWER).log()
     stripes = _stripes(images[:, :4], weight, power[:, :4])
     sparse = (_mean(detail.square(), weight) + LEAST_POWER).log() - 2 * (_mean(detail.abs(), weight) + 1e-3).log()
-    return torch.cat([part.flatten(1) for part in (in_rings, coherence, stripes, sparse)], dim=1)
+    turned, lean = _by_direction(power[:, :4], images.shape[-1])
+    return torch.cat([part.flatten(1) for part in (in_rings, coherence, stripes, sparse, turned)], dim=1), lean
 
 
 def _spectra(images: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -131,6 +168,22 @@ def _along_axes(power: Tensor, width: int) -> Tensor:
     return (along + LEAST_POWER).log() - (beside + LEAST_POWER).log()
 
 
+def _by_direction(power: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """How power differs by direction (B, DIRECTIONAL), and the direction that has most, (B, 2) up to length 1."""
+    sectors = _plan(power.shape[-2], width, power.device)[3]
+    log_power = (power.flatten(2) @ sectors + LEAST_POWER).log().unflatten(2, (-1, SECTORS))  # (B, 4, rings, sectors)
+    angle = torch.arange(SECTORS, device=power.device) * (2 * math.pi / SECTORS)  # twice that of a direction
+    twice, fourfold = (
+        torch.complex((log_power * (n * angle).cos()).mean(3), (log_power * (n * angle).sin()).mean(3)) for n in (1, 2)
+    )
+    mean = twice.mean((1, 2))
+    length = mean.abs()
+    back = (mean / length.clamp_min(1e-6)).conj()[:, None, None]
+    turned = torch.cat([(twice * back).real, (fourfold * back * back).real], dim=1).flatten(1)
+    lean = torch.view_as_real(mean) / torch.hypot(length, torch.full_like(length, LEAST_LEAN))[:, None]
+    return torch.cat([turned, length[:, None]], dim=1), lean
+
+
 def activity(detail: Tensor, weight: Tensor) -> Tensor:
     """How varied the ground is, (B, 1, H, W) in [0, 1), by the energy of fine detail beside its weighted mean."""
     energy = gaussian_blur(detail[:, :8].square().sum(1, keepdim=True), ACTIVITY_SIGMA_PX)
@@ -150,8 +203,10 @@ def _pairs(images: Tensor) -> Tensor:
 
 @functools.lru_cache(maxsize=8)
 @torch.inference_mode(False)  # cached weights must serve training, too
-def _plan(height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor, tuple[Tensor, ...], Tensor]:
-    """Weights that average over narrow and wide rings, and along both axes and around; and a window."""
+def _plan(
+    height: int, width: int, device: torch.device
+) -> tuple[Tensor, Tensor, tuple[Tensor, ...], Tensor, Tensor]:
+    """Weights that average over narrow and wide rings, along both axes and around, and by direction; and a window."""
     down, across = torch.fft.fftfreq(height).float(), torch.fft.rfftfreq(width).float()
     radius = torch.hypot(down[:, None], across[None]).flatten()
 
@@ -162,4 +217,13 @@ def _plan(height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor
 
     rows, columns = (torch.hann_window(side + 2, periodic=False).float()[1:-1] for side in (height, width))
     axes = tuple(weights(frequency, AXIS_RINGS) for frequency in (down.abs(), across, radius))
-    return weights(radius, RINGS), weights(radius, WIDE_RINGS), axes, (rows[:, None] * columns).to(device)
+    # Sectors leave out what lies along the axes: stripes, joints.
+    sector = (torch.atan2(down[:, None], across[None]) * (SECTORS / math.pi)).round().flatten() % SECTORS
+    off_axis = ((down.abs()[:, None] > OFF_AXIS / height) & (across[None] > OFF_AXIS / width)).flatten()
+    in_rings = weights(radius, TURNED_RINGS).cpu()[:, :, None] * off_axis[:, None, None]
+    parts = (in_rings * (sector[:, None, None] == torch.arange(SECTORS))).flatten(1)
+    count = parts.sum(0)
+    whole = in_rings.expand(-1, -1, SECTORS).flatten(1)
+    parts = torch.where(count > 0, parts / count.clamp_min(1e-9), whole / whole.sum(0).clamp_min(1e-9))
+    window = rows[:, None] * columns
+    return weights(radius, RINGS), weights(radius, WIDE_RINGS), axes, parts.to(device), window.to(device)

@@ -71,6 +71,12 @@ class TrainingTask(lightning.LightningModule, ABC):
     def export(self, step: int, error: float | None) -> Path:
         """Write the task's weights, which have so many steps behind them and this ``val_mse``, and say where."""
 
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """A step whose gradients are not numbers is left out: it would spoil every weight."""
+        if not all(p.grad.isfinite().all() for p in self.parameters() if p.grad is not None):
+            optimizer.zero_grad()
+            warnings.warn(f"step {self.global_step} is left out: its gradients are not finite", stacklevel=2)
+
     def configure_optimizers(self) -> Any:
         config = self.config
         optimizer = torch.optim.AdamW(

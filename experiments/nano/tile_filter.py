@@ -12,6 +12,7 @@ to start `axs train head --fit_filter false` from, without calibration. The defa
 from __future__ import annotations
 
 import argparse
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,18 +21,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from axs_lib.bands import OPTICAL_STD
-from axs_lib.blur import detail_bands
 from axs_lib.cli.train import parse
 from axs_lib.grounding.corrector import GroundingCorrector
-from axs_lib.grounding.tile_filter import SCALES_PX, TileFilter, activity, spectral_statistics
+from axs_lib.grounding.tile_filter import TileFilter, activity, directed, scales_of, spectral_statistics
 from axs_lib.stage3_tm_ground import build_stage3_model
 from axs_lib.terramind.weights import load_strict, read_metadata, read_state, sha256_file, write_state
 from axs_lib.train.head import STAGE2, ExampleSampler, HeadBatch, HeadConfig, by_logarithm, load_tiles
 
-KINDS = {"truth": 3.0, "roll_off": 6.0}  # weights in place of the configuration's
+KINDS = {"truth": 3.0, "roll_off": 6.0, "one_way_blur": 5.0, "block_transform": 3.0, "diffusion": 1.5}  # weights in place of the configuration's
 MODES, PROPOSALS = (0.92, 0.0, 0.08, 0.0), (0.0, 0.0, 0.0, 1.0)
 CROP_SIZES, BATCH_PIXELS = (64, 96, 128, 128), 128 * 128
 SWAPPED = 0.05
+JOINTS = 0.08  # share of the tiles of which a part is another's, or brighter by up to so much (1 std of the logarithm)
+BRIGHTER = 0.25
 BATCH, LEARNING_RATE, WEIGHT_DECAY = 512, 2e-3, 0.02
 DROPOUT, JITTER = 0.1, 0.05  # of the standardised statistics: there are few places
 HARM_WEIGHT, HARM_DN, LEAST_DN = 0.5, 6.0, 10.0
@@ -87,10 +89,28 @@ def draw_examples(sampler: ExampleSampler, corrector: GroundingCorrector, count:
     """So many examples, drawn from ``seed``: (N, STATISTICS), (N, TERMS, TERMS), (N, TERMS, 4), (N, 4) in z-units."""
     random, parts, drawn = torch.Generator().manual_seed(seed), [], 0
     while drawn < count:
-        parts.append(example(sampler.batch(random), corrector))
+        parts.append(example(with_joints(sampler.batch(random), random), corrector))
         drawn += len(parts[-1][0])
     statistics, terms, by_error, squared = (torch.cat(each) for each in zip(*parts, strict=True))
     return statistics, terms, by_error, squared
+
+
+def with_joints(batch: HeadBatch, random: torch.Generator) -> HeadBatch:
+    """The batch with straight joints in some of its tiles, as where swaths meet: another tile beyond, or the same."""
+    count, height, width = len(batch.truth), *batch.truth.shape[2:]
+    angle, place = torch.rand(2, count, 1, 1, 1, generator=random)
+    angle = torch.where(torch.rand(angle.shape, generator=random) < 0.5, (4 * angle).round() / 4, angle) * 2 * math.pi
+    down, across = torch.linspace(-0.5, 0.5, height)[:, None], torch.linspace(-0.5, 0.5, width)
+    beyond = down * angle.sin() + across * angle.cos() > 0.8 * (place - 0.5)
+    beyond = beyond & (torch.rand(angle.shape, generator=random) < JOINTS)
+    gain = torch.exp(BRIGHTER * torch.randn(count, 4, 1, 1, generator=random))
+    other = (torch.rand(angle.shape, generator=random) < 0.5) & (count > 1)
+
+    def joined(image: Tensor, gain: Tensor | float) -> Tensor:
+        return torch.where(beyond, torch.where(other, image.roll(1, 0), image * gain), image)
+
+    images = {"s1": joined(batch.s1, 1.0), "estimate": joined(batch.estimate, gain), "truth": joined(batch.truth, gain)}
+    return replace(batch, **images)
 
 
 def example(batch: HeadBatch, corrector: GroundingCorrector) -> Example:
@@ -98,10 +118,10 @@ def example(batch: HeadBatch, corrector: GroundingCorrector) -> Example:
     estimate = (batch.estimate - corrector.optical_mean) / corrector.optical_std
     error = ((batch.truth - batch.estimate) / corrector.optical_std).flatten(2)
     images = torch.cat([estimate, ((batch.s1 - corrector.s1_mean) / corrector.s1_std).mean(1, keepdim=True)], dim=1)
-    detail = torch.cat(detail_bands(estimate, SCALES_PX), dim=1)
+    detail, smooth = scales_of(estimate)
     weight = torch.ones_like(batch.trust)
-    statistics = spectral_statistics(images, detail, weight)
-    terms = torch.cat([detail, detail * activity(detail, weight)], dim=1).flatten(2)
+    statistics, lean = spectral_statistics(images, detail, weight)
+    terms = torch.cat([detail, detail * activity(detail, weight), directed(smooth, lean)], dim=1).flatten(2)
     pixels = terms.shape[2]
     return statistics, terms @ terms.mT / pixels, terms @ error.mT / pixels, error.square().mean(2)
 
