@@ -139,10 +139,10 @@ def _filtered(image: Tensor, transfer: Callable[[Tensor, Tensor], Tensor]) -> Te
 
 
 def _kernel(distance: Tensor, name: str) -> Tensor:
-    """Interpolation kernel at a distance in coarse pixels."""
+    """Interpolation kernel at distances (B, coarse, fine) in coarse pixels."""
     t = distance.abs()
-    if name == "nearest":
-        return ((distance > -0.5) & (distance <= 0.5)).float()
+    if name == "nearest":  # of a pixel half-way between two, rounding may put both farther than one half
+        return (t == t.amin(1, keepdim=True)).float()
     if name == "bilinear":
         return (1 - t).clamp_min(0)
     if name == "bicubic":

@@ -34,6 +34,11 @@ def test_estimate_is_finite_a_function_of_its_generator_and_nearer_where_it_is_l
     assert light <= strong + 1.0
 
 
+def test_a_pixel_half_way_between_two_coarse_ones_is_one_of_them() -> None:
+    made = make_estimate("enlarged_nearest", tiles(8, 24, 240), generator=torch.Generator().manual_seed(1195))
+    assert made.isfinite().all()
+
+
 def test_nodata_stays() -> None:
     truth = tiles()
     truth[0, :, :5, :5] = torch.nan
@@ -55,5 +60,5 @@ def test_older_image_is_the_one_given_and_wrong_input_is_named() -> None:
 
 def test_a_third_of_the_kinds_is_left_out_of_training_and_combinations_never_mix_splits() -> None:
     report, choose, train = (kinds_of(split) for split in ("report", "choose", "train"))
-    assert len(report) * 3 >= len(KINDS) == len(report) + len(choose) + len(train)
+    assert 3 * len(report + choose) >= len(KINDS) == len(report) + len(choose) + len(train)
     assert set(estimates.COMBINED) <= set(train) and set(estimates.COMBINED_REPORT) <= set(report)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
 from axs_lib.data.estimates import make_estimate
 from axs_lib.data.samples import load_sample
-from axs_lib.grounding.tile_filter import TileFilter
+from axs_lib.grounding.tile_filter import TileFilter, directed, scales_of, spectral_statistics
 from axs_lib.stage3_tm_ground import Stage3GroundingModel, build_stage3_model
 
 
@@ -33,9 +35,35 @@ def test_every_tile_has_finite_statistics_of_its_own(size: tuple[int, int]) -> N
     assert (statistics(padded, size) - found)[:, :80].abs().max() < 0.1  # of the bands' power
 
 
+@pytest.mark.parametrize("angle", [0.0, 0.6, 2.5])
+def test_detail_is_filtered_along_the_direction_that_has_most(angle: float) -> None:
+    """Across a blur in one direction; turned with the tile."""
+    noise = torch.randn(1, 5, 96, 96, generator=torch.Generator().manual_seed(0))
+    down, across = torch.fft.fftfreq(96)[:, None], torch.fft.rfftfreq(96)
+    along = torch.sinc(4 * (down * math.sin(angle) + across * math.cos(angle)))
+    tile = torch.fft.irfft2(torch.fft.rfft2(noise) * along, s=(96, 96))
+
+    def lean_of(images: torch.Tensor) -> torch.Tensor:
+        detail, _ = scales_of(images[:, :4])
+        return spectral_statistics(images, detail, torch.ones_like(images[:, :1]))[1]
+
+    lean = lean_of(tile)
+    expected = -torch.tensor([math.cos(2 * angle), math.sin(2 * angle)])
+    assert torch.nn.functional.cosine_similarity(lean[0], expected, dim=0) > 0.95 and lean.norm() > 0.8
+    turned = tile.rot90(1, (2, 3))
+    assert (lean_of(turned) + lean).norm() < 0.1
+    assert torch.allclose(directed(turned, -lean), directed(tile, lean).rot90(1, (2, 3)), atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("kind", "side", "most"),
-    [("white_noise", 120, 0.5), ("gaussian_blur", 120, 0.8), ("haze", 120, 1.01), ("gaussian_blur", 16, 1.05)],
+    [
+        ("white_noise", 120, 0.5),
+        ("gaussian_blur", 120, 0.8),
+        ("one_way_blur", 120, 0.8),
+        ("haze", 120, 1.01),
+        ("gaussian_blur", 16, 1.05),
+    ],
 )
 def test_the_packaged_head_repairs_what_it_knows(nano: Stage3GroundingModel, kind: str, side: int, most: float) -> None:
     sar, optical = load_sample("ireland_fields")

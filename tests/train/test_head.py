@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,18 @@ def test_only_the_head_is_trained_and_a_stopped_run_goes_on(
     assert torch.equal(model.corrector.head.body.out.weight, straight["head.body.out.weight"].float())
     digest = sha256_file(folder / CORRECTOR_FILE)
     assert any(digest in value for value in model.provenance.values())
+
+
+def test_a_step_whose_gradients_are_no_numbers_is_left_out(
+    nano_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = iter((1.0, math.nan, 1.0, 1.0))
+    monkeypatch.setattr(
+        "axs_lib.train.head.loss_of_batch", lambda c, *a, **o: next(steps) * loss_of_batch(c, *a, **o)
+    )
+    with pytest.warns(UserWarning, match="step 1 is left out: its gradients are not finite"):
+        folder = train_head(config_of(tmp_path / "pairs", tmp_path / "a", nano_weights), progress=False)
+    assert all(value.isfinite().all() for value in read_state(folder / CORRECTOR_FILE).values())
 
 
 def test_a_run_starts_from_the_head_beside_the_weights(nano_weights: Path, tmp_path: Path) -> None:
