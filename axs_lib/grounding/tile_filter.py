@@ -203,9 +203,7 @@ def _pairs(images: Tensor) -> Tensor:
 
 @functools.lru_cache(maxsize=8)
 @torch.inference_mode(False)  # cached weights must serve training, too
-def _plan(
-    height: int, width: int, device: torch.device
-) -> tuple[Tensor, Tensor, tuple[Tensor, ...], Tensor, Tensor]:
+def _plan(height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor, tuple[Tensor, ...], Tensor, Tensor]:
     """Weights that average over narrow and wide rings, along both axes and around, and by direction; and a window."""
     down, across = torch.fft.fftfreq(height).float(), torch.fft.rfftfreq(width).float()
     radius = torch.hypot(down[:, None], across[None]).flatten()

@@ -49,7 +49,7 @@ from axs_lib.terramind.sampler import build_schedule
 from axs_lib.terramind.weights import groups_in, load_strict, read_metadata, read_state, sha256_file, write_state
 from axs_lib.train.config import LoopConfig
 from axs_lib.train.readers.batches import draw
-from axs_lib.train.trainer import SEED_STRIDE, ByStep, ModuleTask, fit, own_random
+from axs_lib.train.trainer import SEED_STRIDE, ByStep, ModuleTask, check_start, fit, own_random
 
 STAGE2, FRESH = "stage2.pt", "fresh"
 
@@ -187,14 +187,8 @@ def train_head(config: HeadConfig, *, resume: bool = True, progress: bool = True
     start from that cannot be had, or a checkpoint of another run; or OutputError: the disk refuses; the previous
     checkpoint is intact.
     """
-    model = build_stage3_model(
-        timesteps=1,
-        variant=config.variant,
-        checkpoint=config.checkpoint,
-        revision=config.revision,
-        s1_product=config.s1_product,
-        correction_mode="learned",
-    )
+    check_start(config)
+    model = model_of(config)
     start = _start_head(config, model.corrector)
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
@@ -209,6 +203,18 @@ def train_head(config: HeadConfig, *, resume: bool = True, progress: bool = True
     groups = {"train_groups": json.dumps(sorted(trained_on)), "validation_groups": json.dumps(sorted(chosen_on))}
     task = ModuleTask(config, "head", model, partial(_loss, model, config), partial(_write, config, model, groups))
     return fit(task, ByStep(make_batch), resume=resume, progress=progress)
+
+
+def model_of(config: HeadConfig) -> Stage3GroundingModel:
+    """The generator of a configuration with its head."""
+    return build_stage3_model(
+        timesteps=1,
+        variant=config.variant,
+        checkpoint=config.checkpoint,
+        revision=config.revision,
+        s1_product=config.s1_product,
+        correction_mode="learned",
+    )
 
 
 def _start_head(config: HeadConfig, corrector: GroundingCorrector) -> Mapping[str, str]:
@@ -361,7 +367,7 @@ class ExampleSampler:
         config = self.config
 
         def share(shares: Sequence[float]) -> int:
-            return int(torch.multinomial(torch.tensor(shares), 1, generator=random))
+            return int(torch.multinomial(torch.tensor(shares).float(), 1, generator=random))
 
         def uniform() -> float:
             return float(torch.rand((), generator=random))

@@ -34,7 +34,7 @@ from axs_lib.errors import InputError, OutputError, WeightsError
 from axs_lib.io.atomic import atomic_write
 from axs_lib.train.config import LoopConfig
 
-__all__ = ["LAST", "SEED_STRIDE", "ByStep", "ModuleTask", "TrainingTask", "fit", "own_random"]
+__all__ = ["LAST", "SEED_STRIDE", "ByStep", "ModuleTask", "TrainingTask", "check_start", "fit", "own_random"]
 
 LAST, BEST = "last.ckpt", "best.ckpt"
 SEED_STRIDE = 7_368_787
@@ -193,9 +193,7 @@ def fit(
     config = task.config
     out = Path(config.out)
     last = out / LAST
-    for given in (getattr(config, name, None) for name in ("checkpoint", "start")):
-        if given is not None and Path(given).resolve().is_relative_to((out / "weights").resolve()):
-            raise InputError(f"the weights of the run would replace {given}, which it starts from; give another --out")
+    check_start(config)
     changed = check_run(config, task.kind) if resume else []
     if changed:
         warnings.warn(
@@ -251,6 +249,13 @@ def fit(
     weights = task.export(int(saved["global_step"]), score) if trainer.is_global_zero else out
     trainer.strategy.barrier("weights are written")
     return weights
+
+
+def check_start(config: LoopConfig) -> None:
+    """Raise InputError where the weights of a run would replace those that it starts from."""
+    for given in (getattr(config, name, None) for name in ("checkpoint", "start")):
+        if given is not None and Path(given).resolve().is_relative_to((Path(config.out) / "weights").resolve()):
+            raise InputError(f"the weights of the run would replace {given}, which it starts from; give another --out")
 
 
 def check_run(config: LoopConfig, kind: str) -> list[str]:

@@ -24,11 +24,16 @@ from axs_lib.bands import OPTICAL_STD
 from axs_lib.cli.train import parse
 from axs_lib.grounding.corrector import GroundingCorrector
 from axs_lib.grounding.tile_filter import TileFilter, activity, directed, scales_of, spectral_statistics
-from axs_lib.stage3_tm_ground import build_stage3_model
 from axs_lib.terramind.weights import load_strict, read_metadata, read_state, sha256_file, write_state
-from axs_lib.train.head import STAGE2, ExampleSampler, HeadBatch, HeadConfig, by_logarithm, load_tiles
+from axs_lib.train.head import STAGE2, ExampleSampler, HeadBatch, HeadConfig, by_logarithm, load_tiles, model_of
 
-KINDS = {"truth": 3.0, "roll_off": 6.0, "one_way_blur": 5.0, "block_transform": 3.0, "diffusion": 1.5}  # weights in place of the configuration's
+KINDS = {
+    "truth": 3.0,
+    "roll_off": 6.0,
+    "one_way_blur": 5.0,
+    "block_transform": 3.0,
+    "diffusion": 1.5,
+}  # weights in place of the configuration's
 MODES, PROPOSALS = (0.92, 0.0, 0.08, 0.0), (0.0, 0.0, 0.0, 1.0)
 CROP_SIZES, BATCH_PIXELS = (64, 96, 128, 128), 128 * 128
 SWAPPED = 0.05
@@ -55,13 +60,7 @@ def main() -> None:
     folder = Path(arguments.out).parent
     words = ["--config", arguments.config, "--data", arguments.data, "--out", str(folder)]
     config, _, _ = parse(HeadConfig, words, "tile_filter")
-    model = build_stage3_model(
-        timesteps=1,
-        variant=config.variant,
-        checkpoint=config.checkpoint,
-        revision=config.revision,
-        s1_product=config.s1_product,
-    )
+    model = model_of(config)
     load_strict(model.corrector, read_state(arguments.start), what=arguments.start)
     tiles = load_tiles(config, model.terramind_generator, folder / STAGE2, progress=True)
     drawn = replace(

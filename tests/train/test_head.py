@@ -10,10 +10,12 @@ import pytest
 import torch
 
 from axs_lib.adapters import load_adapter
+from axs_lib.blur import gaussian_blur
 from axs_lib.errors import InputError, WeightsError
 from axs_lib.grounding.corrector import Correction, GroundingCorrector, GroundingTiles
 from axs_lib.grounding.head import GroundingHead
 from axs_lib.grounding.load import CORRECTOR_FILE
+from axs_lib.grounding.sar_inconsistency import ndwi
 from axs_lib.stage3_tm_ground import build_stage3_model
 from axs_lib.terramind.weights import groups_in, read_metadata, read_state, sha256_file
 from axs_lib.train.head import ExampleSampler, HeadConfig, load_tiles, loss_of_batch, own_proposals, train_head
@@ -78,9 +80,7 @@ def test_a_step_whose_gradients_are_no_numbers_is_left_out(
     nano_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps = iter((1.0, math.nan, 1.0, 1.0))
-    monkeypatch.setattr(
-        "axs_lib.train.head.loss_of_batch", lambda c, *a, **o: next(steps) * loss_of_batch(c, *a, **o)
-    )
+    monkeypatch.setattr("axs_lib.train.head.loss_of_batch", lambda c, *a, **o: next(steps) * loss_of_batch(c, *a, **o))
     with pytest.warns(UserWarning, match="step 1 is left out: its gradients are not finite"):
         folder = train_head(config_of(tmp_path / "pairs", tmp_path / "a", nano_weights), progress=False)
     assert all(value.isfinite().all() for value in read_state(folder / CORRECTOR_FILE).values())
@@ -112,6 +112,14 @@ def test_a_batch_is_a_function_of_its_step_and_holds_what_it_says(sampler: Examp
     assert batch.own.any() and not batch.own.all()
     clear = (batch.trust == 1).expand_as(batch.truth)
     assert clear.any() and torch.equal(batch.estimate[clear], batch.truth[clear])
+
+
+def test_a_missed_flood_is_water_or_dry_ground_that_is_as_dark(sampler: ExampleSampler) -> None:
+    sampler.config = dataclasses.replace(sampler.config, modes=(0, 0, 0, 1))
+    batch = sampler.batch(torch.Generator().manual_seed(7))
+    dark = (gaussian_blur(batch.s1, 2.0).amax(1, keepdim=True) < -18).float().mean((1, 2, 3)) > 0.02
+    water = (ndwi(batch.truth) > 0).float().mean((1, 2, 3)) > 0.02
+    assert (dark & water).sum() >= 4 and (dark & ~water).sum() >= 4
 
 
 def test_estimates_from_sar_are_stored_for_the_same_run_alone(
