@@ -110,8 +110,7 @@ class HubMixin(ModelHubMixin):
         local = folder.is_dir()
         if not local:
             folder = Path(snapshot_download(model_id, allow_patterns=names, revision=revision, **access))
-        missing = [name for name in names if not (folder / name).is_file()]
-        if missing:
+        if missing := [name for name in names if not (folder / name).is_file()]:
             raise WeightsError(
                 f"{model_id} lacks {', '.join(missing)}; expected safetensors written by save_pretrained (other formats"
                 " are not read)"

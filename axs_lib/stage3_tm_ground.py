@@ -508,8 +508,7 @@ def _ground_there(
 def _batch_parts(batch: Any) -> tuple[Any, Any, Any]:
     """s1, opt_v2 and, where there is one, the trust map of a batch."""
     if isinstance(batch, Mapping):
-        missing = {"s1", "opt_v2"} - set(batch)
-        if missing:
+        if missing := {"s1", "opt_v2"} - set(batch):
             raise InputError(
                 f"a batch has the keys {sorted(batch)}; expected 's1' and 'opt_v2' (missing {sorted(missing)})"
             )

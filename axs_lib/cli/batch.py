@@ -74,8 +74,7 @@ def batch(
     if address is not None and engine != "ray":
         raise InputError("--address names a Ray cluster and --engine is local; add --engine ray")
     only_ground = {"mask": estimate.mask, "correction_mode": estimate.correction_mode}
-    wrong = [name for name, value in (only_ground if pipeline else asdict(stages)).items() if value]
-    if wrong:
+    if wrong := [name for name, value in (only_ground if pipeline else asdict(stages)).items() if value]:
         option = f"--{wrong[0].replace('_', '-')}"
         raise InputError(f"--stage {stage} has no {option}; leave it out, or choose the other --stage")
     if scene.date is not None:

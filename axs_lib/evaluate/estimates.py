@@ -227,8 +227,7 @@ def _summary(tiles: Sequence[TileFigures]) -> dict[str, Any]:
         summary["sar_inconsistent_tiles"] = [tile.record.name for tile in inconsistent]
         summary["sar_consistent"] = _headline([tile for tile in tiles if tile not in inconsistent])
     for key in CONTROL_LABELS:
-        controlled = [tile for tile in tiles if key in tile.figures]
-        if controlled:
+        if controlled := [tile for tile in tiles if key in tile.figures]:
             summary[key] = _control_summary(key, controlled)
     return summary
 

@@ -628,8 +628,7 @@ def _check_options(given: Mapping[str, Any], allowed: Sequence[str]) -> None:
     for name, (kind, expected) in KINDS.items():
         if given.get(name) is not None:
             check_type(name, given[name], kind, expected)
-    unknown = sorted(set(options) - set(allowed))
-    if unknown:
+    if unknown := sorted(set(options) - set(allowed)):
         raise TypeError(f"unknown option(s) {', '.join(unknown)}; expected any of {', '.join(allowed)}")
 
 

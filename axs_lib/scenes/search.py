@@ -322,8 +322,7 @@ def _assets(item: Item, wanted: tuple[str, ...]) -> dict[str, str | None]:
 def _band_assets(item: Item, wanted: tuple[str, ...]) -> dict[str, str]:
     """The asset key of each band; all must be there."""
     found = _assets(item, wanted)
-    missing = [band for band, key in found.items() if key is None]
-    if missing:
+    if missing := [band for band, key in found.items() if key is None]:
         raise InputError(
             f"the item {item.id} has the assets {listed(item.assets)} and none for {listed(missing)}; expected assets"
             f" for {listed(wanted)}, named like the bands or their colours"

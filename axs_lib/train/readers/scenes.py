@@ -81,8 +81,7 @@ def list_scenes(folder: Path, reading: Reading) -> Listing:
             found.setdefault(path.with_name(name[1]), {})[name[2].lower()] = path
     footprints: list[Box] = []  # of the optical images, in degrees
     for stem, files in found.items():
-        lacking = {"s1", "s2"} - set(files)
-        if lacking:
+        if lacking := {"s1", "s2"} - set(files):
             listing.problems.append(f"{next(iter(files.values()))}: {stem.name}_{lacking.pop()}.tif is missing")
             continue
         try:
