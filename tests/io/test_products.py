@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import rasterio
+import torch
 from rasterio.control import GroundControlPoint
 from rasterio.transform import Affine
 
@@ -433,8 +434,6 @@ def test_a_name_that_gdal_would_take_for_another_file(
 
 
 def test_claims_of_size_are_checked_before_pixels_are_read(tmp_path: Path) -> None:
-    import torch
-
     header = tmp_path / "opt_v2.npy"
     np.save(header, np.zeros(3))
     claim = header.read_bytes().replace(b"(3,), }   ", b"(4, 60000, 60000), }")[:128]

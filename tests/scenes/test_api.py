@@ -23,6 +23,7 @@ from axs_lib.errors import InputError, OutputError
 from axs_lib.io.grid import SceneGrid
 from axs_lib.io.masks import MaskFile
 from axs_lib.io.results import to_uint16
+from axs_lib.pipeline import PipelineOutput
 from axs_lib.scenes.api import ground_scene, run_scene
 from axs_lib.tilegrid import Blender, Tile
 
@@ -253,8 +254,6 @@ class BoxPipeline:
         self.provenance = {"AXS_VARIANT": "box"}
 
     def __call__(self, s1: torch.Tensor, metadata: Any, **settings: Any) -> Any:
-        from axs_lib.pipeline import PipelineOutput
-
         self.metadata.extend(metadata)
         flat = torch.full_like(s1[:, :1], 1500.0).repeat(1, 4, 1, 1)
         image = BoxGrounder().ground(s1, flat, trust=None, **settings).image
