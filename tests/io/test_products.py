@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import struct
@@ -55,12 +56,8 @@ def opened(what: Any, wanted: tuple[str, ...], **how: Any) -> tuple[Source, np.n
         return source, data
 
 
-def read_sar(what: Any, **how: Any) -> tuple[Source, np.ndarray]:
-    return opened(what, SAR_BANDS, **how)
-
-
-def read_optical(what: Any, **how: Any) -> tuple[Source, np.ndarray]:
-    return opened(what, OPTICAL_BANDS, **how)
+read_sar = functools.partial(opened, wanted=SAR_BANDS)
+read_optical = functools.partial(opened, wanted=OPTICAL_BANDS)
 
 
 @pytest.mark.parametrize("given", ["auto", "power"])

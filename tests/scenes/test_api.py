@@ -257,8 +257,8 @@ class BoxPipeline:
         self.metadata.extend(metadata)
         flat = torch.full_like(s1[:, :1], 1500.0).repeat(1, 4, 1, 1)
         image = BoxGrounder().ground(s1, flat, trust=None, **settings).image
-        many = settings["ensemble_size"] > 1
-        return PipelineOutput(image, image + 1, image + 2, image * 0 + 3 if many else None, (12, 10))
+        spread = image * 0 + 3 if settings["ensemble_size"] > 1 else None
+        return PipelineOutput(image, image + 1, image + 2, spread, (12, 10))
 
 
 def test_the_pipeline_on_a_scene(scene: SceneFiles, tmp_path: Path) -> None:
