@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from torch import nn
 from torch.overrides import TorchFunctionMode
+
+Layer = TypeVar("Layer", bound=nn.Module)
 
 RANDOM = frozenset({"uniform_", "normal_", "kaiming_uniform_", "rand", "randn"})
 
@@ -39,3 +42,10 @@ def fresh_weights() -> Iterator[None]:
     generator = torch.Generator().manual_seed(torch.initial_seed())
     with torch.device("cpu"), OwnGenerator(generator):
         yield
+
+
+def zeroed(layer: Layer) -> Layer:
+    """The layer with all weights 0: a fresh block changes nothing."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer

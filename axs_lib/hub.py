@@ -110,8 +110,7 @@ class HubMixin(ModelHubMixin):
         local = folder.is_dir()
         if not local:
             folder = Path(snapshot_download(model_id, allow_patterns=names, revision=revision, **access))
-        missing = [name for name in names if not (folder / name).is_file()]
-        if missing:
+        if missing := [name for name in names if not (folder / name).is_file()]:
             raise WeightsError(
                 f"{model_id} lacks {', '.join(missing)}; expected safetensors written by save_pretrained (other formats"
                 " are not read)"
@@ -151,31 +150,17 @@ class HubMixin(ModelHubMixin):
         """
         weights, variant = self.terramind_generator.weights, self.terramind_generator.layout.variant
         published = find_variant(variant).generator
-        front = ModelCardData(
-            license=licence,
-            library_name=LIBRARY,
-            pipeline_tag="image-to-image",
-            base_model=None if published is None else published.repo,
-            tags=TAGS,
-        )
+        base = None if published is None else published.repo
+        about: dict[str, Any] = {"library_name": LIBRARY, "pipeline_tag": "image-to-image", "tags": TAGS}
+        front = ModelCardData(license=licence, base_model=base, **about)
         own = [path.with_suffix(".md") for path in weights.paths.values()] if weights is not None else []
         if weights is not None and weights.source == "packaged" and not report and own[0].is_file():
             sections = own[0].read_text(encoding="utf-8").replace("# ", "## ", 1)  # has all of them, a level higher
         else:
-            sections = _SECTIONS.format(
-                data=_data_section(source_header(weights), data),
-                scores=_scores_section(report),
-                limits=limits or _LIMITS,
-                licence=licence,
-            )
-        text = _CARD.format(
-            front=front.to_yaml(),
-            variant=variant,
-            timesteps=self.timesteps,
-            sections=sections.strip("\n"),
-            provenance=_table(self.provenance),
-        )
-        return ModelCard(text)
+            data, scores = _data_section(source_header(weights), data), _scores_section(report)
+            sections = _SECTIONS.format(data=data, scores=scores, limits=limits or _LIMITS, licence=licence)
+        parts = {"front": front.to_yaml(), "sections": sections.strip("\n"), "provenance": _table(self.provenance)}
+        return ModelCard(_CARD.format(variant=variant, timesteps=self.timesteps, **parts))
 
 
 def _shortest(value: Tensor) -> Tensor:

@@ -244,8 +244,7 @@ def _gradient(image: Tensor) -> Tensor:
     """Magnitude of the Sobel gradient of (B,1,H,W), per pixel; the border repeats its outermost row and column."""
     from kornia.filters import spatial_gradient
 
-    magnitude: Tensor = spatial_gradient(image).square().sum(2).sqrt()
-    return magnitude
+    return spatial_gradient(image).square().sum(2).sqrt()
 
 
 def smooth(image: Tensor, valid: Tensor, sigma: float) -> Tensor:
@@ -257,8 +256,7 @@ def smooth(image: Tensor, valid: Tensor, sigma: float) -> Tensor:
         gaussian_blur2d(values, (side, side), (sigma, sigma), border_type="constant")
         for values in (image * weight, weight)
     )
-    smoothed: Tensor = total / count.clamp_min(1e-12)
-    return smoothed
+    return total / count.clamp_min(1e-12)
 
 
 def _correlation(first: Tensor, second: Tensor, valid: Tensor) -> Tensor:

@@ -197,12 +197,9 @@ def build_pipeline(
         stage1 = build_terramind_generator(
             (s1_product,), timesteps=stage1_timesteps, checkpoint=stage1_checkpoint, **common
         )
-    stage2 = build_prithvi_refiner(
-        variant=(NANO if variant == NANO else DEFAULT_PRITHVI) if stage2_variant is None else stage2_variant,
-        pretrained=pretrained,
-        checkpoint=stage2_checkpoint,
-        device=device,
-    )
+    if stage2_variant is None:
+        stage2_variant = NANO if variant == NANO else DEFAULT_PRITHVI
+    stage2 = build_prithvi_refiner(stage2_variant, pretrained=pretrained, checkpoint=stage2_checkpoint, device=device)
     return Pipeline(stage1, stage2, stage3)
 
 

@@ -263,13 +263,8 @@ class Stage3GroundingModel(GeneratorStage, HubMixin):
             deviation = self._difference_from_dn(deviation)[..., :height, :width].masked_fill(nodata, torch.nan)
         proposal = self._image_from_dn(proposals.mean(0))[..., :height, :width]  # (B, 4, H, W)
         gate = torch.stack([each.gate for each in corrections]).mean(0)[..., :height, :width]  # (B, 1, H, W)
-        output = Stage3Output(
-            image=image.masked_fill(nodata, torch.nan),
-            proposal=proposal.masked_fill(nodata, torch.nan),
-            gate=gate,
-            uncertainty=deviation,
-            nfe=schedule.nfe if given is None else 0,
-        )
+        image, proposal = (each.masked_fill(nodata, torch.nan) for each in (image, proposal))
+        output = Stage3Output(image, proposal, gate, deviation, nfe=schedule.nfe if given is None else 0)
         return unbatch(output) if pair.unbatched else output
 
     @torch.no_grad()
@@ -423,14 +418,9 @@ def build_stage3_model(
         variant, pretrained=pretrained, checkpoint=checkpoint, revision=revision, s1_product=s1_product
     )
     corrector = load_corrector(generator.weights, s1_product=s1_product)
-    model = Stage3GroundingModel(
-        generator,
-        corrector,
-        timesteps=timesteps,
-        standardize=standardize,
-        correction_mode=correction_mode or ("difference" if corrector.untrained else "learned"),
-        scheduler=scheduler,
-    )
+    mode = correction_mode or ("difference" if corrector.untrained else "learned")
+    defaults: dict[str, Any] = {"timesteps": timesteps, "correction_mode": mode, "scheduler": scheduler}
+    model = Stage3GroundingModel(generator, corrector, standardize=standardize, **defaults)
     if pretrained and variant != NANO:
         _notice_unmeasured(variant)
     return model.requires_grad_(not pretrained).eval().to(place)
@@ -508,8 +498,7 @@ def _ground_there(
 def _batch_parts(batch: Any) -> tuple[Any, Any, Any]:
     """s1, opt_v2 and, where there is one, the trust map of a batch."""
     if isinstance(batch, Mapping):
-        missing = {"s1", "opt_v2"} - set(batch)
-        if missing:
+        if missing := {"s1", "opt_v2"} - set(batch):
             raise InputError(
                 f"a batch has the keys {sorted(batch)}; expected 's1' and 'opt_v2' (missing {sorted(missing)})"
             )

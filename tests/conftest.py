@@ -25,13 +25,8 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 os.environ.setdefault("LIGHTLY_DID_VERSION_CHECK", "True")
 
 # Models make an example slow without making it wrong; the same examples are drawn in every run.
-settings.register_profile(
-    "axs",
-    deadline=None,
-    derandomize=True,
-    database=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
-)
+allowed = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+settings.register_profile("axs", deadline=None, derandomize=True, database=None, suppress_health_check=allowed)
 settings.load_profile("axs")
 
 

@@ -92,14 +92,8 @@ def terratorch_unet(**sizes: Any) -> Any:
 
 def our_unet(original: Any) -> Detokenizer:
     """Our detokenizer with the weights of ``terratorch_unet``."""
-    ours = Detokenizer(
-        original.in_channels,
-        3,
-        width=original.model_channels,
-        multipliers=original.channel_mult,
-        residual_blocks=1,
-        attention=(2,),
-    )
+    levels = {"multipliers": original.channel_mult, "residual_blocks": 1, "attention": (2,)}
+    ours = Detokenizer(original.in_channels, 3, width=original.model_channels, **levels)
     ours.load_state_dict(original.state_dict(), strict=True)
     return ours.eval()
 

@@ -370,11 +370,8 @@ def test_the_documents_lora_section_and_training_loop(
         monkeypatch.setattr(torch.Tensor, "cuda", lambda self: self)
     s1, opt_v2 = plausible_pair(1)
     truth = opt_v2 + 200.0 * torch.tensor([1.0, -1.0, 1.0, -1.0])[:, None, None]
-    names: dict[str, Any] = {
-        "torch": torch,
-        "num_epochs": 6,
-        "train_loader": [{"s1": s1, "opt_v2": opt_v2, "s2_truth": truth}],
-    }
+    loader = [{"s1": s1, "opt_v2": opt_v2, "s2_truth": truth}]
+    names: dict[str, Any] = {"torch": torch, "num_epochs": 6, "train_loader": loader}
     losses: list[float] = []
     with torch.random.fork_rng():
         torch.manual_seed(0)

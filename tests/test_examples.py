@@ -34,13 +34,8 @@ def test_every_notebook_is_tested_and_comes_without_outputs(repository: Path) ->
 @pytest.mark.parametrize(("name", "pictures"), [("fill_a_gap", 1), ("quick_start", 2)])
 def test_a_notebook_runs(repository: Path, tmp_path: Path, name: str, pictures: int) -> None:
     """In a process of its own: the kernel talks over sockets, which tests may not open."""
-    done = subprocess.run(
-        [sys.executable, "-c", RUN, str(repository / "examples" / f"{name}.ipynb")],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(repository), "MPLBACKEND": "module://matplotlib_inline.backend_inline"},
-        capture_output=True,
-        text=True,
-        timeout=1800,
-    )
+    command = [sys.executable, "-c", RUN, str(repository / "examples" / f"{name}.ipynb")]
+    env = os.environ | {"PYTHONPATH": str(repository), "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stderr[-3000:]
     assert f"PICTURES {pictures}" in done.stdout

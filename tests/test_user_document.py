@@ -37,13 +37,8 @@ def run(text: str, **names: Any) -> dict[str, Any]:
     """Execute a snippet with the document's earlier imports and ``names``; what it defined comes back."""
     if not torch.cuda.is_available():
         text = text.replace(".cuda()", "")
-    namespace = {
-        "np": np,
-        "torch": torch,
-        "build_stage3_model": stage3_tm_ground.build_stage3_model,
-        "stage3_inference": stage3_inference,
-        "stage3_batch_inference": stage3_batch_inference,
-    } | names
+    namespace = {"np": np, "torch": torch, "build_stage3_model": stage3_tm_ground.build_stage3_model}
+    namespace |= {"stage3_inference": stage3_inference, "stage3_batch_inference": stage3_batch_inference} | names
     with warnings.catch_warnings(action="ignore", category=FutureWarning):  # of torch's older autocast
         warnings.filterwarnings("ignore", message=".*CUDA is not available.*")
         exec(compile(text, "<the user's document>", "exec"), namespace)
@@ -101,13 +96,8 @@ def command(text: str, repository: Path, *more: object, **environment: str) -> s
     words = shlex.split(text.replace("\\\n", " "), comments=True)
     assert words[:2] == ["python", "axs_lib/stage3_tm_ground.py"]
     words[:2] = [sys.executable, str(repository / words[1])]
-    return subprocess.run(
-        [*words, *map(str, more)],
-        env={**os.environ, "PYTHONPATH": str(repository), **environment},
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
+    environment = os.environ | {"PYTHONPATH": str(repository)} | environment
+    return subprocess.run([*words, *map(str, more)], env=environment, capture_output=True, text=True, timeout=900)
 
 
 def assert_first_example(capsys: pytest.CaptureFixture[str]) -> Stage3GroundingModel:
@@ -317,18 +307,11 @@ def test_stage_3_only(nano_by_default: None, folder: Path) -> None:
         assert final["opt_v3"].shape == opt_v2.shape and np.isfinite(final["opt_v3"]).all()
 
 
-@pytest.mark.parametrize(
-    "spelling",
-    [
-        snippet("Optimization Tips"),
-        snippet("Optimization Tips").replace("autocast():", "torch.autocast(device):"),
-        snippet("Optimization Tips").replace("autocast():", "torch.autocast(device, torch.bfloat16):"),
-    ],
-    ids=["torch.cuda.amp", "torch.autocast", "bfloat16"],
-)
-def test_amp(model: Stage3GroundingModel, pair: tuple[Tensor, Tensor], spelling: str) -> None:
+@pytest.mark.parametrize("call", ["autocast()", "torch.autocast(device)", "torch.autocast(device, torch.bfloat16)"])
+def test_amp(model: Stage3GroundingModel, pair: tuple[Tensor, Tensor], call: str) -> None:
     s1, opt_v2 = pair
-    opt_v3 = run(spelling, model=model, s1=s1, opt_v2=opt_v2, device=DEVICE)["opt_v3"]
+    text = snippet("Optimization Tips").replace("autocast():", f"{call}:")
+    opt_v3 = run(text, model=model, s1=s1, opt_v2=opt_v2, device=DEVICE)["opt_v3"]
     exact = stage3_inference(model, s1, opt_v2, timesteps=10)
     assert opt_v3.dtype == torch.float32
     assert (opt_v3 - exact).abs().mean() < 0.05 * (exact - opt_v2).abs().mean() + 1.0

@@ -70,8 +70,7 @@ def list_items(inputs: str | os.PathLike[str], stage: Stage = "ground", outputs:
         items = _from_files(text, stage, [folder.resolve() for folder in outputs])
     if not items:
         raise InputError(f"{text} holds no tile; {_LAYOUT}")
-    twice = [name for name, count in Counter(item.id for item in items).items() if count > 1]
-    if twice:
+    if twice := [name for name, count in Counter(item.id for item in items).items() if count > 1]:
         raise InputError(
             f"{len(twice)} name(s) stand for more than one tile of {text}, for example"
             f" {', '.join(sorted(twice)[:_EXAMPLES])}; expected a name of its own for each: rename them, or give a"

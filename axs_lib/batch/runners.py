@@ -23,8 +23,7 @@ def find_weights(settings: Mapping[str, Any], checkpoints: Mapping[str, str]) ->
 
     variant = find_variant(settings["variant"])
     files = resolve(variant, checkpoints.get("checkpoint"))
-    found = {"stage3": dict(files.sha256)}
-    found["stage3"] |= corrector_files(files).sha256
+    found = {"stage3": {**files.sha256, **corrector_files(files).sha256}}
     if settings["stage"] == "pipeline":
         if "stage1_checkpoint" in checkpoints:
             found["stage1"] = dict(resolve(variant, checkpoints["stage1_checkpoint"]).sha256)
@@ -96,18 +95,9 @@ def ground_item(model: Stage3GroundingModel, job: Job, item: Item, outputs: Mapp
     settings = job.settings
     how = {key: value for key, value in settings["mask"].items() if key != "path"}
     mask = item.mask or settings["mask"]["path"]
-    result = ground_scene(
-        model,
-        item.s1,
-        item.opt_v2,
-        outputs[IMAGE],
-        trust=MaskFile(mask, **how, may_be_clear=True) if mask else None,
-        boa_offset=settings["boa_offset"],
-        date=item.metadata.get("date"),
-        strength=settings["strength"],
-        **_options(job, outputs),
-    )
-    return result.notes
+    options = _options(job, outputs) | {name: settings[name] for name in ("boa_offset", "strength")}
+    options |= {"date": item.metadata.get("date"), "trust": MaskFile(mask, **how, may_be_clear=True) if mask else None}
+    return ground_scene(model, item.s1, item.opt_v2, outputs[IMAGE], **options).notes
 
 
 def run_item(pipeline: Pipeline, job: Job, item: Item, outputs: Mapping[str, Path]) -> Sequence[str]:

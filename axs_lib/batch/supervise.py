@@ -163,8 +163,7 @@ def supervise(job: Job, pool: WorkerPool, tasks: Iterator[Task], count: int) -> 
                 occupy(slot, fresh=True)
                 if crashed:
                     error = f"its worker ended {ATTEMPTS} times: {result.cause}"
-                    record = make_record(job, task, "crashed", error, worker="")
-                    yield Outcome(task.item.id, record)
+                    yield Outcome(task.item.id, make_record(job, task, "crashed", error, worker=""))
     finally:
         pool.shutdown()
 

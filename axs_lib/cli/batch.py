@@ -74,8 +74,7 @@ def batch(
     if address is not None and engine != "ray":
         raise InputError("--address names a Ray cluster and --engine is local; add --engine ray")
     only_ground = {"mask": estimate.mask, "correction_mode": estimate.correction_mode}
-    wrong = [name for name, value in (only_ground if pipeline else asdict(stages)).items() if value]
-    if wrong:
+    if wrong := [name for name, value in (only_ground if pipeline else asdict(stages)).items() if value]:
         option = f"--{wrong[0].replace('_', '-')}"
         raise InputError(f"--stage {stage} has no {option}; leave it out, or choose the other --stage")
     if scene.date is not None:
@@ -95,8 +94,7 @@ def batch(
     trust = estimate.mask_file(estimate.mask or first)
     how: dict[str, Any] = {"path": None}
     if trust is not None:
-        how |= {name: getattr(trust, name) for name in ("kind", "invert", "buffer")}
-        how["drop"] = None if trust.drop is None else list(trust.drop)
+        how |= {name: getattr(trust, name) for name in ("kind", "invert", "drop", "buffer")}
     if str(estimate.mask).lower() == "scl" and not Path(str(estimate.mask)).exists():
         how["path"] = "scl"
     elif estimate.mask is not None:
@@ -108,16 +106,12 @@ def batch(
     several = scene.uncertainty or pipeline
     settings: dict[str, Any] = {
         **{name: common[name] for name in ("seed", "s1_unit", "bands", "same_grid")},
+        **{name: getattr(scene, name) for name in ("s1_product", "hold_colour", "dtype")},
+        **{name: getattr(estimate, name) for name in ("boa_offset", "strength", "correction_mode")},
         "stage": stage,
         "variant": scene.variant or DEFAULT_VARIANT,
         "timesteps": steps,
-        "s1_product": scene.s1_product,
-        "boa_offset": estimate.boa_offset,
-        "strength": estimate.strength,
         "ensemble_size": scene.ensemble_size or (options.DEFAULT_ENSEMBLE if several else 1),
-        "hold_colour": scene.hold_colour,
-        "correction_mode": estimate.correction_mode,
-        "dtype": scene.dtype,
         "mask": how,
     }
     given = {"checkpoint": scene.checkpoint, "adapter": scene.adapter, **asdict(stages)}
@@ -170,10 +164,8 @@ def _gpu_share(device: str | None, share: float | None) -> float:
 
 
 def _report(summary: Summary, out: Path) -> None:
-    counts = [f"{summary.done} done"]
-    counts += [f"{summary.kept} done before"] if summary.kept else []
-    counts += [f"{len(summary.failed)} failed"] if summary.failed else []
-    counts += [f"{summary.left} left"] if summary.left else []
+    others = {"done before": summary.kept, "failed": len(summary.failed), "left": summary.left}
+    counts = [f"{summary.done} done", *(f"{number} {what}" for what, number in others.items() if number)]
     typer.echo(printable(f"{counted(summary.total, 'item')}: {', '.join(counts)}; {out / 'manifest.parquet'}"))
     for record in summary.failed[:SHOWN_FAILURES]:
         typer.echo(printable(f"{record.status}: {record.id}: {record.error}"), err=True)

@@ -78,8 +78,7 @@ def script(
         _info(scene)
     else:
         files = {"--s1": s1, "--opt_v2": opt_v2, "--output": output}
-        missing = [flag for flag, value in files.items() if value is None]
-        if missing:
+        if missing := [flag for flag, value in files.items() if value is None]:
             raise InputError(f"--infer needs {', '.join(missing)}")
         from axs_lib.cli.ground import ground
 

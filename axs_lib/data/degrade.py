@@ -129,8 +129,7 @@ def median3(image: Tensor) -> Tensor:
     """Median of 3 x 3 pixels of (B,C,H,W), borders repeated."""
     from kornia.filters import median_blur
 
-    smoothed: Tensor = median_blur(functional.pad(image, (1,) * 4, mode="replicate"), 3)
-    return smoothed[..., 1:-1, 1:-1]
+    return median_blur(functional.pad(image, (1,) * 4, mode="replicate"), 3)[..., 1:-1, 1:-1]
 
 
 def _resample(image: Tensor, draw: Draw) -> Tensor:

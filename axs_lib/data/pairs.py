@@ -147,8 +147,7 @@ def load_pair(record: PairRecord | str | Path) -> Pair:
 def check_groups(folder: str | Path, pairs: Iterable[ListedPair], groups: Iterable[str]) -> None:
     """Raise ``InputError`` for a group that none of a folder's pairs is of."""
     known = sorted({pair.group for pair in pairs})
-    unknown = [group for group in groups if group not in known]
-    if unknown:
+    if unknown := [group for group in groups if group not in known]:
         more = ", ..." if len(known) > SHOWN else ""
         raise InputError(
             f"{folder} has no group {listed(unknown[:SHOWN])}; its groups are {listed(known[:SHOWN])}{more}"
@@ -187,8 +186,7 @@ def _rows(index: Path) -> list[dict[str, str]]:
         raise InputError(f"{index} cannot be read as CSV ({error}); expected UTF-8 with a header line.") from error
     if any("\udc80" <= letter <= "\udcff" for row in rows for letter in row.get("group") or ""):
         raise InputError(f"{index} names groups in another encoding; expected UTF-8")
-    missing = [column for column in ("source", "id") if column not in columns]
-    if missing:
+    if missing := [column for column in ("source", "id") if column not in columns]:
         raise InputError(f"{index} has the columns {', '.join(columns)}; {' and '.join(missing)} missing.")
     return rows
 

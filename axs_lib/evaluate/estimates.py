@@ -90,9 +90,7 @@ class Estimates(Scenario):
             for key, other in others.items():
                 figures[key] = compute_metrics(other[index], tile.truth, s1=tile.s1)
             facts = {
-                "level": tile.record.level,
-                "height": tile.record.height,
-                "width": tile.record.width,
+                **{key: getattr(tile.record, key) for key in ("level", "height", "width")},
                 "opt_v2_source": source,
                 "seconds": round(seconds, 4),
                 "nfe": images.nfe,
@@ -227,8 +225,7 @@ def _summary(tiles: Sequence[TileFigures]) -> dict[str, Any]:
         summary["sar_inconsistent_tiles"] = [tile.record.name for tile in inconsistent]
         summary["sar_consistent"] = _headline([tile for tile in tiles if tile not in inconsistent])
     for key in CONTROL_LABELS:
-        controlled = [tile for tile in tiles if key in tile.figures]
-        if controlled:
+        if controlled := [tile for tile in tiles if key in tile.figures]:
             summary[key] = _control_summary(key, controlled)
     return summary
 
@@ -254,8 +251,7 @@ def _control_summary(key: str, tiles: Sequence[TileFigures]) -> dict[str, Any]:
         "wins_over": sum(tile.figures[OPT_V3]["mse_v3"] < tile.figures[key]["mse"] for tile in tiles) / len(tiles),
     }
     if key == "no_sar":
-        gain = improvement(own["mse_v2"], own["mse_v3"])
-        entry["sar_worth_%"] = gain - entry["improvement_of_mean_%"]["mse"]
+        entry["sar_worth_%"] = improvement(own["mse_v2"], own["mse_v3"]) - entry["improvement_of_mean_%"]["mse"]
     return entry
 
 

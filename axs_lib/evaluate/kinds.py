@@ -54,8 +54,7 @@ class EstimateKinds(Scenario):
             images = model.ground(torch.stack([tiles[index].s1 for index in made]), opt_v2)
             for place, index in enumerate(made):
                 sigma = None if images.uncertainty is None else images.uncertainty[place]
-                of_kind = measure_kind(opt_v2[place], images.opt_v3[place], tiles[index].truth, sigma)
-                figures[index][kind] = of_kind
+                figures[index][kind] = measure_kind(opt_v2[place], images.opt_v3[place], tiles[index].truth, sigma)
         for tile, of_tile in zip(tiles, figures, strict=True):
             yield TileFigures(tile.record, of_tile, {"sar_water_on_land": water_on_land(tile.s1, tile.truth)})
 

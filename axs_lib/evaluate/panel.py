@@ -49,8 +49,7 @@ def plot_panel(
     if "s1" not in given and {"s1_vv", "s1_vh"} <= set(given):
         given["s1"] = np.stack([np.squeeze(given["s1_vv"]), np.squeeze(given["s1_vh"])])
     given["truth"] = next((given[key] for key in TRUTH_KEYS if given.get(key) is not None), given.get("truth"))
-    missing = [key for key in ("s1", "opt_v2", "opt_v3") if given.get(key) is None]
-    if missing:
+    if missing := [key for key in ("s1", "opt_v2", "opt_v3") if given.get(key) is None]:
         raise InputError(f"the result has no {', '.join(missing)}; a panel needs s1 (2,H,W), opt_v2 and opt_v3 (4,H,W)")
     size = _image("s1", given["s1"], len(LAYERS["s1"])).shape[1:]
     layers = {

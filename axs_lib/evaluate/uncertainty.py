@@ -129,12 +129,9 @@ class Uncertainty(Scenario):
 
     def measure(self, tiles: Sequence[EvaluationTile], model: EvaluatedModel) -> Iterable[TileFigures]:
         """Of each tile as facts: ``predicted`` and ``error`` (N,4) in reflectance, and ``members``."""
-        images = model.run(
-            torch.stack([tile.s1 for tile in tiles]),
-            torch.stack([tile.estimate(model.source)[0] for tile in tiles]),
-            [tile.record.metadata for tile in tiles],
-            ensemble_size=self.ensemble_size,
-        )
+        s1 = torch.stack([tile.s1 for tile in tiles])
+        opt_v2 = torch.stack([tile.estimate(model.source)[0] for tile in tiles])
+        images = model.run(s1, opt_v2, [tile.record.metadata for tile in tiles], ensemble_size=self.ensemble_size)
         if images.uncertainty is None:
             raise InputError(
                 f"the model gives no uncertainty with an ensemble of {self.ensemble_size}: use 4"

@@ -86,19 +86,10 @@ def _ground_large(
     base = pair.opt_v2.masked_fill((pair.trust == 0) | ~torch.isfinite(pair.opt_v2), 0.0)
     mosaic = Mosaic(pair.opt_v2, model.terramind_generator.layout.max_side, batch_size)
     for tiles in mosaic.batches():
-        output = ground(
-            tiles.of(pair.s1),
-            tiles.of(pair.opt_v2),
-            seed=seeds[tiles.samples],
-            trust=tiles.of(pair.trust),
-            controls=replace(
-                controls,
-                origin=tiles.origins(corners),
-                proposal=None if proposal is None else tiles.of(proposal),
-                ranges_checked=True,
-            ),
-            **options,
-        )
+        given = None if proposal is None else tiles.of(proposal)
+        here = replace(controls, origin=tiles.origins(corners), proposal=given, ranges_checked=True)
+        how = {"seed": seeds[tiles.samples], "trust": tiles.of(pair.trust), "controls": here, **options}
+        output = ground(tiles.of(pair.s1), tiles.of(pair.opt_v2), **how)
         layers = {
             "change": (output.image - tiles.of(base)).nan_to_num(),
             "nodata": output.image.isnan().float(),
@@ -109,12 +100,8 @@ def _ground_large(
             layers["variance"] = output.uncertainty.square().nan_to_num()
         mosaic.add(tiles, **layers)
     blended = mosaic.result()
-    nodata = blended["nodata"] > 0
-    whole = replace(
-        output,
-        image=(base + blended["change"]).masked_fill(nodata, torch.nan),
-        proposal=blended["proposal"].masked_fill(nodata, torch.nan),
-        gate=blended["gate"],
-        uncertainty=blended["variance"].sqrt().masked_fill(nodata, torch.nan) if "variance" in blended else None,
-    )
+    nodata, gate = blended["nodata"] > 0, blended["gate"]
+    image, proposal = (each.masked_fill(nodata, torch.nan) for each in (base + blended["change"], blended["proposal"]))
+    deviation = blended["variance"].sqrt().masked_fill(nodata, torch.nan) if "variance" in blended else None
+    whole = replace(output, image=image, proposal=proposal, gate=gate, uncertainty=deviation)
     return unbatch(whole) if pair.unbatched else whole

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from axs_lib.blur import detail_bands, gaussian_blur
+from axs_lib.fresh import zeroed
 from axs_lib.grounding.sar_inconsistency import smoothstep
 from axs_lib.precision import exact_matmul
 
@@ -57,9 +58,7 @@ class TileFilter(nn.Module):
         self.first = nn.Linear(STATISTICS, hidden)
         self.norm = nn.LayerNorm(hidden)
         self.second = nn.Linear(hidden, hidden)
-        self.last = nn.Linear(hidden, 4 * TERMS)
-        for parameter in self.last.parameters():
-            nn.init.zeros_(parameter)
+        self.last = zeroed(nn.Linear(hidden, 4 * TERMS))
 
     def forward(self, s1: Tensor, estimate: Tensor, guessed: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """What the filter changes, (B, 4, H, W) in z-units, and the standardised statistics, (B, STATISTICS).

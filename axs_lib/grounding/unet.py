@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from axs_lib.blur import detail_bands
+from axs_lib.fresh import zeroed
 
 DETAIL_SIGMAS_PX = (1.0, 2.5)
 DETAIL_GAINS = (20.0, 8.0)  # bring detail to about the strength of colour, so that it is learned as fast
@@ -53,9 +54,7 @@ class Context(nn.Module):
         self.first = nn.Linear(statistics, hidden)
         self.norm = nn.LayerNorm(hidden)  # without it the units die: none was alive after some thousand steps
         self.second = nn.Linear(hidden, hidden)
-        self.last = nn.Linear(hidden, sum(self.sizes) + out_channels)
-        for parameter in self.last.parameters():
-            nn.init.zeros_(parameter)
+        self.last = zeroed(nn.Linear(hidden, sum(self.sizes) + out_channels))
 
     def forward(self, statistics: Tensor) -> tuple[list[Tensor], Tensor]:
         """For each decoder (B, 2 * width) scales and shifts, and (B, out_channels)."""
@@ -87,9 +86,7 @@ class UNet(nn.Module):
         self.downs = nn.ModuleList(nn.Conv2d(a, b, 2, stride=2) for a, b in itertools.pairwise(widths))
         self.ups = nn.ModuleList(nn.Conv2d(b, a * 4, 1) for a, b in itertools.pairwise(widths))
         self.decoders = nn.ModuleList(ConvBlock(width) for width in widths[:-1])
-        self.out = nn.Conv2d(widths[0], out_channels * 4, 3, padding=1)
-        for parameter in self.out.parameters():
-            nn.init.zeros_(parameter)
+        self.out = zeroed(nn.Conv2d(widths[0], out_channels * 4, 3, padding=1))
         self.context = Context(widths, statistics, out_channels) if statistics else None
         self.to(memory_format=torch.channels_last)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,6 +90,11 @@ class SceneGrid:
     def whole(self) -> Tile:
         """All of it."""
         return Tile(0, 0, self.height, self.width)
+
+    def strips(self, rows: int) -> Iterator[Tile]:
+        """All of it from top to bottom, so many rows at a time."""
+        for top in range(0, self.height, rows):
+            yield Tile(top, 0, min(top + rows, self.height), self.width)
 
     @property
     def noise_origin(self) -> tuple[int, int]:

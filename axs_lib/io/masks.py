@@ -199,10 +199,8 @@ class MaskSource:
     def _values_found(self) -> FloatArray:
         """Every value of the mask, once, with NaN."""
         found: FloatArray = np.empty(0, dtype=np.float32)
-        height, width = self.grid.size
-        for top in range(0, height, CHUNK_ROWS):
-            rows = self._read(Tile(top, 0, min(top + CHUNK_ROWS, height), width))
-            found = np.union1d(found, rows)
+        for rows in self.grid.strips(CHUNK_ROWS):
+            found = np.union1d(found, self._read(rows))
         if np.isnan(found).all():
             raise InputError(f"the {self.label} has no data on the image's grid ({self.grid}); give one that covers it")
         return found
@@ -236,8 +234,7 @@ def scl_trust(values: NDArray[Any], drop: Iterable[str | int] = SCL_DROPPED, *, 
             f"{source} holds {listed(f'{value:g}' for value in wrong[:5])}; expected the classes 0 to"
             f" {len(SCL_CLASSES) - 1} of a Sentinel-2 scene classification (SCL)"
         )
-    kept = ~np.isin(classes, scl_numbers(drop)) & ~np.isnan(values)
-    return kept.astype(np.float32)
+    return (~np.isin(classes, scl_numbers(drop)) & ~np.isnan(values)).astype(np.float32)
 
 
 def gap_share(unknown: int, grid: SceneGrid) -> str:

@@ -93,8 +93,7 @@ class Pixels(ABC):
                     " name for every band of the stack, in its order"
                 )
             said = ((band_name(name), own) for name, own in zip(names, order, strict=False))
-            against = [f"{name} for {own}" for name, own in said if name not in (None, own)]
-            if against:
+            if against := [f"{name} for {own}" for name, own in said if name not in (None, own)]:
                 self.notes.append(f"{self.label}: --bands takes {listed(against)}, against the names in the file")
             names = order
         elif not any(names):
@@ -108,11 +107,9 @@ class Pixels(ABC):
             self.notes.append(
                 f"{self.label}: names no bands; taken for {listed(names)} in this order, --bands says it otherwise"
             )
-        twice = [band for band in self.bands if names.count(band) > 1]
-        if twice:
+        if twice := [band for band in self.bands if names.count(band) > 1]:
             raise InputError(f"{self.label} names more than one band {listed(twice)}; name each in order: --bands")
-        missing = [band for band in self.bands if band not in names]
-        if missing:
+        if missing := [band for band in self.bands if band not in names]:
             hint = " HH and HV are backscatter of another polarisation, which the networks do not know."
             polar = hint if any(re.search(r"\bH[HV]\b|_H[HV]_", f"{name}") for name in names) else ""
             raise InputError(
@@ -243,8 +240,7 @@ class FilePixels(Pixels):
             if name in found:
                 raise InputError(f"{found[name][2]} and {path} both hold {name}; expected one file a band")
             found[name] = (dataset, [1], os.fspath(path))
-        missing = [band for band in self.bands if band not in found]
-        if missing:
+        if missing := [band for band in self.bands if band not in found]:
             coarse = " B8A is the band of 20 m." if "B8A" in found and "B08" in missing else ""
             raise InputError(
                 f"{listed(paths)} hold {listed(found)} and lack {listed(missing)}; expected one file for each of"

@@ -160,8 +160,7 @@ class Source:
         return data
 
     def _on_border(self, data: FloatArray) -> NDArray[np.bool_]:
-        same = (data == data[:1]).all(axis=0)
-        return same & np.isin(data[0], list(self._border))
+        return (data == data[:1]).all(axis=0) & np.isin(data[0], list(self._border))
 
     def _look_at_sar(self, values: FloatArray) -> None:
         wanted, declared = self.reading.s1_unit, _declared_unit(self.pixels.texts)

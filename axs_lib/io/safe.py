@@ -69,8 +69,7 @@ def open_safe(path: PathLike) -> Safe | None:
     for name, where in files.items():
         if match := _BAND_FILE.search(name):
             found[match[1].upper()].append(where)
-    missing = [band for band, paths in found.items() if not paths]
-    if missing:
+    if missing := [band for band, paths in found.items() if not paths]:
         other = ""
         if "MSIL1C" in str(path).upper():
             other = " It is a Level-1C product, of reflectance above the atmosphere."

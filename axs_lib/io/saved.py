@@ -98,8 +98,7 @@ def read_results(
     path = Path(path)
     name = name or _name(Path(path.name), path.resolve().parent.name)
     given = {layer: [f] if isinstance(f, str | os.PathLike) else f for layer, f in (companions or {}).items()}
-    unknown = [layer for layer in given if layer not in LAYERS or layer == MAIN]
-    if unknown:
+    if unknown := [layer for layer in given if layer not in LAYERS or layer == MAIN]:
         raise InputError(f"{listed(unknown)} is no layer of a result; expected some of {listed(LAYERS)}")
     beside = _companions(path) | {layer: [Path(file) for file in files] for layer, files in given.items()}
     if path.suffix.lower() in TIFF_SUFFIXES:

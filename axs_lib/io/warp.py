@@ -110,12 +110,10 @@ def _warped(
     """Reads SAR in dB, resampled in linear power, from a temporary file of the part that is needed."""
     path, part = work() / "sar_power.tif", source.grid.part(needed)
     with part.new_tiff(path, len(source.bands), "float32", np.nan, 256) as file:
-        for top in range(0, part.height, CHUNK_ROWS):
-            rows = min(CHUNK_ROWS, part.height - top)
-            first = needed.top + top
-            db = source.read(Tile(first, needed.left, first + rows, needed.right))
+        for rows in part.strips(CHUNK_ROWS):
+            db = source.read(Tile(needed.top + rows.top, needed.left, needed.top + rows.bottom, needed.right))
             power = np.power(np.float32(10), db / np.float32(10))
-            file.write(power, window=((top, top + rows), (0, part.width)))
+            file.write(power, window=((rows.top, rows.bottom), (0, part.width)))
     written = stack.enter_context(rasterio.open(path))
     across, down = _kernel_scale(source.grid, grid)
     view = warped_view(written, grid, "bilinear", src_nodata=np.nan, XSCALE=across, YSCALE=down)

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from axs_lib.bands import OPTICAL_BANDS, OPTICAL_MEAN, OPTICAL_STD
 from axs_lib.errors import WeightsError
-from axs_lib.fresh import fresh_weights
+from axs_lib.fresh import fresh_weights, zeroed
 from axs_lib.prithvi.metadata import BIOMES, EncodedMetadata
 from axs_lib.terramind.adapters import OpticalAdapter
 from axs_lib.terramind.weights import NANO, PRITHVI_VARIANTS, load_strict, substate
@@ -104,8 +104,7 @@ class PlaceEncoder(CoordinateEncoder):
 
     def __init__(self, encoder: nn.Module, dim: int) -> None:
         super().__init__(encoder, dim)
-        self.biome = nn.Embedding(1 + len(BIOMES), dim)
-        nn.init.zeros_(self.biome.weight)
+        self.biome = zeroed(nn.Embedding(1 + len(BIOMES), dim))
 
     def forward(self, coordinates: Tensor, tokens_per_frame: int | None = None) -> Tensor:
         return super().forward(coordinates[:, :2]) + self.biome(coordinates[:, 2].long())[:, None]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from axs_lib.bands import OPTICAL_BANDS
+from axs_lib.fresh import zeroed
 
 # At full, half and quarter resolution.
 WIDTHS, MLP_RATIOS = (16, 48, 96), (2.0, 2.0, 4.0)
@@ -40,9 +41,7 @@ class RefinementHead(nn.Module):
         )
         self.ups = nn.ModuleList([nn.Conv2d(half, full, 1), nn.Conv2d(quarter, half, 1)])
         self.norm = LayerNorm2d(full)
-        self.out = nn.Conv2d(full, bands, 3, padding=1)
-        for parameter in self.out.parameters():
-            nn.init.zeros_(parameter)
+        self.out = zeroed(nn.Conv2d(full, bands, 3, padding=1))
 
     @property
     def untrained(self) -> bool:

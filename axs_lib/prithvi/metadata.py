@@ -127,13 +127,10 @@ def parse_metadata(metadata: Mapping[str, object] | None, name: str = "metadata"
             raise InputError(f"{name} has the unknown key {key!r}; the keys are {keys}")
     given = {key: value for key, value in metadata.items() if value is not None}
     year, day_of_year = _when(given, name)
-    return Metadata(
-        year,
-        day_of_year,
-        lat=_number(given, "lat", -90.0, 90.0, name),
-        lon=_number(given, "lon", -180.0, 180.0, name, " (for 0 to 360 subtract 360 above 180)"),
-        biome=_biome(given["biome"], name) if "biome" in given else UNKNOWN_BIOME,
-    )
+    lat = _number(given, "lat", -90.0, 90.0, name)
+    lon = _number(given, "lon", -180.0, 180.0, name, " (for 0 to 360 subtract 360 above 180)")
+    biome = _biome(given["biome"], name) if "biome" in given else UNKNOWN_BIOME
+    return Metadata(year, day_of_year, lat, lon, biome)
 
 
 def _when(given: Mapping[str, object], name: str) -> tuple[int | None, int | None]:

@@ -281,14 +281,10 @@ def ground_scene(
             rows.layers[:4, observed] = rows.inputs[1][:, observed]
             missing &= ~observed
             unknown = certain == Trust.UNKNOWN
-            made.counts.update(
-                kept=int(observed.sum()),
-                unknown=int(unknown.sum()),
-                filled=int((unknown & ~missing).sum()),
-                corrected=int((~unknown & ~missing & ~observed).sum()),
-                empty=int(missing.sum()),
-                sar=int((~np.isnan(rows.inputs[0]).any(axis=0)).sum()),
-            )
+            kinds = {"kept": observed, "unknown": unknown, "filled": unknown & ~missing, "empty": missing}
+            kinds["corrected"] = ~unknown & ~missing & ~observed
+            kinds["sar"] = ~np.isnan(rows.inputs[0]).any(axis=0)
+            made.counts.update({kind: int(pixels.sum()) for kind, pixels in kinds.items()})
             return rows.layers
 
         # 4. Run, and give the outputs their names.
@@ -412,14 +408,9 @@ def run_scene(
         # 3. The network's part.
         def draw(images: list[Tensor], tiles: list[Tile]) -> Tensor:
             nonlocal nfe
-            output = stages(
-                images[0].to(stages.device),
-                [known if made.whole else _located(known, place, tile) for tile in tiles],
-                origin=_origins(corner, tiles),
-                batch_size=len(tiles),
-                **settings,
-                **asked,
-            )
+            about = [known if made.whole else _located(known, place, tile) for tile in tiles]
+            how = {**settings, **asked, "origin": _origins(corner, tiles), "batch_size": len(tiles)}
+            output = stages(images[0].to(stages.device), about, **how)
             nfe = output.nfe
             return made.to_blend(vars(output))
 
@@ -551,18 +542,12 @@ class _Outputs:
             stack.enter_context(torch.no_grad())
             advance = stack.enter_context(bar("Tiles", self.total, enabled=progress and self.total > 1, unit="tiles"))
             count = self._like.pixels.tiles
+            how: dict[str, Any] = {"batch_size": batch_size, "advance": advance}
             if count > 1:
-                rows = stream_stack(sources, network, count, batch_size=batch_size, advance=advance)
+                rows = stream_stack(sources, network, count, **how)
             else:
-                rows = stream_tiles(
-                    sources,
-                    network,
-                    int(ends[-1]),
-                    self.grid,
-                    batch_size=batch_size,
-                    wanted=lambda images: not bool(_nodata(images).all()),
-                    advance=advance,
-                )
+                how["wanted"] = lambda images: not bool(_nodata(images).all())
+                rows = stream_tiles(sources, network, int(ends[-1]), self.grid, **how)
             stack.enter_context(closing(rows))
             for _ in stack.enter_context(closing(one_ahead("axs-write", write, rows))):
                 pass
@@ -628,8 +613,7 @@ def _check_options(given: Mapping[str, Any], allowed: Sequence[str]) -> None:
     for name, (kind, expected) in KINDS.items():
         if given.get(name) is not None:
             check_type(name, given[name], kind, expected)
-    unknown = sorted(set(options) - set(allowed))
-    if unknown:
+    if unknown := sorted(set(options) - set(allowed)):
         raise TypeError(f"unknown option(s) {', '.join(unknown)}; expected any of {', '.join(allowed)}")
 
 

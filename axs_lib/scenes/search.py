@@ -37,7 +37,6 @@ from axs_lib.io.results import SAR, CogWriter, Layer, optical_layer
 from axs_lib.io.stac import parse_date
 from axs_lib.io.warp import MARGIN_PX, to_db
 from axs_lib.scenes.stream import WINDOW_ROWS
-from axs_lib.tilegrid import Tile
 
 if TYPE_CHECKING:
     from pystac import Asset, Catalog, Item
@@ -196,14 +195,12 @@ def save_pair(arrays: PairArrays, folder: PathLike, *, overwrite: bool = False) 
         for (layer, array), target in zip(kinds.items(), targets, strict=True):
             source = open_source(array, layer.bands, stack)
             writers.append(CogWriter(layer, source.grid, target, stack))
-            height, width = source.grid.size
-            for top in range(0, height, WINDOW_ROWS):
-                rows = Tile(top, 0, min(top + WINDOW_ROWS, height), width)
+            for rows in source.grid.strips(WINDOW_ROWS):
                 try:
                     data = source.read(rows)
                 except (RasterioError, OSError) as error:
                     raise AxionError(f"the pixels of the pair cannot be read ({error}); try again") from error
-                writers[-1].write(top, data)
+                writers[-1].write(rows.top, data)
         with atomic_writes(overwrite) as place:
             for writer in writers:
                 writer.finish(arrays.tags | {"AXS_DATE": arrays.date}, place(writer.target))
@@ -322,8 +319,7 @@ def _assets(item: Item, wanted: tuple[str, ...]) -> dict[str, str | None]:
 def _band_assets(item: Item, wanted: tuple[str, ...]) -> dict[str, str]:
     """The asset key of each band; all must be there."""
     found = _assets(item, wanted)
-    missing = [band for band, key in found.items() if key is None]
-    if missing:
+    if missing := [band for band, key in found.items() if key is None]:
         raise InputError(
             f"the item {item.id} has the assets {listed(item.assets)} and none for {listed(missing)}; expected assets"
             f" for {listed(wanted)}, named like the bands or their colours"

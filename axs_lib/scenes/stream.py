@@ -78,11 +78,10 @@ def stream_tiles(
     height, width = sources[0].grid.size
     starts = grid.starts(height)
 
-    def read(top: int) -> list[FloatArray]:
-        window = Tile(top, 0, min(top + window_rows, height), width)
+    def read(window: Tile) -> list[FloatArray]:
         return [source.read(window) for source in sources]
 
-    with closing(one_ahead("axs-read", read, range(0, height, window_rows))) as windows:
+    with closing(one_ahead("axs-read", read, sources[0].grid.strips(window_rows))) as windows:
         first, band = 0, next(windows)  # rows in memory: of each source, from row `first` on
         total = torch.zeros(layers, min(grid.side, height), width)
         weight = torch.zeros(total.shape[1:])

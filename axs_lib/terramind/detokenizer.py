@@ -10,15 +10,14 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from axs_lib.fresh import zeroed
 from axs_lib.terramind.winograd import WinogradConv2d
-
-Layer = TypeVar("Layer", bound=nn.Module)
 
 PATCH = 4  # side in pixels of the patches that the image enters and leaves in
 GROUPS = 32  # of every normalisation
@@ -196,13 +195,6 @@ def conv3x3(channels: int, out_channels: int) -> nn.Conv2d:
     if WinogradConv2d.gains(channels, out_channels):
         return WinogradConv2d(channels, out_channels)
     return nn.Conv2d(channels, out_channels, 3, padding=1)
-
-
-def zeroed(layer: Layer) -> Layer:
-    """The layer with all weights 0: a fresh block changes nothing."""
-    for parameter in layer.parameters():
-        nn.init.zeros_(parameter)
-    return layer
 
 
 def timestep_embedding(timesteps: Tensor, width: int) -> Tensor:

@@ -194,27 +194,19 @@ def train_head(config: HeadConfig, *, resume: bool = True, progress: bool = True
     out.mkdir(parents=True, exist_ok=True)
     tiles = load_tiles(config, model.terramind_generator, out / STAGE2, progress=progress)
     sampler = ExampleSampler(config, tiles)
-
-    def make_batch(step: int) -> HeadBatch:
-        return sampler.batch(torch.Generator().manual_seed(config.seed * SEED_STRIDE + step))
+    batches = ByStep(lambda step: sampler.batch(torch.Generator().manual_seed(config.seed * SEED_STRIDE + step)))
 
     trained_on = groups_in(start, ["train"]) | {tile.record.group for tile in tiles}
     chosen_on = (groups_in(start, ["validation"]) | set(config.validation_groups)) - trained_on
     groups = {"train_groups": json.dumps(sorted(trained_on)), "validation_groups": json.dumps(sorted(chosen_on))}
     task = ModuleTask(config, "head", model, partial(_loss, model, config), partial(_write, config, model, groups))
-    return fit(task, ByStep(make_batch), resume=resume, progress=progress)
+    return fit(task, batches, resume=resume, progress=progress)
 
 
 def model_of(config: HeadConfig) -> Stage3GroundingModel:
     """The generator of a configuration with its head."""
-    return build_stage3_model(
-        timesteps=1,
-        variant=config.variant,
-        checkpoint=config.checkpoint,
-        revision=config.revision,
-        s1_product=config.s1_product,
-        correction_mode="learned",
-    )
+    given = {name: getattr(config, name) for name in ("variant", "checkpoint", "revision", "s1_product")}
+    return build_stage3_model(timesteps=1, correction_mode="learned", **given)
 
 
 def _start_head(config: HeadConfig, corrector: GroundingCorrector) -> Mapping[str, str]:
@@ -255,6 +247,7 @@ def _write(config: HeadConfig, model: Stage3GroundingModel, groups: Mapping[str,
     return folder
 
 
+@torch.no_grad()
 def load_tiles(
     config: HeadConfig, generator: TerraMindGenerator, path: Path, *, progress: bool = False
 ) -> list[TrainingTile]:
@@ -283,16 +276,11 @@ def load_tiles(
             random = torch.Generator().manual_seed(config.seed * SEED_STRIDE + number)
             offsets = STAGE2_CALIBRATION_DB * torch.randn(STAGE2_DRAWS, 2, generator=random)
             dated = torch.rand(STAGE2_DRAWS, generator=random) < DATE_KNOWN
-            with torch.no_grad():
-                images = stage2(
-                    stage1.generate(s1 + offsets[..., None, None]).image,
-                    [record.metadata if each else None for each in dated.tolist()],
-                )
+            known = [record.metadata if each else None for each in dated.tolist()]
+            images = stage2(stage1.generate(s1 + offsets[..., None, None]).image, known)
             stored[record.name] = {"stage2": images.round().to(torch.int16), "offsets": offsets}
-        with torch.no_grad():
-            inconsistent = float(sar_inconsistency(s1, truth).mean())
         weight = min(record.height, record.width) * groups[record.group] ** -0.35
-        weight *= 1.0 + INCONSISTENT_WEIGHT * inconsistent
+        weight *= 1.0 + INCONSISTENT_WEIGHT * float(sar_inconsistency(s1, truth).mean())
         weight *= SHIFTED_WEIGHT if shifted(record.note) else 1.0
         weight *= 1.0 if record.quality == "ok" else 0.4
         wet = float(open_water(s1).mean()) >= DONOR_WATER

@@ -183,8 +183,7 @@ def _check_unseen(path: Path, groups: list[str], number: int) -> None:
             stacklevel=4,
         )
         return
-    both = sorted(groups_in(header) & set(groups))
-    if both:
+    if both := sorted(groups_in(header) & set(groups)):
         raise InputError(
             f"{path} was trained on {len(both)} of the {len(groups)} groups of fold {number} ({', '.join(both[:5])});"
             f" expected a model trained without them: data.test_groups: [{', '.join(groups[:20])}]"

@@ -79,12 +79,8 @@ class TrainingTask(lightning.LightningModule, ABC):
 
     def configure_optimizers(self) -> Any:
         config = self.config
-        optimizer = torch.optim.AdamW(
-            [p for p in self.parameters() if p.requires_grad],
-            lr=config.learning_rate,
-            weight_decay=config.weight_decay,
-            betas=(0.9, 0.98),
-        )
+        trained = [p for p in self.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(trained, config.learning_rate, (0.9, 0.98), weight_decay=config.weight_decay)
 
         def share_of_peak(step: int) -> float:
             if step < config.warmup:

@@ -48,8 +48,7 @@ def ground(job: Job, item: Item) -> Outcome:
 
 
 def test_the_runner_is_built_in_the_precision_and_of_the_weights_of_the_job(tmp_path: Path) -> None:
-    settings = {"dtype": "bfloat16"}
-    job = job_of(tmp_path, settings, weights=runners.find_weights(SETTINGS, {}))
+    job = job_of(tmp_path, {"dtype": "bfloat16"}, weights=runners.find_weights(SETTINGS, {}))
     runner = runners.build_runner(job)
     assert isinstance(runner, partial)
     assert any(p.dtype == torch.bfloat16 for p in runner.args[0].parameters())
@@ -68,8 +67,7 @@ def image_and_tags(path: Path) -> tuple[np.ndarray, dict[str, str]]:
 
 @pytest.mark.parametrize("format", ["npz", "tif"])
 def test_a_pair_is_grounded_as_the_command_does_it(tmp_path: Path, format: Any) -> None:
-    job = job_of(tmp_path / "out", format=format)
-    outcome = ground(job, Item("sub/a", S1, S2))
+    outcome = ground(job_of(tmp_path / "out", format=format), Item("sub/a", S1, S2))
     assert outcome.record is not None and outcome.record.status == "done", outcome
     like, made = tmp_path / f"like.{format}", tmp_path / "out" / "sub" / f"a.{format}"
     ground_scene(BoxGrounder(), S1, S2, like, timesteps=2, seed=3, deterministic=True)  # type: ignore[arg-type]
@@ -132,13 +130,12 @@ def test_the_weights_are_known_before_a_model_is_built(tmp_path: Path) -> None:
     ground = runners.find_weights({"stage": "ground", "variant": "nano"}, {})
     assert ground.keys() == {"stage3/nano.safetensors", "stage3/grounding.safetensors"}
     assert len(ground["stage3/nano.safetensors"]) == 64
-    whole = runners.find_weights({"stage": "pipeline", "variant": "nano"}, {})
+    stages = {"stage": "pipeline", "variant": "nano"}
+    whole = runners.find_weights(stages, {})
     assert whole.keys() == ground.keys() | {"stage2/nano_stage2.safetensors"}
-    (tmp_path / "own.safetensors").write_bytes(b"other")
-    other = runners.find_weights(
-        {"stage": "pipeline", "variant": "nano"},
-        {"stage1_checkpoint": str(tmp_path / "own.safetensors"), "checkpoint": str(tmp_path / "own.safetensors")},
-    )
+    own = tmp_path / "own.safetensors"
+    own.write_bytes(b"other")
+    other = runners.find_weights(stages, {"stage1_checkpoint": str(own), "checkpoint": str(own)})
     assert other["stage1/own.safetensors"] == other["stage3/own.safetensors"] != ground["stage3/nano.safetensors"]
 
 
@@ -153,7 +150,6 @@ def test_a_full_disk_stops_the_job_and_another_failure_does_not(tmp_path: Path) 
         return run
 
     for errno, stops in ((28, True), (122, True), (27, False), (13, False)):
-        job = Job(full, {"errno": errno}, {}, str(tmp_path / "out"))
-        outcome = Worker(job).run(Task(item, 0))
+        outcome = Worker(Job(full, {"errno": errno}, {}, str(tmp_path / "out"))).run(Task(item, 0))
         assert outcome.record is not None and outcome.record.status == "failed"
         assert bool(outcome.stop) == stops

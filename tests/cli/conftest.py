@@ -53,14 +53,8 @@ class FakeModel:
         self.called, self.s1, self.opt_v2 = settings, s1, opt_v2
         trust = settings.get("trust")
         image = (opt_v2 if trust is None else opt_v2.masked_fill(trust == 0, 1000.0)) + 100
-        many = settings.get("ensemble_size", 1) > 1
-        return Stage3Output(
-            image=image,
-            proposal=image,
-            gate=torch.ones_like(image[:, :1]),
-            uncertainty=torch.full_like(image, 7.0) if many else None,
-            nfe=settings["timesteps"],
-        )
+        spread = torch.full_like(image, 7.0) if settings.get("ensemble_size", 1) > 1 else None
+        return Stage3Output(image, image, torch.ones_like(image[:, :1]), spread, settings["timesteps"])
 
 
 @pytest.fixture
@@ -91,9 +85,8 @@ class FakePipeline(FakeModel):
             torch.full((len(s1), 4, *s1.shape[-2:]), value).masked_fill(s1[:, :1].isnan(), torch.nan)
             for value in (100.0, 200.0, 300.0, 7.0)
         ]
-        many = settings["ensemble_size"] > 1
-        last = images[3] if many else None
-        return PipelineOutput(*images[:3], last, (12, 10), gate=images[0][:, :1] / 100, sar_contribution=images[1])
+        spread = images[3] if settings["ensemble_size"] > 1 else None
+        return PipelineOutput(*images[:3], spread, (12, 10), gate=images[0][:, :1] / 100, sar_contribution=images[1])
 
 
 @pytest.fixture

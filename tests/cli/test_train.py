@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from axs_lib.adapters import load_adapter
 from axs_lib.cli.train import PACKAGED, parse, read_config
 from axs_lib.errors import InputError
+from axs_lib.stage3_tm_ground import build_stage3_model
+from axs_lib.train import precompute, tasks
 from axs_lib.train.config import CONFIGS
 from tests.models import plausible_pair
+from tests.train.conftest import write_pairs
 
 
 @pytest.fixture
 def trained(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """What training was asked for, in place of training."""
-    from axs_lib.train import tasks
-
     seen: list[dict[str, Any]] = []
 
     def stub(config: Any, **options: Any) -> Path:
@@ -65,12 +69,6 @@ def test_options_go_over_the_file_and_lightning_gets_its_flags(axs: Any, trained
 
 def test_what_axs_train_writes_with_lora_loads(axs: Any, tmp_path: Path) -> None:
     """From ``axs train stage3 --lora.rank`` to the adapter in a model: LoRA and the head that was trained beside it."""
-    import torch
-
-    from axs_lib.adapters import load_adapter
-    from axs_lib.stage3_tm_ground import build_stage3_model
-    from tests.train.conftest import write_pairs
-
     axs(
         "train", "stage3", "--data", write_pairs(tmp_path / "data", count=2), "--out", tmp_path / "run", "--quiet",
         "--lora.rank", 2, "--steps", 2, "--warmup", 0, "--learning_rate", 0.01, "--data.crop_sizes", "[64]",
@@ -154,8 +152,6 @@ def test_no_configuration_can_import(
 def test_what_is_wrong_in_a_configuration_is_named(
     axs: Any, tmp_path: Path, trained: list[dict[str, Any]], text: str, message: str
 ) -> None:
-    import re
-
     file = tmp_path / "run.yaml"
     file.write_text(f"out: run\n{text}\n")
     result = axs("train", "stage1", "-c", file, "--data", "DIR", code=2)
@@ -164,8 +160,6 @@ def test_what_is_wrong_in_a_configuration_is_named(
 
 
 def test_precompute_passes_on_what_it_is_told(axs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from axs_lib.train import precompute
-
     seen: list[Any] = []
     monkeypatch.setattr(precompute, "precompute", lambda config, progress: seen.append(config) or Path("pairs"))
     axs(

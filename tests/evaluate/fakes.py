@@ -64,12 +64,8 @@ class FakeModel:
     ) -> Any:
         assert not torch.is_grad_enabled()
         proposal, use_sar = controls.proposal, controls.use_sar
-        self.calls.append(
-            SimpleNamespace(
-                s1=s1, opt_v2=opt_v2, timesteps=timesteps, seed=seed, trust=trust, ensemble_size=ensemble_size,
-                proposal=proposal, use_sar=use_sar,
-            )
-        )  # fmt: skip
+        settings = {"timesteps": timesteps, "seed": seed, "ensemble_size": ensemble_size, "use_sar": use_sar}
+        self.calls.append(SimpleNamespace(s1=s1, opt_v2=opt_v2, trust=trust, proposal=proposal, **settings))
         image = self.correct(s1 if use_sar else torch.full_like(s1, -10.0), opt_v2)
         deviation = None if self.uncertainty is None else torch.full_like(image, self.uncertainty)
         if proposal is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -15,14 +16,10 @@ from tests.models import plausible_pair
 from tests.train.conftest import write_pairs
 
 
-def config(folder: Path, weights: Path, **options: object) -> GeneratorConfig:
-    settings = {"steps": 4, "warmup": 0, "crop_sizes": (64,), "batch_pixels": 64 * 64, "check_every": 2}
-    return GeneratorConfig(
-        data=str(write_pairs(folder / "pairs", 3, 64)),
-        out=str(folder / "run"),
-        checkpoint=str(weights),
-        **(settings | options),  # type: ignore[arg-type]
-    )
+def config(folder: Path, weights: Path, **options: Any) -> GeneratorConfig:
+    data = str(write_pairs(folder / "pairs", 3, 64))
+    settings = {"steps": 4, "warmup": 0, "crop_sizes": (64,), "batch_pixels": 64 * 64, "check_every": 2} | options
+    return GeneratorConfig(data=data, out=str(folder / "run"), checkpoint=str(weights), **settings)
 
 
 def test_only_the_generator_is_trained_and_a_stopped_run_goes_on(nano_weights: Path, tmp_path: Path) -> None:
@@ -53,8 +50,7 @@ def test_the_image_from_sar_alone_comes_nearer(nano_weights: Path, tmp_path: Pat
         noise = torch.randn(1, 4, 64, 64, generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
             logits = generator.logits({"s1": generator.sar.to_z(s1)})
-            codes = generator.codes(logits, (64, 64))
-            image = generator.denoise_once(noise, torch.tensor([999]), codes)
+            image = generator.denoise_once(noise, torch.tensor([999]), generator.codes(logits, (64, 64)))
         return float((image - generator.optical.to_z(truth)).square().mean())
 
     assert error(weights) < 0.7 * error(nano_weights)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from axs_lib.data.pairs import list_pairs
 from axs_lib.stage3_tm_ground import build_stage3_model
 from experiments.nano.crops import Crops
 from experiments.nano.joint import NanoConfig, train_nano
@@ -36,8 +37,6 @@ def test_a_run_resumes_where_it_stopped_and_its_weights_load(pairs: Path, tmp_pa
 
 
 def test_batches_are_functions_of_seed_and_step(pairs: Path) -> None:
-    from axs_lib.data.pairs import list_pairs
-
     records = list_pairs(pairs, quality="all")
     crops = Crops(records, (32, 64), 4 * 64 * 64, seed=1)
     batches = [crops.batch(step) for step in range(4)]

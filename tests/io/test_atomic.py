@@ -108,13 +108,9 @@ with atomic_write(sys.argv[1]) as temporary:
 
 
 def test_what_a_killed_process_left_goes_and_what_a_living_one_writes_stays(tmp_path: Path, repository: Path) -> None:
+    command, pipe = [sys.executable, "-c", KILLED], subprocess.PIPE
     started = [
-        subprocess.Popen(
-            [sys.executable, "-c", KILLED, str(tmp_path / name)],
-            cwd=repository,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )
+        subprocess.Popen([*command, str(tmp_path / name)], cwd=repository, stdin=pipe, stdout=pipe)
         for name in ("a.npz", "b.npz")
     ]
     for process in started:

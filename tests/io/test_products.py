@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import struct
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import rasterio
+import torch
 from rasterio.control import GroundControlPoint
 from rasterio.transform import Affine
 
@@ -54,12 +56,8 @@ def opened(what: Any, wanted: tuple[str, ...], **how: Any) -> tuple[Source, np.n
         return source, data
 
 
-def read_sar(what: Any, **how: Any) -> tuple[Source, np.ndarray]:
-    return opened(what, SAR_BANDS, **how)
-
-
-def read_optical(what: Any, **how: Any) -> tuple[Source, np.ndarray]:
-    return opened(what, OPTICAL_BANDS, **how)
+read_sar = functools.partial(opened, wanted=SAR_BANDS)
+read_optical = functools.partial(opened, wanted=OPTICAL_BANDS)
 
 
 @pytest.mark.parametrize("given", ["auto", "power"])
@@ -433,8 +431,6 @@ def test_a_name_that_gdal_would_take_for_another_file(
 
 
 def test_claims_of_size_are_checked_before_pixels_are_read(tmp_path: Path) -> None:
-    import torch
-
     header = tmp_path / "opt_v2.npy"
     np.save(header, np.zeros(3))
     claim = header.read_bytes().replace(b"(3,), }   ", b"(4, 60000, 60000), }")[:128]

@@ -41,13 +41,8 @@ def theirs(published: dict[str, torch.Tensor], tmp_path_factory: pytest.TempPath
 
     file: Path = tmp_path_factory.mktemp("published") / "Prithvi_EO_V2_tiny_TL.pt"
     torch.save(published, file)
-    return _create_prithvi(
-        TINY,
-        pretrained=True,
-        ckpt_path=str(file),
-        model_bands=["BLUE", "GREEN", "RED", "NIR_NARROW"],
-        out_indices=[2, 5, 8, 11],
-    ).eval()
+    layout = {"model_bands": ["BLUE", "GREEN", "RED", "NIR_NARROW"], "out_indices": [2, 5, 8, 11]}
+    return _create_prithvi(TINY, pretrained=True, ckpt_path=str(file), **layout).eval()
 
 
 @pytest.mark.parametrize("side", [128, 224])

@@ -52,13 +52,8 @@ class BoxGrounder:
         whole = estimate.mean(dim=(1, 2, 3), keepdim=True)
         image = estimate + (1 - trusted if trust is not None else 1) * (5 * around + 3 * noise + 0.01 * whole)
         image = torch.where(known & (trusted == 1) & (trust is not None), opt_v2, image.clamp(1, 65535))
-        return Stage3Output(
-            image=image.masked_fill(~valid, torch.nan),
-            proposal=image,
-            gate=torch.sigmoid(around),
-            uncertainty=noise.abs().masked_fill(~valid, torch.nan) if many else None,
-            nfe=timesteps or 10,
-        )
+        spread = noise.abs().masked_fill(~valid, torch.nan) if many else None
+        return Stage3Output(image.masked_fill(~valid, torch.nan), image, torch.sigmoid(around), spread, timesteps or 10)
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ from axs_lib.errors import InputError, OutputError
 from axs_lib.io.grid import SceneGrid
 from axs_lib.io.masks import MaskFile
 from axs_lib.io.results import to_uint16
+from axs_lib.pipeline import PipelineOutput
 from axs_lib.scenes.api import ground_scene, run_scene
 from axs_lib.tilegrid import Blender, Tile
 
@@ -253,13 +254,11 @@ class BoxPipeline:
         self.provenance = {"AXS_VARIANT": "box"}
 
     def __call__(self, s1: torch.Tensor, metadata: Any, **settings: Any) -> Any:
-        from axs_lib.pipeline import PipelineOutput
-
         self.metadata.extend(metadata)
         flat = torch.full_like(s1[:, :1], 1500.0).repeat(1, 4, 1, 1)
         image = BoxGrounder().ground(s1, flat, trust=None, **settings).image
-        many = settings["ensemble_size"] > 1
-        return PipelineOutput(image, image + 1, image + 2, image * 0 + 3 if many else None, (12, 10))
+        spread = image * 0 + 3 if settings["ensemble_size"] > 1 else None
+        return PipelineOutput(image, image + 1, image + 2, spread, (12, 10))
 
 
 def test_the_pipeline_on_a_scene(scene: SceneFiles, tmp_path: Path) -> None:

@@ -6,8 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from tests.models import plausible_pair
+from axs_lib.grounding.load import CORRECTOR_FILE
+from axs_lib.terramind.build import build_nano_tokenizer
+from axs_lib.terramind.weights import write_state
+from tests.models import plausible_pair, random_nano
 
 
 def write_pairs(folder: Path, count: int = 4, side: int = 72, **extra: np.ndarray) -> Path:
@@ -32,13 +36,6 @@ def pairs(tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def nano_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A nano file with random weights, none of them zero, and a grounding head beside it."""
-    import torch
-
-    from axs_lib.grounding.load import CORRECTOR_FILE
-    from axs_lib.terramind.build import build_nano_tokenizer
-    from axs_lib.terramind.weights import write_state
-    from tests.models import random_nano
-
     model = random_nano()
     with torch.random.fork_rng():
         torch.manual_seed(1)

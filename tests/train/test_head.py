@@ -24,15 +24,8 @@ from tests.train.conftest import write_pairs
 
 
 def config_of(data: Path, out: Path, nano_weights: Path, **options: object) -> HeadConfig:
-    settings = {
-        "checkpoint": str(nano_weights),
-        "start": "fresh",
-        "steps": 4,
-        "warmup": 0,
-        "crop_sizes": (64,),
-        "batch_pixels": 2 * 64 * 64,
-        "check_every": 2,
-    }
+    settings = {"checkpoint": str(nano_weights), "start": "fresh", "steps": 4, "warmup": 0, "check_every": 2}
+    settings |= {"crop_sizes": (64,), "batch_pixels": 2 * 64 * 64}
     return HeadConfig(data=str(write_pairs(data, 3, 64)), out=str(out), **(settings | options))  # type: ignore[arg-type]
 
 

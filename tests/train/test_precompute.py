@@ -9,9 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from axs_lib.data.pairs import load_pair
 from axs_lib.errors import InputError
+from axs_lib.models import build_terramind_generator
+from axs_lib.stage1_tm_s2o import tm_sar2opt
+from axs_lib.terramind.weights import read_metadata, read_state, write_state
 from axs_lib.train.config import Stage1Config, Stage2Config
 from axs_lib.train.precompute import PrecomputeConfig, deal_folds, precompute
 from axs_lib.train.readers import BadDataWarning, DataConfig, list_samples
@@ -19,8 +23,6 @@ from tests.train.conftest import write_pairs
 
 
 def with_header(nano_weights: Path, path: Path, train_groups: list[str]) -> str:
-    from axs_lib.terramind.weights import read_state, write_state
-
     header = {"variant": "nano", "train_groups": json.dumps(train_groups), "validation_groups": "[]"}
     write_state(path, read_state(nano_weights), header)
     return str(path)
@@ -47,9 +49,6 @@ def fold_weights(pairs: Path, tmp_path: Path, nano_weights: Path) -> tuple[str, 
 def test_outputs_are_out_of_fold_and_read_by_the_next_stage(
     pairs: Path, tmp_path: Path, fold_weights: tuple[str, ...]
 ) -> None:
-    from axs_lib.models import build_terramind_generator
-    from axs_lib.stage1_tm_s2o import tm_sar2opt
-
     (pairs / "pairs/src/t3.npz").rename(pairs / "pairs/src/t\udcff.npz")  # no UTF-8
     (pairs / "index.csv").write_bytes((pairs / "index.csv").read_bytes().replace(b"t3", b"t\xff"))
     config = settings(pairs, tmp_path / "out", checkpoints=fold_weights)
@@ -61,8 +60,6 @@ def test_outputs_are_out_of_fold_and_read_by_the_next_stage(
     np.testing.assert_array_equal(made.s1, source.s1)
     np.testing.assert_array_equal(made.s2, source.s2)
     assert made.metadata == {"date": "2018-03-15", "lat": 48.2, "lon": 12.5}
-
-    import torch
 
     manifest = json.loads((out / "manifest.json").read_text())
     folds = [set(fold["groups"]) for fold in manifest["folds"]]
@@ -110,8 +107,6 @@ def test_models_are_trained_on_the_other_folds_and_stage2_follows_stage1(
     pairs: Path, tmp_path: Path, nano_weights: Path
 ) -> None:
     """Both stages from nothing but data and configuration; the second run trains nothing anew."""
-    from axs_lib.terramind.weights import read_metadata
-
     data = DataConfig(str(pairs), crop_sizes=(64,), batch_size=1, test_groups=("g3",), validation_share=0.0)
     short = {"steps": 1, "warmup": 0, "check_every": 1, "out": "unused"}
     first = Stage1Config(data=data, checkpoint=str(nano_weights), **short)  # type: ignore[arg-type]

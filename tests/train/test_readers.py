@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pyarrow import Table, parquet
 from rasterio.transform import from_origin
+from rasterio.warp import transform_bounds
 
 from axs_lib.bands import OPTICAL_BANDS, SAR_BANDS
 from axs_lib.errors import InputError
@@ -60,8 +62,6 @@ def write_v1(root: Path) -> Path:
 
 
 def write_v2(root: Path) -> Path:
-    from pyarrow import Table, parquet
-
     rows = []
     s2_scene, s1_scene = "S2A_MSIL2A_20170613T101031_N9999_R022_T33UUP", "S1A_IW_GRDH_1SDV_20170613T165043"
     for number, split in enumerate(("train", "validation", "test")):
@@ -173,8 +173,6 @@ def write_scene(
     folder: Path, name: str, *, east: float = 600_000, side: int = 160, unit: str = "dB", offset: int = 0
 ) -> np.ndarray:
     """An S2 scene at 10 m and an S1 scene at 20 m in another zone's CRS; returns the SAR as it is stored."""
-    from rasterio.warp import transform_bounds
-
     _, s2 = pair_arrays(3, side)
     image, place = s2[::-1] + np.uint16(offset), from_origin(east, 5_300_000, 10, 10)
     write_tiff(folder / f"{name}_s2.tif", image, OPTICAL_BANDS[::-1], transform=place)

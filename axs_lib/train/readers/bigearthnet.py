@@ -85,8 +85,7 @@ def list_bigearthnet_v2(folder: Path) -> Listing:
     wanted = ["patch_id", "s1_name", "split"]
     try:
         columns = parquet.read_schema(table_file).names
-        missing = [column for column in wanted if column not in columns]
-        if missing:
+        if missing := [column for column in wanted if column not in columns]:
             raise InputError(f"{table_file} has the columns {', '.join(columns)}; {', '.join(missing)} missing")
         rows = zip(*parquet.read_table(table_file, columns=wanted).to_pydict().values(), strict=True)
     except (OSError, ArrowException) as error:

@@ -14,6 +14,7 @@ import tempfile
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rasterio.warp import transform_bounds
@@ -81,32 +82,22 @@ def list_scenes(folder: Path, reading: Reading) -> Listing:
             found.setdefault(path.with_name(name[1]), {})[name[2].lower()] = path
     footprints: list[Box] = []  # of the optical images, in degrees
     for stem, files in found.items():
-        lacking = {"s1", "s2"} - set(files)
-        if lacking:
+        if lacking := {"s1", "s2"} - set(files):
             listing.problems.append(f"{next(iter(files.values()))}: {stem.name}_{lacking.pop()}.tif is missing")
             continue
+        s1, s2 = files["s1"], files["s2"]
         try:
-            sar, optical, _ = _opened(files["s1"], files["s2"], reading, os.getpid())
+            sar, optical, _ = _opened(s1, s2, reading, os.getpid())
             boxes = [transform_bounds(s.grid.crs, "EPSG:4326", *s.grid.bounds()) for s in (sar, optical)]
             if not _overlap(*boxes):
-                raise InputError(
-                    f"{files['s1']} and {files['s2'].name} show different places: their footprints do not meet"
-                )
+                raise InputError(f"{s1} and {s2.name} show different places: their footprints do not meet")
         except InputError as error:
             listing.problems.append(str(error))
             continue
-        where = stem.parent.relative_to(folder)
-        sample = SceneSample(
-            source=where.as_posix() if where.parts else "scenes",
-            id=stem.name,
-            group=stem.relative_to(folder).as_posix(),
-            height=optical.grid.height,
-            width=optical.grid.width,
-            s1=files["s1"],
-            s2=files["s2"],
-            reading=reading,
-        )
-        listing.samples.append(sample)
+        where, (height, width) = stem.relative_to(folder), optical.grid.size
+        source = where.parent.as_posix() if where.parent.parts else "scenes"
+        named: dict[str, Any] = {"source": source, "id": stem.name, "group": where.as_posix()}
+        listing.samples.append(SceneSample(**named, height=height, width=width, s1=s1, s2=s2, reading=reading))
         footprints.append(boxes[1])
     listing.samples = _grouped(listing.samples, footprints)
     return listing

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from axs_lib.evaluate.html.page import write_report
 
@@ -61,10 +63,6 @@ def divider(page: Page) -> float:
 
 def brightness(page: Page, share: float) -> float:
     """Of the picture near its lower edge, away from labels and divider, at this share of its width."""
-    import io
-
-    from PIL import Image
-
     box = box_of(page)
     with Image.open(io.BytesIO(page.screenshot())) as shot:
         pixel = shot.convert("L").getpixel((int(box["x"] + share * box["width"]), int(box["y"] + 0.9 * box["height"])))

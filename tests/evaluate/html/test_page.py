@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import io
 import json
 import re
 from html.parser import HTMLParser
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from axs_lib.errors import InputError, OutputError
 from axs_lib.evaluate.html.page import write_report
@@ -106,10 +108,6 @@ def test_a_filled_gap_is_measured_inside_and_beside_a_smooth_fill(save: Save, tm
 
 def test_without_truth_opt_v2_and_opt_v3_share_one_stretch(save: Save, tmp_path: Path) -> None:
     """opt_v3 ten times as bright as opt_v2 is drawn bright and opt_v2 dark, and neither is saturated."""
-    import io
-
-    from PIL import Image
-
     dark = np.random.default_rng(1).uniform(200, 400, (4, SIDE, SIDE))
     page = report(tmp_path, save("x.npz", opt_v2=dark, opt_v3=dark * 10, s2_real=None))
     means = {}
