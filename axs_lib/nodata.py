@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 def valid_pixels(*images: Tensor) -> Tensor:
     """(B, 1, H, W) bool: True where every channel of every image (B, C, H, W) is finite."""
-    masks = [torch.isfinite(image).all(dim=1, keepdim=True) for image in images]
+    masks = [torch.isfinite(image.abs().amax(dim=1, keepdim=True)) for image in images]
     return torch.stack(masks).all(dim=0)
 
 
