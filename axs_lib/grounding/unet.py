@@ -36,7 +36,7 @@ class ConvBlock(nn.Module):
             self.second.weight.mul_(BRANCH_SCALE)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.second(F.silu(self.first(F.silu(x)), inplace=True))
+        return self.second(F.silu(self.first(F.silu(x)), inplace=True)).add_(x)
 
 
 class Context(nn.Module):
@@ -115,9 +115,9 @@ class UNet(nn.Module):
     def _decode(self, skips: list[Tensor], modulations: list[Tensor]) -> Tensor:
         x = skips[-1]
         for level in reversed(range(len(self.decoders))):
-            x = skips[level] + F.pixel_shuffle(self.ups[level](x), 2)
+            x = F.pixel_shuffle(self.ups[level](x), 2).add_(skips[level])
             if modulations:
                 scale, shift = modulations[level][..., None, None].chunk(2, dim=1)
-                x = x * (1.0 + scale) + shift
+                x = (x * (1.0 + scale)).add_(shift)
             x = self.decoders[level](x)
-        return F.pixel_shuffle(self.out(F.silu(x)), 2)
+        return F.pixel_shuffle(self.out(F.silu(x, inplace=True)), 2)
