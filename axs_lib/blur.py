@@ -7,6 +7,7 @@ matrices are) and free at start: importing kornia takes longer than grounding a 
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -22,7 +23,8 @@ def gaussian_blur(image: Tensor, sigma: float) -> Tensor:
     blurred = image.to(torch.promote_types(image.dtype, torch.float32))
     for axis in (-2, -1):
         size = blurred.shape[axis]
-        padded = blurred.index_select(axis, _reflected(size, radius, image.device))
+        before, after = (blurred.index_select(axis, end) for end in _reflected(size, radius, image.device))
+        padded = torch.cat([before, blurred, after], dim=axis)
         blurred = padded.narrow(axis, radius, size) * (kernel[0] / total)
         for distance in range(1, radius + 1):
             for start in (radius - distance, radius + distance):
@@ -32,18 +34,13 @@ def gaussian_blur(image: Tensor, sigma: float) -> Tensor:
 
 def detail_bands(image: Tensor, sigmas: Sequence[float]) -> list[Tensor]:
     """Detail of (B, C, H, W) between Gaussian scales in pixels that grow, finest first."""
-    details, coarser = [], image
-    for sigma in sigmas:
-        blurred = gaussian_blur(image, sigma)
-        details.append(coarser - blurred)
-        coarser = blurred
-    return details
+    levels = [image, *(gaussian_blur(image, sigma) for sigma in sigmas)]
+    return [finer - coarser for finer, coarser in itertools.pairwise(levels)]
 
 
 @functools.lru_cache(maxsize=64)
 @torch.inference_mode(False)  # a cached index must serve training, too
-def _reflected(size: int, radius: int, device: torch.device) -> Tensor:
-    """Where each pixel of an axis with ``radius`` more at either end lies in it."""
-    position = torch.arange(-radius, size + radius)
-    last = size - 1
-    return torch.where(position > last, (2 * last - position).clamp_min(0), position.abs().clamp_max(last)).to(device)
+def _reflected(size: int, radius: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Where in an axis the ``radius`` pixels before its first and after its last lie."""
+    before = torch.arange(radius, 0, -1).clamp_max(size - 1).to(device)
+    return before, size - 1 - before.flip(0)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from axs_lib.bands import OPTICAL_BANDS, SAR_BANDS
 from axs_lib.errors import AxionError, InputError, listed
+from axs_lib.nodata import valid_pixels
 
 MIN_SIDE = 8
 _Z_SCORED = "; for z-scored input build the model with standardize=False"  # said where there is a model
@@ -156,10 +157,10 @@ def find_device(device: object, name: str = "device") -> torch.device:
 
 def check_result(name: str, image: Tensor, nodata: Tensor) -> None:
     """Raise ``AxionError`` where an image (B, C, H, W) is not finite outside ``nodata``, (B, 1, H, W) bool."""
-    wrong = ~(torch.isfinite(image) | nodata)
+    wrong = ~(valid_pixels(image) | nodata)
     if bool(wrong.any()):
         raise AxionError(
-            f"{name} has {int(wrong.any(1).sum())} pixels that are not finite although the inputs are: the weights are"
+            f"{name} has {int(wrong.sum())} pixels that are not finite although the inputs are: the weights are"
             " damaged, or the arithmetic overflows; use float32 (--dtype float32), or other weights"
         )
 
@@ -222,7 +223,7 @@ def _check_pixels(name: str, image: Tensor) -> None:
 
 
 def _check_finite(name: str, image: Tensor, unit: str) -> None:
-    if torch.isinf(image).any():
+    if not image.sum().isfinite() and torch.isinf(image).any():  # the sum tells at once that all is finite
         raise InputError(
             f"{name} contains infinite values; expected {unit} with NaN for nodata (10*log10 of zero power gives"
             " -inf: set such pixels to NaN)"
@@ -291,7 +292,7 @@ def _as_trust(trust: Tensor | None, s1: Tensor) -> Tensor:
 
 
 def _sar_range(s1: Tensor, advice: str = _Z_SCORED) -> str | None:
-    values = s1[torch.isfinite(s1)]
+    values = s1 if s1.sum().isfinite() else s1[torch.isfinite(s1)]
     if values.numel() == 0:
         return None
     low, high, mean = float(values.min()), float(values.max()), float(values.mean())
@@ -309,15 +310,15 @@ def _sar_range(s1: Tensor, advice: str = _Z_SCORED) -> str | None:
 
 
 def _optical_range(name: str, image: Tensor, advice: str = _Z_SCORED) -> str | None:
-    values = image[torch.isfinite(image)]
+    values = image if image.sum().isfinite() else image[torch.isfinite(image)]
     if values.numel() == 0:
         return None
-    low, high = float(values.min()), float(values.max())
+    low, high = map(float, values.aminmax())
     seen = f" [seen {low:.4g} to {high:.4g}]"
     if low >= 0 and high <= 2.0:
         return f"{name} looks like reflectance in 0-1, not DN; multiply by 10000" + seen
     if high <= 20.0:
         return f"{name} does not look like DN (reflectance x 10000): no value is above 20{advice}{seen}"
-    if high > 65_535.0 or float((values < 0).float().mean()) > 0.01:
+    if high > 65_535.0 or (low < 0 and float((values < 0).float().mean()) > 0.01):
         return f"{name} does not look like DN (reflectance x 10000, 1 to 65535)" + seen
     return None

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 def valid_pixels(*images: Tensor) -> Tensor:
     """(B, 1, H, W) bool: True where every channel of every image (B, C, H, W) is finite."""
-    return torch.stack([torch.isfinite(image).all(dim=1, keepdim=True) for image in images]).all(dim=0)
+    return torch.stack([image.abs().amax(dim=1, keepdim=True).isfinite() for image in images]).all(dim=0)
 
 
 def fill_nodata(image: Tensor, valid: Tensor, *, fallback: Tensor | float = 0.0) -> Tensor:

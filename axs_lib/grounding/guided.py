@@ -39,7 +39,7 @@ def guided_difference(s1: Tensor, estimate: Tensor, trust: Tensor) -> tuple[Tens
         #    smooth, and detail that it cannot explain is no part of the fit.
         guide = gaussian_blur(s1.float(), GUIDE_SIGMA_PX)
         fitted = 1.0 - unknown_share(trust.float())
-        halved = F.avg_pool2d(torch.cat([guide, estimate.float(), fitted], dim=1), 2)
+        halved = _halved(torch.cat([guide, estimate.float(), fitted], dim=1))
         vv, vh, image, weight = halved.split([1, 1, 4, 1], dim=1)
         of_vv, of_vh, of_image, vv_vv, vv_vh, vh_vh, vv_image, vh_image, image_image = _window_means(
             weight, [vv, vh, image, vv * vv, vv * vh, vh * vh, vv * image, vh * image, image * image]
@@ -73,7 +73,7 @@ def proposal_guided_difference(proposal: Tensor, estimate: Tensor, trust: Tensor
     """
     with torch.autocast(proposal.device.type, enabled=False):
         fitted = 1.0 - unknown_share(trust.float())
-        halved = F.avg_pool2d(torch.cat([proposal.float(), estimate.float(), fitted], dim=1), 2)
+        halved = _halved(torch.cat([proposal.float(), estimate.float(), fitted], dim=1))
         p, e, weight = halved.split([4, 4, 1], dim=1)
         of_p, of_e, p_p, p_e, e_e = _window_means(weight, [p, e, p * p, p * e, e * e])
         covariance = p_e - of_p * of_e
@@ -88,8 +88,13 @@ def proposal_guided_difference(proposal: Tensor, estimate: Tensor, trust: Tensor
 
 def _window_means(weight: Tensor, images: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Weighted means of images (B, C, h, w) in the window around every second pixel."""
-    weighted = weight * torch.cat([torch.ones_like(weight), *images], dim=1)
-    coarse = F.avg_pool2d(weighted, STEP // 2)
+    coarse = _halved(weight * torch.cat([torch.ones_like(weight), *images], dim=1))
     sums = gaussian_blur(coarse, WINDOW_SIGMA_PX / STEP) + WIDE_WEIGHT * coarse.mean((2, 3), keepdim=True)
     means = sums[:, 1:] / sums[:, :1].clamp_min(1e-6)
     return means.split([image.shape[1] for image in images], dim=1)
+
+
+def _halved(image: Tensor) -> Tensor:
+    """Means of 2 x 2 pixels of (B, C, H, W), of even sides: ``avg_pool2d`` takes six times as long."""
+    rows = image[..., ::2, :] + image[..., 1::2, :]
+    return (rows[..., ::2] + rows[..., 1::2]) / 4

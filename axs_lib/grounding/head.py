@@ -80,13 +80,13 @@ class GroundingHead(nn.Module):
         guided, explained = guided_difference(s1, estimate, trust)  # (B, 4, H/2, W/2), (B, 1, H/2, W/2)
         fitted, agreement = proposal_guided_difference(proposal, estimate, trust)  # (B, 4, H, W), (B, 4, H/2, W/2)
         detail, difference = fine_detail(estimate), proposal - estimate
-        inputs = [s1, estimate, difference, trust, sar_inconsistency, *detail, fitted]
+        inputs = [each.movedim(1, -1) for each in (s1, estimate, difference, trust, sar_inconsistency, *detail, fitted)]
         half = torch.cat([GUIDED_GAIN * guided, explained, agreement], dim=1)
         images = [*detail, guided, fitted, difference]
         maps = [agreement, (trust == 1).float(), unknown_share(trust), sar_inconsistency]
         statistics = torch.cat([tile_statistics(estimate, images, maps), spectrum], dim=1)
-        out = self.body(torch.cat(inputs, dim=1), half, statistics)
-        residual, gate, missed_water, log_error = out.float().split([4, 1, 1, 4], dim=1)  # (B, C, H, W) each
+        out = self.body(torch.cat(inputs, dim=-1).movedim(-1, 1), half, statistics)
+        residual, gate, missed_water, log_error = out.float().contiguous().split([4, 1, 1, 4], dim=1)  # (B, C, H, W)
         floor = self.gate_floor * (1.0 - unknown_share(trust))  # a gap has no estimate to protect
         gate = ((gate.sigmoid() - floor) / (1.0 - floor)).clamp_min(0.0)
         error = FRESH_ERROR * log_error.clamp(*LOG_ERROR_RANGE).exp()
@@ -102,7 +102,6 @@ def tile_statistics(estimate: Tensor, images: Sequence[Tensor], maps: Sequence[T
     for stride in STRIDES_PX:
         differences.append(estimate[..., stride:, :] - estimate[..., :-stride, :])
         differences.append(estimate[..., stride:] - estimate[..., :-stride])
-    energies = [(image.float().square().mean((2, 3)) + LEAST_ENERGY).log() for image in (*differences, *images)]
-    return torch.cat(
-        [*(each + ENERGY_OFFSET for each in energies), *(each.float().mean((2, 3)) for each in maps)], dim=1
-    )
+    energies = torch.cat([image.float().square().mean((2, 3)) for image in (*differences, *images)], dim=1)
+    logarithms = (energies + LEAST_ENERGY).log() + ENERGY_OFFSET
+    return torch.cat([logarithms, *(each.float().mean((2, 3)) for each in maps)], dim=1)

@@ -39,20 +39,18 @@ WATER_NDWI = (-0.15, 0.05)  # of an estimate, where water begins to be likely an
 def optical_features(dn: Tensor) -> Tensor:
     """(B, 7, H, W) regressors of a (B, 4, H, W) DN image: 1, log-reflectances, NDVI, NDWI."""
     reflectance = (dn / 10_000.0).clamp(1e-3, 2.0)
-    blue, green, red, nir = reflectance.unbind(1)
-    ndvi = (nir - red) / (nir + red)
-    ones = torch.ones_like(blue)
-    indices = [ndvi, ndwi(reflectance)[:, 0]]
-    return torch.stack([ones, blue.log(), green.log(), red.log(), nir.log(), *indices], dim=1)
+    red, nir = reflectance[:, 2:3], reflectance[:, 3:]
+    return torch.cat([torch.ones_like(nir), reflectance.log(), (nir - red) / (nir + red), ndwi(reflectance)], dim=1)
 
 
 def mahalanobis_distance(s1_db: Tensor, opt_dn: Tensor) -> Tensor:
     """Mahalanobis distance (B, 1, H, W) between broad backscatter and what the estimate's colour predicts."""
     with torch.autocast(opt_dn.device.type, enabled=False):
-        features = optical_features(gaussian_blur(opt_dn, SIGMA_PX))
+        broad = gaussian_blur(torch.cat([opt_dn, s1_db], dim=1), SIGMA_PX)
+        features = optical_features(broad[:, :4])
         coefficients = torch.tensor(COEFFICIENTS, dtype=features.dtype, device=features.device)
         expected = exact_matmul(coefficients.mT, features.flatten(2)).unflatten(2, features.shape[2:])
-        vv, vh = (gaussian_blur(s1_db, SIGMA_PX) - expected).split(1, dim=1)
+        vv, vh = (broad[:, 4:] - expected).split(1, dim=1)
     (vv_vv, vv_vh), (_, vh_vh) = INVERSE_COVARIANCE  # symmetric
     squared = vv_vv * vv * vv + 2.0 * vv_vh * vv * vh + vh_vh * vh * vh
     return squared.clamp_min(0.0).sqrt()

@@ -68,7 +68,7 @@ class TileFilter(nn.Module):
         """
         with torch.autocast(estimate.device.type, enabled=False):
             images = torch.cat([estimate, s1.mean(1, keepdim=True)], dim=1).float()  # (B, 5, H, W)
-            detail, blurred = scales_of(images[:, :4])
+            detail, smoother = scales_of(images[:, :4])
             inside = (..., slice(size[0]), slice(size[1]))
             weight = (2.0 * gaussian_blur(guessed[inside].float(), FEATHER_PX) - 1.0).clamp_min(0.0)  # inside estimates
             weight = torch.where(weight.amax((2, 3), keepdim=True) > 0, weight, 1.0)
@@ -77,12 +77,10 @@ class TileFilter(nn.Module):
             known = (weight.sum((1, 2, 3)) / LEAST_PIXELS).clamp_max(1.0)
             known = known * (1.0 - smoothstep(statistics.abs().amax(1), *UNLIKE))
             everywhere, varied, along = self.coefficients(statistics).split(DETAIL_CHANNELS, dim=2)
-            flat = detail.flatten(2)
-            mixed, where_varied, smooth = (
-                exact_matmul(each, image).unflatten(2, detail.shape[2:])
-                for each, image in ((everywhere, flat), (varied, flat), (along, blurred.flatten(2)))
-            )
-            filtered = mixed + where_varied * activity(detail, weight) + directed(smooth, lean)
+            mixed = exact_matmul(torch.cat([everywhere, varied], dim=1), detail.flatten(2))
+            smooth = exact_matmul(along, smoother.flatten(2)).unflatten(2, detail.shape[2:])
+            filtered, where_varied = mixed.unflatten(2, detail.shape[2:]).split(4, dim=1)
+            filtered = filtered + where_varied * activity(detail, weight) + directed(smooth, lean)
             return filtered * known[:, None, None, None], statistics
 
     def coefficients(self, statistics: Tensor) -> Tensor:
@@ -128,7 +126,9 @@ def spectral_statistics(images: Tensor, detail: Tensor, weight: Tensor) -> tuple
     coherence = common * _pairs((own + LEAST_POWER).rsqrt())
     in_rings = (power[:, :4].flatten(2) @ rings + LEAST_POWER).log()
     stripes = _stripes(images[:, :4], weight, power[:, :4])
-    sparse = (_mean(detail.square(), weight) + LEAST_POWER).log() - 2 * (_mean(detail.abs(), weight) + 1e-3).log()
+    weighted = detail * weight
+    squares, sizes = (each.mean((2, 3)) / weight.mean((2, 3)) for each in (weighted * detail, weighted.abs()))
+    sparse = (squares + LEAST_POWER).log() - 2 * (sizes + 1e-3).log()
     turned, lean = _by_direction(power[:, :4], images.shape[-1])
     return torch.cat([part.flatten(1) for part in (in_rings, coherence, stripes, sparse, turned)], dim=1), lean
 

@@ -22,6 +22,7 @@ from axs_lib.terramind.winograd import WinogradConv2d
 PATCH = 4  # side in pixels of the patches that the image enters and leaves in
 GROUPS = 32  # of every normalisation
 COARSE = 2  # level from which on an image has few pixels
+NORM_PIXELS = 1024  # of an image below which groups of few channels are normalised faster channels first
 SUM_PIXELS = 64  # of an image from which on an upsampling sums its taps
 TAP_SUMS = ((1.0, 1.0, 0.0), (0.0, 0.0, 1.0), (1.0, 0.0, 0.0), (0.0, 1.0, 1.0))  # second pixel's 2 taps, first pixel's
 
@@ -33,9 +34,10 @@ class GroupNorm(nn.GroupNorm):
         super().__init__(GROUPS, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type == "cpu":  # there the kernel itself computes in float32
-            return super().forward(x)
-        return super().forward(x.float()).to(x.dtype)
+        if x.device.type != "cpu":  # on which the kernel itself computes in float32
+            return super().forward(x.float()).to(x.dtype)
+        slow = 1 < self.num_channels // GROUPS < 8 and x.shape[-2] * x.shape[-1] < NORM_PIXELS  # channels last
+        return super().forward(x.contiguous() if slow else x)
 
 
 class ResidualBlock(nn.Module):
