@@ -175,7 +175,8 @@ def _by_direction(power: Tensor, width: int) -> tuple[Tensor, Tensor]:
     twice, fourfold = (
         torch.complex((log_power * (n * angle).cos()).mean(3), (log_power * (n * angle).sin()).mean(3)) for n in (1, 2)
     )
-    mean = twice.mean((1, 2))
+    weights = torch.tensor([(low + high) ** 2 for low, high in itertools.pairwise(TURNED_RINGS)], device=power.device)
+    mean = twice.mean(1) @ (weights / weights.sum()).to(twice.dtype)  # ground leans at all scales, a blur's lean grows
     length = mean.abs()
     back = (mean / length.clamp_min(1e-6)).conj()[:, None, None]
     turned = torch.cat([(twice * back).real, (fourfold * back * back).real], dim=1).flatten(1)
