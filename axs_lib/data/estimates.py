@@ -225,17 +225,18 @@ def _roll_off(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
 
 
 def _one_way_blur(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
-    """A roll-off, a triangle or two copies side by side, each in one direction."""
+    """A roll-off, a trapezoid or two copies side by side, each in one direction."""
     cut = each(_between(strength, 0.7, 0.08, log=True))
     power = each(draw.uniform(0.0, math.log(16.0)).exp())
     angle, across_too = each(draw.uniform(0, math.pi)), each(draw.uniform(0.0, 0.5))
-    form = each(draw.uniform(0, 1))
+    form, slope = each(draw.uniform(0, 1)), each(draw.uniform(0.25, 1.0))
 
     def transfer(down: Tensor, across: Tensor) -> Tensor:
         along, aside = down * angle.sin() + across * angle.cos(), across * angle.sin() - down * angle.cos()
         rolled = torch.exp(-((torch.hypot(along, across_too * aside) / cut) ** power))
-        triangle, copies = torch.sinc(0.5 * along / cut).square(), torch.cos(0.35 * math.pi * along / cut)
-        return torch.where(form < 0.5, rolled, torch.where(form < 0.75, triangle, copies))
+        trapezoid = torch.sinc(0.6 * along / cut) * torch.sinc(0.6 * slope * along / cut)
+        copies = torch.cos(0.35 * math.pi * along / cut)
+        return torch.where(form < 0.5, rolled, torch.where(form < 0.8, trapezoid, copies))
 
     return _filtered(image, transfer)
 
@@ -542,7 +543,7 @@ _TABLE = (
     Kind("truth", "train", "the truth itself", lambda image, draw, strength: image),
     Kind("gaussian_blur", "train", "Gaussian point spread function of 6 to 120 m (FWHM)", _gaussian_blur),
     Kind("roll_off", "train", "exp(-(f / f0)^p), f0 0.7 to 0.08 cycles per pixel, p 1 to 64", _roll_off),
-    Kind("one_way_blur", "train", "roll-off, triangle or two copies, in one direction", _one_way_blur),
+    Kind("one_way_blur", "train", "roll-off, trapezoid or two copies, in one direction", _one_way_blur),
     Kind("block_transform", "train", "cosine transform of blocks of 5 to 16 px but 8, quantised", _block_transform),
     Kind("diffusion", "train", "anisotropic diffusion, 60 to 500 DN", _diffusion),
     Kind("enlarged_nearest", "train", "15 to 120 m pixels, nearest", _enlarged("nearest")),
