@@ -41,10 +41,10 @@ JOINTS = 0.08  # share of the tiles of which a part is another's, or brighter by
 BRIGHTER = 0.25
 BATCH, LEARNING_RATE, WEIGHT_DECAY = 512, 2e-3, 0.02
 DROPOUT, JITTER = 0.1, 0.05  # of the standardised statistics: there are few places
-HARM_WEIGHT, HARM_DN, LEAST_DN = 0.5, 6.0, 10.0
-RIDGE = 0.01  # of the terms' own energies: large ones that cancel each other go wrong together
+HARM_WEIGHT, HARM_DN, LEAST_DN = 0.6, 6.0, 10.0
+RIDGE = 0.003  # of the terms' own energies: large ones that cancel each other go wrong together
 TYPICAL_DN = 63.0
-FLOOR = 0.014  # z-units; chosen on the validation groups
+FLOOR = 0.017  # z-units; chosen on the validation groups
 SHARES_DN2 = torch.tensor(OPTICAL_STD).square() / 4  # of the bands' squared errors, from z-units
 
 Example = tuple[Tensor, Tensor, Tensor, Tensor]  # statistics, terms by terms, terms by error, error squared
@@ -54,8 +54,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("--config", "--data", "--start", "--out"):
         parser.add_argument(name, required=True)
-    parser.add_argument("--examples", type=int, default=90_000)
-    parser.add_argument("--steps", type=int, default=10_000)
+    parser.add_argument("--examples", type=int, default=100_000)
+    parser.add_argument("--steps", type=int, default=16_000)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     folder = Path(arguments.out).parent
