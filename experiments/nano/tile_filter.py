@@ -27,13 +27,8 @@ from axs_lib.grounding.tile_filter import TileFilter, activity, directed, scales
 from axs_lib.terramind.weights import load_strict, read_metadata, read_state, sha256_file, write_state
 from axs_lib.train.head import STAGE2, ExampleSampler, HeadBatch, HeadConfig, by_logarithm, load_tiles, model_of
 
-KINDS = {
-    "truth": 3.0,
-    "roll_off": 6.0,
-    "one_way_blur": 5.0,
-    "block_transform": 3.0,
-    "diffusion": 1.5,
-}  # weights in place of the configuration's
+# Weights in place of the configuration's.
+KINDS = {"truth": 3.0, "roll_off": 6.0, "one_way_blur": 13.0, "block_transform": 3.0, "diffusion": 1.5}
 MODES, PROPOSALS = (0.92, 0.0, 0.08, 0.0), (0.0, 0.0, 0.0, 1.0)
 CROP_SIZES, BATCH_PIXELS = (64, 96, 128, 128), 128 * 128
 SWAPPED = 0.05
