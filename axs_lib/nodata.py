@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 
 def valid_pixels(*images: Tensor) -> Tensor:
-    """(B, 1, H, W) bool: True where every channel of every image (B, C, H, W) is finite."""
+    """(B, 1, H, W) bool: True where every channel of every image (B, C, H, W), of numbers, is finite."""
     return torch.stack([image.abs().amax(dim=1, keepdim=True).isfinite() for image in images]).all(dim=0)
 
 

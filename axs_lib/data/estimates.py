@@ -321,7 +321,7 @@ def _jpeg_blocks(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
 
 def _block_transform(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
     """Blocks' cosine transform, quantised in steps that grow with frequency."""
-    sizes = torch.tensor(TRANSFORM_BLOCKS)[draw.uniform(0, len(TRANSFORM_BLOCKS)).long()]
+    sizes = torch.tensor(TRANSFORM_BLOCKS, device=image.device)[draw.uniform(0, len(TRANSFORM_BLOCKS)).long()]
     starts, slopes = draw.uniform(0, 1, 2), draw.uniform(0, 2)
     steps = _between(strength, 15, 500, log=True)[:, None] * draw.uniform(0.6, 1.6, 4)
     coded = []

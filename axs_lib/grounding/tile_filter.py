@@ -2,9 +2,9 @@
 
 Blur, noise, sharpening and compression do not show at one pixel; over a tile they leave their marks in the power
 spectrum and in how much bands and SAR have in common at each scale. From those statistics a small network predicts the
-coefficients of one linear filter of the estimate's detail, as Wiener's filter follows from spectra; what a tile lacks
-in one direction more than across is filtered along that. A fresh one changes nothing, and neither does any on a tile
-unlike those that it was fitted on, in statistics or size.
+coefficients of one linear filter of the estimate's detail, as Wiener's filter follows from spectra, and where power
+differs by direction, of one that acts otherwise along the strongest than across. A fresh one changes nothing, and
+neither does any on a tile unlike those that it was fitted on, in statistics or size.
 """
 
 from __future__ import annotations

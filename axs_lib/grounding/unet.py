@@ -80,7 +80,7 @@ class UNet(nn.Module):
         statistics: int = 0,
     ) -> None:
         super().__init__()
-        self.stem = nn.Conv2d(in_channels * 4 + half_channels, widths[0], 3, padding=1)
+        self.stem = nn.Conv2d(in_channels * 4 + half_channels, widths[0], 3, padding=1)  # only its weights
         self.encoders = nn.ModuleList(ConvBlock(width) for width in widths)
         self.downs = nn.ModuleList(nn.Conv2d(a, b, 2, stride=2) for a, b in itertools.pairwise(widths))
         self.ups = nn.ModuleList(nn.Conv2d(b, a * 4, 1) for a, b in itertools.pairwise(widths))

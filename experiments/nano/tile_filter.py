@@ -32,14 +32,14 @@ KINDS = {"truth": 3.0, "roll_off": 6.0, "one_way_blur": 13.0, "block_transform":
 MODES, PROPOSALS = (0.92, 0.0, 0.08, 0.0), (0.0, 0.0, 0.0, 1.0)
 CROP_SIZES, BATCH_PIXELS = (64, 96, 128, 128), 128 * 128
 SWAPPED = 0.05
-JOINTS = 0.08  # share of the tiles of which a part is another's, or brighter by up to so much (1 std of the logarithm)
-BRIGHTER = 0.25
+JOINTS = 0.08  # share of the tiles of which a part is another's, or brighter
+BRIGHTER = 0.25  # or darker (1 std of the logarithm)
 BATCH, LEARNING_RATE, WEIGHT_DECAY = 512, 2e-3, 0.02
 DROPOUT, JITTER = 0.1, 0.05  # of the standardised statistics: there are few places
 HARM_WEIGHT, HARM_DN, LEAST_DN = 0.6, 6.0, 10.0
 RIDGE = 0.003  # of the terms' own energies: large ones that cancel each other go wrong together
 TYPICAL_DN = 63.0
-FLOOR = 0.017  # z-units; chosen on the validation groups
+FLOOR = 0.017  # z-units, while the U-Net is trained behind it; then 0.024, by the validation groups
 SHARES_DN2 = torch.tensor(OPTICAL_STD).square() / 4  # of the bands' squared errors, from z-units
 
 Example = tuple[Tensor, Tensor, Tensor, Tensor]  # statistics, terms by terms, terms by error, error squared

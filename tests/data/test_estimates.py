@@ -34,7 +34,7 @@ def test_estimate_is_finite_a_function_of_its_generator_and_nearer_where_it_is_l
     assert light <= strong + 1.0
 
 
-def test_a_pixel_half_way_between_two_coarse_ones_is_one_of_them() -> None:
+def test_a_pixel_half_way_between_two_coarse_ones_has_a_value() -> None:
     made = make_estimate("enlarged_nearest", tiles(8, 24, 240), generator=torch.Generator().manual_seed(1195))
     assert made.isfinite().all()
 
