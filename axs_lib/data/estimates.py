@@ -320,7 +320,7 @@ def _jpeg_blocks(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
 
 
 def _block_transform(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
-    """Blocks' cosine transform, quantised in steps that grow with frequency."""
+    """Blocks' cosine transform, quantised in steps that grow with frequency, and what is coded rounded to 8 bit."""
     sizes = torch.tensor(TRANSFORM_BLOCKS, device=image.device)[draw.uniform(0, len(TRANSFORM_BLOCKS)).long()]
     starts, slopes = draw.uniform(0, 1, 2), draw.uniform(0, 2)
     steps = _between(strength, 15, 500, log=True)[:, None] * draw.uniform(0.6, 1.6, 4)
@@ -335,7 +335,9 @@ def _block_transform(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
         cosines[0] *= math.sqrt(0.5)
         grown = step[:, None, None, None, None] * (1 + slope * 4 * (index + index[:, None]) / size)
         blocks = cosines.T @ (((cosines @ blocks @ cosines.T) / grown).round() * grown) @ cosines
-        coded.append(blocks.transpose(2, 3).flatten(3, 4).flatten(1, 2)[:, top : top + height, left : left + width])
+        decoded = blocks.transpose(2, 3).flatten(3, 4).flatten(1, 2)[:, top : top + height, left : left + width]
+        level = (decoded.amax((1, 2), keepdim=True) - decoded.amin((1, 2), keepdim=True)).clamp_min(100) / 255
+        coded.append((decoded / level).round() * level)
     return torch.stack(coded)
 
 

@@ -13,8 +13,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from axs_lib.grounding import tile_filter
+from axs_lib.grounding.block_grid import block_grid
 from axs_lib.grounding.gap import unknown_share
 from axs_lib.grounding.guided import guided_difference, proposal_guided_difference
 from axs_lib.grounding.unet import DETAIL_SIGMAS_PX, UNet, fine_detail
@@ -45,14 +47,15 @@ class GroundingHead(nn.Module):
 
     gate_floor: Tensor
     filter_floor: Tensor
+    levelled: Tensor
 
     def __init__(self, widths: tuple[int, ...] = (32, 64, 96, 128)) -> None:
         super().__init__()
         self.body = UNet(INPUT_CHANNELS, OUTPUT_CHANNELS, widths, half_channels=HALF_CHANNELS, statistics=STATISTICS)
         self.filter = tile_filter.TileFilter()
         # An estimate's gate is closed below its floor, and what the filter changes in a band (z-units, RMS) comes
-        # nearer to 0 by its. Chosen on the validation groups.
-        for name in ("gate_floor", "filter_floor"):
+        # nearer to 0 by its. Chosen on the validation groups. And the share of blocks' offsets that is taken out.
+        for name in ("gate_floor", "filter_floor", "levelled"):
             self.register_buffer(name, torch.zeros(()))
 
     @property
@@ -61,12 +64,19 @@ class GroundingHead(nn.Module):
         return not bool(self.body.out.weight.any() or self.filter.last.weight.any())
 
     def filtered(self, s1: Tensor, estimate: Tensor, trust: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """The tile's filter's change of an estimate, as ``TileFilter`` returns it; ``size`` are H and W unpadded."""
+        """What levels a grid of blocks and the tile's filter after it change in an estimate, and the statistics.
+
+        As ``TileFilter`` returns them; ``size`` are H and W without padding.
+        """
         guessed = ((trust > 0) & (trust < 1)).to(estimate.dtype)  # neither observed nor a gap's filling
-        change, statistics = self.filter(s1, estimate, guessed, size)
+        inside = (..., slice(size[0]), slice(size[1]))
+        level, grid = block_grid(estimate[inside], guessed[inside])
+        level = F.pad(level, (0, estimate.shape[-1] - size[1], 0, estimate.shape[-2] - size[0]))
+        level = self.levelled * level * guessed
+        change, statistics = self.filter(s1, estimate + level, guessed, grid, size)
         change = change * guessed
         rms = ((change.square().mean((2, 3)) + 1e-12) / guessed.mean((2, 3)).clamp_min(1e-3)).sqrt()
-        return change * (1.0 - self.filter_floor / rms).clamp_min(0.0)[..., None, None], statistics
+        return level + change * (1.0 - self.filter_floor / rms).clamp_min(0.0)[..., None, None], statistics
 
     def forward(
         self, s1: Tensor, estimate: Tensor, proposal: Tensor, trust: Tensor, sar_inconsistency: Tensor, spectrum: Tensor

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from axs_lib.blur import detail_bands, gaussian_blur
 from axs_lib.fresh import zeroed
+from axs_lib.grounding import block_grid
 from axs_lib.grounding.sar_inconsistency import smoothstep
 from axs_lib.precision import exact_matmul
 
@@ -38,7 +39,8 @@ TERMS = 3 * DETAIL_CHANNELS  # detail, detail where the ground is varied, and di
 DIRECTIONAL = 2 * 4 * (len(TURNED_RINGS) - 1) + 1
 STATISTICS = (
     4 * (len(RINGS) - 1) + PAIRS * (len(WIDE_RINGS) - 1) + 2 * 4 * (len(AXIS_RINGS) - 1) + DETAIL_CHANNELS + DIRECTIONAL
-)
+    + block_grid.STATISTICS
+)  # fmt: skip
 LEAST_LEAN = 0.2  # of the logarithm of power towards a direction, below which a tile has hardly any
 UNLIKE = (5.0, 8.0)  # standard deviations of the farthest statistic, from where on the filter fades, and to nothing
 JOINT = (0.5, 1.5)  # how far the whole tile's logarithm of stripes is above its quarters' where it is a joint's
@@ -60,11 +62,14 @@ class TileFilter(nn.Module):
         self.second = nn.Linear(hidden, hidden)
         self.last = zeroed(nn.Linear(hidden, 4 * TERMS))
 
-    def forward(self, s1: Tensor, estimate: Tensor, guessed: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, s1: Tensor, estimate: Tensor, guessed: Tensor, grid: Tensor, size: tuple[int, int]
+    ) -> tuple[Tensor, Tensor]:
         """What the filter changes, (B, 4, H, W) in z-units, and the standardised statistics, (B, STATISTICS).
 
         s1 (B, 2, H, W) and estimate (B, 4, H, W) are z-scored; ``guessed`` (B, 1, H, W) is 1 where the estimate is one
-        and 0 where it was observed or is unknown; ``size`` are H and W without padding.
+        and 0 where it was observed or is unknown; ``grid`` are the statistics of ``block_grid``; ``size`` are H and W
+        without padding.
         """
         with torch.autocast(estimate.device.type, enabled=False):
             images = torch.cat([estimate, s1.mean(1, keepdim=True)], dim=1).float()  # (B, 5, H, W)
@@ -73,9 +78,9 @@ class TileFilter(nn.Module):
             weight = (2.0 * gaussian_blur(guessed[inside].float(), FEATHER_PX) - 1.0).clamp_min(0.0)  # inside estimates
             weight = torch.where(weight.amax((2, 3), keepdim=True) > 0, weight, 1.0)
             statistics, lean = spectral_statistics(images[inside], detail[inside], weight)
-            statistics = (statistics - self.mean) / self.scale
+            statistics = (torch.cat([statistics, grid], dim=1) - self.mean) / self.scale
             known = (weight.sum((1, 2, 3)) / LEAST_PIXELS).clamp_max(1.0)
-            known = known * (1.0 - smoothstep(statistics.abs().amax(1), *UNLIKE))
+            known = known * (1.0 - smoothstep(statistics[:, : -block_grid.STATISTICS].abs().amax(1), *UNLIKE))
             everywhere, varied, along = self.coefficients(statistics).split(DETAIL_CHANNELS, dim=2)
             mixed = exact_matmul(torch.cat([everywhere, varied], dim=1), detail.flatten(2))
             smooth = exact_matmul(along, smoother.flatten(2)).unflatten(2, detail.shape[2:])
@@ -113,7 +118,7 @@ def directed(images: Tensor, lean: Tensor) -> Tensor:
 
 
 def spectral_statistics(images: Tensor, detail: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """(B, STATISTICS) of the z-scored bands and SAR (B, 5, H, W), the bands' detail (B, 16, H, W) and their weights.
+    """(B, STATISTICS), but for those of a grid, of the z-scored bands and SAR (B, 5, H, W), the bands' detail (B, 16, H, W) and their weights.
 
     Logarithms of the power in rings of frequency, the coherence of bands and SAR in wider ones, power along the axes
     beside that around (stripes), how sparse the detail is (noise or edges), and how power differs by direction, along

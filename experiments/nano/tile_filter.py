@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from axs_lib.bands import OPTICAL_STD
 from axs_lib.cli.train import parse
+from axs_lib.grounding.block_grid import block_grid
 from axs_lib.grounding.corrector import GroundingCorrector
 from axs_lib.grounding.tile_filter import TileFilter, activity, directed, scales_of, spectral_statistics
 from axs_lib.terramind.weights import load_strict, read_metadata, read_state, sha256_file, write_state
@@ -73,6 +74,7 @@ def main() -> None:
     fit_filter(model.corrector.head.filter, examples, arguments.steps)
     model.corrector.head.filter_floor.fill_(FLOOR)
     model.corrector.head.gate_floor.zero_()
+    model.corrector.head.levelled.fill_(1.0)
     header = dict(read_metadata(arguments.start), head_start=sha256_file(arguments.start))
     for stale in ("calibration", "calibration_groups", "head_config"):
         header.pop(stale, None)
@@ -111,13 +113,16 @@ def with_joints(batch: HeadBatch, random: torch.Generator) -> HeadBatch:
 def example(batch: HeadBatch, corrector: GroundingCorrector) -> Example:
     """What is kept of a batch; every pixel of it is an estimate."""
     estimate = (batch.estimate - corrector.optical_mean) / corrector.optical_std
-    error = ((batch.truth - batch.estimate) / corrector.optical_std).flatten(2)
+    weight = torch.ones_like(batch.trust)
+    level, grid = block_grid(estimate, weight)
+    estimate = estimate + level
+    error = ((batch.truth - corrector.optical_mean) / corrector.optical_std - estimate).flatten(2)
     images = torch.cat([estimate, ((batch.s1 - corrector.s1_mean) / corrector.s1_std).mean(1, keepdim=True)], dim=1)
     detail, smooth = scales_of(estimate)
-    weight = torch.ones_like(batch.trust)
     statistics, lean = spectral_statistics(images, detail, weight)
     terms = torch.cat([detail, detail * activity(detail, weight), directed(smooth, lean)], dim=1).flatten(2)
     pixels = terms.shape[2]
+    statistics = torch.cat([statistics, grid], dim=1)
     return statistics, terms @ terms.mT / pixels, terms @ error.mT / pixels, error.square().mean(2)
 
 

@@ -1,0 +1,160 @@
+"""Grids of square blocks in an estimate, as codecs and token models leave them: found, measured and levelled.
+
+At the seams of a grid the estimate jumps more than elsewhere, at every period and along both axes. Where the jumps of
+a seam are the same along it, the blocks are off by a constant each; these are taken out by least squares, as far as the
+seams' jumps exceed those of the ground (empirical Bayes). Jumps that vary along a seam are lost detail, which a
+constant does not give back: of those only the statistics are told.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from axs_lib.grounding.sar_inconsistency import smoothstep
+
+PERIODS_PX = range(4, 33)
+ALONG_PX = (1, 8)  # of a seam over which jumps are averaged
+FOUND = (2.8, 3.8)  # standard errors of the weaker axis, from where on a grid is believed in, and wholly
+VARYING = (0.12, 0.3)  # logarithm of how much more jumps vary along a seam than elsewhere, where they are no offsets
+EXCESS = (0.2, 0.5)  # logarithm of how much larger they are than elsewhere, below which the ground explains them
+LEAST_JUMP = 1e-6  # z-units squared: about 1 DN
+STATISTICS = 1 + 2 * 4 + 1
+
+
+def block_grid(bands: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]:
+    """What takes out the offsets of blocks, (B, 4, H, W), and what tells of a grid, (B, STATISTICS), bounded.
+
+    ``bands`` (B, 4, H, W) are z-scored; ``inside`` (B, 1, H, W) is above 0 where they are an estimate.
+    """
+    change, statistics = torch.zeros_like(bands), bands.new_zeros(len(bands), STATISTICS)
+    if min(bands.shape[-2:]) < 4 * PERIODS_PX[0]:
+        return change, statistics
+    inside = (inside > 0).to(bands.dtype)
+    errors, periods, starts = _find(bands, inside)
+    statistics[:, 0] = (errors / 4.0).clamp(-1.0, 3.0)
+    believed = smoothstep(errors, *FOUND)
+    for tile in believed.nonzero()[:, 0].tolist():
+        period, down, across = int(periods[tile]), *starts[tile].tolist()
+        offsets, varying, excess = _measure(bands[tile], inside[tile], period, down, across)
+        levelled = believed[tile] * smoothstep(excess.mean(), *EXCESS) * (1.0 - smoothstep(varying.mean(), *VARYING))
+        change[tile] = -levelled * offsets
+        told = torch.cat([torch.tanh(torch.cat([varying, excess]) / 2), varying.new_tensor([math.log2(period) / 3 - 1])])
+        statistics[tile, 1:] = believed[tile] * told
+    return change, statistics
+
+
+def _jumps(image: Tensor) -> Tensor:
+    """From each pixel (..., W) to the next beyond what both sides' slopes explain, (..., W - 3), first from 1 to 2."""
+    return 1.5 * (image[..., 2:-1] - image[..., 1:-2]) - 0.5 * (image[..., 3:] - image[..., :-3])
+
+
+def _counted(inside: Tensor) -> Tensor:
+    """1 where all pixels of a jump are inside, (..., W - 3)."""
+    return inside[..., 3:] * inside[..., 2:-1] * inside[..., 1:-2] * inside[..., :-3]
+
+
+def _find(bands: Tensor, inside: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """By how many standard errors the likeliest grid stands out (B,), its period (B,), its first row and column (B, 2)."""
+    scores, first = [], []
+    for along in ALONG_PX:
+        axes = [_outstanding(_profile(*pair, along)) for pair in ((bands.mT, inside.mT), (bands, inside))]
+        best = [each.max(2) for each in axes]  # over the starts of each period, (B, periods)
+        scores.append(torch.minimum(best[0].values, best[1].values))
+        first.append(torch.stack([each.indices for each in best], dim=2))
+    errors, chosen = torch.cat(scores, dim=1).max(1)
+    starts = torch.cat(first, dim=1)[torch.arange(len(bands), device=bands.device), chosen]
+    return errors, chosen % len(PERIODS_PX) + PERIODS_PX[0], starts
+
+
+def _profile(bands: Tensor, inside: Tensor, along: int) -> Tensor:
+    """Logarithm of the mean size of jumps in each column, (B, W - 3)."""
+    jumps, counted = _jumps(bands), _counted(inside)
+    if along > 1:
+        counted_share = F.avg_pool2d(counted, (along, 1), (along // 2, 1))
+        jumps = F.avg_pool2d(jumps * counted, (along, 1), (along // 2, 1)) / counted_share.clamp_min(1.0 / along)
+        counted = (counted_share > 0.5).to(jumps.dtype)
+    size = jumps.abs() * counted
+    total = counted.sum((2, 3), keepdim=True).clamp_min(1.0)
+    size = size / (size.sum((2, 3), keepdim=True) / total + 1e-4)
+    count = counted.sum(2)[:, 0]  # (B, W - 3)
+    mean = size.mean(1).sum(1) / count.clamp_min(1.0)
+    enough = count > 0.1 * counted.shape[2]
+    logarithm = (mean + 1e-3).log() * enough
+    return torch.where(enough, logarithm, (logarithm.sum(1) / enough.sum(1).clamp_min(1))[:, None])
+
+
+def _outstanding(profile: Tensor) -> Tensor:
+    """(B, periods, starts): standard errors by which the columns of a grid exceed the others, of (B, W - 3)."""
+    member, count = _members(profile.shape[1], profile.device)  # (W - 3, periods * starts), (periods * starts,)
+    others = profile.shape[1] - count
+    total, squares = profile.sum(1, keepdim=True), profile.square().sum(1, keepdim=True)
+    own, own_squares = profile @ member, profile.square() @ member
+    mean = (total - own) / others
+    variance = ((squares - own_squares) / others - mean.square()).clamp_min(1e-6)
+    errors = (own / count.clamp_min(1.0) - mean) * (count / variance).sqrt()
+    return torch.where(count >= 2, errors, -9.0).unflatten(1, (len(PERIODS_PX), PERIODS_PX[-1]))
+
+
+@functools.lru_cache(maxsize=16)
+@torch.inference_mode(False)  # cached weights must serve training, too
+def _members(columns: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Which jumps lie at the seams of each period and start, (columns, periods * starts), and how many do."""
+    column = torch.arange(columns)[:, None, None] + 2  # the first column beyond a jump
+    period, start = torch.tensor(PERIODS_PX)[:, None], torch.arange(PERIODS_PX[-1])
+    member = ((column % period == start) & (start < period)).flatten(1).float().to(device)
+    return member, member.sum(0)
+
+
+def _measure(bands: Tensor, inside: Tensor, period: int, down: int, across: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Offsets of the blocks (4, H, W), and in logarithms how much more jumps at seams vary along them, and are (4,).
+
+    ``down`` and ``across`` are the first row and column at which a block begins.
+    """
+    sides = [(bands, inside, across), (bands.mT, inside.mT, down)]
+    seams = [_seams(image.shape[2], period, start, bands.device) for image, _, start in sides]
+    blocks = [F.one_hot(F.pad(at, (2, 1)).cumsum(0)).to(bands.dtype) for at, _ in seams]  # (W, columns), (H, rows)
+    at_seams, between, varying = [], [], []
+    for (image, valid, _), (at, free), lines in zip(sides, seams, reversed(blocks), strict=True):
+        jumps, counted = _jumps(image), _counted(valid)
+        mean = lines.T @ (jumps * counted) / (lines.T @ counted).clamp_min(1.0)  # (4, rows, W - 3)
+        rest = ((jumps - lines @ mean) * counted).square().sum(1) / counted.sum(1).clamp_min(1.0)  # (4, W - 3)
+        varying.append(((rest[:, at].mean(1) + LEAST_JUMP) / rest[:, free].mean(1).clamp_min(1e-12)).log())
+        at_seams.append(mean[..., at])
+        between.append(mean[..., free].flatten(1))
+    (beside, below), free = at_seams, torch.cat(between, dim=1)  # (4, rows, columns - 1), (4, columns, rows - 1)
+    both = torch.cat([each.flatten(1) for each in at_seams], dim=1)
+    excess = ((both.square().mean(1) + LEAST_JUMP) / (free.square().mean(1) + LEAST_JUMP)).log()
+    # In components in which the ground's jumps are uncorrelated and of size 1, each level is shrunk by itself.
+    root = torch.linalg.cholesky(free @ free.T / free.shape[1] + LEAST_JUMP * torch.eye(4, device=bands.device))
+    white = torch.linalg.solve_triangular(root, both, upper=False)
+    power, directions = torch.linalg.eigh(white @ white.T / white.shape[1])
+    signal = power / (1.0 + 2.0 / math.sqrt(white.shape[1])) ** 2 - 1.0  # twice the variance of a block's level
+    beside, below = (directions.T @ white).split([beside[0].numel(), below[0].numel()], dim=1)
+    beside = beside.unflatten(1, at_seams[0].shape[1:])  # (4, rows, columns - 1)
+    below = below.unflatten(1, at_seams[1].shape[1:]).mT  # (4, rows - 1, columns)
+    pull = F.pad(beside, (1, 0)) - F.pad(beside, (0, 1)) + F.pad(below, (0, 0, 1, 0)) - F.pad(below, (0, 0, 0, 1))
+    # Least squares of the levels' differences, solved by cosine transforms of the rows and columns of blocks.
+    (columns, across_stiffness), (rows, down_stiffness) = (_cosines(each.shape[1], bands.device) for each in blocks)
+    stiffness = down_stiffness[:, None] + across_stiffness + 2.0 / signal.clamp_min(1e-9)[:, None, None]
+    levels = rows.T @ ((rows @ pull @ columns.T) / stiffness) @ columns  # (4, rows, columns)
+    levels = ((root @ directions) @ levels.flatten(1)).view_as(levels)
+    return blocks[1] @ levels @ blocks[0].T, torch.stack(varying).mean(0), excess
+
+
+def _seams(size: int, period: int, start: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Which of an axis' jumps lie at seams, and which well between them, (size - 3,) each."""
+    phase = (torch.arange(size - 3, device=device) + 2 - start) % period
+    return phase == 0, torch.minimum(phase, period - phase) >= 2
+
+
+def _cosines(count: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The orthonormal cosine transform (count, count), and what it makes of differences squared, (count,)."""
+    wave = torch.arange(count, device=device, dtype=torch.float32)
+    cosines = (math.pi / count * wave[:, None] * (wave + 0.5)).cos() * math.sqrt(2 / count)
+    cosines[0] *= math.sqrt(0.5)
+    return cosines, 2 - 2 * (math.pi / count * wave).cos()
