@@ -90,6 +90,7 @@ def _profile(bands: Tensor, inside: Tensor, along: int) -> Tensor:
 
 def _outstanding(profile: Tensor) -> Tensor:
     """(B, periods, starts): standard errors by which the columns of a grid exceed the others, of (B, W - 3)."""
+    profile = profile.double()  # which no setting rounds
     member, count = _members(profile.shape[1], profile.device)  # (W - 3, periods * starts), (periods * starts,)
     others = profile.shape[1] - count
     total, squares = profile.sum(1, keepdim=True), profile.square().sum(1, keepdim=True)
@@ -97,7 +98,7 @@ def _outstanding(profile: Tensor) -> Tensor:
     mean = (total - own) / others
     variance = ((squares - own_squares) / others - mean.square()).clamp_min(1e-6)
     errors = (own / count.clamp_min(1.0) - mean) * (count / variance).sqrt()
-    return torch.where(count >= 2, errors, -9.0).unflatten(1, (len(PERIODS_PX), PERIODS_PX[-1]))
+    return torch.where(count >= 2, errors, -9.0).float().unflatten(1, (len(PERIODS_PX), PERIODS_PX[-1]))
 
 
 @functools.lru_cache(maxsize=16)
@@ -106,7 +107,7 @@ def _members(columns: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Which jumps lie at the seams of each period and start, (columns, periods * starts), and how many do."""
     column = torch.arange(columns)[:, None, None] + 2  # the first column beyond a jump
     period, start = torch.tensor(PERIODS_PX)[:, None], torch.arange(PERIODS_PX[-1])
-    member = ((column % period == start) & (start < period)).flatten(1).float().to(device)
+    member = ((column % period == start) & (start < period)).flatten(1).double().to(device)
     return member, member.sum(0)
 
 

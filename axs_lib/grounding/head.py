@@ -13,13 +13,13 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from axs_lib.grounding import tile_filter
 from axs_lib.grounding.block_grid import block_grid
 from axs_lib.grounding.gap import unknown_share
 from axs_lib.grounding.guided import guided_difference, proposal_guided_difference
 from axs_lib.grounding.unet import DETAIL_SIGMAS_PX, UNet, fine_detail
+from axs_lib.nodata import pad_square
 
 INPUT_CHANNELS = 2 + 4 + 4 + 1 + 1 + 4 * len(DETAIL_SIGMAS_PX) + 4
 HALF_CHANNELS = 4 + 1 + 4  # inputs at half resolution
@@ -71,8 +71,7 @@ class GroundingHead(nn.Module):
         guessed = ((trust > 0) & (trust < 1)).to(estimate.dtype)  # neither observed nor a gap's filling
         inside = (..., slice(size[0]), slice(size[1]))
         level, grid = block_grid(estimate[inside], guessed[inside])
-        level = F.pad(level, (0, estimate.shape[-1] - size[1], 0, estimate.shape[-2] - size[0]))
-        level = self.levelled * level * guessed
+        level = self.levelled * guessed * pad_square(level, estimate.shape[-1])
         change, statistics = self.filter(s1, estimate + level, guessed, grid, size)
         change = change * guessed
         rms = ((change.square().mean((2, 3)) + 1e-12) / guessed.mean((2, 3)).clamp_min(1e-3)).sqrt()

@@ -84,11 +84,18 @@ def main() -> None:
 @torch.no_grad()
 def draw_examples(sampler: ExampleSampler, corrector: GroundingCorrector, count: int, seed: int) -> Example:
     """So many examples, drawn from ``seed``: (N, STATISTICS), (N, TERMS, TERMS), (N, TERMS, 4), (N, 4) in z-units."""
-    random, parts, drawn = torch.Generator().manual_seed(seed), [], 0
+    random = torch.Generator().manual_seed(seed)
+    kept, drawn = None, 0
     while drawn < count:
-        parts.append(example(with_joints(sampler.batch(random), random), corrector))
-        drawn += len(parts[-1][0])
-    statistics, terms, by_error, squared = (torch.cat(each) for each in zip(*parts, strict=True))
+        parts = example(with_joints(sampler.batch(random), random), corrector)
+        if kept is None:  # one large tensor each: between many small ones memory falls to pieces
+            kept = tuple(part.new_empty(count, *part.shape[1:]) for part in parts)
+        many = min(len(parts[0]), count - drawn)
+        for whole, part in zip(kept, parts, strict=True):
+            whole[drawn : drawn + many] = part[:many]
+        drawn += many
+    assert kept is not None
+    statistics, terms, by_error, squared = kept
     return statistics, terms, by_error, squared
 
 
