@@ -2,8 +2,9 @@
 
 At the seams of a grid the estimate jumps more than elsewhere, at every period and along both axes. Where the jumps of
 a seam are the same along it, the blocks are off by a constant each; these are taken out by least squares, as far as the
-seams' jumps exceed those of the ground (empirical Bayes). Jumps that vary along a seam are lost detail, which a
-constant does not give back: of those only the statistics are told.
+seams' jumps exceed those of the ground (empirical Bayes), and only where the blocks' levels look drawn each by
+itself: those of an image that was enlarged from coarse pixels follow the ground, and are its content. Jumps that vary
+along a seam are lost detail, which a constant does not give back: of those only the statistics are told.
 """
 
 from __future__ import annotations
@@ -22,29 +23,32 @@ ALONG_PX = (1, 8)  # of a seam over which jumps are averaged
 FOUND = (2.8, 3.8)  # standard errors of the weaker axis, from where on a grid is believed in, and wholly
 VARYING = (0.12, 0.3)  # logarithm of how much more jumps vary along a seam than elsewhere, where they are no offsets
 EXCESS = (0.2, 0.5)  # logarithm of how much larger they are than elsewhere, below which the ground explains them
+LIKELIER = (4.0, 12.0)  # logarithm of how much likelier levels are drawn each by itself than a coarse image's
 LEAST_JUMP = 1e-6  # z-units squared: about 1 DN
 STATISTICS = 1 + 2 * 4 + 1
 
 
 def block_grid(bands: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]:
-    """What takes out the offsets of blocks, (B, 4, H, W), and what tells of a grid, (B, STATISTICS), bounded.
+    """What takes out the offsets of blocks, (B, 4, H, W), and what tells of a grid, (B, STATISTICS) float32, bounded.
 
-    ``bands`` (B, 4, H, W) are z-scored; ``inside`` (B, 1, H, W) is above 0 where they are an estimate.
+    ``bands`` (B, 4, H, W) are z-scored; ``inside`` (B, 1, H, W) is above 0 where they are an estimate; what they are
+    elsewhere plays no part. No gradient comes through either.
     """
-    change, statistics = torch.zeros_like(bands), bands.new_zeros(len(bands), STATISTICS)
+    change, statistics = torch.zeros_like(bands), bands.new_zeros(len(bands), STATISTICS, dtype=torch.float32)
     if min(bands.shape[-2:]) < 4 * PERIODS_PX[0]:
         return change, statistics
-    inside = (inside > 0).to(bands.dtype)
+    bands = torch.where(inside > 0, bands.detach().float(), 0.0)
+    inside = (inside > 0).float()
     errors, periods, starts = _find(bands, inside)
     statistics[:, 0] = (errors / 4.0).clamp(-1.0, 3.0)
     believed = smoothstep(errors, *FOUND)
+    grids = torch.cat([periods[:, None], starts], dim=1).tolist()
     for tile in believed.nonzero()[:, 0].tolist():
-        period, down, across = int(periods[tile]), *starts[tile].tolist()
-        offsets, varying, excess = _measure(bands[tile], inside[tile], period, down, across)
+        offsets, varying, excess = _measure(bands[tile].double(), inside[tile].double(), *grids[tile])
         levelled = believed[tile] * smoothstep(excess.mean(), *EXCESS) * (1.0 - smoothstep(varying.mean(), *VARYING))
-        change[tile] = -levelled * offsets
-        told = torch.cat([torch.tanh(torch.cat([varying, excess]) / 2), varying.new_tensor([math.log2(period) / 3 - 1])])
-        statistics[tile, 1:] = believed[tile] * told
+        change[tile] = (-levelled * offsets).to(change.dtype)
+        told = F.pad(torch.tanh(torch.cat([varying, excess]) / 2), (0, 1), value=math.log2(grids[tile][0]) / 3 - 1)
+        statistics[tile, 1:] = (believed[tile] * told).float()
     return change, statistics
 
 
@@ -59,7 +63,7 @@ def _counted(inside: Tensor) -> Tensor:
 
 
 def _find(bands: Tensor, inside: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """By how many standard errors the likeliest grid stands out (B,), its period (B,), its first row and column (B, 2)."""
+    """Standard errors by which the likeliest grid stands out (B,), its period (B,), its first row and column (B, 2)."""
     scores, first = [], []
     for along in ALONG_PX:
         axes = [_outstanding(_profile(*pair, along)) for pair in ((bands.mT, inside.mT), (bands, inside))]
@@ -90,15 +94,15 @@ def _profile(bands: Tensor, inside: Tensor, along: int) -> Tensor:
 
 def _outstanding(profile: Tensor) -> Tensor:
     """(B, periods, starts): standard errors by which the columns of a grid exceed the others, of (B, W - 3)."""
-    profile = profile.double()  # which no setting rounds
     member, count = _members(profile.shape[1], profile.device)  # (W - 3, periods * starts), (periods * starts,)
     others = profile.shape[1] - count
+    profile = profile.double()  # which no setting rounds
     total, squares = profile.sum(1, keepdim=True), profile.square().sum(1, keepdim=True)
     own, own_squares = profile @ member, profile.square() @ member
     mean = (total - own) / others
     variance = ((squares - own_squares) / others - mean.square()).clamp_min(1e-6)
     errors = (own / count.clamp_min(1.0) - mean) * (count / variance).sqrt()
-    return torch.where(count >= 2, errors, -9.0).float().unflatten(1, (len(PERIODS_PX), PERIODS_PX[-1]))
+    return torch.where(count >= 2, errors, -9.0).unflatten(1, (len(PERIODS_PX), PERIODS_PX[-1]))
 
 
 @functools.lru_cache(maxsize=16)
@@ -114,11 +118,15 @@ def _members(columns: int, device: torch.device) -> tuple[Tensor, Tensor]:
 def _measure(bands: Tensor, inside: Tensor, period: int, down: int, across: int) -> tuple[Tensor, Tensor, Tensor]:
     """Offsets of the blocks (4, H, W), and in logarithms how much more jumps at seams vary along them, and are (4,).
 
-    ``down`` and ``across`` are the first row and column at which a block begins.
+    Of ``bands`` (4, H, W) and ``inside`` (1, H, W), float64, which no setting rounds; ``down`` and ``across`` are the
+    first row and column at which a block begins.
     """
+    for lines, start in ((inside, across), (inside.mT, down)):  # the jump to a single line at the border is unknown
+        lines[..., 0] *= start != 1
+        lines[..., -1] *= (lines.shape[2] - 1 - start) % period != 0
     sides = [(bands, inside, across), (bands.mT, inside.mT, down)]
-    seams = [_seams(image.shape[2], period, start, bands.device) for image, _, start in sides]
-    blocks = [F.one_hot(F.pad(at, (2, 1)).cumsum(0)).to(bands.dtype) for at, _ in seams]  # (W, columns), (H, rows)
+    seams = [_seams(image.shape[2], period, start) for image, _, start in sides]
+    blocks = [F.one_hot(F.pad(at, (2, 1)).cumsum(0)).to(bands) for at, _ in seams]  # (W, columns), (H, rows)
     at_seams, between, varying = [], [], []
     for (image, valid, _), (at, free), lines in zip(sides, seams, reversed(blocks), strict=True):
         jumps, counted = _jumps(image), _counted(valid)
@@ -131,7 +139,8 @@ def _measure(bands: Tensor, inside: Tensor, period: int, down: int, across: int)
     both = torch.cat([each.flatten(1) for each in at_seams], dim=1)
     excess = ((both.square().mean(1) + LEAST_JUMP) / (free.square().mean(1) + LEAST_JUMP)).log()
     # In components in which the ground's jumps are uncorrelated and of size 1, each level is shrunk by itself.
-    root = torch.linalg.cholesky(free @ free.T / free.shape[1] + LEAST_JUMP * torch.eye(4, device=bands.device))
+    ground = free @ free.T / free.shape[1]
+    root = torch.linalg.cholesky(ground + (LEAST_JUMP + 1e-12 * ground.trace()) * torch.eye(4).to(bands))
     white = torch.linalg.solve_triangular(root, both, upper=False)
     power, directions = torch.linalg.eigh(white @ white.T / white.shape[1])
     signal = power / (1.0 + 2.0 / math.sqrt(white.shape[1])) ** 2 - 1.0  # twice the variance of a block's level
@@ -140,22 +149,27 @@ def _measure(bands: Tensor, inside: Tensor, period: int, down: int, across: int)
     below = below.unflatten(1, at_seams[1].shape[1:]).mT  # (4, rows - 1, columns)
     pull = F.pad(beside, (1, 0)) - F.pad(beside, (0, 1)) + F.pad(below, (0, 0, 1, 0)) - F.pad(below, (0, 0, 0, 1))
     # Least squares of the levels' differences, solved by cosine transforms of the rows and columns of blocks.
-    (columns, across_stiffness), (rows, down_stiffness) = (_cosines(each.shape[1], bands.device) for each in blocks)
-    stiffness = down_stiffness[:, None] + across_stiffness + 2.0 / signal.clamp_min(1e-9)[:, None, None]
-    levels = rows.T @ ((rows @ pull @ columns.T) / stiffness) @ columns  # (4, rows, columns)
+    (columns, across_stiffness), (rows, down_stiffness) = ([x.to(bands) for x in _cosines(b.shape[1])] for b in blocks)
+    stiffness = down_stiffness[:, None] + across_stiffness  # (rows, columns)
+    pull, signal = rows @ pull @ columns.T, signal.clamp_min(1e-9)[:, None, None]
+    levels = rows.T @ (pull / (stiffness + 2.0 / signal)) @ columns  # (4, rows, columns)
     levels = ((root @ directions) @ levels.flatten(1)).view_as(levels)
-    return blocks[1] @ levels @ blocks[0].T, torch.stack(varying).mean(0), excess
+    # Where levels are drawn each by itself the slow waves are weak among jumps; a coarse image has all alike.
+    own, coarse = 1.0 + 0.5 * signal * stiffness, 1.0 + signal
+    likelier = 0.5 * (pull.square() / stiffness * (1.0 / coarse - 1.0 / own) + (coarse / own).log())
+    levels = levels * smoothstep(likelier.flatten(1)[:, 1:].sum(), *LIKELIER)  # without the mean, which has no jumps
+    return blocks[1] @ levels @ blocks[0].T * inside, torch.stack(varying).mean(0), excess
 
 
-def _seams(size: int, period: int, start: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def _seams(size: int, period: int, start: int) -> tuple[Tensor, Tensor]:
     """Which of an axis' jumps lie at seams, and which well between them, (size - 3,) each."""
-    phase = (torch.arange(size - 3, device=device) + 2 - start) % period
+    phase = (torch.arange(size - 3) + 2 - start) % period
     return phase == 0, torch.minimum(phase, period - phase) >= 2
 
 
-def _cosines(count: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def _cosines(count: int) -> tuple[Tensor, Tensor]:
     """The orthonormal cosine transform (count, count), and what it makes of differences squared, (count,)."""
-    wave = torch.arange(count, device=device, dtype=torch.float32)
+    wave = torch.arange(count, dtype=torch.float64)
     cosines = (math.pi / count * wave[:, None] * (wave + 0.5)).cos() * math.sqrt(2 / count)
     cosines[0] *= math.sqrt(0.5)
     return cosines, 2 - 2 * (math.pi / count * wave).cos()
