@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from axs_lib.grounding.sar_inconsistency import smoothstep
 
 PERIODS_PX = range(4, 33)
-ALONG_PX = (1, 8)  # of a seam over which jumps are averaged
+HALF_PX = 4  # of the stretches of a seam over which jumps are averaged, too
 FOUND = (2.8, 3.8)  # standard errors of the weaker axis, from where on a grid is believed in, and wholly
 VARYING = (0.12, 0.3)  # logarithm of how much more jumps vary along a seam than elsewhere, where they are no offsets
 EXCESS = (0.2, 0.5)  # logarithm of how much larger they are than elsewhere, below which the ground explains them
@@ -52,57 +52,56 @@ def block_grid(bands: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]:
     return change, statistics
 
 
-def _jumps(image: Tensor) -> Tensor:
-    """From each pixel (..., W) to the next beyond what both sides' slopes explain, (..., W - 3), first from 1 to 2."""
-    return 1.5 * (image[..., 2:-1] - image[..., 1:-2]) - 0.5 * (image[..., 3:] - image[..., :-3])
+def _jumps(image: Tensor, axis: int) -> Tensor:
+    """From each pixel to the next along an axis beyond what both sides' slopes explain, from 1 to 2 on, W - 3 of W."""
+    steps = image.diff(dim=axis)
+    before, step, after = (steps.narrow(axis, start, steps.shape[axis] - 2) for start in range(3))
+    return torch.sub(step, before + after, alpha=0.5)
 
 
-def _counted(inside: Tensor) -> Tensor:
-    """1 where all pixels of a jump are inside, (..., W - 3)."""
-    return inside[..., 3:] * inside[..., 2:-1] * inside[..., 1:-2] * inside[..., :-3]
+def _counted(inside: Tensor, axis: int) -> Tensor:
+    """1 where all pixels of a jump are inside, 0 elsewhere."""
+    return functools.reduce(torch.mul, (inside.narrow(axis, start, inside.shape[axis] - 3) for start in range(4)))
 
 
 def _find(bands: Tensor, inside: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Standard errors by which the likeliest grid stands out (B,), its period (B,), its first row and column (B, 2)."""
-    scores, first = [], []
-    for along in ALONG_PX:
-        axes = [_outstanding(_profile(*pair, along)) for pair in ((bands.mT, inside.mT), (bands, inside))]
-        best = [each.max(2) for each in axes]  # over the starts of each period, (B, periods)
-        scores.append(torch.minimum(best[0].values, best[1].values))
-        first.append(torch.stack([each.indices for each in best], dim=2))
-    errors, chosen = torch.cat(scores, dim=1).max(1)
-    starts = torch.cat(first, dim=1)[torch.arange(len(bands), device=bands.device), chosen]
+    best = [_outstanding(_profiles(bands, inside, axis)).max(3) for axis in (-2, -1)]  # over a period's starts
+    errors, chosen = torch.minimum(best[0].values, best[1].values).flatten(1).max(1)  # of (B, 2, periods)
+    starts = torch.cat([each.indices.flatten(1).gather(1, chosen[:, None]) for each in best], dim=1)
     return errors, chosen % len(PERIODS_PX) + PERIODS_PX[0], starts
 
 
-def _profile(bands: Tensor, inside: Tensor, along: int) -> Tensor:
-    """Logarithm of the mean size of jumps in each column, (B, W - 3)."""
-    jumps, counted = _jumps(bands), _counted(inside)
-    if along > 1:
-        counted_share = F.avg_pool2d(counted, (along, 1), (along // 2, 1))
-        jumps = F.avg_pool2d(jumps * counted, (along, 1), (along // 2, 1)) / counted_share.clamp_min(1.0 / along)
-        counted = (counted_share > 0.5).to(jumps.dtype)
-    size = jumps.abs() * counted
-    total = counted.sum((2, 3), keepdim=True).clamp_min(1.0)
-    size = size / (size.sum((2, 3), keepdim=True) / total + 1e-4)
-    count = counted.sum(2)[:, 0]  # (B, W - 3)
-    mean = size.mean(1).sum(1) / count.clamp_min(1.0)
-    enough = count > 0.1 * counted.shape[2]
-    logarithm = (mean + 1e-3).log() * enough
-    return torch.where(enough, logarithm, (logarithm.sum(1) / enough.sum(1).clamp_min(1))[:, None])
+def _profiles(bands: Tensor, inside: Tensor, axis: int) -> Tensor:
+    """Logarithms of the mean size of jumps along an axis at each place, as they are and averaged, (B, 2, W - 3)."""
+    jumps, counted = _jumps(bands, axis), _counted(inside, axis)
+    jumps, along, profiles = jumps * counted, -3 - axis, []
+    for averaged in (False, True):
+        if averaged:
+            jumps, counted = (each.unfold(along, HALF_PX, HALF_PX).sum(-1) for each in (jumps, counted))
+            jumps, counted = (each.unfold(along, 2, 1).sum(-1) for each in (jumps, counted))
+            jumps = jumps / counted.clamp_min(1.0) * (counted > HALF_PX)
+            counted = (counted > HALF_PX).to(jumps.dtype)
+        count = counted.sum(along)[:, 0]  # (B, W - 3)
+        size = torch.linalg.vector_norm(jumps, 1, dim=along)  # (B, 4, W - 3)
+        size = size / (size.sum(2, keepdim=True) / count.sum(1).clamp_min(1.0)[:, None, None] + 1e-4)
+        enough = count > 0.1 * counted.shape[along]
+        logarithm = (size.mean(1) / count.clamp_min(1.0) + 1e-3).log() * enough
+        profiles.append(torch.where(enough, logarithm, (logarithm.sum(1) / enough.sum(1).clamp_min(1))[:, None]))
+    return torch.stack(profiles, dim=1)
 
 
 def _outstanding(profile: Tensor) -> Tensor:
-    """(B, periods, starts): standard errors by which the columns of a grid exceed the others, of (B, W - 3)."""
-    member, count = _members(profile.shape[1], profile.device)  # (W - 3, periods * starts), (periods * starts,)
-    others = profile.shape[1] - count
+    """(..., periods, starts): standard errors by which the columns of a grid exceed the others, of (..., W - 3)."""
+    member, count = _members(profile.shape[-1], profile.device)  # (W - 3, periods * starts), (periods * starts,)
+    others = profile.shape[-1] - count
     profile = profile.double()  # which no setting rounds
-    total, squares = profile.sum(1, keepdim=True), profile.square().sum(1, keepdim=True)
+    total, squares = profile.sum(-1, keepdim=True), profile.square().sum(-1, keepdim=True)
     own, own_squares = profile @ member, profile.square() @ member
     mean = (total - own) / others
     variance = ((squares - own_squares) / others - mean.square()).clamp_min(1e-6)
     errors = (own / count.clamp_min(1.0) - mean) * (count / variance).sqrt()
-    return torch.where(count >= 2, errors, -9.0).unflatten(1, (len(PERIODS_PX), PERIODS_PX[-1]))
+    return torch.where(count >= 2, errors, -9.0).unflatten(-1, (len(PERIODS_PX), PERIODS_PX[-1]))
 
 
 @functools.lru_cache(maxsize=16)
@@ -129,7 +128,7 @@ def _measure(bands: Tensor, inside: Tensor, period: int, down: int, across: int)
     blocks = [F.one_hot(F.pad(at, (2, 1)).cumsum(0)).to(bands) for at, _ in seams]  # (W, columns), (H, rows)
     at_seams, between, varying = [], [], []
     for (image, valid, _), (at, free), lines in zip(sides, seams, reversed(blocks), strict=True):
-        jumps, counted = _jumps(image), _counted(valid)
+        jumps, counted = _jumps(image, -1), _counted(valid, -1)
         mean = lines.T @ (jumps * counted) / (lines.T @ counted).clamp_min(1.0)  # (4, rows, W - 3)
         rest = ((jumps - lines @ mean) * counted).square().sum(1) / counted.sum(1).clamp_min(1.0)  # (4, W - 3)
         varying.append(((rest[:, at].mean(1) + LEAST_JUMP) / rest[:, free].mean(1).clamp_min(1e-12)).log())
