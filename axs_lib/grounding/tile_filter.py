@@ -118,7 +118,7 @@ def directed(images: Tensor, lean: Tensor) -> Tensor:
 
 
 def spectral_statistics(images: Tensor, detail: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """(B, STATISTICS) but a grid's, of z-scored bands and SAR (B, 5, H, W), the bands' detail (B, 16, H, W) and weights.
+    """(B, STATISTICS) but a grid's, of z-scored bands and SAR (B, 5, H, W), bands' detail (B, 16, H, W) and weights.
 
     Logarithms of the power in rings of frequency, the coherence of bands and SAR in wider ones, power along the axes
     beside that around (stripes), how sparse the detail is (noise or edges), and how power differs by direction, along
