@@ -68,7 +68,7 @@ class Correction:
         low_freq_mask: (B, 1, S, S) in [0, 1], where broad colour may change.
         error: predicted standard error of estimate + change, (B, 4, S, S) in DN, not calibrated, 0 where the estimate
             was observed; ``None`` where none is predicted (difference).
-        filtered: the part of the change that the tile's filter makes, (B, 4, S, S) in DN (learned).
+        filtered: the part of the change that levelling and the tile's filter make, (B, 4, S, S) in DN (learned).
         missed_water: (B, 1, S, S) in [0, 1], where the head sees water that the estimate lacks (learned).
     """
 
@@ -127,7 +127,7 @@ class GroundingCorrector(nn.Module):
             hold_colour: keep the broad colour of an estimate; gaps are filled all the same, trust below 0.5 in part.
             orientation: how the tile is turned or mirrored for the head, 0 to 7.
         """
-        # 1. The tile's filter; the head is shown what it makes, from which no gradient comes back to it.
+        # 1. Blocks are levelled, the tile filtered; the head is shown that, from which no gradient comes back to them.
         s1 = (tiles.s1 - self.s1_mean) / self.s1_std  # (B, 2, S, S)
         estimate = (tiles.estimate - self.optical_mean) / self.optical_std  # (B, 4, S, S)
         size = tiles.size or (estimate.shape[-2], estimate.shape[-1])

@@ -29,7 +29,7 @@ from axs_lib.terramind.weights import load_strict, read_metadata, read_state, sh
 from axs_lib.train.head import STAGE2, ExampleSampler, HeadBatch, HeadConfig, by_logarithm, load_tiles, model_of
 
 # Weights in place of the configuration's.
-KINDS = {"truth": 3.0, "roll_off": 6.0, "one_way_blur": 13.0, "block_transform": 3.0, "diffusion": 1.5}
+KINDS = {"truth": 3.0, "roll_off": 6.0, "one_way_blur": 13.0, "block_transform": 5.0, "diffusion": 1.5}
 MODES, PROPOSALS = (0.92, 0.0, 0.08, 0.0), (0.0, 0.0, 0.0, 1.0)
 CROP_SIZES, BATCH_PIXELS = (64, 96, 128, 128), 128 * 128
 SWAPPED = 0.05
@@ -50,7 +50,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("--config", "--data", "--start", "--out"):
         parser.add_argument(name, required=True)
-    parser.add_argument("--examples", type=int, default=100_000)
+    parser.add_argument("--examples", type=int, default=90_000)
     parser.add_argument("--steps", type=int, default=16_000)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
