@@ -1,7 +1,7 @@
 """The grounding head: SAR, estimate and proposal at full resolution in, a residual and its gate out.
 
 TerraMind's tokens cover 16 x 16 pixels and cannot carry edges; this small U-Net brings the structure of SAR and
-proposal to pixels, after blocks were levelled (``block_grid``) and the whole tile filtered (``tile_filter``). Beside its
+proposal to pixels, after blocks were levelled (``block_grid``) and the tile filtered (``tile_filter``). Beside its
 inputs it is given the estimate's fine detail and the estimate as a local function of SAR and proposal (``guided``).
 Statistics of the tile tell which kind of error it may have. A fresh head changes nothing. What limits its output is in
 ``axs_lib.grounding.corrector``.
