@@ -25,7 +25,10 @@ def filtered(head: GroundingHead, estimate: torch.Tensor, trust: torch.Tensor | 
 def test_a_fresh_head_answers_zero() -> None:
     head = GroundingHead()
     assert head.untrained
-    assert not head(*inputs()).residual.any() and not filtered(head, inputs()[1]).any()
+    in_blocks = 0.1 * inputs()[1] + inputs(16)[1].repeat_interleave(8, 2).repeat_interleave(8, 3)
+    assert not head(*inputs()).residual.any() and not filtered(head, in_blocks).any()
+    head.levelled.fill_(1.0)
+    assert filtered(head, in_blocks).any()
     torch.nn.init.normal_(head.body.out.weight)
     trained = head.untrained
     assert not trained

@@ -63,6 +63,7 @@ def test_detail_is_filtered_along_the_direction_that_has_most(angle: float) -> N
         ("white_noise", 120, 0.65),
         ("gaussian_blur", 120, 0.8),
         ("one_way_blur", 120, 0.9),
+        ("patch_offsets", 120, 0.5),
         ("haze", 120, 1.01),
         ("gaussian_blur", 16, 1.05),
     ],
