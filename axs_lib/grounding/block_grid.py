@@ -78,12 +78,15 @@ def _profiles(bands: Tensor, inside: Tensor, axis: int) -> Tensor:
     jumps, along, profiles = jumps * counted, -3 - axis, []
     for averaged in (False, True):
         if averaged:
-            jumps, counted = (each.unfold(along, HALF_PX, HALF_PX).sum(-1) for each in (jumps, counted))
-            jumps, counted = (each.unfold(along, 2, 1).sum(-1) for each in (jumps, counted))
+            halves = [each.unfold(along, HALF_PX, HALF_PX).sum(-1) for each in (jumps, counted)]
+            jumps, counted = (
+                half.narrow(along, 0, half.shape[along] - 1) + half.narrow(along, 1, half.shape[along] - 1)
+                for half in halves
+            )
             jumps = jumps / counted.clamp_min(1.0) * (counted > HALF_PX)
             counted = (counted > HALF_PX).to(jumps.dtype)
         count = counted.sum(along)[:, 0]  # (B, W - 3)
-        size = torch.linalg.vector_norm(jumps, 1, dim=along)  # (B, 4, W - 3)
+        size = jumps.abs().sum(along)  # (B, 4, W - 3)
         size = size / (size.sum(2, keepdim=True) / count.sum(1).clamp_min(1.0)[:, None, None] + 1e-4)
         enough = count > 0.1 * counted.shape[along]
         logarithm = (size.mean(1) / count.clamp_min(1.0) + 1e-3).log() * enough
@@ -123,7 +126,7 @@ def _measure(bands: Tensor, inside: Tensor, period: int, down: int, across: int)
     for lines, start in ((inside, across), (inside.mT, down)):  # the jump to a single line at the border is unknown
         lines[..., 0] *= start != 1
         lines[..., -1] *= (lines.shape[2] - 1 - start) % period != 0
-    sides = [(bands, inside, across), (bands.mT, inside.mT, down)]
+    sides = [(bands, inside, across), (bands.mT.contiguous(), inside.mT, down)]
     seams = [_seams(image.shape[2], period, start) for image, _, start in sides]
     blocks = [F.one_hot(F.pad(at, (2, 1)).cumsum(0)).to(bands) for at, _ in seams]  # (W, columns), (H, rows)
     at_seams, between, varying = [], [], []
