@@ -12,9 +12,11 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from axs_lib.checks import check_type
@@ -24,9 +26,6 @@ from axs_lib.grounding.load import CORRECTOR, CORRECTOR_FILE, load_weights
 from axs_lib.io.atomic import atomic_write, check_output
 from axs_lib.io.files import PathLike
 from axs_lib.terramind.weights import load_strict, read_state, resolve, sha256_file, write_state
-
-if TYPE_CHECKING:
-    from peft import LoraConfig
 
 __all__ = ["adapter_files", "apply_lora_to_linear", "load_adapter", "merge_adapter", "save_adapter", "unload_adapter"]
 
@@ -70,8 +69,6 @@ def apply_lora_to_linear(
     Raises InputError: unknown layer names, no such layer in the module, numbers out of range, or a module that already
     has an adapter.
     """
-    from peft import LoraConfig
-
     for name, value in {"rank": rank, "alpha": alpha, "dropout": dropout}.items():
         check, expected = FIELDS["r" if name == "rank" else f"lora_{name}"]
         if not check(value):
@@ -90,14 +87,8 @@ def apply_lora_to_linear(
             f"{type(module).__name__} has no layer {target_modules!r} in a transformer block; it has"
             f" {there or 'no transformer block: pass a module with some, such as model.terramind_generator'}"
         )
-    config = LoraConfig(
-        r=rank,
-        lora_alpha=alpha,
-        lora_dropout=dropout,
-        target_modules=targets,
-        base_model_name_or_path=_base_name(network),
-        revision=_base_hash(module),
-    )
+    base = {"base_model_name_or_path": _base_name(network), "revision": _base_hash(module)}
+    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, **base)
     count = _inject(network, config)
     for name, parameter in module.named_parameters():
         parameter.requires_grad_(".lora_" in name)
@@ -128,8 +119,6 @@ def save_adapter(
     the headers of the weights. Raises InputError: the model has no adapter; or OutputError: the folder holds one
     already and ``overwrite`` is false, or the disk refuses.
     """
-    from peft import get_peft_model_state_dict
-
     adapted, corrector, target = _adapted(model), _corrector(model), Path(folder)
     for name in (WEIGHTS_FILE, CONFIG_FILE, *((CORRECTOR_FILE,) if corrector is not None else ())):
         check_output(target / name, overwrite)
@@ -254,10 +243,6 @@ def _is_plain(value: object) -> bool:
     return isinstance(value, str) and re.fullmatch(r"\w+(?:\.\w+)*", value) is not None
 
 
-def _is_text(value: object) -> bool:
-    return value is None or isinstance(value, str)
-
-
 def _is_pattern(of: Callable[[object], bool]) -> Callable[[object], bool]:
     return lambda value: isinstance(value, dict) and all(_is_plain(k) and of(v) for k, v in value.items())
 
@@ -278,8 +263,8 @@ FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "alpha_pattern": (_is_pattern(_is_positive), "layer names, each with a number above 0"),
     "use_rslora": (lambda value: isinstance(value, bool), "true or false"),
     "bias": (lambda value: value == "none", "'none'"),
-    "base_model_name_or_path": (_is_text, "a name"),
-    "revision": (_is_text, "a hash"),
+    "base_model_name_or_path": (lambda value: isinstance(value, str | None), "a name"),
+    "revision": (lambda value: isinstance(value, str | None), "a hash"),
 }
 # PEFT's notes on who wrote the file. They are neither read nor passed on: auto_mapping names a module to import.
 NOTES = ("auto_mapping", "inference_mode", "peft_type", "peft_version", "task_type")
@@ -291,8 +276,6 @@ def _read_config(path: Path, weights: Mapping[str, Tensor]) -> LoraConfig:
 
     A regular expression in place of layer names is not run; the names then come from the weights.
     """
-    from peft import LoraConfig
-
     if not path.is_file():
         raise _nothing(path.parent, path.name)
     try:
@@ -367,8 +350,6 @@ def _corrector(module: nn.Module) -> GroundingCorrector | None:
 
 
 def _inject(network: nn.Module, config: LoraConfig) -> int:
-    from peft import inject_adapter_in_model
-
     modes = {name: layer.training for name, layer in network.named_modules()}
     inject_adapter_in_model(config, network, adapter_name=_ADAPTER)
     wrapped = _wrapped(network)
@@ -378,8 +359,6 @@ def _inject(network: nn.Module, config: LoraConfig) -> int:
 
 
 def _wrapped(module: nn.Module) -> dict[str, Any]:
-    from peft.tuners.lora import LoraLayer
-
     return {name: layer for name, layer in module.named_modules() if isinstance(layer, LoraLayer)}
 
 
