@@ -39,7 +39,6 @@ class Readable(Protocol):
 
     def read(self, window: Tile) -> FloatArray:
         """(C, h, w) of a window that lies inside the grid, NaN where there is no data."""
-        ...
 
 
 @dataclass
@@ -131,18 +130,9 @@ def warped_view(dataset: Any, grid: SceneGrid, resampling: str, **more: Any) -> 
     crs, (left, _, right, _) = dataset.crs, dataset.bounds
     if crs.is_geographic and max(abs(left), abs(right)) >= NEAR_SEAM:  # longitudes go on beyond 180 degrees
         crs = CRS.from_string(f"{crs.to_proj4()} +lon_wrap={(left + right) / 2}")
-    return WarpedVRT(
-        dataset,
-        src_crs=crs,
-        crs=CRS.from_wkt(grid.crs),
-        transform=grid.affine,
-        width=grid.width,
-        height=grid.height,
-        resampling=Resampling[resampling],
-        nodata=np.nan,
-        tolerance=1e-9,
-        **more,
-    )
+    target = {"crs": CRS.from_wkt(grid.crs), "transform": grid.affine, "width": grid.width, "height": grid.height}
+    how = {"resampling": Resampling[resampling], "nodata": np.nan, "tolerance": 1e-9}
+    return WarpedVRT(dataset, src_crs=crs, **target, **how, **more)
 
 
 def to_db(power: FloatArray) -> FloatArray:
@@ -168,12 +158,8 @@ def _cut(source: SceneGrid, top: float, left: float, bottom: float, right: float
     """A window in whole pixels with a margin, cut to the source; None where it lies outside."""
     if top >= source.height or left >= source.width or bottom <= 0 or right <= 0:
         return None
-    return Tile(
-        max(0, math.floor(top) - margin),
-        max(0, math.floor(left) - margin),
-        min(source.height, math.ceil(bottom) + margin),
-        min(source.width, math.ceil(right) + margin),
-    )
+    whole = Tile(math.floor(top), math.floor(left), math.ceil(bottom), math.ceil(right))
+    return whole.grown(margin, source.whole)
 
 
 def _kernel_scale(source: SceneGrid, grid: SceneGrid) -> tuple[float, float]:
