@@ -12,11 +12,9 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from axs_lib.checks import check_type
@@ -26,6 +24,9 @@ from axs_lib.grounding.load import CORRECTOR, CORRECTOR_FILE, load_weights
 from axs_lib.io.atomic import atomic_write, check_output
 from axs_lib.io.files import PathLike
 from axs_lib.terramind.weights import load_strict, read_state, resolve, sha256_file, write_state
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
 
 __all__ = ["adapter_files", "apply_lora_to_linear", "load_adapter", "merge_adapter", "save_adapter", "unload_adapter"]
 
@@ -69,6 +70,8 @@ def apply_lora_to_linear(
     Raises InputError: unknown layer names, no such layer in the module, numbers out of range, or a module that already
     has an adapter.
     """
+    from peft import LoraConfig
+
     for name, value in {"rank": rank, "alpha": alpha, "dropout": dropout}.items():
         check, expected = FIELDS["r" if name == "rank" else f"lora_{name}"]
         if not check(value):
@@ -119,6 +122,8 @@ def save_adapter(
     the headers of the weights. Raises InputError: the model has no adapter; or OutputError: the folder holds one
     already and ``overwrite`` is false, or the disk refuses.
     """
+    from peft import get_peft_model_state_dict
+
     adapted, corrector, target = _adapted(model), _corrector(model), Path(folder)
     for name in (WEIGHTS_FILE, CONFIG_FILE, *((CORRECTOR_FILE,) if corrector is not None else ())):
         check_output(target / name, overwrite)
@@ -276,6 +281,8 @@ def _read_config(path: Path, weights: Mapping[str, Tensor]) -> LoraConfig:
 
     A regular expression in place of layer names is not run; the names then come from the weights.
     """
+    from peft import LoraConfig
+
     if not path.is_file():
         raise _nothing(path.parent, path.name)
     try:
@@ -350,6 +357,8 @@ def _corrector(module: nn.Module) -> GroundingCorrector | None:
 
 
 def _inject(network: nn.Module, config: LoraConfig) -> int:
+    from peft import inject_adapter_in_model
+
     modes = {name: layer.training for name, layer in network.named_modules()}
     inject_adapter_in_model(config, network, adapter_name=_ADAPTER)
     wrapped = _wrapped(network)
@@ -359,6 +368,8 @@ def _inject(network: nn.Module, config: LoraConfig) -> int:
 
 
 def _wrapped(module: nn.Module) -> dict[str, Any]:
+    from peft.tuners.lora import LoraLayer
+
     return {name: layer for name, layer in module.named_modules() if isinstance(layer, LoraLayer)}
 
 

@@ -142,11 +142,9 @@ class HubMixin(ModelHubMixin):
     ) -> ModelCard:
         """The model card: what it is and how to use it, data, scores, limits, provenance and licence.
 
-        Args:
-            report: the JSON of ``axs evaluate``, for the scores. A packaged model has its own card's without.
-            data: a paragraph on what it was trained on, beside what the weights' header says.
-            limits: a paragraph on what it is not good for.
-            licence: of the weights, as the Hub spells it.
+        ``report`` is the JSON of ``axs evaluate``, for the scores; a packaged model has its own card's without.
+        ``data`` and ``limits`` are paragraphs on what it was trained on, beside what the weights' header says, and on
+        what it is not good for; ``licence`` is that of the weights, as the Hub spells it.
         """
         weights, variant = self.terramind_generator.weights, self.terramind_generator.layout.variant
         base = getattr(find_variant(variant).generator, "repo", None)

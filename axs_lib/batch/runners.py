@@ -52,6 +52,7 @@ def build_model(
     import torch
 
     from axs_lib import pipeline, stage3_tm_ground
+    from axs_lib.adapters import load_adapter
 
     build: Any
     if stage == "ground":
@@ -64,8 +65,6 @@ def build_model(
     if stage == "pipeline" and correction_mode is not None:
         model.stage3.correction_mode = correction_mode
     if adapter is not None:
-        from axs_lib.adapters import load_adapter  # with peft, which takes a second
-
         load_adapter(model, adapter)
     if dtype != "float32":
         model.use_precision(getattr(torch, dtype))
