@@ -90,8 +90,14 @@ def apply_lora_to_linear(
             f"{type(module).__name__} has no layer {target_modules!r} in a transformer block; it has"
             f" {there or 'no transformer block: pass a module with some, such as model.terramind_generator'}"
         )
-    base = {"base_model_name_or_path": _base_name(network), "revision": _base_hash(module)}
-    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, **base)
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=targets,
+        base_model_name_or_path=_base_name(network),
+        revision=_base_hash(module),
+    )
     count = _inject(network, config)
     for name, parameter in module.named_parameters():
         parameter.requires_grad_(".lora_" in name)

@@ -16,11 +16,19 @@ from axs_lib.bands import VALID_DN
 from axs_lib.checks import check_device, check_optical, check_sar
 from axs_lib.errors import InputError
 from axs_lib.nodata import valid_pixels
-from axs_lib.terramind import tiles
 from axs_lib.terramind.adapters import Adapter
 from axs_lib.terramind.noise import Seed, ensemble_seeds, gaussian_field, sample_seeds, scene_origins, stage_seeds
 from axs_lib.terramind.sampler import build_schedule, check_timesteps
 from axs_lib.terramind.stage import GeneratorStage
+from axs_lib.terramind.tiles import (
+    check_sampling,
+    check_training_size,
+    mean_and_spread,
+    network_side,
+    to_network,
+    training_start,
+    unbatch,
+)
 from axs_lib.tilegrid import Mosaic
 
 STAGE = 1
@@ -63,7 +71,7 @@ class Stage1Model(GeneratorStage):
         # 1. Check what came in.
         sar = check_sar(s1, standardize=self.standardize)
         check_device(sar.image, self.device)
-        tiles.check_sampling(temperature, ensemble_size, batch_size)
+        check_sampling(temperature, ensemble_size, batch_size)
         timesteps = check_timesteps(self.timesteps if timesteps is None else timesteps)
         schedule = build_schedule(self.scheduler if scheduler is None else scheduler, timesteps)
         batch, device = len(sar.image), sar.image.device
@@ -72,26 +80,27 @@ class Stage1Model(GeneratorStage):
 
         # An image is a single tile, or cut into tiles of a grid that are blended.
         mosaic = Mosaic(sar.image, generator.layout.max_side, batch_size)
-        for part in mosaic.batches():
+        for tiles in mosaic.batches():
             # 2. Prepare: fill nodata from neighbours, pad to the network's side S, z-score. The M members of an
             #    ensemble lie along the batch of n tiles.
-            z_s1 = self._to_z(part.of(sar.image), generator.sar)  # (n, 2, S, S)
+            z_s1 = self._to_z(tiles.of(sar.image), generator.sar)  # (n, 2, S, S)
             size = (z_s1.shape[-2], z_s1.shape[-1])
-            members = ensemble_seeds(seeds[part.samples], ensemble_size)  # (M*n,)
-            origins = part.origins(corners).repeat(ensemble_size, 1)  # (M*n, 2)
+            members = ensemble_seeds(seeds[tiles.samples], ensemble_size)  # (M*n,)
+            origins = tiles.origins(corners).repeat(ensemble_size, 1)  # (M*n, 2)
             noise = gaussian_field(members, (generator.optical.channels, *size), origins=origins)  # (M*n, C, S, S)
 
             # 3. Encode: TerraMind reads the SAR and predicts the optical tokens; codes: what stands for each token.
             logits = generator.logits({"s1": z_s1}).repeat(ensemble_size, 1, 1)  # (M*n, h*w, V)
-            drawing: dict[str, Any] = {"tokens": tokens, "temperature": temperature, "seeds": members}
-            codes = generator.codes(logits, size, origins=origins, **drawing)  # (M*n, D, h, w)
+            codes = generator.codes(
+                logits, size, tokens=tokens, temperature=temperature, seeds=members, origins=origins
+            )  # (M*n, D, h, w)
 
             # 4. Denoise: exactly `timesteps` evaluations; mean and spread over the ensemble, cropped to the tile.
             decoded = generator.decode(codes, noise, schedule, batch_size=batch_size)  # (M*n, C, S, S)
             images = self._to_unit(decoded).unflatten(0, (ensemble_size, -1))  # (M, n, 4, S, S)
-            height, width = part.tiles[0].shape
-            image, spread = tiles.mean_and_spread(images[..., :height, :width])  # (n, 4, h, w) each
-            mosaic.add(part, image=image, spread=spread)
+            height, width = tiles.tiles[0].shape
+            image, spread = mean_and_spread(images[..., :height, :width])  # (n, 4, h, w) each
+            mosaic.add(tiles, image=image, spread=spread)
         blended = mosaic.result()  # (B, 4, H, W) each
 
         # 5. Nodata out where the SAR has nodata; valid pixels are valid DN.
@@ -100,12 +109,12 @@ class Stage1Model(GeneratorStage):
         image = image.masked_fill(nodata, torch.nan)
         uncertainty = blended["spread"].masked_fill(nodata, torch.nan) if ensemble_size > 1 else None
         output = Stage1Output(image, uncertainty, schedule.nfe)
-        return tiles.unbatch(output) if sar.unbatched else output
+        return unbatch(output) if sar.unbatched else output
 
     def _to_z(self, image: Tensor, adapter: Adapter) -> Tensor:
         """Tiles without nodata, padded to the network's side, in z-units."""
-        side = tiles.network_side(self.terramind_generator.layout, *image.shape[-2:])
-        return adapter.to_z(tiles.to_network(image, valid_pixels(image), side, adapter, standardize=self.standardize))
+        side = network_side(self.terramind_generator.layout, *image.shape[-2:])
+        return adapter.to_z(to_network(image, valid_pixels(image), side, adapter, standardize=self.standardize))
 
     def _to_unit(self, channels: Tensor) -> Tensor:
         """The four bands of a decoded image in the model's unit."""
@@ -131,7 +140,7 @@ class Stage1Model(GeneratorStage):
         generator = self.terramind_generator
         sar = check_sar(s1, standardize=self.standardize)
         check_device(sar.image, self.device)
-        height, width = tiles.check_training_size(generator.layout, sar.image)
+        height, width = check_training_size(generator.layout, sar.image)
         z_s1 = self._to_z(sar.image, generator.sar)  # (B, 2, S, S)
         size = (z_s1.shape[-2], z_s1.shape[-1])
         if truth is None:
@@ -144,7 +153,7 @@ class Stage1Model(GeneratorStage):
                     " height and width for every SAR tile"
                 )
             clean = generator.optical.expand_bands(self._to_z(known, generator.optical))  # (B, C, S, S)
-        x_t, t = tiles.training_start(clean, training=self.training, noised=truth is not None)
+        x_t, t = training_start(clean, training=self.training, noised=truth is not None)
         logits = generator.logits({"s1": z_s1})
         x0 = generator.denoise_once(x_t, t, generator.codes(logits, size)).float()
         image = self._to_unit(x0)[..., :height, :width]
@@ -155,8 +164,11 @@ class Stage1Model(GeneratorStage):
 def tm_sar2opt(generator: Stage1Model, s1: Tensor, timesteps: int | None = None, **options: Any) -> Tensor:
     """opt_v1 drawn from s1, float32 (B, 4, H, W) or (4, H, W), B02 B03 B04 B08 in DN.
 
-    ``s1`` is (B, 2, H, W) or (2, H, W), VV and VH in dB, ``generator`` from
-    ``axs_lib.models.build_terramind_generator``, else an InputError; the others are those of ``Stage1Model.generate``.
+    Args:
+        generator: from ``axs_lib.models.build_terramind_generator``; another model is an InputError.
+        s1: (B, 2, H, W) or (2, H, W), VV and VH in dB.
+        timesteps: network evaluations; default the model's.
+        **options: any keyword of ``Stage1Model.generate``.
     """
     if not isinstance(generator, Stage1Model):
         raise InputError(

@@ -11,7 +11,6 @@ import math
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -187,9 +186,13 @@ def build_prithvi_refiner(
     whole = state is not None and (variant == weights.NANO or any(name.startswith("head.") for name in state))
 
     backbone = build_backbone(variant, None if whole else state, what=what)
-    settings: dict[str, Any] = {"standardize": standardize, "metadata_dropout": metadata_dropout}
-    settings["needs_season"] = False if needs_season is None else needs_season
-    refiner = PrithviRefiner(backbone, RefinementHead(backbone.layout.dim, TAPS), **settings)
+    refiner = PrithviRefiner(
+        backbone,
+        RefinementHead(backbone.layout.dim, TAPS),
+        standardize=standardize,
+        metadata_dropout=metadata_dropout,
+        needs_season=False if needs_season is None else needs_season,
+    )
     if whole and state is not None:
         weights.load_strict(refiner, state, what=what)
         refiner.requires_grad_(False)

@@ -130,9 +130,18 @@ def warped_view(dataset: Any, grid: SceneGrid, resampling: str, **more: Any) -> 
     crs, (left, _, right, _) = dataset.crs, dataset.bounds
     if crs.is_geographic and max(abs(left), abs(right)) >= NEAR_SEAM:  # longitudes go on beyond 180 degrees
         crs = CRS.from_string(f"{crs.to_proj4()} +lon_wrap={(left + right) / 2}")
-    target = {"crs": CRS.from_wkt(grid.crs), "transform": grid.affine, "width": grid.width, "height": grid.height}
-    how = {"resampling": Resampling[resampling], "nodata": np.nan, "tolerance": 1e-9}
-    return WarpedVRT(dataset, src_crs=crs, **target, **how, **more)
+    return WarpedVRT(
+        dataset,
+        src_crs=crs,
+        crs=CRS.from_wkt(grid.crs),
+        transform=grid.affine,
+        width=grid.width,
+        height=grid.height,
+        resampling=Resampling[resampling],
+        nodata=np.nan,
+        tolerance=1e-9,
+        **more,
+    )
 
 
 def to_db(power: FloatArray) -> FloatArray:

@@ -22,7 +22,6 @@ from axs_lib.errors import InputError
 TRAIN_TIMESTEPS = 1000
 SCHEDULERS = ("ddim", "dpmsolver++")
 
-Network = Callable[[Tensor, Tensor, Tensor], Tensor]  # (x_t, t, codes) -> x0
 # (x0, number of the evaluation, x_t) -> x_t of the next evaluation, or the image after the last one
 Update = Callable[[Tensor, int, Tensor], Tensor]
 
@@ -100,9 +99,16 @@ def multistep(steps: Sequence[int]) -> Update:
     """DPM-Solver++ of second order (Lu et al. 2022, arXiv:2211.01095) by diffusers, at the given time steps."""
     from diffusers import DPMSolverMultistepScheduler
 
-    betas = {"num_train_timesteps": TRAIN_TIMESTEPS, "beta_start": 1e-4, "beta_end": 0.02}
-    solver = {"prediction_type": "sample", "algorithm_type": "dpmsolver++", "solver_order": 2}
-    scheduler = DPMSolverMultistepScheduler(**betas, **solver, lower_order_final=True, rescale_betas_zero_snr=True)
+    scheduler = DPMSolverMultistepScheduler(
+        num_train_timesteps=TRAIN_TIMESTEPS,
+        beta_start=1e-4,
+        beta_end=0.02,
+        prediction_type="sample",
+        algorithm_type="dpmsolver++",
+        solver_order=2,
+        lower_order_final=True,
+        rescale_betas_zero_snr=True,
+    )
     scheduler.set_timesteps(timesteps=list(steps))
 
     def update(x0: Tensor, number: int, x: Tensor) -> Tensor:
@@ -118,7 +124,12 @@ def add_noise(clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
 
 
 def denoise(
-    network: Network, codes: Tensor, noise: Tensor, schedule: Schedule, *, start: Tensor | None = None
+    network: Callable[[Tensor, Tensor, Tensor], Tensor],
+    codes: Tensor,
+    noise: Tensor,
+    schedule: Schedule,
+    *,
+    start: Tensor | None = None,
 ) -> Tensor:
     """Run the diffusion decoder from noise (B, C, H, W), and codes (B, D, h, w), to x0 (B, C, H, W) in float32.
 

@@ -153,10 +153,14 @@ class Batches(lightning.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         rank, world = self.trainer.global_rank, self.trainer.world_size
         start = self.trainer.global_step * self.trainer.accumulate_grad_batches
-        order = itertools.count(start * world + rank, world)
-        how: dict[str, Any] = {"num_workers": self.workers, "persistent_workers": self.workers > 0}
-        # With a generator, else the loader draws a seed from the caller's.
-        return DataLoader(self.training, batch_size=None, sampler=order, generator=torch.Generator(), **how)
+        return DataLoader(
+            self.training,
+            batch_size=None,
+            sampler=itertools.count(start * world + rank, world),
+            num_workers=self.workers,
+            persistent_workers=self.workers > 0,
+            generator=torch.Generator(),  # else the loader draws a seed from the caller's
+        )
 
     def val_dataloader(self) -> DataLoader[Any]:
         rank, world, count = self.trainer.global_rank, self.trainer.world_size, len(self.held_out)
@@ -194,10 +198,13 @@ def fit(
         )
     if config.threads:
         torch.set_num_threads(config.threads)
-    called: list[Any] = [Average(config.ema), callbacks.LearningRateMonitor("step"), *([StepBar()] if progress else [])]
+    called: list[Any] = [Average(config.ema), callbacks.LearningRateMonitor("step")]
+    if progress:
+        called.append(StepBar())
     best = None
     if held_out:
-        called += [callbacks.EarlyStopping("val_mse", patience=patience, mode="min")] if patience else []
+        if patience:
+            called.append(callbacks.EarlyStopping("val_mse", patience=patience, mode="min"))
         best = callbacks.ModelCheckpoint(out, "best", monitor="val_mse", enable_version_counter=False)
         called.append(best)
     called.append(SaveLast(last, config.check_every, watched=bool(held_out)))
