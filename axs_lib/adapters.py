@@ -254,10 +254,6 @@ def _is_plain(value: object) -> bool:
     return isinstance(value, str) and re.fullmatch(r"\w+(?:\.\w+)*", value) is not None
 
 
-def _is_text(value: object) -> bool:
-    return value is None or isinstance(value, str)
-
-
 def _is_pattern(of: Callable[[object], bool]) -> Callable[[object], bool]:
     return lambda value: isinstance(value, dict) and all(_is_plain(k) and of(v) for k, v in value.items())
 
@@ -278,8 +274,8 @@ FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "alpha_pattern": (_is_pattern(_is_positive), "layer names, each with a number above 0"),
     "use_rslora": (lambda value: isinstance(value, bool), "true or false"),
     "bias": (lambda value: value == "none", "'none'"),
-    "base_model_name_or_path": (_is_text, "a name"),
-    "revision": (_is_text, "a hash"),
+    "base_model_name_or_path": (lambda value: isinstance(value, str | None), "a name"),
+    "revision": (lambda value: isinstance(value, str | None), "a hash"),
 }
 # PEFT's notes on who wrote the file. They are neither read nor passed on: auto_mapping names a module to import.
 NOTES = ("auto_mapping", "inference_mode", "peft_type", "peft_version", "task_type")

@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from huggingface_hub import ModelCard, ModelCardData, ModelHubMixin, snapshot_download
@@ -28,6 +28,7 @@ from axs_lib.terramind.generator import TerraMindGenerator
 from axs_lib.terramind.weights import WeightsInfo, find_variant, read_metadata, write_state
 
 CONFIG_FILE = "config.json"
+CARD = Path(__file__).with_name("model_card.jinja")
 CONFIG_FIELDS = (
     "library", "variant", "s1_product", "timesteps", "standardize", "correction_mode", "scheduler", "hold_colour",
 )  # fmt: skip
@@ -46,11 +47,10 @@ class HubMixin(ModelHubMixin):
     ``model_card_kwargs`` (see ``generate_model_card``).
     """
 
-    if TYPE_CHECKING:
-        terramind_generator: TerraMindGenerator
-        corrector: GroundingCorrector
-        timesteps: int
-        provenance: Any
+    terramind_generator: TerraMindGenerator
+    corrector: GroundingCorrector
+    timesteps: int
+    provenance: Any
 
     @classmethod
     def from_pretrained(cls: type[Loaded], pretrained_model_name_or_path: str | Path, **options: Any) -> Loaded:
@@ -142,33 +142,29 @@ class HubMixin(ModelHubMixin):
     ) -> ModelCard:
         """The model card: what it is and how to use it, data, scores, limits, provenance and licence.
 
-        Args:
-            report: the JSON of ``axs evaluate``, for the scores. A packaged model has its own card's without.
-            data: a paragraph on what it was trained on, beside what the weights' header says.
-            limits: a paragraph on what it is not good for.
-            licence: of the weights, as the Hub spells it.
+        ``report`` is the JSON of ``axs evaluate``, for the scores; a packaged model has its own card's without.
+        ``data`` and ``limits`` are paragraphs on what it was trained on, beside what the weights' header says, and on
+        what it is not good for; ``licence`` is that of the weights, as the Hub spells it.
         """
         weights, variant = self.terramind_generator.weights, self.terramind_generator.layout.variant
-        published = find_variant(variant).generator
-        base = None if published is None else published.repo
+        base = getattr(find_variant(variant).generator, "repo", None)
         about: dict[str, Any] = {"library_name": LIBRARY, "pipeline_tag": "image-to-image", "tags": TAGS}
         front = ModelCardData(license=licence, base_model=base, **about)
         own = [path.with_suffix(".md") for path in weights.paths.values()] if weights is not None else []
+        parts: dict[str, Any] = {"variant": variant, "timesteps": self.timesteps, "provenance": _table(self.provenance)}
         if weights is not None and weights.source == "packaged" and not report and own[0].is_file():
-            sections = own[0].read_text(encoding="utf-8").replace("# ", "## ", 1)  # has all of them, a level higher
+            text = own[0].read_text(encoding="utf-8").replace("# ", "## ", 1)  # has all of them, a level higher
+            parts["sections"] = text.strip("\n")
         else:
-            data, scores = _data_section(source_header(weights), data), _scores_section(report)
-            sections = _SECTIONS.format(data=data, scores=scores, limits=limits or _LIMITS, licence=licence)
-        parts = {"front": front.to_yaml(), "sections": sections.strip("\n"), "provenance": _table(self.provenance)}
-        return ModelCard(_CARD.format(variant=variant, timesteps=self.timesteps, **parts))
+            parts |= {"data": _data_section(source_header(weights), data), "scores": _scores_section(report)}
+            parts |= {"limits": limits, "licence": licence}
+        return ModelCard.from_template(front, str(CARD), **parts)
 
 
 def _shortest(value: Tensor) -> Tensor:
     """The values in float16 where that loses nothing."""
-    if not value.is_floating_point():
-        return value
     half = value.half()
-    return half if bool((half.to(value.dtype) == value).all()) else value
+    return half if value.is_floating_point() and bool((half.to(value.dtype) == value).all()) else value
 
 
 def _file_names(variant: str) -> list[str]:
@@ -253,46 +249,3 @@ def _scores_section(report: Mapping[str, Any] | None) -> str:
         ratios = ", ".join(f"{b} {v:.2f}" for b, v in report["uncertainty"]["spread_skill"].items())
         lines.append(f"Spread-skill ratio of the uncertainty (1 is calibrated): {ratios}.")
     return "\n".join(lines)
-
-
-_CARD = """---
-{front}
----
-
-# Axion-Sat Stage 3, {variant}
-
-Grounds an optical estimate (B02, B03, B04, B08 in DN = reflectance x 10000) in a Sentinel-1 image (VV, VH in
-dB) of the same place with TerraMind's conditional generator.
-
-```python
-from axs_lib.stage3_tm_ground import Stage3GroundingModel
-
-model = Stage3GroundingModel.from_pretrained("name/repository")
-output = model.ground(s1, opt_v2, timesteps={timesteps})  # image, proposal, gate, uncertainty, nfe
-```
-
-{sections}
-
-## Provenance
-
-{provenance}
-"""
-
-_SECTIONS = """## Data
-
-{data}
-
-## Scores
-
-{scores}
-
-## Limits
-
-{limits}
-
-## Licence
-
-{licence} for the weights; the licences of the training data are their owners'."""
-
-_LIMITS = """opt_v3 is an estimate, not an observation: look at its uncertainty and at what changed before you decide on
-a pixel. Figures hold for places like those that were measured. Do not present opt_v3 as an observed image."""

@@ -17,12 +17,9 @@ def valid_pixels(*images: Tensor) -> Tensor:
 
 
 def fill_nodata(image: Tensor, valid: Tensor, *, fallback: Tensor | float = 0.0) -> Tensor:
-    """The image with its invalid pixels replaced by smooth neighbours.
+    """An image (B, C, H, W), whose pixels that are not ``valid``, (B, 1, H, W) bool, are replaced by smooth neighbours.
 
-    Args:
-        image: (B, C, H, W), NaN allowed where invalid.
-        valid: (B, 1, H, W) bool.
-        fallback: value where a tile has no valid pixel at all, broadcast against the image.
+    ``fallback`` is the value where a tile has no valid pixel at all, broadcast against the image.
     """
     if bool(valid.all()):
         return image

@@ -43,11 +43,8 @@ class Stage3Loss(Stage2Loss):
     ) -> dict[str, Callable[[], Tensor]]:
         """How to compute each term; shapes that do not match are an InputError.
 
-        Args:
-            images: what ``forward`` is given first.
-            s1: (B, 2, H, W) or (2, H, W), VV and VH in dB, NaN = nodata; without it the SAR term is left out.
-            logits: (B, N, V) of the tokens; with ``targets``, or without both the token term is left out.
-            targets: (B, N) int64, the truth's tokens, ``IGNORED_TOKEN`` where a token does not count.
+        Without ``s1``, (B, 2, H, W) or (2, H, W), VV and VH in dB, NaN = nodata, the SAR term is left out; without both
+        ``logits`` (B, N, V) and ``targets`` (see ``token_cross_entropy``) the token term.
         """
         measures = super().measures(images)
         if s1 is not None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -34,9 +34,14 @@ class Tile:
         """(height, width) in pixels."""
         return self.bottom - self.top, self.right - self.left
 
-    def of(self, image: Tensor) -> Tensor:
-        """The tile's view of (..., H, W)."""
+    def of(self, image: Any) -> Any:
+        """The tile's view of an array or tensor (..., H, W)."""
         return image[..., self.top : self.bottom, self.left : self.right]
+
+    def grown(self, margin: int, limits: Tile) -> Tile:
+        """The tile with so many pixels around it, cut to the limits."""
+        top, left = max(limits.top, self.top - margin), max(limits.left, self.left - margin)
+        return Tile(top, left, min(limits.bottom, self.bottom + margin), min(limits.right, self.right + margin))
 
 
 @dataclass(frozen=True)
@@ -81,9 +86,7 @@ class TileGrid:
         return weight.clamp_min(1e-6)
 
 
-def batches_of_one_shape(
-    items: Iterable[Item], shape: Callable[[Item], tuple[int, int]], size: int
-) -> Iterator[list[Item]]:
+def batches_of_one_shape(items: Iterable[Item], shape: Callable[[Item], Any], size: int) -> Iterator[list[Item]]:
     """Neighbouring items of one shape, up to ``size`` at a time."""
     for _, run in itertools.groupby(items, shape):
         alike = list(run)
@@ -130,13 +133,7 @@ class TileBatch:
 
 
 class Mosaic:
-    """Cuts images (B, C, H, W) into tiles, and blends what is made of the tiles.
-
-    Args:
-        images: for their sizes, number and device.
-        side: of the largest tile in pixels.
-        batch_size: tiles that are handed out at once.
-    """
+    """Cuts images (B, C, H, W) into tiles of up to ``side`` px, ``batch_size`` at once, and blends what they become."""
 
     def __init__(self, images: Tensor, side: int, batch_size: int) -> None:
         self.images, self.grid, self.batch_size = images, TileGrid(side), batch_size

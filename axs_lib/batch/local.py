@@ -32,9 +32,7 @@ class _Slot:
 
 
 class LocalPool:
-    """Worker processes: ``workers``, by default as many as cores or GPUs have room for; ``InputError`` without a
-    GPU.
-    """
+    """Worker processes: ``workers``, by default as many as cores or GPUs have room for; InputError without a GPU."""
 
     def __init__(self, job: Job, workers: int | None = None, gpus_per_worker: float = 0.0) -> None:
         self._job = job
@@ -121,7 +119,7 @@ def _work(job: Job, pipe: Connection, gpu: str | None) -> None:
 def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
-    wait([parent.sentinel])
+    parent.join()
     os._exit(1)
 
 

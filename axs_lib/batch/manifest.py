@@ -189,10 +189,9 @@ def remove_temporaries(out: Path) -> None:
 
 def lock_inode(out: str | os.PathLike[str]) -> int:
     """What tells the lock of a folder from one that was made in its place; 0 where there is none."""
-    try:
+    with contextlib.suppress(OSError):
         return Path(out, LOCK).lstat().st_ino
-    except OSError:
-        return 0
+    return 0
 
 
 @contextlib.contextmanager
@@ -265,10 +264,9 @@ def _read_journal(path: Path) -> tuple[dict[str, Record], int]:
     records, damaged = {}, 0
     with open_regular(path, "the manifest") as file:
         for line in file:
-            try:
+            record = None
+            with contextlib.suppress(ValueError, RecursionError):
                 record = _record(json.loads(line)) if line.endswith(b"\n") else None
-            except (ValueError, RecursionError):
-                record = None
             if record is None:
                 damaged += 1
             else:

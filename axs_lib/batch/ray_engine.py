@@ -25,10 +25,14 @@ class RayPool:
     this machine for this job. ``AxionError`` where Ray is not installed.
     """
 
-    def __init__(
-        self, job: Job, workers: int | None = None, gpus_per_worker: float = 0.0, address: str | None = None
-    ) -> None:
-        self._ray = _load_ray()
+    def __init__(self, job: Job, workers: int | None, gpus_per_worker: float, address: str | None) -> None:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing here phones home
+        try:
+            self._ray: Any = importlib.import_module("ray")
+        except ImportError as error:
+            raise AxionError(
+                "--engine ray needs Ray, which is not installed: pip install 'axion-sat[ray]', or use --engine local"
+            ) from error
         self._job = job
         self._workers = workers
         self._address = address
@@ -86,13 +90,3 @@ class RayPool:
         self._actors.clear()
         self._pending.clear()
         self._ray.shutdown()
-
-
-def _load_ray() -> Any:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing here phones home
-    try:
-        return importlib.import_module("ray")
-    except ImportError as error:
-        raise AxionError(
-            "--engine ray needs Ray, which is not installed: pip install 'axion-sat[ray]', or use --engine local"
-        ) from error

@@ -61,11 +61,6 @@ class Summary:
     failed: list[Record] = field(default_factory=list)  # or crashed, in this run
     notes: set[str] = field(default_factory=set)  # the manifest's, of its items
 
-    @property
-    def left(self) -> int:
-        """Items that the run did not come to."""
-        return self.total - self.done - self.kept - len(self.failed)
-
 
 def run_batch(
     job: Job,
@@ -169,9 +164,7 @@ def supervise(job: Job, pool: WorkerPool, tasks: Iterator[Task], count: int) -> 
 
 
 def _tasks(job: Job, items: Iterable[Item], manifest: Manifest, overwrite: bool) -> Iterator[Task]:
-    """What there is to do; an output begun for the first time is on record before, so that a kill leaves it the
-    batch's.
-    """
+    """What there is to do; a first output is on record before it is begun, so that a kill leaves it the batch's."""
     for item in items:
         wanted = {str(path) for path in job.outputs(item).values()}
         record = manifest.records.get(item.id)

@@ -99,6 +99,7 @@ class Worker:
     def run(self, task: Task) -> Outcome:
         """Do a task; every failure is an outcome."""
         item, job, start = task.item, self._job, time.perf_counter()
+        files = item.files
         made: dict[str, Any] = {}  # what the record says of it
 
         def record(status: Status, error: str = "") -> Record:
@@ -107,8 +108,8 @@ class Worker:
         if lock_inode(job.out) != task.lock:
             return Outcome(item.id, stop=f"{job.out} was removed or replaced while the job ran")
         try:
-            stamps = [_stamp(path) for path in item.files.values()]
-            made["hashes"] = hashes = {role: _sha256(path) for role, path in item.files.items()}
+            stamps = [_stamp(path) for path in files.values()]
+            made["hashes"] = hashes = {role: _sha256(path) for role, path in files.items()}
             if task.done_as and task.done_as == job.key(item, hashes):
                 with contextlib.suppress(InputError):  # an output that cannot be read is made again
                     if {path: _sha256(path) for path in task.sha256} == task.sha256:
@@ -126,10 +127,8 @@ class Worker:
                 for path in places.values():
                     path.parent.mkdir(parents=True, exist_ok=True)
                 made["notes"] = self._runner(item, places)
-                if [_stamp(path) for path in item.files.values()] != stamps:
-                    raise InputError(
-                        f"{' or '.join(item.files.values())} changed while it was read; run the batch again"
-                    )
+                if [_stamp(path) for path in files.values()] != stamps:
+                    raise InputError(f"{' or '.join(files.values())} changed while it was read; run the batch again")
                 size = places[IMAGE].stat().st_size
                 written = {str(path): _sha256(str(places[name])) for name, path in outputs.items()}
                 if lock_inode(job.out) != task.lock:  # nothing is written to a folder that is another job's

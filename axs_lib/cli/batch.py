@@ -164,7 +164,8 @@ def _gpu_share(device: str | None, share: float | None) -> float:
 
 
 def _report(summary: Summary, out: Path) -> None:
-    others = {"done before": summary.kept, "failed": len(summary.failed), "left": summary.left}
+    others = {"done before": summary.kept, "failed": len(summary.failed)}
+    others["left"] = summary.total - summary.done - sum(others.values())  # what the run did not come to
     counts = [f"{summary.done} done", *(f"{number} {what}" for what, number in others.items() if number)]
     typer.echo(printable(f"{counted(summary.total, 'item')}: {', '.join(counts)}; {out / 'manifest.parquet'}"))
     for record in summary.failed[:SHOWN_FAILURES]:

@@ -80,9 +80,8 @@ def demo(
             _write(out / part / name, sar, optical, images, tags | {"AXS_SAMPLE": name})
             parts[part][name] = figures
     _write_record(out / RECORD, record)
-    write_report(
-        out / PAGE, [out / part for part in PARTS], title=f"What {VARIANT} makes of real tiles", overwrite=True
-    )
+    heading = f"What {VARIANT} makes of real tiles"
+    write_report(out / PAGE, [out / part for part in PARTS], title=heading, overwrite=True)
 
     for part, (title, note, _) in PARTS.items():
         _show_table(console, title, parts[part])

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 DEFAULT_ENSEMBLE = 4  # members, where an uncertainty map is written and no size is given
 MOST_TIMESTEPS = 1000
 
-
 Product = Literal["S1GRD", "S1RTC"]
 S1Unit = Literal["auto", "db", "power", "amplitude"]
 CorrectionMode = Literal["learned", "difference"]

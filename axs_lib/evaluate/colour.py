@@ -51,10 +51,8 @@ def stretch_of(image: Array, bands: tuple[str, ...]) -> Stretch:
 
 def optical_colour(image: Array, bands: tuple[str, ...], stretch: Stretch) -> Array:
     """An optical image (4,H,W) in these bands, slightly brightened."""
-    layers = [
-        (image[OPTICAL_BANDS.index(band)] - low) / (high - low)
-        for band, (low, high) in zip(bands, stretch, strict=True)
-    ]
+    ranges = zip(bands, stretch, strict=True)
+    layers = [(image[OPTICAL_BANDS.index(band)] - low) / (high - low) for band, (low, high) in ranges]
     return _fill(np.clip(np.stack(layers, -1), 0, 1) ** 0.85)
 
 

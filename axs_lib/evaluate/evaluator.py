@@ -119,16 +119,10 @@ def evaluate(
     started = time.perf_counter()
     records = sources.select_pairs(folder, quality, groups, source)
     stage3: Any = getattr(model, "stage3", model)
-    evaluated = EvaluatedModel(
-        model,
-        stage3.timesteps if timesteps is None else timesteps,
-        seed,
-        source,
-        donors=sources.find_donors(records),
-        other_dates=sources.find_other_dates(records),
-        dated=any(record.metadata for record in records),
-        force=force,
-    )
+    steps = stage3.timesteps if timesteps is None else timesteps
+    donors, other_dates = sources.find_donors(records), sources.find_other_dates(records)
+    dated = any(record.metadata for record in records)
+    evaluated = EvaluatedModel(model, steps, seed, source, donors, other_dates, dated, force)
     if evaluated.whole != (source == "stage2"):
         raise InputError(
             f"opt_v2_source is {source!r} for {'the pipeline' if evaluated.whole else 'Stage 3 alone'}; the pipeline"
@@ -154,13 +148,8 @@ def evaluate(
                 f" needs; choose other --groups ({'; '.join(left_out[scenario][:3])})"
             )
     run: dict[str, Any] = {"data": str(folder), "quality": quality, "model": dict(model.provenance)}
-    run |= {"timesteps": evaluated.timesteps, "seed": seed, "device": device_name(model.device)}
+    gpu, threads = model.device.type == "cuda", counted(torch.get_num_threads(), "thread")
+    device = torch.cuda.get_device_name(model.device) if gpu else f"{model.device.type} ({threads})"
+    run |= {"timesteps": evaluated.timesteps, "seed": seed, "device": device}
     run["seconds"] = round(time.perf_counter() - started, 2)
     return Report(run, results, left_out)
-
-
-def device_name(device: torch.device) -> str:
-    """The device for people: the GPU's name, or the CPU with its threads."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{device.type} ({counted(torch.get_num_threads(), 'thread')})"

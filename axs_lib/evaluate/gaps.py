@@ -197,10 +197,6 @@ def _summary(tiles: Sequence[TileFigures]) -> dict[str, Any]:
     names = list(tiles[0].figures)
     figures = {name: [tile.figures[name] for tile in tiles] for name in names}
     mean = {name: over_tiles(rows) for name, rows in figures.items()}
-    wins = {
-        name: statistics.fmean(own["mse"] < row["mse"] for own, row in zip(figures[STAGE3], rows, strict=True))
-        for name, rows in figures.items()
-    }
     return {
         "tiles": len(tiles),
         "unknown": statistics.fmean(tile.facts["unknown"] for tile in tiles),
@@ -213,7 +209,10 @@ def _summary(tiles: Sequence[TileFigures]) -> dict[str, Any]:
         "better_than_smooth_%": {
             name: improvement(mean["smooth"]["mse"], mean[name]["mse"]) for name in names if name != "smooth"
         },
-        "wins": {name: wins[name] for name in names[1:]},
+        "wins": {
+            name: statistics.fmean(tile.figures[STAGE3]["mse"] < tile.figures[name]["mse"] for tile in tiles)
+            for name in names[1:]
+        },
     }
 
 

@@ -70,11 +70,10 @@ def unreadable(path: PathLike, expected: str, error: Exception) -> str:
 
 
 @contextmanager
-def open_raster(path: PathLike, *, addresses: bool = False, inside_zip: bool = False) -> Iterator[Any]:
+def open_raster(path: PathLike, *, addresses: bool = False) -> Iterator[Any]:
     """A rasterio dataset of a GeoTIFF, COG, JPEG 2000 or PNG; InputError where it is none or damaged.
 
-    An address is opened only with ``addresses``, which says that the user wrote it, or with ``inside_zip``, which says
-    that it is a ``/vsizip/`` path that ``axs_lib.io.safe`` made.
+    An address is opened only with ``addresses``, which says that the user, or ``axs_lib.io.safe``, wrote it.
     """
     import rasterio
     from rasterio.errors import NotGeoreferencedWarning
@@ -83,7 +82,7 @@ def open_raster(path: PathLike, *, addresses: bool = False, inside_zip: bool = F
         file = check_file(path, "the image")
         check_whole(file)
         _check_along(file)
-    elif not (addresses or inside_zip):
+    elif not addresses:
         raise InputError(f"{path} is an address; expected a file: only addresses that you write yourself are opened")
     check_utf8(path, "the image")
     with warnings.catch_warnings():

@@ -152,19 +152,14 @@ class MaskSource:
         side = self.grid.height // self._tiles
         parts = []
         for first in range(window.top // side * side, window.bottom, side):
-            part = Tile(max(window.top, first), window.left, min(window.bottom, first + side), window.right)
-            parts.append(self._grown(part, first, first + side))
+            tile = Tile(first, 0, first + side, self.grid.width)
+            parts.append(self._grown(window.grown(0, tile), tile))
         return np.concatenate(parts)[None]
 
-    def _grown(self, window: Tile, first: int, last: int) -> FloatArray:
-        """(h, w) of a window of the tile of these rows."""
+    def _grown(self, window: Tile, tile: Tile) -> FloatArray:
+        """(h, w) of a window of one tile of the batch."""
         reach = self._mask.buffer
-        wide = Tile(
-            max(window.top - reach, first),
-            max(window.left - reach, 0),
-            min(window.bottom + reach, last),
-            min(window.right + reach, self.grid.width),
-        )
+        wide = window.grown(reach, tile)
         grown = -spread(-torch.from_numpy(self._trust(self._read(wide)))[None], reach)[0]  # the least trust around
         top, left = window.top - wide.top, window.left - wide.left
         return grown[top : top + window.shape[0], left : left + window.shape[1]].abs().numpy()  # no -0

@@ -30,6 +30,7 @@ BOA_OFFSETS = ("auto", "0", "1000")
 KEYS = {SAR_BANDS: "s1_vv and s1_vh (H,W), or s1 (2,H,W) or (N,2,H,W)", OPTICAL_BANDS: "opt_v2 (4,H,W) or (N,4,H,W)"}
 
 Order = tuple[str, ...] | None
+Part = tuple[Any, list[int], str]  # of an input: dataset, indexes of bands in it, and path
 Place = tuple[str | None, tuple[float, ...] | None]  # CRS as WKT, and transform
 
 
@@ -125,18 +126,10 @@ class FilePixels(Pixels):
     """A stack of bands, or one file a band, that GDAL opens."""
 
     def __init__(
-        self,
-        paths: Sequence[PathLike],
-        wanted: tuple[str, ...],
-        order: Order,
-        stack: ExitStack,
-        reading: Reading,
-        *,
-        inside_zip: bool = False,
+        self, paths: Sequence[PathLike], wanted: tuple[str, ...], order: Order, stack: ExitStack, reading: Reading
     ) -> None:
         super().__init__(wanted, os.fspath(paths[0]) + (f" (and {len(paths) - 1} more)" if len(paths) > 1 else ""))
-        how = {"addresses": reading.addresses, "inside_zip": inside_zip}
-        datasets = [stack.enter_context(open_raster(path, **how)) for path in paths]
+        datasets = [stack.enter_context(open_raster(path, addresses=reading.addresses)) for path in paths]
         first = datasets[0]
         self.grid = grid_of(first)
         self.dtype = np.result_type(*(dtype for dataset in datasets for dtype in dataset.dtypes))
@@ -213,16 +206,14 @@ class FilePixels(Pixels):
             names = [band_name(dataset.colorinterp[index - 1].name) for index in there]
         return [there[at] for at in self.positions(names, order, len(there))]
 
-    def _band_parts(
-        self, datasets: Sequence[Any], paths: Sequence[PathLike], order: Order
-    ) -> list[tuple[Any, list[int], str]]:
+    def _band_parts(self, datasets: Sequence[Any], paths: Sequence[PathLike], order: Order) -> list[Part]:
         """One file a band, in the order of ``bands``."""
         if order is not None and len(order) != len(paths):
             raise InputError(
                 f"{len(paths)} files are given and --bands names {len(order)} ({listed(order)}); expected one name a"
                 " file"
             )
-        found: dict[str, tuple[Any, list[int], str]] = {}
+        found: dict[str, Part] = {}
         for position, (dataset, path) in enumerate(zip(datasets, paths, strict=True)):
             if dataset.count - len(_alpha_bands(dataset)) != 1:
                 raise InputError(

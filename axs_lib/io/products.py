@@ -71,6 +71,7 @@ class Source:
         self._unit = "db"
         self._offset: NDArray[np.float32] | None = None
         self._partly = False
+        self._possible = POSSIBLE_DB if self.bands == SAR_BANDS else POSSIBLE_DN
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -133,10 +134,6 @@ class Source:
         quantity = "backscatter" if self.bands == SAR_BANDS else "reflectance"
         said = {key: text.format(quantity=quantity) for key, text in _SAID.items() if self.counts[key]}
         return self.notes + [f"{self.label}: {self.counts[key]:,} {text}" for key, text in said.items()]
-
-    @property
-    def _possible(self) -> tuple[float, float]:
-        return POSSIBLE_DB if self.bands == SAR_BANDS else POSSIBLE_DN
 
     def _drop(self, data: FloatArray, where: Any, reason: str) -> None:
         self.counts[reason] += int(where.sum())
@@ -348,7 +345,8 @@ def _open_paths(
     elif ".pt" in suffixes:
         return MemoryPixels(read_pt(paths[0]), wanted, order, os.fspath(paths[0]))
     elif wanted == OPTICAL_BANDS and (product := open_safe(paths[0])) is not None:
-        files = FilePixels(product.bands, wanted, OPTICAL_BANDS, stack, reading, inside_zip=True)
+        # Its bands may lie in a .zip, at addresses that are ours.
+        files = FilePixels(product.bands, wanted, OPTICAL_BANDS, stack, replace(reading, addresses=True))
         files.offset, files.label = product.offset, os.fspath(paths[0])
         return files
     return FilePixels(paths, wanted, order, stack, reading)

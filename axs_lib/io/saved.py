@@ -255,17 +255,9 @@ def _onto(raster: Raster, main: Raster) -> FloatArray:
             " same size, CRS and transform"
         )
     data: FloatArray = np.full((len(raster.bands), *main.grid.size), np.nan, dtype=np.float32)
-    reproject(
-        raster.data,
-        data,
-        src_transform=raster.grid.affine,
-        src_crs=raster.grid.crs,
-        src_nodata=np.nan,
-        dst_transform=main.grid.affine,
-        dst_crs=main.grid.crs,
-        dst_nodata=np.nan,
-        resampling=Resampling.bilinear,
-    )
+    source = {"src_transform": raster.grid.affine, "src_crs": raster.grid.crs, "src_nodata": np.nan}
+    target = {"dst_transform": main.grid.affine, "dst_crs": main.grid.crs, "dst_nodata": np.nan}
+    reproject(raster.data, data, **source, **target, resampling=Resampling.bilinear)
     if not np.isfinite(data).any():
         raise InputError(f"{raster.source} and {main.source} do not overlap; expected layers of one place")
     return data

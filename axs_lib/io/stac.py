@@ -18,12 +18,7 @@ from axs_lib.io.grid import SceneGrid
 from axs_lib.io.results import Layer
 
 _COMMON_NAMES = {"B02": "blue", "B03": "green", "B04": "red", "B08": "nir"}
-_EXTENSIONS = [
-    "https://stac-extensions.github.io/projection/v2.0.0/schema.json",
-    "https://stac-extensions.github.io/processing/v1.2.0/schema.json",
-    "https://stac-extensions.github.io/eo/v2.0.0/schema.json",
-    "https://stac-extensions.github.io/raster/v2.0.0/schema.json",
-]
+_EXTENSIONS = ("projection/v2.0.0", "processing/v1.2.0", "eo/v2.0.0", "raster/v2.0.0")
 
 
 def parse_date(text: str) -> datetime:
@@ -48,7 +43,7 @@ def stac_item(path: Path, grid: SceneGrid, assets: Mapping[Path, Layer], date: s
     item = {
         "type": "Feature",
         "stac_version": "1.1.0",
-        "stac_extensions": _EXTENSIONS,
+        "stac_extensions": [f"https://stac-extensions.github.io/{each}/schema.json" for each in _EXTENSIONS],
         "id": path.stem,
         "geometry": transform_geom(crs, "EPSG:4326", {"type": "Polygon", "coordinates": [ring]}),
         "bbox": list(transform_bounds(crs, "EPSG:4326", west, south, east, north)),

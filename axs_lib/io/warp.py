@@ -39,7 +39,6 @@ class Readable(Protocol):
 
     def read(self, window: Tile) -> FloatArray:
         """(C, h, w) of a window that lies inside the grid, NaN where there is no data."""
-        ...
 
 
 @dataclass
@@ -168,12 +167,8 @@ def _cut(source: SceneGrid, top: float, left: float, bottom: float, right: float
     """A window in whole pixels with a margin, cut to the source; None where it lies outside."""
     if top >= source.height or left >= source.width or bottom <= 0 or right <= 0:
         return None
-    return Tile(
-        max(0, math.floor(top) - margin),
-        max(0, math.floor(left) - margin),
-        min(source.height, math.ceil(bottom) + margin),
-        min(source.width, math.ceil(right) + margin),
-    )
+    whole = Tile(math.floor(top), math.floor(left), math.ceil(bottom), math.ceil(right))
+    return whole.grown(margin, source.whole)
 
 
 def _kernel_scale(source: SceneGrid, grid: SceneGrid) -> tuple[float, float]:

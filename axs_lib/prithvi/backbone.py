@@ -88,7 +88,6 @@ class CoordinateEncoder(nn.Module):
     def __init__(self, encoder: nn.Module, dim: int) -> None:
         super().__init__()
         self.encoder = encoder
-        self.half_dim = dim // 2
         self.unknown = nn.Parameter(torch.zeros(1, 1, dim))
 
     def forward(self, coordinates: Tensor, tokens_per_frame: int | None = None) -> Tensor:
@@ -96,7 +95,7 @@ class CoordinateEncoder(nn.Module):
         with torch.autocast(coordinates.device.type, enabled=False):
             known = coordinates.float().isfinite().reshape(len(coordinates), 1, 2)
             embedding = self.encoder(coordinates.float().nan_to_num())
-        return torch.where(known.repeat_interleave(self.half_dim, dim=-1), embedding, self.unknown)
+        return torch.where(known.repeat_interleave(embedding.shape[-1] // 2, dim=-1), embedding, self.unknown)
 
 
 class PlaceEncoder(CoordinateEncoder):
@@ -121,10 +120,7 @@ class PrithviBackbone(nn.Module):
         self.adapter: str | None = None  # the LoRA adapter in the weights, in words
 
     def forward(self, image: Tensor, metadata: EncodedMetadata) -> list[Tensor]:
-        """Features (B, D, h, w), one for each depth of the layout, of an image (B, 4, H, W) in z-units.
-
-        H and W are multiples of the patch.
-        """
+        """Features (B, D, h, w) of each depth of the layout; the image (B, 4, H, W) is in z-units, of whole patches."""
         height, width = (size // self.layout.patch for size in image.shape[-2:])
         place = torch.cat([metadata.location, metadata.biome[:, None].float()], dim=1)
         tokens = self.vit.forward_features(image, metadata.temporal[:, None], place)
@@ -146,12 +142,10 @@ def build_backbone(
     if variant != NANO:
         index = prithvi_band_index()
         optical = OpticalAdapter([PRITHVI_MEAN[i] for i in index], [PRITHVI_STD[i] for i in index])
+    size = {"img_size": layout.image, "embed_dim": layout.dim, "depth": layout.depth, "num_heads": layout.heads}
     vit = PrithviViT(
-        img_size=layout.image,
+        **size,
         patch_size=(1, layout.patch, layout.patch),
-        embed_dim=layout.dim,
-        depth=layout.depth,
-        num_heads=layout.heads,
         mlp_ratio=4.0,
         num_frames=1,
         in_chans=len(OPTICAL_BANDS),

@@ -42,7 +42,7 @@ from axs_lib.io.safe import open_safe
 from axs_lib.io.stac import parse_date, stac_item
 from axs_lib.io.warp import DerivedSource, Readable, to_grid
 from axs_lib.progress import bar
-from axs_lib.scenes.stream import Rows, TileFunction, one_ahead, stream_stack, stream_tiles, tile_count
+from axs_lib.scenes.stream import Rows, RowsFunction, TileFunction, one_ahead, stream_stack, stream_tiles, tile_count
 from axs_lib.tilegrid import Tile, TileGrid
 
 if TYPE_CHECKING:
@@ -107,10 +107,8 @@ def _each_time(ground: Callable[..., SceneResult]) -> Callable[..., SceneResult]
             )
         import xarray
 
-        results = []
-        for index in range(steps[0]):
-            step = {name: each.isel(time=index) for name, each in timed.items()}
-            results.append(ground(model, **(inputs | step), **options))
+        moments = ({name: each.isel(time=index) for name, each in timed.items()} for index in range(steps[0]))
+        results = [ground(model, **(inputs | moment), **options) for moment in moments]
         first: Any = next(iter(timed.values()))
         along = first["time"] if "time" in first.coords else "time"
         arrays = {
@@ -507,14 +505,9 @@ class _Outputs:
         return torch.cat([part.square() if layer is UNCERTAINTY else part for layer, part in wanted.items()], dim=1)
 
     def stream(
-        self,
-        sources: Sequence[Readable],
-        network: TileFunction,
-        finish: Callable[[Rows], FloatArray],
-        batch_size: int,
-        progress: bool,
+        self, sources: Sequence[Readable], network: TileFunction, finish: RowsFunction, batch_size: int, progress: bool
     ) -> None:
-        """Stream the tiles; ``finish`` turns rows of what the network made into rows of the layers."""
+        """Stream the tiles through a network, and write the rows that ``finish`` makes of its output."""
         for layer, path in self.targets.items():
             if path is not None and path.suffix.lower() in TIFF_SUFFIXES:
                 self._cogs[layer] = CogWriter(layer, self._place, path, self._stack)
@@ -628,12 +621,10 @@ def _built(model: Any, what: str, builder: str) -> Any:
 
 def _check_read(counts: Mapping[str, int], *sources: Source) -> None:
     """Refuse, before anything gets its name, an input that was mostly impossible, and a result that is empty."""
-    for source in sources:
-        source.check_counts()
-        if not source.counts["valid"]:
-            raise InputError(
-                f"{source.label} holds no valid pixel, all of it is nodata; expected {listed(source.bands)}"
-            )
+    for each in sources:
+        each.check_counts()
+        if not each.counts["valid"]:
+            raise InputError(f"{each.label} holds no valid pixel, all of it is nodata; expected {listed(each.bands)}")
     if not counts["sar"]:
         raise InputError(
             f"{sources[0].label} has no valid pixel where the optical image lies; expected SAR of the same place"

@@ -111,7 +111,10 @@ def find_pair(
     Raises InputError: bounds or dates that cannot be, or nothing was found; or AxionError: the extra is not installed,
     or the catalogue cannot be read.
     """
-    place, span = _checked_bounds(bounds), _span(dates)
+    if not (len(bounds) == 4 and -180 <= bounds[0] < bounds[2] <= 180 and -90 <= bounds[1] < bounds[3] <= 90):
+        raise InputError(f"the bounds are {listed(bounds)}; expected west, south, east, north in degrees")
+    west, south, east, north = map(float, bounds)
+    place, span = (west, south, east, north), _span(dates)
     bands = {sar_collection: SAR_BANDS, optical_collection: OPTICAL_BANDS}
     found = {}
     with _catalogue_errors(catalog):
@@ -158,8 +161,7 @@ def load_pair(
     sar = [(item, _band_assets(item, SAR_BANDS)) for item in pair.s1]
 
     # 1. The optical image, mosaicked in DN, and the scene classification of the same items.
-    wanted: dict[str, Any] = {"crs": crs, "resolution": resolution}
-    wanted = {name: value for name, value in wanted.items() if value is not None}
+    wanted: dict[str, Any] = {k: v for k, v in {"crs": crs, "resolution": resolution}.items() if v is not None}
     place = _grid_of(*optical[0], bbox=pair.bounds, **wanted)
     images = [_to_dn(item, keys, _read(item, keys, place)) for item, keys in optical]
     classes = [_best_asset(item, lambda key, _: "scl" in re.findall("[a-z]+", key.lower())) for item in pair.s2]
@@ -278,13 +280,6 @@ def _span(dates: str) -> tuple[datetime, datetime]:
     if end < start:
         raise InputError(f"the dates are {dates!r}; expected the first before the last, as 2021-07-01/2021-07-31")
     return start, end
-
-
-def _checked_bounds(bounds: Sequence[float]) -> Bounds:
-    if len(bounds) == 4 and -180 <= bounds[0] < bounds[2] <= 180 and -90 <= bounds[1] < bounds[3] <= 90:
-        west, south, east, north = map(float, bounds)
-        return west, south, east, north
-    raise InputError(f"the bounds are {listed(bounds)}; expected west, south, east, north in degrees")
 
 
 def _label(catalog: PathLike | Catalog) -> str:

@@ -41,6 +41,9 @@ class Rows:
     inputs: list[FloatArray]  # the same rows of each source, (C, n, W)
 
 
+RowsFunction = Callable[[Rows], FloatArray]  # rows of what the network made -> rows of the layers
+
+
 def tile_count(grid: TileGrid, height: int, width: int) -> int:
     """Tiles of a scene."""
     return len(grid.starts(height)) * len(grid.starts(width))
@@ -116,12 +119,7 @@ def stream_tiles(
 
 
 def stream_stack(
-    sources: Sequence[Readable],
-    network: TileFunction,
-    count: int,
-    *,
-    batch_size: int,
-    advance: Callable[[int], None] = lambda tiles: None,
+    sources: Sequence[Readable], network: TileFunction, count: int, *, batch_size: int, advance: Callable[[int], None]
 ) -> Generator[Rows, None, None]:
     """What a network makes of ``count`` tiles that lie one under another, each of which it sees whole.
 

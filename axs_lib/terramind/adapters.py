@@ -39,12 +39,9 @@ class Adapter(nn.Module):
 class OpticalAdapter(Adapter):
     """DN <-> z-units of the four bands (B, 4, H, W), and four bands <-> the network's channels (B, C, H, W).
 
-    Args:
-        mean: statistics of the four bands in DN as the network saw them.
-        std: their standard deviations.
-        boa_offset: BOA offset that those DN still carried.
-        lift: ``(weight (C, 4), bias (C,), index)`` in z-units of the network's C channels, where ``index`` are the
-            channels of B02, B03, B04, B08; ``None`` for a network that is four-band throughout.
+    ``mean`` and ``std`` are those of the four bands in DN as the network saw them, still with ``boa_offset``. ``lift``
+    is ``(weight (C, 4), bias (C,), index)`` in z-units of the network's C channels, where ``index`` are the channels of
+    B02, B03, B04, B08; ``None`` for a network that is four-band throughout.
     """
 
     lift_weight: Tensor
@@ -88,9 +85,7 @@ def terramind_spectral_lift() -> tuple[Tensor, Tensor, Sequence[int]]:
     """The fixed 4 -> 12 band lift in z-units of TerraMind's S2L2A statistics; unmeasured with IBM's weights."""
     index, offset = list(bands.TERRAMIND_OPTICAL_INDEX), bands.TERRAMIND_BOA_OFFSET
     values = (bands.SPECTRAL_LIFT_MATRIX, bands.SPECTRAL_LIFT_BIAS, bands.TERRAMIND_S2_MEAN, bands.TERRAMIND_S2_STD)
-    matrix, bias, mean, std = (
-        torch.tensor(each, dtype=torch.float64) for each in values
-    )  # (12, 4) DN per DN, (12,) DN
+    matrix, bias, mean, std = (torch.tensor(each, dtype=torch.float64) for each in values)  # (12, 4) and (12,) DN
     # DN_out + offset = matrix (z std_in + mean_in - offset) + bias + offset, then z-score.
     weight_z = matrix * std[index] / std[:, None]
     bias_z = (matrix @ (mean[index] - offset) + bias + offset - mean) / std

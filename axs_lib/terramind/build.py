@@ -61,6 +61,7 @@ NANO_IMAGE_SIZE = 128
 def build_core(config: CoreConfig, sar_key: str, optical_channels: int, vocabulary: int, image_size: int) -> Any:
     """terratorch's encoder-decoder for 2-band SAR, optical pixels and optical tokens."""
     common = {"patch_size": 16, "dim_tokens": config.dim, "image_size": image_size}
+    biases = dict.fromkeys(("qkv_bias", "proj_bias", "mlp_bias"), not config.swiglu)
     return TerraMind(
         encoder_embeddings={
             sar_key: ImageEncoderEmbedding(num_channels=2, **common),
@@ -73,9 +74,7 @@ def build_core(config: CoreConfig, sar_key: str, optical_channels: int, vocabula
         decoder_depth=config.decoder_depth,
         num_heads=config.heads,
         mlp_ratio=4.0,
-        qkv_bias=not config.swiglu,
-        proj_bias=not config.swiglu,
-        mlp_bias=not config.swiglu,
+        **biases,
         norm_layer=partial(LayerNorm, eps=1e-6, bias=False),
         act_layer=nn.SiLU if config.swiglu else nn.GELU,
         gated_mlp=config.swiglu,

@@ -136,20 +136,16 @@ class TerraMindGenerator(nn.Module):
             positions.append(embedded["emb"])
         if not tokens:
             raise InputError("no input modality was given; pass s1, optical or both")
-        queries = core.mask_token + self._target_positions(*image.shape[-2:])
+        target, size = core.decoder_embeddings[layout.target_key], tuple(image.shape[-2:])
+        places = target.pos_emb
+        if size != tuple(target.image_size):
+            places = interpolate_pos_encoding(places, *size, target.patch_size, target.dim_tokens)
+        queries = core.mask_token + (places + target.mod_emb)  # (1, h*w, dim) of the tokens to predict
         with self._autocast(image):
             encoded = core.forward_encoder(torch.cat(tokens, dim=1), None)
             context = core.decoder_proj_context(encoded) + torch.cat(positions, dim=1)
             decoded = core.forward_decoder(queries.expand(encoded.shape[0], -1, -1), context, None, None)
-            return core.decoder_embeddings[layout.target_key].forward_logits(decoded)
-
-    def _target_positions(self, height: int, width: int) -> Tensor:
-        """(1, h*w, dim) positional and modality embedding of the tokens to predict."""
-        embedding = self.core.decoder_embeddings[self.layout.target_key]
-        positions = embedding.pos_emb
-        if (height, width) != tuple(embedding.image_size):
-            positions = interpolate_pos_encoding(positions, height, width, embedding.patch_size, embedding.dim_tokens)
-        return positions + embedding.mod_emb
+            return target.forward_logits(decoded)
 
     def codes(
         self,

@@ -23,15 +23,9 @@ TOKEN_STREAM = 2  # Gumbel noise of sampled tokens
 Seed = int | Sequence[int] | Tensor | torch.Generator | Sequence[torch.Generator]
 
 
-def _signed(value: int) -> int:
-    """A Python integer wrapped to the signed 64-bit range that torch.int64 holds."""
-    value &= (1 << 64) - 1
-    return value - (1 << 64) if value >= 1 << 63 else value
-
-
-_GOLDEN = _signed(0x9E3779B97F4A7C15)
-_MIX_1 = _signed(0xBF58476D1CE4E5B9)
-_MIX_2 = _signed(0x94D049BB133111EB)
+# As the signed integers that torch.int64 holds.
+_CONSTANTS = torch.tensor([0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB], dtype=torch.uint64)
+_GOLDEN, _MIX_1, _MIX_2 = _CONSTANTS.view(torch.int64).tolist()
 
 
 def _shift_right(x: Tensor, bits: int) -> Tensor:
@@ -49,7 +43,7 @@ def _hash_field(seeds: Tensor, stream: int, shape: tuple[int, int, int], origins
     """int64 hashes of shape (B, C, H, W)."""
     channels, height, width = shape
     origins = seeds.new_zeros(len(seeds), 2) if origins is None else origins
-    key = _mix(_mix(seeds + _GOLDEN) + _signed(stream * _GOLDEN))  # (B,)
+    key = _mix(_mix(seeds + _GOLDEN) + torch.full_like(seeds, stream) * _GOLDEN)  # (B,)
     steps = torch.arange(1, max(shape) + 1, device=seeds.device)
     rows = origins[:, :1] + steps[None, :height]  # (B, H)
     cols = origins[:, 1:] + steps[None, :width]  # (B, W)
@@ -121,7 +115,7 @@ def _drawn_seeds(generator: torch.Generator, count: int) -> Tensor:
 
 def member_seeds(seeds: Tensor, member: int) -> Tensor:
     """Seeds of ensemble member ``member`` (0 keeps the seeds, so one member equals no ensemble)."""
-    return seeds if member == 0 else _mix(seeds ^ _mix(torch.full_like(seeds, _signed(member * _GOLDEN))))
+    return seeds if member == 0 else _mix(seeds ^ _mix(torch.full_like(seeds, member) * _GOLDEN))
 
 
 def ensemble_seeds(seeds: Tensor, ensemble_size: int) -> Tensor:
@@ -131,4 +125,4 @@ def ensemble_seeds(seeds: Tensor, ensemble_size: int) -> Tensor:
 
 def stage_seeds(seeds: Tensor, stage: int) -> Tensor:
     """Seeds of a stage's own noise, so that no stage starts from the noise that drew its input."""
-    return _mix(_mix(seeds + _signed(stage * _MIX_1)))
+    return _mix(_mix(seeds + torch.full_like(seeds, stage) * _MIX_1))

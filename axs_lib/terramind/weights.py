@@ -11,12 +11,16 @@ import hashlib
 import itertools
 import json
 import os
+import pickle
 import re
+import zipfile
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError, safe_open
 
 from axs_lib.errors import InputError, WeightsError, first_line, meant
 from axs_lib.io.atomic import atomic_write
@@ -84,16 +88,9 @@ def _published(size: str, dim: int, commit: str | None = None, sha256: str | Non
     return Variant(f"terramind_v1_{size}", dim, generator, _TOKENIZER)
 
 
-VARIANTS: dict[str, Variant] = {
-    v.name: v
-    for v in (
-        Variant(NANO, 192, timesteps=1),
-        _published("tiny", 192, _TINY_COMMIT, _TINY_SHA256),
-        _published("small", 384),
-        _published("base", 768),
-        _published("large", 1024),
-    )
-}
+_SIZES: dict[str, Any] = {"tiny": (192, _TINY_COMMIT, _TINY_SHA256), "small": (384,), "base": (768,), "large": (1024,)}
+_TERRAMIND = (_published(size, *known) for size, known in _SIZES.items())
+VARIANTS: dict[str, Variant] = {v.name: v for v in (Variant(NANO, 192, timesteps=1), *_TERRAMIND)}
 
 
 def _prithvi(size: str, dim: int) -> Variant:
@@ -102,15 +99,9 @@ def _prithvi(size: str, dim: int) -> Variant:
 
 
 # Of Stage 2, one file each.
-PRITHVI_VARIANTS: dict[str, Variant] = {
-    v.name: v
-    for v in (
-        Variant(NANO, 144, packaged_name="nano_stage2"),
-        _prithvi("tiny", 192),
-        _prithvi("300M", 1024),
-        _prithvi("600M", 1280),
-    )
-}
+_PRITHVI = (_prithvi(size, dim) for size, dim in {"tiny": 192, "300M": 1024, "600M": 1280}.items())
+_PACKAGED_PRITHVI = Variant(NANO, 144, packaged_name="nano_stage2")
+PRITHVI_VARIANTS: dict[str, Variant] = {v.name: v for v in (_PACKAGED_PRITHVI, *_PRITHVI)}
 
 
 @dataclass(frozen=True)
@@ -208,13 +199,12 @@ def download(
 def _hub(spec: Variant, file: HubFile, revision: str | None, folder: Path | None, refresh: bool) -> Path:
     """One file from the Hub's cache or, failing that, from the Hub."""
     import huggingface_hub as hub
-    from huggingface_hub.errors import LocalEntryNotFoundError
 
     fetch = functools.partial(hub.hf_hub_download, file.repo, file.name, revision=revision)
     if folder is None and not refresh:
         try:
             return Path(fetch(local_files_only=True))
-        except LocalEntryNotFoundError:
+        except hub.errors.LocalEntryNotFoundError:
             pass
     try:
         # One cheap question first: the download itself retries an unreachable Hub for about half a minute.
@@ -354,8 +344,6 @@ def read_state(path: PathLike) -> dict[str, Tensor]:
 
 def read_metadata(path: PathLike) -> dict[str, str]:
     """The text metadata in a ``.safetensors`` file's header; empty where there is none."""
-    from safetensors import SafetensorError, safe_open
-
     check_regular(path, "the weights file", WeightsError)
     check_utf8(path, "the weights file", WeightsError)
     try:
@@ -374,7 +362,6 @@ def groups_in(header: Mapping[str, str], uses: Sequence[str] = ("train", "valida
 
 
 def _read_safetensors(file: Path) -> object:
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
@@ -386,9 +373,6 @@ def _read_safetensors(file: Path) -> object:
 
 
 def _read_torch(file: Path) -> object:
-    import pickle
-    import zipfile
-
     import torch
 
     if not zipfile.is_zipfile(file):  # torch's format before 1.6 reserves whatever size the file claims
@@ -502,11 +486,9 @@ def _describe(tensor: Tensor) -> str:
 
 def _hint(state: Mapping[str, Tensor], wanted: Collection[str]) -> str:
     """What the state seems to be instead, where that can be told."""
-    prefixes = Counter(
-        name.removesuffix(known) for known in list(wanted)[:20] for name in state if name.endswith(f".{known}")
-    )
-    if prefixes and not any(name in wanted for name in state):
-        return f" Its names start with {prefixes.most_common(1)[0][0]!r}: save the inner module's state dict instead."
+    found = Counter(name.removesuffix(own) for own in list(wanted)[:20] for name in state if name.endswith(f".{own}"))
+    if found and not any(name in wanted for name in state):
+        return f" Its names start with {found.most_common(1)[0][0]!r}: save the inner module's state dict instead."
     if any(name.startswith(("quant_proj.", "quantize.")) for name in state):
         return " This looks like a tokenizer's file."
     norm = state.get("encoder.0.norm1.weight")

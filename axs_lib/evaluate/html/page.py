@@ -55,24 +55,24 @@ def write_report(
         raise InputError(f"{path} is the name of an image; expected that of a page, such as report.html")
     check_kept([path], evaluation, *(companions or {}).values(), *(each for each in results if not Path(each).is_dir()))
     reports = [] if evaluation is None else _load(evaluation)
-    entries: list[dict[str, Any]] = []
-    problems: list[str] = []
-    if results:
-        entries, problems = _read(results, companions or {}, most, _tiles(reports))
+    entries, problems = _read(results, companions or {}, most, _tiles(reports)) if results else ([], [])
     script = (FOLDER / "script.js").read_text(encoding="utf-8")
     today = datetime.datetime.now(datetime.UTC).strftime("%d %B %Y").lstrip("0")
-    template = environment().get_template("template.html")
-    page = template.render(
-        title=title,
-        subtitle=" · ".join([*([counted(len(entries), "result")] if entries else []), today]),
-        results=entries,
-        small=SMALL,
-        evaluation=_evaluation(reports, evaluation) if reports else None,
-        problems=problems,
-        style=(FOLDER / "style.css").read_text(encoding="utf-8"),
-        script=script,
-        script_hash=base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii"),
-        version=__version__,
+    page = (
+        environment()
+        .get_template("template.html")
+        .render(
+            title=title,
+            subtitle=" · ".join([*([counted(len(entries), "result")] if entries else []), today]),
+            results=entries,
+            small=SMALL,
+            evaluation=_evaluation(reports, evaluation) if reports else None,
+            problems=problems,
+            style=(FOLDER / "style.css").read_text(encoding="utf-8"),
+            script=script,
+            script_hash=base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii"),
+            version=__version__,
+        )
     )
     with atomic_write(path, overwrite) as temporary:
         temporary.write_text(page, encoding="utf-8", errors="backslashreplace")

@@ -72,9 +72,7 @@ def thumbnail(result: Result) -> str:
     return _uri(colour.optical_colour(image, colour.TRUE_COLOUR, colour.stretch_of(image, colour.TRUE_COLOUR)))
 
 
-def _map(
-    key: str, label: str, note: str, palette: str, layer: Array, *, centred: bool = False, top: float = 0.0
-) -> View:
+def _map(key: str, label: str, note: str, palette: str, layer: Array, *, centred: bool = False, top: float = 0) -> View:
     colours = colormaps[palette]
     top = top or colour.top_of(layer)
     low = -top if centred else 0.0
@@ -82,13 +80,10 @@ def _map(
     place = np.clip((np.where(valid, layer, low) - low) / (top - low), 0, 1)
     picture = np.where(valid[..., None], colours(place)[..., :3], colour.NODATA_GREY)
     scale = [to_hex(colours(x)) for x in np.linspace(0, 1, 9)]
-    legend = {"colours": scale, "low": _ended(low), "high": _ended(top)}
+    first, last = (f"{end:.2g}".replace("-", "−") for end in (low, top))
+    legend = {"colours": scale, "low": first, "high": last}
     short = label.split(" |")[0].split(" (")[0]
     return View(key, label, short, note, {"any": _uri(picture)}, legend)
-
-
-def _ended(value: float) -> str:
-    return f"{value:.2g}".replace("-", "−")
 
 
 def _uri(picture: NDArray[np.float64]) -> str:

@@ -40,9 +40,8 @@ class Crop:
         """The same, cut to a window."""
         if window is None:
             return self
-        rows, columns = slice(window.top, window.bottom), slice(window.left, window.right)
-        estimates = {key: image[:, rows, columns] for key, image in self.estimates.items()}
-        return Crop(self.s1[:, rows, columns], self.s2[:, rows, columns], estimates, self.metadata)
+        estimates = {key: window.of(image) for key, image in self.estimates.items()}
+        return Crop(window.of(self.s1), window.of(self.s2), estimates, self.metadata)
 
 
 @dataclass(frozen=True, kw_only=True)
