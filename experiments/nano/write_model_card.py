@@ -116,7 +116,7 @@ SUMMARY = (
 CONTROLS = {
     "sar_swapped": "with another tile's SAR",
     "proposal_swapped": "with another tile's proposal",
-    "no_sar": "of the head of 79,500 steps after 6000 more without SAR, run without it",
+    "no_sar": "of the head of 79,500 steps after 11,500 more without SAR, run without it",
     "plain": "of a plain U-Net",
 }
 
@@ -137,7 +137,7 @@ TerraMind variant (`grounding.safetensors`, {head_megabytes:.1f} MB, SHA-256
 
 **What it is for**: trying Axion-Sat on any machine, the tests and the demo. Generator and tokenizer were trained for
 {steps} steps, the generator for {generator_steps} more on its one-step image, the grounding head on top of them for
-{head_steps}, on a CPU: tokenizer and generator on 87 small real tiles, the head's last 76,500 steps on 185, mostly
+{head_steps}, on a CPU: tokenizer and generator on 87 small real tiles, the head's last 87,500 steps on 185, mostly
 European summers. It is a demonstration model: do not map floods or crops with it. For that,
 use IBM's TerraMind weights and fine-tune on your own area.
 

@@ -57,17 +57,10 @@ def test_detail_is_filtered_along_the_direction_that_has_most(angle: float) -> N
     assert torch.allclose(directed(turned, -lean), directed(tile, lean).rot90(1, (2, 3)), atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("kind", "side", "most"),
-    [
-        ("white_noise", 120, 0.65),
-        ("gaussian_blur", 120, 0.8),
-        ("one_way_blur", 120, 0.9),
-        ("patch_offsets", 120, 0.5),
-        ("haze", 120, 1.01),
-        ("gaussian_blur", 16, 1.05),
-    ],
-)
+@pytest.mark.parametrize(("kind", "side", "most"), [
+    ("white_noise", 120, 0.65), ("gaussian_blur", 120, 0.8), ("one_way_blur", 120, 0.9), ("patch_offsets", 120, 0.5),
+    ("haze", 120, 1.01), ("gaussian_blur", 16, 1.05),
+])  # fmt: skip
 def test_the_packaged_head_repairs_what_it_knows(nano: Stage3GroundingModel, kind: str, side: int, most: float) -> None:
     sar, optical = load_sample("ireland_fields")
     s1, truth = (torch.from_numpy(image.batch)[..., :side, :side].repeat(6, 1, 1, 1) for image in (sar, optical))
