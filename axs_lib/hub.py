@@ -158,13 +158,13 @@ class HubMixin(ModelHubMixin):
         else:
             parts |= {"data": _data_section(source_header(weights), data), "scores": _scores_section(report)}
             parts |= {"limits": limits, "licence": licence}
-        return ModelCard.from_template(front, str(CARD), **parts)
+        return ModelCard.from_template(front, template_str=CARD.read_text(encoding="utf-8"), **parts)
 
 
 def _shortest(value: Tensor) -> Tensor:
     """The values in float16 where that loses nothing."""
-    half = value.half()
-    return half if value.is_floating_point() and bool((half.to(value.dtype) == value).all()) else value
+    half = value.half() if value.is_floating_point() else value
+    return half if bool((half.to(value.dtype) == value).all()) else value
 
 
 def _file_names(variant: str) -> list[str]:

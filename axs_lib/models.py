@@ -33,8 +33,8 @@ def build_terramind_generator(
 ) -> Stage1Model:
     """Build Stage 1; Stage 3 is built by ``axs_lib.stage3_tm_ground.build_stage3_model``.
 
-    ``input_modalities`` are ``("S1GRD",)`` or ``("S1RTC",)``, whose statistics the SAR is given; ``output_modalities``
-    ``("S2L2A",)``. The other arguments are as there, and so is what it raises.
+    ``input_modalities`` are ``("S1GRD",)`` or ``("S1RTC",)``, by whose statistics the SAR is scaled;
+    ``output_modalities`` ``("S2L2A",)``. The other arguments are as there, and so is what it raises.
     """
     given = (input_modalities, output_modalities)
     inputs, outputs = ((each,) if isinstance(each, str) else tuple(map(str, each)) for each in given)

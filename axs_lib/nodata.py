@@ -17,7 +17,7 @@ def valid_pixels(*images: Tensor) -> Tensor:
 
 
 def fill_nodata(image: Tensor, valid: Tensor, *, fallback: Tensor | float = 0.0) -> Tensor:
-    """An image (B, C, H, W), whose pixels that are not ``valid``, (B, 1, H, W) bool, are replaced by smooth neighbours.
+    """The image (B, C, H, W) with smooth neighbours in place of what is not ``valid`` (B, 1, H, W), NaN perhaps.
 
     ``fallback`` is the value where a tile has no valid pixel at all, broadcast against the image.
     """

@@ -12,12 +12,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from axs_lib.checks import MIN_SIDE, check_count
 
 Item = TypeVar("Item")
+Image = TypeVar("Image", Tensor, np.ndarray[Any, Any])
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Tile:
         """(height, width) in pixels."""
         return self.bottom - self.top, self.right - self.left
 
-    def of(self, image: Any) -> Any:
+    def of(self, image: Image) -> Image:
         """The tile's view of an array or tensor (..., H, W)."""
         return image[..., self.top : self.bottom, self.left : self.right]
 
@@ -86,7 +88,7 @@ class TileGrid:
         return weight.clamp_min(1e-6)
 
 
-def batches_of_one_shape(items: Iterable[Item], shape: Callable[[Item], Any], size: int) -> Iterator[list[Item]]:
+def batches_of_one_shape(items: Iterable[Item], shape: Callable[[Item], object], size: int) -> Iterator[list[Item]]:
     """Neighbouring items of one shape, up to ``size`` at a time."""
     for _, run in itertools.groupby(items, shape):
         alike = list(run)

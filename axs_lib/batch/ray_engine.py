@@ -19,10 +19,10 @@ from axs_lib.errors import AxionError, first_line
 
 
 class RayPool:
-    """Workers as Ray actors: ``workers``, by default as many as the cluster's cores or GPUs have room for.
+    """Workers as Ray actors: ``workers``, ``None`` for as many as the cluster's cores or GPUs have room for.
 
-    The address is that of a running cluster, such as ``auto`` or ``ray://host:10001``; by default Ray is started on
-    this machine for this job. ``AxionError`` where Ray is not installed.
+    The address is that of a running cluster, such as ``auto`` or ``ray://host:10001``; with ``None`` Ray is started
+    on this machine for this job. ``AxionError`` where Ray is not installed.
     """
 
     def __init__(self, job: Job, workers: int | None, gpus_per_worker: float, address: str | None) -> None:

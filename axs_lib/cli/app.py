@@ -12,7 +12,7 @@ import typer
 
 from axs_lib import __version__
 from axs_lib.cli.batch import batch
-from axs_lib.cli.command import SETTINGS, USER_ERROR, MultiValueCommand
+from axs_lib.cli.command import USER_ERROR, MultiValueCommand, command_line
 from axs_lib.cli.demo import demo
 from axs_lib.cli.evaluate import evaluate
 from axs_lib.cli.fetch import fetch
@@ -28,8 +28,7 @@ from axs_lib.progress import show_log
 # made two threads 20 times slower than one. It must be said before torch is imported; the user's own setting wins.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-_HELP = {"help_option_names": ["-h", "--help"]}
-app = typer.Typer(name="axs", no_args_is_help=True, context_settings=_HELP, **SETTINGS)
+app = command_line(name="axs", no_args_is_help=True, context_settings={"help_option_names": ["-h", "--help"]})
 
 
 def _print_version(wanted: bool) -> None:

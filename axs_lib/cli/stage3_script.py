@@ -18,7 +18,7 @@ from axs_lib import stage3_tm_ground
 from axs_lib.bands import OPTICAL_BANDS, SAR_BANDS, VALID_DN
 from axs_lib.checks import MIN_SIDE
 from axs_lib.cli import options
-from axs_lib.cli.command import SETTINGS
+from axs_lib.cli.command import command_line
 from axs_lib.cli.options import option
 from axs_lib.data.samples import load_sample
 from axs_lib.errors import InputError
@@ -33,7 +33,7 @@ TEST_TILE = "ireland_fields"
 Check = tuple[str, bool, str]  # name, whether it passed, detail
 
 # A group without commands, since it is the group that makes a line of an error.
-app = typer.Typer(invoke_without_command=True, subcommand_metavar="", **SETTINGS)
+app = command_line(invoke_without_command=True, subcommand_metavar="")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

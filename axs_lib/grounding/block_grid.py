@@ -19,11 +19,11 @@ from torch.nn import functional as F
 from axs_lib.grounding.sar_inconsistency import smoothstep
 
 PERIODS_PX = range(4, 33)
-HALF_PX = 4  # of the stretches of a seam over which jumps are averaged, too
+HALF_PX = 4  # half of the stretches of a seam over which jumps are averaged, too; they overlap by half
 FOUND = (2.8, 3.8)  # standard errors of the weaker axis, from where on a grid is believed in, and wholly
-VARYING = (0.12, 0.3)  # logarithm of how much more jumps vary along a seam than elsewhere, where they are no offsets
-EXCESS = (0.2, 0.5)  # logarithm of how much larger they are than elsewhere, below which the ground explains them
-LIKELIER = (4.0, 12.0)  # logarithm of how much likelier levels are drawn each by itself than a coarse image's
+VARYING = (0.12, 0.3)  # logarithm of how much more jumps vary along seams than elsewhere, where they are lost detail
+EXCESS = (0.2, 0.5)  # logarithm of how much larger they are than elsewhere, up to where the ground explains them
+LIKELIER = (4.0, 12.0)  # log-likelihood ratio of levels drawn each by itself against those of a coarse image
 LEAST_JUMP = 1e-6  # z-units squared: about 1 DN
 STATISTICS = 1 + 2 * 4 + 1
 
@@ -34,22 +34,22 @@ def block_grid(bands: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]:
     ``bands`` (B, 4, H, W) are z-scored; ``inside`` (B, 1, H, W) is above 0 where they are an estimate; what they are
     elsewhere plays no part. No gradient comes through either.
     """
-    change, statistics = torch.zeros_like(bands), bands.new_zeros(len(bands), STATISTICS, dtype=torch.float32)
-    if min(bands.shape[-2:]) < 4 * PERIODS_PX[0]:
-        return change, statistics
-    bands = torch.where(inside > 0, bands.detach().float(), 0.0)
-    inside = (inside > 0).float()
-    errors, periods, starts = _find(bands, inside)
-    statistics[:, 0] = (errors / 4.0).clamp(-1.0, 3.0)
-    believed = smoothstep(errors, *FOUND)
-    grids = torch.cat([periods[:, None], starts], dim=1).tolist()
-    for tile in believed.nonzero()[:, 0].tolist():
-        offsets, varying, excess = _measure(bands[tile].double(), inside[tile].double(), *grids[tile])
-        levelled = believed[tile] * smoothstep(excess.mean(), *EXCESS) * (1.0 - smoothstep(varying.mean(), *VARYING))
-        change[tile] = (-levelled * offsets).to(change.dtype)
-        told = F.pad(torch.tanh(torch.cat([varying, excess]) / 2), (0, 1), value=math.log2(grids[tile][0]) / 3 - 1)
-        statistics[tile, 1:] = (believed[tile] * told).float()
-    return change, statistics
+    change, statistics = torch.zeros_like(bands), torch.zeros(len(bands), STATISTICS, device="cpu")
+    if min(bands.shape[-2:]) >= 4 * PERIODS_PX[0]:
+        bands = torch.where(inside > 0, bands.detach().float(), 0.0)
+        inside = (inside > 0).float()
+        errors, periods, starts = _find(bands, inside)
+        statistics[:, 0] = (errors / 4.0).clamp(-1.0, 3.0)
+        believed = smoothstep(errors, *FOUND)
+        for tile in (believed > 0).nonzero()[:, 0].tolist():
+            period, (down, across) = int(periods[tile]), starts[tile].tolist()
+            exact = (bands[tile].cpu().double(), inside[tile].cpu().double())
+            offsets, varying, excess = _measure(*exact, period, down, across)
+            share = believed[tile] * smoothstep(excess.mean(), *EXCESS) * (1.0 - smoothstep(varying.mean(), *VARYING))
+            change[tile] = (-share * offsets).to(change)
+            told = F.pad(torch.tanh(torch.cat([varying, excess]) / 2), (0, 1), value=math.log2(period) / 3 - 1)
+            statistics[tile, 1:] = (believed[tile] * told).float()
+    return change, statistics.to(bands.device)
 
 
 def _jumps(image: Tensor, axis: int) -> Tensor:
@@ -65,7 +65,10 @@ def _counted(inside: Tensor, axis: int) -> Tensor:
 
 
 def _find(bands: Tensor, inside: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Standard errors by which the likeliest grid stands out (B,), its period (B,), its first row and column (B, 2)."""
+    """Standard errors by which the likeliest grid stands out (B,), its period (B,), its first row and column (B, 2).
+
+    On the CPU: they are few, and float64 is not on every device.
+    """
     best = [_outstanding(_profiles(bands, inside, axis)).max(3) for axis in (-2, -1)]  # over a period's starts
     errors, chosen = torch.minimum(best[0].values, best[1].values).flatten(1).max(1)  # of (B, 2, periods)
     starts = torch.cat([each.indices.flatten(1).gather(1, chosen[:, None]) for each in best], dim=1)
@@ -96,9 +99,9 @@ def _profiles(bands: Tensor, inside: Tensor, axis: int) -> Tensor:
 
 def _outstanding(profile: Tensor) -> Tensor:
     """(..., periods, starts): standard errors by which the columns of a grid exceed the others, of (..., W - 3)."""
-    member, count = _members(profile.shape[-1], profile.device)  # (W - 3, periods * starts), (periods * starts,)
+    member, count = _members(profile.shape[-1])  # (W - 3, periods * starts), (periods * starts,)
     others = profile.shape[-1] - count
-    profile = profile.double()  # which no setting rounds
+    profile = profile.cpu().double()  # which no setting rounds
     total, squares = profile.sum(-1, keepdim=True), profile.square().sum(-1, keepdim=True)
     own, own_squares = profile @ member, profile.square() @ member
     mean = (total - own) / others
@@ -109,20 +112,22 @@ def _outstanding(profile: Tensor) -> Tensor:
 
 @functools.lru_cache(maxsize=16)
 @torch.inference_mode(False)  # cached weights must serve training, too
-def _members(columns: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def _members(columns: int) -> tuple[Tensor, Tensor]:
     """Which jumps lie at the seams of each period and start, (columns, periods * starts), and how many do."""
-    column = torch.arange(columns)[:, None, None] + 2  # the first column beyond a jump
-    period, start = torch.tensor(PERIODS_PX)[:, None], torch.arange(PERIODS_PX[-1])
-    member = ((column % period == start) & (start < period)).flatten(1).double().to(device)
+    start = torch.arange(PERIODS_PX[-1], device="cpu")
+    period = start[:, None] + PERIODS_PX[0]
+    column = torch.arange(2, columns + 2, device="cpu")[:, None, None]  # the first beyond a jump
+    member = ((column % period == start) & (start < period))[:, : len(PERIODS_PX)].flatten(1).double()
     return member, member.sum(0)
 
 
 def _measure(bands: Tensor, inside: Tensor, period: int, down: int, across: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Offsets of the blocks (4, H, W), and in logarithms how much more jumps at seams vary along them, and are (4,).
+    """Offsets of blocks (4, H, W), and in logarithms how much more jumps vary along seams and how large they are (4,).
 
-    Of ``bands`` (4, H, W) and ``inside`` (1, H, W), float64, which no setting rounds; ``down`` and ``across`` are the
-    first row and column at which a block begins.
+    Beside jumps elsewhere; of ``bands`` (4, H, W) and ``inside`` (1, H, W), float64, which no setting rounds. ``down``
+    and ``across`` are the first row and column at which a block begins.
     """
+    inside = inside.clone()
     for lines, start in ((inside, across), (inside.mT, down)):  # the jump to a single line at the border is unknown
         lines[..., 0] *= start != 1
         lines[..., -1] *= (lines.shape[2] - 1 - start) % period != 0
@@ -165,13 +170,13 @@ def _measure(bands: Tensor, inside: Tensor, period: int, down: int, across: int)
 
 def _seams(size: int, period: int, start: int) -> tuple[Tensor, Tensor]:
     """Which of an axis' jumps lie at seams, and which well between them, (size - 3,) each."""
-    phase = (torch.arange(size - 3) + 2 - start) % period
+    phase = (torch.arange(2, size - 1, device="cpu") - start) % period
     return phase == 0, torch.minimum(phase, period - phase) >= 2
 
 
 def _cosines(count: int) -> tuple[Tensor, Tensor]:
     """The orthonormal cosine transform (count, count), and what it makes of differences squared, (count,)."""
-    wave = torch.arange(count, dtype=torch.float64)
+    wave = torch.arange(count, dtype=torch.float64, device="cpu")
     cosines = (math.pi / count * wave[:, None] * (wave + 0.5)).cos() * math.sqrt(2 / count)
     cosines[0] *= math.sqrt(0.5)
     return cosines, 2 - 2 * (math.pi / count * wave).cos()

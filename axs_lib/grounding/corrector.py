@@ -1,8 +1,8 @@
 """The corrector: from SAR, estimate and TerraMind's proposal to a bounded correction of the estimate.
 
 Everything that limits a correction is here: the gate, the mask of where broad colour may change, the low-frequency
-constraint, and the feathering at the borders of gaps. The statistics are the corrector's own, so one trained head
-serves every TerraMind variant.
+constraint (levelled blocks and the tile's filter are not under it), and the feathering at the borders of gaps. The
+statistics are the corrector's own, so one trained head serves every TerraMind variant.
 """
 
 from __future__ import annotations
@@ -124,7 +124,8 @@ class GroundingCorrector(nn.Module):
         Args:
             tiles: SAR, estimate, trust and SAR inconsistency.
             proposal: TerraMind's image (B, 4, S, S) in DN.
-            hold_colour: keep the broad colour of an estimate; gaps are filled all the same, trust below 0.5 in part.
+            hold_colour: keep the broad colour of an estimate; blocks are levelled and gaps filled all the same, trust
+                below 0.5 in part.
             orientation: how the tile is turned or mirrored for the head, 0 to 7.
         """
         # 1. Blocks are levelled, the tile filtered; the head is shown that, from which no gradient comes back to them.

@@ -55,24 +55,25 @@ class GroundingHead(nn.Module):
         self.body = UNet(INPUT_CHANNELS, OUTPUT_CHANNELS, widths, half_channels=HALF_CHANNELS, statistics=STATISTICS)
         self.filter = tile_filter.TileFilter()
         # An estimate's gate is closed below its floor, and what the filter changes in a band (z-units, RMS) comes
-        # nearer to 0 by its. Chosen on the validation groups. And the share of blocks' offsets that is taken out.
+        # nearer to 0 by its. Chosen on the validation groups. ``levelled`` of the blocks' offsets is taken out.
         for name in ("gate_floor", "filter_floor", "levelled"):
             self.register_buffer(name, torch.zeros(()))
 
     @property
     def untrained(self) -> bool:
         """Whether the last layers are still at their zero initialisation."""
-        return not bool(self.body.out.weight.any() or self.filter.last.weight.any())
+        return not bool(self.body.out.weight.any() or self.filter.last.weight.any() or self.levelled)
 
     def filtered(self, s1: Tensor, estimate: Tensor, trust: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """What levels a grid of blocks and the tile's filter after it change in an estimate, and the statistics.
+        """What levelling blocks and filtering the tile change, (B, 4, H, W) in z-units; statistics as ``TileFilter``'s.
 
-        As ``TileFilter`` returns them; ``size`` are H and W without padding.
+        ``size`` are H and W without padding.
         """
         guessed = ((trust > 0) & (trust < 1)).to(estimate.dtype)  # neither observed nor a gap's filling
         inside = (..., slice(size[0]), slice(size[1]))
         level, grid = block_grid(estimate[inside], guessed[inside])
-        level = self.levelled * guessed * pad_square(level, estimate.shape[-1])
+        height, width = estimate.shape[-2:]
+        level = self.levelled * guessed * pad_square(level, max(height, width))[..., :height, :width]
         change, statistics = self.filter(s1, estimate + level, guessed, grid, size)
         change = change * guessed
         rms = ((change.square().mean((2, 3)) + 1e-12) / guessed.mean((2, 3)).clamp_min(1e-3)).sqrt()

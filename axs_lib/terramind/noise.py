@@ -24,7 +24,9 @@ Seed = int | Sequence[int] | Tensor | torch.Generator | Sequence[torch.Generator
 
 
 # As the signed integers that torch.int64 holds.
-_CONSTANTS = torch.tensor([0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB], dtype=torch.uint64)
+_CONSTANTS = torch.tensor(
+    [0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB], dtype=torch.uint64, device="cpu"
+)
 _GOLDEN, _MIX_1, _MIX_2 = _CONSTANTS.view(torch.int64).tolist()
 
 

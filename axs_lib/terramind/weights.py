@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError, safe_open
 
@@ -88,8 +88,10 @@ def _published(size: str, dim: int, commit: str | None = None, sha256: str | Non
     return Variant(f"terramind_v1_{size}", dim, generator, _TOKENIZER)
 
 
-_SIZES: dict[str, Any] = {"tiny": (192, _TINY_COMMIT, _TINY_SHA256), "small": (384,), "base": (768,), "large": (1024,)}
-_TERRAMIND = (_published(size, *known) for size, known in _SIZES.items())
+_TERRAMIND = (
+    _published("tiny", 192, _TINY_COMMIT, _TINY_SHA256), _published("small", 384), _published("base", 768),
+    _published("large", 1024),
+)  # fmt: skip
 VARIANTS: dict[str, Variant] = {v.name: v for v in (Variant(NANO, 192, timesteps=1), *_TERRAMIND)}
 
 
@@ -99,7 +101,7 @@ def _prithvi(size: str, dim: int) -> Variant:
 
 
 # Of Stage 2, one file each.
-_PRITHVI = (_prithvi(size, dim) for size, dim in {"tiny": 192, "300M": 1024, "600M": 1280}.items())
+_PRITHVI = (_prithvi("tiny", 192), _prithvi("300M", 1024), _prithvi("600M", 1280))
 _PACKAGED_PRITHVI = Variant(NANO, 144, packaged_name="nano_stage2")
 PRITHVI_VARIANTS: dict[str, Variant] = {v.name: v for v in (_PACKAGED_PRITHVI, *_PRITHVI)}
 
@@ -199,12 +201,13 @@ def download(
 def _hub(spec: Variant, file: HubFile, revision: str | None, folder: Path | None, refresh: bool) -> Path:
     """One file from the Hub's cache or, failing that, from the Hub."""
     import huggingface_hub as hub
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     fetch = functools.partial(hub.hf_hub_download, file.repo, file.name, revision=revision)
     if folder is None and not refresh:
         try:
             return Path(fetch(local_files_only=True))
-        except hub.errors.LocalEntryNotFoundError:
+        except LocalEntryNotFoundError:
             pass
     try:
         # One cheap question first: the download itself retries an unreachable Hub for about half a minute.

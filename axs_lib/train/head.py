@@ -215,10 +215,11 @@ def _start_head(config: HeadConfig, corrector: GroundingCorrector) -> Mapping[st
     if config.start == FRESH:
         if not config.fit_filter:
             raise InputError("fit_filter is False and start 'fresh'; expected a head whose filter is fitted")
-        header, fitted = {}, corrector.head.filter
+        header, fitted = {}, corrector.head
         with own_random(config.seed):
             corrector.head = GroundingHead()
-        corrector.head.filter.mean, corrector.head.filter.scale = fitted.mean, fitted.scale
+        corrector.head.filter.mean, corrector.head.filter.scale = fitted.filter.mean, fitted.filter.scale
+        corrector.head.levelled = fitted.levelled
     elif config.start is not None:
         load_strict(corrector, read_state(config.start), what=f"the grounding head ({config.start})")
         header = read_metadata(config.start)

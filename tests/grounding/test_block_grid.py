@@ -48,6 +48,7 @@ def test_what_is_no_offset_is_left_alone(bands: Tensor) -> None:
 def test_only_what_is_inside_of_the_tile_itself_is_read() -> None:
     bands, inside = torch.cat([ground(seed) + blocks(10) for seed in range(3)]), ONES.repeat(3, 1, 1, 1)
     inside[0], inside[1, :, 30:60] = 0.0, 0.0
+    bands[2, 0, 50, 50] = torch.nan  # of a damaged network, which its own check tells
     together, alone = block_grid(bands, inside), block_grid(bands[1:2].where(inside[1:2] > 0, 1e4), inside[1:2])
     assert not together[0][0].any() and together[0][1].any()
     assert all(torch.allclose(one, both[1:2], atol=1e-5) for one, both in zip(alone, together, strict=True))

@@ -17,9 +17,9 @@ def inputs(side: int = 128, seed: int = 0) -> list[torch.Tensor]:
 
 
 def filtered(head: GroundingHead, estimate: torch.Tensor, trust: torch.Tensor | None = None) -> torch.Tensor:
-    s1, side = inputs(estimate.shape[-1])[0], estimate.shape[-1]
+    height, width = estimate.shape[-2:]
     trust = torch.full_like(estimate[:, :1], Trust.ESTIMATE) if trust is None else trust
-    return head.filtered(s1, estimate, trust, (side, side))[0]
+    return head.filtered(inputs(width)[0][..., :height, :], estimate, trust, (height, width))[0]
 
 
 def test_a_fresh_head_answers_zero() -> None:
@@ -28,11 +28,10 @@ def test_a_fresh_head_answers_zero() -> None:
     in_blocks = 0.1 * inputs()[1] + inputs(16)[1].repeat_interleave(8, 2).repeat_interleave(8, 3)
     assert not head(*inputs()).residual.any() and not filtered(head, in_blocks).any()
     head.levelled.fill_(1.0)
-    assert filtered(head, in_blocks).any()
+    assert filtered(head, in_blocks[..., :64, :]).any() and not head.untrained
+    head.levelled.zero_()
     torch.nn.init.normal_(head.body.out.weight)
-    trained = head.untrained
-    assert not trained
-    assert head(*inputs()).residual.any()
+    assert head(*inputs()).residual.any() and not bool(head.untrained)
 
 
 def test_the_filter_follows_the_kind_of_error() -> None:

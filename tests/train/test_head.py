@@ -41,7 +41,7 @@ def test_only_the_head_is_trained_and_a_stopped_run_goes_on(
         train_head(dataclasses.replace(config, test_groups=("tile2",)), progress=False)
     folder = train_head(config, progress=False)
     straight = read_state(folder / CORRECTOR_FILE)
-    assert straight["head.body.out.weight"].any() and trains == {True}
+    assert straight["head.body.out.weight"].any() and straight["head.levelled"] == 1 and trains == {True}
     trained = torch.load(tmp_path / "a" / LAST, weights_only=True)["state_dict"]
     assert "module.corrector.head.body.out.weight" in trained and not [n for n in trained if n.endswith("qkv.weight")]
 
