@@ -37,6 +37,7 @@ def pairs(tmp_path: Path) -> Path:
 def nano_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A nano file with random weights, none of them zero, and a grounding head beside it."""
     model = random_nano()
+    model.corrector.head.levelled.fill_(1.0)
     with torch.random.fork_rng():
         torch.manual_seed(1)
         tokenizer = build_nano_tokenizer()
