@@ -73,6 +73,8 @@ def main(words: Sequence[str] | None = None) -> None:
     check_output(arguments.out, arguments.overwrite)
     if arguments.adapter is None and arguments.checkpoint is None:
         parser.error("expected --checkpoint or --adapter: there is no head to calibrate")
+    if arguments.checkpoint is not None and arguments.checkpoint.name != CORRECTOR_FILE:
+        parser.error(f"--checkpoint is {arguments.checkpoint}; expected a {CORRECTOR_FILE}: it is loaded by that name")
     folder = None if arguments.checkpoint is None else str(arguments.checkpoint.parent)
     model = build_stage3_model(variant=arguments.variant, checkpoint=folder)
     head = arguments.checkpoint

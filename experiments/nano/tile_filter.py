@@ -6,8 +6,8 @@ Usage: python -m experiments.nano.tile_filter --config YAML --data DIR --start H
 In: a configuration of `axs train head`, by which the examples are drawn (estimates, and what Stages 1 and 2 make of SAR
 alone), and the head to put the filter into. Of each example only the statistics and the products of the filter's terms
 with each other and with the error are kept, from which the error of any filter follows. Out: the head with the filter,
-which levels blocks, to start `axs train head --fit_filter false` from, without calibration. The defaults take 25 minutes
-on one core.
+which levels blocks, to start `axs train head --fit_filter false` from, without calibration. The defaults take 25
+minutes on one core.
 """
 
 from __future__ import annotations

@@ -46,11 +46,11 @@ def test_scales_are_written_and_replaced(
     for name in ("inside", "outside"):
         write_place(tmp_path, name, 16, 200)
     weights = {"w": torch.arange(6.0).half()}
-    save_file(weights, tmp_path / "nano.safetensors", metadata={"steps": "7"})
-    fresh, head = tmp_path / "fresh.safetensors", tmp_path / "grounding.safetensors"
+    first, fresh, head = (tmp_path / of / "grounding.safetensors" for of in ("inside", "outside", ""))
+    save_file(weights, first, metadata={"steps": "7"})
     monkeypatch.setattr(calibrate, "load_adapter", lambda model, folder: model.__init__(folder / head.name))
-    nano, again = tmp_path / "nano.safetensors", tmp_path / "again.safetensors"
-    for source, target, how in ((nano, fresh, "checkpoint"), (fresh, head, "checkpoint"), (head, again, "adapter")):
+    again = tmp_path / "again.safetensors"
+    for source, target, how in ((first, fresh, "checkpoint"), (fresh, head, "checkpoint"), (head, again, "adapter")):
         monkeypatch.setattr(calibrate, "build_stage3_model", lambda source=source, **_: Doubtful(source))
         given = [f"--{how}", str(tmp_path if how == "adapter" else source)]
         calibrate.main([str(tmp_path), *given, "--out", str(target), "--groups", "inside/a"])
@@ -62,16 +62,18 @@ def test_scales_are_written_and_replaced(
         assert calibration.scale(10).tolist() == pytest.approx([20.0] * 4)
         assert torch.equal(load_file(target)["w"], weights["w"])
     assert "nfe 10: B02 20.000" in capsys.readouterr().out
+    with pytest.raises(SystemExit):  # else the one beside it would be measured
+        calibrate.main([str(tmp_path), "--checkpoint", str(again), "--out", str(tmp_path / "b"), "--groups", "a"])
 
 
 def test_every_place_counts_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A large place that errs by 100 DN and a small one by 700: the mean square is 500²."""
-    monkeypatch.setattr(calibrate, "build_stage3_model", lambda **_: Doubtful(str(tmp_path / "nano.safetensors")))
+    monkeypatch.setattr(calibrate, "build_stage3_model", lambda **_: Doubtful(str(tmp_path / "grounding.safetensors")))
     for name, side, error in (("large", 64, 100), ("small", 16, 700)):
         write_place(tmp_path, name, side, error)
-    save_file({"w": torch.zeros(1)}, tmp_path / "nano.safetensors", metadata={"steps": "7"})
+    save_file({"w": torch.zeros(1)}, tmp_path / "grounding.safetensors", metadata={"steps": "7"})
     target = tmp_path / "new.safetensors"
-    words = [str(tmp_path), "--checkpoint", str(tmp_path / "nano.safetensors"), "--out", str(target)]
+    words = [str(tmp_path), "--checkpoint", str(tmp_path / "grounding.safetensors"), "--out", str(target)]
     calibrate.main([*words, "--groups", "large/a,small/a", "--timesteps", "1"])
     calibration = Calibration.from_header(read_metadata(target))
     assert calibration is not None and calibration.scale(1).tolist() == pytest.approx([500.0] * 4)

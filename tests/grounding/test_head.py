@@ -24,9 +24,8 @@ def filtered(head: GroundingHead, estimate: torch.Tensor, trust: torch.Tensor | 
 
 def test_a_fresh_head_answers_zero() -> None:
     head = GroundingHead()
-    assert head.untrained
     in_blocks = 0.1 * inputs()[1] + inputs(16)[1].repeat_interleave(8, 2).repeat_interleave(8, 3)
-    assert not head(*inputs()).residual.any() and not filtered(head, in_blocks).any()
+    assert head.untrained and not head(*inputs()).residual.any() and not filtered(head, in_blocks).any()
     head.levelled.fill_(1.0)
     assert filtered(head, in_blocks[..., :64, :]).any() and not head.untrained
     head.levelled.zero_()
