@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from axs_lib.blur import detail_bands, gaussian_blur
 from axs_lib.fresh import zeroed
-from axs_lib.grounding import block_grid
+from axs_lib.grounding.block_grid import STATISTICS as GRID_STATISTICS
 from axs_lib.grounding.sar_inconsistency import smoothstep
 from axs_lib.precision import exact_matmul
 
@@ -39,7 +39,7 @@ TERMS = 3 * DETAIL_CHANNELS  # detail, detail where the ground is varied, and di
 DIRECTIONAL = 2 * 4 * (len(TURNED_RINGS) - 1) + 1
 STATISTICS = (
     4 * (len(RINGS) - 1) + PAIRS * (len(WIDE_RINGS) - 1) + 2 * 4 * (len(AXIS_RINGS) - 1) + DETAIL_CHANNELS + DIRECTIONAL
-    + block_grid.STATISTICS
+    + GRID_STATISTICS
 )  # fmt: skip
 LEAST_LEAN = 0.2  # of the logarithm of power towards a direction, below which a tile has hardly any
 UNLIKE = (5.0, 8.0)  # standard deviations of the farthest statistic, from where on the filter fades, and to nothing
@@ -80,7 +80,7 @@ class TileFilter(nn.Module):
             statistics, lean = spectral_statistics(images[inside], detail[inside], weight)
             statistics = (torch.cat([statistics, grid], dim=1) - self.mean) / self.scale
             known = (weight.sum((1, 2, 3)) / LEAST_PIXELS).clamp_max(1.0)
-            known = known * (1.0 - smoothstep(statistics[:, : -block_grid.STATISTICS].abs().amax(1), *UNLIKE))
+            known = known * (1.0 - smoothstep(statistics[:, :-GRID_STATISTICS].abs().amax(1), *UNLIKE))
             everywhere, varied, along = self.coefficients(statistics).split(DETAIL_CHANNELS, dim=2)
             mixed = exact_matmul(torch.cat([everywhere, varied], dim=1), detail.flatten(2))
             smooth = exact_matmul(along, smoother.flatten(2)).unflatten(2, detail.shape[2:])

@@ -9,7 +9,7 @@ import torch
 
 from axs_lib.data.estimates import make_estimate
 from axs_lib.data.samples import load_sample
-from axs_lib.grounding import block_grid
+from axs_lib.grounding.block_grid import STATISTICS as GRID_STATISTICS
 from axs_lib.grounding.tile_filter import TileFilter, directed, scales_of, spectral_statistics
 from axs_lib.stage3_tm_ground import Stage3GroundingModel, build_stage3_model
 
@@ -22,7 +22,7 @@ def nano() -> Stage3GroundingModel:
 def statistics(estimate: torch.Tensor, size: tuple[int, int] | None = None) -> torch.Tensor:
     s1 = torch.randn(len(estimate), 2, *estimate.shape[2:], generator=torch.Generator().manual_seed(1))
     guessed, size = torch.ones_like(estimate[:, :1]), size or (estimate.shape[2], estimate.shape[3])
-    return TileFilter()(s1, estimate, guessed, torch.zeros(len(estimate), block_grid.STATISTICS), size)[1]
+    return TileFilter()(s1, estimate, guessed, torch.zeros(len(estimate), GRID_STATISTICS), size)[1]
 
 
 @pytest.mark.parametrize("size", [(8, 12), (64, 128)])
