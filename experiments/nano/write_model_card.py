@@ -167,7 +167,7 @@ degraded`).
 LIMITS = """
 ¹ On the others the SAR shows open water on more than 5 % of the pixels, which are dry land in the truth: another day
 (`axs evaluate` names them). On SEN12MS-CR 4438 a whole river bed is under water in the SAR and partly green in the
-truth; the water that Stage 3 paints there, as it should, counts as an error.
+truth; water that Stage 3 paints there counts as an error.
 
 **Limits**: opt_v2 is a simulation, not the output of a real Stage 2; the tiles are few and from few places; snow, real
 haze and clouds were not trained on. Smooth dark ground (wet bare soil, flooded crops) can look like open water to the
