@@ -170,7 +170,7 @@ class Stage3GroundingModel(GeneratorStage, HubMixin):
                 context. Where it is 0.25 it is estimated from the SAR alone, and its broad colour may change. Default
                 0.5: an estimate.
             hold_colour: keep the broad colour of opt_v2 whatever the SAR shows: no flood comes through, and no smooth
-                dark field is taken for one. Gaps are filled and blocks levelled all the same. Default the model's.
+                dark field is taken for one. Gaps are filled and (learned) blocks levelled still. Default the model's.
             correction_mode: ``"learned"`` or ``"difference"`` (experimental, needs no training); default the model's.
             scheduler: ``"ddim"`` or ``"dpmsolver++"``; default the model's.
             batch_size: tiles the network is given at once.
