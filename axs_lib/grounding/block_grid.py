@@ -3,8 +3,8 @@
 At the seams of a grid the estimate jumps more than elsewhere, at every period and along both axes. Where the jumps of
 a seam are the same along it, the blocks are off by a constant each; these are taken out by least squares, as far as the
 seams' jumps exceed those of the ground (empirical Bayes), and only where the blocks' levels look drawn each by
-itself: those of an image that was enlarged from coarse pixels follow the ground, and are its content. Jumps that vary
-along a seam are lost detail, which a constant does not give back: of those only the statistics are told.
+itself and the SAR has no such grid: those of an enlarged image follow the ground, and are its content, as are fields.
+Jumps that vary along a seam are lost detail, which no constant gives back: of those only the statistics are told.
 """
 
 from __future__ import annotations
@@ -24,15 +24,16 @@ FOUND = (2.8, 3.8)  # standard errors of the weaker axis, from where on a grid i
 VARYING = (0.12, 0.3)  # logarithm of how much more jumps vary along seams than elsewhere, where they are lost detail
 EXCESS = (0.2, 0.5)  # logarithm of how much larger they are than elsewhere, up to where the ground explains them
 LIKELIER = (4.0, 12.0)  # log-likelihood ratio of levels drawn each by itself against those of a coarse image
+SEEN = (1.8, 2.6)  # standard errors of the same grid in the SAR, from where on blocks are fields, and wholly
 LEAST_JUMP = 1e-6  # z-units squared: about 1 DN
 STATISTICS = 1 + 2 * 4 + 1
 
 
-def block_grid(bands: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]:
+def block_grid(bands: Tensor, inside: Tensor, s1: Tensor) -> tuple[Tensor, Tensor]:
     """What takes out the offsets of blocks, (B, 4, H, W), and what tells of a grid, (B, STATISTICS) float32, bounded.
 
-    ``bands`` (B, 4, H, W) are z-scored; ``inside`` (B, 1, H, W) is above 0 where they are an estimate; what they are
-    elsewhere plays no part. No gradient comes through either.
+    ``bands`` (B, 4, H, W) and ``s1`` (B, 2, H, W) are z-scored; ``inside`` (B, 1, H, W) is above 0 where the bands are
+    an estimate; what they are elsewhere plays no part. No gradient comes through either.
     """
     change, statistics = torch.zeros_like(bands), torch.zeros(len(bands), STATISTICS, device="cpu")
     if min(bands.shape[-2:]) >= 4 * PERIODS_PX[0]:
@@ -41,11 +42,14 @@ def block_grid(bands: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]:
         errors, periods, starts = _find(bands, inside)
         statistics[:, 0] = (errors / 4.0).clamp(-1.0, 3.0)
         believed = smoothstep(errors, *FOUND)
+        if bool(believed.any()):
+            in_sar = [_outstanding(_profiles(s1.detach().float(), inside, axis))[:, 1] for axis in (-2, -1)]
         for tile in (believed > 0).nonzero()[:, 0].tolist():
             period, (down, across) = int(periods[tile]), starts[tile].tolist()
-            exact = (bands[tile].cpu().double(), inside[tile].cpu().double())
-            offsets, varying, excess = _measure(*exact, period, down, across)
+            offsets, varying, excess = _measure(bands[tile], inside[tile], period, down, across)
             share = believed[tile] * smoothstep(excess.mean(), *EXCESS) * (1.0 - smoothstep(varying.mean(), *VARYING))
+            seen = in_sar[0][tile, period - PERIODS_PX[0], down] + in_sar[1][tile, period - PERIODS_PX[0], across]
+            share = share * (1.0 - smoothstep(seen / math.sqrt(2), *SEEN))
             change[tile] = (-share * offsets).to(change)
             told = F.pad(torch.tanh(torch.cat([varying, excess]) / 2), (0, 1), value=math.log2(period) / 3 - 1)
             statistics[tile, 1:] = (believed[tile] * told).float()
@@ -65,10 +69,7 @@ def _counted(inside: Tensor, axis: int) -> Tensor:
 
 
 def _find(bands: Tensor, inside: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Standard errors by which the likeliest grid stands out (B,), its period (B,), its first row and column (B, 2).
-
-    On the CPU: they are few, and float64 is not on every device.
-    """
+    """Standard errors of the likeliest grid (B,), its period (B,), its first row and column (B, 2), on the CPU."""
     best = [_outstanding(_profiles(bands, inside, axis)).max(3) for axis in (-2, -1)]  # over a period's starts
     errors, chosen = torch.minimum(best[0].values, best[1].values).flatten(1).max(1)  # of (B, 2, periods)
     starts = torch.cat([each.indices.flatten(1).gather(1, chosen[:, None]) for each in best], dim=1)
@@ -124,10 +125,10 @@ def _members(columns: int) -> tuple[Tensor, Tensor]:
 def _measure(bands: Tensor, inside: Tensor, period: int, down: int, across: int) -> tuple[Tensor, Tensor, Tensor]:
     """Offsets of blocks (4, H, W), and in logarithms how much more jumps vary along seams and how large they are (4,).
 
-    Beside jumps elsewhere; of ``bands`` (4, H, W) and ``inside`` (1, H, W), float64, which no setting rounds. ``down``
-    and ``across`` are the first row and column at which a block begins.
+    Beside jumps elsewhere; of ``bands`` (4, H, W) and ``inside`` (1, H, W), on the CPU. ``down`` and ``across`` are the
+    first row and column at which a block begins.
     """
-    inside = inside.clone()
+    bands, inside = bands.cpu().double(), inside.cpu().double()  # which no setting rounds
     for lines, start in ((inside, across), (inside.mT, down)):  # the jump to a single line at the border is unknown
         lines[..., 0] *= start != 1
         lines[..., -1] *= (lines.shape[2] - 1 - start) % period != 0

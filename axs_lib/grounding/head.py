@@ -65,13 +65,10 @@ class GroundingHead(nn.Module):
         return not bool(self.body.out.weight.any() or self.filter.last.weight.any() or self.levelled)
 
     def filtered(self, s1: Tensor, estimate: Tensor, trust: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """What levelling blocks and filtering the tile change, (B, 4, H, W) in z-units; statistics as ``TileFilter``'s.
-
-        ``size`` are H and W without padding.
-        """
+        """What levelling and filtering change (B, 4, H, W), z-units; ``TileFilter``'s statistics; ``size`` unpadded."""
         guessed = ((trust > 0) & (trust < 1)).to(estimate.dtype)  # neither observed nor a gap's filling
         inside = (..., slice(size[0]), slice(size[1]))
-        level, grid = block_grid(estimate[inside], guessed[inside])
+        level, grid = block_grid(estimate[inside], guessed[inside], s1[inside])
         height, width = estimate.shape[-2:]
         level = self.levelled * guessed * pad_square(level, max(height, width))[..., :height, :width]
         change, statistics = self.filter(s1, estimate + level, guessed, grid, size)

@@ -122,10 +122,11 @@ def example(batch: HeadBatch, corrector: GroundingCorrector) -> Example:
     """What is kept of a batch; every pixel of it is an estimate."""
     estimate = (batch.estimate - corrector.optical_mean) / corrector.optical_std
     weight = torch.ones_like(batch.trust)
-    level, grid = block_grid(estimate, weight)
+    s1 = (batch.s1 - corrector.s1_mean) / corrector.s1_std
+    level, grid = block_grid(estimate, weight, s1)
     estimate = estimate + level
     error = ((batch.truth - corrector.optical_mean) / corrector.optical_std - estimate).flatten(2)
-    images = torch.cat([estimate, ((batch.s1 - corrector.s1_mean) / corrector.s1_std).mean(1, keepdim=True)], dim=1)
+    images = torch.cat([estimate, s1.mean(1, keepdim=True)], dim=1)
     detail, smooth = scales_of(estimate)
     statistics, lean = spectral_statistics(images, detail, weight)
     terms = torch.cat([detail, detail * activity(detail, weight), directed(smooth, lean)], dim=1).flatten(2)
