@@ -58,21 +58,18 @@ def write_report(
     entries, problems = _read(results, companions or {}, most, _tiles(reports)) if results else ([], [])
     script = (FOLDER / "script.js").read_text(encoding="utf-8")
     today = datetime.datetime.now(datetime.UTC).strftime("%d %B %Y").lstrip("0")
-    page = (
-        environment()
-        .get_template("template.html")
-        .render(
-            title=title,
-            subtitle=" · ".join([*([counted(len(entries), "result")] if entries else []), today]),
-            results=entries,
-            small=SMALL,
-            evaluation=_evaluation(reports, evaluation) if reports else None,
-            problems=problems,
-            style=(FOLDER / "style.css").read_text(encoding="utf-8"),
-            script=script,
-            script_hash=base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii"),
-            version=__version__,
-        )
+    template = environment().get_template("template.html")
+    page = template.render(
+        title=title,
+        subtitle=" · ".join([*([counted(len(entries), "result")] if entries else []), today]),
+        results=entries,
+        small=SMALL,
+        evaluation=_evaluation(reports, evaluation) if reports else None,
+        problems=problems,
+        style=(FOLDER / "style.css").read_text(encoding="utf-8"),
+        script=script,
+        script_hash=base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii"),
+        version=__version__,
     )
     with atomic_write(path, overwrite) as temporary:
         temporary.write_text(page, encoding="utf-8", errors="backslashreplace")
