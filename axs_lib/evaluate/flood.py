@@ -53,7 +53,8 @@ class Floods(Scenario):
             return
         floods = [simulate_flood(tile.s1[None], generator_of(f"flood {tile.record.name}")) for tile in tiles]
         flooded_s1, inside = (torch.cat(part) for part in zip(*floods, strict=True))
-        outside = spread(inside.float(), MARGIN) == 0
+        dry = torch.stack([ndwi(tile.truth) <= WATER_NDWI for tile in tiles])
+        outside = (spread(inside.float(), MARGIN) == 0) & dry
         opt_v2 = torch.stack([simulated_estimate(tile.truth, tile.record.name) for tile in tiles])
         flooded = model.ground(flooded_s1, opt_v2).opt_v3
         real = model.ground(torch.stack([tile.s1 for tile in tiles]), opt_v2).opt_v3
@@ -71,7 +72,7 @@ class Floods(Scenario):
         ``tiles`` dry ones; ``left_out`` how many are not; ``opt_v2_source``; ``water_ndwi``, ``water_nir``
         (reflectance), ``margin_px`` the thresholds; ``came_through`` share of tiles where at least half of the flood
         turned to water; ``flooded_share`` of the pixels; the figures of ``measure_flood`` under ``inside`` the flood
-        and ``outside`` of it, and under ``inside_without`` and ``outside_without`` with the real SAR; ``per_tile``.
+        and ``outside`` of it on dry land of the truth, and under ``inside_without`` and ``outside_without`` with the real SAR; ``per_tile``.
         """
         came = sum(tile.figures["inside"]["turned_to_water"] >= CAME_THROUGH for tile in tiles)
         return {

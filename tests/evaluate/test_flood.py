@@ -73,11 +73,15 @@ def test_water_where_the_sar_is_unchanged_is_seen(folder: Path) -> None:
     assert shares == [tile["flooded_share"] for tile in again] and shares[0] != shares[1], "by the tile's name"
 
 
-def test_what_lies_within_the_margin_of_the_flood_counts_as_neither(folder: Path) -> None:
-    """A model that spills the flood's water just short of the margin."""
+def test_neither_what_lies_within_the_margin_of_the_flood_counts_nor_water_of_the_truth(folder: Path) -> None:
+    """A model that spills the flood's water just short of the margin, and finds a pond that the estimate lacks."""
+    truth = LAND.expand(4, 64, 64).clone()
+    truth[:, 40:44, 30:34] = WATER[0]
+    np.savez(folder / "a.npz", s1=np.full((2, 64, 64), -10, np.float32), s2=truth.numpy().astype(np.uint16))
 
     def spill(s1: Tensor, opt_v2: Tensor) -> Tensor:
         wet = F.max_pool2d((s1[:, :1] < -14.5).float(), 2 * MARGIN - 3, 1, MARGIN - 2) > 0
+        wet[..., 40:44, 30:34] |= s1.shape[-1] == 64
         return torch.where(wet, WATER, opt_v2)
 
     assert outcome(FakeModel(spill), folder)["outside"]["water_v3"] == 0
