@@ -72,7 +72,7 @@ class Floods(Scenario):
         ``tiles`` dry ones; ``left_out`` how many are not; ``opt_v2_source``; ``water_ndwi``, ``water_nir``
         (reflectance), ``margin_px`` the thresholds; ``came_through`` share of tiles where at least half of the flood
         turned to water; ``flooded_share`` of the pixels; the figures of ``measure_flood`` under ``inside`` the flood
-        and ``outside`` of it on dry land of the truth, and under ``inside_without`` and ``outside_without`` with the real SAR; ``per_tile``.
+        and ``outside`` on dry land of the truth, with the real SAR under these names and ``_without``; ``per_tile``.
         """
         came = sum(tile.figures["inside"]["turned_to_water"] >= CAME_THROUGH for tile in tiles)
         return {

@@ -22,6 +22,7 @@ from axs_lib.grounding.head import GroundingHead
 from axs_lib.grounding.low_freq import LowFrequencyConstraint
 from axs_lib.grounding.orientation import turn, turn_back
 from axs_lib.grounding.sar_inconsistency import open_water, shows_water, smoothstep
+from axs_lib.nodata import spread
 
 if TYPE_CHECKING:
     from axs_lib.terramind.weights import WeightsInfo
@@ -178,7 +179,7 @@ class GroundingCorrector(nn.Module):
         neither: both are sharpened, except in training, where the ends of the ramps have no gradient. Unknown pixels
         may change wholly.
         """
-        rule = F.max_pool2d(tiles.sar_inconsistency * open_water(tiles.s1), 2 * SHORE_PX + 1, stride=1, padding=SHORE_PX)
+        rule = spread(tiles.sar_inconsistency * open_water(tiles.s1), SHORE_PX)
         if not (self.training and torch.is_grad_enabled()):
             missed_water, rule = smoothstep(missed_water, *WATER_SEEN), smoothstep(rule, *WATER_LIKELY)
         mask = missed_water * rule * (1.0 - shows_water(tiles.estimate))
