@@ -5,7 +5,7 @@ Usage: python -m experiments.nano.finish_head HEAD [HEAD ...] --gate-floor F --f
 In: files that ``axs train head`` wrote. Out: their mean, weight by weight (Wortsman et al. 2022, arXiv:2203.05482),
 with the floors below which the gate stays closed and the tile's filter changes nothing. Choose both on the validation
 groups (``axs evaluate --damages --gaps --flood --checkpoint FOLDER``); calibrate then (``experiments/calibrate.py``).
-The header is the first head's; ``head_mean`` names all of them by their SHA-256.
+The header is the first head's without a calibration; ``head_mean`` names all of them by their SHA-256.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def main() -> None:
     state = {name: torch.stack([each[name].double() for each in states]).mean(0).float() for name in states[0]}
     for name in ("gate_floor", "filter_floor"):
         state[f"head.{name}"] = torch.tensor(getattr(arguments, name))
-    header = dict(read_metadata(arguments.heads[0]))
+    header = {key: text for key, text in read_metadata(arguments.heads[0]).items() if not key.startswith("calibration")}
     if len(states) > 1:
         header["head_mean"] = json.dumps([sha256_file(path) for path in arguments.heads])
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
