@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 # From where on broad colour changes for water that the estimate lacks, and wholly: of what the head says, and the rule.
 WATER_SEEN, WATER_LIKELY = (0.35, 0.55), (0.4, 0.7)
-SHORE_PX = 4  # how far water reaches from where the rule, which is smooth, is met
+SHORE_PX, SHORE = 4, 0.25  # how far water reaches from where the rule, which is smooth, is met; what it says there
 REFUSED_DN = (600.0, 1500.0)  # RMS over the bands of refused broad change, from where on the gate closes, and wholly
 
 
@@ -179,7 +179,8 @@ class GroundingCorrector(nn.Module):
         neither: both are sharpened, except in training, where the ends of the ramps have no gradient. Unknown pixels
         may change wholly.
         """
-        rule = spread(tiles.sar_inconsistency * open_water(tiles.s1), SHORE_PX)
+        rule = tiles.sar_inconsistency * open_water(tiles.s1)
+        rule = torch.minimum(spread(rule, SHORE_PX), rule / SHORE)
         if not (self.training and torch.is_grad_enabled()):
             missed_water, rule = smoothstep(missed_water, *WATER_SEEN), smoothstep(rule, *WATER_LIKELY)
         mask = missed_water * rule * (1.0 - shows_water(tiles.estimate))

@@ -11,6 +11,7 @@ from axs_lib.checks import Trust
 from axs_lib.grounding.corrector import WATER_LIKELY, Correction, GroundingCorrector, GroundingTiles
 from axs_lib.grounding.head import GroundingHead, HeadOutput
 from axs_lib.grounding.sar_inconsistency import open_water, smoothstep
+from axs_lib.nodata import spread
 
 LAND, WATER = torch.tensor([-11.0, -18.0]), torch.tensor([-21.0, -29.0])
 FIELD = torch.tensor([500.0, 700.0, 800.0, 2400.0])
@@ -108,7 +109,7 @@ def test_difference_is_zero_where_the_sar_changes_nothing_and_weighted_by_confid
     assert torch.allclose(out.residual, torch.ones_like(given.estimate))
     assert out.gate[..., 0].max() == 0 and out.gate[..., -1].min() == 1
     likely = given.sar_inconsistency * open_water(given.s1)
-    assert torch.equal(out.low_freq_mask[..., :-4], smoothstep(likely, *WATER_LIKELY)[..., 4:]), "and 4 px to the shore"
+    assert torch.equal(out.low_freq_mask, smoothstep(torch.minimum(spread(likely, 4), 4 * likely), *WATER_LIKELY))
     dry = dataclasses.replace(given, s1=LAND[:, None, None].expand_as(given.s1))
     assert out.low_freq_mask.any()
     assert not corrector.difference(dry, dry.estimate, dry.estimate, confidence=confidence).low_freq_mask.any()
@@ -120,5 +121,4 @@ def test_deviation_joins_predicted_error_and_spread() -> None:
     members = [Correction(k * one, one, one[:, :1], one[:, :1], 3 * one) for k in (0.0, 2.0)]
     deviation = corrector.deviation(members, nfe=1)
     assert deviation is not None and torch.allclose(deviation, (2 + 9) ** 0.5 * one)
-    alone = [Correction(one, one, one[:, :1], one[:, :1])]
-    assert corrector.deviation(alone, nfe=1) is None
+    assert corrector.deviation([Correction(one, one, one[:, :1], one[:, :1])], nfe=1) is None
