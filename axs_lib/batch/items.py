@@ -8,6 +8,7 @@ import glob
 import io
 import itertools
 import os
+import warnings
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from axs_lib.batch.manifest import MANIFEST, RESERVED
-from axs_lib.errors import InputError, first_line
+from axs_lib.errors import InputError, counted, first_line
 from axs_lib.io.files import check_kept, check_regular, open_regular
 
 Stage = Literal["ground", "pipeline"]
@@ -95,16 +96,24 @@ def _from_files(text: str, stage: Stage, outputs: Sequence[Path]) -> list[Item]:
         if any("**" in part and part != "**" for part in path.parts):
             raise InputError(f"{text} is no pattern for files: ** stands for whole folders")
         files = (file for file in root.glob(pattern) if file.is_file()) if glob.has_magic(pattern) else ()
-    items, passed = list[Item](), list[Item]()
+    items, passed, images = list[Item](), list[Item](), set[str]()
     for file in files:
         relative = file.relative_to(root)
         if not any(part.startswith(".") for part in relative.parts):
             among = passed if any(map(file.is_relative_to, outputs)) else items
             among += _item_of(file, relative, stage)
+            if among is items and stage == "ground" and file.suffix.lower() in PAIRED_SUFFIXES:
+                images.add(str(file))
     if passed and not items:
         raise InputError(
             f"all tiles of {text} lie in a folder for outputs, where none is looked for; give a folder beside or inside"
             f" {root} as --out and for maps"
+        )
+    if items and (left := sorted(images.difference(*(item.files.values() for item in items)))):
+        warnings.warn(
+            f"{counted(len(left), 'image')} of {text} belong to no tile and are left out, for example {left[0]}; give"
+            " masks by --mask or a manifest, other names by a manifest",
+            stacklevel=3,
         )
     return items
 
@@ -114,9 +123,9 @@ def _item_of(file: Path, relative: Path, stage: Stage) -> list[Item]:
     suffix = file.suffix.lower()
     if suffix == ".npz":
         return [Item(relative.with_suffix("").as_posix(), str(file))]
-    if suffix not in PAIRED_SUFFIXES or not file.stem.endswith(SAR_ENDING):
+    if suffix not in PAIRED_SUFFIXES or not file.stem.lower().endswith(SAR_ENDING):
         return []
-    name = file.stem.removesuffix(SAR_ENDING)
+    name = file.stem[: -len(SAR_ENDING)]
     optical = str(file.with_name(f"{name}{OPTICAL_ENDING}{file.suffix}")) if stage == "ground" else None
     return [Item(relative.with_name(name or file.stem).as_posix(), str(file), optical)]
 

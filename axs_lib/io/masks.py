@@ -247,7 +247,7 @@ def _kind(values: FloatArray, named: str, source: str) -> str:
         return "scl"
     if known <= {0.0, 1.0} or known <= {0.0, 255.0}:
         return "boolean"
-    if classes:
+    if classes and max(known) > 4:  # other classifications, of cloud and shadow alone, end there
         return "scl"
     if min(known) >= 0 and max(known) <= 1:
         return "trust"

@@ -198,6 +198,8 @@ class FilePixels(Pixels):
                 f" {'--s1' if self.bands == SAR_BANDS else '--opt-v2'} {files}"
             )
         texts = [dataset.descriptions[index - 1] or "" for index in there]
+        if len(texts) > 8 and [text.lower() for text in texts] == [f"b{n}" for n in range(1, len(texts) + 1)]:
+            texts = [""] * len(texts)  # these are numbers: between B08 and B09 lies B8A
         names = [band_name(text) for text in texts]
         foreign = len(there) != len(self.bands) or any(map(_other_band, texts))
         if any(names) or (foreign and any(texts)):

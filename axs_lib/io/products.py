@@ -48,7 +48,7 @@ _SAID = {  # of what is counted
     "border": "pixels of a border of one number are taken for nodata",
     "impossible": "pixels hold what cannot be {quantity} and are taken for nodata",
     "unlit": "pixels of power 0 or less are taken for nodata",
-    "zero": "pixels of exactly 0 dB are taken for nodata",
+    "zero": "pixels of exactly 0 are taken for nodata",
     "infinite": "pixels are infinite and are taken for nodata",
     "negative": "values below 0 DN are clipped to 1",
 }
@@ -107,12 +107,14 @@ class Source:
         """
         if self.bands == TRUST:
             return
+        side = self.grid.pixel_metres
+        if side is not None and not 5 < side < 15:
+            self.notes.append(f"{self.label}: its pixels are of {side:g} m, and the networks know those of 10 m")
         self._border, self._partly = _border(self.pixels, self.bands), looked_at is not None
         seen = []
         for tile in _sample(self.grid):
-            raw, zero = self.pixels.read(tile)
-            blank = (raw == 0).all(axis=0) if self.bands == SAR_BANDS else zero
-            blank |= np.isnan(raw).any(axis=0) | self._on_border(raw)
+            raw, blank = self.pixels.read(tile)
+            blank = blank | np.isnan(raw).any(axis=0) | self._on_border(raw)
             if looked_at is not None:
                 blank |= ~looked_at(tile)
             seen.append(raw[:, ~blank])
@@ -135,6 +137,13 @@ class Source:
         said = {key: text.format(quantity=quantity) for key, text in _SAID.items() if self.counts[key]}
         return self.notes + [f"{self.label}: {self.counts[key]:,} {text}" for key, text in said.items()]
 
+    @property
+    def provenance(self) -> dict[str, str]:
+        """What was decided, and what is said once all of it was read, for file tags."""
+        said = "; ".join(note.removeprefix(f"{self.label}: ") for note in self.report())
+        role = "S1" if self.bands == SAR_BANDS else "OPT_V2"
+        return self.facts | ({f"AXS_{role}_NOTES": said} if said else {})
+
     def _drop(self, data: FloatArray, where: Any, reason: str) -> None:
         self.counts[reason] += int(where.sum())
         data[:, where] = np.nan
@@ -151,7 +160,7 @@ class Source:
         data[infinite] = np.nan
         # Measured backscatter is never exactly 0; numbers of few digits are, in one band.
         exact = data == 0
-        zero = exact.any(axis=0) if self.pixels.dtype.kind == "f" else exact.all(axis=0)
+        zero = exact.any(axis=0) if self.pixels.dtype.kind == "f" else exact.all(axis=0) | blank
         self.counts["zero"] += int((zero & ~np.isnan(data).any(axis=0)).sum())
         data[:, zero] = np.nan
         return data
@@ -218,9 +227,6 @@ class Source:
             raise InputError(self._many(share))
 
     def _look_at_optical(self, values: FloatArray) -> None:
-        side = self.grid.pixel_metres
-        if side is not None and not 5 < side < 15:
-            self.notes.append(f"{self.label}: its pixels are of {side:g} m, and the networks know those of 10 m")
         offset = self._find_offset()
         sizes = sorted(set(offset.dn.values()))
         # Fill numbers that the file does not declare, a few, are no evidence of the unit.

@@ -293,7 +293,8 @@ def ground_scene(
         if options.get("strength") == 0 and made.counts["unknown"]:
             raise InputError("strength 0 changes nothing, so that the gaps would stay empty; give more")
         _check_read(made.counts, sar, optical)
-        provenance = grounder.provenance | _tags(settings | {"nfe": nfe}, made.grid, corner) | sar.facts | optical.facts
+        provenance = grounder.provenance | _tags(settings | {"nfe": nfe}, made.grid, corner)
+        provenance |= sar.provenance | optical.provenance
         if mask is not None:
             share = made.counts["unknown"] / (optical.grid.height * optical.grid.width)
             provenance |= mask.provenance | {"AXS_UNKNOWN_PERCENT": f"{100 * share:.2f}"}
@@ -424,7 +425,7 @@ def run_scene(
         _check_read(made.counts, given)
         described = settings | {f"metadata_{key}": value for key, value in known.items()}
         provenance = stages.provenance | _tags(described | {"nfe": " ".join(map(str, nfe))}, tiles, corner)
-        provenance |= given.facts | dict(tags or {})
+        provenance |= given.provenance | dict(tags or {})
         made.finish(provenance, lambda: _sar_arrays(as_raster(given, made.inputs[0]).data))
         return replace(made.result(nfe, given.report()), metadata=known)
 

@@ -181,6 +181,17 @@ def test_zero_in_all_bands_is_nodata_for_every_type(
         assert np.isnan(data[:, :, :10]).all() and np.isfinite(data[:, :, 10:]).all() and data[1, 30, 30] == 0
 
 
+def test_raw_zero_of_scaled_backscatter_is_nodata_counted_and_tagged(tmp_path: Path, sar: np.ndarray) -> None:
+    raw = ((sar + 50) * 100).astype("uint16")
+    raw[:, 30, 30], raw[0, 20, 20] = 0, 0
+    place = Affine(30, 0, 500_000, 0, -30, 6_000_000)
+    source, data = read_sar(write(tmp_path / "s1.tif", raw, SAR_BANDS, scale=(0.01, -50.0), transform=place))
+    assert np.argwhere(np.isnan(data).any(axis=0)).tolist() == [[30, 30]] and data[0, 20, 20] == -50
+    said = source.provenance["AXS_S1_NOTES"]
+    assert "1 pixels of exactly 0 are taken for nodata" in said and "its pixels are of 30 m" in said
+    assert str(tmp_path) not in said
+
+
 @pytest.mark.parametrize(
     ("fill", "dtype"), [(-9999, "int16"), (-3.4e38, "float32"), (65535, "uint16"), (1e30, "float32")]
 )
@@ -251,6 +262,12 @@ def test_bands_of_other_sizes_are_told_by_their_cause(tmp_path: Path, optical: n
     files = [write(tmp_path / f"T_{n}_20m.tif", optical[i : i + 1]) for i, n in enumerate(names)]
     with pytest.raises(InputError, match="B8A is the band of 20 m"):
         read_optical(files)
+
+
+def test_numbers_of_bands_are_no_names(tmp_path: Path, optical: np.ndarray) -> None:
+    path = write(tmp_path / "s2.tif", optical[[0, 1, 2] * 3 + [3]], [f"b{n}" for n in range(1, 11)])
+    with pytest.raises(InputError, match=r"has 10 band.* without names; expected .* --bands"):
+        read_optical(path)
 
 
 def test_pixels_of_another_size_are_said(tmp_path: Path, optical: np.ndarray) -> None:
