@@ -134,8 +134,7 @@ class HubMixin(ModelHubMixin):
         layout = self.terramind_generator.layout
         config = {"library": LIBRARY, "variant": layout.variant, "s1_product": layout.s1_product}
         config |= {name: getattr(self, name) for name in CONFIG_FIELDS[3:]}
-        text = json.dumps(config, indent=2, sort_keys=True) + "\n"
-        (save_directory / CONFIG_FILE).write_text(text, encoding="utf-8")
+        (save_directory / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
     def generate_model_card(
         self, *, report: Mapping[str, Any] | None = None, data: str = "", limits: str = "", licence: str = LICENCE

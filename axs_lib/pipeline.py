@@ -90,8 +90,7 @@ class Pipeline(nn.Module):
         """What made an output, for file tags; Stage 1's own where its generator is not Stage 3's."""
         tags = self.stage3.provenance | self.stage2.provenance
         if not self.shares_generator:
-            own = self.stage1.provenance
-            tags |= {f"AXS_STAGE1_{key.removeprefix('AXS_')}": value for key, value in own.items()}
+            tags |= {f"AXS_STAGE1_{key.removeprefix('AXS_')}": value for key, value in self.stage1.provenance.items()}
         return tags
 
     @torch.no_grad()

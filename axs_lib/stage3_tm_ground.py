@@ -277,8 +277,7 @@ class Stage3GroundingModel(GeneratorStage, HubMixin):
         """
         controls = options.pop("controls", NO_CONTROLS)
         if not isinstance(seed, int):  # generators would go on between the two runs
-            batch = len(opt_v2) if checks.check_tensor("opt_v2", opt_v2).ndim == 4 else 1
-            seed = sample_seeds(seed, batch)
+            seed = sample_seeds(seed, len(opt_v2) if checks.check_tensor("opt_v2", opt_v2).ndim == 4 else 1)
         with_sar, without = (
             self.ground(s1, opt_v2, timesteps, seed=seed, controls=replace(controls, use_sar=use_sar), **options).image
             for use_sar in (True, False)

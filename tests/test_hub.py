@@ -92,21 +92,19 @@ def test_the_hub_keeps_revisions(model: Stage3GroundingModel, hub: LocalHub) -> 
         changed.corrector.head.body.out.bias.add_(0.25)
     second = changed.push_to_hub("me/mine", branch="next")
     assert first != second
-    asked: dict[str, Any] = {"cache_dir": hub.cache}
     for revision, expected in ((None, model), ("main", model), ("next", changed), (second, changed)):
-        loaded = Stage3GroundingModel.from_pretrained("me/mine", revision=revision, **asked)
+        loaded = Stage3GroundingModel.from_pretrained("me/mine", revision=revision, cache_dir=hub.cache)
         assert torch.equal(loaded.corrector.head.body.out.bias, expected.corrector.head.body.out.bias)
     assert loaded.provenance["AXS_WEIGHTS"] == "hub me/mine"
     assert loaded.provenance["AXS_WEIGHTS_COMMIT"] == f"nano.safetensors={second}"
     with pytest.raises(WeightsError, match="me/mine at revision 'gone' cannot be had"):
-        Stage3GroundingModel.from_pretrained("me/mine", revision="gone", **asked)
+        Stage3GroundingModel.from_pretrained("me/mine", revision="gone", cache_dir=hub.cache)
     with pytest.raises(WeightsError, match="me/other cannot be had"):
-        Stage3GroundingModel.from_pretrained("me/other", **asked)
+        Stage3GroundingModel.from_pretrained("me/other", cache_dir=hub.cache)
 
 
 def test_only_safetensors_are_read(model: Stage3GroundingModel, hub: LocalHub, tmp_path: Path) -> None:
-    commit = model.push_to_hub("me/mine")
-    folder = hub.snapshot("me/mine", commit)
+    folder = hub.snapshot("me/mine", model.push_to_hub("me/mine"))
     (folder / "nano.safetensors").rename(folder / "nano.pt")
     with pytest.raises(WeightsError, match=r"nano\.safetensors"):
         Stage3GroundingModel.from_pretrained("me/mine", cache_dir=hub.cache)

@@ -141,10 +141,8 @@ def test_the_proposal_is_not_clamped(nano: Stage3GroundingModel) -> None:
     model = copy.deepcopy(nano)
     with torch.no_grad():
         model.terramind_generator.detokenizer.out[-1].bias.fill_(5.0)
-    s1, opt_v2 = plausible_pair(1)
-    proposal = ground(model, s1, opt_v2, timesteps=5).proposal
-    z = model.terramind_generator.optical.to_z(proposal)
-    assert z.max() > 3.0
+    proposal = ground(model, *plausible_pair(1), timesteps=5).proposal
+    assert model.terramind_generator.optical.to_z(proposal).max() > 3.0
 
 
 def test_ensemble_mean_and_spread(nano: Stage3GroundingModel) -> None:
@@ -198,8 +196,7 @@ def test_large_images_are_anchored_and_seamless(nano: Stage3GroundingModel) -> N
     assert (whole.image[..., 256 : 256 + 128, :] - cut.image[..., 64 : 64 + 128, :]).abs().max() < 1.0
     change = whole.image - opt_v2
     steps = (change[..., 1:, :] - change[..., :-1, :]).abs().mean(dim=(0, 1, 3))
-    borders = steps[[191, 255, 383, 447]]  # rows where a tile begins or ends
-    assert borders.max() < 2.0 * steps.median()
+    assert steps[[191, 255, 383, 447]].max() < 2.0 * steps.median()  # rows where a tile begins or ends
 
 
 @pytest.mark.parametrize("which", ["s1", "opt_v2"])
@@ -256,9 +253,7 @@ def test_valid_pixels_never_become_nodata_zero(nano: Stage3GroundingModel) -> No
     with torch.no_grad():
         model.corrector.head.body.out.bias[:16] = torch.tensor([-50.0, 50.0]).repeat(8)  # detail, which is never held
         model.corrector.head.body.out.bias[16:20] = 20.0
-    s1, opt_v2 = plausible_pair(1)
-    image = ground(model, s1, opt_v2).image
-    assert image.min() == 1.0
+    assert ground(model, *plausible_pair(1)).image.min() == 1.0
 
 
 @pytest.mark.parametrize(
@@ -285,8 +280,7 @@ def test_one_unbatched_tile(nano: Stage3GroundingModel) -> None:
 def test_everything_follows_to(nano: Stage3GroundingModel) -> None:
     """terratorch keeps its statistics as plain attributes, and ``.to(device, dtype)`` raises."""
     model = copy.deepcopy(nano).to("meta", torch.float32)
-    tensors = [*model.parameters(), *model.buffers()]
-    assert all(tensor.device.type == "meta" for tensor in tensors)
+    assert all(tensor.device.type == "meta" for tensor in (*model.parameters(), *model.buffers()))
     assert model.terramind_generator.optical.mean.device.type == "meta"
     with pytest.raises(InputError, match=r"model is on meta.*inputs on cpu"):
         model.ground(*plausible_pair(1))
@@ -456,6 +450,5 @@ def test_members_in_one_batch_are_what_each_would_be_alone(nano: Stage3Grounding
 def test_options_of_another_type_are_refused(value: Any) -> None:
     with pytest.raises(InputError, match="standardize is"):
         random_nano(standardize=value)
-    s1, opt_v2 = plausible_pair(1)
     with pytest.raises(InputError, match="expected GroundingControls"):
-        random_nano().ground(s1, opt_v2, controls=value)
+        random_nano().ground(*plausible_pair(1), controls=value)

@@ -71,8 +71,7 @@ class LocalPool:
 
     def wait(self, slots: Collection[int]) -> list[tuple[int, Outcome | WorkerExit]]:
         there = {slot: self._slots[slot] for slot in slots}
-        handles = [handle for each in there.values() for handle in (each.pipe, each.process.sentinel)]
-        ready = set(wait(handles))
+        ready = set(wait([handle for each in there.values() for handle in (each.pipe, each.process.sentinel)]))
         return [(slot, _outcome(each)) for slot, each in there.items() if ready & {each.pipe, each.process.sentinel}]
 
     def shutdown(self) -> None:

@@ -312,8 +312,7 @@ def _parquet_bytes(records: Iterable[Record]) -> bytes:
         for record in sorted(records, key=lambda record: record.id)
     ]
     buffer = io.BytesIO()
-    table = pyarrow.Table.from_pylist(rows, schema=pyarrow.schema(columns))
-    parquet.write_table(table, buffer, compression="zstd")
+    parquet.write_table(pyarrow.Table.from_pylist(rows, schema=pyarrow.schema(columns)), buffer, compression="zstd")
     return buffer.getvalue()
 
 

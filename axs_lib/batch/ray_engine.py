@@ -74,8 +74,7 @@ class RayPool:
 
     def wait(self, slots: Collection[int]) -> list[tuple[int, Outcome | WorkerExit]]:
         ready, _ = self._ray.wait([self._pending[slot] for slot in slots], num_returns=1)
-        done = set(ready)
-        return [(slot, self._outcome(slot)) for slot in list(slots) if self._pending[slot] in done]
+        return [(slot, self._outcome(slot)) for slot in list(slots) if self._pending[slot] in ready]
 
     def _outcome(self, slot: int) -> Outcome | WorkerExit:
         try:

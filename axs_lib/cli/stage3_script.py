@@ -106,8 +106,7 @@ def _checks(model: Any, s1: Tensor, opt_v2: Tensor, most: int, seed: int) -> Ite
         yield f"{name}: shape", image.shape == opt_v2.shape, "x".join(map(str, image.shape))
         yield f"{name}: finite, valid DN", valid, f"{float(image.min()):.0f} to {float(image.max()):.0f} DN"
         yield f"{name}: evaluations", output.nfe == timesteps, f"{output.nfe}, {seconds:.2f} s"
-    again = model.ground(s1, opt_v2, timesteps, seed=seed).image
-    yield "the same again", torch.equal(image, again), ""
+    yield "the same again", torch.equal(image, model.ground(s1, opt_v2, timesteps, seed=seed).image), ""
     kept = model.ground(s1, opt_v2, timesteps, seed=seed, strength=0.0).image
     yield "strength=0 returns opt_v2", torch.equal(kept, opt_v2), ""
 

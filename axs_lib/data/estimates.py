@@ -133,8 +133,7 @@ def _filtered(image: Tensor, transfer: Callable[[Tensor, Tensor], Tensor]) -> Te
     padded = F.pad(image, (margin,) * 4, mode="reflect")
     down = torch.fft.fftfreq(padded.shape[-2], device=image.device)[:, None]
     across = torch.fft.rfftfreq(padded.shape[-1], device=image.device)[None]
-    spectrum = torch.fft.rfft2(padded) * transfer(down, across)
-    filtered = torch.fft.irfft2(spectrum, s=padded.shape[-2:])
+    filtered = torch.fft.irfft2(torch.fft.rfft2(padded) * transfer(down, across), s=padded.shape[-2:])
     return filtered[..., margin : margin + height, margin : margin + width]
 
 
@@ -260,8 +259,7 @@ def _defocus_blur(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
 def _bicubic_noisy(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
     factor, gaussian = torch.full_like(strength, 3.0), draw.uniform(0, 1) < 0.5
     matrices = [_resampling(size, factor, draw.uniform(0, 1), gaussian, "bicubic") for size in image.shape[-2:]]
-    level = each(_between(strength, 5, 60, log=True))
-    return apply_matrices(image, *matrices) + level * draw.normal(*image.shape[1:])
+    return apply_matrices(image, *matrices) + each(_between(strength, 5, 60, log=True)) * draw.normal(*image.shape[1:])
 
 
 def _ringing(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
@@ -479,8 +477,7 @@ def _shift(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
 
 
 def _smooth_warp(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
-    field = band_limited(image.shape[-2:], 2, (100, 400), draw)
-    field = field * each(_between(strength, 0.1, 2.5, log=True))
+    field = band_limited(image.shape[-2:], 2, (100, 400), draw) * each(_between(strength, 0.1, 2.5, log=True))
     return _warped(image, field[:, 0], field[:, 1])
 
 

@@ -238,8 +238,7 @@ def _record_of(path: Path, folder: Path) -> PairRecord:
     height, width = _size(path)
     parent = path.parent.relative_to(folder)
     source = parent.as_posix() if parent.parts else folder.resolve().name
-    group = f"{source}/{path.stem}"
-    return PairRecord(path=path, source=source, id=path.stem, group=group, height=height, width=width)
+    return PairRecord(path=path, source=source, id=path.stem, group=f"{source}/{path.stem}", height=height, width=width)
 
 
 def _size(path: Path) -> tuple[int, int]:

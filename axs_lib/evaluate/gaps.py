@@ -77,8 +77,7 @@ class Gaps(Scenario):
         filled = self._fill(gaps, model)
         for index, gap in enumerate(gaps):
             figures = {method: measure_gap(images[index], gap) for method, images in filled.items()}
-            facts = {"gaps": gap.gaps, "unknown": float(gap.inside.float().mean())}
-            yield TileFigures(gap.tile.record, figures, facts)
+            yield TileFigures(gap.tile.record, figures, {"gaps": gap.gaps, "unknown": float(gap.inside.float().mean())})
 
     def _fill(self, gaps: Sequence[Gap], model: EvaluatedModel) -> dict[str, Tensor]:
         """The image (B,4,H,W) of every method."""

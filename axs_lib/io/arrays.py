@@ -74,8 +74,7 @@ class ArrayPixels(Pixels):
         stacked = array.transpose(*bands, y, x) if bands else array.expand_dims("band")
         titles = [str(name) for name in np.atleast_1d(array.attrs.get("long_name", ()))]
         values = [str(value) for value in array[bands[0]].values] if bands and bands[0] in array.coords else []
-        alone = wanted == TRUST and len(stacked) == 1
-        names = TRUST if alone else _names(len(stacked), values, titles)
+        names = TRUST if wanted == TRUST and len(stacked) == 1 else _names(len(stacked), values, titles)
         self._array = stacked.isel({stacked.dims[0]: self.positions(names, order, len(stacked))})
         self.dtype = self._array.dtype
         numbers = [(self._nodata, math.nan), *((array.attrs.get(k), v) for k, v in _SCALE.items())]

@@ -51,8 +51,7 @@ class RefinementHead(nn.Module):
     def forward(self, image: Tensor, features: Sequence[Tensor]) -> Tensor:
         """The correction (B, 4, H, W) of an image in z-units, H and W multiples of 4; features (B, dim, h, w)."""
         joined = torch.cat([norm(each) for norm, each in zip(self.norms, features, strict=True)], dim=1)
-        context = self.context(self.join(joined))
-        x = _resize(context, image.shape[-2] // 4) + self.stems[2](F.pixel_unshuffle(image, 4))
+        x = _resize(self.context(self.join(joined)), image.shape[-2] // 4) + self.stems[2](F.pixel_unshuffle(image, 4))
         x = self.stages[2](x)
         x = _resize(self.ups[1](x), image.shape[-2] // 2) + self.stems[1](F.pixel_unshuffle(image, 2))
         x = self.stages[1](x)

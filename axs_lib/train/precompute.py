@@ -90,8 +90,7 @@ def precompute(config: PrecomputeConfig, *, progress: bool = True) -> Path:
     rows: list[dict[str, Any]] = []
     for number, fold in enumerate(folds):
         groups = sorted({sample.group for sample in fold})
-        weights = _weights(config, number, groups, progress)
-        predict, provenance = _load(config, weights)
+        predict, provenance = _load(config, _weights(config, number, groups, progress))
         note = json.dumps({"fold": number, "timesteps": config.timesteps} | provenance, sort_keys=True)
         outputs = [output for sample in fold for output in _outputs(sample, config)]
         todo = [output for output in outputs if not _is_done(output.path, MADE[config.stage], note)]

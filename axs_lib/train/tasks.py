@@ -79,8 +79,7 @@ class StageTask(TrainingTask):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         with own_random(self.config.seed * SEED_STRIDE + batch["index"], self.device):
-            size = (len(batch["s1"]), 2, 1, 1)
-            jitter = torch.randn(size, generator=self.random(batch, 1)) * self.config.sar_jitter
+            jitter = torch.randn(len(batch["s1"]), 2, 1, 1, generator=self.random(batch, 1)) * self.config.sar_jitter
             batch = batch | {"s1": batch["s1"] + jitter.to(batch["s1"].device)}
             loss = self.loss(self.with_estimate(batch, "train"))
         self.log("loss", loss.detach(), prog_bar=True, batch_size=1)
@@ -134,8 +133,7 @@ class StageTask(TrainingTask):
             return folder
         files = weight_files(self.model)
         if "nano.safetensors" in files:
-            tokenizer = self.tokenizer or build_nano_tokenizer()
-            files["nano.safetensors"] |= prefixed("tokenizer", tokenizer.state_dict())
+            files["nano.safetensors"] |= prefixed("tokenizer", (self.tokenizer or build_nano_tokenizer()).state_dict())
         for name, state in files.items():  # the generator's file comes last, so that a folder that has it is complete
             write_state(folder / name, state, header, half=True, overwrite=True)
         return folder
@@ -148,8 +146,7 @@ class StageTask(TrainingTask):
         """The batch with the estimate that the stage starts from, simulated where the files do not carry it."""
         if self.estimate_key is None or self.estimate_source == "file":
             return batch
-        simulated = degrade(batch["truth"], generator=self.random(batch, 2), preset=preset)
-        return batch | {self.estimate_key: simulated}
+        return batch | {self.estimate_key: degrade(batch["truth"], generator=self.random(batch, 2), preset=preset)}
 
     def generator_loss(self, batch: Batch, optical: Tensor, **compared: Tensor) -> Tensor:
         """The loss of a training pass of a generator from an optical image, with the tokens where they can be had."""

@@ -231,8 +231,7 @@ def fit(
         with warnings.catch_warnings():
             noise = "num_workers|is not resumable|LeafSpec|in eval mode|is not empty|no `validation_step`"
             warnings.filterwarnings("ignore", message=f".*({noise}).*")
-            data = Batches(training, held_out, workers)
-            trainer.fit(task, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
+            trainer.fit(task, datamodule=Batches(training, held_out, workers), ckpt_path=ckpt_path, weights_only=True)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT) or isinstance(error, OutputError):
             raise

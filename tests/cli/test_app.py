@@ -30,8 +30,7 @@ def test_nothing_heavy_is_loaded_for_what_is_quick() -> None:
 
 
 def test_version_and_no_command(axs: Callable[..., Any]) -> None:
-    result = axs("--version")
-    assert result.output.strip() == f"axs {axs_lib.__version__}"
+    assert axs("--version").output.strip() == f"axs {axs_lib.__version__}"
     assert "Commands:" in axs(code=2).output
 
 

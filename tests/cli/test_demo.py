@@ -84,11 +84,9 @@ def test_everything_is_written_and_the_figures_are_true(axs: Run, fake_pipeline:
 @pytest.mark.usefixtures("quick")
 def test_a_folder_with_other_files_is_refused(axs: Run, fake_pipeline: FakePipeline, tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("precious")
-    result = axs("demo", "--out", tmp_path, code=2)
-    assert "--overwrite" in result.stderr
+    assert "--overwrite" in axs("demo", "--out", tmp_path, code=2).stderr
     assert fake_pipeline.built == {} and [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
-    result = axs("demo", "--out", tmp_path / "thesis.txt", code=2)
-    assert "is a file" in result.stderr
+    assert "is a file" in axs("demo", "--out", tmp_path / "thesis.txt", code=2).stderr
     axs("demo", "--out", tmp_path, "--overwrite")
     assert (tmp_path / "thesis.txt").read_text() == "precious"
     assert fake_pipeline.built["stage3_timesteps"] == 1, "what nano recommends"

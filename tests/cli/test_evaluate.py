@@ -160,8 +160,7 @@ def test_tiles_of_the_weights_own_training_are_named(
 def test_reports_are_not_overwritten_unasked(folder: Path, tmp_path: Path, built: list[dict[str, Any]]) -> None:
     target = tmp_path / "report.json"
     target.write_text("mine")
-    refused = run("--data", folder, "--json", target, code=2)
-    assert "--overwrite" in refused.output
+    assert "--overwrite" in run("--data", folder, "--json", target, code=2).output
     assert target.read_text() == "mine" and not built, "refused before the model is built"
     run("--data", folder, "--json", target, "--overwrite")
     assert json.loads(target.read_text())["quality"] == "ok"

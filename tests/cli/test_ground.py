@@ -45,8 +45,7 @@ def test_tif_to_tif(axs: Run, fake_model: FakeModel, tmp_path: Path) -> None:
     assert tags["AXS_VARIANT"] == "fake" and tags["AXS_SEED"] == "5" and tags["AXS_TIMESTEPS"] == "3"
     assert tags["AXS_S1_PRODUCT"] == "S1GRD" and tags["AXS_STRENGTH"] == "1.0" and tags["AXS_NFE"] == "3"
     # What is not said is left to the library.
-    result = axs(*common, "--overwrite", "--quiet")
-    assert result.output == ""
+    assert axs(*common, "--overwrite", "--quiet").output == ""
     assert fake_model.built.keys() == {"timesteps", "device", "s1_product"} and fake_model.built["timesteps"] == 10
     expected = {"timesteps": 10, "strength": 1.0, "seed": 0, "ensemble_size": 1, "trust": None}
     assert expected.items() <= fake_model.called.items() and "hold_colour" not in fake_model.called
@@ -80,8 +79,7 @@ def test_pt_tensors_and_a_batch(axs: Run, fake_model: FakeModel, tmp_path: Path,
     axs(*arguments, tmp_path / "o.pt")
     assert torch.load(tmp_path / "o.pt", weights_only=True).shape == (2, 4, 120, 120)
     fake_model.called = {}
-    result = axs(*arguments, tmp_path / "o.tif", code=2)
-    assert "name it .npz or .pt" in result.stderr and fake_model.called == {}
+    assert "name it .npz or .pt" in axs(*arguments, tmp_path / "o.tif", code=2).stderr and fake_model.called == {}
     monkeypatch.setenv("AXS_WEIGHTS", str(tmp_path))  # o.pt may be one of them
     assert "would replace" in axs(*arguments, tmp_path / "o.pt", "--overwrite", code=2).stderr
     axs(*arguments, tmp_path / "o.pt", "--overwrite", "--variant", "nano")  # which needs none
@@ -146,8 +144,7 @@ def test_a_gpu_without_room_is_said_in_words(ground: Run, fake_model: FakeModel)
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     fake_model.ground = full  # type: ignore[method-assign, assignment]
-    result = ground(code=2)
-    assert "too little memory" in result.stderr
+    assert "too little memory" in ground(code=2).stderr
 
 
 def test_the_trust_map_of_the_npz_counts_unless_there_is_a_mask(

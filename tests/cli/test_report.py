@@ -21,8 +21,7 @@ def test_a_page_of_a_file(axs: Run, tmp_path: Path) -> None:
     assert "1 result" in result.output and str(out) in result.output.replace("\n", "")
     page = out.read_text()
     assert "<title>Ours &amp; theirs</title>" in page and ">field</h2>" in page
-    again = axs("report", tmp_path / "field.npz", "--out", out, code=2)
-    assert "exists already" in again.stderr
+    assert "exists already" in axs("report", tmp_path / "field.npz", "--out", out, code=2).stderr
     assert axs("report", tmp_path, "--out", out, "--overwrite", "-q").output == ""
 
 

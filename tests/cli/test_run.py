@@ -64,8 +64,7 @@ def test_the_place_comes_from_the_file(axs: Run, fake_pipeline: FakePipeline, tm
 def test_what_the_user_says_outranks_the_file(axs: Run, fake_pipeline: FakePipeline, tmp_path: Path) -> None:
     options = ("--lat", -33.5, "--biome", "12", "--timesteps", 3, "--ensemble-size", 1, "--variant", "nano")
     more = ("--s1-product", "S1RTC", "--dtype", "bfloat16", "--device", "cpu", "--quiet")
-    result = axs("run", "--s1", S1, "--out", tmp_path, *options, *more)
-    assert result.output == ""
+    assert axs("run", "--s1", S1, "--out", tmp_path, *options, *more).output == ""
     (metadata,) = fake_pipeline.metadata
     assert metadata["lat"] == -33.5 and metadata["lon"] < 0 and metadata["biome"] == 12
     assert {"timesteps": 3, "seed": 0, "ensemble_size": 1}.items() <= fake_pipeline.settings.items()
@@ -94,8 +93,7 @@ def test_existing_results_are_kept(axs: Run, fake_pipeline: FakePipeline, tmp_pa
     for out in (tmp_path, tmp_path / "opt_v2.tif"):
         (tmp_path / "opt_v2.tif").write_bytes(b"mine")
         fake_pipeline.settings.clear()
-        result = axs("run", "--s1", S1, "--out", out, code=2)
-        assert "opt_v2.tif exists already" in result.output
+        assert "opt_v2.tif exists already" in axs("run", "--s1", S1, "--out", out, code=2).output
         assert (tmp_path / "opt_v2.tif").read_bytes() == b"mine" and not fake_pipeline.settings
         axs("run", "--s1", S1, "--out", out, "--overwrite", "--stage2-checkpoint", tmp_path)  # beside weights
         assert (tmp_path / "opt_v2.tif").read_bytes() != b"mine"
@@ -138,13 +136,9 @@ def test_refused_in_one_line(
         "report image.tif --gate page.html --out page.html",
     ],
 )
+@pytest.mark.usefixtures("fake_model", "fake_pipeline")
 def test_no_command_replaces_what_it_reads(
-    axs: Run,
-    fake_model: FakeModel,
-    fake_pipeline: FakePipeline,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    words: str,
+    axs: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     image, stored = load_sample("ireland_fields")[1].data, io.BytesIO()

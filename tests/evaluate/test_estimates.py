@@ -77,8 +77,7 @@ def test_swapped_sar_shows_what_the_sar_brings(folder: Path) -> None:
         assert tile["sar_withheld"]["mse"] > tile["metrics"]["mse_v3"]
     figures = written["summary"]["all"]
     assert figures["sar_swapped"]["wins_over"] == 1
-    better = figures["sar_swapped"]["improvement_of_mean_%"]["mse"]
-    assert better < figures["improvement_of_mean_%"]["mse"]
+    assert figures["sar_swapped"]["improvement_of_mean_%"]["mse"] < figures["improvement_of_mean_%"]["mse"]
     s1, truth, opt_v2 = of_pair(folder, "a")
     swapped = follow_sar(of_pair(folder, "c")[0][None], opt_v2[None])[0]
     assert written["tiles"][0]["sar_swapped"] == pytest.approx(compute_metrics(swapped, truth, s1=s1))
@@ -94,8 +93,7 @@ def test_another_tiles_proposal(folder: Path) -> None:
     for tile in written["tiles"]:
         s1, truth, opt_v2 = of_pair(folder, tile["id"])
         other = of_pair(folder, tile["donor"][-1])[0]
-        expected = compute_metrics(opt_v2 + other[:1], truth, s1=s1)
-        assert tile["proposal_swapped"] == pytest.approx(expected)
+        assert tile["proposal_swapped"] == pytest.approx(compute_metrics(opt_v2 + other[:1], truth, s1=s1))
     assert written["summary"]["ok"]["proposal_swapped"]["tiles"] == 3
     model.provenance["AXS_CORRECTION_MODE"] = "difference"
     assert "proposal_swapped" not in outcome(model, folder, Estimates(controls=True))["tiles"][0]
@@ -113,8 +111,7 @@ def test_one_tile_has_no_other(folder: Path) -> None:
 def test_the_floors_are_constant_colours(folder: Path) -> None:
     for tile in outcome(FakeModel(), folder, Estimates(controls=True))["tiles"]:
         truth = of_pair(folder, tile["id"])[1] / 10_000
-        variance = truth.var((1, 2), correction=0).mean()
-        assert tile["tile_mean"]["mse"] == pytest.approx(float(variance), rel=1e-4)
+        assert tile["tile_mean"]["mse"] == pytest.approx(float(truth.var((1, 2), correction=0).mean()), rel=1e-4)
         nano = torch.tensor(OPTICAL_MEAN)[:, None, None] / 10_000
         assert tile["mean_colour"]["mse"] == pytest.approx(float((truth - nano).square().mean()), rel=1e-4)
         assert tile["tile_mean"]["mse"] < tile["mean_colour"]["mse"]
@@ -123,8 +120,7 @@ def test_the_floors_are_constant_colours(folder: Path) -> None:
 def test_models_beside_the_model_are_measured_as_it_is(folder: Path) -> None:
     """Without the SAR nothing is gained here, so the SAR is worth the whole gain."""
     blind, plain, model = FakeModel(), FakePlain("sar+optical"), FakeModel(follow_sar)
-    settings = Estimates(ensemble_size=4, no_sar=blind, plain=plain)  # type: ignore[arg-type]
-    written = outcome(model, folder, settings)
+    written = outcome(model, folder, Estimates(ensemble_size=4, no_sar=blind, plain=plain))  # type: ignore[arg-type]
     assert written["ensemble_size"] == 4 and {call.ensemble_size for call in model.calls} == {4}
     assert {call.ensemble_size for call in blind.calls} == {1}
     mean = blind.terramind_generator.sar.mean

@@ -85,8 +85,7 @@ def test_the_retention_curve_of_known_errors() -> None:
     assert curve[0.05] == pytest.approx((385 - 50) / 9.5)  # half of the worst pixel
     assert curve[0.2] == pytest.approx((385 - 181) / 8)
     assert curve[0.9] == pytest.approx(1)
-    backwards = dict(retention_curve(sigma, error.flip(0)))
-    assert backwards[0.2] == pytest.approx((385 - 5) / 8)
+    assert dict(retention_curve(sigma, error.flip(0)))[0.2] == pytest.approx((385 - 5) / 8)
     says_nothing = retention_curve(torch.ones(10, 4), error)
     assert [mse for _, mse in says_nothing] == pytest.approx([38.5] * len(DROPPED))
 
@@ -130,8 +129,7 @@ def test_a_folder_is_pooled_without_nodata(bright: Path) -> None:
     assert figures["uce"]["B02"] == pytest.approx(0.01, rel=1e-5)
     assert figures["reliability"]["B04"] == [pytest.approx([0.01, 0.02])]
     assert figures["retention"][3] == pytest.approx([0.2, 4e-4], rel=1e-5)
-    title = evaluate(model, bright, [Uncertainty()]).tables()[0].title
-    assert "spread of the ensemble alone" in str(title)
+    assert "spread of the ensemble alone" in str(evaluate(model, bright, [Uncertainty()]).tables()[0].title)
     with pytest.raises(InputError, match="--uncertainty-members 4"):  # a model without uncertainty is told what to do
         outcome(FakeModel(), bright)
 

@@ -52,8 +52,7 @@ def test_one_seed_serves_all_samples_and_generators_are_drawn_from() -> None:
     for seed in (3, np.int64(3), torch.tensor(3), [3], torch.tensor([3]), np.array([3], dtype=np.uint8)):
         assert sample_seeds(seed, 1).tolist() == [3]
     first = sample_seeds(torch.Generator().manual_seed(4), 2)
-    again = sample_seeds(torch.Generator().manual_seed(4), 2)
-    assert torch.equal(first, again)
+    assert torch.equal(first, sample_seeds(torch.Generator().manual_seed(4), 2))
     assert first[0] != first[1]
     each = [torch.Generator().manual_seed(1), torch.Generator().manual_seed(1)]
     assert len(set(sample_seeds(each, 2).tolist())) == 1

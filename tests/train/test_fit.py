@@ -110,8 +110,7 @@ def test_the_loss_falls_and_tensorboard_shows_it(pairs: Path, tmp_path: Path) ->
 
 
 def test_training_stops_where_held_out_groups_get_no_better(pairs: Path, tmp_path: Path) -> None:
-    run = config("stage2", pairs, tmp_path, steps=50, check_every=1, patience=2, learning_rate=0.0)
-    fit(run)
+    fit(config("stage2", pairs, tmp_path, steps=50, check_every=1, patience=2, learning_rate=0.0))
     assert checkpoint(tmp_path)["global_step"] == 3
 
 
@@ -166,8 +165,8 @@ def test_lora_trains_adapters_and_head_and_writes_both_alone_and_merged(
     images = [each.ground(s1, opt_v2, 1).image for each in (base, adapted, merged)]
     apart, moved = ((images[1] - images[index]).abs().mean() for index in (2, 0))
     assert apart < 0.1 * moved and "sha256" in adapted.provenance["AXS_ADAPTER"]
-    packaged = build_task(replace(run, checkpoint=None)).model.corrector
-    assert packaged.calibration is None  # it was fitted to the head before
+    # The packaged calibration was fitted to the head before.
+    assert build_task(replace(run, checkpoint=None)).model.corrector.calibration is None
 
 
 def test_a_checkpoint_of_another_run_or_a_damaged_one_is_refused(pairs: Path, tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def test_outputs_are_out_of_fold_and_read_by_the_next_stage(
 
 
 def test_what_is_done_is_not_done_again_and_other_weights_do_it_anew(
-    pairs: Path, tmp_path: Path, fold_weights: tuple[str, ...], nano_weights: Path
+    pairs: Path, tmp_path: Path, fold_weights: tuple[str, ...]
 ) -> None:
     config = settings(pairs, tmp_path / "out", checkpoints=fold_weights)
     out = precompute(config, progress=False)
@@ -127,8 +127,7 @@ def test_models_are_trained_on_the_other_folds_and_stage2_follows_stage1(
     v2 = precompute(two, progress=False)
     (sample, *_) = list_samples(DataConfig(str(v2)))
     assert sample.estimates == ("opt_v1", "opt_v2")
-    crop = sample.read()
-    assert np.isfinite(crop.estimates["opt_v2"]).all()
+    assert np.isfinite(sample.read().estimates["opt_v2"]).all()
     with pytest.raises(InputError, match=r"4 of 4 pairs(.|\n)*have no opt_v1"):
         precompute(replace(two, data=replace(data, folder=str(pairs))), progress=False)
 
