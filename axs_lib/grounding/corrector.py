@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 # From where on broad colour changes for water that the estimate lacks, and wholly: of what the head says, and the rule.
-WATER_SEEN, WATER_LIKELY = (0.35, 0.55), (0.4, 0.7)
+WATER_SEEN, WATER_LIKELY = (0.5, 0.7), (0.3, 0.6)
 SHORE_PX, SHORE = 4, 0.25  # how far water reaches from where the rule, which is smooth, is met; what it says there
 REFUSED_DN = (600.0, 1500.0)  # RMS over the bands of refused broad change, from where on the gate closes, and wholly
 

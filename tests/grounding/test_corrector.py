@@ -49,7 +49,7 @@ def test_broad_colour_changes_only_under_water_that_the_estimate_lacks() -> None
     assert held.change.abs().max() < 1.0 and not held.low_freq_mask.any()
 
 
-@pytest.mark.parametrize(("likely", "share"), [(0.35, 0.0), (0.9, 1.0)])
+@pytest.mark.parametrize(("likely", "share"), [(0.5, 0.0), (0.9, 1.0)])
 def test_water_is_painted_wholly_or_not_at_all(likely: float, share: float) -> None:
     corrector = GroundingCorrector(DarkerEverywhere()).eval()
     corrector.head.missed_water = likely  # type: ignore[assignment]
