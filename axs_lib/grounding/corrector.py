@@ -183,8 +183,7 @@ class GroundingCorrector(nn.Module):
         rule = torch.minimum(spread(rule, SHORE_PX), rule / SHORE)
         if not (self.training and torch.is_grad_enabled()):
             missed_water, rule = smoothstep(missed_water, *WATER_SEEN), smoothstep(rule, *WATER_LIKELY)
-        mask = missed_water * rule * (1.0 - shows_water(tiles.estimate))
-        mask = torch.zeros_like(mask) if hold_colour else mask
+        mask = missed_water * rule * (1.0 - shows_water(tiles.estimate)) * (not hold_colour)
         return torch.maximum(mask, unknown_share(tiles.trust))
 
     def deviation(self, corrections: Sequence[Correction], nfe: int) -> Tensor | None:

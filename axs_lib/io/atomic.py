@@ -37,6 +37,7 @@ _REASONS = {
     errno.EIO: "the disk reported an input/output error",
     errno.EFBIG: "the file is too large for this file system",
 }
+_SIDECARS = (".msk", ".aux.xml", ".ovr")  # of a GeoTIFF, which GDAL takes for parts of it
 _TEMPORARY = re.compile(r"\.axs-[0-9a-f]{16}\.tmp")
 
 
@@ -63,8 +64,9 @@ def check_output(path: PathLike, overwrite: bool = False) -> Path:
     if mode and not stat.S_ISREG(mode):
         kind = "a folder" if stat.S_ISDIR(mode) else "not a regular file"
         raise OutputError(f"{path} is {kind}: give the name of a file to write")
-    if mode and not overwrite:
-        raise OutputError(f"{path} exists already: choose another name, or pass --overwrite (overwrite=True in Python)")
+    old = next((f"{path}{end}" for end in ("", *_SIDECARS) if os.path.lexists(f"{target}{end}")), None)
+    if old and not overwrite:
+        raise OutputError(f"{old} exists already: choose another name, or pass --overwrite (overwrite=True in Python)")
     return target
 
 
@@ -187,6 +189,8 @@ def _put_in_place(temporary: Path, target: Path, overwrite: bool) -> None:
         except OSError:  # it exists, or the file system has no hard links
             check_output(target)
     temporary.replace(target)
+    for end in _SIDECARS:
+        Path(f"{target}{end}").unlink(missing_ok=True)
 
 
 def _flush(path: Path, flags: int) -> None:

@@ -74,12 +74,11 @@ class SceneGrid:
 
     @property
     def pixel_metres(self) -> float | None:
-        """Side of a pixel in metres, or None where there is no projected CRS."""
+        """Height of a pixel in metres, of one in degrees about, or None without georeference."""
         if self.crs is None or self.transform is None:
             return None
-        crs = CRS.from_wkt(self.crs)
-        a, b = self.transform[:2]
-        return math.hypot(a, b) * crs.linear_units_factor[1] if crs.is_projected else None
+        crs, place = CRS.from_wkt(self.crs), self.affine
+        return math.hypot(place.b, place.e) * (crs.linear_units_factor[1] if crs.is_projected else 111_320.0)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -132,8 +131,7 @@ class SceneGrid:
 
     def part(self, tile: Tile) -> SceneGrid:
         """The grid of a window; there must be a transform."""
-        moved = self.affine * self.affine.translation(tile.left, tile.top)
-        return SceneGrid(*tile.shape, self.crs, tuple(moved)[:6])
+        return SceneGrid(*tile.shape, self.crs, tuple(self.affine * self.affine.translation(tile.left, tile.top))[:6])
 
     def bounds(self) -> tuple[float, float, float, float]:
         """Left, bottom, right, top in units of the CRS."""

@@ -76,7 +76,7 @@ class MaskSource:
     ) -> None:
         self.grid, self.label = grid, f"mask {mask.path}"
         self.bands: tuple[str, ...] = TRUST
-        self._mask, self._tiles = mask, tiles
+        self._mask, self._tiles, self._placed = mask, tiles, True
         self._values: FloatArray | None = None
         suffix, self._masked = Path(mask.path).suffix.lower(), False
         if suffix == ".npz":
@@ -88,6 +88,7 @@ class MaskSource:
             self._nodata = dataset.nodata or None  # 0 is unknown already, or clear in an inverted mask
             named = f"{Path(mask.path).stem} {dataset.descriptions[0] or ''}"
             self._dataset = _on_grid(dataset, grid, self._nodata, self.label, stack)
+            self._placed = grid_of(dataset).located or not grid.located
             own_mask = any(flag.name == "per_dataset" for flag in dataset.mask_flag_enums[0])
             self._masked = own_mask and self._dataset is dataset  # a view on another grid has it in its nodata
         else:
@@ -134,6 +135,7 @@ class MaskSource:
         assumed = self.kind != "scl" and self._mask.kind == "auto" and not self._mask.invert
         notes = [
             f"{self.label}: taken for {self.kind}, {self._meaning}: {gap_share(unknown, self.grid)}"
+            + ("" if self._placed else "; it does not say where it lies and is laid on the image pixel by pixel")
             + ("; if 1 is cloud in it, give --mask-invert" if assumed else "")
         ]
         if self.kind == "scl" and not self._mask.buffer:

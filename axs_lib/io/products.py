@@ -107,8 +107,7 @@ class Source:
         """
         if self.bands == TRUST:
             return
-        side = self.grid.pixel_metres
-        if side is not None and not 5 < side < 15:
+        if (side := self.grid.pixel_metres) is not None and not 5 < side < 15:
             self.notes.append(f"{self.label}: its pixels are of {side:g} m, and the networks know those of 10 m")
         self._border, self._partly = _border(self.pixels, self.bands), looked_at is not None
         seen = []
@@ -141,8 +140,7 @@ class Source:
     def provenance(self) -> dict[str, str]:
         """What was decided, and what is said once all of it was read, for file tags."""
         said = "; ".join(note.removeprefix(f"{self.label}: ") for note in self.report())
-        role = "S1" if self.bands == SAR_BANDS else "OPT_V2"
-        return self.facts | ({f"AXS_{role}_NOTES": said} if said else {})
+        return self.facts | ({"AXS_S1_NOTES" if self.bands == SAR_BANDS else "AXS_OPT_V2_NOTES": said} if said else {})
 
     def _drop(self, data: FloatArray, where: Any, reason: str) -> None:
         self.counts[reason] += int(where.sum())

@@ -35,8 +35,7 @@ class SeasonalColour(nn.Module):
 
     def forward(self, image: Tensor, metadata: EncodedMetadata) -> Tensor:
         """The shift (B, 4, H, W) of an image of that shape, in z-units, float32; 0 where the season is unknown."""
-        features = regressors(image.float(), metadata)
-        return exact_matmul(self.weight, features.flatten(2)).unflatten(2, image.shape[2:])
+        return exact_matmul(self.weight, regressors(image.float(), metadata).flatten(2)).unflatten(2, image.shape[2:])
 
 
 def regressors(image: Tensor, metadata: EncodedMetadata) -> Tensor:

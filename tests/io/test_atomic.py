@@ -69,6 +69,17 @@ def test_without_hard_links_the_file_is_still_put_in_place(tmp_path: Path, monke
     assert names(tmp_path) == ["a.pt"]
 
 
+@pytest.mark.parametrize("end", [".msk", ".aux.xml", ".ovr"])
+def test_what_gdal_would_take_for_a_part_of_the_output_counts_as_it(tmp_path: Path, end: str) -> None:
+    left = tmp_path / f"out.tif{end}"
+    left.touch()
+    with pytest.raises(OutputError, match=rf"out\.tif{end} exists already"):
+        check_output(tmp_path / "out.tif")
+    with atomic_write(tmp_path / "out.tif", overwrite=True) as temporary:
+        temporary.touch()
+    assert sorted(tmp_path.iterdir()) == [tmp_path / "out.tif"]
+
+
 @pytest.mark.parametrize("exists", [True, False])
 def test_a_link_is_never_written_through(tmp_path: Path, exists: bool) -> None:
     real, link = tmp_path / "real.npz", tmp_path / "link.npz"

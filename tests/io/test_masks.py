@@ -71,7 +71,9 @@ def test_a_boolean_mask_in_every_format(tmp_path: Path, name: str, values: np.nd
         write_mask(path, values)
     mask = read_mask(path)
     assert mask.kind == "boolean" and mask.trust.dtype == np.float32 and len(mask.notes) == 1
-    assert mask.notes[0].endswith("(16.7 %) are a gap; if 1 is cloud in it, give --mask-invert")
+    assert "(16.7 %) are a gap; " in mask.notes[0] and mask.notes[0].endswith(
+        "; if 1 is cloud in it, give --mask-invert"
+    )
     np.testing.assert_array_equal(mask.trust, CLEAR)
 
 
@@ -172,6 +174,7 @@ def test_without_georeference_the_size_must_be_the_same(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"12x15 px .* 24x30 px .* georeference on both"):
         read_mask(write_mask(tmp_path / "m.tif", scl(), transform=COARSE), bare)
     np.testing.assert_array_equal(read_mask(write_mask(tmp_path / "same.tif", CLEAR), bare).trust, CLEAR)
+    assert "does not say where it lies" in read_mask(write_mask(tmp_path / "bare.tif", CLEAR, crs=None)).notes[0]
 
 
 @pytest.mark.parametrize(

@@ -274,6 +274,10 @@ def test_pixels_of_another_size_are_said(tmp_path: Path, optical: np.ndarray) ->
     path = write(tmp_path / "s2.tif", optical, OPTICAL_BANDS, transform=PLACE * Affine.scale(2))
     assert any("pixels are of 20 m" in note for note in read_optical(path)[0].notes)
     assert not any("pixels are of" in note for note in read_optical(optical)[0].notes)
+    degrees = write(
+        tmp_path / "d.tif", optical, OPTICAL_BANDS, crs="EPSG:4326", transform=Affine(4e-4, 0, 9, 0, -3e-4, 50)
+    )
+    assert any("pixels are of 33.396 m" in note for note in read_optical(degrees)[0].notes)
 
 
 @pytest.fixture
