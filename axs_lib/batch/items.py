@@ -123,9 +123,9 @@ def _item_of(file: Path, relative: Path, stage: Stage) -> list[Item]:
     suffix = file.suffix.lower()
     if suffix == ".npz":
         return [Item(relative.with_suffix("").as_posix(), str(file))]
-    if suffix not in PAIRED_SUFFIXES or not file.stem.lower().endswith(SAR_ENDING):
+    if suffix not in PAIRED_SUFFIXES or not file.stem.endswith(SAR_ENDING):
         return []
-    name = file.stem[: -len(SAR_ENDING)]
+    name = file.stem.removesuffix(SAR_ENDING)
     optical = str(file.with_name(f"{name}{OPTICAL_ENDING}{file.suffix}")) if stage == "ground" else None
     return [Item(relative.with_name(name or file.stem).as_posix(), str(file), optical)]
 

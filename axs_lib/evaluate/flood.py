@@ -99,7 +99,7 @@ class Floods(Scenario):
         dry = counted(outcome["tiles"], "dry tile")
         title = f"Flood in the SAR alone: {dry} ({outcome['left_out']} with water left out)"
         caption += (
-            f" · water: NDWI over {WATER_NDWI:g} · outside: from {MARGIN} px on\non"
+            f" · water: NDWI over {WATER_NDWI:g} · outside: dry land from {MARGIN} px on\non"
             f" {100 * outcome['came_through']:.0f} % of the tiles half of the flood or more turned to water"
         )
         water = ("water\nopt_v2", "water\nopt_v3", "turned\nto water")

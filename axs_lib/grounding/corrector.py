@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 # From where on broad colour changes for water that the estimate lacks, and wholly: of what the head says, and the rule.
 WATER_SEEN, WATER_LIKELY = (0.5, 0.7), (0.3, 0.6)
-SHORE_PX, SHORE = 4, 0.25  # how far water reaches from where the rule, which is smooth, is met; what it says there
+SHORE_PX, SHORE = 4, 0.25  # the rule, which is smooth, counts so far around, up to the pixel's own divided by this
 REFUSED_DN = (600.0, 1500.0)  # RMS over the bands of refused broad change, from where on the gate closes, and wholly
 
 
@@ -174,10 +174,10 @@ class GroundingCorrector(nn.Module):
     def broad_change(self, tiles: GroundingTiles, missed_water: Tensor, hold_colour: bool) -> Tensor:
         """Where broad colour may change, (B, 1, S, S) in [0, 1].
 
-        In an estimate that is where a head sees water that it lacks, it and the SAR disagree, the SAR looks like open
-        water, and its colour does not: the broad change that heads are trained on. A colour between land and water is
-        neither: both are sharpened, except in training, where the ends of the ramps have no gradient. Unknown pixels
-        may change wholly.
+        In an estimate that is where a head sees water that it lacks, it and the SAR disagree and the SAR looks like
+        open water, there or near by, and its colour does not: the broad change that heads are trained on. A colour
+        between land and water is neither: both are sharpened, except in training, where the ends of the ramps have no
+        gradient. Unknown pixels may change wholly.
         """
         rule = tiles.sar_inconsistency * open_water(tiles.s1)
         rule = torch.minimum(spread(rule, SHORE_PX), rule / SHORE)

@@ -45,7 +45,7 @@ class MaskFile:
 
     Of the kinds, ``boolean`` is 0 where unknown and everything else clear, ``trust`` numbers in 0..1. ``auto`` is SCL
     where name or band description say so, boolean where all values are 0 and 1 or 0 and 255, SCL where they are whole
-    numbers in 0..11, trust where they lie in 0..1.
+    numbers in 0..11 and some above 4, trust where they lie in 0..1.
     """
 
     # GeoTIFF, JPEG 2000 or PNG of one band, or .npz with ``trust``, ``mask`` or ``scl`` (or one array), (H,W) or for a

@@ -48,7 +48,7 @@ _SAID = {  # of what is counted
     "border": "pixels of a border of one number are taken for nodata",
     "impossible": "pixels hold what cannot be {quantity} and are taken for nodata",
     "unlit": "pixels of power 0 or less are taken for nodata",
-    "zero": "pixels of exactly 0 are taken for nodata",
+    "zero": "pixels of exactly 0 dB, or stored as 0, are taken for nodata",
     "infinite": "pixels are infinite and are taken for nodata",
     "negative": "values below 0 DN are clipped to 1",
 }
@@ -158,7 +158,8 @@ class Source:
         data[infinite] = np.nan
         # Measured backscatter is never exactly 0; numbers of few digits are, in one band.
         exact = data == 0
-        zero = exact.any(axis=0) if self.pixels.dtype.kind == "f" else exact.all(axis=0) | blank
+        kind = self.pixels.dtype.kind
+        zero = exact.any(axis=0) if kind == "f" else exact.all(axis=0) | (blank & (kind == "u"))
         self.counts["zero"] += int((zero & ~np.isnan(data).any(axis=0)).sum())
         data[:, zero] = np.nan
         return data

@@ -113,7 +113,7 @@ def _read_offset(text: bytes, source: str) -> Offset:
                 dn[band] = -float(element.text or "")
             except ValueError as error:
                 raise InputError(f"{source} gives the BOA offset {element.text!r}; expected a number") from error
-    return Offset(dn, source)
+    return Offset(dn, Path(source).name)
 
 
 def refuse_radar_geometry(path: PathLike) -> None:

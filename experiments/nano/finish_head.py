@@ -26,11 +26,15 @@ def main() -> None:
     parser.add_argument("--filter-floor", type=float, required=True)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
+    headers = [read_metadata(path) for path in arguments.heads]
+    for key in ("head_start", "train_groups", "validation_groups"):
+        if len({header.get(key) for header in headers}) > 1:
+            parser.error(f"the heads differ in {key}; expected runs from one start on the same groups")
     states = [read_state(path) for path in arguments.heads]
     state = {name: torch.stack([each[name].double() for each in states]).mean(0).float() for name in states[0]}
     for name in ("gate_floor", "filter_floor"):
         state[f"head.{name}"] = torch.tensor(getattr(arguments, name))
-    header = {key: text for key, text in read_metadata(arguments.heads[0]).items() if not key.startswith("calibration")}
+    header = {key: text for key, text in headers[0].items() if not key.startswith("calibration")}
     if len(states) > 1:
         header["head_mean"] = json.dumps([sha256_file(path) for path in arguments.heads])
     arguments.out.parent.mkdir(parents=True, exist_ok=True)

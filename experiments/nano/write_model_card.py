@@ -116,7 +116,7 @@ SUMMARY = (
 CONTROLS = {
     "sar_swapped": "with another tile's SAR",
     "proposal_swapped": "with another tile's proposal",
-    "no_sar": "of the head after 6500 more steps without SAR, run without it",
+    "no_sar": "of the packaged head after 6500 more steps without SAR, run without it",
     "plain": "of a plain U-Net",
 }
 

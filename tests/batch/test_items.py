@@ -15,7 +15,7 @@ from axs_lib.errors import InputError
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    names = ("a.npz", "sub/b.npz", "c_s1.tif", "c_opt_v2.tif", "d_S1.pt", "note.txt", "c_mask.tif", ".hidden.npz")
+    names = ("a.npz", "sub/b.npz", "c_s1.tif", "c_opt_v2.tif", "d_s1.pt", "note.txt", "c_mask.tif", ".hidden.npz")
     for name in names:
         path = tmp_path / "in" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -29,7 +29,7 @@ def test_a_folder_at_any_depth(folder: Path) -> None:
     assert items == [
         Item("a", str(folder / "a.npz")),
         Item("c", str(folder / "c_s1.tif"), str(folder / "c_opt_v2.tif")),
-        Item("d", str(folder / "d_S1.pt"), str(folder / "d_opt_v2.pt")),  # missing, so it fails when its turn comes
+        Item("d", str(folder / "d_s1.pt"), str(folder / "d_opt_v2.pt")),  # missing, so it fails when its turn comes
         Item("sub/b", str(folder / "sub" / "b.npz")),
     ]
     assert [item.opt_v2 for item in list_items(folder, "pipeline")] == [None] * 4

@@ -37,6 +37,7 @@ def test_a_safe_folder_through_ground(axs: Run, tmp_path: Path, pair: tuple[np.n
     np.testing.assert_array_equal(image[:, 12:], optical[:, 12:])
     assert (image[:, :12] > 0).all() and (image[:, :12] != optical[:, :12]).any()
     assert tags["AXS_BOA_OFFSET_REMOVED"] == "1000" and tags["AXS_UNKNOWN_PERCENT"] == "20.00"
+    assert "taken off: 1000 DN" in tags["AXS_OPT_V2_NOTES"] and str(tmp_path) not in tags["AXS_OPT_V2_NOTES"]
 
 
 def test_a_hyp3_pair_through_run(axs: Run, tmp_path: Path, pair: tuple[np.ndarray, np.ndarray]) -> None:

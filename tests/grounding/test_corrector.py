@@ -8,10 +8,8 @@ import pytest
 import torch
 
 from axs_lib.checks import Trust
-from axs_lib.grounding.corrector import WATER_LIKELY, Correction, GroundingCorrector, GroundingTiles
+from axs_lib.grounding.corrector import Correction, GroundingCorrector, GroundingTiles
 from axs_lib.grounding.head import GroundingHead, HeadOutput
-from axs_lib.grounding.sar_inconsistency import open_water, smoothstep
-from axs_lib.nodata import spread
 
 LAND, WATER = torch.tensor([-11.0, -18.0]), torch.tensor([-21.0, -29.0])
 FIELD = torch.tensor([500.0, 700.0, 800.0, 2400.0])
@@ -108,8 +106,12 @@ def test_difference_is_zero_where_the_sar_changes_nothing_and_weighted_by_confid
     out = corrector.difference(given, given.estimate + 1, given.estimate, confidence=confidence)
     assert torch.allclose(out.residual, torch.ones_like(given.estimate))
     assert out.gate[..., 0].max() == 0 and out.gate[..., -1].min() == 1
-    likely = given.sar_inconsistency * open_water(given.s1)
-    assert torch.equal(out.low_freq_mask, smoothstep(torch.minimum(spread(likely, 4), 4 * likely), *WATER_LIKELY))
+    water = WATER[:, None, None].expand_as(given.s1)
+    shore = ((torch.arange(32.0) - 8) / 8).clamp(0, 1).expand(1, 1, 32, 32)  # 0 up to column 8, from 16 on 1
+    lake = dataclasses.replace(given, s1=water, sar_inconsistency=shore)
+    mask = corrector.difference(lake, lake.estimate, lake.estimate, confidence=confidence).low_freq_mask
+    assert mask[..., 9].min() > 0 and not mask[..., :9].any(), "the rule is 0.3 only from column 10.4 on"
+    assert mask[..., 12:].min() == 1
     dry = dataclasses.replace(given, s1=LAND[:, None, None].expand_as(given.s1))
     assert out.low_freq_mask.any()
     assert not corrector.difference(dry, dry.estimate, dry.estimate, confidence=confidence).low_freq_mask.any()

@@ -188,7 +188,7 @@ def test_raw_zero_of_scaled_backscatter_is_nodata_counted_and_tagged(tmp_path: P
     source, data = read_sar(write(tmp_path / "s1.tif", raw, SAR_BANDS, scale=(0.01, -50.0), transform=place))
     assert np.argwhere(np.isnan(data).any(axis=0)).tolist() == [[30, 30]] and data[0, 20, 20] == -50
     said = source.provenance["AXS_S1_NOTES"]
-    assert "1 pixels of exactly 0 are taken for nodata" in said and "its pixels are of 30 m" in said
+    assert "1 pixels of exactly 0 dB, or stored as 0, are taken" in said and "its pixels are of 30 m" in said
     assert str(tmp_path) not in said
 
 

@@ -276,6 +276,7 @@ def test_the_pipeline_on_a_scene(scene: SceneFiles, tmp_path: Path) -> None:
     np.testing.assert_allclose(read_tiff(out / "uncertainty.tif")[:, ~missing], 3, rtol=1e-6)
     with rasterio.open(out / "opt_v3.tif") as file:
         assert file.tags()["AXS_METADATA_DATE"] == "2021-07-14" and file.tags()["AXS_NFE"] == "12 10"
+        assert "taken for dB" in file.tags()["AXS_S1_NOTES"]
     assert all(known["date"] == "2021-07-14" for known in pipeline.metadata)
     places = {(known["lat"], known["lon"]) for known in pipeline.metadata}
     assert len(places) == 12  # each tile has its own
