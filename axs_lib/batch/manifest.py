@@ -312,7 +312,8 @@ def _parquet_bytes(records: Iterable[Record]) -> bytes:
         for record in sorted(records, key=lambda record: record.id)
     ]
     buffer = io.BytesIO()
-    parquet.write_table(pyarrow.Table.from_pylist(rows, schema=pyarrow.schema(columns)), buffer, compression="zstd")
+    table = pyarrow.Table.from_pylist(rows, schema=pyarrow.schema(columns))
+    parquet.write_table(table, buffer, compression="zstd")
     return buffer.getvalue()
 
 

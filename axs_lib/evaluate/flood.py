@@ -53,9 +53,8 @@ class Floods(Scenario):
             return
         floods = [simulate_flood(tile.s1[None], generator_of(f"flood {tile.record.name}")) for tile in tiles]
         flooded_s1, inside = (torch.cat(part) for part in zip(*floods, strict=True))
-        outside = (spread(inside.float(), MARGIN) == 0) & torch.stack(
-            [ndwi(tile.truth) <= WATER_NDWI for tile in tiles]
-        )
+        dry = torch.stack([ndwi(tile.truth) <= WATER_NDWI for tile in tiles])
+        outside = (spread(inside.float(), MARGIN) == 0) & dry
         opt_v2 = torch.stack([simulated_estimate(tile.truth, tile.record.name) for tile in tiles])
         flooded = model.ground(flooded_s1, opt_v2).opt_v3
         real = model.ground(torch.stack([tile.s1 for tile in tiles]), opt_v2).opt_v3
