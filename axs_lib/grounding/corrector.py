@@ -22,6 +22,7 @@ from axs_lib.grounding.head import GroundingHead
 from axs_lib.grounding.low_freq import LowFrequencyConstraint
 from axs_lib.grounding.orientation import turn, turn_back
 from axs_lib.grounding.sar_inconsistency import open_water, shows_water, smoothstep
+from axs_lib.grounding.spikes import without_spikes
 from axs_lib.nodata import spread
 
 if TYPE_CHECKING:
@@ -133,6 +134,7 @@ class GroundingCorrector(nn.Module):
         # 1. Blocks are levelled, the tile filtered; the head is shown that, from which no gradient comes back to them.
         s1 = (tiles.s1 - self.s1_mean) / self.s1_std  # (B, 2, S, S)
         estimate = (tiles.estimate - self.optical_mean) / self.optical_std  # (B, 4, S, S)
+        estimate = without_spikes(estimate, tiles.trust > 0)
         size = tiles.size or (estimate.shape[-2], estimate.shape[-1])
         filtered, statistics = self.head.filtered(s1, estimate, tiles.trust, size)  # (B, 4, S, S), (B, N)
         estimate = estimate + estimate_share(tiles.trust) * filtered.detach()

@@ -1,0 +1,27 @@
+"""Single bright or dark pixels, such as hot pixels and glints, which would stand for a whole tile in its statistics."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from axs_lib.nodata import spread
+
+RADIUS_PX = 1  # what is smaller than a square of this radius may be a spike
+STANDS_OUT = 30.0  # times the mean over the tile
+LEAST = 1.0  # z-units, hundreds of DN
+
+
+def without_spikes(estimate: Tensor, known: Tensor) -> Tensor:
+    """The estimate (B, 4, H, W), z-scored, with its surroundings in place of pixels that stand out of them by far.
+
+    How much the others stand out is looked at where the estimate is ``known``, (B, 1, H, W) bool.
+    """
+    count = known.sum((2, 3), keepdim=True).clamp_min(1)
+    for sign in (1.0, -1.0):
+        image = sign * estimate
+        surroundings = spread(-spread(-image, RADIUS_PX), RADIUS_PX)  # what is bright and small is gone
+        above = image - surroundings
+        most = STANDS_OUT * (above * known).sum((2, 3), keepdim=True) / count
+        estimate = sign * torch.where(above > most.clamp_min(LEAST), surroundings, image)
+    return estimate
