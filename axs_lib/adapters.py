@@ -21,7 +21,7 @@ from axs_lib.checks import check_type
 from axs_lib.errors import InputError, WeightsError
 from axs_lib.grounding.corrector import GroundingCorrector
 from axs_lib.grounding.load import CORRECTOR, CORRECTOR_FILE, load_weights
-from axs_lib.io.atomic import atomic_write, check_output
+from axs_lib.io.atomic import check_output, write_json
 from axs_lib.io.files import PathLike
 from axs_lib.terramind.weights import load_strict, read_state, resolve, sha256_file, write_state
 
@@ -52,11 +52,7 @@ _BLOCK = r"(?:.+\.)?(?:encoder|decoder|blocks)\.\d+\.(?:attn|self_attn|cross_att
 
 
 def apply_lora_to_linear(
-    module: nn.Module,
-    rank: int = 8,
-    alpha: float = 16,
-    target_modules: Sequence[str] | str = DEFAULT_TARGETS,
-    dropout: float = 0.0,
+    module: nn.Module, rank: int = 8, alpha: float = 16, target_modules: Sequence[str] | str = DEFAULT_TARGETS
 ) -> int:
     """Wrap attention and MLP layers of a module's transformer blocks with LoRA, in place; returns their number.
 
@@ -64,15 +60,15 @@ def apply_lora_to_linear(
     trainable ones. Their random part is drawn from torch's global generator, as every layer's is.
 
     The module is for example ``model.terramind_generator``, a whole Stage 3 model, or a Stage 2 refiner. The output of
-    the added matrices is scaled by ``alpha / rank``; ``dropout`` is on their input, in training. ``target_modules`` are
-    any names of ``LAYERS``, or ``"all-linear"`` for all of them.
+    the added matrices is scaled by ``alpha / rank``. ``target_modules`` are any names of ``LAYERS``, or
+    ``"all-linear"`` for all of them.
 
     Raises InputError: unknown layer names, no such layer in the module, numbers out of range, or a module that already
     has an adapter.
     """
     from peft import LoraConfig
 
-    for name, value in {"rank": rank, "alpha": alpha, "dropout": dropout}.items():
+    for name, value in {"rank": rank, "alpha": alpha}.items():
         check, expected = FIELDS["r" if name == "rank" else f"lora_{name}"]
         if not check(value):
             raise InputError(f"{name} is {value!r}; expected {expected}")
@@ -93,7 +89,6 @@ def apply_lora_to_linear(
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,
-        lora_dropout=dropout,
         target_modules=targets,
         base_model_name_or_path=_base_name(network),
         revision=_base_hash(module),
@@ -143,8 +138,7 @@ def save_adapter(
     write_state(target / WEIGHTS_FILE, named, header, overwrite=overwrite)
     config = adapted.peft_config[_ADAPTER].to_dict() | {"inference_mode": True}
     settings = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
-    with atomic_write(target / CONFIG_FILE, overwrite=overwrite) as temporary:
-        temporary.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    write_json(target / CONFIG_FILE, settings, overwrite, sort_keys=True)
     return target
 
 
@@ -152,7 +146,7 @@ def load_adapter(model: nn.Module, folder: PathLike, *, trainable: bool = False)
     """Put an adapter from disk into a model, completely or not at all; returns the number of wrapped layers.
 
     A Stage 3 model gets LoRA and, where the folder holds one, the grounding head that was trained beside it; so does a
-    pipeline's Stage 3, with a generator of its own where Stage 1 shares it; any other module that holds the network
+    pipeline's Stage 3, for LoRA with a generator of its own where Stage 1 shares it; any other module with the network
     (such as ``model.terramind_generator``) gets LoRA alone. The folder is written by ``save_adapter``, by PEFT, or by
     ``axs train``: ``weights/adapter`` of a run with LoRA, or ``weights`` of ``axs train head``, which holds a grounding
     head alone. The LoRA weights are trained further where ``trainable``; everything else comes frozen either way.
@@ -162,10 +156,12 @@ def load_adapter(model: nn.Module, folder: PathLike, *, trainable: bool = False)
     then as it was.
     """
     pipeline: Any = model
+    path = Path(folder)
+    head_alone = not any((path / name).exists() for name in (CONFIG_FILE, WEIGHTS_FILE))
     stage3 = getattr(pipeline, "stage3", None)
     if stage3 is not None:  # a pipeline, whose Stage 1 stays as it is
         shared = stage3.terramind_generator
-        if shared is pipeline.stage1.terramind_generator:
+        if shared is pipeline.stage1.terramind_generator and not head_alone:
             stage3.terramind_generator = copy.deepcopy(shared)
         try:
             return load_adapter(stage3, folder, trainable=trainable)
@@ -173,8 +169,8 @@ def load_adapter(model: nn.Module, folder: PathLike, *, trainable: bool = False)
             stage3.terramind_generator = shared
             raise
     _check_bare(model)
-    path, network = Path(folder), _network(model)
-    if not (path / CONFIG_FILE).exists() and not (path / WEIGHTS_FILE).exists():
+    network = _network(model)
+    if head_alone:
         if not _load_head(model, path / CORRECTOR_FILE):
             raise _nothing(path)
         model.requires_grad_(False)
@@ -330,24 +326,24 @@ def _short(value: object) -> str:
 @torch.no_grad()
 def merge_adapter(module: nn.Module) -> int:
     """Fold a module's adapter into its weights, which leaves plain layers; returns their number."""
-    return _remove(module, merge=True)
+    adapted = _adapted(module)
+    for layer in _wrapped(adapted).values():
+        layer.merge(safe_merge=True)
+    merged = f"{getattr(adapted, 'adapter', None)} merged"
+    count = unload_adapter(adapted)
+    _describe(adapted, merged)
+    return count
 
 
 def unload_adapter(module: nn.Module) -> int:
     """Take a module's LoRA off: names and weights are as before it came; returns the number of layers."""
-    return _remove(module, merge=False)
-
-
-def _remove(module: nn.Module, *, merge: bool) -> int:
     adapted = _adapted(module)
     wrapped = _wrapped(adapted)
     for name, layer in wrapped.items():
-        if merge:
-            layer.merge(safe_merge=True)
         parent, _, child = name.rpartition(".")
         setattr(adapted.get_submodule(parent), child, layer.get_base_layer())
     del adapted.peft_config
-    _describe(adapted, f"{getattr(adapted, 'adapter', None)} merged" if merge else None)
+    _describe(adapted, None)
     return len(wrapped)
 
 

@@ -21,7 +21,7 @@ from axs_lib.checks import find_device
 from axs_lib.errors import AxionError, InputError, WeightsError, first_line, listed
 from axs_lib.grounding.corrector import GroundingCorrector
 from axs_lib.grounding.load import CORRECTOR_FILE, load_corrector
-from axs_lib.io.atomic import check_output
+from axs_lib.io.atomic import check_output, write_json
 from axs_lib.io.files import check_regular
 from axs_lib.terramind.build import load_generator
 from axs_lib.terramind.generator import TerraMindGenerator
@@ -134,28 +134,29 @@ class HubMixin(ModelHubMixin):
         layout = self.terramind_generator.layout
         config = {"library": LIBRARY, "variant": layout.variant, "s1_product": layout.s1_product}
         config |= {name: getattr(self, name) for name in CONFIG_FIELDS[3:]}
-        (save_directory / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        write_json(save_directory / CONFIG_FILE, config, overwrite=True, sort_keys=True)
 
     def generate_model_card(
         self, *, report: Mapping[str, Any] | None = None, data: str = "", limits: str = "", licence: str = LICENCE
     ) -> ModelCard:
         """The model card: what it is and how to use it, data, scores, limits, provenance and licence.
 
-        ``report`` is the JSON of ``axs evaluate``, for the scores; a packaged model has its own card's without.
+        ``report`` is the JSON of ``axs evaluate``, for the scores (of several ``--timesteps`` the model's own, or
+        else the first); a packaged model has its own card's without.
         ``data`` and ``limits`` are paragraphs on what it was trained on, beside what the weights' header says, and on
         what it is not good for; ``licence`` is that of the weights, as the Hub spells it.
         """
         weights, variant = self.terramind_generator.weights, self.terramind_generator.layout.variant
-        base = getattr(find_variant(variant).generator, "repo", None)
+        base, steps = getattr(find_variant(variant).generator, "repo", None), self.timesteps
         about: dict[str, Any] = {"library_name": LIBRARY, "pipeline_tag": "image-to-image", "tags": TAGS}
         front = ModelCardData(license=licence, base_model=base, **about)
         own = [path.with_suffix(".md") for path in weights.paths.values()] if weights is not None else []
-        parts: dict[str, Any] = {"variant": variant, "timesteps": self.timesteps, "provenance": _table(self.provenance)}
+        parts: dict[str, Any] = {"variant": variant, "timesteps": steps, "provenance": _table(self.provenance)}
         if weights is not None and weights.source == "packaged" and not report and own[0].is_file():
             text = own[0].read_text(encoding="utf-8").replace("# ", "## ", 1)  # has all of them, a level higher
             parts["sections"] = text.strip("\n")
         else:
-            parts |= {"data": _data_section(source_header(weights), data), "scores": _scores_section(report)}
+            parts |= {"data": _data_section(source_header(weights), data), "scores": _scores_section(report, steps)}
             parts |= {"limits": limits, "licence": licence}
         return ModelCard.from_template(front, template_str=CARD.read_text(encoding="utf-8"), **parts)
 
@@ -217,18 +218,22 @@ def _data_section(header: Mapping[str, str], text: str) -> str:
     return "\n\n".join(filter(None, parts)) or "Not recorded in the weights, and not stated by who saved them."
 
 
-def _scores_section(report: Mapping[str, Any] | None) -> str:
-    """Figures of a report of ``axs evaluate``, as Markdown."""
+def _scores_section(report: Mapping[str, Any] | None, timesteps: int) -> str:
+    """Figures of a report of ``axs evaluate``, of several the one with these timesteps or the first, as Markdown."""
     if report is None:
         return (
             "None were given. Measure with `axs evaluate --data DIR --groups ... --controls --uncertainty --json"
             " report.json`, and save with `model_card_kwargs={'report': ...}`."
         )
-    ok = report["summary"]["ok"]
+    reports = report.get("reports") or [report]
+    report = next((each for each in reports if each.get("timesteps") == timesteps), reports[0])
+    ok = report.get("summary", {}).get("ok")
+    if ok is None:
+        raise InputError("the report has no figures of quality ok; expected what `axs evaluate --json FILE` wrote")
     mean, better = ok["mean"], ok["improvement_of_mean_%"]
     sources = ", ".join(f"{name} ({count})" for name, count in ok["opt_v2_source"].items())
     lines = [
-        f"`axs evaluate`, {ok['tiles']} tiles of quality ok, opt_v2 from: {sources}, {report['timesteps']} timesteps.",
+        f"`axs evaluate`, {ok['tiles']} tiles of quality ok, opt_v2 from: {sources}, timesteps: {report['timesteps']}.",
         "\n| mean over tiles | opt_v2 | opt_v3 | better |\n|---|---|---|---|",
     ]
     labels = {

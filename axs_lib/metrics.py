@@ -78,7 +78,7 @@ def compute_metrics(
         "ndvi": mean_absolute_error(_index(seen, "B08", "B04"), _index(real, "B08", "B04")),
         "ndwi": mean_absolute_error(_index(seen, "B03", "B08"), _index(real, "B03", "B08")),
     }
-    inner = functional.max_pool2d((~valid).double(), 3, stride=1, padding=1) == 0  # where Sobel reads what counts
+    inner = whole_windows(valid)  # where Sobel reads what counts
     edges, real_edges = _gradient(estimate.mean(1, keepdim=True)), _gradient(truth.mean(1, keepdim=True))
     figures["edge_truth"] = _correlation(edges, real_edges, inner)
     figures["sharpness"] = (_mean(edges.square(), inner) / _mean(real_edges.square(), inner)).sqrt()
@@ -213,6 +213,11 @@ def pixel_mask(mask: Tensor, shape: torch.Size, device: torch.device) -> Tensor:
     return (mask.to(device) != 0) & ~torch.isnan(mask.to(device))
 
 
+def whole_windows(valid: Tensor) -> Tensor:
+    """Pixels whose 3 x 3 neighbourhood counts wholly, what lies outside the image aside: (B, 1, H, W) bool."""
+    return functional.max_pool2d((~valid).float(), 3, stride=1, padding=1) == 0
+
+
 def _index(pixels: Tensor, plus: str, minus: str) -> Tensor:
     """Normalised difference of two bands of (pixels, 4); 0 where both are 0."""
     first, second = (pixels[:, OPTICAL_BANDS.index(band)] for band in (plus, minus))
@@ -252,10 +257,8 @@ def smooth(image: Tensor, valid: Tensor, sigma: float) -> Tensor:
     from kornia.filters import gaussian_blur2d
 
     side, weight = 2 * math.ceil(3 * sigma) + 1, valid.to(image.dtype)
-    total, count = (
-        gaussian_blur2d(values, (side, side), (sigma, sigma), border_type="constant")
-        for values in (image * weight, weight)
-    )
+    kernel = (side, side), (sigma, sigma), "constant"
+    total, count = (gaussian_blur2d(values, *kernel) for values in (image * weight, weight))
     return total / count.clamp_min(1e-12)
 
 

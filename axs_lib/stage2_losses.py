@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from axs_lib.bands import DN_PER_REFLECTANCE, OPTICAL_BANDS
 from axs_lib.checks import check_number
 from axs_lib.errors import InputError
-from axs_lib.metrics import pixel_mask
+from axs_lib.metrics import pixel_mask, whole_windows
 
 SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
 EPSILON = 1e-3  # reflectance, where Charbonnier turns from square to absolute
@@ -180,8 +180,3 @@ def _halve(image: Tensor, weight: Tensor) -> Tensor:
     """Half the resolution, averaging over the pixels that count."""
     total = F.avg_pool2d(image * weight, 2, ceil_mode=True)
     return total / F.avg_pool2d(weight, 2, ceil_mode=True).clamp_min(TINY)
-
-
-def whole_windows(valid: Tensor) -> Tensor:
-    """Pixels whose 3 x 3 neighbourhood counts wholly, what lies outside the image aside: (B, 1, H, W) bool."""
-    return F.max_pool2d((~valid).float(), 3, stride=1, padding=1) == 0

@@ -15,8 +15,8 @@ from torch.nn import functional as F
 
 from axs_lib.bands import SAR_BANDS
 from axs_lib.errors import InputError
-from axs_lib.metrics import SAR_SMOOTHING, smooth
-from axs_lib.stage2_losses import TINY, ComparedImages, Stage2Loss, whole_windows
+from axs_lib.metrics import SAR_SMOOTHING, smooth, whole_windows
+from axs_lib.stage2_losses import TINY, ComparedImages, Stage2Loss
 
 IGNORED_TOKEN = -100
 _FLAT = 1e-6  # variance of the edge strength, in units of its mean square, under which there is no structure

@@ -119,6 +119,13 @@ def test_nothing_private_is_imported_across_modules() -> None:
     assert not taken, "\n".join(sorted(taken))
 
 
+def test_every_warning_is_of_a_class_of_ours() -> None:
+    """The command line shows no other."""
+    text = "".join(path.read_text(encoding="utf-8") for path in modules().values())
+    calls = re.findall(r"warnings\.warn\((.+?)stacklevel", text, re.DOTALL)
+    assert len(calls) > 9 and all(re.search(r"\w+Warning,\s+$", call) for call in calls)
+
+
 def test_no_two_classes_have_one_name() -> None:
     places = collections.defaultdict(list)
     for name, path in modules().items():

@@ -139,12 +139,15 @@ def test_the_card_says_what_it_is_given(model: Stage3GroundingModel, tmp_path: P
         "improvement_of_mean_%": {"mse": 12.34, "mae": 5.0},
         "sar_swapped": {"improvement_of_mean_%": {"mse": 6.78}},
     }  # fmt: skip
-    report = {"summary": {"ok": ok}, "timesteps": 10, "uncertainty": {"spread_skill": {"B02": 0.93}}}
+    report = {"summary": {"ok": ok}, "timesteps": 2, "uncertainty": {"spread_skill": {"B02": 0.93}}}
+    report = {"timesteps_table": [], "reports": [{"timesteps": 10}, report]}  # of --timesteps 10,2
+    with pytest.raises(InputError, match="no figures of quality ok; expected what `axs evaluate --json FILE`"):
+        model.generate_model_card(report=report["reports"][0])
     settings = {"report": report, "data": "Our own fields.", "limits": "Not for snow.", "licence": "cc-by-4.0"}
     model.save_pretrained(tmp_path, model_card_kwargs=settings)
     card = ModelCard.load(tmp_path / "README.md")
     assert card.data.license == "cc-by-4.0" and card.data.library_name == "axion-sat"
-    for words in ("12.3 %", "67 % of the tiles", "6.8 %", "B02 0.93", "degraded (3)", "10 timesteps"):
+    for words in ("12.3 %", "67 % of the tiles", "6.8 %", "B02 0.93", "degraded (3)", "timesteps: 2."):
         assert words in card.text, words
     for words in ("Our own fields.", "Not for snow.", "cc-by-4.0 for the weights", "AXS_VARIANT"):
         assert words in card.text, words

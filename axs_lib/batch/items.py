@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from axs_lib.batch.manifest import MANIFEST, RESERVED
+from axs_lib.batch.manifest import EXAMPLES, MANIFEST, RESERVED, ManifestWarning
 from axs_lib.errors import InputError, counted, first_line
 from axs_lib.io.files import check_kept, check_regular, open_regular
 
@@ -32,7 +32,6 @@ _LAYOUT = (
 )
 MOST_ROWS = 100_000  # of a parquet manifest that has fewer bytes
 LONGEST_NAME = 250  # bytes; with the suffix, what a file system allows
-_EXAMPLES = 3
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ def list_items(inputs: str | os.PathLike[str], stage: Stage = "ground", outputs:
     if twice := [name for name, count in Counter(item.id for item in items).items() if count > 1]:
         raise InputError(
             f"{len(twice)} name(s) stand for more than one tile of {text}, for example"
-            f" {', '.join(sorted(twice)[:_EXAMPLES])}; expected a name of its own for each: rename them, or give a"
+            f" {', '.join(sorted(twice)[:EXAMPLES])}; expected a name of its own for each: rename them, or give a"
             " manifest with a column id"
         )
     return sorted(items, key=lambda item: item.id)
@@ -113,6 +112,7 @@ def _from_files(text: str, stage: Stage, outputs: Sequence[Path]) -> list[Item]:
         warnings.warn(
             f"{counted(len(left), 'image')} of {text} belong to no tile and are left out, for example {left[0]}; give"
             " masks by --mask or a manifest, other names by a manifest",
+            ManifestWarning,
             stacklevel=3,
         )
     return items

@@ -22,19 +22,19 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
 from axs_lib.errors import AxionError, InputError, OutputError, first_line
-from axs_lib.io.atomic import atomic_write, remove_leftovers
+from axs_lib.io.atomic import atomic_write, refusals, remove_leftovers
 from axs_lib.io.files import open_regular
 
 MANIFEST, JOURNAL, LOCK = "manifest.parquet", "manifest.jsonl", ".axs-batch.lock"
 RESERVED = {MANIFEST, JOURNAL, LOCK, "manifest.damaged"}  # no output has such a name
 OVERWRITE = "--overwrite"
-_EXAMPLES = 3
+EXAMPLES = 3  # names in a message
 
 Status = Literal["started", "done", "failed", "crashed"]
 
 
 class ManifestWarning(UserWarning):
-    """Records of a batch could not be read and are left out."""
+    """Records of a batch could not be read, or images belong to no tile, and are left out."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class Manifest:
         self.check_lock()
         line = _line(record)
         end = os.fstat(self.journal).st_size
-        with _disk(self.out / JOURNAL):
+        with refusals(self.out / JOURNAL):
             try:
                 written = 0
                 while written < len(line):
@@ -139,14 +139,14 @@ def open_manifest(out: Path, outputs: Iterable[Path] = (), *, overwrite: bool = 
         records, damaged = _read_records(out, overwrite)
         foreign = [] if records or overwrite else [path for path in outputs if os.path.lexists(path)]
         if foreign:
-            names = ", ".join(path.relative_to(out).as_posix() for path in foreign[:_EXAMPLES])
+            names = ", ".join(path.relative_to(out).as_posix() for path in foreign[:EXAMPLES])
             raise OutputError(
                 f"{len(foreign)} of the outputs exist already ({names}) and {out} has no manifest that accounts for"
                 f" them; expected an empty folder, or one of an earlier axs batch: choose another --out, or add"
                 f" {OVERWRITE} to make them again"
             )
         journal = out / JOURNAL
-        with _disk(journal):
+        with refusals(journal):
             if damaged:
                 journal.replace(journal.with_suffix(".damaged"))
             linked = journal.exists() and journal.stat().st_nlink > 1  # a copy by hard links keeps what it has
@@ -199,7 +199,7 @@ def _locked(out: Path) -> Iterator[int]:
     """Hold the folder's lock, which the system releases when this process ends, however it ends; gives its inode."""
     import fcntl
 
-    with _disk(out):
+    with refusals(out):
         out.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(out / LOCK, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o666)
     try:
@@ -219,18 +219,6 @@ def _locked(out: Path) -> Iterator[int]:
         yield os.fstat(descriptor).st_ino
     finally:
         os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _disk(path: Path) -> Iterator[None]:
-    """Say in words that the disk refuses."""
-    try:
-        yield
-    except OSError as error:
-        if isinstance(error, OutputError):
-            raise
-        reason = "it is a symbolic link" if path.is_symlink() else error.strerror or error
-        raise OutputError(f"cannot write {path}: {reason}") from error
 
 
 def _line(record: Record) -> bytes:

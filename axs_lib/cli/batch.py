@@ -70,11 +70,10 @@ def batch(
     # 1. What can be refused without reading anything. Torch is left to the workers: this process stays small.
     pipeline = stage == "pipeline"
     steps = scene.steps()
-    estimate.check_strength()
     if address is not None and engine != "ray":
         raise InputError("--address names a Ray cluster and --engine is local; add --engine ray")
-    only_ground = {"mask": estimate.mask, "correction_mode": estimate.correction_mode}
-    if wrong := [name for name, value in (only_ground if pipeline else asdict(stages)).items() if value]:
+    foreign = estimate if pipeline else stages  # options of the other --stage
+    if wrong := [name for name, value in asdict(foreign).items() if value != getattr(type(foreign)(), name)]:
         option = f"--{wrong[0].replace('_', '-')}"
         raise InputError(f"--stage {stage} has no {option}; leave it out, or choose the other --stage")
     if scene.date is not None:

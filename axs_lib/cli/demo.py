@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 from axs_lib.cli import options
 from axs_lib.cli.options import option
 from axs_lib.errors import InputError, OutputError, counted
-from axs_lib.io.atomic import atomic_write
+from axs_lib.io.atomic import atomic_write, write_json
 from axs_lib.io.files import open_regular
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def demo(
     settings = {"timesteps": steps, "seed": seed}
     parts: dict[str, dict[str, Figures]] = {part: {} for part in PARTS}
     record = {"created_by": CREATED_BY, "model": pipeline.provenance, "settings": settings, "parts": parts}
-    _write_record(out / RECORD, record)  # from now on the folder is known as a demo's
+    write_json(out / RECORD, record, overwrite=True)  # from now on the folder is known as a demo's
     for part, (_, _, make) in PARTS.items():
         for name in track(sample_names(), part, enabled=console.is_terminal):
             sar, optical = load_sample(name)
@@ -79,7 +79,7 @@ def demo(
             tags |= {f"AXS_{key.upper()}": str(value) for key, value in settings.items()}
             _write(out / part / name, sar, optical, images, tags | {"AXS_SAMPLE": name})
             parts[part][name] = figures
-    _write_record(out / RECORD, record)
+    write_json(out / RECORD, record, overwrite=True)
     heading = f"What {VARIANT} makes of real tiles"
     write_report(out / PAGE, [out / part for part in PARTS], title=heading, overwrite=True)
 
@@ -196,11 +196,6 @@ def _write(
     everything = dict(zip(("s1_vv", "s1_vh"), sar.data, strict=True)) | arrays | {"s2_real": optical.data}
     with atomic_write(folder / "tile.npz", overwrite=True) as temporary:
         write_arrays(temporary, everything, optical.grid, tags)
-
-
-def _write_record(path: Path, record: Mapping[str, Any]) -> None:
-    with atomic_write(path, overwrite=True) as temporary:
-        temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 def _show_table(console: Any, title: str, tiles: Mapping[str, Figures]) -> None:

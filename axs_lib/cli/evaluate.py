@@ -5,7 +5,7 @@ Out: tables and, with ``--json``, everything for a script (``docs/evaluate_keys.
 
 from __future__ import annotations
 
-import json
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -71,7 +71,7 @@ def evaluate(
     ] = False,
     gaps: Annotated[bool, option("Also fill simulated and real cloud gaps.", "--gaps")] = False,
     uncertainty: Annotated[
-        bool, option("Also ask whether the uncertainty map says how wrong opt_v3 is.", "--uncertainty")
+        bool, option("Also measure the calibration of the uncertainty map.", "--uncertainty")
     ] = False,
     ensemble_size: Annotated[int, option("Members averaged, whose mean is measured as opt_v3.", min=1)] = 1,
     uncertainty_members: Annotated[int, option("Members of the ensemble that --uncertainty measures.", min=1)] = 4,
@@ -91,7 +91,7 @@ def evaluate(
     from axs_lib.evaluate.estimates import tile_table, timesteps_rows, timesteps_table
     from axs_lib.evaluate.plain import load_plain
     from axs_lib.evaluate.sources import select_pairs
-    from axs_lib.io.atomic import atomic_write, check_output
+    from axs_lib.io.atomic import check_output, write_json
     from axs_lib.io.files import check_kept
 
     # 1. What can be refused is refused before the model is loaded.
@@ -149,8 +149,7 @@ def evaluate(
         console.print(timesteps_table(rows), crop=False)
     if json_file is not None:
         result = written[steps[0]] if len(steps) == 1 else {"timesteps_table": rows, "reports": list(written.values())}
-        with atomic_write(json_file, overwrite) as temporary:
-            temporary.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        write_json(json_file, result, overwrite, allow_nan=False)
         console.print(f"report: {json_file}", soft_wrap=True, markup=False, highlight=False)
 
 
@@ -166,13 +165,10 @@ def _groups_of_training(model: Stage3GroundingModel | Pipeline) -> set[str]:
 
 def _steps(timesteps: str) -> list[int]:
     """The numbers of network evaluations, each once, in the order given."""
-    try:
-        steps = [int(part) for part in timesteps.split(",")]
-    except ValueError:
-        raise InputError(
-            f"--timesteps is {timesteps!r}; expected a whole number, or several with commas between, as 1,5,10"
-        ) from None
-    return [options.check_timesteps(count) for count in dict.fromkeys(steps)]
+    steps = [int(part) if re.fullmatch(r"\s*\d{1,4}\s*", part) else 0 for part in timesteps.split(",")]
+    if not all(1 <= count <= 1000 for count in steps):
+        raise InputError(f"--timesteps is {timesteps!r}; expected 1 to 1000, or several with commas between: 1,5,10")
+    return list(dict.fromkeys(steps))
 
 
 def _is_whole(stage: Stage, source: OptV2Source | None, has_checkpoints: bool) -> bool:

@@ -34,7 +34,6 @@ def ground(
     """Ground an optical estimate in its SAR image, or fill the gaps of an optical image from SAR and context."""
     from axs_lib.scenes.api import ground_scene
 
-    estimate.check_strength()
     how: dict[str, Any] = {"trust": estimate.mask_file(estimate.mask), "date": scene.date, "overwrite": overwrite}
     how |= {"boa_offset": estimate.boa_offset, "strength": estimate.strength, "deterministic": deterministic}
     scene.carry_out("ground", ground_scene, s1, opt_v2, out, model={"correction_mode": estimate.correction_mode}, **how)

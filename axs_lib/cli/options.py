@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from axs_lib.scenes.api import SceneResult
 
 DEFAULT_ENSEMBLE = 4  # members, where an uncertainty map is written and no size is given
-MOST_TIMESTEPS = 1000
 
 Product = Literal["S1GRD", "S1RTC"]
 S1Unit = Literal["auto", "db", "power", "amplitude"]
@@ -47,8 +46,9 @@ S1UnitOption = Annotated[S1Unit, option("Unit of the SAR; auto goes by names and
 TimestepsOption = Annotated[
     int | None,
     option(
-        "Network evaluations, 1 to 1000: 1 is the most accurate, more are sharper; by default what the weights"
-        " recommend (nano: 1)."
+        "Network evaluations: 1 is the most accurate, more are sharper; default: what the weights recommend (nano: 1).",
+        min=1,
+        max=1000,
     ),
 ]
 CorrectionModeOption = Annotated[
@@ -58,7 +58,7 @@ DeterministicOption = Annotated[
     bool, option("One tile at a time, so that runs agree to the last DN; slower.", "--deterministic")
 ]
 CrsOption = Annotated[str | None, option("CRS of the output, such as EPSG:32633.")]
-ResOption = Annotated[float | None, option("Its pixel side, in units of the CRS.")]
+ResOption = Annotated[float | None, option("Pixel size of the output, in units of the CRS.")]
 BoundsOption = Annotated[
     str | None,
     option("Extent, in units of --crs; in degrees where no --crs is given.", metavar="LEFT,BOTTOM,RIGHT,TOP"),
@@ -80,11 +80,13 @@ class ModelOptions:
         ),
     ] = None
     s1_product: Annotated[Product, option("Kind of Sentinel-1 image.")] = "S1GRD"
-    seed: Annotated[int, option("Seed of the noise.")] = 0
+    seed: Annotated[int, option("Seed of the noise.", min=-(2**63), max=2**63 - 1)] = 0
     hold_colour: Annotated[
-        bool, option("Change detail only: no flood comes through, none is invented.", "--hold-colour")
+        bool, option("Keep the broad colours of opt_v2; real floods are not shown either.", "--hold-colour")
     ] = False
-    device: Annotated[str | None, option("cpu, cuda, cuda:1 ...; by default a GPU, else the CPU.")] = None
+    device: Annotated[
+        str | None, option("cpu, cuda, cuda:1 ...; default: a GPU, else the CPU; axs batch: cpu (default) or cuda.")
+    ] = None
     dtype: Annotated[
         Literal["float32", "bfloat16"],
         option("Arithmetic; bfloat16 is faster where the processor has the instructions."),
@@ -127,16 +129,14 @@ class SceneOptions(ModelOptions):
     quiet: QuietOption = False
 
     def steps(self) -> int:
-        """Network evaluations: as asked for, else as the variant's weights recommend; both are checked."""
+        """Network evaluations: as asked for, else as the variant's weights recommend; the variant is checked."""
         recommended = recommended_timesteps(self.variant)
-        return recommended if self.timesteps is None else check_timesteps(self.timesteps)
+        return recommended if self.timesteps is None else self.timesteps
 
     def for_scene(self) -> dict[str, Any]:
         """What ``ground_scene`` and ``run_scene`` take alike."""
         from axs_lib.io.raster import parse_bands
 
-        if not -(2**63) <= self.seed < 2**63:
-            raise InputError(f"--seed is {self.seed}; expected an integer of at most 63 bits")
         maps = {name: getattr(self, name) or False for name in ("uncertainty", "gate", "sar_contribution")}
         as_given = {name: getattr(self, name) for name in ("seed", "stac", "s1_unit", "same_grid", "force")}
         colour = {"hold_colour": True} if self.hold_colour else {}
@@ -186,17 +186,12 @@ class EstimateOptions:
             metavar="CLASSES",
         ),
     ] = None
-    mask_buffer: Annotated[int, option("Pixels by which what is unknown grows.", metavar="PX", min=0)] = 0
+    mask_buffer: Annotated[int, option("Enlarge the gaps by this many pixels.", metavar="PX", min=0)] = 0
     boa_offset: Annotated[
         Literal["auto", "0", "1000"], option("BOA offset in the DN of Sentinel-2; auto goes by the product's metadata.")
     ] = "auto"
-    strength: Annotated[float, option("How far from the estimate the denoiser starts, 0 to 1; 0 keeps it.")] = 1.0
+    strength: Annotated[float, option("How far from the estimate the denoiser starts; 0 keeps it.", min=0, max=1)] = 1.0
     correction_mode: CorrectionModeOption = None
-
-    def check_strength(self) -> None:
-        """Raise ``InputError`` for a ``--strength`` outside 0 to 1."""
-        if not 0 <= self.strength <= 1:
-            raise InputError(f"--strength is {self.strength}; expected a number from 0 (keep the estimate) to 1")
 
     def mask_file(self, path: Path | None) -> MaskFile | None:
         """The mask at this path, to be read as the options say; ``InputError`` for options without a mask."""
@@ -239,7 +234,7 @@ def with_shared(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def parse_edges(bounds: str, crs: str | None = None) -> list[float]:
-    """The four numbers of ``--bounds``; given a CRS in whose units they are, as degrees."""
+    """The four numbers of ``--bounds``; converted to degrees where ``crs``, in whose units they are, is given."""
     try:
         edges = [float(edge) for edge in bounds.split(",")]
     except ValueError:
@@ -283,13 +278,6 @@ def environment_weights(variant: str | None) -> str | None:
     from axs_lib.terramind.weights import DEFAULT_VARIANT, WEIGHTS_VARIABLE, find_variant
 
     return None if find_variant(variant or DEFAULT_VARIANT).packaged else os.environ.get(WEIGHTS_VARIABLE)
-
-
-def check_timesteps(timesteps: int) -> int:
-    """The value of ``--timesteps`` where it is from 1 to 1000; without torch, which the library's own check loads."""
-    if not 1 <= timesteps <= MOST_TIMESTEPS:
-        raise InputError(f"--timesteps is {timesteps}; expected an integer from 1 to {MOST_TIMESTEPS}")
-    return timesteps
 
 
 def torch_device(name: str | None) -> str:

@@ -33,7 +33,7 @@ def precompute(
     timesteps: Annotated[int, option("Network evaluations of stage1; 1 is the most accurate.", min=1, max=1000)] = 1,
     seed: Annotated[int, option("Deals groups to folds; give both stages the same.")] = 0,
     device: Annotated[str | None, option("cpu or cuda; default cuda where there is one.")] = None,
-    quiet: Annotated[bool, option("No progress bars.", "--quiet")] = False,
+    quiet: options.QuietOption = False,
 ) -> None:
     """Write a stage's out-of-fold outputs as pairs for the next stage's training."""
     from rich.console import Console
@@ -52,4 +52,6 @@ def precompute(
     given: dict[str, Any] = {"folds": folds, "checkpoints": tuple(map(str, checkpoint or ())), "train": training}
     given |= {"variant": variant, "s1_product": getattr(training, "s1_product", s1_product), "timesteps": timesteps}
     settings = PrecomputeConfig(stage, reading, str(out), seed=seed, device=device, **given)
-    Console().print(f"pairs: {run(settings, progress=not quiet)}")
+    pairs = run(settings, progress=not quiet)
+    if not quiet:
+        Console().print(f"pairs: {pairs}")

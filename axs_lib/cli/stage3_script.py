@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -12,10 +13,9 @@ from typing import Annotated, Any
 import torch
 import typer
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from axs_lib import stage3_tm_ground
-from axs_lib.bands import OPTICAL_BANDS, SAR_BANDS, VALID_DN
+from axs_lib.bands import OPTICAL_BANDS, SAR_BANDS, TERRAMIND_S2_BANDS, VALID_DN
 from axs_lib.checks import MIN_SIDE
 from axs_lib.cli import options
 from axs_lib.cli.command import command_line
@@ -23,7 +23,8 @@ from axs_lib.cli.options import option
 from axs_lib.data.samples import load_sample
 from axs_lib.errors import InputError
 from axs_lib.grounding.load import load_corrector
-from axs_lib.terramind.build import load_generator
+from axs_lib.terramind.build import FSQ_LEVELS, NANO_CORE, NANO_FSQ_LEVELS, V1_CORES
+from axs_lib.terramind.generator import GeneratorLayout
 from axs_lib.terramind.weights import DEFAULT_VARIANT, find_variant
 
 FAILED = 1
@@ -64,7 +65,7 @@ def script(
     """Stage 3: ground an optical estimate in its SAR image with TerraMind, in 10 timesteps unless told otherwise."""
     if test + info + infer != 1:
         raise InputError("expected one of --test, --info and --infer")
-    steps = TIMESTEPS if scene.timesteps is None else options.check_timesteps(scene.timesteps)
+    steps = TIMESTEPS if scene.timesteps is None else scene.timesteps
     if test:
         _test(scene, estimate.correction_mode, steps)
     elif info:
@@ -111,52 +112,36 @@ def _checks(model: Any, s1: Tensor, opt_v2: Tensor, most: int, seed: int) -> Ite
     yield "strength=0 returns opt_v2", torch.equal(kept, opt_v2), ""
 
 
-class _WithoutMemory(TorchFunctionMode):
-    """Modules built under this mode have parameters without storage; computed constants stay real.
-
-    ``torch.device("meta")`` would take the constants too, and TerraMind reads some of them while it is built.
-    """
-
-    factories = frozenset({torch.empty, torch.zeros, torch.ones, torch.randn})
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        extra = {"device": "meta"} if func in self.factories else {}
-        return func(*args, **(kwargs or {}) | extra)
-
-
 def _info(scene: options.SceneOptions) -> None:
-    from axs_lib.cli.info import find_weights
+    from axs_lib.cli.info import PARAMETERS, find_weights
 
     spec = find_variant(scene.variant or DEFAULT_VARIANT)
-    with _WithoutMemory():
-        generator = load_generator(spec.name, pretrained=False, s1_product=scene.s1_product)
-        corrector = load_corrector(None, s1_product=scene.s1_product)
-    core, layout = generator.core, generator.layout
-    modules = (core, generator.detokenizer, corrector)
-    millions = [sum(parameter.numel() for parameter in module.parameters()) / 1e6 for module in modules]
-    entries, numbers = generator.codebook.shape
+    core = NANO_CORE if spec.packaged else V1_CORES[spec.name]
+    levels = [int(level) for level in (NANO_FSQ_LEVELS if spec.packaged else FSQ_LEVELS).split("-")]
+    head = sum(parameter.numel() for parameter in load_corrector(None).parameters()) / 1e6
+    millions, layout = (*PARAMETERS[spec.name], head), GeneratorLayout
     defaults = inspect.signature(stage3_tm_ground.build_stage3_model).parameters
     shown = ("timesteps", "standardize", "pretrained", "scheduler", "s1_product")
     typer.echo(
         f"""Stage 3, TerraMind grounding: {spec.name}
 
 parameters
-  generator core  {millions[0]:>8.2f} M  {len(core.encoder)} encoder and {len(core.decoder)} decoder blocks
+  generator core  {millions[0]:>8.2f} M  {core.encoder_depth} encoder and {core.decoder_depth} decoder blocks
   detokenizer     {millions[1]:>8.2f} M  diffusion U-Net, one evaluation a timestep
   grounding head  {millions[2]:>8.2f} M  SAR, estimate and proposal at full resolution
   total           {sum(millions):>8.2f} M
 
 tokens
-  width           {core.mask_token.shape[-1]}, {core.encoder[0].attn.num_heads} attention heads
+  width           {core.dim}, {core.heads} attention heads
   pixels          {layout.patch}x{layout.patch} each
-  codebook        {entries} entries of {numbers} numbers (finite scalar quantization)
+  codebook        {math.prod(levels)} entries of {len(levels)} numbers (finite scalar quantization)
 
 inputs
   s1              (B,2,H,W) {", ".join(SAR_BANDS)} in dB, {scene.s1_product}
   opt_v2          (B,4,H,W) {", ".join(OPTICAL_BANDS)} in DN (reflectance x 10000)
-  channels        the network's image has {generator.optical.channels}
+  channels        the network's image has {len(OPTICAL_BANDS if spec.packaged else TERRAMIND_S2_BANDS)}
   size            H, W from {MIN_SIDE} px; above {layout.max_side} px in tiles
-  padded to       a square multiple of {layout.multiple}, at least {layout.min_side} px
+  padded to       a square multiple of {layout.multiple}, at least {64 if spec.packaged else layout.min_side} px
 
 defaults
   {", ".join(f"{name}={defaults[name].default}" for name in shown)}

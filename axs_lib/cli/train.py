@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar, get_args, get_type_hints
 
-from axs_lib.errors import InputError
+from axs_lib.errors import InputError, meant
 
 Config = TypeVar("Config")
 PACKAGED = Path(__file__).resolve().parents[1] / "configs"
@@ -118,11 +118,12 @@ def read_config(name: str, groups: Collection[str] = ()) -> str:
 
 def _readable(error: Exception, known: Iterable[str], program: str) -> str:
     """What jsonargparse has to say, in one line, with the name that was probably meant."""
-    import difflib
-
     text = " ".join(str(error).split())
+    if missing := re.search("arguments are required: (.*)", text):
+        examples = {"out": f"a run folder: --out runs/{program.split()[-1]}", "data": "a data folder: --data pairs"}
+        names = [name.removesuffix(".folder") for name in missing[1].split(", ")]
+        return "; ".join(f"--{name} is missing; give {examples.get(name, 'it')}" for name in names)
     unknown = re.search(r"[Oo]ption '([\w.]+)'|unrecognized arguments: --([\w.]+)", text)
     group = re.search(r"Group '([\w.]+)'", text)
     name = (f"{group[1]}." if group else "") + (unknown[1] or unknown[2]) if unknown else ""
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"{text}; {f'did you mean {close[0]}?' if close else f'{program} --help lists the options'}"
+    return f"{text.rstrip('.')}.{meant(name, known) or f' {program} --help lists the options'}"

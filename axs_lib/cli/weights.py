@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from axs_lib.cli.options import option
+
 app = typer.Typer(help="Fetch published weights and list the variants.", no_args_is_help=True)
 
 
@@ -15,10 +17,9 @@ app = typer.Typer(help="Fetch published weights and list the variants.", no_args
 def download(
     variant: Annotated[str, typer.Argument(help="A name that `axs weights list` shows.")],
     revision: Annotated[
-        str | None,
-        typer.Option(help="Branch, tag or commit of the generator's repository; GENERATOR:TOKENIZER pins both."),
+        str | None, option("Branch, tag or commit of the generator's repository; GENERATOR:TOKENIZER pins both.")
     ] = None,
-    to: Annotated[Path | None, typer.Option(help="Folder for the files; the Hub's cache when left out.")] = None,
+    to: Annotated[Path | None, option("Folder for the files; the Hub's cache when left out.")] = None,
 ) -> None:
     """Fetch the files of a variant from the Hugging Face Hub."""
     from rich.console import Console

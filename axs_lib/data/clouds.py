@@ -59,8 +59,7 @@ def cloud_trust(
     clouds = torch.where(chance(SHADOW_CHANCE), torch.maximum(clouds, shadow), clouds)
 
     # 2. Specks go, the rest grows by about 20 m and is smoothed, as cloud masks are buffered.
-    clouds = -spread(-clouds, 1)
-    clouds = spread(clouds, 2)
+    clouds = spread(-spread(-clouds, 1), 2)
     clouds = functional.avg_pool2d(clouds, 3, stride=1, padding=1, count_include_pad=False)
 
     # 3. A swath ends in a straight line.

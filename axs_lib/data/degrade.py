@@ -84,7 +84,7 @@ def degrade(
         generator.manual_seed(generator.seed() if seed is None else seed)
     draw = Draw(generator, len(image), image.device)
     image = displace_patches(image, ranges, draw)
-    image = _to_resolution(image, ranges.resolution, draw)
+    image = blur(image, draw.uniform(*ranges.resolution, 2) * PIXELS_PER_FWHM)
     image = gain_and_bias(image, ranges, draw)
     image = image + texture(image.shape[-2:], ranges, draw)
     return image.clamp(*VALID_DN).view(truth.shape).masked_fill(truth.isnan(), math.nan)
@@ -110,7 +110,7 @@ def _degrade_lightly(image: Tensor, draw: Draw) -> Tensor:
         image = displace_patches(image, replace(train, patches=(1, 3)), draw)
     sharpness = float(draw.uniform(0, 1))
     if sharpness < 0.30:
-        image = _to_resolution(image, LIGHT_RESOLUTION, draw)
+        image = blur(image, draw.uniform(*LIGHT_RESOLUTION, 2) * PIXELS_PER_FWHM)
     elif sharpness < 0.60:
         image = _resample(image, draw)
     elif sharpness < 0.70:
@@ -234,10 +234,6 @@ def blur(image: Tensor, sigma: Tensor) -> Tensor:
         for axis, size in enumerate(image.shape[-2:])
     ]
     return apply_matrices(image, *matrices)
-
-
-def _to_resolution(image: Tensor, limits: Range, draw: Draw) -> Tensor:
-    return blur(image, draw.uniform(*limits, 2) * PIXELS_PER_FWHM)
 
 
 def gain_and_bias(image: Tensor, ranges: Degradation, draw: Draw) -> Tensor:

@@ -115,11 +115,9 @@ def _between(strength: Tensor, light: float, strong: float, *, log: bool = False
 def _by_strength(strength: Tensor, light: Callable[[], Tensor], strong: Callable[[], Tensor]) -> Tensor:
     """One image for tiles of strength below 0.5 and another for the rest; only what is needed is made."""
     below = strength < 0.5
-    if bool(below.all()):
-        return light()
-    if not bool(below.any()):
-        return strong()
-    return torch.where(each(below), light(), strong())
+    if bool(below.any()) and not bool(below.all()):
+        return torch.where(each(below), light(), strong())
+    return light() if bool(below.all()) else strong()
 
 
 def _positions(size: int, device: torch.device) -> Tensor:
@@ -309,10 +307,8 @@ def _jpeg_blocks(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
     exact = (image - low) / scale
     levels = F.pad(exact.clamp_max(255), (left, 0, top, 0), mode="replicate").round().to(torch.uint8).cpu()
     qualities = _between(strength, 95, 30).round().int().tolist()
-    coded = [
-        torch.cat([decode_jpeg(encode_jpeg(band[None], quality)) for band in tile])
-        for tile, quality in zip(levels, qualities, strict=True)
-    ]
+    tiles = zip(levels, qualities, strict=True)
+    coded = [torch.cat([decode_jpeg(encode_jpeg(band[None], quality)) for band in tile]) for tile, quality in tiles]
     restored = torch.stack(coded)[..., top:, left:].to(image) + (exact - 255).clamp_min(0)
     return restored * scale + low
 
@@ -345,9 +341,8 @@ def _diffusion(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
         around = F.pad(image, (1, 1, 1, 1), mode="replicate")
         sides = (around[..., 2:, 1:-1], around[..., :-2, 1:-1], around[..., 1:-1, 2:], around[..., 1:-1, :-2])
         steps = [side - image for side in sides]
-        image = image + 0.2 * sum(
-            step * torch.exp(-step.square().mean(1, keepdim=True) / reach.square()) for step in steps
-        )
+        flows = [step * torch.exp(-step.square().mean(1, keepdim=True) / reach.square()) for step in steps]
+        image = image + 0.2 * sum(flows)
     return image
 
 
@@ -495,9 +490,8 @@ def _changed_fields(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
     spread = index.std((2, 3), keepdim=True).clamp_min(0.01)
     place = 0.7 * band_limited(image.shape[-2:], 1, (60, 200), draw)
     label = (2.0 * ((index - index.mean((2, 3), keepdim=True)) / spread + place) + 8).long().clamp(0, 15)
-    gains = torch.exp(
-        _between(strength, 0.03, 0.30)[:, None, None] * (0.7 * draw.normal(1, 16) + 0.7 * draw.normal(4, 16))
-    )
+    level = _between(strength, 0.03, 0.30)[:, None, None]
+    gains = torch.exp(level * (0.7 * draw.normal(1, 16) + 0.7 * draw.normal(4, 16)))
     gain = gains.gather(2, label.flatten(2).expand(-1, 4, -1)).view_as(image)
     return image * gaussian_blur(gain, 0.7)
 

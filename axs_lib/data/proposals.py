@@ -59,10 +59,9 @@ def informed_proposal(truth: Tensor, *, generator: torch.Generator) -> Tensor:
     image = image + each(level(FINE_NOISE_DN)) * draw.normal(4, height, width)
 
     # 4. The range of TerraMind's detokenizer.
-    index = list(TERRAMIND_OPTICAL_INDEX)
-    mean = torch.tensor([TERRAMIND_S2_MEAN[i] for i in index], device=truth.device) - TERRAMIND_BOA_OFFSET
-    std = torch.tensor([TERRAMIND_S2_STD[i] for i in index], device=truth.device)
-    low, high = ((mean + side * std)[:, None, None] for side in (-1, 1))
+    mean = torch.tensor([TERRAMIND_S2_MEAN[i] for i in TERRAMIND_OPTICAL_INDEX], device=truth.device)
+    std = torch.tensor([TERRAMIND_S2_STD[i] for i in TERRAMIND_OPTICAL_INDEX], device=truth.device)
+    low, high = ((mean - TERRAMIND_BOA_OFFSET + side * std)[:, None, None] for side in (-1, 1))
     clamped = image.clamp(low, high)
     image = torch.where(each((draw.uniform(0, 1) < CLAMP_CHANCE) & (worse > 0.05)), clamped, image)
     return image.clamp(*VALID_DN)

@@ -133,7 +133,7 @@ def _known(record: PairRecord, *keys: str) -> dict[str, str | float]:
     return {key: record.metadata[key] for key in keys if key in record.metadata}
 
 
-def fitted(image: Tensor, size: tuple[int, int]) -> Tensor:
+def fitted(image: Tensor, size: Sequence[int]) -> Tensor:
     """Another tile's image (C,h,w), nodata filled with the band's mean, reflected and cropped to (C,*size)."""
     filled = torch.where(image.isnan(), image.nanmean((1, 2), keepdim=True), image)
     height, width = size

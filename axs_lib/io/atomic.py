@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import json
 import os
 import re
 import secrets
@@ -14,6 +15,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from axs_lib.errors import OutputError
 from axs_lib.io.files import PathLike
@@ -33,12 +35,23 @@ _REASONS = {
     errno.ENOTDIR: _NO_FOLDER,
     errno.EEXIST: _NO_FOLDER,
     errno.ENAMETOOLONG: "the name is too long: choose a shorter one",
-    errno.ELOOP: "its path leads through a circle of symbolic links: choose another folder",
+    errno.ELOOP: "it is a symbolic link, or leads through a circle of them: choose another folder",
     errno.EIO: "the disk reported an input/output error",
     errno.EFBIG: "the file is too large for this file system",
 }
 _SIDECARS = (".msk", ".aux.xml", ".ovr")  # of a GeoTIFF, which GDAL takes for parts of it
 _TEMPORARY = re.compile(r"\.axs-[0-9a-f]{16}\.tmp")
+
+
+@contextlib.contextmanager
+def refusals(path: PathLike) -> Iterator[None]:
+    """Make an OutputError of what the disk refuses about a path, in words that say what to do."""
+    try:
+        yield
+    except OutputError:
+        raise
+    except (OSError, RuntimeError) as error:
+        raise _refused(path, error) from error
 
 
 def check_output(path: PathLike, overwrite: bool = False) -> Path:
@@ -49,16 +62,15 @@ def check_output(path: PathLike, overwrite: bool = False) -> Path:
     """
     mode = 0
     try:
-        target = Path(path)
-        target = target.parent.resolve() / target.name
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            mode = target.lstat().st_mode
-        folder = next(each for each in target.parents if each.exists())
-        tempfile.TemporaryFile(dir=folder).close()
+        with refusals(path):
+            target = Path(path)
+            target = target.parent.resolve() / target.name
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                mode = target.lstat().st_mode
+            folder = next(each for each in target.parents if each.exists())
+            tempfile.TemporaryFile(dir=folder).close()
     except ValueError as error:
         raise OutputError(f"{str(path)!r} is no valid path ({error}): give the name of a file to write") from None
-    except (OSError, RuntimeError) as error:
-        raise _refused(path, error) from error
     if stat.S_ISLNK(mode):
         raise OutputError(f"{path} is a symbolic link, which is never written through: name its file, or remove it")
     if mode and not stat.S_ISREG(mode):
@@ -112,6 +124,12 @@ def atomic_writes(overwrite: bool = False) -> Iterator[Callable[[PathLike], Path
             raise
 
 
+def write_json(path: PathLike, value: object, overwrite: bool = False, **how: Any) -> None:
+    """Write a value as JSON, as ``atomic_write`` does; ``how`` is for ``json.dumps``."""
+    with atomic_write(path, overwrite) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, **how) + "\n", encoding="utf-8")
+
+
 @contextlib.contextmanager
 def temporary_folder(beside: PathLike | None = None) -> Iterator[Path]:
     """A folder of an unpredictable name that only this user may enter; removed when the block ends.
@@ -121,7 +139,7 @@ def temporary_folder(beside: PathLike | None = None) -> Iterator[Path]:
     removes what is left there. Raises OutputError: the disk refuses.
     """
     parent = Path(tempfile.gettempdir() if beside is None else beside)
-    try:
+    with refusals(parent):
         parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers_once(parent.resolve())
         while True:
@@ -131,8 +149,6 @@ def temporary_folder(beside: PathLike | None = None) -> Iterator[Path]:
             if folder.exists():  # else another process took it for a leftover before it was locked
                 break
             _unlock(lock)
-    except OSError as error:
-        raise _refused(parent, error) from error
     try:
         yield folder
     finally:

@@ -34,6 +34,10 @@ DRIVERS = {
     "JP2OpenJPEG": ((b"\0\0\0\x0cjP  ", b"\xffO\xffQ"), (".jp2", ".j2k")),
     "PNG": ((b"\x89PNG",), (".png",)),
 }
+ALONG = (  # how the names of files end that GDAL reads along with an image, in small or capital letters
+    "ovr", "msk", "aux", "aux.xml", "xml", "tab", "wld", "tfw", "tifw", "tiffw", "j2w", "jp2w", "pgw", "pngw", "imd",
+    "rpb", "rpc", "pass",
+)  # fmt: skip
 LARGEST = 2**29  # values of an .npz or .pt array, which has to fit in memory: 2 GB of float32
 LARGEST_SIDE = 2**20  # px
 LARGEST_XML = 2**22  # bytes
@@ -85,39 +89,36 @@ def open_raster(path: PathLike, *, addresses: bool = False) -> Iterator[Any]:
     elif not addresses:
         raise InputError(f"{path} is an address; expected a file: only addresses that you write yourself are opened")
     check_utf8(path, "the image")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        driver = _driver(path)
-        alone = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR"} if is_address(path) else {}  # nothing lies beside it
-        try:
-            with rasterio.Env(**alone):
-                # The whole path of a file, since GDAL reads GTIFF_DIR:1:a.tif and file:a.tif as other names of a.tif.
-                whole = os.fspath(path) if is_address(path) else str(Path(path).absolute())
-                dataset = rasterio.open(whole, driver=driver)
-                _ = dataset.crs, dataset.colorinterp  # what is wrong with a file beside it is told only now
-        except Exception as error:  # GDAL's own errors have no public class
-            raise InputError(unreadable(path, "a GeoTIFF, COG or JPEG 2000 image", error)) from error
-        logger.info("reads %s: %s of %d x %d px", path, counted(dataset.count, "band"), dataset.height, dataset.width)
-        with dataset:
-            if "OVERVIEW_FILE" in dataset.tags(ns="OVERVIEWS"):
-                raise InputError(f"{path} names another file as its overviews, which is not opened; write it again")
-            yield dataset
+    driver = _driver(path)
+    # Beside an address lies nothing; beside a file GDAL looks for fixed names, of mixed case for none.
+    beside = "EMPTY_DIR" if is_address(path) else "TRUE"
+    try:
+        with rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN=beside), warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            # The whole path of a file, since GDAL reads GTIFF_DIR:1:a.tif and file:a.tif as other names of a.tif.
+            whole = os.fspath(path) if is_address(path) else str(Path(path).absolute())
+            dataset = rasterio.open(whole, driver=driver)
+            _ = dataset.crs, dataset.colorinterp  # what is wrong with a file beside it is told only now
+            if not is_address(path):  # what GDAL opens now, it does not look for when the setting is gone
+                _ = dataset.overviews(1), dataset.mask_flag_enums, dataset.files
+    except Exception as error:  # GDAL's own errors have no public class
+        raise InputError(unreadable(path, "a GeoTIFF, COG or JPEG 2000 image", error)) from error
+    logger.info("reads %s: %s of %d x %d px", path, counted(dataset.count, "band"), dataset.height, dataset.width)
+    with dataset:
+        if "OVERVIEW_FILE" in dataset.tags(ns="OVERVIEWS"):
+            raise InputError(f"{path} names another file as its overviews, which is not opened; write it again")
+        yield dataset
 
 
 def _check_along(file: Path) -> None:
-    """Refuse what GDAL would read along with a file, in small and capital letters: pipes, and other drivers' images."""
-    start = f"{file.stem}.".lower()
-    try:
-        beside = [each for each in file.parent.iterdir() if each.name.lower().startswith(start)]
-    except OSError:  # a folder that may not be listed
-        ends = (".ovr", ".OVR", ".msk", ".MSK", ".aux", ".AUX", ".aux.xml", ".xml", ".XML")
-        beside = [file.with_name(name + end) for name in (file.stem, file.name) for end in ends]
-    for each in beside:
-        if each.name.lower() in (f"{file.name}.ovr".lower(), f"{file.name}.msk".lower()) and os.path.lexists(each):
+    """Refuse what GDAL would read along with a file, in small or capital letters: pipes, and other drivers' images."""
+    names = {f"{start}.{end}" for start in (file.stem, file.name) for end in (*ALONG, *map(str.upper, ALONG))}
+    for each in sorted(each for each in map(file.with_name, names - {file.name}) if os.path.lexists(each)):
+        if each.name.lower() in (f"{file.name}.ovr".lower(), f"{file.name}.msk".lower()):
             check_whole(check_file(each), must_be_tiff=True)
             with open_raster(each):  # and what GDAL reads along with it
                 pass
-        elif each != file and each.exists() and not each.is_dir():
+        elif each.exists() and not each.is_dir():
             with open_regular(each) as opened:
                 if opened.read(15) == b"EHFA_HEADER_TAG":
                     raise InputError(f"{each} may hold overviews of another image, which are not read: move it away")

@@ -59,7 +59,8 @@ class SceneGrid:
         left, bottom = (math.floor(edge / resolution + slack) for edge in bounds[:2])
         right, top = (math.ceil(edge / resolution - slack) for edge in bounds[2:])
         transform = (resolution, 0.0, left * resolution, 0.0, -resolution, top * resolution)
-        return checked_grid("what is to be drawn", top - bottom, right - left, wkt, transform)
+        fix = ": use a larger --res or smaller --bounds"
+        return checked_grid("the output grid", top - bottom, right - left, wkt, transform, fix)
 
     @property
     def located(self) -> bool:
@@ -188,10 +189,12 @@ def grid_of(dataset: Any) -> SceneGrid:
     return checked_grid(dataset.name, dataset.height, dataset.width, crs, transform)
 
 
-def checked_grid(name: str, height: int, width: int, crs: str | None, transform: tuple[float, ...] | None) -> SceneGrid:
+def checked_grid(
+    name: str, height: int, width: int, crs: str | None, transform: tuple[float, ...] | None, fix: str = ""
+) -> SceneGrid:
     """A grid of which others wrote the georeference; ``InputError`` where that is none, or no side can be so long."""
     if max(height, width) > LARGEST_SIDE:
-        raise InputError(f"{name} is {height}x{width} px; expected at most {LARGEST_SIDE} px a side")
+        raise InputError(f"{name} is {height}x{width} px; expected at most {LARGEST_SIDE} px a side{fix}")
     a, b, c, d, e, f = transform or (1, 0, 0, 0, 1, 0)
     if not (all(abs(each) < MOST_PLACE for each in (a, b, c, d, e, f)) and abs(a * e - b * d) > 0):
         raise InputError(f"{name} has the transform {transform}; expected one that lays pixels on a map")

@@ -61,7 +61,9 @@ class MaskFile:
         check_count("the buffer of the mask, in pixels,", self.buffer, 0, LARGEST_SIDE)
         check_flag("invert", self.invert)
         check_choice("the mask's kind", self.kind, MASK_KINDS)
-        scl_numbers(SCL_DROPPED if self.drop is None else self.drop)
+        if self.drop is not None:  # kept, since a generator is used up by the check
+            object.__setattr__(self, "drop", tuple(self.drop))
+            scl_numbers(self.drop)
 
 
 class MaskSource:
@@ -215,10 +217,8 @@ def scl_numbers(classes: Iterable[str | int]) -> list[int]:
             unknown.append(str(each))
     if unknown or not numbers:
         table = ", ".join(f"{number} {name}" for number, name in enumerate(SCL_CLASSES))
-        raise InputError(
-            f"--drop names {listed(unknown) or 'nothing'}; expected classes of the scene classification by name or"
-            f" number: {table}"
-        )
+        fault = f"--drop names {listed(unknown)}" if unknown else "drop is empty"
+        raise InputError(f"{fault}; expected SCL class names or numbers: {table}")
     return sorted(numbers)
 
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import rasterio
@@ -94,7 +94,7 @@ class CogWriter:
         try:
             self._rows.write(self.layer.encode(data), window=window)
         except (RasterioError, OSError) as error:
-            raise self._refused(error) from error
+            self._refuse(error)
 
     def finish(self, tags: Tags, path: Path) -> None:
         """Make the COG at a path on the output's file system; ``OutputError`` where the disk refuses."""
@@ -105,17 +105,16 @@ class CogWriter:
             rasterio.shutil.copy(self._rows.name, cog, driver="COG", BLOCKSIZE=BLOCK, **_COG)
             _check_whole(cog)
         except Exception as error:  # GDAL's own errors have no public class
-            raise self._refused(error) from error
+            self._refuse(error)
         cog.replace(path)
 
-    def _refused(self, error: Exception) -> OutputError:
-        refusal = OutputError(
+    def _refuse(self, error: Exception) -> NoReturn:
+        """GDAL does not tell a full disk from another fault, so the space left has to."""
+        full = shutil.disk_usage(self.target.parent).free < _LITTLE_SPACE
+        raise OutputError(
             f"cannot write {self.target}: the disk is full or refuses ({error}); free some space (a scene needs up to"
             " twice its uncompressed size for a while) or choose another folder"
-        )
-        if shutil.disk_usage(self.target.parent).free < _LITTLE_SPACE:
-            refusal.__context__ = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return refusal
+        ) from (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) if full else error)
 
 
 def _check_whole(cog: Path) -> None:

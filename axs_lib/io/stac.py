@@ -15,9 +15,10 @@ from rasterio.warp import transform_bounds, transform_geom
 
 from axs_lib.errors import InputError
 from axs_lib.io.grid import SceneGrid
+from axs_lib.io.raster import band_name
 from axs_lib.io.results import Layer
 
-_COMMON_NAMES = {"B02": "blue", "B03": "green", "B04": "red", "B08": "nir"}
+_COMMON_NAMES = {band_name(name): {"eo:common_name": name} for name in ("blue", "green", "red", "nir")}
 _EXTENSIONS = ("projection/v2.0.0", "processing/v1.2.0", "eo/v2.0.0", "raster/v2.0.0")
 
 
@@ -63,7 +64,6 @@ def stac_item(path: Path, grid: SceneGrid, assets: Mapping[Path, Layer], date: s
 
 
 def _asset(item: Path, file: Path, layer: Layer) -> dict[str, Any]:
-    common = {band: {"eo:common_name": name} for band, name in _COMMON_NAMES.items()}
     # JSON has no NaN; STAC spells it out
     about: dict[str, Any] = {"data_type": layer.dtype, "nodata": "nan" if math.isnan(layer.nodata) else layer.nodata}
     if layer.unit != "1":
@@ -75,5 +75,5 @@ def _asset(item: Path, file: Path, layer: Layer) -> dict[str, Any]:
         "type": "image/tiff; application=geotiff; profile=cloud-optimized",
         "roles": ["data"] if layer.scale is not None else ["metadata"],
         **about,
-        "bands": [{"name": band, **common.get(band, {})} for band in layer.bands],
+        "bands": [{"name": band, **_COMMON_NAMES.get(band, {})} for band in layer.bands],
     }

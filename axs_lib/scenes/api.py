@@ -12,8 +12,8 @@ import os
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, SupportsIndex
@@ -22,6 +22,7 @@ import numpy as np
 import rasterio
 import torch
 from numpy.typing import NDArray
+from rasterio.errors import NotGeoreferencedWarning
 from torch import Tensor
 
 from axs_lib.bands import OPTICAL_BANDS, SAR_BANDS
@@ -59,18 +60,16 @@ GDAL_CACHE_BYTES = 256 * 1024**2
 KINDS: Mapping[str, tuple[Any, str]] = {  # of arguments, where they are not None
     "grid": (TileGrid, "an axs_lib.tilegrid.TileGrid"),
     "scene_grid": (SceneGrid, "an axs_lib.io.grid.SceneGrid"),
-    "bands": (Sequence, "names of bands"),
+    "bands": ((list, tuple), "a list of names, as ['B04', 'B03', 'B02', 'B08']"),
     "kept": ((list, tuple), "a list of paths"),
     "seed": (SupportsIndex, "an integer"),  # a generator would go on from tile to tile
     **dict.fromkeys(("metadata", "tags"), (Mapping, "a mapping of names to values")),
     **dict.fromkeys(("s1_unit", "boa_offset"), (str, "a name")),
-    **dict.fromkeys(("same_grid", "deterministic", "overwrite", "force"), (bool, "a truth value")),
-    **dict.fromkeys([layer.name for layer in MAPS], (bool | str | os.PathLike, "a path or a truth value")),
+    **dict.fromkeys(("same_grid", "deterministic", "overwrite", "force"), (bool, "True or False")),
+    **dict.fromkeys([layer.name for layer in MAPS], (bool | str | os.PathLike, "a path, True or False")),
 }
 STAGES = ("opt_v1", "opt_v2", "opt_v3")
 ARRAYS = "result.npz"  # of the pipeline, beside the GeoTIFFs of an image of one tile
-
-Wanted = Mapping[Layer, PathLike | bool | None]  # where each layer goes; no path is an array
 
 
 @dataclass(frozen=True)
@@ -111,20 +110,13 @@ def _each_time(ground: Callable[..., SceneResult]) -> Callable[..., SceneResult]
         results = [ground(model, **(inputs | moment), **options) for moment in moments]
         first: Any = next(iter(timed.values()))
         along = first["time"] if "time" in first.coords else "time"
-        arrays = {
-            name: xarray.concat([r.arrays[name].drop_vars("time", errors="ignore") for r in results], along)
-            for name in results[0].arrays
-        }
+        undated = [{name: a.drop_vars("time", errors="ignore") for name, a in r.arrays.items()} for r in results]
+        arrays = {name: xarray.concat([each[name] for each in undated], along) for name in undated[0]}
         image = arrays["opt_v3"].to_dataset("band") if hasattr(opt_v2, "data_vars") else arrays["opt_v3"]
-        return replace(
-            results[0],
-            tiles=sum(r.tiles for r in results),
-            seconds=sum(r.seconds for r in results),
-            arrays=arrays,
-            notes=tuple(dict.fromkeys(note for r in results for note in r.notes)),
-            counts=sum((Counter(r.counts) for r in results), Counter()),
-            image=image,
-        )
+        sums: dict[str, Any] = {"tiles": sum(r.tiles for r in results), "seconds": sum(r.seconds for r in results)}
+        notes = tuple(dict.fromkeys(note for r in results for note in r.notes))
+        counts = sum((Counter(r.counts) for r in results), Counter())
+        return replace(results[0], **sums, arrays=arrays, notes=notes, counts=counts, image=image)
 
     return mapped
 
@@ -202,9 +194,7 @@ def ground_scene(
     # 1. What can be refused without reading anything.
     _check_options(locals(), GROUND_OPTIONS)
     reading = Reading(tuple(bands or ()) or None, s1_unit, boa_offset, same_grid, force, addresses)
-    maps = zip(MAPS, (uncertainty, gate, sar_contribution), strict=True)
-    wanted: Wanted = {optical_layer("opt_v3"): out} | {layer: path for layer, path in maps if path}
-    made = _Outputs(wanted, stac, date, overwrite)
+    made = _Outputs({optical_layer("opt_v3"): out}, (uncertainty, gate, sar_contribution), stac, date, overwrite)
     estimate: Any = opt_v2
     if opt_v2 is None or (isinstance(opt_v2, Sequence) and len(opt_v2) == 0):
         paths = paths_of(s1)
@@ -220,19 +210,19 @@ def ground_scene(
         in_place = out is not None and all(same_file(out, path) for path in paths_of(opt_v2) or [])
         inputs = (s1, getattr(trust, "path", trust), None if in_place else opt_v2, *kept)
         made.prepare(inputs, optical, optical.grid, grid or TileGrid(), stack)
-        count = optical.pixels.tiles
         sar = open_source(s1, SAR_BANDS, stack, reading)
-        if sar.pixels.tiles != count:
+        if sar.pixels.tiles != optical.pixels.tiles:
             raise InputError(
-                f"{sar.label} holds {sar.pixels.tiles} tile(s) and {optical.label} {count}; expected one SAR tile for"
-                " every optical tile: give files of one batch"
+                f"{sar.label} holds {sar.pixels.tiles} tile(s) and {optical.label} {optical.pixels.tiles}; expected one"
+                " SAR tile for every optical tile: give files of one batch"
             )
         sar.look()
         loose = same_grid or not (sar.pixels.may_lie and optical.pixels.may_lie)
         warped = to_grid(sar, optical.grid, stack, made.work, same_grid=loose)
         certainty = _trust(trust, estimate, optical, stack, reading)
         optical.look(None if certainty is None else lambda tile: certainty.read(tile)[0] > Trust.UNKNOWN)
-        sources: list[Readable] = [warped, optical, *([] if certainty is None else [certainty])]
+
+        # 3. The network.
         grounder = _built(model, "ground", "build_stage3_model")
         if uncertainty and options.get("ensemble_size", 1) < 2 and not getattr(grounder, "predicts_error", False):
             raise InputError(
@@ -242,67 +232,25 @@ def ground_scene(
         # By place, so that a part of a scene has the noise of the whole; for one tile as in the model's ``ground``.
         corner = (0, 0) if made.whole and warped is sar else optical.grid.noise_origin
         settings = {"timesteps": timesteps, "seed": seed, **options}
-        nfe = 0
-
-        # 3. The network's part: changes to the estimate, so that what it leaves alone stays bit for bit.
-        def base(optical: FloatArray, trust: FloatArray | None = None) -> FloatArray:
-            """What changes are added to: the estimate, 0 where it is missing or not looked at, or there is one tile."""
-            unknown = np.isnan(optical) if trust is None else np.isnan(optical) | (trust == Trust.UNKNOWN)
-            return np.where(unknown | made.whole, np.float32(0), optical)
-
-        def ground(images: list[Tensor], tiles: list[Tile]) -> Tensor:
-            nonlocal nfe
-            given = [image.to(grounder.device) for image in images]
-            how = {**settings, "trust": given[2] if len(given) > 2 else None, "batch_size": len(tiles)}
-            controls = GroundingControls(origin=_origins(corner, tiles), ranges_checked=True)
-            output = grounder.ground(*given[:2], controls=controls, **how)
-            nfe = output.nfe
-            layers = {
-                "opt_v3": output.image.cpu() - torch.from_numpy(base(*(image.numpy() for image in images[1:]))),
-                "uncertainty": output.uncertainty,
-                "gate": output.gate,
-            }
-            if sar_contribution:
-                without = grounder.ground(*given[:2], controls=replace(controls, use_sar=False), **how)
-                layers["sar_contribution"] = output.image - without.image
-            return made.to_blend(layers)
-
-        def finish(rows: Rows) -> FloatArray:
-            size = rows.layers.shape[1:]
-            certain = np.full(size, Trust.ESTIMATE) if certainty is None else rows.inputs[2][0]
-            observed = (certain == Trust.OBSERVED) & ~np.isnan(rows.inputs[1]).any(axis=0)
-            missing = _nodata(rows.inputs) | np.isnan(rows.layers[:4]).any(axis=0)
-            rows.layers[:, missing] = np.nan
-            rows.layers[4:, missing & observed] = 0
-            rows.layers[:4] += base(*rows.inputs[1:])
-            # What was observed clear stays where there is no SAR.
-            rows.layers[:4, observed] = rows.inputs[1][:, observed]
-            missing &= ~observed
-            unknown = certain == Trust.UNKNOWN
-            kinds = {"kept": observed, "unknown": unknown, "filled": unknown & ~missing, "empty": missing}
-            kinds["corrected"] = ~unknown & ~missing & ~observed
-            kinds["sar"] = ~np.isnan(rows.inputs[0]).any(axis=0)
-            made.counts.update({kind: int(pixels.sum()) for kind, pixels in kinds.items()})
-            return rows.layers
+        network = _Network(made, grounder, settings, corner)
 
         # 4. Run, and give the outputs their names.
-        made.stream(sources, ground, finish, 1 if deterministic else batch_size, progress)
+        sources = [warped, optical, *([] if certainty is None else [certainty])]
+        made.stream(sources, network.ground, network.grounded, 1 if deterministic else batch_size, progress)
         mask = certainty if isinstance(certainty, MaskSource) else None
         if mask is not None and not made.counts["kept"]:
             raise InputError(mask.nothing_clear())
         if options.get("strength") == 0 and made.counts["unknown"]:
             raise InputError("strength 0 changes nothing, so that the gaps would stay empty; give more")
         _check_read(made.counts, sar, optical)
-        provenance = grounder.provenance | _tags(settings | {"nfe": nfe}, made.grid, corner)
-        provenance |= sar.provenance | optical.provenance
+        provenance = network.tags(sar, optical)
         if mask is not None:
             share = made.counts["unknown"] / (optical.grid.height * optical.grid.width)
             provenance |= mask.provenance | {"AXS_UNKNOWN_PERCENT": f"{100 * share:.2f}"}
         # What was said of opt_v2 alone is not said of the result.
         earlier = {k.replace("AXS_", "AXS_OPT_V2_", 1): v for k, v in optical.tags.items() if k not in provenance}
         earlier = {k.replace("AXS_OPT_V2_OPT_V2_", "AXS_OPT_V2_"): v for k, v in earlier.items()}
-        provenance = {**earlier, **provenance, **(tags or {})}
-        made.finish(provenance, lambda: _companions(made.inputs, optical, estimate))
+        made.finish(earlier | provenance | dict(tags or {}), lambda: _companions(made.inputs, optical, estimate))
         notes, unknown = [*sar.report(), *optical.report()], made.counts["unknown"]
         if mask is not None:
             notes += mask.notes(unknown)
@@ -310,7 +258,7 @@ def ground_scene(
             notes.append(f"trust map: 0 is a gap and 1 clear: {gap_share(unknown, optical.grid)}")
         by_head = uncertainty and grounder.provenance.get("AXS_CORRECTION_MODE") != "difference"
         notes += [CALIBRATE] if by_head and "AXS_CALIBRATION" not in grounder.provenance else []
-        return made.result(nfe, notes)
+        return made.result(network.nfe, notes)
 
 
 def fill_gaps(
@@ -383,78 +331,64 @@ def run_scene(
     if uncertainty and ensemble_size < 2:
         raise InputError("the uncertainty of the pipeline is that of an ensemble; expected --ensemble-size 2 or more")
     layers = [optical_layer(name) for name in reversed(STAGES)] + list(MAPS[:1] if ensemble_size > 1 else [])
-    maps = {layer: path for layer, path in zip(MAPS, (uncertainty, gate, sar_contribution), strict=True) if path}
     reading = Reading(tuple(bands or ()) or None, s1_unit, same_grid=same_grid, force=force, addresses=addresses)
 
     with _opened() as stack:
         # 2. Open the SAR on the grid; what it is says which files there are.
-        given = open_source(s1, SAR_BANDS, stack, reading)
-        place, tiles = scene_grid or given.grid, grid or TileGrid()
+        sar = open_source(s1, SAR_BANDS, stack, reading)
+        place, tiles = scene_grid or sar.grid, grid or TileGrid()
         small = tile_count(tiles, *place.size) == 1 and max(place.size) <= TILE_SIDE
-        wanted, together = _pipeline_outputs(out, layers, given.pixels.tiles, small)
-        made = _Outputs(wanted | maps, stac, date, overwrite, together)
-        made.prepare([s1, *kept], given, place, tiles, stack)
-        given.look()
-        sar = to_grid(given, place, stack, made.work, same_grid=same_grid)
+        wanted, together = _pipeline_outputs(out, layers, sar.pixels.tiles, small)
+        made = _Outputs(wanted, (uncertainty, gate, sar_contribution), stac, date, overwrite, together)
+        made.prepare([s1, *kept], sar, place, tiles, stack)
+        sar.look()
+        warped = to_grid(sar, place, stack, made.work, same_grid=same_grid)
+
+        # 3. The network.
         stages = _built(pipeline, "provenance", "build_pipeline")
         corner = (0, 0) if made.whole and scene_grid is None else place.noise_origin
         if made.whole:
             known = _located(known, place, place.whole, digits=5)
         settings = {"timesteps": timesteps, "seed": seed, "ensemble_size": ensemble_size, **options}
-        asked = {"sar_contribution": True} if sar_contribution else {}
-        nfe = (0, 0)
-
-        # 3. The network's part.
-        def draw(images: list[Tensor], tiles: list[Tile]) -> Tensor:
-            nonlocal nfe
-            about = [known if made.whole else _located(known, place, tile) for tile in tiles]
-            how = {**settings, **asked, "origin": _origins(corner, tiles), "batch_size": len(tiles)}
-            output = stages(images[0].to(stages.device), about, **how)
-            nfe = output.nfe
-            return made.to_blend(vars(output))
-
-        def finish(rows: Rows) -> FloatArray:
-            missing = _nodata(rows.inputs)
-            rows.layers[:, missing] = np.nan
-            seen = int((~missing).sum())
-            made.counts.update(filled=seen, empty=int(missing.sum()), sar=seen)
-            return rows.layers
+        network = _Network(made, stages, settings, corner, known)
 
         # 4. Run, and give the outputs their names.
-        made.stream([sar], draw, finish, 1 if deterministic else batch_size, progress)
-        _check_read(made.counts, given)
-        described = settings | {f"metadata_{key}": value for key, value in known.items()}
-        provenance = stages.provenance | _tags(described | {"nfe": " ".join(map(str, nfe))}, tiles, corner)
-        provenance |= given.provenance | dict(tags or {})
-        made.finish(provenance, lambda: _sar_arrays(as_raster(given, made.inputs[0]).data))
-        return replace(made.result(nfe, given.report()), metadata=known)
+        made.stream([warped], network.draw, network.drawn, 1 if deterministic else batch_size, progress)
+        _check_read(made.counts, sar)
+        made.finish(network.tags(sar) | dict(tags or {}), lambda: _sar_arrays(as_raster(sar, made.inputs[0]).data))
+        return replace(made.result(network.nfe, sar.report()), metadata=known)
 
 
-@contextmanager
-def _opened() -> Iterator[ExitStack]:
+def _opened() -> ExitStack:
     """What a run opens, closed at its end; GDAL's cache, by default 5 % of the machine's memory, is bounded."""
-    with ExitStack() as stack:
-        if "GDAL_CACHEMAX" not in os.environ:
-            stack.enter_context(rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE_BYTES))
-        yield stack
+    stack = ExitStack()
+    stack.enter_context(warnings.catch_warnings())
+    warnings.simplefilter("ignore", NotGeoreferencedWarning)  # an image may lie nowhere, and so does its result
+    if "GDAL_CACHEMAX" not in os.environ:
+        stack.enter_context(rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE_BYTES))
+    return stack
 
 
 class _Outputs:
     """What one run makes: temporary files and arrays while it runs, final names at its end.
 
-    ``wanted`` says where each layer goes; no path is an array, which is then true of all. ``together`` an .npz of all.
+    ``wanted`` and ``maps``, those of ``MAPS`` in their order, say where each layer goes; no path is an array, which is
+    then true of all. ``together`` is an .npz of all.
     """
 
     def __init__(
-        self, wanted: Wanted, stac: PathLike | None, date: str | None, overwrite: bool, together: Path | None = None
-    ) -> None:
-        named = [path for path in (*wanted.values(), stac, together) if path is not None and not isinstance(path, bool)]
+        self, wanted: Mapping[Layer, PathLike | None], maps: Sequence[PathLike | bool], stac: PathLike | None,
+        date: str | None, overwrite: bool, together: Path | None = None,
+    ) -> None:  # fmt: skip
+        layers = {**wanted, **{layer: path for layer, path in zip(MAPS, maps, strict=True) if path}}
+        named = [path for path in (*layers.values(), stac, together) if path is not None and not isinstance(path, bool)]
         files: dict[Any, Path] = {path: check_output(path, overwrite) for path in named}
         if len({*files.values()}) < len(named):
             raise InputError(f"{listed(named)} name one file twice; give the outputs different names")
         out = next(iter(wanted.values()))
+        self.names = {layer.name for layer in layers}
         self.targets: dict[Layer, Path | None] = {}
-        for layer, path in wanted.items():
+        for layer, path in layers.items():
             file = files.get(path)
             if (out is None) != (file is None) and (together is None or file is None):
                 raise InputError(
@@ -476,9 +410,9 @@ class _Outputs:
         self._files: dict[Path, str] = {}
 
     def prepare(self, inputs: Any, like: Source, place: SceneGrid, grid: TileGrid, stack: ExitStack) -> None:
-        """Say what the results do not replace, and are like: an input, their grid, the model tiles; and what tidies."""
+        """Check the outputs against the inputs and the grid; keep the reference image, the grid and the exit stack."""
         count = like.pixels.tiles
-        self.grid, self._like, self._place, self._stack = grid, like, place, stack
+        self.grid, self.place, self._like, self._stack = grid, place, like, stack
         self.total = count if count > 1 else tile_count(grid, *place.size)
         self.whole = count > 1 or self.total == 1  # the network sees a tile as a whole
         paths = self.targets.values()
@@ -511,11 +445,11 @@ class _Outputs:
         """Stream the tiles through a network, and write the rows that ``finish`` makes of its output."""
         for layer, path in self.targets.items():
             if path is not None and path.suffix.lower() in TIFF_SUFFIXES:
-                self._cogs[layer] = CogWriter(layer, self._place, path, self._stack)
+                self._cogs[layer] = CogWriter(layer, self.place, path, self._stack)
             if layer not in self._cogs or self._together is not None:
-                self._memory[layer] = np.empty((len(layer.bands), *self._place.size), np.float32)
+                self._memory[layer] = np.empty((len(layer.bands), *self.place.size), np.float32)
         if self._memory:
-            self.inputs = [np.empty((len(source.bands), *self._place.size), np.float32) for source in sources]
+            self.inputs = [np.empty((len(source.bands), *self.place.size), np.float32) for source in sources]
         ends = np.cumsum([len(layer.bands) for layer in self.targets])
 
         def write(rows: Rows) -> None:
@@ -550,7 +484,7 @@ class _Outputs:
         """Make every file, then give all their names, the first output last; an .npz holds the companions, too."""
         arrays = {layer: as_raster(self._like, data).data for layer, data in self._memory.items()}
         given = companions() if self.inputs else {}
-        tile = replace(self._place, height=self._place.height // self._like.pixels.tiles)
+        tile = replace(self.place, height=self.place.height // self._like.pixels.tiles)
         links = {path: layer for layer, path in self.targets.items() if path is not None}
         self._files |= {path: layer.name for path, layer in links.items()}
         with atomic_writes(self._overwrite) as place:
@@ -560,7 +494,7 @@ class _Outputs:
                 else:
                     write_arrays(place(path), {layer.name: arrays[layer], **given}, tile, tags)
             if self._stac is not None and self._date is not None:
-                item = stac_item(Path(self._stac), self._place, links, self._date, tags)
+                item = stac_item(Path(self._stac), self.place, links, self._date, tags)
                 place(self._stac).write_text(item, encoding="utf-8")
             if self._together is not None:
                 stored = {layer.name: data for layer, data in arrays.items()} | {**given}
@@ -579,7 +513,86 @@ class _Outputs:
                 image = main.to_dataset("band")
         counts = {key: self.counts[key] for key in ("kept", "filled", "corrected", "empty")}
         seconds = time.monotonic() - self._started
-        return SceneResult(self._place, self.total, nfe, seconds, self._files, arrays, tuple(notes), counts, image)
+        return SceneResult(self.place, self.total, nfe, seconds, self._files, arrays, tuple(notes), counts, image)
+
+
+@dataclass
+class _Network:
+    """The network's part of a run: what it makes of tiles, and of that finished rows, whose pixels it counts."""
+
+    made: _Outputs
+    model: Any
+    settings: Mapping[str, Any]
+    corner: tuple[int, int]  # (row, column) of the upper left pixel for the noise
+    known: Mapping[str, Any] = field(default_factory=dict)  # of time and place, by the pipeline
+    nfe: Any = 0
+
+    def base(self, optical: FloatArray, trust: FloatArray | None = None) -> FloatArray:
+        """What changes are added to: the estimate, 0 where it is missing or not looked at, or there is one tile."""
+        unknown = np.isnan(optical) if trust is None else np.isnan(optical) | (trust == Trust.UNKNOWN)
+        return np.where(unknown | self.made.whole, np.float32(0), optical)
+
+    def origins(self, tiles: list[Tile]) -> Tensor:
+        row, column = self.corner
+        return torch.tensor([[row + tile.top, column + tile.left] for tile in tiles], dtype=torch.int64)
+
+    def ground(self, images: list[Tensor], tiles: list[Tile]) -> Tensor:
+        """Stage 3: changes to the estimate, so that what it leaves alone stays bit for bit."""
+        given = [image.to(self.model.device) for image in images]
+        how = {**self.settings, "trust": given[2] if len(given) > 2 else None, "batch_size": len(tiles)}
+        controls = GroundingControls(origin=self.origins(tiles), ranges_checked=True)
+        output = self.model.ground(*given[:2], controls=controls, **how)
+        self.nfe = output.nfe
+        change = output.image.cpu() - torch.from_numpy(self.base(*(image.numpy() for image in images[1:])))
+        layers = {"opt_v3": change, "uncertainty": output.uncertainty, "gate": output.gate}
+        if "sar_contribution" in self.made.names:
+            without = self.model.ground(*given[:2], controls=replace(controls, use_sar=False), **how)
+            layers["sar_contribution"] = output.image - without.image
+        return self.made.to_blend(layers)
+
+    def grounded(self, rows: Rows) -> FloatArray:
+        """The estimate with its changes; what was observed clear stays, also where there is no SAR."""
+        sar, optical, *trust = rows.inputs
+        certain = trust[0][0] if trust else np.full(sar.shape[1:], Trust.ESTIMATE)
+        observed = (certain == Trust.OBSERVED) & ~np.isnan(optical).any(axis=0)
+        missing = _nodata(rows.inputs) | np.isnan(rows.layers[:4]).any(axis=0)
+        rows.layers[:, missing] = np.nan
+        rows.layers[4:, missing & observed] = 0
+        rows.layers[:4] += self.base(optical, *trust)
+        rows.layers[:4, observed] = optical[:, observed]
+        missing &= ~observed
+        unknown = certain == Trust.UNKNOWN
+        kinds = {"kept": observed, "unknown": unknown, "filled": unknown & ~missing, "empty": missing}
+        kinds["corrected"] = ~unknown & ~missing & ~observed
+        kinds["sar"] = ~np.isnan(sar).any(axis=0)
+        self.made.counts.update({kind: int(pixels.sum()) for kind, pixels in kinds.items()})
+        return rows.layers
+
+    def draw(self, images: list[Tensor], tiles: list[Tile]) -> Tensor:
+        """The three stages."""
+        about = [self.known if self.made.whole else _located(self.known, self.made.place, tile) for tile in tiles]
+        how = {**self.settings, "origin": self.origins(tiles), "batch_size": len(tiles)}
+        asked = {"sar_contribution": True} if "sar_contribution" in self.made.names else {}
+        output = self.model(images[0].to(self.model.device), about, **how, **asked)
+        self.nfe = output.nfe
+        return self.made.to_blend(vars(output))
+
+    def drawn(self, rows: Rows) -> FloatArray:
+        """Nothing where there is no SAR."""
+        missing = _nodata(rows.inputs)
+        rows.layers[:, missing] = np.nan
+        seen = int((~missing).sum())
+        self.made.counts.update(filled=seen, empty=int(missing.sum()), sar=seen)
+        return rows.layers
+
+    def tags(self, *sources: Source) -> dict[str, str]:
+        """How the result was made, and from what."""
+        about = {f"metadata_{key}": value for key, value in self.known.items()}
+        tiles = {"tile_side": self.made.grid.side, "tile_overlap": self.made.grid.overlap}
+        place = {"noise_origin": f"{self.corner[0]} {self.corner[1]}"}
+        described = {**self.settings, **about, "nfe": " ".join(map(str, np.atleast_1d(self.nfe))), **tiles, **place}
+        own = {f"AXS_{key.upper()}": str(value) for key, value in described.items() if value is not None}
+        return self.model.provenance | own | {k: v for source in sources for k, v in source.provenance.items()}
 
 
 def _pipeline_outputs(
@@ -587,10 +600,8 @@ def _pipeline_outputs(
 ) -> tuple[dict[Layer, Any], Path | None]:
     """Which layer goes to which GeoTIFF, and the .npz with all of them, if there is one."""
     nothing: dict[Layer, Any] = dict.fromkeys(layers)
-    if out is None:
-        return nothing, None
-    path = Path(out)
-    if path.suffix.lower() == ".npz":
+    path = None if out is None else Path(out)
+    if path is None or path.suffix.lower() == ".npz":
         return nothing, path
     if path.suffix.lower() in TIFF_SUFFIXES:
         return {layers[0]: path}, None
@@ -616,7 +627,8 @@ def _built(model: Any, what: str, builder: str) -> Any:
     builds = callable(model) and not hasattr(model, what) and not isinstance(model, torch.nn.Module)
     made = model() if builds else model
     if isinstance(made, type) or not hasattr(made, what):
-        raise InputError(f"the model is {made!r}; expected one of {builder}, or a function that builds it")
+        kind = "a class" if isinstance(made, type) else f"of type {type(made).__name__}"
+        raise InputError(f"the model is {kind}; expected one of {builder}, or a function that builds it")
     return made
 
 
@@ -723,10 +735,6 @@ def _nodata(inputs: Sequence[FloatArray]) -> Any:
     return missing | np.isnan(inputs[1]).any(axis=0) if len(inputs) == 2 else missing
 
 
-def _origins(corner: tuple[int, int], tiles: Sequence[Tile]) -> Tensor:
-    return torch.tensor([[corner[0] + tile.top, corner[1] + tile.left] for tile in tiles], dtype=torch.int64)
-
-
 def _located(metadata: Mapping[str, Any], grid: SceneGrid, tile: Tile, digits: int | None = None) -> dict[str, Any]:
     """Metadata of a tile: its own place, as far as that of the scene is not given."""
     place = grid.centre_lat_lon(tile)
@@ -734,8 +742,3 @@ def _located(metadata: Mapping[str, Any], grid: SceneGrid, tile: Tile, digits: i
         return dict(metadata)
     lat, lon = place if digits is None else (round(place[0], digits), round(place[1], digits))
     return {"lat": lat, "lon": lon, **metadata}
-
-
-def _tags(settings: Mapping[str, Any], grid: TileGrid, corner: tuple[int, int]) -> dict[str, str]:
-    place = {"tile_side": grid.side, "tile_overlap": grid.overlap, "noise_origin": f"{corner[0]} {corner[1]}"}
-    return {f"AXS_{key.upper()}": str(value) for key, value in {**settings, **place}.items() if value is not None}

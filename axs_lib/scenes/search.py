@@ -34,6 +34,7 @@ from axs_lib.io.pixels import TRUST
 from axs_lib.io.products import open_source
 from axs_lib.io.raster import band_name
 from axs_lib.io.results import SAR, CogWriter, Layer, optical_layer
+from axs_lib.io.safe import OFFSET_BASELINE, OFFSET_DN
 from axs_lib.io.stac import parse_date
 from axs_lib.io.warp import MARGIN_PX, to_db
 from axs_lib.scenes.stream import WINDOW_ROWS
@@ -46,7 +47,6 @@ Bounds = tuple[float, float, float, float]
 SAR_COLLECTION, OPTICAL_COLLECTION = "sentinel-1-rtc", "sentinel-2-l2a"
 CHUNK_COLUMNS = 2048
 COVERS = 0.99  # of the best coverage: less than that is not worth a nearer day
-OFFSET_BASELINE, OFFSET_DN = 4.0, 1000  # processing baseline from which L2A holds DN + 1000
 # Of Earth Search: the offset that an asset declares is in its pixels already.
 _OFFSET_GONE = ("earthsearch:boa_offset_applied", "sentinel:boa_offset_applied")
 
@@ -392,7 +392,7 @@ def _to_dn(item: Item, keys: Mapping[str, str], raw: DataArray) -> DataArray:
     """Reflectance x 10000 of the raw values of a Sentinel-2 item."""
     gone = any(item.properties.get(name) is True for name in _OFFSET_GONE)
     baseline = str(item.properties.get("s2:processing_baseline", item.properties.get("processing:version", "")))
-    late = bool(re.fullmatch(r"\d+(\.\d+)?", baseline)) and float(baseline) >= OFFSET_BASELINE
+    late = bool(re.fullmatch(r"\d+(\.\d+)?", baseline)) and 100 * float(baseline) >= OFFSET_BASELINE
     scalings = []
     for key in keys.values():
         declared = _scaling(item.assets[key])
@@ -425,10 +425,7 @@ def _to_db(item: Item, keys: Mapping[str, str], raw: DataArray, unit: str) -> Da
 
 def _scaled(raw: DataArray, scalings: Sequence[tuple[float, float]]) -> DataArray:
     """Each band times its factor plus its shift."""
-    factor, shift = (
-        xarray.DataArray(np.array(each), dims="band", coords={"band": raw["band"]})
-        for each in zip(*scalings, strict=True)
-    )
+    factor, shift = np.array(scalings).T[..., None, None]  # (2, band, y, x)
     return (raw * factor + shift).astype("float32")
 
 

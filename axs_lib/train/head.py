@@ -7,6 +7,7 @@ misleading or none) and the SAR. A step is a function of (seed, step). The head 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -31,6 +32,7 @@ from axs_lib.data.flood import simulate_flood
 from axs_lib.data.pairs import PairRecord, check_groups, list_pairs, load_pair
 from axs_lib.data.proposals import TURNED_CHANCE, informed_proposal
 from axs_lib.errors import InputError, WeightsError, listed
+from axs_lib.evaluate.sources import fitted
 from axs_lib.grounding.corrector import GroundingCorrector, GroundingTiles
 from axs_lib.grounding.head import GroundingHead
 from axs_lib.grounding.load import CORRECTOR_FILE
@@ -190,9 +192,7 @@ def train_head(config: HeadConfig, *, resume: bool = True, progress: bool = True
     check_start(config)
     model = model_of(config)
     start = _start_head(config, model.corrector)
-    out = Path(config.out)
-    out.mkdir(parents=True, exist_ok=True)
-    tiles = load_tiles(config, model.terramind_generator, out / STAGE2, progress=progress)
+    tiles = load_tiles(config, model.terramind_generator, Path(config.out) / STAGE2, progress=progress)
     sampler = ExampleSampler(config, tiles)
     batches = ByStep(lambda step: sampler.batch(torch.Generator().manual_seed(config.seed * SEED_STRIDE + step)))
 
@@ -215,11 +215,11 @@ def _start_head(config: HeadConfig, corrector: GroundingCorrector) -> Mapping[st
     if config.start == FRESH:
         if not config.fit_filter:
             raise InputError("fit_filter is False and start 'fresh'; expected a head whose filter is fitted")
-        header, fitted = {}, corrector.head
+        header, packaged = {}, corrector.head
         with own_random(config.seed):
             corrector.head = GroundingHead()
-        corrector.head.filter.mean, corrector.head.filter.scale = fitted.filter.mean, fitted.filter.scale
-        corrector.head.levelled = fitted.levelled
+        corrector.head.filter.mean, corrector.head.filter.scale = packaged.filter.mean, packaged.filter.scale
+        corrector.head.levelled = packaged.levelled
     elif config.start is not None:
         load_strict(corrector, read_state(config.start), what=f"the grounding head ({config.start})")
         header = read_metadata(config.start)
@@ -262,47 +262,46 @@ def load_tiles(
     records = [each for each in listed_pairs if each.quality in config.qualities and each.group not in held_out]
     if not records:
         raise InputError(f"{config.data} has no pair to train on outside the groups that are held out")
-    drawn_with = [config.variant, config.checkpoint, config.revision, config.s1_product, config.seed]
-    stored = _stored(path, drawn_with)
     stage1 = Stage1Model(generator, timesteps=1).eval()
     stage2 = build_prithvi_refiner(variant="nano")
+    hashes = [{} if part.weights is None else dict(part.weights.sha256) for part in (generator, stage2)]
+    drawn_with = [*hashes, config.s1_product, config.seed, STAGE2_DRAWS]
+    stored = _stored(path, drawn_with)
     groups = Counter(record.group for record in records)
     tiles = []
     for number, record in track(enumerate(records), "tiles", enabled=progress, total=len(records)):
         pair = load_pair(record)
+        content = hashlib.sha256(pair.s1.tobytes() + pair.s2.tobytes() + str(record.metadata).encode())
+        key = f"{record.name} {content.hexdigest()}"
         s1, truth = torch.as_tensor(pair.s1)[None].float(), torch.as_tensor(pair.s2)[None].float()
         valid = valid_pixels(s1, truth)
         s1, truth = fill_nodata(s1, valid), fill_nodata(truth, valid)
-        if record.name not in stored or stored[record.name]["stage2"].shape[-2:] != truth.shape[-2:]:
+        if key not in stored:
             random = torch.Generator().manual_seed(config.seed * SEED_STRIDE + number)
             offsets = STAGE2_CALIBRATION_DB * torch.randn(STAGE2_DRAWS, 2, generator=random)
             dated = torch.rand(STAGE2_DRAWS, generator=random) < DATE_KNOWN
             known = [record.metadata if each else None for each in dated.tolist()]
             images = stage2(stage1.generate(s1 + offsets[..., None, None]).image, known)
-            stored[record.name] = {"stage2": images.round().to(torch.int16), "offsets": offsets}
+            stored[key] = {"stage2": images.round().to(torch.int16), "offsets": offsets}
         weight = min(record.height, record.width) * groups[record.group] ** -0.35
         weight *= 1.0 + INCONSISTENT_WEIGHT * float(sar_inconsistency(s1, truth).mean())
         weight *= SHIFTED_WEIGHT if shifted(record.note) else 1.0
         weight *= 1.0 if record.quality == "ok" else 0.4
         wet = float(open_water(s1).mean()) >= DONOR_WATER
-        tiles.append(TrainingTile(record, s1[0], truth[0], **stored[record.name], weight=weight, wet=wet))
+        tiles.append(TrainingTile(record, s1[0], truth[0], **stored[key], weight=weight, wet=wet))
     with atomic_write(path, overwrite=True) as temporary:
         torch.save({"drawn_with": drawn_with, "tiles": stored}, temporary)
     return tiles
 
 
 def _stored(path: Path, drawn_with: list[Any]) -> dict[str, dict[str, Tensor]]:
-    """The estimates of an earlier start, by the names of the pairs; none where they are of other settings."""
+    """The estimates of an earlier start, by name and content of the pairs; none of other weights or settings."""
     if not os.path.lexists(path):
         return {}
     try:
         stored = torch.load(check_regular(path), weights_only=True)
         if stored["drawn_with"] != drawn_with:
             return {}
-        for name, tile in stored["tiles"].items():
-            shapes = [tile[key].shape for key in ("stage2", "offsets")]
-            if len(tile) > 2 or shapes != [(STAGE2_DRAWS, 4, *shapes[0][2:]), (STAGE2_DRAWS, 2)]:
-                raise ValueError(f"{name} has the shapes {shapes}")
         return dict(stored["tiles"])
     except Exception as error:  # torch raises half a dozen kinds for a damaged archive
         raise WeightsError(
@@ -409,13 +408,13 @@ class ExampleSampler:
                 proposal = truth.flip((2, 3))
             else:
                 other, crop = self._draw(size, random, self.weights, other_than=tile.record.group)
-                proposal = _fitted(crop(other.truth), *truth.shape[-2:])
+                proposal = fitted(crop(other.truth)[0], truth.shape[-2:])[None]
 
         # 4. Another tile's SAR, or none.
         chance = uniform()
         if mode in ("estimate", "gaps") and chance < config.swapped:
             donor, crop = self._draw(size, random, self.dry_weights, other_than=tile.record.group)
-            s1 = _fitted(crop(donor.s1), *truth.shape[-2:])
+            s1 = fitted(crop(donor.s1)[0], truth.shape[-2:])[None]
         elif mode in ("estimate", "gaps") and chance < config.swapped + config.blind:
             proposal_kind += " blind"
         return proposal_kind, [s1, estimate, proposal, trust, truth]
@@ -456,11 +455,6 @@ def _with_dry_ground(s1: Tensor, random: torch.Generator) -> Tensor:
         return simulate_flood(s1, random, vv=vv, vh_below_vv=vh_below_vv)[0]
     darker = 4.0 + 4.0 * float(torch.rand((), generator=random))
     return s1 - darker * gaussian_blur(simulate_flood(s1, random)[1].float(), 0.7)
-
-
-def _fitted(image: Tensor, height: int, width: int) -> Tensor:
-    """Padded or cut to a height and width."""
-    return pad_square(image, max(height, width))[..., :height, :width]
 
 
 def draw_gain(count: int, random: torch.Generator, common: float = GAIN_COMMON, band: float = GAIN_BAND) -> Tensor:

@@ -24,7 +24,7 @@ from torch import Tensor
 from axs_lib.checks import find_device
 from axs_lib.data.pairs import split_groups
 from axs_lib.errors import InputError
-from axs_lib.io.atomic import atomic_write
+from axs_lib.io.atomic import atomic_write, write_json
 from axs_lib.io.results import to_uint16
 from axs_lib.models import build_terramind_generator
 from axs_lib.progress import track
@@ -95,11 +95,11 @@ def precompute(config: PrecomputeConfig, *, progress: bool = True) -> Path:
         outputs = [output for sample in fold for output in _outputs(sample, config)]
         todo = [output for output in outputs if not _is_done(output.path, MADE[config.stage], note)]
         text = f"{config.stage}, fold {number + 1} of {len(folds)}"
-        skipped: set[str] = set()
+        skipped: set[Path] = set()
         batches = list(batches_of_one_shape(todo, lambda output: output.window.shape, config.batch_size))
         for batch in track(batches, text, enabled=progress):
             skipped |= _compute(batch, predict, config, note)
-        written = [output for output in outputs if output.id not in skipped]
+        written = [output for output in outputs if output.path not in skipped]
         rows += [_row(output) for output in written]
         done.append({"groups": groups, "weights": provenance, "files": [output.id for output in written]})
         with (
@@ -109,9 +109,7 @@ def precompute(config: PrecomputeConfig, *, progress: bool = True) -> Path:
             writer = csv.DictWriter(stream, INDEX_COLUMNS)
             writer.writeheader()
             writer.writerows(rows)
-        with atomic_write(out / "manifest.json", overwrite=True) as temporary:
-            manifest = {"stage": config.stage, "seed": config.seed, "folds": done}
-            temporary.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+        write_json(out / "manifest.json", {"stage": config.stage, "seed": config.seed, "folds": done}, overwrite=True)
     return out
 
 
@@ -230,16 +228,16 @@ def _parts(length: int, longest: int) -> list[tuple[int, int]]:
     return list(itertools.pairwise(round(part * length / count) for part in range(count + 1)))
 
 
-def _compute(batch: list[Output], predict: Predict, config: PrecomputeConfig, note: str) -> set[str]:
-    """Write a batch's files; returns the ids left out because they cannot be read (or hold no data)."""
+def _compute(batch: list[Output], predict: Predict, config: PrecomputeConfig, note: str) -> set[Path]:
+    """Write a batch's files; returns the paths left out because they cannot be read (or hold no data)."""
     read: list[tuple[Output, Crop]] = []
-    skipped: set[str] = set()
+    skipped: set[Path] = set()
     for output in batch:
         crop = output.sample.read_or_skip(output.window, config.data.on_bad == "skip")
         if crop is not None and np.isfinite(crop.s1).all(0).any() and np.isfinite(crop.s2).all(0).any():
             read.append((output, crop))
         else:
-            skipped.add(output.id)
+            skipped.add(output.path)
     key = MADE[config.stage]
     images: Any = predict([crop for _, crop in read]).float().cpu().numpy() if read else []
     for (output, crop), image in zip(read, images, strict=True):

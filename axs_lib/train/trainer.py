@@ -30,7 +30,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from axs_lib.errors import InputError, OutputError, WeightsError
+from axs_lib.errors import InputError, OutputError, WeightsError, first_line
 from axs_lib.io.atomic import atomic_write
 from axs_lib.train.config import LoopConfig
 
@@ -55,6 +55,10 @@ def own_random(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
         yield
 
 
+class TrainingWarning(UserWarning):
+    """A step is left out, or a run goes on with other settings."""
+
+
 class TrainingTask(lightning.LightningModule, ABC):
     """What all trainings share: optimiser, schedule, small checkpoints.
 
@@ -75,7 +79,7 @@ class TrainingTask(lightning.LightningModule, ABC):
         """A step whose gradients are not numbers is left out: it would spoil every weight."""
         if not all(p.grad.isfinite().all() for p in self.parameters() if p.grad is not None):
             optimizer.zero_grad()
-            warnings.warn(f"step {self.global_step} is left out: its gradients are not finite", stacklevel=2)
+            warnings.warn(f"step {self.global_step} is left out: gradients not finite", TrainingWarning, stacklevel=2)
 
     def configure_optimizers(self) -> Any:
         config = self.config
@@ -194,6 +198,7 @@ def fit(
     if changed:
         warnings.warn(
             f"{last} was made with other settings ({', '.join(changed)}); the run goes on with the new ones",
+            TrainingWarning,
             stacklevel=2,
         )
     if config.threads:
@@ -225,7 +230,7 @@ def fit(
             enable_model_summary=False,
         )
     except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
-        raise InputError(f"the settings trainer.* cannot be: {' '.join(str(error).split())}") from error
+        raise InputError(f"Lightning refuses --trainer.*: {first_line(error)}; correct that option") from error
     ckpt_path = last if resume and last.is_file() else None
     try:
         with warnings.catch_warnings():
@@ -305,6 +310,8 @@ class SaveLast(callbacks.Checkpoint):
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self.saved = trainer.global_step
+        if self.saved == 0:  # else a run that starts anew and is killed early would resume the one before
+            self.path.unlink(missing_ok=True)
 
     def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: Any) -> None:
         due = trainer.global_step % self.every == 0

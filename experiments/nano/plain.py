@@ -3,7 +3,7 @@
 Usage: python -m experiments.nano.plain --data DIR --test_groups [A,B] --out runs/plain
 
 Crops of real pairs in, a U-Net out (``plain.safetensors``, for ``axs evaluate --plain-checkpoint``); the examples are
-those of Stage 3's own training. Batches are a function of (seed, step). ``ceiling.py`` calls it over folds.
+those of Stage 3's own training. Batches are a function of (seed, step).
 """
 
 from __future__ import annotations

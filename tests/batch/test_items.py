@@ -10,6 +10,7 @@ import pytest
 from pyarrow import parquet
 
 from axs_lib.batch.items import Item, list_items
+from axs_lib.batch.manifest import ManifestWarning
 from axs_lib.errors import InputError
 
 
@@ -24,7 +25,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_a_folder_at_any_depth(folder: Path) -> None:
-    with pytest.warns(UserWarning, match=r"1 image of .* left out, for example .*c_mask\.tif; give masks by --mask"):
+    with pytest.warns(ManifestWarning, match=r"1 image of .* left out, for example .*c_mask\.tif; give masks by"):
         items = list_items(folder)
     assert items == [
         Item("a", str(folder / "a.npz")),
@@ -45,9 +46,7 @@ def test_outputs_inside_the_folder_are_no_inputs(folder: Path) -> None:
     ("pattern", "names"),
     [("*.npz", ["a"]), ("**/*.npz", ["a", "sub/b"]), ("s*/b.npz", ["sub/b"]), ("sub/*", ["b"]), ("a.npz", ["a"])],
 )
-def test_a_glob_names_items_below_its_fixed_part(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, pattern: str, names: list[str]
-) -> None:
+def test_a_glob_names_its_items(folder: Path, monkeypatch: pytest.MonkeyPatch, pattern: str, names: list[str]) -> None:
     assert [item.id for item in list_items(folder / pattern)] == names
     monkeypatch.chdir(folder)
     relative = list_items(pattern)

@@ -102,7 +102,7 @@ def test_a_disk_that_refuses_half_a_line_leaves_whole_ones(tmp_path: Path, monke
     with open_manifest(tmp_path) as manifest:
         manifest.append(record("a"))
         monkeypatch.setattr(os, "write", full)
-        with pytest.raises(OutputError, match=r"manifest\.jsonl: No space left"):
+        with pytest.raises(OutputError, match=r"manifest\.jsonl: the disk is full"):
             manifest.append(record("b"))
         monkeypatch.setattr(os, "write", written)
         assert (tmp_path / JOURNAL).read_bytes().endswith(b"}\n")

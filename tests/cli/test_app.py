@@ -85,9 +85,7 @@ def test_several_values_after_one_option(line: str, spread: str) -> None:
     assert spread_values(line.split(), {"--s1", "--opt-v2"}) == spread.split()
 
 
-def test_the_log_says_what_is_read_loaded_and_written(
-    axs: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_log_says_what_is_done(axs: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logger, "handlers", [])  # both are put back for the tests that follow
     monkeypatch.setattr(logger, "level", logger.level)
     s1, s2 = sample_paths(sample_names()[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -56,9 +57,7 @@ def test_the_options_reach_the_job(axs: Run, called: Any, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(("variant", "steps"), [("nano", 1), ("terramind_v1_base", 10)])
 @pytest.mark.parametrize("stage", ["ground", "pipeline"])
-def test_without_timesteps_the_weights_recommend_them(
-    axs: Run, called: Any, stage: str, variant: str, steps: int
-) -> None:
+def test_the_weights_recommend_the_timesteps(axs: Run, called: Any, stage: str, variant: str, steps: int) -> None:
     axs("batch", "in", "--out", "out", "--stage", stage, "--variant", variant)
     assert called.job.settings["timesteps"] == steps
 
@@ -76,8 +75,15 @@ def test_masks_and_maps_reach_the_job(axs: Run, called: Any, tmp_path: Path) -> 
     (tmp_path / "list.csv").write_text("path,mask\nin/a.npz,m.tif\n")
     axs("batch", "list.csv", "--out", "out", "--mask-kind", "scl", "--drop", "3")
     assert called.items[0].mask == str(tmp_path / "m.tif")
-    mask = {"path": None, "kind": "scl", "invert": False, "buffer": 0, "drop": [3]}
+    mask = {"path": None, "kind": "scl", "invert": False, "buffer": 0, "drop": (3,)}
     assert called.job.settings["mask"] == mask
+
+
+def test_an_image_of_no_tile_is_named(axs: Run, called: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("in/stray.tif").touch()
+    monkeypatch.setattr(sys, "warnoptions", [])
+    with warnings.catch_warnings(action="always"):
+        assert "warning: 1 image of in belong to no tile" in axs("batch", "in", "--out", "out").stderr
 
 
 def test_failures_are_named_and_counted(axs: Run, called: Any) -> None:
@@ -97,11 +103,11 @@ def test_failures_are_named_and_counted(axs: Run, called: Any) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("in", "--timesteps", "0"), "--timesteps is 0"),
-        (("in", "--strength", "2"), "--strength is 2"),
         (("in", "--address", "auto"), "add --engine ray"),
         (("in", "--stage2-checkpoint", "w"), "--stage ground has no --stage2-checkpoint"),
-        (("in", "--stage", "pipeline", "--mask", "m.tif"), "--stage pipeline has no --mask"),
+        (("in", "--stage", "pipeline", "--mask", "m.tif"), "--stage pipeline has no --mask;"),
+        (("in", "--stage", "pipeline", "--strength", "0.5"), "--stage pipeline has no --strength;"),
+        (("in", "--stage", "pipeline", "--boa-offset", "0"), "--stage pipeline has no --boa-offset;"),
         (("in", "--device", "cuda:1"), "choose GPUs by CUDA_VISIBLE_DEVICES"),
         (("in", "--mask-buffer", "3"), "add --mask FILE"),
         (("in", "--date", "notadate"), "the date is 'notadate'"),
@@ -113,17 +119,13 @@ def test_failures_are_named_and_counted(axs: Run, called: Any) -> None:
         (("in", "--stage", "stage9"), "stage9"),
     ],
 )
-def test_what_cannot_be_is_refused_in_words(
-    axs: Run, called: Any, tmp_path: Path, arguments: tuple[str, ...], message: str
-) -> None:
+def test_what_is_refused(axs: Run, called: Any, tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
     result = axs("batch", *arguments, "--out", "out", code=2)
     assert message in result.stderr and "Traceback" not in result.output
     assert called.job is None and not (tmp_path / "out").exists()
 
 
-def test_without_ray_the_way_out_is_named(
-    axs: Run, called: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_without_ray_the_fix_is_named(axs: Run, called: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     result = axs("batch", "in", "--out", "out", "--engine", "ray", code=2)
     assert "pip install 'axion-sat[ray]', or use --engine local" in result.stderr

@@ -110,9 +110,7 @@ def test_an_interrupted_demo_may_be_run_again_and_the_seed_decides(
 
 
 @pytest.mark.usefixtures("quick")
-def test_nano_itself_fills_the_gap_and_keeps_what_is_clear(
-    axs: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_nano_fills_the_gap_and_keeps_what_is_clear(axs: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Packaged weights; Stage 2 has the day and the place of the tile, and stages share one generator."""
     built: list[Pipeline] = []
     known: list[Any] = []

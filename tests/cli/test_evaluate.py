@@ -182,9 +182,7 @@ def test_reports_are_not_overwritten_unasked(folder: Path, tmp_path: Path, built
         ([], "--data"),
     ],
 )
-def test_user_errors_have_one_line_and_code_2(
-    folder: Path, built: list[dict[str, Any]], arguments: list[str], message: str
-) -> None:
+def test_user_errors_have_code_2(folder: Path, built: list[dict[str, Any]], arguments: list[str], message: str) -> None:
     needs_data = arguments and "--data" not in arguments
     result = run(*(["--data", folder] if needs_data else []), *arguments, code=2)
     assert message in result.output and "Traceback" not in result.output

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import typer
 
-from axs_lib.cli import options
 from axs_lib.cli.app import app
 
 COMMANDS = ("ground", "run", "batch")
@@ -37,9 +36,6 @@ def test_the_commands_have_it_with_one_default_and_one_meaning(name: str) -> Non
     shared = [parameters(command).get(name) for command in (*COMMANDS, "evaluate")]
     declared = [(p.default, p.help, p.metavar, tuple(p.opts)) for p in shared[:3] if p is not None]
     assert len(set(map(str, declared))) == 1 and len(declared) == (3 if name in EVERYWHERE else 2)
+    assert name != "--device" or "axs batch: cpu (default) or cuda" in shared[0].help
     if shared[3] is not None and name in ("--device", "--quiet", "--seed"):
         assert str((shared[3].default, tuple(shared[3].opts))) == str((declared[0][0], declared[0][3]))
-
-
-def test_the_weights_recommend_the_number_of_timesteps() -> None:
-    assert options.recommended_timesteps("nano") == 1 and options.recommended_timesteps(None) == 10

@@ -137,9 +137,7 @@ def test_refused_in_one_line(
     ],
 )
 @pytest.mark.usefixtures("fake_model", "fake_pipeline")
-def test_no_command_replaces_what_it_reads(
-    axs: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str
-) -> None:
+def test_no_command_replaces_its_input(axs: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str) -> None:
     monkeypatch.chdir(tmp_path)
     image, stored = load_sample("ireland_fields")[1].data, io.BytesIO()
     np.savez(stored, s1=image[:2] * 0 - 12, s2=image, opt_v3=image)

@@ -135,8 +135,8 @@ def test_no_configuration_can_import(
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("learning_rat: 1", "learning_rat'? is not accepted; did you mean learning_rate"),
-        ("data: {batchsize: 4}", "batchsize.*did you mean data.batch_size"),
+        ("learning_rat: 1", "learning_rat'? is not accepted. Did you mean 'learning_rate'"),
+        ("data: {batchsize: 4}", "batchsize.*Did you mean 'data.batch_size'"),
         ("lora: {rnk: 4}", "rnk"),
         ("trainer: {precison: 16}", "precison"),
         ("steps: many", "steps.*many"),
@@ -166,10 +166,13 @@ def test_precompute_passes_on_what_it_is_told(axs: Any, tmp_path: Path, monkeypa
         "--checkpoint", "a.safetensors", "b.safetensors", "--variant", "nano",
     )  # fmt: skip
     assert seen[0].checkpoints == ("a.safetensors", "b.safetensors") and seen[0].train is None
-    axs("precompute", "--stage", "stage2", "--data", "DIR", "--out", tmp_path, "-c", "stage2_nano")
+    result = axs("precompute", "--stage", "stage2", "--data", "DIR", "--out", tmp_path, "-c", "stage2_nano", "-q")
+    assert result.output == ""
     assert seen[1].train.variant == "nano" and seen[1].data.folder == "DIR" and seen[1].data.batch_size == 8
 
 
 def test_a_folder_without_data_is_an_error_of_one_line(axs: Any, tmp_path: Path) -> None:
     result = axs("train", "stage2", "-c", "stage2_nano", "--data", tmp_path, "--out", tmp_path / "run", code=2)
     assert "no *.npz file" in result.stderr and "Traceback" not in result.output
+    missing = "error: --out is missing; give a run folder: --out runs/stage2\n"
+    assert axs("train", "stage2", "--data", tmp_path, code=2).stderr == missing

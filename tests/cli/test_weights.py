@@ -20,9 +20,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path / "cache"
 
 
-def test_download_to_a_folder_prints_what_makes_it_found(
-    axs: Run, hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_download_to_a_folder_is_found(axs: Run, hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = tmp_path / "my weights"
     result = axs("weights", "download", "terramind_v1_base", "--to", target)
     for name in ("TerraMind_v1_base.pt", "TerraMind_Tokenizer_S2L2A.pt"):

@@ -46,6 +46,7 @@ def test_edges_lie_on_multiples_of_the_resolution() -> None:
         ("EPSG:32633", 0, (0, 0, 1, 1), "positive pixel side"),
         ("EPSG:32633", 10, (0, 5, 10, 5), "left, bottom, right, top"),
         ("EPSG:32633", 10, (0, 5, 10), "left, bottom, right, top"),
+        ("EPSG:32633", 5e-6, (0, 0, 5e-5, 10), "output grid is 2000000x10 px; .* larger --res or smaller --bounds"),
     ],
 )
 def test_what_is_no_grid(crs: str, resolution: float, bounds: tuple[float, ...], match: str) -> None:
@@ -59,6 +60,10 @@ def test_a_grid_like_a_file(tmp_path: Path) -> None:
     assert str(SceneGrid.like(path)).startswith("100x150 px (height x width), EPSG:32633, pixels of 10 x -10")
     plain = write_scene(tmp_path / "b.tif", np.ones((4, 9, 8)), crs=None)
     assert SceneGrid.like(plain).crs is None and SceneGrid.like(plain).centre_lat_lon() is None
+    bare = write_scene(tmp_path / "c.tif", np.ones((4, 100, 150)), crs=None, transform=None)
+    Path(f"{bare}.aux.xml").write_text(f"<PAMDataset><SRS>{CRS.from_epsg(32633).to_wkt()}</SRS></PAMDataset>")
+    bare.with_suffix(".TFW").write_text("10 0 0 -10 500005 5999995".replace(" ", "\n"))
+    assert SceneGrid.like(bare).same_as(UTM)
     with pytest.raises(InputError, match="does not exist"):
         SceneGrid.like(tmp_path / "none.tif")
 

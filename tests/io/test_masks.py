@@ -134,7 +134,9 @@ def test_scl_that_leaves_nothing_clear(tmp_path: Path) -> None:
     clouds = write_mask(tmp_path / "c.tif", np.where(scl() == 4, 8, 9).astype("uint8"), transform=COARSE)
     with pytest.raises(InputError, match=r"leaves nothing clear.* drop fewer classes"):
         read_mask(clouds)
-    assert read_mask(clouds, drop=["cloud_high"]).trust.any()
+    assert read_mask(clouds, drop=(name for name in ["cloud_high"])).trust.any()
+    with pytest.raises(InputError, match="drop is empty; expected SCL class names or numbers: 0 no_data, 1"):
+        MaskFile(clouds, drop=[])
 
 
 def test_scl_without_a_buffer_is_advised_one(tmp_path: Path) -> None:

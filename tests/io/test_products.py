@@ -22,6 +22,7 @@ from rasterio.transform import Affine
 
 from axs_lib.bands import OPTICAL_BANDS, SAR_BANDS
 from axs_lib.errors import AxionError, InputError
+from axs_lib.io.formats import open_raster
 from axs_lib.io.pixels import Reading
 from axs_lib.io.products import ReadingWarning, Source, open_source
 from axs_lib.io.results import optical_layer, write_layer
@@ -234,8 +235,11 @@ def test_other_polarisations_are_refused_by_name(tmp_path: Path, sar: np.ndarray
 
 
 def test_an_order_that_is_assumed_is_said_and_a_doubtful_one_warned_of(tmp_path: Path, sar: np.ndarray) -> None:
-    with warnings.catch_warnings(action="error"):
-        assert "taken for VV, VH in this order" in read_sar(write(tmp_path / "a.tif", sar))[0].report()[0]
+    with warnings.catch_warnings():
+        with open_raster(write(tmp_path / "a.tif", sar)):
+            warnings.simplefilter("error")  # stays when the file is closed
+        assert "taken for VV, VH in this order" in read_sar(tmp_path / "a.tif")[0].report()[0]
+        assert warnings.filters[0][:3] == ("error", None, Warning)
     with pytest.warns(ReadingWarning, match="--bands VH,VV"):
         read_sar(write(tmp_path / "b.tif", sar[::-1]))
     np.testing.assert_array_equal(read_sar(tmp_path / "b.tif", bands=("VH", "VV"))[1], sar)
@@ -389,15 +393,20 @@ def test_a_path_that_is_no_utf8_is_said_to_be_so(tmp_path: Path, sar: np.ndarray
             act()
 
 
-@pytest.mark.parametrize("suffix", [".msk", ".MSK", ".Ovr", ".msk.ovr"])
+@pytest.mark.parametrize("suffix", [".msk", ".MSK", ".OVR", ".msk.ovr"])
 def test_no_file_beside_an_image_brings_in_another(tmp_path: Path, sar: np.ndarray, suffix: str) -> None:
     other = write(tmp_path / "other.tif", np.zeros((1, H, W), "uint8"))
     good = write(tmp_path / "good.tif", sar, SAR_BANDS)
     if suffix == ".msk.ovr":
         shutil.copy(other, f"{good}.msk")
-    Path(f"{good}{suffix}").write_text(MASK_OF_ANOTHER_FILE.format(h=H, w=W, path=other))
+    beside = Path(f"{good}{suffix}")
+    beside.write_text(MASK_OF_ANOTHER_FILE.format(h=H, w=W, path=other))
     with pytest.raises(InputError, match="is no TIFF"):
         read_sar(good)
+    mixed = beside.rename(f"{good}{suffix[:-3]}{suffix[-3:].title()}")  # is not looked for, later neither
+    with open_raster(good) as dataset:
+        dataset.read_masks(1, out_shape=(H // 4, W // 4))
+        assert dataset.read(1, out_shape=(H // 4, W // 4)).any() and str(mixed) not in dataset.files
 
 
 @pytest.mark.parametrize("name", ["good.aux", "good.tif.AUX", "good.tif.aux.xml", "good.xml"])

@@ -59,19 +59,10 @@ def opened(tmp_path: Path) -> Iterator[Callable[..., Readable]]:
 
 def reference(sar: np.ndarray, place: Affine, grid: SceneGrid, scale: float = 1.0) -> np.ndarray:
     power = np.full((2, *grid.size), np.nan, dtype="float32")
-    reproject(
-        (10 ** (sar / 10)).astype("float32"),
-        power,
-        src_transform=place,
-        src_crs=ELSEWHERE,
-        src_nodata=np.nan,
-        dst_transform=Affine(*grid.transform),
-        dst_crs=CRS,
-        dst_nodata=np.nan,
-        resampling=Resampling.bilinear,
-        XSCALE=scale,
-        YSCALE=scale,
-    )
+    of_sar = {"src_transform": place, "src_crs": ELSEWHERE, "src_nodata": np.nan}
+    of_grid = {"dst_transform": Affine(*grid.transform), "dst_crs": CRS, "dst_nodata": np.nan}
+    kernel = {"resampling": Resampling.bilinear, "XSCALE": scale, "YSCALE": scale}
+    reproject((10 ** (sar / 10)).astype("float32"), power, **of_sar, **of_grid, **kernel)
     return 10 * np.log10(power)
 
 

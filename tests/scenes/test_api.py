@@ -154,6 +154,8 @@ def test_what_cannot_be_is_refused(grounder: BoxGrounder, scene: SceneFiles, tmp
     refused("seed is .*; expected an integer", seed=torch.Generator())
     refused(r"grid is 'x'; expected an axs_lib\.tilegrid\.TileGrid", grid="x")
     refused("tags is 'x'; expected a mapping", tags="x")
+    refused("bands is 'B04,B03'; expected a list of names, as", bands="B04,B03")
+    refused("force is 1; expected True or False", force=1)
     refused("needs the day", stac=tmp_path / "i.json")
     refused("expected a file for both", gate=True)
     with pytest.raises(TypeError, match="unknown option"):
@@ -163,7 +165,7 @@ def test_what_cannot_be_is_refused(grounder: BoxGrounder, scene: SceneFiles, tmp
             ground_scene(grounder, scene.s1, *given)
     for model in ("nano", 3, lambda: None, torch.nn.Linear(2, 2)):
         for run, given in ((ground_scene, (scene.s1, scene.opt_v2)), (run_scene, (scene.s1,))):
-            with pytest.raises(InputError, match=r"the model is .*; expected one of build_"):
+            with pytest.raises(InputError, match=r"the model is of type \w+; expected one of build_"):
                 run(model, *given, tmp_path / "o.tif")
             with pytest.raises(InputError, match=r"would replace the input .*s1\.tif"):
                 run(model, *given, scene.s1, overwrite=True)
@@ -228,10 +230,8 @@ def test_a_stac_item_beside_it(grounder: BoxGrounder, scene: SceneFiles, tmp_pat
     west, south, east, north = made.bbox or ()
     assert 14.9 < west < east < 15.1 and 54 < south < north < 55
     written = json.loads(item.read_text())["assets"]
-    assert {name: asset["href"] for name, asset in written.items()} == {
-        "opt_v3": "data/out.tif",
-        "gate": "data/gate.tif",
-    }
+    links = {name: asset["href"] for name, asset in written.items()}
+    assert links == {"opt_v3": "data/out.tif", "gate": "data/gate.tif"}
     assert [band["name"] for band in written["opt_v3"]["bands"]] == list(OPTICAL_BANDS)
     assert written["opt_v3"]["raster:scale"] == 1e-4
 

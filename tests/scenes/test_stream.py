@@ -75,15 +75,8 @@ def test_tiles_without_data_are_left_out_and_are_nodata() -> None:
         seen.extend(tiles)
         return images[0].repeat(1, 2, 1, 1)
 
-    rows = stream_tiles(
-        [ArrayRows(data)],
-        remembering,
-        2,
-        GRID,
-        batch_size=2,
-        wanted=lambda images: bool(np.isfinite(images[0]).any()),
-        advance=done.append,
-    )
+    how = {"batch_size": 2, "wanted": lambda images: bool(np.isfinite(images[0]).any()), "advance": done.append}
+    rows = stream_tiles([ArrayRows(data)], remembering, 2, GRID, **how)
     result = np.concatenate([r.layers for r in rows], axis=1)
     assert {tile.top for tile in seen} == {48, 96, 144}
     assert sum(done) == tile_count(GRID, 200, 150) == 12 and len(seen) == 9

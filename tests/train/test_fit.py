@@ -27,7 +27,8 @@ from axs_lib.stage3_tm_ground import build_stage3_model, stage3_inference
 from axs_lib.terramind.weights import read_metadata, read_state
 from axs_lib.train.config import CONFIGS, LoraSettings, RunConfig, TrainerConfig
 from axs_lib.train.readers import DataConfig, list_samples, split_samples
-from axs_lib.train.tasks import build_task, estimate_source, train_stage
+from axs_lib.train.tasks import Stage2Task, build_task, estimate_source, train_stage
+from axs_lib.train.trainer import TrainingWarning
 from tests.models import plausible_pair
 
 
@@ -114,9 +115,7 @@ def test_training_stops_where_held_out_groups_get_no_better(pairs: Path, tmp_pat
     assert checkpoint(tmp_path)["global_step"] == 3
 
 
-def test_stage3_weights_load_as_nano_and_say_where_they_come_from(
-    pairs: Path, tmp_path: Path, nano_weights: Path
-) -> None:
+def test_stage3_weights_load_as_nano_and_say_their_source(pairs: Path, tmp_path: Path, nano_weights: Path) -> None:
     run = config("stage3", pairs, tmp_path / "run", pretrained=True, checkpoint=str(nano_weights), learning_rate=1e-3)
     weights = fit(run, {"precision": "bf16-mixed"})
     header = read_metadata(weights / "nano.safetensors")
@@ -143,9 +142,7 @@ def test_stage1_with_tokens_trains_and_its_weights_load(pairs: Path, tmp_path: P
     assert image.shape == (1, 4, 64, 64) and float(image.std()) > 1
 
 
-def test_lora_trains_adapters_and_head_and_writes_both_alone_and_merged(
-    pairs: Path, tmp_path: Path, nano_weights: Path
-) -> None:
+def test_lora_trains_adapters_and_head_and_writes_both(pairs: Path, tmp_path: Path, nano_weights: Path) -> None:
     start = {"pretrained": True, "checkpoint": str(nano_weights), "lora": LoraSettings(rank=2)}
     run = config("stage3", pairs, tmp_path / "run", learning_rate=1e-2, **start)
     trained = {name for name, p in build_task(run).named_parameters() if p.requires_grad}
@@ -169,7 +166,9 @@ def test_lora_trains_adapters_and_head_and_writes_both_alone_and_merged(
     assert build_task(replace(run, checkpoint=None)).model.corrector.calibration is None
 
 
-def test_a_checkpoint_of_another_run_or_a_damaged_one_is_refused(pairs: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_run_or_a_damaged_one_is_refused(
+    pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = config("stage2", pairs, tmp_path)
     fit(run)
     with pytest.raises(WeightsError, match="checkpoint with kind stage2, and this run has kind stage3"):
@@ -178,18 +177,21 @@ def test_a_checkpoint_of_another_run_or_a_damaged_one_is_refused(pairs: Path, tm
         fit(replace(run, variant="prithvi_eo_v2_300_tl"))
     with pytest.raises(WeightsError, match="lora None, and this run has lora"):
         fit(replace(run, lora=LoraSettings()))
-    with pytest.warns(UserWarning, match=r"weight_decay 0\.02 -> 0\.5"):
+    with pytest.warns(TrainingWarning, match=r"weight_decay 0\.02 -> 0\.5"):
         fit(replace(run, weight_decay=0.5))
     (tmp_path / "last.ckpt").write_bytes((tmp_path / "last.ckpt").read_bytes()[:1000])
     with pytest.raises(WeightsError, match="damaged or of another kind"):
         fit(run)
-    fit(run, resume=False)
-    assert checkpoint(tmp_path)["global_step"] == 2
+    with pytest.raises(InputError, match=r"Lightning refuses --trainer.*'nonsense'.*; correct that option"):
+        fit(run, {"strategy": "nonsense"}, resume=False)
+    assert (tmp_path / "last.ckpt").exists()
+    monkeypatch.setattr(Stage2Task, "loss", None)  # as if killed in its first step
+    with pytest.raises(TypeError):
+        fit(run, resume=False)
+    assert not (tmp_path / "last.ckpt").exists()
 
 
-def test_a_full_disk_leaves_the_previous_checkpoint(
-    pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_leaves_the_last_checkpoint(pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = config("stage2", pairs, tmp_path, steps=4, learning_rate=0.0)
     flush, written = atomic._flush, []
 

@@ -6,6 +6,7 @@ import dataclasses
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -19,7 +20,7 @@ from axs_lib.grounding.sar_inconsistency import ndwi
 from axs_lib.stage3_tm_ground import build_stage3_model
 from axs_lib.terramind.weights import groups_in, read_metadata, read_state, sha256_file
 from axs_lib.train.head import ExampleSampler, HeadConfig, load_tiles, loss_of_batch, own_proposals, train_head
-from axs_lib.train.trainer import LAST
+from axs_lib.train.trainer import LAST, TrainingWarning
 from tests.train.conftest import write_pairs
 
 
@@ -29,9 +30,7 @@ def config_of(data: Path, out: Path, nano_weights: Path, **options: object) -> H
     return HeadConfig(data=str(write_pairs(data, 3, 64)), out=str(out), **(settings | options))  # type: ignore[arg-type]
 
 
-def test_only_the_head_is_trained_and_a_stopped_run_goes_on(
-    nano_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_the_head_trains_and_resumes(nano_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trains: set[bool] = set()  # in eval() mode the mask would be sharpened, and flat
     monkeypatch.setattr(
         "axs_lib.train.head.loss_of_batch", lambda c, *a, **o: trains.add(c.training) or loss_of_batch(c, *a, **o)
@@ -69,12 +68,10 @@ def test_only_the_head_is_trained_and_a_stopped_run_goes_on(
     assert any(digest in value for value in model.provenance.values())
 
 
-def test_a_step_whose_gradients_are_no_numbers_is_left_out(
-    nano_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_steps_with_nan_are_left_out(nano_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     steps = iter((1.0, math.nan, 1.0, 1.0))
     monkeypatch.setattr("axs_lib.train.head.loss_of_batch", lambda c, *a, **o: next(steps) * loss_of_batch(c, *a, **o))
-    with pytest.warns(UserWarning, match="step 1 is left out: its gradients are not finite"):
+    with pytest.warns(TrainingWarning, match="step 1 is left out: gradients not finite"):
         folder = train_head(config_of(tmp_path / "pairs", tmp_path / "a", nano_weights), progress=False)
     assert all(value.isfinite().all() for value in read_state(folder / CORRECTOR_FILE).values())
 
@@ -125,8 +122,16 @@ def test_estimates_from_sar_are_stored_for_the_same_run_alone(
     other = load_tiles(dataclasses.replace(config, seed=1), generator, stored)
     assert not torch.equal(first[0].offsets, other[0].offsets)
     monkeypatch.setattr("axs_lib.train.head.Stage1Model.generate", None)  # nothing is drawn again
-    again = load_tiles(dataclasses.replace(config, seed=1), generator, stored)
-    assert torch.equal(again[0].stage2, other[0].stage2)
+    config, own = dataclasses.replace(config, seed=1), generator.weights
+    again = load_tiles(config, generator, stored)
+    assert torch.equal(again[0].stage2, other[0].stage2) and own is not None
+    pair = tmp_path / "pairs" / "pairs" / "src" / "t0.npz"
+    arrays = dict(np.load(pair))
+    for hashes, darker in (({"nano.safetensors": "of others"}, 0), (own.sha256, 1)):  # other weights, other content
+        generator.weights = dataclasses.replace(own, sha256=hashes)
+        np.savez(pair, **arrays | {"s1": arrays["s1"] - darker})
+        with pytest.raises(TypeError):
+            load_tiles(config, generator, stored)
     stored.write_bytes(stored.read_bytes()[:-50])
     with pytest.raises(WeightsError, match=r"stage2\.pt.*delete it"):
         load_tiles(config, generator, stored)

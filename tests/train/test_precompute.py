@@ -46,9 +46,7 @@ def fold_weights(pairs: Path, tmp_path: Path, nano_weights: Path) -> tuple[str, 
     )
 
 
-def test_outputs_are_out_of_fold_and_read_by_the_next_stage(
-    pairs: Path, tmp_path: Path, fold_weights: tuple[str, ...]
-) -> None:
+def test_outputs_are_out_of_fold_for_the_next_stage(pairs: Path, tmp_path: Path, fold_weights: tuple[str, ...]) -> None:
     (pairs / "pairs/src/t3.npz").rename(pairs / "pairs/src/t\udcff.npz")  # no UTF-8
     (pairs / "index.csv").write_bytes((pairs / "index.csv").read_bytes().replace(b"t3", b"t\xff"))
     config = settings(pairs, tmp_path / "out", checkpoints=fold_weights)
@@ -71,9 +69,7 @@ def test_outputs_are_out_of_fold_and_read_by_the_next_stage(
     assert "t2" in manifest["folds"][number]["files"] and manifest["folds"][number]["weights"]["sha256"]
 
 
-def test_what_is_done_is_not_done_again_and_other_weights_do_it_anew(
-    pairs: Path, tmp_path: Path, fold_weights: tuple[str, ...]
-) -> None:
+def test_what_is_done_is_not_done_again(pairs: Path, tmp_path: Path, fold_weights: tuple[str, ...]) -> None:
     config = settings(pairs, tmp_path / "out", checkpoints=fold_weights)
     out = precompute(config, progress=False)
     files = sorted((out / "pairs" / "src").iterdir())
@@ -103,9 +99,7 @@ def test_a_model_that_has_seen_the_groups_is_refused(
             precompute(replace(swapped, out=str(pairs), data=DataConfig(str(data))), progress=False)
 
 
-def test_models_are_trained_on_the_other_folds_and_stage2_follows_stage1(
-    pairs: Path, tmp_path: Path, nano_weights: Path
-) -> None:
+def test_models_are_trained_on_the_other_folds_for_both_stages(pairs: Path, tmp_path: Path, nano_weights: Path) -> None:
     """Both stages from nothing but data and configuration; the second run trains nothing anew."""
     data = DataConfig(str(pairs), crop_sizes=(64,), batch_size=1, test_groups=("g3",), validation_share=0.0)
     short = {"steps": 1, "warmup": 0, "check_every": 1, "out": "unused"}
@@ -134,6 +128,11 @@ def test_models_are_trained_on_the_other_folds_and_stage2_follows_stage1(
 
 def test_large_images_are_cut_and_bad_files_left_out(tmp_path: Path, nano_weights: Path) -> None:
     data = write_pairs(tmp_path / "data", count=3, side=100)
+    twin = dict(np.load(data / "pairs/src/t2.npz"))  # a pair of the same id, a tile of which holds no data
+    twin["s1"][:, :50, :50] = np.nan
+    (data / "pairs/twin").mkdir()
+    np.savez(data / "pairs/twin/t2.npz", **twin)
+    (data / "index.csv").write_text((data / "index.csv").read_text() + "twin,t2,g2,ok,100,100,,,\n")
     (data / "pairs/src/t1.npz").write_bytes(b"damaged")
     config = settings(data, tmp_path / "out", checkpoints=(str(nano_weights),) * 2, variant="nano", tile=64)
     with pytest.raises(InputError, match=r"t1\.npz"):
@@ -143,4 +142,4 @@ def test_large_images_are_cut_and_bad_files_left_out(tmp_path: Path, nano_weight
     samples = list_samples(DataConfig(str(out)))
     assert {(s.height, s.width) for s in samples} == {(50, 50)}
     assert [s.id for s in samples[:4]] == ["t0_0_0", "t0_0_50", "t0_50_0", "t0_50_50"]
-    assert {s.group for s in samples} == {"g0", "g2"} and len(samples) == 8
+    assert {s.group for s in samples} == {"g0", "g2"} and [s.source for s in samples] == ["src"] * 8 + ["twin"] * 3

@@ -11,6 +11,7 @@ import datetime
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -111,7 +112,9 @@ def _entry(identity: str, result: Result, tiles: Mapping[str, Mapping[str, Any]]
     labels = {view.key: view.label for view in views}
     left = next((key for key in LEFT if key in labels), "opt_v3")
     measured = measure_layers(result.layers)
-    tile = tiles.get(result.name) or tiles.get(Path(result.source).stem) or {}
+    parts = Path(result.source).with_suffix("").parts
+    names = [result.name, *("/".join(parts[start:]) for start in range(len(parts)))]
+    tile = next((tiles[name] for name in names if name in tiles), {})
     controls = {key: value for key, value in tile.items() if isinstance(value, Mapping) and key != "metrics"}
     tables, headline = [], None
     if measured is not None:
@@ -188,9 +191,12 @@ def _load(path: PathLike) -> list[dict[str, Any]]:
 
 
 def _tiles(reports: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
-    """The evaluation's figures of every tile, by its id; of the last report."""
+    """The evaluation's figures of every tile, of the last report: by source/id, and by an id that no other has."""
     tiles = (reports[-1].get("tiles") if reports else None) or []
-    return {str(tile["id"]): tile for tile in tiles if isinstance(tile, dict) and "id" in tile}
+    tiles = [tile for tile in tiles if isinstance(tile, dict) and "id" in tile]
+    count = Counter(str(tile["id"]) for tile in tiles)
+    alone = {str(tile["id"]): tile for tile in tiles if count[str(tile["id"])] == 1}
+    return alone | {f"{tile.get('source')}/{tile['id']}": tile for tile in tiles}
 
 
 def _evaluation(reports: Sequence[dict[str, Any]], path: PathLike | None) -> dict[str, Any]:

@@ -33,8 +33,8 @@ class CropDataset(Dataset[Batch]):
 
     A batch holds ``s1`` (B, 2, c, c) dB and ``truth`` (B, 4, c, c) DN, nodata filled; ``mask`` (B, 1, c, c), True where
     a pixel is real; ``opt_v1`` and ``opt_v2`` where ``estimates`` asks for them; ``metadata``, one mapping a crop; and
-    its ``index``. Larger samples are drawn more often, by the square root of their area. Samples that cannot be read
-    are errors, or with ``on_bad: skip`` named once and replaced. Raises InputError: no sample is large enough.
+    its ``index``. Larger samples are drawn more often, by their shorter side. Samples that cannot be read are errors,
+    or with ``on_bad: skip`` named once and replaced. Raises InputError: no sample is large enough.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class CropDataset(Dataset[Batch]):
                 crop = sample.read(Tile(top, left, top + size, left + size))
             except InputError as problem:
                 if self.config.on_bad == "refuse":
-                    raise InputError(f"{problem}\nTo train without such files: data.on_bad: skip") from problem
+                    raise InputError(f"{problem}; to train without such files: --data.on_bad skip") from problem
                 error = problem
                 if sample.name not in self._reported:
                     self._reported.add(sample.name)

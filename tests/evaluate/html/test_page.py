@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from axs_lib.errors import InputError, OutputError
+from axs_lib.errors import InputError
 from axs_lib.evaluate.html.page import write_report
 from axs_lib.metrics import stage3_metrics
 
@@ -171,13 +171,6 @@ def test_a_long_list_is_cut_and_says_so(save: Save, tmp_path: Path) -> None:
     assert "holds further tiles" in page.words and "1 further files are not shown" in page.words
 
 
-def test_it_replaces_nothing_by_accident(save: Save, tmp_path: Path) -> None:
-    (tmp_path / "report.html").write_text("precious")
-    with pytest.raises(OutputError, match="exists"):
-        write_report(tmp_path / "report.html", [save("a.npz")])
-    assert (tmp_path / "report.html").read_text() == "precious"
-
-
 def evaluation() -> dict[str, Any]:
     """As ``axs evaluate --json`` writes it, with what the page reads."""
     mean = {f"{key}_{suffix}": 0.5 for key in ("ssim", "sharpness", "edge_truth") for suffix in ("v2", "v3")}
@@ -219,6 +212,10 @@ def test_an_evaluation_is_shown_with_its_controls(save: Save, tmp_path: Path) ->
     assert "pixels: 60 % improved, 30 % omitted, 10 % hallucinated (improved: nearer to the truth" in page.words
     assert "worst tile +5.0 %" in page.words and "<pairs>" in page.words and "<u>lake" in page.words
     assert {"pairs", "u", "lake"} & {tag for tag, _ in page.elements} == set()
+    twins = evaluation()
+    named = [twins["tiles"][0] | {"source": name, "no_sar": {"mse": mse}} for name, mse in (("a", 4e-4), ("b", 3e-4))]
+    page = report(tmp_path, save("a/field.npz"), evaluation=written(tmp_path, twins | {"tiles": named}))
+    assert "4.00" in page.words and "3.00" not in page.words  # two sources have a tile of that id
 
 
 def test_several_timesteps_are_compared(tmp_path: Path) -> None:
