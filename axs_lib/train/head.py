@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from axs_lib.bands import VALID_DN
+from axs_lib.bands import OPTICAL_MEAN, VALID_DN
 from axs_lib.blur import gaussian_blur
 from axs_lib.checks import Trust
 from axs_lib.data.clouds import cloud_trust
@@ -71,6 +71,7 @@ SHIFTED_WEIGHT, SHIFTED_PX = 0.3, 2  # of a pair whose note names a shift over s
 LIGHT_CHANCE = 0.3  # of an estimate to be of light strength
 CONTRAST_CHANCE, CONTRAST = 0.5, 0.35  # of the ground's colours about their mean (1 std of the logarithm)
 ZOOM_CHANCE, MOST_ZOOM = 0.35, 1.6  # of a crop to be seen from farther away
+PARTLY_UNKNOWN, MOSTLY_UNKNOWN, MOSTLY_UNKNOWN_CHANCE = (0.1, 0.7), (0.7, 0.99), 0.25  # shares of a tile with gaps
 DRY_CHANCE = 0.45  # of a simulated flood to be dark dry ground, which the optical image does not change for
 # VV of such ground and how far VH lies below it, dB: smooth, and with VH at the sensor's noise. A third kind is the
 # ground that is there, 4 to 8 dB darker.
@@ -380,8 +381,9 @@ class ExampleSampler:
         # 2. The estimate.
         trust = torch.full_like(truth[:, :1], Trust.ESTIMATE)
         if mode == "gaps":
-            trust = cloud_trust(1, *truth.shape[-2:], generator=random)
-            estimate = fill_nodata(truth, trust > 0, fallback=truth.mean((2, 3), keepdim=True))
+            cover = MOSTLY_UNKNOWN if uniform() < MOSTLY_UNKNOWN_CHANCE else PARTLY_UNKNOWN
+            trust = cloud_trust(1, *truth.shape[-2:], generator=random, cover=cover)
+            estimate = fill_nodata(truth, trust > 0, fallback=torch.tensor(OPTICAL_MEAN)[:, None, None])
         elif mode == "stage2":
             chosen = int(torch.randint(len(tile.stage2), (), generator=random))
             trust = torch.full_like(trust, Trust.SAR_ONLY)
