@@ -15,13 +15,16 @@ from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from axs_lib.bands import OPTICAL_BANDS, SAR_BANDS
 from axs_lib.errors import AxionError, InputError, listed
 from axs_lib.nodata import valid_pixels
 
 MIN_SIDE = 8
+LEAST_DN = -2000.0  # dark pixels less the offset of 1000 lie above
+LEAST_DB, MOST_DB = -150.0, 60.0  # of single pixels of radar
+MOST = 1e7  # what no unit of an image reaches, only the nodata values of other software
 _Z_SCORED = "; for z-scored input build the model with standardize=False"  # said where there is a model
 
 Kind = TypeVar("Kind")
@@ -98,7 +101,7 @@ def check_pair(
     certainty = _as_trust(trust, s1)
     if trust is not None:
         opt_v2 = opt_v2.masked_fill(certainty == 0, torch.nan)
-    _check_finite("s1", s1.float(), "dB")  # as the networks see it: 1e39 is infinite then
+    _check_finite("s1", s1, "dB")
     _check_finite("opt_v2", opt_v2, "DN")
     if standardize and not force:
         advice = _Z_SCORED if source == "tensor" else ""
@@ -134,12 +137,19 @@ def check_dn(name: str, image: Tensor) -> None:
     _report([_optical_range(name, image, "; bring them to DN, unless the place is that dark")])
 
 
-def check_device(image: Tensor, device: torch.device) -> None:
-    """Raise ``InputError`` where an input is not where the model is."""
+def check_model(image: Tensor, model: nn.Module) -> None:
+    """Raise ``InputError`` where an input is not where the model is, or the model as a whole not in float32."""
+    kept = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
+    device = next(model.parameters()).device
     if image.device != device:
         raise InputError(
             f"the model is on {device} and the inputs on {image.device}; move them with s1.to({str(device)!r}), or the"
             f" model with model.to({str(image.device)!r})"
+        )
+    for dtype in {buffer.dtype for buffer in kept} - {torch.float32}:
+        raise InputError(
+            f"the model was built or brought to {dtype}; expected torch.float32: model.float(), and for a lower"
+            " precision model.use_precision(torch.bfloat16), which leaves in float32 what must be"
         )
 
 
@@ -166,8 +176,11 @@ def check_result(name: str, image: Tensor, nodata: Tensor) -> None:
 
 
 def shown(value: object) -> str:
-    """A value for a message; an integer of over 4300 digits has no text in Python."""
-    return f"an integer of {value.bit_length()} bits" if isinstance(value, int) and abs(value) > 2**99 else repr(value)
+    """A value for a message, its type where it is long; an integer of over 4300 digits has no text in Python."""
+    if isinstance(value, int) and abs(value) > 2**99:
+        return f"an integer of {value.bit_length()} bits"
+    text = repr(value)
+    return text if len(text) <= 200 and "\n" not in text else f"a {type(value).__name__}"
 
 
 def check_count(name: str, value: object, least: int = 1, most: int = 2**63 - 1) -> int:
@@ -197,8 +210,8 @@ def check_choice(name: str, value: object, choices: Sequence[str]) -> str:
 
 
 def check_flag(name: str, value: object) -> bool:
-    """A truth value; ``InputError`` for anything else."""
-    return check_type(name, value, bool, "a truth value")
+    """True or False; ``InputError`` for anything else."""
+    return check_type(name, value, bool, "True or False")
 
 
 def check_number(name: str, value: object, low: float, high: float, expected: str) -> float:
@@ -223,9 +236,11 @@ def _check_pixels(name: str, image: Tensor) -> None:
 
 
 def _check_finite(name: str, image: Tensor, unit: str) -> None:
-    if not image.sum().isfinite() and torch.isinf(image).any():  # the sum tells at once that all is finite
+    most = image.abs().amax()
+    if not most < MOST and bool((image.abs() >= MOST).any()):  # NaN where there is nodata
+        seen = "infinite values" if bool(image.float().isinf().any()) else f"values beyond {MOST:.0e}"
         raise InputError(
-            f"{name} contains infinite values; expected {unit} with NaN for nodata (10*log10 of zero power gives"
+            f"{name} contains {seen}; expected {unit} with NaN for nodata (10*log10 of zero power gives"
             " -inf: set such pixels to NaN)"
         )
 
@@ -301,6 +316,11 @@ def _sar_range(s1: Tensor, advice: str = _Z_SCORED) -> str | None:
             "s1 has no negative value, so it looks like linear power (or DN), not dB; convert with"
             f" s1_db = torch.where(s1 > 0, 10 * torch.log10(s1), torch.nan) [seen {low:.4g} to {high:.4g}]"
         )
+    if not LEAST_DB <= low <= high <= MOST_DB:
+        return (
+            f"s1 has values that are no backscatter in dB, perhaps nodata: set them to NaN{advice}"
+            f" [seen {low:.4g} to {high:.4g}, expected {LEAST_DB:.0f} to {MOST_DB:.0f}]"
+        )
     if not -45.0 <= mean <= -2.0:
         return (
             f"s1 does not look like backscatter in dB (expected a mean between -45 and -2 dB){advice}"
@@ -319,6 +339,10 @@ def _optical_range(name: str, image: Tensor, advice: str = _Z_SCORED) -> str | N
         return f"{name} looks like reflectance in 0-1, not DN; multiply by 10000" + seen
     if high <= 20.0:
         return f"{name} does not look like DN (reflectance x 10000): no value is above 20{advice}{seen}"
+    if high <= 100.0:
+        return f"{name} looks like reflectance in percent, not DN; multiply by 100" + seen
+    if low < LEAST_DN:
+        return f"{name} has values far below 0, perhaps nodata: set them to NaN" + seen
     if high > 65_535.0 or (low < 0 and float((values < 0).float().mean()) > 0.01):
         return f"{name} does not look like DN (reflectance x 10000, 1 to 65535)" + seen
     return None

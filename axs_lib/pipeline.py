@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from axs_lib.checks import Trust, check_device, check_flag, check_sar, check_type
+from axs_lib.checks import Trust, check_flag, check_model, check_sar, check_type
 from axs_lib.errors import InputError
 from axs_lib.io.files import PathLike
 from axs_lib.models import build_terramind_generator
@@ -124,7 +124,7 @@ class Pipeline(nn.Module):
         """
         # 1. Check what came in; one seed a sample, from which every member and stage derives its own.
         sar = check_sar(s1)
-        check_device(sar.image, self.device)
+        check_model(sar.image, self)
         check_sampling(temperature, ensemble_size, batch_size)
         seeds = sample_seeds(seed, len(sar.image), device=sar.image.device)
         options: dict[str, Any] = {"tokens": tokens, "temperature": temperature, "batch_size": batch_size}

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from axs_lib.bands import VALID_DN
-from axs_lib.checks import check_device, check_optical, check_sar
+from axs_lib.checks import check_model, check_optical, check_result, check_sar
 from axs_lib.errors import InputError
 from axs_lib.nodata import valid_pixels
 from axs_lib.terramind.adapters import Adapter
@@ -70,7 +70,7 @@ class Stage1Model(GeneratorStage):
 
         # 1. Check what came in.
         sar = check_sar(s1, standardize=self.standardize)
-        check_device(sar.image, self.device)
+        check_model(sar.image, self)
         check_sampling(temperature, ensemble_size, batch_size)
         timesteps = check_timesteps(self.timesteps if timesteps is None else timesteps)
         schedule = build_schedule(self.scheduler if scheduler is None else scheduler, timesteps)
@@ -105,6 +105,7 @@ class Stage1Model(GeneratorStage):
 
         # 5. Nodata out where the SAR has nodata; valid pixels are valid DN.
         nodata = ~valid_pixels(sar.image)
+        check_result("opt_v1", blended["image"], nodata)
         image = blended["image"].clamp(*VALID_DN) if self.standardize else blended["image"]
         image = image.masked_fill(nodata, torch.nan)
         uncertainty = blended["spread"].masked_fill(nodata, torch.nan) if ensemble_size > 1 else None
@@ -139,7 +140,7 @@ class Stage1Model(GeneratorStage):
         """
         generator = self.terramind_generator
         sar = check_sar(s1, standardize=self.standardize)
-        check_device(sar.image, self.device)
+        check_model(sar.image, self)
         height, width = check_training_size(generator.layout, sar.image)
         z_s1 = self._to_z(sar.image, generator.sar)  # (B, 2, S, S)
         size = (z_s1.shape[-2], z_s1.shape[-1])
@@ -156,7 +157,7 @@ class Stage1Model(GeneratorStage):
         x_t, t = training_start(clean, training=self.training, noised=truth is not None)
         logits = generator.logits({"s1": z_s1})
         x0 = generator.denoise_once(x_t, t, generator.codes(logits, size)).float()
-        image = self._to_unit(x0)[..., :height, :width]
+        image = self._to_unit(x0)[..., :height, :width].masked_fill(~valid_pixels(sar.image), torch.nan)
         return (image[0] if sar.unbatched else image), logits
 
 

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from axs_lib.bands import DN_PER_REFLECTANCE, OPTICAL_BANDS
 from axs_lib.checks import check_number
-from axs_lib.errors import InputError
+from axs_lib.errors import InputError, listed
 from axs_lib.metrics import pixel_mask, whole_windows
 
 SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
@@ -31,7 +31,7 @@ class Stage2Loss(nn.Module):
     """Weighted sum of the terms of ``measures``; a term of weight 0 is not computed.
 
     With the defaults the pixel error leads and the others add about as much again on typical estimates. Raises
-    InputError: a weight that is negative or not finite, or none above 0.
+    InputError: a weight that is negative or not finite; ``forward``, where no term above 0 has its inputs.
     """
 
     def __init__(
@@ -44,8 +44,6 @@ class Stage2Loss(nn.Module):
     def check_weights(self) -> None:
         for name, weight in self.weights.items():
             check_number(f"the weight of {name}", weight, 0, math.nextafter(math.inf, 0), "a finite number from 0 up")
-        if not any(self.weights.values()):
-            raise InputError(f"all weights are 0 ({', '.join(self.weights)}); expected at least one above 0")
 
     def forward(self, pred: Tensor, truth: Tensor, mask: Tensor | None = None, **further: Tensor | None) -> Tensor:
         """The loss, a scalar in float32; shapes that do not match are an InputError.
@@ -58,6 +56,8 @@ class Stage2Loss(nn.Module):
         # In float32: under autocast the windows' convolutions would lose the small variances.
         with torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
             terms = [self.weights[name] * measure() for name, measure in measures.items() if self.weights[name]]
+        if not terms:
+            raise InputError(f"all weights of {listed(list(measures))} are 0; expected at least one above 0")
         return torch.stack(terms).sum()
 
     def measures(self, images: ComparedImages) -> dict[str, Callable[[], Tensor]]:

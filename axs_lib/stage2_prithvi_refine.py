@@ -16,7 +16,16 @@ import torch
 from torch import Tensor, nn
 
 from axs_lib.bands import VALID_DN
-from axs_lib.checks import check_count, check_device, check_flag, check_number, check_optical, check_type, find_device
+from axs_lib.checks import (
+    check_count,
+    check_flag,
+    check_model,
+    check_number,
+    check_optical,
+    check_result,
+    check_type,
+    find_device,
+)
 from axs_lib.errors import UntrainedHeadWarning, WeightsError
 from axs_lib.fresh import fresh_weights
 from axs_lib.io.files import PathLike
@@ -96,7 +105,7 @@ class PrithviRefiner(nn.Module):
         # 1. Check what came in.
         checked = check_optical(opt_v1, "opt_v1", standardize=self.standardize)
         image = checked.image
-        check_device(image, self.device)
+        check_model(image, self)
         check_count("batch_size", batch_size)
         metadata_of = encode_metadata(metadata, len(image), image.device)
         learning = torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
@@ -120,7 +129,10 @@ class PrithviRefiner(nn.Module):
         refined = image + change.to(image.dtype)
         if self.standardize and not learning:
             refined = torch.where(change == 0, image, refined.clamp(*VALID_DN))
-        refined = refined.masked_fill(~valid_pixels(image), torch.nan)
+        nodata = ~valid_pixels(image)
+        if not learning:
+            check_result("opt_v2", refined, nodata)
+        refined = refined.masked_fill(nodata, torch.nan)
         return refined[0] if checked.unbatched else refined
 
     def _correct(self, opt_v1: Tensor, metadata: EncodedMetadata) -> Tensor:

@@ -20,7 +20,7 @@ from axs_lib import checks
 from axs_lib.bands import VALID_DN
 from axs_lib.errors import InputError, UntrainedHeadWarning
 from axs_lib.grounding.corrector import GroundingCorrector, GroundingTiles
-from axs_lib.grounding.large import NO_CONTROLS, GroundingControls, in_tiles
+from axs_lib.grounding.large import NO_CONTROLS, GroundingControls, changed, in_tiles
 from axs_lib.grounding.load import load_corrector
 from axs_lib.grounding.sar_inconsistency import sar_inconsistency
 from axs_lib.hub import HubMixin
@@ -28,6 +28,7 @@ from axs_lib.io.files import PathLike
 from axs_lib.metrics import stage3_metrics as compute_stage3_metrics
 from axs_lib.nodata import fill_nodata, pad_square, valid_pixels
 from axs_lib.progress import logger, track
+from axs_lib.stage1_tm_s2o import Stage1Model
 from axs_lib.terramind.build import load_generator
 from axs_lib.terramind.generator import TerraMindGenerator
 from axs_lib.terramind.noise import Seed, ensemble_seeds, gaussian_field, sample_seeds, scene_origins
@@ -63,7 +64,7 @@ UNTRAINED = (
 
 @dataclass(frozen=True)
 class Stage3Output:
-    """The result of Stage 3 for a batch; NaN = nodata.
+    """The result of Stage 3 for a batch; NaN = nodata, but for the gate.
 
     Attributes:
         image: opt_v3, (B, 4, H, W), B02 B03 B04 B08 in DN (z-units with ``standardize=False``).
@@ -182,15 +183,13 @@ class Stage3GroundingModel(GeneratorStage, HubMixin):
 
         # 1. Check what came in.
         hold_colour = checks.check_flag("hold_colour", self.hold_colour if hold_colour is None else hold_colour)
-        if not isinstance(controls, GroundingControls):
-            raise InputError(f"controls is a {type(controls).__name__}; expected GroundingControls")
         pair = checks.check_pair(s1, opt_v2, trust=trust, standardize=self.standardize, force=controls.ranges_checked)
-        checks.check_device(pair.s1, self.device)
+        checks.check_model(pair.s1, self)
         check_sampling(temperature, ensemble_size, batch_size)
         mode = self.correction_mode if correction_mode is None else correction_mode
         checks.check_choice("correction_mode", mode, CORRECTION_MODES)
         timesteps = check_timesteps(self.timesteps if timesteps is None else timesteps)
-        given = self._given_proposal(controls.proposal, pair, mode)  # None or (B, 4, H, W) in DN
+        given = self._given_proposal(controls.proposal_for(pair), mode)  # None or (B, 4, H, W) in DN
         orientation = checks.check_count("orientation", controls.orientation, 0)
         batch, _, height, width = pair.opt_v2.shape
         seeds = sample_seeds(seed, batch, device=pair.s1.device)  # (B,)
@@ -203,6 +202,10 @@ class Stage3GroundingModel(GeneratorStage, HubMixin):
 
         # 2. Prepare: fill nodata and gaps from neighbours, pad to the network's side S, z-score. The noise is a
         #    function of seed and scene coordinate. The M members of an ensemble lie along the batch.
+        #    A tile of which nothing is known begins with what TerraMind draws of its SAR alone.
+        if controls.use_sar:
+            how = {"timesteps": timesteps, "scheduler": scheduler or self.scheduler, "batch_size": batch_size}
+            pair = self._begun_from_sar(pair, given, seeds, origins, **how)
         tiles = self.prepare(pair.s1, pair.opt_v2.float(), pair.trust, use_sar=controls.use_sar)
         conditions = {"s1": generator.sar.to_z(tiles.s1)} if controls.use_sar else {}  # (B, 2, S, S)
         conditions["optical"] = optical.to_z(tiles.estimate)  # (B, 4, S, S)
@@ -252,12 +255,10 @@ class Stage3GroundingModel(GeneratorStage, HubMixin):
         filled = self._image_from_dn(tiles.estimate)[..., :height, :width].to(pair.opt_v2.dtype)  # (B, 4, H, W)
         base = torch.where(unknown, filled, pair.opt_v2)  # (B, 4, H, W)
         change = self._difference_from_dn(change)[..., :height, :width].to(base.dtype)  # (B, 4, H, W)
-        image = base + change  # (B, 4, H, W)
-        if self.standardize:
-            image = torch.where(change == 0, base, image.clamp(*VALID_DN))
+        image = changed(base, change, self.standardize)  # (B, 4, H, W)
 
         # 8. The result, with nodata where either image has none.
-        nodata = ~(valid_pixels(pair.s1) & (valid_pixels(pair.opt_v2) | unknown))  # (B, 1, H, W)
+        nodata = _nodata(pair)  # (B, 1, H, W)
         checks.check_result("opt_v3", image, nodata)
         if deviation is not None:
             deviation = self._difference_from_dn(deviation)[..., :height, :width].masked_fill(nodata, torch.nan)
@@ -300,21 +301,37 @@ class Stage3GroundingModel(GeneratorStage, HubMixin):
         tiles = GroundingTiles(sar, optical, pad_square(trust * valid, side), sar_inconsistency(sar, optical), size)
         return tiles if use_sar else tiles.without_sar(generator.sar.mean)
 
-    def _given_proposal(self, proposal: Tensor | None, pair: checks.CheckedPair, mode: str) -> Tensor | None:
-        """The proposal that was given, batched and filled, in DN."""
+    def _begun_from_sar(
+        self, pair: checks.CheckedPair, given: Tensor | None, seeds: Tensor, origins: Tensor, **options: Any
+    ) -> checks.CheckedPair:
+        """The pair; where no pixel of a tile is known, with the given proposal, or an image as of Stage 1."""
+        unknown = pair.trust == 0  # (B, 1, H, W)
+        empty = unknown.flatten(1).any(1) & ~valid_pixels(pair.s1, pair.opt_v2).flatten(1).any(1)  # (B,)
+        if not bool(empty.any()):
+            return pair
+        if given is None:
+            generator, (height, width) = self.terramind_generator, unknown.shape[-2:]
+            sar = self.prepare(pair.s1[empty], pair.opt_v2[empty].float(), pair.trust[empty]).s1  # (E, 2, S, S) in dB
+            stage1 = Stage1Model(generator, standardize=False).eval()
+            z = stage1.generate(generator.sar.to_z(sar), seed=seeds[empty], origin=origins[empty], **options).image
+            drawn = generator.optical.from_z(z)[..., :height, :width]  # (E, 4, H, W) in DN
+        else:
+            drawn = given[empty]
+        drawn = self._image_from_dn(drawn.clamp(*VALID_DN)).to(pair.opt_v2.dtype)
+        opt_v2, trust = pair.opt_v2.clone(), pair.trust.clone()
+        opt_v2[empty] = torch.where(unknown[empty], drawn, opt_v2[empty])
+        trust[empty] = trust[empty].masked_fill(unknown[empty], checks.Trust.SAR_ONLY)
+        return replace(pair, opt_v2=opt_v2, trust=trust)
+
+    def _given_proposal(self, proposal: Tensor | None, mode: str) -> Tensor | None:
+        """The proposal that was given, filled, in DN."""
         if proposal is None:
             return None
-        proposal = checks.check_tensor("proposal", proposal)
-        batched = proposal[None] if pair.unbatched and proposal.ndim == 3 else proposal
-        if batched.shape != pair.opt_v2.shape:
-            raise InputError(
-                f"proposal has shape {tuple(proposal.shape)}; expected that of opt_v2, {tuple(pair.opt_v2.shape)}"
-            )
         if mode == "difference":
             raise InputError(
                 "a proposal was given, and correction_mode='difference' draws two of its own; use 'learned'"
             )
-        filled = fill_nodata(batched.float(), valid_pixels(batched)).to(pair.s1.device)
+        filled = fill_nodata(proposal.float(), valid_pixels(proposal)).to(self.device)
         return filled if self.standardize else self.terramind_generator.optical.from_z(filled)
 
     def _difference_from_dn(self, dn: Tensor) -> Tensor:
@@ -352,7 +369,7 @@ class Stage3GroundingModel(GeneratorStage, HubMixin):
         """
         generator, optical = self.terramind_generator, self.terramind_generator.optical
         pair = checks.check_pair(s1, opt_v2, trust=trust, standardize=self.standardize)
-        checks.check_device(pair.s1, self.device)
+        checks.check_model(pair.s1, self)
         height, width = check_training_size(generator.layout, pair.opt_v2)
         tiles = self.prepare(pair.s1, pair.opt_v2.float(), pair.trust)
         z_s1, z_estimate = generator.sar.to_z(tiles.s1), optical.to_z(tiles.estimate)
@@ -360,14 +377,16 @@ class Stage3GroundingModel(GeneratorStage, HubMixin):
         logits = generator.logits({"s1": z_s1, "optical": z_estimate})  # (B, h*w, V)
         proposal = self._propose_once(logits, x_t, t)  # (B, 4, S, S) in DN
         if self.correction_mode == "learned":
-            correction = self.corrector(tiles, proposal)
+            correction = self.corrector(tiles, proposal, hold_colour=self.hold_colour)
         else:
             without_sar = self._propose_once(generator.logits({"optical": z_estimate}), x_t, t)  # (B, 4, S, S) in DN
             confidence = generator.confidence(logits, (x_t.shape[-2], x_t.shape[-1]))
-            correction = self.corrector.difference(tiles, proposal, without_sar, confidence=confidence)
+            correction = self.corrector.difference(
+                tiles, proposal, without_sar, confidence=confidence, hold_colour=self.hold_colour
+            )
         change = self._difference_from_dn(correction.change)[..., :height, :width]
         filled = fill_nodata(pair.opt_v2, valid_pixels(pair.s1, pair.opt_v2))
-        image = filled + change.to(filled.dtype)
+        image = (filled + change.to(filled.dtype)).masked_fill(_nodata(pair), torch.nan)
         return (image[0] if pair.unbatched else image), logits
 
     def _propose_once(self, logits: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
@@ -468,6 +487,11 @@ def stage3_batch_inference(
         raise InputError("the loader yielded no batch; expected at least one with 's1' and 'opt_v2'")
     results: dict[str, Any] = {"opt_v3": torch.cat(images), "nfe": output.nfe}
     return results | ({"uncertainty": torch.cat(deviations)} if deviations else {})
+
+
+def _nodata(pair: checks.CheckedPair) -> Tensor:
+    """Where the result has none, (B, 1, H, W) bool: where either image has none and is not unknown."""
+    return ~(valid_pixels(pair.s1) & (valid_pixels(pair.opt_v2) | (pair.trust == 0)))
 
 
 @functools.cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from typing import Any
 
@@ -12,9 +13,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from axs_lib.checks import RangeWarning, check_count, check_device, check_number, check_pair, check_result, check_sar
+from axs_lib.checks import (
+    RangeWarning,
+    check_count,
+    check_model,
+    check_number,
+    check_optical,
+    check_pair,
+    check_result,
+    check_sar,
+)
 from axs_lib.errors import AxionError, InputError
-from tests.models import plausible_pair
+from tests.models import plausible_pair, random_nano
 
 
 @pytest.mark.parametrize(
@@ -44,6 +54,11 @@ def test_wrong_structure_always_raises(
     assert caught.match(fix)
 
 
+def one_pixel(image: torch.Tensor, value: float) -> torch.Tensor:
+    image[..., 3, 3] = value
+    return image
+
+
 RANGES = [
     ("linear power", lambda s1, opt: (10 ** (s1 / 10), opt), r"log10"),
     ("z-scored SAR", lambda s1, opt: ((s1 + 12) / 5, opt), "standardize=False"),
@@ -51,6 +66,9 @@ RANGES = [
     ("z-scored optical", lambda s1, opt: (s1, (opt - 1000) / 2000), "standardize=False"),
     ("beyond 16 bit", lambda s1, opt: (s1, opt * 100), "65535"),
     ("negative", lambda s1, opt: (s1, opt - 1500), "DN"),
+    ("percent", lambda s1, opt: (s1, opt / 100), "multiply by 100"),
+    ("one nodata of SAR", lambda s1, opt: (one_pixel(s1, -9999.0), opt), "NaN"),
+    ("one nodata of opt_v2", lambda s1, opt: (s1, one_pixel(opt, -9999.0)), "NaN"),
 ]
 
 
@@ -81,7 +99,7 @@ def test_a_warning_is_shown_once_a_place() -> None:
     width=st.integers(8, 40),
     batch=st.integers(1, 3),
     level=st.floats(-25, -5),
-    dn=st.floats(50, 9000),
+    dn=st.floats(200, 9000),
     holes=st.floats(0, 1),
 )
 def test_plausible_input_passes_silently(
@@ -89,7 +107,7 @@ def test_plausible_input_passes_silently(
 ) -> None:
     random = torch.Generator().manual_seed(height * width)
     s1 = level + torch.randn(batch, 2, height, width, generator=random)
-    opt_v2 = (dn + 20 * torch.randn(batch, 4, height, width, generator=random)).clamp(21, 65535)
+    opt_v2 = (dn + 20 * torch.randn(batch, 4, height, width, generator=random)).clamp(101, 65535)
     opt_v2[torch.rand(opt_v2.shape, generator=random) < holes] = torch.nan
     with warnings.catch_warnings(action="error"):
         pair = check_pair(s1, opt_v2, source="file")
@@ -135,10 +153,15 @@ def test_sar_alone_is_checked_as_in_a_pair() -> None:
             check_sar(wrong)
 
 
-def test_the_device_is_named() -> None:
-    check_device(torch.zeros(1), torch.device("cpu"))
-    with pytest.raises(InputError, match=r"model is on meta.*s1.to\('meta'\)"):
-        check_device(torch.zeros(1), torch.device("meta"))
+def test_the_device_and_the_precision_are_named() -> None:
+    model = random_nano()
+    with pytest.raises(InputError, match=r"model is on cpu and the inputs on meta.*s1.to\('cpu'\)"):
+        check_model(torch.zeros(1, device="meta"), model)
+    for dtype in (torch.float16, torch.bfloat16, torch.float64):
+        with pytest.raises(InputError, match=f"{dtype}.*use_precision"):
+            model.to(dtype).ground(*plausible_pair(1))
+    model.float().use_precision(torch.bfloat16)
+    check_model(torch.zeros(1), model)
 
 
 @pytest.mark.parametrize(
@@ -165,13 +188,19 @@ def test_tensors_without_plain_values_are_refused(change: Any, message: str) -> 
             check_pair(s1, opt_v2, trust=change(torch.ones(64, 64)))
 
 
-def test_sar_that_float32_cannot_hold_is_infinite() -> None:
-    s1, opt_v2 = plausible_pair(1)
-    s1 = s1.double()
-    s1[..., 3, 3] = -1e39
-    for check in (lambda: check_pair(s1, opt_v2), lambda: check_sar(s1)):
-        with pytest.raises(InputError, match="s1 contains infinite values"):
-            check()
+@pytest.mark.parametrize(("value", "seen"), [(-1e39, "infinite values"), (-3.4e38, r"values beyond 1e\+07")])
+def test_values_that_no_image_holds_are_refused_in_any_unit(value: float, seen: str) -> None:
+    s1, opt_v2 = (image.double() for image in plausible_pair(1))
+    bad_s1, bad_opt = (one_pixel(image.clone(), value) for image in (s1, opt_v2))
+    bad_s1[..., 5, 5] = bad_opt[..., 5, 5] = torch.nan
+    for name, check, *images in (
+        ("s1", check_pair, bad_s1, opt_v2),
+        ("s1", check_sar, bad_s1),
+        ("opt_v2", check_pair, s1, bad_opt),
+        ("opt_v2", functools.partial(check_optical, name="opt_v2"), bad_opt),
+    ):
+        with pytest.raises(InputError, match=f"{name} contains {seen}"):
+            check(*images, standardize=False)
 
 
 def test_another_default_dtype_is_refused() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from axs_lib.errors import InputError
 from axs_lib.grounding.head import GroundingHead
+from axs_lib.stage1_tm_s2o import Stage1Model
 from axs_lib.stage3_tm_ground import (
     CORRECTION_MODES,
     GroundingControls,
@@ -197,6 +199,8 @@ def test_large_images_are_anchored_and_seamless(nano: Stage3GroundingModel) -> N
     change = whole.image - opt_v2
     steps = (change[..., 1:, :] - change[..., :-1, :]).abs().mean(dim=(0, 1, 3))
     assert steps[[191, 255, 383, 447]].max() < 2.0 * steps.median()  # rows where a tile begins or ends
+    again = ground(nano, s1, opt_v2, timesteps=1, batch_size=np.int64(8))
+    assert torch.equal(again.image, whole.image)
 
 
 @pytest.mark.parametrize("which", ["s1", "opt_v2"])
@@ -253,7 +257,8 @@ def test_valid_pixels_never_become_nodata_zero(nano: Stage3GroundingModel) -> No
     with torch.no_grad():
         model.corrector.head.body.out.bias[:16] = torch.tensor([-50.0, 50.0]).repeat(8)  # detail, which is never held
         model.corrector.head.body.out.bias[16:20] = 20.0
-    assert ground(model, *plausible_pair(1)).image.min() == 1.0
+    for width in (64, 300):
+        assert ground(model, *plausible_pair(1, 64, width), timesteps=1).image.min() == 1.0
 
 
 @pytest.mark.parametrize(
@@ -301,6 +306,22 @@ def test_gradients_reach_the_generators_attention(mode: str, training: bool) -> 
         core.encoder_embeddings["untok_sen1grd@224"].proj.weight,
     ):
         assert parameter.grad is not None and parameter.grad.abs().sum() > 0
+
+
+def test_training_keeps_nodata_and_the_colour_that_is_held() -> None:
+    model = random_nano().requires_grad_(True)
+    s1, opt_v2 = plausible_pair(1)
+    s1[..., 3, 3] = opt_v2[..., 5, 5] = torch.nan
+    nodata = torch.zeros(64, 64, dtype=torch.bool)
+    nodata[3, 3] = nodata[5, 5] = True
+    free = model(s1, opt_v2).detach()
+    assert torch.equal(free[0].isnan().all(0), nodata) and torch.equal(free[0].isnan().any(0), nodata)
+    assert torch.equal(Stage1Model(model.terramind_generator)(s1)[0].isnan().any(0), s1[0].isnan().any(0))
+    model.corrector.broad_change = lambda tiles, missed, hold: 1.0 - float(hold) + 0.0 * missed  # type: ignore
+    changes = []
+    for model.hold_colour in (False, True):
+        changes.append((model(s1, opt_v2).detach() - opt_v2)[0, :, 10:60, 10:60].mean((1, 2)).abs().max())
+    assert changes[0] > 2.0 * changes[1]
 
 
 def test_training_evaluates_the_denoiser_once_at_random_steps() -> None:
@@ -409,12 +430,24 @@ def test_observed_pixels_come_back_bit_for_bit_and_what_lies_in_a_gap_is_never_l
     assert (moved[inside] - first[inside]).abs().max() > 1.0  # the gap's content comes from the SAR too
 
 
-def test_a_wholly_unknown_estimate_is_drawn_from_the_sar(nano: Stage3GroundingModel) -> None:
-    s1, opt_v2 = plausible_pair(1, 64, 64)
+@pytest.mark.parametrize("given", [False, True])
+def test_a_wholly_unknown_estimate_begins_with_an_image_of_the_sar(nano: Stage3GroundingModel, given: bool) -> None:
+    """As Stage 1 draws it, or with the given proposal, and trusted as such; beside tiles of which more is known."""
+    s1, opt_v2 = plausible_pair(3, 60, 64)
     s1[..., :4, :4] = torch.nan
-    image = nano.ground(s1, torch.full_like(opt_v2, torch.nan), 1, trust=torch.zeros(1, 1, 64, 64)).image
-    assert torch.isnan(image[..., :4, :4]).all()
-    assert torch.isfinite(image[..., 4:, :]).all()
+    trust = torch.zeros(3, 1, 60, 64)
+    trust[1, :, 8:, 9] = 1.0
+    given_one = opt_v2[1].flip(1) if given else None
+    controls = GroundingControls(proposal=opt_v2.flip(2) if given else None)
+    drawn = opt_v2.flip(2) if given else Stage1Model(nano.terramind_generator).eval().generate(s1, 1).image
+    expected = nano.ground(s1, drawn, 1, trust=torch.full_like(trust, 0.25), controls=controls)
+    out = nano.ground(s1, opt_v2, 1, trust=trust, controls=controls)
+    assert torch.isnan(out.image[..., :4, :4]).all() and torch.isfinite(out.image[..., 4:, :]).all()
+    for result, alike in ((out.image, expected.image), (out.uncertainty, expected.uncertainty)):
+        torch.testing.assert_close(result[[0, 2]], alike[[0, 2]], atol=0.1, rtol=0, equal_nan=True)
+    assert torch.equal(out.image[1, :, 8:, 9], opt_v2[1, :, 8:, 9])
+    alone = nano.ground(s1[1], opt_v2[1], 1, trust=trust[1], controls=replace(controls, proposal=given_one)).image
+    torch.testing.assert_close(out.image[1], alone, atol=0.1, rtol=0, equal_nan=True)
 
 
 def test_a_given_proposal_takes_the_place_of_the_drawn_one(nano: Stage3GroundingModel) -> None:
@@ -424,8 +457,10 @@ def test_a_given_proposal_takes_the_place_of_the_drawn_one(nano: Stage3Grounding
     assert again.nfe == 0 and torch.allclose(again.image, drawn.image, atol=1.0)
     other = nano.ground(s1, opt_v2, 1, controls=GroundingControls(proposal=drawn.proposal.flip(2)))
     assert (other.image - drawn.image).abs().max() > 1.0
-    with pytest.raises(InputError, match="proposal has shape"):
-        nano.ground(s1, opt_v2, 1, controls=GroundingControls(proposal=drawn.proposal[..., :32]))
+    large = [image.repeat(1, 1, 5, 1) for image in (s1, opt_v2)]
+    for pair, proposal in (((s1, opt_v2), drawn.proposal[..., :32]), (large, drawn.proposal.repeat(1, 1, 6, 1))):
+        with pytest.raises(InputError, match="proposal has shape"):
+            nano.ground(*pair, 1, controls=GroundingControls(proposal=proposal))
 
 
 def test_without_sar_nothing_depends_on_its_content(nano: Stage3GroundingModel) -> None:
@@ -450,5 +485,6 @@ def test_members_in_one_batch_are_what_each_would_be_alone(nano: Stage3Grounding
 def test_options_of_another_type_are_refused(value: Any) -> None:
     with pytest.raises(InputError, match="standardize is"):
         random_nano(standardize=value)
-    with pytest.raises(InputError, match="expected GroundingControls"):
-        random_nano().ground(*plausible_pair(1), controls=value)
+    for size in (64, 300):
+        with pytest.raises(InputError, match="expected GroundingControls"):
+            random_nano().ground(*plausible_pair(1, size), controls=value)

@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from axs_lib.terramind.weights import WeightsInfo
 
 
-# From where on broad colour changes for water that the estimate lacks, and wholly: of what the head says, and the rule.
+# Smoothstep limits (start, end) for the head's missed water and the backscatter rule: where broad colour changes.
 WATER_SEEN, WATER_LIKELY = (0.5, 0.7), (0.3, 0.6)
-SHORE_PX, SHORE = 4, 0.25  # the rule, which is smooth, counts so far around, up to the pixel's own divided by this
+SHORE_PX, SHORE = 4, 0.25  # the rule also applies within SHORE_PX pixels, at most to its own value there / SHORE
 REFUSED_DN = (600.0, 1500.0)  # RMS over the bands of refused broad change, from where on the gate closes, and wholly
 
 

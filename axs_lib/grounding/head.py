@@ -66,14 +66,14 @@ class GroundingHead(nn.Module):
 
     def filtered(self, s1: Tensor, estimate: Tensor, trust: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """What levelling and filtering change (B, 4, H, W), z-units; ``TileFilter``'s statistics; ``size`` unpadded."""
-        guessed = ((trust > 0) & (trust < 1)).to(estimate.dtype)  # neither observed nor a gap's filling
+        is_estimate = ((trust > 0) & (trust < 1)).to(estimate.dtype)  # neither observed nor a gap's filling
         inside = (..., slice(size[0]), slice(size[1]))
-        level, grid = block_grid(estimate[inside], guessed[inside], s1[inside])
+        level, grid = block_grid(estimate[inside], is_estimate[inside], s1[inside])
         height, width = estimate.shape[-2:]
-        level = self.levelled * guessed * pad_square(level, max(height, width))[..., :height, :width]
-        change, statistics = self.filter(s1, estimate + level, guessed, grid, size)
-        change = change * guessed
-        rms = ((change.square().mean((2, 3)) + 1e-12) / guessed.mean((2, 3)).clamp_min(1e-3)).sqrt()
+        level = self.levelled * is_estimate * pad_square(level, max(height, width))[..., :height, :width]
+        change, statistics = self.filter(s1, estimate + level, is_estimate, grid, size)
+        change = change * is_estimate
+        rms = ((change.square().mean((2, 3)) + 1e-12) / is_estimate.mean((2, 3)).clamp_min(1e-3)).sqrt()
         return level + change * (1.0 - self.filter_floor / rms).clamp_min(0.0)[..., None, None], statistics
 
     def forward(

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any, ParamSpec
 import torch
 from torch import Tensor
 
-from axs_lib.checks import check_pair
+from axs_lib.bands import VALID_DN
+from axs_lib.checks import CheckedPair, check_count, check_pair, check_tensor, check_type
+from axs_lib.errors import InputError
 from axs_lib.terramind.noise import sample_seeds, scene_origins
 from axs_lib.terramind.tiles import unbatch
 from axs_lib.tilegrid import Mosaic
@@ -39,6 +41,18 @@ class GroundingControls:
     use_sar: bool = True  # whether the SAR's content counts
     ranges_checked: bool = False  # whether the images are parts of larger ones whose ranges were checked
 
+    def proposal_for(self, pair: CheckedPair) -> Tensor | None:
+        """The proposal, batched, or ``None``. Raises InputError: its shape is not that of opt_v2."""
+        if self.proposal is None:
+            return None
+        proposal = check_tensor("proposal", self.proposal)
+        batched = proposal[None] if pair.unbatched and proposal.ndim == 3 else proposal
+        if batched.shape != pair.opt_v2.shape:
+            raise InputError(
+                f"proposal has shape {tuple(proposal.shape)}; expected that of opt_v2, {tuple(pair.opt_v2.shape)}"
+            )
+        return batched
+
 
 NO_CONTROLS = GroundingControls()
 
@@ -51,10 +65,12 @@ def in_tiles(ground: Callable[P, Stage3Output]) -> Callable[P, Stage3Output]:
     def wrapper(
         model: Any, s1: Any, opt_v2: Any, timesteps: Any = None, *, batch_size: Any = 8, **options: Any
     ) -> Stage3Output:
+        batch_size = check_count("batch_size", batch_size)
+        check_type("controls", options.get("controls", NO_CONTROLS), GroundingControls, "GroundingControls")
         run = functools.partial(plain, model, timesteps=timesteps, batch_size=batch_size)
         side = model.terramind_generator.layout.max_side
         shape: tuple[int, ...] = opt_v2.shape if isinstance(opt_v2, Tensor) and not opt_v2.is_nested else ()
-        if len(shape) not in (3, 4) or not isinstance(batch_size, int) or batch_size < 1:
+        if len(shape) not in (3, 4):
             return run(s1, opt_v2, **options)  # an error, in the words of ``ground``
         if max(shape[-2:]) <= side and (len(shape) == 3 or shape[0] <= batch_size):
             return run(s1, opt_v2, **options)
@@ -79,9 +95,7 @@ def _ground_large(
     pair = check_pair(s1, opt_v2, trust=trust, standardize=model.standardize, force=controls.ranges_checked)
     batch, device = len(pair.opt_v2), pair.s1.device
     seeds, corners = sample_seeds(seed, batch, device=device), scene_origins(controls.origin, batch, device)
-    proposal = controls.proposal
-    if pair.unbatched and proposal is not None and proposal.ndim == 3:
-        proposal = proposal[None]
+    proposal = controls.proposal_for(pair)
     # The change is blended, not the image: where no tile changes a pixel it stays bit for bit.
     base = pair.opt_v2.masked_fill((pair.trust == 0) | ~torch.isfinite(pair.opt_v2), 0.0)
     mosaic = Mosaic(pair.opt_v2, model.terramind_generator.layout.max_side, batch_size)
@@ -101,7 +115,14 @@ def _ground_large(
         mosaic.add(tiles, **layers)
     blended = mosaic.result()
     nodata, gate = blended["nodata"] > 0, blended["gate"]
-    image, proposal = (each.masked_fill(nodata, torch.nan) for each in (base + blended["change"], blended["proposal"]))
+    image = changed(base, blended["change"], model.standardize)
+    image, proposal = (each.masked_fill(nodata, torch.nan) for each in (image, blended["proposal"]))
     deviation = blended["variance"].sqrt().masked_fill(nodata, torch.nan) if "variance" in blended else None
     whole = replace(output, image=image, proposal=proposal, gate=gate, uncertainty=deviation)
     return unbatch(whole) if pair.unbatched else whole
+
+
+def changed(image: Tensor, change: Tensor, standardize: bool) -> Tensor:
+    """The image with its change, bit for bit the same where that is 0; where ``standardize`` (DN), valid DN."""
+    result = image + change
+    return torch.where(change == 0, image, result.clamp(*VALID_DN) if standardize else result)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from axs_lib.bands import OPTICAL_BANDS
+from axs_lib.bands import DN_PER_REFLECTANCE, OPTICAL_BANDS
 from axs_lib.blur import gaussian_blur
 from axs_lib.precision import exact_matmul
 
@@ -38,7 +38,7 @@ WATER_NDWI = (-0.15, 0.05)  # of an estimate, where water begins to be likely an
 
 def optical_features(dn: Tensor) -> Tensor:
     """(B, 7, H, W) regressors of a (B, 4, H, W) DN image: 1, log-reflectances, NDVI, NDWI."""
-    reflectance = (dn / 10_000.0).clamp(1e-3, 2.0)
+    reflectance = (dn / DN_PER_REFLECTANCE).clamp(1e-3, 2.0)
     red, nir = reflectance[:, 2:3], reflectance[:, 3:]
     return torch.cat([torch.ones_like(nir), reflectance.log(), (nir - red) / (nir + red), ndwi(reflectance)], dim=1)
 

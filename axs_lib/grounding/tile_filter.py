@@ -63,19 +63,21 @@ class TileFilter(nn.Module):
         self.last = zeroed(nn.Linear(hidden, 4 * TERMS))
 
     def forward(
-        self, s1: Tensor, estimate: Tensor, guessed: Tensor, grid: Tensor, size: tuple[int, int]
+        self, s1: Tensor, estimate: Tensor, is_estimate: Tensor, grid: Tensor, size: tuple[int, int]
     ) -> tuple[Tensor, Tensor]:
         """What the filter changes, (B, 4, H, W) in z-units, and the standardised statistics, (B, STATISTICS).
 
-        s1 (B, 2, H, W) and estimate (B, 4, H, W) are z-scored; ``guessed`` (B, 1, H, W) is 1 where the estimate is one
-        and 0 where it was observed or is unknown; ``grid`` are the statistics of ``block_grid``; ``size`` are H and W
+        s1 (B, 2, H, W) and estimate (B, 4, H, W) are z-scored; ``is_estimate`` (B, 1, H, W) is 0 where
+        it was observed or is unknown, else 1; ``grid`` are the statistics of ``block_grid``; ``size`` are H and W
         without padding.
         """
         with torch.autocast(estimate.device.type, enabled=False):
             images = torch.cat([estimate, s1.mean(1, keepdim=True)], dim=1).float()  # (B, 5, H, W)
             detail, smoother = scales_of(images[:, :4])
             inside = (..., slice(size[0]), slice(size[1]))
-            weight = (2.0 * gaussian_blur(guessed[inside].float(), FEATHER_PX) - 1.0).clamp_min(0.0)  # inside estimates
+            weight = (2.0 * gaussian_blur(is_estimate[inside].float(), FEATHER_PX) - 1.0).clamp_min(
+                0.0
+            )  # inside estimates
             weight = torch.where(weight.amax((2, 3), keepdim=True) > 0, weight, 1.0)
             statistics, lean = spectral_statistics(images[inside], detail[inside], weight)
             statistics = (torch.cat([statistics, grid], dim=1) - self.mean) / self.scale
