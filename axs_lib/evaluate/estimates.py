@@ -220,7 +220,7 @@ def _summary(tiles: Sequence[TileFigures]) -> dict[str, Any]:
         **_headline(tiles),
     }
     # SAR and truth plainly show the place on different days: there grounding has to look wrong.
-    inconsistent = [tile for tile in tiles if tile.facts["sar_water_on_land"] > INCONSISTENT_SHARE]
+    inconsistent = [tile for tile in tiles if not sar_agrees(tile)]
     if 0 < len(inconsistent) < len(tiles):
         summary["sar_inconsistent_tiles"] = [tile.record.name for tile in inconsistent]
         summary["sar_consistent"] = _headline([tile for tile in tiles if tile not in inconsistent])
@@ -228,6 +228,11 @@ def _summary(tiles: Sequence[TileFigures]) -> dict[str, Any]:
         if controlled := [tile for tile in tiles if key in tile.figures]:
             summary[key] = _control_summary(key, controlled)
     return summary
+
+
+def sar_agrees(tile: TileFigures) -> bool:
+    """Whether SAR and truth of a tile agree about water."""
+    return bool(tile.facts["sar_water_on_land"] <= INCONSISTENT_SHARE)
 
 
 def _headline(tiles: Sequence[TileFigures]) -> dict[str, Any]:

@@ -19,9 +19,10 @@ from torch import Tensor
 from axs_lib.bands import DN_PER_REFLECTANCE, OPTICAL_BANDS
 from axs_lib.data.flood import simulate_flood
 from axs_lib.errors import counted
+from axs_lib.evaluate.estimates import sar_agrees
 from axs_lib.evaluate.evaluator import Figures, Scenario, TileFigures
 from axs_lib.evaluate.models import EvaluatedModel
-from axs_lib.evaluate.sources import EvaluationTile, generator_of, simulated_estimate
+from axs_lib.evaluate.sources import EvaluationTile, generator_of, simulated_estimate, water_on_land
 from axs_lib.evaluate.tables import over_tiles, rich_table
 from axs_lib.grounding.sar_inconsistency import ndwi
 from axs_lib.nodata import spread, valid_pixels
@@ -64,7 +65,11 @@ class Floods(Scenario):
                 for suffix, opt_v3 in (("", flooded), ("_without", real))
                 for part, area in (("inside", inside), ("outside", outside))
             }
-            yield TileFigures(tile.record, figures, {"flooded_share": float(inside[index].float().mean())})
+            facts = {
+                "flooded_share": float(inside[index].float().mean()),
+                "sar_water_on_land": water_on_land(tile.s1, tile.truth),
+            }
+            yield TileFigures(tile.record, figures, facts)
 
     def to_json(self, tiles: Sequence[TileFigures], left_out: Sequence[str]) -> dict[str, Any]:
         """What became of the floods.
@@ -72,19 +77,28 @@ class Floods(Scenario):
         ``tiles`` dry ones; ``left_out`` how many are not; ``opt_v2_source``; ``water_ndwi``, ``water_nir``
         (reflectance), ``margin_px`` the thresholds; ``came_through`` share of tiles where at least half of the flood
         turned to water; ``flooded_share`` of the pixels; the figures of ``measure_flood`` under ``inside`` the flood
-        and ``outside`` on dry land of the truth, with the real SAR under these names and ``_without``; ``per_tile``.
+        and ``outside`` on dry land of the truth, with the real SAR under these names and ``_without``;
+        ``sar_consistent`` the same of the tiles whose SAR and truth agree about water; ``per_tile``.
         """
-        came = sum(tile.figures["inside"]["turned_to_water"] >= CAME_THROUGH for tile in tiles)
+
+        def of(tiles: Sequence[TileFigures]) -> dict[str, Any]:
+            came = sum(tile.figures["inside"]["turned_to_water"] >= CAME_THROUGH for tile in tiles)
+            return {
+                "tiles": len(tiles),
+                "came_through": came / len(tiles),
+                "flooded_share": statistics.fmean(tile.facts["flooded_share"] for tile in tiles),
+                **{part: over_tiles([tile.figures[part] for tile in tiles]) for part in PARTS},
+            }
+
+        agreeing = [tile for tile in tiles if sar_agrees(tile)]
         return {
-            "tiles": len(tiles),
+            **of(tiles),
+            **({"sar_consistent": of(agreeing)} if 0 < len(agreeing) < len(tiles) else {}),
             "left_out": len(left_out),
             "opt_v2_source": "degraded",
             "water_ndwi": WATER_NDWI,
             "water_nir": WATER_NIR / DN_PER_REFLECTANCE,
             "margin_px": MARGIN,
-            "came_through": came / len(tiles),
-            "flooded_share": statistics.fmean(tile.facts["flooded_share"] for tile in tiles),
-            **{part: over_tiles([tile.figures[part] for tile in tiles]) for part in PARTS},
             "per_tile": [{**tile.named(), **tile.facts, **tile.figures} for tile in tiles],
         }
 
@@ -101,6 +115,13 @@ class Floods(Scenario):
             f" · water: NDWI over {WATER_NDWI:g} · outside: dry land from {MARGIN} px on\non"
             f" {100 * outcome['came_through']:.0f} % of the tiles half of the flood or more turned to water"
         )
+        if "sar_consistent" in outcome:
+            agreeing = outcome["sar_consistent"]
+            came, outside = agreeing["came_through"], agreeing["outside"]["turned_to_water"]
+            caption += (
+                f"\nSAR and truth agree about water on {counted(agreeing['tiles'], 'tile')}: {100 * came:.0f} %,"
+                f" {100 * outside:.2f} % outside turned to water"
+            )
         water = ("water\nopt_v2", "water\nopt_v3", "turned\nto water")
         headings = ("", *water, "NIR\nfell", "NDWI\nchange", "NIR\nchange")
         return [rich_table(title, headings, rows, caption)]

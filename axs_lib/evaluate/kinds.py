@@ -20,7 +20,7 @@ from torch import Tensor
 from axs_lib.bands import DN_PER_REFLECTANCE, OPTICAL_BANDS
 from axs_lib.data.estimates import KINDS, make_estimate
 from axs_lib.errors import counted
-from axs_lib.evaluate.estimates import INCONSISTENT_SHARE
+from axs_lib.evaluate.estimates import sar_agrees
 from axs_lib.evaluate.evaluator import Figures, Scenario, TileFigures
 from axs_lib.evaluate.models import EvaluatedModel
 from axs_lib.evaluate.sources import EvaluationTile, generator_of, water_on_land
@@ -67,7 +67,7 @@ class EstimateKinds(Scenario):
         ``mse_change_%``, ``mae_change_%`` of the means, below zero is better; ``wins``, ``worst_tile_%`` over the tiles
         whose opt_v2 is wrong; ``spread_skill`` by band.
         """
-        consistent = [tile for tile in tiles if tile.facts["sar_water_on_land"] <= INCONSISTENT_SHARE]
+        consistent = [tile for tile in tiles if sar_agrees(tile)]
         parts = {"all_tiles": tiles}
         if 0 < len(consistent) < len(tiles):
             parts["sar_consistent"] = consistent

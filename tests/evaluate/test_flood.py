@@ -61,6 +61,18 @@ def test_a_flood_that_comes_through(folder: Path) -> None:
         assert word in text, word
 
 
+def test_tiles_whose_sar_and_truth_disagree_are_left_out_of_a_second_count(folder: Path) -> None:
+    with np.load(folder / "b.npz") as tile:
+        s1, s2 = tile["s1"], tile["s2"]
+    s1[0, 40:], s1[1, 40:] = -22, -29
+    np.savez(folder / "b.npz", s1=s1, s2=s2)
+    report = evaluate(FakeModel(see_water), folder, [Floods()])
+    flood = report.to_json()["flood"]
+    assert flood["tiles"] == 2 and flood["outside"]["turned_to_water"] > 0.2
+    assert flood["sar_consistent"]["tiles"] == 1 and flood["sar_consistent"]["outside"]["turned_to_water"] == 0
+    assert "SAR and truth agree about water on 1 tile: 100 %, 0.00 % outside" in fakes.shown(report.tables(), width=90)
+
+
 def test_water_where_the_sar_is_unchanged_is_seen(folder: Path) -> None:
     flood = outcome(FakeModel(lambda s1, opt_v2: WATER.expand_as(opt_v2)), folder)
     for part in ("outside", "inside_without", "outside_without"):
