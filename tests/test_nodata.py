@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from axs_lib.nodata import fill_nodata, pad_square, valid_pixels
+from axs_lib.nodata import fill_nodata, pad_square, spread, valid_pixels
 
 
 @given(height=st.integers(8, 70), width=st.integers(8, 70), share=st.floats(0.0, 0.95), seed=st.integers(0, 99))
@@ -58,3 +58,14 @@ def test_padding_reflects_in_steps(size: tuple[int, int]) -> None:
     assert torch.equal(padded[..., : size[0], : size[1]], image)
     if size[0] < 64:
         assert torch.equal(padded[..., size[0], : size[1]], image[..., size[0] - 2, :])
+
+
+@pytest.mark.parametrize(("radius", "height", "width"), [(0, 5, 9), (1, 1, 9), (3, 16, 8), (9, 4, 6)])
+def test_values_spread_in_squares(radius: int, height: int, width: int) -> None:
+    image = torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(radius))
+    expected = torch.empty_like(image)
+    for row in range(height):
+        for column in range(width):
+            around = image[..., max(row - radius, 0) : row + radius + 1, max(column - radius, 0) : column + radius + 1]
+            expected[..., row, column] = around.amax((2, 3))
+    assert torch.equal(spread(image, radius), expected)

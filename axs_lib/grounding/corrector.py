@@ -133,13 +133,14 @@ class GroundingCorrector(nn.Module):
         """
         # 1. Blocks are levelled, the tile filtered; the head is shown that, from which no gradient comes back to them.
         s1 = (tiles.s1 - self.s1_mean) / self.s1_std  # (B, 2, S, S)
-        estimate = (tiles.estimate - self.optical_mean) / self.optical_std  # (B, 4, S, S)
-        estimate = without_spikes(estimate, tiles.trust > 0)
+        estimate, proposal = (
+            without_spikes((image - self.optical_mean) / self.optical_std, tiles.trust > 0)
+            for image in (tiles.estimate, proposal)
+        )  # (B, 4, S, S) each
         size = tiles.size or (estimate.shape[-2], estimate.shape[-1])
         filtered, statistics = self.head.filtered(s1, estimate, tiles.trust, size)  # (B, 4, S, S), (B, N)
         estimate = estimate + estimate_share(tiles.trust) * filtered.detach()
         # 2. What the head predicts, for the tile turned or mirrored.
-        proposal = (proposal - self.optical_mean) / self.optical_std
         images = (s1, estimate, proposal, tiles.trust, tiles.sar_inconsistency)
         predicted = self.head(*(turn(image, orientation) for image in images), statistics)
         residual, gate, missed, error = (turn_back(part, orientation) for part in predicted)

@@ -12,16 +12,16 @@ STANDS_OUT = 30.0  # times the mean over the tile
 LEAST = 1.0  # z-units, hundreds of DN
 
 
-def without_spikes(estimate: Tensor, known: Tensor) -> Tensor:
-    """The estimate (B, 4, H, W), z-scored, with its surroundings in place of pixels that stand out of them by far.
+def without_spikes(image: Tensor, known: Tensor) -> Tensor:
+    """An image (B, 4, H, W), z-scored, with its surroundings in place of pixels that stand out of them by far.
 
-    How much the others stand out is looked at where the estimate is ``known``, (B, 1, H, W) bool.
+    How much the others stand out is looked at where the image is ``known``, (B, 1, H, W) bool.
     """
     count = known.sum((2, 3), keepdim=True).clamp_min(1)
     for sign in (1.0, -1.0):
-        image = sign * estimate
-        surroundings = spread(-spread(-image, RADIUS_PX), RADIUS_PX)  # what is bright and small is gone
-        above = image - surroundings
+        bright = sign * image
+        surroundings = spread(-spread(-bright, RADIUS_PX), RADIUS_PX)  # what is bright and small is gone
+        above = bright - surroundings
         most = STANDS_OUT * (above * known).sum((2, 3), keepdim=True) / count
-        estimate = sign * torch.where(above > most.clamp_min(LEAST), surroundings, image)
-    return estimate
+        image = sign * torch.where(above > most.clamp_min(LEAST), surroundings, bright)
+    return image
