@@ -100,7 +100,7 @@ class Stage1Model(GeneratorStage):
             images = self._to_unit(decoded).unflatten(0, (ensemble_size, -1))  # (M, n, 4, S, S)
             height, width = tiles.tiles[0].shape
             image, spread = mean_and_spread(images[..., :height, :width])  # (n, 4, h, w) each
-            mosaic.add(tiles, image=image, spread=spread)
+            mosaic.add(tiles, image=image, variance=spread.square())
         blended = mosaic.result()  # (B, 4, H, W) each
 
         # 5. Nodata out where the SAR has nodata; valid pixels are valid DN.
@@ -108,7 +108,7 @@ class Stage1Model(GeneratorStage):
         check_result("opt_v1", blended["image"], nodata)
         image = blended["image"].clamp(*VALID_DN) if self.standardize else blended["image"]
         image = image.masked_fill(nodata, torch.nan)
-        uncertainty = blended["spread"].masked_fill(nodata, torch.nan) if ensemble_size > 1 else None
+        uncertainty = blended["variance"].sqrt().masked_fill(nodata, torch.nan) if ensemble_size > 1 else None
         output = Stage1Output(image, uncertainty, schedule.nfe)
         return unbatch(output) if sar.unbatched else output
 
