@@ -159,13 +159,12 @@ class FilePixels(Pixels):
         part = (window.top, window.bottom), (window.left, window.right)
         data = np.empty((len(self.bands), *window.shape), dtype=np.float32)
         zero = np.ones(window.shape, dtype=bool)
-        unit = DN_PER_REFLECTANCE if self.bands == OPTICAL_BANDS else 1.0
         at = 0
         for dataset, indexes, path in self._parts:
             try:
                 raw = dataset.read(indexes, window=part)
                 valid = dataset.read_masks(indexes, window=part) != 0
-                for alpha in _alpha_bands(dataset):
+                for alpha in {*_alpha_bands(dataset)} - {*indexes}:
                     valid &= dataset.read(alpha, window=part) != 0
             except (RasterioError, OSError) as error:
                 raise InputError(unreadable(path, "a complete image", error)) from error
@@ -176,6 +175,8 @@ class FilePixels(Pixels):
                     with np.errstate(over="ignore"):
                         data[at] = raw[band]
                 else:
+                    in_dn = self.bands != OPTICAL_BANDS or (scale == 1.0 and abs(offset) >= 1.0)
+                    unit = 1.0 if in_dn else DN_PER_REFLECTANCE
                     shift = 0.0 if self._ignore_offset else offset * unit
                     data[at] = raw[band].astype(np.float64) * (scale * unit) + shift
                 data[at][~valid[band]] = np.nan
@@ -187,7 +188,7 @@ class FilePixels(Pixels):
             if dataset.count != 1:
                 raise InputError(f"{self.label} has {dataset.count} bands; expected a trust map of one band, 0 to 1")
             return [1]
-        alpha = _alpha_bands(dataset)
+        alpha = _alpha_bands(dataset) if order is None or len(order) != dataset.count else []  # else it is named
         there = [index for index in dataset.indexes if index not in alpha]
         if len(there) == 1:
             name = Path(self.label).name

@@ -225,6 +225,23 @@ def test_a_fifth_band_of_alpha_is_a_mask(tmp_path: Path, optical: np.ndarray) ->
     assert np.isnan(data := read_optical(path)[1])[:, 5:9].all() and np.isfinite(data[:, 9:]).all()
 
 
+def test_a_fourth_band_coloured_alpha_is_what_its_name_says(tmp_path: Path, optical: np.ndarray) -> None:
+    """As GDAL colours the fourth band of red, green, blue and near infrared."""
+    colours = [rasterio.enums.ColorInterp[name] for name in ("red", "green", "blue", "alpha")]
+    path = write(tmp_path / "rgbn.tif", optical[[2, 1, 0, 3]], colours=colours, photometric="RGB", ALPHA="YES")
+    with pytest.raises(InputError, match=r"lacks B08.*--bands"):
+        read_optical(path)
+    np.testing.assert_array_equal(read_optical(path, bands=("B04", "B03", "B02", "B08"))[1], optical)
+
+
+@pytest.mark.parametrize("scale", [(1e-4, -0.1), (1.0, -1000.0)])
+def test_a_declared_offset_is_in_the_unit_of_the_scale(
+    tmp_path: Path, optical: np.ndarray, scale: tuple[float, float]
+) -> None:
+    path = write(tmp_path / "s2.tif", optical + 1000, OPTICAL_BANDS, scale=scale)
+    np.testing.assert_allclose(read_optical(path)[1], optical, atol=0.01)
+
+
 @pytest.mark.parametrize("names", [("HH", "HV"), ("Sigma0_HH_db", "Sigma0_HV_db"), ("VV", "HH")])
 def test_other_polarisations_are_refused_by_name(tmp_path: Path, sar: np.ndarray, names: tuple[str, str]) -> None:
     with pytest.raises(InputError, match=r"HH.*lacks V"):
