@@ -6,13 +6,12 @@ In: a STAC API or static catalogue, a place and dates. Out: a ``ScenePair`` of i
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
 import re
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime, time, timedelta
@@ -116,12 +115,7 @@ def find_pair(
     west, south, east, north = map(float, bounds)
     place, span = (west, south, east, north), _span(dates)
     bands = {sar_collection: SAR_BANDS, optical_collection: OPTICAL_BANDS}
-    found = {}
-    with _catalogue_errors(catalog):
-        opened = _open(catalog)
-        for name, wanted in bands.items():
-            # An item of one polarisation is none for this purpose.
-            found[name] = [item for item in _items(opened, name, place, span) if all(_assets(item, wanted).values())]
+    found = _search(catalog, bands, place, span)
     for name, items in found.items():
         if not items:
             raise InputError(
@@ -286,9 +280,10 @@ def _label(catalog: PathLike | Catalog) -> str:
     return os.fspath(catalog) if isinstance(catalog, str | os.PathLike) else f"the catalogue {catalog.id}"
 
 
-@contextlib.contextmanager
-def _catalogue_errors(catalog: PathLike | Catalog) -> Iterator[None]:
-    """Say in words that the extra is missing or the catalogue cannot be read."""
+def _search(
+    catalog: PathLike | Catalog, bands: Mapping[str, tuple[str, ...]], place: Bounds, span: tuple[datetime, datetime]
+) -> dict[str, list[Item]]:
+    """Items of each collection; AxionError: the extra is missing or the catalogue cannot be read."""
     try:
         import odc.stac  # noqa: F401
         import pystac
@@ -299,7 +294,12 @@ def _catalogue_errors(catalog: PathLike | Catalog) -> Iterator[None]:
             " pip install 'axion-sat[stac]'"
         ) from error
     try:
-        yield
+        opened = _open(catalog)
+        # An item of one polarisation is none for this purpose.
+        return {
+            name: [item for item in _items(opened, name, place, span) if all(_assets(item, wanted).values())]
+            for name, wanted in bands.items()
+        }
     except (pystac.STACError, APIError, OSError, ValueError) as error:
         if isinstance(error, AxionError):
             raise
