@@ -10,7 +10,6 @@ import functools
 import os
 import re
 import warnings
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -245,9 +244,9 @@ def _coverage(items: Sequence[Item], bounds: Bounds) -> float:
 
 
 def _groups(items: Sequence[Item], key: Callable[[Item], Any]) -> dict[Any, list[Item]]:
-    groups = defaultdict(list)
+    groups: dict[Any, list[Item]] = {}
     for item in items:
-        groups[key(item)].append(item)
+        groups.setdefault(key(item), []).append(item)
     return groups
 
 
@@ -393,15 +392,10 @@ def _to_dn(item: Item, keys: Mapping[str, str], raw: DataArray) -> DataArray:
     gone = any(item.properties.get(name) is True for name in _OFFSET_GONE)
     baseline = str(item.properties.get("s2:processing_baseline", item.properties.get("processing:version", "")))
     late = bool(re.fullmatch(r"\d+(\.\d+)?", baseline)) and 100 * float(baseline) >= OFFSET_BASELINE
-    scalings = []
-    for key in keys.values():
-        declared = _scaling(item.assets[key])
-        if declared is None:
-            scale, offset = 1.0, -OFFSET_DN if late else 0.0
-        else:
-            scale, offset = declared[0] * DN_PER_REFLECTANCE, declared[1] * DN_PER_REFLECTANCE
-        scalings.append((scale, 0.0 if gone else offset))
-    return _scaled(raw, scalings)
+    of_dn = 1 / DN_PER_REFLECTANCE, (-OFFSET_DN if late else 0.0) / DN_PER_REFLECTANCE  # where nothing is declared
+    declared = [_scaling(item.assets[key]) or of_dn for key in keys.values()]
+    in_dn = [(scale * DN_PER_REFLECTANCE, 0.0 if gone else offset * DN_PER_REFLECTANCE) for scale, offset in declared]
+    return _scaled(raw, in_dn)
 
 
 def _to_db(item: Item, keys: Mapping[str, str], raw: DataArray, unit: str) -> DataArray:
