@@ -52,6 +52,6 @@ def first_line(error: BaseException) -> str:
     return line if len(line) <= 200 else f"{line[:197]}..."
 
 
-def counted(number: int, noun: str) -> str:
+def counted(number: int | str, noun: str) -> str:
     """A number and its noun, for messages: 1 tile, 2 tiles."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
+    return f"{number} {noun}{'' if str(number) == '1' else 's'}"

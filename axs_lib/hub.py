@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self
 
 import torch
 from huggingface_hub import ModelCard, ModelCardData, ModelHubMixin, snapshot_download
@@ -36,8 +36,6 @@ LIBRARY = "axion-sat"
 LICENCE = "apache-2.0"
 TAGS = ["remote-sensing", "sentinel-1", "sentinel-2", "sar-to-optical", "terramind"]
 
-Loaded = TypeVar("Loaded", bound="HubMixin")
-
 
 class HubMixin(ModelHubMixin):
     """What a Stage 3 model needs to live on the Hub; a base class of ``Stage3GroundingModel``.
@@ -53,7 +51,7 @@ class HubMixin(ModelHubMixin):
     provenance: Any
 
     @classmethod
-    def from_pretrained(cls: type[Loaded], pretrained_model_name_or_path: str | Path, **options: Any) -> Loaded:
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Self:
         """Load a model, frozen and in ``eval()`` mode, from a folder or from the Hub.
 
         Of a folder of ``save_pretrained``, or a repository such as ``me/mine``. Options are ``revision`` (commit, tag,
@@ -84,14 +82,14 @@ class HubMixin(ModelHubMixin):
 
     @classmethod
     def _from_pretrained(
-        cls: type[Loaded],
+        cls,
         *,
         model_id: str,
         revision: str | None,
         config: Mapping[str, Any] | None = None,
         device: torch.device | str | None = None,
         **settings: Any,
-    ) -> Loaded:
+    ) -> Self:
         variant = config.get("variant") if isinstance(config, Mapping) else None
         if config is None or not isinstance(variant, str):
             raise WeightsError(

@@ -29,8 +29,6 @@ from axs_lib.io.files import check_regular, open_regular
 
 _LONGEST_ERROR = 1000
 
-Format = Literal["npz", "tif"]
-Device = Literal["cpu", "cuda"]
 Runner = Callable[[Item, Mapping[str, Path]], Sequence[str]]  # item and paths to write to; what was assumed of it
 IMAGE = "image"
 
@@ -48,8 +46,8 @@ class Job:
     maps: Mapping[str, str] = field(default_factory=dict)  # folders of uncertainty, gate, sar_contribution and stac
     checkpoints: Mapping[str, str] = field(default_factory=dict)  # by the argument of ``build_model`` that takes them
     force: bool = False  # accept values that look like another unit
-    format: Format = "npz"  # of the outputs
-    device: Device = "cpu"
+    format: Literal["npz", "tif"] = "npz"  # of the outputs
+    device: Literal["cpu", "cuda"] = "cpu"
     threads: int = 1  # of each worker's CPU arithmetic; the last digits of a result depend on it
 
     def outputs(self, item: Item) -> dict[str, Path]:

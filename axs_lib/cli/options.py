@@ -256,11 +256,8 @@ def grid_from(like: Path | None, crs: str | None, res: float | None, bounds: str
     """The grid that ``--like``, or ``--crs --res --bounds`` together, describe; None for none of them."""
     from axs_lib.io.grid import SceneGrid
 
-    given = [value is not None for value in (crs, res, bounds)]
-    if like is not None and not any(given):
-        return SceneGrid.like(like)
-    if like is None and not any(given):
-        return None
+    if crs is None and res is None and bounds is None:
+        return None if like is None else SceneGrid.like(like)
     if like is not None or crs is None or res is None or bounds is None:
         raise InputError("expected --like FILE, or --crs, --res and --bounds together, to say where to draw")
     return SceneGrid.of(crs, res, parse_edges(bounds))

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from types import MappingProxyType
 from typing import Literal
 
@@ -167,22 +168,18 @@ def _resampling(size: int, factor: Tensor, phase: Tensor, gaussian: Tensor, name
     return enlarge @ reduce
 
 
-def _enlarged(name: str) -> Make:
-    """Reduced to pixels of 15 to 120 m and enlarged again, any phase."""
-
-    def make(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
-        factor = _between(strength, 15, 120, log=True) / METRES_PER_PIXEL
-        whole = draw.uniform(0, 1) < 0.5
-        factor = torch.where(whole & (factor > 1.75), factor.round(), factor)
-        gaussian = draw.uniform(0, 1) < 0.4
-        aligned = draw.uniform(0, 1) < 0.5
-        matrices = []
-        for size in image.shape[-2:]:
-            phase = torch.where(aligned, torch.full_like(factor, 0.5), draw.uniform(0, 1))
-            matrices.append(_resampling(size, factor, phase, gaussian, name))
-        return apply_matrices(image, *matrices)
-
-    return make
+def _enlarged(name: str, image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
+    """Reduced to pixels of 15 to 120 m and enlarged again, any phase, by the kernel of this name."""
+    factor = _between(strength, 15, 120, log=True) / METRES_PER_PIXEL
+    whole = draw.uniform(0, 1) < 0.5
+    factor = torch.where(whole & (factor > 1.75), factor.round(), factor)
+    gaussian = draw.uniform(0, 1) < 0.4
+    aligned = draw.uniform(0, 1) < 0.5
+    matrices = []
+    for size in image.shape[-2:]:
+        phase = torch.where(aligned, torch.full_like(factor, 0.5), draw.uniform(0, 1))
+        matrices.append(_resampling(size, factor, phase, gaussian, name))
+    return apply_matrices(image, *matrices)
 
 
 def _warped(image: Tensor, down: Tensor, across: Tensor) -> Tensor:
@@ -504,23 +501,19 @@ def _refiner(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
     )
 
 
-def _combination(names: tuple[str, ...]) -> Make:
+def _combination(names: tuple[str, ...], image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
     """Two or three of these kinds one after the other, for each tile others."""
-
-    def make(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
-        made = []
-        for one, level in zip(image.split(1), strength, strict=True):
-            own = Draw(draw.generator, 1, image.device)
-            order = torch.randperm(len(names), generator=draw.generator)
-            count = 2 + int(own.uniform(0, MOST_COMBINED - 1).floor())
-            for index in sorted(order[:count].tolist()):
-                make_one = KINDS[names[index]].make
-                assert make_one is not None
-                one = make_one(one, own, (level * own.uniform(0.5, 1.2)).clamp(0, 1))
-            made.append(one)
-        return torch.cat(made)
-
-    return make
+    made = []
+    for one, level in zip(image.split(1), strength, strict=True):
+        own = Draw(draw.generator, 1, image.device)
+        order = torch.randperm(len(names), generator=draw.generator)
+        count = 2 + int(own.uniform(0, MOST_COMBINED - 1).floor())
+        for index in sorted(order[:count].tolist()):
+            make_one = KINDS[names[index]].make
+            assert make_one is not None
+            one = make_one(one, own, (level * own.uniform(0.5, 1.2)).clamp(0, 1))
+        made.append(one)
+    return torch.cat(made)
 
 
 # In the order in which they happen to an image.
@@ -539,9 +532,9 @@ _TABLE = (
     Kind("one_way_blur", "train", "roll-off, trapezoid or two copies, in one direction", _one_way_blur),
     Kind("block_transform", "train", "cosine transform of blocks of 5 to 16 px but 8, quantised", _block_transform),
     Kind("diffusion", "train", "anisotropic diffusion, 60 to 500 DN", _diffusion),
-    Kind("enlarged_nearest", "train", "15 to 120 m pixels, nearest", _enlarged("nearest")),
-    Kind("enlarged_bilinear", "train", "15 to 120 m pixels, bilinear", _enlarged("bilinear")),
-    Kind("enlarged_lanczos", "train", "15 to 120 m pixels, Lanczos", _enlarged("lanczos")),
+    Kind("enlarged_nearest", "train", "15 to 120 m pixels, nearest", partial(_enlarged, "nearest")),
+    Kind("enlarged_bilinear", "train", "15 to 120 m pixels, bilinear", partial(_enlarged, "bilinear")),
+    Kind("enlarged_lanczos", "train", "15 to 120 m pixels, Lanczos", partial(_enlarged, "lanczos")),
     Kind("median_filter", "train", "median of 3 x 3 pixels, in part, wholly or twice", _median_filter),
     Kind("wavelet", "train", "wavelet compression, finest step 15 to 500 DN", _wavelet),
     Kind("over_sharpened", "train", "unsharp mask of 0.6 to 2.5 px, amount 0.1 to 1.5", _over_sharpened),
@@ -555,7 +548,7 @@ _TABLE = (
     Kind("shift", "train", "the whole tile 0.5 to 30 m aside", _shift),
     Kind("changed_fields", "train", "areas of like colour brighter or darker by 3 to 30 %", _changed_fields),
     Kind("refiner", "train", "degrade's preset train, or its light damage", _refiner),
-    Kind("combined", "train", "two or three of the kinds above", _combination(COMBINED)),
+    Kind("combined", "train", "two or three of the kinds above", partial(_combination, COMBINED)),
     # only for choices
     Kind("defocus_blur", "choose", "disc of 6 to 50 m radius", _defocus_blur),
     Kind("guided_smoothing", "choose", "guided filter, 7 x 7 px, 40 to 500 DN", _guided_smoothing),
@@ -573,6 +566,6 @@ _TABLE = (
     Kind("smooth_warp", "report", "warp of 1 to 25 m (1 std)", _smooth_warp),
     Kind("speckled", "report", "noise of 0.5 to 12 % of the signal", _speckled),
     Kind("ringing", "report", "cut-off at 0.40 to 0.10 cycles per pixel", _ringing),
-    Kind("combined_left_out", "report", "two or three of five kinds left out", _combination(COMBINED_REPORT)),
+    Kind("combined_left_out", "report", "two or three of five kinds left out", partial(_combination, COMBINED_REPORT)),
 )
 KINDS: Mapping[str, Kind] = MappingProxyType({kind.name: kind for kind in _TABLE})

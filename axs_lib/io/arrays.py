@@ -79,13 +79,11 @@ class ArrayPixels(Pixels):
         self.dtype = self._array.dtype
         numbers = [(self._nodata, math.nan), *((array.attrs.get(k), v) for k, v in _SCALE.items())]
         try:
-            nodata, *scale = (float(default if given is None else given) for given, default in numbers)
+            nodata, scale, offset = (float(default if given is None else given) for given, default in numbers)
         except (TypeError, ValueError) as error:
             raise InputError(f"{self.label} has no number as its nodata, {listed(_SCALE)} ({error})") from error
-        self._nodata, self._scale = nodata, (scale[0], scale[1])
-        self.offset_declared = self._scale[1] != 0
-        if reading.ignores_offset(wanted):
-            self._scale = scale[0], 0.0
+        self.offset_declared = offset != 0
+        self._nodata, self._scale = nodata, (scale, 0.0 if reading.ignores_offset(wanted) else offset)
         numbered = all(axis in array.coords and array[axis].dtype.kind in "fiu" for axis in (x, y))
         spaced = array.sizes[x] > 1 and array.sizes[y] > 1 and (crs is not None or numbered)
         place = (crs and crs.to_wkt(), tuple(array.rio.transform())[:6]) if spaced else (None, None)

@@ -153,20 +153,16 @@ class MaskSource:
 
     def read(self, window: Tile) -> FloatArray:
         """(1, h, w) in [0, 1] of a window; what is unknown does not grow from one tile of a batch into the next."""
-        side = self.grid.height // self._tiles
+        side, reach = self.grid.height // self._tiles, self._mask.buffer
         parts = []
         for first in range(window.top // side * side, window.bottom, side):
             tile = Tile(first, 0, first + side, self.grid.width)
-            parts.append(self._grown(window.grown(0, tile), tile))
+            part = window.grown(0, tile)
+            wide = part.grown(reach, tile)
+            grown = -spread(-torch.from_numpy(self._trust(self._read(wide)))[None], reach)[0]  # the least trust around
+            top, left = part.top - wide.top, part.left - wide.left
+            parts.append(grown[top : top + part.shape[0], left : left + part.shape[1]].abs().numpy())  # no -0
         return np.concatenate(parts)[None]
-
-    def _grown(self, window: Tile, tile: Tile) -> FloatArray:
-        """(h, w) of a window of one tile of the batch."""
-        reach = self._mask.buffer
-        wide = window.grown(reach, tile)
-        grown = -spread(-torch.from_numpy(self._trust(self._read(wide)))[None], reach)[0]  # the least trust around
-        top, left = window.top - wide.top, window.left - wide.left
-        return grown[top : top + window.shape[0], left : left + window.shape[1]].abs().numpy()  # no -0
 
     def _trust(self, values: FloatArray) -> FloatArray:
         """NaN is unknown, inverted or not."""

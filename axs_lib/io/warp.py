@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -83,24 +84,20 @@ def to_grid(
         needed = _cut(source.grid, row, column, row + grid.height, column + grid.width)
     if needed is None:
         raise InputError(f"{source.label} ({source.grid}) does not meet the optical grid ({grid}); give SAR from there")
-    read = _warped(source, needed, grid, stack, work) if offset is None else _shifted(source, offset)
+    read = _warped(source, needed, grid, stack, work) if offset is None else partial(_read_shifted, source, offset)
     return DerivedSource(grid, source.bands, source.label, read)
 
 
-def _shifted(source: Readable, offset: tuple[int, int]) -> Callable[[Tile], FloatArray]:
-    """Reads another part of a source's own pixel lattice, from this (row, column) on; outside it there is no data."""
+def _read_shifted(source: Readable, offset: tuple[int, int], window: Tile) -> FloatArray:
+    """A window of another part of a source's own pixel lattice, from this (row, column) on; NaN outside of it."""
     row, column = offset
-
-    def read(window: Tile) -> FloatArray:
-        inside = _cut(source.grid, window.top + row, window.left + column, window.bottom + row, window.right + column)
-        data = np.full((len(source.bands), *window.shape), np.nan, dtype=np.float32)
-        if inside is not None:
-            top, left = inside.top - row - window.top, inside.left - column - window.left
-            height, width = inside.shape
-            data[:, top : top + height, left : left + width] = source.read(inside)
-        return data
-
-    return read
+    inside = _cut(source.grid, window.top + row, window.left + column, window.bottom + row, window.right + column)
+    data = np.full((len(source.bands), *window.shape), np.nan, dtype=np.float32)
+    if inside is not None:
+        top, left = inside.top - row - window.top, inside.left - column - window.left
+        height, width = inside.shape
+        data[:, top : top + height, left : left + width] = source.read(inside)
+    return data
 
 
 def _warped(

@@ -75,8 +75,9 @@ PRITHVI_BANDS = ("BLUE", "GREEN", "RED", "NIR_NARROW", "SWIR_1", "SWIR_2")
 PRITHVI_MEAN = (1087.0, 1342.0, 1433.0, 2734.0, 1958.0, 1363.0)
 PRITHVI_STD = (2248.0, 2179.0, 2178.0, 1850.0, 1242.0, 1049.0)
 
-# Ours among them. Its near infrared is the narrow B8A of HLS; B08 is the wide one around the same wavelength.
-PRITHVI_NAMES = {"B02": "BLUE", "B03": "GREEN", "B04": "RED", "B08": "NIR_NARROW"}
+# Where B02, B03, B04 and B08 stand among them. Its near infrared is the narrow B8A of HLS; B08 is the wide one around
+# the same wavelength.
+PRITHVI_INDEX = [PRITHVI_BANDS.index(name) for name in ("BLUE", "GREEN", "RED", "NIR_NARROW")]
 
 
 class CoordinateEncoder(nn.Module):
@@ -140,8 +141,7 @@ def build_backbone(
 
     layout, optical = LAYOUTS[variant], OpticalAdapter(OPTICAL_MEAN, OPTICAL_STD)
     if variant != NANO:
-        index = prithvi_band_index()
-        optical = OpticalAdapter([PRITHVI_MEAN[i] for i in index], [PRITHVI_STD[i] for i in index])
+        optical = OpticalAdapter([PRITHVI_MEAN[i] for i in PRITHVI_INDEX], [PRITHVI_STD[i] for i in PRITHVI_INDEX])
     size = {"img_size": layout.image, "embed_dim": layout.dim, "depth": layout.depth, "num_heads": layout.heads}
     vit = PrithviViT(
         **size,
@@ -159,11 +159,6 @@ def build_backbone(
     return PrithviBackbone(vit, layout, optical)
 
 
-def prithvi_band_index() -> list[int]:
-    """Position of B02, B03, B04 and B08 among the six bands Prithvi was trained on, found by name."""
-    return [PRITHVI_BANDS.index(PRITHVI_NAMES[band]) for band in OPTICAL_BANDS]
-
-
 def _load_published(vit: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
     """Load the encoder of a published masked autoencoder, strictly, with our four of its six bands."""
     kernel, token = "encoder.patch_embed.proj.weight", "encoder.cls_token"
@@ -179,11 +174,10 @@ def _load_published(vit: nn.Module, state: Mapping[str, Tensor], what: str) -> N
             f"{what} has tokens of {dim} channels, expected {wanted}: it looks like"
             f" {known[0] if known else 'another variant'}; pass the variant that the file belongs to"
         )
-    index = prithvi_band_index()
-    if state[kernel].ndim != 5 or state[kernel].shape[1] <= max(index):
+    if state[kernel].ndim != 5 or state[kernel].shape[1] <= max(PRITHVI_INDEX):
         raise WeightsError(f"{what}: {kernel} is {tuple(state[kernel].shape)}; expected kernels of six bands")
     encoder = substate(state, "encoder.")
-    encoder["patch_embed.proj.weight"] = state[kernel][:, index]
+    encoder["patch_embed.proj.weight"] = state[kernel][:, PRITHVI_INDEX]
     # Positions are sines and cosines, fixed by the grid; the file's are for its own number of frames.
     encoder["pos_embed"] = vit.get_buffer("pos_embed")
     foreign = {name: value for name, value in state.items() if not name.startswith(("encoder.", "decoder."))}

@@ -6,13 +6,11 @@ In: a STAC API or static catalogue, a place and dates. Out: a ``ScenePair`` of i
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
 import re
 import warnings
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime, time, timedelta
@@ -116,12 +114,7 @@ def find_pair(
     west, south, east, north = map(float, bounds)
     place, span = (west, south, east, north), _span(dates)
     bands = {sar_collection: SAR_BANDS, optical_collection: OPTICAL_BANDS}
-    found = {}
-    with _catalogue_errors(catalog):
-        opened = _open(catalog)
-        for name, wanted in bands.items():
-            # An item of one polarisation is none for this purpose.
-            found[name] = [item for item in _items(opened, name, place, span) if all(_assets(item, wanted).values())]
+    found = _search(catalog, bands, place, span)
     for name, items in found.items():
         if not items:
             raise InputError(
@@ -251,9 +244,9 @@ def _coverage(items: Sequence[Item], bounds: Bounds) -> float:
 
 
 def _groups(items: Sequence[Item], key: Callable[[Item], Any]) -> dict[Any, list[Item]]:
-    groups = defaultdict(list)
+    groups: dict[Any, list[Item]] = {}
     for item in items:
-        groups[key(item)].append(item)
+        groups.setdefault(key(item), []).append(item)
     return groups
 
 
@@ -286,9 +279,10 @@ def _label(catalog: PathLike | Catalog) -> str:
     return os.fspath(catalog) if isinstance(catalog, str | os.PathLike) else f"the catalogue {catalog.id}"
 
 
-@contextlib.contextmanager
-def _catalogue_errors(catalog: PathLike | Catalog) -> Iterator[None]:
-    """Say in words that the extra is missing or the catalogue cannot be read."""
+def _search(
+    catalog: PathLike | Catalog, bands: Mapping[str, tuple[str, ...]], place: Bounds, span: tuple[datetime, datetime]
+) -> dict[str, list[Item]]:
+    """Items of each collection; AxionError: the extra is missing or the catalogue cannot be read."""
     try:
         import odc.stac  # noqa: F401
         import pystac
@@ -299,7 +293,12 @@ def _catalogue_errors(catalog: PathLike | Catalog) -> Iterator[None]:
             " pip install 'axion-sat[stac]'"
         ) from error
     try:
-        yield
+        opened = _open(catalog)
+        # An item of one polarisation is none for this purpose.
+        return {
+            name: [item for item in _items(opened, name, place, span) if all(_assets(item, wanted).values())]
+            for name, wanted in bands.items()
+        }
     except (pystac.STACError, APIError, OSError, ValueError) as error:
         if isinstance(error, AxionError):
             raise
@@ -393,15 +392,10 @@ def _to_dn(item: Item, keys: Mapping[str, str], raw: DataArray) -> DataArray:
     gone = any(item.properties.get(name) is True for name in _OFFSET_GONE)
     baseline = str(item.properties.get("s2:processing_baseline", item.properties.get("processing:version", "")))
     late = bool(re.fullmatch(r"\d+(\.\d+)?", baseline)) and 100 * float(baseline) >= OFFSET_BASELINE
-    scalings = []
-    for key in keys.values():
-        declared = _scaling(item.assets[key])
-        if declared is None:
-            scale, offset = 1.0, -OFFSET_DN if late else 0.0
-        else:
-            scale, offset = declared[0] * DN_PER_REFLECTANCE, declared[1] * DN_PER_REFLECTANCE
-        scalings.append((scale, 0.0 if gone else offset))
-    return _scaled(raw, scalings)
+    of_dn = 1 / DN_PER_REFLECTANCE, (-OFFSET_DN if late else 0.0) / DN_PER_REFLECTANCE  # where nothing is declared
+    declared = [_scaling(item.assets[key]) or of_dn for key in keys.values()]
+    in_dn = [(scale * DN_PER_REFLECTANCE, 0.0 if gone else offset * DN_PER_REFLECTANCE) for scale, offset in declared]
+    return _scaled(raw, in_dn)
 
 
 def _to_db(item: Item, keys: Mapping[str, str], raw: DataArray, unit: str) -> DataArray:

@@ -17,7 +17,7 @@ import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -135,11 +135,11 @@ class ModuleTask(TrainingTask):
         return self.write(step)
 
 
+@dataclass(frozen=True)
 class ByStep(Dataset[Any]):
     """Training batches made by a function of the step."""
 
-    def __init__(self, make: Callable[[int], Any]) -> None:
-        self.make = make
+    make: Callable[[int], Any]
 
     def __getitem__(self, index: int) -> Any:
         return self.make(index)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from axs_lib.errors import WeightsError
-from axs_lib.prithvi.backbone import PrithviBackbone, build_backbone, prithvi_band_index
+from axs_lib.prithvi.backbone import PRITHVI_INDEX, PrithviBackbone, build_backbone
 from axs_lib.prithvi.metadata import encode_metadata
 
 TINY = "prithvi_eo_v2_tiny_tl"
@@ -65,7 +65,7 @@ def test_b08_takes_the_narrow_near_infrareds_kernel(
     backbone: PrithviBackbone, published: dict[str, torch.Tensor]
 ) -> None:
     """terratorch would draw it at random: NIR_BROAD is not among the pretrained bands."""
-    assert prithvi_band_index() == [0, 1, 2, 3]
+    assert PRITHVI_INDEX == [0, 1, 2, 3]
     kernels = published["encoder.patch_embed.proj.weight"]
     assert torch.equal(backbone.vit.patch_embed.proj.weight, kernels[:, :4])
     assert backbone.optical.mean.flatten().tolist() == [1087.0, 1342.0, 1433.0, 2734.0]

@@ -156,14 +156,10 @@ def _facts(result: Result) -> list[str]:
         facts.append(f"{abs(lat):.3f}° {'N' if lat >= 0 else 'S'}, {abs(lon):.3f}° {'E' if lon >= 0 else 'W'}")
     tags = result.tags
     facts += [tags["AXS_VARIANT"]] if "AXS_VARIANT" in tags else []
-    facts += [_steps(tags["AXS_TIMESTEPS"])] if "AXS_TIMESTEPS" in tags else []
+    facts += [counted(tags["AXS_TIMESTEPS"], "timestep")] if "AXS_TIMESTEPS" in tags else []
     facts += [f"opt_v2 {tags['AXS_OPT_V2_SOURCE']}"] if "AXS_OPT_V2_SOURCE" in tags else []
     facts += [f"{NOT_SHOWN}: {tags[NOT_SHOWN]}"] if NOT_SHOWN in tags else []
     return facts + (["estimate, not observation"] if "opt_v1" in result.layers else [])  # made of SAR alone
-
-
-def _steps(count: object) -> str:
-    return f"{count} {'timestep' if str(count) == '1' else 'timesteps'}"
 
 
 def _words(tags: Mapping[str, str]) -> list[tuple[str, str]]:
@@ -241,7 +237,7 @@ def _part(report: Mapping[str, Any]) -> dict[str, Any]:
     provenance = _words({key: str(value) for key, value in report["model"].items()})
     provenance += [(key, str(report[key])) for key in ("seed", "nfe") if key in report]
     return {
-        "title": _steps(report["timesteps"]),
+        "title": counted(report["timesteps"], "timestep"),
         "facts": facts,
         "tables": tables,
         "beside": [("Change of MSE, tile by tile", bars)] if bars else [],
