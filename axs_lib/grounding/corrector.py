@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 # Smoothstep limits (start, end) for the head's missed water and the backscatter rule: where broad colour changes.
 WATER_SEEN, WATER_LIKELY = (0.5, 0.7), (0.3, 0.6)
 SHORE_PX, SHORE = 4, 0.25  # the rule also applies within SHORE_PX pixels, at most to its own value there / SHORE
+# Shares of a tile: the error in gaps is larger where less is known, down to the least. Measured on the validation tiles.
+ENOUGH_KNOWN, LEAST_KNOWN = 0.5, 0.03
 REFUSED_DN = (600.0, 1500.0)  # RMS over the bands of refused broad change, from where on the gate closes, and wholly
 
 
@@ -152,6 +154,9 @@ class GroundingCorrector(nn.Module):
         rms = (refused.square().mean(1, keepdim=True) + 1.0).sqrt()  # with a gradient at 0
         gate = gate * (1.0 - (missed - mask).clamp_min(0.0)) * (1.0 - smoothstep(rms, *REFUSED_DN))
         change = fit_to_observed(gate * kept + filtered, tiles.trust) * self.optical_std
+        known = (tiles.trust > 0).float().mean((2, 3), keepdim=True).clamp_min(LEAST_KNOWN)  # (B, 1, 1, 1)
+        unsure = (ENOUGH_KNOWN / known).clamp_min(1.0) ** 0.25
+        error = error * torch.where(tiles.trust == 0, unsure, 1.0)
         error = error.masked_fill(tiles.trust == 1, 0.0) * self.optical_std
         return Correction(change, residual * self.optical_std, gate, mask, error, filtered * self.optical_std, missed)
 

@@ -97,6 +97,15 @@ def test_observed_pixels_do_not_change_and_are_certain() -> None:
     assert correction.error is not None and not correction.error.any()
 
 
+@pytest.mark.parametrize(("rows", "factor"), [(64, 1.0), (8, 8**0.25), (1, (0.5 / 0.03) ** 0.25)])
+def test_the_less_of_a_tile_is_known_the_less_sure_its_gaps_are(rows: int, factor: float) -> None:
+    given = tiles(Trust.UNKNOWN)
+    given.trust[..., :rows, :] = Trust.ESTIMATE
+    error = GroundingCorrector(DarkerEverywhere()).eval()(given, given.estimate).error
+    assert error is not None
+    assert torch.allclose(error[..., rows:, :] / error[..., :1, :1], torch.tensor(factor))
+
+
 def test_difference_is_zero_where_the_sar_changes_nothing_and_weighted_by_confidence() -> None:
     corrector = GroundingCorrector(GroundingHead()).eval()
     given = tiles(side=32)
