@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 # Smoothstep limits (start, end) for the head's missed water and the backscatter rule: where broad colour changes.
 WATER_SEEN, WATER_LIKELY = (0.5, 0.7), (0.3, 0.6)
 SHORE_PX, SHORE = 4, 0.25  # the rule also applies within SHORE_PX pixels, at most to its own value there / SHORE
-# Shares of a tile: the error in gaps is larger where less is known, down to the least. Measured on the validation tiles.
+# Shares of a tile: errors in gaps are larger where less is known, down to the least. By the validation tiles.
 ENOUGH_KNOWN, LEAST_KNOWN = 0.5, 0.03
 REFUSED_DN = (600.0, 1500.0)  # RMS over the bands of refused broad change, from where on the gate closes, and wholly
 
