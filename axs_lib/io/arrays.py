@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from axs_lib.bands import DN_PER_REFLECTANCE, OPTICAL_BANDS
 from axs_lib.errors import InputError, listed
 from axs_lib.io.formats import FloatArray
 from axs_lib.io.grid import checked_grid
@@ -83,7 +82,7 @@ class ArrayPixels(Pixels):
         except (TypeError, ValueError) as error:
             raise InputError(f"{self.label} has no number as its nodata, {listed(_SCALE)} ({error})") from error
         self.offset_declared = offset != 0
-        self._nodata, self._scale = nodata, (scale, 0.0 if reading.ignores_offset(wanted) else offset)
+        self._nodata, self._scale, self._ignore_offset = nodata, (scale, offset), reading.ignores_offset(wanted)
         numbered = all(axis in array.coords and array[axis].dtype.kind in "fiu" for axis in (x, y))
         spaced = array.sizes[x] > 1 and array.sizes[y] > 1 and (crs is not None or numbered)
         place = (crs and crs.to_wkt(), tuple(array.rio.transform())[:6]) if spaced else (None, None)
@@ -94,12 +93,7 @@ class ArrayPixels(Pixels):
         y, x = self._axes
         part = {y: slice(window.top, window.bottom), x: slice(window.left, window.right)}
         raw = np.asarray(self._array.isel(part).values)
-        with np.errstate(over="ignore"):
-            data: FloatArray = raw.astype(np.float32)
-        if self._scale != (1.0, 0.0):
-            scale, offset = self._scale
-            unit = DN_PER_REFLECTANCE if self.bands == OPTICAL_BANDS else 1.0
-            data = (raw.astype(np.float64) * (scale * unit) + offset * unit).astype(np.float32)
+        data = self.scaled(raw, *self._scale, ignore_offset=self._ignore_offset)
         if np.isfinite(self._nodata):
             data[raw == self._nodata] = np.nan
         return data, (raw == 0).all(axis=0)

@@ -121,6 +121,16 @@ class Pixels(ABC):
             )
         return [names.index(band) for band in self.bands]
 
+    def scaled(self, raw: NDArray[Any], scale: float, offset: float, *, ignore_offset: bool) -> FloatArray:
+        """Raw numbers in DN or dB, by a declared scale and offset: of reflectance, or of DN where the scale is 1."""
+        if (scale, offset) == (1.0, 0.0):
+            with np.errstate(over="ignore"):
+                return raw.astype(np.float32)
+        in_dn = self.bands != OPTICAL_BANDS or (scale == 1.0 and abs(offset) >= 1.0)
+        unit = 1.0 if in_dn else DN_PER_REFLECTANCE
+        shift = 0.0 if ignore_offset else offset * unit
+        return (raw.astype(np.float64) * (scale * unit) + shift).astype(np.float32)
+
 
 class FilePixels(Pixels):
     """A stack of bands, or one file a band, that GDAL opens."""
@@ -170,15 +180,8 @@ class FilePixels(Pixels):
                 raise InputError(unreadable(path, "a complete image", error)) from error
             zero &= (raw == 0).all(axis=0)
             for band, index in enumerate(indexes):
-                scale, offset = dataset.scales[index - 1], dataset.offsets[index - 1]
-                if (scale, offset) == (1.0, 0.0):
-                    with np.errstate(over="ignore"):
-                        data[at] = raw[band]
-                else:
-                    in_dn = self.bands != OPTICAL_BANDS or (scale == 1.0 and abs(offset) >= 1.0)
-                    unit = 1.0 if in_dn else DN_PER_REFLECTANCE
-                    shift = 0.0 if self._ignore_offset else offset * unit
-                    data[at] = raw[band].astype(np.float64) * (scale * unit) + shift
+                scaling = dataset.scales[index - 1], dataset.offsets[index - 1]
+                data[at] = self.scaled(raw[band], *scaling, ignore_offset=self._ignore_offset)
                 data[at][~valid[band]] = np.nan
                 at += 1
         return data, zero

@@ -64,10 +64,11 @@ def test_bands_and_axes_in_any_order(grounder: BoxGrounder, scene: SceneFiles) -
     np.testing.assert_array_equal(image.transpose("band", "y", "x").values, expected.values)
 
 
-def test_scale_and_offset_are_applied(scene: SceneFiles) -> None:
+@pytest.mark.parametrize(("scale", "offset"), [(1e-4, -0.1), (1.0, -1000.0)])
+def test_scale_and_offset_are_applied(scene: SceneFiles, scale: float, offset: float) -> None:
     _, opt_v2 = both(scene)
     stored = (opt_v2 + 1000).where(opt_v2 > 0, 0).astype("uint16")
-    stored.attrs = opt_v2.attrs | {"scale_factor": 1e-4, "add_offset": -0.1}
+    stored.attrs = opt_v2.attrs | {"scale_factor": scale, "add_offset": offset}
     with ExitStack() as stack:
         source = open_source(stored, OPTICAL_BANDS, stack)
         whole = source.read(source.grid.whole)
