@@ -9,7 +9,7 @@ from axs_lib.nodata import spread
 
 RADIUS_PX = 1  # what is smaller than a square of this radius may be a spike
 STANDS_OUT = 30.0  # times the mean over the tile
-LEAST = 1.0  # z-units, hundreds of DN
+LEAST = 4.0  # z-units, which hardly any ground is, bright roofs included
 
 
 def without_spikes(image: Tensor, known: Tensor) -> Tensor:
