@@ -13,29 +13,20 @@ from typing import Any
 
 import torch
 
+from axs_lib.terramind.build import TARGET_KEY
 from axs_lib.terramind.detokenizer import Detokenizer
 from axs_lib.terramind.weights import VARIANTS
+from benchmarks.generation import build_terratorchs
 from benchmarks.measure import redraw_zero_parameters
-
-TARGET = "tok_sen2l2a@224"
 
 
 def reference_generation(variant: str, modalities: list[str]) -> Any:
     """terratorch's own generation with random, redrawn weights and argmax tokens."""
-    import terratorch.models.backbones.terramind  # noqa: F401  (registers the models)
-    from terratorch.registry import FULL_MODEL_REGISTRY
-
-    torch.set_float32_matmul_precision("highest")  # which the import lowered
-
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        model = FULL_MODEL_REGISTRY.build(
-            f"{variant}_generate", modalities=modalities, output_modalities=["S2L2A"], pretrained=False
-        )
-    model.temps = 0.0
-    redraw_zero_parameters(model)
+        model = build_terratorchs(variant, modalities)
     with torch.no_grad():
-        model.tokenizer[TARGET].decoder.out[-1].weight.mul_(2.0)
+        model.tokenizer[TARGET_KEY].decoder.out[-1].weight.mul_(2.0)
         for name, parameter in model.sampler.model.named_parameters():
             if "cross_attn" in name or "decoder_proj_context" in name:
                 parameter.mul_(3.0)  # else random tokens hardly depend on the input
@@ -54,7 +45,7 @@ def save_published(model: Any, folder: Path, variant: str) -> Path:
     # The published file also carries modalities that this model was built without.
     core["encoder_embeddings.untok_dem@224.proj.weight"] = torch.zeros(8, 256)
     core["decoder_embeddings.tok_lulc@224.token_emb.weight"] = torch.zeros(8, 8)
-    tokenizer = model.tokenizer[TARGET].state_dict()
+    tokenizer = model.tokenizer[TARGET_KEY].state_dict()
     for state, file in ((core, spec.generator), (tokenizer, spec.tokenizer)):
         halved = {k: v.half() if v.is_floating_point() and "pos_emb" not in k else v for k, v in state.items()}
         torch.save({k: v.clone() for k, v in halved.items()}, folder / file.name)
