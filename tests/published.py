@@ -2,7 +2,9 @@
 
 A fresh TerraMind decodes to exactly zero, because its last layer is zero-initialised; every all-zero parameter is
 therefore redrawn, and the output layer is scaled so that images have a spread of order one. Values are rounded to
-float16 so that a file takes half the space and still loads to the very same weights.
+float16 so that a file takes half the space and still loads to the very same weights. That names have no prefix is known
+by size: a file of terratorch's model of all thirteen modalities has the 211,873,402 bytes of the published
+TerraMind_v1_tiny.pt to within 1 KB.
 """
 
 from __future__ import annotations
