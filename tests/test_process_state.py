@@ -64,17 +64,12 @@ if __name__ == "__main__":
 """
 
 
-def run(*arguments: str) -> str:
-    command = [sys.executable, "-W", "ignore", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout.splitlines()[-1]
-
-
-def test_building_copying_pickling_and_running_change_nothing(tmp_path_factory: pytest.TempPathFactory) -> None:
-    script = tmp_path_factory.mktemp("state") / "state.py"
+def test_building_copying_pickling_and_running_change_nothing(tmp_path: Path) -> None:
+    script = tmp_path / "state.py"
     script.write_text(STATE, encoding="utf-8")
-    assert run(str(script)) == "LOADED"
+    done = subprocess.run([sys.executable, "-W", "ignore", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.splitlines()[-1] == "LOADED"
 
 
 def test_fresh_weights_follow_the_seed() -> None:
