@@ -16,10 +16,8 @@ from typing import Any
 import torch
 
 from axs_lib.terramind.build import TARGET_KEY
-from axs_lib.terramind.detokenizer import Detokenizer
 from axs_lib.terramind.weights import VARIANTS
 from benchmarks.generation import build_terratorchs
-from benchmarks.measure import redraw_zero_parameters
 
 
 def reference_generation(variant: str, modalities: list[str]) -> Any:
@@ -67,30 +65,3 @@ def publish(variant: str, folder: Path) -> Published:
     """Build terratorch's own generation and write its two files into ``folder``."""
     reference = reference_generation(variant, ["S1GRD", "S1RTC", "S2L2A"])
     return Published(variant, reference, save_published(reference, folder, variant))
-
-
-def terratorch_unet(**sizes: Any) -> Any:
-    """terratorch's conditional U-Net with random weights, nothing zero, one residual block a level, and these sizes."""
-    from terratorch.models.backbones.terramind.tokenizer.models.unet.unet import PatchedUNetCondCat
-
-    torch.set_float32_matmul_precision("highest")  # which the import lowered
-
-    common = {"cond_channels": 3, "patch_size": 4, "num_res_blocks": 1, "attention_resolutions": [2]}
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        unet = PatchedUNetCondCat(**common, **sizes)
-    redraw_zero_parameters(unet)
-    return unet.eval()
-
-
-def our_unet(original: Any) -> Detokenizer:
-    """Our detokenizer with the weights of ``terratorch_unet``."""
-    levels = {"multipliers": original.channel_mult, "residual_blocks": 1, "attention": (2,)}
-    ours = Detokenizer(original.in_channels, 3, width=original.model_channels, **levels)
-    ours.load_state_dict(original.state_dict(), strict=True)
-    return ours.eval()
-
-
-def wide_unet() -> Any:
-    """One with 192 channels, as wide as the layers of the published variants that are sped up."""
-    return terratorch_unet(in_channels=12, out_channels=12, model_channels=192, channel_mult=(1, 1))
