@@ -419,7 +419,7 @@ def test_overviews_of_other_drivers_and_pipes_beside_an_image(tmp_path: Path, sa
         read_sar(write(tmp_path / "good.tif", sar, SAR_BANDS))
 
 
-def test_no_file_in_a_zip_brings_in_another(tmp_path: Path, safe: Path, optical: np.ndarray) -> None:
+def test_no_file_in_a_zip_brings_in_another(tmp_path: Path, safe: Path) -> None:
     other = write(tmp_path / "other.tif", np.zeros((1, H, W), "uint8"))
     for band in safe.rglob("*_B02_10m.jp2"):
         for suffix in (".msk", ".MSK"):
