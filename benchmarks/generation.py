@@ -82,16 +82,22 @@ class Case(NamedTuple):
         return smooth[:, :2].to(self.device), smooth[:, 2:].to(self.device)
 
 
-def build_reference(variant: str) -> Any:
-    """terratorch's generation with random weights, nothing zero, argmax tokens, output of order 1."""
+def build_terratorchs(variant: str, modalities: list[str]) -> Any:
+    """terratorch's generation with random weights, nothing zero, and argmax tokens."""
     import terratorch.models.backbones.terramind  # noqa: F401  (registers the models)
     from terratorch.registry import FULL_MODEL_REGISTRY
 
     torch.set_float32_matmul_precision("highest")  # which the import lowered
-    modalities = {"modalities": ["S1GRD", "S2L2A"], "output_modalities": ["S2L2A"]}
-    model = FULL_MODEL_REGISTRY.build(f"{variant}_generate", **modalities, pretrained=False)
+    given = {"modalities": modalities, "output_modalities": ["S2L2A"]}
+    model = FULL_MODEL_REGISTRY.build(f"{variant}_generate", **given, pretrained=False)
     model.temps = 0.0
     redraw_zero_parameters(model)
+    return model
+
+
+def build_reference(variant: str) -> Any:
+    """The same with an output of order 1."""
+    model = build_terratorchs(variant, ["S1GRD", "S2L2A"])
     unet = model.tokenizer[TARGET_KEY].decoder
     random = torch.Generator().manual_seed(0)
     noise = torch.randn(1, unet.in_channels, REFERENCE_SIDE, REFERENCE_SIDE, generator=random)
@@ -179,11 +185,24 @@ def measure_case(case: Case, ways: dict[str, Way], rounds: int) -> dict[str, Any
     }
 
 
+def terratorchs_schedule(timesteps: int) -> Schedule:
+    """terratorch's own clamping scheduler, injected into our loop."""
+    from terratorch.models.backbones.terramind.tokenizer.scheduling import DDIMScheduler
+
+    scheduler = DDIMScheduler(
+        thresholding=True, clip_sample=True, beta_schedule="linear", prediction_type="sample", zero_terminal_snr=True
+    )
+    scheduler.set_timesteps(timesteps, mode="trailing")
+
+    def update(x0: Tensor, number: int, x: Tensor) -> Tensor:
+        return scheduler.step(x0, scheduler.timesteps[number], x).prev_sample
+
+    return Schedule(tuple(scheduler.timesteps.tolist()), lambda: update)
+
+
 @torch.no_grad()
 def difference_from_terratorch(model: Any, generator: TerraMindGenerator, case: Case) -> dict[str, float]:
     """Largest difference in z-units of one decoding of the same tokens from the same noise, and the output's spread."""
-    from terratorch.models.backbones.terramind.tokenizer.scheduling import DDIMScheduler
-
     s1, optical = case.inputs()
     tokenizer = model.tokenizer[TARGET_KEY]
     original, seen = type(tokenizer).decode_tokens, []
@@ -197,20 +216,11 @@ def difference_from_terratorch(model: Any, generator: TerraMindGenerator, case: 
         expected = run_reference(model, generator.optical.expand_bands, s1, optical, case.timesteps)
     finally:
         del tokenizer.decode_tokens
-    scheduler = DDIMScheduler(
-        thresholding=True, clip_sample=True, beta_schedule="linear", prediction_type="sample", zero_terminal_snr=True
-    )
-    scheduler.set_timesteps(case.timesteps, mode="trailing")
-
-    def update(x0: Tensor, number: int, x: Tensor) -> Tensor:
-        return scheduler.step(x0, scheduler.timesteps[number], x).prev_sample
-
-    schedule = Schedule(tuple(scheduler.timesteps.tolist()), lambda: update)
     height, width = case.side // 16, case.side // 16
     codes = generator.codebook[seen[0].flatten(1)].transpose(1, 2).unflatten(2, (height, width)).float()
     shape = (case.batch, generator.optical.channels, case.side, case.side)
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(3)).to(case.device)
-    actual = generator.decode(codes, noise, schedule)
+    actual = generator.decode(codes, noise, terratorchs_schedule(case.timesteps))
     tokens = generator.logits({"s1": s1, "optical": optical}).argmax(-1)
     return {
         "largest_difference": float((actual - expected).abs().max()),

@@ -1,4 +1,4 @@
-"""What the speed benchmarks share: alternating runs, ratios, memory, a profile, tables."""
+"""What the speed benchmarks share: alternating runs, ratios, memory, a profile, images, tables."""
 
 from __future__ import annotations
 
@@ -91,6 +91,19 @@ def redraw_zero_parameters(module: nn.Module, seed: int = 0) -> None:
             if not parameter.any():
                 fan_in = parameter[0].numel() if parameter.ndim > 1 else parameter.numel()
                 parameter.copy_(torch.randn(parameter.shape, generator=random) / fan_in**0.5)
+
+
+def plausible_pair(
+    batch: int = 2, height: int = 64, width: int = 64, seed: int = 0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Smooth random (s1 in dB, opt_v2 in DN) of the given size."""
+    random = torch.Generator().manual_seed(seed)
+    coarse = torch.randn(batch, 6, max(2, height // 8), max(2, width // 8), generator=random)
+    smooth = torch.nn.functional.interpolate(coarse, size=(height, width), mode="bicubic")
+    level = torch.tensor([-11.0, -18.0, 500.0, 700.0, 800.0, 2400.0])[:, None, None]
+    spread = torch.tensor([3.0, 3.0, 120.0, 150.0, 200.0, 500.0])[:, None, None]
+    image = level + spread * smooth
+    return image[:, :2].contiguous(), image[:, 2:].clamp_min(1.0).contiguous()
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:

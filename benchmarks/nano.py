@@ -28,38 +28,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from axs_lib.data.degrade import degrade
 from axs_lib.data.samples import load_sample, sample_names, sample_paths
 from axs_lib.pipeline import Pipeline, build_pipeline
 from axs_lib.stage3_tm_ground import Stage3GroundingModel
-from benchmarks.measure import alternate, machine, peak_memory_mb, profile_table, table, write_json
+from benchmarks.measure import alternate, machine, peak_memory_mb, plausible_pair, profile_table, table, write_json
 
 SIDE = 120
 SECTIONS = ("memory", "throughput", "growth", "precision", "start", "profile")
 
 
-def tiles(batch: int, side: int = SIDE) -> tuple[Tensor, Tensor]:
-    """Smooth s1 in dB and opt_v2 in DN."""
-    random = torch.Generator().manual_seed(0)
-    coarse = torch.randn(batch, 6, max(2, side // 8), max(2, side // 8), generator=random)
-    smooth = torch.nn.functional.interpolate(coarse, size=(side, side), mode="bicubic")
-    level = torch.tensor([-11.0, -18.0, 500.0, 700.0, 800.0, 2400.0])[:, None, None]
-    spread = torch.tensor([3.0, 3.0, 120.0, 150.0, 200.0, 500.0])[:, None, None]
-    image = level + spread * smooth
-    return image[:, :2], image[:, 2:].clamp_min(1.0)
-
-
 def stage3_call(
     model: Stage3GroundingModel, batch: int = 1, timesteps: int = 1, side: int = SIDE, ensemble: int = 1
 ) -> Callable[[], object]:
-    s1, opt_v2 = tiles(batch, side)
+    s1, opt_v2 = plausible_pair(batch, side, side)
     return functools.partial(model.ground, s1, opt_v2, timesteps, ensemble_size=ensemble, batch_size=batch)
 
 
 def pipeline_call(pipeline: Pipeline, batch: int, timesteps: int = 1) -> Callable[[], object]:
-    return functools.partial(pipeline, tiles(batch)[0], None, timesteps, batch_size=batch)
+    return functools.partial(pipeline, plausible_pair(batch, SIDE, SIDE)[0], None, timesteps, batch_size=batch)
 
 
 def throughput(pipeline: Pipeline, timesteps: list[int], batches: list[int], rounds: int) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ import torch
 
 from axs_lib.stage2_prithvi_refine import PrithviRefiner, build_prithvi_refiner
 from axs_lib.stage3_tm_ground import Stage3GroundingModel, build_stage3_model
+from benchmarks.measure import plausible_pair as plausible_pair
 from benchmarks.measure import redraw_zero_parameters
 
 
@@ -37,16 +38,3 @@ def z_inputs(batch: int = 2, seed: int = 0) -> dict[str, torch.Tensor]:
     """What a generator takes: random s1 and optical of 64 px in z-units."""
     random = torch.Generator().manual_seed(seed)
     return {name: torch.randn(batch, count, 64, 64, generator=random) for name, count in (("s1", 2), ("optical", 4))}
-
-
-def plausible_pair(
-    batch: int = 2, height: int = 64, width: int = 64, seed: int = 0
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Smooth random (s1 in dB, opt_v2 in DN) of the given size."""
-    random = torch.Generator().manual_seed(seed)
-    coarse = torch.randn(batch, 6, max(2, height // 8), max(2, width // 8), generator=random)
-    smooth = torch.nn.functional.interpolate(coarse, size=(height, width), mode="bicubic")
-    level = torch.tensor([-11.0, -18.0, 500.0, 700.0, 800.0, 2400.0])[:, None, None]
-    spread = torch.tensor([3.0, 3.0, 120.0, 150.0, 200.0, 500.0])[:, None, None]
-    image = level + spread * smooth
-    return image[:, :2].contiguous(), image[:, 2:].clamp_min(1.0).contiguous()

@@ -41,13 +41,14 @@ def test_import_is_light(repository: Path, module: str) -> None:
     assert module in loaded and not set(HEAVY) & set(loaded)
 
 
-def test_help_is_light(repository: Path) -> None:
+@pytest.mark.parametrize(("word", "expected"), [("--help", ("ground", "demo")), ("info", ("nano",))])
+def test_what_is_quick_is_light(repository: Path, word: str, expected: tuple[str, ...]) -> None:
     code = (
-        "import atexit, sys; from axs_lib.cli.app import main; sys.argv = ['axs', '--help']\n"
+        f"import atexit, sys; from axs_lib.cli.app import main; sys.argv = ['axs', {word!r}]\n"
         "atexit.register(lambda: print('MODULES', *sys.modules)); main()"
     )
     shown, _, loaded = _python(code, repository).partition("MODULES")
-    assert "ground" in shown and "demo" in shown and not set(HEAVY) & set(loaded.split())
+    assert all(each in shown for each in expected) and not set(HEAVY) & set(loaded.split())
 
 
 def test_every_module_of_ours_that_is_imported_is_declared(repository: Path) -> None:

@@ -161,8 +161,6 @@ def test_nodata_unbatched_and_odd_sizes(pipeline: Pipeline) -> None:
     [
         ((torch.zeros(1, 3, 64, 64),), {}, "VV, VH"),
         ((sar(), {"month": 13}), {}, "month is 13"),
-        ((sar(), {"lat": 91.0}), {}, "lat is 91"),
-        ((sar(), {"colour": 1}), {}, "unknown key 'colour'"),
         ((sar(), METADATA, 0), {}, "1 to 1000"),
         ((sar(),), {"ensemble_size": 0}, "at least 1"),
         ((sar(),), {"tokens": "hard"}, "soft, argmax, sample"),

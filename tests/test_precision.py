@@ -5,7 +5,6 @@ A CPU follows the setting only where it multiplies bfloat16, so the same is test
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -34,15 +33,6 @@ class RoundedProducts(TorchFunctionMode):
         if getattr(func, "__name__", "") in PRODUCTS:
             args = [a.bfloat16().float() if isinstance(a, Tensor) and a.dtype == torch.float32 else a for a in args]
         return func(*args, **(kwargs or {}))
-
-
-@pytest.fixture(params=["high", "medium"])
-def lowered(request: pytest.FixtureRequest) -> Iterator[str]:
-    """The process's setting as other libraries leave it."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(request.param)
-    yield request.param
-    torch.set_float32_matmul_precision(before)
 
 
 @torch.no_grad()
@@ -75,9 +65,11 @@ def test_products_outside_the_networks_are_exact() -> None:
         assert torch.equal(first, second) and torch.equal(first, third)
 
 
+@pytest.mark.parametrize("lowered", ["high", "medium"])
 @torch.no_grad()
 def test_images_stay_and_so_does_the_setting(lowered: str) -> None:
     """To the order of sums where products are full; else the networks' own are rounded to bfloat16."""
+    torch.set_float32_matmul_precision(lowered)  # as other libraries leave it
     model = random_nano(timesteps=2)
     pipeline = Pipeline(Stage1Model(model.terramind_generator).eval(), random_refiner(), model)
     s1, opt_v2 = plausible_pair(2, 120, 120)

@@ -8,9 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import xarray
 
-from axs_lib.bands import OPTICAL_BANDS, SAR_BANDS
 from axs_lib.errors import InputError
 from axs_lib.scenes.api import ground_scene
 from axs_lib.stage3_tm_ground import Stage3Output
@@ -42,13 +40,9 @@ def test_a_step_at_a_border_is_seen_and_one_inside_is_not_taken_for_it() -> None
 
 def grounded(model: Any, s1: np.ndarray, opt_v2: np.ndarray, grid: TileGrid) -> SeamJumps:
     """Jumps of the change that a model makes."""
-    arrays = [
-        xarray.DataArray(image, dims=("band", "y", "x"), coords={"band": list(bands)})
-        for image, bands in ((s1, SAR_BANDS), (opt_v2, OPTICAL_BANDS))
-    ]
     with torch.no_grad():
-        result = ground_scene(model, *arrays, timesteps=1, grid=grid, deterministic=True)
-    return seam_jumps(result.arrays["opt_v3"].values - opt_v2, grid)
+        image = ground_scene(model, s1, opt_v2, timesteps=1, grid=grid, deterministic=True).image
+    return seam_jumps(image - opt_v2, grid)
 
 
 class LevelGrounder(BoxGrounder):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import warnings
 from collections.abc import Callable
@@ -20,13 +19,6 @@ from axs_lib.data.samples import sample_names, sample_paths
 from axs_lib.errors import AxionError, InputError, OutputError, WeightsError
 from axs_lib.progress import logger
 from axs_lib.stage3_tm_ground import UntrainedHeadWarning
-
-
-def test_nothing_heavy_is_loaded_for_what_is_quick() -> None:
-    """``--help`` loads less still (test_packaging.py)."""
-    code = "import sys; from axs_lib.cli.app import app; app(['info'], standalone_mode=False); print(*sys.modules)"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
-    assert not {"torch", "terratorch"} & set(result.stdout.split("\n")[-2].split())
 
 
 def test_version_and_no_command(axs: Callable[..., Any]) -> None:

@@ -99,42 +99,29 @@ def test_what_axs_train_writes_with_lora_loads(axs: Any, tmp_path: Path) -> None
     assert "holds no adapter" in result.stderr
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "class_path: evil.Thing",
-        "data: {class_path: evil.Thing}",
-        "data: evil.Thing",
-        "data: {class_path: evil.Thing, init_args: {folder: x}}",
-        "data.class_path: evil.Thing",
-        "lora: evil.Thing",
-        "trainer: evil.Thing",
-        "lora: {class_path: evil.Thing}",
-        "trainer: {class_path: evil.Thing}",
-        "trainer: {strategy: {class_path: evil.Thing}}",
-        "trainer: {callbacks: [{class_path: evil.Thing}]}",
-        "loss: {charbonnier: {class_path: evil.Thing}}",
-        "variant: {class_path: evil.Thing}",
-        "steps: !!python/object/apply:evil.call []",
-        "steps: !!python/name:evil.call",
-    ],
-)
-def test_no_configuration_can_import(
-    axs: Any, tmp_path: Path, trained: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, text: str
-) -> None:
-    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nThing = call = dict\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    file = tmp_path / "run.yaml"
-    file.write_text(f"out: run\n{text}\n")
-    result = axs("train", "stage3", "-c", file, "--data", "DIR", code=2)
-    assert result.stderr.startswith("error: "), result.output
-    assert "Traceback" not in result.output and not trained
-    assert "evil" not in sys.modules and not (tmp_path / "ran").exists()
+IMPORTS = [
+    "class_path: evil.Thing",
+    "data: {class_path: evil.Thing}",
+    "data: evil.Thing",
+    "data: {class_path: evil.Thing, init_args: {folder: x}}",
+    "data.class_path: evil.Thing",
+    "lora: evil.Thing",
+    "trainer: evil.Thing",
+    "lora: {class_path: evil.Thing}",
+    "trainer: {class_path: evil.Thing}",
+    "trainer: {strategy: {class_path: evil.Thing}}",
+    "trainer: {callbacks: [{class_path: evil.Thing}]}",
+    "loss: {charbonnier: {class_path: evil.Thing}}",
+    "variant: {class_path: evil.Thing}",
+    "steps: !!python/object/apply:evil.call []",
+    "steps: !!python/name:evil.call",
+]
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        *((text, "^error: ") for text in IMPORTS),
         ("learning_rat: 1", "learning_rat'? is not accepted. Did you mean 'learning_rate'"),
         ("data: {batchsize: 4}", "batchsize.*Did you mean 'data.batch_size'"),
         ("lora: {rnk: 4}", "rnk"),
@@ -148,14 +135,17 @@ def test_no_configuration_can_import(
         ("learning_rate: 1e-5\nsteps: 2020-01-01", "no readable YAML|steps"),
     ],
 )
-def test_what_is_wrong_in_a_configuration_is_named(
-    axs: Any, tmp_path: Path, trained: list[dict[str, Any]], text: str, message: str
+def test_no_configuration_can_import_and_what_is_wrong_in_one_is_named(
+    axs: Any, tmp_path: Path, trained: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, text: str, message: str
 ) -> None:
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nThing = call = dict\n")
+    monkeypatch.syspath_prepend(tmp_path)
     file = tmp_path / "run.yaml"
     file.write_text(f"out: run\n{text}\n")
-    result = axs("train", "stage1", "-c", file, "--data", "DIR", code=2)
+    result = axs("train", "stage3", "-c", file, "--data", "DIR", code=2)
     assert re.search(message, result.stderr) and "Traceback" not in result.output, result.stderr
     assert result.stderr.startswith("error: ") and not trained
+    assert "evil" not in sys.modules and not (tmp_path / "ran").exists()
 
 
 def test_precompute_passes_on_what_it_is_told(axs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

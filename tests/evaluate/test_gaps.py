@@ -167,7 +167,7 @@ def test_models_beside_the_model(folder: Path) -> None:
     assert torch.equal(blind.calls[0].s1, mean.expand_as(blind.calls[0].s1)), "mean backscatter everywhere"
 
 
-def test_the_clouds_of_a_tile_are_always_the_same_and_leave_something_clear(folder: Path) -> None:
+def test_the_clouds_of_a_tile_are_always_the_same_and_leave_something_clear() -> None:
     truth = torch.zeros(4, SIZE, SIZE)
     first = simulated_trust(truth, "a/t0")
     assert torch.equal(first, simulated_trust(truth, "a/t0"))

@@ -157,29 +157,20 @@ def ground(monkeypatch: pytest.MonkeyPatch, files: Path) -> Callable[..., Callab
     return given
 
 
-@pytest.mark.parametrize("name", ["both.npz", "packed.npz"])
-def test_npz(files: Path, ground: Any, name: str) -> None:
+@pytest.mark.parametrize(
+    ("option", "name", "beside"),
+    [
+        *(("s1", name, []) for name in ("both.npz", "packed.npz")),
+        ("s1", "s1.pt", ["opt_v2.pt"]),
+        ("s1", "s1.tif", ["opt_v2.tif"]),
+        ("opt_v2", "opt_v2.tif", ["s1.tif"]),
+        *(("mask", name, ["s1.tif", "opt_v2.tif"]) for name in ("mask.tif", "mask.npz")),
+    ],
+)
+def test_images_and_masks(files: Path, ground: Any, option: str, name: str, beside: list[str]) -> None:
     bad = files / "bad" / name
-    attack(files / name, bad, 30, ground(s1=bad))
-
-
-def test_pt(files: Path, ground: Any) -> None:
-    bad = files / "bad" / "s1.pt"
-    attack(files / "s1.pt", bad, 30, ground(s1=bad, opt_v2=files / "opt_v2.pt"))
-
-
-@pytest.mark.parametrize("name", ["s1", "opt_v2"])
-def test_tif(files: Path, ground: Any, name: str) -> None:
-    bad = files / "bad" / f"{name}.tif"
-    given = {"s1": files / "s1.tif", "opt_v2": files / "opt_v2.tif"} | {name: bad}
-    attack(files / f"{name}.tif", bad, 30, ground(**given))
-
-
-@pytest.mark.parametrize("name", ["mask.tif", "mask.npz"])
-def test_mask(files: Path, ground: Any, name: str) -> None:
-    bad = files / "bad" / name
-    given = {"s1": files / "s1.tif", "opt_v2": files / "opt_v2.tif", "mask": bad}
-    attack(files / name, bad, 25, ground(**given))
+    others = {other.partition(".")[0]: files / other for other in beside}
+    attack(files / name, bad, 30, ground(**others, **{option: bad}))
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])

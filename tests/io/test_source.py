@@ -12,7 +12,6 @@ import rioxarray
 import xarray as xr
 
 from axs_lib.bands import OPTICAL_BANDS
-from axs_lib.errors import InputError
 from axs_lib.io.products import open_source
 from axs_lib.scenes.api import ground_scene
 from axs_lib.tilegrid import Tile
@@ -74,13 +73,3 @@ def test_scale_and_offset_are_applied(scene: SceneFiles, scale: float, offset: f
         whole = source.read(source.grid.whole)
         np.testing.assert_allclose(whole, scene.optical, atol=1e-2)
         np.testing.assert_array_equal(source.read(Tile(3, 5, 60, 90)), whole[:, 3:60, 5:90])
-
-
-def test_what_is_no_scene(scene: SceneFiles) -> None:
-    _s1, opt_v2 = both(scene)
-    for what, match in (
-        (opt_v2.isel(band=slice(3)), "has 3 band.s. without names"),
-        (opt_v2.expand_dims("when"), "has the axes"),
-    ):
-        with ExitStack() as stack, pytest.raises(InputError, match=match):
-            open_source(what, OPTICAL_BANDS, stack)

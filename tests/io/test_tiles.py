@@ -96,15 +96,6 @@ def test_one_file_a_band_by_file_name_description_or_order(tmp_path: Path, optic
     np.testing.assert_array_equal(read_raster(plain, OPTICAL_BANDS, order=ORDER).data, optical)
 
 
-def test_scale_and_offset_of_the_file_are_applied(tmp_path: Path, optical: np.ndarray) -> None:
-    with_offset = write_tiff(tmp_path / "p.tif", optical + 1000, scale=(1e-4, -0.1))
-    np.testing.assert_allclose(read_optical(with_offset), optical, atol=1e-3)
-    hundredths = write_tiff(
-        tmp_path / "s.tif", np.stack([np.full((H, W), db, "int16") for db in (-1250, -1900)]), scale=(0.01, 0.0)
-    )
-    np.testing.assert_allclose(read_raster(hundredths, SAR_BANDS).data[0], -12.5, rtol=1e-6)
-
-
 def test_band_files_must_share_a_grid(tmp_path: Path, s1: np.ndarray) -> None:
     vv = write_tiff(tmp_path / "a_VV.tif", s1[:1])
     vh = write_tiff(tmp_path / "a_VH.tif", s1[1:], crs="EPSG:32632")

@@ -137,6 +137,8 @@ def test_numpy_in_and_numpy_out(grounder: BoxGrounder, arrays: tuple[Any, Any]) 
     assert np.isnan(ground_scene(grounder, arrays[0].values, masked).image[:, 40:50, 40:50]).all()
     for wrong, match in (
         (arrays[1].assign_attrs(scale_factor="x"), "no number as its nodata, scale_factor"),
+        (arrays[1][:3].drop_vars("band"), "has 3 band.s. without names"),
+        (arrays[1].expand_dims("when"), "has the axes"),
         (np.moveaxis(arrays[1].values, 0, -1), "bands last"),
         (arrays[1].values[:3], "3 band"),
         (torch.from_numpy(arrays[1].values), r"torch\.Tensor.*NumPy"),

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from axs_lib.terramind.build import load_generator
+from axs_lib.terramind.build import TARGET_KEY, load_generator
 from axs_lib.terramind.generator import TerraMindGenerator
-from axs_lib.terramind.sampler import Schedule
-from tests.published import TARGET, Published, publish
+from benchmarks.generation import terratorchs_schedule
+from tests.published import Published, publish
 
 TOLERANCE = 1e-4  # z-units
 SIDE = 96
@@ -42,7 +42,7 @@ class Twins:
         return candidates[margins.index(max(margins))]
 
     def reference_image(self, s1: Tensor, optical: Tensor, timesteps: int, noise_seed: int) -> Tensor:
-        tokenizer = self.reference.tokenizer[TARGET]
+        tokenizer = self.reference.tokenizer[TARGET_KEY]
         original = type(tokenizer).decode_tokens
         random = torch.Generator().manual_seed(noise_seed)
         tokenizer.decode_tokens = partial(original, tokenizer, generator=random)
@@ -61,7 +61,7 @@ class Twins:
         logits = self.ours.logits({"s1": s1, "optical": optical})
         codes = self.ours.codes(logits.roll(roll_tokens, dims=1), (SIDE, SIDE), tokens="argmax")
         noise = torch.randn((1, 12, SIDE, SIDE), generator=torch.Generator().manual_seed(noise_seed))
-        return self.ours.decode(codes, noise, original_schedule(timesteps))
+        return self.ours.decode(codes, noise, terratorchs_schedule(timesteps))
 
 
 def smooth_pair(seed: int) -> tuple[Tensor, Tensor]:
@@ -70,21 +70,6 @@ def smooth_pair(seed: int) -> tuple[Tensor, Tensor]:
         3.0 * torch.randn(1, 6, 12, 12, generator=random), size=(SIDE, SIDE), mode="bilinear"
     )
     return smooth[:, :2], smooth[:, 2:]
-
-
-def original_schedule(timesteps: int) -> Schedule:
-    """terratorch's own clamping scheduler, injected into our loop."""
-    from terratorch.models.backbones.terramind.tokenizer.scheduling import DDIMScheduler
-
-    scheduler = DDIMScheduler(
-        thresholding=True, clip_sample=True, beta_schedule="linear", prediction_type="sample", zero_terminal_snr=True
-    )
-    scheduler.set_timesteps(timesteps, mode="trailing")
-
-    def update(x0: Tensor, number: int, x: Tensor) -> Tensor:
-        return scheduler.step(x0, scheduler.timesteps[number], x).prev_sample
-
-    return Schedule(tuple(scheduler.timesteps.tolist()), lambda: update)
 
 
 def twins_of(published: Published, product: str) -> Twins:
