@@ -75,9 +75,8 @@ class TileFilter(nn.Module):
             images = torch.cat([estimate, s1.mean(1, keepdim=True)], dim=1).float()  # (B, 5, H, W)
             detail, smoother = scales_of(images[:, :4])
             inside = (..., slice(size[0]), slice(size[1]))
-            weight = (2.0 * gaussian_blur(is_estimate[inside].float(), FEATHER_PX) - 1.0).clamp_min(
-                0.0
-            )  # inside estimates
+            surely = gaussian_blur(is_estimate[inside].float(), FEATHER_PX)
+            weight = (2.0 * surely - 1.0).clamp_min(0.0)  # inside estimates
             weight = torch.where(weight.amax((2, 3), keepdim=True) > 0, weight, 1.0)
             statistics, lean = spectral_statistics(images[inside], detail[inside], weight)
             statistics = (torch.cat([statistics, grid], dim=1) - self.mean) / self.scale

@@ -135,7 +135,7 @@ IMPORTS = [
         ("learning_rate: 1e-5\nsteps: 2020-01-01", "no readable YAML|steps"),
     ],
 )
-def test_no_configuration_can_import_and_what_is_wrong_in_one_is_named(
+def test_no_configuration_can_import(
     axs: Any, tmp_path: Path, trained: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, text: str, message: str
 ) -> None:
     (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nThing = call = dict\n")
