@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from axs_lib.checks import Trust
 from axs_lib.errors import InputError
 from axs_lib.grounding.head import GroundingHead
 from axs_lib.stage1_tm_s2o import Stage1Model
@@ -201,6 +202,13 @@ def test_large_images_are_anchored_and_seamless(nano: Stage3GroundingModel) -> N
     assert steps[[191, 255, 383, 447]].max() < 2.0 * steps.median()  # rows where a tile begins or ends
     again = ground(nano, s1, opt_v2, timesteps=1, batch_size=np.int64(8))
     assert torch.equal(again.image, whole.image)
+    trust = torch.full_like(opt_v2[:, :1], Trust.ESTIMATE)
+    trust[..., 100:300, :], trust[..., 300:320, :] = Trust.OBSERVED, Trust.UNKNOWN
+    filled = [
+        ground(nano, s1, opt_v2.masked_fill(trust == 0, value), timesteps=1, trust=trust).image for value in (1.0, 9e3)
+    ]
+    assert torch.equal(filled[0], filled[1]), "what is unknown is not looked at"
+    assert torch.equal(filled[0][..., 100:300, :], opt_v2[..., 100:300, :]), "what was observed, bit for bit"
 
 
 @pytest.mark.parametrize("which", ["s1", "opt_v2"])

@@ -8,6 +8,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from axs_lib.data.estimates import make_estimate
 from axs_lib.data.samples import load_sample
 from axs_lib.evaluate.gaps import simulated_trust
 from axs_lib.evaluate.sources import simulated_estimate
@@ -20,6 +21,13 @@ EXPECTED = {
     "finland_lake": (3.000, 8.159, 0.0),
     "ireland_fields": (4.798, 15.786, 0.0),
     "portugal_hills": (4.762, 7.985, 0.0),
+}
+# RMS in DN of what is changed of estimates of some kinds, which any other statistic, limit or rule would move.
+KINDS = ("patch_offsets", "one_way_blur", "stripes", "white_noise")
+CHANGED = {
+    "finland_lake": (48.94, 0.22, 15.18, 35.72),
+    "ireland_fields": (47.11, 1.65, 9.56, 43.99),
+    "portugal_hills": (49.29, 0.25, 4.42, 29.96),
 }
 TOLERANCE = 0.05
 TOLERANCE_DN = 1.0
@@ -49,3 +57,13 @@ def test_nano_is_what_it_was(nano: Stage3GroundingModel, name: str) -> None:
 
     changed = float((nano.ground(s1, truth).image - truth).square().mean().sqrt())
     assert changed == pytest.approx(wanted_change, abs=TOLERANCE_DN)
+
+
+@pytest.mark.parametrize("name", CHANGED)
+def test_nano_changes_each_kind_of_error_as_it_did(nano: Stage3GroundingModel, name: str) -> None:
+    sar, optical = load_sample(name)
+    s1, truth = torch.from_numpy(sar.batch), torch.from_numpy(optical.batch)
+    for kind, expected in zip(KINDS, CHANGED[name], strict=True):
+        opt_v2 = make_estimate(kind, truth, generator=torch.Generator().manual_seed(0), strength=0.8)
+        changed = float((nano.ground(s1, opt_v2).image - opt_v2).square().mean().sqrt())
+        assert changed == pytest.approx(expected, rel=0.02, abs=0.02), kind

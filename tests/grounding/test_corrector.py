@@ -71,6 +71,8 @@ def test_the_surer_the_head_is_of_water_that_is_refused_the_less_is_painted() ->
         corrector.head.missed_water = sure  # type: ignore[assignment]
         painted.append(float(corrector(tiles(), tiles().estimate).change[..., 28:36, 28:36].detach().abs().max()))
     assert painted[0] < 1.0 and painted[1] == pytest.approx(painted[2] / 2, rel=0.01) and painted[2] > 100.0
+    corrector.optical_std *= 10.0  # in DN ten times as much that is no water, of which half is refused: all is
+    assert corrector(tiles(), tiles().estimate).change[..., 28:36, 28:36].detach().abs().max() < 1.0
 
 
 def test_an_estimate_that_shows_the_water_keeps_its_colour() -> None:
