@@ -157,6 +157,8 @@ def test_only_temporary_folders_are_removed(tmp_path: Path) -> None:
         ("/dev/null", "not a regular file"),
         ("a\0b", "no valid path"),
         ("x" * 300, "name is too long"),
+        ("s2.tif.aux.xml", "that GDAL reads along with an image"),
+        ("S2.TFW", "that GDAL reads along with an image"),
         ("/proc/tile.npz", "cannot write /proc/tile.npz"),
     ],
 )

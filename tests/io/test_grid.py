@@ -104,6 +104,7 @@ def test_noise_without_a_place_begins_at_zero() -> None:
         # Zone 33's central meridian is 15 degrees east; the equator is at northing 0.
         ("EPSG:32633", (10.0, 0.0, 499_000.0, 0.0, -10.0, 500.0), (0.0, 15.0)),
         ("EPSG:4326", (0.001, 0.0, 10.0, 0.0, -0.001, 50.0), (49.95, 10.1)),
+        ("EPSG:4326", (0.001, 0.0, 190.0, 0.0, -0.001, 50.0), (49.95, -169.9)),
         ("EPSG:32633", None, None),
         (None, (1.0, 0.0, 0.0, 0.0, -1.0, 0.0), None),
         ('LOCAL_CS["here",UNIT["metre",1]]', (1.0, 0.0, 0.0, 0.0, -1.0, 0.0), None),

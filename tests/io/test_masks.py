@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import rasterio
 from PIL import Image
-from rasterio.transform import from_origin
+from rasterio.transform import Affine, from_origin
 from rasterio.warp import transform_bounds
 
 from axs_lib.errors import InputError
@@ -20,7 +20,7 @@ from axs_lib.io.grid import SceneGrid
 from axs_lib.io.masks import SCL_CLASSES, SCL_DROPPED, MaskFile, MaskSource, scl_trust
 from axs_lib.tilegrid import Tile
 
-from ..scenes.conftest import CORNER, CRS, SceneFiles, write_scene, write_tiff
+from ..scenes.conftest import CORNER, CRS, PLACE, SceneFiles, write_scene, write_tiff
 
 H, W = 24, 30
 COARSE = from_origin(*CORNER, 20, 20)
@@ -175,8 +175,19 @@ def test_without_georeference_the_size_must_be_the_same(tmp_path: Path) -> None:
         read_mask(tmp_path / "m.npz")
     with pytest.raises(InputError, match=r"12x15 px .* 24x30 px .* georeference on both"):
         read_mask(write_mask(tmp_path / "m.tif", scl(), transform=COARSE), bare)
-    np.testing.assert_array_equal(read_mask(write_mask(tmp_path / "same.tif", CLEAR), bare).trust, CLEAR)
-    assert "does not say where it lies" in read_mask(write_mask(tmp_path / "bare.tif", CLEAR, crs=None)).notes[0]
+    mask = read_mask(write_mask(tmp_path / "same.tif", CLEAR), bare)
+    assert (mask.trust == CLEAR).all() and "; the image does not say where it lies" in mask.notes[0]
+    for where in ({"crs": None}, {"transform": None}, {"crs": None, "transform": None}):
+        assert "; it does not say where" in read_mask(write_mask(tmp_path / "bare.tif", CLEAR, **where)).notes[0]
+
+
+def test_a_transform_without_a_crs_must_not_contradict_the_images(tmp_path: Path) -> None:
+    moved = PLACE * Affine.translation(W, 0)
+    np.savez(tmp_path / "m.npz", mask=CLEAR, transform=np.array(moved[:6]))
+    for path in (write_mask(tmp_path / "m.tif", CLEAR, crs=None, transform=moved), tmp_path / "m.npz"):
+        for image in (IMAGE, replace(IMAGE, crs=None)):
+            with pytest.raises(InputError, match=r"no CRS, pixels of 10 x -10 from .*; expected one (size|grid)"):
+                read_mask(path, image)
 
 
 @pytest.mark.parametrize(

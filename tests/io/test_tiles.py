@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from rasterio.enums import ColorInterp
 
 from axs_lib.bands import OPTICAL_BANDS, SAR_BANDS
 from axs_lib.errors import InputError
 from axs_lib.io.grid import SceneGrid
-from axs_lib.io.products import pair_file, read_companions, read_raster
+from axs_lib.io.products import pair_file, read_raster, read_truth
 from axs_lib.io.raster import Raster, band_name, parse_bands
 
 from ..scenes.conftest import write_tiff
@@ -78,13 +77,6 @@ def test_four_of_twelve_bands_are_picked_by_name(tmp_path: Path, names: Any, ord
     data = np.stack([np.full((H, W), 100 + i, "uint16") for i in range(12)])
     image = read_optical(write_tiff(tmp_path / "o.tif", data, names), order)
     assert image[:, 0, 0].tolist() == [101, 102, 103, 107]
-
-
-def test_rgb_colours_without_names_are_not_taken_for_blue_first(tmp_path: Path, optical: np.ndarray) -> None:
-    colours = (ColorInterp.red, ColorInterp.green, ColorInterp.blue, ColorInterp.undefined)
-    path = write_tiff(tmp_path / "rgbn.tif", optical[[2, 1, 0, 3]], colours=colours)
-    with pytest.raises(InputError, match=r"lacks B08.*--bands B08,B04,B03,B02"):
-        read_optical(path)
 
 
 def test_one_file_a_band_by_file_name_description_or_order(tmp_path: Path, optical: np.ndarray) -> None:
@@ -181,9 +173,7 @@ def test_wrong_numbers_and_kinds_of_files(tmp_path: Path, s1: np.ndarray) -> Non
         pair_file([stack])
 
 
-def test_companions_of_another_shape_are_refused(tmp_path: Path, optical: np.ndarray) -> None:
-    opt_v2 = Raster(optical.astype("float32"), OPTICAL_BANDS, SceneGrid(H, W))
-    for key, value in {"s2_real": optical[:, :-1], "trust": np.ones((H, W - 1))}.items():
-        np.savez(tmp_path / f"{key}.npz", **{key: value})
-        with pytest.raises(InputError, match=f"{key} has shape"):
-            read_companions(tmp_path / f"{key}.npz", opt_v2)
+def test_truth_of_another_shape_is_refused(tmp_path: Path, optical: np.ndarray) -> None:
+    np.savez(tmp_path / "t.npz", s2_real=optical[:, :-1])
+    with pytest.raises(InputError, match="s2_real has shape"):
+        read_truth(tmp_path / "t.npz", Raster(optical.astype("float32"), OPTICAL_BANDS, SceneGrid(H, W)))
