@@ -53,14 +53,10 @@ def scl() -> np.ndarray:
 @pytest.mark.parametrize(
     ("name", "values"),
     [
-        ("m.tif", CLEAR),
-        ("m.tiff", CLEAR * 255),
-        ("m.png", CLEAR * 255),
-        ("m.npz", CLEAR),
-        ("m.npz", CLEAR.astype(bool)),
-        ("m.tif", CLEAR.astype("float32")),
+        ("m.tif", CLEAR), ("m.tiff", CLEAR * 255), ("m.png", CLEAR * 255), ("m.npz", CLEAR),
+        ("m.npz", CLEAR.astype(bool)), ("m.tif", CLEAR.astype("float32")),
     ],
-)
+)  # fmt: skip
 def test_a_boolean_mask_in_every_format(tmp_path: Path, name: str, values: np.ndarray) -> None:
     path = tmp_path / name
     if path.suffix == ".png":
