@@ -137,7 +137,7 @@ def _driver(path: PathLike) -> str:
             return driver
     raise InputError(
         f"{text} is no GeoTIFF, COG, JPEG 2000 or PNG, whatever its name says; expected one of them: it is damaged or"
-        " of another kind"
+        " of another kind; open NetCDF, HDF5 and Zarr with xarray in Python, or write them as GeoTIFF"
     )
 
 

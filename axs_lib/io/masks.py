@@ -83,8 +83,9 @@ class MaskSource:
             self._values, named = _read_npz(Path(mask.path), grid, tiles)
         elif suffix in MASK_SUFFIXES:
             dataset = stack.enter_context(open_raster(mask.path, addresses=addresses))
-            if dataset.count != 1:
-                raise InputError(f"the {self.label} has {dataset.count} bands; expected one")
+            if dataset.count != 1 or dataset.dtypes[0].startswith("complex"):
+                seen = f"{dataset.count} band(s) of {dataset.dtypes[0]}"
+                raise InputError(f"the {self.label} has {seen}; expected one of real numbers, without alpha")
             self._nodata = dataset.nodata or None  # 0 is unknown already, or clear in an inverted mask
             named = f"{Path(mask.path).stem} {dataset.descriptions[0] or ''}"
             self._dataset = _on_grid(dataset, grid, self._nodata, self.label, stack)

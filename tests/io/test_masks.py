@@ -121,7 +121,8 @@ def test_a_batch_has_a_mask_for_each_tile(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["T33_20210714_SCL_20m.tif", "m.tif"])
 def test_scl_at_20_m_is_told_by_name_or_values_and_brought_to_the_images_grid(tmp_path: Path, name: str) -> None:
     mask = read_mask(write_mask(tmp_path / name, scl(), transform=COARSE, nodata=0))
-    assert mask.kind == "scl"
+    assert mask.kind == "scl" and "--mask-buffer 5 is advised" in mask.notes[1]
+    assert len(read_mask(tmp_path / name, buffer=1).notes) == 1
     np.testing.assert_array_equal(mask.trust, scl_trust(scl()).repeat(2, 0).repeat(2, 1))
     assert {SCL_CLASSES[number] for number in range(12) if mask.trust[4, 2 * number] == 0} == set(SCL_DROPPED)
 
@@ -133,11 +134,6 @@ def test_scl_that_leaves_nothing_clear(tmp_path: Path) -> None:
     assert read_mask(clouds, drop=(name for name in ["cloud_high"])).trust.any()
     with pytest.raises(InputError, match="drop is empty; expected SCL class names or numbers: 0 no_data, 1"):
         MaskFile(clouds, drop=[])
-
-
-def test_scl_without_a_buffer_is_advised_one(tmp_path: Path) -> None:
-    path = write_mask(tmp_path / "scl.tif", scl(), transform=COARSE)
-    assert "--mask-buffer 5 is advised" in read_mask(path).notes[1] and len(read_mask(path, buffer=1).notes) == 1
 
 
 def test_the_buffer_takes_the_least_trust_around(tmp_path: Path) -> None:
@@ -200,7 +196,8 @@ def test_a_transform_without_a_crs_must_not_contradict_the_images(tmp_path: Path
         (CLEAR + 4, {"invert": True}, "scene classification, which has no inverse"),
         (CLEAR + 1, {}, "holds 2 values from 1 to 2, .* nor a scene classification.*--mask-kind"),
         (CLEAR * 0.5 - 1.0, {}, "look neither like"),
-        (np.stack([CLEAR, CLEAR]), {}, "has 2 bands; expected one"),
+        (np.stack([CLEAR, CLEAR]), {}, "has 2 band.* expected one"),
+        (CLEAR * 1j, {}, "of complex128; expected one of real numbers"),
         (CLEAR[1:], {}, "does not cover the scene"),
         (CLEAR * 200 + 4, {"kind": "scl"}, "holds 204; expected the classes 0 to 11"),
     ],
