@@ -339,7 +339,7 @@ def _optical_range(name: str, image: Tensor, advice: str = _Z_SCORED) -> str | N
         return f"{name} looks like reflectance in 0-1, not DN; multiply by 10000" + seen
     if high <= 20.0:
         return f"{name} does not look like DN (reflectance x 10000): no value is above 20{advice}{seen}"
-    if high <= 100.0:
+    if high <= 100.0 and float((values % 1 != 0).float().mean()) > 0.5:  # dark water has whole DN
         return f"{name} looks like reflectance in percent, not DN; multiply by 100" + seen
     if low < LEAST_DN:
         return f"{name} has values far below 0, perhaps nodata: set them to NaN" + seen

@@ -120,16 +120,12 @@ def test_standardize_false_is_z_in_and_z_out(nano: Stage1Model) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"timesteps": 0}, "1 to 1000"),
-        ({"timesteps": 1001}, "1 to 1000"),
-        ({"tokens": "hard"}, "soft, argmax, sample"),
-        ({"scheduler": "euler"}, "ddim"),
-        ({"ensemble_size": 0}, "at least 1"),
-        ({"temperature": 0.0}, "above 0"),
-        ({"seed": [1, 2, 3]}, "3 seeds"),
+        ({"timesteps": 0}, "1 to 1000"), ({"timesteps": 1001}, "1 to 1000"),
+        ({"tokens": "hard"}, "soft, argmax, sample"), ({"scheduler": "euler"}, "ddim"),
+        ({"ensemble_size": 0}, "at least 1"), ({"temperature": 0.0}, "above 0"), ({"seed": [1, 2, 3]}, "3 seeds"),
         ({"origin": "x"}, "origin is 'x'"),
     ],
-)
+)  # fmt: skip
 def test_impossible_options(nano: Stage1Model, options: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         draw(nano, sar(), **options)

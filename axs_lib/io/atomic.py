@@ -19,6 +19,7 @@ from typing import Any
 
 from axs_lib.errors import OutputError
 from axs_lib.io.files import PathLike
+from axs_lib.io.formats import ALONG
 from axs_lib.progress import logger
 
 if sys.platform != "win32":  # which has no flock; what a killed process left behind stays there
@@ -61,6 +62,8 @@ def check_output(path: PathLike, overwrite: bool = False) -> Path:
     folder, or the nearest one above that is there, cannot be written to; or it is no valid path.
     """
     mode = 0
+    if os.fspath(path).lower().endswith(tuple(f".{end}" for end in ALONG)):
+        raise OutputError(f"{path} has a name as of a file that GDAL reads along with an image: give it another ending")
     try:
         with refusals(path):
             target = Path(path)

@@ -47,12 +47,9 @@ def check_kept(outputs: Iterable[Any], *inputs: Any) -> None:
 
 
 _KINDS = {
-    stat.S_IFDIR: "a folder",
-    stat.S_IFIFO: "a named pipe",
-    stat.S_IFCHR: "a device",
-    stat.S_IFBLK: "a device",
+    stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device",
     stat.S_IFSOCK: "a socket",
-}
+}  # fmt: skip
 
 
 def check_regular(path: PathLike, what: str = "the file", error: type[AxionError] = InputError) -> Path:

@@ -137,7 +137,7 @@ def _driver(path: PathLike) -> str:
             return driver
     raise InputError(
         f"{text} is no GeoTIFF, COG, JPEG 2000 or PNG, whatever its name says; expected one of them: it is damaged or"
-        " of another kind"
+        " of another kind; open NetCDF, HDF5 and Zarr with xarray in Python, or write them as GeoTIFF"
     )
 
 
@@ -231,16 +231,16 @@ class Arrays:
     def __contains__(self, key: str) -> bool:
         return key in self.names
 
-    def shape(self, key: str, expected: str | None = None) -> tuple[int, ...]:
-        """Shape of an array of numbers, without reading it."""
+    def shape(self, key: str, expected: str | None = None, *, boolean: bool = False) -> tuple[int, ...]:
+        """Shape of an array of real numbers, or of booleans where those may be, without reading it."""
         shape, dtype = self._header(key, expected)
-        if dtype.kind not in "fiub":
+        if dtype.kind not in ("fiub" if boolean else "fiu"):
             raise InputError(f"{self._path}: {key} holds {dtype}; expected real numbers")
         return shape
 
-    def numbers(self, key: str, expected: str | None = None) -> FloatArray:
+    def numbers(self, key: str, expected: str | None = None, *, boolean: bool = False) -> FloatArray:
         """One array as float32; ``InputError`` where it is missing, pickled, damaged or not numeric."""
-        self.shape(key, expected)
+        self.shape(key, expected, boolean=boolean)
         with np.errstate(over="ignore"):
             return self._array(key).astype(np.float32, copy=False)
 

@@ -70,8 +70,7 @@ class SceneGrid:
     @property
     def affine(self) -> Any:
         """The transform as rasterio takes it; there must be one."""
-        assert self.transform is not None
-        return Affine(*self.transform)
+        return Affine(*(self.transform or ()))
 
     @property
     def pixel_metres(self) -> float | None:
@@ -91,7 +90,7 @@ class SceneGrid:
         """All of it."""
         return Tile(0, 0, self.height, self.width)
 
-    def strips(self, rows: int) -> Iterator[Tile]:
+    def strips(self, rows: int = 512) -> Iterator[Tile]:
         """All of it from top to bottom, so many rows at a time."""
         for top in range(0, self.height, rows):
             yield Tile(top, 0, min(top + rows, self.height), self.width)
@@ -99,9 +98,7 @@ class SceneGrid:
     @property
     def noise_origin(self) -> tuple[int, int]:
         """(row, column) of the upper left pixel from the CRS's origin; (0, 0) without a georeference, or turned."""
-        if self.transform is None:
-            return 0, 0
-        a, b, c, d, e, f = self.transform
+        a, b, c, d, e, f = self.transform or (1, 0, 0, 0, 1, 0)
         if b or d:
             return 0, 0
         # Edges lie on whole, half or quarter pixels: none is near the step of this floor.
@@ -110,12 +107,13 @@ class SceneGrid:
     def offset_in(self, other: SceneGrid) -> tuple[int, int] | None:
         """(row, column) in ``other`` of this grid's upper left pixel, where both are one lattice of pixels.
 
-        Without a transform on either side, or a CRS on one, two grids of one size are taken for the same.
+        Without a transform on either side two grids of one size are taken for the same; without a CRS on one, they
+        are where the transforms agree.
         """
-        if self.transform is None or other.transform is None or bool(self.crs) != bool(other.crs):
-            return (0, 0) if self.size == other.size else None
         if self.crs and other.crs and self.crs != other.crs and CRS.from_wkt(self.crs) != CRS.from_wkt(other.crs):
             return None
+        if self.transform is None or other.transform is None:
+            return (0, 0) if self.size == other.size else None
         if self.transform == other.transform:
             return 0, 0
         relative = ~other.affine * self.affine  # from pixels of this grid to those of the other
@@ -129,6 +127,13 @@ class SceneGrid:
     def same_as(self, other: SceneGrid) -> bool:
         """Whether both have one size and lie on one place."""
         return self.size == other.size and self.offset_in(other) == (0, 0)
+
+    def said_on(self, other: SceneGrid) -> str:
+        """What to say of an image on this grid that is laid on one of ``other``, where only one says where it lies."""
+        if (self.located, self.transform is None) == (other.located, other.transform is None):
+            return ""
+        which = "the image" if self.located or (self.transform and not other.located) else "it"
+        return f"; {which} does not say where it lies, and they are laid on each other pixel by pixel"
 
     def part(self, tile: Tile) -> SceneGrid:
         """The grid of a window; there must be a transform."""
@@ -150,7 +155,7 @@ class SceneGrid:
             (lon, *_), (lat, *_) = transform_points(self.crs, "EPSG:4326", [x], [y])[:2]
         except Exception:  # a local system, or a point outside the projection: GDAL's errors have no public class
             return None
-        return (lat, lon) if -90 <= lat <= 90 and -180 <= lon <= 180 else None
+        return (lat, lon - 360 * round(lon / 360)) if -90 <= lat <= 90 and abs(lon) <= 540 else None
 
     def points_in(self, other: SceneGrid, points: Sequence[tuple[float, float]]) -> Any:
         """(x, y) in pixels of ``other``, arrays, of points in pixels of this grid; None outside its projection."""
@@ -169,16 +174,16 @@ class SceneGrid:
         check_utf8(path, "the GeoTIFF to write", OutputError)
         profile: dict[str, Any] = {"width": self.width, "height": self.height, "count": count, "dtype": dtype}
         profile |= {"tiled": True, "blockxsize": block, "blockysize": block, "nodata": nodata}
-        if self.located:
-            profile |= {"crs": CRS.from_wkt(self.crs), "transform": self.affine}
+        profile |= {"crs": CRS.from_wkt(self.crs)} if self.crs else {}
+        profile |= {"transform": self.affine} if self.transform else {}
         return rasterio.open(path, "w", driver="GTiff", photometric="minisblack", BIGTIFF="IF_SAFER", **profile)
 
     def __str__(self) -> str:
-        place = "no georeference"
-        if self.crs is not None and self.transform is not None:
+        crs = self.crs and CRS.from_wkt(self.crs).to_string()[:60]
+        place = crs or ("no CRS" if self.transform else "no georeference")
+        if self.transform:
             a, _, c, _, e, f = self.transform
-            name = CRS.from_wkt(self.crs).to_string()[:60]
-            place = f"{name}, pixels of {a:g} x {e:g} from ({c:.10g}, {f:.10g})"
+            place += f", pixels of {a:g} x {e:g} from ({c:.10g}, {f:.10g})"
         return f"{self.height}x{self.width} px (height x width), {place}"
 
 

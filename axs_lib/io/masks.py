@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable
 from contextlib import ExitStack
@@ -18,7 +17,7 @@ from axs_lib.checks import check_choice, check_count, check_flag
 from axs_lib.errors import InputError, listed
 from axs_lib.io.files import PathLike
 from axs_lib.io.formats import LARGEST_SIDE, FloatArray, open_npz, open_raster, unreadable
-from axs_lib.io.grid import SceneGrid, grid_of
+from axs_lib.io.grid import SceneGrid, checked_grid, grid_of
 from axs_lib.io.pixels import TRUST
 from axs_lib.io.warp import warped_view
 from axs_lib.nodata import spread
@@ -36,7 +35,6 @@ SCL_BUFFER = 5  # px, advised: SCL misses the rims of clouds
 MASK_SUFFIXES = (".tif", ".tiff", ".jp2", ".png", ".npz")
 MASK_KEYS = ("trust", "mask", "scl")
 MASK_KINDS = ("auto", "boolean", "trust", "scl")
-CHUNK_ROWS = 1024
 
 
 @dataclass(frozen=True)
@@ -76,21 +74,22 @@ class MaskSource:
     def __init__(
         self, mask: MaskFile, grid: SceneGrid, stack: ExitStack, *, tiles: int = 1, addresses: bool = True
     ) -> None:
-        self.grid, self.label = grid, f"mask {mask.path}"
+        self.grid, self.label, self._lone = grid, f"mask {mask.path}", ""
         self.bands: tuple[str, ...] = TRUST
-        self._mask, self._tiles, self._placed = mask, tiles, True
+        self._mask, self._tiles = mask, tiles
         self._values: FloatArray | None = None
         suffix, self._masked = Path(mask.path).suffix.lower(), False
         if suffix == ".npz":
             self._values, named = _read_npz(Path(mask.path), grid, tiles)
         elif suffix in MASK_SUFFIXES:
             dataset = stack.enter_context(open_raster(mask.path, addresses=addresses))
-            if dataset.count != 1:
-                raise InputError(f"the {self.label} has {dataset.count} bands; expected one")
+            if dataset.count != 1 or dataset.dtypes[0].startswith("complex"):
+                seen = f"{dataset.count} band(s) of {dataset.dtypes[0]}"
+                raise InputError(f"the {self.label} has {seen}; expected one of real numbers, without alpha")
             self._nodata = dataset.nodata or None  # 0 is unknown already, or clear in an inverted mask
             named = f"{Path(mask.path).stem} {dataset.descriptions[0] or ''}"
             self._dataset = _on_grid(dataset, grid, self._nodata, self.label, stack)
-            self._placed = grid_of(dataset).located or not grid.located
+            self._lone = grid_of(dataset).said_on(grid)
             own_mask = any(flag.name == "per_dataset" for flag in dataset.mask_flag_enums[0])
             self._masked = own_mask and self._dataset is dataset  # a view on another grid has it in its nodata
         else:
@@ -137,7 +136,7 @@ class MaskSource:
         assumed = self.kind != "scl" and self._mask.kind == "auto" and not self._mask.invert
         notes = [
             f"{self.label}: taken for {self.kind}, {self._meaning}: {gap_share(unknown, self.grid)}"
-            + ("" if self._placed else "; it does not say where it lies and is laid on the image pixel by pixel")
+            + self._lone
             + ("; if 1 is cloud in it, give --mask-invert" if assumed else "")
         ]
         if self.kind == "scl" and not self._mask.buffer:
@@ -194,7 +193,7 @@ class MaskSource:
     def _values_found(self) -> FloatArray:
         """Every value of the mask, once, with NaN."""
         found: FloatArray = np.empty(0, dtype=np.float32)
-        for rows in self.grid.strips(CHUNK_ROWS):
+        for rows in self.grid.strips():
             found = np.union1d(found, self._read(rows))
         if np.isnan(found).all():
             raise InputError(f"the {self.label} has no data on the image's grid ({self.grid}); give one that covers it")
@@ -266,13 +265,16 @@ def _read_npz(path: Path, grid: SceneGrid, tiles: int) -> tuple[FloatArray, str]
                 f"{path} holds {listed(arrays.names) or 'no arrays'}; expected one of {listed(MASK_KEYS)}:"
                 " np.savez(path, mask=array)"
             )
-        shape, (height, width) = arrays.shape(key), (grid.height // tiles, grid.width)
-        if math.prod(shape) != grid.height * width or shape[-2:] != (height, width) or len(shape) > 4:
+        data, (height, width) = arrays.numbers(key, boolean=True), (grid.height // tiles, grid.width)
+        if data.size != grid.height * width or data.shape[-2:] != (height, width) or data.ndim > 4:
             raise InputError(
-                f"{path}: {key} has shape {shape}; expected ({height},{width}), or ({tiles},{height},{width}) for a"
-                " batch, as the image has"
+                f"{path}: {key} has shape {data.shape}; expected ({height},{width}), or ({tiles},{height},{width}) for"
+                " a batch, as the image has"
             )
-        return arrays.numbers(key).reshape(grid.size), key
+        own = checked_grid(str(path), *grid.size, *arrays.georeference())
+    if not own.same_as(grid):
+        raise InputError(f"the mask {path} is {own} and the scene {grid}; expected one grid: resample it")
+    return data.reshape(grid.size), key
 
 
 def _on_grid(dataset: Any, grid: SceneGrid, nodata: float | None, label: str, stack: ExitStack) -> Any:
@@ -282,8 +284,8 @@ def _on_grid(dataset: Any, grid: SceneGrid, nodata: float | None, label: str, st
         return dataset
     if not (own.located and grid.located):
         raise InputError(
-            f"the {label} is {own} and the scene {grid}; expected one size, or a georeference on both so that the mask"
-            " can be brought onto the scene's grid"
+            f"the {label} is {own} and the scene {grid}; expected one size and transform, or a georeference on both so"
+            " that the mask can be brought onto the scene's grid: name the CRS with gdal_edit.py -a_srs EPSG:..."
         )
     # The middles of the grid's outermost pixels, at 21 places a side, have to lie in the mask.
     down, across = (np.linspace(0.5, length - 0.5, 21) for length in grid.size)

@@ -113,11 +113,12 @@ class Pixels(ABC):
         if missing := [band for band in self.bands if band not in names]:
             hint = " HH and HV are backscatter of another polarisation, which the networks do not know."
             polar = hint if any(re.search(r"\bH[HV]\b|_H[HV]_", f"{name}") for name in names) else ""
+            left = iter(missing)
+            example = ",".join([*(name if name in self.bands else next(left, "NAME") for name in names), *left])
             raise InputError(
                 f"{self.label} holds the bands {listed(name or '(unnamed)' for name in names)} and lacks"
                 f" {listed(missing)}; expected {listed(self.bands)}.{polar} Where its band descriptions are wrong or"
-                " incomplete, name every band in the order of the stack, for example --bands"
-                f" {','.join(reversed(self.bands))}"
+                f" incomplete, name every band in the order of the stack, for example --bands {example}"
             )
         return [names.index(band) for band in self.bands]
 
@@ -142,9 +143,10 @@ class FilePixels(Pixels):
         datasets = [stack.enter_context(open_raster(path, addresses=reading.addresses)) for path in paths]
         first = datasets[0]
         self.grid = grid_of(first)
-        self.dtype = np.result_type(*(dtype for dataset in datasets for dtype in dataset.dtypes))
-        if self.dtype.kind == "c":
+        types = [dtype for dataset in datasets for dtype in dataset.dtypes]
+        if any(dtype.startswith("complex") for dtype in types):  # of which NumPy does not know all
             raise InputError(f"{self.label} is complex; expected backscatter in dB or power, or reflectance in DN")
+        self.dtype = np.result_type(*types)
         self.tags = {k: str(v) for k, v in first.tags().items() if k != "AREA_OR_POINT"}
         if len(paths) == 1:
             self._parts = [(first, self._stack_indexes(first, order), self.label)]
@@ -156,8 +158,11 @@ class FilePixels(Pixels):
                     f"the grids of {paths[0]} and {path} differ: {self.grid} against {grid_of(dataset)}; expected one"
                     " grid for all bands (B02, B03, B04 and B08 of 10 m): resample them first, as by rio warp --like"
                 )
-        if first.gcps[0] and self.grid.transform is None and not reading.same_grid:
-            raise InputError(f"{self.label} has ground control points only and lies in radar geometry; {GEOCODING}")
+        if self.grid.transform is None and first.gcps[0] and not reading.same_grid:
+            fix = f"lies in radar geometry; {GEOCODING}" if wanted == SAR_BANDS else "no grid: gdalwarp it to a map"
+            raise InputError(f"{self.label} has ground control points only and {fix}")
+        if self.grid.transform is None and (first.gcps[0] or first.rpcs):
+            self.notes.append(f"{self.label}: what is made on its grid has none of its ground control points or RPCs")
         self.offset_declared = any(d.offsets[i - 1] != 0 for d, indexes, _ in self._parts for i in indexes)
         if wanted == OPTICAL_BANDS and not self.offset_declared and not {"AXS_VERSION", "AXS_DATE"} & self.tags.keys():
             self.offset = metadata_offset(paths[0])
@@ -174,6 +179,8 @@ class FilePixels(Pixels):
             try:
                 raw = dataset.read(indexes, window=part)
                 valid = dataset.read_masks(indexes, window=part) != 0
+                if dataset.count in indexes and any(f.name == "alpha" for f in dataset.mask_flag_enums[indexes[0] - 1]):
+                    valid[:] = True  # the last band, which GDAL takes for alpha, is one of the image
                 for alpha in {*_alpha_bands(dataset)} - {*indexes}:
                     valid &= dataset.read(alpha, window=part) != 0
             except (RasterioError, OSError) as error:
@@ -266,33 +273,32 @@ class MemoryPixels(Pixels):
                 f"{label} has shape {data.shape}, bands last; expected bands first, ({len(wanted)},H,W):"
                 " np.moveaxis(array, -1, -3)"
             )
-        crs, transform = place
-        self.dtype, self.texts, self.may_lie = data.dtype, [Path(label).stem], crs is not None
+        self.dtype, self.texts, self.may_lie = data.dtype, [Path(label).stem], place != (None, None)
         self.batched, self.tiles = data.ndim == 4, len(data) if data.ndim == 4 else 1
         stacked = np.take(data, self.positions([None], order, count), axis=-3)
         self._data = np.concatenate(list(stacked), axis=1) if self.batched else stacked
-        self.grid = checked_grid(label, self._data.shape[1], self._data.shape[2], crs, transform if crs else None)
+        self.grid = checked_grid(label, self._data.shape[1], self._data.shape[2], *place)
 
     def read(self, window: Tile) -> tuple[FloatArray, NDArray[np.bool_]]:
         raw = self._data[:, window.top : window.bottom, window.left : window.right]
-        with np.errstate(over="ignore"):
-            return raw.astype(np.float32), (raw == 0).all(axis=0)
+        return self.scaled(raw, 1.0, 0.0, ignore_offset=False), (raw == 0).all(axis=0)
 
 
 def read_npz(path: Path, wanted: tuple[str, ...], order: Order = None) -> MemoryPixels:
-    """The SAR (``s1``, or ``s1_vv`` and ``s1_vh``) or ``opt_v2`` of an .npz; InputError where that is not there."""
+    """The SAR (``s1``, or ``s1_vv`` and ``s1_vh``), ``opt_v2`` or ``trust`` of an .npz; InputError: it is not there."""
     with open_npz(path) as arrays:
         if wanted == SAR_BANDS and "s1" not in arrays:
             data = arrays.sar(KEYS[wanted])
         else:
-            key = {SAR_BANDS: "s1", OPTICAL_BANDS: "opt_v2"}[wanted]
-            shape = arrays.shape(key, KEYS[wanted])
-            if len(shape) not in (3, 4) or shape[-3] != len(order or wanted):
+            key = {SAR_BANDS: "s1", OPTICAL_BANDS: "opt_v2", TRUST: "trust"}[wanted]
+            data = arrays.numbers(key, KEYS.get(wanted), boolean=wanted == TRUST)
+            if wanted == TRUST and data.ndim == 2 and "opt_v2" in arrays:  # for every tile of a batch
+                data = np.broadcast_to(data, (*arrays.shape("opt_v2")[:-3], 1, *data.shape))
+            if wanted != TRUST and (data.ndim not in (3, 4) or data.shape[-3] != len(order or wanted)):
                 raise InputError(
-                    f"{path}: {key} has shape {shape}; expected ({len(wanted)},H,W), or (N,{len(wanted)},H,W) for a"
-                    " batch; or name every band in its order: --bands NAME,NAME,..."
+                    f"{path}: {key} has shape {data.shape}; expected ({len(wanted)},H,W), or (N,{len(wanted)},H,W) for"
+                    " a batch; or name every band in its order: --bands NAME,NAME,..."
                 )
-            data = arrays.numbers(key)
         pixels = MemoryPixels(data, wanted, order, str(path), arrays.georeference())
         pixels.notes = []  # the names of the arrays, or this library's format, give the order
         if arrays.text("provenance"):
@@ -307,4 +313,5 @@ def _other_band(text: str) -> str | None:
 
 
 def _alpha_bands(dataset: Any) -> list[int]:
-    return [index for index, colour in zip(dataset.indexes, dataset.colorinterp, strict=True) if colour.name == "alpha"]
+    bands = zip(dataset.indexes, dataset.colorinterp, dataset.descriptions, strict=True)
+    return [index for index, colour, text in bands if colour.name == "alpha" and not band_name(text)]

@@ -40,10 +40,8 @@ BORDER_PIXELS = 6  # of one number side by side along an edge, from which they a
 SAMPLE_SIDE = 128
 _UNIT_WORDS = {"db": "dB", "power": "linear power", "amplitude": "amplitude"}
 _UNIT_NAMES = {  # as names of files and bands say it
-    "db": {"db", "decibel", "decibels"},
-    "amplitude": {"amplitude", "amp"},
-    "power": {"power", "linear"},
-}
+    "db": {"db", "decibel", "decibels"}, "amplitude": {"amplitude", "amp"}, "power": {"power", "linear"},
+}  # fmt: skip
 _SAID = {  # of what is counted
     "border": "pixels of a border of one number are taken for nodata",
     "impossible": "pixels hold what cannot be {quantity} and are taken for nodata",
@@ -109,6 +107,8 @@ class Source:
             return
         if (side := self.grid.pixel_metres) is not None and not 5 < side < 15:
             self.notes.append(f"{self.label}: its pixels are of {side:g} m, and the networks know those of 10 m")
+        if self.grid.transform is not None and self.grid.crs is None:
+            self.notes.append(f"{self.label}: names no CRS; what is made on its grid has its transform alone")
         self._border, self._partly = _border(self.pixels, self.bands), looked_at is not None
         seen = []
         for tile in _sample(self.grid):
@@ -118,10 +118,7 @@ class Source:
                 blank |= ~looked_at(tile)
             seen.append(raw[:, ~blank])
         values = np.concatenate(seen, axis=1)
-        if self.bands == SAR_BANDS:
-            self._look_at_sar(values)
-        else:
-            self._look_at_optical(values)
+        (self._look_at_sar if self.bands == SAR_BANDS else self._look_at_optical)(values)
 
     def check_counts(self) -> None:
         """Refuse an image of which too much was impossible, once all of it was read. Raises InputError: it is."""
@@ -184,11 +181,9 @@ class Source:
         if values.size and not self.reading.force:
             self._check_sar(values, positive)
         if values.size and self.pixels.notes and values[1].mean() > values[0].mean():
-            warnings.warn(
+            _warn(
                 f"{self.label} names no bands, and what is taken for VH is brighter than VV; if the order is VH, VV,"
-                " give --bands VH,VV",
-                ReadingWarning,
-                stacklevel=4,
+                " give --bands VH,VV"
             )
 
     def _check_sar(self, values: FloatArray, positive: bool) -> None:
@@ -250,13 +245,11 @@ class Source:
             self._check_optical(seen)
         dark = float(np.quantile(seen, 0.005, axis=1).min()) if seen.size else 0.0
         if not offset.source and 950 <= dark <= 1300 and self.reading.boa_offset == "auto":
-            warnings.warn(
+            _warn(
                 f"{self.label}: the darkest pixels are near {dark:.0f} DN and nothing says whether the BOA offset of"
                 " 1000 DN (processing baseline 04.00 and later) was taken off. It is taken for removed, so that they"
                 f" are {dark / DN_PER_REFLECTANCE:.2f} reflectance; with --boa-offset 1000 they are"
-                f" {(dark - 1000) / DN_PER_REFLECTANCE:.2f}",
-                ReadingWarning,
-                stacklevel=4,
+                f" {(dark - 1000) / DN_PER_REFLECTANCE:.2f}"
             )
 
     def _find_offset(self) -> Offset:
@@ -282,7 +275,7 @@ class Source:
             wrong = "no DN: nearly no value is above 20; z-scores and other units are not read"
         elif top <= 150 and kind.kind == "f" and (usual % 1 != 0).mean() > 0.5:
             wrong = "reflectance in percent; multiply by 100"
-        elif top <= 255 or kind == np.uint8:
+        elif kind.itemsize == 1:
             wrong = "a picture of 8 bits (0-255)"
         elif (values > 60_000).any(axis=0).mean() > 0.01 and middle < BRIGHTEST_DN:
             wrong = (
@@ -302,6 +295,10 @@ class Source:
             )
         if share > MANY:
             raise InputError(self._many(share))
+        if top <= 255:
+            self.facts["AXS_OPT_V2_DARK"] = dark = f"nearly no value is above {top:.0f} DN, as of dark water"
+            hint = "; for a picture of 8 bits, give the reflectance x 10000 that it was made from"
+            _warn(f"{self.label}: {dark}{hint}")
 
     def _many(self, share: float) -> str:
         low, high = self._possible
@@ -387,30 +384,20 @@ def as_raster(source: Source, data: FloatArray) -> Raster:
     return Raster(data, source.bands, grid, source.tags, source.label)
 
 
-def read_companions(path: PathLike, opt_v2: Raster) -> tuple[Raster | None, FloatArray | None]:
-    """Truth and trust map (N,1,H,W) that an .npz may hold beside opt_v2, of its shape or else InputError."""
-    if Path(path).suffix.lower() != ".npz":
-        return None, None
-    truth, trust = None, None
-    count, (height, width) = len(opt_v2.batch), opt_v2.grid.size
+def read_truth(path: PathLike | None, opt_v2: Raster) -> Raster | None:
+    """The truth that an .npz may hold beside opt_v2, of its shape or else InputError."""
+    if path is None or Path(path).suffix.lower() != ".npz":
+        return None
     with open_npz(path) as arrays:
         key = next((k for k in TRUTH_KEYS if k in arrays), None)
-        if key is not None:
-            data = arrays.numbers(key)
-            if data.size != opt_v2.data.size or data.shape[-3:] != opt_v2.data.shape[-3:]:
-                raise InputError(f"{path}: {key} has shape {data.shape}; expected that of opt_v2, {opt_v2.data.shape}")
-            truth = replace(opt_v2, data=data.reshape(opt_v2.data.shape))
-        if "trust" in arrays:
-            data = arrays.numbers("trust")
-            if data.shape == (height, width):
-                data = np.broadcast_to(data, (count, height, width))
-            if data.size != count * height * width or data.shape[-2:] != (height, width):
-                raise InputError(
-                    f"{path}: trust has shape {data.shape}; expected ({count},1,{height},{width}) or"
-                    f" ({height},{width}), 1 where opt_v2 was observed and 0 where it is unknown"
-                )
-            trust = data.reshape(count, 1, height, width)
-    return truth, trust
+        data = opt_v2.data if key is None else arrays.numbers(key)
+    if data.size != opt_v2.data.size or data.shape[-3:] != opt_v2.data.shape[-3:]:
+        raise InputError(f"{path}: {key} has shape {data.shape}; expected that of opt_v2, {opt_v2.data.shape}")
+    return None if key is None else replace(opt_v2, data=data.reshape(opt_v2.data.shape))
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, ReadingWarning, stacklevel=5)
 
 
 def _declared_unit(texts: Iterable[str]) -> str | None:

@@ -151,13 +151,9 @@ def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]], grid: SceneGrid
     """Write named arrays as one .npz with the georeference of the grid and tags (``provenance``, JSON), or the first of
     them as the tensor of a .pt; the path is one of ``atomic_write``.
     """
-    stored: dict[str, Any] = dict(arrays)
-    if grid.crs is not None:
-        stored["crs"] = np.array(grid.crs)
-    if grid.transform is not None:
-        stored["transform"] = np.array(grid.transform, dtype=np.float64)
-    if tags:
-        stored["provenance"] = np.array(json.dumps(dict(tags), sort_keys=True))
+    made = json.dumps(dict(tags), sort_keys=True) if tags else None
+    about = {"crs": grid.crs, "transform": grid.transform, "provenance": made}
+    stored: dict[str, Any] = {**arrays, **{key: np.array(value) for key, value in about.items() if value is not None}}
     with path.open("wb") as file:
         if path.suffix.lower() == ".npz":
             np.savez_compressed(file, **stored)

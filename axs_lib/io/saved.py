@@ -168,7 +168,7 @@ def _read_npz(path: Path, name: str, beside: Mapping[str, Sequence[Path]]) -> It
         for layer, names in KEYS.items():
             key = next((key for key in names if key in arrays), None)
             if key is not None or layer == MAIN:
-                stacks[layer] = arrays.numbers(key or MAIN, expected=f"{MAIN} (4,H,W) or (N,4,H,W)")
+                stacks[layer] = arrays.numbers(key or MAIN, f"{MAIN} (4,H,W) or (N,4,H,W)", boolean=layer == "trust")
         crs, transform = arrays.georeference()
         tags = _tags(arrays.text("provenance"))
         if "s1" not in stacks and "s1_vv" in arrays and "s1_vh" in arrays:

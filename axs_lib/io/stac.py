@@ -36,9 +36,13 @@ def stac_item(path: Path, grid: SceneGrid, assets: Mapping[Path, Layer], date: s
 
     Links to the assets, COGs and what they hold, are relative to it.
     """
-    west, south, east, north = grid.bounds()
-    ring = [(west, south), (east, south), (east, north), (west, north), (west, south)]
-    crs = CRS.from_wkt(grid.crs)
+    crs, edges = CRS.from_wkt(grid.crs), grid.bounds()
+    outline = transform_geom(crs, "EPSG:4326", {"type": "Polygon", "coordinates": [_ring(*edges)]})
+    west, south, east, north = transform_bounds(crs, "EPSG:4326", *edges)
+    if max(-west, east) > 180 or (west > east and outline["type"] == "Polygon"):  # GeoJSON is cut at 180 degrees
+        west, east = (longitude - 360 * round(longitude / 360) for longitude in (west, east))
+        parts = [(west, 180.0), (-180.0, east)] if west > east else [(west, east)]
+        outline = {"type": "MultiPolygon", "coordinates": [[_ring(a, south, b, north)] for a, b in parts]}
     authority = crs.to_authority()
     code = {"proj:code": ":".join(authority)} if authority else {"proj:code": None, "proj:wkt2": grid.crs}
     item = {
@@ -46,8 +50,8 @@ def stac_item(path: Path, grid: SceneGrid, assets: Mapping[Path, Layer], date: s
         "stac_version": "1.1.0",
         "stac_extensions": [f"https://stac-extensions.github.io/{each}/schema.json" for each in _EXTENSIONS],
         "id": path.stem,
-        "geometry": transform_geom(crs, "EPSG:4326", {"type": "Polygon", "coordinates": [ring]}),
-        "bbox": list(transform_bounds(crs, "EPSG:4326", west, south, east, north)),
+        "geometry": outline,
+        "bbox": [west, south, east, north],
         "properties": {
             "datetime": parse_date(date).isoformat().replace("+00:00", "Z"),
             **code,
@@ -61,6 +65,10 @@ def stac_item(path: Path, grid: SceneGrid, assets: Mapping[Path, Layer], date: s
         "assets": {layer.name: _asset(path, file, layer) for file, layer in assets.items()},
     }
     return json.dumps(item, indent=2) + "\n"
+
+
+def _ring(west: float, south: float, east: float, north: float) -> list[tuple[float, float]]:
+    return [(west, south), (east, south), (east, north), (west, north), (west, south)]
 
 
 def _asset(item: Path, file: Path, layer: Layer) -> dict[str, Any]:

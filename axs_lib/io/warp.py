@@ -28,7 +28,6 @@ from axs_lib.tilegrid import Tile
 NEAR_SEAM = 179  # degrees
 MARGIN_PX = 16  # source pixels kept around what the target covers
 COARSER = 0.75  # target pixels a source pixel, below which the kernel widens to average the source
-CHUNK_ROWS = 512
 
 
 class Readable(Protocol):
@@ -66,8 +65,9 @@ def to_grid(
                 f"{source.label} is {source.grid} and the optical grid is {grid}; expected one size, or a georeference"
                 " on both so that the SAR can be warped: geocode it first"
             )
-        if not same_grid and (source.grid.located != grid.located or grid.offset_in(source.grid) != (0, 0)):
-            apart = "only one of them says where it lies" if source.grid.located != grid.located else "no CRS is named"
+        lone = source.grid.said_on(grid)
+        if not same_grid and (lone or grid.offset_in(source.grid) != (0, 0)):
+            apart = "only one of them says where it lies" if lone else "no CRS is named"
             raise InputError(
                 f"{source.label} is {source.grid} and the optical grid is {grid}: {apart}, so that they may be"
                 " kilometres apart. Geocode what has no CRS; or, if both are known to have one grid, give --same-grid"
@@ -106,7 +106,7 @@ def _warped(
     """Reads SAR in dB, resampled in linear power, from a temporary file of the part that is needed."""
     path, part = work() / "sar_power.tif", source.grid.part(needed)
     with part.new_tiff(path, len(source.bands), "float32", np.nan, 256) as file:
-        for rows in part.strips(CHUNK_ROWS):
+        for rows in part.strips():
             db = source.read(Tile(needed.top + rows.top, needed.left, needed.top + rows.bottom, needed.right))
             power = np.power(np.float32(10), db / np.float32(10))
             file.write(power, window=((rows.top, rows.bottom), (0, part.width)))

@@ -32,12 +32,12 @@ from axs_lib.grounding.large import GroundingControls
 from axs_lib.io.arrays import ArrayPixels, times
 from axs_lib.io.atomic import atomic_writes, check_output, temporary_folder
 from axs_lib.io.files import PathLike, check_kept, paths_of, same_file
-from axs_lib.io.formats import FloatArray
+from axs_lib.io.formats import FloatArray, open_npz
 from axs_lib.io.grid import TILE_SIDE, SceneGrid
 from axs_lib.io.masks import MaskFile, MaskSource, gap_share
 from axs_lib.io.pixels import TRUST, MemoryPixels, Reading
-from axs_lib.io.products import Source, as_raster, open_source, pair_file, read_companions
-from axs_lib.io.raster import TIFF_SUFFIXES, Raster
+from axs_lib.io.products import Source, as_raster, open_source, pair_file, read_truth
+from axs_lib.io.raster import TIFF_SUFFIXES
 from axs_lib.io.results import CALIBRATE, MAPS, UNCERTAINTY, CogWriter, Layer, check_suffix, optical_layer, write_arrays
 from axs_lib.io.safe import open_safe
 from axs_lib.io.stac import parse_date, stac_item
@@ -255,7 +255,8 @@ def ground_scene(
         if mask is not None:
             notes += mask.notes(unknown)
         elif certainty is not None:
-            notes.append(f"trust map: 0 is a gap and 1 clear: {gap_share(unknown, optical.grid)}")
+            lone = certainty.grid.said_on(optical.grid)
+            notes.append(f"trust map: 0 is a gap and 1 clear: {gap_share(unknown, optical.grid)}{lone}")
         by_head = uncertainty and grounder.provenance.get("AXS_CORRECTION_MODE") != "difference"
         notes += [CALIBRATE] if by_head and "AXS_CALIBRATION" not in grounder.provenance else []
         return made.result(network.nfe, notes)
@@ -650,38 +651,33 @@ def _check_read(counts: Mapping[str, int], *sources: Source) -> None:
 
 def _trust(what: Any, estimate: Any, optical: Source, stack: ExitStack, reading: Reading) -> Readable | None:
     """The trust map on the optical grid: of a mask, of a map, or of the .npz that holds the estimate."""
-    count = optical.pixels.tiles
-    if what is None:
-        path = _one_file(estimate)
-        if path is None:
-            return None
-        # The file's own trust map; the truth that it may hold, too, goes to the result.
-        shape = np.broadcast_to(np.float32(0), (count, len(OPTICAL_BANDS), *optical.shape))
-        _, trust = read_companions(path, Raster(shape, OPTICAL_BANDS, SceneGrid(*optical.shape)))
-        if trust is None:
-            return None
-        what = trust if count > 1 else trust[0]
     if isinstance(what, MaskFile):
-        return MaskSource(_product_mask(what, estimate), optical.grid, stack, tiles=count, addresses=reading.addresses)
+        mask, tiles = _product_mask(what, estimate), optical.pixels.tiles
+        return MaskSource(mask, optical.grid, stack, tiles=tiles, addresses=reading.addresses)
+    if what is None:
+        what = _one_file(estimate)
+        if what is None or Path(what).suffix.lower() != ".npz":
+            return None
+        with open_npz(what) as arrays:
+            if TRUST[0] not in arrays:
+                return None
     source = open_source(what, TRUST, stack, reading)
-    fits = source.grid.same_as(optical.grid) if source.pixels.may_lie else source.grid.size == optical.grid.size
-    if not fits:
+    lies = source.pixels.may_lie
+    if not (source.grid.same_as(optical.grid) if lies else source.grid.size == optical.grid.size):
         raise InputError(
             f"the trust map {source.label} is {source.grid} and opt_v2 {optical.grid}; expected one grid: resample it,"
             " or give MaskFile(path)"
         )
-
-    def read(window: Tile) -> FloatArray:
-        values = np.nan_to_num(source.read(window), nan=0.0)
-        low, high = float(values.min()), float(values.max())
-        if low < 0 or high > 1:
-            raise InputError(
-                f"the trust map {source.label} holds {low:g} to {high:g}; expected 1 where opt_v2 was observed, 0 where"
-                " it is unknown, between where partly"
-            )
-        return values
-
-    return DerivedSource(source.grid, TRUST, source.label, read)
+    parts = map(source.read, source.grid.strips())
+    ends = [(np.nanmin(part, initial=np.inf), np.nanmax(part, initial=-np.inf)) for part in parts]
+    low, high = min(end[0] for end in ends), max(end[1] for end in ends)
+    if not 0 <= low <= high <= 1:
+        raise InputError(
+            f"the trust map {source.label} holds {f'{low:g} to {high:g}' if low <= high else 'no data'}; expected 1"
+            " where opt_v2 was observed, 0 where it is unknown, between where partly"
+        )
+    grid = source.grid if lies else optical.grid
+    return DerivedSource(grid, TRUST, source.label, lambda window: np.nan_to_num(source.read(window), nan=0.0))
 
 
 def _one_file(estimate: Any) -> PathLike | None:
@@ -709,8 +705,7 @@ def _companions(inputs: Sequence[FloatArray], optical: Source, estimate: Any) ->
     arrays: dict[str, NDArray[Any]] = {"opt_v2": estimates.data, **_sar_arrays(as_raster(optical, inputs[0]).data)}
     if len(inputs) > 2:
         arrays["trust"] = inputs[2].reshape(len(estimates.batch), 1, *estimates.grid.size)
-    path = _one_file(estimate)
-    truth, _ = (None, None) if path is None else read_companions(path, estimates)
+    truth = read_truth(_one_file(estimate), estimates)
     return arrays if truth is None else arrays | {"s2_real": truth.data}
 
 

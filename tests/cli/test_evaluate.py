@@ -169,11 +169,8 @@ def test_reports_are_not_overwritten_unasked(folder: Path, tmp_path: Path, built
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--data", "/no/such/folder"], "no folder"),
-        (["--quality", "fine"], "fine"),
-        (["--stage", "second"], "second"),
-        (["--groups", "nowhere"], "nowhere"),
-        (["--timesteps", "5,many"], "5,many"),
+        (["--data", "/no/such/folder"], "no folder"), (["--quality", "fine"], "fine"),
+        (["--stage", "second"], "second"), (["--groups", "nowhere"], "nowhere"), (["--timesteps", "5,many"], "5,many"),
         (["--timesteps", "0"], "1 to 1000"),
         (["--opt-v2-source", "cloudy"], "s2_cloudy"),
         (["--opt-v2-source", "cloudy", "--stage", "pipeline"], "leave --stage out"),
@@ -181,7 +178,7 @@ def test_reports_are_not_overwritten_unasked(folder: Path, tmp_path: Path, built
         (["--correction-mode", "guess"], "guess"),
         ([], "--data"),
     ],
-)
+)  # fmt: skip
 def test_user_errors_have_code_2(folder: Path, built: list[dict[str, Any]], arguments: list[str], message: str) -> None:
     needs_data = arguments and "--data" not in arguments
     result = run(*(["--data", folder] if needs_data else []), *arguments, code=2)

@@ -119,7 +119,7 @@ def test_sar_contribution(ground: Run, fake_model: FakeModel, tmp_path: Path, mo
         (("--mask-buffer", "3"), "none is given; add --mask FILE"),
         (("--mask-kind", "scl"), "none is given; add --mask FILE"),
         (("--mask", "missing.tif"), "missing.tif does not exist"),
-        (("--mask", S2), "has 4 bands; expected one"),
+        (("--mask", S2), "has 4 band(s) of uint16; expected one"),
         (("--mask", S2, "--drop", "fog"), "--drop names fog"),
         (("--mask", S2, "--mask-kind", "cloud"), "cloud"),
     ],

@@ -102,14 +102,10 @@ class Honest(nn.Module):
 @pytest.mark.parametrize(
     "flaw",
     [
-        "",
-        "timesteps=1: shape",
-        "timesteps=4: finite, valid DN",
-        "timesteps=4: evaluations",
-        "the same again",
+        "", "timesteps=1: shape", "timesteps=4: finite, valid DN", "timesteps=4: evaluations", "the same again",
         "strength=0 returns opt_v2",
     ],
-)
+)  # fmt: skip
 def test_the_test_fails_where_a_promise_is_broken(
     flaw: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

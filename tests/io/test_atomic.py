@@ -152,14 +152,13 @@ def test_only_temporary_folders_are_removed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("file/tile.npz", "not a folder"),
-        ("", "is a folder"),
-        ("/dev/null", "not a regular file"),
-        ("a\0b", "no valid path"),
-        ("x" * 300, "name is too long"),
+        ("file/tile.npz", "not a folder"), ("", "is a folder"), ("/dev/null", "not a regular file"),
+        ("a\0b", "no valid path"), ("x" * 300, "name is too long"),
+        ("s2.tif.aux.xml", "that GDAL reads along with an image"),
+        ("S2.TFW", "that GDAL reads along with an image"),
         ("/proc/tile.npz", "cannot write /proc/tile.npz"),
     ],
-)
+)  # fmt: skip
 def test_paths_where_no_file_can_be(tmp_path: Path, name: str, message: str) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(OutputError, match=message):

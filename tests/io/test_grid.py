@@ -30,9 +30,9 @@ def test_a_grid_of_numbers() -> None:
     assert UTM.transform == (10, 0, 500_000, 0, -10, 6_000_000)
     assert UTM.bounds() == (500_000, 5_999_000, 501_500, 6_000_000)
     assert UTM.part(Tile(10, 20, 30, 50)).bounds() == (500_200, 5_999_700, 500_500, 5_999_900)
-
-
-def test_edges_lie_on_multiples_of_the_resolution() -> None:
+    assert SceneGrid(5, 5).noise_origin == (0, 0)  # as where it is turned
+    assert SceneGrid(5, 5, "any", (7, 7, 70, 7, -7, 70)).noise_origin == (0, 0)
+    # Edges lie on multiples of the resolution.
     grid = SceneGrid.of("EPSG:32633", 20, (500_001, 5_999_011, 500_119, 6_000_001))
     assert grid.bounds() == (500_000, 5_999_000, 500_120, 6_000_020)
     decimals = SceneGrid.of("EPSG:4326", 0.0001, (14.1, 54.3, 14.3, 54.4))
@@ -93,17 +93,13 @@ def test_a_part_of_a_grid_has_its_noise(row: int, column: int, phase: float, res
     assert (part[0] - whole[0], part[1] - whole[1]) == (row, column)
 
 
-def test_noise_without_a_place_begins_at_zero() -> None:
-    assert SceneGrid(5, 5).noise_origin == (0, 0)
-    assert SceneGrid(5, 5, "any", (7, 7, 70, 7, -7, 70)).noise_origin == (0, 0)
-
-
 @pytest.mark.parametrize(
     ("crs", "transform", "place"),
     [
         # Zone 33's central meridian is 15 degrees east; the equator is at northing 0.
         ("EPSG:32633", (10.0, 0.0, 499_000.0, 0.0, -10.0, 500.0), (0.0, 15.0)),
         ("EPSG:4326", (0.001, 0.0, 10.0, 0.0, -0.001, 50.0), (49.95, 10.1)),
+        ("EPSG:4326", (0.001, 0.0, 190.0, 0.0, -0.001, 50.0), (49.95, -169.9)),
         ("EPSG:32633", None, None),
         (None, (1.0, 0.0, 0.0, 0.0, -1.0, 0.0), None),
         ('LOCAL_CS["here",UNIT["metre",1]]', (1.0, 0.0, 0.0, 0.0, -1.0, 0.0), None),

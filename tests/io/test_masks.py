@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import rasterio
 from PIL import Image
-from rasterio.transform import from_origin
+from rasterio.transform import Affine, from_origin
 from rasterio.warp import transform_bounds
 
 from axs_lib.errors import InputError
@@ -20,7 +20,7 @@ from axs_lib.io.grid import SceneGrid
 from axs_lib.io.masks import SCL_CLASSES, SCL_DROPPED, MaskFile, MaskSource, scl_trust
 from axs_lib.tilegrid import Tile
 
-from ..scenes.conftest import CORNER, CRS, SceneFiles, write_scene, write_tiff
+from ..scenes.conftest import CORNER, CRS, PLACE, SceneFiles, write_scene, write_tiff
 
 H, W = 24, 30
 COARSE = from_origin(*CORNER, 20, 20)
@@ -53,14 +53,10 @@ def scl() -> np.ndarray:
 @pytest.mark.parametrize(
     ("name", "values"),
     [
-        ("m.tif", CLEAR),
-        ("m.tiff", CLEAR * 255),
-        ("m.png", CLEAR * 255),
-        ("m.npz", CLEAR),
-        ("m.npz", CLEAR.astype(bool)),
-        ("m.tif", CLEAR.astype("float32")),
+        ("m.tif", CLEAR), ("m.tiff", CLEAR * 255), ("m.png", CLEAR * 255), ("m.npz", CLEAR),
+        ("m.npz", CLEAR.astype(bool)), ("m.tif", CLEAR.astype("float32")),
     ],
-)
+)  # fmt: skip
 def test_a_boolean_mask_in_every_format(tmp_path: Path, name: str, values: np.ndarray) -> None:
     path = tmp_path / name
     if path.suffix == ".png":
@@ -125,7 +121,8 @@ def test_a_batch_has_a_mask_for_each_tile(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["T33_20210714_SCL_20m.tif", "m.tif"])
 def test_scl_at_20_m_is_told_by_name_or_values_and_brought_to_the_images_grid(tmp_path: Path, name: str) -> None:
     mask = read_mask(write_mask(tmp_path / name, scl(), transform=COARSE, nodata=0))
-    assert mask.kind == "scl"
+    assert mask.kind == "scl" and "--mask-buffer 5 is advised" in mask.notes[1]
+    assert len(read_mask(tmp_path / name, buffer=1).notes) == 1
     np.testing.assert_array_equal(mask.trust, scl_trust(scl()).repeat(2, 0).repeat(2, 1))
     assert {SCL_CLASSES[number] for number in range(12) if mask.trust[4, 2 * number] == 0} == set(SCL_DROPPED)
 
@@ -137,11 +134,6 @@ def test_scl_that_leaves_nothing_clear(tmp_path: Path) -> None:
     assert read_mask(clouds, drop=(name for name in ["cloud_high"])).trust.any()
     with pytest.raises(InputError, match="drop is empty; expected SCL class names or numbers: 0 no_data, 1"):
         MaskFile(clouds, drop=[])
-
-
-def test_scl_without_a_buffer_is_advised_one(tmp_path: Path) -> None:
-    path = write_mask(tmp_path / "scl.tif", scl(), transform=COARSE)
-    assert "--mask-buffer 5 is advised" in read_mask(path).notes[1] and len(read_mask(path, buffer=1).notes) == 1
 
 
 def test_the_buffer_takes_the_least_trust_around(tmp_path: Path) -> None:
@@ -175,8 +167,19 @@ def test_without_georeference_the_size_must_be_the_same(tmp_path: Path) -> None:
         read_mask(tmp_path / "m.npz")
     with pytest.raises(InputError, match=r"12x15 px .* 24x30 px .* georeference on both"):
         read_mask(write_mask(tmp_path / "m.tif", scl(), transform=COARSE), bare)
-    np.testing.assert_array_equal(read_mask(write_mask(tmp_path / "same.tif", CLEAR), bare).trust, CLEAR)
-    assert "does not say where it lies" in read_mask(write_mask(tmp_path / "bare.tif", CLEAR, crs=None)).notes[0]
+    mask = read_mask(write_mask(tmp_path / "same.tif", CLEAR), bare)
+    assert (mask.trust == CLEAR).all() and "; the image does not say where it lies" in mask.notes[0]
+    for where in ({"crs": None}, {"transform": None}, {"crs": None, "transform": None}):
+        assert "; it does not say where" in read_mask(write_mask(tmp_path / "bare.tif", CLEAR, **where)).notes[0]
+
+
+def test_a_transform_without_a_crs_must_not_contradict_the_images(tmp_path: Path) -> None:
+    moved = PLACE * Affine.translation(W, 0)
+    np.savez(tmp_path / "m.npz", mask=CLEAR, transform=np.array(moved[:6]))
+    for path in (write_mask(tmp_path / "m.tif", CLEAR, crs=None, transform=moved), tmp_path / "m.npz"):
+        for image in (IMAGE, replace(IMAGE, crs=None)):
+            with pytest.raises(InputError, match=r"no CRS, pixels of 10 x -10 from .*; expected one (size|grid)"):
+                read_mask(path, image)
 
 
 @pytest.mark.parametrize(
@@ -193,7 +196,8 @@ def test_without_georeference_the_size_must_be_the_same(tmp_path: Path) -> None:
         (CLEAR + 4, {"invert": True}, "scene classification, which has no inverse"),
         (CLEAR + 1, {}, "holds 2 values from 1 to 2, .* nor a scene classification.*--mask-kind"),
         (CLEAR * 0.5 - 1.0, {}, "look neither like"),
-        (np.stack([CLEAR, CLEAR]), {}, "has 2 bands; expected one"),
+        (np.stack([CLEAR, CLEAR]), {}, "has 2 band.* expected one"),
+        (CLEAR * 1j, {}, "of complex128; expected one of real numbers"),
         (CLEAR[1:], {}, "does not cover the scene"),
         (CLEAR * 200 + 4, {"kind": "scl"}, "holds 204; expected the classes 0 to 11"),
     ],

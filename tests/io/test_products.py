@@ -21,6 +21,7 @@ from rasterio.control import GroundControlPoint
 from rasterio.transform import Affine
 
 from axs_lib.bands import OPTICAL_BANDS, SAR_BANDS
+from axs_lib.checks import check_pair
 from axs_lib.errors import AxionError, InputError
 from axs_lib.io.formats import open_raster
 from axs_lib.io.pixels import Reading
@@ -150,7 +151,7 @@ def test_many_fill_numbers_are_refused(tmp_path: Path, sar: np.ndarray, optical:
         (lambda x: x / 1e4, "float32", "reflectance in 0-1; multiply by 10000"),
         (lambda x: x / 100, "float32", "reflectance in percent; multiply by 100"),
         (lambda x: (x / 3000 * 255).clip(1, 255), "uint8", "8 bits"),
-        (lambda x: (x / 3000 * 255).clip(1, 255), "uint16", "8 bits"),
+        (lambda x: (x / 3000 * 127).clip(1, 127), "int8", "8 bits"),
         (lambda x: 64000 + x % 1000, "uint16", "damaged or otherwise scaled"),
         (lambda x: (x - 400.0) % 65536, "uint16", "wrapped around 65536"),
         (lambda x: x * 10.0, "float32", "too much of it is above 20,000|too many"),
@@ -166,6 +167,21 @@ def test_an_image_of_another_unit_is_refused_by_its_name(
     with pytest.raises(InputError, match=message):
         read_optical(path)
     read_optical(path, force=True)
+
+
+@pytest.mark.parametrize(
+    ("tops", "dtype"),
+    [((12, 48, 21, 2), "uint16"), ((68, 70, 5, 1), "int16"), ((102, 110, 79, 79), "f4"), ((202, 146, 83, 51), "f4")],
+)
+def test_dark_water_is_no_picture(tmp_path: Path, tops: tuple[float, ...], dtype: str) -> None:
+    """By the brightest DN of real tiles of open water, band by band."""
+    water = np.ceil(np.random.default_rng(3).uniform(0.4, 1, (4, H, W)) * np.array(tops)[:, None, None])
+    path = write(tmp_path / "s2.tif", water.astype(dtype), OPTICAL_BANDS)
+    with pytest.warns(ReadingWarning, match=r"nearly no value is above \d+ DN, as of dark water"):
+        source, data = read_optical(path)
+    np.testing.assert_array_equal(data, water)
+    assert "dark water" in source.provenance["AXS_OPT_V2_DARK"]
+    check_pair(torch.full((2, H, W), -20.0), torch.from_numpy(data), source="file")
 
 
 @pytest.mark.parametrize("dtype", ["uint16", "int16", "float32", "float64"])
@@ -228,13 +244,17 @@ def test_a_fifth_band_of_alpha_is_a_mask(tmp_path: Path, optical: np.ndarray) ->
     assert np.isnan(data := read_optical(path)[1])[:, 5:9].all() and np.isfinite(data[:, 9:]).all()
 
 
-def test_a_fourth_band_coloured_alpha_is_what_its_name_says(tmp_path: Path, optical: np.ndarray) -> None:
-    """As GDAL colours the fourth band of red, green, blue and near infrared."""
-    colours = [rasterio.enums.ColorInterp[name] for name in ("red", "green", "blue", "alpha")]
-    path = write(tmp_path / "rgbn.tif", optical[[2, 1, 0, 3]], colours=colours, photometric="RGB", ALPHA="YES")
-    with pytest.raises(InputError, match=r"lacks B08.*--bands"):
+@pytest.mark.parametrize("fourth", ["alpha", "undefined"])
+def test_a_fourth_band_beside_colours_is_what_its_name_says(tmp_path: Path, optical: np.ndarray, fourth: str) -> None:
+    """GDAL may colour the fourth band of red, green, blue and near infrared alpha, by which others would be hidden."""
+    colours = [rasterio.enums.ColorInterp[name] for name in ("red", "green", "blue", fourth)]
+    names, optical[3, 5:9] = ("B04", "B03", "B02", "B08"), 0
+    how = {"colours": colours, "photometric": "RGB", "ALPHA": "YES" if fourth == "alpha" else "NO"}
+    path = write(tmp_path / "rgbn.tif", optical[[2, 1, 0, 3]], **how)
+    with pytest.raises(InputError, match=r"lacks B08.*--bands B04,B03,B02,B08$"):
         read_optical(path)
-    np.testing.assert_array_equal(read_optical(path, bands=("B04", "B03", "B02", "B08"))[1], optical)
+    np.testing.assert_array_equal(read_optical(path, bands=names)[1], optical)
+    np.testing.assert_array_equal(read_optical(write(path, optical[[2, 1, 0, 3]], names, **how))[1], optical)
 
 
 @pytest.mark.parametrize("scale", [(1e-4, -0.1), (1.0, -1000.0)])
@@ -276,22 +296,6 @@ def test_a_tile_cut_short_by_one_byte_is_an_error(tmp_path: Path, optical: np.nd
         path.write_bytes(whole[:-cut])
         with pytest.raises(InputError, match=r"cut short|descriptions|cannot be read"):
             read_optical(path)
-
-
-def test_bands_of_other_sizes_are_told_by_their_cause(tmp_path: Path, optical: np.ndarray) -> None:
-    np.savez(tmp_path / "t.npz", s1_vv=np.ones((9, 9)), s1_vh=np.ones((9, 8)))
-    with pytest.raises(InputError, match="s1_vv has shape"):
-        read_sar(tmp_path / "t.npz")
-    names = ("B02", "B03", "B04", "B8A")
-    files = [write(tmp_path / f"T_{n}_20m.tif", optical[i : i + 1]) for i, n in enumerate(names)]
-    with pytest.raises(InputError, match="B8A is the band of 20 m"):
-        read_optical(files)
-
-
-def test_numbers_of_bands_are_no_names(tmp_path: Path, optical: np.ndarray) -> None:
-    path = write(tmp_path / "s2.tif", optical[[0, 1, 2] * 3 + [3]], [f"b{n}" for n in range(1, 11)])
-    with pytest.raises(InputError, match=r"has 10 band.* without names; expected .* --bands"):
-        read_optical(path)
 
 
 def test_pixels_of_another_size_are_said(tmp_path: Path, optical: np.ndarray) -> None:
@@ -353,16 +357,23 @@ def test_what_is_no_level_2a_product_is_refused(tmp_path: Path, safe: Path) -> N
         read_optical(safe)
 
 
-def test_radar_geometry_is_refused_with_the_ways_to_geocode_it(tmp_path: Path, sar: np.ndarray) -> None:
+def test_radar_geometry_is_refused_with_the_ways_to_geocode_it(
+    tmp_path: Path, sar: np.ndarray, optical: np.ndarray
+) -> None:
     points = [GroundControlPoint(r, c, 15 + c / 1e4, 54 - r / 1e4) for r, c in ((0, 0), (0, W), (H, 0), (H, W))]
-    raw = write(tmp_path / "grd.tif", sar, SAR_BANDS, gcps=(points, rasterio.CRS.from_epsg(4326)))
+    gcps = points, rasterio.CRS.from_epsg(4326)
+    raw = write(tmp_path / "grd.tif", sar, SAR_BANDS, gcps=gcps)
     product = tmp_path / "S1A_IW_GRDH_1SDV_20210714T175000.SAFE"
     (product / "measurement").mkdir(parents=True)
     shutil.copy(raw, product / "measurement" / "vv.tiff")
     for path in (raw, product, product / "measurement" / "vv.tiff"):
         with pytest.raises(InputError, match=r"radar geometry.*SNAP.*HyP3.*Planetary"):
             read_sar(path)
-    read_sar(raw, same_grid=True)
+    assert "none of its ground control points" in read_sar(raw, same_grid=True)[0].notes[0]
+    with pytest.raises(InputError, match="gdalwarp it to a map"):
+        read_optical(write(tmp_path / "s2.tif", optical, OPTICAL_BANDS, gcps=gcps))
+    with pytest.raises(InputError, match="is complex; expected backscatter"):
+        read_sar(write(tmp_path / "slc.tif", sar.astype("complex64"), SAR_BANDS, dtype="complex_int16"))
 
 
 def test_only_allowed_drivers_and_regular_files_are_opened(tmp_path: Path, sar: np.ndarray) -> None:

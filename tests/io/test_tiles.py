@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from rasterio.enums import ColorInterp
 
 from axs_lib.bands import OPTICAL_BANDS, SAR_BANDS
 from axs_lib.errors import InputError
 from axs_lib.io.grid import SceneGrid
-from axs_lib.io.products import pair_file, read_companions, read_raster
+from axs_lib.io.products import pair_file, read_raster, read_truth
 from axs_lib.io.raster import Raster, band_name, parse_bands
 
 from ..scenes.conftest import write_tiff
@@ -80,13 +79,6 @@ def test_four_of_twelve_bands_are_picked_by_name(tmp_path: Path, names: Any, ord
     assert image[:, 0, 0].tolist() == [101, 102, 103, 107]
 
 
-def test_rgb_colours_without_names_are_not_taken_for_blue_first(tmp_path: Path, optical: np.ndarray) -> None:
-    colours = (ColorInterp.red, ColorInterp.green, ColorInterp.blue, ColorInterp.undefined)
-    path = write_tiff(tmp_path / "rgbn.tif", optical[[2, 1, 0, 3]], colours=colours)
-    with pytest.raises(InputError, match=r"lacks B08.*--bands B08,B04,B03,B02"):
-        read_optical(path)
-
-
 def test_one_file_a_band_by_file_name_description_or_order(tmp_path: Path, optical: np.ndarray) -> None:
     files = [write_tiff(tmp_path / f"tile_{b}.tif", optical[i : i + 1]) for i, b in enumerate(OPTICAL_BANDS)]
     np.testing.assert_array_equal(read_raster(files[::-1], OPTICAL_BANDS).data, optical)
@@ -94,13 +86,6 @@ def test_one_file_a_band_by_file_name_description_or_order(tmp_path: Path, optic
     np.testing.assert_array_equal(read_raster(described[::-1], OPTICAL_BANDS).data, optical)
     plain = [write_tiff(tmp_path / f"part{i}.tif", optical[i : i + 1]) for i in (2, 1, 0, 3)]
     np.testing.assert_array_equal(read_raster(plain, OPTICAL_BANDS, order=ORDER).data, optical)
-
-
-def test_band_files_must_share_a_grid(tmp_path: Path, s1: np.ndarray) -> None:
-    vv = write_tiff(tmp_path / "a_VV.tif", s1[:1])
-    vh = write_tiff(tmp_path / "a_VH.tif", s1[1:], crs="EPSG:32632")
-    with pytest.raises(InputError, match=r"grids of .*a_VV.tif and .*a_VH.tif differ"):
-        read_raster([vv, vh], SAR_BANDS)
 
 
 ONES = np.ones((4, H, W), "float32")
@@ -116,6 +101,7 @@ BAD: dict[str, tuple[Any, str]] = {
     "keys.npz": ({"image": ONES}, r"holds image; expected opt_v2 \(4,H,W\)"),
     "pickled.npz": ({"opt_v2": np.array([{}], dtype=object)}, "pickled object array.*np.savez"),
     "complex.npz": ({"opt_v2": ONES.astype("complex64")}, "expected real numbers"),
+    "bool.npz": ({"opt_v2": ONES > 0}, "opt_v2 holds bool; expected real numbers"),
     "bands.npz": ({"opt_v2": np.ones((5, H, W))}, r"shape \(5, 12, 10\); expected \(4,H,W\).*--bands"),
     "no_pixels.npz": ({"opt_v2": np.ones((4, 0, W))}, "empty"),
     "dict.pt": ({"opt_v2": torch.ones(4, H, W)}, "holds a dict; expected one tensor"),
@@ -126,6 +112,7 @@ BAD: dict[str, tuple[Any, str]] = {
     "bands.pt": (torch.ones(3, H, W), "3 band"),
     "module.pt": (torch.nn.Linear(2, 2), "pickled Python objects"),
     "count.tif": ((np.ones((5, H, W), "uint16"), None), "5 band.*--bands"),
+    "numbers.tif": ((np.ones((10, H, W)), [f"b{n}" for n in range(1, 11)]), "has 10 band.* without names; .* --bands"),
     "names.tif": ((ONES, (*NAMED, "B11")), "holds the bands B02, B03, B04, B11 and lacks B08"),
     "twice.tif": ((ONES, ("B02", *NAMED)), "more than one band B02"),
     "complex.tif": ((ONES.astype("complex64"), None), "complex"),
@@ -163,27 +150,27 @@ def test_pickles_are_never_run(tmp_path: Path) -> None:
 
 def test_wrong_numbers_and_kinds_of_files(tmp_path: Path, s1: np.ndarray) -> None:
     vv = write_tiff(tmp_path / "a_VV.tif", s1[:1])
+    vh = write_tiff(tmp_path / "a_VH.tif", s1[1:], crs="EPSG:32632")
     stack = write_tiff(tmp_path / "stack.tif", s1, SAR_BANDS)
     torch.save(torch.from_numpy(s1), tmp_path / "s1.pt")
     unnamed = write_tiff(tmp_path / "plain.tif", s1[1:])
     for files, order, message in (
         ([vv, stack], None, "has 2 bands; expected one band in each file"),
         ([vv, tmp_path / "s1.pt"], None, "expected GeoTIFFs"),
+        ([vv, vh], None, r"grids of .*a_VV.tif and .*a_VH.tif differ"),
         ([vv, unnamed], None, "says which band it is.*--bands VV,VH"),
         ([vv, unnamed], ("VV",), "2 files are given and --bands names 1"),
         ([stack], ("VV",), r"has 2 band\(s\) and --bands names 1"),
     ):
         with pytest.raises(InputError, match=message):
             read_raster(files, SAR_BANDS, order=order)
-    with pytest.raises(InputError, match="lack B03, B04, B08"):
-        read_raster([write_tiff(tmp_path / f"x_{b}.tif", s1[:1]) for b in ("B02", "B05")], OPTICAL_BANDS)
+    for bands, lack in ((("B02", "B05"), "B03, B04, B08"), ((*NAMED, "B8A"), ".*B8A is the band of 20 m")):
+        with pytest.raises(InputError, match=f"lack {lack}"):
+            read_raster([write_tiff(tmp_path / f"x_{b}.tif", s1[:1]) for b in bands], OPTICAL_BANDS)
     with pytest.raises(InputError, match="expected --opt-v2 FILE"):
         pair_file([stack])
-
-
-def test_companions_of_another_shape_are_refused(tmp_path: Path, optical: np.ndarray) -> None:
-    opt_v2 = Raster(optical.astype("float32"), OPTICAL_BANDS, SceneGrid(H, W))
-    for key, value in {"s2_real": optical[:, :-1], "trust": np.ones((H, W - 1))}.items():
-        np.savez(tmp_path / f"{key}.npz", **{key: value})
-        with pytest.raises(InputError, match=f"{key} has shape"):
-            read_companions(tmp_path / f"{key}.npz", opt_v2)
+    np.savez(tmp_path / "t.npz", s2_real=s1, s1_vv=s1[0], s1_vh=s1[0, 1:])
+    with pytest.raises(InputError, match="s2_real has shape"):
+        read_truth(tmp_path / "t.npz", Raster(ONES, OPTICAL_BANDS, SceneGrid(H, W)))
+    with pytest.raises(InputError, match="s1_vv has shape"):
+        read_raster(tmp_path / "t.npz", SAR_BANDS)

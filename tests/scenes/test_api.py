@@ -23,6 +23,7 @@ from axs_lib.errors import InputError, OutputError
 from axs_lib.io.grid import SceneGrid
 from axs_lib.io.masks import MaskFile
 from axs_lib.io.results import to_uint16
+from axs_lib.io.stac import stac_item
 from axs_lib.pipeline import PipelineOutput
 from axs_lib.scenes.api import ground_scene, run_scene
 from axs_lib.tilegrid import Blender, Tile
@@ -234,6 +235,14 @@ def test_a_stac_item_beside_it(grounder: BoxGrounder, scene: SceneFiles, tmp_pat
     assert links == {"opt_v3": "data/out.tif", "gate": "data/gate.tif"}
     assert [band["name"] for band in written["opt_v3"]["bands"]] == list(OPTICAL_BANDS)
     assert written["opt_v3"]["raster:scale"] == 1e-4
+
+
+@pytest.mark.parametrize(("crs", "pixel", "corner"), [(4326, 1e-4, (179.996, 54.0)), (3857, 10, (20_037_108, 7e6))])
+def test_an_item_across_180_degrees(crs: int, pixel: float, corner: tuple[float, float]) -> None:
+    grid = SceneGrid(80, 80, rasterio.CRS.from_epsg(crs).to_wkt(), (pixel, 0, corner[0], 0, -pixel, corner[1]))
+    item = json.loads(stac_item(Path("i.json"), grid, {}, "2021-07-14", {}))
+    assert 179.9 < item["bbox"][0] < 180 and -180 < item["bbox"][2] < -179.9
+    assert item["geometry"]["type"] == "MultiPolygon"
 
 
 def test_the_bar_counts_tiles(

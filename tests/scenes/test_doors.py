@@ -75,7 +75,12 @@ def test_an_image_that_does_not_say_where_it_lies(grounder: BoxGrounder, scene: 
     )
     with pytest.raises(InputError, match=r"no CRS is named.*--same-grid"):
         ground_scene(grounder, s1, opt_v2, tmp_path / "q.tif", grid=GRID)
-    ground_scene(grounder, s1, opt_v2, tmp_path / "q.tif", grid=GRID, same_grid=True)
+    result = ground_scene(grounder, s1, opt_v2, tmp_path / "q.tif", grid=GRID, same_grid=True)
+    assert f"{opt_v2}: names no CRS; what is made on its grid has its transform alone" in result.notes
+    ground_scene(grounder, s1, opt_v2, tmp_path / "q.npz", grid=GRID, same_grid=True)
+    with rasterio.open(tmp_path / "q.tif") as file, np.load(tmp_path / "q.npz") as data:
+        assert file.crs is None and file.transform == PLACE * Affine.translation(40_000, 0)
+        np.testing.assert_array_equal(data["transform"], file.transform[:6])
 
 
 @pytest.mark.parametrize("west", [179.90, -180.10])
@@ -214,4 +219,14 @@ def test_an_npz_holds_what_was_made_and_the_inputs(grounder: BoxGrounder, tmp_pa
         np.testing.assert_array_equal(data["s2_real"], optical + 1)
         assert data["trust"].shape == trust.shape and (data["trust"] == 0).sum() == result.counts["filled"]
         ground_scene(grounder, tmp_path / "t.npz", None, tmp_path / "o.pt", trust=mask)
+        again = ground_scene(grounder, tmp_path / "t.npz", None, tmp_path / "p.pt", trust=tmp_path / "m.npz")
+        assert again.counts["filled"] == 25 * (count or 1)
         np.testing.assert_array_equal(torch.load(tmp_path / "o.pt", weights_only=True).numpy(), data["opt_v3"])
+    for wrong, match in (
+        ({"trust": trust * np.nan}, r"w\.npz holds no data"),
+        ({"trust": trust * 2}, "holds 0 to 2; expected 1 where"),
+        ({"trust": trust[..., 1:]}, "expected one grid"),
+    ):
+        np.savez(tmp_path / "w.npz", **({"s1": sar, "opt_v2": optical} | wrong))
+        with pytest.raises(InputError, match=match):
+            ground_scene(grounder, tmp_path / "w.npz", None, tmp_path / "w.pt")
