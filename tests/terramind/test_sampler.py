@@ -12,6 +12,7 @@ from axs_lib.errors import InputError
 from axs_lib.terramind.sampler import (
     SCHEDULERS,
     TRAIN_TIMESTEPS,
+    add_noise,
     alphas_cumprod,
     build_schedule,
     denoise,
@@ -44,6 +45,9 @@ def test_betas_are_terratorchs_and_the_last_step_carries_no_signal() -> None:
     reference = terratorchs()
     assert alphas_cumprod()[-1] == 0
     assert (alphas_cumprod() - reference.alphas_cumprod.double()).abs().max() < 1e-5
+    clean, noise = torch.full((1, 1, 4, 4), 3.0), torch.randn(1, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    at, reference.alphas_cumprod = torch.tensor([299]), alphas_cumprod().float()
+    assert torch.allclose(add_noise(clean, noise, at), reference.add_noise(clean, noise, at), atol=1e-5)
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
