@@ -24,3 +24,8 @@ def test_spikes_take_the_value_of_their_surroundings_and_nothing_else_changes() 
     rough[..., 48:, :] += 20.0 * torch.randn(2, 4, 16, 64, generator=torch.Generator().manual_seed(0)).round()
     known[..., 48:, :] = False
     assert torch.equal(without_spikes(rough, known)[..., :47, :], levelled[..., :47, :])
+    flat = torch.zeros(1, 4, 32, 32)
+    flat[..., 8, 8], flat[..., 20:23, 20:23] = torch.tensor([3.0, 5.0, -3.0, -5.0]), 5.0
+    levelled = without_spikes(flat, torch.ones(1, 1, 32, 32, dtype=torch.bool))
+    assert levelled[0, :, 8, 8].tolist() == [3.0, 0.0, -3.0, 0.0], "4 z-units is the least"
+    assert (levelled[..., 20:23, 20:23] == 5.0).all(), "3 x 3 px are ground"
