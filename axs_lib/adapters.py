@@ -171,6 +171,11 @@ def load_adapter(model: nn.Module, folder: PathLike, *, trainable: bool = False)
     _check_bare(model)
     network = _network(model)
     if head_alone:
+        if others := sorted(file.name for file in path.glob("*.safetensors") if file.name != CORRECTOR_FILE):
+            raise WeightsError(
+                f"{path} holds no adapter but whole weights ({', '.join(others)}), of which the head would be taken"
+                " alone; give the folder as checkpoint= (axs: --checkpoint), or the head in a folder of its own"
+            )
         if not _load_head(model, path / CORRECTOR_FILE):
             raise _nothing(path)
         model.requires_grad_(False)

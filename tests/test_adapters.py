@@ -242,6 +242,9 @@ def test_of_a_pipeline_only_stage_3_takes_it(model: Stage3GroundingModel, tmp_pa
         load_adapter(pipeline, tmp_path / "head")
     (folder / CORRECTOR_FILE).rename(tmp_path / "head" / CORRECTOR_FILE)
     assert load_adapter(pipeline, tmp_path / "head") == 0 and pipeline.shares_generator  # which nothing changes in
+    (tmp_path / "head" / "nano.safetensors").touch()
+    with pytest.raises(WeightsError, match=r"no adapter but whole weights \(nano\.safetensors\).*--checkpoint"):
+        load_adapter(pipeline, tmp_path / "head")
     load_adapter(pipeline, folder)
     assert torch.equal(answer(pipeline.stage1), before) and not lora_parameters(pipeline.stage1)
     assert lora_parameters(pipeline.stage3)

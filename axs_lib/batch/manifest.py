@@ -14,7 +14,6 @@ import io
 import json
 import os
 import re
-import socket
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
 from axs_lib.errors import AxionError, InputError, OutputError, first_line
-from axs_lib.io.atomic import atomic_write, refusals, remove_leftovers
+from axs_lib.io.atomic import atomic_write, locked_folder, refusals, remove_leftovers
 from axs_lib.io.files import open_regular
 
 MANIFEST, JOURNAL, LOCK = "manifest.parquet", "manifest.jsonl", ".axs-batch.lock"
@@ -134,7 +133,7 @@ def open_manifest(out: Path, outputs: Iterable[Path] = (), *, overwrite: bool = 
     already, no manifest accounts for it and ``overwrite`` is false; or the disk refuses; or InputError: no manifest of
     the folder can be read.
     """
-    with _locked(out) as lock:
+    with locked_folder(out, LOCK, "axs batch") as lock:
         remove_temporaries(out)
         records, damaged = _read_records(out, overwrite)
         foreign = [] if records or overwrite else [path for path in outputs if os.path.lexists(path)]
@@ -192,33 +191,6 @@ def lock_inode(out: str | os.PathLike[str]) -> int:
     with contextlib.suppress(OSError):
         return Path(out, LOCK).lstat().st_ino
     return 0
-
-
-@contextlib.contextmanager
-def _locked(out: Path) -> Iterator[int]:
-    """Hold the folder's lock, which the system releases when this process ends, however it ends; gives its inode."""
-    import fcntl
-
-    with refusals(out):
-        out.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(out / LOCK, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o666)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            owner = os.read(descriptor, 200).decode(errors="replace") or "unknown"
-            raise OutputError(
-                f"{out} is in use by another axs batch ({owner}); wait until it ends, or choose another --out"
-            ) from None
-        # The name of the owner is a courtesy, which a full disk may refuse and a file of two names is not given: what
-        # has the other one is not to be changed.
-        with contextlib.suppress(OSError):
-            if os.fstat(descriptor).st_nlink == 1:
-                os.ftruncate(descriptor, 0)
-                os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
-        yield os.fstat(descriptor).st_ino
-    finally:
-        os.close(descriptor)
 
 
 def _line(record: Record) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import sys
 import warnings
 from typing import Any
@@ -16,6 +17,13 @@ INTERRUPTED = 130
 
 class AxsGroup(TyperGroup):
     """The top command: deliberate errors become one line on stderr; only the library's own warnings are shown."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse; an empty value, as of a variable that a script did not set, would stand for the folder one is in."""
+        for before, value in itertools.pairwise(["axs", *args]):
+            if not value or (value.startswith("--") and value.endswith("=")):
+                raise typer.BadParameter(f"the value after {value or before} is empty; give one")
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         """Run a command; deliberate errors end with exit code 2, without a traceback."""

@@ -48,7 +48,7 @@ Shown = tuple[dict[str, "Tensor | None"], Figures, dict[str, str]]
 def demo(
     out: Annotated[Path, option("Folder for the results.", metavar="DIR")] = Path("demo_output"),
     timesteps: options.TimestepsOption = None,
-    seed: Annotated[int, option("Seed of the simulated errors and of the noise.")] = 0,
+    seed: Annotated[int, option("Seed of the simulated errors and of the noise.", min=0, max=options.MOST_SEED)] = 0,
     overwrite: Annotated[bool, option("Use a folder that holds other files, too.", "--overwrite")] = False,
 ) -> None:
     """Fill a gap, ground an estimate and run the three stages with nano on real tiles, and show the results."""

@@ -63,6 +63,7 @@ BoundsOption = Annotated[
     str | None,
     option("Extent, in units of --crs; in degrees where no --crs is given.", metavar="LEFT,BOTTOM,RIGHT,TOP"),
 ]
+MOST_SEED = 2**32 - 1
 OverwriteOption = Annotated[bool, option("Replace existing outputs.", "--overwrite")]
 QuietOption = Annotated[bool, option("Print nothing but errors.", "--quiet", "-q")]
 
@@ -80,7 +81,7 @@ class ModelOptions:
         ),
     ] = None
     s1_product: Annotated[Product, option("Kind of Sentinel-1 image.")] = "S1GRD"
-    seed: Annotated[int, option("Seed of the noise.", min=-(2**63), max=2**63 - 1)] = 0
+    seed: Annotated[int, option("Seed of the noise.", min=0, max=MOST_SEED)] = 0
     hold_colour: Annotated[
         bool, option("Keep the broad colours of opt_v2; real floods are not shown either.", "--hold-colour")
     ] = False

@@ -31,7 +31,7 @@ def precompute(
     on_bad: Annotated[Literal["refuse", "skip"], option("What to do about bad files.")] = "refuse",
     s1_product: Annotated[options.Product, option("SAR product.")] = "S1GRD",
     timesteps: Annotated[int, option("Network evaluations of stage1; 1 is the most accurate.", min=1, max=1000)] = 1,
-    seed: Annotated[int, option("Deals groups to folds; give both stages the same.")] = 0,
+    seed: Annotated[int, option("Deals groups to folds; give both stages the same.", min=0, max=options.MOST_SEED)] = 0,
     device: Annotated[str | None, option("cpu or cuda; default cuda where there is one.")] = None,
     quiet: options.QuietOption = False,
 ) -> None:

@@ -157,13 +157,15 @@ def check_groups(folder: str | Path, pairs: Iterable[ListedPair], groups: Iterab
 def split_groups(records: Sequence[G], folds: int, seed: int = 0) -> list[list[G]]:
     """Split pairs into folds by group, balanced by pixels: the same folds for the same records and seed.
 
-    ``InputError`` for fewer groups than folds, or fewer than two folds.
+    ``InputError`` for fewer groups than folds, fewer than two folds, or a seed below 0.
     """
     groups: dict[str, list[G]] = {}
     for record in sorted(records, key=lambda record: (record.group, record.source, record.id)):
         groups.setdefault(record.group, []).append(record)
     if not 2 <= folds <= len(groups):
         raise InputError(f"cannot split {len(groups)} groups into {folds} folds; expected 2 to {len(groups)} folds.")
+    if seed < 0:
+        raise InputError(f"seed is {seed}; expected 0 or more")
     names = list(groups)
     shuffled = [names[i] for i in np.random.default_rng(seed).permutation(len(names))]
     sizes = {name: sum(record.pixels for record in groups[name]) for name in names}

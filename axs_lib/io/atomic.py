@@ -10,6 +10,7 @@ import os
 import re
 import secrets
 import shutil
+import socket
 import stat
 import sys
 import tempfile
@@ -131,6 +132,35 @@ def write_json(path: PathLike, value: object, overwrite: bool = False, **how: An
     """Write a value as JSON, as ``atomic_write`` does; ``how`` is for ``json.dumps``."""
     with atomic_write(path, overwrite) as temporary:
         temporary.write_text(json.dumps(value, indent=2, **how) + "\n", encoding="utf-8")
+
+
+@contextlib.contextmanager
+def locked_folder(folder: Path, name: str, job: str) -> Iterator[int]:
+    """Hold a folder, made if it is not there, for a job such as ``axs batch`` by a file in it; gives the file's inode.
+
+    The system releases it when this process ends, however it ends. Raises OutputError: another such job works there.
+    """
+    with refusals(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder / name, os.O_CREAT | os.O_RDWR | getattr(os, "O_NOFOLLOW", 0), 0o666)
+    try:
+        try:
+            if sys.platform != "win32":
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = os.read(descriptor, 200).decode(errors="replace") or "unknown"
+            raise OutputError(
+                f"{folder} is in use by another {job} ({owner}); wait until it ends, or choose another --out"
+            ) from None
+        # The name of the owner is a courtesy, which a full disk may refuse and a file of two names is not given: what
+        # has the other one is not to be changed.
+        with contextlib.suppress(OSError):
+            if os.fstat(descriptor).st_nlink == 1:
+                os.ftruncate(descriptor, 0)
+                os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+        yield os.fstat(descriptor).st_ino
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager

@@ -433,7 +433,21 @@ def write_state(
     # As bytes, not by safetensors' save_file, whose files only their owner may read.
     with atomic_write(path, overwrite=overwrite) as temporary:
         text = {k: str(value).encode(errors="backslashreplace").decode() for k, value in (header or {}).items()}
-        temporary.write_bytes(save(tensors, metadata=text))
+        temporary.write_bytes(_sorted_header(save(tensors, metadata=text)))
+
+
+def _sorted_header(content: bytes) -> bytes:
+    """A safetensors file with its metadata sorted, which the library writes in another order in every process.
+
+    The file is the header's length (8 bytes), the header (JSON, padded to 8 bytes) and the numbers; see the format's
+    specification.
+    """
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + content[end:]
 
 
 def substate(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -24,7 +24,7 @@ from torch import Tensor
 from axs_lib.checks import find_device
 from axs_lib.data.pairs import split_groups
 from axs_lib.errors import InputError
-from axs_lib.io.atomic import atomic_write, write_json
+from axs_lib.io.atomic import atomic_write, locked_folder, write_json
 from axs_lib.io.results import to_uint16
 from axs_lib.models import build_terramind_generator
 from axs_lib.progress import track
@@ -74,10 +74,16 @@ def precompute(config: PrecomputeConfig, *, progress: bool = True) -> Path:
     """Compute, or finish computing, a stage's out-of-fold outputs, and return the folder of pairs.
 
     Raises InputError: data, folds or checkpoints that do not fit, or a checkpoint that has seen its fold's groups;
-    WeightsError: weights that cannot be read; OutputError: the disk refuses; finished files stay.
+    WeightsError: weights that cannot be read; OutputError: another run is in the folder, or the disk refuses; finished
+    files stay.
     """
-    out = Path(config.out)
     _check(config)
+    with locked_folder(Path(config.out), ".axs-precompute.lock", "axs precompute"):
+        return _precompute(config, progress)
+
+
+def _precompute(config: PrecomputeConfig, progress: bool) -> Path:
+    out = Path(config.out)
     samples = list_samples(config.data)
     lacking = [s.name for s in samples if "opt_v1" not in s.estimates]
     if config.stage == "stage2" and lacking:

@@ -14,6 +14,7 @@ import io
 import itertools
 import json
 import math
+import sys
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
@@ -31,12 +32,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from axs_lib.errors import InputError, OutputError, WeightsError, first_line
-from axs_lib.io.atomic import atomic_write
+from axs_lib.io.atomic import atomic_write, locked_folder
+from axs_lib.progress import bar
 from axs_lib.train.config import LoopConfig
 
 __all__ = ["LAST", "SEED_STRIDE", "ByStep", "ModuleTask", "TrainingTask", "check_start", "fit", "own_random"]
 
-LAST, BEST = "last.ckpt", "best.ckpt"
+LAST, BEST, LOCK = "last.ckpt", "best.ckpt", ".axs-train.lock"
 SEED_STRIDE = 7_368_787
 # Settings that may differ between a run and its continuation without changing the result, and those that may not.
 FREE = ("out", "threads", "data", "data.folder", "data.workers", "data.on_bad")
@@ -187,8 +189,9 @@ def fit(
     The task's ``config`` is the run. An item of ``training`` is a whole batch, for any index, and is read by so many
     ``workers``; where there are ``held_out`` batches, the best validation's weights are exported, and ``patience``
     validations without a better one end the run. Returns what the task's ``export`` returned; on all but the first
-    device the run folder. Raises InputError: no such trainer, or the run would replace the weights that it starts from;
-    WeightsError: as ``check_run``; OutputError: the disk refuses; the previous checkpoint is intact.
+    device the run folder. Raises InputError or WeightsError: no such trainer, the run would replace the weights that it
+    starts from, or as ``check_run``; OutputError: another run is in the folder, or the disk refuses; the previous
+    checkpoint is intact.
     """
     config = task.config
     out = Path(config.out)
@@ -203,16 +206,14 @@ def fit(
         )
     if config.threads:
         torch.set_num_threads(config.threads)
-    called: list[Any] = [Average(config.ema), callbacks.LearningRateMonitor("step")]
-    if progress:
-        called.append(StepBar())
+    called: list[Any] = [Average(config.ema), callbacks.LearningRateMonitor("step"), StepBar(progress)]
     best = None
     if held_out:
         if patience:
             called.append(callbacks.EarlyStopping("val_mse", patience=patience, mode="min"))
         best = callbacks.ModelCheckpoint(out, "best", monitor="val_mse", enable_version_counter=False)
         called.append(best)
-    called.append(SaveLast(last, config.check_every, watched=bool(held_out)))
+    called.append(SaveLast(last, config.check_every, watched=bool(held_out), told=progress))
     try:
         trainer = lightning.Trainer(
             **asdict(config.trainer),
@@ -226,17 +227,26 @@ def fit(
             limit_val_batches=1.0 if held_out else 0,
             num_sanity_val_steps=0,
             use_distributed_sampler=False,
-            enable_progress_bar=progress,
+            enable_progress_bar=False,
             enable_model_summary=False,
         )
     except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
         raise InputError(f"Lightning refuses --trainer.*: {first_line(error)}; correct that option") from error
     ckpt_path = last if resume and last.is_file() else None
+    with contextlib.ExitStack() as stack:
+        if trainer.is_global_zero:
+            stack.enter_context(locked_folder(out, LOCK, "axs train"))
+        return _fit(trainer, task, Batches(training, held_out, workers), ckpt_path, best)
+
+
+def _fit(trainer: lightning.Trainer, task: TrainingTask, batches: Batches, ckpt_path: Path | None, best: Any) -> Path:
+    """``fit`` in the folder that this run holds; ``best`` is the callback that keeps the best validation's weights."""
+    out = Path(task.config.out)
     try:
         with warnings.catch_warnings():
             noise = "num_workers|is not resumable|LeafSpec|in eval mode|is not empty|no `validation_step`"
             warnings.filterwarnings("ignore", message=f".*({noise}).*")
-            trainer.fit(task, datamodule=Batches(training, held_out, workers), ckpt_path=ckpt_path, weights_only=True)
+            trainer.fit(task, datamodule=batches, ckpt_path=ckpt_path, weights_only=True)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT) or isinstance(error, OutputError):
             raise
@@ -261,14 +271,16 @@ def check_start(config: LoopConfig) -> None:
 def check_run(config: LoopConfig, kind: str) -> list[str]:
     """Settings that differ from those of the run folder's checkpoint, in words; empty where there is none.
 
-    Raises WeightsError: the checkpoint is damaged, or of another kind of run or another variant.
+    Raises WeightsError: the checkpoint is damaged, or of another kind of run or another variant; InputError: they
+    differ, and the run is finished, so that its weights would be said to be made with them.
     """
     path = Path(config.out) / LAST
     if not path.is_file():
         return []
     try:
-        saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["axs"]
-        before, old = saved["kind"], _flat(json.loads(saved["config"]))
+        saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        before, old = saved["axs"]["kind"], _flat(json.loads(saved["axs"]["config"]))
+        finished = int(saved["global_step"]) >= config.steps
     except Exception as error:  # torch raises half a dozen kinds for a damaged archive
         raise WeightsError(
             f"{path} is no checkpoint of `axs train` ({type(error).__name__}): it is damaged or of another kind; move"
@@ -282,8 +294,13 @@ def check_run(config: LoopConfig, kind: str) -> list[str]:
                 f"{path} is a checkpoint with {name} {was}, and this run has {name} {now}; give another --out, or start"
                 " anew with --restart"
             )
-    changed = [key for key in new if key not in FREE and old.get(key) != new[key]]
-    return [f"{key} {old.get(key)} -> {new[key]}" for key in changed]
+    changed = [f"{key} {old.get(key)} -> {new[key]}" for key in new if key not in FREE and old.get(key) != new[key]]
+    if changed and finished:
+        raise InputError(
+            f"{path} is of a finished run with other settings ({', '.join(changed)}), and no step is left to train with"
+            " the new ones; give another --out, more --steps, or start anew with --restart"
+        )
+    return changed
 
 
 class Average(callbacks.WeightAveraging):
@@ -303,10 +320,13 @@ class Average(callbacks.WeightAveraging):
 
 
 class SaveLast(callbacks.Checkpoint):
-    """Writes ``last.ckpt`` every so many steps, after the validation where there is one, and at the end."""
+    """Writes ``last.ckpt`` every so many steps, after the validation where there is one, and at the end.
 
-    def __init__(self, path: Path, every: int, *, watched: bool) -> None:
-        self.path, self.every, self.watched, self.saved = path, every, watched, 0
+    With ``told`` it says so in a line on stderr, which a log file keeps.
+    """
+
+    def __init__(self, path: Path, every: int, *, watched: bool, told: bool) -> None:
+        self.path, self.every, self.watched, self.told, self.saved = path, every, watched, told, 0
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self.saved = trainer.global_step
@@ -325,6 +345,9 @@ class SaveLast(callbacks.Checkpoint):
         if trainer.global_step != self.saved:  # the same while gradients are being accumulated
             self.saved = trainer.global_step
             trainer.save_checkpoint(self.path)
+            if self.told and trainer.is_global_zero:
+                figures = "  ".join(f"{key} {float(value):.4g}" for key, value in trainer.callback_metrics.items())
+                print(f"step {self.saved} of {trainer.max_steps}: {figures}", file=sys.stderr)  # noqa: T201
 
 
 class AtomicCheckpoints(TorchCheckpointIO):
@@ -341,17 +364,23 @@ class AtomicCheckpoints(TorchCheckpointIO):
             raise OutputError(f"{error}; {kept}: run the same command again once there is space") from error
 
 
-class StepBar(callbacks.TQDMProgressBar):
-    """Lightning's bar over the optimiser steps of an endless loader."""
+class StepBar(callbacks.Callback):
+    """A bar over the optimiser steps."""
 
-    @property
-    def total_train_batches(self) -> int:
-        """Batches of the whole run."""
-        return self.trainer.max_steps * self.trainer.accumulate_grad_batches
+    def __init__(self, enabled: bool) -> None:
+        self.enabled, self.done, self.stack = enabled, 0, contextlib.ExitStack()
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        super().on_train_start(trainer, pl_module)
-        self.train_progress_bar.total = self.total_train_batches  # a resumed run starts in the middle
+        shown = self.enabled and trainer.is_global_zero
+        self.advance = self.stack.enter_context(bar("train", trainer.max_steps, enabled=shown, unit="steps"))
+        self.on_train_batch_end(trainer)  # a resumed run starts in the middle
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
+        self.advance(trainer.global_step - self.done)
+        self.done = trainer.global_step
+
+    def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        self.stack.close()
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

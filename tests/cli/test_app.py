@@ -77,6 +77,12 @@ def test_several_values_after_one_option(line: str, spread: str) -> None:
     assert spread_values(line.split(), {"--s1", "--opt-v2"}) == spread.split()
 
 
+@pytest.mark.parametrize("words", [("ground", "--out", ""), ("ground", "--out="), ("train", "head", "--out", "")])
+def test_an_empty_value_is_refused(axs: Callable[..., Any], words: tuple[str, ...]) -> None:
+    result = axs(*words, code=2)
+    assert "the value after --out" in result.stderr and "is empty" in result.stderr
+
+
 def test_the_log_says_what_is_done(axs: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logger, "handlers", [])  # both are put back for the tests that follow
     monkeypatch.setattr(logger, "level", logger.level)

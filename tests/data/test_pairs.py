@@ -186,6 +186,8 @@ def test_folds_depend_on_the_seed_and_not_on_the_order() -> None:
     everything = records({f"g{i}": [64] for i in range(20)})
     assert split_groups(everything, 4, seed=1) == split_groups(everything[::-1], 4, seed=1)
     assert split_groups(everything, 4, seed=1) != split_groups(everything, 4, seed=2)
+    with pytest.raises(InputError, match="seed is -5; expected 0 or more"):
+        split_groups(everything, 4, seed=-5)
     for folds in (0, 1, 4):
         with pytest.raises(InputError, match="3 groups"):
             split_groups(records({"a": [8], "b": [8], "c": [8]}), folds)

@@ -19,7 +19,15 @@ from torch import nn
 from axs_lib.errors import InputError, WeightsError
 from axs_lib.terramind import weights
 from axs_lib.terramind.build import other_modalities
-from axs_lib.terramind.weights import VARIANTS, load_strict, read_metadata, read_state, resolve, sha256_file
+from axs_lib.terramind.weights import (
+    VARIANTS,
+    load_strict,
+    read_metadata,
+    read_state,
+    resolve,
+    sha256_file,
+    write_state,
+)
 from experiments.hash_weights import write_hashes
 from tests.hub import COMMIT, serve_files
 
@@ -336,3 +344,16 @@ def test_groups_in_a_header_that_are_no_list_are_refused() -> None:
     for text in ("{", "3", "[" * 100_000):
         with pytest.raises(WeightsError, match="groups of training"):
             weights.groups_in({"train_groups": text})
+
+
+def test_equal_weights_are_equal_files(tmp_path: Path) -> None:
+    """safetensors writes the metadata in an order of its own, another one in every process."""
+    header = {name: "é\n" for name in "hgfedcba"}
+    write_state(tmp_path / "w.safetensors", {"w": torch.ones(3), "b": torch.zeros(1)}, header)
+    written = (tmp_path / "w.safetensors").read_bytes()
+    assert (
+        b"".join(b'"%c":"\\u00e9\\n"%c' % (name, end) for name, end in zip(b"abcdefgh", b",,,,,,,}", strict=True))
+        in written
+    )
+    assert read_metadata(tmp_path / "w.safetensors") == header
+    assert read_state(tmp_path / "w.safetensors")["w"].tolist() == [1.0, 1.0, 1.0]

@@ -21,6 +21,7 @@ import torch
 from axs_lib.adapters import load_adapter
 from axs_lib.errors import InputError, OutputError, WeightsError
 from axs_lib.io import atomic
+from axs_lib.io.atomic import locked_folder
 from axs_lib.models import build_terramind_generator
 from axs_lib.stage1_tm_s2o import tm_sar2opt
 from axs_lib.stage3_tm_ground import build_stage3_model, stage3_inference
@@ -28,7 +29,7 @@ from axs_lib.terramind.weights import read_metadata, read_state
 from axs_lib.train.config import CONFIGS, LoraSettings, RunConfig, TrainerConfig
 from axs_lib.train.readers import DataConfig, list_samples, split_samples
 from axs_lib.train.tasks import Stage2Task, build_task, estimate_source, train_stage
-from axs_lib.train.trainer import TrainingWarning
+from axs_lib.train.trainer import LOCK, TrainingWarning
 from tests.models import plausible_pair
 
 
@@ -167,18 +168,26 @@ def test_lora_trains_adapters_and_head_and_writes_both(pairs: Path, tmp_path: Pa
 
 
 def test_a_checkpoint_of_another_run_or_a_damaged_one_is_refused(
-    pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = config("stage2", pairs, tmp_path)
-    fit(run)
+    run = config("stage2", pairs, tmp_path, trainer=TrainerConfig(accelerator="cpu"))
+    with locked_folder(tmp_path, LOCK, "axs train"), pytest.raises(OutputError, match="in use by another axs train"):
+        fit(run)
+    train_stage(run)
+    assert "step 2 of 2: loss " in capsys.readouterr().err, "what a log file keeps"
     with pytest.raises(WeightsError, match="checkpoint with kind stage2, and this run has kind stage3"):
         fit(config("stage3", pairs, tmp_path))
     with pytest.raises(WeightsError, match="variant nano, and this run has variant prithvi_eo_v2_300_tl"):
         fit(replace(run, variant="prithvi_eo_v2_300_tl"))
     with pytest.raises(WeightsError, match="lora None, and this run has lora"):
         fit(replace(run, lora=LoraSettings()))
-    with pytest.warns(TrainingWarning, match=r"weight_decay 0\.02 -> 0\.5"):
+    made = {file: file.read_bytes() for file in (tmp_path / "weights").iterdir()}
+    with pytest.raises(InputError, match=r"finished run with other settings \(weight_decay 0\.02 -> 0\.5\).*--restart"):
         fit(replace(run, weight_decay=0.5))
+    fit(run)
+    assert made == {file: file.read_bytes() for file in (tmp_path / "weights").iterdir()}, "bit for bit"
+    with pytest.warns(TrainingWarning, match=r"weight_decay 0\.02 -> 0\.5"):
+        fit(replace(run, weight_decay=0.5, steps=3))
     (tmp_path / "last.ckpt").write_bytes((tmp_path / "last.ckpt").read_bytes()[:1000])
     with pytest.raises(WeightsError, match="damaged or of another kind"):
         fit(run)
@@ -205,7 +214,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(pairs: Path, tmp_path: Path, mon
     with pytest.raises(OutputError, match=r"disk is full(.|\n)*previous checkpoint is intact"):
         fit(run)
     monkeypatch.undo()
-    assert checkpoint(tmp_path)["global_step"] == 2 and not list(tmp_path.glob(".axs-*"))
+    assert checkpoint(tmp_path)["global_step"] == 2 and not list(tmp_path.glob(".axs-*.tmp"))
     fit(run)
     assert checkpoint(tmp_path)["global_step"] == 4
 

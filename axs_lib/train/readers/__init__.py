@@ -80,7 +80,7 @@ def list_samples(config: DataConfig) -> list[TrainingSample]:
         if config.on_bad == "refuse":
             raise InputError(
                 f"{config.folder}: {count} pairs are missing, unpaired, empty or corrupt:\n  {shown}\n"
-                "  Repair the files, or skip them: --data.on_bad skip"
+                "  Repair the files, or skip them: --data.on_bad skip (axs precompute: --on-bad skip)"
             )
         warnings.warn(f"{config.folder}: {count} pairs are left out:\n  {shown}", BadDataWarning, stacklevel=2)
     samples = [sample for sample in listing.samples if sample.quality in config.qualities]
