@@ -104,7 +104,7 @@ def test_wrong_units_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"linear(.|\n)*linear power"):
         samples_of(tmp_path)
     np.savez(tmp_path / "linear.npz", s1=s1, s2=s2 - s2.min() + 1000)
-    with pytest.warns(ReadingWarning, match="linear: s2: the darkest pixels are near 10"):
+    with pytest.warns(ReadingWarning, match="linear: s2: the darkest pixels are near 11"):
         samples_of(tmp_path)
 
 
