@@ -38,7 +38,7 @@ from axs_lib.grounding.head import GroundingHead
 from axs_lib.grounding.load import CORRECTOR_FILE
 from axs_lib.grounding.sar_inconsistency import ndwi, open_water, sar_inconsistency
 from axs_lib.hub import source_header
-from axs_lib.io.atomic import atomic_write
+from axs_lib.io.atomic import atomic_write, write_torch
 from axs_lib.io.files import check_regular
 from axs_lib.io.safe import dark_level, warn_of_offset
 from axs_lib.nodata import fill_nodata, pad_square, valid_pixels
@@ -294,7 +294,7 @@ def load_tiles(
         tiles.append(TrainingTile(record, s1[0], truth[0], **stored[key], weight=weight, wet=wet))
     warn_of_offset(dark, "1000 taken off in the file")
     with atomic_write(path, overwrite=True) as temporary:
-        torch.save({"drawn_with": drawn_with, "tiles": stored}, temporary)
+        write_torch(temporary, {"drawn_with": drawn_with, "tiles": stored})
     return tiles
 
 

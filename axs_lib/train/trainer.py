@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import errno
-import io
 import itertools
 import json
 import math
@@ -31,7 +30,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from axs_lib.errors import InputError, OutputError, WeightsError, first_line
-from axs_lib.io.atomic import atomic_write
+from axs_lib.io.atomic import atomic_write, write_torch
 from axs_lib.train.config import LoopConfig
 
 __all__ = ["LAST", "SEED_STRIDE", "ByStep", "ModuleTask", "TrainingTask", "check_start", "fit", "own_random"]
@@ -331,11 +330,9 @@ class AtomicCheckpoints(TorchCheckpointIO):
     """Writes checkpoints so that a reader, or the next run after a kill, sees a whole one."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        buffer = io.BytesIO()
-        torch.save(checkpoint, buffer)
         try:
             with atomic_write(path, overwrite=True) as temporary:
-                temporary.write_bytes(buffer.getbuffer())
+                write_torch(temporary, checkpoint)
         except OutputError as error:
             kept = "the previous checkpoint is intact" if Path(path).exists() else "there is no checkpoint yet"
             raise OutputError(f"{error}; {kept}: run the same command again once there is space") from error
