@@ -10,8 +10,8 @@ import functools
 import os
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, time, timedelta
 from pathlib import Path
@@ -91,6 +91,21 @@ class PairArrays:
     sources: tuple[str, ...] = ()  # addresses or paths of the items' files
 
 
+@contextmanager
+def _readable() -> Iterator[None]:
+    """Make an AxionError of an item's cloud cover, footprint, scale or grid that is none, whoever trips over it."""
+    try:
+        yield
+    except AxionError:
+        raise
+    except Exception as error:  # of half a dozen libraries
+        raise AxionError(
+            f"an item of the catalogue cannot be read ({type(error).__name__}: {first_line(error)}); correct it, or"
+            " leave it out by other dates, bounds or collections"
+        ) from error
+
+
+@_readable()
 def find_pair(
     catalog: PathLike | Catalog,
     bounds: Sequence[float],
@@ -138,6 +153,7 @@ def find_pair(
     return ScenePair(tuple(sorted(s1, key=apart)), s2, place, clear[best])
 
 
+@_readable()
 def load_pair(
     pair: ScenePair, *, crs: str | None = None, resolution: float | None = None, s1_unit: str = "auto"
 ) -> PairArrays:

@@ -281,6 +281,12 @@ def test_what_is_no_catalogue_or_lacks_bands(full: Path, tmp_path: Path) -> None
     pair = find_pair(full, inside(), "2021-07-07/2021-07-09")
     with pytest.raises(InputError, match="none for VV, VH"):
         load_pair(ScenePair(pair.s2, pair.s2, pair.bounds, 1.0))
+    item = full.parent / "sentinel-2-l2a" / "clear" / "clear.json"
+    text = item.read_text()
+    for odd in (text.replace(": 5.0,", ': "no",'), text.replace(": 0.0001", ": null")):
+        item.write_text(odd)
+        with pytest.raises(AxionError, match="an item of the catalogue cannot be read"):
+            load_pair(find_pair(full, inside(), "2021-07-07/2021-07-09"))
 
 
 def test_an_api_searches_for_itself(full: Path, monkeypatch: pytest.MonkeyPatch) -> None:
