@@ -147,13 +147,12 @@ def load_pair(record: PairRecord | str | Path) -> Pair:
 
 def check_valid(path: Path, **images: Any) -> None:
     """Raise ``InputError`` where no pixel (C,H,W) of a pair holds data in all bands of all of these images."""
-    nodata = [np.isnan(image).any(0) for image in images.values()]
-    if np.logical_or.reduce(nodata).all():
-        empty = [key for key, image in zip(images, nodata, strict=True) if image.all()]
-        wrong = f"{listed(empty)} is nodata everywhere" if empty else f"no pixel holds data in all of {listed(images)}"
+    nodata = {key: np.isnan(image).any(0) for key, image in images.items()}
+    if np.logical_or.reduce(list(nodata.values())).all():
+        empty = [key for key, image in nodata.items() if image.all()]
         raise InputError(
-            f"{path}: {wrong}, NaN or 0 in all bands; write the file again, remove it, or mark it bad in the column"
-            " quality of index.csv"
+            f"{path}: no pixel holds data in {' and '.join(empty or images)} (all is NaN, or 0 in all bands); write the"
+            " file again, remove it, or mark it bad in the column quality of index.csv"
         )
 
 

@@ -336,7 +336,7 @@ def _said(part: dict[str, Any]) -> str:
         f"opt_v3 has the smaller MSE on {share(part['wins'])} of the tiles · copy ratio"
         f" {shown_figure('copy_ratio', mean['copy_ratio'])}",
         f"better by tile, quartiles: {', '.join(map(percent, part['improvement_quartiles_%']))} · worst tile:"
-        f" {_worst(part)}",
+        f" {percent(part['worst_tile_%'], sign=-1)}",
         f"pixels: {kinds}" + (f" · OPT_V3 IS OPT_V2 UNCHANGED on {counted(unchanged, 'tile')}" if unchanged else ""),
     ]
     rest = part.get("sar_consistent")
@@ -344,15 +344,9 @@ def _said(part: dict[str, Any]) -> str:
         lines.append(
             f"on {counted(len(part['sar_inconsistent_tiles']), 'tile')} the SAR shows water on land of the truth,"
             f" another day; better without them: {percent(rest['improvement_of_mean_%']['mse'])} · worst tile:"
-            f" {_worst(rest)}"
+            f" {percent(rest['worst_tile_%'], sign=-1)}"
         )
     return "\n".join(lines)
-
-
-def _worst(part: Mapping[str, Any]) -> str:
-    """How much better the worst tile is: below zero where it is worse."""
-    change = part["worst_tile_%"]
-    return percent(None if change is None else 0.0 - change)
 
 
 def _control_table(name: str, part: dict[str, Any]) -> Table:

@@ -276,7 +276,7 @@ def test_what_cannot_be_is_said(full: Path, bounds: Any, dates: str, options: di
 def test_what_is_no_catalogue_or_lacks_bands(full: Path, tmp_path: Path) -> None:
     (tmp_path / "broken.json").write_text("{")
     for name in ("none.json", "broken.json"):
-        with pytest.raises(AxionError, match="cannot be read as a STAC catalogue"):
+        with pytest.raises(AxionError, match="cannot be read as STAC"):
             find_pair(tmp_path / name, inside(), "2021-07-07")
     pair = find_pair(full, inside(), "2021-07-07/2021-07-09")
     with pytest.raises(InputError, match="none for VV, VH"):
