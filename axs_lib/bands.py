@@ -26,6 +26,7 @@ TERRAMIND_S2_BANDS: tuple[str, ...] = (
 )  # fmt: skip
 TERRAMIND_OPTICAL_INDEX: tuple[int, ...] = tuple(TERRAMIND_S2_BANDS.index(b) for b in OPTICAL_BANDS)
 TERRAMIND_BOA_OFFSET = 1000.0
+MOST_REFLECTANCE = 2.0  # an image without a higher value is reflectance in 0-1, not DN
 
 TERRAMIND_S2_MEAN: tuple[float, ...] = (
     1390.458, 1503.317, 1718.197, 1853.91, 2199.1, 2779.975, 2987.011, 3083.234, 3132.22, 3162.988, 2424.884, 1857.648,

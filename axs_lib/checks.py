@@ -17,7 +17,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from axs_lib.bands import OPTICAL_BANDS, SAR_BANDS
+from axs_lib.bands import MOST_REFLECTANCE, OPTICAL_BANDS, SAR_BANDS
 from axs_lib.errors import AxionError, InputError, listed
 from axs_lib.nodata import valid_pixels
 
@@ -68,16 +68,18 @@ def check_pair(
     source: str = "tensor",
     standardize: bool = True,
     force: bool = False,
+    name: str = "opt_v2",
 ) -> CheckedPair:
     """Validate SAR and optical inputs and bring them to one batched floating-point form.
 
     ``s1`` (B, 2, H, W) or (2, H, W) is VV and VH in dB, ``opt_v2`` (B, 4, H, W) or (4, H, W) B02 B03 B04 B08 in DN,
     ``trust`` (B, 1, H, W), (1, H, W) or (H, W) 1 = observed, 0 = unknown (what opt_v2 holds there is not looked at and
-    becomes NaN); ``None`` is an estimate everywhere. Of source ``"file"`` implausible ranges raise, of ``"tensor"``
-    they warn; without ``standardize`` (z-units) and with ``force`` they are not checked. Raises InputError: other
-    shapes, bands, sizes or devices, no real numbers, infinities; or implausible ranges.
+    becomes NaN); ``None`` is an estimate everywhere; ``name`` is what errors call opt_v2. Of source ``"file"``
+    implausible ranges raise, of ``"tensor"`` they warn; without ``standardize`` (z-units) and with ``force`` they are
+    not checked. Raises InputError: other shapes, bands, sizes or devices, no real numbers, infinities; or implausible
+    ranges.
     """
-    s1, opt_v2 = _as_image("s1", s1, SAR_BANDS), _as_image("opt_v2", opt_v2, OPTICAL_BANDS)
+    s1, opt_v2 = _as_image("s1", s1, SAR_BANDS), _as_image(name, opt_v2, OPTICAL_BANDS)
     if s1.ndim != opt_v2.ndim:
         raise InputError(
             f"s1 has shape {tuple(s1.shape)} and opt_v2 {tuple(opt_v2.shape)}; pass both batched (B, C, H, W) or both"
@@ -102,10 +104,10 @@ def check_pair(
     if trust is not None:
         opt_v2 = opt_v2.masked_fill(certainty == 0, torch.nan)
     _check_finite("s1", s1, "dB")
-    _check_finite("opt_v2", opt_v2, "DN")
+    _check_finite(name, opt_v2, "DN")
     if standardize and not force:
         advice = _Z_SCORED if source == "tensor" else ""
-        _report([_sar_range(s1, advice), _optical_range("opt_v2", opt_v2, advice)], source)
+        _report([_sar_range(s1, advice), _optical_range(name, opt_v2, advice)], source)
     return CheckedPair(s1.float(), opt_v2, certainty, unbatched)
 
 
@@ -335,7 +337,7 @@ def _optical_range(name: str, image: Tensor, advice: str = _Z_SCORED) -> str | N
         return None
     low, high = map(float, values.aminmax())
     seen = f" [seen {low:.4g} to {high:.4g}]"
-    if low >= 0 and high <= 2.0:
+    if low >= 0 and high <= MOST_REFLECTANCE:
         return f"{name} looks like reflectance in 0-1, not DN; multiply by 10000" + seen
     if high <= 20.0:
         return f"{name} does not look like DN (reflectance x 10000): no value is above 20{advice}{seen}"

@@ -138,6 +138,15 @@ def test_commands_exist_with_their_options(page: Path) -> None:
                 assert not option.startswith("--") or option in helps[command], f"{name(page)}: {line}"
 
 
+def test_no_two_commands_write_one_file() -> None:
+    """Who follows the pages in order meets no output that exists already; batches and training runs go on."""
+    text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
+    lines = [line for _, block in FENCE.findall(text) for line in re.sub(r" *\\\n *", " ", block).splitlines()]
+    lines = [line for line in lines if re.match("axs (ground|run|report|evaluate|fetch)", line)]
+    written = [file for line in lines for file in re.findall(r"--(?:out|json|stac) (\S+)", line)]
+    assert len(written) > 20 and sorted(written) == sorted(set(written))
+
+
 @pytest.mark.parametrize("file", DOCTESTED, ids=name)
 def test_every_doctest_runs(file: Path) -> None:
     module = importlib.import_module(".".join(file.relative_to(ROOT).with_suffix("").parts))

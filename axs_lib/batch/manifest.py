@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
-from axs_lib.errors import AxionError, InputError, OutputError, first_line
+from axs_lib.errors import AxionError, InputError, OutputError, counted, first_line
 from axs_lib.io.atomic import atomic_write, locked_folder, refusals, remove_leftovers
 from axs_lib.io.files import open_regular
 
@@ -201,19 +201,20 @@ def _read_records(out: Path, overwrite: bool) -> tuple[dict[str, Record], int]:
     """The last record of each item, and the number of damaged lines, for which the table stands in where it can."""
     journal, table = out / JOURNAL, out / MANIFEST
     records, damaged = _read_journal(journal)
-    if damaged:
-        warnings.warn(
-            f"{damaged} lines of {journal} cannot be read and are set aside; their items are taken from {MANIFEST}, or"
-            " done again",
-            ManifestWarning,
-            stacklevel=2,
-        )
-    if table.exists() and (damaged or not journal.exists()):
+    stand_in = "their items are done again"
+    if table.exists() and (damaged or not records):
         try:
-            records = _read_parquet(table) | records
-        except InputError:
+            records, stand_in = _read_parquet(table) | records, f"their items are taken from {MANIFEST}, or done again"
+        except InputError as error:
             if not overwrite and not records:
-                raise
+                state = f"no line of {JOURNAL} beside it can" if damaged else f"{JOURNAL} beside it is missing or empty"
+                raise InputError(
+                    f"{error}, and {state}: choose another --out, or run the same command with {OVERWRITE} to make the"
+                    " outputs again"
+                ) from error
+    if damaged:
+        message = f"{journal}: {counted(damaged, 'line')} that cannot be read set aside; {stand_in}"
+        warnings.warn(message, ManifestWarning, stacklevel=2)
     return records, damaged
 
 
@@ -254,10 +255,7 @@ def _read_parquet(path: Path) -> dict[str, Record]:
         if None in records:
             raise ValueError("it has other columns or values than this version writes")
     except (ArrowException, OSError, ValueError, TypeError) as error:
-        raise InputError(
-            f"{path} cannot be read ({first_line(error)}), and there is no {JOURNAL} beside it: choose another --out,"
-            f" or run the same command with {OVERWRITE} to make the outputs again"
-        ) from error
+        raise InputError(f"{path} cannot be read ({first_line(error)})") from error
     return {record.id: record for record in records if record is not None}
 
 

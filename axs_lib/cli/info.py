@@ -32,6 +32,7 @@ def info(variant: Annotated[str | None, typer.Option(help="Only this variant, wi
     from importlib.metadata import version
 
     from rich.console import Console
+    from rich.filesize import decimal
 
     from axs_lib import __version__
     from axs_lib.terramind.weights import VARIANTS, find_variant, sha256_file
@@ -60,7 +61,7 @@ def info(variant: Annotated[str | None, typer.Option(help="Only this variant, wi
         console.print(table, soft_wrap=False)
         console.print("A variant that is not cached: axs weights download VARIANT\n")
     for path in here:
-        console.print(f"{path}  {path.stat().st_size / 1e6:.1f} MB\n  sha256 {sha256_file(path)}")
+        console.print(f"{path}  {decimal(path.stat().st_size)}\n  sha256 {sha256_file(path)}")
 
 
 def find_weights(spec: Variant) -> tuple[str, list[Path]]:

@@ -31,6 +31,8 @@ def report(
     quiet: Annotated[bool, option("Print nothing but errors.", "--quiet", "-q")] = False,
 ) -> None:
     """Write one self-contained page to compare images and judge their figures in a browser."""
+    from rich.filesize import decimal
+
     from axs_lib.evaluate.html.page import write_report
     from axs_lib.io.atomic import check_output
 
@@ -43,4 +45,4 @@ def report(
         out, results or [], evaluation=evaluation, companions=companions, title=title, most=most, overwrite=overwrite
     )
     if not quiet:
-        typer.echo(f"{out}: {counted(count, 'result')}, {out.stat().st_size / 1e6:.1f} MB; open it in a browser")
+        typer.echo(f"{out}: {counted(count, 'result')}, {decimal(out.stat().st_size)}; open it in a browser")

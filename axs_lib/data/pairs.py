@@ -20,7 +20,7 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from axs_lib.bands import VALID_DN
+from axs_lib.bands import MOST_REFLECTANCE, VALID_DN
 from axs_lib.errors import InputError, listed
 from axs_lib.io.files import open_regular
 from axs_lib.io.formats import Arrays, FloatArray, open_npz
@@ -141,7 +141,19 @@ def load_pair(record: PairRecord | str | Path) -> Pair:
         size = sar.shape[1:]
         truth = _optical(path, arrays, "s2_real" if "s2" not in arrays and "s2_real" in arrays else "s2", size)
         extra = {key: _optical(path, arrays, key, size) for key in ("opt_v1", "opt_v2", "s2_cloudy") if key in arrays}
+    check_valid(path, s1=sar, s2=truth)
     return Pair(record, sar, truth, **extra)
+
+
+def check_valid(path: Path, **images: Any) -> None:
+    """Raise ``InputError`` where no pixel (C,H,W) of a pair holds data in all bands of all of these images."""
+    nodata = {key: np.isnan(image).any(0) for key, image in images.items()}
+    if np.logical_or.reduce(list(nodata.values())).all():
+        empty = [key for key, image in nodata.items() if image.all()]
+        raise InputError(
+            f"{path}: no pixel holds data in {' and '.join(empty or images)} (all is NaN, or 0 in all bands); write the"
+            " file again, remove it, or mark it bad in the column quality of index.csv"
+        )
 
 
 def check_groups(folder: str | Path, pairs: Iterable[ListedPair], groups: Iterable[str]) -> None:
@@ -266,7 +278,8 @@ def _optical(path: Path, arrays: Arrays, key: str, size: tuple[int, ...]) -> Flo
             f"{path}: {key} runs from {np.nanmin(values):g} to {np.nanmax(values):g};"
             f" expected DN (reflectance x 10000) in 0..{high:g}."
         )
-    return np.where((values == 0).all(axis=0), np.float32(np.nan), np.maximum(values, np.float32(low)))
+    lowest = low if np.nanmax(values, initial=0) > MOST_REFLECTANCE else 0  # reflectance is told as it is
+    return np.where((values == 0).all(axis=0), np.float32(np.nan), np.maximum(values, np.float32(lowest)))
 
 
 def _checked(path: Path, key: str, image: FloatArray, bands: int) -> FloatArray:

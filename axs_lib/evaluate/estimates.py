@@ -335,16 +335,16 @@ def _said(part: dict[str, Any]) -> str:
     lines = [
         f"opt_v3 has the smaller MSE on {share(part['wins'])} of the tiles · copy ratio"
         f" {shown_figure('copy_ratio', mean['copy_ratio'])}",
-        f"better by tile, quartiles: {', '.join(map(percent, part['improvement_quartiles_%']))} · worst tile's MSE"
-        f" {percent(part['worst_tile_%'])}",
+        f"better by tile, quartiles: {', '.join(map(percent, part['improvement_quartiles_%']))} · worst tile:"
+        f" {percent(part['worst_tile_%'], sign=-1)}",
         f"pixels: {kinds}" + (f" · OPT_V3 IS OPT_V2 UNCHANGED on {counted(unchanged, 'tile')}" if unchanged else ""),
     ]
     rest = part.get("sar_consistent")
     if rest is not None:
         lines.append(
             f"on {counted(len(part['sar_inconsistent_tiles']), 'tile')} the SAR shows water on land of the truth,"
-            f" another day; without them: MSE {percent(rest['improvement_of_mean_%']['mse'])} better, worst tile"
-            f" {percent(rest['worst_tile_%'])}"
+            f" another day; better without them: {percent(rest['improvement_of_mean_%']['mse'])} · worst tile:"
+            f" {percent(rest['worst_tile_%'], sign=-1)}"
         )
     return "\n".join(lines)
 

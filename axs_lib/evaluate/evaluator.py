@@ -18,6 +18,7 @@ from axs_lib.evaluate import sources
 from axs_lib.evaluate.models import EvaluatedModel
 from axs_lib.evaluate.sources import EvaluationTile, OptV2Source
 from axs_lib.evaluate.tables import finite_only
+from axs_lib.io.safe import dark_level, warn_of_offset
 from axs_lib.progress import track
 from axs_lib.tilegrid import batches_of_one_shape
 
@@ -131,11 +132,17 @@ def evaluate(
     results: dict[Scenario, list[TileFigures]] = {scenario: [] for scenario in scenarios}
     by_size = sorted(records, key=lambda record: record.size)
     batches = list(batches_of_one_shape(by_size, lambda record: record.size, batch_size))
+    dark: dict[str, float] = {}
     with torch.no_grad():
         for batch in track(batches, "evaluate", enabled=progress):
             tiles = [sources.read_tile(record, force=force) for record in batch]
+            for tile in tiles:
+                dark[f"{tile.record.path}: s2"] = dark_level(tile.truth)
+                if tile.opt_v2 is not None and source == "file":
+                    dark[f"{tile.record.path}: opt_v2"] = dark_level(tile.opt_v2)
             for scenario, found in results.items():
                 found += scenario.measure(tiles, evaluated)
+    warn_of_offset(dark, "1000 taken off in the file")
     order = {record.name: place for place, record in enumerate(records)}
     left_out = {}
     for scenario, found in results.items():

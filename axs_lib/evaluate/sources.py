@@ -17,7 +17,7 @@ from torch import Tensor
 from axs_lib.bands import OPTICAL_BANDS
 from axs_lib.checks import check_pair
 from axs_lib.data.degrade import degrade
-from axs_lib.data.pairs import PairRecord, Quality, check_groups, list_pairs, load_pair
+from axs_lib.data.pairs import PairRecord, Quality, check_groups, check_valid, list_pairs, load_pair
 from axs_lib.errors import InputError, counted
 from axs_lib.grounding.sar_inconsistency import open_water
 from axs_lib.nodata import fill_nodata, pad_square, valid_pixels
@@ -45,6 +45,8 @@ class EvaluationTile:
         """What is grounded, (4,H,W) DN, and its source; all NaN where Stages 1 and 2 will make it."""
         given = self.s2_cloudy if source == "cloudy" else self.opt_v2 if source == "file" else None
         if given is not None:
+            name = "s2_cloudy" if source == "cloudy" else "opt_v2"
+            check_valid(self.record.path, s1=self.s1.numpy(), s2=self.truth.numpy(), **{name: given.numpy()})
             return given, source
         if source == "stage2":
             return torch.full_like(self.truth, torch.nan), source
@@ -57,9 +59,9 @@ def read_tile(record: PairRecord, *, force: bool = False) -> EvaluationTile:
     s1, truth = torch.from_numpy(pair.s1), torch.from_numpy(pair.s2)
     opt_v2, s2_cloudy = (None if image is None else torch.from_numpy(image) for image in (pair.opt_v2, pair.s2_cloudy))
     try:
-        for image in (truth, opt_v2, s2_cloudy):
+        for name, image in (("s2", truth), ("opt_v2", opt_v2), ("s2_cloudy", s2_cloudy)):
             if image is not None:
-                check_pair(s1, image, source="file", force=force)
+                check_pair(s1, image, source="file", force=force, name=name)
     except InputError as error:
         raise InputError(f"{record.path}: {error}") from error
     return EvaluationTile(record, s1, truth, opt_v2, s2_cloudy)

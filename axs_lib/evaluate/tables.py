@@ -30,9 +30,9 @@ def finite_only(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def percent(value: float | None, digits: int = 1) -> str:
-    """A change for people; "-" where there is none."""
-    return "-" if value is None or not math.isfinite(value) else f"{value:+.{digits}f} %"
+def percent(value: float | None, digits: int = 1, sign: int = 1) -> str:
+    """A change for people, with sign -1 of its opposite; "-" where there is none."""
+    return "-" if value is None or not math.isfinite(value) else f"{sign * value + 0.0:+.{digits}f} %"
 
 
 def share(value: float | None) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import io
 import json
 import os
 import re
@@ -132,6 +133,15 @@ def write_json(path: PathLike, value: object, overwrite: bool = False, **how: An
     """Write a value as JSON, as ``atomic_write`` does; ``how`` is for ``json.dumps``."""
     with atomic_write(path, overwrite) as temporary:
         temporary.write_text(json.dumps(value, indent=2, **how) + "\n", encoding="utf-8")
+
+
+def write_torch(path: Path, value: object) -> None:
+    """Write what ``torch.save`` does to a path of ``atomic_write``: of a full disk torch itself makes RuntimeErrors."""
+    import torch
+
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    path.write_bytes(buffer.getbuffer())
 
 
 @contextlib.contextmanager

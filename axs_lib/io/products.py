@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from axs_lib.bands import DN_PER_REFLECTANCE, OPTICAL_BANDS, SAR_BANDS
+from axs_lib.bands import OPTICAL_BANDS, SAR_BANDS
 from axs_lib.errors import InputError, listed
 from axs_lib.io.arrays import ArrayPixels, is_xarray
 from axs_lib.io.files import PathLike, paths_of
@@ -28,7 +28,7 @@ from axs_lib.io.formats import FloatArray, open_npz, read_pt
 from axs_lib.io.grid import SceneGrid
 from axs_lib.io.pixels import AS_DECLARED, TRUST, FilePixels, MemoryPixels, Order, Pixels, Reading, read_npz
 from axs_lib.io.raster import TRUTH_KEYS, Raster
-from axs_lib.io.safe import Offset, open_safe, refuse_radar_geometry
+from axs_lib.io.safe import Offset, ReadingWarning, dark_level, open_safe, refuse_radar_geometry, warn_of_offset
 from axs_lib.tilegrid import Tile
 
 POSSIBLE_DB = (-60.0, 40.0)  # both excluded
@@ -50,10 +50,6 @@ _SAID = {  # of what is counted
     "infinite": "pixels are infinite and are taken for nodata",
     "negative": "values below 0 DN are clipped to 1",
 }
-
-
-class ReadingWarning(UserWarning):
-    """What an image is taken for is likely, but neither the file nor the user says it."""
 
 
 class Source:
@@ -243,14 +239,8 @@ class Source:
             self.notes.append(f"{self.label}: BOA offset taken off: {removed} DN, {offset.source}")
         if seen.size and not self.reading.force:
             self._check_optical(seen)
-        dark = float(np.quantile(seen, 0.005, axis=1).min()) if seen.size else 0.0
-        if not offset.source and 950 <= dark <= 1300 and self.reading.boa_offset == "auto":
-            _warn(
-                f"{self.label}: the darkest pixels are near {dark:.0f} DN and nothing says whether the BOA offset of"
-                " 1000 DN (processing baseline 04.00 and later) was taken off. It is taken for removed, so that they"
-                f" are {dark / DN_PER_REFLECTANCE:.2f} reflectance; with --boa-offset 1000 they are"
-                f" {(dark - 1000) / DN_PER_REFLECTANCE:.2f}"
-            )
+        if not offset.source and self.reading.boa_offset == "auto":
+            warn_of_offset({self.label: dark_level(seen)}, "--boa-offset 1000", stacklevel=4)
 
     def _find_offset(self) -> Offset:
         """The BOA offset in the values; its source is empty where it is not known."""

@@ -25,7 +25,7 @@ from rasterio.errors import RasterioError
 
 from axs_lib.bands import DN_PER_REFLECTANCE, OPTICAL_BANDS, SAR_BANDS, VALID_DN
 from axs_lib.errors import InputError, OutputError, listed
-from axs_lib.io.atomic import atomic_write, temporary_folder
+from axs_lib.io.atomic import atomic_write, temporary_folder, write_torch
 from axs_lib.io.files import PathLike
 from axs_lib.io.formats import FloatArray
 from axs_lib.io.grid import SceneGrid
@@ -154,13 +154,13 @@ def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]], grid: SceneGrid
     made = json.dumps(dict(tags), sort_keys=True) if tags else None
     about = {"crs": grid.crs, "transform": grid.transform, "provenance": made}
     stored: dict[str, Any] = {**arrays, **{key: np.array(value) for key, value in about.items() if value is not None}}
-    with path.open("wb") as file:
-        if path.suffix.lower() == ".npz":
+    if path.suffix.lower() == ".npz":
+        with path.open("wb") as file:
             np.savez_compressed(file, **stored)
-        else:
-            import torch
+    else:
+        import torch
 
-            torch.save(torch.from_numpy(np.ascontiguousarray(next(iter(arrays.values())))), file)
+        write_torch(path, torch.from_numpy(np.ascontiguousarray(next(iter(arrays.values())))))
 
 
 def to_uint16(data: NDArray[Any]) -> NDArray[np.uint16]:

@@ -7,13 +7,17 @@ file that merely lies beside such metadata. Sentinel-1 products in radar geometr
 from __future__ import annotations
 
 import re
+import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from axs_lib.bands import OPTICAL_BANDS
-from axs_lib.errors import InputError, listed
+import numpy as np
+from numpy.typing import ArrayLike
+
+from axs_lib.bands import DN_PER_REFLECTANCE, OPTICAL_BANDS
+from axs_lib.errors import InputError, counted, listed
 from axs_lib.io.files import PathLike, open_regular
 from axs_lib.io.formats import LARGEST_XML, check_file, is_address, parse_xml
 
@@ -51,6 +55,34 @@ class Safe:
     bands: list[str]  # paths for rasterio, in the order of ``OPTICAL_BANDS``
     classification: str | None  # path of the scene classification
     offset: Offset | None  # what the metadata say of the BOA offset
+
+
+class ReadingWarning(UserWarning):
+    """What an image is taken for is likely, but neither the file nor the user says it."""
+
+
+def dark_level(image: ArrayLike) -> float:
+    """DN of the darkest pixels of an image (4, ...), in the darkest band; 0 where there are none, NaN is nodata."""
+    values = np.asarray(image).reshape(len(OPTICAL_BANDS), -1)
+    values = values[:, np.isfinite(values).all(axis=0)]
+    return float(np.quantile(values, 0.005, axis=1).min()) if values.size else 0.0
+
+
+def warn_of_offset(levels: Mapping[str, float], remedy: str, stacklevel: int = 2) -> None:
+    """Warn once of all images whose ``dark_level``, by their labels, is as if nobody had taken the BOA offset off."""
+    found = {label: level for label, level in levels.items() if 950 <= level <= 1300}
+    if not found:
+        return
+    (label, dark), others = next(iter(found.items())), [*found][1:]
+    more = f" (also in {counted(len(others), 'other image')}: {listed(others[:10])})" if others else ""
+    warnings.warn(
+        f"{label}: the darkest pixels are near {dark:.0f} DN{more} and nothing says whether the BOA offset of 1000 DN"
+        " (processing baseline 04.00 and later) was taken off. It is taken for removed, so that they are"
+        f" {dark / DN_PER_REFLECTANCE:.2f} reflectance; with {remedy} they are"
+        f" {max(dark - OFFSET_DN, 0) / DN_PER_REFLECTANCE:.2f}",
+        ReadingWarning,
+        stacklevel=stacklevel + 1,
+    )
 
 
 def open_safe(path: PathLike) -> Safe | None:

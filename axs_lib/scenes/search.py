@@ -10,8 +10,8 @@ import functools
 import os
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, time, timedelta
 from pathlib import Path
@@ -91,6 +91,18 @@ class PairArrays:
     sources: tuple[str, ...] = ()  # addresses or paths of the items' files
 
 
+@contextmanager
+def _readable(what: str = "an item of the catalogue") -> Iterator[None]:
+    """Make an AxionError of a catalogue, or an item's footprint, scale or grid that is none, whoever meets it."""
+    try:
+        yield
+    except AxionError:
+        raise
+    except Exception as error:  # of half a dozen libraries
+        raise AxionError(f"{what} cannot be read as STAC ({type(error).__name__}: {first_line(error)})") from error
+
+
+@_readable()
 def find_pair(
     catalog: PathLike | Catalog,
     bounds: Sequence[float],
@@ -138,6 +150,7 @@ def find_pair(
     return ScenePair(tuple(sorted(s1, key=apart)), s2, place, clear[best])
 
 
+@_readable()
 def load_pair(
     pair: ScenePair, *, crs: str | None = None, resolution: float | None = None, s1_unit: str = "auto"
 ) -> PairArrays:
@@ -285,24 +298,19 @@ def _search(
     """Items of each collection; AxionError: the extra is missing or the catalogue cannot be read."""
     try:
         import odc.stac  # noqa: F401
-        import pystac
-        from pystac_client.exceptions import APIError
+        import pystac_client  # noqa: F401
     except ImportError as error:
         raise AxionError(
             "searching a STAC catalogue needs pystac-client and odc-stac, which are not installed:"
             " pip install 'axion-sat[stac]'"
         ) from error
-    try:
+    with _readable(_label(catalog)):
         opened = _open(catalog)
         # An item of one polarisation is none for this purpose.
         return {
             name: [item for item in _items(opened, name, place, span) if all(_assets(item, wanted).values())]
             for name, wanted in bands.items()
         }
-    except (pystac.STACError, APIError, OSError, ValueError) as error:
-        if isinstance(error, AxionError):
-            raise
-        raise AxionError(f"{_label(catalog)} cannot be read as a STAC catalogue: {first_line(error)}") from error
 
 
 def _assets(item: Item, wanted: tuple[str, ...]) -> dict[str, str | None]:

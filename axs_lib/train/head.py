@@ -38,8 +38,9 @@ from axs_lib.grounding.head import GroundingHead
 from axs_lib.grounding.load import CORRECTOR_FILE
 from axs_lib.grounding.sar_inconsistency import ndwi, open_water, sar_inconsistency
 from axs_lib.hub import source_header
-from axs_lib.io.atomic import atomic_write
+from axs_lib.io.atomic import atomic_write, write_torch
 from axs_lib.io.files import check_regular
+from axs_lib.io.safe import dark_level, warn_of_offset
 from axs_lib.nodata import fill_nodata, pad_square, valid_pixels
 from axs_lib.progress import track
 from axs_lib.stage1_tm_s2o import Stage1Model
@@ -269,9 +270,10 @@ def load_tiles(
     drawn_with = [*hashes, config.s1_product, config.seed, STAGE2_DRAWS]
     stored = _stored(path, drawn_with)
     groups = Counter(record.group for record in records)
-    tiles = []
+    tiles, dark = [], dict[str, float]()
     for number, record in track(enumerate(records), "tiles", enabled=progress, total=len(records)):
         pair = load_pair(record)
+        dark[f"{record.path}: s2"] = dark_level(pair.s2)
         content = hashlib.sha256(pair.s1.tobytes() + pair.s2.tobytes() + str(record.metadata).encode())
         key = f"{record.name} {content.hexdigest()}"
         s1, truth = torch.as_tensor(pair.s1)[None].float(), torch.as_tensor(pair.s2)[None].float()
@@ -290,8 +292,9 @@ def load_tiles(
         weight *= 1.0 if record.quality == "ok" else 0.4
         wet = float(open_water(s1).mean()) >= DONOR_WATER
         tiles.append(TrainingTile(record, s1[0], truth[0], **stored[key], weight=weight, wet=wet))
+    warn_of_offset(dark, "1000 taken off in the file")
     with atomic_write(path, overwrite=True) as temporary:
-        torch.save({"drawn_with": drawn_with, "tiles": stored}, temporary)
+        write_torch(temporary, {"drawn_with": drawn_with, "tiles": stored})
     return tiles
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import errno
-import io
 import itertools
 import json
 import math
@@ -32,7 +31,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from axs_lib.errors import InputError, OutputError, WeightsError, first_line
-from axs_lib.io.atomic import atomic_write, locked_folder
+from axs_lib.io.atomic import atomic_write, locked_folder, write_torch
 from axs_lib.progress import bar
 from axs_lib.train.config import LoopConfig
 
@@ -287,7 +286,8 @@ def check_run(config: LoopConfig, kind: str) -> list[str]:
             " it away, or start anew with --restart"
         ) from error
     new = _flat(json.loads(json.dumps(asdict(config))))
-    fixed = [(key, old.get(key), new[key]) for key in FIXED if key in new]
+    # Of groups that were trained on before they were held out the weights' header would say nothing.
+    fixed = [(key, old.get(key), new[key]) for key in new if key in FIXED or key.endswith("_groups")]
     for name, was, now in (("kind", before, kind), *fixed):
         if was != now:
             raise WeightsError(
@@ -354,11 +354,9 @@ class AtomicCheckpoints(TorchCheckpointIO):
     """Writes checkpoints so that a reader, or the next run after a kill, sees a whole one."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        buffer = io.BytesIO()
-        torch.save(checkpoint, buffer)
         try:
             with atomic_write(path, overwrite=True) as temporary:
-                temporary.write_bytes(buffer.getbuffer())
+                write_torch(temporary, checkpoint)
         except OutputError as error:
             kept = "the previous checkpoint is intact" if Path(path).exists() else "there is no checkpoint yet"
             raise OutputError(f"{error}; {kept}: run the same command again once there is space") from error

@@ -64,7 +64,7 @@ def test_a_line_that_is_no_record_is_set_aside_with_a_word(tmp_path: Path, line:
     (tmp_path / MANIFEST).unlink()
     first, second = (tmp_path / JOURNAL).read_bytes().splitlines(keepends=True)
     (tmp_path / JOURNAL).write_bytes(first + line + b"\n" + second)
-    with pytest.warns(ManifestWarning, match=r"1 lines of .*manifest\.jsonl cannot be read"):
+    with pytest.warns(ManifestWarning, match=r"manifest\.jsonl: 1 line that cannot be read .* done again"):
         fill(tmp_path, "c")
     assert names(tmp_path) == ["a", "b", "c"]
     assert line in (tmp_path / "manifest.damaged").read_bytes()
@@ -89,6 +89,13 @@ def test_a_truncated_table_is_written_anew_from_the_journal(tmp_path: Path) -> N
     (tmp_path / MANIFEST).write_bytes(whole[:100])
     fill(tmp_path)
     assert (tmp_path / MANIFEST).read_bytes() == whole
+    (tmp_path / JOURNAL).write_bytes(b"")
+    assert names(tmp_path) == ["a", "b"]
+    (tmp_path / MANIFEST).write_bytes(whole[:100])
+    for journal, state in ((b"", "is missing or empty"), (b"torn", "no line of")):
+        (tmp_path / JOURNAL).write_bytes(journal)
+        with pytest.raises(InputError, match=rf"manifest\.parquet cannot be read .*{state}.*--overwrite"):
+            names(tmp_path)
 
 
 def test_a_disk_that_refuses_half_a_line_leaves_whole_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

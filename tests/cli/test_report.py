@@ -18,7 +18,7 @@ def test_a_page_of_a_file(axs: Run, tmp_path: Path) -> None:
     np.savez(tmp_path / "field.npz", opt_v2=images, opt_v3=images + 10)
     out = tmp_path / "page.html"
     result = axs("report", tmp_path / "field.npz", "--out", out, "--title", "Ours & theirs")
-    assert "1 result" in result.output and str(out) in result.output.replace("\n", "")
+    assert f"{out}: 1 result, " in result.output.replace("\n", "") and "kB; open" in result.output
     page = out.read_text()
     assert "<title>Ours &amp; theirs</title>" in page and ">field</h2>" in page
     assert "exists already" in axs("report", tmp_path / "field.npz", "--out", out, code=2).stderr

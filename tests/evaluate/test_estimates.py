@@ -214,6 +214,9 @@ def test_wins_worst_tile_and_quartiles() -> None:
     assert summary["mean"]["copy_ratio"] == 0.25
     alone = summary_of(measured("a", 1.0, 0.9))
     assert alone["worst_tile_%"] == pytest.approx(-10), "negative where all are better"
+    for value, worst in ((0.9, "+10.0"), (1.2, "-20.0")):
+        text = fakes.shown(Estimates().tables(report(measured("a", 1.0, value)).to_json(), ""))
+        assert f"worst tile: {worst} %" in " ".join(text.split()), "signed as the quartiles beside it"
     assert alone["improvement_quartiles_%"] == pytest.approx([10, 10, 10])
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from axs_lib.errors import InputError
 from axs_lib.evaluate import Estimates, Floods, evaluate
+from axs_lib.io.safe import ReadingWarning
 from tests.evaluate.fakes import FakeModel, FakePipeline, follow_sar
 
 
@@ -50,7 +51,17 @@ def test_other_units_are_refused_with_the_file_named(folder: Path) -> None:
         ids(folder)
     assert len(ids(folder, force=True)) == 3
     np.savez(path, **(content | {"opt_v2": content["s2"] / 10_000}))
-    with pytest.raises(InputError, match=r"b\.npz: .*reflectance in 0-1"):
+    with pytest.raises(InputError, match=r"b\.npz: opt_v2 .*reflectance in 0-1"):
+        ids(folder)
+    np.savez(path, **(content | {"s2": content["s2"] / 10_000}))
+    with pytest.raises(InputError, match=r"b\.npz: s2 .* in 0-1.* multiply by 10000 \[seen 0\.\d+ to 0\.\d+\]"):
+        ids(folder)
+    for name in ("s1", "s2", "opt_v2"):
+        np.savez(path, **(content | {name: np.full_like(content["s1" if name == "s1" else "s2"], np.nan, float)}))
+        with pytest.raises(InputError, match=rf"b\.npz: no pixel holds data in {name} "):
+            ids(folder)
+    np.savez(path, **(content | {"s2": content["s2"] - content["s2"].min() + 1000}))
+    with pytest.warns(ReadingWarning, match=r"a\.npz: opt_v2: .* 1108 DN \(also in 1 .*b\.npz: s2\) .* in the file"):
         ids(folder)
 
 

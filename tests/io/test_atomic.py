@@ -9,9 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from axs_lib.errors import InputError, OutputError, WeightsError
-from axs_lib.io.atomic import atomic_write, check_output, remove_leftovers, temporary_folder
+from axs_lib.io.atomic import atomic_write, check_output, remove_leftovers, temporary_folder, write_torch
 from axs_lib.io.files import check_regular, open_regular
 
 
@@ -48,6 +49,11 @@ def test_a_failure_leaves_the_old_file_and_no_rubbish(
         raise raised
     assert target.read_bytes() == b"old"
     assert names(tmp_path) == ["tile.npz"]
+
+
+def test_a_full_disk_is_one_for_tensors_too() -> None:
+    with pytest.raises(OSError, match="No space left"):
+        write_torch(Path("/dev/full"), torch.zeros(3000))
 
 
 def test_a_file_that_appears_meanwhile_is_kept(tmp_path: Path) -> None:

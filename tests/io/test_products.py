@@ -25,8 +25,9 @@ from axs_lib.checks import check_pair
 from axs_lib.errors import AxionError, InputError
 from axs_lib.io.formats import open_raster
 from axs_lib.io.pixels import Reading
-from axs_lib.io.products import ReadingWarning, Source, open_source
+from axs_lib.io.products import Source, open_source
 from axs_lib.io.results import optical_layer, write_layer
+from axs_lib.io.safe import ReadingWarning
 from axs_lib.terramind.weights import read_metadata, read_state
 from tests.products import METADATA, PRODUCT, write_safe
 

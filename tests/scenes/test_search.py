@@ -276,11 +276,17 @@ def test_what_cannot_be_is_said(full: Path, bounds: Any, dates: str, options: di
 def test_what_is_no_catalogue_or_lacks_bands(full: Path, tmp_path: Path) -> None:
     (tmp_path / "broken.json").write_text("{")
     for name in ("none.json", "broken.json"):
-        with pytest.raises(AxionError, match="cannot be read as a STAC catalogue"):
+        with pytest.raises(AxionError, match="cannot be read as STAC"):
             find_pair(tmp_path / name, inside(), "2021-07-07")
     pair = find_pair(full, inside(), "2021-07-07/2021-07-09")
     with pytest.raises(InputError, match="none for VV, VH"):
         load_pair(ScenePair(pair.s2, pair.s2, pair.bounds, 1.0))
+    item = full.parent / "sentinel-2-l2a" / "clear" / "clear.json"
+    text = item.read_text()
+    for odd in (text.replace(": 5.0,", ': "no",'), text.replace(": 0.0001", ": null")):
+        item.write_text(odd)
+        with pytest.raises(AxionError, match="an item of the catalogue cannot be read"):
+            load_pair(find_pair(full, inside(), "2021-07-07/2021-07-09"))
 
 
 def test_an_api_searches_for_itself(full: Path, monkeypatch: pytest.MonkeyPatch) -> None:

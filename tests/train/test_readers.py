@@ -18,6 +18,7 @@ from rasterio.warp import transform_bounds
 
 from axs_lib.bands import OPTICAL_BANDS, SAR_BANDS
 from axs_lib.errors import InputError
+from axs_lib.io.safe import ReadingWarning
 from axs_lib.tilegrid import Tile
 from axs_lib.train.readers import BadDataWarning, DataConfig, list_samples, split_samples, without_groups
 from axs_lib.train.readers.batches import CropDataset, validation_batches
@@ -101,6 +102,9 @@ def test_wrong_units_are_an_error(tmp_path: Path) -> None:
     s1, s2 = pair_arrays(0)
     np.savez(tmp_path / "linear.npz", s1=10 ** (s1 / 10), s2=s2)
     with pytest.raises(InputError, match=r"linear(.|\n)*linear power"):
+        samples_of(tmp_path)
+    np.savez(tmp_path / "linear.npz", s1=s1, s2=s2 - s2.min() + 1000)
+    with pytest.warns(ReadingWarning, match="linear: s2: the darkest pixels are near 11"):
         samples_of(tmp_path)
 
 

@@ -16,6 +16,7 @@ import torch
 from axs_lib.checks import MIN_SIDE, check_pair
 from axs_lib.data.pairs import SHOWN, check_groups, split_groups
 from axs_lib.errors import InputError
+from axs_lib.io.safe import dark_level, warn_of_offset
 from axs_lib.train.readers.sample import BadDataWarning, Listing, TrainingSample, evenly_spread
 
 __all__ = ["BadDataWarning", "DataConfig", "Split", "list_samples", "split_samples", "without_groups"]
@@ -90,7 +91,7 @@ def list_samples(config: DataConfig) -> list[TrainingSample]:
             f"{config.folder} has {found if listing.samples else 'no pair'}; expected {config.format} data:"
             " see docs/training.md for the layouts"
         )
-    _check_units(samples)
+    _check_units(samples, config)
     return sorted(samples, key=lambda sample: sample.name)
 
 
@@ -146,8 +147,9 @@ def _list(config: DataConfig) -> Listing:
     return others[config.format](folder)
 
 
-def _check_units(samples: Sequence[TrainingSample]) -> None:
+def _check_units(samples: Sequence[TrainingSample], config: DataConfig) -> None:
     """Look at a few samples, so that linear power or reflectance in 0-1 is an error before the run, not a bad model."""
+    dark: dict[str, float] = {}
     for sample in evenly_spread(samples, CHECKED):
         try:
             crop = sample.read(sample.centre(256))
@@ -156,6 +158,9 @@ def _check_units(samples: Sequence[TrainingSample]) -> None:
         if min(crop.s1.shape[-2:]) < MIN_SIDE:
             continue
         try:
-            check_pair(torch.from_numpy(crop.s1), torch.from_numpy(crop.s2), source="file")
+            check_pair(torch.from_numpy(crop.s1), torch.from_numpy(crop.s2), source="file", name="s2")
         except InputError as error:
             raise InputError(f"{sample.name}: {str(error).partition('; pass --force')[0]}") from None
+        if config.format == "npz":  # the readers of the others look themselves
+            dark[f"{sample.name}: s2"] = dark_level(crop.s2)
+    warn_of_offset(dark, "1000 taken off in the file")
