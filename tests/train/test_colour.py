@@ -26,7 +26,7 @@ def seasonal_pairs(tmp_path: Path) -> Path:
     (tmp_path / "pairs" / "src").mkdir(parents=True)
     for month in MONTHS:
         s1, s2 = (image[0].numpy() for image in plausible_pair(1, 64, 64, seed=month))
-        before = np.clip(s2, 1500, 6000).round().astype(np.uint16)
+        before = np.clip(s2, 900, 6000).round().astype(np.uint16)
         truth = before.astype(float)
         truth[3] -= 600 * np.cos(2 * np.pi * (month - 0.5) / 12)
         stored = {"s1": s1, "s2": truth.round().astype(np.uint16), "opt_v1": before}

@@ -181,9 +181,7 @@ def test_a_checkpoint_of_another_run_or_a_damaged_one_is_refused(
         fit(replace(run, variant="prithvi_eo_v2_300_tl"))
     with pytest.raises(WeightsError, match="lora None, and this run has lora"):
         fit(replace(run, lora=LoraSettings()))
-    with pytest.raises(
-        WeightsError, match=r"with data\.test_groups \['g3'\], and this run has data\.test_groups \['g1'\]"
-    ):
+    with pytest.raises(WeightsError, match=r"with data\.test_groups \['g3'\], and this run has .* \['g1'\]"):
         fit(replace(run, data=replace(run.data, test_groups=("g1",))))
     made = {file: file.read_bytes() for file in (tmp_path / "weights").iterdir()}
     with pytest.raises(InputError, match=r"finished run with other settings \(weight_decay 0\.02 -> 0\.5\).*--restart"):
