@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import math
 import os
+import socket
 from collections.abc import Collection
 from typing import Any
 
@@ -48,6 +49,9 @@ class RayPool:
         else:
             options = {"address": self._address}
         try:
+            host, colon, port = (self._address or "").removeprefix("ray://").rpartition(":")
+            if colon:  # Ray itself waits for many minutes where nobody answers
+                socket.create_connection((host.strip("[]"), int(port)), timeout=30).close()
             self._ray.init(**options, log_to_driver=False, logging_level="ERROR")
         except (ConnectionError, OSError, RuntimeError, ValueError) as error:
             where = f"at {self._address}" if self._address else "on this machine"

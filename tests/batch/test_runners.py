@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,9 +18,10 @@ from rasterio.errors import RasterioIOError
 
 from axs_lib.batch import runners
 from axs_lib.batch.items import Item
+from axs_lib.batch.ray_engine import RayPool
 from axs_lib.batch.work import Job, Outcome, Task, Worker
 from axs_lib.data.samples import load_sample, sample_paths
-from axs_lib.errors import WeightsError
+from axs_lib.errors import AxionError, WeightsError
 from axs_lib.io.results import CALIBRATE
 from axs_lib.scenes.api import ground_scene
 from tests.cli.conftest import FakePipeline
@@ -56,6 +58,17 @@ def test_the_runner_is_built_in_the_precision_and_of_the_weights_of_the_job(tmp_
     assert any(p.dtype == torch.bfloat16 for p in runner.args[0].parameters())
     with pytest.raises(WeightsError, match="not those that the job was started with"):
         runners.build_runner(job_of(tmp_path))
+
+
+def test_a_cluster_that_does_not_answer_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def tried(host: tuple[str, int], timeout: float) -> None:
+        assert host == ("::1", 10001)
+        raise TimeoutError("timed out")
+
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(init=None))
+    monkeypatch.setattr("socket.create_connection", tried)
+    with pytest.raises(AxionError, match=r"Ray cannot be used at ray://\[::1\]:10001: timed out; check --address"):
+        RayPool(SimpleNamespace(threads=1), 1, 0, "ray://[::1]:10001").open()  # type: ignore[arg-type]
 
 
 def image_and_tags(path: Path) -> tuple[np.ndarray, dict[str, str]]:
