@@ -1,7 +1,8 @@
 """Nodata inside the network: NaN pixels are filled from their valid neighbours on entry and masked again on exit.
 
 Filling is pull-push: valid pixels are averaged into coarser and coarser levels, and holes take the finest level that
-knows a value. A tile cut at any place fills the same way from what it contains, and no invalid value spreads.
+knows a value. At every level the holes are then brought nearer to the harmonic surface between what is known, which has
+no streaks. A tile cut at any place fills the same way from what it contains, and no invalid value spreads.
 """
 
 from __future__ import annotations
@@ -14,31 +15,42 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
+STEPS = 5  # of relaxation at every level
+
+
 def valid_pixels(*images: Tensor) -> Tensor:
     """(B, 1, H, W) bool: True where every channel of every image (B, C, H, W), of numbers, is finite."""
     return torch.stack([image.abs().amax(dim=1, keepdim=True).isfinite() for image in images]).all(dim=0)
 
 
-def fill_nodata(image: Tensor, valid: Tensor, *, fallback: Tensor | float = 0.0) -> Tensor:
+def fill_nodata(image: Tensor, valid: Tensor, *, fallback: Tensor | float = 0.0, steps: int = STEPS) -> Tensor:
     """The image (B, C, H, W) with smooth neighbours in place of what is not ``valid`` (B, 1, H, W), NaN perhaps.
 
-    ``fallback`` is the value where a tile has no valid pixel at all, broadcast against the image.
+    ``fallback`` is the value where a tile has no valid pixel at all, broadcast against the image; ``steps`` are those
+    of relaxation at every level, 0 for pull-push alone.
     """
     if bool(valid.all()):
         return image
     mask = valid.to(image.dtype)
-    return torch.where(valid, image, _pull_push(torch.nan_to_num(image) * mask, mask, fallback))
+    return torch.where(valid, image, _pull_push(torch.nan_to_num(image) * mask, mask, fallback, steps))
 
 
-def _pull_push(weighted: Tensor, mask: Tensor, fallback: Tensor | float) -> Tensor:
+def _pull_push(weighted: Tensor, mask: Tensor, fallback: Tensor | float, steps: int) -> Tensor:
     """Values everywhere from ``weighted`` = value * mask."""
     value = weighted / mask.clamp_min(1e-12)
     if bool((mask > 0).all()) or max(mask.shape[-2:]) == 1:
         return torch.where(mask > 0, value, torch.as_tensor(fallback, dtype=value.dtype, device=value.device))
-    coarse = _pull_push(F.avg_pool2d(weighted, 2, ceil_mode=True), F.avg_pool2d(mask, 2, ceil_mode=True), fallback)
+    halved = (F.avg_pool2d(each, 2, ceil_mode=True) for each in (weighted, mask))
+    coarse = _pull_push(*halved, fallback, steps)
     pushed = F.interpolate(coarse, scale_factor=2, mode="bilinear", align_corners=False)
     pushed = pushed[..., : mask.shape[-2], : mask.shape[-1]]
-    return torch.where(mask > 0, value, pushed)
+    value = torch.where(mask > 0, value, pushed)
+    for _ in range(steps):
+        around = F.pad(value, (1, 1, 1, 1), mode="replicate")
+        rows, columns = around[..., 1:-1], around[..., 1:-1, :]
+        mean = (rows[..., :-2, :] + rows[..., 2:, :] + columns[..., :-2] + columns[..., 2:]) / 4
+        value = torch.where(mask > 0, value, mean)
+    return value
 
 
 def spread(image: Tensor, radius: int) -> Tensor:
