@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-
 STEPS = 5  # of relaxation at every level
 
 
@@ -40,8 +39,8 @@ def _pull_push(weighted: Tensor, mask: Tensor, fallback: Tensor | float, steps: 
     value = weighted / mask.clamp_min(1e-12)
     if bool((mask > 0).all()) or max(mask.shape[-2:]) == 1:
         return torch.where(mask > 0, value, torch.as_tensor(fallback, dtype=value.dtype, device=value.device))
-    halved = (F.avg_pool2d(each, 2, ceil_mode=True) for each in (weighted, mask))
-    coarse = _pull_push(*halved, fallback, steps)
+    halved, known = (F.avg_pool2d(each, 2, ceil_mode=True) for each in (weighted, mask))
+    coarse = _pull_push(halved, known, fallback, steps)
     pushed = F.interpolate(coarse, scale_factor=2, mode="bilinear", align_corners=False)
     pushed = pushed[..., : mask.shape[-2], : mask.shape[-1]]
     value = torch.where(mask > 0, value, pushed)

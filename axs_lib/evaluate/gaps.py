@@ -45,11 +45,12 @@ LABELS = {
     "informed": "informed proposal",  # simulated, of a good generator
     "truth_proposal": "truth as proposal",  # the most that a generator can bring
     "proposal_swapped": "another tile's proposal",
-    "no_proposal": "no proposal",  # the smoothly filled image, which says nothing new
+    "no_proposal": "no proposal",  # the relaxed filling, which says nothing new
     "sar_withheld": "SAR withheld",
     "no_sar": "trained without SAR",
     "plain": "plain U-Net",
     "smooth": "smooth (pull-push)",  # each pixel from the finest level of a pyramid that knows a clear neighbour
+    "relaxed": "relaxed filling",  # the same, relaxed at every level: what Stage 3 begins with
     "mean": "mean colour",  # of the tile's clear pixels
 }
 
@@ -83,7 +84,7 @@ class Gaps(Scenario):
         """The image (B,4,H,W) of every method."""
         s1, truth = (torch.stack([getattr(gap.tile, key) for gap in gaps]) for key in ("s1", "truth"))
         image, trust = (torch.stack([getattr(gap, key) for gap in gaps]) for key in ("image", "trust"))
-        smooth = fill_nodata(image, valid_pixels(image))
+        relaxed, smooth = (fill_nodata(image, valid_pixels(image), **steps) for steps in ({}, {"steps": 0}))
         proposals = {}
         if model.takes_proposals:
             filled_truth = fill_nodata(truth, valid_pixels(truth))
@@ -100,7 +101,7 @@ class Gaps(Scenario):
                     assert drawn_there is not None
                     swapped.append(fitted(drawn_there[0], gap.tile.size))
                 proposals["proposal_swapped"] = torch.stack(swapped)
-            proposals["no_proposal"] = smooth
+            proposals["no_proposal"] = relaxed
         filled = {STAGE3: model.ground(s1, image, trust=trust).opt_v3}
         for key, proposal in proposals.items():
             filled[key] = model.ground(s1, image, trust=trust, proposal=proposal).opt_v3
@@ -109,7 +110,7 @@ class Gaps(Scenario):
             filled["no_sar"] = model.without_sar(self.no_sar, s1, image, trust)
         if self.plain is not None:
             filled["plain"] = model.predict(self.plain, s1, image, trust)
-        filled["smooth"] = smooth
+        filled |= {"smooth": smooth, "relaxed": relaxed}
         filled["mean"] = torch.where(valid_pixels(image), image, image.nanmean(dim=(-2, -1), keepdim=True))
         return filled
 
