@@ -1,8 +1,8 @@
 """Nodata inside the network: NaN pixels are filled from their valid neighbours on entry and masked again on exit.
 
 Filling is pull-push: valid pixels are averaged into coarser and coarser levels, and holes take the finest level that
-knows a value. At every level the holes are then brought nearer to the harmonic surface between what is known, which has
-no streaks. A tile cut at any place fills the same way from what it contains, and no invalid value spreads.
+knows a value. At every level the holes are then brought nearer to the harmonic surface between what is known, which
+meets it without a step. A tile cut at any place fills the same way from what it contains, and no invalid value spreads.
 """
 
 from __future__ import annotations
