@@ -224,10 +224,12 @@ def ground_scene(
 
         # 3. The network.
         grounder = _built(model, "ground", "build_stage3_model")
-        if uncertainty and options.get("ensemble_size", 1) < 2 and not getattr(grounder, "predicts_error", False):
+        mode = options.get("correction_mode") or grounder.provenance.get("AXS_CORRECTION_MODE")
+        predicted = mode == "learned" and options.get("strength") != 0
+        if uncertainty and options.get("ensemble_size", 1) < 2 and not predicted:
             raise InputError(
-                "this model does not predict its error, so that --uncertainty is the spread of an ensemble, and"
-                " --ensemble-size is 1; expected 2 or more"
+                "no error is predicted by this model with these options, so that --uncertainty is the spread of an"
+                " ensemble, and --ensemble-size is 1; expected 2 or more"
             )
         # By place, so that a part of a scene has the noise of the whole; for one tile as in the model's ``ground``.
         corner = (0, 0) if made.whole and warped is sar else optical.grid.noise_origin
@@ -256,7 +258,7 @@ def ground_scene(
             notes += mask.notes(unknown)
         elif certainty is not None:
             notes.append(f"trust map: 0 is a gap and 1 clear: {gap_share(unknown, optical.grid)}")
-        by_head = uncertainty and grounder.provenance.get("AXS_CORRECTION_MODE") != "difference"
+        by_head = uncertainty and mode != "difference"
         notes += [CALIBRATE] if by_head and "AXS_CALIBRATION" not in grounder.provenance else []
         return made.result(network.nfe, notes)
 
