@@ -19,7 +19,7 @@ from axs_lib.bands import OPTICAL_MEAN, OPTICAL_STD, sar_stats
 from axs_lib.grounding.calibration import Calibration
 from axs_lib.grounding.gap import estimate_share, fit_to_observed, unknown_share
 from axs_lib.grounding.head import GroundingHead
-from axs_lib.grounding.low_freq import LowFrequencyConstraint
+from axs_lib.grounding.low_freq import constrain_low_frequencies
 from axs_lib.grounding.orientation import turn, turn_back
 from axs_lib.grounding.sar_inconsistency import open_water, shows_water, smoothstep
 from axs_lib.grounding.spikes import without_spikes
@@ -100,7 +100,6 @@ class GroundingCorrector(nn.Module):
     def __init__(self, head: GroundingHead, *, s1_product: str = "S1GRD") -> None:
         super().__init__()
         self.head = head
-        self.low_freq = LowFrequencyConstraint()
         self.calibration: Calibration | None = None
         self.weights: WeightsInfo | None = None
         statistics = (*sar_stats(s1_product), OPTICAL_MEAN, OPTICAL_STD)
@@ -149,7 +148,7 @@ class GroundingCorrector(nn.Module):
         # 3. Where broad colour may change. The constraint lets the edges of a broad change through, so that where water
         #    or any large one is refused the gate closes.
         mask = self.broad_change(tiles, missed, hold_colour)
-        kept = self.low_freq(residual, mask)
+        kept = constrain_low_frequencies(residual, mask)
         refused = (residual - kept) * self.optical_std * (1.0 - unknown_share(tiles.trust))  # (B, 4, S, S) in DN
         rms = (refused.square().mean(1, keepdim=True) + 1.0).sqrt()  # with a gradient at 0
         gate = gate * (1.0 - (missed - mask).clamp_min(0.0)) * (1.0 - smoothstep(rms, *REFUSED_DN))
@@ -177,7 +176,8 @@ class GroundingCorrector(nn.Module):
         residual = with_sar - without_sar
         gate = F.interpolate(confidence, residual.shape[-2:], mode="bilinear").clamp(0.0, 1.0)
         mask = self.broad_change(tiles, torch.ones_like(tiles.sar_inconsistency), hold_colour)
-        return Correction(fit_to_observed(gate * self.low_freq(residual, mask), tiles.trust), residual, gate, mask)
+        change = fit_to_observed(gate * constrain_low_frequencies(residual, mask), tiles.trust)
+        return Correction(change, residual, gate, mask)
 
     def broad_change(self, tiles: GroundingTiles, missed_water: Tensor, hold_colour: bool) -> Tensor:
         """Where broad colour may change, (B, 1, S, S) in [0, 1].
