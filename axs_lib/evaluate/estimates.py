@@ -21,12 +21,13 @@ from torch import Tensor
 from axs_lib.bands import OPTICAL_MEAN
 from axs_lib.checks import Trust
 from axs_lib.data.pairs import QUALITY_OK
-from axs_lib.errors import counted
+from axs_lib.errors import InputError, counted
 from axs_lib.evaluate.evaluator import Scenario, TileFigures
 from axs_lib.evaluate.models import EvaluatedModel
 from axs_lib.evaluate.sources import EvaluationTile, fitted, water_on_land
 from axs_lib.evaluate.tables import over_tiles, percent, rich_table, share, shown_figure
 from axs_lib.metrics import METRIC_KEYS, SAR_KEY, compute_metrics, improvement, stage3_metrics
+from axs_lib.nodata import valid_pixels
 
 if TYPE_CHECKING:
     from axs_lib.evaluate.plain import PlainModel
@@ -83,6 +84,10 @@ class Estimates(Scenario):
         seconds = (time.perf_counter() - clock) / len(tiles)
         others = self._controls(tiles, s1, images.opt_v2, model)
         for index, (tile, (_, source)) in enumerate(zip(tiles, estimates, strict=True)):
+            if not bool(valid_pixels(images.opt_v3[index][None], tile.truth[None]).any()):
+                raise InputError(
+                    f"{tile.record.path} has no pixel with SAR, estimate and truth; expected some: leave it out"
+                )
             figures = {OPT_V3: stage3_metrics(images.opt_v3[index], images.opt_v2[index], tile.truth, s1=tile.s1)}
             if images.opt_v1 is not None:
                 first = compute_metrics(images.opt_v1[index], tile.truth, s1=tile.s1)
