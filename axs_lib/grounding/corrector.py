@@ -39,21 +39,13 @@ REFUSED_DN = (600.0, 1500.0)  # RMS over the bands of refused broad change, from
 
 @dataclass(frozen=True)
 class GroundingTiles:
-    """Tiles without nodata, padded to the network's side S.
+    """Tiles without nodata, padded to the network's side S."""
 
-    Attributes:
-        s1: backscatter (B, 2, S, S) in dB, VV and VH.
-        estimate: opt_v2 (B, 4, S, S) in DN, B02 B03 B04 B08; filled from neighbours where it is unknown.
-        trust: (B, 1, S, S), values of ``axs_lib.checks.Trust``; 0 also where either image has no data.
-        sar_inconsistency: (B, 1, S, S) in [0, 1], from ``axs_lib.grounding.sar_inconsistency``.
-        size: height and width without the padding, at the upper left; ``None`` where there is none.
-    """
-
-    s1: Tensor
-    estimate: Tensor
-    trust: Tensor
-    sar_inconsistency: Tensor
-    size: tuple[int, int] | None = None
+    s1: Tensor  # backscatter (B, 2, S, S) in dB, VV and VH
+    estimate: Tensor  # opt_v2 (B, 4, S, S) in DN, B02 B03 B04 B08; filled from neighbours where it is unknown
+    trust: Tensor  # (B, 1, S, S), values of ``axs_lib.checks.Trust``; 0 also where either image has no data
+    sar_inconsistency: Tensor  # (B, 1, S, S) in [0, 1], from ``axs_lib.grounding.sar_inconsistency``
+    size: tuple[int, int] | None = None  # height and width without the padding, at the upper left; None without any
 
     def without_sar(self, s1: Tensor) -> GroundingTiles:
         """The tiles with ``s1`` (dB, broadcast) in the place of the SAR's content."""
@@ -63,24 +55,15 @@ class GroundingTiles:
 
 @dataclass(frozen=True)
 class Correction:
-    """What the corrector makes of one proposal.
+    """What the corrector makes of one proposal."""
 
-    Attributes:
-        change: (B, 4, S, S) in DN, to be added to the estimate; exactly 0 from a fresh head, and where the
-            estimate was observed.
-        residual: (B, 4, S, S) in DN, before gate, constraint and feathering.
-        gate: (B, 1, S, S) in [0, 1], how much of the residual is used.
-        low_freq_mask: (B, 1, S, S) in [0, 1], where broad colour may change.
-        error: predicted standard error of estimate + change, (B, 4, S, S) in DN, not calibrated, 0 where the estimate
-            was observed; ``None`` where none is predicted (difference).
-        filtered: the part of the change that levelling and the tile's filter make, (B, 4, S, S) in DN (learned).
-        missed_water: (B, 1, S, S) in [0, 1], where the head sees water that the estimate lacks (learned).
-    """
-
-    change: Tensor
-    residual: Tensor
-    gate: Tensor
-    low_freq_mask: Tensor
+    change: Tensor  # (B, 4, S, S) in DN, to be added to the estimate; 0 from a fresh head and where it was observed
+    residual: Tensor  # (B, 4, S, S) in DN, before gate, constraint and feathering
+    gate: Tensor  # (B, 1, S, S) in [0, 1], how much of the residual is used
+    low_freq_mask: Tensor  # (B, 1, S, S) in [0, 1], where broad colour may change
+    # Of the learned correction alone: the predicted standard error of estimate + change, (B, 4, S, S) in DN, not
+    # calibrated, 0 where the estimate was observed; the part of the change that levelling and the tile's filter make,
+    # (B, 4, S, S) in DN; and where the head sees water that the estimate lacks, (B, 1, S, S) in [0, 1].
     error: Tensor | None = None
     filtered: Tensor | None = None
     missed_water: Tensor | None = None
