@@ -42,7 +42,7 @@ STATISTICS = (
     + GRID_STATISTICS
 )  # fmt: skip
 LEAST_ANISOTROPY = 0.2  # of the logarithm of power, below which a tile has hardly a direction
-UNLIKE = (5.0, 8.0)  # standard deviations of the farthest statistic, from where on the filter fades, and to nothing
+OUT_OF_DISTRIBUTION = (5.0, 8.0)  # standard deviations of the farthest statistic, where the filter fades, to nothing
 STRAIGHT_EDGE = (0.5, 1.5)  # how far a tile's logarithm of stripes is above its quarters' where it is an edge's
 LEAST_PIXELS = 64 * 64  # of an estimate, below which the filter fades: statistics of few pixels are uncertain
 
@@ -81,7 +81,7 @@ class TileFilter(nn.Module):
             statistics, anisotropy = spectral_statistics(images[inside], detail[inside], weight)
             statistics = (torch.cat([statistics, grid], dim=1) - self.mean) / self.scale
             known = (weight.sum((1, 2, 3)) / LEAST_PIXELS).clamp_max(1.0)
-            known = known * (1.0 - smoothstep(statistics[:, :-GRID_STATISTICS].abs().amax(1), *UNLIKE))
+            known = known * (1.0 - smoothstep(statistics[:, :-GRID_STATISTICS].abs().amax(1), *OUT_OF_DISTRIBUTION))
             everywhere, varied, along = self.coefficients(statistics).split(DETAIL_CHANNELS, dim=2)
             mixed = exact_matmul(torch.cat([everywhere, varied], dim=1), detail.flatten(2))
             smooth = exact_matmul(along, smoother.flatten(2)).unflatten(2, detail.shape[2:])
