@@ -126,6 +126,7 @@ class Pipeline(nn.Module):
         sar = check_sar(s1)
         check_model(sar.image, self)
         check_sampling(temperature, ensemble_size, batch_size)
+        check_flag("sar_contribution", sar_contribution)
         seeds = sample_seeds(seed, len(sar.image), device=sar.image.device)
         options: dict[str, Any] = {"tokens": tokens, "temperature": temperature, "batch_size": batch_size}
 
@@ -141,7 +142,7 @@ class Pipeline(nn.Module):
             last = self.stage3.ground(sar.image, refined, timesteps, controls=controls, **grounding)
             images.append(torch.stack([first.image, refined, last.image]))  # (3, B, 4, H, W)
             gates.append(last.gate)  # (B, 1, H, W)
-            if check_flag("sar_contribution", sar_contribution):
+            if sar_contribution:
                 plain = replace(controls, use_sar=False)
                 without = self.stage3.ground(sar.image, refined, timesteps, controls=plain, **grounding)
                 contributions.append(last.image - without.image)  # (B, 4, H, W)

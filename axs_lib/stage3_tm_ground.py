@@ -126,11 +126,6 @@ class Stage3GroundingModel(GeneratorStage, HubMixin):
         tags = super().provenance | self.corrector.provenance | {"AXS_CORRECTION_MODE": self.correction_mode}
         return tags | ({"AXS_HOLD_COLOUR": "True"} if self.hold_colour else {})
 
-    @property
-    def predicts_error(self) -> bool:
-        """Whether the default correction mode predicts an error without an ensemble."""
-        return self.correction_mode == "learned"
-
     @torch.no_grad()
     @in_tiles
     def ground(

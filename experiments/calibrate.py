@@ -34,20 +34,10 @@ from axs_lib.terramind.weights import read_metadata
 
 
 def fit_scale(predicted: Tensor, error: Tensor) -> tuple[float, ...]:
-    """Scales that make the RMS of the deviations equal to the RMSE, band by band.
+    """Scales that make the RMS of deviations (N,4) equal to that of errors (N,4), band by band.
 
-    Args:
-        predicted: (N,4) standard deviations that are not calibrated, a row a pixel or the RMS of a group.
-        error: (N,4), in the same unit.
-
-    Raises:
-        InputError: other shapes, no pixel, or a band without any deviation or any error.
+    A row is a pixel, or the RMS of a group. Raises InputError: a band without any deviation or any error.
     """
-    bands = len(OPTICAL_BANDS)
-    if predicted.shape != error.shape or predicted.ndim != 2 or predicted.shape[1] != bands or not len(error):
-        raise InputError(
-            f"predicted has shape {tuple(predicted.shape)} and error {tuple(error.shape)}; expected (N,{bands}) twice"
-        )
     ratio = error.double().square().mean(0).sqrt() / predicted.double().square().mean(0).sqrt()
     if not bool(((ratio > 0) & ratio.isfinite()).all()):
         raise InputError(
@@ -71,16 +61,15 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--overwrite", action="store_true")
     arguments = parser.parse_args(words)
     check_output(arguments.out, arguments.overwrite)
-    if arguments.adapter is None and arguments.checkpoint is None:
+    head, adapter = arguments.checkpoint, arguments.adapter
+    if adapter is None and head is None:
         parser.error("expected --checkpoint or --adapter: there is no head to calibrate")
-    if arguments.checkpoint is not None and arguments.checkpoint.name != CORRECTOR_FILE:
-        parser.error(f"--checkpoint is {arguments.checkpoint}; expected a {CORRECTOR_FILE}: it is loaded by that name")
-    folder = None if arguments.checkpoint is None else str(arguments.checkpoint.parent)
-    model = build_stage3_model(variant=arguments.variant, checkpoint=folder)
-    head = arguments.checkpoint
-    if arguments.adapter is not None:
-        load_adapter(model, arguments.adapter)
-        head = arguments.adapter / CORRECTOR_FILE
+    if head is not None and head.name != CORRECTOR_FILE:
+        parser.error(f"--checkpoint is {head}; expected a {CORRECTOR_FILE}: it is loaded by that name")
+    model = build_stage3_model(variant=arguments.variant, checkpoint=None if head is None else head.parent)
+    if adapter is not None:
+        load_adapter(model, adapter)
+        head = adapter / CORRECTOR_FILE
     header = read_metadata(head)
     before = Calibration.from_header(header)
     scales: dict[int, tuple[float, ...]] = {}

@@ -1,17 +1,16 @@
 """Make the packaged sample tiles from the PyPI package ``bigearthnet-common``.
 
-In: the package's wheel, given or downloaded (it carries six BigEarthNet example patches). Out: two small GeoTIFFs
-a chosen patch in ``axs_lib/data/samples/``, Sentinel-1 in dB and Sentinel-2 in DN, on the patch's own UTM grid.
+In: the package's wheel, which carries six BigEarthNet example patches. Out: two small GeoTIFFs a chosen patch in
+``axs_lib/data/samples/``, Sentinel-1 in dB and Sentinel-2 in DN, on the patch's own UTM grid.
 
-    python experiments/make_samples.py [--wheel bigearthnet_common-2.8.0-py3-none-any.whl] [--out FOLDER]
+    pip download --no-deps bigearthnet-common==2.8.0
+    python experiments/make_samples.py bigearthnet_common-2.8.0-py3-none-any.whl [--out FOLDER]
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 import tarfile
 import tempfile
 import zipfile
@@ -22,7 +21,6 @@ from axs_lib.data.samples import FOLDER
 from axs_lib.io.products import read_raster
 from axs_lib.io.results import SAR, optical_layer, write_layer
 
-REQUIREMENT = "bigearthnet-common==2.8.0"
 ARCHIVES = ("BigEarthNet-S1-Example.tar.bz2", "BigEarthNet-S2-Example.tar.bz2")
 
 # Cloud-free land of three kinds. The other three patches: a second one of Ireland, a snow scene, and one of
@@ -35,22 +33,14 @@ CHOSEN = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--wheel", type=Path, help=f"wheel of {REQUIREMENT}; downloaded with pip when left out")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("wheel", type=Path)
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder for the GeoTIFFs")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        work = Path(folder)
-        unpack(arguments.wheel or download(work), work)
+        unpack(arguments.wheel, Path(folder))
         for name, patch in CHOSEN.items():
-            make(name, patch, work, arguments.out)
-
-
-def download(work: Path) -> Path:
-    """Fetch the wheel with pip."""
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", str(work), REQUIREMENT]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    return next(work.glob("*.whl"))
+            make(name, patch, Path(folder), arguments.out)
 
 
 def unpack(wheel: Path, work: Path) -> None:

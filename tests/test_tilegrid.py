@@ -47,7 +47,7 @@ def coordinates(batch: int, height: int, width: int) -> torch.Tensor:
 @pytest.mark.parametrize("size", [(8, 8), (64, 200), (256, 256), (257, 30), (300, 500)])
 def test_tiles_come_back_in_place(size: tuple[int, int]) -> None:
     image = coordinates(2, *size)
-    mosaic = Mosaic(image, 256, 3)
+    mosaic, counts = Mosaic(image, 256, 3), []
     corners = torch.tensor([[0, 0], [2**40, -5]])
     for tiles in mosaic.batches():
         cut = tiles.of(image)
@@ -56,8 +56,10 @@ def test_tiles_come_back_in_place(size: tuple[int, int]) -> None:
         assert torch.equal(tiles.samples, sample)
         assert torch.equal(tiles.origins(corners), place + corners[sample])
         mosaic.add(tiles, same=cut, double=2 * cut[:, :1])
+        counts.append(len(cut))
+    assert max(counts) > 1, "tiles of one shape go together"
     blended = mosaic.result()
-    torch.testing.assert_close(blended["same"], image, atol=1e-3, rtol=1e-6)
+    torch.testing.assert_close(blended["same"], image, atol=0 if max(size) <= 256 else 1e-3, rtol=0)
     torch.testing.assert_close(blended["double"], 2 * image[:, :1], atol=1e-3, rtol=1e-6)
 
 
@@ -65,14 +67,3 @@ def test_tiles_come_back_in_place(size: tuple[int, int]) -> None:
 def test_tiles_that_cannot_lie_are_refused(sizes: Any) -> None:
     with pytest.raises(InputError, match=r"tiles is .*; expected an integer"):
         TileGrid(*sizes)
-
-
-def test_tiles_of_one_shape_go_together_and_a_single_one_comes_back_bit_for_bit() -> None:
-    image = torch.randn(5, 3, 40, 60, generator=torch.Generator().manual_seed(0))
-    mosaic = Mosaic(image, 256, 2)
-    counts = []
-    for tiles in mosaic.batches():
-        counts.append(len(tiles.samples))
-        mosaic.add(tiles, same=tiles.of(image))
-    assert counts == [2, 2, 1]
-    assert torch.equal(mosaic.result()["same"], image)

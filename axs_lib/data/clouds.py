@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from axs_lib.bands import OPTICAL_BANDS
-from axs_lib.data.degrade import Draw, Range, each
+from axs_lib.data.degrade import Draw, Range, per_tile
 from axs_lib.errors import InputError
 from axs_lib.nodata import fill_nodata, spread, valid_pixels
 
@@ -46,7 +46,7 @@ def cloud_trust(
 
     def chance(share: float) -> Tensor:
         """(B,1,1,1) bool, true for about this share of the samples."""
-        return each(draw.uniform(0, 1) < share)
+        return per_tile(draw.uniform(0, 1) < share)
 
     rows, columns = -(-height // CELL), -(-width // CELL)
 
@@ -63,7 +63,7 @@ def cloud_trust(
     clouds = functional.avg_pool2d(clouds, 3, stride=1, padding=1, count_include_pad=False)
 
     # 3. A swath ends in a straight line.
-    angle = each(draw.uniform(0, 2 * math.pi))
+    angle = per_tile(draw.uniform(0, 2 * math.pi))
     down = torch.linspace(-1, 1, rows, device=field.device)[:, None]
     across = torch.linspace(-1, 1, columns, device=field.device)
     ramp = SWATH_STEEPNESS * (angle.sin() * down + angle.cos() * across)
@@ -72,7 +72,7 @@ def cloud_trust(
     # 4. The level that leaves the share drawn.
     unknown = (draw.uniform(*cover) * rows * columns).long()
     ranked = functional.pad(clouds.flatten(1).sort(dim=1, descending=True).values, (0, 1), value=-math.inf)
-    level = torch.where(chance(BLANK_CHANCE), -math.inf, each(ranked.gather(1, unknown[:, None])[:, 0]))
+    level = torch.where(chance(BLANK_CHANCE), -math.inf, per_tile(ranked.gather(1, unknown[:, None])[:, 0]))
     clouds = functional.interpolate(clouds, scale_factor=CELL, mode="bilinear", align_corners=False)
     return (clouds[..., :height, :width] <= level).float()
 
@@ -114,7 +114,7 @@ def _fractal(rows: int, columns: int, draw: Draw) -> Tensor:
     size = (-(-rows // COARSEST) + 1, -(-columns // COARSEST) + 1)
     field = torch.zeros(draw.batch, 1, *size, device=draw.device)
     for octave in range(OCTAVES):
-        field = field + each(persistence ** (octave - strongest).abs()) * draw.normal(*field.shape[1:])
+        field = field + per_tile(persistence ** (octave - strongest).abs()) * draw.normal(*field.shape[1:])
         field = functional.interpolate(field, scale_factor=2, mode="bilinear", align_corners=False)
     return field[..., :rows, :columns]
 

@@ -156,7 +156,7 @@ class Draw:
         return noise.to(self.device)
 
 
-def each(values: Tensor) -> Tensor:
+def per_tile(values: Tensor) -> Tensor:
     """(B,) as (B,1,1,1)."""
     return values[:, None, None, None]
 

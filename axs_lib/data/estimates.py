@@ -36,8 +36,8 @@ from axs_lib.data.degrade import (
     degrade,
     degrade_lightly,
     displace_patches,
-    each,
     median3,
+    per_tile,
     texture,
 )
 from axs_lib.errors import InputError
@@ -117,7 +117,7 @@ def _by_strength(strength: Tensor, light: Callable[[], Tensor], strong: Callable
     """One image for tiles of strength below 0.5 and another for the rest; only what is needed is made."""
     below = strength < 0.5
     if bool(below.any()) and not bool(below.all()):
-        return torch.where(each(below), light(), strong())
+        return torch.where(per_tile(below), light(), strong())
     return light() if bool(below.all()) else strong()
 
 
@@ -199,7 +199,7 @@ def _in_patches(image: Tensor, draw: Draw, strength: Tensor, sizes: Tensor) -> T
     cells = [int((side / sizes.min()).ceil()) + 1 for side in (height, width)]
     common = draw.normal(1, cells[0], cells[1])
     own = draw.normal(4, cells[0], cells[1]) * torch.tensor(OWN_BY_BAND, device=image.device)[:, None, None]
-    values = each(level) * (0.7 * common + 0.7 * own)
+    values = per_tile(level) * (0.7 * common + 0.7 * own)
     start = draw.uniform(0, 1, 2) * sizes[:, None]
     rows = ((_positions(height, image.device) + start[:, :1]) / sizes[:, None]).long()
     columns = ((_positions(width, image.device) + start[:, 1:]) / sizes[:, None]).long()
@@ -213,17 +213,17 @@ def _gaussian_blur(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
 
 
 def _roll_off(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
-    cut = each(_between(strength, 0.7, 0.08, log=True))
-    power = each(draw.uniform(0.0, math.log(64.0)).exp())  # from exponential to a sharp cut
+    cut = per_tile(_between(strength, 0.7, 0.08, log=True))
+    power = per_tile(draw.uniform(0.0, math.log(64.0)).exp())  # from exponential to a sharp cut
     return _filtered(image, lambda down, across: torch.exp(-((torch.hypot(down, across) / cut) ** power)))
 
 
 def _one_way_blur(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
     """A roll-off, a trapezoid or two copies side by side, each in one direction."""
-    cut = each(_between(strength, 0.7, 0.08, log=True))
-    power = each(draw.uniform(0.0, math.log(16.0)).exp())
-    angle, across_too = each(draw.uniform(0, math.pi)), each(draw.uniform(0.0, 0.5))
-    form, slope = each(draw.uniform(0, 1)), each(draw.uniform(0.25, 1.0))
+    cut = per_tile(_between(strength, 0.7, 0.08, log=True))
+    power = per_tile(draw.uniform(0.0, math.log(16.0)).exp())
+    angle, across_too = per_tile(draw.uniform(0, math.pi)), per_tile(draw.uniform(0.0, 0.5))
+    form, slope = per_tile(draw.uniform(0, 1)), per_tile(draw.uniform(0.25, 1.0))
 
     def transfer(down: Tensor, across: Tensor) -> Tensor:
         along, aside = down * angle.sin() + across * angle.cos(), across * angle.sin() - down * angle.cos()
@@ -236,13 +236,13 @@ def _one_way_blur(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
 
 
 def _motion_blur(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
-    length = each(_between(strength, 1.0, 9.0, log=True))
-    angle = each(draw.uniform(0, math.pi))
+    length = per_tile(_between(strength, 1.0, 9.0, log=True))
+    angle = per_tile(draw.uniform(0, math.pi))
     return _filtered(image, lambda down, across: torch.sinc(length * (down * angle.sin() + across * angle.cos())))
 
 
 def _defocus_blur(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
-    radius = each(_between(strength, 0.6, 5.0, log=True))
+    radius = per_tile(_between(strength, 0.6, 5.0, log=True))
 
     def disc(down: Tensor, across: Tensor) -> Tensor:
         x = (2 * math.pi * radius * (down.square() + across.square()).sqrt()).clamp_min(1e-4)
@@ -254,17 +254,18 @@ def _defocus_blur(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
 def _bicubic_noisy(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
     factor, gaussian = torch.full_like(strength, 3.0), draw.uniform(0, 1) < 0.5
     matrices = [_resampling(size, factor, draw.uniform(0, 1), gaussian, "bicubic") for size in image.shape[-2:]]
-    return apply_matrices(image, *matrices) + each(_between(strength, 5, 60, log=True)) * draw.normal(*image.shape[1:])
+    level = per_tile(_between(strength, 5, 60, log=True))
+    return apply_matrices(image, *matrices) + level * draw.normal(*image.shape[1:])
 
 
 def _ringing(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
-    cut = each(_between(strength, 0.40, 0.10))
+    cut = per_tile(_between(strength, 0.40, 0.10))
     return _filtered(image, lambda down, across: torch.sigmoid((cut - torch.maximum(down.abs(), across.abs())) / 0.01))
 
 
 def _over_sharpened(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
-    sigma = each(draw.uniform(0.6, 2.5))
-    amount = each(_between(strength, 0.1, 1.5, log=True))
+    sigma = per_tile(draw.uniform(0.6, 2.5))
+    amount = per_tile(_between(strength, 0.1, 1.5, log=True))
 
     def unsharp(down: Tensor, across: Tensor) -> Tensor:
         blurred = torch.exp(-2 * (math.pi * sigma).square() * (down.square() + across.square()))
@@ -275,9 +276,9 @@ def _over_sharpened(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
 
 def _median_filter(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
     small = median3(image)
-    strong = each((3 * strength - 2).clamp(0, 1))
+    strong = per_tile((3 * strength - 2).clamp(0, 1))
     twice = torch.lerp(small, median3(small), strong) if bool(strong.any()) else small
-    return torch.lerp(image, twice, each((2 * strength + 0.3).clamp_max(1)))
+    return torch.lerp(image, twice, per_tile((2 * strength + 0.3).clamp_max(1)))
 
 
 def _edge_preserving(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
@@ -333,7 +334,7 @@ def _block_transform(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
 
 
 def _diffusion(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
-    reach = each(_between(strength, 60, 500, log=True))  # DN over a pixel beyond which an edge stays
+    reach = per_tile(_between(strength, 60, 500, log=True))  # DN over a pixel beyond which an edge stays
     for _ in range(8):
         around = F.pad(image, (1, 1, 1, 1), mode="replicate")
         sides = (around[..., 2:, 1:-1], around[..., :-2, 1:-1], around[..., 1:-1, 2:], around[..., 1:-1, :-2])
@@ -366,7 +367,7 @@ def _quantised(x: Tensor, step: Tensor) -> Tensor:
 def _wavelet(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
     height, width = image.shape[-2:]
     x = F.pad(image, (0, -width % 16, 0, -height % 16), mode="replicate")
-    step = each(_between(strength, 15, 500, log=True))
+    step = per_tile(_between(strength, 15, 500, log=True))
     details = []
     for level in range(4):
         (x, a), (b, c) = (_wavelet_step(part.transpose(2, 3)) for part in _wavelet_step(x))
@@ -379,7 +380,7 @@ def _wavelet(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
 
 
 def _grey_levels(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
-    step = each(_between(strength, 10, 160, log=True))
+    step = per_tile(_between(strength, 10, 160, log=True))
     start = step * draw.uniform(0, 1, 4)[..., None, None]
     return ((image - start) / step).round() * step + start
 
@@ -388,10 +389,10 @@ def _median_composite(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
     dates = []
     for _ in range(5):
         light = band_limited(image.shape[-2:], 4, (150, 400), draw)
-        level = each(_between(strength, 0.02, 0.10))
+        level = per_tile(_between(strength, 0.02, 0.10))
         shift = draw.normal(2) * _between(strength, 0.2, 1.2)[:, None]
         moved = _warped(image, shift[:, 0, None, None], shift[:, 1, None, None])
-        noise = each(_between(strength, 5, 40)) * draw.normal(*image.shape[1:])
+        noise = per_tile(_between(strength, 5, 40)) * draw.normal(*image.shape[1:])
         dates.append(moved * (1 + level * light) + noise)
     return torch.stack(dates).median(0).values
 
@@ -412,7 +413,7 @@ def _tone_curve(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
 
 def _haze(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
     field = band_limited(image.shape[-2:], 1, (200, 600), draw)
-    depth = each(_between(strength, 0.02, 0.35)) * (1 + 0.5 * field).clamp_min(0)
+    depth = per_tile(_between(strength, 0.02, 0.35)) * (1 + 0.5 * field).clamp_min(0)
     veil = torch.tensor(HAZE_BY_BAND, device=image.device)[:, None, None]
     return image * (1 - depth * veil) + 3000.0 * depth * veil
 
@@ -430,12 +431,12 @@ def _patch_offsets_16(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
 def _white_noise(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
     level = _between(strength, 4, 150, log=True)[:, None] * draw.uniform(0.5, 1.5, 4)
     noise = draw.normal(*image.shape[1:])
-    soft = each(draw.uniform(0, 1) < 0.3)
+    soft = per_tile(draw.uniform(0, 1) < 0.3)
     return image + level[..., None, None] * torch.where(soft, 2.4 * gaussian_blur(noise, 0.7), noise)
 
 
 def _speckled(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
-    level = each(_between(strength, 0.005, 0.12, log=True))
+    level = per_tile(_between(strength, 0.005, 0.12, log=True))
     return image * (1 + level * draw.normal(*image.shape[1:])).clamp_min(0.1)
 
 
@@ -443,12 +444,12 @@ def _stripes(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
     height, width = image.shape[-2:]
     level = _between(strength, 3, 80, log=True)[:, None] * draw.uniform(0.5, 1.5, 4)
     rows, columns = draw.normal(4, height, 1), draw.normal(4, 1, width)
-    across = each(draw.uniform(0, 1) < 0.5)
+    across = per_tile(draw.uniform(0, 1) < 0.5)
     return image + level[..., None, None] * torch.where(across, rows, columns)
 
 
 def _texture(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
-    return image + each(_between(strength, 0.1, 1.6)) * texture(image.shape[-2:], PRESETS["train"], draw)
+    return image + per_tile(_between(strength, 0.1, 1.6)) * texture(image.shape[-2:], PRESETS["train"], draw)
 
 
 def _displaced_patches(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
@@ -469,7 +470,7 @@ def _shift(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
 
 
 def _smooth_warp(image: Tensor, draw: Draw, strength: Tensor) -> Tensor:
-    field = band_limited(image.shape[-2:], 2, (100, 400), draw) * each(_between(strength, 0.1, 2.5, log=True))
+    field = band_limited(image.shape[-2:], 2, (100, 400), draw) * per_tile(_between(strength, 0.1, 2.5, log=True))
     return _warped(image, field[:, 0], field[:, 1])
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from axs_lib.data.degrade import Draw, Range, each
+from axs_lib.data.degrade import Draw, Range, per_tile
 from axs_lib.errors import InputError
 from axs_lib.nodata import valid_pixels
 
@@ -80,6 +80,6 @@ def _speckle(looks: Tensor, height: int, width: int, draw: Draw) -> Tensor:
     line = torch.tensor([NEIGHBOUR, 1.0, NEIGHBOUR], device=looks.device)
     kernel = line[:, None] * line[None, :]
     normal = F.conv2d(white, kernel[None, None] / kernel.square().sum().sqrt())
-    ninth = 1 / (9 * each(looks))
+    ninth = 1 / (9 * per_tile(looks))
     root = 1 - ninth + ninth.sqrt() * normal.view(len(looks), 2, height, width)
     return root.clamp_min(0.05) ** 3

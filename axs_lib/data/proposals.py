@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from axs_lib.bands import TERRAMIND_BOA_OFFSET, TERRAMIND_OPTICAL_INDEX, TERRAMIND_S2_MEAN, TERRAMIND_S2_STD, VALID_DN
-from axs_lib.data.degrade import OWN_BY_BAND, PRESETS, Draw, band_limited, blur, displace_patches, each
+from axs_lib.data.degrade import OWN_BY_BAND, PRESETS, Draw, band_limited, blur, displace_patches, per_tile
 
 BLUR_PX = (0.5, 6.0)
 SHARP_CHANCE = 0.1  # of an informed proposal to be nearly the truth
@@ -43,7 +43,7 @@ def informed_proposal(truth: Tensor, *, generator: torch.Generator) -> Tensor:
     displaced = draw.uniform(0, 1) < PATCH_CHANCE * worse
     if bool(displaced.any()):
         moved = displace_patches(image, replace(PRESETS["train"], patches=(1, 3)), draw)
-        image = torch.where(each(displaced), moved, image)
+        image = torch.where(per_tile(displaced), moved, image)
 
     # 3. Colours, smooth and fine noise: each of another strength, by chance none.
     def level(greatest: float) -> Tensor:
@@ -54,14 +54,14 @@ def informed_proposal(truth: Tensor, *, generator: torch.Generator) -> Tensor:
     gain = 1 + level(GAIN)[:, None] * (0.7 * draw.normal(1) + 0.5 * draw.normal(4))
     offset = level(OFFSET_DN)[:, None] * (0.7 * draw.normal(1) + 0.7 * band * draw.normal(4))
     image = image * gain[..., None, None] + offset[..., None, None]
-    smooth = each(level(SMOOTH_NOISE_DN)) * band[:, None, None]
+    smooth = per_tile(level(SMOOTH_NOISE_DN)) * band[:, None, None]
     image = image + smooth * band_limited(truth.shape[-2:], 4, (20, 120), draw)
-    image = image + each(level(FINE_NOISE_DN)) * draw.normal(4, height, width)
+    image = image + per_tile(level(FINE_NOISE_DN)) * draw.normal(4, height, width)
 
     # 4. The range of TerraMind's detokenizer.
     mean = torch.tensor([TERRAMIND_S2_MEAN[i] for i in TERRAMIND_OPTICAL_INDEX], device=truth.device)
     std = torch.tensor([TERRAMIND_S2_STD[i] for i in TERRAMIND_OPTICAL_INDEX], device=truth.device)
     low, high = ((mean - TERRAMIND_BOA_OFFSET + side * std)[:, None, None] for side in (-1, 1))
     clamped = image.clamp(low, high)
-    image = torch.where(each((draw.uniform(0, 1) < CLAMP_CHANCE) & (worse > 0.05)), clamped, image)
+    image = torch.where(per_tile((draw.uniform(0, 1) < CLAMP_CHANCE) & (worse > 0.05)), clamped, image)
     return image.clamp(*VALID_DN)

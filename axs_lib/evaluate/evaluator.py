@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from rich.table import Table
 
+from axs_lib.checks import check_count
 from axs_lib.data.pairs import PairRecord, Quality
 from axs_lib.errors import InputError, counted
 from axs_lib.evaluate import sources
@@ -118,6 +119,7 @@ def evaluate(
     cannot have, a pair that is broken or in another unit (it is named), or a scenario for which no tile counts.
     """
     started = time.perf_counter()
+    check_count("batch_size", batch_size)
     records = sources.select_pairs(folder, quality, groups, source)
     stage3: Any = getattr(model, "stage3", model)
     steps = stage3.timesteps if timesteps is None else timesteps

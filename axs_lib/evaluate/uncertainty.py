@@ -22,7 +22,7 @@ from axs_lib.evaluate.models import EvaluatedModel
 from axs_lib.evaluate.sources import EvaluationTile
 from axs_lib.evaluate.tables import percent, rich_table
 
-BINS = 10
+BINS, LEVELS = 10, 99  # of reliability, of equal share; of confidence
 DROPPED = (0.0, 0.05, *(tenth / 10 for tenth in range(1, 10)))
 CALIBRATED = "AXS_CALIBRATION"
 """Key of a model's provenance that says that its deviations are calibrated: they already stand for the whole error."""
@@ -71,9 +71,9 @@ def spread_skill(predicted: Tensor, error: Tensor, members: int | None = None) -
     return factor * float(predicted.square().mean().sqrt() / error.square().mean().sqrt())
 
 
-def reliability_bins(predicted: Tensor, error: Tensor, bins: int = BINS) -> list[tuple[int, float, float]]:
+def reliability_bins(predicted: Tensor, error: Tensor) -> list[tuple[int, float, float]]:
     """Pixels, predicted RMSE and observed RMSE of each bin of equal share, both (N,); equal deviations share a bin."""
-    edges = predicted.sort().values[[len(predicted) * i // bins for i in range(1, bins)]].unique()
+    edges = predicted.sort().values[[len(predicted) * i // BINS for i in range(1, BINS)]].unique()
     which = torch.bucketize(predicted, edges, right=True)
     count = torch.bincount(which, minlength=len(edges) + 1)
     seen, found = (torch.bincount(which, x.square(), minlength=len(edges) + 1) for x in (predicted, error))
@@ -81,14 +81,14 @@ def reliability_bins(predicted: Tensor, error: Tensor, bins: int = BINS) -> list
     return [row for row in columns if row[0]]
 
 
-def auce(predicted: Tensor, error: Tensor, levels: int = 99) -> float:
+def auce(predicted: Tensor, error: Tensor) -> float:
     """Mean over confidence levels of |share of errors in the central Gaussian interval - level|, both (N,).
 
     0 is calibrated, 0.5 the worst (Gustafsson et al. 2020).
     """
     # The level whose interval just reaches the error; without a deviation 0 or 1.
     needed = torch.special.erf((error.abs() / predicted / math.sqrt(2.0)).nan_to_num(nan=0.0, posinf=math.inf))
-    level = torch.arange(1, levels + 1, dtype=needed.dtype) / (levels + 1)
+    level = torch.arange(1, LEVELS + 1, dtype=needed.dtype) / (LEVELS + 1)
     inside = torch.searchsorted(needed.sort().values, level, right=True) / len(needed)
     return float((inside - level).abs().mean())
 

@@ -20,11 +20,11 @@ from axs_lib.grounding.sar_inconsistency import smoothstep
 
 PERIODS_PX = range(4, 33)
 HALF_PX = 4  # half of the stretches of a seam over which jumps are averaged, too; they overlap by half
-FOUND = (2.8, 3.8)  # standard errors of the weaker axis, from where on a grid is believed in, and wholly
+GRID_SCORE = (2.8, 3.8)  # standard errors of the weaker axis, from where on a grid is believed in, and wholly
 VARYING = (0.12, 0.3)  # logarithm of how much more jumps vary along seams than elsewhere, where they are lost detail
 EXCESS = (0.2, 0.5)  # logarithm of how much larger they are than elsewhere, up to where the ground explains them
-LIKELIER = (4.0, 12.0)  # log-likelihood ratio of levels drawn each by itself against those of a coarse image
-SEEN = (1.8, 2.6)  # standard errors of the same grid in the SAR, from where on blocks are fields, and wholly
+LOG_LIKELIHOOD_RATIO = (4.0, 12.0)  # of levels drawn each by itself against those of a coarse image
+IN_SAR = (1.8, 2.6)  # standard errors of the same grid in the SAR, from where on blocks are fields, and wholly
 LEAST_JUMP = 1e-6  # z-units squared: about 1 DN
 STATISTICS = 1 + 2 * 4 + 1
 
@@ -41,18 +41,18 @@ def block_grid(bands: Tensor, inside: Tensor, s1: Tensor) -> tuple[Tensor, Tenso
         inside = (inside > 0).float()
         errors, periods, starts = _find(bands, inside)
         statistics[:, 0] = (errors / 4.0).clamp(-1.0, 3.0)
-        believed = smoothstep(errors, *FOUND)
+        believed = smoothstep(errors, *GRID_SCORE)
         if bool(believed.any()):
-            in_sar = [_outstanding(_profiles(s1.detach().float(), inside, axis))[:, 1] for axis in (-2, -1)]
+            in_sar = [_grid_scores(_profiles(s1.detach().float(), inside, axis))[:, 1] for axis in (-2, -1)]
         for tile in (believed > 0).nonzero()[:, 0].tolist():
             period, (down, across) = int(periods[tile]), starts[tile].tolist()
             offsets, varying, excess = _measure(bands[tile], inside[tile], period, down, across)
             share = believed[tile] * smoothstep(excess.mean(), *EXCESS) * (1.0 - smoothstep(varying.mean(), *VARYING))
-            seen = in_sar[0][tile, period - PERIODS_PX[0], down] + in_sar[1][tile, period - PERIODS_PX[0], across]
-            share = share * (1.0 - smoothstep(seen / math.sqrt(2), *SEEN))
+            sar_score = in_sar[0][tile, period - PERIODS_PX[0], down] + in_sar[1][tile, period - PERIODS_PX[0], across]
+            share = share * (1.0 - smoothstep(sar_score / math.sqrt(2), *IN_SAR))
             change[tile] = (-share * offsets).to(change)
-            told = F.pad(torch.tanh(torch.cat([varying, excess]) / 2), (0, 1), value=math.log2(period) / 3 - 1)
-            statistics[tile, 1:] = (believed[tile] * told).float()
+            described = F.pad(torch.tanh(torch.cat([varying, excess]) / 2), (0, 1), value=math.log2(period) / 3 - 1)
+            statistics[tile, 1:] = (believed[tile] * described).float()
     return change, statistics.to(bands.device)
 
 
@@ -70,7 +70,7 @@ def _counted(inside: Tensor, axis: int) -> Tensor:
 
 def _find(bands: Tensor, inside: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Standard errors of the likeliest grid (B,), its period (B,), its first row and column (B, 2), on the CPU."""
-    best = [_outstanding(_profiles(bands, inside, axis)).max(3) for axis in (-2, -1)]  # over a period's starts
+    best = [_grid_scores(_profiles(bands, inside, axis)).max(3) for axis in (-2, -1)]  # over a period's starts
     errors, chosen = torch.minimum(best[0].values, best[1].values).flatten(1).max(1)  # of (B, 2, periods)
     starts = torch.cat([each.indices.flatten(1).gather(1, chosen[:, None]) for each in best], dim=1)
     return errors, chosen % len(PERIODS_PX) + PERIODS_PX[0], starts
@@ -98,7 +98,7 @@ def _profiles(bands: Tensor, inside: Tensor, axis: int) -> Tensor:
     return torch.stack(profiles, dim=1)
 
 
-def _outstanding(profile: Tensor) -> Tensor:
+def _grid_scores(profile: Tensor) -> Tensor:
     """(..., periods, starts): standard errors by which the columns of a grid exceed the others, of (..., W - 3)."""
     member, count = _members(profile.shape[-1])  # (W - 3, periods * starts), (periods * starts,)
     others = profile.shape[-1] - count
@@ -164,8 +164,9 @@ def _measure(bands: Tensor, inside: Tensor, period: int, down: int, across: int)
     levels = ((root @ directions) @ levels.flatten(1)).view_as(levels)
     # Where levels are drawn each by itself the slow waves are weak among jumps; a coarse image has all alike.
     own, coarse = 1.0 + 0.5 * signal * stiffness, 1.0 + signal
-    likelier = 0.5 * (pull.square() / stiffness * (1.0 / coarse - 1.0 / own) + (coarse / own).log())
-    levels = levels * smoothstep(likelier.flatten(1)[:, 1:].sum(), *LIKELIER)  # without the mean, which has no jumps
+    log_ratio = 0.5 * (pull.square() / stiffness * (1.0 / coarse - 1.0 / own) + (coarse / own).log())
+    log_ratio = log_ratio.flatten(1)[:, 1:].sum()  # without the mean, which has no jumps
+    levels = levels * smoothstep(log_ratio, *LOG_LIKELIHOOD_RATIO)
     return blocks[1] @ levels @ blocks[0].T * inside, torch.stack(varying).mean(0), excess
 
 

@@ -19,7 +19,7 @@ from axs_lib.bands import OPTICAL_MEAN, OPTICAL_STD, sar_stats
 from axs_lib.grounding.calibration import Calibration
 from axs_lib.grounding.gap import estimate_share, fit_to_observed, unknown_share
 from axs_lib.grounding.head import GroundingHead
-from axs_lib.grounding.low_freq import LowFrequencyConstraint
+from axs_lib.grounding.low_freq import constrain_low_frequencies
 from axs_lib.grounding.orientation import turn, turn_back
 from axs_lib.grounding.sar_inconsistency import open_water, shows_water, smoothstep
 from axs_lib.grounding.spikes import without_spikes
@@ -39,21 +39,13 @@ REFUSED_DN = (600.0, 1500.0)  # RMS over the bands of refused broad change, from
 
 @dataclass(frozen=True)
 class GroundingTiles:
-    """Tiles without nodata, padded to the network's side S.
+    """Tiles without nodata, padded to the network's side S."""
 
-    Attributes:
-        s1: backscatter (B, 2, S, S) in dB, VV and VH.
-        estimate: opt_v2 (B, 4, S, S) in DN, B02 B03 B04 B08; filled from neighbours where it is unknown.
-        trust: (B, 1, S, S), values of ``axs_lib.checks.Trust``; 0 also where either image has no data.
-        sar_inconsistency: (B, 1, S, S) in [0, 1], from ``axs_lib.grounding.sar_inconsistency``.
-        size: height and width without the padding, at the upper left; ``None`` where there is none.
-    """
-
-    s1: Tensor
-    estimate: Tensor
-    trust: Tensor
-    sar_inconsistency: Tensor
-    size: tuple[int, int] | None = None
+    s1: Tensor  # backscatter (B, 2, S, S) in dB, VV and VH
+    estimate: Tensor  # opt_v2 (B, 4, S, S) in DN, B02 B03 B04 B08; filled from neighbours where it is unknown
+    trust: Tensor  # (B, 1, S, S), values of ``axs_lib.checks.Trust``; 0 also where either image has no data
+    sar_inconsistency: Tensor  # (B, 1, S, S) in [0, 1], from ``axs_lib.grounding.sar_inconsistency``
+    size: tuple[int, int] | None = None  # height and width without the padding, at the upper left; None without any
 
     def without_sar(self, s1: Tensor) -> GroundingTiles:
         """The tiles with ``s1`` (dB, broadcast) in the place of the SAR's content."""
@@ -63,24 +55,15 @@ class GroundingTiles:
 
 @dataclass(frozen=True)
 class Correction:
-    """What the corrector makes of one proposal.
+    """What the corrector makes of one proposal."""
 
-    Attributes:
-        change: (B, 4, S, S) in DN, to be added to the estimate; exactly 0 from a fresh head, and where the
-            estimate was observed.
-        residual: (B, 4, S, S) in DN, before gate, constraint and feathering.
-        gate: (B, 1, S, S) in [0, 1], how much of the residual is used.
-        low_freq_mask: (B, 1, S, S) in [0, 1], where broad colour may change.
-        error: predicted standard error of estimate + change, (B, 4, S, S) in DN, not calibrated, 0 where the estimate
-            was observed; ``None`` where none is predicted (difference).
-        filtered: the part of the change that levelling and the tile's filter make, (B, 4, S, S) in DN (learned).
-        missed_water: (B, 1, S, S) in [0, 1], where the head sees water that the estimate lacks (learned).
-    """
-
-    change: Tensor
-    residual: Tensor
-    gate: Tensor
-    low_freq_mask: Tensor
+    change: Tensor  # (B, 4, S, S) in DN, to be added to the estimate; 0 from a fresh head and where it was observed
+    residual: Tensor  # (B, 4, S, S) in DN, before gate, constraint and feathering
+    gate: Tensor  # (B, 1, S, S) in [0, 1], how much of the residual is used
+    low_freq_mask: Tensor  # (B, 1, S, S) in [0, 1], where broad colour may change
+    # Of the learned correction alone: the predicted standard error of estimate + change, (B, 4, S, S) in DN, not
+    # calibrated, 0 where the estimate was observed; the part of the change that levelling and the tile's filter make,
+    # (B, 4, S, S) in DN; and where the head sees water that the estimate lacks, (B, 1, S, S) in [0, 1].
     error: Tensor | None = None
     filtered: Tensor | None = None
     missed_water: Tensor | None = None
@@ -100,7 +83,6 @@ class GroundingCorrector(nn.Module):
     def __init__(self, head: GroundingHead, *, s1_product: str = "S1GRD") -> None:
         super().__init__()
         self.head = head
-        self.low_freq = LowFrequencyConstraint()
         self.calibration: Calibration | None = None
         self.weights: WeightsInfo | None = None
         statistics = (*sar_stats(s1_product), OPTICAL_MEAN, OPTICAL_STD)
@@ -149,7 +131,7 @@ class GroundingCorrector(nn.Module):
         # 3. Where broad colour may change. The constraint lets the edges of a broad change through, so that where water
         #    or any large one is refused the gate closes.
         mask = self.broad_change(tiles, missed, hold_colour)
-        kept = self.low_freq(residual, mask)
+        kept = constrain_low_frequencies(residual, mask)
         refused = (residual - kept) * self.optical_std * (1.0 - unknown_share(tiles.trust))  # (B, 4, S, S) in DN
         rms = (refused.square().mean(1, keepdim=True) + 1.0).sqrt()  # with a gradient at 0
         gate = gate * (1.0 - (missed - mask).clamp_min(0.0)) * (1.0 - smoothstep(rms, *REFUSED_DN))
@@ -177,7 +159,8 @@ class GroundingCorrector(nn.Module):
         residual = with_sar - without_sar
         gate = F.interpolate(confidence, residual.shape[-2:], mode="bilinear").clamp(0.0, 1.0)
         mask = self.broad_change(tiles, torch.ones_like(tiles.sar_inconsistency), hold_colour)
-        return Correction(fit_to_observed(gate * self.low_freq(residual, mask), tiles.trust), residual, gate, mask)
+        change = fit_to_observed(gate * constrain_low_frequencies(residual, mask), tiles.trust)
+        return Correction(change, residual, gate, mask)
 
     def broad_change(self, tiles: GroundingTiles, missed_water: Tensor, hold_colour: bool) -> Tensor:
         """Where broad colour may change, (B, 1, S, S) in [0, 1].

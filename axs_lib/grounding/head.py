@@ -44,15 +44,15 @@ class HeadOutput(NamedTuple):
 
 
 class GroundingHead(nn.Module):
-    """The U-Net of the learned correction; ``widths`` are its channels from half to sixteenth resolution."""
+    """The U-Net of the learned correction, after blocks were levelled and the tile filtered."""
 
     gate_floor: Tensor
     filter_floor: Tensor
     levelled: Tensor
 
-    def __init__(self, widths: tuple[int, ...] = (32, 64, 96, 128)) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.body = UNet(INPUT_CHANNELS, OUTPUT_CHANNELS, widths, half_channels=HALF_CHANNELS, statistics=STATISTICS)
+        self.body = UNet(INPUT_CHANNELS, OUTPUT_CHANNELS, half_channels=HALF_CHANNELS, statistics=STATISTICS)
         self.filter = tile_filter.TileFilter()
         # An estimate's gate is closed below its floor, and what the filter changes in a band (z-units, RMS) comes
         # nearer to 0 by its. Chosen on the validation groups. ``levelled`` of the blocks' offsets is taken out.

@@ -7,26 +7,22 @@ the whole correction through (a flood that the SAR shows and the estimate does n
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from axs_lib.blur import gaussian_blur
 
+SIGMA_PX = 4.0  # of the Gaussian: what is coarser than about four of it is low-frequency
 
-class LowFrequencyConstraint(nn.Module):
-    """Multiplies the low frequencies of a correction, coarser than about ``4 * sigma`` pixels, by a mask."""
 
-    def __init__(self, sigma: float = 4.0) -> None:
-        super().__init__()
-        self.sigma = sigma
+def constrain_low_frequencies(correction: Tensor, low_freq_mask: Tensor) -> Tensor:
+    """The constrained correction (B, C, H, W), given the mask (B, 1, H, W) in [0, 1]."""
+    return correction + (low_freq_mask - 1.0) * low_pass(correction)
 
-    def forward(self, correction: Tensor, low_freq_mask: Tensor) -> Tensor:
-        """The constrained correction (B, C, H, W), given the mask (B, 1, H, W) in [0, 1]."""
-        return correction + (low_freq_mask - 1.0) * self.low_pass(correction)
 
-    def low_pass(self, image: Tensor) -> Tensor:
-        """The low-frequency part of (B, C, H, W); large images are blurred at a quarter of their resolution."""
-        if min(image.shape[-2:]) < 32:
-            return gaussian_blur(image, self.sigma)
-        low = gaussian_blur(F.avg_pool2d(image, 4), self.sigma / 4)
-        return F.interpolate(low, size=image.shape[-2:], mode="bilinear")
+def low_pass(image: Tensor) -> Tensor:
+    """The low-frequency part of (B, C, H, W); large images are blurred at a quarter of their resolution."""
+    if min(image.shape[-2:]) < 32:
+        return gaussian_blur(image, SIGMA_PX)
+    low = gaussian_blur(F.avg_pool2d(image, 4), SIGMA_PX / 4)
+    return F.interpolate(low, size=image.shape[-2:], mode="bilinear")

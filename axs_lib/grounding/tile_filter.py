@@ -30,20 +30,20 @@ FEATHER_PX = 4.0  # scale over which the statistics fade out towards pixels that
 RINGS = (*(0.02 + 0.025 * ring for ring in range(17)), 0.45, 0.48, 0.51, 0.71)
 WIDE_RINGS = (0.02, 0.07, 0.12, 0.17, 0.22, 0.295, 0.37, 0.45, 0.71)
 AXIS_RINGS = (0.1, 0.2, 0.35, 0.51)
-TURNED_RINGS = (0.07, 0.12, 0.17, 0.22, 0.295, 0.37, 0.45)  # of the power by direction
+DIRECTION_RINGS = (0.07, 0.12, 0.17, 0.22, 0.295, 0.37, 0.45)  # of the power by direction
 SECTORS, OFF_AXIS = 8, 2.5  # of half a turn; what is left out beside the axes, in steps of frequency
 PAIRS = 10  # of the four bands and the SAR
 LEAST_POWER = 1e-6  # z-units squared: about 1 DN
 DETAIL_CHANNELS = 4 * len(SCALES_PX)
 TERMS = 3 * DETAIL_CHANNELS  # detail, detail where the ground is varied, and differences along the tile's direction
-DIRECTIONAL = 2 * 4 * (len(TURNED_RINGS) - 1) + 1
+DIRECTIONAL = 2 * 4 * (len(DIRECTION_RINGS) - 1) + 1
 STATISTICS = (
     4 * (len(RINGS) - 1) + PAIRS * (len(WIDE_RINGS) - 1) + 2 * 4 * (len(AXIS_RINGS) - 1) + DETAIL_CHANNELS + DIRECTIONAL
     + GRID_STATISTICS
 )  # fmt: skip
-LEAST_LEAN = 0.2  # of the logarithm of power towards a direction, below which a tile has hardly any
-UNLIKE = (5.0, 8.0)  # standard deviations of the farthest statistic, from where on the filter fades, and to nothing
-JOINT = (0.5, 1.5)  # how far the whole tile's logarithm of stripes is above its quarters' where it is a joint's
+LEAST_ANISOTROPY = 0.2  # of the logarithm of power, below which a tile has hardly a direction
+OUT_OF_DISTRIBUTION = (5.0, 8.0)  # standard deviations of the farthest statistic, where the filter fades, to nothing
+STRAIGHT_EDGE = (0.5, 1.5)  # how far a tile's logarithm of stripes is above its quarters' where it is an edge's
 LEAST_PIXELS = 64 * 64  # of an estimate, below which the filter fades: statistics of few pixels are uncertain
 
 
@@ -75,18 +75,18 @@ class TileFilter(nn.Module):
             images = torch.cat([estimate, s1.mean(1, keepdim=True)], dim=1).float()  # (B, 5, H, W)
             detail, smoother = scales_of(images[:, :4])
             inside = (..., slice(size[0]), slice(size[1]))
-            surely = gaussian_blur(is_estimate[inside].float(), FEATHER_PX)
-            weight = (2.0 * surely - 1.0).clamp_min(0.0)  # inside estimates
+            weight = 2.0 * gaussian_blur(is_estimate[inside].float(), FEATHER_PX) - 1.0
+            weight = weight.clamp_min(0.0)  # inside estimates
             weight = torch.where(weight.amax((2, 3), keepdim=True) > 0, weight, 1.0)
-            statistics, lean = spectral_statistics(images[inside], detail[inside], weight)
+            statistics, anisotropy = spectral_statistics(images[inside], detail[inside], weight)
             statistics = (torch.cat([statistics, grid], dim=1) - self.mean) / self.scale
             known = (weight.sum((1, 2, 3)) / LEAST_PIXELS).clamp_max(1.0)
-            known = known * (1.0 - smoothstep(statistics[:, :-GRID_STATISTICS].abs().amax(1), *UNLIKE))
+            known = known * (1.0 - smoothstep(statistics[:, :-GRID_STATISTICS].abs().amax(1), *OUT_OF_DISTRIBUTION))
             everywhere, varied, along = self.coefficients(statistics).split(DETAIL_CHANNELS, dim=2)
             mixed = exact_matmul(torch.cat([everywhere, varied], dim=1), detail.flatten(2))
             smooth = exact_matmul(along, smoother.flatten(2)).unflatten(2, detail.shape[2:])
             filtered, where_varied = mixed.unflatten(2, detail.shape[2:]).split(4, dim=1)
-            filtered = filtered + where_varied * activity(detail, weight) + directed(smooth, lean)
+            filtered = filtered + where_varied * activity(detail, weight) + second_difference(smooth, anisotropy)
             return filtered * known[:, None, None, None], statistics
 
     def coefficients(self, statistics: Tensor) -> Tensor:
@@ -106,15 +106,15 @@ def scales_of(bands: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat(detail, dim=1), torch.cat([s * s * image for s, image in zip(SCALES_PX, smoother, strict=True)], 1)
 
 
-def directed(images: Tensor, lean: Tensor) -> Tensor:
+def second_difference(images: Tensor, anisotropy: Tensor) -> Tensor:
     """The second difference of (B, C, H, W) along a direction less that across it.
 
-    ``lean`` (B, 2) are cosine and sine of twice its angle to the rows; a shorter one gives less.
+    ``anisotropy`` (B, 2) is cosine and sine of twice its angle to the rows; a shorter vector gives less.
     """
     around = F.pad(images, (1, 1, 1, 1), mode="replicate")
     across, down = (around[..., 1:-1, 2:] + around[..., 1:-1, :-2]), (around[..., 2:, 1:-1] + around[..., :-2, 1:-1])
     diagonal = around[..., 2:, 2:] + around[..., :-2, :-2] - around[..., 2:, :-2] - around[..., :-2, 2:]
-    straight, slanted = lean[..., None, None].unbind(1)
+    straight, slanted = anisotropy[..., None, None].unbind(1)
     return straight[:, None] * (across - down) + 0.5 * slanted[:, None] * diagonal
 
 
@@ -123,7 +123,7 @@ def spectral_statistics(images: Tensor, detail: Tensor, weight: Tensor) -> tuple
 
     Logarithms of the power in rings of frequency, the coherence of bands and SAR in wider ones, power along the axes
     beside that around (stripes), how sparse the detail is (noise or edges), and how power differs by direction, along
-    that which has most. And that direction, (B, 2) as ``directed`` takes it.
+    that which has most. And that direction, (B, 2) as ``second_difference`` takes it.
     """
     rings, wide = _plan(images.shape[-2], images.shape[-1], images.device)[:2]
     power, real, imaginary = _spectra(images, weight)  # (B, 5, H, W/2 + 1)
@@ -135,8 +135,9 @@ def spectral_statistics(images: Tensor, detail: Tensor, weight: Tensor) -> tuple
     weighted = detail * weight
     squares, sizes = (each.mean((2, 3)) / weight.mean((2, 3)) for each in (weighted * detail, weighted.abs()))
     sparse = (squares + LEAST_POWER).log() - 2 * (sizes + 1e-3).log()
-    turned, lean = _by_direction(power[:, :4], images.shape[-1])
-    return torch.cat([part.flatten(1) for part in (in_rings, coherence, stripes, sparse, turned)], dim=1), lean
+    by_direction, anisotropy = _by_direction(power[:, :4], images.shape[-1])
+    parts = (in_rings, coherence, stripes, sparse, by_direction)
+    return torch.cat([part.flatten(1) for part in parts], dim=1), anisotropy
 
 
 def _spectra(images: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -150,8 +151,8 @@ def _spectra(images: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def _stripes(bands: Tensor, weight: Tensor, power: Tensor) -> Tensor:
     """Logarithms of the power along the axes beside that around, (B, 4, 6) of (B, 4, H, W).
 
-    Stripes are in every part of a tile, a straight joint, as at the edge of a swath, only in some: what the whole has
-    and the median of its quarters has not does not count.
+    Stripes are in every part of a tile, a straight edge, as of a swath, only in some: what the whole has and the median
+    of its quarters has not does not count.
     """
     height, width = bands.shape[-2:]
     starts = itertools.product((0, height - height // 2), (0, width - width // 2))
@@ -162,7 +163,7 @@ def _stripes(bands: Tensor, weight: Tensor, power: Tensor) -> Tensor:
     whole = _along_axes(power, width)
     own = torch.where(enough[..., 0], own, whole.repeat(4, 1, 1))
     median = own.unflatten(0, (4, -1)).sort(0).values[1:3].mean(0)
-    return median + (whole - median) * (1.0 - smoothstep(whole - median, *JOINT))
+    return median + (whole - median) * (1.0 - smoothstep(whole - median, *STRAIGHT_EDGE))
 
 
 def _along_axes(power: Tensor, width: int) -> Tensor:
@@ -181,13 +182,14 @@ def _by_direction(power: Tensor, width: int) -> tuple[Tensor, Tensor]:
     twice, fourfold = (
         torch.complex((log_power * (n * angle).cos()).mean(3), (log_power * (n * angle).sin()).mean(3)) for n in (1, 2)
     )
-    weights = torch.tensor([(low + high) ** 2 for low, high in itertools.pairwise(TURNED_RINGS)], device=power.device)
-    mean = twice.mean(1) @ (weights / weights.sum()).to(twice.dtype)  # ground leans at all scales, a blur's lean grows
+    rings = itertools.pairwise(DIRECTION_RINGS)  # ground is alike at all scales, what a blur does grows with frequency
+    weights = torch.tensor([(low + high) ** 2 for low, high in rings], device=power.device)
+    mean = twice.mean(1) @ (weights / weights.sum()).to(twice.dtype)
     length = mean.abs()
     back = (mean / length.clamp_min(1e-6)).conj()[:, None, None]
-    turned = torch.cat([(twice * back).real, (fourfold * back * back).real], dim=1).flatten(1)
-    lean = torch.view_as_real(mean) / torch.hypot(length, torch.full_like(length, LEAST_LEAN))[:, None]
-    return torch.cat([turned, length[:, None]], dim=1), lean
+    harmonics = torch.cat([(twice * back).real, (fourfold * back * back).real], dim=1).flatten(1)
+    anisotropy = torch.view_as_real(mean) / torch.hypot(length, torch.full_like(length, LEAST_ANISOTROPY))[:, None]
+    return torch.cat([harmonics, length[:, None]], dim=1), anisotropy
 
 
 def activity(detail: Tensor, weight: Tensor) -> Tensor:
@@ -221,10 +223,10 @@ def _plan(height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor
 
     rows, columns = (torch.hann_window(side + 2, periodic=False).float()[1:-1] for side in (height, width))
     axes = tuple(weights(frequency, AXIS_RINGS) for frequency in (down.abs(), across, radius))
-    # Sectors leave out what lies along the axes: stripes, joints.
+    # Sectors leave out what lies along the axes: stripes, straight edges.
     sector = (torch.atan2(down[:, None], across[None]) * (SECTORS / math.pi)).round().flatten() % SECTORS
     off_axis = ((down.abs()[:, None] > OFF_AXIS / height) & (across[None] > OFF_AXIS / width)).flatten()
-    in_rings = weights(radius, TURNED_RINGS).cpu()[:, :, None] * off_axis[:, None, None]
+    in_rings = weights(radius, DIRECTION_RINGS).cpu()[:, :, None] * off_axis[:, None, None]
     parts = (in_rings * (sector[:, None, None] == torch.arange(SECTORS))).flatten(1)
     count = parts.sum(0)
     whole = in_rings.expand(-1, -1, SECTORS).flatten(1)

@@ -154,7 +154,7 @@ def _when(given: Mapping[str, object], name: str) -> tuple[int | None, int | Non
         middle = None if month is None else datetime.date(year or ANY_YEAR, month, MID_MONTH).timetuple().tm_yday
         return year, middle
     if month is not None:
-        years = (LEAP_YEAR, ANY_YEAR) if year is None else (year,)
+        years = (year,) if year is not None else (LEAP_YEAR,) if day_of_year == 366 else (LEAP_YEAR, ANY_YEAR)
         months = {(datetime.date(y, 1, 1) + datetime.timedelta(day_of_year - 1)).month for y in years}
         if month not in months:
             raise InputError(

@@ -43,7 +43,7 @@ from axs_lib.io.safe import open_safe
 from axs_lib.io.stac import parse_date, stac_item
 from axs_lib.io.warp import DerivedSource, Readable, to_grid
 from axs_lib.progress import bar
-from axs_lib.scenes.stream import Rows, RowsFunction, TileFunction, one_ahead, stream_stack, stream_tiles, tile_count
+from axs_lib.scenes.stream import Rows, RowsFunction, TileFunction, prefetch, stream_stack, stream_tiles, tile_count
 from axs_lib.tilegrid import Tile, TileGrid
 
 if TYPE_CHECKING:
@@ -194,7 +194,7 @@ def ground_scene(
     # 1. What can be refused without reading anything.
     _check_options(locals(), GROUND_OPTIONS)
     reading = Reading(tuple(bands or ()) or None, s1_unit, boa_offset, same_grid, force, addresses)
-    made = _Outputs({optical_layer("opt_v3"): out}, (uncertainty, gate, sar_contribution), stac, date, overwrite)
+    outputs = _Outputs({optical_layer("opt_v3"): out}, (uncertainty, gate, sar_contribution), stac, date, overwrite)
     estimate: Any = opt_v2
     if opt_v2 is None or (isinstance(opt_v2, Sequence) and len(opt_v2) == 0):
         paths = paths_of(s1)
@@ -209,7 +209,7 @@ def ground_scene(
             raise InputError("no output is named and opt_v2 is a file; give out=FILE, or opt_v2 as an array")
         in_place = out is not None and all(same_file(out, path) for path in paths_of(opt_v2) or [])
         inputs = (s1, getattr(trust, "path", trust), None if in_place else opt_v2, *kept)
-        made.prepare(inputs, optical, optical.grid, grid or TileGrid(), stack)
+        outputs.prepare(inputs, optical, optical.grid, grid or TileGrid(), stack)
         sar = open_source(s1, SAR_BANDS, stack, reading)
         if sar.pixels.tiles != optical.pixels.tiles:
             raise InputError(
@@ -218,48 +218,50 @@ def ground_scene(
             )
         sar.look()
         loose = same_grid or not (sar.pixels.may_lie and optical.pixels.may_lie)
-        warped = to_grid(sar, optical.grid, stack, made.work, same_grid=loose)
+        warped = to_grid(sar, optical.grid, stack, outputs.work, same_grid=loose)
         certainty = _trust(trust, estimate, optical, stack, reading)
         optical.look(None if certainty is None else lambda tile: certainty.read(tile)[0] > Trust.UNKNOWN)
 
         # 3. The network.
         grounder = _built(model, "ground", "build_stage3_model")
-        if uncertainty and options.get("ensemble_size", 1) < 2 and not getattr(grounder, "predicts_error", False):
+        mode = options.get("correction_mode") or grounder.provenance.get("AXS_CORRECTION_MODE")
+        predicted = mode == "learned" and options.get("strength") != 0
+        if uncertainty and options.get("ensemble_size", 1) < 2 and not predicted:
             raise InputError(
-                "this model does not predict its error, so that --uncertainty is the spread of an ensemble, and"
-                " --ensemble-size is 1; expected 2 or more"
+                "no error is predicted by this model with these options, so that --uncertainty is the spread of an"
+                " ensemble, and --ensemble-size is 1; expected 2 or more"
             )
         # By place, so that a part of a scene has the noise of the whole; for one tile as in the model's ``ground``.
-        corner = (0, 0) if made.whole and warped is sar else optical.grid.noise_origin
+        corner = (0, 0) if outputs.whole and warped is sar else optical.grid.noise_origin
         settings = {"timesteps": timesteps, "seed": seed, **options}
-        network = _Network(made, grounder, settings, corner)
+        network = _Network(outputs, grounder, settings, corner)
 
         # 4. Run, and give the outputs their names.
         sources = [warped, optical, *([] if certainty is None else [certainty])]
-        made.stream(sources, network.ground, network.grounded, 1 if deterministic else batch_size, progress)
+        outputs.stream(sources, network.ground, network.grounded, 1 if deterministic else batch_size, progress)
         mask = certainty if isinstance(certainty, MaskSource) else None
-        if mask is not None and not made.counts["kept"]:
+        if mask is not None and not outputs.counts["kept"]:
             raise InputError(mask.nothing_clear())
-        if options.get("strength") == 0 and made.counts["unknown"]:
+        if options.get("strength") == 0 and outputs.counts["unknown"]:
             raise InputError("strength 0 changes nothing, so that the gaps would stay empty; give more")
-        _check_read(made.counts, sar, optical)
+        _check_read(outputs.counts, sar, optical)
         provenance = network.tags(sar, optical)
         if mask is not None:
-            share = made.counts["unknown"] / (optical.grid.height * optical.grid.width)
+            share = outputs.counts["unknown"] / (optical.grid.height * optical.grid.width)
             provenance |= mask.provenance | {"AXS_UNKNOWN_PERCENT": f"{100 * share:.2f}"}
         # What was said of opt_v2 alone is not said of the result.
         earlier = {k.replace("AXS_", "AXS_OPT_V2_", 1): v for k, v in optical.tags.items() if k not in provenance}
         earlier = {k.replace("AXS_OPT_V2_OPT_V2_", "AXS_OPT_V2_"): v for k, v in earlier.items()}
-        made.finish(earlier | provenance | dict(tags or {}), lambda: _companions(made.inputs, optical, estimate))
-        notes, unknown = [*sar.report(), *optical.report()], made.counts["unknown"]
+        outputs.finish(earlier | provenance | dict(tags or {}), lambda: _companions(outputs.inputs, optical, estimate))
+        notes, unknown = [*sar.report(), *optical.report()], outputs.counts["unknown"]
         if mask is not None:
             notes += mask.notes(unknown)
         elif certainty is not None:
             lone = certainty.grid.said_on(optical.grid)
             notes.append(f"trust map: 0 is a gap and 1 clear: {gap_share(unknown, optical.grid)}{lone}")
-        by_head = uncertainty and grounder.provenance.get("AXS_CORRECTION_MODE") != "difference"
+        by_head = uncertainty and mode != "difference"
         notes += [CALIBRATE] if by_head and "AXS_CALIBRATION" not in grounder.provenance else []
-        return made.result(network.nfe, notes)
+        return outputs.result(network.nfe, notes)
 
 
 def fill_gaps(
@@ -340,24 +342,25 @@ def run_scene(
         place, tiles = scene_grid or sar.grid, grid or TileGrid()
         small = tile_count(tiles, *place.size) == 1 and max(place.size) <= TILE_SIDE
         wanted, together = _pipeline_outputs(out, layers, sar.pixels.tiles, small)
-        made = _Outputs(wanted, (uncertainty, gate, sar_contribution), stac, date, overwrite, together)
-        made.prepare([s1, *kept], sar, place, tiles, stack)
+        outputs = _Outputs(wanted, (uncertainty, gate, sar_contribution), stac, date, overwrite, together)
+        outputs.prepare([s1, *kept], sar, place, tiles, stack)
         sar.look()
-        warped = to_grid(sar, place, stack, made.work, same_grid=same_grid)
+        warped = to_grid(sar, place, stack, outputs.work, same_grid=same_grid)
 
         # 3. The network.
         stages = _built(pipeline, "provenance", "build_pipeline")
-        corner = (0, 0) if made.whole and scene_grid is None else place.noise_origin
-        if made.whole:
+        corner = (0, 0) if outputs.whole and scene_grid is None else place.noise_origin
+        if outputs.whole:
             known = _located(known, place, place.whole, digits=5)
         settings = {"timesteps": timesteps, "seed": seed, "ensemble_size": ensemble_size, **options}
-        network = _Network(made, stages, settings, corner, known)
+        network = _Network(outputs, stages, settings, corner, known)
 
         # 4. Run, and give the outputs their names.
-        made.stream([warped], network.draw, network.drawn, 1 if deterministic else batch_size, progress)
-        _check_read(made.counts, sar)
-        made.finish(network.tags(sar) | dict(tags or {}), lambda: _sar_arrays(as_raster(sar, made.inputs[0]).data))
-        return replace(made.result(network.nfe, sar.report()), metadata=known)
+        outputs.stream([warped], network.draw, network.drawn, 1 if deterministic else batch_size, progress)
+        _check_read(outputs.counts, sar)
+        provenance = network.tags(sar) | dict(tags or {})
+        outputs.finish(provenance, lambda: _sar_arrays(as_raster(sar, outputs.inputs[0]).data))
+        return replace(outputs.result(network.nfe, sar.report()), metadata=known)
 
 
 def _opened() -> ExitStack:
@@ -478,7 +481,7 @@ class _Outputs:
                 how["wanted"] = lambda images: not bool(_nodata(images).all())
                 rows = stream_tiles(sources, network, int(ends[-1]), self.grid, **how)
             stack.enter_context(closing(rows))
-            for _ in stack.enter_context(closing(one_ahead("axs-write", write, rows))):
+            for _ in stack.enter_context(closing(prefetch("axs-write", write, rows))):
                 pass
 
     def finish(self, tags: Mapping[str, str], companions: Callable[[], Mapping[str, NDArray[Any]]]) -> None:
@@ -521,7 +524,7 @@ class _Outputs:
 class _Network:
     """The network's part of a run: what it makes of tiles, and of that finished rows, whose pixels it counts."""
 
-    made: _Outputs
+    outputs: _Outputs
     model: Any
     settings: Mapping[str, Any]
     corner: tuple[int, int]  # (row, column) of the upper left pixel for the noise
@@ -531,7 +534,7 @@ class _Network:
     def base(self, optical: FloatArray, trust: FloatArray | None = None) -> FloatArray:
         """What changes are added to: the estimate, 0 where it is missing or not looked at, or there is one tile."""
         unknown = np.isnan(optical) if trust is None else np.isnan(optical) | (trust == Trust.UNKNOWN)
-        return np.where(unknown | self.made.whole, np.float32(0), optical)
+        return np.where(unknown | self.outputs.whole, np.float32(0), optical)
 
     def origins(self, tiles: list[Tile]) -> Tensor:
         row, column = self.corner
@@ -546,10 +549,10 @@ class _Network:
         self.nfe = output.nfe
         change = output.image.cpu() - torch.from_numpy(self.base(*(image.numpy() for image in images[1:])))
         layers = {"opt_v3": change, "uncertainty": output.uncertainty, "gate": output.gate}
-        if "sar_contribution" in self.made.names:
+        if "sar_contribution" in self.outputs.names:
             without = self.model.ground(*given[:2], controls=replace(controls, use_sar=False), **how)
             layers["sar_contribution"] = output.image - without.image
-        return self.made.to_blend(layers)
+        return self.outputs.to_blend(layers)
 
     def grounded(self, rows: Rows) -> FloatArray:
         """The estimate with its changes; what was observed clear stays, also where there is no SAR."""
@@ -566,30 +569,30 @@ class _Network:
         kinds = {"kept": observed, "unknown": unknown, "filled": unknown & ~missing, "empty": missing}
         kinds["corrected"] = ~unknown & ~missing & ~observed
         kinds["sar"] = ~np.isnan(sar).any(axis=0)
-        self.made.counts.update({kind: int(pixels.sum()) for kind, pixels in kinds.items()})
+        self.outputs.counts.update({kind: int(pixels.sum()) for kind, pixels in kinds.items()})
         return rows.layers
 
     def draw(self, images: list[Tensor], tiles: list[Tile]) -> Tensor:
         """The three stages."""
-        about = [self.known if self.made.whole else _located(self.known, self.made.place, tile) for tile in tiles]
+        about = [self.known if self.outputs.whole else _located(self.known, self.outputs.place, tile) for tile in tiles]
         how = {**self.settings, "origin": self.origins(tiles), "batch_size": len(tiles)}
-        asked = {"sar_contribution": True} if "sar_contribution" in self.made.names else {}
+        asked = {"sar_contribution": True} if "sar_contribution" in self.outputs.names else {}
         output = self.model(images[0].to(self.model.device), about, **how, **asked)
         self.nfe = output.nfe
-        return self.made.to_blend(vars(output))
+        return self.outputs.to_blend(vars(output))
 
     def drawn(self, rows: Rows) -> FloatArray:
         """Nothing where there is no SAR."""
         missing = _nodata(rows.inputs)
         rows.layers[:, missing] = np.nan
         seen = int((~missing).sum())
-        self.made.counts.update(filled=seen, empty=int(missing.sum()), sar=seen)
+        self.outputs.counts.update(filled=seen, empty=int(missing.sum()), sar=seen)
         return rows.layers
 
     def tags(self, *sources: Source) -> dict[str, str]:
         """How the result was made, and from what."""
         about = {f"metadata_{key}": value for key, value in self.known.items()}
-        tiles = {"tile_side": self.made.grid.side, "tile_overlap": self.made.grid.overlap}
+        tiles = {"tile_side": self.outputs.grid.side, "tile_overlap": self.outputs.grid.overlap}
         place = {"noise_origin": f"{self.corner[0]} {self.corner[1]}"}
         described = {**self.settings, **about, "nfe": " ".join(map(str, np.atleast_1d(self.nfe))), **tiles, **place}
         own = {f"AXS_{key.upper()}": str(value) for key, value in described.items() if value is not None}
@@ -626,11 +629,11 @@ def _check_options(given: Mapping[str, Any], allowed: Sequence[str]) -> None:
 def _built(model: Any, what: str, builder: str) -> Any:
     """The model, which is known by an attribute, or what a function builds."""
     builds = callable(model) and not hasattr(model, what) and not isinstance(model, torch.nn.Module)
-    made = model() if builds else model
-    if isinstance(made, type) or not hasattr(made, what):
-        kind = "a class" if isinstance(made, type) else f"of type {type(made).__name__}"
+    built = model() if builds else model
+    if isinstance(built, type) or not hasattr(built, what):
+        kind = "a class" if isinstance(built, type) else f"of type {type(built).__name__}"
         raise InputError(f"the model is {kind}; expected one of {builder}, or a function that builds it")
-    return made
+    return built
 
 
 def _check_read(counts: Mapping[str, int], *sources: Source) -> None:

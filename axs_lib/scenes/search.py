@@ -23,12 +23,13 @@ from rasterio.errors import RasterioError
 from xarray import DataArray
 
 from axs_lib.bands import DN_PER_REFLECTANCE, OPTICAL_BANDS, SAR_BANDS
+from axs_lib.checks import check_choice
 from axs_lib.errors import AxionError, InputError, first_line, listed
 from axs_lib.io.atomic import atomic_writes, check_output
 from axs_lib.io.files import PathLike, check_kept, check_utf8
 from axs_lib.io.formats import FloatArray
 from axs_lib.io.masks import scl_trust
-from axs_lib.io.pixels import TRUST
+from axs_lib.io.pixels import S1_UNITS, TRUST
 from axs_lib.io.products import open_source
 from axs_lib.io.raster import band_name
 from axs_lib.io.results import SAR, CogWriter, Layer, optical_layer
@@ -163,6 +164,7 @@ def load_pair(
     the items, or has another ``crs`` and ``resolution`` in its units. ``s1_unit`` is ``"db"``, ``"power"``,
     ``"amplitude"``, or with ``"auto"`` the unit that the items declare, else power.
     """
+    check_choice("s1_unit", s1_unit, S1_UNITS)
     optical = [(item, _band_assets(item, OPTICAL_BANDS)) for item in pair.s2]
     sar = [(item, _band_assets(item, SAR_BANDS)) for item in pair.s1]
 

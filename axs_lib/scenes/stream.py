@@ -23,7 +23,7 @@ from axs_lib.io.warp import Readable
 from axs_lib.tilegrid import Tile, TileGrid, batches_of_one_shape
 
 WINDOW_ROWS = 256
-AHEAD = 1  # windows read, or rows to be written, that may wait
+PREFETCHED = 1  # windows read, or rows to be written, that may wait
 
 # Tiles of one shape [(n, C, h, w) a source] and where they lie -> layers (n, K, h, w), NaN = nodata.
 TileFunction = Callable[[list[Tensor], list[Tile]], Tensor]
@@ -49,13 +49,13 @@ def tile_count(grid: TileGrid, height: int, width: int) -> int:
     return len(grid.starts(height)) * len(grid.starts(width))
 
 
-def one_ahead(name: str, job: Callable[[Item], Made], items: Iterable[Item]) -> Generator[Made, None, None]:
+def prefetch(name: str, job: Callable[[Item], Made], items: Iterable[Item]) -> Generator[Made, None, None]:
     """What a job makes of each item, in order; a thread of this name does it while the caller is at work."""
     waiting: deque[Future[Made]] = deque()
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix=name) as thread:
         for item in items:
             waiting.append(thread.submit(job, item))
-            if len(waiting) > AHEAD:
+            if len(waiting) > PREFETCHED:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
@@ -84,7 +84,7 @@ def stream_tiles(
     def read(window: Tile) -> list[FloatArray]:
         return [source.read(window) for source in sources]
 
-    with closing(one_ahead("axs-read", read, sources[0].grid.strips(window_rows))) as windows:
+    with closing(prefetch("axs-read", read, sources[0].grid.strips(window_rows))) as windows:
         first, band = 0, next(windows)  # rows in memory: of each source, from row `first` on
         total = torch.zeros(layers, min(grid.side, height), width)
         weight = torch.zeros(total.shape[1:])

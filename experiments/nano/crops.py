@@ -19,16 +19,9 @@ from axs_lib.train.readers.batches import draw
 
 
 class Crops:
-    """Random crops.
+    """Random crops of pairs, of one of the ``sizes`` in pixels a batch, which holds about ``batch_pixels``.
 
-    Args:
-        records: the training pairs.
-        sizes: crop sides in pixels, one drawn for each batch.
-        batch_pixels: pixels a batch holds, so that small crops come in larger batches.
-        seed: of all draws.
-
-    Raises:
-        InputError: no pair is large enough.
+    Raises InputError: no pair is large enough.
     """
 
     def __init__(self, records: Sequence[PairRecord], sizes: Sequence[int], batch_pixels: int, seed: int) -> None:

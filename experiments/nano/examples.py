@@ -28,37 +28,22 @@ SAR_JITTER_DB = 0.5  # standard deviation of a calibration error, each band and 
 
 @dataclass(frozen=True)
 class Examples:
-    """One kind of examples.
+    """One kind of examples."""
 
-    Attributes:
-        s1: (B, 2, H, W) in dB.
-        estimate: opt_v2 (B, 4, H, W) in DN, smooth where unknown, no NaN.
-        trust: (B, 1, H, W): 1 observed, 0 unknown, ``Trust.ESTIMATE`` where it is an estimate.
-        truth: (B, 4, H, W) in DN.
-    """
-
-    s1: Tensor
-    estimate: Tensor
-    trust: Tensor
-    truth: Tensor
+    s1: Tensor  # (B, 2, H, W) in dB
+    estimate: Tensor  # opt_v2 (B, 4, H, W) in DN, smooth where unknown, no NaN
+    trust: Tensor  # (B, 1, H, W), values of ``axs_lib.checks.Trust``
+    truth: Tensor  # (B, 4, H, W) in DN
 
 
 def augment(s1: Tensor, truth: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor]:
     """SAR calibration error and illumination, drawn for each crop."""
-    count = len(s1)
-    s1 = s1 + torch.randn(count, 2, 1, 1, generator=random) * SAR_JITTER_DB
-    return s1, (truth * draw_gain(count, random)).clamp(*VALID_DN)
+    s1 = s1 + torch.randn(len(s1), 2, 1, 1, generator=random) * SAR_JITTER_DB
+    return s1, (truth * draw_gain(len(s1), random)).clamp(*VALID_DN)
 
 
 def make_examples(kind: Kind, s1: Tensor, truth: Tensor, random: torch.Generator) -> Examples:
-    """Examples of one kind.
-
-    Args:
-        kind: ``degraded``, ``light``, ``flood`` or ``gaps``.
-        s1: (B, 2, H, W) in dB.
-        truth: (B, 4, H, W) in DN.
-        random: of every draw.
-    """
+    """Examples of one kind, from s1 (B, 2, H, W) in dB and truth (B, 4, H, W) in DN."""
     if kind == "gaps":
         trust = cloud_trust(len(truth), *truth.shape[-2:], generator=random)
         filled = fill_nodata(truth, trust > 0, fallback=truth.mean((0, 2, 3))[:, None, None])

@@ -9,7 +9,7 @@ those of Stage 3's own training. Batches are a function of (seed, step).
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,13 +17,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from axs_lib.data.pairs import PairRecord
 from axs_lib.evaluate.plain import Inputs, PlainModel
 from axs_lib.terramind.weights import write_state
 from axs_lib.train.trainer import SEED_STRIDE, ByStep, ModuleTask, fit, own_random
-from experiments.nano.crops import Crops
 from experiments.nano.examples import Kind, augment, make_examples
-from experiments.nano.joint import PairsConfig, main
+from experiments.nano.joint import DN_SCALE, PairsConfig, main
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +34,6 @@ class PlainConfig(PairsConfig):
         augmented: vary illumination and SAR calibration.
     """
 
-    data: str = ""
     out: str = "runs/plain"
     inputs: Inputs = "sar+optical"
     kinds: tuple[Kind, ...] = ("degraded",)
@@ -48,13 +45,11 @@ class PlainConfig(PairsConfig):
     augmented: bool = True
 
 
-def train_plain(
-    config: PlainConfig, records: Sequence[PairRecord] | None = None, *, resume: bool = True, progress: bool = True
-) -> Path:
-    """Train on the given pairs, or on those of the configuration, and write ``plain.safetensors``."""
+def train_plain(config: PlainConfig, *, resume: bool = True, progress: bool = True) -> Path:
+    """Run (or resume) a training and write ``plain.safetensors`` into the run folder."""
     with own_random(config.seed):
         model = PlainModel(config.inputs)
-    crops = Crops(config.records() if records is None else records, config.crop_sizes, config.batch_pixels, config.seed)
+    crops = config.crops()
     batches = ByStep(lambda step: crops.batch(step) | {"step": step})
     task = ModuleTask(config, "plain", model, partial(_loss, config, model), partial(_write, config, model))
     return fit(task, batches, resume=resume, progress=progress)
@@ -73,19 +68,13 @@ def _loss(config: PlainConfig, model: PlainModel, batch: Mapping[str, Tensor]) -
 
 
 def balanced_loss(image: Tensor, before: Tensor, truth: Tensor) -> Tensor:
-    """Squared and absolute error, each tile's weighed by the root of what its estimate began with.
+    """Squared and absolute error of images (B, 4, H, W) in DN, weighed by the root of what each estimate began with.
 
     A plain mean would be ruled by the few tiles of highest contrast, a mean of ratios by those that are nearly right.
-
-    Args:
-        image: the result (B, 4, H, W) in DN.
-        before: the estimate it started from.
-        truth: what it should be.
     """
-    scale = 1000.0
-    error = (image - truth) / scale
+    error = (image - truth) / DN_SCALE
     with torch.no_grad():
-        began = ((before - truth) / scale).square().mean((1, 2, 3)).clamp_min(1e-4)
+        began = ((before - truth) / DN_SCALE).square().mean((1, 2, 3)).clamp_min(1e-4)
         weight = (began * began.mean()).rsqrt()
     squared = (error.square().mean((1, 2, 3)) * weight).mean()
     absolute = (error.abs().mean((1, 2, 3)) * weight.sqrt()).mean()
@@ -94,14 +83,14 @@ def balanced_loss(image: Tensor, before: Tensor, truth: Tensor) -> Tensor:
 
 def _write(config: PlainConfig, model: PlainModel, step: int) -> Path:
     target = Path(config.out) / "plain.safetensors"
-    save_plain(model, target, {"steps": str(step)})
+    save_plain(model, target, steps=str(step))
     return target
 
 
-def save_plain(model: PlainModel, path: Path, notes: Mapping[str, str] | None = None) -> None:
+def save_plain(model: PlainModel, path: Path, **notes: str) -> None:
     """Write a plain model as float16 safetensors, which ``axs_lib.evaluate.plain.load_plain`` reads."""
-    header = {"kind": "plain", "inputs": model.inputs, "widths": ",".join(map(str, model.widths))}
-    write_state(path, model.state_dict(), header | dict(notes or {}), half=True, overwrite=True)
+    header = {"kind": "plain", "inputs": model.inputs, "widths": ",".join(map(str, model.widths)), **notes}
+    write_state(path, model.state_dict(), header, half=True, overwrite=True)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from axs_lib.bands import OPTICAL_STD
 from axs_lib.cli.train import parse
 from axs_lib.grounding.block_grid import block_grid
 from axs_lib.grounding.corrector import GroundingCorrector
-from axs_lib.grounding.tile_filter import TileFilter, activity, directed, scales_of, spectral_statistics
+from axs_lib.grounding.tile_filter import TileFilter, activity, scales_of, second_difference, spectral_statistics
 from axs_lib.terramind.weights import load_strict, read_metadata, read_state, sha256_file, write_state
 from axs_lib.train.head import STAGE2, ExampleSampler, HeadBatch, HeadConfig, by_logarithm, load_tiles, model_of
 
@@ -34,7 +34,7 @@ KINDS = {"truth": 3.0, "roll_off": 6.0, "one_way_blur": 13.0, "block_transform":
 MODES, PROPOSALS = (0.92, 0.0, 0.08, 0.0), (0.0, 0.0, 0.0, 1.0)
 CROP_SIZES, BATCH_PIXELS = (64, 96, 128, 128), 128 * 128
 SWAPPED = 0.05
-JOINTS = 0.08  # share of the tiles of which a part is another's, or brighter
+EDGES = 0.08  # share of the tiles of which a part is another's, or brighter
 BRIGHTER = 0.25  # or darker (1 std of the logarithm)
 BATCH, LEARNING_RATE, WEIGHT_DECAY = 512, 2e-3, 0.02
 DROPOUT, JITTER = 0.1, 0.05  # of the standardised statistics: there are few places
@@ -88,7 +88,7 @@ def draw_examples(sampler: ExampleSampler, corrector: GroundingCorrector, count:
     random = torch.Generator().manual_seed(seed)
     kept, drawn = None, 0
     while drawn < count:
-        parts = example(with_joints(sampler.batch(random), random), corrector)
+        parts = example(with_edges(sampler.batch(random), random), corrector)
         if kept is None:  # one large tensor each: between many small ones memory falls to pieces
             kept = tuple(part.new_empty(count, *part.shape[1:]) for part in parts)
         many = min(len(parts[0]), count - drawn)
@@ -100,14 +100,14 @@ def draw_examples(sampler: ExampleSampler, corrector: GroundingCorrector, count:
     return statistics, terms, by_error, squared
 
 
-def with_joints(batch: HeadBatch, random: torch.Generator) -> HeadBatch:
-    """The batch with straight joints in some of its tiles, as where swaths meet: another tile beyond, or the same."""
+def with_edges(batch: HeadBatch, random: torch.Generator) -> HeadBatch:
+    """The batch with straight edges in some of its tiles, as where swaths meet: another tile beyond, or the same."""
     count, height, width = len(batch.truth), *batch.truth.shape[2:]
     angle, place = torch.rand(2, count, 1, 1, 1, generator=random)
     angle = torch.where(torch.rand(angle.shape, generator=random) < 0.5, (4 * angle).round() / 4, angle) * 2 * math.pi
     down, across = torch.linspace(-0.5, 0.5, height)[:, None], torch.linspace(-0.5, 0.5, width)
     beyond = down * angle.sin() + across * angle.cos() > 0.8 * (place - 0.5)
-    beyond = beyond & (torch.rand(angle.shape, generator=random) < JOINTS)
+    beyond = beyond & (torch.rand(angle.shape, generator=random) < EDGES)
     gain = torch.exp(BRIGHTER * torch.randn(count, 4, 1, 1, generator=random))
     other = (torch.rand(angle.shape, generator=random) < 0.5) & (count > 1)
 
@@ -128,8 +128,9 @@ def example(batch: HeadBatch, corrector: GroundingCorrector) -> Example:
     error = ((batch.truth - corrector.optical_mean) / corrector.optical_std - estimate).flatten(2)
     images = torch.cat([estimate, s1.mean(1, keepdim=True)], dim=1)
     detail, smooth = scales_of(estimate)
-    statistics, lean = spectral_statistics(images, detail, weight)
-    terms = torch.cat([detail, detail * activity(detail, weight), directed(smooth, lean)], dim=1).flatten(2)
+    statistics, anisotropy = spectral_statistics(images, detail, weight)
+    along = second_difference(smooth, anisotropy)
+    terms = torch.cat([detail, detail * activity(detail, weight), along], dim=1).flatten(2)
     pixels = terms.shape[2]
     statistics = torch.cat([statistics, grid], dim=1)
     return statistics, terms @ terms.mT / pixels, terms @ error.mT / pixels, error.square().mean(2)

@@ -13,7 +13,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from axs_lib.evaluate.kinds import SPLITS, cells_of, said
+from axs_lib.evaluate.kinds import SPLITS, cells_of, summary_text
 from axs_lib.terramind.weights import read_metadata, sha256_file
 
 ROWS = (
@@ -96,7 +96,7 @@ def card_lines(damages: dict[str, Any]) -> list[str]:
         ratios = [ratio for ratio in row["spread_skill"].values() if ratio is not None]
         spread = f"{min(ratios):.2f} to {max(ratios):.2f}" if ratios else "-"
         lines.append("| " + " | ".join([kind, SPLITS[row["split"]], *cells, spread]) + " |")
-    return [*lines, "", f"{said(part['summary'])}. {part['tiles']} tiles."]
+    return [*lines, "", f"{summary_text(part['summary'])}. {part['tiles']} tiles."]
 
 
 SUMMARY = (

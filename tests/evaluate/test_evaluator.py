@@ -43,7 +43,7 @@ def test_groups_select_and_unknown_ones_are_named(folder: Path) -> None:
     assert first["tiles"][2]["metrics"]["mse_v2"] == second["tiles"][0]["metrics"]["mse_v2"], "the same estimates"
 
 
-def test_other_units_are_refused_with_the_file_named(folder: Path) -> None:
+def test_other_units_and_nodata_alone_are_refused_with_the_file_named(folder: Path) -> None:
     path = folder / "pairs" / "src" / "b.npz"
     content = dict(np.load(path))
     np.savez(path, **(content | {"s1": 10 ** (content["s1"] / 10)}))
@@ -63,6 +63,8 @@ def test_other_units_are_refused_with_the_file_named(folder: Path) -> None:
     np.savez(path, **(content | {"s2": content["s2"] - content["s2"].min() + 1000}))
     with pytest.warns(ReadingWarning, match=r"a\.npz: opt_v2: .* 1108 DN \(also in 1 .*b\.npz: s2\) .* in the file"):
         ids(folder)
+    with pytest.raises(InputError, match="batch_size is 0"):
+        ids(folder, batch_size=0)
 
 
 def test_a_scenario_without_a_tile_says_what_it_needs(folder: Path) -> None:

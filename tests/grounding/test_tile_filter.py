@@ -10,7 +10,7 @@ import torch
 from axs_lib.data.estimates import make_estimate
 from axs_lib.data.samples import load_sample
 from axs_lib.grounding.block_grid import STATISTICS as GRID_STATISTICS
-from axs_lib.grounding.tile_filter import TileFilter, directed, scales_of, spectral_statistics
+from axs_lib.grounding.tile_filter import TileFilter, scales_of, second_difference, spectral_statistics
 from axs_lib.stage3_tm_ground import Stage3GroundingModel, build_stage3_model
 
 
@@ -45,16 +45,17 @@ def test_detail_is_filtered_along_the_direction_that_has_most(angle: float) -> N
     along = torch.sinc(4 * (down * math.sin(angle) + across * math.cos(angle)))
     tile = torch.fft.irfft2(torch.fft.rfft2(noise) * along, s=(96, 96))
 
-    def lean_of(images: torch.Tensor) -> torch.Tensor:
+    def anisotropy_of(images: torch.Tensor) -> torch.Tensor:
         detail, _ = scales_of(images[:, :4])
         return spectral_statistics(images, detail, torch.ones_like(images[:, :1]))[1]
 
-    lean = lean_of(tile)
+    anisotropy = anisotropy_of(tile)
     expected = -torch.tensor([math.cos(2 * angle), math.sin(2 * angle)])
-    assert torch.nn.functional.cosine_similarity(lean[0], expected, dim=0) > 0.95 and lean.norm() > 0.8
+    assert torch.nn.functional.cosine_similarity(anisotropy[0], expected, dim=0) > 0.95 and anisotropy.norm() > 0.8
     turned = tile.rot90(1, (2, 3))
-    assert (lean_of(turned) + lean).norm() < 0.1
-    assert torch.allclose(directed(turned, -lean), directed(tile, lean).rot90(1, (2, 3)), atol=1e-5)
+    assert (anisotropy_of(turned) + anisotropy).norm() < 0.1
+    expected = second_difference(tile, anisotropy).rot90(1, (2, 3))
+    assert torch.allclose(second_difference(turned, -anisotropy), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(("kind", "side", "most"), [
@@ -69,7 +70,7 @@ def test_the_packaged_head_repairs_what_it_knows(nano: Stage3GroundingModel, kin
     assert after < most * before
 
 
-def test_a_straight_joint_is_not_taken_for_stripes(nano: Stage3GroundingModel) -> None:
+def test_a_straight_edge_is_not_taken_for_stripes(nano: Stage3GroundingModel) -> None:
     """Power along an axis is what stripes have; at the edge of a swath it is in one place only."""
     sar, optical = load_sample("ireland_fields")
     s1, truth = torch.from_numpy(sar.batch), torch.from_numpy(optical.batch).clone()

@@ -149,6 +149,9 @@ def test_what_cannot_be_is_refused(grounder: BoxGrounder, scene: SceneFiles, tmp
             ground(grounder, scene, tmp_path, **settings)
 
     refused("expected 2 or more", uncertainty=tmp_path / "u.tif")
+    grounder.provenance["AXS_CORRECTION_MODE"] = "learned"  # whose head predicts its error, as a rule
+    for options in ({"correction_mode": "difference"}, {"strength": 0}):
+        refused("expected 2 or more", uncertainty=tmp_path / "u.tif", **options)
     refused("name one file twice", gate=tmp_path / "out.tif")
     refused("expected an output named", name="out.png")
     refused("integer of at least 1", batch_size=0)

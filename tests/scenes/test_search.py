@@ -247,6 +247,8 @@ def test_sar_in_db_is_told_by_its_items_or_by_the_user(catalogue: Catalogue) -> 
     with pytest.raises(InputError, match="s1_unit='db'"):
         load_pair(quiet).s1.load(scheduler="synchronous")
     np.testing.assert_array_equal(load_pair(quiet, s1_unit="db").s1.values, told.values)
+    with pytest.raises(InputError, match="s1_unit is 'linear'; expected one of auto, db, power, amplitude"):
+        load_pair(quiet, s1_unit="linear")
 
 
 def test_another_grid_on_request(full: Path) -> None:
