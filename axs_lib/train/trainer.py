@@ -39,9 +39,11 @@ __all__ = ["LAST", "SEED_STRIDE", "ByStep", "ModuleTask", "TrainingTask", "check
 
 LAST, BEST, LOCK = "last.ckpt", "best.ckpt", ".axs-train.lock"
 SEED_STRIDE = 7_368_787
-# Settings that may differ between a run and its continuation without changing the result, and those that may not.
+# Settings that may differ between a run and its continuation without changing the result; and those that may as long as
+# there is something left to train: how far it goes, and on what machine.
 FREE = ("out", "threads", "data", "data.folder", "data.workers", "data.on_bad")
-FIXED = ("variant", "lora")
+MACHINE = ("accelerator", "devices", "num_nodes", "strategy", "precision", "log_every_n_steps")
+OPEN = ("steps", "check_every", *(f"trainer.{name}" for name in MACHINE))
 
 
 @contextlib.contextmanager
@@ -270,37 +272,30 @@ def check_start(config: LoopConfig) -> None:
 def check_run(config: LoopConfig, kind: str) -> list[str]:
     """Settings that differ from those of the run folder's checkpoint, in words; empty where there is none.
 
-    Raises WeightsError: the checkpoint is damaged, or of another kind of run or another variant; InputError: they
-    differ, and the run is finished, so that its weights would be said to be made with them.
+    Raises WeightsError: the checkpoint is damaged, or of another kind of run, or of other settings than those in
+    ``OPEN``, or than any where nothing is left to train: the weights' header would tell what is not so.
     """
     path = Path(config.out) / LAST
     if not path.is_file():
         return []
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        before, old = saved["axs"]["kind"], _flat(json.loads(saved["axs"]["config"]))
+        old = {"kind": saved["axs"]["kind"]} | _flat(json.loads(saved["axs"]["config"]))
         finished = int(saved["global_step"]) >= config.steps
     except Exception as error:  # torch raises half a dozen kinds for a damaged archive
         raise WeightsError(
             f"{path} is no checkpoint of `axs train` ({type(error).__name__}): it is damaged or of another kind; move"
             " it away, or start anew with --restart"
         ) from error
-    new = _flat(json.loads(json.dumps(asdict(config))))
-    # Of groups that were trained on before they were held out the weights' header would say nothing.
-    fixed = [(key, old.get(key), new[key]) for key in new if key in FIXED or key.endswith("_groups")]
-    for name, was, now in (("kind", before, kind), *fixed):
-        if was != now:
-            raise WeightsError(
-                f"{path} is a checkpoint with {name} {was}, and this run has {name} {now}; give another --out, or start"
-                " anew with --restart"
-            )
-    changed = [f"{key} {old.get(key)} -> {new[key]}" for key in new if key not in FREE and old.get(key) != new[key]]
-    if changed and finished:
-        raise InputError(
-            f"{path} is of a finished run with other settings ({', '.join(changed)}), and no step is left to train with"
-            " the new ones; give another --out, more --steps, or start anew with --restart"
+    new = {"kind": kind} | _flat(json.loads(json.dumps(asdict(config))))
+    changed = [key for key in old.keys() & new.keys() - {*FREE} if old[key] != new[key]]
+    if refused := sorted(key for key in changed if finished or key not in OPEN):
+        was, now = (", ".join(f"{key} {each[key]}" for key in refused) for each in (old, new))
+        raise WeightsError(
+            f"{path} is of a{' finished' * finished} run with {was}, and this run has {now}; give another --out, or"
+            " start anew with --restart"
         )
-    return changed
+    return sorted(f"{key} {old[key]} -> {new[key]}" for key in changed)
 
 
 class Average(callbacks.WeightAveraging):

@@ -175,21 +175,22 @@ def test_a_checkpoint_of_another_run_or_a_damaged_one_is_refused(
         fit(run)
     train_stage(run)
     assert "step 2 of 2: loss " in capsys.readouterr().err, "what a log file keeps"
-    with pytest.raises(WeightsError, match="checkpoint with kind stage2, and this run has kind stage3"):
-        fit(config("stage3", pairs, tmp_path))
-    with pytest.raises(WeightsError, match="variant nano, and this run has variant prithvi_eo_v2_300_tl"):
-        fit(replace(run, variant="prithvi_eo_v2_300_tl"))
-    with pytest.raises(WeightsError, match="lora None, and this run has lora"):
-        fit(replace(run, lora=LoraSettings()))
-    with pytest.raises(WeightsError, match=r"with data\.test_groups \['g3'\], and this run has .* \['g1'\]"):
-        fit(replace(run, data=replace(run.data, test_groups=("g1",))))
     made = {file: file.read_bytes() for file in (tmp_path / "weights").iterdir()}
-    with pytest.raises(InputError, match=r"finished run with other settings \(weight_decay 0\.02 -> 0\.5\).*--restart"):
-        fit(replace(run, weight_decay=0.5))
+    others = replace(run.data, test_groups=("g1",))
+    for other, message in (
+        (config("stage3", pairs, tmp_path), "finished run with kind stage2, and this run has kind stage3"),
+        (replace(run, variant="prithvi_eo_v2_300_tl"), "variant nano, and this run has variant prithvi_eo_v2_300_tl"),
+        (replace(run, lora=LoraSettings()), "lora None, and this run has lora"),
+        (replace(run, data=others), r"data\.test_groups \['g3'\], and this run has data\.test_groups \['g1'\]"),
+        (replace(run, seed=1, check_every=1), "check_every 2, seed 0, and .* check_every 1, seed 1; .* with --restart"),
+        (replace(run, steps=3, learning_rate=0.1), "of a run with learning_rate 0.0003, and .* learning_rate 0.1;"),
+    ):
+        with pytest.raises(WeightsError, match=message):
+            fit(other)
     fit(run)
     assert made == {file: file.read_bytes() for file in (tmp_path / "weights").iterdir()}, "bit for bit"
-    with pytest.warns(TrainingWarning, match=r"weight_decay 0\.02 -> 0\.5"):
-        fit(replace(run, weight_decay=0.5, steps=3))
+    with pytest.warns(TrainingWarning, match="check_every 2 -> 1, steps 2 -> 3"):
+        fit(replace(run, steps=3, check_every=1))
     (tmp_path / "last.ckpt").write_bytes((tmp_path / "last.ckpt").read_bytes()[:1000])
     with pytest.raises(WeightsError, match="damaged or of another kind"):
         fit(run)
