@@ -19,7 +19,7 @@ from axs_lib.checks import CheckedPair, check_count, check_pair, check_tensor, c
 from axs_lib.errors import InputError
 from axs_lib.terramind.noise import sample_seeds, scene_origins
 from axs_lib.terramind.tiles import unbatch
-from axs_lib.tilegrid import Mosaic
+from axs_lib.tilegrid import Mosaic, TileGrid
 
 if TYPE_CHECKING:
     from axs_lib.stage3_tm_ground import Stage3GroundingModel, Stage3Output
@@ -98,7 +98,7 @@ def _ground_large(
     proposal = controls.proposal_for(pair)
     # The change is blended, not the image: where no tile changes a pixel it stays bit for bit.
     base = pair.opt_v2.masked_fill((pair.trust == 0) | ~torch.isfinite(pair.opt_v2), 0.0)
-    mosaic = Mosaic(pair.opt_v2, model.terramind_generator.layout.max_side, batch_size)
+    mosaic = Mosaic(pair.opt_v2, TileGrid(model.terramind_generator.layout.max_side), batch_size)
     for tiles in mosaic.batches():
         given = None if proposal is None else tiles.of(proposal)
         here = replace(controls, origin=tiles.origins(corners), proposal=given, ranges_checked=True)
