@@ -70,11 +70,10 @@ def in_tiles(ground: Callable[P, Stage3Output]) -> Callable[P, Stage3Output]:
         run = functools.partial(plain, model, timesteps=timesteps, batch_size=batch_size)
         side = model.terramind_generator.layout.max_side
         shape: tuple[int, ...] = opt_v2.shape if isinstance(opt_v2, Tensor) and not opt_v2.is_nested else ()
-        if len(shape) not in (3, 4):
-            return run(s1, opt_v2, **options)  # an error, in the words of ``ground``
-        if max(shape[-2:]) <= side and (len(shape) == 3 or shape[0] <= batch_size):
-            return run(s1, opt_v2, **options)
-        return _ground_large(run, model, s1, opt_v2, batch_size, **options)
+        many = len(shape) == 4 and shape[0] > batch_size
+        if len(shape) in (3, 4) and (many or max(shape[-2:]) > side):
+            return _ground_large(run, model, s1, opt_v2, batch_size, **options)
+        return run(s1, opt_v2, **options)  # also an error, in the words of ``ground``
 
     return wrapper  # type: ignore[return-value]
 
