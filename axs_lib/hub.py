@@ -124,7 +124,7 @@ class HubMixin(ModelHubMixin):
     def _save_pretrained(self, save_directory: Path) -> None:
         check_output(save_directory / "README.md", overwrite=True)  # which the Hub's mixin writes, through links too
         for name, state in weight_files(self).items():
-            short = {key: _shortest(value.detach()) for key, value in state.items()}
+            short = {key: _lossless_half(value.detach()) for key, value in state.items()}
             header = source_header((self.corrector if name == CORRECTOR_FILE else self.terramind_generator).weights)
             if name == CORRECTOR_FILE and self.corrector.calibration is not None:
                 header |= self.corrector.calibration.to_header()
@@ -159,7 +159,7 @@ class HubMixin(ModelHubMixin):
         return ModelCard.from_template(front, template_str=CARD.read_text(encoding="utf-8"), **parts)
 
 
-def _shortest(value: Tensor) -> Tensor:
+def _lossless_half(value: Tensor) -> Tensor:
     """The values in float16 where that loses nothing."""
     half = value.half() if value.is_floating_point() else value
     return half if bool((half.to(value.dtype) == value).all()) else value

@@ -29,7 +29,7 @@ from axs_lib.terramind.tiles import (
     training_start,
     unbatch,
 )
-from axs_lib.tilegrid import Mosaic
+from axs_lib.tilegrid import Mosaic, TileGrid
 
 STAGE = 1
 
@@ -79,7 +79,7 @@ class Stage1Model(GeneratorStage):
         corners = scene_origins(origin, batch, device)  # (B, 2)
 
         # An image is a single tile, or cut into tiles of a grid that are blended.
-        mosaic = Mosaic(sar.image, generator.layout.max_side, batch_size)
+        mosaic = Mosaic(sar.image, TileGrid(generator.layout.max_side), batch_size)
         for tiles in mosaic.batches():
             # 2. Prepare: fill nodata from neighbours, pad to the network's side S, z-score. The M members of an
             #    ensemble lie along the batch of n tiles.

@@ -36,7 +36,7 @@ from axs_lib.prithvi.head import RefinementHead
 from axs_lib.prithvi.metadata import EncodedMetadata, MetadataLike, encode_metadata
 from axs_lib.terramind import weights
 from axs_lib.terramind.tiles import to_network
-from axs_lib.tilegrid import Mosaic
+from axs_lib.tilegrid import Mosaic, TileGrid
 
 
 class PrithviRefiner(nn.Module):
@@ -120,7 +120,7 @@ class PrithviRefiner(nn.Module):
             )
 
         # 2. Correct the tiles of a grid, most of them a whole image.
-        mosaic = Mosaic(image, MAX_SIDE, batch_size)
+        mosaic = Mosaic(image, TileGrid(MAX_SIDE), batch_size)
         for tiles in mosaic.batches():
             mosaic.add(tiles, change=self._correct(tiles.of(image.float()), metadata_of[tiles.samples]))
         change = mosaic.result()["change"]  # (B, 4, H, W) in the caller's unit

@@ -95,29 +95,6 @@ def batches_of_one_shape(items: Iterable[Item], shape: Callable[[Item], object],
         yield from (alike[start : start + size] for start in range(0, len(alike), size))
 
 
-class Blender:
-    """Accumulates weighted tiles into a whole image."""
-
-    def __init__(self, grid: TileGrid, height: int, width: int) -> None:
-        self.grid, self.height, self.width = grid, height, width
-        self._sum: Tensor | None = None
-        self._weight: Tensor | None = None
-
-    def add(self, tile: Tile, values: Tensor) -> None:
-        """Add one tile's values (C, h, w)."""
-        if self._sum is None or self._weight is None:
-            self._sum = values.new_zeros(values.shape[0], self.height, self.width)
-            self._weight = values.new_zeros(self.height, self.width)
-        weights = self.grid.weights(tile, self.height, self.width, values.device)
-        tile.of(self._sum).add_(values * weights)
-        tile.of(self._weight).add_(weights)
-
-    def result(self) -> Tensor:
-        """The blended image (C, H, W)."""
-        assert self._sum is not None and self._weight is not None, "no tile was added"
-        return self._sum / self._weight
-
-
 @dataclass(frozen=True)
 class TileBatch:
     """Tiles of one shape: the image (n,) int64 out of a batch that each is cut from, and where it lies there."""
@@ -135,11 +112,11 @@ class TileBatch:
 
 
 class Mosaic:
-    """Cuts images (B, C, H, W) into tiles of up to ``side`` px, ``batch_size`` at once, and blends what they become."""
+    """Cuts images (B, C, H, W) into the tiles of a grid, ``batch_size`` at once, and blends what they become."""
 
-    def __init__(self, images: Tensor, side: int, batch_size: int) -> None:
-        self.images, self.grid, self.batch_size = images, TileGrid(side), batch_size
-        self._blenders: dict[str, list[Blender]] = {}
+    def __init__(self, images: Tensor, grid: TileGrid, batch_size: int) -> None:
+        self.images, self.grid, self.batch_size = images, grid, batch_size
+        self._sums: dict[str, Tensor] = {}  # of weighted values, and last of the weights, (B, C + 1, H, W)
 
     def batches(self) -> Iterator[TileBatch]:
         """All tiles, those of one shape together."""
@@ -151,12 +128,15 @@ class Mosaic:
 
     def add(self, batch: TileBatch, **layers: Tensor) -> None:
         """Add what was made of a batch of tiles: named layers (n, C, h, w)."""
+        height, width = self.images.shape[-2:]
         for name, values in layers.items():
-            if name not in self._blenders:
-                self._blenders[name] = [Blender(self.grid, *self.images.shape[-2:]) for _ in self.images]
+            values = torch.cat([values, torch.ones_like(values[:, :1])], dim=1)
+            if name not in self._sums:
+                self._sums[name] = values.new_zeros(len(self.images), values.shape[1], height, width)
             for sample, tile, value in zip(batch.samples.tolist(), batch.tiles, values, strict=True):
-                self._blenders[name][sample].add(tile, value)
+                weights = self.grid.weights(tile, height, width, values.device)
+                tile.of(self._sums[name][sample]).add_(value * weights)
 
     def result(self) -> dict[str, Tensor]:
         """The blended layers (B, C, H, W) by name."""
-        return {name: torch.stack([each.result() for each in parts]) for name, parts in self._blenders.items()}
+        return {name: sums[:, :-1] / sums[:, -1:] for name, sums in self._sums.items()}

@@ -11,19 +11,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from axs_lib.errors import InputError
-from axs_lib.tilegrid import Blender, Mosaic, TileGrid
+from axs_lib.tilegrid import Mosaic, TileGrid
 
 GRID = TileGrid(side=32, overlap=8)
 
 
 @given(height=st.integers(8, 150), width=st.integers(8, 150))
 def test_constant_tiles_blend_to_a_constant(height: int, width: int) -> None:
-    blender = Blender(GRID, height, width)
-    total = torch.zeros(height, width)
-    for tile in GRID.tiles(height, width):
-        blender.add(tile, torch.full((2, *tile.shape), 3.0))
-        tile.of(total).add_(GRID.weights(tile, height, width))
-    assert (blender.result() - 3.0).abs().max() < 1e-5
+    image = torch.full((1, 2, height, width), 3.0)
+    mosaic, total = Mosaic(image, GRID, 4), torch.zeros(height, width)
+    for tiles in mosaic.batches():
+        mosaic.add(tiles, same=tiles.of(image))
+        for tile in tiles.tiles:
+            tile.of(total).add_(GRID.weights(tile, height, width))
+    assert (mosaic.result()["same"] - 3.0).abs().max() < 1e-5
     assert (total - 1.0).abs().max() < 1e-4
 
 
@@ -47,7 +48,7 @@ def coordinates(batch: int, height: int, width: int) -> torch.Tensor:
 @pytest.mark.parametrize("size", [(8, 8), (64, 200), (256, 256), (257, 30), (300, 500)])
 def test_tiles_come_back_in_place(size: tuple[int, int]) -> None:
     image = coordinates(2, *size)
-    mosaic, counts = Mosaic(image, 256, 3), []
+    mosaic, counts = Mosaic(image, TileGrid(256), 3), []
     corners = torch.tensor([[0, 0], [2**40, -5]])
     for tiles in mosaic.batches():
         cut = tiles.of(image)

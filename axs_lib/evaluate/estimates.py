@@ -105,7 +105,7 @@ class Estimates(Scenario):
     ) -> dict[str, Tensor]:
         """The image (B,4,H,W) of every control."""
         images: dict[str, Tensor] = {}
-        trust = torch.full_like(opt_v2[:, :1], Trust.SAR_ONLY) if model.whole else None
+        trust = torch.full_like(opt_v2[:, :1], Trust.SAR_ONLY) if model.is_pipeline else None
         if self.controls:
             if model.donors:
                 others = [(model.donor(tile), tile.size) for tile in tiles]
@@ -124,7 +124,7 @@ class Estimates(Scenario):
             truth = torch.stack([tile.truth for tile in tiles])
             images["mean_colour"] = torch.tensor(OPTICAL_MEAN)[None, :, None, None].expand_as(truth)
             images["tile_mean"] = truth.nanmean((2, 3), keepdim=True).expand_as(truth)
-            if model.whole and model.dated:
+            if model.is_pipeline and model.dated:
                 undated = model.run(s1, opt_v2, [{} for _ in tiles])
                 images |= {"no_date": undated.opt_v3, "no_date_v2": undated.opt_v2}
         return images
@@ -190,7 +190,7 @@ class Estimates(Scenario):
 def _proposal(tile: EvaluationTile, model: EvaluatedModel) -> Tensor:
     """What Stage 3 draws for a tile by itself, (4,H,W) DN."""
     s1, opt_v2 = tile.s1[None], tile.estimate(model.source)[0][None]
-    if not model.whole:
+    if not model.is_pipeline:
         proposal = model.ground(s1, opt_v2).proposal
     else:  # the pipeline does not hand its proposal out
         opt_v2 = model.run(s1, opt_v2, [tile.record.metadata]).opt_v2

@@ -126,10 +126,10 @@ def evaluate(
     donors, other_dates = sources.find_donors(records), sources.find_other_dates(records)
     dated = any(record.metadata for record in records)
     evaluated = EvaluatedModel(model, steps, seed, source, donors, other_dates, dated, force)
-    if evaluated.whole != (source == "stage2"):
+    if evaluated.is_pipeline != (source == "stage2"):
         raise InputError(
-            f"opt_v2_source is {source!r} for {'the pipeline' if evaluated.whole else 'Stage 3 alone'}; the pipeline"
-            " makes its own opt_v2 ('stage2'), Stage 3 alone takes 'file', 'degraded' or 'cloudy'"
+            f"opt_v2_source is {source!r} for {'the pipeline' if evaluated.is_pipeline else 'Stage 3 alone'}; the"
+            " pipeline makes its own opt_v2 ('stage2'), Stage 3 alone takes 'file', 'degraded' or 'cloudy'"
         )
     results: dict[Scenario, list[TileFigures]] = {scenario: [] for scenario in scenarios}
     by_size = sorted(records, key=lambda record: record.size)

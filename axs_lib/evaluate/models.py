@@ -53,7 +53,7 @@ class EvaluatedModel:
         return None if record is None else read_tile(record, force=self.force)
 
     @property
-    def whole(self) -> bool:
+    def is_pipeline(self) -> bool:
         """Whether Stages 1 and 2 make the estimate."""
         return hasattr(self.wrapped, "stage3")
 
@@ -61,7 +61,7 @@ class EvaluatedModel:
     def stage3(self) -> Stage3GroundingModel:
         """The model itself, or the last stage of the pipeline."""
         model: Any = self.wrapped
-        return model.stage3 if self.whole else model
+        return model.stage3 if self.is_pipeline else model
 
     @property
     def takes_proposals(self) -> bool:
@@ -70,7 +70,7 @@ class EvaluatedModel:
 
     def run(self, s1: Tensor, opt_v2: Tensor, metadata: Sequence[Mapping[str, Any]], ensemble_size: int = 1) -> Images:
         """Run the model as a user would; the pipeline makes its own opt_v2 from ``metadata`` of each tile."""
-        if not self.whole:
+        if not self.is_pipeline:
             return self.ground(s1, opt_v2, ensemble_size=ensemble_size)
         model: Any = self.wrapped
         options = {"seed": self.seed, "ensemble_size": ensemble_size}

@@ -138,7 +138,7 @@ class Uncertainty(Scenario):
                 " (--uncertainty-members 4), or weights whose head predicts its own error"
             )
         # The pipeline runs Stage 3 once a member and gives the spread of its whole runs.
-        calibrated = not model.whole and CALIBRATED in model.wrapped.provenance
+        calibrated = not model.is_pipeline and CALIBRATED in model.wrapped.provenance
         members = None if calibrated or self.ensemble_size < 2 else self.ensemble_size
         for tile, opt_v3, sigma in zip(tiles, images.opt_v3, images.uncertainty, strict=True):
             error = opt_v3 - tile.truth

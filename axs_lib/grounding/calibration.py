@@ -36,12 +36,7 @@ class Calibration:
                 )
 
     def scale(self, nfe: int) -> Tensor:
-        """Scales (4,), those of the nearest number of evaluations that was fitted; of two, the smaller number's.
-
-        >>> calibration = Calibration({1: (2.0, 2.0, 2.0, 2.0), 10: (3.0, 3.0, 3.0, 3.0)})
-        >>> calibration.scale(4).tolist()
-        [2.0, 2.0, 2.0, 2.0]
-        """
+        """Scales (4,), those of the nearest number of evaluations that was fitted; of two, the smaller number's."""
         nearest = min(self.scales, key=lambda fitted: (abs(fitted - nfe), fitted))
         return torch.tensor(self.scales[nearest], dtype=torch.float32)
 

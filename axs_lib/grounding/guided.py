@@ -38,8 +38,8 @@ def guided_difference(s1: Tensor, estimate: Tensor, trust: Tensor) -> tuple[Tens
         # 1. Weighted means in every window of the images and of their products, from half the resolution: the guide is
         #    smooth, and detail that it cannot explain is no part of the fit.
         guide = gaussian_blur(s1.float(), GUIDE_SIGMA_PX)
-        fitted = 1.0 - unknown_share(trust.float())
-        halved = _halved(torch.cat([guide, estimate.float(), fitted], dim=1))
+        known = 1.0 - unknown_share(trust.float())
+        halved = _halved(torch.cat([guide, estimate.float(), known], dim=1))
         vv, vh, image, weight = halved.split([1, 1, 4, 1], dim=1)
         of_vv, of_vh, of_image, vv_vv, vv_vh, vh_vh, vv_image, vh_image, image_image = _window_means(
             weight, [vv, vh, image, vv * vv, vv * vh, vh * vh, vv * image, vh * image, image * image]
@@ -72,8 +72,8 @@ def proposal_guided_difference(proposal: Tensor, estimate: Tensor, trust: Tensor
     z-units, and the share of each band's local variance that the proposal explains, (B, 4, H/2, W/2) in [0, 1].
     """
     with torch.autocast(proposal.device.type, enabled=False):
-        fitted = 1.0 - unknown_share(trust.float())
-        halved = _halved(torch.cat([proposal.float(), estimate.float(), fitted], dim=1))
+        known = 1.0 - unknown_share(trust.float())
+        halved = _halved(torch.cat([proposal.float(), estimate.float(), known], dim=1))
         p, e, weight = halved.split([4, 4, 1], dim=1)
         of_p, of_e, p_p, p_e, e_e = _window_means(weight, [p, e, p * p, p * e, e * e])
         covariance = p_e - of_p * of_e

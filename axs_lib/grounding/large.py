@@ -19,7 +19,7 @@ from axs_lib.checks import CheckedPair, check_count, check_pair, check_tensor, c
 from axs_lib.errors import InputError
 from axs_lib.terramind.noise import sample_seeds, scene_origins
 from axs_lib.terramind.tiles import unbatch
-from axs_lib.tilegrid import Mosaic
+from axs_lib.tilegrid import Mosaic, TileGrid
 
 if TYPE_CHECKING:
     from axs_lib.stage3_tm_ground import Stage3GroundingModel, Stage3Output
@@ -70,11 +70,10 @@ def in_tiles(ground: Callable[P, Stage3Output]) -> Callable[P, Stage3Output]:
         run = functools.partial(plain, model, timesteps=timesteps, batch_size=batch_size)
         side = model.terramind_generator.layout.max_side
         shape: tuple[int, ...] = opt_v2.shape if isinstance(opt_v2, Tensor) and not opt_v2.is_nested else ()
-        if len(shape) not in (3, 4):
-            return run(s1, opt_v2, **options)  # an error, in the words of ``ground``
-        if max(shape[-2:]) <= side and (len(shape) == 3 or shape[0] <= batch_size):
-            return run(s1, opt_v2, **options)
-        return _ground_large(run, model, s1, opt_v2, batch_size, **options)
+        many = len(shape) == 4 and shape[0] > batch_size
+        if len(shape) in (3, 4) and (many or max(shape[-2:]) > side):
+            return _ground_large(run, model, s1, opt_v2, batch_size, **options)
+        return run(s1, opt_v2, **options)  # also an error, in the words of ``ground``
 
     return wrapper  # type: ignore[return-value]
 
@@ -98,7 +97,7 @@ def _ground_large(
     proposal = controls.proposal_for(pair)
     # The change is blended, not the image: where no tile changes a pixel it stays bit for bit.
     base = pair.opt_v2.masked_fill((pair.trust == 0) | ~torch.isfinite(pair.opt_v2), 0.0)
-    mosaic = Mosaic(pair.opt_v2, model.terramind_generator.layout.max_side, batch_size)
+    mosaic = Mosaic(pair.opt_v2, TileGrid(model.terramind_generator.layout.max_side), batch_size)
     for tiles in mosaic.batches():
         given = None if proposal is None else tiles.of(proposal)
         here = replace(controls, origin=tiles.origins(corners), proposal=given, ranges_checked=True)

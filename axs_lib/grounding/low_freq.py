@@ -17,12 +17,9 @@ SIGMA_PX = 4.0  # of the Gaussian: what is coarser than about four of it is low-
 
 def constrain_low_frequencies(correction: Tensor, low_freq_mask: Tensor) -> Tensor:
     """The constrained correction (B, C, H, W), given the mask (B, 1, H, W) in [0, 1]."""
-    return correction + (low_freq_mask - 1.0) * low_pass(correction)
-
-
-def low_pass(image: Tensor) -> Tensor:
-    """The low-frequency part of (B, C, H, W); large images are blurred at a quarter of their resolution."""
-    if min(image.shape[-2:]) < 32:
-        return gaussian_blur(image, SIGMA_PX)
-    low = gaussian_blur(F.avg_pool2d(image, 4), SIGMA_PX / 4)
-    return F.interpolate(low, size=image.shape[-2:], mode="bilinear")
+    if min(correction.shape[-2:]) < 32:
+        low = gaussian_blur(correction, SIGMA_PX)
+    else:  # at a quarter of the resolution
+        low = gaussian_blur(F.avg_pool2d(correction, 4), SIGMA_PX / 4)
+        low = F.interpolate(low, size=correction.shape[-2:], mode="bilinear")
+    return correction + (low_freq_mask - 1.0) * low

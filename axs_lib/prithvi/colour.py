@@ -40,9 +40,9 @@ class SeasonalColour(nn.Module):
 
 def regressors(image: Tensor, metadata: EncodedMetadata) -> Tensor:
     """(B, 7, H, W): one, the four bands, and the season on the year's circle; all 0 where the season is unknown."""
-    known, east, north = (part[:, None, None, None] for part in season(metadata))
+    known, cosine, sine = (part[:, None, None, None] for part in season(metadata))
     one = torch.ones_like(image[:, :1])
-    return torch.cat([one, image, one * east, one * north], dim=1) * known
+    return torch.cat([one, image, one * cosine, one * sine], dim=1) * known
 
 
 def season(metadata: EncodedMetadata) -> tuple[Tensor, Tensor, Tensor]:
@@ -54,5 +54,5 @@ def season(metadata: EncodedMetadata) -> tuple[Tensor, Tensor, Tensor]:
     day = metadata.temporal[:, 1]
     known = (day.isfinite() & (latitude.abs() >= TROPIC)).float()
     angle = 2 * math.pi * day.nan_to_num() / DAYS
-    side = known * latitude.sign()
-    return known, side * angle.cos(), side * angle.sin()
+    hemisphere = known * latitude.sign()
+    return known, hemisphere * angle.cos(), hemisphere * angle.sin()

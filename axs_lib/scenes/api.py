@@ -267,7 +267,7 @@ def ground_scene(
 def fill_gaps(
     model: Stage3GroundingModel | Callable[[], Stage3GroundingModel],
     s1: SceneInput,
-    opt_v2: SceneInput,
+    opt_v2: SceneInput | None,
     mask: SceneInput | MaskFile,
     out: PathLike | None = None,
     **options: Any,

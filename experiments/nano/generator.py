@@ -26,7 +26,7 @@ from axs_lib.terramind.build import load_generator, load_nano_tokenizer
 from axs_lib.terramind.generator import TerraMindGenerator
 from axs_lib.terramind.tiles import training_start
 from axs_lib.terramind.weights import groups_in, read_metadata, read_state, resolve, write_state
-from axs_lib.train.trainer import SEED_STRIDE, ByStep, ModuleTask, fit, own_random
+from axs_lib.train.trainer import SEED_STRIDE, ModuleTask, fit, own_random
 from experiments.nano.examples import SAR_JITTER_DB, augment, make_examples
 from experiments.nano.joint import PairsConfig, main
 from experiments.nano.plain import balanced_loss
@@ -56,11 +56,10 @@ def train_generator(config: GeneratorConfig, *, resume: bool = True, progress: b
     """Run (or resume) a fine-tuning and write ``nano.safetensors`` into the run folder."""
     generator = load_generator("nano", checkpoint=config.checkpoint).requires_grad_(True).train()
     tokenizer = load_nano_tokenizer(config.checkpoint).requires_grad_(False).eval()
-    crops = config.crops()
-    batches = ByStep(lambda step: crops.batch(step) | {"step": step})
     loss = partial(_loss, config, generator, tokenizer)
     write = partial(_write, config, generator)
-    return fit(ModuleTask(config, "generator", generator, loss, write), batches, resume=resume, progress=progress)
+    task = ModuleTask(config, "generator", generator, loss, write)
+    return fit(task, config.batches(), resume=resume, progress=progress)
 
 
 def _loss(

@@ -68,9 +68,10 @@ class PairsConfig(LoopConfig):
             and (record.group not in held_out if groups is None else record.group in groups)
         ]
 
-    def crops(self) -> Crops:
-        """Batches of what may be trained on."""
-        return Crops(self.records(), self.crop_sizes, self.batch_pixels, self.seed)
+    def batches(self) -> ByStep:
+        """Batches of what may be trained on, with their ``step``."""
+        crops = Crops(self.records(), self.crop_sizes, self.batch_pixels, self.seed)
+        return ByStep(lambda step: crops.batch(step) | {"step": step})
 
     def settings(self) -> str:
         """What goes into the header of the weights."""
@@ -179,15 +180,13 @@ class NanoTask(TrainingTask):
 
 def train_nano(config: NanoConfig, *, resume: bool = True, progress: bool = True) -> Path:
     """Run (or resume) a training and write ``nano.safetensors`` into the run folder."""
-    crops = config.crops()
-    batches = ByStep(lambda step: crops.batch(step) | {"step": step})
     tiles = []
     for number, record in enumerate(config.records(config.validation_groups)):
         if record.quality == "ok":
             pair = load_pair(record)
             s1, truth = torch.as_tensor(pair.s1)[None].float(), torch.as_tensor(pair.s2)[None].float()
             tiles.append({"s1": s1, "truth": truth, "opt_v2": degrade(truth, seed=number, preset="test")})
-    return fit(NanoTask(config), batches, tiles, resume=resume, progress=progress)
+    return fit(NanoTask(config), config.batches(), tiles, resume=resume, progress=progress)
 
 
 def main(train: Any, configuration: Any, arguments: list[str]) -> None:

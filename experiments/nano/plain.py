@@ -19,7 +19,7 @@ from torch import Tensor
 
 from axs_lib.evaluate.plain import Inputs, PlainModel
 from axs_lib.terramind.weights import write_state
-from axs_lib.train.trainer import SEED_STRIDE, ByStep, ModuleTask, fit, own_random
+from axs_lib.train.trainer import SEED_STRIDE, ModuleTask, fit, own_random
 from experiments.nano.examples import Kind, augment, make_examples
 from experiments.nano.joint import DN_SCALE, PairsConfig, main
 
@@ -49,10 +49,8 @@ def train_plain(config: PlainConfig, *, resume: bool = True, progress: bool = Tr
     """Run (or resume) a training and write ``plain.safetensors`` into the run folder."""
     with own_random(config.seed):
         model = PlainModel(config.inputs)
-    crops = config.crops()
-    batches = ByStep(lambda step: crops.batch(step) | {"step": step})
     task = ModuleTask(config, "plain", model, partial(_loss, config, model), partial(_write, config, model))
-    return fit(task, batches, resume=resume, progress=progress)
+    return fit(task, config.batches(), resume=resume, progress=progress)
 
 
 def _loss(config: PlainConfig, model: PlainModel, batch: Mapping[str, Tensor]) -> Tensor:

@@ -19,7 +19,7 @@ from axs_lib.bands import OPTICAL_BANDS, SAR_BANDS
 from axs_lib.nodata import fill_nodata, valid_pixels
 from axs_lib.stage3_tm_ground import Stage3Output
 from axs_lib.terramind.noise import gaussian_field, sample_seeds, scene_origins
-from axs_lib.tilegrid import TileGrid
+from axs_lib.tilegrid import Tile, TileGrid
 
 GRID = TileGrid(side=64, overlap=16)
 CRS = "EPSG:32633"
@@ -70,6 +70,17 @@ def scene_arrays(height: int, width: int, seed: int = 0) -> tuple[np.ndarray, np
     level = np.array([500, 700, 800, 2400])[:, None, None]
     opt = level * (1 + 0.2 * wave) + rng.normal(0, 30, (4, height, width))
     return s1.astype("float32"), np.rint(opt.clip(1)).astype("float32")
+
+
+def blend(grid: TileGrid, size: tuple[int, int], network: Callable[[Tile], Tensor]) -> Tensor:
+    """What a network makes of every tile (C, h, w), blended with everything in memory."""
+    made = {tile: network(tile) for tile in grid.tiles(*size)}
+    total, weight = torch.zeros(len(next(iter(made.values()))), *size), torch.zeros(size)
+    for tile, values in made.items():
+        ramp = grid.weights(tile, *size)
+        tile.of(total).add_(values * ramp)
+        tile.of(weight).add_(ramp)
+    return total / weight
 
 
 def write_tiff(path: Path, data: np.ndarray, names: Sequence[str | None] | None = None, **more: Any) -> Path:

@@ -26,9 +26,9 @@ from axs_lib.io.results import to_uint16
 from axs_lib.io.stac import stac_item
 from axs_lib.pipeline import PipelineOutput
 from axs_lib.scenes.api import ground_scene, run_scene
-from axs_lib.tilegrid import Blender, Tile
+from axs_lib.tilegrid import Tile
 
-from .conftest import CRS, GRID, PLACE, BoxGrounder, SceneFiles, read_tiff, scene_arrays, write_scene, write_tiff
+from .conftest import CRS, GRID, PLACE, BoxGrounder, SceneFiles, blend, read_tiff, scene_arrays, write_scene, write_tiff
 
 ORIGIN = (-600_000, 50_000)  # of PLACE, in pixels of 10 m
 
@@ -41,18 +41,16 @@ def ground(grounder: BoxGrounder, scene: SceneFiles, out: Path, name: str = "out
 
 def in_memory(scene: SceneFiles, origin: tuple[int, int] = ORIGIN, *, uncertainty: bool = False) -> np.ndarray:
     """The scene's changes, blended with everything in memory, as stored."""
-    height, width = scene.sar.shape[-2:]
     s1, optical = torch.from_numpy(scene.sar)[None], torch.from_numpy(scene.optical)[None]
-    blender = Blender(GRID, height, width)
-    for tile in GRID.tiles(height, width):
+
+    def layer(tile: Tile) -> torch.Tensor:
         place = torch.tensor([[origin[0] + tile.top, origin[1] + tile.left]])
         parts = tile.of(s1).contiguous(), tile.of(optical).contiguous()
         made = BoxGrounder().ground(*parts, seed=5, trust=None, origin=place, ensemble_size=2)
-        layer = made.uncertainty.square() if uncertainty else made.image - parts[1].nan_to_num()
-        blender.add(tile, layer[0])
-    if uncertainty:
-        return blender.result().sqrt().numpy()
-    return to_uint16((blender.result() + optical[0].nan_to_num()).numpy())
+        return (made.uncertainty.square() if uncertainty else made.image - parts[1].nan_to_num())[0]
+
+    whole = blend(GRID, scene.sar.shape[-2:], layer)
+    return whole.sqrt().numpy() if uncertainty else to_uint16((whole + optical[0].nan_to_num()).numpy())
 
 
 @pytest.mark.parametrize("batch_size", [4, 1, 7])

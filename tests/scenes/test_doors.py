@@ -40,7 +40,7 @@ def test_clear_pixels_survive_without_sar(grounder: BoxGrounder, tmp_path: Path)
     assert result.counts == {"kept": 27200, "filled": 1600, "corrected": 0, "empty": 1200}
     np.savez(tmp_path / "t.npz", s1=sar[:, :100, :100], opt_v2=clouded[:, :100, :100])
     np.savez(tmp_path / "m.npz", mask=clear[0, :100, :100])
-    again = fill_gaps(grounder, tmp_path / "t.npz", None, tmp_path / "m.npz", tmp_path / "o.npz")  # type: ignore[arg-type]
+    again = fill_gaps(grounder, tmp_path / "t.npz", None, tmp_path / "m.npz", tmp_path / "o.npz")
     assert again.counts["kept"] + again.counts["filled"] == 10_000
     all_gap = fill_gaps(grounder, sar, optical, np.zeros((200, 150), "float32"), grid=GRID)
     assert all_gap.notes[-1].endswith("(100.0 %) are a gap, so that nothing is kept")

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from axs_lib.io.grid import SceneGrid
 from axs_lib.scenes.stream import stream_tiles, tile_count
-from axs_lib.tilegrid import Blender, Tile, TileGrid
+from axs_lib.tilegrid import Tile, TileGrid
 
-from .conftest import GRID
+from .conftest import GRID, blend
 
 
 @dataclass
@@ -59,10 +59,8 @@ def test_the_same_bits_as_in_memory_whatever_the_windows_and_batches(
 ) -> None:
     data = np.random.default_rng(sum(size)).normal(size=(1, *size)).astype("float32")
     for grid in (GRID, TileGrid(side=64, overlap=44)):  # tiles that overlap by more than half
-        blender = Blender(grid, *size)
-        for tile in grid.tiles(*size):
-            blender.add(tile, network([tile.of(torch.from_numpy(data))[None]], [tile])[0])
-        np.testing.assert_array_equal(streamed(data, grid, window_rows, batch_size), blender.result().numpy())
+        whole = blend(grid, size, lambda tile: network([tile.of(torch.from_numpy(data))[None]], [tile])[0])
+        np.testing.assert_array_equal(streamed(data, grid, window_rows, batch_size), whole.numpy())
 
 
 def test_tiles_without_data_are_left_out_and_are_nodata() -> None:
