@@ -3,7 +3,7 @@
 Blur, noise, sharpening and compression do not show at one pixel; over a tile they leave their marks in the power
 spectrum and in how much bands and SAR have in common at each scale. From those statistics a small network predicts the
 coefficients of one linear filter of the estimate's detail, as Wiener's filter follows from spectra, and where power
-differs by direction, of one that acts otherwise along the strongest than across. A fresh one changes nothing, and
+is anisotropic, of one that acts otherwise along the dominant orientation than across. A fresh one changes nothing, and
 neither does any on a tile unlike those that it was fitted on, in statistics or size.
 """
 
@@ -30,20 +30,20 @@ FEATHER_PX = 4.0  # scale over which the statistics fade out towards pixels that
 RINGS = (*(0.02 + 0.025 * ring for ring in range(17)), 0.45, 0.48, 0.51, 0.71)
 WIDE_RINGS = (0.02, 0.07, 0.12, 0.17, 0.22, 0.295, 0.37, 0.45, 0.71)
 AXIS_RINGS = (0.1, 0.2, 0.35, 0.51)
-TURNED_RINGS = (0.07, 0.12, 0.17, 0.22, 0.295, 0.37, 0.45)  # of the power by direction
+ANISOTROPY_RINGS = (0.07, 0.12, 0.17, 0.22, 0.295, 0.37, 0.45)  # of the power by orientation
 SECTORS, OFF_AXIS = 8, 2.5  # of half a turn; what is left out beside the axes, in steps of frequency
 PAIRS = 10  # of the four bands and the SAR
 LEAST_POWER = 1e-6  # z-units squared: about 1 DN
 DETAIL_CHANNELS = 4 * len(SCALES_PX)
-TERMS = 3 * DETAIL_CHANNELS  # detail, detail where the ground is varied, and differences along the tile's direction
-DIRECTIONAL = 2 * 4 * (len(TURNED_RINGS) - 1) + 1
+TERMS = 3 * DETAIL_CHANNELS  # detail, detail where the ground is varied, and differences along the orientation
+HARMONICS = 2 * 4 * (len(ANISOTROPY_RINGS) - 1) + 1  # of the power over the orientations
 STATISTICS = (
-    4 * (len(RINGS) - 1) + PAIRS * (len(WIDE_RINGS) - 1) + 2 * 4 * (len(AXIS_RINGS) - 1) + DETAIL_CHANNELS + DIRECTIONAL
+    4 * (len(RINGS) - 1) + PAIRS * (len(WIDE_RINGS) - 1) + 2 * 4 * (len(AXIS_RINGS) - 1) + DETAIL_CHANNELS + HARMONICS
     + GRID_STATISTICS
 )  # fmt: skip
-LEAST_LEAN = 0.2  # of the logarithm of power towards a direction, below which a tile has hardly any
+LEAST_ANISOTROPY = 0.2  # of the logarithm of power, below which a tile has hardly a dominant orientation
 UNLIKE = (5.0, 8.0)  # standard deviations of the farthest statistic, from where on the filter fades, and to nothing
-JOINT = (0.5, 1.5)  # how far the whole tile's logarithm of stripes is above its quarters' where it is a joint's
+SWATH_EDGE = (0.5, 1.5)  # logarithm of the whole tile's stripes over its quarters', from where on it is an edge's
 LEAST_PIXELS = 64 * 64  # of an estimate, below which the filter fades: statistics of few pixels are uncertain
 
 
@@ -78,7 +78,7 @@ class TileFilter(nn.Module):
             surely = gaussian_blur(is_estimate[inside].float(), FEATHER_PX)
             weight = (2.0 * surely - 1.0).clamp_min(0.0)  # inside estimates
             weight = torch.where(weight.amax((2, 3), keepdim=True) > 0, weight, 1.0)
-            statistics, lean = spectral_statistics(images[inside], detail[inside], weight)
+            statistics, orientation = spectral_statistics(images[inside], detail[inside], weight)
             statistics = (torch.cat([statistics, grid], dim=1) - self.mean) / self.scale
             known = (weight.sum((1, 2, 3)) / LEAST_PIXELS).clamp_max(1.0)
             known = known * (1.0 - smoothstep(statistics[:, :-GRID_STATISTICS].abs().amax(1), *UNLIKE))
@@ -86,7 +86,7 @@ class TileFilter(nn.Module):
             mixed = exact_matmul(torch.cat([everywhere, varied], dim=1), detail.flatten(2))
             smooth = exact_matmul(along, smoother.flatten(2)).unflatten(2, detail.shape[2:])
             filtered, where_varied = mixed.unflatten(2, detail.shape[2:]).split(4, dim=1)
-            filtered = filtered + where_varied * activity(detail, weight) + directed(smooth, lean)
+            filtered = filtered + where_varied * activity(detail, weight) + difference_along(smooth, orientation)
             return filtered * known[:, None, None, None], statistics
 
     def coefficients(self, statistics: Tensor) -> Tensor:
@@ -106,15 +106,12 @@ def scales_of(bands: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat(detail, dim=1), torch.cat([s * s * image for s, image in zip(SCALES_PX, smoother, strict=True)], 1)
 
 
-def directed(images: Tensor, lean: Tensor) -> Tensor:
-    """The second difference of (B, C, H, W) along a direction less that across it.
-
-    ``lean`` (B, 2) are cosine and sine of twice its angle to the rows; a shorter one gives less.
-    """
+def difference_along(images: Tensor, orientation: Tensor) -> Tensor:
+    """Second difference of (B, C, H, W) along less that across an orientation, (B, 2): its double-angle vector."""
     around = F.pad(images, (1, 1, 1, 1), mode="replicate")
     across, down = (around[..., 1:-1, 2:] + around[..., 1:-1, :-2]), (around[..., 2:, 1:-1] + around[..., :-2, 1:-1])
     diagonal = around[..., 2:, 2:] + around[..., :-2, :-2] - around[..., 2:, :-2] - around[..., :-2, 2:]
-    straight, slanted = lean[..., None, None].unbind(1)
+    straight, slanted = orientation[..., None, None].unbind(1)
     return straight[:, None] * (across - down) + 0.5 * slanted[:, None] * diagonal
 
 
@@ -122,8 +119,8 @@ def spectral_statistics(images: Tensor, detail: Tensor, weight: Tensor) -> tuple
     """(B, STATISTICS) but a grid's, of z-scored bands and SAR (B, 5, H, W), bands' detail (B, 16, H, W) and weights.
 
     Logarithms of the power in rings of frequency, the coherence of bands and SAR in wider ones, power along the axes
-    beside that around (stripes), how sparse the detail is (noise or edges), and how power differs by direction, along
-    that which has most. And that direction, (B, 2) as ``directed`` takes it.
+    beside that around (stripes), how sparse the detail is (noise or edges), and the anisotropy of the power. And the
+    dominant orientation, (B, 2) as ``difference_along`` takes it.
     """
     rings, wide = _plan(images.shape[-2], images.shape[-1], images.device)[:2]
     power, real, imaginary = _spectra(images, weight)  # (B, 5, H, W/2 + 1)
@@ -135,8 +132,9 @@ def spectral_statistics(images: Tensor, detail: Tensor, weight: Tensor) -> tuple
     weighted = detail * weight
     squares, sizes = (each.mean((2, 3)) / weight.mean((2, 3)) for each in (weighted * detail, weighted.abs()))
     sparse = (squares + LEAST_POWER).log() - 2 * (sizes + 1e-3).log()
-    turned, lean = _by_direction(power[:, :4], images.shape[-1])
-    return torch.cat([part.flatten(1) for part in (in_rings, coherence, stripes, sparse, turned)], dim=1), lean
+    anisotropy, orientation = _anisotropy(power[:, :4], images.shape[-1])
+    parts = (in_rings, coherence, stripes, sparse, anisotropy)
+    return torch.cat([part.flatten(1) for part in parts], dim=1), orientation
 
 
 def _spectra(images: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -150,8 +148,8 @@ def _spectra(images: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def _stripes(bands: Tensor, weight: Tensor, power: Tensor) -> Tensor:
     """Logarithms of the power along the axes beside that around, (B, 4, 6) of (B, 4, H, W).
 
-    Stripes are in every part of a tile, a straight joint, as at the edge of a swath, only in some: what the whole has
-    and the median of its quarters has not does not count.
+    Stripes are in every part of a tile, the edge of a swath only in some: what the whole has and the median of its
+    quarters has not does not count.
     """
     height, width = bands.shape[-2:]
     starts = itertools.product((0, height - height // 2), (0, width - width // 2))
@@ -162,7 +160,7 @@ def _stripes(bands: Tensor, weight: Tensor, power: Tensor) -> Tensor:
     whole = _along_axes(power, width)
     own = torch.where(enough[..., 0], own, whole.repeat(4, 1, 1))
     median = own.unflatten(0, (4, -1)).sort(0).values[1:3].mean(0)
-    return median + (whole - median) * (1.0 - smoothstep(whole - median, *JOINT))
+    return median + (whole - median) * (1.0 - smoothstep(whole - median, *SWATH_EDGE))
 
 
 def _along_axes(power: Tensor, width: int) -> Tensor:
@@ -173,21 +171,23 @@ def _along_axes(power: Tensor, width: int) -> Tensor:
     return (along + LEAST_POWER).log() - (beside + LEAST_POWER).log()
 
 
-def _by_direction(power: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """How power differs by direction (B, DIRECTIONAL), and the direction that has most, (B, 2) up to length 1."""
+def _anisotropy(power: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """Angular harmonics of the power (B, HARMONICS), and its dominant orientation, (B, 2) up to length 1."""
     sectors = _plan(power.shape[-2], width, power.device)[3]
     log_power = (power.flatten(2) @ sectors + LEAST_POWER).log().unflatten(2, (-1, SECTORS))  # (B, 4, rings, sectors)
-    angle = torch.arange(SECTORS, device=power.device) * (2 * math.pi / SECTORS)  # twice that of a direction
-    twice, fourfold = (
+    angle = torch.arange(SECTORS, device=power.device) * (2 * math.pi / SECTORS)  # twice that of an orientation
+    second, fourth = (
         torch.complex((log_power * (n * angle).cos()).mean(3), (log_power * (n * angle).sin()).mean(3)) for n in (1, 2)
     )
-    weights = torch.tensor([(low + high) ** 2 for low, high in itertools.pairwise(TURNED_RINGS)], device=power.device)
-    mean = twice.mean(1) @ (weights / weights.sum()).to(twice.dtype)  # ground leans at all scales, a blur's lean grows
+    rings = itertools.pairwise(ANISOTROPY_RINGS)
+    # The finer the more: the ground is anisotropic at all scales, a blur above all at fine ones.
+    weights = torch.tensor([(low + high) ** 2 for low, high in rings], device=power.device)
+    mean = second.mean(1) @ (weights / weights.sum()).to(second.dtype)
     length = mean.abs()
-    back = (mean / length.clamp_min(1e-6)).conj()[:, None, None]
-    turned = torch.cat([(twice * back).real, (fourfold * back * back).real], dim=1).flatten(1)
-    lean = torch.view_as_real(mean) / torch.hypot(length, torch.full_like(length, LEAST_LEAN))[:, None]
-    return torch.cat([turned, length[:, None]], dim=1), lean
+    rotation = (mean / length.clamp_min(1e-6)).conj()[:, None, None]  # to the dominant orientation
+    harmonics = torch.cat([(second * rotation).real, (fourth * rotation * rotation).real], dim=1).flatten(1)
+    orientation = torch.view_as_real(mean) / torch.hypot(length, torch.full_like(length, LEAST_ANISOTROPY))[:, None]
+    return torch.cat([harmonics, length[:, None]], dim=1), orientation
 
 
 def activity(detail: Tensor, weight: Tensor) -> Tensor:
@@ -210,7 +210,7 @@ def _pairs(images: Tensor) -> Tensor:
 @functools.lru_cache(maxsize=8)
 @torch.inference_mode(False)  # cached weights must serve training, too
 def _plan(height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor, tuple[Tensor, ...], Tensor, Tensor]:
-    """Weights that average over narrow and wide rings, along both axes and around, and by direction; and a window."""
+    """Weights that average over narrow and wide rings, along both axes and around, and by orientation; and a window."""
     down, across = torch.fft.fftfreq(height).float(), torch.fft.rfftfreq(width).float()
     radius = torch.hypot(down[:, None], across[None]).flatten()
 
@@ -221,10 +221,10 @@ def _plan(height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor
 
     rows, columns = (torch.hann_window(side + 2, periodic=False).float()[1:-1] for side in (height, width))
     axes = tuple(weights(frequency, AXIS_RINGS) for frequency in (down.abs(), across, radius))
-    # Sectors leave out what lies along the axes: stripes, joints.
+    # Sectors leave out what lies along the axes: stripes and edges of swaths.
     sector = (torch.atan2(down[:, None], across[None]) * (SECTORS / math.pi)).round().flatten() % SECTORS
     off_axis = ((down.abs()[:, None] > OFF_AXIS / height) & (across[None] > OFF_AXIS / width)).flatten()
-    in_rings = weights(radius, TURNED_RINGS).cpu()[:, :, None] * off_axis[:, None, None]
+    in_rings = weights(radius, ANISOTROPY_RINGS).cpu()[:, :, None] * off_axis[:, None, None]
     parts = (in_rings * (sector[:, None, None] == torch.arange(SECTORS))).flatten(1)
     count = parts.sum(0)
     whole = in_rings.expand(-1, -1, SECTORS).flatten(1)

@@ -10,7 +10,7 @@ import torch
 from axs_lib.data.estimates import make_estimate
 from axs_lib.data.samples import load_sample
 from axs_lib.grounding.block_grid import STATISTICS as GRID_STATISTICS
-from axs_lib.grounding.tile_filter import TileFilter, directed, scales_of, spectral_statistics
+from axs_lib.grounding.tile_filter import TileFilter, difference_along, scales_of, spectral_statistics
 from axs_lib.stage3_tm_ground import Stage3GroundingModel, build_stage3_model
 
 
@@ -45,16 +45,16 @@ def test_detail_is_filtered_along_the_direction_that_has_most(angle: float) -> N
     along = torch.sinc(4 * (down * math.sin(angle) + across * math.cos(angle)))
     tile = torch.fft.irfft2(torch.fft.rfft2(noise) * along, s=(96, 96))
 
-    def lean_of(images: torch.Tensor) -> torch.Tensor:
+    def axis_of(images: torch.Tensor) -> torch.Tensor:
         detail, _ = scales_of(images[:, :4])
         return spectral_statistics(images, detail, torch.ones_like(images[:, :1]))[1]
 
-    lean = lean_of(tile)
+    axis = axis_of(tile)
     expected = -torch.tensor([math.cos(2 * angle), math.sin(2 * angle)])
-    assert torch.nn.functional.cosine_similarity(lean[0], expected, dim=0) > 0.95 and lean.norm() > 0.8
+    assert torch.nn.functional.cosine_similarity(axis[0], expected, dim=0) > 0.95 and axis.norm() > 0.8
     turned = tile.rot90(1, (2, 3))
-    assert (lean_of(turned) + lean).norm() < 0.1
-    assert torch.allclose(directed(turned, -lean), directed(tile, lean).rot90(1, (2, 3)), atol=1e-5)
+    assert (axis_of(turned) + axis).norm() < 0.1
+    assert torch.allclose(difference_along(turned, -axis), difference_along(tile, axis).rot90(1, (2, 3)), atol=1e-5)
 
 
 @pytest.mark.parametrize(("kind", "side", "most"), [
