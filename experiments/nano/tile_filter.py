@@ -25,7 +25,7 @@ from axs_lib.bands import OPTICAL_STD
 from axs_lib.cli.train import parse
 from axs_lib.grounding.block_grid import block_grid
 from axs_lib.grounding.corrector import GroundingCorrector
-from axs_lib.grounding.tile_filter import TileFilter, activity, directed, scales_of, spectral_statistics
+from axs_lib.grounding.tile_filter import TileFilter, activity, difference_along, scales_of, spectral_statistics
 from axs_lib.terramind.weights import load_strict, read_metadata, read_state, sha256_file, write_state
 from axs_lib.train.head import STAGE2, ExampleSampler, HeadBatch, HeadConfig, by_logarithm, load_tiles, model_of
 
@@ -128,8 +128,10 @@ def example(batch: HeadBatch, corrector: GroundingCorrector) -> Example:
     error = ((batch.truth - corrector.optical_mean) / corrector.optical_std - estimate).flatten(2)
     images = torch.cat([estimate, s1.mean(1, keepdim=True)], dim=1)
     detail, smooth = scales_of(estimate)
-    statistics, lean = spectral_statistics(images, detail, weight)
-    terms = torch.cat([detail, detail * activity(detail, weight), directed(smooth, lean)], dim=1).flatten(2)
+    statistics, orientation = spectral_statistics(images, detail, weight)
+    terms = torch.cat(
+        [detail, detail * activity(detail, weight), difference_along(smooth, orientation)], dim=1
+    ).flatten(2)
     pixels = terms.shape[2]
     statistics = torch.cat([statistics, grid], dim=1)
     return statistics, terms @ terms.mT / pixels, terms @ error.mT / pixels, error.square().mean(2)
