@@ -97,10 +97,7 @@ class TileFilter(nn.Module):
 
 
 def scales_of(bands: Tensor) -> tuple[Tensor, Tensor]:
-    """Detail between the scales, and what is smoother than each, (B, 16, H, W), of z-scored bands (B, 4, H, W).
-
-    What is smoother is multiplied by the square of its scale, as second derivatives of a scale are.
-    """
+    """Detail between the scales, and what is smoother than each times its scale squared, (B, 16, H, W) each."""
     detail = detail_bands(bands, SCALES_PX)
     smoother = bands - torch.stack(detail).cumsum(0)
     return torch.cat(detail, dim=1), torch.cat([s * s * image for s, image in zip(SCALES_PX, smoother, strict=True)], 1)
