@@ -284,10 +284,7 @@ MAX_CONFIG_BYTES = 1_000_000
 
 
 def _read_config(path: Path, weights: Mapping[str, Tensor]) -> LoraConfig:
-    """The configuration, of the fields that are known, where every other one is left at peft's default.
-
-    A regular expression in place of layer names is not run; the names then come from the weights.
-    """
+    """The fields that are known of a configuration; where it names layers by a pattern, they come from the weights."""
     from peft import LoraConfig
 
     if not path.is_file():

@@ -35,10 +35,7 @@ class OwnGenerator(TorchFunctionMode):
 
 @contextmanager
 def fresh_weights() -> Iterator[None]:
-    """Build modules with random weights on the CPU; also a decorator.
-
-    The weights follow the seed of the last ``torch.manual_seed`` and are the same at every call.
-    """
+    """Build modules on the CPU with weights that follow the last ``torch.manual_seed`` alone; also a decorator."""
     generator = torch.Generator().manual_seed(torch.initial_seed())
     with torch.device("cpu"), OwnGenerator(generator):
         yield

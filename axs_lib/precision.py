@@ -1,8 +1,7 @@
-"""Products of matrices that no setting rounds.
+"""Products of small matrices in float64, which no setting rounds.
 
-PyTorch multiplies float32 matrices in bfloat16 or TF32 where the process allows it, as ``import terratorch`` does, and
-autocast in its own type. A network bears that rounding; filters and regressions in DN, which subtract nearly equal
-numbers, do not. Those few small products are made in float64, which no setting concerns.
+PyTorch multiplies float32 matrices in bfloat16 or TF32 where the process or autocast says so. A network bears that;
+filters and regressions in DN, which subtract nearly equal numbers, do not.
 """
 
 from __future__ import annotations

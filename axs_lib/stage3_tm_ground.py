@@ -267,10 +267,7 @@ class Stage3GroundingModel(GeneratorStage, HubMixin):
     def grounding_map(
         self, s1: Tensor, opt_v2: Tensor, timesteps: int | None = None, *, seed: Seed = 0, **options: Any
     ) -> GroundingMap:
-        """Where and by how much Stage 3 moves opt_v2, and what the SAR contributed: two runs of ``ground``.
-
-        The arguments are those of ``ground``.
-        """
+        """Where Stage 3 moves opt_v2, and what the SAR contributed: two runs of ``ground`` with these arguments."""
         controls = options.pop("controls", NO_CONTROLS)
         if not isinstance(seed, int):  # generators would go on between the two runs
             seed = sample_seeds(seed, len(opt_v2) if checks.check_tensor("opt_v2", opt_v2).ndim == 4 else 1)

@@ -1,7 +1,4 @@
-"""Workers on this machine: one process each, started fresh, with a pipe to the process that hands out the work.
-
-A worker ends when its supervisor does, so no orphan writes into a folder that another job has taken over.
-"""
+"""Workers on this machine: one process each, with a pipe to the supervisor, after whose end it does not go on."""
 
 from __future__ import annotations
 

@@ -2,9 +2,6 @@
 
 ``manifest.jsonl``, to which every record is appended and flushed to disk, so that a process killed at any moment
 loses no finished item; and ``manifest.parquet``, the last record of each item as a table, written when the job ends.
-
-``sqlite3`` was weighed and not taken: its WAL mode needs memory shared between processes, which the network file
-systems of a cluster lack, and one damaged page makes the whole file unreadable, where here one line is lost.
 """
 
 from __future__ import annotations
@@ -87,10 +84,9 @@ class Manifest:
     lock: int  # inode
 
     def append(self, record: Record, *, durable: bool = True) -> None:
-        """Add a record, which is on disk on return if ``durable``; the one before it of this item no longer counts.
+        """Add a record, which is on disk on return if ``durable``, in place of the one before it of this item.
 
-        ``OutputError`` where the disk refuses, and the record is not in the manifest, or the folder is no longer this
-        job's.
+        Raises OutputError: the disk refuses, or the folder is no longer this job's; the record is then not there.
         """
         self.check_lock()
         line = _line(record)

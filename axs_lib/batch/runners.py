@@ -45,10 +45,7 @@ def build_model(
     dtype: str = "float32",
     **given: Any,
 ) -> Any:
-    """Stage 3 (``stage`` is ``"ground"``) or the three stages (``"pipeline"``), as a command asks for them.
-
-    ``given`` are further keywords of ``build_stage3_model`` or ``build_pipeline``; None is left to their defaults.
-    """
+    """Stage 3 (``stage`` is ``"ground"``) or all three; of ``given``, keywords of their builders, None is left out."""
     import torch
 
     from axs_lib import pipeline, stage3_tm_ground

@@ -1,8 +1,7 @@
 """Hand out the items of a batch to workers, see to it that none is lost, and keep the manifest.
 
 An item whose worker process ends goes to a new worker once; if that one ends, too, it is recorded as crashed and the
-batch goes on. A ``concurrent.futures.ProcessPoolExecutor`` was weighed and not taken: when one process is killed it
-ends all others, does not say which item was at fault nor by what signal, and cannot stop an item at Ctrl-C.
+batch goes on.
 """
 
 from __future__ import annotations

@@ -1,8 +1,4 @@
-"""``axs demo``: run nano on the packaged real tiles and show what it is good for.
-
-Three parts: a cloud gap of the real image filled, a simulated Stage 2 estimate grounded in the SAR, and the three
-stages from SAR, day and place. Out: GeoTIFFs and an NPZ a tile and part, figures as JSON, a page, and three tables.
-"""
+"""``axs demo``: run nano on the packaged real tiles and show what it is good for, in pictures and figures."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""``axs evaluate``: measure a Stage 3 model, or the whole pipeline, on a folder of NPZ pairs.
-
-Out: tables and, with ``--json``, everything for a script (``docs/evaluate_keys.md``).
-"""
+"""``axs evaluate``: measure Stage 3 or the pipeline on NPZ pairs, as tables and as JSON (``docs/evaluate_keys.md``)."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""``axs ground``: ground one optical tile, one batch of tiles, or a scene of any size in its SAR image.
-
-Out: the grounded image (and its maps) in the format that its name asks for, with the georeference of the input. With a
-mask, only what it calls unknown is filled and the rest comes back as it was.
-"""
+"""``axs ground``: ground a tile, a batch of tiles or a scene of any size in its SAR image, or fill its gaps."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""``axs info``: what is installed, which variants there are, and where their weights would come from.
-
-It answers at once: torch and terratorch are not imported, the network is not asked.
-"""
+"""``axs info``: versions, variants and where their weights would come from, at once: without torch and the network."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Every option that commands share: its name, its default and its meaning, once; and what turns words into objects.
-
-Imports neither torch nor rasterio until one of the functions is called.
-"""
+"""The options that commands share, each defined once; torch and rasterio are imported by what needs them."""
 
 from __future__ import annotations
 

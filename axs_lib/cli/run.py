@@ -1,8 +1,4 @@
-"""``axs run``: the whole pipeline on one SAR tile, one batch of tiles, or a scene of any size.
-
-Out: a folder with the images of the three stages and the uncertainty as GeoTIFFs, and for one tile also an .npz with
-everything (a batch gives the .npz alone); or one file, an .npz with everything or a .tif with the last image.
-"""
+"""``axs run``: the whole pipeline on one SAR tile, one batch of tiles, or a scene of any size."""
 
 from __future__ import annotations
 

@@ -81,11 +81,7 @@ def _spelled_out(arguments: Sequence[str], groups: Collection[str]) -> list[str]
 
 
 def read_config(name: str, groups: Collection[str] = ()) -> str:
-    """A packaged configuration, or a YAML file, as JSON; ``InputError`` for what is none, or names a class.
-
-    jsonargparse would import what a file names where it expects a dataclass, so those fields (``groups``) must hold
-    fields.
-    """
+    """A packaged configuration, or a YAML file, as JSON; ``InputError`` for what is none, or names a class."""
     import yaml  # type: ignore[import-untyped]
     from jsonargparse import get_loader
 
@@ -108,6 +104,7 @@ def read_config(name: str, groups: Collection[str] = ()) -> str:
         raise InputError(f"{path} is no readable YAML file: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise InputError(f"{path} holds a {type(content).__name__}; expected fields with values")
+    # jsonargparse would import what is named in place of a dataclass's fields.
     wrong = [key for key, value in content.items() if key in groups and not isinstance(value, dict | None)]
     if wrong or re.search(r"class_path|init_args", written):
         raise InputError(

@@ -167,10 +167,7 @@ def check_groups(folder: str | Path, pairs: Iterable[ListedPair], groups: Iterab
 
 
 def split_groups(records: Sequence[G], folds: int, seed: int = 0) -> list[list[G]]:
-    """Split pairs into folds by group, balanced by pixels: the same folds for the same records and seed.
-
-    ``InputError`` for fewer groups than folds, fewer than two folds, or a seed below 0.
-    """
+    """Split pairs into folds by group, balanced by pixels, the same for a seed; ``InputError`` where that cannot be."""
     groups: dict[str, list[G]] = {}
     for record in sorted(records, key=lambda record: (record.group, record.source, record.id)):
         groups.setdefault(record.group, []).append(record)

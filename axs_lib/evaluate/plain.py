@@ -34,10 +34,7 @@ class PlainModel(nn.Module):
         self.sar, self.optical = Adapter(*sar_stats("S1GRD")), Adapter(OPTICAL_MEAN, OPTICAL_STD)
 
     def forward(self, s1: Tensor, opt_v2: Tensor | None = None, trust: Tensor | None = None) -> Tensor:
-        """The image in DN, differentiable and not clipped, of inputs as in ``predict`` but without nodata.
-
-        Height and width are multiples of 16; without ``trust`` opt_v2 is an estimate everywhere.
-        """
+        """The image in DN, not clipped, of inputs as in ``predict`` without nodata, with sides of multiples of 16."""
         parts, base = [], torch.zeros_like(s1[:, :1])
         if "sar" in self.inputs:
             parts.append(self.sar.to_z(s1))

@@ -102,10 +102,7 @@ class GroundingHead(nn.Module):
 
 
 def tile_statistics(estimate: Tensor, images: Sequence[Tensor], maps: Sequence[Tensor]) -> Tensor:
-    """What a tile is like as a whole, (B, STATISTICS) but for the filter's.
-
-    Logarithms of the energy of the estimate's differences over some pixels and of the images, and means of the maps.
-    """
+    """(B, STATISTICS) but the filter's: logarithms of the energy of differences and images, means of the maps."""
     differences = []
     for stride in STRIDES_PX:
         differences.append(estimate[..., stride:, :] - estimate[..., :-stride, :])

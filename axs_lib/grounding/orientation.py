@@ -1,8 +1,4 @@
-"""The eight orientations of a square tile.
-
-A network corrects a turned tile a little differently, and the mean of an ensemble over orientations has the smaller
-error; the noise of the denoiser hardly reaches the correction.
-"""
+"""The eight orientations of a square tile, over which an ensemble is averaged: a network errs differently in each."""
 
 from __future__ import annotations
 

@@ -62,10 +62,7 @@ def sar_inconsistency(s1_db: Tensor, opt_dn: Tensor) -> Tensor:
 
 
 def ndwi(image: Tensor) -> Tensor:
-    """(B03 - B08) / (B03 + B08), (..., 1, H, W), of an image (..., 4, H, W) in any unit proportional to reflectance.
-
-    Over 0 on water (McFeeters, 1996). NaN stays NaN.
-    """
+    """(B03 - B08) / (B03 + B08), (..., 1, H, W), of (..., 4, H, W): over 0 on water (McFeeters, 1996), NaN is kept."""
     green, nir = (image.select(-3, OPTICAL_BANDS.index(band)).unsqueeze(-3) for band in ("B03", "B08"))
     return (green - nir) / (green + nir).clamp_min(1e-6)
 

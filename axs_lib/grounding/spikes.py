@@ -13,10 +13,7 @@ LEAST = 4.0  # z-units, which hardly any ground is, bright roofs included
 
 
 def without_spikes(image: Tensor, known: Tensor) -> Tensor:
-    """An image (B, 4, H, W), z-scored, with its surroundings in place of pixels that stand out of them by far.
-
-    How much the others stand out is looked at where the image is ``known``, (B, 1, H, W) bool.
-    """
+    """(B, 4, H, W), z-scored, with its surroundings in place of what stands out far beside the ``known`` pixels."""
     count = known.sum((2, 3), keepdim=True).clamp_min(1)
     for sign in (1.0, -1.0):
         bright = sign * image

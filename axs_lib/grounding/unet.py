@@ -41,11 +41,7 @@ class ConvBlock(nn.Module):
 
 
 class Context(nn.Module):
-    """Scales and shifts of the decoder and offsets of the output, from statistics of the tile.
-
-    The kind of error of an estimate does not show in the surroundings of one pixel; over a whole tile it does. A fresh
-    one changes nothing. (FiLM: Perez et al. 2018, arXiv:1709.07871.)
-    """
+    """FiLM (Perez et al. 2018): scales and shifts of the decoder and offsets of the output, from tile statistics."""
 
     def __init__(self, widths: tuple[int, ...], statistics: int, out_channels: int, hidden: int = 96) -> None:
         super().__init__()

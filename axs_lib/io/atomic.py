@@ -200,10 +200,7 @@ def temporary_folder(beside: PathLike | None = None) -> Iterator[Path]:
 
 
 def remove_leftovers(folder: PathLike) -> None:
-    """Remove the temporary folders that processes left behind when they were killed; those of living ones stay.
-
-    Folders below are not searched. A file system that cannot lock folders keeps all of them.
-    """
+    """Remove the temporary folders in a folder that no living process holds; where none can be locked, all stay."""
     try:
         names = [entry.path for entry in os.scandir(folder) if _TEMPORARY.fullmatch(entry.name)]
     except OSError:

@@ -70,7 +70,8 @@ class SceneGrid:
     @property
     def affine(self) -> Any:
         """The transform as rasterio takes it; there must be one."""
-        return Affine(*(self.transform or ()))
+        assert self.transform is not None
+        return Affine(*self.transform)
 
     @property
     def pixel_metres(self) -> float | None:

@@ -148,9 +148,7 @@ def write_layer(
 
 
 def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]], grid: SceneGrid, tags: Tags) -> None:
-    """Write named arrays as one .npz with the georeference of the grid and tags (``provenance``, JSON), or the first of
-    them as the tensor of a .pt; the path is one of ``atomic_write``.
-    """
+    """Write arrays, georeference and tags (JSON) as an .npz, or the first array as a .pt, by ``atomic_write``."""
     made = json.dumps(dict(tags), sort_keys=True) if tags else None
     about = {"crs": grid.crs, "transform": grid.transform, "provenance": made}
     stored: dict[str, Any] = {**arrays, **{key: np.array(value) for key, value in about.items() if value is not None}}

@@ -81,10 +81,7 @@ PRITHVI_INDEX = [PRITHVI_BANDS.index(name) for name in ("BLUE", "GREEN", "RED", 
 
 
 class CoordinateEncoder(nn.Module):
-    """Prithvi's encoding of two coordinates, half the embedding each, with a learned vector where one is unknown (NaN).
-
-    ``encoder`` is terratorch's ``TemporalEncoder`` or ``LocationEncoder``, ``dim`` the channels of a token.
-    """
+    """Prithvi's encoding of two coordinates, by terratorch's ``encoder``, with a learned vector where one is NaN."""
 
     def __init__(self, encoder: nn.Module, dim: int) -> None:
         super().__init__()
@@ -133,10 +130,7 @@ class PrithviBackbone(nn.Module):
 def build_backbone(
     variant: str, state: Mapping[str, Tensor] | None = None, *, what: str = "the checkpoint"
 ) -> PrithviBackbone:
-    """A backbone of a variant in ``PRITHVI_VARIANTS``, random or with a published file's state dict.
-
-    That is a masked autoencoder of six bands, called ``what`` in the WeightsError where it does not fit.
-    """
+    """A backbone with random weights or the encoder of a published file, which a WeightsError calls ``what``."""
     from axs_lib.networks.prithvi_mae import PrithviViT  # imports timm, half a second that Stage 3 does without
 
     layout, optical = LAYOUTS[variant], OpticalAdapter(OPTICAL_MEAN, OPTICAL_STD)

@@ -46,10 +46,7 @@ def regressors(image: Tensor, metadata: EncodedMetadata) -> Tensor:
 
 
 def season(metadata: EncodedMetadata) -> tuple[Tensor, Tensor, Tensor]:
-    """Of each sample (B,): 1 where the season is known, else 0; cosine and sine of the time of year, 0 if unknown.
-
-    South of the tropics it is half a turn ahead, and without a latitude that of the north.
-    """
+    """(B,) each: 1 where the season is known, else 0; cosine and sine of the time of year, reversed in the south."""
     latitude = metadata.location[:, 0].nan_to_num(90.0)
     day = metadata.temporal[:, 1]
     known = (day.isfinite() & (latitude.abs() >= TROPIC)).float()

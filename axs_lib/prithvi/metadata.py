@@ -80,11 +80,7 @@ class EncodedMetadata:
 
 
 def encode_metadata(metadata: MetadataLike, batch: int, device: torch.device | str = "cpu") -> EncodedMetadata:
-    """Metadata of a batch: ``None`` (nothing known), one mapping for all samples, or a mapping or ``None`` for each.
-
-    A value of ``None`` in a mapping is unknown. Raises InputError: another count than the batch, or what
-    ``parse_metadata`` refuses.
-    """
+    """Metadata of a batch: None (unknown), one mapping for all, or one or None a sample; else InputError."""
     if metadata is None or isinstance(metadata, Mapping):
         known = [parse_metadata(metadata)] * batch
     elif isinstance(metadata, Sequence):

@@ -121,10 +121,7 @@ def stream_tiles(
 def stream_stack(
     sources: Sequence[Readable], network: TileFunction, count: int, *, batch_size: int, advance: Callable[[int], None]
 ) -> Generator[Rows, None, None]:
-    """What a network makes of ``count`` tiles that lie one under another, each of which it sees whole.
-
-    As ``stream_tiles``; every tile has the origin of its own, and the rows are those of one batch after the other.
-    """
+    """As ``stream_tiles``, of ``count`` tiles that lie one under another, each seen whole and by itself."""
     height, width = sources[0].grid.height // count, sources[0].grid.width
     for start in range(0, count, batch_size):
         stop = min(start + batch_size, count)

@@ -169,10 +169,7 @@ def _load_nano(files: WeightsInfo, modules: dict[str, nn.Module]) -> None:
 
 
 def other_modalities(module: nn.Module, state: Mapping[str, Tensor]) -> tuple[str, ...]:
-    """Prefixes of the modality embeddings that a published file has and a module was built without.
-
-    A modality that the module has is never among them, so its weights stay required.
-    """
+    """Prefixes of the modality embeddings that a published file has and a module was built without."""
     published, built = (
         {match[0] for name in names if (match := re.match(r"(?:en|de)coder_embeddings\.[^.]+\.", name))}
         for names in (state, module.state_dict())

@@ -437,11 +437,8 @@ def write_state(
 
 
 def _sorted_header(content: bytes) -> bytes:
-    """A safetensors file with its metadata sorted, which the library writes in another order in every process.
-
-    The file is the header's length (8 bytes), the header (JSON, padded to 8 bytes) and the numbers; see the format's
-    specification.
-    """
+    """A safetensors file with its metadata sorted, which the library writes in another order in every process."""
+    # The header's length (8 bytes), the header (JSON, padded to 8 bytes), and the numbers.
     end = 8 + int.from_bytes(content[:8], "little")
     header = json.loads(content[8:end])
     header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))

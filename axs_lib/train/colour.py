@@ -50,10 +50,7 @@ def fit_colour(refiner: PrithviRefiner, samples: Sequence[TrainingSample], *, pr
 
 
 def normal_equations(before: Tensor, truth: Tensor, metadata: Mapping[str, object]) -> tuple[Tensor, Tensor]:
-    """(7, 7) and (7, 4), float64: means over the pixels that count; zero where the season is unknown.
-
-    ``before`` and ``truth`` of the tile are (1, 4, H, W) in z-units, NaN = nodata.
-    """
+    """Means (7, 7) and (7, 4) over the valid pixels of z-scored images (1, 4, H, W); 0 where the season is unknown."""
     x = regressors(before, encode_metadata([metadata], 1))[0].flatten(1).T.double()
     y = (truth - before)[0].flatten(1).T.double()
     counts = (x[:, 0] != 0) & x.isfinite().all(1) & y.isfinite().all(1)

@@ -183,13 +183,10 @@ class HeadBatch:
 
 
 def train_head(config: HeadConfig, *, resume: bool = True, progress: bool = True) -> Path:
-    """Train a head, or go on where a stopped run left off, and return the folder of its weights.
+    """Train a head, or with ``resume`` go on where a stopped run left off, and return the folder of its weights.
 
-    With ``resume`` it goes on from the run folder's checkpoint where there is one.
-
-    Raises InputError: data that cannot be used, or a configuration that makes no sense; or WeightsError: weights to
-    start from that cannot be had, or a checkpoint of another run; or OutputError: the disk refuses; the previous
-    checkpoint is intact.
+    Raises InputError: data or a configuration that cannot be used; WeightsError: weights to start from that cannot be
+    had; and what ``fit`` raises.
     """
     check_start(config)
     model = model_of(config)
@@ -254,10 +251,7 @@ def _write(config: HeadConfig, model: Stage3GroundingModel, groups: Mapping[str,
 def load_tiles(
     config: HeadConfig, generator: TerraMindGenerator, path: Path, *, progress: bool = False
 ) -> list[TrainingTile]:
-    """The training pairs with the estimates of Stages 1 and 2, which are stored in ``path`` for the next start.
-
-    Raises InputError: a group to hold out that is not there, or nothing to train on.
-    """
+    """Training pairs with estimates from SAR alone, kept in ``path``; InputError: an unknown group, or no pair left."""
     listed_pairs = list_pairs(config.data, quality="all")
     held_out = {*config.test_groups, *config.validation_groups}
     check_groups(config.data, listed_pairs, held_out)

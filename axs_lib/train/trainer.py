@@ -315,10 +315,7 @@ class Average(callbacks.WeightAveraging):
 
 
 class SaveLast(callbacks.Checkpoint):
-    """Writes ``last.ckpt`` every so many steps, after the validation where there is one, and at the end.
-
-    With ``told`` it says so in a line on stderr, which a log file keeps.
-    """
+    """Writes ``last.ckpt`` every so many steps, after a validation, and at the end; ``told`` also logs it on stderr."""
 
     def __init__(self, path: Path, every: int, *, watched: bool, told: bool) -> None:
         self.path, self.every, self.watched, self.told, self.saved = path, every, watched, told, 0

@@ -70,10 +70,7 @@ class Split:
 
 
 def list_samples(config: DataConfig) -> list[TrainingSample]:
-    """Every usable pair of the folder, sorted by name.
-
-    Raises InputError: no folder, no pair, or bad files where the configuration refuses them.
-    """
+    """Every usable pair of the folder, sorted by name; InputError: none, or bad files, unless they are skipped."""
     listing = _list(config)
     if listing.problems:
         shown = "\n  ".join([*listing.problems[:SHOWN], *(["..."] if len(listing.problems) > SHOWN else [])])

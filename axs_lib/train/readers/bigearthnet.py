@@ -69,10 +69,7 @@ def list_bigearthnet_v1(folder: Path) -> Listing:
 
 
 def list_bigearthnet_v2(folder: Path) -> Listing:
-    """Pairs of BigEarthNet v2 with the split of its metadata; a group is a Sentinel-2 tile.
-
-    Raises InputError: the two archives or the metadata are not in the folder, or the metadata lack a column.
-    """
+    """Pairs of BigEarthNet v2 by Sentinel-2 tile; InputError: an archive, the metadata or a column of it is missing."""
     from pyarrow import ArrowException, parquet  # type: ignore[import-untyped]
 
     s1_root, s2_root = _root(folder, "BigEarthNet-S1"), _root(folder, "BigEarthNet-S2")
