@@ -1,4 +1,4 @@
-"""Contradiction: low where radar and colour agree, high where a field suddenly returns like water."""
+"""SAR inconsistency: low where radar and colour agree, high where a field suddenly returns like water."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ def real_sample(name: str) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.from_numpy(s1.data)[None].float(), torch.from_numpy(s2.data)[None].float()
 
 
-def test_real_pairs_rarely_contradict() -> None:
+def test_real_pairs_are_rarely_inconsistent() -> None:
     """The packaged tiles were never part of the fit."""
     for name in sample_names():
         assert sar_inconsistency(*real_sample(name)).mean() < 0.35, name
 
 
-def test_a_flood_that_only_the_sar_shows_contradicts_and_only_there() -> None:
+def test_a_flood_that_only_the_sar_shows_is_inconsistent_and_only_there() -> None:
     s1, optical = real_sample("ireland_fields")
     before = sar_inconsistency(s1, optical)
     flooded = s1.clone()

@@ -64,7 +64,6 @@ def test_stages_draw_other_noise_from_the_same_seeds() -> None:
     given = seeds(0, 1, 2, -5)
     derived = [given, stage_seeds(given, 1), stage_seeds(given, 2), member_seeds(given, 1)]
     assert torch.cat(derived).unique().numel() == 16
-    assert torch.equal(stage_seeds(given, 1), derived[1])
     fields = torch.stack([gaussian_field(each[:1], (1, 64, 64)).flatten() for each in derived])
     assert (torch.corrcoef(fields) - torch.eye(4)).abs().max() < 0.06
 
