@@ -20,10 +20,7 @@ def valid_pixels(*images: Tensor) -> Tensor:
 
 
 def fill_nodata(image: Tensor, valid: Tensor, *, fallback: Tensor | float = 0.0) -> Tensor:
-    """The image (B, C, H, W) with smooth neighbours in place of what is not ``valid`` (B, 1, H, W), NaN perhaps.
-
-    ``fallback`` is the value where a tile has no valid pixel at all, broadcast against the image.
-    """
+    """(B, C, H, W) with smooth neighbours where not ``valid`` (B, 1, H, W), or ``fallback`` where nothing is valid."""
     if bool(valid.all()):
         return image
     mask = valid.to(image.dtype)

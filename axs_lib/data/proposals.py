@@ -1,7 +1,4 @@
-"""Proposals of many qualities: what a generator may draw, simulated from the truth, to train the grounding head.
-
-The head meets generators of every strength; trained beside one weak generator it would ignore all of them.
-"""
+"""Proposals as generators of every strength may draw them, simulated from the truth, to train the grounding head."""
 
 from __future__ import annotations
 

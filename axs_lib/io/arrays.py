@@ -39,8 +39,7 @@ def times(what: Any) -> int | None:
 class ArrayPixels(Pixels):
     """A DataArray (band, y, x) in any order of axes, or a Dataset of bands; axes may be called lat and lon.
 
-    Bands are named by their coordinate, by the attribute ``long_name``, or as variables of a Dataset; ``order``
-    overrides that. The georeference is the one that rioxarray keeps.
+    Bands are named by ``order``, their coordinate, the attribute ``long_name``, or as variables of a Dataset.
     """
 
     def __init__(self, array: Any, wanted: tuple[str, ...], order: Order, reading: Reading) -> None:

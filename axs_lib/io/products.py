@@ -96,8 +96,7 @@ class Source:
     def look(self, looked_at: Callable[[Tile], NDArray[np.bool_]] | None = None) -> None:
         """Decide on unit, offset and border by the edges and sixteen parts of the image.
 
-        ``looked_at`` gives (h, w) of a window: which pixels are the image at all; the others are not looked at. Raises
-        InputError: the values look like another unit, or nothing is valid.
+        ``looked_at`` gives (h, w) bool of a window: where to look. Raises InputError: another unit, or no valid pixel.
         """
         if self.bands == TRUST:
             return
@@ -357,8 +356,7 @@ def pair_file(s1_paths: Sequence[PathLike]) -> Sequence[PathLike]:
 def read_raster(paths: PathLike | Sequence[PathLike], wanted: tuple[str, ...], *, order: Order = None) -> Raster:
     """Read the wanted bands from one stack or from one file a band, SAR in dB; no unit is refused.
 
-    ``order`` names the stack's bands (or the files) in their order and overrides what the files say. Raises InputError:
-    a file is missing, unreadable, of the wrong kind or band count, or the grids differ.
+    ``order`` names the bands (or the files) in place of what the files say. Raises InputError: as ``open_source``.
     """
     with ExitStack() as stack:
         source = open_source(paths, wanted, stack, Reading(bands=order, s1_unit="db", force=True))

@@ -54,10 +54,9 @@ class DerivedSource:
 def to_grid(
     source: Readable, grid: SceneGrid, stack: ExitStack, work: Callable[[], Path], *, same_grid: bool = False
 ) -> Readable:
-    """A SAR source in dB on another grid.
+    """A SAR source in dB on another grid; ``work`` gives a folder for a temporary file of 8 bytes a source pixel.
 
-    ``work`` gives a folder for a temporary file of 8 bytes a source pixel. ``same_grid`` lays images of one size on
-    each other where one of them does not say where it lies. Raises InputError: that is so, or they do not meet.
+    Raises InputError: they do not meet, or one does not say where it lies, and not ``same_grid`` and of one size.
     """
     if not (source.grid.located and grid.located):
         if source.grid.size != grid.size:

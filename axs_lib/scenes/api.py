@@ -224,7 +224,8 @@ def ground_scene(
 
         # 3. The network.
         grounder = _built(model, "ground", "build_stage3_model")
-        if uncertainty and options.get("ensemble_size", 1) < 2 and not getattr(grounder, "predicts_error", False):
+        mode = options.get("correction_mode") or grounder.provenance.get("AXS_CORRECTION_MODE")
+        if uncertainty and options.get("ensemble_size", 1) < 2 and mode != "learned":
             raise InputError(
                 "this model does not predict its error, so that --uncertainty is the spread of an ensemble, and"
                 " --ensemble-size is 1; expected 2 or more"
@@ -257,7 +258,7 @@ def ground_scene(
         elif certainty is not None:
             lone = certainty.grid.said_on(optical.grid)
             notes.append(f"trust map: 0 is a gap and 1 clear: {gap_share(unknown, optical.grid)}{lone}")
-        by_head = uncertainty and grounder.provenance.get("AXS_CORRECTION_MODE") != "difference"
+        by_head = uncertainty and mode != "difference"
         notes += [CALIBRATE] if by_head and "AXS_CALIBRATION" not in grounder.provenance else []
         return made.result(network.nfe, notes)
 

@@ -77,10 +77,9 @@ class ScenePair:
 
 @dataclass(frozen=True)
 class PairArrays:
-    """The pixels of a pair, read when they are asked for; each on a grid of its own products.
+    """The pixels (band, y, x) of a pair, read when they are asked for; each on a grid of its own products.
 
-    Arrays are (band, y, x). Trust, on the grid of ``opt_v2``, is 1 where the scene classification says clear and 0
-    elsewhere; None where the items have none.
+    Trust, on the grid of ``opt_v2``, is 1 where the scene classification says clear; None where there is none.
     """
 
     s1: DataArray  # VV, VH in dB, NaN where there is no data

@@ -1,7 +1,6 @@
-"""Run a network over the tiles of a scene by rows, in memory that depends on the scene's width and not its height.
+"""Run a network over the tiles of a scene by rows, in memory that depends on its width alone, reading ahead.
 
-Tiles are added up in row-major order, exactly as ``Blender`` does with the whole scene in memory. One thread reads
-ahead while the network computes.
+Tiles are added up in row-major order, exactly as ``Blender`` does with the whole scene in memory.
 """
 
 from __future__ import annotations

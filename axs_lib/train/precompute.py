@@ -73,9 +73,8 @@ class Output:
 def precompute(config: PrecomputeConfig, *, progress: bool = True) -> Path:
     """Compute, or finish computing, a stage's out-of-fold outputs, and return the folder of pairs.
 
-    Raises InputError: data, folds or checkpoints that do not fit, or a checkpoint that has seen its fold's groups;
-    WeightsError: weights that cannot be read; OutputError: another run is in the folder, or the disk refuses; finished
-    files stay.
+    Raises InputError: what does not fit, or a checkpoint that has seen its fold's groups; WeightsError: no weights;
+    OutputError: another run is in the folder, or the disk refuses; finished files stay.
     """
     _check(config)
     with locked_folder(Path(config.out), ".axs-precompute.lock", "axs precompute"):
