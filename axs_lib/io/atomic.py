@@ -146,7 +146,7 @@ def write_torch(path: Path, value: object) -> None:
 
 @contextlib.contextmanager
 def locked_folder(folder: Path, name: str, job: str) -> Iterator[int]:
-    """Hold a folder, made if need be, for a job by a file in it, whose inode it gives; OutputError: it is held already."""
+    """Hold a folder, made if need be, for a job by a file in it, whose inode it gives; OutputError: held already."""
     with refusals(folder):
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder / name, os.O_CREAT | os.O_RDWR | getattr(os, "O_NOFOLLOW", 0), 0o666)
@@ -174,8 +174,8 @@ def locked_folder(folder: Path, name: str, job: str) -> Iterator[int]:
 def temporary_folder(beside: PathLike | None = None) -> Iterator[Path]:
     """A folder of an unpredictable name that only this user may enter, by default in the system's; removed at the end.
 
-    It is locked as long as this process lives, by which ``remove_leftovers`` tells it from those of killed processes; the
-    first one of a process in a folder removes those. Raises OutputError: the disk refuses.
+    It is locked while this process lives, by which ``remove_leftovers`` tells it from those of killed processes; the first
+    one of a process in a folder removes those. Raises OutputError: the disk refuses.
     """
     parent = Path(tempfile.gettempdir() if beside is None else beside)
     with refusals(parent):

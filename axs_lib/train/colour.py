@@ -24,8 +24,8 @@ SIDE = 256  # px of a sample that are read
 def fit_colour(refiner: PrithviRefiner, samples: Sequence[TrainingSample], *, progress: bool = False) -> int:
     """Set the season's colour of a refiner to the best of training pairs with opt_v1; returns how many were used.
 
-    A tile counts by its mean, and a group by the root of the number of its tiles, so that neither one long-watched place
-    nor single tiles rule. Unreadable pairs are passed over; without a dated tile outside the tropics nothing is changed.
+    A tile counts by its mean, and a group by the root of the number of its tiles, so that no long-watched place rules.
+    Unreadable pairs are passed over; without a dated tile outside the tropics nothing is changed.
     """
     tiles = []
     for sample in track(evenly_spread(samples, MOST_SAMPLES), "season's colour", enabled=progress):
