@@ -174,8 +174,8 @@ def locked_folder(folder: Path, name: str, job: str) -> Iterator[int]:
 def temporary_folder(beside: PathLike | None = None) -> Iterator[Path]:
     """A folder of an unpredictable name that only this user may enter, by default in the system's; removed at the end.
 
-    It is locked while this process lives, by which ``remove_leftovers`` tells it from those of killed processes; the first
-    one of a process in a folder removes those. Raises OutputError: the disk refuses.
+    The lock of its process tells it from those of killed processes, which the first one of a process in a folder
+    removes. Raises OutputError: the disk refuses.
     """
     parent = Path(tempfile.gettempdir() if beside is None else beside)
     with refusals(parent):

@@ -27,6 +27,7 @@ from axs_lib.io.stac import stac_item
 from axs_lib.pipeline import PipelineOutput
 from axs_lib.scenes.api import ground_scene, run_scene
 from axs_lib.tilegrid import Blender, Tile
+from tests.models import random_nano
 
 from .conftest import CRS, GRID, PLACE, BoxGrounder, SceneFiles, read_tiff, scene_arrays, write_scene, write_tiff
 
@@ -50,9 +51,8 @@ def in_memory(scene: SceneFiles, origin: tuple[int, int] = ORIGIN, *, uncertaint
         made = BoxGrounder().ground(*parts, seed=5, trust=None, origin=place, ensemble_size=2)
         layer = made.uncertainty.square() if uncertainty else made.image - parts[1].nan_to_num()
         blender.add(tile, layer[0])
-    if uncertainty:
-        return blender.result().sqrt().numpy()
-    return to_uint16((blender.result() + optical[0].nan_to_num()).numpy())
+    total = blender.result()
+    return total.sqrt().numpy() if uncertainty else to_uint16((total + optical[0].nan_to_num()).numpy())
 
 
 @pytest.mark.parametrize("batch_size", [4, 1, 7])
@@ -144,11 +144,11 @@ def test_it_is_a_valid_cog(grounder: BoxGrounder, tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_is_refused(grounder: BoxGrounder, scene: SceneFiles, tmp_path: Path) -> None:
-    def refused(match: str, **settings: Any) -> None:
+    def refused(match: str, model: Any = grounder, **settings: Any) -> None:
         with pytest.raises((InputError, OutputError), match=match):
-            ground(grounder, scene, tmp_path, **settings)
+            ground(model, scene, tmp_path, **settings)
 
-    refused("expected 2 or more", uncertainty=tmp_path / "u.tif")
+    refused("expected 2 or more", random_nano(), uncertainty=tmp_path / "u.tif", correction_mode="difference")
     refused("name one file twice", gate=tmp_path / "out.tif")
     refused("expected an output named", name="out.png")
     refused("integer of at least 1", batch_size=0)
