@@ -128,8 +128,8 @@ def list_pairs(folder: str | Path, quality: Quality = "ok", *, bad: list[str] | 
 def load_pair(record: PairRecord | str | Path) -> Pair:
     """Read one pair; ``InputError`` where the file cannot be read or holds no pair as the module describes it.
 
-    NaN is nodata, as is DN 0 in all four bands; 0 in some bands only is a dark pixel and becomes 1. 0 dB is a
-    valid backscatter. The document's keys ``s1_vv`` and ``s1_vh`` (H,W) and ``s2_real`` are read too.
+    NaN is nodata, as is DN 0 in all four bands; 0 in some bands only is a dark pixel and becomes 1. 0 dB is a valid
+    backscatter. ``s1_vv`` and ``s1_vh`` (H,W), and ``s2_real``, are read, too.
     """
     if not isinstance(record, PairRecord):
         record = _record_of(Path(record), Path(record).parent)

@@ -324,10 +324,10 @@ def _metrics_table(name: str, part: dict[str, Any], caption: str) -> Table:
         lines.append([METRIC_LABELS[key], *means, percent(better[key]) if key in better else "", *medians])
     headings = ["metric", *(f"opt_{each}\nmean" for each in names), "better", *(f"opt_{e}\nmedian" for e in last_two)]
     sources = ", ".join(f"{source} ({count})" for source, count in part["opt_v2_source"].items())
-    return rich_table(_title(name, part), headings, lines, f"opt_v2 from: {sources} · {caption}\n{_said(part)}")
+    return rich_table(_title(name, part), headings, lines, f"opt_v2 from: {sources} · {caption}\n{_summary_text(part)}")
 
 
-def _said(part: dict[str, Any]) -> str:
+def _summary_text(part: dict[str, Any]) -> str:
     """What the table has no column for."""
     mean = part["mean"]
     kinds = ", ".join(f"{key} {share(mean[key])}" for key in ("improved", "omitted", "hallucinated"))

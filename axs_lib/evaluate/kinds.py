@@ -124,7 +124,7 @@ def summary_of(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def said(summary: dict[str, Any]) -> str:
+def summary_text(summary: dict[str, Any]) -> str:
     """``summary_of`` in words."""
     return (
         f"{summary['kinds']} kinds left out of training: median MSE change {percent(summary['median_mse_change_%'])},"
@@ -174,7 +174,7 @@ def _table(part: dict[str, Any], title: str, caption: str) -> Table:
     splits = " · ".join(f"{split}: {words}" for split, words in SPLITS.items())
     note = (
         f"{caption}\nRMSE in DN (reflectance x 10000) · change: below zero is better · better and worst tile: where"
-        f" opt_v2 is over {SAME_DN:g} DN off\n{splits}\n{said(part['summary'])}"
+        f" opt_v2 is over {SAME_DN:g} DN off\n{splits}\n{summary_text(part['summary'])}"
     )
     changes = ("MSE\nchange", "MAE\nchange", "tiles\nbetter", "worst\ntile")
     headings = ("kind", "split", "RMSE\nopt_v2", "RMSE\nopt_v3", *changes)

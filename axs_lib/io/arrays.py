@@ -97,7 +97,7 @@ class ArrayPixels(Pixels):
             data[raw == self._nodata] = np.nan
         return data, (raw == 0).all(axis=0)
 
-    def dressed(self, data: FloatArray, layer: Layer) -> DataArray:
+    def as_input(self, data: FloatArray, layer: Layer) -> DataArray:
         """A result (C, H, W) as an array like this one: coordinates, CRS, attributes, and integers for optical DN."""
         axis = self._array.dims[0]
         same = len(data) == len(self._array)

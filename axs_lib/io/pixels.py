@@ -278,7 +278,7 @@ class MemoryPixels(Pixels):
         self.grid = checked_grid(label, self._data.shape[1], self._data.shape[2], *place)
 
     def read(self, window: Tile) -> tuple[FloatArray, NDArray[np.bool_]]:
-        raw = self._data[:, window.top : window.bottom, window.left : window.right]
+        raw = window.of(self._data)
         return self.scaled(raw, 1.0, 0.0, ignore_offset=False), (raw == 0).all(axis=0)
 
 
