@@ -187,8 +187,8 @@ def load_pair(
 def save_pair(arrays: PairArrays, folder: PathLike, *, overwrite: bool = False) -> list[Path]:
     """Read a pair to the end, row by row, into COGs in a folder: ``s1.tif``, ``s2.tif`` and ``trust.tif``.
 
-    Raises InputError: another unit of the SAR, or a file of the catalogue would be replaced; AxionError: the pixels cannot
-    be read; OutputError: a file exists, or the disk refuses. Nothing is then left under any name.
+    Raises InputError: another unit of the SAR, or a file of the catalogue would be replaced; AxionError: pixels that
+    cannot be read; OutputError: a file exists, or the disk refuses. Nothing is then left under any name.
     """
     kinds = {SAR: arrays.s1, optical_layer("s2"): arrays.opt_v2}
     if arrays.trust is not None:
