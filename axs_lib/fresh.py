@@ -1,7 +1,6 @@
 """Random weights that leave everybody's random state alone.
 
-Modules draw their first weights from PyTorch's global generator, which belongs to the user's program and to all its
-threads. Inside ``fresh_weights`` they draw from a generator of their own, in the thread that asked for it alone.
+Modules draw from PyTorch's global generator, which all threads share; here from one of their own, in this thread.
 """
 
 from __future__ import annotations

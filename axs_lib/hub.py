@@ -154,7 +154,7 @@ class HubMixin(ModelHubMixin):
             text = own[0].read_text(encoding="utf-8").replace("# ", "## ", 1)  # has all of them, a level higher
             parts["sections"] = text.strip("\n")
         else:
-            parts |= {"data": _data_section(source_header(weights), data), "scores": _scores_section(report, steps)}
+            parts |= {"data": _data_section(source_header(weights), data), "report": _chosen_report(report, steps)}
             parts |= {"limits": limits, "licence": licence}
         return ModelCard.from_template(front, template_str=CARD.read_text(encoding="utf-8"), **parts)
 
@@ -216,38 +216,12 @@ def _data_section(header: Mapping[str, str], text: str) -> str:
     return "\n\n".join(filter(None, parts)) or "Not recorded in the weights, and not stated by who saved them."
 
 
-def _scores_section(report: Mapping[str, Any] | None, timesteps: int) -> str:
-    """Figures of a report of ``axs evaluate``, of several the one with these timesteps or the first, as Markdown."""
+def _chosen_report(report: Mapping[str, Any] | None, timesteps: int) -> Mapping[str, Any] | None:
+    """The report of ``axs evaluate`` that the card shows: of several the one with these timesteps, or the first."""
     if report is None:
-        return (
-            "None were given. Measure with `axs evaluate --data DIR --groups ... --controls --uncertainty --json"
-            " report.json`, and save with `model_card_kwargs={'report': ...}`."
-        )
+        return None
     reports = report.get("reports") or [report]
-    report = next((each for each in reports if each.get("timesteps") == timesteps), reports[0])
-    ok = report.get("summary", {}).get("ok")
-    if ok is None:
+    chosen: Mapping[str, Any] = next((each for each in reports if each.get("timesteps") == timesteps), reports[0])
+    if "ok" not in chosen.get("summary", {}):
         raise InputError("the report has no figures of quality ok; expected what `axs evaluate --json FILE` wrote")
-    mean, better = ok["mean"], ok["improvement_of_mean_%"]
-    sources = ", ".join(f"{name} ({count})" for name, count in ok["opt_v2_source"].items())
-    lines = [
-        f"`axs evaluate`, {ok['tiles']} tiles of quality ok, opt_v2 from: {sources}, timesteps: {report['timesteps']}.",
-        "\n| mean over tiles | opt_v2 | opt_v3 | better |\n|---|---|---|---|",
-    ]
-    labels = {
-        "mse": "MSE (reflectance²)",
-        "mae": "MAE (reflectance)",
-        "ssim": "SSIM",
-        "edge_truth": "edge agreement with the truth",
-    }
-    for key, label in labels.items():
-        gain = f"{better[key]:.1f} % |" if key in better else "|"
-        lines.append(f"| {label} | {mean[f'{key}_v2']:.4g} | {mean[f'{key}_v3']:.4g} | {gain}")
-    lines.append(f"\nopt_v3 has the smaller MSE on {100 * ok['wins']:.0f} % of the tiles.")
-    if "sar_swapped" in ok:
-        swapped = ok["sar_swapped"]["improvement_of_mean_%"]["mse"]
-        lines.append(f"With another tile's SAR its MSE is {swapped:.1f} % better than opt_v2's.")
-    if "uncertainty" in report:
-        ratios = ", ".join(f"{b} {v:.2f}" for b, v in report["uncertainty"]["spread_skill"].items())
-        lines.append(f"Spread-skill ratio of the uncertainty (1 is calibrated): {ratios}.")
-    return "\n".join(lines)
+    return chosen

@@ -189,7 +189,7 @@ class Stage3GroundingModel(GeneratorStage, HubMixin):
         batch, _, height, width = pair.opt_v2.shape
         seeds = sample_seeds(seed, batch, device=pair.s1.device)  # (B,)
         origins = scene_origins(controls.origin, batch, pair.s1.device)  # (B, 2)
-        if mode == "learned" and self.corrector.untrained:
+        if mode == "learned" and self.corrector.head.untrained:
             warnings.warn(UNTRAINED, UntrainedHeadWarning, stacklevel=4)
         if check_strength(strength) == 0.0:
             return self._unchanged(pair, uncertain=ensemble_size > 1)
@@ -428,7 +428,7 @@ def build_stage3_model(
         variant, pretrained=pretrained, checkpoint=checkpoint, revision=revision, s1_product=s1_product
     )
     corrector = load_corrector(generator.weights, s1_product=s1_product)
-    mode = correction_mode or ("difference" if corrector.untrained else "learned")
+    mode = correction_mode or ("difference" if corrector.head.untrained else "learned")
     defaults: dict[str, Any] = {"timesteps": timesteps, "correction_mode": mode, "scheduler": scheduler}
     model = Stage3GroundingModel(generator, corrector, standardize=standardize, **defaults)
     if pretrained and variant != NANO:

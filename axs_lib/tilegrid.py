@@ -40,6 +40,10 @@ class Tile:
         """The tile's view of an array or tensor (..., H, W)."""
         return image[..., self.top : self.bottom, self.left : self.right]
 
+    def moved(self, rows: int, columns: int) -> Tile:
+        """The tile so many rows further down and columns to the right."""
+        return Tile(self.top + rows, self.left + columns, self.bottom + rows, self.right + columns)
+
     def grown(self, margin: int, limits: Tile) -> Tile:
         """The tile with so many pixels around it, cut to the limits."""
         top, left = max(limits.top, self.top - margin), max(limits.left, self.left - margin)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import glob
-import io
 import itertools
 import os
 import warnings
@@ -17,7 +15,7 @@ from typing import Any, Literal
 
 from axs_lib.batch.manifest import EXAMPLES, MANIFEST, RESERVED, ManifestWarning
 from axs_lib.errors import InputError, counted, first_line
-from axs_lib.io.files import check_kept, check_regular, open_regular
+from axs_lib.io.files import check_kept, check_regular, open_regular, read_csv
 
 Stage = Literal["ground", "pipeline"]
 
@@ -177,23 +175,14 @@ def _item_of_row(row: Mapping[str, Any], where: str, folder: Path, stage: Stage)
 
 
 def _csv_rows(path: Path) -> tuple[list[str], list[dict[str, Any]]]:
-    """Columns and rows; bytes that are no UTF-8 are kept, since a file may be called so."""
-    try:
-        with open_regular(path, "the manifest") as file:
-            text = file.read().decode("utf-8-sig", "surrogateescape")
-        if "\0" in text:
-            raise csv.Error("it holds NUL characters")
-        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-        rows: list[dict[str, Any]] = list(reader)
-    except (OSError, csv.Error) as error:
-        raise InputError(f"{path} cannot be read as CSV ({error}); expected UTF-8 with a header line") from error
+    columns, rows = read_csv(path, "the manifest")
     for number, row in enumerate(rows, 1):
         if None in row:
             raise InputError(f"{path}, row {number} has more cells than the header line; put the cells in quotes")
         for key in ("lat", "lon", "biome"):
             with contextlib.suppress(ValueError):  # a text is for Stage 2 to judge
                 row[key] = float(row.get(key) or "")
-    return list(reader.fieldnames or ()), [{k: v for k, v in row.items() if v is not None} for row in rows]
+    return columns, [{k: v for k, v in row.items() if v is not None} for row in rows]
 
 
 def _parquet_rows(path: Path) -> tuple[list[str], list[dict[str, Any]]]:

@@ -125,9 +125,8 @@ class Manifest:
 def open_manifest(out: Path, outputs: Iterable[Path] = (), *, overwrite: bool = False) -> Iterator[Manifest]:
     """Lock a folder, made if it is not there, and read its manifest; when the block ends the table is written.
 
-    Raises OutputError: another job works in the folder; one of ``outputs``, what the job is going to write, is there
-    already, no manifest accounts for it and ``overwrite`` is false; or the disk refuses; or InputError: no manifest of
-    the folder can be read.
+    Raises OutputError: another job works there, outputs exist that no manifest accounts for (unless ``overwrite``), or
+    the disk refuses; InputError: no manifest of the folder can be read.
     """
     with locked_folder(out, LOCK, "axs batch") as lock:
         remove_temporaries(out)

@@ -1,8 +1,7 @@
 """Workers of a Ray cluster, or of a Ray started for this job alone: one actor each.
 
-Ray only places the workers and carries tasks (paths) and outcomes; retries, manifest and resuming are the same as on
-one machine. All machines must see the same files under the same paths. Where this process is killed, Ray ends the
-actors, which may take half a minute, and a new job must wait for that.
+Ray only places workers and carries tasks (paths) and outcomes; all machines must see the same files. Where this process
+is killed, Ray may take half a minute to end the actors, for which a new job must wait.
 """
 
 from __future__ import annotations

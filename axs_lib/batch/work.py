@@ -1,7 +1,6 @@
 """What one worker of a batch does: hash an item's inputs, run the model on it unless that is done, write the output.
 
-The output is whole or not there, and whatever goes wrong with an item ends in its ``Outcome`` and not in the worker.
-Both engines use the same worker, so the pixels are the same.
+The output is whole or not there; whatever goes wrong with an item ends in its ``Outcome`` and not in the worker.
 """
 
 from __future__ import annotations

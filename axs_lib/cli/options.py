@@ -294,9 +294,9 @@ def report(result: SceneResult, variant: str) -> None:
     speed = result.tiles / max(result.seconds, 1e-9)
     stages = result.nfe if isinstance(result.nfe, tuple) else (result.nfe,)
     evaluations = " and ".join(map(str, stages)) + f" network evaluation{'' if sum(stages) == 1 else 's'}"
-    known = result.metadata.items()
-    told = [f"{key} {value:.2f}" if isinstance(value, float) else f"{key} {value}" for key, value in known]
-    about = "".join(f", {each}" for each in told or (["no date and place"] if len(stages) > 1 else []))
+    metadata = result.metadata.items()
+    known = [f"{key} {value:.2f}" if isinstance(value, float) else f"{key} {value}" for key, value in metadata]
+    about = "".join(f", {each}" for each in known or (["no date and place"] if len(stages) > 1 else []))
     typer.echo(
         f"{height}x{width} px, {variant}{about}, {counted(result.tiles, 'tile')} in {result.seconds:.0f} s"
         f" ({speed:.1f} tiles/s), {evaluations}"

@@ -1,9 +1,8 @@
 """Simulate a flood that only the SAR has seen: tiles in dB in, the same tiles with open water in a patch of them out.
 
 Along the shore power is mixed, since a pixel spans about 20 m on the ground. The values follow the open water of this
-project's real pairs (NDWI of the Sentinel-2 image over 0.3, B08 under 600 DN, 2 px from the shore; 9 tiles): VV -18.2
-to -21.0 dB, VH -26.3 to -32.9 dB, 3 to 7 looks in single images, 20 to 44 in averaged images, neighbours correlated by
-0.33 to 0.58.
+project's pairs (NDWI over 0.3, B08 under 600 DN, 2 px from the shore; 9 tiles): VV -18.2 to -21.0 dB, VH -26.3 to -32.9
+dB, 3 to 7 looks in single images, 20 to 44 in averaged images, neighbours correlated by 0.33 to 0.58.
 """
 
 from __future__ import annotations

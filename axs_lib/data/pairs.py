@@ -8,8 +8,6 @@ h, w, split, date or year and month, lat, lon, note) the files lie at ``pairs/<s
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,7 +20,7 @@ import numpy as np
 
 from axs_lib.bands import MOST_REFLECTANCE, VALID_DN
 from axs_lib.errors import InputError, listed
-from axs_lib.io.files import open_regular
+from axs_lib.io.files import read_csv
 from axs_lib.io.formats import Arrays, FloatArray, open_npz
 
 Quality = Literal["ok", "all"]
@@ -130,8 +128,8 @@ def list_pairs(folder: str | Path, quality: Quality = "ok", *, bad: list[str] | 
 def load_pair(record: PairRecord | str | Path) -> Pair:
     """Read one pair; ``InputError`` where the file cannot be read or holds no pair as the module describes it.
 
-    NaN is nodata, as is DN 0 in all four bands; 0 in some bands only is a dark pixel and becomes 1. 0 dB is a
-    valid backscatter. The document's keys ``s1_vv`` and ``s1_vh`` (H,W) and ``s2_real`` are read too.
+    NaN is nodata, as is DN 0 in all four bands; 0 in some bands only is a dark pixel and becomes 1. 0 dB is a valid
+    backscatter. ``s1_vv`` and ``s1_vh`` (H,W), and ``s2_real``, are read, too.
     """
     if not isinstance(record, PairRecord):
         record = _record_of(Path(record), Path(record).parent)
@@ -188,13 +186,7 @@ def split_groups(records: Sequence[G], folds: int, seed: int = 0) -> list[list[G
 
 
 def _rows(index: Path) -> list[dict[str, str]]:
-    try:
-        with open_regular(index, "the index") as file, io.TextIOWrapper(file, "utf-8", "surrogateescape", "") as stream:
-            reader = csv.DictReader(stream)
-            columns = list(reader.fieldnames or [])
-            rows = list(reader)
-    except csv.Error as error:
-        raise InputError(f"{index} cannot be read as CSV ({error}); expected UTF-8 with a header line.") from error
+    columns, rows = read_csv(index, "the index")
     if any("\udc80" <= letter <= "\udcff" for row in rows for letter in row.get("group") or ""):
         raise InputError(f"{index} names groups in another encoding; expected UTF-8")
     if missing := [column for column in ("source", "id") if column not in columns]:

@@ -1,7 +1,4 @@
-"""Proposals of many qualities: what a generator may draw, simulated from the truth, to train the grounding head.
-
-The head meets generators of every strength; trained beside one weak generator it would ignore all of them.
-"""
+"""Proposals as generators of every strength may draw them, simulated from the truth, to train the grounding head."""
 
 from __future__ import annotations
 
@@ -17,7 +14,7 @@ BLUR_PX = (0.5, 6.0)
 SHARP_CHANCE = 0.1  # of an informed proposal to be nearly the truth
 CLAMP_CHANCE = 0.5
 PATCH_CHANCE = 0.35
-TURNED_CHANCE = 0.3  # of a foreign proposal to be the place itself, turned
+ROTATED_CHANCE = 0.3  # of a foreign proposal to be the place itself, rotated by half a turn
 GAIN = 0.15  # greatest standard deviation, as a fraction
 OFFSET_DN = SMOOTH_NOISE_DN = 120.0  # the same in DN
 FINE_NOISE_DN = 60.0

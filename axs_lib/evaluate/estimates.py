@@ -220,19 +220,19 @@ def _summary(tiles: Sequence[TileFigures]) -> dict[str, Any]:
         **_headline(tiles),
     }
     # SAR and truth plainly show the place on different days: there grounding has to look wrong.
-    inconsistent = [tile for tile in tiles if not sar_agrees(tile)]
-    if 0 < len(inconsistent) < len(tiles):
-        summary["sar_inconsistent_tiles"] = [tile.record.name for tile in inconsistent]
-        summary["sar_consistent"] = _headline([tile for tile in tiles if tile not in inconsistent])
+    if consistent := sar_consistent(tiles):
+        summary["sar_inconsistent_tiles"] = [tile.record.name for tile in tiles if tile not in consistent]
+        summary["sar_consistent"] = _headline(consistent)
     for key in CONTROL_LABELS:
         if controlled := [tile for tile in tiles if key in tile.figures]:
             summary[key] = _control_summary(key, controlled)
     return summary
 
 
-def sar_agrees(tile: TileFigures) -> bool:
-    """Whether SAR and truth of a tile agree about water."""
-    return bool(tile.facts["sar_water_on_land"] <= INCONSISTENT_SHARE)
+def sar_consistent(tiles: Sequence[TileFigures]) -> list[TileFigures]:
+    """The tiles whose SAR and truth agree about water, where those are some and not all, else none."""
+    agreeing = [tile for tile in tiles if tile.facts["sar_water_on_land"] <= INCONSISTENT_SHARE]
+    return agreeing if len(agreeing) < len(tiles) else []
 
 
 def _headline(tiles: Sequence[TileFigures]) -> dict[str, Any]:

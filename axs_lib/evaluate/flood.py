@@ -19,7 +19,7 @@ from torch import Tensor
 from axs_lib.bands import DN_PER_REFLECTANCE, OPTICAL_BANDS
 from axs_lib.data.flood import simulate_flood
 from axs_lib.errors import counted
-from axs_lib.evaluate.estimates import sar_agrees
+from axs_lib.evaluate.estimates import sar_consistent
 from axs_lib.evaluate.evaluator import Figures, Scenario, TileFigures
 from axs_lib.evaluate.models import EvaluatedModel
 from axs_lib.evaluate.sources import EvaluationTile, generator_of, simulated_estimate, water_on_land
@@ -90,10 +90,10 @@ class Floods(Scenario):
                 **{part: over_tiles([tile.figures[part] for tile in tiles]) for part in PARTS},
             }
 
-        agreeing = [tile for tile in tiles if sar_agrees(tile)]
+        consistent = sar_consistent(tiles)
         return {
             **of(tiles),
-            **({"sar_consistent": of(agreeing)} if 0 < len(agreeing) < len(tiles) else {}),
+            **({"sar_consistent": of(consistent)} if consistent else {}),
             "left_out": len(left_out),
             "opt_v2_source": "degraded",
             "water_ndwi": WATER_NDWI,

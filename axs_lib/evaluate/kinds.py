@@ -20,7 +20,7 @@ from torch import Tensor
 from axs_lib.bands import DN_PER_REFLECTANCE, OPTICAL_BANDS
 from axs_lib.data.estimates import KINDS, make_estimate
 from axs_lib.errors import counted
-from axs_lib.evaluate.estimates import sar_agrees
+from axs_lib.evaluate.estimates import sar_consistent
 from axs_lib.evaluate.evaluator import Figures, Scenario, TileFigures
 from axs_lib.evaluate.models import EvaluatedModel
 from axs_lib.evaluate.sources import EvaluationTile, generator_of, water_on_land
@@ -67,12 +67,9 @@ class EstimateKinds(Scenario):
         ``mse_change_%``, ``mae_change_%`` of the means, below zero is better; ``wins``, ``worst_tile_%`` over the tiles
         whose opt_v2 is wrong; ``spread_skill`` by band.
         """
-        consistent = [tile for tile in tiles if sar_agrees(tile)]
-        parts = {"all_tiles": tiles}
-        if 0 < len(consistent) < len(tiles):
-            parts["sar_consistent"] = consistent
+        parts = {"all_tiles": tiles, "sar_consistent": sar_consistent(tiles)}
         outcome: dict[str, Any] = {"tiles": len(tiles)}
-        for name, part in parts.items():
+        for name, part in ((name, part) for name, part in parts.items() if part):
             rows = [_row(kind, part) for kind in KINDS if any(kind in tile.figures for tile in part)]
             outcome[name] = {"tiles": len(part), "summary": summary_of(rows), "rows": rows}
         outcome["per_tile"] = [{**tile.named(), "kinds": tile.figures} for tile in tiles]
@@ -94,8 +91,7 @@ def estimate_of(kind: str, truth: Tensor, tile: str, older: Tensor | None = None
 def measure_kind(opt_v2: Tensor, opt_v3: Tensor, truth: Tensor, sigma: Tensor | None) -> Figures:
     """Errors of one tile before and after, in reflectance; all inputs (4, H, W) in DN, NaN = nodata.
 
-    ``change`` is the mean squared difference of opt_v3 from opt_v2; of each band ``error_B`` is the MSE of opt_v3 and
-    ``predicted_B`` the mean predicted variance (NaN without ``sigma``).
+    ``change`` is mean squared; of each band ``error_B`` is opt_v3's MSE, ``predicted_B`` the mean predicted variance.
     """
     keep = valid_pixels(truth[None], opt_v3[None])[0, 0]
     before, after, real = (image[:, keep].double() / DN_PER_REFLECTANCE for image in (opt_v2, opt_v3, truth))

@@ -123,10 +123,9 @@ def _members(columns: int) -> tuple[Tensor, Tensor]:
 
 
 def _measure(bands: Tensor, inside: Tensor, period: int, down: int, across: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Offsets of blocks (4, H, W), and in logarithms how much more jumps vary along seams and how large they are (4,).
+    """Offsets of blocks (4, H, W); logarithms of how much more jumps vary along seams, and how much larger they are.
 
-    Beside jumps elsewhere; of ``bands`` (4, H, W) and ``inside`` (1, H, W), on the CPU. ``down`` and ``across`` are the
-    first row and column at which a block begins.
+    ``bands`` (4, H, W) and ``inside`` (1, H, W) are of one tile; a block begins at row ``down`` and column ``across``.
     """
     bands, inside = bands.cpu().double(), inside.cpu().double()  # which no setting rounds
     for lines, start in ((inside, across), (inside.mT, down)):  # the jump to a single line at the border is unknown

@@ -1,7 +1,6 @@
-"""Calibration: what a predicted standard deviation must be multiplied by so that it stands for the error.
+"""Calibration: one scale a band and number of evaluations, from predicted standard deviation to that of the error.
 
-One scale a band and number of network evaluations, fitted by ``experiments/calibrate.py`` on places of no report
-and kept as JSON in the header of the weights that it belongs to (``HEADER_KEY``).
+Fitted by ``experiments/calibrate.py`` and kept as JSON in the header of the weights (``HEADER_KEY``).
 """
 
 from __future__ import annotations

@@ -90,11 +90,6 @@ class GroundingCorrector(nn.Module):
             self.register_buffer(name, torch.tensor(values)[:, None, None], persistent=False)
 
     @property
-    def untrained(self) -> bool:
-        """Whether the head is fresh, so that nothing is corrected."""
-        return self.head.untrained
-
-    @property
     def provenance(self) -> dict[str, str]:
         """What made an output, for file tags: the head's weights, their hash, and what it is calibrated for."""
         tags = self.weights.tags() if self.weights else {"AXS_WEIGHTS": "random"}

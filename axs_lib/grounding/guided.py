@@ -1,9 +1,9 @@
 """The estimate as a local linear function of the SAR or of the proposal: guided filters, fitted anew at every pixel.
 
-How colour follows backscatter differs from place to place, and a network trained on few places learns it badly; here it
-is read off the neighbourhood of each pixel in the very image that is to be corrected. Structure that both images share
-stays, what the estimate has made up goes, and a gap is filled from what is clear around it. Nothing is trained.
-Source: He, Sun, Tang: Guided image filtering, IEEE TPAMI 35 (2013); here with two guides, Gaussian windows and weights.
+How colour follows backscatter differs from place to place; here it is read off the neighbourhood of each pixel in the
+very image that is to be corrected. Structure that both images share stays, what the estimate has made up goes, and a
+gap is filled from what is clear around it. Nothing is trained. (He, Sun, Tang: Guided image filtering, IEEE TPAMI 35,
+2013; here with two guides, Gaussian windows and weights.)
 """
 
 from __future__ import annotations

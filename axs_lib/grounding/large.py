@@ -29,11 +29,7 @@ P = ParamSpec("P")
 
 @dataclass(frozen=True)
 class GroundingControls:
-    """What only scenes, tests and controls set.
-
-    The members of an ensemble take ``orientation`` and those that follow. With a ``proposal`` nothing is drawn
-    (``nfe`` 0). What remains without ``use_sar`` is repair that needs no SAR.
-    """
+    """What only scenes, tests and controls set; members of an ensemble take ``orientation`` and those that follow."""
 
     origin: tuple[int, int] | Tensor = (0, 0)  # scene (row, column) of the upper left pixel, or (B, 2): fixes the noise
     orientation: int = 0  # how the tile is turned for the grounding head, 0 to 7

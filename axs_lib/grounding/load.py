@@ -1,7 +1,6 @@
 """Weights of the grounding corrector: those beside a checkpoint of one's own, else the packaged ones.
 
-One packaged head serves every variant, since it works in dB and DN with statistics of its own. A head that
-``axs train`` wrote lies beside the generator's file, as ``grounding.safetensors``.
+One packaged head serves every variant, since it works in dB and DN with statistics of its own.
 """
 
 from __future__ import annotations

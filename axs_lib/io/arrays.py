@@ -39,8 +39,7 @@ def times(what: Any) -> int | None:
 class ArrayPixels(Pixels):
     """A DataArray (band, y, x) in any order of axes, or a Dataset of bands; axes may be called lat and lon.
 
-    Bands are named by their coordinate, by the attribute ``long_name``, or as variables of a Dataset; ``order``
-    overrides that. The georeference is the one that rioxarray keeps.
+    Bands are named by ``order``, their coordinate, the attribute ``long_name``, or as variables of a Dataset.
     """
 
     def __init__(self, array: Any, wanted: tuple[str, ...], order: Order, reading: Reading) -> None:
@@ -98,7 +97,7 @@ class ArrayPixels(Pixels):
             data[raw == self._nodata] = np.nan
         return data, (raw == 0).all(axis=0)
 
-    def dressed(self, data: FloatArray, layer: Layer) -> DataArray:
+    def as_input(self, data: FloatArray, layer: Layer) -> DataArray:
         """A result (C, H, W) as an array like this one: coordinates, CRS, attributes, and integers for optical DN."""
         axis = self._array.dims[0]
         same = len(data) == len(self._array)

@@ -146,10 +146,7 @@ def write_torch(path: Path, value: object) -> None:
 
 @contextlib.contextmanager
 def locked_folder(folder: Path, name: str, job: str) -> Iterator[int]:
-    """Hold a folder, made if it is not there, for a job such as ``axs batch`` by a file in it; gives the file's inode.
-
-    The system releases it when this process ends, however it ends. Raises OutputError: another such job works there.
-    """
+    """Hold a folder, made if need be, for a job by a file in it, whose inode it gives; OutputError: held already."""
     with refusals(folder):
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder / name, os.O_CREAT | os.O_RDWR | getattr(os, "O_NOFOLLOW", 0), 0o666)
@@ -175,11 +172,10 @@ def locked_folder(folder: Path, name: str, job: str) -> Iterator[int]:
 
 @contextlib.contextmanager
 def temporary_folder(beside: PathLike | None = None) -> Iterator[Path]:
-    """A folder of an unpredictable name that only this user may enter; removed when the block ends.
+    """A folder of an unpredictable name that only this user may enter, by default in the system's; removed at the end.
 
-    It is made in the folder ``beside``, by default the system's for such files, and is locked as long as this process
-    lives, by which ``remove_leftovers`` tells it from those of killed processes. The first one of a process in a folder
-    removes what is left there. Raises OutputError: the disk refuses.
+    The lock of its process tells it from those of killed processes, which the first one of a process in a folder
+    removes. Raises OutputError: the disk refuses.
     """
     parent = Path(tempfile.gettempdir() if beside is None else beside)
     with refusals(parent):

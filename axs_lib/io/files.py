@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import io
 import os
 import stat
@@ -31,10 +32,7 @@ def same_file(one: PathLike, other: PathLike) -> bool:
 
 
 def check_kept(outputs: Iterable[Any], *inputs: Any) -> None:
-    """Raise ``InputError`` where an output is an input, a path or several, or a file of a folder that is one.
-
-    What is no path, on either side, is passed over, and images beside weights may be replaced.
-    """
+    """InputError where an output is an input, or a file of a folder that is one; images beside weights may be."""
     written = [Path(path) for path in outputs if isinstance(path, str | os.PathLike)]
     for given in (path for each in inputs for path in paths_of(each) or []):
         for path in written:
@@ -80,6 +78,20 @@ def open_regular(path: PathLike, what: str = "the file", error: type[AxionError]
         file.close()
         raise
     return file
+
+
+def read_csv(path: PathLike, what: str) -> tuple[list[str], list[dict[Any, Any]]]:
+    """Columns and rows below a header line; bytes that are no UTF-8 are kept, since a file may be called so."""
+    try:
+        with open_regular(path, what) as file:
+            text = file.read().decode("utf-8-sig", "surrogateescape")
+        if "\0" in text:
+            raise csv.Error("it holds NUL characters")
+        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+        rows: list[dict[Any, Any]] = list(reader)
+    except (OSError, csv.Error) as error:
+        raise InputError(f"{path} cannot be read as CSV ({error}); expected UTF-8 with a header line") from error
+    return list(reader.fieldnames or ()), rows
 
 
 def check_utf8(path: PathLike, what: str = "the file", error: type[AxionError] = InputError) -> None:

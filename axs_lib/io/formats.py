@@ -75,10 +75,7 @@ def unreadable(path: PathLike, expected: str, error: Exception) -> str:
 
 @contextmanager
 def open_raster(path: PathLike, *, addresses: bool = False) -> Iterator[Any]:
-    """A rasterio dataset of a GeoTIFF, COG, JPEG 2000 or PNG; InputError where it is none or damaged.
-
-    An address is opened only with ``addresses``, which says that the user, or ``axs_lib.io.safe``, wrote it.
-    """
+    """A rasterio dataset of an allowed driver; ``addresses`` says that the user or ``axs_lib.io.safe`` wrote it."""
     import rasterio
     from rasterio.errors import NotGeoreferencedWarning
 

@@ -129,7 +129,7 @@ class SceneGrid:
         """Whether both have one size and lie on one place."""
         return self.size == other.size and self.offset_in(other) == (0, 0)
 
-    def said_on(self, other: SceneGrid) -> str:
+    def missing_place_note(self, other: SceneGrid) -> str:
         """What to say of an image on this grid that is laid on one of ``other``, where only one says where it lies."""
         if (self.located, self.transform is None) == (other.located, other.transform is None):
             return ""

@@ -89,7 +89,7 @@ class MaskSource:
             self._nodata = dataset.nodata or None  # 0 is unknown already, or clear in an inverted mask
             named = f"{Path(mask.path).stem} {dataset.descriptions[0] or ''}"
             self._dataset = _on_grid(dataset, grid, self._nodata, self.label, stack)
-            self._lone = grid_of(dataset).said_on(grid)
+            self._lone = grid_of(dataset).missing_place_note(grid)
             own_mask = any(flag.name == "per_dataset" for flag in dataset.mask_flag_enums[0])
             self._masked = own_mask and self._dataset is dataset  # a view on another grid has it in its nodata
         else:
@@ -159,8 +159,7 @@ class MaskSource:
             part = window.grown(0, tile)
             wide = part.grown(reach, tile)
             grown = -spread(-torch.from_numpy(self._trust(self._read(wide)))[None], reach)[0]  # the least trust around
-            top, left = part.top - wide.top, part.left - wide.left
-            parts.append(grown[top : top + part.shape[0], left : left + part.shape[1]].abs().numpy())  # no -0
+            parts.append(part.moved(-wide.top, -wide.left).of(grown).abs().numpy())  # no -0
         return np.concatenate(parts)[None]
 
     def _trust(self, values: FloatArray) -> FloatArray:
@@ -178,7 +177,7 @@ class MaskSource:
 
     def _read(self, window: Tile) -> FloatArray:
         if self._values is not None:
-            return self._values[window.top : window.bottom, window.left : window.right]
+            return window.of(self._values)
         part = ((window.top, window.bottom), (window.left, window.right))
         try:
             values: FloatArray = self._dataset.read(1, window=part).astype(np.float32)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from rasterio.errors import RasterioError
 
 from axs_lib.bands import DN_PER_REFLECTANCE, OPTICAL_BANDS, SAR_BANDS
+from axs_lib.checks import check_choice
 from axs_lib.errors import InputError, listed
 from axs_lib.io.files import PathLike
 from axs_lib.io.formats import FloatArray, open_npz, open_raster, unreadable
@@ -50,11 +51,8 @@ class Reading:
         return self.boa_offset != "auto" and bands == OPTICAL_BANDS
 
     def __post_init__(self) -> None:
-        if self.s1_unit not in S1_UNITS or self.boa_offset not in BOA_OFFSETS:
-            raise InputError(
-                f"--s1-unit is {self.s1_unit} and --boa-offset {self.boa_offset}; expected one of {listed(S1_UNITS)}"
-                f" and one of {listed(BOA_OFFSETS)}"
-            )
+        check_choice("--s1-unit", self.s1_unit, S1_UNITS)
+        check_choice("--boa-offset", self.boa_offset, BOA_OFFSETS)
 
 
 AS_DECLARED = Reading()
@@ -280,7 +278,7 @@ class MemoryPixels(Pixels):
         self.grid = checked_grid(label, self._data.shape[1], self._data.shape[2], *place)
 
     def read(self, window: Tile) -> tuple[FloatArray, NDArray[np.bool_]]:
-        raw = self._data[:, window.top : window.bottom, window.left : window.right]
+        raw = window.of(self._data)
         return self.scaled(raw, 1.0, 0.0, ignore_offset=False), (raw == 0).all(axis=0)
 
 

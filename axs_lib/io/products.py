@@ -1,6 +1,6 @@
 """Open SAR and optical images of any kind as named bands in dB and DN, read by windows: what is right is decided once.
 
-``Source`` applies the same rules to all kinds of ``Pixels``; what is taken for nodata is in ``_SAID`` and is counted.
+``Source`` applies the same rules to all kinds of ``Pixels``, and counts what it takes for nodata (``_COUNT_NOTES``).
 Linear power and amplitude become dB, the BOA offset of DN is taken off, and values slightly below 0 DN, which are
 legitimate over water, become 1. Values that look like another unit are refused, with the unit's name.
 """
@@ -42,7 +42,7 @@ _UNIT_WORDS = {"db": "dB", "power": "linear power", "amplitude": "amplitude"}
 _UNIT_NAMES = {  # as names of files and bands say it
     "db": {"db", "decibel", "decibels"}, "amplitude": {"amplitude", "amp"}, "power": {"power", "linear"},
 }  # fmt: skip
-_SAID = {  # of what is counted
+_COUNT_NOTES = {  # of what is counted
     "border": "pixels of a border of one number are taken for nodata",
     "impossible": "pixels hold what cannot be {quantity} and are taken for nodata",
     "unlit": "pixels of power 0 or less are taken for nodata",
@@ -96,8 +96,7 @@ class Source:
     def look(self, looked_at: Callable[[Tile], NDArray[np.bool_]] | None = None) -> None:
         """Decide on unit, offset and border by the edges and sixteen parts of the image.
 
-        ``looked_at`` gives (h, w) of a window: which pixels are the image at all; the others are not looked at. Raises
-        InputError: the values look like another unit, or nothing is valid.
+        ``looked_at`` gives (h, w) bool of a window: where to look. Raises InputError: another unit, or no valid pixel.
         """
         if self.bands == TRUST:
             return
@@ -126,14 +125,15 @@ class Source:
     def report(self) -> list[str]:
         """What to say of the image once all of it was read: what was assumed and what was counted."""
         quantity = "backscatter" if self.bands == SAR_BANDS else "reflectance"
-        said = {key: text.format(quantity=quantity) for key, text in _SAID.items() if self.counts[key]}
-        return self.notes + [f"{self.label}: {self.counts[key]:,} {text}" for key, text in said.items()]
+        found = {key: text.format(quantity=quantity) for key, text in _COUNT_NOTES.items() if self.counts[key]}
+        return self.notes + [f"{self.label}: {self.counts[key]:,} {text}" for key, text in found.items()]
 
     @property
     def provenance(self) -> dict[str, str]:
         """What was decided, and what is said once all of it was read, for file tags."""
-        said = "; ".join(note.removeprefix(f"{self.label}: ") for note in self.report())
-        return self.facts | ({"AXS_S1_NOTES" if self.bands == SAR_BANDS else "AXS_OPT_V2_NOTES": said} if said else {})
+        notes = "; ".join(note.removeprefix(f"{self.label}: ") for note in self.report())
+        key = "AXS_S1_NOTES" if self.bands == SAR_BANDS else "AXS_OPT_V2_NOTES"
+        return self.facts | ({key: notes} if notes else {})
 
     def _drop(self, data: FloatArray, where: Any, reason: str) -> None:
         self.counts[reason] += int(where.sum())
@@ -357,8 +357,7 @@ def pair_file(s1_paths: Sequence[PathLike]) -> Sequence[PathLike]:
 def read_raster(paths: PathLike | Sequence[PathLike], wanted: tuple[str, ...], *, order: Order = None) -> Raster:
     """Read the wanted bands from one stack or from one file a band, SAR in dB; no unit is refused.
 
-    ``order`` names the stack's bands (or the files) in their order and overrides what the files say. Raises InputError:
-    a file is missing, unreadable, of the wrong kind or band count, or the grids differ.
+    ``order`` names the bands (or the files) in place of what the files say. Raises InputError: as ``open_source``.
     """
     with ExitStack() as stack:
         source = open_source(paths, wanted, stack, Reading(bands=order, s1_unit="db", force=True))

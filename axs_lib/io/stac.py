@@ -32,10 +32,7 @@ def parse_date(text: str) -> datetime:
 
 
 def stac_item(path: Path, grid: SceneGrid, assets: Mapping[Path, Layer], date: str, tags: Mapping[str, str]) -> str:
-    """A STAC 1.1 Item as JSON, with the projection, processing, eo and raster extensions, to be written to ``path``.
-
-    Links to the assets, COGs and what they hold, are relative to it.
-    """
+    """A STAC 1.1 Item as JSON, to be written to ``path``, with relative links to its assets and what they hold."""
     crs, edges = CRS.from_wkt(grid.crs), grid.bounds()
     outline = transform_geom(crs, "EPSG:4326", {"type": "Polygon", "coordinates": [_ring(*edges)]})
     west, south, east, north = transform_bounds(crs, "EPSG:4326", *edges)

@@ -54,10 +54,9 @@ class DerivedSource:
 def to_grid(
     source: Readable, grid: SceneGrid, stack: ExitStack, work: Callable[[], Path], *, same_grid: bool = False
 ) -> Readable:
-    """A SAR source in dB on another grid.
+    """A SAR source in dB on another grid; ``work`` gives a folder for a temporary file of 8 bytes a source pixel.
 
-    ``work`` gives a folder for a temporary file of 8 bytes a source pixel. ``same_grid`` lays images of one size on
-    each other where one of them does not say where it lies. Raises InputError: that is so, or they do not meet.
+    Raises InputError: they do not meet, or one does not say where it lies, and not ``same_grid`` and of one size.
     """
     if not (source.grid.located and grid.located):
         if source.grid.size != grid.size:
@@ -65,7 +64,7 @@ def to_grid(
                 f"{source.label} is {source.grid} and the optical grid is {grid}; expected one size, or a georeference"
                 " on both so that the SAR can be warped: geocode it first"
             )
-        lone = source.grid.said_on(grid)
+        lone = source.grid.missing_place_note(grid)
         if not same_grid and (lone or grid.offset_in(source.grid) != (0, 0)):
             apart = "only one of them says where it lies" if lone else "no CRS is named"
             raise InputError(
@@ -80,8 +79,8 @@ def to_grid(
     if offset is None:
         needed = _overlap(source.grid, grid)
     else:
-        row, column = offset
-        needed = _cut(source.grid, row, column, row + grid.height, column + grid.width)
+        there = grid.whole.moved(*offset)
+        needed = _cut(source.grid, there.top, there.left, there.bottom, there.right)
     if needed is None:
         raise InputError(f"{source.label} ({source.grid}) does not meet the optical grid ({grid}); give SAR from there")
     read = _warped(source, needed, grid, stack, work) if offset is None else partial(_read_shifted, source, offset)
@@ -90,13 +89,11 @@ def to_grid(
 
 def _read_shifted(source: Readable, offset: tuple[int, int], window: Tile) -> FloatArray:
     """A window of another part of a source's own pixel lattice, from this (row, column) on; NaN outside of it."""
-    row, column = offset
-    inside = _cut(source.grid, window.top + row, window.left + column, window.bottom + row, window.right + column)
+    there = window.moved(*offset)
+    inside = _cut(source.grid, there.top, there.left, there.bottom, there.right)
     data = np.full((len(source.bands), *window.shape), np.nan, dtype=np.float32)
     if inside is not None:
-        top, left = inside.top - row - window.top, inside.left - column - window.left
-        height, width = inside.shape
-        data[:, top : top + height, left : left + width] = source.read(inside)
+        inside.moved(-there.top, -there.left).of(data)[:] = source.read(inside)
     return data
 
 
@@ -107,7 +104,7 @@ def _warped(
     path, part = work() / "sar_power.tif", source.grid.part(needed)
     with part.new_tiff(path, len(source.bands), "float32", np.nan, 256) as file:
         for rows in part.strips():
-            db = source.read(Tile(needed.top + rows.top, needed.left, needed.top + rows.bottom, needed.right))
+            db = source.read(rows.moved(needed.top, needed.left))
             power = np.power(np.float32(10), db / np.float32(10))
             file.write(power, window=((rows.top, rows.bottom), (0, part.width)))
     written = stack.enter_context(rasterio.open(path))

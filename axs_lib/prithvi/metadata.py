@@ -1,8 +1,4 @@
-"""When and where an image was taken, checked and brought to the numbers Prithvi was trained on.
-
-Day of year counts from 1 (1 January), as the model card of Prithvi-EO-2.0 states; latitude comes before longitude, as
-its location encoder expects.
-"""
+"""When and where an image was taken, as Prithvi was trained on it: days of the year from 1, latitude first."""
 
 from __future__ import annotations
 

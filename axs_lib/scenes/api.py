@@ -257,7 +257,7 @@ def ground_scene(
         if mask is not None:
             notes += mask.notes(unknown)
         elif certainty is not None:
-            lone = certainty.grid.said_on(optical.grid)
+            lone = certainty.grid.missing_place_note(optical.grid)
             notes.append(f"trust map: 0 is a gap and 1 clear: {gap_share(unknown, optical.grid)}{lone}")
         by_head = uncertainty and mode != "difference"
         notes += [CALIBRATE] if by_head and "AXS_CALIBRATION" not in grounder.provenance else []
@@ -719,7 +719,7 @@ def _sar_arrays(data: FloatArray) -> dict[str, NDArray[Any]]:
 def _array(data: FloatArray, layer: Layer, like: Source) -> DataArray:
     """A layer (C, N*H, W) as a DataArray: like the input where that was one, else with the names of the bands."""
     if isinstance(like.pixels, ArrayPixels):
-        return like.pixels.dressed(data, layer)
+        return like.pixels.as_input(data, layer)
     import xarray
 
     tiles, bands = as_raster(like, data).data, list(layer.bands)

@@ -78,10 +78,9 @@ class ScenePair:
 
 @dataclass(frozen=True)
 class PairArrays:
-    """The pixels of a pair, read when they are asked for; each on a grid of its own products.
+    """The pixels (band, y, x) of a pair, read when they are asked for; each on a grid of its own products.
 
-    Arrays are (band, y, x). Trust, on the grid of ``opt_v2``, is 1 where the scene classification says clear and 0
-    elsewhere; None where the items have none.
+    Trust, on the grid of ``opt_v2``, is 1 where the scene classification says clear; None where there is none.
     """
 
     s1: DataArray  # VV, VH in dB, NaN where there is no data
@@ -190,9 +189,8 @@ def load_pair(
 def save_pair(arrays: PairArrays, folder: PathLike, *, overwrite: bool = False) -> list[Path]:
     """Read a pair to the end, row by row, into COGs in a folder: ``s1.tif``, ``s2.tif`` and ``trust.tif``.
 
-    Raises InputError: the SAR is not in the unit that was said, or a file of the catalogue would be replaced;
-    AxionError: the pixels cannot be read; OutputError: a file exists, or the disk refuses. Nothing is then left under
-    any name.
+    Raises InputError: another unit of the SAR, or a file of the catalogue would be replaced; AxionError: pixels that
+    cannot be read; OutputError: a file exists, or the disk refuses. Nothing is then left under any name.
     """
     kinds = {SAR: arrays.s1, optical_layer("s2"): arrays.opt_v2}
     if arrays.trust is not None:

@@ -1,4 +1,4 @@
-"""Run a network over the tiles of a scene by rows, in memory that depends on the scene's width and not its height.
+"""Run a network over the tiles of a scene by rows, in memory that depends on its width alone, reading ahead.
 
 Tiles are added up in row-major order, to the same bits as with the whole scene in memory. One thread reads ahead while
 the network computes.
@@ -97,7 +97,7 @@ def stream_tiles(
 
             # 1. The tiles of this row, in batches of one shape; those without data are left out.
             tiles = [Tile(top, left, bottom, min(left + grid.side, width)) for left in grid.starts(width)]
-            views = {tile: [rows[:, : bottom - top, tile.left : tile.right] for rows in band] for tile in tiles}
+            views = {tile: [tile.moved(-top, 0).of(rows) for rows in band] for tile in tiles}
             needed = [tile for tile in tiles if wanted(views[tile])]
             advance(len(tiles) - len(needed))
             for batch in batches_of_one_shape(needed, lambda tile: tile.shape, batch_size):
@@ -106,9 +106,9 @@ def stream_tiles(
 
                 # 2. Blended into the band, whose first row is the scene's row `top`.
                 for tile, value in zip(batch, values, strict=True):
-                    ramp = grid.weights(tile, height, width)
-                    total[:, : bottom - top, tile.left : tile.right] += value * ramp
-                    weight[: bottom - top, tile.left : tile.right] += ramp
+                    ramp, place = grid.weights(tile, height, width), tile.moved(-top, 0)
+                    place.of(total).add_(value * ramp)
+                    place.of(weight).add_(ramp)
                 advance(len(batch))
 
             # 3. Rows that no later tile reaches are finished; the others move up.

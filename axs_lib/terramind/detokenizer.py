@@ -173,10 +173,7 @@ class Detokenizer(nn.Module):
                 block.to(memory_format=torch.contiguous_format)
 
     def forward(self, image: Tensor, timesteps: Tensor, codes: Tensor) -> Tensor:
-        """The clean image (B, C, H, W) that a noisy one comes from, float32 also under autocast.
-
-        ``timesteps`` are (B,) or (1,), 0..999, ``codes`` (B, D, h, w).
-        """
+        """The clean image (B, C, H, W), float32, of a noisy one, time steps (B,) or (1,) and codes (B, D, h, w)."""
         emb = F.silu(self.time_embed(timestep_embedding(timesteps, self.width)))  # (B, E) or (1, E)
         h = F.pixel_unshuffle(image, PATCH)  # (B, C*16, H/4, W/4)
         h = torch.cat([h, F.interpolate(codes, h.shape[-2:], mode="nearest")], dim=1)

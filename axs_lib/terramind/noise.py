@@ -1,8 +1,7 @@
 """The noise field: Gaussian and Gumbel noise as a fixed hash of (seed, channel, row, column) in the scene.
 
-So overlapping tiles start from the same noise, and a result depends neither on batch mates nor on the device. The hash
-is the 64-bit finaliser of SplitMix64 (Steele, Lea & Flood 2014), applied once per coordinate; normal deviates come by
-Box-Muller.
+So overlapping tiles start from the same noise, on any device. The hash is the 64-bit finaliser of SplitMix64 (Steele,
+Lea & Flood 2014), applied once per coordinate; normal deviates come by Box-Muller.
 """
 
 from __future__ import annotations
@@ -55,10 +54,7 @@ def _hash_field(seeds: Tensor, stream: int, shape: tuple[int, int, int], origins
 
 
 def gaussian_field(seeds: Tensor, shape: tuple[int, int, int], *, origins: Tensor | None = None) -> Tensor:
-    """Standard normal noise (B, C, H, W), float32, from seeds (B,) int64 on the device where it is wanted.
-
-    ``shape`` is (C, H, W); ``origins`` (B, 2) int64 are each sample's scene (row, column), by default (0, 0).
-    """
+    """Standard normal noise (B, *shape), float32, by seeds (B,) int64 and scene ``origins`` (B, 2), by default 0."""
     h = _hash_field(seeds, PIXEL_STREAM, shape, origins)
     radius = ((_shift_right(h, 41) + 0.5) * 2.0**-23).log_().mul_(-2.0).sqrt_()
     angle = (h & 0xFFFFFF).to(torch.float32).mul_(2.0 * math.pi * 2.0**-24)

@@ -67,10 +67,7 @@ class Schedule:
 
 
 def build_schedule(name: str, timesteps: int, strength: float = 1.0) -> Schedule:
-    """A schedule of exactly ``timesteps`` evaluations over the first ``strength`` of the diffusion process.
-
-    Unknown names, numbers out of range, and too few distinct steps for a multistep solver are an InputError.
-    """
+    """Exactly ``timesteps`` evaluations over the first ``strength`` of the diffusion process; else an InputError."""
     check_timesteps(timesteps)
     steps = tuple(spaced_timesteps(timesteps, check_strength(strength)))
     if check_choice("scheduler", name, SCHEDULERS) == "ddim":

@@ -148,10 +148,7 @@ def transform_kernel(weight: Tensor, m: int) -> Tensor:
 
 @torch.no_grad()
 def winograd(x: Tensor, kernel: Tensor, bias: Tensor | None, m: int) -> Tensor:
-    """A 3 x 3 convolution with padding 1 of (B, C, H, W), with the kernel of ``transform_kernel``.
-
-    Fastest with channels last in memory, as the result (B, K, H, W) is.
-    """
+    """A 3 x 3 convolution with padding 1, fastest channels last, with the kernel that ``transform_kernel`` made."""
     (batch, channels, height, width), out_channels = x.shape, kernel.shape[-1]
     n, rows, cols = m + 2, math.ceil(height / m), math.ceil(width / m)
     padded = F.pad(x, (1, 1 + cols * m - width, 1, 1 + rows * m - height)).permute(0, 2, 3, 1).contiguous()

@@ -1,7 +1,4 @@
-"""Fit the season's colour of Stage 2 to pairs in closed form, by ridge regression, before the training.
-
-A network learns the season from a hundred tiles slowly and badly; these numbers need a look at each tile.
-"""
+"""Fit the season's colour of Stage 2 to pairs in closed form; training would learn it slowly and badly."""
 
 from __future__ import annotations
 
@@ -27,9 +24,8 @@ SIDE = 256  # px of a sample that are read
 def fit_colour(refiner: PrithviRefiner, samples: Sequence[TrainingSample], *, progress: bool = False) -> int:
     """Set the season's colour of a refiner to the best of training pairs with opt_v1; returns how many were used.
 
-    A tile counts by its mean, whatever its size, and a group by the root of the number of its tiles, so that neither
-    one long-watched place nor single tiles rule. Unreadable pairs are passed over, training will name them. Where no
-    tile has a date outside the tropics nothing is changed.
+    A tile counts by its mean, and a group by the root of the number of its tiles, so that no long-watched place rules.
+    Unreadable pairs are passed over; without a dated tile outside the tropics nothing is changed.
     """
     tiles = []
     for sample in track(evenly_spread(samples, MOST_SAMPLES), "season's colour", enabled=progress):

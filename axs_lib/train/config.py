@@ -1,7 +1,4 @@
-"""What a training run is: dataclasses that are filled from YAML and the command line and written into checkpoints.
-
-Fields are plain values: nothing in a configuration names code. Their docstrings are the help of the command line.
-"""
+"""What a training run is: plain values from YAML and the command line, whose help these docstrings are."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Train the grounding head: estimates of every kind, proposals of every quality, one head for all generators.
 
-Tiles are cropped, turned and varied; each crop of a batch is an example of its own: an estimate (kinds of the split
+Tiles are cropped, rotated and varied; each crop of a batch is an example of its own: an estimate (kinds of the split
 ``train``; clouds' surroundings; from SAR alone; or one that misses a flood), a proposal (the generator's own, informed,
-misleading or none) and the SAR. A step is a function of (seed, step). The head serves every generator.
+misleading or none) and the SAR. A step is a function of (seed, step).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from axs_lib.data.clouds import cloud_trust
 from axs_lib.data.estimates import kinds_of, make_estimate
 from axs_lib.data.flood import simulate_flood
 from axs_lib.data.pairs import PairRecord, check_groups, list_pairs, load_pair
-from axs_lib.data.proposals import TURNED_CHANCE, informed_proposal
+from axs_lib.data.proposals import ROTATED_CHANCE, informed_proposal
 from axs_lib.errors import InputError, WeightsError, listed
 from axs_lib.evaluate.sources import fitted
 from axs_lib.grounding.corrector import GroundingCorrector, GroundingTiles
@@ -403,7 +403,7 @@ class ExampleSampler:
         # 3. What the proposal is made of.
         proposal = truth if proposal_kind == "informed" else estimate
         if proposal_kind == "foreign":
-            if uniform() < TURNED_CHANCE:
+            if uniform() < ROTATED_CHANCE:
                 proposal = truth.flip((2, 3))
             else:
                 other, crop = self._draw(size, random, self.weights, other_than=tile.record.group)

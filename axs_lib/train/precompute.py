@@ -1,8 +1,7 @@
 """Outputs of a stage for the next one's training, out of fold by group: never by a model that has seen the group.
 
-Out comes a folder of NPZ pairs with ``opt_v1`` or ``opt_v2`` beside ``s1`` and ``s2``, an ``index.csv`` that keeps
-groups, split, date and place, and ``manifest.json``, which says what weights made which file. What is done is not done
-again.
+Out comes a folder of NPZ pairs with ``opt_v1`` or ``opt_v2``, an ``index.csv`` with groups, split, date and place, and
+``manifest.json``, which says what weights made which file. What is done is not done again.
 """
 
 from __future__ import annotations
@@ -73,9 +72,8 @@ class Output:
 def precompute(config: PrecomputeConfig, *, progress: bool = True) -> Path:
     """Compute, or finish computing, a stage's out-of-fold outputs, and return the folder of pairs.
 
-    Raises InputError: data, folds or checkpoints that do not fit, or a checkpoint that has seen its fold's groups;
-    WeightsError: weights that cannot be read; OutputError: another run is in the folder, or the disk refuses; finished
-    files stay.
+    Raises InputError: what does not fit, or a checkpoint that has seen its fold's groups; WeightsError: no weights;
+    OutputError: another run is in the folder, or the disk refuses; finished files stay.
     """
     _check(config)
     with locked_folder(Path(config.out), ".axs-precompute.lock", "axs precompute"):
@@ -270,6 +268,6 @@ def _row(output: Output) -> dict[str, Any]:
     with np.load(output.path, allow_pickle=False) as stored:
         metadata = json.loads(str(stored["metadata"]))
     sample, (height, width) = output.sample, output.window.shape
-    told = {"source": sample.source, "id": output.id, "group": sample.group, "quality": sample.quality}
-    told |= {"h": str(height), "w": str(width), "split": sample.split}
-    return told | {key: metadata.get(key, "") for key in WHEN_AND_WHERE}
+    known = {"source": sample.source, "id": output.id, "group": sample.group, "quality": sample.quality}
+    known |= {"h": str(height), "w": str(width), "split": sample.split}
+    return known | {key: metadata.get(key, "") for key in WHEN_AND_WHERE}

@@ -262,8 +262,7 @@ def _choose_trained(model: nn.Module, config: RunConfig) -> None:
 def train_stage(config: RunConfig, *, resume: bool = True, progress: bool = True) -> Path:
     """Train a stage, or with ``resume`` go on where a stopped run left off, and return the folder of the weights.
 
-    Raises InputError: data or a configuration that cannot be used; WeightsError: weights to start from that cannot be
-    had; and what ``fit`` raises.
+    Raises InputError: unusable data or configuration; WeightsError: no weights to start from; and what ``fit`` raises.
     """
     data = config.data
     if data.batch_size < 1 or not 0.0 <= data.validation_share < 1.0:

@@ -214,7 +214,7 @@ def fit(
             called.append(callbacks.EarlyStopping("val_mse", patience=patience, mode="min"))
         best = callbacks.ModelCheckpoint(out, "best", monitor="val_mse", enable_version_counter=False)
         called.append(best)
-    called.append(SaveLast(last, config.check_every, watched=bool(held_out), told=progress))
+    called.append(SaveLast(last, config.check_every, watched=bool(held_out), logged=progress))
     try:
         trainer = lightning.Trainer(
             **asdict(config.trainer),
@@ -315,10 +315,10 @@ class Average(callbacks.WeightAveraging):
 
 
 class SaveLast(callbacks.Checkpoint):
-    """Writes ``last.ckpt`` every so many steps, after a validation, and at the end; ``told`` also logs it on stderr."""
+    """Writes ``last.ckpt`` every so many steps, after a validation, and at the end; ``logged`` says so on stderr."""
 
-    def __init__(self, path: Path, every: int, *, watched: bool, told: bool) -> None:
-        self.path, self.every, self.watched, self.told, self.saved = path, every, watched, told, 0
+    def __init__(self, path: Path, every: int, *, watched: bool, logged: bool) -> None:
+        self.path, self.every, self.watched, self.logged, self.saved = path, every, watched, logged, 0
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self.saved = trainer.global_step
@@ -337,7 +337,7 @@ class SaveLast(callbacks.Checkpoint):
         if trainer.global_step != self.saved:  # the same while gradients are being accumulated
             self.saved = trainer.global_step
             trainer.save_checkpoint(self.path)
-            if self.told and trainer.is_global_zero:
+            if self.logged and trainer.is_global_zero:
                 figures = "  ".join(f"{key} {float(value):.4g}" for key, value in trainer.callback_metrics.items())
                 print(f"step {self.saved} of {trainer.max_steps}: {figures}", file=sys.stderr)  # noqa: T201
 

@@ -43,7 +43,7 @@ def test_index_is_followed(indexed: Path) -> None:
     assert (first.group, first.level, first.height, first.width, first.pixels) == ("g1", "L2A", 16, 12, 192)
     assert first.note == "a note, with a comma"
     assert [record.id for record in list_pairs(indexed, "all")] == ["a", "b", "c"]
-    (indexed / "index.csv").write_text("source,id\nsrc,a\n")
+    (indexed / "index.csv").write_text("\ufeffsource,id\nsrc,a\n")  # as spreadsheets write it
     (record,) = list_pairs(indexed)
     assert (record.group, record.quality, record.height, record.width) == ("src/a", "ok", 16, 12)
 

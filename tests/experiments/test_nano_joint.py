@@ -30,7 +30,7 @@ def test_a_run_resumes_where_it_stopped_and_its_weights_load(pairs: Path, tmp_pa
     second = torch.load(tmp_path / "last.ckpt", weights_only=True)
     assert (first["global_step"], second["global_step"]) == (2, 4)
     model = build_stage3_model(variant="nano", checkpoint=str(weights))
-    assert model.correction_mode == "learned" and not model.corrector.untrained
+    assert model.correction_mode == "learned" and not model.corrector.head.untrained
     key = "model.corrector.head.body.out.weight"
     assert torch.allclose(model.corrector.head.body.out.weight, second["state_dict"][key].half().float())
     assert not torch.equal(second["state_dict"][key], second["current_model_state"][key])

@@ -142,9 +142,9 @@ def test_it_is_a_valid_cog(grounder: BoxGrounder, tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_is_refused(grounder: BoxGrounder, scene: SceneFiles, tmp_path: Path) -> None:
-    def refused(match: str, **settings: Any) -> None:
+    def refused(match: str, model: Any = grounder, **settings: Any) -> None:
         with pytest.raises((InputError, OutputError), match=match):
-            ground(grounder, scene, tmp_path, **settings)
+            ground(model, scene, tmp_path, **settings)
 
     refused("expected 2 or more", uncertainty=tmp_path / "u.tif")
     grounder.provenance["AXS_CORRECTION_MODE"] = "learned"  # whose head predicts its error, as a rule

@@ -247,4 +247,4 @@ def test_a_published_variant_is_tuned_and_loads_with_its_head(pairs: Path, tmp_p
     )
     weights = fit(replace(run, warmup=0), {"precision": "bf16-mixed"})
     model = build_stage3_model(variant="terramind_v1_tiny", checkpoint=str(weights))
-    assert model.correction_mode == "learned" and not model.corrector.untrained
+    assert model.correction_mode == "learned" and not model.corrector.head.untrained

@@ -38,8 +38,7 @@ def line_chart(
 ) -> str:
     """Lines over one pair of axes; empty text where no point is finite.
 
-    ``y_from_zero`` starts the vertical axis at 0, ``diagonal`` gives both axes one range and draws y = x, and
-    ``x_ticks`` are numbers along the horizontal axis, round ones by default.
+    ``diagonal`` gives both axes one range and draws y = x; ``x_ticks`` are by default round numbers.
     """
     series = [replace(one, points=[p for p in one.points if all(map(math.isfinite, p))]) for one in series]
     points = [point for one in series for point in one.points]

@@ -1,7 +1,6 @@
 """Write the report page: one HTML file that needs no server, asks for nothing outside itself, and works offline.
 
-In: saved results (``axs_lib.io.saved``) and the JSON of ``axs evaluate``, either may be missing. Everything from files
-is escaped, and the page's own content security policy runs no script but its own.
+Everything from files is escaped, and the page's own content security policy runs no script but its own.
 """
 
 from __future__ import annotations

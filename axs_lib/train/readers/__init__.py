@@ -93,11 +93,9 @@ def list_samples(config: DataConfig) -> list[TrainingSample]:
 
 
 def split_samples(samples: Sequence[TrainingSample], config: DataConfig, seed: int = 0) -> Split:
-    """Divide samples into training, validation and test.
+    """Divide samples by the groups of the configuration, else by the data set's split, else by ``validation_share``.
 
-    Groups that the configuration names come first, then the split of the data set's metadata; without either,
-    ``validation_share`` of the pixels is held out by whole groups. Raises InputError: a group that is not there or on
-    both sides, or nothing left to train on.
+    Raises InputError: a group that is not there or on both sides, or nothing left to train on.
     """
     check_groups(config.folder, samples, [*config.test_groups, *config.validation_groups])
     if both := set(config.test_groups) & set(config.validation_groups):

@@ -1,13 +1,13 @@
 """Batches of random crops for training and whole tiles for validation, from any reader's samples.
 
-A training batch is a function of (seed, index) and of nothing else, so that a resumed run sees what an uninterrupted
-one would have seen, and several devices share the work by taking every n-th index.
+A training batch is a function of (seed, index) alone, so that a resumed run, or several devices, see the same ones.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -76,7 +76,8 @@ class CropDataset(Dataset[Batch]):
                     warnings.warn(f"left out: {problem}", BadDataWarning, stacklevel=2)
                 continue
             if _valid_share(crop) >= MIN_VALID:
-                return _turned(crop, turns, bool(mirror))
+                rotated = crop.map(partial(np.rot90, k=turns, axes=(1, 2)))
+                return rotated.map(lambda image: image[..., ::-1]) if mirror else rotated
         raise InputError(
             f"{TRIES} draws gave no {size} px crop with data in half of its pixels"
             + (f"; the last problem: {error}" if error else "; look for nodata in the pairs")
@@ -103,15 +104,6 @@ def _valid_share(crop: Crop) -> float:
 def draw(random: torch.Generator, high: int) -> int:
     """A whole number from 0 to below ``high``."""
     return int(torch.randint(high, (), generator=random))
-
-
-def _turned(crop: Crop, turns: int, mirror: bool) -> Crop:
-    def turn(image: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        image = np.rot90(image, turns, (1, 2))
-        return image[..., ::-1] if mirror else image
-
-    estimates = {key: turn(image) for key, image in crop.estimates.items()}
-    return Crop(turn(crop.s1), turn(crop.s2), estimates, crop.metadata)
 
 
 def _stack(crops: Sequence[Crop], estimates: Sequence[str]) -> Batch:

@@ -1,7 +1,4 @@
-"""Folders of NPZ pairs, with or without an ``index.csv``: see ``axs_lib.data.pairs`` for the layout.
-
-The output of ``axs precompute`` is such a folder; its ``opt_v1`` and ``opt_v2`` are picked up.
-"""
+"""Folders of NPZ pairs, as ``axs_lib.data.pairs`` describes them and ``axs precompute`` writes them."""
 
 from __future__ import annotations
 

@@ -1,14 +1,11 @@
-"""What every reader yields: one co-registered pair, read whole or by window.
-
-A ``Crop`` is SAR in dB and optical in DN on one grid, NaN where there is no data, with date and place for Stage 2.
-"""
+"""What every reader yields: a co-registered pair in dB and DN on one grid, NaN = nodata, read whole or by window."""
 
 from __future__ import annotations
 
 import re
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -36,12 +33,14 @@ class Crop:
     estimates: Mapping[str, FloatArray] = field(default_factory=dict)  # opt_v1, opt_v2, as far as the files carry them
     metadata: WhenAndWhere = field(default_factory=dict)  # date (ISO), lat, lon, as far as they are known
 
+    def map(self, change: Callable[[FloatArray], FloatArray]) -> Crop:
+        """The same with every image changed."""
+        estimates = {key: change(image) for key, image in self.estimates.items()}
+        return Crop(change(self.s1), change(self.s2), estimates, self.metadata)
+
     def window(self, window: Tile | None) -> Crop:
         """The same, cut to a window."""
-        if window is None:
-            return self
-        estimates = {key: window.of(image) for key, image in self.estimates.items()}
-        return Crop(window.of(self.s1), window.of(self.s2), estimates, self.metadata)
+        return self if window is None else self.map(window.of)
 
 
 @dataclass(frozen=True, kw_only=True)

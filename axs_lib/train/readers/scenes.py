@@ -1,7 +1,6 @@
 """Pairs of GeoTIFF scenes, ``<name>_s1.tif`` and ``<name>_s2.tif`` anywhere below a folder, read by window.
 
-The rules of reading are those of ``axs_lib.io.products``. The optical image fixes the grid; a crop's SAR is warped onto
-it in linear power. Scenes whose footprints overlap are one group, whatever their dates.
+The optical image fixes the grid, onto which SAR is warped. Scenes whose footprints overlap are one group.
 """
 
 from __future__ import annotations
