@@ -33,7 +33,7 @@ def run(
     from axs_lib.prithvi.metadata import parse_metadata
 
     # 1. What can be refused without reading anything.
-    number = biome is not None and biome.strip().isdigit()
+    number = biome is not None and biome.strip().isdecimal()
     metadata = {"date": scene.date, "lat": lat, "lon": lon, "biome": int(biome or 0) if number else biome}
     parse_metadata(metadata, "the command line")
     grid = options.grid_from(like, crs, res, bounds)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
+from axs_lib.checks import MIN_SIDE
 from axs_lib.errors import InputError
 from axs_lib.train.readers import DataConfig
 
@@ -62,12 +64,17 @@ class LoopConfig:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
 
     def __post_init__(self) -> None:
-        numbers = {"seed": (0, 2**32 - 1), "threads": (1, 2**15), "learning_rate": (0, 1e3), "warmup": (0, 10**9)}
-        numbers |= {"accumulate_grad_batches": (1, 10**6), "steps": (1, 10**9), "check_every": (1, 10**9)}
-        given = vars(self) | {"accumulate_grad_batches": self.trainer.accumulate_grad_batches}
-        for name, (low, high) in (numbers | {"ema": (0, 1 - 1e-9)}).items():
-            if given[name] is not None and not low <= given[name] <= high:
-                raise InputError(f"{name} is {given[name]}; expected from {low} to {high}")
+        ranges = {"seed": (0, 2**32 - 1), "threads": (1, 2**15), "learning_rate": (0, 1e3), "warmup": (0, 10**9)}
+        ranges |= {"weight_decay": (0, 1e3), "accumulate_grad_batches": (1, 10**6), "steps": (1, 10**9)}
+        ranges |= {"check_every": (1, 10**9), "ema": (0, 1 - 1e-9)}
+        check_ranges(vars(self) | {"accumulate_grad_batches": self.trainer.accumulate_grad_batches}, ranges)
+
+
+def check_ranges(given: Mapping[str, Any], ranges: Mapping[str, tuple[float, float]]) -> None:
+    """Raise InputError for a setting that is not in its range; None is."""
+    for name, (low, high) in ranges.items():
+        if given[name] is not None and not low <= given[name] <= high:
+            raise InputError(f"{name} is {given[name]}; expected from {low} to {high}")
 
 
 @dataclass(frozen=True)
@@ -111,6 +118,15 @@ class RunConfig(LoopConfig):
     patience: int = 10
     sar_jitter: float = 0.5
     loss: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        given = vars(self) | {f"data.{name}": value for name, value in vars(self.data).items()}
+        ranges = {"data.validation_share": (0, 1 - 1e-9), "data.batch_size": (1, 2**20), "data.workers": (0, 2**15)}
+        ranges |= {"data.validation_tiles": (0, 10**9), "patience": (0, 10**9), "sar_jitter": (0, 100)}
+        ranges |= {"data.crop_sizes": (MIN_SIDE, 2**20)}
+        for side in self.data.crop_sizes or (0,):
+            check_ranges(given | {"data.crop_sizes": side}, ranges)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -216,11 +216,8 @@ def build_task(config: RunConfig, **options: Any) -> StageTask:
     """The task of a configuration, in training mode; its random weights are a function of the seed."""
     weights: dict[str, Any] = {key: getattr(config, key) for key in ("variant", "pretrained", "checkpoint", "revision")}
     terms = (Stage2Loss if isinstance(config, Stage2Config) else Stage3Loss)().weights
-    if not config.loss.keys() <= terms.keys() or config.data.workers < 0:
-        raise InputError(
-            f"loss names {listed(config.loss)} and data.workers is {config.data.workers}; expected any of"
-            f" {listed(terms)}, and 0 or more"
-        )
+    if not config.loss.keys() <= terms.keys():
+        raise InputError(f"loss names {listed(config.loss)}; expected any of {listed(terms)}")
     with own_random(config.seed):
         task: StageTask
         if isinstance(config, Stage1Config):
@@ -265,11 +262,6 @@ def train_stage(config: RunConfig, *, resume: bool = True, progress: bool = True
     Raises InputError: unusable data or configuration; WeightsError: no weights to start from; and what ``fit`` raises.
     """
     data = config.data
-    if data.batch_size < 1 or not 0.0 <= data.validation_share < 1.0:
-        raise InputError(
-            f"data.batch_size is {data.batch_size} and data.validation_share {data.validation_share}; expected at least"
-            " 1, and 0 to below 1"
-        )
     if resume:
         check_run(config, STAGES[type(config)])  # before weights are loaded
     split = split_samples(list_samples(data), data, config.seed)

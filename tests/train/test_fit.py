@@ -19,6 +19,7 @@ import pytest
 import torch
 
 from axs_lib.adapters import load_adapter
+from axs_lib.cli.train import parse
 from axs_lib.errors import InputError, OutputError, WeightsError
 from axs_lib.io import atomic
 from axs_lib.io.atomic import locked_folder
@@ -49,12 +50,13 @@ def checkpoint(out: Path) -> dict[str, Any]:
     return content
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"seed": -1}, {"steps": 0}, {"ema": 1}, {"trainer": TrainerConfig(accumulate_grad_batches=0)}]
-)
-def test_settings_that_no_training_can_have_are_refused(wrong: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"(seed|steps|ema|accumulate_grad_batches) is (-1|0|1); expected from"):
-        config("stage3", tmp_path, tmp_path, **wrong)
+@pytest.mark.parametrize("wrong", ["seed=-1", "steps=0", "ema=1", "patience=-1", "sar_jitter=-1", "weight_decay=-1",
+    "trainer.accumulate_grad_batches=0", "data.batch_size=0", "data.crop_sizes=[0]", "data.crop_sizes=[]"])  # fmt: skip
+def test_settings_that_no_training_can_have_are_refused(wrong: str, tmp_path: Path) -> None:
+    name, _, value = wrong.rpartition("=")
+    expected = rf"{name.removeprefix('trainer.')} is {value.strip('[]') or 0}(\.0)?; expected from"
+    with pytest.raises(InputError, match=expected):
+        parse(CONFIGS["stage3"], [f"--{wrong}", "--out", str(tmp_path), "--data", "DIR"], "axs train stage3")
 
 
 def test_a_run_does_not_replace_the_weights_it_starts_from(pairs: Path, tmp_path: Path, nano_weights: Path) -> None:
