@@ -74,7 +74,7 @@ class MaskSource:
     def __init__(
         self, mask: MaskFile, grid: SceneGrid, stack: ExitStack, *, tiles: int = 1, addresses: bool = True
     ) -> None:
-        self.grid, self.label, self._lone = grid, f"mask {mask.path}", ""
+        self.grid, self.label, self._place_note = grid, f"mask {mask.path}", ""
         self.bands: tuple[str, ...] = TRUST
         self._mask, self._tiles = mask, tiles
         self._values: FloatArray | None = None
@@ -89,7 +89,7 @@ class MaskSource:
             self._nodata = dataset.nodata or None  # 0 is unknown already, or clear in an inverted mask
             named = f"{Path(mask.path).stem} {dataset.descriptions[0] or ''}"
             self._dataset = _on_grid(dataset, grid, self._nodata, self.label, stack)
-            self._lone = grid_of(dataset).missing_place_note(grid)
+            self._place_note = grid_of(dataset).missing_place_note(grid)
             own_mask = any(flag.name == "per_dataset" for flag in dataset.mask_flag_enums[0])
             self._masked = own_mask and self._dataset is dataset  # a view on another grid has it in its nodata
         else:
@@ -136,7 +136,7 @@ class MaskSource:
         assumed = self.kind != "scl" and self._mask.kind == "auto" and not self._mask.invert
         notes = [
             f"{self.label}: taken for {self.kind}, {self._meaning}: {gap_share(unknown, self.grid)}"
-            + self._lone
+            + self._place_note
             + ("; if 1 is cloud in it, give --mask-invert" if assumed else "")
         ]
         if self.kind == "scl" and not self._mask.buffer:

@@ -257,8 +257,8 @@ def ground_scene(
         if mask is not None:
             notes += mask.notes(unknown)
         elif certainty is not None:
-            lone = certainty.grid.missing_place_note(optical.grid)
-            notes.append(f"trust map: 0 is a gap and 1 clear: {gap_share(unknown, optical.grid)}{lone}")
+            place_note = certainty.grid.missing_place_note(optical.grid)
+            notes.append(f"trust map: 0 is a gap and 1 clear: {gap_share(unknown, optical.grid)}{place_note}")
         by_head = uncertainty and mode != "difference"
         notes += [CALIBRATE] if by_head and "AXS_CALIBRATION" not in grounder.provenance else []
         return outputs.result(network.nfe, notes)
